@@ -1,0 +1,1 @@
+"""PDM: moving research data between storage sites."""
