@@ -1,0 +1,178 @@
+"""What can go wrong with an attempt: stable codes, whose fault it is, and what to do next."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from attrs import frozen
+
+
+class Scope(enum.StrEnum):
+    """Where the fault lies."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    TRANSFER = "transfer"
+    SERVICE = "service"
+
+
+class Remedy(enum.StrEnum):
+    """What the queue does about a failure."""
+
+    #: The same again would fail again: the element fails at once.
+    GIVE_UP = "give-up"
+    #: It may pass: the element is tried again after a pause.
+    RETRY = "retry"
+    #: Something outside must be mended first: the element is held and burns no attempt.
+    HOLD = "hold"
+
+
+class FailureCode(enum.StrEnum):
+    """Stable words for clients; `REMEDIES` and `HINTS` say the rest."""
+
+    NOT_FOUND = "NOT_FOUND"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    EXISTS = "EXISTS"
+    IS_A_DIRECTORY = "IS_A_DIRECTORY"
+    NOT_A_DIRECTORY = "NOT_A_DIRECTORY"
+    NOT_EMPTY = "NOT_EMPTY"
+    INVALID_NAME = "INVALID_NAME"
+    NO_SPACE = "NO_SPACE"
+    READ_ONLY = "READ_ONLY"
+    UNSUPPORTED = "UNSUPPORTED"
+    SIZE_CHANGED = "SIZE_CHANGED"
+    CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
+    TIMEOUT = "TIMEOUT"
+    STALLED = "STALLED"
+    CONNECTION = "CONNECTION"
+    CREDENTIAL_EXPIRED = "CREDENTIAL_EXPIRED"
+    CREDENTIAL_MISSING = "CREDENTIAL_MISSING"
+    CREDENTIAL_REFUSED = "CREDENTIAL_REFUSED"
+    CERTIFICATE = "CERTIFICATE"
+    CRASHED = "CRASHED"
+    BAD_LISTING = "BAD_LISTING"
+    INTERNAL = "INTERNAL"
+    UNKNOWN = "UNKNOWN"
+
+
+@frozen
+class _Meaning:
+    remedy: Remedy
+    hint: str
+
+
+_GIVE_UP, _RETRY, _HOLD = Remedy.GIVE_UP, Remedy.RETRY, Remedy.HOLD
+
+#: code → what the queue does and what the user can do. One sentence each, shown as it stands.
+MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
+    {
+        FailureCode.NOT_FOUND: _Meaning(_GIVE_UP, "Check the path: list the folder that should contain it."),
+        FailureCode.PERMISSION_DENIED: _Meaning(
+            _GIVE_UP, "Ask the owner of that folder, or the site, to let your account in."
+        ),
+        FailureCode.EXISTS: _Meaning(
+            _GIVE_UP, "Choose another destination, or ask to overwrite (overwrite=always or overwrite=different)."
+        ),
+        FailureCode.IS_A_DIRECTORY: _Meaning(
+            _GIVE_UP, "The path is a directory: end it in / to put a file into it, or ask for a recursive removal."
+        ),
+        FailureCode.NOT_A_DIRECTORY: _Meaning(
+            _GIVE_UP, "A part of the path is a file: choose another path, or move that file away."
+        ),
+        FailureCode.NOT_EMPTY: _Meaning(
+            _GIVE_UP, "See the failed elements inside that directory, mend them, then retry the job."
+        ),
+        FailureCode.INVALID_NAME: _Meaning(_GIVE_UP, "The site cannot store that name: rename it at the source."),
+        FailureCode.NO_SPACE: _Meaning(_RETRY, "Free space or ask for quota at the destination, then retry the job."),
+        FailureCode.READ_ONLY: _Meaning(_GIVE_UP, "The storage is read-only: ask the site when it will take writes."),
+        FailureCode.UNSUPPORTED: _Meaning(_GIVE_UP, "The server cannot do this: ask for verify=size, or ask the site."),
+        FailureCode.SIZE_CHANGED: _Meaning(
+            _RETRY, "The source is being written: wait until its writer has ended, then retry the job."
+        ),
+        FailureCode.CHECKSUM_MISMATCH: _Meaning(
+            _RETRY, "The bytes arrived damaged and were removed: if it happens again, report it to the site."
+        ),
+        FailureCode.TIMEOUT: _Meaning(_RETRY, "The server did not finish in time: retry later, or ask the site."),
+        FailureCode.STALLED: _Meaning(_RETRY, "No byte moved for too long: retry later, or ask the site."),
+        FailureCode.CONNECTION: _Meaning(_RETRY, "The server could not be reached: check that the site is up."),
+        FailureCode.CREDENTIAL_EXPIRED: _Meaning(
+            _HOLD, "Your credential has expired: run 'pdm delegate', and the job goes on by itself."
+        ),
+        FailureCode.CREDENTIAL_MISSING: _Meaning(
+            _HOLD, "The service holds no credential of yours: run 'pdm delegate', and the job goes on by itself."
+        ),
+        FailureCode.CREDENTIAL_REFUSED: _Meaning(
+            _GIVE_UP, "The site does not accept your identity: ask it to map your certificate to an account."
+        ),
+        FailureCode.CERTIFICATE: _Meaning(
+            _GIVE_UP, "A certificate is not trusted: check that service and site trust each other's authorities."
+        ),
+        FailureCode.CRASHED: _Meaning(_RETRY, "The transfer helper died: it is tried again; if not, tell an operator."),
+        FailureCode.BAD_LISTING: _Meaning(_GIVE_UP, "The server's listing is not valid: report it to the site."),
+        FailureCode.INTERNAL: _Meaning(_RETRY, "A fault of the service: tell an operator the job and element numbers."),
+        FailureCode.UNKNOWN: _Meaning(_RETRY, "See the log of the attempt; if it does not explain it, ask the site."),
+    }
+)
+
+_BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
+    {
+        errno.ENOENT: FailureCode.NOT_FOUND,
+        errno.EACCES: FailureCode.PERMISSION_DENIED,
+        errno.EPERM: FailureCode.PERMISSION_DENIED,
+        errno.EEXIST: FailureCode.EXISTS,
+        errno.EISDIR: FailureCode.IS_A_DIRECTORY,
+        errno.ENOTDIR: FailureCode.NOT_A_DIRECTORY,
+        errno.ENOTEMPTY: FailureCode.NOT_EMPTY,
+        errno.ENAMETOOLONG: FailureCode.INVALID_NAME,
+        errno.EILSEQ: FailureCode.INVALID_NAME,
+        errno.EINVAL: FailureCode.INVALID_NAME,
+        errno.ELOOP: FailureCode.NOT_FOUND,
+        errno.ENOSPC: FailureCode.NO_SPACE,
+        errno.EDQUOT: FailureCode.NO_SPACE,
+        errno.EROFS: FailureCode.READ_ONLY,
+        errno.EOPNOTSUPP: FailureCode.UNSUPPORTED,
+        errno.ENOSYS: FailureCode.UNSUPPORTED,
+        errno.ETIMEDOUT: FailureCode.TIMEOUT,
+        errno.ECONNREFUSED: FailureCode.CONNECTION,
+        errno.ECONNRESET: FailureCode.CONNECTION,
+        errno.EHOSTUNREACH: FailureCode.CONNECTION,
+        errno.ENETUNREACH: FailureCode.CONNECTION,
+        errno.EPIPE: FailureCode.CONNECTION,
+    }
+)
+
+
+def code_for_errno(number: int | None) -> FailureCode:
+    """The code for an operating system's error number; `FailureCode.UNKNOWN` for one that has none."""
+    return FailureCode.UNKNOWN if number is None else _BY_ERRNO.get(number, FailureCode.UNKNOWN)
+
+
+@frozen
+class AttemptFailure:
+    """Why an attempt failed.
+
+    Attributes:
+        scope: whose side failed.
+        code: the stable word.
+        message: what the tool or server said, bounded, for people.
+    """
+
+    scope: Scope
+    code: FailureCode
+    message: str
+
+    @property
+    def remedy(self) -> Remedy:
+        return MEANINGS[self.code].remedy
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same may pass later, by itself or once something outside is mended."""
+        return self.remedy is not Remedy.GIVE_UP
+
+    @property
+    def hint(self) -> str:
+        return MEANINGS[self.code].hint

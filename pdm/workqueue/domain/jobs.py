@@ -1,0 +1,213 @@
+"""Jobs, elements, attempts and claims as values that travel between the rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from attrs import field, frozen
+
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure
+
+#: Priorities: 0 is served first.
+FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
+#: How many attempts an element may have.
+LEAST_TRIES, MOST_TRIES, DEFAULT_TRIES = 1, 10, 2
+
+
+@frozen
+class NewElement:
+    """An element that planning asks for.
+
+    Attributes:
+        type: what to do (a COPY job has LIST, COPY and MKDIR elements).
+        src_filepath: path at the source site, or of the thing itself.
+        dst_filepath: path at the destination site; None where the type has none.
+        size: bytes; 0 where nothing is moved or it is not known.
+        is_directory: whether a REMOVE or MKDIR is of a directory.
+        phase: elements of a REMOVE run phase by phase, lowest first; 0 for all others.
+    """
+
+    type: JobType
+    src_filepath: str
+    dst_filepath: str | None = None
+    size: int = 0
+    is_directory: bool = False
+    phase: int = 0
+
+
+@frozen
+class NewJob:
+    """A job to be registered; it gets one first element, number 0."""
+
+    user_id: int
+    type: JobType
+    protocol: JobProtocol
+    src_siteid: int
+    src_filepath: str
+    dst_siteid: int | None
+    dst_filepath: str | None
+    options: Mapping[str, Any]
+    priority: int
+    max_tries: int
+    label: str | None
+    log_uid: str
+    first: NewElement
+
+
+@frozen
+class Counters:
+    """How many elements of a job stand where; all of them sum to ``elements``."""
+
+    elements: int = 0
+    submitted: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    held: int = 0
+
+
+@frozen
+class JobRecord:
+    """A job as the database knows it; times are UTC, sizes bytes."""
+
+    id: int
+    user_id: int
+    type: JobType
+    status: JobStatus
+    protocol: JobProtocol
+    src_siteid: int
+    src_filepath: str
+    dst_siteid: int | None
+    dst_filepath: str | None
+    options: Mapping[str, Any]
+    priority: int
+    max_tries: int
+    label: str | None
+    log_uid: str
+    timestamp: datetime
+    finished_at: datetime | None
+    cancel_requested: bool
+    counters: Counters
+    bytes_total: int
+    bytes_done: int
+    #: Entries of the source that were not copied, with the reason; bounded, newest left out.
+    skipped: int
+
+
+@frozen
+class ElementRecord:
+    """An element as the database knows it.
+
+    Attributes:
+        attempts: attempts begun so far; the newest has this number.
+        lost: attempts that do not count (the daemon died, or the credential had expired).
+        failure: of the last failed attempt.
+    """
+
+    job_id: int
+    id: int
+    type: JobType
+    status: JobStatus
+    src_filepath: str
+    dst_filepath: str | None
+    size: int
+    is_directory: bool
+    attempts: int
+    lost: int
+    max_tries: int
+    timestamp: datetime
+    not_before: datetime | None
+    transferred: int | None
+    elapsed_s: float | None
+    checksum: str | None
+    failure: AttemptFailure | None
+
+
+@frozen
+class AttemptRecord:
+    """An attempt that has ended."""
+
+    job_id: int
+    element_id: int
+    attempt: int
+    status: JobStatus
+    started_at: datetime
+    ended_at: datetime
+    worker: str
+    transferred: int
+    failure: AttemptFailure | None
+
+
+@frozen
+class Token:
+    """The right to run one attempt of one element: what every write about it must carry."""
+
+    job_id: int
+    element_id: int
+    attempt: int
+
+
+@frozen
+class Batch:
+    """Elements of one job and of one type, claimed together and handed to one agent."""
+
+    job: JobRecord
+    type: JobType
+    elements: Sequence[ElementRecord] = field(converter=tuple)
+
+    def token(self, element: ElementRecord) -> Token:
+        return Token(element.job_id, element.id, element.attempts)
+
+
+@frozen
+class Verdict:
+    """How one claimed attempt ended.
+
+    Attributes:
+        token: of the attempt.
+        status: DONE, FAILED, CANCELLED; SUBMITTED to be tried again; HELD.
+        counts: whether the attempt counts towards ``max_tries``.
+        not_before: when it may be tried again (SUBMITTED only).
+        transferred: bytes that arrived and are proven (0 if none).
+        residue: whether a temporary file of the attempt may be left at the destination.
+        skipped: for a LIST: entries that will not be copied.
+    """
+
+    token: Token
+    status: JobStatus
+    started_at: datetime
+    ended_at: datetime
+    counts: bool = True
+    not_before: datetime | None = None
+    transferred: int = 0
+    checksum: str | None = None
+    failure: AttemptFailure | None = None
+    residue: bool = False
+    skipped: int = 0
+
+
+@frozen
+class Entry:
+    """One entry of a listing.
+
+    Attributes:
+        path: below the listed folder, parts joined by ``/``; empty for the listed thing itself.
+        type: ``file``, ``directory``, ``link`` or ``other``.
+        size: bytes; 0 for what is not a file.
+        mode: permission bits, or None where the server does not tell.
+        mtime: seconds since 1970 UTC, or None.
+        target: of a link: the absolute path it leads to, None if it leads nowhere.
+        target_is_file: of a link: whether it leads to a regular file.
+    """
+
+    path: str
+    type: str
+    size: int = 0
+    mode: int | None = None
+    mtime: int | None = None
+    target: str | None = None
+    target_is_file: bool = False

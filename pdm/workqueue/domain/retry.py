@@ -1,0 +1,60 @@
+"""When a failed attempt is tried again: a pure decision."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from attrs import frozen
+
+from pdm.workqueue.domain.failures import AttemptFailure, Remedy
+
+
+@frozen
+class RetryPolicy:
+    """Exponential back-off.
+
+    Attributes:
+        first_pause_s: seconds before the second try.
+        longest_pause_s: upper bound of a pause in seconds.
+    """
+
+    first_pause_s: float = 5.0
+    longest_pause_s: float = 600.0
+
+
+@frozen
+class RetryAt:
+    """Try again, not before this moment (UTC)."""
+
+    not_before: datetime
+
+
+@frozen
+class Hold:
+    """Wait until something outside is mended; the attempt is not counted."""
+
+
+@frozen
+class GiveUp:
+    """The element has failed."""
+
+
+def decide(
+    policy: RetryPolicy, failure: AttemptFailure, tries: int, max_tries: int, now: datetime, jitter: float
+) -> RetryAt | Hold | GiveUp:
+    """What follows a failed attempt.
+
+    Args:
+        policy: the pauses.
+        failure: why it failed.
+        tries: attempts that count so far, this one included (1 or more).
+        max_tries: how many may count.
+        now: the moment of the failure (UTC).
+        jitter: chance, 0 to 1; spreads the retries of many elements over half of each pause.
+    """
+    if failure.remedy is Remedy.HOLD:
+        return Hold()
+    if failure.remedy is Remedy.GIVE_UP or tries >= max_tries:
+        return GiveUp()
+    pause = min(policy.first_pause_s * 2.0 ** (tries - 1), policy.longest_pause_s)
+    return RetryAt(now + timedelta(seconds=pause * (0.5 + 0.5 * jitter)))

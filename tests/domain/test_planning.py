@@ -1,0 +1,181 @@
+"""From a listing to elements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.jobs import Entry, NewElement
+from pdm.workqueue.domain.planning import BadListingError, Plan, Planned, first_element, plan_for
+
+
+def copy_plan(destination: str = "/b/tree", source: str = "/a/tree") -> Plan:
+    plan = plan_for(JobType.COPY, source, destination, source)
+    assert plan is not None
+    return plan
+
+
+def remove_plan(*, recursive: bool = True) -> Plan:
+    plan = plan_for(JobType.REMOVE, "/a/tree", None, "/a/tree", recursive=recursive)
+    assert plan is not None
+    return plan
+
+
+def run(plan: Plan, entries: Iterable[Entry], unreadable: Iterable[str] = ()) -> Planned:
+    first, last = plan.take(entries), plan.end(unreadable)
+    return Planned(first.elements + last.elements, first.skipped + last.skipped, last.failure)
+
+
+def test_the_first_element_lists_or_acts() -> None:
+    assert first_element(JobType.COPY, "/a", "/b") == NewElement(JobType.LIST, "/a")
+    assert first_element(JobType.REMOVE, "/a", None) == NewElement(JobType.LIST, "/a")
+    assert first_element(JobType.RENAME, "/a", "/b") == NewElement(JobType.RENAME, "/a", "/b")
+    assert first_element(JobType.MKDIR, "/a", None) == NewElement(JobType.MKDIR, "/a", is_directory=True)
+
+
+def test_a_list_job_needs_no_plan() -> None:
+    assert plan_for(JobType.LIST, "/a", None, "/a") is None
+
+
+def test_a_tree_becomes_its_files_and_its_empty_folders() -> None:
+    planned = run(
+        copy_plan(),
+        [
+            Entry("full", "directory"),
+            Entry("full/one", "file", 3),
+            Entry("empty", "directory"),
+            Entry("outer", "directory"),
+            Entry("outer/inner", "directory"),
+        ],
+    )
+    assert planned.elements == (
+        NewElement(JobType.COPY, "/a/tree/full/one", "/b/tree/full/one", size=3),
+        NewElement(JobType.MKDIR, "/a/tree/empty", "/b/tree/empty", is_directory=True),
+        NewElement(JobType.MKDIR, "/a/tree/outer/inner", "/b/tree/outer/inner", is_directory=True),
+    )
+
+
+def test_an_empty_tree_becomes_one_folder() -> None:
+    assert [element.dst_filepath for element in run(copy_plan(), []).elements] == ["/b/tree"]
+
+
+@pytest.mark.parametrize(
+    ("destination", "expected"), [("/b/other", "/b/other"), ("/b/folder/", "/b/folder/file"), ("x", "x")]
+)
+def test_a_single_file_goes_to_the_destination_or_into_it(destination: str, expected: str) -> None:
+    planned = run(copy_plan(destination, "/a/file"), [Entry("", "file", 7)])
+    assert planned.elements == (NewElement(JobType.COPY, "/a/file", expected, size=7),)
+
+
+def test_links_are_followed_to_files_inside_the_tree_only() -> None:
+    planned = run(
+        copy_plan(),
+        [
+            Entry("good", "link", 5, target="/a/tree/real", target_is_file=True),
+            Entry("outside", "link", 5, target="/etc/passwd", target_is_file=True),
+            Entry("beside", "link", 5, target="/a/tree2/x", target_is_file=True),
+            Entry("folder", "link", target="/a/tree", target_is_file=False),
+            Entry("broken", "link"),
+            Entry("pipe", "other"),
+        ],
+    )
+    assert [element.src_filepath for element in planned.elements] == ["/a/tree/good"]
+    assert [skipped.path for skipped in planned.skipped] == [
+        f"/a/tree/{name}" for name in ("outside", "beside", "folder", "broken", "pipe")
+    ]
+    assert all(skipped.reason for skipped in planned.skipped)
+
+
+def test_a_folder_of_skipped_things_is_still_made() -> None:
+    planned = run(copy_plan(), [Entry("d", "directory"), Entry("d/pipe", "other")])
+    assert [(element.type, element.dst_filepath) for element in planned.elements] == [(JobType.MKDIR, "/b/tree/d")]
+
+
+def test_an_unreadable_folder_is_not_taken_for_an_empty_one() -> None:
+    planned = run(copy_plan(), [Entry("secret", "directory"), Entry("f", "file")], ["secret"])
+    assert [element.type for element in planned.elements] == [JobType.COPY]
+
+
+@pytest.mark.parametrize("path", ["..", "a/../b", "a//b", "/etc/passwd", "a/", ".", "a\0b"])
+def test_a_name_that_leaves_the_folder_is_no_listing(path: str) -> None:
+    for plan in (copy_plan(), remove_plan()):
+        with pytest.raises(BadListingError, match="leave the listed folder"):
+            plan.take([Entry(path, "file")])
+
+
+@pytest.mark.parametrize("size", [-1, 2**63])
+def test_an_impossible_size_is_no_listing(size: int) -> None:
+    with pytest.raises(BadListingError, match=r"a size of -?\d+ bytes"):
+        copy_plan().take([Entry("f", "file", size)])
+
+
+def test_removal_without_recursion_refuses_a_directory() -> None:
+    planned = run(remove_plan(recursive=False), [Entry("", "directory")])
+    assert planned.elements == ()
+    assert planned.failure is not None
+    assert planned.failure.code is FailureCode.IS_A_DIRECTORY
+
+
+def test_removal_of_a_file_is_one_element() -> None:
+    planned = run(remove_plan(recursive=False), [Entry("", "file", 3)])
+    assert planned.elements == (NewElement(JobType.REMOVE, "/a/tree"),)
+
+
+NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=5).filter(
+    lambda name: name not in (".", "..")
+)
+
+
+@given(st.recursive(st.none(), lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=30))
+def test_every_directory_is_removed_after_all_that_is_in_it(tree: dict[str, object] | None) -> None:
+    entries: list[Entry] = []
+
+    def walk(node: object, path: str) -> None:
+        entries.append(Entry(path, "directory" if isinstance(node, dict) else "file"))
+        if isinstance(node, dict):
+            for name, inner in node.items():
+                walk(inner, f"{path}/{name}" if path else name)
+
+    walk(tree, "")
+    planned = run(remove_plan(), entries)
+    phases = {element.src_filepath: element.phase for element in planned.elements}
+    assert len(phases) == len(planned.elements) == len(entries)
+    for path, phase in phases.items():
+        parent = path.rpartition("/")[0]
+        if parent in phases:
+            assert phases[parent] > phase
+
+
+@given(
+    st.recursive(st.none(), lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=30), st.integers(1, 5)
+)
+def test_a_copy_makes_every_file_and_every_empty_folder_once(tree: dict[str, object] | None, piece: int) -> None:
+    entries: list[Entry] = []
+    wanted: set[str] = set()
+
+    def walk(node: object, path: str) -> None:
+        if not isinstance(node, dict):
+            entries.append(Entry(path, "file"))
+            wanted.add(path)
+            return
+        if path:
+            entries.append(Entry(path, "directory"))
+        if not node:
+            wanted.add(path)
+        for name, inner in node.items():
+            walk(inner, f"{path}/{name}" if path else name)
+
+    walk(tree, "")
+    plan = copy_plan()
+    elements: list[NewElement] = []
+    for start in range(0, len(entries), piece):
+        elements += plan.take(entries[start : start + piece]).elements
+    elements += plan.end([]).elements
+    places = [element.dst_filepath for element in elements]
+    assert len(places) == len(set(places))
+    assert set(places) == {f"/b/tree/{path}" if path else "/b/tree" for path in wanted}

@@ -1,0 +1,64 @@
+"""What follows a failed attempt."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdm.workqueue.domain.failures import MEANINGS, AttemptFailure, FailureCode, Remedy, Scope, code_for_errno
+from pdm.workqueue.domain.retry import GiveUp, Hold, RetryAt, RetryPolicy, decide
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+POLICY = RetryPolicy(first_pause_s=4, longest_pause_s=60)
+
+
+def failure(code: FailureCode) -> AttemptFailure:
+    return AttemptFailure(Scope.TRANSFER, code, "so it was")
+
+
+def test_every_code_says_what_to_do() -> None:
+    assert set(MEANINGS) == set(FailureCode)
+    for meaning in MEANINGS.values():
+        assert meaning.hint.endswith(".")
+        assert "\n" not in meaning.hint
+
+
+def test_what_would_fail_again_is_given_up_at_once() -> None:
+    assert decide(POLICY, failure(FailureCode.NOT_FOUND), 1, 10, NOW, 0.5) == GiveUp()
+
+
+def test_an_expired_credential_holds_whatever_has_been_tried() -> None:
+    assert decide(POLICY, failure(FailureCode.CREDENTIAL_EXPIRED), 9, 2, NOW, 0.5) == Hold()
+
+
+def test_the_last_try_is_the_last() -> None:
+    assert decide(POLICY, failure(FailureCode.CONNECTION), 2, 2, NOW, 0.5) == GiveUp()
+
+
+@pytest.mark.parametrize(("tries", "pause"), [(1, 4), (2, 8), (3, 16), (5, 60), (9, 60)])
+def test_pauses_double_up_to_the_longest(tries: int, pause: float) -> None:
+    assert decide(POLICY, failure(FailureCode.CONNECTION), tries, 10, NOW, 1.0) == RetryAt(
+        NOW + timedelta(seconds=pause)
+    )
+
+
+@given(st.integers(1, 10), st.floats(0, 1))
+def test_jitter_spreads_over_the_second_half_of_the_pause(tries: int, jitter: float) -> None:
+    decision = decide(POLICY, failure(FailureCode.TIMEOUT), tries, 11, NOW, jitter)
+    assert isinstance(decision, RetryAt)
+    full = min(4 * 2 ** (tries - 1), 60)
+    assert full / 2 <= (decision.not_before - NOW).total_seconds() <= full
+
+
+def test_retryable_is_all_that_is_not_given_up() -> None:
+    for code, meaning in MEANINGS.items():
+        assert failure(code).retryable is (meaning.remedy is not Remedy.GIVE_UP)
+
+
+def test_an_unknown_errno_is_unknown() -> None:
+    assert code_for_errno(None) is FailureCode.UNKNOWN
+    assert code_for_errno(99999) is FailureCode.UNKNOWN
+    assert code_for_errno(2) is FailureCode.NOT_FOUND
