@@ -1,0 +1,1 @@
+"""Helper processes that do the moving: started, spoken to, watched, ended."""

@@ -1,0 +1,1 @@
+"""What crosses a socket or a pipe, as structs that decode and check at once."""

@@ -1,0 +1,256 @@
+"""The lines between the daemon and an agent: JSON, one message a line, ASCII only.
+
+The daemon writes requests to the agent's standard input; the agent writes events to its file descriptor 3. An agent
+carries out one batch at a time; ``cancel`` may come at any moment. Paths are inside percent-encoded URLs; names in
+listings are percent-encoded too. An agent whose standard input ends kills what it started and leaves at once.
+
+Order of events of a batch: for each key ``started``, any number of ``log`` and ``progress``, then exactly one of
+``done``, ``failed`` and ``cancelled``; after the last key, ``finished``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+#: The longest line either side accepts, in bytes; a longer one ends the agent.
+LONGEST_LINE = 4 * 1024 * 1024
+
+
+class CopyItem(msgspec.Struct, frozen=True):
+    """One file to copy.
+
+    Attributes:
+        key: names the item in events.
+        source: URL of the file.
+        destination: URL of its final name.
+        temporary: URL under which it arrives, in the folder of the destination; renamed once proven.
+        stale: URLs of temporary files that earlier attempts may have left; removed first.
+        size: bytes according to the listing; another size at the end is SIZE_CHANGED.
+    """
+
+    key: int
+    source: str
+    destination: str
+    temporary: str
+    stale: list[str]
+    size: int
+
+
+class PathItem(msgspec.Struct, frozen=True):
+    """One thing to remove or to make."""
+
+    key: int
+    url: str
+    directory: bool = False
+
+
+class RenameItem(msgspec.Struct, frozen=True):
+    """One thing to give a new name."""
+
+    key: int
+    source: str
+    destination: str
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """When an agent gives up on one element; all in seconds.
+
+    Attributes:
+        stall_s: no byte, entry or answer for so long is STALLED.
+        total_s: TIMEOUT of one element without its bytes.
+        least_rate: bytes/s that a transfer must average; adds size / least_rate to ``total_s``.
+    """
+
+    stall_s: float = 120.0
+    total_s: float = 600.0
+    least_rate: float = 500_000.0
+
+
+class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
+    """List what is at a URL, down to ``depth`` levels (0: the thing itself; None: all)."""
+
+    id: int
+    key: int
+    url: str
+    depth: int | None
+    limits: Limits
+
+
+class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
+    """Copy files and prove each."""
+
+    id: int
+    items: list[CopyItem]
+    overwrite: Literal["never", "always", "different"]
+    verify: Literal["checksum", "size"]
+    limits: Limits
+
+
+class RemoveRequest(msgspec.Struct, tag="remove", tag_field="op", frozen=True):
+    """Remove files, or empty directories. What is not there is NOT_FOUND."""
+
+    id: int
+    items: list[PathItem]
+    limits: Limits
+
+
+class RenameRequest(msgspec.Struct, tag="rename", tag_field="op", frozen=True):
+    """Rename at one site."""
+
+    id: int
+    items: list[RenameItem]
+    overwrite: Literal["never", "always"]
+    limits: Limits
+
+
+class MakeRequest(msgspec.Struct, tag="mkdir", tag_field="op", frozen=True):
+    """Make directories; with ``parents`` also those above, and one that is there already is done."""
+
+    id: int
+    items: list[PathItem]
+    parents: bool
+    limits: Limits
+
+
+class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True):
+    """Remove temporary files that may be there: what is not there is done."""
+
+    id: int
+    items: list[PathItem]
+    limits: Limits
+
+
+class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
+    """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled."""
+
+    id: int
+
+
+Request = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest | CancelRequest
+#: The requests that are work; each ends with `Finished`.
+Work = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest
+
+
+class Ready(msgspec.Struct, tag="ready", tag_field="event", frozen=True):
+    """The first event: the agent can work. ``tools`` names what it works with, for the log."""
+
+    tools: str
+
+
+class Started(msgspec.Struct, tag="started", tag_field="event", frozen=True):
+    """Work on one item begins."""
+
+    id: int
+    key: int
+
+
+class Log(msgspec.Struct, tag="log", tag_field="event", frozen=True):
+    """A line for the attempt's log."""
+
+    id: int
+    key: int
+    text: str
+
+
+class Progress(msgspec.Struct, tag="progress", tag_field="event", frozen=True):
+    """How far a transfer is: bytes, bytes/s now and on average, seconds."""
+
+    id: int
+    key: int
+    transferred: int
+    instant: float
+    average: float
+    elapsed: float
+
+
+class RawEntry(msgspec.Struct, array_like=True, frozen=True):
+    """One entry as the server gives it: path below the listed folder, percent-encoded, parts joined by ``/``.
+
+    ``type`` is ``file``, ``directory``, ``link`` or ``other``; a listed file has one entry with an empty path.
+    ``target`` of a link is an absolute percent-encoded path.
+    """
+
+    path: str
+    type: Literal["file", "directory", "link", "other"]
+    size: int
+    mode: int | None = None
+    mtime: int | None = None
+    target: str | None = None
+    target_is_file: bool = False
+
+
+class Entries(msgspec.Struct, tag="entries", tag_field="event", frozen=True):
+    """Some entries of the listing (at most 1000 an event)."""
+
+    id: int
+    key: int
+    entries: list[RawEntry]
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What went wrong, before it is judged.
+
+    Attributes:
+        scope: whose side.
+        message: what server or tool said (at most 2000 characters).
+        errno: where one is known.
+        code: a `FailureCode`, where the agent itself knows (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...).
+    """
+
+    scope: Literal["source", "destination", "transfer", "service"]
+    message: str
+    errno: int | None = None
+    code: str | None = None
+
+
+class Unreadable(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True):
+    """A sub-directory that could not be listed; the rest is."""
+
+    id: int
+    key: int
+    path: str
+    fault: Fault
+
+
+class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True):
+    """An item is done and proven.
+
+    Attributes:
+        size: bytes proven at the destination (copy), else 0.
+        transferred: bytes that were moved; 0 when it was already there.
+        checksum: ``ADLER32:8-hex-digits``, where compared.
+    """
+
+    id: int
+    key: int
+    size: int = 0
+    transferred: int = 0
+    checksum: str | None = None
+
+
+class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True):
+    """An item failed. ``residue``: a temporary file may be left at the destination."""
+
+    id: int
+    key: int
+    fault: Fault
+    residue: bool = False
+
+
+class Cancelled(msgspec.Struct, tag="cancelled", tag_field="event", frozen=True):
+    """An item was not done because its batch was cancelled."""
+
+    id: int
+    key: int
+    residue: bool = False
+
+
+class Finished(msgspec.Struct, tag="finished", tag_field="event", frozen=True):
+    """Every key of the batch has been reported; the agent is free."""
+
+    id: int
+
+
+Event = Ready | Started | Log | Progress | Entries | Unreadable | Done | Failed | Cancelled | Finished

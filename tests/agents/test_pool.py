@@ -1,0 +1,213 @@
+"""Agents as real processes: started, lent, killed; what they write may be anything."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from pdm.workqueue.agents.pool import AgentKind, AgentPool
+from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
+from pdm.workqueue.wire import agent_messages as wire
+
+READY = """
+import os, sys, time
+say = lambda line: os.write(3, line.encode() + b"\\n")
+say('{"event": "ready", "tools": "none"}')
+"""
+ECHO = READY + "for line in sys.stdin: say('{\"event\": \"finished\", \"id\": 1}')\n"
+
+
+class Unused(list[str]):
+    """The credentials of which no agent is left."""
+
+
+def command(script: str, **environment: str) -> AgentCommand:
+    return AgentCommand("test", [sys.executable, "-c", script], {"PATH": os.defpath, **environment})
+
+
+@pytest.fixture
+def scripts() -> dict[str, str]:
+    return {"echo": ECHO}
+
+
+@pytest.fixture
+def unused() -> Unused:
+    return Unused()
+
+
+@pytest.fixture
+def pool(scripts: dict[str, str], unused: Unused) -> Iterator[AgentPool]:
+    pool = AgentPool(
+        reactor,
+        reactor,
+        lambda kind: command(scripts[kind.helper]),
+        most=2,
+        idle_s=60,
+        unused=unused.append,
+        start_timeout_s=5,
+    )
+    pool.start()
+    yield pool
+    pytest_twisted.blockon(Deferred.fromCoroutine(pool.stop()))
+
+
+def kind(helper: str = "echo", credential: str = "") -> AgentKind:
+    return AgentKind(helper, credential, {})
+
+
+async def next_event(agent: AgentProcess, request: wire.Request) -> wire.Event:
+    answer: Deferred[wire.Event] = Deferred()
+    agent.on_event = answer.callback
+    agent.send(request)
+    return await answer
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_agent_is_kept_for_the_next_of_its_kind(pool: AgentPool) -> None:
+    agent = await pool.lend(kind())
+    assert await next_event(agent, wire.CancelRequest(1)) == wire.Finished(1)
+    pool.give_back(agent, kind())
+    assert await pool.lend(kind()) is agent
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_credential_gets_another_agent(pool: AgentPool, unused: Unused) -> None:
+    first = await pool.lend(kind(credential="one"))
+    pool.give_back(first, kind(credential="one"))
+    second = await pool.lend(kind(credential="two"))
+    assert second is not first
+    # Two may live: the idle one makes room for the third, and its credential is not needed any more.
+    third = await pool.lend(kind(credential="three"))
+    assert not first.alive
+    assert third.alive
+    assert unused == ["one"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: AgentPool) -> None:
+    agents = [await pool.lend(kind()) for _ in range(2)]
+    waiting = Deferred.fromCoroutine(pool.lend(kind()))
+    await deferLater(reactor, 0.05)
+    assert not waiting.called
+    pool.give_back(agents[0], kind())
+    assert await waiting is agents[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_killed_agent_makes_room_and_is_not_lent_again(pool: AgentPool) -> None:
+    agents = [await pool.lend(kind()) for _ in range(2)]
+    ended: Deferred[str] = Deferred()
+    agents[0].ended.addCallback(lambda sentence: ended.callback(sentence) or sentence)
+    began = time.monotonic()
+    agents[0].kill("the test wants it")
+    sentence = await ended
+    assert "signal 9" in sentence and "the test wants it" in sentence
+    assert time.monotonic() - began < 1
+    pool.give_back(agents[0], kind())
+    assert (await pool.lend(kind())).alive
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("import sys; sys.exit(7)", "exit status 7"),
+        ("import os; os.kill(os.getpid(), 11)", "signal 11"),
+        ("import os, time; os.write(3, b'nonsense\\n'); time.sleep(60)", "a line that is no event"),
+        ("import os, time; os.write(3, b'x' * 5_000_000); time.sleep(60)", "a line of more than"),
+        ("import time; time.sleep(60)", "not ready within 0.3 s"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_agent_that_does_not_come_up_says_why(script: str, says: str) -> None:
+    pool = AgentPool(
+        reactor,
+        reactor,
+        lambda kind: command(script),
+        most=1,
+        idle_s=60,
+        unused=lambda credential: None,
+        start_timeout_s=0.3 if "0.3" in says else 10,
+    )
+    for _ in range(2):  # the place of the first is free again
+        with pytest.raises(AgentStartError, match=says):
+            await pool.lend(kind())
+
+
+@pytest_twisted.ensureDeferred
+async def test_garbage_in_the_middle_of_a_batch_ends_the_agent(pool: AgentPool, scripts: dict[str, str]) -> None:
+    scripts["liar"] = READY + "sys.stdin.readline(); os.write(3, b'{\"event\": \"done\"}\\n'); time.sleep(60)\n"
+    agent = await pool.lend(kind("liar"))
+    agent.send(wire.CancelRequest(1))
+    assert "no event" in await agent.ended
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_an_agent_started_dies_with_it(pool: AgentPool, scripts: dict[str, str], tmp_path: Path) -> None:
+    scripts["parent"] = (
+        READY + "import subprocess\n"
+        f"child = subprocess.Popen(['sleep', '60']); open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "say('{\"event\": \"finished\", \"id\": 1}'); time.sleep(60)\n"
+    )
+    agent = await pool.lend(kind("parent"))
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        await deferLater(reactor, 0.01)
+    child = int((tmp_path / "pid").read_text())
+    assert is_alive(child)
+    assert agent.pid is not None
+    os.kill(agent.pid, 9)
+    await agent.ended
+    while is_alive(child):
+        await deferLater(reactor, 0.01)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_of_the_environment_is_inherited(
+    pool: AgentPool, scripts: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PDM_SECRET", "hunter2")
+    scripts["env"] = READY + f"open({str(tmp_path / 'env')!r}, 'w').write(repr(dict(os.environ)))\ntime.sleep(60)\n"
+    await pool.lend(kind("env"))
+    while not (tmp_path / "env").exists() or not (tmp_path / "env").read_text():
+        await deferLater(reactor, 0.01)
+    assert "hunter2" not in (tmp_path / "env").read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, scripts: dict[str, str]) -> None:
+    scripts["flood"] = (
+        READY + "sys.stdin.readline()\n"
+        "for n in range(200_000): say('{\"event\": \"log\", \"id\": 1, \"key\": %d, \"text\": \"x\"}' % n)\n"
+        "say('{\"event\": \"finished\", \"id\": 1}'); time.sleep(60)\n"
+    )
+    agent = await pool.lend(kind("flood"))
+    seen: list[Any] = []
+    agent.on_event = seen.append
+    agent.send(wire.CancelRequest(1))
+    while not seen:
+        await deferLater(reactor, 0.01)
+    agent.pause()
+    await deferLater(reactor, 0.1)
+    stopped_at = len(seen)
+    await deferLater(reactor, 0.2)
+    assert len(seen) == stopped_at < 200_000
+    agent.resume()
+    while not isinstance(seen[-1], wire.Finished):
+        await deferLater(reactor, 0.01)
+    assert len(seen) == 200_001
