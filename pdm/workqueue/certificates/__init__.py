@@ -1,0 +1,1 @@
+"""The room that knows X.509: TLS with proxies and CRLs, delegation, and keeping credentials secret."""

@@ -1,0 +1,243 @@
+"""A small certificate authority for tests, demonstrations and private instances.
+
+It signs host and user certificates, makes proxies and revocation lists, and writes the directory of authorities that
+grid software reads. It imports nothing but ``cryptography`` and its neighbours `credential`, `names` and `proxies`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from attrs import field, frozen
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from pdm.workqueue.certificates.credential import SKEW, Credential, key_pem, new_key, now, write_private
+from pdm.workqueue.certificates.names import dn, parse_dn, subject_hash, subject_hash_old
+from pdm.workqueue.certificates.proxies import key_usage
+
+__all__ = ["Authority", "Credential"]
+
+_YEAR = timedelta(days=365)
+
+
+@frozen
+class Authority:
+    """Signs certificates and revocation lists.
+
+    Attributes:
+        certificate: of the authority.
+        key: its private key.
+        chain: the authorities above a subordinate one, without the root.
+    """
+
+    certificate: x509.Certificate
+    key: rsa.RSAPrivateKey = field(repr=False)
+    chain: tuple[x509.Certificate, ...] = ()
+
+    @classmethod
+    def create(cls, subject: str, lifetime: timedelta = 10 * _YEAR) -> Authority:
+        """Make a new self-signed authority.
+
+        Args:
+            subject: slash form, such as ``/DC=org/DC=example/CN=My CA``; users and hosts stand beside it.
+            lifetime: of the authority's certificate.
+
+        Raises:
+            ValueError: `subject` is no subject.
+        """
+        key = new_key()
+        name = parse_dn(subject)
+        builder = _authority_certificate(name, name, key.public_key(), key.public_key(), lifetime)
+        return cls(builder.sign(key, hashes.SHA256()), key)
+
+    @classmethod
+    def load(cls, directory: Path) -> Authority:
+        """Read what `write` wrote.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a file is not what it should be.
+        """
+        certificate, *chain = x509.load_pem_x509_certificates((directory / "ca.crt").read_bytes())
+        key = load_pem_private_key((directory / "ca.key").read_bytes(), password=None)
+        if not isinstance(key, rsa.RSAPrivateKey):
+            raise ValueError(f"{directory / 'ca.key'} is no RSA key")  # noqa: TRY004 - the file is wrong, not the call
+        return cls(certificate, key, tuple(chain))
+
+    @property
+    def dn(self) -> str:
+        """The subject in slash form."""
+        return dn(self.certificate.subject)
+
+    def write(self, directory: Path) -> None:
+        """Write ``ca.crt`` and ``ca.key`` (readable by the owner only), for `load`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        chain = (self.certificate, *self.chain)
+        (directory / "ca.crt").write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+        write_private(directory / "ca.key", key_pem(self.key))
+
+    def subordinate(self, common_name: str, lifetime: timedelta = 5 * _YEAR) -> Authority:
+        """Make an authority below this one. Both must be in a directory for what it signs to be trusted."""
+        key = new_key()
+        builder = _authority_certificate(
+            self._beside(common_name), self.certificate.subject, key.public_key(), self.key.public_key(), lifetime
+        )
+        above = () if self.certificate.issuer == self.certificate.subject else (self.certificate, *self.chain)
+        return Authority(builder.sign(self.key, hashes.SHA256()), key, above)
+
+    def host(
+        self,
+        names: Sequence[str],
+        ips: Sequence[str] = (),
+        *,
+        start: timedelta = SKEW,
+        lifetime: timedelta = _YEAR,
+    ) -> Credential:
+        """Sign a host certificate; servers and clients may use it.
+
+        Args:
+            names: DNS names, the first (or else the first address) is its common name too.
+            ips: IP addresses.
+            start: when it becomes valid, counted from now.
+            lifetime: how long it is valid, counted from `start`.
+        """
+        alternatives = x509.SubjectAlternativeName(
+            [*(x509.DNSName(name) for name in names), *(x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips)]
+        )
+        return self._sign(
+            (*names, *ips)[0],
+            start,
+            lifetime,
+            (alternatives, False),
+            (key_usage(digital_signature=True, key_encipherment=True), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+        )
+
+    def user(self, common_name: str, *, start: timedelta = SKEW, lifetime: timedelta = _YEAR) -> Credential:
+        """Sign a user certificate; only clients may use it.
+
+        Args:
+            common_name: last part of the subject; the parts before it are those of the authority.
+            start: when it becomes valid, counted from now.
+            lifetime: how long it is valid, counted from `start`.
+        """
+        return self._sign(
+            common_name,
+            start,
+            lifetime,
+            (key_usage(digital_signature=True), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+        )
+
+    def crl(
+        self,
+        revoked: Iterable[int] = (),
+        lifetime: timedelta = timedelta(days=30),
+        start: timedelta = SKEW,
+    ) -> x509.CertificateRevocationList:
+        """Sign a revocation list.
+
+        Args:
+            revoked: serial numbers of the revoked certificates.
+            lifetime: until the next list is due, counted from `start`.
+            start: when it was issued, counted from now.
+        """
+        begin = now() + start
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(begin)
+            .next_update(begin + lifetime)
+            .add_extension(_authority_identifier(self.key.public_key()), critical=False)
+            .add_extension(x509.CRLNumber(int(begin.timestamp())), critical=False)
+        )
+        for serial in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(begin).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def write_trust(self, directory: Path) -> None:
+        """Write the authority (and those above it) into a grid-style directory: ``HASH.0``, ``HASH.signing_policy``.
+
+        Both hashes are written, that of OpenSSL 1.0 and later and the one before it.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        policy = (
+            f"access_id_CA   X509   '{self.dn}'\n"
+            "pos_rights     globus CA:sign\n"
+            f"cond_subjects  globus '\"{dn(self._beside('*'))}\"'\n"
+        )
+        for stem in self._stems():
+            (directory / f"{stem}.0").write_bytes(self.certificate.public_bytes(Encoding.PEM))
+            (directory / f"{stem}.signing_policy").write_text(policy, encoding="utf-8")
+
+    def write_crl(self, directory: Path, crl: x509.CertificateRevocationList) -> None:
+        """Put a revocation list of this authority into a grid-style directory: ``HASH.r0``, replaced at once."""
+        for stem in self._stems():
+            part = directory / f"{stem}.r0.part"
+            part.write_bytes(crl.public_bytes(Encoding.PEM))
+            part.replace(directory / f"{stem}.r0")
+
+    def _stems(self) -> tuple[str, str]:
+        name = self.certificate.subject
+        return subject_hash(name), subject_hash_old(name)
+
+    def _beside(self, common_name: str) -> x509.Name:
+        own = x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        return x509.Name([*self.certificate.subject.rdns[:-1], own])
+
+    def _sign(
+        self, common_name: str, start: timedelta, lifetime: timedelta, *extensions: tuple[x509.ExtensionType, bool]
+    ) -> Credential:
+        key = new_key()
+        begin = now() + start
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(self._beside(common_name))
+            .issuer_name(self.certificate.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begin)
+            .not_valid_after(begin + lifetime)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(_authority_identifier(self.key.public_key()), critical=False)
+        )
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical=critical)
+        root = self.certificate.issuer == self.certificate.subject
+        return Credential(builder.sign(self.key, hashes.SHA256()), key, () if root else (self.certificate, *self.chain))
+
+
+def _authority_certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: rsa.RSAPublicKey,
+    issuer_key: rsa.RSAPublicKey,
+    lifetime: timedelta,
+) -> x509.CertificateBuilder:
+    begin = now() + SKEW
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + lifetime)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(_authority_identifier(issuer_key), critical=False)
+    )
+
+
+def _authority_identifier(public_key: rsa.RSAPublicKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)

@@ -1,0 +1,149 @@
+r"""Distinguished names as the grid writes them: ``/DC=org/DC=example/CN=Alice Jones``.
+
+A subject decides who may do what, so two different names must never give the same text. The plain slash form does not
+promise that: a single value ``alice/CN=admin`` reads like two parts. Here:
+
+* within a value ``/`` is written ``\/`` and a backslash ``\\``;
+* what cannot be printed (line ends, control and direction marks, odd blanks) is written as its UTF-8 bytes, ``\x0a``;
+* the values of one multi-valued part are joined by ``\+`` (a plain ``+`` is part of a value);
+* a value that is no text is written ``\#`` and its bytes in hex.
+
+``=`` needs no mark: the first one ends the type, and no type contains one. Printable names without ``/`` and backslash,
+which is nearly every name there is, look as everywhere else on the grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+# OpenSSL's short names, where they differ from those of RFC 4514 or are missing there.
+_SHORT_NAMES = {
+    NameOID.EMAIL_ADDRESS: "emailAddress",
+    NameOID.SERIAL_NUMBER: "serialNumber",
+    NameOID.GIVEN_NAME: "GN",
+    NameOID.SURNAME: "SN",
+    NameOID.TITLE: "title",
+    NameOID.PSEUDONYM: "pseudonym",
+    NameOID.DN_QUALIFIER: "dnQualifier",
+}
+_KNOWN_TYPES = {
+    **{short: oid for oid, short in _SHORT_NAMES.items()},
+    "CN": NameOID.COMMON_NAME,
+    "C": NameOID.COUNTRY_NAME,
+    "DC": NameOID.DOMAIN_COMPONENT,
+    "L": NameOID.LOCALITY_NAME,
+    "O": NameOID.ORGANIZATION_NAME,
+    "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "ST": NameOID.STATE_OR_PROVINCE_NAME,
+    "STREET": NameOID.STREET_ADDRESS,
+    "UID": NameOID.USER_ID,
+}
+_PART = re.compile(r"/([A-Za-z0-9.]+)=((?:[^/\\]|\\[/\\]|\\x[0-9a-f]{2})*)")
+_ESCAPES = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\([/\\])")
+
+
+def dn(name: x509.Name) -> str:
+    """The slash form of a name; different names give different texts. Empty for a name without parts."""
+    return "".join("/" + r"\+".join(_attribute(attribute) for attribute in part) for part in name.rdns)
+
+
+def parse_dn(text: str) -> x509.Name:
+    """The name that a slash form stands for (values as text only, one value a part).
+
+    Raises:
+        ValueError: it is not the slash form of a name; the text says what is wrong.
+    """
+    parts: list[x509.NameAttribute[str | bytes]] = []
+    end = 0
+    while end < len(text) or not parts:
+        found = _PART.match(text, end)
+        if found is None:
+            raise ValueError(f"{text!r} is no subject: one looks like /DC=org/DC=example/CN=Alice Jones")
+        parts.append(x509.NameAttribute(_type_of(found[1]), _ESCAPES.sub(_unescaped, found[2])))
+        end = found.end()
+    return x509.Name(parts)
+
+
+def canonical(name: x509.Name) -> bytes:
+    """The form in which OpenSSL compares names: UTF-8, ASCII in lower case, blanks trimmed, runs of them made one."""
+    return b"".join(
+        _tlv(0x31, b"".join(sorted(_canonical_attribute(attribute) for attribute in part))) for part in name.rdns
+    )
+
+
+def subject_hash(name: x509.Name) -> str:
+    """What ``openssl x509 -subject_hash`` prints: the stem of a file in a directory of authorities."""
+    return _as_stem(hashlib.sha1(canonical(name), usedforsecurity=False).digest())
+
+
+def subject_hash_old(name: x509.Name) -> str:
+    """What ``openssl x509 -subject_hash_old`` prints; the name that Globus built with OpenSSL 0.9 looks for."""
+    return _as_stem(hashlib.md5(name.public_bytes(), usedforsecurity=False).digest())
+
+
+def _attribute(attribute: x509.NameAttribute[str | bytes]) -> str:
+    kind = _SHORT_NAMES.get(attribute.oid, attribute.rfc4514_attribute_name)
+    value = attribute.value
+    if isinstance(value, bytes):
+        return rf"{kind}=\#{value.hex()}"
+    return f"{kind}={''.join(_escaped(character) for character in value)}"
+
+
+def _escaped(character: str) -> str:
+    if character in "/\\":
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def _type_of(kind: str) -> x509.ObjectIdentifier:
+    known = _KNOWN_TYPES.get(kind)
+    if known is not None:
+        return known
+    if kind[0].isdigit():
+        return x509.ObjectIdentifier(kind)
+    raise ValueError(f"{kind} is no known part of a subject; known are {', '.join(sorted(_KNOWN_TYPES))}")
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    if found[2]:
+        return found[2]
+    return bytes.fromhex(found[1].replace("\\x", "")).decode("utf-8", "surrogatepass")
+
+
+def _canonical_attribute(attribute: x509.NameAttribute[str | bytes]) -> bytes:
+    value = attribute.value
+    if isinstance(value, bytes):
+        return _tlv(0x30, _oid(attribute.oid) + _tlv(0x03, b"\0" + value))
+    folded = re.sub(r"[ \t\n\v\f\r]+", " ", value.strip(" \t\n\v\f\r")).encode("utf-8", "surrogatepass").lower()
+    return _tlv(0x30, _oid(attribute.oid) + _tlv(0x0C, folded))
+
+
+def _oid(oid: x509.ObjectIdentifier) -> bytes:
+    first, second, *rest = (int(number) for number in oid.dotted_string.split("."))
+    return _tlv(0x06, b"".join(_base128(number) for number in (first * 40 + second, *rest)))
+
+
+def _base128(number: int) -> bytes:
+    digits = [number & 0x7F]
+    while number := number >> 7:
+        digits.append(0x80 | number & 0x7F)
+    return bytes(reversed(digits))
+
+
+def _tlv(tag: int, content: bytes) -> bytes:
+    """One DER value: tag, length, content."""
+    length = len(content)
+    if length < 0x80:
+        return bytes([tag, length]) + content
+    size = (length.bit_length() + 7) // 8
+    return bytes([tag, 0x80 | size]) + length.to_bytes(size, "big") + content
+
+
+def _as_stem(digest: bytes) -> str:
+    return f"{int.from_bytes(digest[:4], 'little'):08x}"

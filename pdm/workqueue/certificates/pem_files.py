@@ -1,0 +1,141 @@
+"""Certificates and keys read from PEM files, with errors that say which file is wrong and what to do."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attrs import field, frozen
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from pdm.workqueue.certificates.names import dn
+from pdm.workqueue.certificates.proxies import is_proxy
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
+
+_KEY_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----[\r\n]*", re.DOTALL)
+
+
+class CertificateFilesError(Exception):
+    """A file with certificates or a key is missing or unfit. The text names it and says what to do."""
+
+
+@frozen
+class Identity:
+    """What one side of a connection shows and proves.
+
+    Attributes:
+        certificate: its certificate, which may be a proxy.
+        key: the private key of the certificate.
+        chain: the certificates behind it, leaf side first.
+    """
+
+    certificate: x509.Certificate
+    key: PrivateKey = field(repr=False)
+    chain: tuple[x509.Certificate, ...]
+
+
+def read_identity(certificate_path: Path, key_path: Path | None) -> Identity:
+    """Read a certificate with its chain and its key.
+
+    Args:
+        certificate_path: PEM; the certificate first, then its chain. May hold the key too (a proxy file does).
+        key_path: PEM of the key; None if it stands in the same file.
+
+    Raises:
+        CertificateFilesError: a file is missing, holds something else, the key is encrypted or another one's.
+    """
+    certificate, *chain = read_certificates(certificate_path)
+    key = _read_key(key_path or certificate_path)
+    if _public_der(key.public_key()) != _public_der(certificate.public_key()):
+        raise CertificateFilesError(
+            f"the key in {key_path or certificate_path} does not belong to the first certificate in"
+            f" {certificate_path} ({dn(certificate.subject)}): name the pair that was made together"
+        )
+    return Identity(certificate, key, tuple(chain))
+
+
+def require_valid(certificates_path: Path, chain: tuple[x509.Certificate, ...], now: datetime) -> None:
+    """Check that no certificate of a chain has expired or is still to become valid.
+
+    Args:
+        certificates_path: where they come from, for the text.
+        chain: the certificates.
+        now: the present (aware).
+
+    Raises:
+        CertificateFilesError: one is not valid now.
+    """
+    for certificate in chain:
+        end, begin = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+        which = f"the certificate in {certificates_path} ({dn(certificate.subject)})"
+        if end <= now:
+            advice = "make a new proxy" if is_proxy(certificate) else "get a new certificate from your authority"
+            raise CertificateFilesError(f"{which} expired at {_moment(end)}: {advice}")
+        if begin > now:
+            raise CertificateFilesError(f"{which} is valid only from {_moment(begin)}: check this machine's clock")
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """Read all certificates of a PEM file; at least one.
+
+    Raises:
+        CertificateFilesError: the file cannot be read, or a certificate in it.
+    """
+    content = read_bytes(path)
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise CertificateFilesError(f"{path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
+    try:
+        return x509.load_pem_x509_certificates(content)
+    except ValueError as error:
+        raise CertificateFilesError(f"{path} holds a damaged certificate ({error})") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        CertificateFilesError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CertificateFilesError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def to_pem(*certificates: x509.Certificate) -> bytes:
+    """The certificates one after the other in PEM form."""
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def _read_key(path: Path) -> PrivateKey:
+    found = _KEY_BLOCK.search(read_bytes(path))
+    if found is None:
+        raise CertificateFilesError(f"{path} holds no private key in PEM form (-----BEGIN ... PRIVATE KEY-----)")
+    try:
+        # The test of the numbers of an RSA key takes 0.1 s, which each command of a user would pay. It is meant for
+        # keys from strangers; this one is our own, and compared with its certificate.
+        key = load_pem_private_key(found[0], password=None, unsafe_skip_rsa_key_validation=True)
+    except TypeError as error:
+        raise CertificateFilesError(
+            f"the key in {path} is encrypted with a passphrase: make a proxy from it (grid-proxy-init) and use that,"
+            " or decrypt it (openssl pkey -in KEY -out NEW)"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateFilesError(f"{path} holds a damaged private key ({error})") from error
+    if not isinstance(key, PrivateKey):
+        raise CertificateFilesError(f"the key in {path} is of a kind that TLS does not use")
+    return key
+
+
+def _public_der(key: object) -> bytes:
+    encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
+    return encoded
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,127 @@
+"""RFC 3820 proxies: short-lived certificates that a user signs, so that a service may act for her.
+
+A chain is always the leaf first, each certificate signed by the next. Nothing here decides whether a chain can be
+trusted; that is OpenSSL's work (`server_tls`, `delegation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
+from cryptography.x509.oid import NameOID
+
+PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
+# ProxyCertInfo without a path length; the policy is "inherit all" (1.3.6.1.5.5.7.21.1) or Globus' "limited"
+# (1.3.6.1.4.1.3536.1.1.1.9): good for moving files, not for starting work.
+_INHERIT_ALL = bytes.fromhex("300c300a06082b06010505071501")
+_LIMITED = bytes.fromhex("300f300d060b2b060104019b5001010109")
+_LIMITED_POLICY = bytes.fromhex("060b2b060104019b5001010109")
+
+
+def is_proxy(certificate: x509.Certificate) -> bool:
+    """Whether the certificate says that it is an RFC 3820 proxy."""
+    return _proxy_cert_info(certificate) is not None
+
+
+def is_limited(certificate: x509.Certificate) -> bool:
+    """Whether the certificate is a limited proxy."""
+    info = _proxy_cert_info(certificate)
+    return info is not None and _LIMITED_POLICY in info
+
+
+def end_entity(chain: Sequence[x509.Certificate]) -> x509.Certificate:
+    """The certificate of the person or host behind the proxies: the first that is none.
+
+    Raises:
+        ValueError: all are proxies.
+    """
+    for certificate in chain:
+        if not is_proxy(certificate):
+            return certificate
+    raise ValueError("the chain holds only proxies: the user's own certificate is missing")
+
+
+def lifetime_end(chain: Sequence[x509.Certificate]) -> datetime:
+    """When the first certificate of the chain expires, and with it the chain (UTC)."""
+    return min(certificate.not_valid_after_utc for certificate in chain)
+
+
+def lifetime_start(chain: Sequence[x509.Certificate]) -> datetime:
+    """When the last certificate of the chain becomes valid, and with it the chain (UTC)."""
+    return max(certificate.not_valid_before_utc for certificate in chain)
+
+
+def sign_proxy(
+    issuer: x509.Certificate,
+    issuer_key: CertificateIssuerPrivateKeyTypes,
+    public_key: CertificatePublicKeyTypes,
+    start: datetime,
+    end: datetime,
+    *,
+    limited: bool = False,
+) -> x509.Certificate:
+    """Sign a proxy: subject of the issuer plus one ``CN`` of digits.
+
+    Args:
+        issuer: certificate of the user, or a proxy of hers.
+        issuer_key: its private key.
+        public_key: of the proxy.
+        start: first moment of validity.
+        end: last moment of validity.
+        limited: make a limited proxy; of a limited one only limited ones can be made.
+    """
+    serial = x509.random_serial_number()
+    name = x509.Name([*issuer.subject.rdns, x509.RelativeDistinguishedName([_common_name(serial)])])
+    info = _LIMITED if limited or is_limited(issuer) else _INHERIT_ALL
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(issuer.subject)
+        .public_key(public_key)
+        .serial_number(serial)
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(key_usage(digital_signature=True, key_encipherment=True), critical=True)
+        .add_extension(x509.UnrecognizedExtension(PROXY_CERT_INFO, info), critical=True)
+        .sign(issuer_key, hashes.SHA256())
+    )
+
+
+def key_usage(
+    *,
+    digital_signature: bool = False,
+    key_encipherment: bool = False,
+    signs_certificates: bool = False,
+) -> x509.KeyUsage:
+    """The extension with only what is named switched on."""
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_encipherment=key_encipherment,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _common_name(serial: int) -> x509.NameAttribute[str]:
+    # 64 characters is the longest common name that X.520 allows; Globus writes some ten digits.
+    return x509.NameAttribute(NameOID.COMMON_NAME, str(serial % 10**18))
+
+
+def _proxy_cert_info(certificate: x509.Certificate) -> bytes | None:
+    try:
+        extension = certificate.extensions.get_extension_for_oid(PROXY_CERT_INFO)
+    except x509.ExtensionNotFound:
+        return None
+    value = extension.value
+    assert isinstance(value, x509.UnrecognizedExtension)
+    return value.value

@@ -1,0 +1,283 @@
+"""TLS of the service: asks clients for a certificate, accepts RFC 3820 proxies, checks revocation along the chain.
+
+A client without a certificate is let in; the API answers it 401. A client with a bad one is refused in the handshake,
+and the log says why. How the daemon uses it::
+
+    tls = ServerTls(settings.certificate, settings.key, settings.trust, settings.crl)
+    endpoint.listen(tls.wrap(site))
+    Periodic(reactor, "tls", settings.crl_refresh_s, lambda: tls.refresh_if_changed(in_thread))
+    peer_identity(request.channel.transport)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from attrs import frozen
+from cryptography import x509
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from pdm.workqueue.certificates.names import dn
+from pdm.workqueue.certificates.peers import PeerIdentity, peer_identity, verified_chain
+from pdm.workqueue.certificates.pem_files import CertificateFilesError, Identity, read_identity, require_valid
+from pdm.workqueue.certificates.refusals import misuse, reason_of
+from pdm.workqueue.certificates.trust import CrlPolicy, Trust
+from pdm.workqueue.certificates.trust_files import read_trust, state_of
+
+__all__ = ["PeerIdentity", "ServerTls", "peer_identity"]
+
+_log = Logger()
+
+# Forward secrecy and authenticated encryption only; TLS 1.3 has its own list, which is fine as it is.
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+_CRL_WARNING = timedelta(days=1)
+_HOST_WARNING = timedelta(days=14)
+
+
+@frozen(eq=False)
+class _Loaded:
+    """Everything read from the files, and the context made of it."""
+
+    identity: Identity
+    trust: Trust
+    context: SSL.Context
+    state: tuple[object, ...]
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ServerTls:
+    """Makes the server side of TLS connections.
+
+    Args:
+        certificate: PEM of the host certificate, with its chain.
+        key: PEM of its key.
+        trust: PEM file or grid-style directory of the authorities that may vouch for clients.
+        crl: which revocation lists are checked.
+        refused: called with the reason of each refused certificate, for counting.
+        now: the clock, for warnings.
+
+    Raises:
+        CertificateFilesError: a file is missing or unfit; the text says which, and what to do.
+    """
+
+    def __init__(
+        self,
+        certificate: Path,
+        key: Path,
+        trust: Path,
+        crl: CrlPolicy = "if-present",
+        *,
+        refused: Callable[[str], None] = lambda reason: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._trust = trust
+        self._crl: CrlPolicy = crl
+        self._refused = refused
+        self._now = now
+        # Connections, each with the certificate that OpenSSL showed last: it shows one at a time, the root first.
+        self._open: WeakKeyDictionary[TLSMemoryBIOProtocol, x509.Certificate | None] = WeakKeyDictionary()
+        self._warned: set[object] = set()
+        self._loaded = self._load()
+        # Only at the start: later an expired host certificate must not keep new revocation lists out.
+        identity = self._loaded.identity
+        require_valid(certificate, (identity.certificate, *identity.chain), now())
+        self._tell(self._loaded)
+
+    @property
+    def trust(self) -> Trust:
+        """The authorities and lists in force, for checking what comes by other ways (`delegation.accept`)."""
+        return self._loaded.trust
+
+    def wrap(self, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
+        """The factory to listen with: speaks TLS, then hands over to `factory`."""
+        return TLSMemoryBIOFactory(self, isClient=False, wrappedFactory=factory)
+
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """Make the OpenSSL side of a new connection; called by Twisted."""
+        connection = SSL.Connection(self._loaded.context, None)
+        connection.set_app_data(tlsProtocol)
+        self._open[tlsProtocol] = None
+        return connection
+
+    def reload(self) -> None:
+        """Read all files again, at once; for a start or a signal. What `swap` says holds here too.
+
+        Raises:
+            CertificateFilesError: a file is unfit; what was in force stays in force.
+        """
+        self.swap(self._load())
+
+    async def refresh_if_changed(
+        self, in_thread: Callable[[Callable[[], _Loaded | None]], Awaitable[_Loaded | None]]
+    ) -> bool:
+        """Read the files again if one of them, or one in the directory, was changed.
+
+        Unfit files are logged, and what was in force stays in force.
+
+        Args:
+            in_thread: runs a function in a thread, off the reactor, and gives its result.
+
+        Returns:
+            Whether something new is in force.
+        """
+        try:
+            loaded = await in_thread(self.load_if_changed)
+        except CertificateFilesError as error:
+            _log.error("tls files not taken, the former stay in force: {error}", error=str(error))
+            return False
+        if loaded is None:
+            self._warn_of_ends(self._loaded)
+            return False
+        self.swap(loaded)
+        _log.info(
+            "tls files read again: {authorities} authorities, {crls} revocation lists",
+            authorities=len(loaded.trust.authorities),
+            crls=len(loaded.trust.crls),
+        )
+        return True
+
+    def load_if_changed(self) -> _Loaded | None:
+        """What the files say now, None if nothing changed; may run in a thread.
+
+        Raises:
+            CertificateFilesError: a file is unfit.
+        """
+        return None if self._state() == self._loaded.state else self._load()
+
+    def swap(self, loaded: _Loaded) -> None:
+        """Put what was loaded into force; on the reactor's thread.
+
+        New connections are judged by it. Open ones go on, but for those whose certificate is now revoked: they are
+        closed.
+        """
+        self._loaded = loaded
+        self._tell(loaded)
+        for protocol in list(self._open):
+            chain = verified_chain(protocol)
+            revoked = loaded.trust.revoked(chain) if self._crl != "off" else None
+            if revoked is not None:
+                self._report("closed", protocol, dn(revoked.subject), "certificate revoked")
+                protocol.abortConnection()
+
+    def _load(self) -> _Loaded:
+        # Looked at before reading: a file that changes meanwhile is seen as changed the next time.
+        state = self._state()
+        identity = read_identity(self._certificate, self._key)
+        trust = read_trust(self._trust, self._crl)
+        return _Loaded(identity, trust, self._make_context(identity, trust), state)
+
+    def _state(self) -> tuple[object, ...]:
+        return state_of(self._certificate), state_of(self._key), state_of(self._trust)
+
+    def _make_context(self, identity: Identity, trust: Trust) -> SSL.Context:
+        """Make the context; complete, because pyOpenSSL lets nobody change it after its first connection."""
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_cipher_list(_CIPHERS)
+        # Each connection shows its certificate and is checked by the lists of the day: no sessions, no tickets.
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_session_id(b"pdm-workqueue")
+        context.set_options(
+            SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
+        )
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+        context.use_certificate(identity.certificate)
+        for certificate in identity.chain:
+            context.add_extra_chain_cert(certificate)
+        context.use_privatekey(identity.key)
+        store = context.get_cert_store()
+        assert store is not None
+        trust.fill(store)
+
+        def judge(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+            return self._judge(trust, connection, certificate, error, depth, bool(ok))
+
+        context.set_verify(SSL.VERIFY_PEER, judge)
+        return context
+
+    def _judge(self, trust: Trust, connection: SSL.Connection, shown: X509, error: int, depth: int, ok: bool) -> bool:
+        """Record why OpenSSL says no, and never say yes to it, but for the one exception of `Trust.fill`."""
+        protocol: TLSMemoryBIOProtocol = connection.get_app_data()
+        try:
+            certificate = shown.to_cryptography()
+            subject = dn(certificate.subject)
+            reason: str | None = None
+            if ok and trust is not self.trust and self.trust.revoked((certificate,)):
+                # New lists came in the middle of this handshake, too late for its context.
+                reason = "certificate revoked"
+            elif ok:
+                reason = misuse(certificate, self._open[protocol], is_leaf=depth == 0)
+                self._open[protocol] = certificate
+            elif not _is_missing_list(error) or trust.must_be_listed(certificate.issuer):
+                reason = reason_of(error)
+        except ValueError as unreadable:
+            subject, reason = "(unreadable)", f"certificate cannot be read: {unreadable}"
+        if reason is None:
+            return True
+        self._report("refused", protocol, subject, reason)
+        self._refused(reason)
+        return False
+
+    def _report(self, what: str, protocol: TLSMemoryBIOProtocol, subject: str, reason: str) -> None:
+        _log.warn(
+            "tls {what} peer={peer} subject={subject} reason={reason}",
+            what=what,
+            peer=_address(protocol.getPeer()),
+            subject=subject,
+            reason=reason,
+        )
+
+    def _tell(self, loaded: _Loaded) -> None:
+        for problem in loaded.trust.problems:
+            _log.warn("tls {problem}", problem=problem)
+        if self._crl == "require":
+            for subject in loaded.trust.unlisted():
+                _log.warn(
+                    "tls no revocation list of {subject}: its clients are refused (get one, or set crl = if-present)",
+                    subject=subject,
+                )
+        self._warn_of_ends(loaded)
+
+    def _warn_of_ends(self, loaded: _Loaded) -> None:
+        """Warn once of each thing that is about to end."""
+        now = self._now()
+        if self._crl != "off":
+            for subject, end in loaded.trust.ending(now, _CRL_WARNING):
+                if (subject, end) not in self._warned:
+                    self._warned.add((subject, end))
+                    _log.warn(
+                        "tls revocation list of {subject} is valid until {end} only:"
+                        " without a newer one its clients are refused (run fetch-crl)",
+                        subject=subject,
+                        end=f"{end:%Y-%m-%dT%H:%M:%SZ}",
+                    )
+        certificate = loaded.identity.certificate
+        if certificate.not_valid_after_utc <= now + _HOST_WARNING and certificate not in self._warned:
+            self._warned.add(certificate)
+            _log.warn(
+                "tls host certificate {path} is valid until {end} only: renew it",
+                path=self._certificate,
+                end=f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+            )
+
+
+def _is_missing_list(error: int) -> bool:
+    return bool(error == SSL.X509VerificationCodes.ERR_UNABLE_TO_GET_CRL)
+
+
+def _address(peer: Any) -> str:
+    host = getattr(peer, "host", None)
+    if host is None:
+        return str(peer)
+    return f"[{host}]:{peer.port}" if ":" in host else f"{host}:{peer.port}"
