@@ -69,13 +69,17 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
-    """List what is at a URL, down to ``depth`` levels (0: the thing itself; None: all)."""
+    """List what is at a URL, down to ``depth`` levels (0: the thing itself; None: all).
+
+    ``follow``: whether a symbolic link at the URL itself is followed to a directory; those below never are.
+    """
 
     id: int
     key: int
     url: str
     depth: int | None
     limits: Limits
+    follow: bool = True
 
 
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):

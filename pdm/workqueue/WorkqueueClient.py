@@ -1,0 +1,361 @@
+"""The client of the service: one method for each thing the API can do, each returning a Deferred.
+
+    client = WorkqueueClient.from_environment(reactor)
+    job = await client.copy(1, "/data/run7/", 2, "/archive/run7/")
+    job = await client.wait(job.id, on_progress=lambda seen: print(seen.num_done, "of", seen.num_elements))
+    await client.close()
+
+Scripts and notebooks without a reactor use `pdm.workqueue.blocking.BlockingWorkqueueClient`: same methods, values
+instead of Deferreds.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.web.iweb import IPolicyForHTTPS
+
+from pdm.workqueue.certificates.client_tls import ClientCredentialError, client_policy
+from pdm.workqueue.client.connection import Connection
+from pdm.workqueue.client.delegating import Delegating
+from pdm.workqueue.client.errors import CredentialError, UnexpectedAnswerError
+from pdm.workqueue.client.queries import Query, query
+from pdm.workqueue.client.settings import ClientSettings, find_settings
+from pdm.workqueue.client.waiting import Waiting
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.wire.responses import (
+    DelegationView,
+    ElementStatusView,
+    ElementView,
+    JobStatusView,
+    JobView,
+    OutputView,
+    RetriedJobView,
+    SiteView,
+    WhoamiView,
+)
+
+_T = TypeVar("_T")
+_Numbered = TypeVar("_Numbered", JobView, ElementView)
+#: Jobs or elements asked for at a time when all of them are read.
+_PAGE = 500
+
+
+class SubmitOptions(TypedDict, total=False):
+    """What every submission may add.
+
+    Attributes:
+        protocol: how to move; GRIDFTP without it.
+        priority: 0 (first) to 9.
+        max_tries: 1 to 10 attempts for each element.
+        label: a word to find the job by.
+        options: further members of ``extra_opts``.
+        idempotency_key: names this submission; the same key twice makes one job. A new one is made without it.
+    """
+
+    protocol: JobProtocol | str
+    priority: int
+    max_tries: int
+    label: str
+    options: Mapping[str, Any]
+    idempotency_key: str
+
+
+class Filters(TypedDict, total=False):
+    """Which jobs or elements; None is the same as leaving it away.
+
+    Attributes:
+        status: only those that stand so.
+        type: only those of this type.
+        site: only those from or to this site, by number or name.
+        label: only those of jobs with this label.
+        since: only those registered at or after this moment, which has a time zone.
+        after: only those with a greater number.
+    """
+
+    status: JobStatus | str | None
+    type: JobType | str | None
+    site: int | str | None
+    label: str | None
+    since: datetime | None
+    after: int | None
+
+
+class WorkqueueClient:
+    """Calls one service as one user, over one pool of kept connections.
+
+    All methods return Deferreds, which fail with a `pdm.workqueue.client.errors.WorkqueueClientError`; its class and
+    text say what happened and what to do. Cancelling a Deferred ends its request, not the job.
+
+    Args:
+        reactor: Twisted's.
+        base_url: ``https://HOST:PORT`` of the service.
+        policy: presents the caller's certificate and judges the service's; see
+            `pdm.workqueue.certificates.client_tls.client_policy`.
+        certificate: PEM file that `delegate` signs with, None for a client that never delegates.
+        key: PEM file of its key, None where it is in the same file.
+        timeout_s: how many seconds the service may be silent.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        base_url: str,
+        policy: IPolicyForHTTPS,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self._reactor = reactor
+        self._certificate = certificate
+        self._key = key
+        self._connection = Connection(reactor, base_url, policy, timeout_s)
+
+    @classmethod
+    def from_settings(cls, reactor: Any, settings: ClientSettings, timeout_s: float = 60.0) -> Self:
+        """A client for settings that are known.
+
+        Raises:
+            SettingsError, CredentialError: a file is missing, expired or does not fit; in words.
+        """
+        try:
+            policy = client_policy(settings.ca, settings.certificate, settings.key)
+        except ClientCredentialError as error:
+            raise CredentialError(str(error).rstrip(".")) from error
+        return cls(
+            reactor, settings.url, policy, certificate=settings.certificate, key=settings.key, timeout_s=timeout_s
+        )
+
+    @classmethod
+    def from_environment(cls, reactor: Any, url: str | None = None) -> Self:
+        """A client for what the environment or the user's file names; see `find_settings`."""
+        return cls.from_settings(reactor, find_settings(os.environ, Path.home(), os.getuid(), url))
+
+    def close(self) -> Deferred[None]:
+        """Close the kept connections; the client can be used again all the same."""
+        return Deferred.fromCoroutine(self._connection.close())
+
+    # Submissions
+
+    def list(
+        self, site: int, path: str, *, depth: int | None = None, **more: Unpack[SubmitOptions]
+    ) -> Deferred[JobView]:
+        """Submit a listing; `depth` 0 is the thing itself, 1 what is in it, None all levels."""
+        return self._submit("/list", {"src_siteid": site, "src_filepath": path}, {"depth": depth}, more)
+
+    def copy(
+        self,
+        src_site: int,
+        src_path: str,
+        dst_site: int,
+        dst_path: str,
+        *,
+        overwrite: Literal["never", "always", "different"] | None = None,
+        verify: Literal["checksum", "size"] | None = None,
+        **more: Unpack[SubmitOptions],
+    ) -> Deferred[JobView]:
+        """Submit a copy of a file, or of a tree: its content goes to `dst_path`."""
+        body = {
+            "src_siteid": src_site,
+            "src_filepath": src_path,
+            "dst_siteid": dst_site,
+            "dst_filepath": dst_path,
+        }
+        return self._submit("/copy", body, {"overwrite": overwrite, "verify": verify}, more)
+
+    def remove(
+        self, site: int, path: str, *, recursive: bool | None = None, **more: Unpack[SubmitOptions]
+    ) -> Deferred[JobView]:
+        """Submit a removal; `recursive=False` spares a directory that is not empty."""
+        return self._submit("/remove", {"src_siteid": site, "src_filepath": path}, {"recursive": recursive}, more)
+
+    def rename(
+        self,
+        site: int,
+        path: str,
+        new_path: str,
+        *,
+        overwrite: Literal["never", "always"] | None = None,
+        **more: Unpack[SubmitOptions],
+    ) -> Deferred[JobView]:
+        """Submit a new name at the same site."""
+        body = {"src_siteid": site, "src_filepath": path, "dst_filepath": new_path}
+        return self._submit("/rename", body, {"overwrite": overwrite}, more)
+
+    def mkdir(
+        self, site: int, path: str, *, parents: bool | None = None, **more: Unpack[SubmitOptions]
+    ) -> Deferred[JobView]:
+        """Submit a new directory; `parents` makes those above too and does not mind one that is there."""
+        return self._submit("/mkdir", {"src_siteid": site, "src_filepath": path}, {"parents": parents}, more)
+
+    def submit(self, type_: JobType | str, body: Mapping[str, Any], **more: Unpack[SubmitOptions]) -> Deferred[JobView]:
+        """Submit a job of any type, in the words of the API (``POST /jobs``)."""
+        return self._submit("/jobs", {**body, "type": JobType.parse(type_).value}, {}, more)
+
+    # Questions
+
+    def jobs(self, *, limit: int | None = None, **filters: Unpack[Filters]) -> Deferred[Sequence[JobView]]:
+        """The caller's jobs that fit the filters, newest last; at most `limit`."""
+        return self._ask(tuple[JobView, ...], "GET", "/jobs", query(limit=limit, **filters))
+
+    def iterate_jobs(self, /, **filters: Unpack[Filters]) -> AsyncIterator[JobView]:
+        """All the caller's jobs that fit the filters, newest last, read page by page."""
+        return self._pages(self.jobs, filters)
+
+    def job(self, job_id: int) -> Deferred[JobView]:
+        """One job."""
+        return self._ask(JobView, "GET", f"/jobs/{job_id:d}")
+
+    def elements(
+        self, job_id: int, *, limit: int | None = None, **filters: Unpack[Filters]
+    ) -> Deferred[Sequence[ElementView]]:
+        """The elements of a job that fit the filters, by number; at most `limit`."""
+        return self._ask(tuple[ElementView, ...], "GET", f"/jobs/{job_id:d}/elements", query(limit=limit, **filters))
+
+    def iterate_elements(self, job_id: int, /, **filters: Unpack[Filters]) -> AsyncIterator[ElementView]:
+        """All elements of a job that fit the filters, by number, read page by page."""
+        return self._pages(partial(self.elements, job_id), filters)
+
+    def element(self, job_id: int, element_id: int) -> Deferred[ElementView]:
+        """One element."""
+        return self._ask(ElementView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}")
+
+    def status(self, job_id: int) -> Deferred[JobStatusView]:
+        """Where a job stands."""
+        return self._ask(JobStatusView, "GET", f"/jobs/{job_id:d}/status")
+
+    def element_status(self, job_id: int, element_id: int) -> Deferred[ElementStatusView]:
+        """Where an element stands, and how fast it moves."""
+        return self._ask(ElementStatusView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/status")
+
+    def output(self, job_id: int) -> Deferred[Sequence[OutputView]]:
+        """The latest log (and listing) of each element that has one."""
+        return self._ask(tuple[OutputView, ...], "GET", f"/jobs/{job_id:d}/output")
+
+    def element_output(self, job_id: int, element_id: int, attempt: int | None = None) -> Deferred[OutputView]:
+        """The log (and listing) of an element: the latest, or of an attempt (counted from the end if negative)."""
+        which = "" if attempt is None else f"/{attempt:d}"
+        return self._ask(OutputView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}")
+
+    def whoami(self) -> Deferred[WhoamiView]:
+        """As whom the service sees the caller."""
+        return self._ask(WhoamiView, "GET", "/whoami")
+
+    def sites(self) -> Deferred[Sequence[SiteView]]:
+        """The sites and what they offer."""
+        return self._ask(tuple[SiteView, ...], "GET", "/sites")
+
+    # Actions
+
+    def wait(
+        self,
+        job_id: int,
+        timeout: float | None = None,
+        on_progress: Callable[[JobView], object] | None = None,
+        *,
+        patience_s: float = 120.0,
+    ) -> Deferred[JobView]:
+        """Wait until a job has ended, however it ended.
+
+        Args:
+            job_id: of the job.
+            timeout: seconds; without it, for ever.
+            on_progress: called with the job each time it was asked for, its end included.
+            patience_s: for how many seconds the service may be away meanwhile (a restart).
+
+        Raises:
+            JobTimeoutError: the time is up; the job goes on.
+        """
+        waiting = Waiting(self._reactor, lambda: self.job(job_id), on_progress or (lambda job: None), patience_s)
+        return Deferred.fromCoroutine(waiting.until_end(job_id, timeout))
+
+    def cancel(self, job_id: int) -> Deferred[JobView]:
+        """Cancel a job; one that has ended stays as it is."""
+        return self._ask(JobView, "DELETE", f"/jobs/{job_id:d}")
+
+    def retry(self, job_id: int) -> Deferred[RetriedJobView]:
+        """Try what failed or was cancelled once more."""
+        return self._ask(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", key=_new_key())
+
+    def delegation(self) -> Deferred[DelegationView | None]:
+        """What the service holds of the caller, and until when it is valid; None for nothing."""
+        return Deferred.fromCoroutine(self._delegating().held())
+
+    def delegate(self, lifetime: timedelta = timedelta(hours=12)) -> Deferred[DelegationView]:
+        """Let the service act for the caller at the sites: it makes a key, and gets a proxy signed for it.
+
+        No private key travels. The proxy ends after `lifetime`, or earlier with the caller's own certificate or proxy.
+
+        Raises:
+            CredentialError: the client has no certificate and key to sign with, or they have expired.
+        """
+        return Deferred.fromCoroutine(self._delegating().give(lifetime))
+
+    def undelegate(self) -> Deferred[None]:
+        """Make the service forget what was delegated."""
+        return Deferred.fromCoroutine(self._delegating().withdraw())
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        """Let time pass between two questions."""
+        return Deferred.fromCoroutine(self._connection.pause(seconds))
+
+    # Machinery
+
+    def _submit(
+        self, path: str, body: Mapping[str, Any], options: Mapping[str, Any], more: SubmitOptions
+    ) -> Deferred[JobView]:
+        if unknown := sorted(more.keys() - SubmitOptions.__annotations__.keys()):
+            raise TypeError(f"unknown options of a submission: {', '.join(unknown)}")
+        given = {name: value for name, value in options.items() if value is not None}
+        extra = {**more.get("options", {}), **given}
+        full = dict(body)
+        if extra:
+            full["extra_opts"] = extra
+        if "protocol" in more:
+            full["protocol"] = JobProtocol.parse(more["protocol"]).name
+        for name in ("priority", "max_tries", "label"):
+            if name in more:
+                full[name] = more[name]
+        key = more.get("idempotency_key") or _new_key()
+        return self._ask(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
+
+    def _delegating(self) -> Delegating:
+        return Delegating(self._connection, self._certificate, self._key)
+
+    def _ask(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> Deferred[_T]:
+        return Deferred.fromCoroutine(self._asked(type_, method, path, query, **more))
+
+    async def _asked(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> _T:
+        content = await self._connection.request(method, path, query=query, **more)
+        try:
+            return msgspec.json.decode(content, type=type_)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UnexpectedAnswerError(
+                f"the answer to {method} {path} is not what this client knows ({error})",
+                "Check PDM_URL; if it is right, bring client and service to the same version.",
+            ) from error
+
+    async def _pages(
+        self, page: Callable[..., Deferred[Sequence[_Numbered]]], filters: Filters
+    ) -> AsyncIterator[_Numbered]:
+        after = filters.get("after")
+        while True:
+            found = await page(limit=_PAGE, **{**filters, "after": after})
+            for each in found:
+                yield each
+            if len(found) < _PAGE:
+                return
+            after = found[-1].id
+
+
+def _new_key() -> str:
+    return str(uuid.uuid4())

@@ -1,0 +1,189 @@
+"""The client for scripts and notebooks that have no reactor.
+
+    with BlockingWorkqueueClient.from_environment() as client:
+        job = client.copy(1, "/data/run7/", 2, "/archive/run7/")
+        job = client.wait(job.id)
+
+Twisted has one reactor in a process, which can run once. The first blocking client starts it in a thread of its own;
+it runs until the interpreter ends, for all blocking clients. Where a program runs the reactor already, in whichever
+thread, that one is used. Only the thread in which the reactor runs cannot call: it would wait for itself. After a
+``fork`` the thread is gone: make the client in the process that uses it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.python.threadable import isInIOThread
+
+from pdm.workqueue.client.settings import ClientSettings
+from pdm.workqueue.WorkqueueClient import WorkqueueClient
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_START_S = 30.0
+
+
+class _ReactorThread:
+    """Twisted's reactor, running in some thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def reactor(self) -> Any:
+        """The reactor, running; started at the first call."""
+        # Importing it installs it: not before somebody needs it.
+        from twisted.internet import reactor  # noqa: TID251 - there is no caller that could pass it in
+
+        running: Any = reactor
+        with self._lock:
+            if not running.running:
+                self._start(running)
+        return running
+
+    def call(self, function: Callable[[], Deferred[_T]]) -> _T:
+        """Call a function in the reactor's thread and wait for its result; ^C cancels it."""
+        reactor = self.reactor()
+        if isInIOThread():
+            raise RuntimeError(
+                "a blocking call in the thread of the reactor would wait for itself: use WorkqueueClient there"
+            )
+        future: Future[_T] = Future()
+        begun: list[Deferred[_T]] = []
+
+        def cancel() -> None:
+            for deferred in begun:
+                deferred.cancel()
+
+        def begin() -> None:
+            try:
+                begun.append(function())
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                begun[0].addCallbacks(future.set_result, failed)
+
+        def failed(failure: Failure) -> None:
+            future.set_exception(failure.value or RuntimeError("unknown failure"))
+
+        reactor.callFromThread(begin)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            reactor.callFromThread(cancel)
+            raise
+
+    def _start(self, reactor: Any) -> None:
+        started = threading.Event()
+        reactor.callWhenRunning(started.set)
+        thread = threading.Thread(
+            target=reactor.run, kwargs={"installSignalHandlers": False}, name="pdm-reactor", daemon=True
+        )
+        thread.start()
+        if not started.wait(_START_S):
+            raise RuntimeError("Twisted's reactor could not be started")
+
+        def stop() -> None:
+            reactor.callFromThread(reactor.stop)
+            thread.join(_START_S)
+
+        atexit.register(stop)
+
+
+_THREAD = _ReactorThread()
+
+
+def _blocking(
+    method: Callable[Concatenate[WorkqueueClient, _P], Deferred[_T]],
+) -> Callable[Concatenate[BlockingWorkqueueClient, _P], _T]:
+    """The method of the client that waits for its result."""
+
+    @wraps(method)
+    def waiting(self: BlockingWorkqueueClient, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return _THREAD.call(lambda: method(self.client, *args, **kwargs))
+
+    return waiting
+
+
+def _iterating(
+    method: Callable[Concatenate[WorkqueueClient, _P], AsyncIterator[_T]],
+) -> Callable[Concatenate[BlockingWorkqueueClient, _P], Iterator[_T]]:
+    """The method of the client that gives one after the other, waiting for each."""
+
+    @wraps(method)
+    def iterating(self: BlockingWorkqueueClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
+        each = method(self.client, *args, **kwargs)
+
+        async def following() -> _T | None:
+            # Not anext(each, None): that one takes a tuple which a Deferred gives back for several arguments.
+            try:
+                return await each.__anext__()
+            except StopAsyncIteration:
+                return None
+
+        while (found := _THREAD.call(lambda: Deferred.fromCoroutine(following()))) is not None:
+            yield found
+
+    return iterating
+
+
+class BlockingWorkqueueClient:
+    """`WorkqueueClient` whose methods return values and raise errors; ^C ends the waiting, not the job.
+
+    ``on_progress`` of `wait` is called in the reactor's thread.
+    """
+
+    def __init__(self, client: WorkqueueClient) -> None:
+        self.client = client
+
+    @classmethod
+    def from_settings(cls, settings: ClientSettings) -> Self:
+        """A client for settings that are known; see `WorkqueueClient.from_settings`."""
+        return cls(WorkqueueClient.from_settings(_THREAD.reactor(), settings))
+
+    @classmethod
+    def from_environment(cls, url: str | None = None) -> Self:
+        """A client for what the environment or the user's file names."""
+        return cls(WorkqueueClient.from_environment(_THREAD.reactor(), url))
+
+    list = _blocking(WorkqueueClient.list)
+    copy = _blocking(WorkqueueClient.copy)
+    remove = _blocking(WorkqueueClient.remove)
+    rename = _blocking(WorkqueueClient.rename)
+    mkdir = _blocking(WorkqueueClient.mkdir)
+    submit = _blocking(WorkqueueClient.submit)
+    jobs = _blocking(WorkqueueClient.jobs)
+    iterate_jobs = _iterating(WorkqueueClient.iterate_jobs)
+    job = _blocking(WorkqueueClient.job)
+    elements = _blocking(WorkqueueClient.elements)
+    iterate_elements = _iterating(WorkqueueClient.iterate_elements)
+    element = _blocking(WorkqueueClient.element)
+    status = _blocking(WorkqueueClient.status)
+    element_status = _blocking(WorkqueueClient.element_status)
+    output = _blocking(WorkqueueClient.output)
+    element_output = _blocking(WorkqueueClient.element_output)
+    whoami = _blocking(WorkqueueClient.whoami)
+    sites = _blocking(WorkqueueClient.sites)
+    wait = _blocking(WorkqueueClient.wait)
+    cancel = _blocking(WorkqueueClient.cancel)
+    retry = _blocking(WorkqueueClient.retry)
+    delegation = _blocking(WorkqueueClient.delegation)
+    delegate = _blocking(WorkqueueClient.delegate)
+    undelegate = _blocking(WorkqueueClient.undelegate)
+    close = _blocking(WorkqueueClient.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

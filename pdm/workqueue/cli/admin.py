@@ -1,0 +1,98 @@
+"""``pdm admin``: makes an instance of the service, and certificates for its users."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shlex
+from pathlib import Path
+
+import click
+
+from pdm.workqueue.instance import (
+    DEFAULT_PORT,
+    Grid,
+    Identity,
+    Instance,
+    InstanceError,
+    add_user,
+    is_user_name,
+    make_instance,
+)
+
+
+@click.group()
+def admin() -> None:
+    """Make and keep an instance of the service."""
+
+
+@admin.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="TCP port; 0: a free one."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address or name to listen on.")
+@click.option("--grid", type=click.Path(path_type=Path), metavar="GRIDDIR", help="Serve this test grid.")
+@click.option(
+    "--operator", "operators", multiple=True, metavar="SUBJECT", help="One more operator: /C=XX/O=Grid/CN=Name."
+)
+def init(folder: Path, port: int, host: str, grid: Path | None, operators: tuple[str, ...]) -> None:
+    """Make a ready instance in the folder DIR.
+
+    It gets a configuration, two sites in local folders (or those of a test grid), a certificate authority of its
+    own with certificates for the host, for an operator and for you, and room for database and logs.
+    """
+    try:
+        instance = make_instance(
+            folder,
+            user=_login_name(),
+            host=host,
+            port=port,
+            grid=None if grid is None else Grid.read(grid.absolute()),
+            operators=operators,
+        )
+    except InstanceError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(_next_steps(instance))
+
+
+@admin.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("name")
+def user(folder: Path, name: str) -> None:
+    """Make a certificate for the user NAME of the instance in DIR."""
+    try:
+        identity = add_user(folder, name)
+    except InstanceError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{identity.certificate}\n{identity.key}")
+    click.echo("\nTo call the service as this user:")
+    click.echo(_exports(identity, None, folder.absolute() / "certificates" / "ca.crt"))
+
+
+def _login_name() -> str:
+    """The name of who runs this, in the letters that a certificate's file may have."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = ""
+    name = re.sub(r"[^A-Za-z0-9._-]", "", name).lstrip("._-")[:40]
+    return name if is_user_name(name) else "user"
+
+
+def _next_steps(instance: Instance) -> str:
+    first = instance.identities[0]
+    others = ", ".join(identity.name for identity in instance.identities[1:])
+    return (
+        f"An instance of the service is ready in {instance.folder}\n\n"
+        "Start the daemon:\n"
+        f"  twistd --nodaemon pdmworkqueue --config {shlex.quote(str(instance.config))}\n\n"
+        f"Call it as {first.name} (there are also: {others}):\n"
+        f"{_exports(first, instance.url, instance.authority)}\n"
+        f"  pdm ls {instance.site}:"
+    )
+
+
+def _exports(identity: Identity, url: str | None, authority: Path) -> str:
+    values = {"PDM_URL": url, "PDM_CERT": identity.certificate, "PDM_KEY": identity.key, "PDM_CA": authority}
+    return "\n".join(f"  export {name}={shlex.quote(str(value))}" for name, value in values.items() if value)

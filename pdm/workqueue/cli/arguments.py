@@ -1,0 +1,169 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import click
+from attrs import frozen
+
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.paths import text_from_bytes
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
+_UNITS_S = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+#: Names of options that go by other words in ``extra_opts`` than Python's.
+_OPTION_PARTS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
+
+@frozen
+class Place:
+    """A path at a site, as typed; `site` is a name or a number in digits, `path` may be empty."""
+
+    site: str
+    path: str
+
+
+class PlaceType(click.ParamType[Place]):
+    """``SITE:path``."""
+
+    name = "SITE:path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        if isinstance(value, Place):
+            return value
+        site, colon, path = str(value).partition(":")
+        if not colon or not site or "/" in site:
+            self.fail(f"{value!r} is not of the form SITE:path (see 'pdm sites').", param, ctx)
+        # The bytes that were typed, in the API's own spelling of what is not UTF-8.
+        return Place(site, text_from_bytes(os.fsencode(path)))
+
+
+class DurationType(click.ParamType[float]):
+    """``90``, ``90s``, ``5m``, ``12h``, ``2d``; seconds come out."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a duration: 90s, 5m, 12h and 2d are.", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2]]
+
+
+class MomentType(click.ParamType[datetime]):
+    """A moment (``2026-03-02``, ``2026-03-02T11:04``; UTC) or how long ago it was (``12h``)."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        text = str(value).strip()
+        match = _DURATION.fullmatch(text)
+        if match is not None and match[2] is not None:
+            return datetime.now(UTC) - timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            self.fail(f"{value!r} is neither a moment (2026-03-02T11:04) nor a time ago (12h).", param, ctx)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class ExtraOptionType(click.ParamType[tuple[str, Any]]):
+    """``KEY=VALUE``; VALUE is JSON, or text where it is not; a dotted KEY goes into an object."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not _OPTION_PARTS.fullmatch(key):
+            self.fail(f"{value!r} is not of the form KEY=VALUE.", param, ctx)
+        try:
+            return key, json.loads(text)
+        except ValueError:
+            return key, text
+
+
+PLACE = PlaceType()
+DURATION = DurationType()
+MOMENT = MomentType()
+JOB_NUMBER = click.IntRange(min=1, max=2**63 - 1)
+
+
+def merged_options(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that dotted keys describe.
+
+    Raises:
+        click.UsageError: a key is given as a value and as an object.
+    """
+    options: dict[str, Any] = {}
+    for key, value in pairs:
+        *outer, last = key.split(".")
+        inner = options
+        for part in outer:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise click.UsageError(f"--option {key}: {part} already has a value.")
+        inner[last] = value
+    return options
+
+
+def _chosen_format(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
+    """The command's own -F, else that before the command (``pdm -F json jobs``), else text."""
+    return value or ctx.find_root().params.get("form") or "text"
+
+
+def format_option(command: _Command) -> _Command:
+    """``-F text|json``."""
+    return click.option(
+        "-F",
+        "--format",
+        "form",
+        type=click.Choice(["text", "json"]),
+        callback=_chosen_format,
+        help="What stdout gets: text for people (default), or JSON as the API gives it.",
+    )(command)
+
+
+def protocol_option(command: _Command) -> _Command:
+    """``--protocol``."""
+    return click.option(
+        "--protocol",
+        type=click.Choice([member.name.lower() for member in JobProtocol], case_sensitive=False),
+        help="How to move (default: what the sites offer, GridFTP first).",
+    )(command)
+
+
+def submit_options(command: _Command) -> _Command:
+    """The options of all commands that submit a job."""
+    decorators = [
+        protocol_option,
+        click.option("--priority", type=click.IntRange(0, 9), help="0 is served first (default 5)."),
+        click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
+        click.option("--label", help="A word to find the job by."),
+        click.option(
+            "--option",
+            "options",
+            type=ExtraOptionType(),
+            multiple=True,
+            help="Further option of the job; VALUE is JSON, KEY may be nested (dummy.delay=1).",
+        ),
+        click.option("--no-wait", is_flag=True, help="Return as soon as the job is registered."),
+        click.option("--timeout", type=DURATION, help="Wait no longer than this (90s, 5m, 12h); the job goes on."),
+        format_option,
+    ]
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command

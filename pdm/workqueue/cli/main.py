@@ -1,0 +1,95 @@
+"""``pdm``: the table of the commands. The module of one is imported when it is used, so that all start fast."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from io import TextIOWrapper
+from typing import NoReturn
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from pdm.workqueue import __version__
+
+#: command → module and name in it, one line of help.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "ls": ("listing:ls", "List what is at a path."),
+    "cp": ("submitting:cp", "Copy a file or a tree."),
+    "rm": ("submitting:rm", "Remove a file, or with -r a tree."),
+    "mv": ("submitting:mv", "Give a file or folder a new name at its site."),
+    "mkdir": ("submitting:mkdir", "Make a folder."),
+    "jobs": ("jobs:jobs", "Show my jobs."),
+    "status": ("jobs:status", "Show where a job stands, and what failed."),
+    "wait": ("jobs:wait", "Wait for a job; exit as it ended."),
+    "logs": ("logs:logs", "Show the logs of a job or an element."),
+    "cancel": ("jobs:cancel", "Cancel jobs."),
+    "retry": ("jobs:retry", "Try what failed once more."),
+    "delegate": ("account:delegate", "Let the service act for me at the sites."),
+    "sites": ("account:sites", "Show the sites and what they offer."),
+    "whoami": ("account:whoami", "Show as whom the service sees me."),
+    "admin": ("admin:admin", "Make and keep an instance of the service."),
+    "help": ("help:help_command", "Show a page: exit-codes, environment, or a command."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that knows its commands by name and help line, and imports one when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(f"pdm.workqueue.cli.{module}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Where the service is, and who calls: 'pdm help environment'. Exit status: 'pdm help exit-codes'.",
+)
+@click.version_option(__version__, prog_name="pdm", message="%(prog)s %(version)s")
+@click.option("-F", "--format", "form", type=click.Choice(["text", "json"]), help="For all commands that know -F.")
+def pdm(form: str | None) -> None:
+    """Move data between storage sites with the PDM Workqueue.
+
+    A place is SITE:path; SITE is a name or a number (see 'pdm sites').
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script; usage errors are said the way all errors of ``pdm`` are said.
+
+    Args:
+        arguments: of the command line; the process's own without it.
+    """
+    # A terminal that cannot show a character gets its escape; it is no reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        # An exit status comes back where click ended the command itself (--help).
+        result = pdm.main(arguments, prog_name="pdm", standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        line = f"pdm: {error.format_message().strip().rstrip('.')}."
+        if isinstance(error, click.UsageError):
+            line += f" See '{'pdm' if error.ctx is None else error.ctx.command_path} --help'."
+        click.echo(line, err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("pdm: interrupted.", err=True)
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)

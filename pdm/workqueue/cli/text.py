@@ -1,0 +1,122 @@
+"""Text for terminals: names that cannot play tricks, sizes, rates, durations and tables for people."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from pdm.workqueue.domain.paths import InvalidPathError, bytes_from_text
+
+#: Control and format characters, line and paragraph separators, half pairs, private and unassigned characters.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
+_SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def _escaped(character: str) -> str:
+    if character in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[character]
+    number = ord(character)
+    if 0xEF80 <= number <= 0xEFFF:  # a byte of a name that is not UTF-8, see domain.paths
+        return f"\\x{number - 0xEF00:02x}"
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def shown_name(name: str) -> str:
+    """A file name on one line: what is not printable as a backslash escape, a backslash doubled."""
+    if name.isprintable() and name.isascii() and "\\" not in name:
+        return name
+    return "".join(_escaped(c) if c == "\\" or unicodedata.category(c) in _UNPRINTABLE else c for c in name)
+
+
+def shown_text(text: str) -> str:
+    """A message of several lines: what a terminal could take for a command is escaped, line ends and tabs stay."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else _escaped(c) for c in text)
+
+
+def shown_line(text: str) -> str:
+    """A message on one line."""
+    return shown_text(" ".join(text.split()))
+
+
+def shown_json(text: str) -> str:
+    """JSON that means the same, with all that a terminal could take for a command as JSON's own escapes."""
+    if text.isascii() and "\x7f" not in text:  # JSON has escaped the other control characters of ASCII itself
+        return text
+    return "".join(_json_escape(c) if c != "\n" and unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def write_bytes(text: str, end: bytes) -> None:
+    """Write the exact bytes of a name to stdout."""
+    try:
+        raw = bytes_from_text(text)
+    except InvalidPathError:
+        raw = text.encode("utf-8", "replace")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(raw + end)
+
+
+def shown_bytes(count: float) -> str:
+    """A size: ``0 B``, ``17 B``, ``1.5 KiB``, ``12 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if count < 1024 or unit == "PiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def shown_duration(seconds: float) -> str:
+    """A duration: ``4 s``, ``3 m 20 s``, ``2 h 5 m``, ``3 d 4 h``."""
+    whole = max(0, round(seconds))
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def shown_mode(kind: str, mode: int | None) -> str:
+    """Type and permission bits as ``ls -l`` shows them; ``?`` for bits that the server does not tell."""
+    letter = {"directory": "d", "link": "l", "file": "-"}.get(kind, "?")
+    if mode is None:
+        return letter + "?" * 9
+    return letter + "".join("rwx"[i % 3] if mode >> (8 - i) & 1 else "-" for i in range(9))
+
+
+def shown_time(seconds: float | None) -> str:
+    """A moment in UTC: ``2026-03-02 11:04``; blanks where it is not known or no such date exists."""
+    if seconds is None:
+        return " " * 16
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return "?".rjust(16)
+
+
+def shown_moment(moment: datetime) -> str:
+    """A moment: ``2026-03-02 11:04:05 UTC``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Columns as wide as they must be, separated by two blanks.
+
+    Args:
+        header: one word a column.
+        rows: cells, already safe to print.
+        right: numbers of the columns that end at their right edge.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

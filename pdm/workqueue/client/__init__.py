@@ -1,0 +1,1 @@
+"""What the client is made of: settings, connection, errors. Users import `WorkqueueClient` and `blocking`."""

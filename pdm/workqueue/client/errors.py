@@ -1,0 +1,152 @@
+"""What can go wrong for a caller of the service, in words: what happened, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WorkqueueClientError(Exception):
+    """Base of all errors of the client.
+
+    Attributes:
+        what: what happened, a sentence without its full stop.
+        advice: what to do next, a sentence, or empty.
+    """
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(what, advice)
+        self.what = what
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.advice}" if self.advice else self.what
+
+
+class SettingsError(WorkqueueClientError):
+    """The client is not told where the service is, or is told so wrongly."""
+
+
+class CredentialError(WorkqueueClientError):
+    """A certificate or key of the caller is missing, expired, unreadable or not enough."""
+
+
+class UnreachableError(WorkqueueClientError):
+    """No connection to the service: nothing was sent."""
+
+
+class ConnectionBrokenError(WorkqueueClientError):
+    """The connection ended before the answer was complete: what was asked may have been done, or not."""
+
+
+class NoAnswerError(ConnectionBrokenError):
+    """The service was silent for longer than the timeout."""
+
+
+class CertificateRefusedError(CredentialError):
+    """One side refused the other's certificate in the TLS handshake."""
+
+
+class UnexpectedAnswerError(WorkqueueClientError):
+    """What came back is not what the API answers: another program listens there, or another version."""
+
+
+class JobTimeoutError(WorkqueueClientError):
+    """The job had not ended when the time was up; it goes on.
+
+    Attributes:
+        job: as last seen (`pdm.workqueue.wire.responses.JobView`), None if it was never seen.
+    """
+
+    def __init__(self, what: str, advice: str, job: Any) -> None:
+        super().__init__(what, advice)
+        self.job = job
+
+
+class RequestRefusedError(WorkqueueClientError):
+    """The service answered with an error.
+
+    Attributes:
+        status: HTTP status code.
+        word: stable name of the kind of error, empty where the answer had none.
+        title: the kind of error, the same for all of a kind.
+        detail: what is wrong with this request.
+        pointer: JSON path of the wrong value (``$.src_filepath``), None where it is not about one.
+        request_id: what an operator finds in the daemon's log, None where the answer had none.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        *,
+        word: str = "",
+        pointer: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        what = (detail or title or f"the service answered {status}").rstrip(".")
+        if pointer is not None and pointer not in what:
+            what = f"{pointer}: {what}"
+        super().__init__(what, self._advice(status, request_id))
+        self.status = status
+        self.word = word
+        self.title = title
+        self.detail = detail
+        self.pointer = pointer
+        self.request_id = request_id
+
+    def _advice(self, status: int, request_id: str | None) -> str:
+        if status >= 500:
+            return f"Tell an operator the number {request_id}." if request_id else "Tell an operator."
+        return ""
+
+
+class InvalidRequestError(RequestRefusedError):
+    """400, 413, 415, 422: the request itself is wrong; `pointer` names the place."""
+
+
+class OutputNotReadyError(InvalidRequestError):
+    """400: the attempt has not ended yet, or there is no such attempt."""
+
+
+class NotAuthenticatedError(RequestRefusedError, CredentialError):
+    """401: the service saw no certificate."""
+
+    def _advice(self, status: int, request_id: str | None) -> str:
+        return "See 'pdm help environment' for where a certificate is looked for."
+
+
+class ForbiddenError(RequestRefusedError, CredentialError):
+    """403: the service knows who calls, and does not allow this."""
+
+
+class NotFoundError(RequestRefusedError):
+    """404: there is no such job, element or site, or it is another user's."""
+
+
+class ConflictError(RequestRefusedError):
+    """409: the request does not fit what the service has now; 422: its key belongs to another request."""
+
+
+class DelegationNeededError(ConflictError, CredentialError):
+    """409: the service holds no valid credential of the caller."""
+
+    def _advice(self, status: int, request_id: str | None) -> str:
+        return "Run 'pdm delegate', then submit again."
+
+
+class TemporaryRefusalError(RequestRefusedError):
+    """429, 502, 503, 504: not now; the same request may be repeated.
+
+    Attributes:
+        retry_after_s: seconds after which the service asks to be called again, None if it does not say.
+    """
+
+    retry_after_s: float | None = None
+
+    def _advice(self, status: int, request_id: str | None) -> str:
+        return "Try again in a minute."
+
+
+class ServerFaultError(RequestRefusedError):
+    """500: a fault of the service; `request_id` stands in its log."""

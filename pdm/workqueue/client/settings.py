@@ -1,0 +1,125 @@
+"""Where the service is and who calls it: from the environment, the user's file, or the grid's own conventions."""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+from pdm.workqueue.client.errors import SettingsError
+
+_KEYS = ("url", "certificate", "key", "ca")
+
+
+@frozen
+class ClientSettings:
+    """What a client needs to know.
+
+    Attributes:
+        url: ``https://HOST:PORT`` of the service.
+        certificate: PEM file of the caller's certificate (with its chain, and with the key where `key` is None),
+            None to call without one.
+        key: PEM file of its key.
+        ca: PEM file or grid-style directory of the authorities that may vouch for the service, None for those of
+            the system.
+    """
+
+    url: str
+    certificate: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+
+
+def find_settings(environ: Mapping[str, str], home: Path, uid: int, url: str | None = None) -> ClientSettings:
+    """Collect the settings; the first place that has one wins.
+
+    Looked at in this order: ``PDM_URL``, ``PDM_CERT`` with ``PDM_KEY``, ``PDM_CA``; the file ``pdm/client.conf``
+    below ``XDG_CONFIG_HOME`` or ``~/.config``; ``X509_USER_PROXY``, ``X509_USER_CERT`` with ``X509_USER_KEY``,
+    ``/tmp/x509up_u<uid>``; ``X509_CERT_DIR``, ``/etc/grid-security/certificates``. Certificate and key always
+    come from the same place.
+
+    Args:
+        environ: the environment variables.
+        home: the user's home folder.
+        uid: the user's number.
+        url: the service, where the caller knows it already.
+
+    Raises:
+        SettingsError: nothing names the service, or something names it wrongly.
+    """
+    path = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pdm" / "client.conf"
+    stored = _read_file(path, home)
+    found = url or environ.get("PDM_URL") or stored.get("url")
+    if not found:
+        raise SettingsError(
+            "no service is named", f"Set PDM_URL=https://HOST:PORT, or write 'url = ...' under [client] into {path}."
+        )
+    certificate, key = _identity(environ, stored, uid)
+    return ClientSettings(_checked_url(found), certificate, key, _authorities(environ, stored))
+
+
+def _identity(environ: Mapping[str, str], stored: Mapping[str, str], uid: int) -> tuple[Path | None, Path | None]:
+    for certificate, key, names in (
+        (environ.get("PDM_CERT"), environ.get("PDM_KEY"), "PDM_KEY is set, but not PDM_CERT"),
+        (stored.get("certificate"), stored.get("key"), "client.conf has a key, but no certificate"),
+    ):
+        if certificate:
+            return Path(certificate), Path(key) if key else None
+        if key:
+            raise SettingsError(names, "Name the certificate that belongs to the key.")
+    if proxy := environ.get("X509_USER_PROXY"):
+        return Path(proxy), None
+    if (certificate := environ.get("X509_USER_CERT")) and (key := environ.get("X509_USER_KEY")):
+        return Path(certificate), Path(key)
+    usual = Path(f"/tmp/x509up_u{uid}")  # noqa: S108 - the grid's fixed place; only read, and checked by who reads it
+    return (usual, None) if usual.is_file() and usual.stat().st_uid == uid else (None, None)
+
+
+def _authorities(environ: Mapping[str, str], stored: Mapping[str, str]) -> Path | None:
+    named = environ.get("PDM_CA") or stored.get("ca") or environ.get("X509_CERT_DIR")
+    if named:
+        return Path(named)
+    usual = Path("/etc/grid-security/certificates")
+    return usual if usual.is_dir() else None
+
+
+def _read_file(path: Path, home: Path) -> Mapping[str, str]:
+    """The values of the user's file; paths in it are relative to it, ``~`` is the home folder."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        text = path.read_text(encoding="utf-8")
+        parser.read_string(text, source=str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read ({error})", "Mend the file, or remove it.") from error
+    except configparser.Error as error:
+        raise SettingsError(" ".join(str(error).split()), "Mend the file, or remove it.") from error
+    for section in parser.sections():
+        if section != "client":
+            raise SettingsError(f"{path}: unknown section [{section}]", "The only section is [client].")
+    values = dict(parser["client"]) if parser.has_section("client") else {}
+    for name in values:
+        if name not in _KEYS:
+            near = difflib.get_close_matches(name, _KEYS, n=1)
+            advice = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(_KEYS)}."
+            raise SettingsError(f"{path}: [client] has an unknown key {name}", advice)
+    for name in ("certificate", "key", "ca"):
+        if value := values.get(name):
+            values[name] = str(home / value[2:] if value.startswith("~/") else path.parent / value)
+    return values
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise SettingsError(f"{url!r} is not the address of a service", "It has the form https://HOST:PORT.")
+    return url.rstrip("/")

@@ -1,0 +1,150 @@
+"""What clients send: one struct for each body, and one for each set of query parameters.
+
+Types, protocols and site numbers are taken as numbers and as digit strings (the reference's clients send both), types
+and protocols also by name; all other numbers are JSON numbers. A key that is left out, or null, has its default.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_TRIES
+from pdm.workqueue.domain.paths import LONGEST_PATH
+
+#: The largest number of a job, an element or a site that a database holds.
+LARGEST_ID = 2**63 - 1
+LONGEST_LABEL = 255
+
+_WORD = Meta(max_length=20)
+
+SiteNumber = Annotated[
+    Annotated[int, Meta(ge=0, le=LARGEST_ID)] | Annotated[str, Meta(pattern=r"^[0-9]{1,19}$")],
+    Meta(description="Number of a site (a string of digits is taken, too)."),
+]
+FilePath = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="Absolute, relative to the site's default folder, or beginning with ~ (the account's home).",
+    ),
+]
+TypeWord = Annotated[
+    int | Annotated[str, _WORD],
+    Meta(description="Job type: " + ", ".join(f"{member.value} or {member.name}" for member in JobType) + "."),
+]
+ProtocolWord = Annotated[
+    int | Annotated[str, _WORD] | None,
+    Meta(
+        description="How to move, default GRIDFTP: "
+        + ", ".join(f"{member.value} or {member.name}" for member in JobProtocol)
+        + "."
+    ),
+]
+Options = Annotated[dict[str, Any] | None, Meta(description="Options of the job type; an unknown one is refused.")]
+Priority = Annotated[
+    Annotated[int, Meta(ge=FIRST_PRIORITY, le=LAST_PRIORITY)] | None, Meta(description="0 is served first; default 5.")
+]
+Tries = Annotated[
+    Annotated[int, Meta(ge=LEAST_TRIES, le=MOST_TRIES)] | None,
+    Meta(description="How many attempts each element may have, the first one included; default 2."),
+]
+Label = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=LONGEST_LABEL)] | None,
+    Meta(description="A word of your own to find the job by."),
+]
+
+
+class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    protocol: ProtocolWord = None
+    extra_opts: Options = None
+    priority: Priority = None
+    max_tries: Tries = None
+    label: Label = None
+
+
+class SubmitList(_Submission, frozen=True, kw_only=True):
+    """List what is at a path."""
+
+    src_siteid: SiteNumber
+    src_filepath: FilePath
+
+
+class SubmitRemove(_Submission, frozen=True, kw_only=True):
+    """Remove a file, or a directory with all that is in it."""
+
+    src_siteid: SiteNumber
+    src_filepath: FilePath
+
+
+class SubmitMkdir(_Submission, frozen=True, kw_only=True):
+    """Make a directory."""
+
+    src_siteid: SiteNumber
+    src_filepath: FilePath
+
+
+class SubmitCopy(_Submission, frozen=True, kw_only=True):
+    """Copy a file, or what is in a directory."""
+
+    src_siteid: SiteNumber
+    src_filepath: FilePath
+    dst_siteid: SiteNumber
+    dst_filepath: FilePath
+
+
+class SubmitRename(_Submission, frozen=True, kw_only=True):
+    """Give a new name at the same site; ``dst_siteid`` need not be given."""
+
+    src_siteid: SiteNumber
+    src_filepath: FilePath
+    dst_filepath: FilePath
+    dst_siteid: SiteNumber | None = None
+
+
+class SubmitJob(_Submission, frozen=True, kw_only=True):
+    """A job of any type; ``dst_*`` where the type has a destination."""
+
+    type: TypeWord
+    src_siteid: SiteNumber
+    src_filepath: FilePath
+    dst_siteid: SiteNumber | None = None
+    dst_filepath: FilePath | None = None
+
+
+Submission = SubmitList | SubmitRemove | SubmitMkdir | SubmitCopy | SubmitRename | SubmitJob
+
+_Limit = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+_After = Annotated[int, Meta(ge=0, le=LARGEST_ID)]
+#: Names out of an enumeration; the parameter may be repeated, and each may be a list with commas.
+StatusWords = Annotated[
+    tuple[str, ...], Meta(description=f"Only these: {', '.join(JobStatus.__members__)}; repeated, or with commas.")
+]
+TypeWords = Annotated[
+    tuple[str, ...], Meta(description=f"Only these: {', '.join(JobType.__members__)}; repeated, or with commas.")
+]
+
+
+class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which elements of a job; a site or label that is not the job's leaves none."""
+
+    status: StatusWords = ()
+    type: TypeWords = ()
+    site: Annotated[str | None, Meta(description="Number or name of the source or destination site.")] = None
+    label: Annotated[str | None, Meta(description="The job's label.")] = None
+    since: Annotated[datetime | None, Meta(description="Registered at this moment or later, RFC 3339.")] = None
+    limit: Annotated[_Limit | None, Meta(description="At most so many.")] = None
+    after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
+
+
+class JobQuery(ElementQuery, frozen=True, kw_only=True):
+    """Which jobs; without parameters, all of the caller's."""
+
+    user: Annotated[
+        str | None, Meta(description="For operators: the number of a user, or 'all'; without it, one's own jobs.")
+    ] = None

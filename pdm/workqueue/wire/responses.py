@@ -1,0 +1,201 @@
+"""What the service answers: one struct for each object of the API. Times are UTC, sizes bytes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType, field
+
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+
+TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(JobType.__members__)})]
+StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__members__)})]
+ProtocolName = Annotated[str, Meta(extra_json_schema={"enum": list(JobProtocol.__members__)})]
+
+#: Directory → names in it.
+Names = dict[str, list[str]]
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job.
+
+    ``num_new`` to ``num_cancelled`` sum to ``num_elements``; elements that are held count as submitted, and once more
+    in ``held``. ``skipped`` are entries of the source that are not carried out (dangling links, sockets ...).
+    """
+
+    id: int
+    user_id: int
+    src_siteid: int
+    dst_siteid: Annotated[int | UnsetType, Meta(description="Where the type has a destination.")] = UNSET
+    src_filepath: str
+    dst_filepath: Annotated[str | UnsetType, Meta(description="Where the type has a destination.")] = UNSET
+    type: TypeName
+    status: StatusName
+    extra_opts: dict[str, Any]
+    priority: int
+    protocol: ProtocolName
+    log_uid: str
+    timestamp: datetime
+    finished_at: datetime | None
+    label: str | None
+    max_tries: int
+    cancel_requested: bool
+    num_elements: int
+    num_new: int
+    num_submitted: int
+    num_running: int
+    num_done: int
+    num_failed: int
+    num_cancelled: int
+    held: int
+    skipped: int
+    bytes_total: int
+    bytes_done: int
+
+
+class RetriedJobView(JobView, frozen=True, kw_only=True):
+    """A job that was asked to try again; ``retried`` elements went back to the queue."""
+
+    retried: int
+
+
+class FailureView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an attempt failed."""
+
+    scope: Annotated[str, Meta(description="Whose side: source, destination, transfer or service.")]
+    code: Annotated[str, Meta(description="Stable word.")]
+    retryable: Annotated[bool, Meta(description="Whether the same may pass later.")]
+    hint: Annotated[str, Meta(description="What to do.")]
+    message: Annotated[str, Meta(description="What tool or server said.")]
+
+
+class EntryView(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a directory; ``mode`` and ``mtime`` (seconds since 1970) are null where the server is silent."""
+
+    name: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["file", "directory", "link", "other"]})]
+    size: int
+    mode: int | None
+    mtime: int | None
+    target: Annotated[str | UnsetType, Meta(description="Where a link leads.")] = UNSET
+
+
+class NoteView(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+Entries = dict[str, list[EntryView]]
+Notes = list[NoteView]
+
+
+class ElementView(msgspec.Struct, frozen=True, kw_only=True):
+    """An element of a job.
+
+    A LIST element that is done has its ``listing``, the same with details as ``entries``, and what was left out
+    (``unreadable`` of a LIST job, ``skipped`` of others). In the array of a job's elements the listing of a COPY or
+    REMOVE job is empty, for what was found are the elements that follow it.
+    """
+
+    id: int
+    job_id: int
+    src_filepath: str
+    dst_filepath: Annotated[str | UnsetType, Meta(description="Where it has a destination.")] = UNSET
+    size: int
+    max_tries: int
+    attempts: int
+    type: TypeName
+    status: StatusName
+    timestamp: datetime
+    not_before: Annotated[datetime | None, Meta(description="When a waiting element is tried again.")]
+    checksum: str | None
+    failure: FailureView | None = field(name="error")
+    listing: list[Names] = []
+    entries: Entries | UnsetType = UNSET
+    unreadable: Notes | UnsetType = UNSET
+    skipped: Notes | UnsetType = UNSET
+
+
+class OutputView(msgspec.Struct, frozen=True, kw_only=True):
+    """The output of one attempt that has ended.
+
+    ``log`` is null only in the output of a whole job, for a log that is gone from disk. A LIST element has
+    ``listing``, ``entries`` and notes as in the element; they are those of its latest attempt.
+    """
+
+    jobid: int
+    elementid: int
+    attempt: int
+    type: TypeName
+    status: StatusName
+    log: str | None
+    listing: Names | UnsetType = UNSET
+    entries: Entries | UnsetType = UNSET
+    unreadable: Notes | UnsetType = UNSET
+    skipped: Notes | UnsetType = UNSET
+
+
+class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job stands."""
+
+    jobid: int
+    status: StatusName
+
+
+class ElementStatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an element stands, and how far it is; null where that is not known."""
+
+    jobid: int
+    elementid: int
+    status: StatusName
+    attempts: int
+    transferred: Annotated[int | None, Meta(description="Bytes moved.")]
+    instant: Annotated[float | None, Meta(description="Bytes/s now.")]
+    average: Annotated[float | None, Meta(description="Bytes/s since the start.")]
+    elapsed: Annotated[float | None, Meta(description="Seconds since the start.")]
+
+
+class WhoamiView(msgspec.Struct, frozen=True, kw_only=True):
+    """Who the service takes the caller for."""
+
+    user_id: int
+    subject: str
+    role: Annotated[str, Meta(extra_json_schema={"enum": ["user", "operator"]})]
+    delegation_id: str
+    certificate_valid_until: Annotated[datetime, Meta(description="End of the first that ends of the presented chain.")]
+    limited_proxy: bool
+    credential_valid_until: Annotated[datetime | None, Meta(description="End of what was delegated; null for none.")]
+
+
+class SiteView(msgspec.Struct, frozen=True, kw_only=True):
+    """A site; ``endpoints`` maps each protocol that it offers to a URL."""
+
+    id: int
+    name: str
+    description: str
+    default_folder: str
+    protocols: list[ProtocolName]
+    endpoints: dict[str, str]
+
+
+class DelegationView(msgspec.Struct, frozen=True, kw_only=True):
+    """A delegated credential."""
+
+    termination_time: datetime
+    subject: str
+
+
+class HealthView(msgspec.Struct, frozen=True, kw_only=True):
+    """That the service answers."""
+
+    status: str
+    version: str
+
+
+def moment_text(moment: datetime) -> str:
+    """A time (UTC) as the API writes it: ``2026-11-23T19:30:12Z``."""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}Z"

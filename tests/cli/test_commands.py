@@ -1,0 +1,265 @@
+"""``pdm`` as its users meet it: a process of its own, against a daemon of its own, on local folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid.service import TestService
+
+PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
+#: A job that goes on until it is cancelled, and shows one file of it.
+ENDLESS = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.hang=true")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
+    """One daemon for all tests here, on two local folders."""
+    service = TestService(tmp_path_factory.mktemp("cli") / "instance")
+    service.init()
+    with service.running():
+        yield service
+    assert "Traceback" not in service.log_path.read_text()
+
+
+@pytest.fixture
+def folder(service: TestService, request: pytest.FixtureRequest) -> Path:
+    """A folder of its own at site 1, seen from here; at the site it is ``/<its name>``."""
+    folder = service.directory / "storage" / "a" / re.sub(r"\W", "_", request.node.name)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def pdm(service: TestService, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = service.pdm("admin", *arguments)
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}\n{service.tail()}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def submitted(service: TestService, *arguments: str) -> int:
+    return int(json.loads(pdm(service, *arguments, "--no-wait", "-F", "json").stdout)["id"])
+
+
+def test_who_and_where(service: TestService) -> None:
+    assert re.match(r"/.*CN=.* \(operator\)\n", pdm(service, "whoami").stdout)
+    sites = json.loads(pdm(service, "sites", "-F", "json").stdout)
+    assert [site["id"] for site in sites] == [1, 2]
+
+
+def test_a_listing_in_one_command(service: TestService, folder: Path) -> None:
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "sub" / "x").write_bytes(b"12345")
+    (folder / "two\nlines").write_bytes(b"1")
+    (folder / "\x1b[31mred").write_bytes(b"1")
+    (folder / "größe").write_bytes(b"1")
+    (folder / "back\\slash").write_bytes(b"1")
+    Path(os.fsdecode(os.fsencode(folder) + b"/latin\xe9")).write_bytes(b"1")
+    os.utime(folder / "größe", (1_000_000_000, 1_000_000_000))
+    (folder / "größe").chmod(0o640)
+    place = f"1:/{folder.name}"
+
+    done = pdm(service, "ls", place)
+    assert sorted(done.stdout.splitlines()) == sorted(
+        ["sub/", r"two\nlines", r"\x1b[31mred", "größe", r"back\\slash", r"latin\xe9"]
+    )
+    assert done.stderr == ""
+    long = pdm(service, "ls", "-l", place).stdout
+    assert re.search(r"^-rw-r-----  +1  2001-09-09 01:46  größe$", long, re.MULTILINE)
+    assert re.search(r"^d[rwx-]{9} .* sub/$", long, re.MULTILINE)
+    assert {"sub/", "sub/x", "sub/deep/"} < set(pdm(service, "ls", "-R", place).stdout.splitlines())
+    raw = subprocess.run([*PDM, "ls", "-0", place], env=service.environment("admin"), capture_output=True, check=True)
+    assert set(raw.stdout.split(b"\0")) == {*(os.fsencode(path.name) for path in folder.iterdir()), b""}
+    names = [entry["name"] for entry in json.loads(pdm(service, "-F", "json", "ls", place).stdout)[f"/{folder.name}"]]
+    assert "two\nlines" in names
+
+
+def test_a_file_lists_itself(service: TestService, folder: Path) -> None:
+    (folder / "one").write_bytes(b"1")
+    assert pdm(service, "ls", f"1:/{folder.name}/one").stdout == "one\n"
+
+
+def test_a_listing_of_nothing_fails_in_words(service: TestService) -> None:
+    done = pdm(service, "ls", "1:/not/there", code=3)
+    assert done.stdout == ""
+    assert "NOT_FOUND" in done.stderr
+    assert done.stderr.startswith("pdm: ")
+    assert "Check the path" in done.stderr
+
+
+def test_a_tree_is_copied_listed_moved_and_removed(service: TestService, folder: Path) -> None:
+    (folder / "t" / "empty").mkdir(parents=True)
+    (folder / "t" / "-x %41").write_bytes(b"content")
+    there = service.directory / "storage" / "b"
+    done = pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}/c", "--label", "my label")
+    assert done.stdout == ""
+    assert re.match(r"job \d+ submitted\n", done.stderr)
+    assert "DONE  3/3 elements" in done.stderr
+    assert (there / folder.name / "c" / "-x %41").read_bytes() == b"content"
+    assert (there / folder.name / "c" / "empty").is_dir()
+
+    moved = json.loads(pdm(service, "-F", "json", "mv", f"2:/{folder.name}/c", f"2:/{folder.name}/d").stdout)
+    assert (moved["type"], moved["status"]) == ("RENAME", "DONE")
+    pdm(service, "mkdir", "-p", f"2:/{folder.name}/e/f")
+    assert (there / folder.name / "e" / "f").is_dir()
+    refused = pdm(service, "rm", f"2:/{folder.name}/d", code=1)
+    assert "IS_A_DIRECTORY" in refused.stderr or "NOT_EMPTY" in refused.stderr
+    assert (there / folder.name / "d" / "-x %41").exists()
+    pdm(service, "rm", "-r", f"2:/{folder.name}/d")
+    assert not (there / folder.name / "d").exists()
+    listed = pdm(service, "jobs", "--label", "my label").stdout
+    assert "my label" in listed
+    assert "DONE" in listed
+
+
+def test_a_copy_that_partly_fails_is_6_and_says_why(service: TestService, folder: Path) -> None:
+    (folder / "t").mkdir()
+    (folder / "t" / "new").write_bytes(b"1")
+    (folder / "t" / "old").write_bytes(b"2")
+    target = service.directory / "storage" / "b" / folder.name
+    target.mkdir()
+    (target / "old").write_bytes(b"another")
+    done = pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}", code=6)
+    assert "EXISTS (destination)" in done.stderr
+    assert "overwrite=always" in done.stderr
+    number = re.match(r"job (\d+) ", done.stderr)
+    assert number is not None
+    status = pdm(service, "status", number[1]).stdout
+    assert "3: 2 done, 1 failed" in status
+    assert "EXISTS" in status
+
+    (target / "old").unlink()
+    assert "1 elements are tried again" in pdm(service, "retry", number[1]).stdout
+    pdm(service, "wait", number[1])
+    assert (target / "old").read_bytes() == b"2"
+
+
+def test_a_job_can_be_left_waited_for_and_cancelled(service: TestService) -> None:
+    number = submitted(service, "cp", "1:/a", "2:/b", *ENDLESS)
+    late = pdm(service, "wait", str(number), "--timeout", "0.5s", code=10)
+    assert f"pdm wait {number} | pdm cancel {number}" in late.stderr
+    cancelled = pdm(service, "cancel", str(number), "999999999", code=3)
+    assert cancelled.stdout.startswith(f"job {number} ")
+    assert "job 999999999: " in cancelled.stderr
+    assert "CANCELLED" in pdm(service, "wait", str(number), code=7).stderr
+
+
+def test_logs(service: TestService, folder: Path) -> None:
+    (folder / "one").write_bytes(b"1")
+    number = submitted(service, "cp", f"1:/{folder.name}/one", f"2:/{folder.name}-copy")
+    followed = pdm(service, "logs", str(number), "-f").stdout
+    assert f"==> {number}.0 attempt 1 LIST DONE <==" in followed
+    assert f"==> {number}.1 attempt 1 COPY DONE <==" in followed
+    output = json.loads(pdm(service, "logs", f"{number}.1", "-a", "-1", "-F", "json").stdout)
+    assert output["attempt"] == 1
+    assert output["log"] in followed
+    pdm(service, "logs", f"{number}.1", "-a", "7", code=3)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_detaches(service: TestService, number: int, code: int) -> None:
+    with subprocess.Popen(
+        [*PDM, "cp", "1:/a", "2:/b", *ENDLESS],
+        env=service.environment("admin"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stderr is not None
+        first = running.stderr.readline()
+        match = re.fullmatch(r"job (\d+) submitted\n", first)
+        assert match is not None, first
+        while "RUNNING" not in running.stderr.readline():
+            assert running.poll() is None
+        running.send_signal(number)
+        out, err = running.communicate(timeout=20)
+    assert (running.returncode, out) == (code, "")
+    assert f"detached: job {match[1]} goes on; pdm wait {match[1]} | pdm cancel {match[1]}\n" in err
+    assert service.call("admin", "GET", f"/jobs/{match[1]}")[1]["status"] == "RUNNING"
+    service.call("admin", "DELETE", f"/jobs/{match[1]}")
+
+
+def test_a_terminal_gets_a_bar(service: TestService) -> None:
+    ours, theirs = pty.openpty()
+    seen: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while data := os.read(ours, 65536):
+                seen.append(data)
+        except OSError:
+            pass  # the terminal's other end is closed
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    environment = {**service.environment("admin"), "TERM": "xterm"}
+    arguments = [
+        "cp",
+        "1:/a",
+        "2:/b",
+        "--protocol",
+        "dummy",
+        "--option",
+        "dummy.files=3",
+        "--option",
+        "dummy.delay=0.3",
+    ]
+    done = subprocess.run([*PDM, *arguments], env=environment, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    os.close(theirs)
+    reader.join(10)
+    os.close(ours)
+    shown = b"".join(seen).decode()
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert "\x1b[" in shown
+    assert "━" in shown
+    assert "DONE  4/4 elements" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["ls", "nowhere:/x"], 3, "no site nowhere. Known sites: "),
+        (["cp", "1:/a", "2:/b", "--option", "overwrit=always"], 2, "overwrite"),
+        (["cp", "1:/a", "2:/b", "--protocol", "ssh"], 2, "SSH"),
+    ],
+)
+def test_refusals_are_one_line_and_truthful(service: TestService, arguments: list[str], code: int, words: str) -> None:
+    done = pdm(service, *arguments, code=code)
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("pdm: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_certificate_it_says_what_to_set(service: TestService) -> None:
+    environment = service.environment("admin")
+    del environment["PDM_CERT"], environment["PDM_KEY"]
+    done = subprocess.run([*PDM, "jobs"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "certificate" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(service: TestService) -> None:
+    command = f"{' '.join(PDM)} sites | true"
+    done = subprocess.run(command, shell=True, env=service.environment("admin"), capture_output=True, check=False)
+    assert done.stderr == b""
+
+
+def test_nobody_listens(service: TestService) -> None:
+    begun = time.monotonic()
+    environment = {**service.environment("admin"), "PDM_URL": "https://127.0.0.1:1"}
+    done = subprocess.run([*PDM, "jobs"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert "cannot be reached" in done.stderr
+    assert time.monotonic() - begun < 10

@@ -1,0 +1,86 @@
+"""What the exit status says about an ended job and about an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from pdm.workqueue.cli.exit_codes import MEANINGS, ExitCode, exit_codes_text
+from pdm.workqueue.cli.following import exit_code_of_job, failure_lines
+from pdm.workqueue.cli.session import exit_code_of
+from pdm.workqueue.client.errors import (
+    CertificateRefusedError,
+    ConflictError,
+    ConnectionBrokenError,
+    DelegationNeededError,
+    ForbiddenError,
+    InvalidRequestError,
+    JobTimeoutError,
+    NotAuthenticatedError,
+    NotFoundError,
+    ServerFaultError,
+    SettingsError,
+    TemporaryRefusalError,
+    UnexpectedAnswerError,
+    UnreachableError,
+    WorkqueueClientError,
+)
+from tests.client.samples import failed_element, job_view
+
+
+@pytest.mark.parametrize(
+    ("job", "codes", "expected"),
+    [
+        ({"status": "DONE"}, [], 0),
+        ({"status": "CANCELLED", "num_done": 3}, [], 7),
+        ({"status": "FAILED", "num_done": 2}, ["EXISTS"], 6),
+        ({"status": "FAILED", "num_done": 1}, ["EXISTS"], 1),
+        ({"status": "FAILED", "num_done": 0}, ["NOT_FOUND"], 3),
+        ({"status": "FAILED", "num_done": 0}, ["CREDENTIAL_REFUSED"], 4),
+        ({"status": "FAILED", "num_done": 1}, ["CONNECTION", "CONNECTION"], 5),
+        ({"status": "FAILED", "num_done": 1}, ["CONNECTION", "EXISTS"], 1),
+        ({"status": "FAILED", "num_done": 0}, ["A_WORD_OF_A_LATER_SERVICE"], 1),
+        ({"status": "FAILED", "num_done": 0, "type": "MKDIR"}, ["EXISTS"], 1),
+        ({"status": "FAILED", "num_done": 0}, [], 1),
+    ],
+)
+def test_of_a_job(job: dict[str, object], codes: list[str], expected: int) -> None:
+    failures = [failed_element(number, code) for number, code in enumerate(codes)]
+    assert exit_code_of_job(job_view(**job), failures) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (SettingsError("x"), 2),
+        (InvalidRequestError(400, "Bad", "x"), 2),
+        (ConflictError(409, "Conflict", "x"), 2),
+        (NotFoundError(404, "Not found", "x"), 3),
+        (NotAuthenticatedError(401, "No certificate", "x"), 4),
+        (ForbiddenError(403, "Forbidden", "x"), 4),
+        (DelegationNeededError(409, "No delegation", "x"), 4),
+        (CertificateRefusedError("x"), 4),
+        (UnreachableError("x"), 5),
+        (ConnectionBrokenError("x"), 5),
+        (TemporaryRefusalError(503, "Stopping", "x"), 5),
+        (ServerFaultError(500, "Fault", "x"), 1),
+        (UnexpectedAnswerError("x"), 1),
+        (JobTimeoutError("x", "y", None), 10),
+    ],
+)
+def test_of_an_error(error: WorkqueueClientError, expected: int) -> None:
+    assert exit_code_of(error) == expected
+
+
+def test_the_page_documents_each_code() -> None:
+    assert set(MEANINGS) == set(ExitCode)
+    page = exit_codes_text()
+    assert all(f"{code.value}  {MEANINGS[code]}" in page for code in ExitCode)
+
+
+def test_failures_are_shown_with_hint_and_without_tricks() -> None:
+    element = failed_element(3, src_filepath="/a\x1b[2Jb")
+    lines = failure_lines([element], total=12)
+    assert lines[0] == r"  7.3  /a\x1b[2Jb"
+    assert "NOT_FOUND (source): No such file" in lines[1]
+    assert "Check the path." in lines[2]
+    assert "11 more" in lines[3]

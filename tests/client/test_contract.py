@@ -1,0 +1,99 @@
+"""The client and the table of endpoints: each endpoint is reached by a method, each method reaches an endpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from pdm.workqueue.certificates.delegation import new_request
+from pdm.workqueue.client.errors import NotFoundError
+from pdm.workqueue.client.settings import ClientSettings
+from pdm.workqueue.http.endpoints import ENDPOINTS
+from pdm.workqueue.WorkqueueClient import WorkqueueClient
+
+#: For browsers and monitors, and what the client has from ``GET /sites`` already.
+NOT_CALLED = {"GET /openapi.json", "GET /health", "GET /sites/{site_id}"}
+CALLS: dict[str, tuple[Any, ...]] = {
+    "list": (1, "a"),
+    "copy": (1, "a", 2, "b"),
+    "remove": (1, "a"),
+    "rename": (1, "a", "b"),
+    "mkdir": (1, "a"),
+    "submit": ("LIST", {}),
+    "jobs": (),
+    "job": (1,),
+    "elements": (1,),
+    "element": (1, 0),
+    "status": (1,),
+    "element_status": (1, 0),
+    "output": (1,),
+    "element_output": (1, 0),
+    "whoami": (),
+    "sites": (),
+    "wait": (1,),
+    "cancel": (1,),
+    "retry": (1,),
+    "delegation": (),
+    "delegate": (),
+    "undelegate": (),
+}
+#: Methods that call others, or nothing.
+HELPERS = {"from_settings", "from_environment", "close", "pause", "iterate_jobs", "iterate_elements"}
+
+
+class Recorder:
+    """Stands for the connection: notes what is asked, and answers what a delegation needs to go on."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def request(self, method: str, path: str, *, key: str | None = None, **_: Any) -> bytes:
+        assert (key is not None) == (method == "POST"), f"{method} {path}: a POST has a key, and nothing else has"
+        self.asked.append(f"{method} {path}")
+        if path == "/whoami":
+            me = {"user_id": 1, "subject": "/CN=A", "role": "user", "delegation_id": "0123", "limited_proxy": False}
+            until = {"certificate_valid_until": "2030-01-01T00:00:00Z", "credential_valid_until": None}
+            return msgspec.json.encode(me | until)
+        if path.endswith("/request"):
+            return new_request("/CN=A", 2048)[1]
+        raise NotFoundError(404, "no", "no")
+
+
+@pytest.fixture
+def asked(pki: Path, result_of: Callable[[Deferred[Any]], Any]) -> list[str]:
+    settings = ClientSettings("https://127.0.0.1:1", pki / "alice.crt", pki / "alice.key", pki / "ca.crt")
+    client = WorkqueueClient.from_settings(reactor, settings)
+    recorder = Recorder()
+    client._connection = recorder  # type: ignore[assignment]
+    for name, arguments in CALLS.items():
+        before = len(recorder.asked)
+        getattr(client, name)(*arguments).addErrback(lambda failure: failure.trap(NotFoundError))
+        assert len(recorder.asked) > before, f"{name} asked nothing"
+    client.element_output(1, 0, -1).addErrback(lambda failure: failure.trap(NotFoundError))
+    return recorder.asked
+
+
+def test_this_test_knows_each_method() -> None:
+    methods = {
+        name for name, value in vars(WorkqueueClient).items() if callable(value) or isinstance(value, classmethod)
+    }
+    assert {name for name in methods if not name.startswith("_")} == CALLS.keys() | HELPERS
+
+
+def test_each_endpoint_is_reached_and_nothing_else(asked: list[str]) -> None:
+    templates = {
+        f"{endpoint.method} {endpoint.path}": re.compile(
+            re.sub(r"\\\{\w+\\\}", "-?[0-9]+", re.escape(f"{endpoint.method} {endpoint.path}"))
+        )
+        for endpoint in ENDPOINTS
+    }
+    reached = {name for call in asked for name, template in templates.items() if template.fullmatch(call)}
+    assert reached == templates.keys() - NOT_CALLED
+    assert [call for call in asked if not any(template.fullmatch(call) for template in templates.values())] == []
