@@ -1,0 +1,1 @@
+"""The configuration file: what can be set, and how it is read."""

@@ -1,0 +1,233 @@
+"""What an operator can set: one struct for each section of ``workqueue.conf``.
+
+The default of every key stands here and, with a sentence, in ``etc/workqueue.conf``; a test keeps the two equal.
+Attributes carry their unit in the name (``_s`` seconds, ``_bytes`` bytes); the keys of the file carry it in the
+value (``30s``, ``1MiB``), so a key is the attribute without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+
+def _kind(name: str, **limits: Any) -> Meta:
+    """Marks how `pdm.workqueue.config.reading` reads the text of a key."""
+    return Meta(extra={"kind": name}, **limits)
+
+
+_DAY = 86400.0
+
+#: Seconds, written ``500ms``, ``30s``, ``5m``, ``12h`` or ``7d``; more than none.
+Duration = Annotated[float, _kind("duration", gt=0, le=3650 * _DAY)]
+#: Seconds, or 0 for "not at all".
+DurationOrZero = Annotated[float, _kind("duration", ge=0, le=3650 * _DAY)]
+#: Bytes, written ``512``, ``64KiB``, ``1MB``.
+Size = Annotated[int, _kind("size", ge=1, le=2**62)]
+#: A path; a relative one is relative to the folder of the configuration file.
+FilePath = Annotated[Path, _kind("path")]
+#: A path; the default is relative to the state folder.
+StatePath = Annotated[Path, _kind("state-path")]
+#: A path, or nothing.
+OptionalPath = Annotated[Path | None, _kind("optional-path")]
+#: Certificate subjects, one a line, in slash form: ``/C=XX/O=Grid/CN=Name``.
+Subjects = Annotated[tuple[str, ...], _kind("subjects")]
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where and how the REST API is served.
+
+    Attributes:
+        host: address (or name of an address) to listen on; ``0.0.0.0`` or ``::`` for all.
+        port: TCP port; 0 takes a free one, the ready line says which.
+        body_limit_bytes: longest request body; a longer one is answered 413.
+        idle_timeout_s: a kept connection that is silent for so long is closed.
+    """
+
+    host: Text = "127.0.0.1"
+    port: Port = 8443
+    body_limit_bytes: Size = field(default=1024**2, name="body_limit")
+    idle_timeout_s: Duration = field(default=300.0, name="idle_timeout")
+
+
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who the service is, and whose client certificates it takes.
+
+    Attributes:
+        certificate: PEM file of the host certificate, with its chain if it has one.
+        key: PEM file of its private key.
+        trust: a PEM file of authorities, or a hashed directory of them (as ``/etc/grid-security/certificates``).
+        crl: ``require`` refuses clients of an authority without a revocation list, ``if-present`` checks the lists
+            that are there, ``off`` checks none.
+        crl_refresh_s: how often authorities and revocation lists are read again.
+    """
+
+    certificate: FilePath = Path("certificates/host.crt")
+    key: FilePath = Path("certificates/host.key")
+    trust: FilePath = Path("certificates/trust")
+    crl: Literal["require", "if-present", "off"] = "if-present"
+    crl_refresh_s: Duration = field(default=300.0, name="crl_refresh")
+
+
+class UserSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may use the service.
+
+    Attributes:
+        register: ``anyone`` with a trusted certificate becomes a user at first sight, or only who is ``listed``.
+        listed_users: file of subjects, one a line: ``SUBJECT``, or ``ROLE SUBJECT`` (role ``user`` or ``operator``).
+        operators: subjects that may see and steer everybody's jobs.
+    """
+
+    register: Literal["anyone", "listed"] = "anyone"
+    listed_users: OptionalPath = None
+    operators: Subjects = ()
+
+
+class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where jobs are kept.
+
+    Attributes:
+        url: SQLAlchemy URL; after reading never empty (empty in the file: ``workqueue.sqlite`` in the state folder).
+        threads: threads (and connections) for database work.
+    """
+
+    url: str = ""
+    threads: Annotated[int, Meta(ge=1, le=64)] = 4
+
+
+class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``folder``: what the daemon writes; database, keys and logs stand below it unless set elsewhere."""
+
+    folder: FilePath = Path("var")
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The daemon's own log, and the logs of attempts.
+
+    Attributes:
+        folder: logs of attempts, ``<uid[:2]>/<uid>/<element>/attempt<K>.log``.
+        file: the daemon's own log; standard error without it.
+        format: ``text`` for people, ``json`` for collectors: one object a line.
+        level: the least level written.
+        head_bytes: how much of the beginning of an attempt's log is kept.
+        tail_bytes: how much of its end.
+    """
+
+    folder: StatePath = Path("logs")
+    file: OptionalPath = None
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warn", "error"] = "info"
+    head_bytes: Size = field(default=1024**2, name="head")
+    tail_bytes: Size = field(default=64 * 1024, name="tail")
+
+
+class SiteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``folder``: the files ``*.conf`` that describe sites."""
+
+    folder: FilePath = Path("sites.d")
+
+
+class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The helper processes that move the bytes.
+
+    Attributes:
+        max_agents: helpers that copy, remove, rename and make directories at once.
+        list_agents: helpers more, for listings alone, so that ``pdm ls`` never waits behind copies.
+        idle_s: a helper without work for so long is ended.
+        python: interpreter of the helpers. After reading never None (nothing in the file: the daemon's own).
+        library_path: ``LD_LIBRARY_PATH`` of the helpers, for grid tools installed outside the system's folders.
+        cancel_grace_s: how long a helper may take to obey a cancellation; then it is killed.
+    """
+
+    max_agents: Annotated[int, Meta(ge=1, le=1000)] = 4
+    list_agents: Annotated[int, Meta(ge=1, le=1000)] = 1
+    idle_s: Duration = field(default=60.0, name="idle")
+    python: OptionalPath = None
+    library_path: str = ""
+    cancel_grace_s: Duration = field(default=0.8, name="cancel_grace")
+
+
+class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How elements are claimed, tried again and given up.
+
+    Attributes:
+        lease_s: a daemon that shows no life for so long loses its elements.
+        poll_interval_s: how often the database is asked for work that nobody announced.
+        batch_elements: most elements handed to a helper at once.
+        batch_bytes: most bytes of a batch; a larger file goes alone.
+        first_pause_s: before the second try of an element; doubles with each try.
+        longest_pause_s: upper bound of that pause.
+        stall_s: an element without any progress for so long has STALLED.
+        total_s: an element may take so long, and the time its size needs at `least_rate_bytes`.
+        least_rate_bytes: bytes per second that a transfer must average.
+    """
+
+    lease_s: Annotated[float, _kind("duration", ge=1, le=_DAY)] = field(default=60.0, name="lease")
+    poll_interval_s: Duration = field(default=5.0, name="poll_interval")
+    batch_elements: Annotated[int, Meta(ge=1, le=10_000)] = 200
+    batch_bytes: Size = 256 * 1024**2
+    first_pause_s: Duration = field(default=5.0, name="first_pause")
+    longest_pause_s: Duration = field(default=600.0, name="longest_pause")
+    stall_s: Duration = field(default=120.0, name="stall")
+    total_s: Duration = field(default=600.0, name="total")
+    least_rate_bytes: Size = field(default=500_000, name="least_rate")
+
+
+class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Delegated credentials.
+
+    Attributes:
+        key_file: the key under which they are encrypted in the database; made at first start.
+        folder: where a credential lies as a 0600 file while a helper uses it; best on a memory file system.
+        trust_dir: hashed directory of the authorities of storage servers.
+        minimum_lifetime_s: a job is not accepted on a credential that ends sooner.
+        key_bits: length of the RSA key of a delegated proxy.
+    """
+
+    key_file: StatePath = Path("credentials.key")
+    folder: StatePath = Path("credentials")
+    trust_dir: FilePath = Path("/etc/grid-security/certificates")
+    minimum_lifetime_s: DurationOrZero = field(default=600.0, name="minimum_lifetime")
+    key_bits: Literal[2048, 3072, 4096] = 2048
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration; every path is absolute once read.
+
+    Attributes:
+        source: the file it was read from.
+    """
+
+    source: Path
+    server: ServerSettings = ServerSettings()
+    tls: TlsSettings = TlsSettings()
+    users: UserSettings = UserSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    state: StateSettings = StateSettings()
+    logs: LogSettings = LogSettings()
+    sites: SiteSettings = SiteSettings()
+    agents: AgentSettings = AgentSettings()
+    queue: QueueSettings = QueueSettings()
+    credentials: CredentialSettings = CredentialSettings()
+
+
+#: Section name → its struct.
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "server": ServerSettings,
+    "tls": TlsSettings,
+    "users": UserSettings,
+    "database": DatabaseSettings,
+    "state": StateSettings,
+    "logs": LogSettings,
+    "sites": SiteSettings,
+    "agents": AgentSettings,
+    "queue": QueueSettings,
+    "credentials": CredentialSettings,
+}

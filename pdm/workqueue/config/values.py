@@ -1,0 +1,148 @@
+"""The values of configuration keys: text as people write it, read by the kind its key declares."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_BYTES = {
+    "": 1,
+    "B": 1,
+    "kB": 1000,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+    "KiB": 1024,
+    "MiB": 1024**2,
+    "GiB": 1024**3,
+    "TiB": 1024**4,
+}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_SUBJECT = re.compile(r"/[A-Za-z0-9.]+=")
+_YES = frozenset({"yes", "true", "on", "1"})
+_NO = frozenset({"no", "false", "off", "0"})
+
+
+def _quantity(text: str) -> tuple[float, str]:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or len(text) > 40:
+        return math.nan, ""
+    return float(match.group(1)), match.group(2)
+
+
+def duration(text: str) -> float:
+    """Seconds in ``500ms``, ``30s``, ``5m``, ``12h``, ``7d`` or ``0``.
+
+    Raises:
+        ValueError: it is no duration, or has no unit.
+    """
+    number, unit = _quantity(text)
+    if unit in _UNITS_S and not math.isnan(number):
+        return number * _UNITS_S[unit]
+    if number == 0 and unit == "":
+        return 0.0
+    raise ValueError("a duration is expected, such as 500ms, 30s, 5m, 12h or 7d")
+
+
+def size(text: str) -> int:
+    """Bytes in ``512``, ``64KiB``, ``1MB``.
+
+    Raises:
+        ValueError: it is no size, or not a whole number of bytes.
+    """
+    number, unit = _quantity(text)
+    if math.isnan(number) or unit not in _UNITS_BYTES:
+        raise ValueError("a size is expected, such as 512, 64KiB, 1MiB or 2GB")
+    exact = number * _UNITS_BYTES[unit]
+    if exact != int(exact):
+        raise ValueError("a whole number of bytes is expected")
+    return int(exact)
+
+
+def whole(text: str) -> int:
+    """A whole number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _WHOLE.fullmatch(text):
+        raise ValueError("a whole number is expected")
+    return int(text)
+
+
+def yes_or_no(text: str) -> bool:
+    """A decision: yes or no (also true/false, on/off, 1/0).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.lower() in _YES:
+        return True
+    if text.lower() in _NO:
+        return False
+    raise ValueError("yes or no is expected")
+
+
+def subjects(text: str) -> tuple[str, ...]:
+    """Subjects of certificates, one a line.
+
+    Raises:
+        ValueError: a line is no subject in slash form.
+    """
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    for subject in found:
+        if not _SUBJECT.match(subject):
+            raise ValueError(f"{subject[:60]!r} is no subject: /C=XX/O=Organisation/CN=Name is expected, one a line")
+    return found
+
+
+def one_line(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        ValueError: it goes over several lines (a following line was indented by mistake).
+    """
+    if "\n" in text:
+        raise ValueError("one line is expected: is the line after it indented by mistake?")
+    return text
+
+
+def path_below(folder: Path) -> Callable[[str], Path]:
+    """Reads a path; a relative one is below the folder, ``~`` is the home of the daemon's account."""
+
+    def read(text: str) -> Path:
+        if not text:
+            raise ValueError("a path is expected")
+        if "\0" in text:
+            raise ValueError("a path must not contain NUL")
+        return folder / Path(one_line(text)).expanduser()
+
+    return read
+
+
+def optional_path_below(folder: Path) -> Callable[[str], Path | None]:
+    """Reads a path, or None where nothing is written."""
+    read = path_below(folder)
+    return lambda text: read(text) if text else None
+
+
+def readers(folder: Path) -> dict[str, Callable[[str], Any]]:
+    """How to read each kind of key of a file in this folder."""
+    path = path_below(folder)
+    return {
+        "duration": duration,
+        "size": size,
+        "path": path,
+        "state-path": path,
+        "optional-path": optional_path_below(folder),
+        "subjects": subjects,
+        "int": whole,
+        "bool": yes_or_no,
+        "str": one_line,
+    }

@@ -1,0 +1,1 @@
+"""The logs of attempts: files that people can tail."""

@@ -1,0 +1,95 @@
+"""The order in which the daemon's parts start and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from attrs import frozen
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+Step = Callable[[], Awaitable[None] | None]
+
+
+@frozen
+class Part:
+    """One part of the daemon: its name for the log, how it starts, how it stops."""
+
+    name: str
+    start: Step
+    stop: Step
+
+
+async def _taken(step: Step) -> None:
+    result = step()
+    if result is not None:
+        await result
+
+
+class OrderedServices(Service):
+    """Starts its parts one after the other and stops them in reverse, awaiting each.
+
+    Twisted's ``MultiService`` waits for none of them: it would claim work before the database is there, and close
+    the database under the last settlement.
+
+    Args:
+        on_ready: called once every part has started.
+        on_failed: called with the failure when a part could not start; those before it have been stopped by then.
+    """
+
+    _log = Logger()
+
+    def __init__(self, on_ready: Callable[[], None], on_failed: Callable[[Failure], None]) -> None:
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._parts: list[Part] = []
+        self._started: list[Part] = []
+        self._stop_asked = False
+        self._start_ended: Deferred[None] = Deferred()
+
+    def add(self, name: str, start: Step, stop: Step) -> None:
+        """Add a part; it starts after those added before it."""
+        self._parts.append(Part(name, start, stop))
+
+    def startService(self) -> None:
+        super().startService()
+        starting = Deferred.fromCoroutine(self._start())
+        starting.addErrback(self._on_failed)
+        starting.addErrback(lambda failure: self._log.failure("after a failed start", failure))
+        starting.addBoth(lambda _: self._start_ended.callback(None))
+
+    def stopService(self) -> Deferred[None]:
+        """Stop what has started; a start that is going on ends with the part it is at."""
+        super().stopService()
+        self._stop_asked = True
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _start(self) -> None:
+        for part in self._parts:
+            if self._stop_asked:
+                return
+            try:
+                await _taken(part.start)
+            except BaseException:
+                await self._stop_started()
+                raise
+            self._started.append(part)
+        if not self._stop_asked:
+            self._on_ready()
+
+    async def _stop(self) -> None:
+        if not self._start_ended.called:
+            waiting: Deferred[None] = Deferred()
+            self._start_ended.addCallback(waiting.callback)
+            await waiting
+        await self._stop_started()
+
+    async def _stop_started(self) -> None:
+        while self._started:
+            part = self._started.pop()
+            try:
+                await _taken(part.stop)
+            except Exception:  # the parts below must be stopped, whatever happened to this one
+                self._log.failure("{part} did not stop cleanly", part=part.name)

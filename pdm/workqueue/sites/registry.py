@@ -1,0 +1,227 @@
+"""The sites that the service knows, read from the files of ``sites.d``: one section a site.
+
+::
+
+    [RAL]
+    id = 13
+    description = Rutherford Appleton Laboratory
+    default_folder = /store/user
+    gridftp = gsiftp://gridftp.example.org:2811
+    https = https://dav.example.org:443
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+from twisted.logger import Logger
+
+from pdm.workqueue.config.ini import ConfigError, nearest, parse
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.paths import InvalidPathError, checked
+from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.urls import NotOfferedError, storage_url
+
+__all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_url"]
+
+#: Key → protocol.
+ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
+_OTHER_KEYS = ("id", "description", "default_folder")
+_SCHEMES = {
+    JobProtocol.GRIDFTP: ("gsiftp",),
+    JobProtocol.SSH: ("sftp",),
+    JobProtocol.DUMMY: ("dummy",),
+    JobProtocol.FILE: ("file",),
+    JobProtocol.HTTPS: ("https", "davs"),
+    JobProtocol.XROOT: ("root", "roots"),
+}
+#: Largest site number: the database keeps 32 bits with a sign.
+LARGEST_ID = 2**31 - 1
+_LONGEST_NAME = 64
+_LONGEST_DESCRIPTION = 500
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
+_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+
+class SiteRegistry:
+    """All sites; replaced as a whole when the files are read again.
+
+    Args:
+        folder: whose ``*.conf`` files describe the sites.
+        sites: what they say.
+    """
+
+    _log = Logger()
+
+    def __init__(self, folder: Path, sites: Iterable[Site]) -> None:
+        self._folder = folder
+        self._sites = {site.id: site for site in sites}
+
+    @classmethod
+    def read(cls, folder: Path) -> SiteRegistry:
+        """Read the files of a folder.
+
+        Raises:
+            ConfigError: the folder or a file cannot be read, or something in it is wrong; names file, site and key.
+        """
+        return cls(folder, _read_folder(folder))
+
+    def by_id(self, number: int) -> Site | None:
+        return self._sites.get(number)
+
+    def all(self) -> list[Site]:
+        """Every site, lowest number first."""
+        return [self._sites[number] for number in sorted(self._sites)]
+
+    def reload(self) -> str | None:
+        """Read the files again; if anything is wrong, all stays as it was.
+
+        Returns:
+            None, or what is wrong; the log says it too.
+        """
+        try:
+            fresh = _read_folder(self._folder)
+        except ConfigError as error:
+            self._log.error("the sites stay as they were: {reason}", reason=str(error))
+            return str(error)
+        # One assignment: who asks from another thread sees the old sites or the new ones.
+        self._sites = {site.id: site for site in fresh}
+        self._log.info("{count} sites read from {folder}", count=len(fresh), folder=str(self._folder))
+        return None
+
+
+def _read_folder(folder: Path) -> list[Site]:
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix == ".conf" and not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{folder}: the folder of sites cannot be read: {error.strerror}") from error
+    sites: list[Site] = []
+    places: dict[int | str, str] = {}
+    for file in files:
+        for name, keys in parse(file).items():
+            place = f"{file}: [{_shown(name)}]"
+            site = _read_site(place, name, keys)
+            for mark, what in ((site.id, f"id {site.id}"), (site.name.casefold(), f"the name {site.name}")):
+                if mark in places:
+                    raise ConfigError(f"{place} has {what}, and so has {places[mark]}")
+                places[mark] = place
+            sites.append(site)
+    return sites
+
+
+def _shown(text: str) -> str:
+    shown = ascii(text)[1:-1] if not text.isprintable() else text
+    return shown if len(shown) <= _LONGEST_NAME else shown[:_LONGEST_NAME] + "..."
+
+
+def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
+    known = (*_OTHER_KEYS, *ENDPOINT_KEYS)
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{place} unknown key {_shown(key)}{nearest(key, known)}")
+
+    def checked_by(key: str, check: Callable[[str], str], default: str) -> str:
+        try:
+            return check(keys.get(key, default))
+        except ValueError as error:
+            raise ConfigError(f"{place} {key}: {error}") from error
+
+    _check_name(place, name)
+    endpoints = {
+        protocol: checked_by(key, _endpoint_check(protocol), "")
+        for key, protocol in ENDPOINT_KEYS.items()
+        if key in keys
+    }
+    if not endpoints:
+        raise ConfigError(f"{place} has no endpoint: give at least one of {', '.join(ENDPOINT_KEYS)}")
+    return Site(
+        id=int(checked_by("id", _id, "")),
+        name=name,
+        description=checked_by("description", _description, ""),
+        default_folder=checked_by("default_folder", _default_folder, "~"),
+        endpoints=endpoints,
+    )
+
+
+def _check_name(place: str, name: str) -> None:
+    # SITE:PATH on the command line takes a number or a name: a name must never look like a number or hold a colon.
+    good = (
+        name[:1].isalpha()
+        and len(name) <= _LONGEST_NAME
+        and all(character.isalnum() or character in "._-" for character in name)
+    )
+    if not good:
+        raise ConfigError(
+            f"{place} is no name for a site: a letter first, then letters, digits, dots, dashes and underscores "
+            f"(at most {_LONGEST_NAME} characters)"
+        )
+
+
+def _id(text: str) -> str:
+    if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= LARGEST_ID:
+        raise ValueError(f"a whole number from 1 to {LARGEST_ID} is expected")
+    return text
+
+
+def _description(text: str) -> str:
+    if not text.isprintable() or len(text) > _LONGEST_DESCRIPTION:
+        raise ValueError(f"one line of at most {_LONGEST_DESCRIPTION} characters is expected")
+    return text
+
+
+def _default_folder(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("one line is expected")
+    if text != "~" and not text.startswith(("/", "~/")):
+        raise ValueError("an absolute path is expected, or one that begins with ~")
+    if ".." in text.split("/"):
+        raise ValueError("a path without '..' is expected")
+    return checked(text)
+
+
+def _endpoint_check(protocol: JobProtocol) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        schemes = _SCHEMES[protocol]
+        if not text.isascii() or not text.isprintable() or " " in text:
+            raise ValueError("a URL of plain characters is expected; write others percent-encoded")
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme not in schemes:
+            raise ValueError(f"a URL that begins with {' or '.join(f'{known}://' for known in schemes)} is expected")
+        if "@" in rest.partition("/")[0]:
+            raise ValueError("a URL without user and password is expected: credentials belong to users, not to sites")
+        if "?" in rest or "#" in rest or "\\" in rest:
+            raise ValueError("a URL without '?', '#' and '\\' is expected")
+        return _root(rest) if protocol is JobProtocol.FILE else _server(protocol, text)
+
+    return check
+
+
+def _root(rest: str) -> str:
+    """The endpoint of a local folder: ``file:///srv/data``, without a slash at its end unless it is ``/``."""
+    if not rest.startswith("/"):
+        raise ValueError("file:///FOLDER is expected, with three slashes")
+    raw = unquote_to_bytes(rest)
+    if b"\0" in raw or b".." in raw.split(b"/"):
+        raise ValueError("a folder without NUL and '..' is expected")
+    names = [name for name in raw.split(b"/") if name not in (b"", b".")]
+    return "file:///" + "/".join(quote(name, safe="~") for name in names)
+
+
+def _server(protocol: JobProtocol, text: str) -> str:
+    parts = urlsplit(text)
+    if not _HOST.fullmatch(parts.netloc):
+        raise ValueError("SCHEME://HOST:PORT is expected")
+    if parts.port == 0:  # urlsplit itself refuses one beyond 65535, with a ValueError
+        raise ValueError("a port from 1 to 65535 is expected")
+    path = parts.path.rstrip("/")
+    # Only WebDAV doors stand below a path; elsewhere paths are the server's own and a prefix would go unnoticed.
+    if path and protocol is not JobProtocol.HTTPS:
+        raise ValueError("an endpoint ends after HOST:PORT; where relative paths begin is the key default_folder")
+    try:
+        checked(path or "/")
+    except InvalidPathError as error:
+        raise ValueError(str(error)) from error
+    return f"{parts.scheme}://{parts.netloc}{path}"

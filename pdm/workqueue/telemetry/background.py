@@ -1,0 +1,89 @@
+"""Work that nobody waits for: it has an owner, and its failure is in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+_log = Logger()
+
+
+def start_background(name: str, coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+    """Run a coroutine beside everything else; a failure is logged under its name.
+
+    Args:
+        name: what it does, for the log.
+        coroutine: the work.
+
+    Returns:
+        Fires with None when it has ended, however; cancel it to end the work.
+    """
+    work = Deferred.fromCoroutine(coroutine)
+
+    def failed(failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            _log.failure("{name} failed", failure, name=name)
+
+    return work.addErrback(failed)
+
+
+class Periodic:
+    """Does something again and again: waits for it to end, logs its failure, goes on.
+
+    Args:
+        reactor: for time.
+        name: what it does, for the log.
+        interval_s: seconds from the end of one run to the begin of the next.
+        function: the work; may return an awaitable.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, name: str, interval_s: float, function: Callable[[], Awaitable[None] | None]
+    ) -> None:
+        self._reactor = reactor
+        self._name = name
+        self._interval_s = interval_s
+        self._function = function
+        self._timer: IDelayedCall | None = None
+        self._running: Deferred[None] | None = None
+        self._started = False
+
+    def start(self) -> None:
+        """Begin; the first run is one interval from now."""
+        if not self._started:
+            self._started = True
+            self._plan()
+
+    async def stop(self) -> None:
+        """Plan no further run, and wait until one that is going on has ended."""
+        self._started = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._running is not None:
+            ended: Deferred[None] = Deferred()
+            self._running.addCallback(lambda _: ended.callback(None))
+            await ended
+
+    def _plan(self) -> None:
+        self._timer = self._reactor.callLater(self._interval_s, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._running = start_background(self._name, self._run())
+        self._running.addCallback(self._ended)
+
+    async def _run(self) -> None:
+        result = self._function()
+        if result is not None:
+            await result
+
+    def _ended(self, _: None) -> None:
+        self._running = None
+        if self._started:
+            self._plan()

@@ -1,0 +1,213 @@
+"""The daemon's own log: one event a line, as text for people or JSON for collectors.
+
+Fields that say what an event is about (request, job, element, attempt) ride in a context variable; every event
+logged inside `log_context` carries them, whoever logs it. Warnings and the standard library's ``logging`` go the
+same way once `capture_stdlib` was called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging as stdlib_logging
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Literal
+
+from twisted.logger import ILogObserver, Logger, LogLevel, eventAsText, formatEvent
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pdm.workqueue.config.settings import LogSettings
+from pdm.workqueue.telemetry.lines import bounded, escaped, redacted
+from pdm.workqueue.telemetry.log_file import LogFile
+
+#: The fields that an event may carry, in the order in which a line shows them.
+FIELDS = ("request_id", "incident", "job", "element", "attempt", "site", "worker", "agent", "peer", "subject")
+
+LogFormat = Literal["text", "json"]
+LevelName = Literal["debug", "info", "warn", "error"]
+
+_fields: ContextVar[Mapping[str, Any]] = ContextVar("log_fields", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def log_context(**fields: Any) -> Iterator[None]:
+    """Put fields on every event logged inside; they add to those of the context around.
+
+    Args:
+        fields: names out of `FIELDS` with short values; None leaves one out.
+    """
+    token = _fields.set({**_fields.get(), **fields})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+def log_incident(log: Logger, failure: Failure, **fields: Any) -> str:
+    """Log a fault of ours with its traceback, under a name that can be told to the user.
+
+    Args:
+        log: whose fault it is.
+        failure: what happened.
+        fields: more of `FIELDS`.
+
+    Returns:
+        The incident's short id; the same stands in the line.
+    """
+    incident = secrets.token_hex(4)
+    log.failure("incident {incident}: {kind}", failure, incident=incident, kind=type(failure.value).__name__, **fields)
+    return incident
+
+
+@implementer(ILogObserver)
+class LineObserver:
+    """Writes each event as one line (text: and one more for each line of a traceback).
+
+    Args:
+        write: takes whole lines; may be called from any thread.
+        format: how lines look.
+        level: the least level written.
+    """
+
+    def __init__(self, write: Callable[[str], None], format: LogFormat = "text", level: LevelName = "info") -> None:  # noqa: A002 - the word of the configuration
+        self._write = write
+        self._render = _json_lines if format == "json" else _text_lines
+        self._least = LogLevel.levelWithName(level)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        level = event.get("log_level") or LogLevel.info
+        if level >= self._least:
+            self._write(self._render(event, level.name))
+
+
+def _time(event: Mapping[str, Any]) -> str:
+    moment = datetime.fromtimestamp(float(event.get("log_time", 0.0)), UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def _event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
+    context = _fields.get()
+    found = {name: event.get(name, context.get(name)) for name in FIELDS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _message(event: dict[str, Any]) -> str:
+    return redacted(bounded(formatEvent(event) or ""))
+
+
+def _traceback(event: dict[str, Any]) -> str:
+    if "log_failure" not in event:
+        return ""
+    return redacted(bounded(eventAsText(event, includeTimestamp=False, includeSystem=False)[len(formatEvent(event)) :]))
+
+
+def _text_lines(event: dict[str, Any], level: str) -> str:
+    marks = " ".join(f"{name}={_mark(value)}" for name, value in _event_fields(event).items())
+    head = f"{_time(event)} {level:<5} {event.get('log_namespace', '-')}"
+    head = f"{head} [{marks}]" if marks else head
+    lines = [f"{head} {escaped(_message(event))}\n"]
+    # Each line of a traceback has the head too: who looks for a request's id finds all of it, and nobody can
+    # forge a line by what an exception says.
+    lines += [f"{head} | {escaped(line)}\n" for line in _traceback(event).splitlines() if line.strip()]
+    return "".join(lines)
+
+
+def _mark(value: object) -> str:
+    text = escaped(redacted(str(value)))
+    return f'"{text}"' if " " in text else text
+
+
+def _json_lines(event: dict[str, Any], level: str) -> str:
+    fields = {
+        name: value if isinstance(value, int) else redacted(str(value)) for name, value in _event_fields(event).items()
+    }
+    line = {
+        "time": _time(event),
+        "level": level,
+        "logger": event.get("log_namespace", "-"),
+        "event": _message(event),
+        **fields,
+    }
+    traceback = _traceback(event)
+    if traceback:
+        line["traceback"] = traceback.strip()
+    # ASCII: half a surrogate pair or a control character in a name cannot break the line.
+    return json.dumps(line, ensure_ascii=True) + "\n"
+
+
+def log_observer(settings: LogSettings) -> LineObserver:
+    """The observer that the configuration asks for: to a file that may be rotated, or to standard error.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    write = _write_stderr if settings.file is None else LogFile(settings.file).write
+    return LineObserver(write, settings.format, settings.level)
+
+
+def _write_stderr(lines: str) -> None:
+    # The true one: twistd turns sys.stderr into log events, which would come back here.
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(lines)
+        sys.__stderr__.flush()
+
+
+def observer() -> LineObserver:
+    """Text lines on standard error, for ``twistd --logger=pdm.workqueue.telemetry.logging.observer``."""
+    return LineObserver(_write_stderr)
+
+
+def json_observer() -> LineObserver:
+    """JSON lines on standard error, for ``twistd --logger=pdm.workqueue.telemetry.logging.json_observer``."""
+    return LineObserver(_write_stderr, "json")
+
+
+class _Forwarder(stdlib_logging.Handler):
+    """Hands records of the standard library's ``logging`` to Twisted's log."""
+
+    def emit(self, record: stdlib_logging.LogRecord) -> None:
+        log = Logger(namespace=record.name)
+        failure = None
+        if record.exc_info and record.exc_info[1] is not None:
+            failure = Failure(record.exc_info[1], record.exc_info[0], record.exc_info[2])
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):
+            text = str(record.msg)
+        extra = {"log_failure": failure} if failure else {}
+        log.emit(_level_of(record.levelno), "{text}", text=text, **extra)
+
+
+def _level_of(number: int) -> Any:
+    if number >= stdlib_logging.ERROR:
+        return LogLevel.error
+    if number >= stdlib_logging.WARNING:
+        return LogLevel.warn
+    return LogLevel.info if number >= stdlib_logging.INFO else LogLevel.debug
+
+
+def capture_stdlib(level: LevelName = "info") -> Callable[[], None]:
+    """Send what libraries log by ``logging`` (alembic, SQLAlchemy) to the daemon's log.
+
+    Python warnings need nothing: Twisted takes them over when its logging begins.
+
+    Returns:
+        What undoes it.
+    """
+    root = stdlib_logging.getLogger()
+    handler = _Forwarder()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level.upper() if level != "warn" else "WARNING")
+
+    def undo() -> None:
+        root.removeHandler(handler)
+        root.setLevel(before)
+
+    return undo

@@ -1,0 +1,112 @@
+"""A log store on real files with its real thread; the test itself plays the reactor."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pdm.workqueue.logstore.files import LogRef, LogStore
+
+#: Only a test that has failed waits so long.
+_PATIENCE_S = 30.0
+
+
+@implementer(IReactorFromThreads)
+class ReactorThread:
+    """Runs what other threads hand over, on the thread of the test, while it waits."""
+
+    def __init__(self) -> None:
+        self._handed: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+
+    def callFromThread(self, callable: Callable[..., object], *args: object, **kwargs: object) -> None:  # noqa: A002
+        self._handed.put(lambda: callable(*args, **kwargs))
+
+    def wait(self, what: Deferred[Any] | Coroutine[Deferred[Any], Any, Any]) -> Any:
+        """The result; raises what it failed with."""
+        deferred = what if isinstance(what, Deferred) else Deferred.fromCoroutine(what)
+        results: list[Any] = []
+        deferred.addBoth(results.append)
+        until = time.monotonic() + _PATIENCE_S
+        while not results:
+            self._handed.get(timeout=until - time.monotonic())()
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return results[0]
+
+    def run_handed(self) -> None:
+        """Run what has been handed over so far."""
+        while not self._handed.empty():
+            self._handed.get()()
+
+
+@define
+class WallClock:
+    """A time that stands still until it is moved."""
+
+    seconds: float = 1_800_000_000.25
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@define
+class Logs:
+    """A store under test."""
+
+    store: LogStore
+    reactor: ReactorThread
+    clock: WallClock
+    folder: Path
+    ref: LogRef = field(factory=lambda: LogRef("abcdef0123", 7, 1))
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "ab" / "abcdef0123" / "7" / "attempt1.log"
+
+    def close(self, last_line: str = "end") -> bool:
+        """Close the log; whether it is complete."""
+        complete = self.reactor.wait(self.store.close(self.ref, last_line))
+        assert isinstance(complete, bool)
+        return complete
+
+    def flush(self) -> None:
+        self.reactor.wait(self.store.flush())
+
+    def lines(self) -> list[str]:
+        """The lines of the file, without their times."""
+        return [line.partition("Z ")[2] or line for line in self.file.read_text("utf-8").splitlines()]
+
+
+MakeLogs = Callable[..., Logs]
+
+
+@pytest.fixture
+def make_logs(tmp_path: Path) -> Iterator[MakeLogs]:
+    """Makes started stores; they are stopped at the end."""
+    made: list[Logs] = []
+
+    def make(folder: Path = tmp_path / "logs", **bounds: int) -> Logs:
+        reactor, clock = ReactorThread(), WallClock()
+        logs = Logs(LogStore(reactor, folder, now=clock, **bounds), reactor, clock, folder)
+        logs.store.start()
+        made.append(logs)
+        return logs
+
+    yield make
+    for logs in made:
+        logs.reactor.wait(logs.store.stop())
+
+
+@pytest.fixture
+def logs(make_logs: MakeLogs) -> Logs:
+    return make_logs()
