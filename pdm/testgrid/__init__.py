@@ -1,0 +1,14 @@
+"""A real grid on loopback, for tests, demonstrations and benchmarks; also of other projects.
+
+``TestGrid(directory)`` is the grid as a context manager; ``python -m pdm.testgrid up DIR`` and ``down DIR`` are the
+same as commands. ``DIR/grid.json`` tells where everything is.
+"""
+
+from __future__ import annotations
+
+from pdm.testgrid.errors import GridError, GridMissingError
+from pdm.testgrid.grid import GridSite, GridUser, TestGrid
+from pdm.testgrid.programs import missing_programs
+from pdm.testgrid.server import GridFtpServer
+
+__all__ = ["GridError", "GridFtpServer", "GridMissingError", "GridSite", "GridUser", "TestGrid", "missing_programs"]

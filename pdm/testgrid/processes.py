@@ -1,0 +1,137 @@
+"""Finding and ending processes by a mark in their environment.
+
+A process number says little: it may long belong to somebody else. Every server of a grid is started with marks in its
+environment; its sessions inherit them, also after they have become another user. The kernel shows the environment a
+process was started with, so the marks tell without doubt whose a process is. Signals go through a pidfd that is opened
+before the marks are read: the process that was looked at is the one that is hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pdm.testgrid.errors import GridError
+
+#: Seconds between SIGTERM and SIGKILL, and after SIGKILL until the grid gives up.
+GRACE_S = 1.0
+# The state of a listening socket in /proc/net/tcp.
+_LISTEN = "0A"
+
+Marks = Mapping[str, str]
+
+
+def marked(marks: Marks) -> list[int]:
+    """The numbers of the living processes that carry all of the marks, lowest first."""
+    return sorted(
+        int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _carries(entry, marks)
+    )
+
+
+def signal_marked(marks: Marks, number: signal.Signals, spare: int | None = None) -> list[int]:
+    """Send a signal to each process that carries the marks.
+
+    Args:
+        marks: names and values in the environment.
+        number: the signal.
+        spare: the number of a process that is left alone.
+
+    Returns:
+        The numbers of those that got it.
+    """
+    return [pid for pid in marked(marks) if pid != spare and signal_process(pid, marks, number)]
+
+
+def signal_process(pid: int, marks: Marks, number: signal.Signals) -> bool:
+    """Send a signal to one process if it carries the marks; tell whether it got it."""
+    with _opened(pid, marks) as process:
+        if process is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, number)
+            return True
+        return False
+
+
+def end_marked(marks: Marks) -> int:
+    """End every process that carries the marks: SIGTERM, after a grace SIGKILL; return when they are gone.
+
+    Returns:
+        How many were ended.
+
+    Raises:
+        GridError: some are still there after SIGKILL, or belong to another user.
+    """
+    ended: set[int] = set()
+    began = time.monotonic()
+    while pids := marked(marks):
+        waited = time.monotonic() - began
+        if waited > 2 * GRACE_S:
+            raise GridError(f"processes {pids} do not end: end them by hand")
+        deadline = began + (GRACE_S if waited < GRACE_S else 2 * GRACE_S)
+        for pid in pids:
+            ended.add(pid)
+            _end(pid, marks, signal.SIGTERM if waited < GRACE_S else signal.SIGKILL, deadline)
+    return len(ended)
+
+
+def listening_port(pid: int) -> int | None:
+    """The TCP port of IPv4 on which a process of ours listens; None if it listens on none (yet)."""
+    try:
+        sockets = {str(entry.readlink()) for entry in Path("/proc", str(pid), "fd").iterdir()}
+    except OSError:
+        # It has ended, or closed what was being looked at.
+        return None
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *rest = line.split()
+        if state == _LISTEN and f"socket:[{rest[5]}]" in sockets:
+            return int(local.rpartition(":")[2], 16)
+    return None
+
+
+def reap(pid: int) -> None:
+    """Take the exit status of a child that has ended, so that no zombie stays; nothing if it is not ours."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _end(pid: int, marks: Marks, number: signal.Signals, deadline: float) -> None:
+    with _opened(pid, marks) as process:
+        if process is not None:
+            try:
+                signal.pidfd_send_signal(process, number)
+                # A frozen process takes SIGTERM only once it runs again.
+                signal.pidfd_send_signal(process, signal.SIGCONT)
+            except ProcessLookupError:
+                pass
+            except PermissionError as error:
+                raise GridError(f"process {pid} belongs to another user: take the grid down as that user") from error
+            # A pidfd becomes readable when the process has ended, also while it waits as a zombie to be reaped.
+            select.select([process], [], [], max(0.0, deadline - time.monotonic()))
+    reap(pid)
+
+
+@contextlib.contextmanager
+def _opened(pid: int, marks: Marks) -> Iterator[int | None]:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield process if _carries(Path("/proc", str(pid)), marks) else None
+    finally:
+        os.close(process)
+
+
+def _carries(entry: Path, marks: Marks) -> bool:
+    try:
+        environment = (entry / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return all(os.fsencode(f"{name}={value}") in environment for name, value in marks.items())

@@ -1,0 +1,176 @@
+"""One GridFTP server of a test grid: started, stopped, frozen, and robbed of its sessions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from attrs import frozen
+
+from pdm.testgrid.errors import GridError
+from pdm.testgrid.processes import Marks, end_marked, listening_port, marked, reap, signal_marked, signal_process
+from pdm.testgrid.programs import program
+
+#: Mark of every process of a grid: the grid's folder.
+GRID_MARK = "PDM_TESTGRID"
+_SERVER_MARK = "PDM_TESTGRID_SERVER"
+#: Seconds until a server must listen; a start takes 20 ms.
+_START_S = 15.0
+
+
+@frozen
+class ServerSettings:
+    """What a server runs on.
+
+    Attributes:
+        directory: folder of the grid.
+        name: unique in the grid.
+        home: what ``~`` means.
+        certificate: of the host, PEM.
+        key: of the host, PEM.
+        trust: grid style folder of certificate authorities.
+        gridmap: the grid-mapfile.
+        setuid: whether a session becomes the local account of its user (needs root).
+        log_level: what ``globus-gridftp-server -d`` takes.
+    """
+
+    directory: Path
+    name: str
+    home: Path
+    certificate: Path
+    key: Path
+    trust: Path
+    gridmap: Path
+    setuid: bool
+    log_level: str = "ERROR,WARN,INFO"
+
+    @property
+    def marks(self) -> Marks:
+        return {GRID_MARK: str(self.directory), _SERVER_MARK: self.name}
+
+
+@frozen
+class _Running:
+    pid: int
+    port: int
+
+
+class GridFtpServer:
+    """A GridFTP server on loopback that takes grid proxies.
+
+    The server itself chooses a free port when it first starts, so that any number of grids can start at once; it keeps
+    that port over `stop` and `start`.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self._port = 0
+        self._running: _Running | None = None
+
+    @property
+    def url(self) -> str:
+        """The endpoint, ``gsiftp://localhost:PORT``; it stays while the server is stopped."""
+        if not self._port:
+            raise GridError(f"server {self.settings.name} has not been started")
+        return f"gsiftp://localhost:{self._port}"
+
+    @property
+    def log(self) -> Path:
+        """What the server writes about sessions and transfers; names stand raw in it, so read it as bytes."""
+        return self.settings.directory / "servers" / f"{self.settings.name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        """The process that listens; None while the server is stopped."""
+        return None if self._running is None else self._running.pid
+
+    def start(self) -> None:
+        """Start the server and return when it listens.
+
+        Raises:
+            GridError: it is running already, or it does not come up; the text has what it printed.
+        """
+        if self._running is not None:
+            raise GridError(f"server {self.settings.name} is running")
+        printed = self.log.with_suffix(".out")
+        arguments = [str(program("globus-gridftp-server")), *self._arguments()]
+        pid = os.posix_spawn(
+            arguments[0],
+            arguments,
+            self._environment(),
+            # A group of its own: a ^C at the terminal is not for the servers.
+            setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(printed), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
+        self._port = self._listening_port(pid, printed)
+        self._running = _Running(pid, self._port)
+
+    def stop(self) -> None:
+        """End the server and all its sessions; clients see their connections close. Nothing if it is stopped."""
+        end_marked(self.settings.marks)
+        if self._running is not None:
+            reap(self._running.pid)
+            self._running = None
+
+    def sessions(self) -> list[int]:
+        """The processes that serve a connection each, oldest first as a rule."""
+        return [pid for pid in marked(self.settings.marks) if pid != self.pid]
+
+    def kill_sessions(self) -> int:
+        """Kill the running sessions, as a crash of the server would; new ones are served. Return how many."""
+        return len(signal_marked(self.settings.marks, signal.SIGKILL, spare=self.pid))
+
+    def freeze(self) -> None:
+        """Stop the server and its sessions where they are: connections stay open, and nothing answers."""
+        if self.pid is not None:
+            # First the one that makes new sessions.
+            signal_process(self.pid, self.settings.marks, signal.SIGSTOP)
+        signal_marked(self.settings.marks, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        signal_marked(self.settings.marks, signal.SIGCONT)
+
+    def _arguments(self) -> list[str]:
+        arguments = ["-c", "/dev/null", "-s", "-p", str(self._port)]
+        arguments += ["-control-interface", "127.0.0.1", "-data-interface", "127.0.0.1"]
+        arguments += ["-home-dir", str(self.settings.home)]
+        # Unbuffered, so that a test sees in the log what has just happened.
+        arguments += ["-d", self.settings.log_level, "-log-module", "stdio:buffer=0", "-l", str(self.log)]
+        if not self.settings.setuid:
+            # 1: check who it is; 4: do not change the account.
+            arguments += ["-auth-level", "5"]
+        return arguments
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **self.settings.marks,
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(self.settings.home),
+            "X509_CERT_DIR": str(self.settings.trust),
+            "X509_USER_CERT": str(self.settings.certificate),
+            "X509_USER_KEY": str(self.settings.key),
+            "GRIDMAP": str(self.settings.gridmap),
+        }
+
+    def _listening_port(self, pid: int, printed: Path) -> int:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            port = listening_port(pid)
+            if port is not None:
+                return port
+            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                raise GridError(f"server {self.settings.name} ended at its start: {_text(printed)}")
+            time.sleep(0.005)
+        end_marked(self.settings.marks)
+        raise GridError(f"server {self.settings.name} does not listen after {_START_S:.0f} s: {_text(printed)}")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace").strip()

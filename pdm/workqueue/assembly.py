@@ -1,0 +1,269 @@
+"""Builds the parts of the service out of its settings, joins them, and puts them in the order of start and stop.
+
+Nothing else constructs a collaborator: who wants to know how the service hangs together reads this.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
+
+import pdm
+from pdm.workqueue.agents.pool import AgentKind, AgentPool
+from pdm.workqueue.agents.process import AgentCommand
+from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.pem_files import CertificateFilesError
+from pdm.workqueue.certificates.server_tls import ServerTls
+from pdm.workqueue.certificates.vault import Vault, VaultError
+from pdm.workqueue.config.ini import ConfigError
+from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.retry import RetryPolicy
+from pdm.workqueue.execution.batch import BatchTools
+from pdm.workqueue.execution.claimer import Claimer
+from pdm.workqueue.execution.credentials import Credentials
+from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.execution.settler import Settler
+from pdm.workqueue.http.access import AccessList
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.instance_lock import InstanceLockedError, lock_instance
+from pdm.workqueue.logstore.files import LogStore
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.services import OrderedServices
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store.database import Database, SchemaTooNewError
+from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.wire.agent_messages import Limits
+from pdm.workqueue.WorkqueueService import WorkqueueService
+
+_T = TypeVar("_T")
+
+_BACKLOG = 1024
+#: What `start` steps raise when the operator can mend it; each has a text of one line.
+EXPECTED = (
+    ConfigError,
+    CertificateFilesError,
+    VaultError,
+    InstanceLockedError,
+    SchemaTooNewError,
+    CannotListenError,
+    OSError,
+)
+#: Where the helpers' interpreter finds this package.
+_PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
+
+
+def check(settings: Settings) -> None:
+    """Read everything that the configuration names, and change nothing.
+
+    Raises:
+        ConfigError: something is missing or wrong.
+    """
+    SiteRegistry.read(settings.sites.folder)
+    AccessList.read(settings.users)
+    _server_tls(settings)
+
+
+class Assembly:
+    """The joined parts of one daemon.
+
+    Args:
+        reactor: the real one.
+        settings: checked.
+        services: gets the parts, in order.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, settings: Settings, services: OrderedServices) -> None:
+        self._reactor = reactor
+        self._settings = settings
+        self._lock_fd: int | None = None
+        self._port: Any = None
+        self.url = ""
+
+        queue, agents = settings.queue, settings.agents
+        worker = worker_name(settings.state.folder)
+        self.sites = SiteRegistry.read(settings.sites.folder)
+        self.tls = _server_tls(settings)
+        self.database = Database.open(settings.database.url, reactor, threads=settings.database.threads)
+        self.logs = LogStore(reactor, settings.logs.folder, settings.logs.head_bytes, settings.logs.tail_bytes)
+        self.vault = Vault.open(settings.credentials.key_file)
+        files = CredentialFiles(settings.credentials.folder)
+        credentials = Credentials(self.database, self.vault, files)
+        self.board = ProgressBoard()
+        settler = Settler(reactor, self.database, worker, utc_now, self._settled)
+        self.pool = AgentPool(
+            reactor,
+            reactor,
+            self._command_for,
+            most=agents.max_agents + agents.list_agents,
+            idle_s=agents.idle_s,
+            unused=credentials.released,
+        )
+        limits = Limits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
+        self.executor = Executor(
+            self.database,
+            self.sites,
+            self.pool,
+            credentials,
+            worker,
+            BatchTools(
+                reactor,
+                utc_now,
+                socket.gethostname(),
+                RetryPolicy(queue.first_pause_s, queue.longest_pause_s),
+                self.logs,
+                self.board,
+                settler,
+                agents.cancel_grace_s,
+            ),
+            ExecutionLimits(agents.max_agents, agents.list_agents, limits),
+            settings.credentials.trust_dir,
+            self._wake,
+        )
+        self.claimer = Claimer(
+            reactor,
+            self.database,
+            self.executor,
+            worker,
+            utc_now,
+            queue.batch_elements,
+            queue.batch_bytes,
+            queue.poll_interval_s,
+            queue.lease_s,
+        )
+        self.api = WorkqueueService(
+            ApiContext(
+                self.database,
+                self.sites,
+                self.logs,
+                self.vault,
+                settings,
+                utc_now,
+                in_thread,
+                self._wake,
+                self.executor.cancel,
+                self.board.of_element,
+                lambda protocol: MOVERS[protocol].needs_credential,
+                _supports,
+                lambda: self.tls.trust,
+            ),
+            AccessList.read(settings.users),
+        )
+        tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
+
+        services.add("instance lock", self._lock, _nothing)
+        services.add("database", self.database.start, self.database.stop)
+        services.add("credential files", lambda: _swept(files), lambda: _swept(files))
+        services.add("attempt logs", self.logs.start, self.logs.stop)
+        services.add("agents", self.pool.start, self.pool.stop)
+        services.add("settler", _nothing, settler.drained)
+        services.add("executor", self.executor.start, self.executor.stop)
+        services.add("claimer", self.claimer.start, self.claimer.stop)
+        services.add("tls refresh", tls_refresher.start, tls_refresher.stop)
+        services.add("listener", self._listen, self._close)
+
+    # -- steps
+
+    async def _lock(self) -> None:
+        self._lock_fd = await in_thread(lock_instance, self._settings.state.folder)
+
+    def _listen(self) -> None:
+        server = self._settings.server
+        factory = self.tls.wrap(self.api.site(self._reactor))
+        self._port = self._reactor.listenTCP(server.port, factory, _BACKLOG, server.host)
+        address: Any = self._port.getHost()
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        self.url = f"https://{host}:{address.port}"
+
+    async def _close(self) -> None:
+        if self._port is not None:
+            await maybeDeferred(self._port.stopListening)
+
+    # -- what parts call
+
+    def _wake(self) -> None:
+        self.claimer.wake()
+
+    def _settled(self, residue: bool) -> None:
+        self.claimer.wake()
+        if residue:
+            self.executor.clean_up_soon()
+
+    async def _refresh_tls(self) -> None:
+        await self.tls.refresh_if_changed(in_thread)
+
+    def reload(self) -> None:
+        """Read sites and TLS files again; what is wrong is logged, and what was in force stays."""
+        self.sites.reload()
+        start_background("tls files", self._refresh_tls())
+
+    def _command_for(self, kind: AgentKind) -> AgentCommand:
+        agents = self._settings.agents
+        environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": _PACKAGE_PARENT, **kind.environment}
+        if agents.library_path:
+            environment["LD_LIBRARY_PATH"] = agents.library_path
+        python = str(agents.python)
+        return AgentCommand(
+            kind.helper.rpartition(".")[2], [python, "-m", kind.helper], environment, lock_fd=self._lock_fd
+        )
+
+
+async def in_thread(function: Callable[..., _T], /, *arguments: Any) -> _T:
+    """The result of a function that runs off the reactor."""
+    result: _T = await deferToThread(function, *arguments)
+    return result
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def worker_name(state_folder: Path) -> str:
+    """The name under which this instance claims: the same after each start, and no other instance's.
+
+    That it stays lets a daemon that was killed take back its claims at once, without waiting for its lease to end.
+    """
+    path = state_folder / "worker-name"
+    try:
+        name = path.read_text().strip()
+    except FileNotFoundError:
+        name = ""
+    if not name:
+        state_folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        name = f"{socket.gethostname()}:{secrets.token_hex(8)}"
+        path.write_text(name + "\n")
+    return name
+
+
+def _server_tls(settings: Settings) -> ServerTls:
+    tls = settings.tls
+    try:
+        return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl)
+    except CertificateFilesError as error:
+        raise ConfigError(f"{settings.source}: [tls]: {error}") from error
+
+
+def _supports(protocol: JobProtocol, type_: JobType) -> bool:
+    return protocol in MOVERS and type_ in MOVERS[protocol].job_types
+
+
+async def _swept(files: CredentialFiles) -> None:
+    """Without the files that a daemon which was killed has left."""
+    await in_thread(files.sweep)
+
+
+def _nothing() -> None:
+    """A part that needs no start, or no stop."""

@@ -1,0 +1,141 @@
+"""Keeps the executor busy: claims what is due when there is room, woken by events and, for safety, by time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.execution.batch import Ending
+from pdm.workqueue.execution.executor import Executor
+from pdm.workqueue.store import claims
+from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.telemetry.background import Periodic, start_background
+
+_PAUSE_AFTER_ERROR_S = 1.0
+
+
+@define(eq=False)
+class Claimer:
+    """The loop that claims, and the lease under which it does.
+
+    Attributes:
+        poll_s: seconds after which it looks without being woken (other daemons add work, too).
+        lease_s: seconds for which claims hold without being renewed.
+    """
+
+    reactor: IReactorTime
+    database: Database
+    executor: Executor
+    worker: str
+    clock: Callable[[], datetime]
+    batch_elements: int
+    batch_bytes: int
+    poll_s: float
+    lease_s: float
+    _running: bool = False
+    _asleep: Deferred[None] | None = None
+    _woken: bool = False
+    _over: Deferred[None] | None = None
+    _renewer: Periodic | None = None
+    _log: Logger = field(factory=Logger)
+
+    async def start(self) -> None:
+        back = await self.database.run(
+            "register a worker", claims.register_worker, self.worker, self.clock(), self.lease_s
+        )
+        if back:
+            self._log.info("{count} elements of the last run go back to the queue", count=back)
+        self._renewer = Periodic(self.reactor, "renew the lease", self.lease_s / 3, self._renew)
+        self._renewer.start()
+        self._running = True
+        self._over = Deferred()
+        start_background("claim", self._loop())
+
+    async def stop(self) -> None:
+        """Claim no more."""
+        self._running = False
+        self.wake()
+        if self._over is not None:
+            await self._over
+        if self._renewer is not None:
+            await self._renewer.stop()
+
+    def wake(self) -> None:
+        """There may be work, or room for it."""
+        self._woken = True
+        if self._asleep is not None:
+            asleep, self._asleep = self._asleep, None
+            asleep.callback(None)
+
+    async def _loop(self) -> None:
+        try:
+            while self._running:
+                self._woken = False
+                try:
+                    begun, due = await self._claim()
+                except Exception:
+                    self._log.failure("claiming failed; trying again")
+                    await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
+                    continue
+                if not begun and not self._woken and self._running:
+                    await self._sleep(due)
+        finally:
+            if self._over is not None:
+                self._over.callback(None)
+
+    async def _claim(self) -> tuple[int, datetime | None]:
+        """Claim and begin; returns how many batches began, and when the next element becomes due."""
+        batches, listings = self.executor.room()
+        begun = 0
+        for types, room in ((frozenset({JobType.LIST}), listings), (_OTHERS, batches)):
+            if room > 0:
+                limits = ClaimLimits(
+                    elements=room * self.batch_elements,
+                    batches=room,
+                    batch_elements=self.batch_elements,
+                    batch_bytes=self.batch_bytes,
+                    types=types,
+                )
+                claimed = await self.database.run("claim", claims.claim, self.worker, limits, self.clock())
+                for batch in claimed:
+                    self.executor.begin(batch)
+                begun += len(claimed)
+        due = None if begun else await self.database.read("when is work due", claims.next_due, self.clock())
+        return begun, due
+
+    async def _sleep(self, due: datetime | None) -> None:
+        pause = self.poll_s
+        if due is not None:
+            pause = min(max((due - self.clock()).total_seconds(), 0.05), pause)
+        timer: IDelayedCall = self.reactor.callLater(pause, self.wake)
+        self._asleep = Deferred()
+        await self._asleep
+        if timer.active():
+            timer.cancel()
+
+    async def _renew(self) -> None:
+        now = self.clock()
+        renewal = await self.database.run("renew the lease", claims.renew, self.worker, now, self.lease_s)
+        if renewal.lost:
+            self._log.error("the lease of {worker} ran out; what it ran is given up", worker=self.worker)
+            await self.executor.end_all(Ending.LOST)
+            await self.database.run(
+                "register a worker", claims.register_worker, self.worker, self.clock(), self.lease_s
+            )
+        for job_id in renewal.cancelled_jobs:
+            self.executor.cancel(job_id)
+        released = await self.database.run("release expired claims", claims.release_expired, now)
+        if released:
+            self._log.warn("{count} elements of a daemon that is gone go back to the queue", count=released)
+            self.wake()
+
+
+_OTHERS = frozenset(JobType) - {JobType.LIST}

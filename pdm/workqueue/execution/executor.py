@@ -1,0 +1,319 @@
+"""Carries claimed batches out: finds the sites, the credential and an agent, and looks after what crashes leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+
+from pdm.workqueue.agents.pool import AgentKind, AgentPool
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
+from pdm.workqueue.domain.paths import decoded
+from pdm.workqueue.domain.planning import plan_for
+from pdm.workqueue.execution.batch import BatchTools, Ending, RunningBatch
+from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
+from pdm.workqueue.execution.listing import ListingIntake
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Mover
+from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.store import claims, listings
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
+
+#: Files of crashed attempts that are looked after in one go.
+_RESIDUES_AT_ONCE = 500
+_JANITOR_PERIOD_S = 20.0
+
+
+class _NotPossibleError(Exception):
+    """A batch that cannot be begun."""
+
+    def __init__(self, failure: AttemptFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@frozen
+class ExecutionLimits:
+    """How much runs at once, and how long an element may take.
+
+    Attributes:
+        batches: copies, removals and the like at once.
+        listings: listings at once, on a lane of their own.
+    """
+
+    batches: int
+    listings: int
+    element: wire.Limits
+
+
+@define
+class _Prepared:
+    kind: AgentKind
+    request: wire.Work
+    mover: Mover
+
+
+@define(eq=False)
+class Executor:
+    """Runs batches.
+
+    Attributes:
+        on_room: called when a batch has ended or new elements stand in the database.
+    """
+
+    database: Database
+    sites: SiteRegistry
+    pool: AgentPool
+    credentials: Credentials
+    worker: str
+    tools: BatchTools
+    limits: ExecutionLimits
+    trust_dir: Path | None
+    on_room: Callable[[], None]
+    _running: set[RunningBatch] = field(factory=set)
+    _next_id: int = 0
+    _janitor: Periodic | None = None
+    _cleaning: bool = False
+    _log: Logger = field(factory=Logger)
+
+    # -- life
+
+    def start(self) -> None:
+        self._janitor = Periodic(
+            self.tools.reactor, "remove what crashed attempts left", _JANITOR_PERIOD_S, self.clean_up
+        )
+        self._janitor.start()
+        self.clean_up_soon()
+
+    async def stop(self) -> None:
+        """End all batches; what was not done goes back to the queue."""
+        if self._janitor is not None:
+            await self._janitor.stop()
+        await self.end_all(Ending.STOPPED)
+
+    async def end_all(self, why: Ending) -> None:
+        running = list(self._running)
+        for batch in running:
+            batch.end(why)
+        await DeferredList([_copy(batch.finished) for batch in running])
+
+    def room(self) -> tuple[int, int]:
+        """How many more batches, and how many more listings, may begin."""
+        listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
+        return self.limits.batches - (len(self._running) - listing), self.limits.listings - listing
+
+    # -- work
+
+    def begin(self, batch: Batch) -> None:
+        """Carry a claimed batch out, in the background."""
+        running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools)
+        self._running.add(running)
+        start_background("carry out a batch", self._carry_out(running))
+
+    def cancel(self, job_id: int) -> None:
+        """End what runs of a job whose cancellation is in the database."""
+        for batch in list(self._running):
+            if batch.batch.job.id == job_id:
+                batch.end(Ending.CANCELLED)
+
+    async def _carry_out(self, running: RunningBatch) -> None:
+        agent: AgentProcess | None = None
+        kind: AgentKind | None = None
+        try:
+            prepared = await self._prepare(running.batch)
+            kind = prepared.kind
+            agent = await self.pool.lend(kind)
+            intake = await self._intake_for(running.batch, agent, prepared)
+            if running.ending is not None:
+                running.drop()
+            else:
+                running.run(agent, prepared.request, intake)
+            await _copy(running.finished)
+        except _NotPossibleError as error:
+            running.refuse(error.failure)
+        except AgentStartError as error:
+            self._refuse(running, FailureCode.CRASHED, str(error))
+        except Exception as error:
+            self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
+            self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
+        finally:
+            self._running.discard(running)
+            if agent is not None and kind is not None:
+                self.pool.give_back(agent, kind)
+            if kind is not None:
+                self._let_go(kind)
+            self.on_room()
+
+    def _let_go(self, kind: AgentKind) -> None:
+        if kind.credential:
+            self.credentials.let_go(kind.credential)
+
+    def _refuse(self, running: RunningBatch, code: FailureCode, message: str) -> None:
+        if running.ending is not None:
+            running.drop()
+        else:
+            running.refuse(AttemptFailure(Scope.SERVICE, code, message))
+
+    # -- before the agent
+
+    async def _prepare(self, batch: Batch) -> _Prepared:
+        job = batch.job
+        mover = MOVERS[job.protocol]
+        fingerprint, path = "", None
+        if mover.needs_credential:
+            try:
+                fingerprint, path = await self.credentials.usable(job.user_id, self.tools.clock())
+            except CredentialUnusableError as error:
+                raise _NotPossibleError(error.failure) from error
+        self._next_id += 1
+        options = read_options(job.type, job.options)
+        try:
+            request = mover.request_for(batch, self._url_of(job.protocol), options, self.limits.element, self._next_id)
+        except BaseException:
+            if fingerprint:
+                self.credentials.let_go(fingerprint)
+            raise
+        environment = mover.environment(path, self.trust_dir, self._roots())
+        return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, mover)
+
+    def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
+        def url_of(site_id: int, path: str) -> str:
+            site = self.sites.by_id(site_id)
+            if site is None or protocol not in site.endpoints:
+                what = "is not known any more" if site is None else f"does not offer {protocol.name} any more"
+                raise _NotPossibleError(
+                    AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {site_id} {what}")
+                )
+            return storage_url(site, protocol, path)
+
+        return url_of
+
+    def _roots(self) -> list[str]:
+        return [
+            decoded(site.endpoints[JobProtocol.FILE].removeprefix("file://"))
+            for site in self.sites.all()
+            if JobProtocol.FILE in site.endpoints
+        ]
+
+    async def _intake_for(self, batch: Batch, agent: AgentProcess, prepared: _Prepared) -> ListingIntake | None:
+        if batch.type is not JobType.LIST:
+            return None
+        element, job = batch.elements[0], batch.job
+        token = batch.token(element)
+        known: set[tuple[str, str]] = set()
+        if element.attempts > 1:
+            # An earlier attempt may have come half way: what it planned stands, and is not planned again.
+            known = await self.database.run("what is planned", claims.known_paths, job.id)
+        await self.database.run("begin a listing", listings.begin, token)
+        tree = prepared.request.url if isinstance(prepared.request, wire.ListRequest) else ""
+        options: Options = read_options(job.type, job.options)
+        recursive = options.recursive if isinstance(options, RemoveOptions) else True
+        plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
+        return ListingIntake(self.database, self.worker, token, plan, known, agent.pause, agent.resume, self.on_room)
+
+    # -- what crashed attempts left behind
+
+    def clean_up_soon(self) -> None:
+        """There may be something to remove, perhaps of elements that were cancelled."""
+        start_background("remove what crashed attempts left", self.clean_up())
+
+    async def clean_up(self) -> None:
+        """Remove temporary files of ended elements whose agent died.
+
+        Those of elements that will be tried again go with their next attempt.
+        """
+        if self._cleaning:
+            return
+        self._cleaning = True
+        try:
+            left = await self.database.run("find residues", claims.residues, _RESIDUES_AT_ONCE)
+            groups: dict[int, tuple[JobRecord, list[ElementRecord]]] = {}
+            for element, job in left:
+                groups.setdefault(job.id, (job, []))[1].append(element)
+            for job, elements in groups.values():
+                await self._discard(Batch(job, JobType.COPY, elements))
+        finally:
+            self._cleaning = False
+
+    async def _discard(self, batch: Batch) -> None:
+        try:
+            prepared = await self._prepare(batch)
+        except _NotPossibleError as error:
+            self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
+            return
+        if not isinstance(prepared.request, wire.CopyRequest):
+            raise TypeError("only copies leave files behind")
+        try:
+            agent = await self.pool.lend(prepared.kind)
+            try:
+                cleaned = await _discarded(agent, prepared.request)
+            finally:
+                self.pool.give_back(agent, prepared.kind)
+        except AgentStartError as error:
+            self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
+            return
+        finally:
+            self._let_go(prepared.kind)
+        tokens = [batch.token(element) for element in batch.elements if element.id in cleaned]
+        if tokens:
+            await self.database.run("residues are gone", claims.clear_residue, tokens)
+            self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
+
+
+async def _discarded(agent: AgentProcess, request: wire.CopyRequest) -> set[int]:
+    """Have the temporary files of a copy removed; returns the keys for which all are gone."""
+    urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
+    failed: set[int] = set()
+    over: Deferred[None] = Deferred()
+
+    def finish() -> None:
+        if not over.called:
+            over.callback(None)
+
+    def on_event(event: wire.Event) -> None:
+        if isinstance(event, (wire.Failed, wire.Cancelled)):
+            failed.add(urls[event.key][0])
+        elif isinstance(event, wire.Finished):
+            finish()
+
+    died = False
+
+    def ended(sentence: str) -> str:
+        nonlocal died
+        died = not over.called
+        finish()
+        return sentence
+
+    agent.on_event = on_event
+    agent.ended.addCallback(ended)
+    items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
+    agent.send(wire.DiscardRequest(request.id, items, request.limits))
+    await over
+    return set() if died else {item.key for item in request.items} - failed
+
+
+def _path_of(url: str) -> str:
+    """The path in a storage URL, as text."""
+    _, _, rest = url.partition("://")
+    slash = rest.find("/")
+    return decoded(rest[slash:].partition("?")[0]) if slash >= 0 else "/"
+
+
+def _copy(source: Deferred[None]) -> Deferred[None]:
+    """A Deferred that fires when another does, which stays readable for others."""
+    copy: Deferred[None] = Deferred()
+
+    def pass_on(result: None) -> None:
+        copy.callback(None)
+
+    source.addCallback(pass_on)
+    return copy

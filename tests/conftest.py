@@ -1,0 +1,102 @@
+"""What all tests share: the real grid, and the rule that no error may get lost."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import provider
+
+from pdm.testgrid import GridMissingError, TestGrid
+from pdm.testgrid.programs import require_programs
+
+#: Seconds for a test on the real grid: a login alone takes 0.2 s, and CI is slow.
+_GRID_TIMEOUT_S = 180
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that ask for the grid, and let them run last: quick failures come first."""
+    for item in items:
+        if "grid_programs" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.grid)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(_GRID_TIMEOUT_S))
+    items.sort(key=lambda item: item.get_closest_marker("grid") is not None)
+
+
+def pytest_collection_finish() -> None:
+    # What the imports made stays for good: `lost_errors` need not walk it again after each test.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def grid_programs() -> None:
+    """For tests that bring up grids of their own: the programs of the grid are there."""
+    try:
+        require_programs()
+    except GridMissingError as missing:
+        text = f"THE GRID TESTS CANNOT RUN: {missing}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that every account can enter, as pytest's own cannot be."""
+    folder = Path(tempfile.mkdtemp(prefix="pdm-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def grid(grid_programs: None, open_folder: Path) -> Iterator[TestGrid]:
+    """The real grid: two GridFTP sites, shared by all tests of the run."""
+    with TestGrid(open_folder / "grid") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def lost_errors() -> Iterator[list[LogEvent]]:
+    """Make a test fail when an error was only logged: a Deferred nobody looks at, a callback that raised.
+
+    A test that expects such an error asks for this list, checks what is in it, and clears it.
+    """
+    events: list[LogEvent] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("log_level", LogLevel.info) >= LogLevel.error or "log_failure" in event:
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    # A Deferred tells of its unhandled failure when it is collected.
+    gc.collect()
+    globalLogPublisher.removeObserver(observe)
+    if events:
+        pytest.fail("errors that nobody handled:\n" + "\n".join(map(_told, events)), pytrace=False)
+
+
+def _told(event: LogEvent) -> str:
+    failure = event.get("log_failure")
+    text = str(event.get("log_format", event.get("format", "")))
+    return f"{text}\n{failure.getTraceback()}" if isinstance(failure, Failure) else f"{text} {event}"
+
+
+@pytest.fixture
+def result_of() -> Callable[[Deferred[Any] | Coroutine[Any, Any, Any]], Any]:
+    """The result that a Deferred or coroutine has now, without a reactor; the test fails if it has none yet."""
+    return SynchronousTestCase().successResultOf

@@ -1,0 +1,51 @@
+"""Folders of their own for the tests on the real grid."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from pdm.testgrid import TestGrid
+
+_numbers = itertools.count(1)
+
+
+@frozen
+class GridFolders:
+    """A fresh folder at each site, owned by alice.
+
+    Attributes:
+        grid: where they are.
+        a: at site A (number 1).
+        b: at site B (number 2).
+    """
+
+    grid: TestGrid
+    a: Path
+    b: Path
+
+    def give(self, path: Path | None = None) -> None:
+        """Let alice own what the test has put there; the folder at A if no path is given."""
+        self.grid.give(self.a if path is None else path)
+
+
+@pytest.fixture
+def grid_folders(grid: TestGrid) -> Iterator[GridFolders]:
+    """Empty folders for one test, at both sites; afterwards they are gone, and both servers serve again."""
+    sites = (grid.sites["A"], grid.sites["B"])
+    folders = GridFolders(grid, *(site.root / f"test{next(_numbers)}" for site in sites))
+    for folder in (folders.a, folders.b):
+        folder.mkdir()
+        grid.give(folder)
+    yield folders
+    for site in sites:
+        site.server.thaw()
+        if site.server.pid is None:
+            site.server.start()
+    for folder in (folders.a, folders.b):
+        shutil.rmtree(folder)

@@ -1,0 +1,362 @@
+"""All five job types and the faults of a real grid, through the daemon: code, scope, hint and log of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdm.testgrid import TestGrid
+from pdm.testgrid.service import TestService, set_keys
+
+ODD_NAMES = (
+    "two words",
+    "100%",
+    "per%41cent",
+    "hash#",
+    "quo\"te'",
+    "new\nline",
+    "tab\t",
+    "-dash",
+    "naïve",
+    "[x]?*",
+    "n" * 255,
+)
+
+
+@pytest.fixture(scope="module")
+def service(grid: TestGrid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
+    """One daemon on the grid for all tests here, with alice's proxy delegated and short pauses between tries."""
+    service = TestService(tmp_path_factory.mktemp("jobs") / "instance", grid.description(), grid.directory)
+    service.init(queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "5s", "total": "20s"})
+    with service.running():
+        service.delegate("alice")
+        yield service
+    assert "Traceback" not in service.log_path.read_text()
+
+
+def sums(folder: Path) -> dict[str, str]:
+    return {
+        os.fsdecode(bytes(path.relative_to(folder))): "folder"
+        if path.is_dir()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+    }
+
+
+def fail(service: TestService, job: dict[str, Any], element: int = 0) -> dict[str, Any]:
+    """The error of the element that made a job fail, after its log has been compared with it."""
+    ended = service.wait_for("alice", job["id"])
+    assert ended["status"] == "FAILED", ended
+    _, found = service.call("alice", "GET", f"/jobs/{job['id']}/elements/{element}")
+    error: dict[str, Any] = found["error"]
+    _, output = service.call("alice", "GET", f"/jobs/{job['id']}/elements/{element}/output")
+    lines = output["log"].splitlines()
+    assert f"code={error['code']}" in output["log"]
+    assert "host=" in lines[0] and f"element={element}" in lines[0]
+    assert "outcome=FAILED" in lines[-1] and "rc=1" in lines[-1]
+    assert error["hint"].endswith(".")
+    return error
+
+
+def test_a_tree_is_copied_with_every_name(service: TestService, grid_folders: Any) -> None:
+    tree = grid_folders.a / "tree"
+    (tree / "empty" / "too").mkdir(parents=True)
+    for name in ODD_NAMES:
+        (tree / name).write_text(name)
+    (tree / "sub").mkdir()
+    (tree / "sub" / "nothing").write_bytes(b"")
+    (tree / os.fsdecode(b"latin\xe9")).write_text("raw")
+    os.symlink(tree / "naïve", tree / "link inside")
+    os.symlink("/etc/hostname", tree / "link outside")
+    os.symlink(tree, tree / "loop")
+    grid_folders.give()
+
+    job = service.submit(
+        "alice", "copy", src_siteid=1, src_filepath=str(tree), dst_siteid=2, dst_filepath=str(grid_folders.b / "copy")
+    )
+    assert job["status"] == "SUBMITTED"
+    ended = service.wait_for("alice", job["id"])
+
+    assert ended["status"] == "DONE", service.call("alice", "GET", f"/jobs/{job['id']}/elements")
+    expected = {
+        name: value
+        for name, value in sums(tree).items()
+        if name not in ("link outside", "loop") and not name.startswith("loop/")
+    }
+    assert sums(grid_folders.b / "copy") == expected
+    assert ended["num_elements"] == ended["num_done"] == len(ODD_NAMES) + 5
+    assert ended["skipped"] == 2
+    assert not list(grid_folders.b.rglob(".pdm-*"))
+
+
+def test_a_file_goes_to_a_name_or_into_a_folder(service: TestService, grid_folders: Any) -> None:
+    file = grid_folders.a / "one file"
+    file.write_bytes(os.urandom(3_000_000))
+    grid_folders.give()
+    for destination, place in (
+        (f"{grid_folders.b}/other", "other"),
+        (f"{grid_folders.b}/new folder/", "new folder/one file"),
+    ):
+        job = service.submit(
+            "alice", "copy", src_siteid=1, src_filepath=str(file), dst_siteid=2, dst_filepath=destination
+        )
+        ended = service.wait_for("alice", job["id"])
+        assert ended["status"] == "DONE"
+        assert ended["bytes_done"] == ended["bytes_total"] == 3_000_000
+        assert (grid_folders.b / place).read_bytes() == file.read_bytes()
+
+
+def test_a_listing_tells_names_types_sizes_and_times(service: TestService, grid_folders: Any) -> None:
+    (grid_folders.a / "sub").mkdir()
+    (grid_folders.a / "sub" / "new\nline").write_bytes(b"12345")
+    os.utime(grid_folders.a / "sub" / "new\nline", (1_000_000_000, 1_000_000_000))
+    grid_folders.give()
+    job = service.submit("alice", "list", src_siteid=1, src_filepath=str(grid_folders.a))
+    assert service.wait_for("alice", job["id"])["status"] == "DONE"
+    _, output = service.call("alice", "GET", f"/jobs/{job['id']}/output")
+    (listed,) = output
+    root = str(grid_folders.a)
+    assert listed["listing"] == {root: ["sub"], f"{root}/sub": ["new\nline"]}
+    (entry,) = listed["entries"][f"{root}/sub"]
+    assert (entry["type"], entry["size"], entry["mtime"]) == ("file", 5, 1_000_000_000)
+
+
+def test_a_tree_is_removed_and_nothing_beside_it(service: TestService, grid_folders: Any) -> None:
+    tree = grid_folders.a / "tree"
+    for path in ("a/b/c", "a/d", "e"):
+        (tree / path).mkdir(parents=True)
+        for name in ODD_NAMES[:4]:
+            (tree / path / name).write_text("x")
+    keep = grid_folders.a / "tree2"
+    keep.write_text("stays")
+    os.symlink(keep, tree / "link")
+    grid_folders.give()
+    job = service.submit("alice", "remove", src_siteid=1, src_filepath=str(tree))
+    assert service.wait_for("alice", job["id"])["status"] == "DONE"
+    assert not tree.exists()
+    assert keep.read_text() == "stays"
+
+
+def test_rename_and_mkdir(service: TestService, grid_folders: Any) -> None:
+    (grid_folders.a / "old\nname").write_text("x")
+    grid_folders.give()
+    job = service.submit(
+        "alice",
+        "rename",
+        src_siteid=1,
+        src_filepath=f"{grid_folders.a}/old\nname",
+        dst_filepath=f"{grid_folders.a}/new %",
+    )
+    assert service.wait_for("alice", job["id"])["status"] == "DONE"
+    assert [path.name for path in grid_folders.a.iterdir()] == ["new %"]
+    job = service.submit(
+        "alice", "mkdir", src_siteid=1, src_filepath=f"{grid_folders.a}/x/y z", extra_opts={"parents": True}
+    )
+    assert service.wait_for("alice", job["id"])["status"] == "DONE"
+    assert (grid_folders.a / "x" / "y z").is_dir()
+
+
+def test_rename_does_not_overwrite(service: TestService, grid_folders: Any) -> None:
+    for name in ("one", "two"):
+        (grid_folders.a / name).write_text(name)
+    grid_folders.give()
+    job = service.submit(
+        "alice", "rename", src_siteid=1, src_filepath=f"{grid_folders.a}/one", dst_filepath=f"{grid_folders.a}/two"
+    )
+    error = fail(service, job)
+    assert (error["code"], error["scope"], error["retryable"]) == ("EXISTS", "destination", False)
+    assert (grid_folders.a / "two").read_text() == "two"
+
+
+@pytest.mark.parametrize("type_", ["copy", "list", "remove", "rename"])
+def test_a_source_that_is_not_there(service: TestService, grid_folders: Any, type_: str) -> None:
+    fields: dict[str, Any] = {"src_siteid": 1, "src_filepath": f"{grid_folders.a}/missing"}
+    if type_ in ("copy", "rename"):
+        fields["dst_filepath"] = f"{grid_folders.b if type_ == 'copy' else grid_folders.a}/x"
+    if type_ == "copy":
+        fields["dst_siteid"] = 2
+    error = fail(service, service.submit("alice", type_, **fields))
+    assert (error["code"], error["scope"], error["retryable"]) == ("NOT_FOUND", "source", False)
+    assert not list(grid_folders.b.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "there", "status", "after"),
+    [
+        ("never", "same", "DONE", "same"),
+        ("never", "else", "FAILED", "else"),
+        ("always", "else", "DONE", "same"),
+        ("different", "else", "DONE", "same"),
+        ("different", "same", "DONE", "same"),
+    ],
+)
+def test_a_destination_that_is_there(
+    service: TestService, grid_folders: Any, overwrite: str, there: str, status: str, after: str
+) -> None:
+    contents = {"same": b"same", "else": b"else"}
+    (grid_folders.a / "f").write_bytes(contents["same"])
+    (grid_folders.b / "f").write_bytes(contents[there])
+    grid_folders.give()
+    grid_folders.give(grid_folders.b)
+    inode = (grid_folders.b / "f").stat().st_ino
+    job = service.submit(
+        "alice",
+        "copy",
+        src_siteid=1,
+        src_filepath=f"{grid_folders.a}/f",
+        dst_siteid=2,
+        dst_filepath=f"{grid_folders.b}/f",
+        extra_opts={"overwrite": overwrite},
+    )
+    if status == "FAILED":
+        error = fail(service, job, 1)
+        assert (error["code"], error["scope"], error["retryable"]) == ("EXISTS", "destination", False)
+    else:
+        assert service.wait_for("alice", job["id"])["status"] == "DONE"
+    assert (grid_folders.b / "f").read_bytes() == contents[after]
+    if there == "same" and overwrite != "always":
+        assert (grid_folders.b / "f").stat().st_ino == inode
+        _, output = service.call("alice", "GET", f"/jobs/{job['id']}/elements/1/output")
+        assert "already there" in output["log"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="permissions are real only where the servers can change the account")
+def test_permission_denied_at_either_side(service: TestService, grid_folders: Any) -> None:
+    secret = grid_folders.a / "secret"
+    secret.write_text("x")
+    (grid_folders.a / "open").write_text("x")
+    grid_folders.give()
+    secret.chmod(0)
+    os.chown(secret, 0, 0)
+    locked = grid_folders.b / "locked"
+    locked.mkdir(mode=0o555)
+    for source, destination, scope in (
+        (secret, grid_folders.b / "x", "source"),
+        (grid_folders.a / "open", locked / "x", "destination"),
+    ):
+        job = service.submit(
+            "alice", "copy", src_siteid=1, src_filepath=str(source), dst_siteid=2, dst_filepath=str(destination)
+        )
+        error = fail(service, job, 1)
+        assert (error["code"], error["scope"], error["retryable"]) == ("PERMISSION_DENIED", scope, False)
+    assert not list(grid_folders.b.rglob("*x*"))
+
+
+def test_an_unreachable_port(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
+    grid.sites["B"].server.stop()
+    (grid_folders.a / "f").write_text("x")
+    grid_folders.give()
+    job = service.submit(
+        "alice",
+        "copy",
+        src_siteid=1,
+        src_filepath=f"{grid_folders.a}/f",
+        dst_siteid=2,
+        dst_filepath=f"{grid_folders.b}/f",
+    )
+    error = fail(service, job, 1)
+    assert (error["code"], error["scope"], error["retryable"]) == ("CONNECTION", "destination", True)
+    _, element = service.call("alice", "GET", f"/jobs/{job['id']}/elements/1")
+    assert element["attempts"] == element["max_tries"] == 2
+
+
+def test_a_server_killed_in_mid_transfer_is_tried_again(
+    service: TestService, grid: TestGrid, grid_folders: Any
+) -> None:
+    large = grid_folders.a / "large"
+    with large.open("wb") as file:
+        file.truncate(6 * 1024**3)
+    grid_folders.give()
+    job = service.submit(
+        "alice",
+        "copy",
+        src_siteid=1,
+        src_filepath=str(large),
+        dst_siteid=2,
+        dst_filepath=f"{grid_folders.b}/large",
+        max_tries=1,
+        extra_opts={"verify": "size"},
+    )
+    try:
+        give_up_at = time.monotonic() + 20
+        while not any(path.stat().st_size for path in grid_folders.b.glob(".pdm-*")):
+            assert time.monotonic() < give_up_at, service.tail()
+            time.sleep(0.02)
+        assert grid.sites["B"].server.kill_sessions()
+        error = fail(service, job, 1)
+        assert error["code"] == "CONNECTION"
+        assert error["scope"] in ("destination", "transfer")
+        assert error["retryable"] is True
+        assert not list(grid_folders.b.iterdir())
+    finally:
+        large.unlink()
+
+
+def test_an_expired_proxy_holds_and_a_new_one_resumes(grid: TestGrid, grid_folders: Any, tmp_path: Path) -> None:
+    service = TestService(tmp_path / "instance", grid.description(), grid.directory)
+    service.init(credentials={"minimum_lifetime": "0s"})
+    server = grid.sites["A"].server
+    with service.running():
+        assert service.pdm("bob", "delegate", "--lifetime", "4s").returncode == 0
+        server.freeze()
+        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_folders.a))
+        service.wait_for("bob", job["id"], until=["RUNNING"])
+        service.kill()
+    time.sleep(4.5)
+    server.thaw()
+    with service.running():
+        held = service.wait_for("bob", job["id"], until=["HELD"])
+        assert held["held"] == 1
+        _, element = service.call("bob", "GET", f"/jobs/{job['id']}/elements/0")
+        assert element["error"]["code"] == "CREDENTIAL_EXPIRED"
+        assert element["error"]["retryable"] is True
+        assert "pdm delegate" in element["error"]["hint"]
+        status, problem = service.call("bob", "POST", "/list", {"src_siteid": 1, "src_filepath": "/"})
+        assert status == 409
+        assert "pdm delegate" in problem["detail"]
+        service.delegate("bob")
+        assert service.wait_for("bob", job["id"])["status"] == "DONE"
+
+
+def test_an_untrusted_authority(grid: TestGrid, grid_folders: Any, tmp_path: Path) -> None:
+    service = TestService(tmp_path / "instance", grid.description(), grid.directory)
+    empty = tmp_path / "nobody"
+    empty.mkdir()
+    service.init(queue={"first_pause": "100ms", "longest_pause": "100ms"})
+    with service.running():
+        service.delegate("alice")
+    set_keys(service.directory / "workqueue.conf", {"credentials": {"trust_dir": str(empty)}})
+    with service.running():
+        error = fail(service, service.submit("alice", "list", src_siteid=1, src_filepath=str(grid_folders.a)))
+        assert (error["code"], error["retryable"]) == ("CERTIFICATE", False)
+
+
+def test_without_a_credential_a_job_is_refused(service: TestService, grid_folders: Any) -> None:
+    status, problem = service.call("bob", "POST", "/list", {"src_siteid": 1, "src_filepath": "/"})
+    assert status == 409
+    assert "pdm delegate" in problem["detail"]
+
+
+def _bare(grid: TestGrid, *arguments: str) -> None:
+    subprocess.run(["globus-url-copy", *arguments], env={**os.environ, **grid.environment()}, check=True)
+
+
+def test_the_queue_gives_what_the_bare_tool_gives(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
+    file = grid_folders.a / "f"
+    file.write_bytes(os.urandom(100_000))
+    grid_folders.give()
+    _bare(grid, grid.sites["A"].url(file), grid.sites["B"].url(grid_folders.b / "bare"))
+    job = service.submit(
+        "alice", "copy", src_siteid=1, src_filepath=str(file), dst_siteid=2, dst_filepath=f"{grid_folders.b}/queued"
+    )
+    assert service.wait_for("alice", job["id"])["status"] == "DONE"
+    bare, queued = (grid_folders.b / name for name in ("bare", "queued"))
+    assert bare.read_bytes() == queued.read_bytes()
+    assert (bare.stat().st_uid, bare.stat().st_mode) == (queued.stat().st_uid, queued.stat().st_mode)

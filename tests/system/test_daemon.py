@@ -1,0 +1,192 @@
+"""``twistd pdmworkqueue`` as operators meet it: start, stop, refusals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid.service import TestService, service_environment, set_keys
+
+TWISTD = str(Path(sys.executable).parent / "twistd")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[TestService]:
+    service = TestService(tmp_path / "instance")
+    service.init()
+    yield service
+    if service.process is not None:
+        service.kill()
+
+
+def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TWISTD, "--nodaemon", "pdmworkqueue", "--config", str(config), *arguments],
+        env=service_environment(),
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a daemon which cannot start leaves for the operator."""
+    assert done.returncode != 0
+    assert "ready" not in done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("pdmworkqueue: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_it_says_when_it_serves_and_stops_cleanly(service: TestService) -> None:
+    url = service.start()
+    assert re.fullmatch(r"https://127\.0\.0\.1:\d+", url)
+    status, health = service.call("admin", "GET", "/health")
+    assert status == 200, health
+    assert service.stop() == 0
+    assert not list(service.directory.glob("*.pid"))
+    service.start()
+    assert service.stop() == 0
+
+
+def test_a_job_runs_between_local_folders(service: TestService) -> None:
+    with service.running():
+        source = service.directory / "storage" / "a"
+        (source / "tree" / "empty").mkdir(parents=True)
+        (source / "tree" / "file one").write_text("1")
+        job = service.submit(
+            "admin", "copy", src_siteid=1, src_filepath="tree", dst_siteid=2, dst_filepath="copy", protocol="FILE"
+        )
+        assert service.wait_for("admin", job["id"])["status"] == "DONE", service.tail()
+        copy = service.directory / "storage" / "b" / "copy"
+        assert (copy / "file one").read_text() == "1"
+        assert (copy / "empty").is_dir()
+
+
+def test_the_configuration_can_be_checked(service: TestService) -> None:
+    done = run(service.directory / "workqueue.conf", "--check-config")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_unknown_key_is_named_with_file_and_section(service: TestService) -> None:
+    config = service.directory / "workqueue.conf"
+    set_keys(config, {"server": {"prot": "1"}})
+    for arguments in ([], ["--check-config"]):
+        line = refused(run(config, *arguments))
+        assert str(config) in line and "[server]" in line and "prot" in line and "port" in line
+
+
+def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
+    assert str(tmp_path / "no.conf") in refused(run(tmp_path / "no.conf"))
+
+
+def test_a_taken_port_is_one_line(service: TestService) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        set_keys(service.directory / "workqueue.conf", {"server": {"port": str(port)}})
+        line = refused(run(service.directory / "workqueue.conf"))
+    assert str(port) in line
+
+
+def test_a_second_daemon_on_the_instance_is_refused(service: TestService) -> None:
+    with service.running():
+        line = refused(run(service.directory / "workqueue.conf"))
+        assert "another daemon" in line
+
+
+def test_a_broken_certificate_is_one_line(service: TestService) -> None:
+    (service.directory / "certificates" / "host.crt").write_text("not a certificate")
+    assert "host.crt" in refused(run(service.directory / "workqueue.conf"))
+
+
+def test_a_broken_site_is_one_line(service: TestService) -> None:
+    (service.directory / "sites.d" / "broken.conf").write_text("[x]\nid = one\n")
+    line = refused(run(service.directory / "workqueue.conf"))
+    assert "broken.conf" in line and "id" in line
+
+
+def test_a_stop_in_the_middle_of_work_gives_it_back(service: TestService) -> None:
+    service.start()
+    job = service.submit(
+        "admin",
+        "copy",
+        src_siteid=1,
+        src_filepath="/t",
+        dst_siteid=2,
+        dst_filepath="/c",
+        protocol="DUMMY",
+        extra_opts={"dummy": {"files": 50, "delay": 0.1}},
+    )
+    service.wait_for("admin", job["id"], until=["RUNNING"])
+    time.sleep(0.5)
+    assert service.stop() == 0
+    with service.running():
+        ended = service.wait_for("admin", job["id"])
+        assert ended["status"] == "DONE"
+        assert ended["num_done"] == 51
+
+
+def test_sites_are_read_again_on_sighup(service: TestService) -> None:
+    with service.running():
+        (service.directory / "sites.d" / "third.conf").write_text("[third]\nid = 33\ndummy = dummy://third\n")
+        assert service.process is not None
+        os.kill(service.process.pid, signal.SIGHUP)
+        give_up_at = time.monotonic() + 10
+        while service.call("admin", "GET", "/sites/33")[0] != 200:
+            assert time.monotonic() < give_up_at, service.tail()
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("CONNECTION", "FAILED"), ("NOT_FOUND", "FAILED"), ("CREDENTIAL_EXPIRED", "HELD")]
+)
+def test_simulated_failures_end_as_their_class_says(service: TestService, code: str, status: str) -> None:
+    set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms", "longest_pause": "50ms"}})
+    with service.running():
+        job = service.submit(
+            "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"fail": code}}
+        )
+        ended = service.wait_for("admin", job["id"], until=[status])
+        _, element = service.call("admin", "GET", f"/jobs/{job['id']}/elements/0")
+        assert element["attempts"] == (2 if code == "CONNECTION" else 1)
+        assert element["error"]["code"] == code
+        assert ended["status"] == status
+
+
+def test_a_crashing_helper_costs_one_attempt(service: TestService) -> None:
+    set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms", "longest_pause": "50ms"}})
+    with service.running():
+        job = service.submit(
+            "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"crash": True}}
+        )
+        assert service.wait_for("admin", job["id"])["status"] == "DONE"
+        _, output = service.call("admin", "GET", f"/jobs/{job['id']}/elements/0/output/1")
+        assert output["status"] == "FAILED"
+        assert "code=CRASHED" in output["log"]
+
+
+def test_a_hanging_job_is_cancelled_and_can_be_retried(service: TestService) -> None:
+    with service.running():
+        job = service.submit(
+            "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"hang": True}}
+        )
+        service.wait_for("admin", job["id"], until=["RUNNING"])
+        assert service.call("admin", "DELETE", f"/jobs/{job['id']}")[0] == 200
+        assert service.wait_for("admin", job["id"], timeout_s=3)["status"] == "CANCELLED"
+        status, answer = service.call("admin", "POST", f"/jobs/{job['id']}/retry", {})
+        assert status == 200, answer
+        service.wait_for("admin", job["id"], until=["RUNNING"])

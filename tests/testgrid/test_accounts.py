@@ -1,0 +1,58 @@
+"""The accounts of grids are made by the first and removed by the last."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid import accounts
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make accounts")
+
+
+def exists(account: str) -> bool:
+    return account in {entry.pw_name for entry in pwd.getpwall()}
+
+
+def test_the_last_grid_removes_what_the_first_made(tmp_path: Path) -> None:
+    registry, first, second = tmp_path / "registry", tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    user = f"t{os.getpid()}"
+
+    local = accounts.acquire(first, [user], registry)
+    assert accounts.acquire(second, [user], registry) == local == {user: f"pdm{user}"}
+    assert exists(local[user])
+
+    accounts.release(first, registry)
+    assert exists(local[user])
+    accounts.release(second, registry)
+    assert not exists(local[user])
+    assert not registry.exists()
+
+
+def test_a_grid_whose_folder_is_gone_does_not_count(tmp_path: Path) -> None:
+    registry, lost, mine = tmp_path / "registry", tmp_path / "lost", tmp_path / "mine"
+    lost.mkdir()
+    mine.mkdir()
+    user = f"u{os.getpid()}"
+    accounts.acquire(lost, [user], registry)
+    local = accounts.acquire(mine, [user], registry)
+    lost.rmdir()
+
+    accounts.release(mine, registry)
+
+    assert not exists(local[user])
+
+
+def test_an_account_that_was_there_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "_PREFIX", "")
+    registry = tmp_path / "registry"
+
+    assert accounts.acquire(tmp_path, ["nobody"], registry) == {"nobody": "nobody"}
+    accounts.release(tmp_path, registry)
+
+    assert exists("nobody")

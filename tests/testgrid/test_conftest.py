@@ -1,0 +1,81 @@
+"""The rules of tests/conftest.py itself: no error gets lost, and no missing grid goes unnoticed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+_ROOT = Path(__file__).parents[2]
+
+_ERRORS = """
+from twisted.internet.defer import fail
+from twisted.logger import Logger
+
+def test_forgotten_deferred():
+    fail(RuntimeError("the forgotten one"))
+
+def test_logged_error():
+    Logger().error("the logged one")
+
+def test_warning_is_fine():
+    Logger().warn("only a warning")
+
+def test_expected(lost_errors):
+    Logger().error("expected")
+    assert len(lost_errors) == 1
+    lost_errors.clear()
+"""
+
+_GRID = """
+import pytest
+
+def test_on_the_grid(grid):
+    pass
+
+def test_without():
+    pass
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A project with our conftest and settings, and a plugin ``nogrid`` that hides the programs of the grid."""
+    shutil.copy(_ROOT / "tests" / "conftest.py", pytester.path)
+    shutil.copy(_ROOT / "pyproject.toml", pytester.path)
+    (pytester.path / "nogrid.py").write_text("from pdm.testgrid import programs\nprograms._SEARCH_PATH = '/nowhere'\n")
+    pytester.syspathinsert(_ROOT)
+    return pytester
+
+
+def test_an_error_that_nobody_handled_makes_a_test_red(run: pytest.Pytester) -> None:
+    run.makepyfile(_ERRORS)
+
+    result = run.runpytest_subprocess("-p", "no:cacheprovider", ".")
+
+    result.assert_outcomes(passed=4, errors=2)
+    result.stdout.fnmatch_lines(["*the forgotten one*", "*the logged one*"])
+
+
+@pytest.mark.parametrize(("ci", "outcomes"), [("", {"passed": 1, "skipped": 1}), ("true", {"passed": 1, "errors": 1})])
+def test_without_the_grid_its_tests_are_skipped_aloud_and_fail_in_ci(
+    run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str, outcomes: dict[str, int]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    run.makepyfile(_GRID)
+
+    result = run.runpytest_subprocess("-p", "no:cacheprovider", "-p", "nogrid", ".")
+
+    result.assert_outcomes(**outcomes)
+    result.stdout.fnmatch_lines(["*THE GRID TESTS CANNOT RUN: globus-gridftp-server*apt-get install*"])
+
+
+def test_grid_tests_are_marked_by_themselves(run: pytest.Pytester) -> None:
+    run.makepyfile(_GRID)
+
+    result = run.runpytest_subprocess("-p", "no:cacheprovider", "-m", "not grid", ".")
+
+    result.assert_outcomes(passed=1, deselected=1)
