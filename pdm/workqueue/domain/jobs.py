@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
@@ -157,7 +157,7 @@ class Batch:
 
     job: JobRecord
     type: JobType
-    elements: Sequence[ElementRecord] = field(converter=tuple)
+    elements: Sequence[ElementRecord]
 
     def token(self, element: ElementRecord) -> Token:
         return Token(element.job_id, element.id, element.attempts)

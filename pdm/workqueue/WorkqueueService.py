@@ -1,0 +1,56 @@
+"""The REST service: joins the table of endpoints, the callers' identities and what handlers use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from klein import Klein
+
+from pdm.workqueue.certificates.peers import PeerIdentity, peer_identity
+from pdm.workqueue.http.access import AccessList, Callers
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
+from pdm.workqueue.http.request import ApiSite
+from pdm.workqueue.http.serving import ApiResource, klein_for
+
+__all__ = ["WorkqueueService"]
+
+
+class WorkqueueService:
+    """The service's door for HTTP.
+
+    Every route of ``/workqueue/api/v1.0`` stands in `pdm.workqueue.http.endpoints`; OpenAPI and documentation are made
+    from the same table. How the daemon uses it::
+
+        service = WorkqueueService(context, AccessList.read(settings.users))
+        endpoint.listen(tls.wrap(service.site(reactor)))
+
+    Args:
+        context: what handlers use.
+        access: who may call.
+        identify: tells who is at the other end of a connection (its transport); None for nobody.
+    """
+
+    #: Path below which the API lives.
+    ROOT = ROOT
+
+    def __init__(
+        self,
+        context: ApiContext,
+        access: AccessList,
+        identify: Callable[[Any], PeerIdentity | None] = peer_identity,
+    ) -> None:
+        self._context = context
+        callers = Callers(context.database, access, identify, context.clock)
+        #: The Klein application.
+        self.app: Klein = klein_for(ENDPOINTS, ROOT, context, callers)
+
+    def resource(self) -> ApiResource:
+        """The root resource; its requests must be those of `site`."""
+        return ApiResource(self.app)
+
+    def site(self, reactor: Any) -> ApiSite:
+        """The site to listen with: bounds bodies, closes silent connections, logs requests."""
+        server = self._context.settings.server
+        return ApiSite(self.resource(), reactor, server.body_limit_bytes, server.idle_timeout_s)

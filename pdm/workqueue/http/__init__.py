@@ -1,0 +1,1 @@
+"""The REST door: endpoints as a table, and one place that decodes, checks, authorises, answers and logs."""

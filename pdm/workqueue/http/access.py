@@ -1,0 +1,148 @@
+"""Who calls, and what they may do.
+
+A user is the subject of the end entity of the certificate chain. A limited proxy is taken like a full one: grid sites
+refuse it for starting programs, but storage servers (and FTS) take it for moving data, and this service moves data.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from attrs import define, field, frozen
+
+from pdm.workqueue.certificates.server_tls import PeerIdentity
+from pdm.workqueue.config.ini import ConfigError
+from pdm.workqueue.config.settings import UserSettings
+from pdm.workqueue.http.problems import ForbiddenError, NotAuthenticatedError
+from pdm.workqueue.store import users
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.wire.responses import moment_text
+
+#: How many callers are remembered; each costs some hundred bytes.
+_MOST_REMEMBERED = 10_000
+
+
+class Role(enum.StrEnum):
+    """What a user may do."""
+
+    #: Use the service, and see and steer what is one's own.
+    USER = "user"
+    #: See, cancel and retry everybody's jobs as well.
+    OPERATOR = "operator"
+
+
+@frozen
+class Caller:
+    """Who sent a request.
+
+    Attributes:
+        user_id: number in the database.
+        subject: distinguished name in slash form.
+        certificate_ends_at: when the first certificate of the presented chain ends.
+        limited: whether a limited proxy was presented.
+    """
+
+    user_id: int
+    subject: str
+    role: Role
+    certificate_ends_at: datetime
+    limited: bool
+
+    @property
+    def scope(self) -> int | None:
+        """Whose jobs the caller may see: one user's, or None for everybody's."""
+        return None if self.role is Role.OPERATOR else self.user_id
+
+
+@frozen
+class AccessList:
+    """Who may use the service, in which role.
+
+    Attributes:
+        open_to_all: whether everybody with a trusted certificate is a user.
+        roles: of the subjects that are listed.
+    """
+
+    open_to_all: bool
+    roles: Mapping[str, Role]
+
+    @classmethod
+    def read(cls, settings: UserSettings) -> AccessList:
+        """The list that the configuration asks for.
+
+        Raises:
+            ConfigError: the file of listed users cannot be read, or a line is wrong.
+        """
+        roles: dict[str, Role] = {}
+        if settings.listed_users is not None:
+            try:
+                text = settings.listed_users.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{settings.listed_users}: the list of users cannot be read: {error}") from error
+            for number, line in enumerate(text.splitlines(), 1):
+                if line.strip() and not line.lstrip().startswith("#"):
+                    role, subject = _listed(line.strip(), f"{settings.listed_users}: line {number}")
+                    roles[subject] = role
+        roles.update(dict.fromkeys(settings.operators, Role.OPERATOR))
+        return cls(settings.register == "anyone", roles)
+
+    def role_of(self, subject: str) -> Role | None:
+        """None for who may not use the service."""
+        return self.roles.get(subject, Role.USER if self.open_to_all else None)
+
+
+def _listed(line: str, place: str) -> tuple[Role, str]:
+    word, _, rest = line.partition(" ")
+    if line.startswith("/"):
+        return Role.USER, line
+    if word not in list(Role) or not rest.strip().startswith("/"):
+        raise ConfigError(f"{place}: /SUBJECT is expected, or a role ({', '.join(Role)}) and /SUBJECT")
+    return Role(word), rest.strip()
+
+
+@define(eq=False)
+class Callers:
+    """Finds out who calls; each subject costs one look into the database, then none.
+
+    Attributes:
+        identify: the verified identity of a connection, None without a certificate.
+        clock: the present moment, UTC.
+    """
+
+    database: Database
+    access: AccessList
+    identify: Callable[[object], PeerIdentity | None]
+    clock: Callable[[], datetime]
+    _known: dict[str, tuple[int, Role]] = field(factory=dict)
+
+    async def caller_on(self, transport: object) -> Caller:
+        """Who is at the other end of a connection.
+
+        Raises:
+            NotAuthenticatedError: nobody who could be known, or no longer.
+            ForbiddenError: somebody who is not let in.
+        """
+        identity = self.identify(transport)
+        if identity is None:
+            raise NotAuthenticatedError(
+                "no client certificate was presented: call with a certificate or a grid proxy (curl: --cert and --key)"
+            )
+        now = self.clock()
+        # OpenSSL looked at the times once, when the connection was made; a kept connection may outlive a proxy.
+        if identity.chain_ends_at <= now:
+            end = moment_text(identity.chain_ends_at)
+            raise NotAuthenticatedError(f"your certificate or proxy ended at {end}: make a new one and connect again")
+        known = self._known.get(identity.subject) or await self._register(identity.subject, now)
+        return Caller(known[0], identity.subject, known[1], identity.chain_ends_at, identity.limited)
+
+    async def _register(self, subject: str, now: datetime) -> tuple[int, Role]:
+        role = self.access.role_of(subject)
+        if role is None:
+            raise ForbiddenError(f"{subject} is not a user of this service: ask its operator to be listed")
+        record = await self.database.run("register a user", users.register, subject, role.value, now)
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        self._known[subject] = (record.id, role)
+        return self._known[subject]

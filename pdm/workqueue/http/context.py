@@ -1,0 +1,94 @@
+"""What handlers may use."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
+
+from attrs import define
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from pdm.workqueue.certificates.trust import Trust
+from pdm.workqueue.certificates.vault import Vault
+from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.execution.progress import Progress
+from pdm.workqueue.logstore.files import LogStore
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.telemetry.background import start_background
+
+_T = TypeVar("_T")
+
+
+class InThread(Protocol):
+    """Runs a function that takes long in a thread."""
+
+    def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
+
+
+@define(eq=False)
+class ApiContext:
+    """The service as handlers see it.
+
+    Attributes:
+        clock: the present moment, UTC.
+        in_thread: runs key generation and signature checks off the reactor.
+        wake: says that there may be something to claim.
+        cancelled: says that the cancellation of a job is in the database.
+        progress: how far a running element (job, element) is, None where nothing is known.
+        needs_credential: whether a protocol works only with a delegated credential.
+        supports: whether the service can carry out a job type by a protocol.
+        trust: the authorities in force, for delegated proxies.
+    """
+
+    database: Database
+    sites: SiteRegistry
+    logstore: LogStore
+    vault: Vault
+    settings: Settings
+    clock: Callable[[], datetime]
+    in_thread: InThread
+    wake: Callable[[], None]
+    cancelled: Callable[[int], None]
+    progress: Callable[[int, int], Progress | None]
+    needs_credential: Callable[[JobProtocol], bool]
+    supports: Callable[[JobProtocol, JobType], bool]
+    trust: Callable[[], Trust]
+
+    @property
+    def least_lifetime(self) -> timedelta:
+        """What a credential must still have for a job to be accepted."""
+        return timedelta(seconds=self.settings.credentials.minimum_lifetime_s)
+
+    async def commit(self, name: str, function: Callable[..., _T], *args: Any, then: Callable[[_T], None]) -> _T:
+        """Run a transaction that has an effect, and the effect after its commit.
+
+        A client that goes away cancels its handler; the transaction is committed all the same, and what follows from
+        it must not get lost. So both belong to the transaction, and the handler only watches.
+
+        Args:
+            name: of the transaction.
+            function: what it does.
+            args: of the function.
+            then: the effect; gets the result.
+        """
+        watched: Deferred[_T] = Deferred()
+
+        async def work() -> None:
+            try:
+                result = await self.database.run(name, function, *args)
+            except Exception:
+                if watched.called:
+                    raise
+                watched.errback(Failure())
+                return
+            try:
+                then(result)
+            finally:
+                watched.callback(result)
+
+        start_background(name, work())
+        return await watched

@@ -1,0 +1,109 @@
+"""The elements of a job are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import datetime
+
+import attrs
+import msgspec
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.http import lookups
+from pdm.workqueue.http.access import Caller
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.decoding import words
+from pdm.workqueue.http.endpoint import JsonStream, endpoint
+from pdm.workqueue.http.endpoints.jobs import moment, site_number
+from pdm.workqueue.http.json_pieces import array
+from pdm.workqueue.http.listings import has_listing, with_listing
+from pdm.workqueue.http.problems import ElementNotFoundError, InvalidInputError, JobNotFoundError
+from pdm.workqueue.http.views import element_status_view, element_view
+from pdm.workqueue.store import jobs
+from pdm.workqueue.store.jobs import ElementFilter
+from pdm.workqueue.wire.requests import ElementQuery
+from pdm.workqueue.wire.responses import ElementStatusView, ElementView
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/elements",
+    summary="The elements of a job",
+    query=ElementQuery,
+    result=list[ElementView],
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def list_elements(api: ApiContext, caller: Caller, job_id: int, query: ElementQuery) -> JsonStream:
+    """In their order. Ask for pages (``limit``, ``after``) where a job may have many."""
+    wanted = ElementFilter(
+        statuses=words(JobStatus, query.status, "status"),
+        types=words(JobType, query.type, "type"),
+        limit=_page_size(query.limit),
+        after=query.after,
+    )
+    site = None if query.site is None else site_number(api, query.site)
+    since = moment(query.since)
+    job, page = await api.database.read("page of elements", lookups.elements, job_id, caller.scope, wanted)
+    if (site is not None and site not in (job.src_siteid, job.dst_siteid)) or query.label not in (None, job.label):
+        page = []
+    return JsonStream(array(_elements(api, job, page, wanted, since, query.limit)))
+
+
+def _page_size(limit: int | None) -> int:
+    return lookups.PAGE if limit is None else min(lookups.PAGE, limit)
+
+
+async def _elements(
+    api: ApiContext,
+    job: JobRecord,
+    page: list[ElementRecord],
+    wanted: ElementFilter,
+    since: datetime | None,
+    limit: int | None,
+) -> AsyncGenerator[bytes | AsyncGenerator[bytes]]:
+    """The elements of a page and of those after it."""
+    while True:
+        for element in page:
+            if since is not None and element.timestamp < since:
+                continue
+            if job.type is JobType.LIST and has_listing(element):
+                yield with_listing(api, job, element, element_view(element), in_list=True)
+            else:
+                yield msgspec.json.encode(element_view(element))
+            if limit is not None:
+                limit -= 1
+                if limit == 0:
+                    return
+        if wanted.limit is None or len(page) < wanted.limit:
+            return
+        wanted = attrs.evolve(wanted, after=page[-1].id, limit=_page_size(limit))
+        page = await api.database.read("page of elements", jobs.page_elements, job.id, wanted)
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/elements/{element_id}",
+    summary="One element of a job",
+    result=ElementView,
+    errors=(JobNotFoundError, ElementNotFoundError),
+)
+async def get_element(api: ApiContext, caller: Caller, job_id: int, element_id: int) -> ElementView | JsonStream:
+    """A LIST element that is done has its listing."""
+    job, element = await api.database.read("fetch an element", lookups.element, job_id, element_id, caller.scope)
+    if not has_listing(element):
+        return element_view(element)
+    return JsonStream(with_listing(api, job, element, element_view(element), in_list=True))
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/elements/{element_id}/status",
+    summary="Where an element stands",
+    result=ElementStatusView,
+    errors=(JobNotFoundError, ElementNotFoundError),
+)
+async def get_element_status(api: ApiContext, caller: Caller, job_id: int, element_id: int) -> ElementStatusView:
+    """The status, and for a transfer how far it is and how fast."""
+    _, element = await api.database.read("fetch an element", lookups.element, job_id, element_id, caller.scope)
+    return element_status_view(element, api.progress(job_id, element_id))

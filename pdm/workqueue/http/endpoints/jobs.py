@@ -1,0 +1,153 @@
+"""Jobs are looked at, cancelled and retried."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+
+import attrs
+import msgspec
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.http import lookups
+from pdm.workqueue.http.access import Caller, Role
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.decoding import words
+from pdm.workqueue.http.endpoint import JsonStream, endpoint
+from pdm.workqueue.http.json_pieces import array
+from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
+from pdm.workqueue.http.views import job_view
+from pdm.workqueue.store import jobs
+from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
+from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
+from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView
+
+
+@endpoint(
+    "GET",
+    "/jobs",
+    summary="All registered jobs of the caller",
+    query=JobQuery,
+    result=list[JobView],
+    errors=(InvalidInputError, ForbiddenError),
+)
+async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStream:
+    """The newest last; an empty array where there are none. Operators can ask for the jobs of others (``user``)."""
+    wanted = JobFilter(
+        owner_id=_owner(caller, query.user),
+        statuses=words(JobStatus, query.status, "status"),
+        types=words(JobType, query.type, "type"),
+        site=None if query.site is None else site_number(api, query.site),
+        label=query.label,
+        since=moment(query.since),
+        limit=None,
+        after=query.after,
+    )
+    return JsonStream(array(_jobs(api, wanted, query.limit)))
+
+
+async def _jobs(api: ApiContext, wanted: JobFilter, limit: int | None) -> AsyncGenerator[bytes]:
+    while True:
+        size = lookups.PAGE if limit is None else min(lookups.PAGE, limit)
+        page = await api.database.read("page of jobs", jobs.page, attrs.evolve(wanted, limit=size))
+        for job in page:
+            yield msgspec.json.encode(job_view(job))
+        limit = None if limit is None else limit - len(page)
+        if len(page) < size or limit == 0:
+            return
+        wanted = attrs.evolve(wanted, after=page[-1].id)
+
+
+def _owner(caller: Caller, user: str | None) -> int | None:
+    if user is None:
+        return caller.user_id
+    if user != "all" and not (user.isascii() and user.isdecimal() and len(user) < 19):
+        raise InvalidInputError("the number of a user or 'all' is expected", "?user")
+    owner = None if user == "all" else int(user)
+    if caller.role is not Role.OPERATOR and owner != caller.user_id:
+        raise ForbiddenError("only operators may list the jobs of others", "?user")
+    return owner
+
+
+def site_number(api: ApiContext, word: str) -> int:
+    """The number of a site that a query names; one that is not known is no error, for old jobs may name it.
+
+    Raises:
+        InvalidInputError: a name that no site has.
+    """
+    if word.isascii() and word.isdecimal() and len(word) < 19:
+        return min(int(word), LARGEST_ID)
+    for site in api.sites.all():
+        if site.name == word:
+            return site.id
+    raise InvalidInputError(f"there is no site {word[:100]!r}; GET /sites lists those there are", "?site")
+
+
+def moment(value: datetime | None) -> datetime | None:
+    """A moment of a query in UTC; without a time zone it is UTC already.
+
+    Raises:
+        InvalidInputError: it lies outside of what a calendar has.
+    """
+    if value is None or value.tzinfo is None:
+        return value if value is None else value.replace(tzinfo=UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidInputError("that moment is outside of the calendar", "?since") from error
+
+
+@endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
+async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
+    """The job with its counters."""
+    return job_view(await api.database.read("fetch a job", lookups.job, job_id, caller.scope))
+
+
+@endpoint(
+    "GET", "/jobs/{job_id}/status", summary="Where a job stands", result=JobStatusView, errors=(JobNotFoundError,)
+)
+async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
+    """The status alone."""
+    job = await api.database.read("fetch a job", lookups.job, job_id, caller.scope)
+    return JobStatusView(jobid=job.id, status=job.status.name)
+
+
+@endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))
+async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
+    """What waits is cancelled at once, what runs is ended within a second.
+
+    A job that has ended stays as it is and is given out: so the request may be repeated.
+    """
+
+    def tell(job: JobRecord) -> None:
+        api.cancelled(job.id)
+        api.wake()
+
+    job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, api.clock(), then=tell)
+    return job_view(job)
+
+
+@endpoint(
+    "POST",
+    "/jobs/{job_id}/retry",
+    summary="Try again what has failed",
+    result=RetriedJobView,
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def retry_job(
+    api: ApiContext,
+    caller: Caller,
+    job_id: int,
+    key: IdempotencyKey | None,
+) -> RetriedJobView:
+    """Failed and cancelled elements get new attempts; what is done stays done.
+
+    Needs no key to be repeated: that puts back only what has failed since.
+    """
+
+    def wake(_result: tuple[JobRecord, int]) -> None:
+        api.wake()
+
+    job, retried = await api.commit("retry a job", lookups.retry, job_id, caller.scope, api.clock(), then=wake)
+    return RetriedJobView(**msgspec.structs.asdict(job_view(job)), retried=retried)

@@ -1,0 +1,162 @@
+"""What attempts said: their logs, and what was listed.
+
+There is an output as soon as an attempt has ended; while one runs, the one before it is the latest available.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import msgspec
+from msgspec import UNSET
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import ElementRecord
+from pdm.workqueue.http import lookups
+from pdm.workqueue.http.access import Caller
+from pdm.workqueue.http.answering import BEFORE_FIRST_BYTE
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoint import JsonStream, endpoint
+from pdm.workqueue.http.json_pieces import array
+from pdm.workqueue.http.listings import has_listing, with_listing
+from pdm.workqueue.http.lookups import Ended, OutputPage
+from pdm.workqueue.http.problems import (
+    ElementNotFoundError,
+    JobNotFoundError,
+    LogMissingError,
+    OutputNotReadyError,
+)
+from pdm.workqueue.logstore.files import LogMissingError as LogFileMissingError
+from pdm.workqueue.logstore.files import LogRef
+from pdm.workqueue.wire.responses import OutputView
+
+_ERRORS = (OutputNotReadyError, JobNotFoundError, ElementNotFoundError, LogMissingError)
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/output",
+    summary="The latest output of all elements of a job",
+    result=list[OutputView],
+    errors=(JobNotFoundError, LogMissingError),
+)
+async def get_job_output(api: ApiContext, caller: Caller, job_id: int) -> JsonStream:
+    """One object for each element that has had an attempt.
+
+    A log that is gone from disk is status 500; in a long answer, of which a part has been sent by then, its ``log`` is
+    null.
+    """
+    first = await api.database.read("page of outputs", lookups.latest_attempts, job_id, caller.scope, None)
+    sent = _Sent()
+    return JsonStream(sent.count(array(_outputs(api, caller, job_id, first, sent))))
+
+
+class _Sent:
+    """How many bytes of an answer have been handed over."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    async def count(self, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        async with aclosing(pieces) as source:
+            async for piece in source:
+                self.size += len(piece)
+                yield piece
+
+
+async def _outputs(
+    api: ApiContext, caller: Caller, job_id: int, page: OutputPage, sent: _Sent
+) -> AsyncGenerator[bytes | AsyncGenerator[bytes]]:
+    while True:
+        for ended in page.attempts:
+            try:
+                log: str | None = await _log(api, ended)
+            except LogMissingError:
+                # Before the first byte is out this still can become the status that the reference asks for.
+                if sent.size < BEFORE_FIRST_BYTE:
+                    raise
+                log = None
+            yield _output(api, ended, log)
+        if page.after is None:
+            return
+        page = await api.database.read("page of outputs", lookups.latest_attempts, job_id, caller.scope, page.after)
+
+
+async def _log(api: ApiContext, ended: Ended) -> str:
+    try:
+        return await api.logstore.read(LogRef(ended.job.log_uid, ended.element.id, ended.attempt))
+    except LogFileMissingError as error:
+        raise LogMissingError(
+            f"the log of job {ended.job.id}, element {ended.element.id}, attempt {ended.attempt} is gone from disk: "
+            "tell an operator, if it is not old enough to have been tidied away"
+        ) from error
+
+
+def _output(api: ApiContext, ended: Ended, log: str | None) -> bytes | AsyncGenerator[bytes]:
+    element = ended.element
+    listed = ended.is_latest and has_listing(element)
+    view = OutputView(
+        jobid=element.job_id,
+        elementid=element.id,
+        attempt=ended.attempt,
+        type=element.type.name,
+        status=ended.status.name,
+        log=log,
+        listing={} if element.type is JobType.LIST and not listed else UNSET,
+    )
+    if listed:
+        return with_listing(api, ended.job, element, view, in_list=False)
+    return msgspec.json.encode(view)
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/elements/{element_id}/output",
+    summary="The latest output of an element",
+    result=OutputView,
+    errors=_ERRORS,
+)
+async def get_element_output(api: ApiContext, caller: Caller, job_id: int, element_id: int) -> JsonStream:
+    """Of the latest attempt that has ended."""
+    return await _chosen_output(api, caller, job_id, element_id, -1)
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/elements/{element_id}/output/{attempt}",
+    summary="The output of one attempt",
+    result=OutputView,
+    errors=_ERRORS,
+)
+async def get_attempt_output(api: ApiContext, caller: Caller, job_id: int, element_id: int, attempt: int) -> JsonStream:
+    """Attempts count from 1; -1 is the latest that has ended, -2 the one before it."""
+    return await _chosen_output(api, caller, job_id, element_id, attempt)
+
+
+async def _chosen_output(api: ApiContext, caller: Caller, job_id: int, element_id: int, number: int) -> JsonStream:
+    element, attempts = await api.database.read(
+        "attempts of an element", lookups.ended_attempts, job_id, element_id, caller.scope
+    )
+    if number < 0:
+        ended = attempts[number] if -number <= len(attempts) else None
+    else:
+        ended = next((candidate for candidate in attempts if candidate.attempt == number), None)
+    if ended is None:
+        raise OutputNotReadyError(_why_not(element, attempts, number))
+    item = _output(api, ended, await _log(api, ended))
+    return JsonStream(_one(item) if isinstance(item, bytes) else item)
+
+
+async def _one(item: bytes) -> AsyncGenerator[bytes]:
+    yield item
+
+
+def _why_not(element: ElementRecord, attempts: Sequence[Ended], number: int) -> str:
+    place = f"element {element.id} of job {element.job_id}"
+    if element.status is JobStatus.RUNNING and number == element.attempts:
+        return f"attempt {number} of {place} is still running"
+    if not attempts:
+        return f"no attempt of {place} has ended yet: it is {element.status.name}"
+    ended = ", ".join(str(candidate.attempt) for candidate in attempts)
+    return f"{place} has no output of an attempt {number}: there is one of {ended}"

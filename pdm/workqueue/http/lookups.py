@@ -1,0 +1,206 @@
+"""Transactions of the API: each is one trip to the database thread, and looks only at what the caller may see.
+
+They run in the thread, take the session first and pass it on to `pdm.workqueue.store`; problems they raise roll the
+transaction back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from attrs import frozen
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
+from pdm.workqueue.execution.credentials import PROXY
+from pdm.workqueue.http.problems import DelegationNeededError, ElementNotFoundError, JobNotFoundError
+from pdm.workqueue.store import claims, credentials, jobs
+from pdm.workqueue.store.credentials import CredentialRecord, PendingDelegation
+from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey
+from pdm.workqueue.wire.responses import moment_text
+
+#: How many rows are read in one transaction of a longer answer.
+PAGE = 500
+
+
+@frozen
+class Ended:
+    """An attempt that has ended."""
+
+    job: JobRecord
+    element: ElementRecord
+    attempt: int
+    status: JobStatus
+    is_latest: bool
+
+
+@frozen
+class OutputPage:
+    """Latest ended attempts of some elements, in the order of the elements.
+
+    Attributes:
+        after: the id behind which the next page begins; None after the last page.
+    """
+
+    attempts: Sequence[Ended]
+    after: int | None
+
+
+def register(
+    session: Session,
+    new: NewJob,
+    key: IdempotencyKey | None,
+    now: datetime,
+    least_lifetime: timedelta | None,
+) -> JobRecord:
+    """Register a job, if the user's credential is good enough.
+
+    Args:
+        session: of the database.
+        new: the job.
+        key: under which it is registered once only.
+        now: the present moment, UTC.
+        least_lifetime: what the credential must still have; None for a job that needs none.
+
+    Raises:
+        DelegationNeededError: there is no credential, or it ends too soon.
+        IdempotencyConflictError: the key belongs to another request.
+    """
+    job = jobs.submit(session, new, key, now)
+    # A repeated request is answered like the first one, whatever has become of the credential since.
+    if least_lifetime is not None and job.log_uid == new.log_uid:
+        _check_credential(credentials.find(session, new.user_id, PROXY), now, least_lifetime)
+    return job
+
+
+def _check_credential(record: CredentialRecord | None, now: datetime, least_lifetime: timedelta) -> None:
+    if record is None:
+        what = "the service holds no credential of yours"
+    elif record.valid_until <= now:
+        what = f"your delegated credential expired at {moment_text(record.valid_until)}"
+    elif record.valid_until < now + least_lifetime:
+        what = (
+            f"your delegated credential ends at {moment_text(record.valid_until)}, "
+            f"and a job needs at least {least_lifetime.total_seconds():.0f} s"
+        )
+    else:
+        return
+    raise DelegationNeededError(f"{what}: run 'pdm delegate', then submit again")
+
+
+def job(session: Session, job_id: int, scope: int | None) -> JobRecord:
+    """A job that the caller may see.
+
+    Raises:
+        JobNotFoundError: there is none.
+    """
+    found = jobs.fetch(session, job_id, scope)
+    if found is None:
+        raise JobNotFoundError(job_id)
+    return found
+
+
+def element(session: Session, job_id: int, element_id: int, scope: int | None) -> tuple[JobRecord, ElementRecord]:
+    """An element with its job.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        ElementNotFoundError: the job has no such element.
+    """
+    owner = job(session, job_id, scope)
+    found = jobs.fetch_element(session, job_id, element_id)
+    if found is None:
+        raise ElementNotFoundError(job_id, element_id)
+    return owner, found
+
+
+def elements(
+    session: Session, job_id: int, scope: int | None, wanted: ElementFilter
+) -> tuple[JobRecord, list[ElementRecord]]:
+    """A job with some of its elements.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    return job(session, job_id, scope), jobs.page_elements(session, job_id, wanted)
+
+
+def ended_attempts(
+    session: Session, job_id: int, element_id: int, scope: int | None
+) -> tuple[ElementRecord, Sequence[Ended]]:
+    """An element with those of its attempts that have ended, the oldest first.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        ElementNotFoundError: the job has no such element.
+    """
+    owner, found = element(session, job_id, element_id, scope)
+    records = jobs.attempts(session, job_id, element_id)
+    return found, [Ended(owner, found, record.attempt, record.status, record is records[-1]) for record in records]
+
+
+def latest_attempts(session: Session, job_id: int, scope: int | None, after: int | None) -> OutputPage:
+    """The latest ended attempts of the elements behind an id.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    owner = job(session, job_id, scope)
+    page = jobs.page_elements(session, job_id, ElementFilter(limit=PAGE, after=after, with_attempts=True))
+    latest = []
+    for found in page:
+        if found.status in (JobStatus.DONE, JobStatus.FAILED):
+            # Its last attempt is what made it so; only of others the attempts have to be looked up.
+            latest.append(Ended(owner, found, found.attempts, found.status, True))
+        else:
+            records = jobs.attempts(session, job_id, found.id)
+            if records:
+                latest.append(Ended(owner, found, records[-1].attempt, records[-1].status, True))
+    return OutputPage(latest, page[-1].id if len(page) == PAGE else None)
+
+
+def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> JobRecord:
+    """Cancel a job.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    job(session, job_id, scope)
+    return jobs.cancel(session, job_id, now)
+
+
+def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tuple[JobRecord, int]:
+    """Put what has failed or was cancelled back into the queue.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    job(session, job_id, scope)
+    return jobs.retry(session, job_id, now)
+
+
+def keep_pending(session: Session, pending: PendingDelegation) -> PendingDelegation:
+    """Keep a delegation that was begun, unless another one was in the meantime; the kept one comes back."""
+    known = credentials.find_pending(session, pending.user_id)
+    if known is not None:
+        return known
+    credentials.put_pending(session, pending)
+    return pending
+
+
+def take_credential(
+    session: Session, user_id: int, subject: str, valid_until: datetime, secret: bytes, now: datetime
+) -> CredentialRecord:
+    """Store a delegated proxy; what was held for want of it goes back to the queue."""
+    record = credentials.put(session, user_id, PROXY, subject, valid_until, secret, now)
+    credentials.drop_pending(session, user_id)
+    claims.resume_held(session, user_id, now)
+    return record
+
+
+def forget_credential(session: Session, user_id: int) -> None:
+    """Remove a user's delegated proxy, and one that is being delegated."""
+    credentials.remove(session, user_id, PROXY)
+    credentials.drop_pending(session, user_id)

@@ -1,0 +1,131 @@
+"""Why a request is not carried out: one exception for each kind, with its HTTP status and its words.
+
+Handlers raise them; `pdm.workqueue.http.serving` turns them into ``application/problem+json``, and the OpenAPI document
+lists them from the endpoint table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pdm.workqueue.wire.problems import PROBLEM_TYPE_PREFIX, Problem
+
+_LONGEST_DETAIL, _LONGEST_POINTER = 1000, 200
+
+
+class ApiError(Exception):
+    """A request that is refused, or that the service cannot carry out.
+
+    Attributes:
+        status: of HTTP.
+        word: stable name of the kind.
+        title: the kind in words.
+        detail: what is wrong here, and what to do.
+        pointer: the JSON path (``$.key``), query parameter (``?name``) or header that is wrong.
+        headers: more headers of the answer.
+    """
+
+    status: ClassVar[int]
+    word: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, detail: str, pointer: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = _shortened(detail, _LONGEST_DETAIL)
+        self.pointer = None if pointer is None else _shortened(pointer, _LONGEST_POINTER)
+        self.headers = headers or {}
+
+    def problem(self, request_id: str, incident: str | None = None) -> Problem:
+        """The body of the answer."""
+        return Problem(
+            type=PROBLEM_TYPE_PREFIX + self.word,
+            title=self.title,
+            status=self.status,
+            detail=self.detail,
+            request_id=request_id,
+            pointer=self.pointer,
+            incident=incident,
+        )
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."
+
+
+class InvalidInputError(ApiError):
+    status, word, title = 400, "invalid-input", "The request is not valid"
+
+
+class OutputNotReadyError(ApiError):
+    status, word, title = 400, "output-not-ready", "There is no such output yet"
+
+
+class NotAuthenticatedError(ApiError):
+    status, word, title = 401, "certificate-needed", "A valid client certificate is needed"
+
+
+class ForbiddenError(ApiError):
+    status, word, title = 403, "forbidden", "Not allowed"
+
+
+class NotFoundError(ApiError):
+    status, word, title = 404, "not-found", "There is no such thing"
+
+
+class JobNotFoundError(NotFoundError):
+    word, title = "job-not-found", "There is no such job"
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(f"you have no job {job_id}; GET /jobs lists those you have")
+
+
+class ElementNotFoundError(NotFoundError):
+    word, title = "element-not-found", "There is no such element"
+
+    def __init__(self, job_id: int, element_id: int) -> None:
+        super().__init__(f"job {job_id} has no element {element_id}; GET /jobs/{job_id}/elements lists those it has")
+
+
+class MethodNotAllowedError(ApiError):
+    status, word, title = 405, "method-not-allowed", "This cannot be done here"
+
+
+class DelegationNeededError(ApiError):
+    status, word, title = 409, "delegation-needed", "A delegated credential is needed"
+
+
+class ConflictError(ApiError):
+    status, word, title = 409, "conflict", "The request does not fit what the service has now"
+
+
+class BodyTooLargeError(ApiError):
+    status, word, title = 413, "body-too-large", "The request is too large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is longer than {limit} bytes; send several smaller requests")
+
+
+class UnsupportedMediaTypeError(ApiError):
+    status, word, title = 415, "unsupported-media-type", "The body is of the wrong type"
+
+
+class KeyUsedBeforeError(ApiError):
+    status, word, title = 422, "idempotency-key-used", "The Idempotency-Key was used for another request"
+
+
+class StoppingError(ApiError):
+    status, word, title = 503, "stopping", "The service is stopping"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the service is stopping; nothing was done, try again in a minute", None, {"Retry-After": "10"}
+        )
+
+
+class LogMissingError(ApiError):
+    status, word, title = 500, "log-missing", "The log is gone from disk"
+
+
+class InternalFaultError(ApiError):
+    status, word, title = 500, "internal-fault", "A fault of the service"

@@ -1,0 +1,145 @@
+"""Requests with a name and a bounded body, and the site that makes them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from io import BytesIO
+from typing import Any
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+
+from pdm.workqueue.http.problems import BodyTooLargeError
+from pdm.workqueue.wire.problems import MEDIA_TYPE
+
+#: How long a refused client may go on sending before the connection is cut.
+_LINGER_S = 5.0
+
+_log = Logger()
+
+
+class ApiRequest(Request):
+    """A request.
+
+    Attributes:
+        request_id: its name in the log and in problems.
+        subject: who sent it, once that is known.
+    """
+
+    def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(channel, *args, **kwargs)
+        self.request_id = secrets.token_hex(8)
+        self.subject: str | None = None
+        self._limit: int = channel.site.body_limit
+        self._begun = time.perf_counter()
+        self._received = 0
+        self._refused = False
+        self._cut: IDelayedCall | None = None
+        self._body = BytesIO()
+
+    # -- the body, as it comes in
+
+    def gotLength(self, length: int | None) -> None:
+        self.content = self._body
+        if length is not None and length > self._limit:
+            self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._received += len(data)
+        if self._received > self._limit:
+            self._refuse()
+        else:
+            self._body.write(data)
+
+    def _refuse(self) -> None:
+        """Answer 413 at once; the rest of the body is not waited for, nor kept."""
+        self._refused = True
+        self._body.truncate(0)
+        # Else the channel would ask for the body that was just refused.
+        self.requestHeaders.removeHeader("Expect")
+        error = BodyTooLargeError(self._limit)
+        body = msgspec.json.encode(error.problem(self.request_id))
+        self._connection().write(
+            f"HTTP/1.1 413 Content Too Large\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            f"X-Request-Id: {self.request_id}\r\nConnection: close\r\n\r\n".encode("ascii")
+            + body
+        )
+        _log.info("a body over the limit: 413", request_id=self.request_id)
+        self._cut = self.channel.callLater(_LINGER_S, self.abort)
+        self.channel.loseConnection()
+
+    def process(self) -> None:
+        if self._refused:
+            return
+        self.setHeader("X-Request-Id", self.request_id)
+        self.setHeader("Cache-Control", "no-store")
+        self.setHeader("X-Content-Type-Options", "nosniff")
+        self.notifyFinish().addBoth(self._log_end)
+        super().process()
+
+    def body(self) -> bytes:
+        """The whole body."""
+        return self._body.getvalue()
+
+    # -- the end
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self.channel is not None:
+            self._connection().abortConnection()
+
+    def _connection(self) -> Any:
+        return self.channel.transport
+
+    def connectionLost(self, reason: Failure) -> None:
+        if self._cut is not None and self._cut.active():
+            self._cut.cancel()
+        super().connectionLost(reason)
+
+    def _log_end(self, result: object) -> None:
+        # A client that polls must not fill the log: reads that went well are details.
+        quiet = self.method in (b"GET", b"HEAD") and self.code < 400 and not isinstance(result, Failure)
+        write = _log.debug if quiet else _log.info
+        write(
+            "{method} {uri} {outcome} {ms:.1f} ms",
+            method=self.method.decode("ascii", "replace"),
+            uri=self.uri.decode("ascii", "replace"),
+            outcome="the client went away" if isinstance(result, Failure) else self.code,
+            ms=(time.perf_counter() - self._begun) * 1000,
+            request_id=self.request_id,
+            subject=self.subject,
+        )
+
+
+class ApiSite(Site):
+    """Serves the API.
+
+    Args:
+        resource: the root.
+        reactor: for timeouts.
+        body_limit: longest body in bytes.
+        idle_timeout_s: a silent connection is closed after so long.
+    """
+
+    displayTracebacks = False  # noqa: N815 - Twisted's name
+
+    def __init__(self, resource: IResource, reactor: Any, body_limit: int, idle_timeout_s: float) -> None:
+        super().__init__(
+            resource,
+            requestFactory=ApiRequest,
+            timeout=idle_timeout_s,
+            reactor=reactor,
+            # Bodies are decoded in one place, and form data is refused there in words.
+            parsePOSTFormSubmission=False,
+        )
+        self.body_limit = body_limit
+
+    def log(self, request: object) -> None:
+        """Nothing: requests write their own line, with their fields."""

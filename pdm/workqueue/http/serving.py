@@ -1,0 +1,223 @@
+"""Joins the table of endpoints to Klein: the one place that identifies, decodes, calls, answers and reports faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, cast
+
+import msgspec
+from attrs import frozen
+from klein import Klein
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import BaseConverter, Map, ValidationError
+
+from pdm.workqueue.http.access import Caller, Callers
+from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream, earlier_answers_taken
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
+from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, Text
+from pdm.workqueue.http.problems import (
+    ApiError,
+    InternalFaultError,
+    InvalidInputError,
+    MethodNotAllowedError,
+    NotFoundError,
+    StoppingError,
+)
+from pdm.workqueue.http.request import ApiRequest
+from pdm.workqueue.store.errors import DatabaseClosedError
+from pdm.workqueue.telemetry.logging import log_context, log_incident
+from pdm.workqueue.wire.requests import LARGEST_ID
+
+_log = Logger()
+
+
+class _Number(BaseConverter):
+    """A whole number that the database can hold; what is none, or is larger, is an address without anything."""
+
+    regex = "[0-9]{1,19}"
+    _least: ClassVar[int] = 0
+
+    def to_python(self, value: str) -> int:
+        number = int(value)
+        if not self._least <= number <= LARGEST_ID:
+            raise ValidationError
+        return number
+
+
+class _SignedNumber(_Number):
+    regex = "-?[0-9]{1,19}"
+    _least = -LARGEST_ID
+
+
+_CONVERTERS: dict[str, type[BaseConverter]] = {
+    Parameter.NUMBER.value: _Number,
+    Parameter.SIGNED.value: _SignedNumber,
+    Parameter.WORD.value: type("_Word", (BaseConverter,), {"regex": "[^/]{1,100}"}),
+}
+
+
+def klein_for(endpoints: Iterable[Endpoint], root: str, context: ApiContext, callers: Callers) -> Klein:
+    """A Klein application that serves a table.
+
+    Args:
+        endpoints: the table.
+        root: path below which all of it lives.
+        context: for the handlers.
+        callers: finds out who calls.
+    """
+    klein = Klein()
+    url_map: Map = klein.url_map
+    url_map.converters.update(_CONVERTERS)
+    # A redirect would turn a POST into a GET; an address with one slash too many is simply wrong.
+    url_map.strict_slashes = False
+    url_map.merge_slashes = False
+    for endpoint in endpoints:
+        door = _Door(endpoint, context, callers)
+        klein.route(root + _rule(endpoint.path), methods=[endpoint.method], endpoint=endpoint.name)(door.serve)
+    # Klein asks these in their order: the last one takes what nobody foresaw.
+    klein.handle_errors(HTTPException)(cast(Any, _answer_routing_error))
+    klein.handle_errors(Exception)(cast(Any, _answer_fault))
+    return klein
+
+
+def _rule(path: str) -> str:
+    """Our path in Klein's spelling: ``/jobs/<number:job_id>``."""
+    parts = []
+    for part in path.split("/"):
+        name = part[1:-1]
+        parts.append(f"<{PATH_PARAMETERS[name][0].value}:{name}>" if part.startswith("{") else part)
+    return "/".join(parts)
+
+
+@frozen
+class _Door:
+    """Serves one endpoint."""
+
+    endpoint: Endpoint
+    context: ApiContext
+    callers: Callers
+
+    async def serve(self, request: ApiRequest, **path_values: Any) -> None:
+        """Answer a request, whatever happens.
+
+        Raises:
+            CancelledError: the client went away.
+        """
+        with log_context(request_id=request.request_id):
+            try:
+                result = await self._call(request, path_values)
+                await self._answer(request, result)
+            except CancelledError:
+                raise
+            except DatabaseClosedError:
+                answer_problem(request, StoppingError())
+            except ApiError as error:
+                if error.status >= 500:
+                    _log.error("{word}: {detail}", word=error.word, detail=error.detail)
+                answer_problem(request, error)
+            except Exception:
+                _answer_incident(request, Failure())
+
+    async def _call(self, request: ApiRequest, path_values: dict[str, Any]) -> object:
+        endpoint = self.endpoint
+        if endpoint.allow is Allow.EVERYBODY:
+            return await endpoint.handler(self.context, **path_values)
+        caller = await self.callers.caller_on(request.channel.transport)
+        request.subject = caller.subject
+        with log_context(subject=caller.subject):
+            arguments = path_values | self._arguments(request, caller)
+            return await endpoint.handler(self.context, caller, **arguments)
+
+    def _arguments(self, request: ApiRequest, caller: Caller) -> dict[str, Any]:
+        endpoint = self.endpoint
+        arguments: dict[str, Any] = {}
+        query = decode_query(request.uri.partition(b"?")[2], endpoint.query)
+        if query is not None:
+            arguments["query"] = query
+        body: msgspec.Struct | None = None
+        if endpoint.body is bytes:
+            arguments["body"] = request.body()
+        elif endpoint.body is not None:
+            arguments["body"] = body = decode_json(
+                request.body(), _header_values(request, "Content-Type"), cast(type[msgspec.Struct], endpoint.body)
+            )
+        if endpoint.method == "POST":
+            route = f"{endpoint.method} {request.path.decode('ascii', 'replace')}"
+            keys = _header_values(request, "Idempotency-Key")
+            arguments["key"] = idempotency_key(keys, caller.user_id, route, body)
+        return arguments
+
+    async def _answer(self, request: ApiRequest, result: object) -> None:
+        status = self.endpoint.status
+        await earlier_answers_taken(request)
+        if isinstance(result, JsonStream):
+            await answer_stream(request, status, result.pieces)
+        elif isinstance(result, Text):
+            answer(request, status, result.text.encode("ascii"), TEXT)
+        else:
+            answer(request, status, b"" if status == 204 else msgspec.json.encode(result))
+
+
+def _header_values(request: ApiRequest, name: str) -> Sequence[str]:
+    return [value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(name.encode("ascii")) or ()]
+
+
+def _answer_incident(request: ApiRequest, failure: Failure) -> None:
+    incident = log_incident(_log, failure)
+    error = InternalFaultError(f"a fault of the service, not of your request: tell an operator incident {incident}")
+    answer_problem(request, error, incident)
+
+
+def _answer_routing_error(request: ApiRequest, failure: Failure) -> None:
+    error = failure.value
+    if isinstance(error, MethodNotAllowed):
+        # HEAD comes with GET, OPTIONS is answered here.
+        allowed = ", ".join(sorted({*(error.valid_methods or ()), "OPTIONS"}))
+        if request.method == b"OPTIONS":
+            request.setHeader("Allow", allowed)
+            answer(request, 204, b"")
+            return
+        method = request.method.decode("ascii", "replace")
+        text = f"{method} cannot be done here; {allowed} can"
+        answer_problem(request, MethodNotAllowedError(text, None, {"Allow": allowed}))
+        return
+    answer_problem(request, NotFoundError("there is nothing at this address; GET /openapi.json lists what there is"))
+
+
+def _answer_fault(request: ApiRequest, failure: Failure) -> None:
+    with log_context(request_id=request.request_id):
+        _answer_incident(request, failure)
+
+
+class ApiResource(Resource):
+    """Klein's resource, behind a check of what Klein itself would answer without JSON.
+
+    Args:
+        klein: the application.
+    """
+
+    isLeaf = True  # noqa: N815 - Twisted's name
+
+    def __init__(self, klein: Klein) -> None:
+        super().__init__()
+        self._render: Callable[[Any], Any] = IResource(klein.resource()).render
+
+    def render(self, request: ApiRequest) -> Any:
+        """Serve a request."""
+        try:
+            b"/".join(request.postpath or ()).decode("utf-8")
+            request.method.decode("ascii")
+            request.getRequestHostname().decode("ascii")
+            return self._render(request)
+        except (UnicodeDecodeError, HTTPException):
+            # The HTTPException is werkzeug's opinion of the Host header.
+            error = InvalidInputError("the address, the method or the Host header is not valid text")
+            answer_problem(request, error)
+            request.finish()
+            return NOT_DONE_YET

@@ -1,0 +1,357 @@
+"""The real service on loopback, over TLS, with SQLite and log files, and clients that call it as several users."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from attrs import field, frozen
+from treq.client import HTTPClient
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.http_headers import Headers
+
+from pdm.workqueue.certificates.authority import Authority, Credential
+from pdm.workqueue.certificates.client_tls import client_policy
+from pdm.workqueue.certificates.server_tls import ServerTls
+from pdm.workqueue.certificates.vault import Vault
+from pdm.workqueue.config.settings import Settings, UserSettings
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.jobs import Entry, JobRecord, NewElement, Token, Verdict
+from pdm.workqueue.execution.credentials import PROXY, context_of
+from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.http.access import AccessList
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.request import ApiSite
+from pdm.workqueue.logstore.files import LogRef, LogStore
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store import claims, credentials, jobs, listings, users
+from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.WorkqueueService import WorkqueueService
+
+#: Twisted has no type for the reactor as a whole.
+reactor: Any = _reactor
+
+ROOT = "/workqueue/api/v1.0"
+_SUPPORTED = (JobProtocol.GRIDFTP, JobProtocol.DUMMY, JobProtocol.FILE)
+
+#: Site 1 and 2 offer what can be moved; 3 only folders, 4 something that this service cannot move.
+_SITES = """
+[NORTH]
+id = 1
+description = the first
+default_folder = /store/user
+gridftp = gsiftp://north.example.org:2811
+dummy = dummy://north
+file = file:///srv/north
+
+[SOUTH]
+id = 2
+gridftp = gsiftp://south.example.org:2811
+dummy = dummy://south
+file = file:///srv/south
+
+[FOLDERS]
+id = 3
+file = file:///srv/north/folders
+
+[SHELL]
+id = 4
+ssh = sftp://shell.example.org:22
+"""
+
+
+class Certificates:
+    """A test authority and the users of all tests: RSA keys are slow to make."""
+
+    def __init__(self) -> None:
+        self.authority = Authority.create("/DC=org/DC=test/CN=Test CA")
+        self.host = self.authority.host(["localhost"], ["127.0.0.1"])
+        self.users: dict[str, Credential] = {}
+
+    def of(self, name: str) -> Credential:
+        """The certificate of a user, made at first use."""
+        if name not in self.users:
+            self.users[name] = self.authority.user(name)
+        return self.users[name]
+
+
+@frozen
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, Sequence[str]]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def problem(self) -> str:
+        """The stable word of the problem, and what it points at."""
+        assert self.header("Content-Type") == "application/problem+json", self.body
+        content = self.json
+        assert content["status"] == self.status
+        assert content["request_id"] == self.header("X-Request-Id")
+        assert content["title"]
+        assert content["detail"]
+        return f"{content['type'].rpartition(':')[2]} {content.get('pointer', '')}".strip()
+
+    def header(self, name: str) -> str:
+        (value,) = self.headers[name.lower()]
+        return value
+
+
+@frozen(eq=False)
+class Service:
+    """One running service.
+
+    Attributes:
+        users: settings of who may call.
+        events: how often handlers woke the claimer or told of a cancellation.
+        skip: makes the service's clock fast.
+    """
+
+    folder: Path
+    certificates: Certificates
+    users: UserSettings = field(factory=lambda: UserSettings(operators=("/DC=org/DC=test/CN=operator",)))
+    events: Counter[str] = field(factory=Counter)
+    board: ProgressBoard = field(factory=ProgressBoard)
+    skip: list[timedelta] = field(factory=lambda: [timedelta()])
+    _parts: dict[str, Any] = field(factory=dict)
+    _clients: dict[str, HTTPClient] = field(factory=dict)
+    _pools: list[HTTPConnectionPool] = field(factory=list)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Build the service as the daemon does, without what carries jobs out."""
+        folder = self.folder
+        self.certificates.host.write_certificate(folder / "host.crt")
+        self.certificates.host.write_key(folder / "host.key")
+        self.certificates.authority.write_trust(folder / "trust")
+        (folder / "sites.d").mkdir()
+        (folder / "sites.d" / "sites.conf").write_text(_SITES)
+        tls = ServerTls(folder / "host.crt", folder / "host.key", folder / "trust")
+        database = Database.open(f"sqlite:///{folder / 'workqueue.sqlite'}", reactor, threads=2)
+        await database.start()
+        logs = LogStore(reactor, folder / "logs")
+        logs.start()
+
+        async def in_thread(function: Any, /, *args: Any) -> Any:
+            return await deferToThread(function, *args)
+
+        context = ApiContext(
+            database=database,
+            sites=SiteRegistry.read(folder / "sites.d"),
+            logstore=logs,
+            vault=Vault.open(folder / "vault.key"),
+            settings=Settings(source=folder / "workqueue.conf", users=self.users),
+            clock=self.now,
+            in_thread=in_thread,
+            wake=lambda: self.events.update(["wake"]),
+            cancelled=lambda job_id: self.events.update([f"cancelled {job_id}"]),
+            progress=self.board.of_element,
+            needs_credential=lambda protocol: protocol is JobProtocol.GRIDFTP,
+            supports=lambda protocol, type_: protocol in _SUPPORTED,
+            trust=lambda: tls.trust,
+        )
+        site = WorkqueueService(context, AccessList.read(self.users)).site(reactor)
+        port = reactor.listenTCP(0, tls.wrap(site), interface="127.0.0.1")
+        self._parts.update(database=database, logs=logs, context=context, site=site, port=port)
+        await database.run("register a worker", claims.register_worker, "worker", self.now(), 3600.0)
+
+    async def stop(self) -> None:
+        for pool in self._pools:
+            await pool.closeCachedConnections()
+        await self._parts["port"].stopListening()
+        await self.logs.stop()
+        await self.database.stop()
+
+    @property
+    def database(self) -> Database:
+        return self._parts["database"]
+
+    @property
+    def logs(self) -> LogStore:
+        return self._parts["logs"]
+
+    @property
+    def context(self) -> ApiContext:
+        return self._parts["context"]
+
+    @property
+    def site(self) -> ApiSite:
+        return self._parts["site"]
+
+    @property
+    def port(self) -> int:
+        return self._parts["port"].getHost().port
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.skip[0]
+
+    # -- calls
+
+    async def call(
+        self,
+        user: str | Credential | None,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        **headers: str,
+    ) -> Answer:
+        """Send a request.
+
+        Args:
+            user: a name, a credential, or None for nobody.
+            method: of HTTP.
+            path: below the root of the API.
+            body: sent as JSON.
+            raw: sent as it is.
+            headers: with underscores for dashes; an empty one is left out.
+        """
+        sent = {"Content-Type": "application/json"} if body is not None or raw is not None else {}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        response = await self._client(user).request(
+            method,
+            f"https://localhost:{self.port}{ROOT}{path}",
+            data=raw if raw is not None else None if body is None else json.dumps(body).encode(),
+            headers=Headers({name: [value] for name, value in sent.items() if value}),
+        )
+        content = await response.content()
+        received = {
+            name.decode().lower(): [value.decode() for value in values]
+            for name, values in response.headers.getAllRawHeaders()
+        }
+        return Answer(response.code, received, content)
+
+    def _client(self, user: str | Credential | None) -> HTTPClient:
+        credential = self.certificates.of(user) if isinstance(user, str) else user
+        name = "" if credential is None else str(credential.serial)
+        if name not in self._clients:
+            path = None
+            if credential is not None:
+                path = self.folder / f"client-{name}.pem"
+                credential.write_bundle(path)
+            pool = HTTPConnectionPool(reactor)
+            pool.retryAutomatically = False
+            self._pools.append(pool)
+            policy = client_policy(self.folder / "trust", path)
+            self._clients[name] = HTTPClient(Agent(reactor, policy, connectTimeout=10, pool=pool))
+        return self._clients[name]
+
+    async def submit(self, user: str, route: str = "/list", **more: Any) -> dict[str, Any]:
+        """Register a job; its object comes back."""
+        body = {"src_siteid": 1, "src_filepath": "data", "protocol": "DUMMY"} | more
+        if route in ("/copy", "/rename"):
+            body = {"dst_filepath": "copy"} | body
+        if route == "/copy":
+            body = {"dst_siteid": 2} | body
+        answer = await self.call(user, "POST", route, body)
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    # -- what an executor would do, by the real store
+
+    async def user_id(self, name: str) -> int:
+        subject = self.certificates.of(name).dn
+        record = await self.database.run("register", users.register, subject, "user", self.now())
+        return record.id
+
+    async def give_credential(self, name: str, lifetime: timedelta = timedelta(hours=1)) -> None:
+        user_id = await self.user_id(name)
+        secret = self.context.vault.seal(b"a proxy", context_of(user_id))
+        subject = self.certificates.of(name).dn
+        now = self.now()
+        await self.database.run("put", credentials.put, user_id, PROXY, subject, now + lifetime, secret, now)
+
+    async def claim(self, job_id: int) -> list[Token]:
+        """Claim all of a job that can run; jobs of other tests are claimed along, and stay so."""
+        limits = ClaimLimits(elements=10_000, batches=1000, batch_elements=1000, batch_bytes=2**50)
+        batches = await self.database.run("claim", claims.claim, "worker", limits, self.now())
+        return [batch.token(element) for batch in batches if batch.job.id == job_id for element in batch.elements]
+
+    async def settle(
+        self,
+        token: Token,
+        status: JobStatus = JobStatus.DONE,
+        failure: AttemptFailure | None = None,
+        log: str | None = "a line",
+        **more: Any,
+    ) -> None:
+        """End an attempt, with its log."""
+        if log is not None:
+            job = await self.job(token.job_id)
+            ref = LogRef(job.log_uid, token.element_id, token.attempt)
+            self.logs.open(ref, "the first line")
+            self.logs.write(ref, log)
+            await self.logs.close(ref, "the last line")
+        now = self.now()
+        verdict = Verdict(token, status, now - timedelta(seconds=2), now, failure=failure, **more)
+        settled = await self.database.run("settle", claims.settle, "worker", [verdict], now)
+        assert not settled.lost
+
+    async def job(self, job_id: int) -> JobRecord:
+        record = await self.database.read("fetch", jobs.fetch, job_id, None)
+        assert record is not None
+        return record
+
+    async def list_with(self, token: Token, *chunks: Sequence[Entry]) -> None:
+        """Store what a LIST element found."""
+        await self.database.run("begin", listings.begin, token)
+        for number, chunk in enumerate(chunks):
+            assert await self.database.run("add", listings.add, token, number, chunk)
+
+    async def extend(self, token: Token, *elements: NewElement) -> None:
+        """Add what follows from a listing."""
+        assert await self.database.run("extend", claims.extend, "worker", token, elements)
+
+    async def copied(self, user: str, *names: str, status: JobStatus = JobStatus.DONE) -> int:
+        """A COPY job whose files all ended alike; its number."""
+        job = await self.submit(user, "/copy")
+        (listing,) = await self.claim(job["id"])
+        files = [NewElement(JobType.COPY, f"data/{name}", f"copy/{name}", size=10) for name in names]
+        await self.extend(listing, *files)
+        await self.settle(listing)
+        for token in await self.claim(job["id"]):
+            await self.settle(token, status, log=f"log of element {token.element_id}")
+        return job["id"]
+
+
+@pytest.fixture(scope="session")
+def certificates() -> Certificates:
+    return Certificates()
+
+
+@pytest.fixture(scope="module")
+def service(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for the tests of a module; they keep out of each other's way by the users they act as."""
+    yield from running(Service(tmp_path_factory.mktemp("service"), certificates))
+
+
+@pytest.fixture
+def own_service(certificates: Certificates, tmp_path: Path) -> Iterator[Service]:
+    """A service for one test alone, which may break it."""
+    yield from running(Service(tmp_path, certificates))
+
+
+def running(service: Service) -> Iterator[Service]:
+    """Start a service and stop it afterwards."""
+    pytest_twisted.blockon(Deferred.fromCoroutine(service.start()))
+    yield service
+    pytest_twisted.blockon(Deferred.fromCoroutine(service.stop()))
