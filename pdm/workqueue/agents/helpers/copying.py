@@ -1,0 +1,188 @@
+"""Copies files and proves each: to a temporary name, size and checksum compared, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Any
+
+from pdm.workqueue.agents.helpers.channel import Batch
+from pdm.workqueue.agents.helpers.folders import Folders
+from pdm.workqueue.agents.helpers.lanes import Lanes, patience
+from pdm.workqueue.agents.helpers.storage import StoppedError, Storage, StorageError, Thing, scoped
+
+#: Seconds that removing what a failed transfer left may take; fewer after a cancel, for which somebody waits, and at
+#: a server that did not answer just now.
+_CLEAN_UP_S, _CLEAN_UP_HURRY_S = 10.0, 2.0
+#: A server whose session was cut may open its file a moment later.
+_SETTLE_S = 0.05
+
+
+def copy(batch: Batch, lanes: Lanes, count: int) -> None:
+    """Carry out a ``copy`` request on ``count`` lanes."""
+    copier = _Copier(batch)
+    lanes.share(batch, batch.request["items"], count, copier.copy)
+
+
+class _Copier:
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._overwrite: str = batch.request["overwrite"]
+        self._checksums: bool = batch.request["verify"] == "checksum"
+        self._folders = Folders(batch.request["items"])
+
+    def copy(self, storage: Storage, item: dict[str, Any]) -> None:
+        """Copy one file, from the first look at its destination to its final name."""
+        key, destination = item["key"], item["destination"]
+        folder = scoped("destination", self._folders.of, storage, destination)
+        for stale in item["stale"]:
+            if folder.may_hold(stale):
+                scoped("destination", _discard, storage, stale)
+        there = scoped("destination", folder.look, storage, destination)
+        if there is not None and self._is_there_already(storage, item, there):
+            return
+        arrival = _Arrival(self._batch, key)
+        try:
+            source_sum = storage.transfer(
+                item["source"], item["temporary"], item["size"], self._checksums, arrival.update
+            )
+            self._batch.log(key, f"transferred to {item['temporary']} in {arrival.elapsed:.3f} s")
+            checksum = self._prove(storage, item, source_sum)
+            self._rename(storage, item, checksum)
+        except (StoppedError, StorageError) as error:
+            residue = self._clean_up(storage, item["temporary"], error)
+            if isinstance(error, StoppedError):
+                self._batch.cancelled(key, residue=residue)
+            else:
+                self._batch.failed(key, error, residue=residue)
+            return
+        scoped("destination", storage.settle, folder.url)
+        self._batch.done(key, item["size"], item["size"], checksum)
+
+    def _is_there_already(self, storage: Storage, item: dict[str, Any], there: Thing) -> bool:
+        """Decide about what is at the destination; True if the copy is done with it."""
+        destination = item["destination"]
+        if "directory" in (there.kind, there.target_kind):
+            raise StorageError(
+                f"{destination} is a directory", errno=errno.EISDIR, code="IS_A_DIRECTORY", scope="destination"
+            )
+        if self._overwrite == "always":
+            return False
+        checksum = self._same(storage, item, there)
+        if checksum is not None:
+            self._batch.log(item["key"], f"already there: {destination} has the same size and {checksum}")
+            self._batch.done(item["key"], item["size"], 0, checksum)
+            return True
+        if self._overwrite == "never":
+            raise _exists(destination, there.size)
+        return False
+
+    def _same(self, storage: Storage, item: dict[str, Any], there: Thing) -> str | None:
+        """The checksum that source and destination have in common, if they are identical."""
+        if there.size != item["size"]:
+            return None
+        try:
+            at_source, at_destination = storage.checksums(item["source"], item["destination"], item["size"])
+        except StorageError as trouble:
+            if trouble.code == "UNSUPPORTED":
+                # Without checksums nothing shows that they are the same.
+                return None
+            raise
+        return f"ADLER32:{at_source}" if at_source == at_destination else None
+
+    def _prove(self, storage: Storage, item: dict[str, Any], source_sum: str | None) -> str | None:
+        """Compare what arrived with what was sent.
+
+        Returns:
+            The checksum, where one was asked for.
+        """
+        size = scoped("destination", storage.size, item["temporary"])
+        if size != item["size"]:
+            at_source = scoped("source", storage.size, item["source"])
+            if at_source != item["size"]:
+                raise StorageError(
+                    f"the source had {item['size']} bytes when it was listed and has {at_source} now",
+                    code="SIZE_CHANGED",
+                    scope="source",
+                )
+            raise StorageError(f"{size} of {at_source} bytes arrived", code="CHECKSUM_MISMATCH", scope="transfer")
+        if not self._checksums:
+            return None
+        if source_sum is None:
+            source_sum, arrived_sum = storage.checksums(item["source"], item["temporary"], size)
+        else:
+            arrived_sum = scoped("destination", storage.checksum, item["temporary"])
+        if source_sum != arrived_sum:
+            raise StorageError(
+                f"ADLER32 is {source_sum} at the source and {arrived_sum} at the destination",
+                code="CHECKSUM_MISMATCH",
+                scope="transfer",
+            )
+        return f"ADLER32:{source_sum}"
+
+    def _rename(self, storage: Storage, item: dict[str, Any], checksum: str | None) -> None:
+        try:
+            scoped(
+                "destination",
+                storage.rename,
+                item["temporary"],
+                item["destination"],
+                replace=self._overwrite != "never",
+            )
+        except StorageError as trouble:
+            if trouble.errno == errno.EEXIST and self._overwrite == "never":
+                raise _exists(item["destination"], None) from None
+            raise
+        proof = checksum or "no checksum asked for"
+        self._batch.log(item["key"], f"{item['size']} bytes, {proof}: renamed to {item['destination']}")
+
+    def _clean_up(self, storage: Storage, temporary: str, why: Exception) -> bool:
+        """Remove the temporary file; True if it may still be there."""
+        interrupted = self._batch.stopped
+        storage.resume()
+        hurry = interrupted or getattr(why, "code", None) in ("STALLED", "TIMEOUT")
+        longest_s = _CLEAN_UP_HURRY_S if hurry else _CLEAN_UP_S
+        storage.patience = patience({"stall_s": longest_s, "total_s": longest_s}, 0)
+        try:
+            _discard(storage, temporary)
+            if interrupted:
+                time.sleep(_SETTLE_S)
+                _discard(storage, temporary)
+        except (StoppedError, StorageError) as error:
+            # Where nothing can be written nothing was.
+            return getattr(error, "errno", None) != errno.EROFS
+        return False
+
+
+def _discard(storage: Storage, url: str) -> None:
+    try:
+        storage.remove(url, directory=False)
+    except StorageError as trouble:
+        if trouble.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise
+
+
+def _exists(destination: str, size: int | None) -> StorageError:
+    what = "something is there" if size is None else f"another file of {size} bytes is there"
+    return StorageError(f"{destination}: {what}", errno=errno.EEXIST, code="EXISTS", scope="destination")
+
+
+class _Arrival:
+    """Tells the daemon how far a transfer is."""
+
+    def __init__(self, batch: Batch, key: int) -> None:
+        self._batch = batch
+        self._key = key
+        self._began = self._last_at = time.monotonic()
+        self._last = 0
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def update(self, transferred: int) -> None:
+        now = time.monotonic()
+        instant = (transferred - self._last) / max(now - self._last_at, 1e-6)
+        average = transferred / max(now - self._began, 1e-6)
+        self._last, self._last_at = transferred, now
+        self._batch.progress(self._key, transferred, instant, average, now - self._began)

@@ -1,0 +1,125 @@
+"""The folders that a batch of copies arrives in: made if missing, looked into once, shared by all lanes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from pdm.workqueue.agents.helpers.storage import Storage, StorageError, Thing, parent_url
+
+#: From so many files on, one listing of their folder is cheaper than a look at each.
+_WORTH_A_LISTING = 8
+#: A folder with more entries than this for each file that comes is not read to its end.
+_MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
+
+
+class Folder:
+    """One folder at the destination, which is there.
+
+    Attributes:
+        url: of the folder.
+        known: what was in it, of the names that matter here; None if each must be looked for.
+    """
+
+    def __init__(self, url: str, known: dict[bytes, Thing] | None) -> None:
+        self.url = url
+        self.known = known
+
+    def look(self, storage: Storage, url: str) -> Thing | None:
+        """What is at a URL in this folder, or was when the batch began."""
+        return storage.look(url) if self.known is None else self.known.get(name_of(url))
+
+    def may_hold(self, url: str) -> bool:
+        return self.known is None or name_of(url) in self.known
+
+
+class Folders:
+    """The folders of the items of a batch."""
+
+    def __init__(self, items: Iterable[dict[str, Any]]) -> None:
+        self._wanted: dict[str, set[bytes]] = {}
+        for item in items:
+            wanted = self._wanted.setdefault(parent_url(item["destination"]), set())
+            wanted.update(map(name_of, (item["destination"], *item["stale"])))
+        self._locks = {url: threading.Lock() for url in self._wanted}
+        self._ready: dict[str, Folder | StorageError] = {}
+
+    def of(self, storage: Storage, destination: str) -> Folder:
+        """The folder of a destination, made if it was missing.
+
+        Raises:
+            StorageError: it cannot be used.
+        """
+        url = parent_url(destination)
+        with self._locks[url]:
+            if url not in self._ready:
+                try:
+                    self._ready[url] = self._prepared(storage, url)
+                except StorageError as trouble:
+                    if trouble.lost or trouble.code in ("STALLED", "TIMEOUT"):
+                        # Nothing that is known of the folder: the next item may have more luck.
+                        raise
+                    self._ready[url] = trouble
+            ready = self._ready[url]
+        if isinstance(ready, StorageError):
+            raise ready
+        return ready
+
+    def _prepared(self, storage: Storage, url: str) -> Folder:
+        if not ensure_directory(storage, url):
+            return Folder(url, {})
+        wanted = self._wanted[url]
+        if len(wanted) < _WORTH_A_LISTING:
+            return Folder(url, None)
+        known: dict[bytes, Thing] = {}
+        most = _MOST_ENTRIES + _MOST_ENTRIES_EACH * len(wanted)
+        with contextlib.closing(storage.entries(url)) as entries:
+            for count, (name, thing) in enumerate(entries):
+                if name in wanted:
+                    known[name] = thing
+                if count > most:
+                    return Folder(url, None)
+        return Folder(url, known)
+
+
+def ensure_directory(storage: Storage, url: str) -> bool:
+    """Make a directory, and those above it, where they are missing; another agent may do the same meanwhile.
+
+    Returns:
+        Whether it was there already.
+
+    Raises:
+        StorageError: NOT_A_DIRECTORY if something else is in the way, and what the storage says.
+    """
+    if _is_directory(storage.look(url), url):
+        return True
+    missing = [url]
+    while missing:
+        try:
+            storage.make_directory(missing[-1])
+        except StorageError as trouble:
+            if trouble.errno == errno.ENOENT and parent_url(missing[-1]) != missing[-1]:
+                missing.append(parent_url(missing[-1]))
+                continue
+            if trouble.errno != errno.EEXIST:
+                raise
+            _is_directory(storage.look(missing[-1]), missing[-1])
+        missing.pop()
+    return False
+
+
+def _is_directory(thing: Thing | None, url: str) -> bool:
+    if thing is None:
+        return False
+    if "directory" not in (thing.kind, thing.target_kind):
+        raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR, code="NOT_A_DIRECTORY")
+    return True
+
+
+def name_of(url: str) -> bytes:
+    """The last name of a URL."""
+    return unquote_to_bytes(url.rstrip("/").rpartition("/")[2])

@@ -1,0 +1,72 @@
+"""What the replies of GridFTP servers and the errors of the client library mean, as far as the agent must know."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from pdm.workqueue.agents.helpers.storage import StorageError
+
+#: Newer Globus servers end a failed reply in structured lines.
+_ERRNO = re.compile(r"^\d{3}-GridFTP-Errno: (\d+)", re.MULTILINE)
+_CODE = re.compile(r"GlobusError: v=\d+ c=([A-Z_]+)")
+_CODES = {
+    "PATH_NOT_FOUND": errno.ENOENT,
+    "PATH_EXISTS": errno.EEXIST,
+    "NOT_A_DIRECTORY": errno.ENOTDIR,
+    "IS_A_DIRECTORY": errno.EISDIR,
+    "DIR_NOT_EMPTY": errno.ENOTEMPTY,
+    "QUOTA_EXCEEDED": errno.EDQUOT,
+    "NO_SPACE_LEFT": errno.ENOSPC,
+}
+_STRERRORS = {os.strerror(number): number for number in sorted(errno.errorcode, reverse=True)}
+#: Older ones, and all of them during transfers, say only this.
+_PROSE = re.compile(
+    r"System error in [\w ./()-]+: (" + "|".join(re.escape(text) for text in sorted(_STRERRORS, key=len)[::-1]) + ")"
+)
+#: A reply of the server, as opposed to what the client library itself met with.
+_REPLY = re.compile(r"the server responded with an error")
+#: A refused login, whose reasons are about the server's files and certificates.
+_LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
+#: The connection is gone: another one may do.
+_LOST = re.compile(
+    r"an end-of-file was reached|Connection reset by peer|Broken pipe|Connection timed out|No route to host"
+    r"|^421[ -]|Handle not in the proper state|not in the proper state CLOSING|the connection was closed",
+    re.MULTILINE,
+)
+#: CKSM, or its algorithm, is not known to the server.
+_NO_CHECKSUM = re.compile(
+    r"Unknown checksum algorithm"
+    r"|^50[0-4][ -].*(?:unrecognized|not (?:understood|implemented|supported)|unknown command|invalid command)",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def error_from(text: str) -> StorageError:
+    """The error behind an error's text.
+
+    The error number is taken from the server's reply only: "No such file or directory" about a file of this
+    machine (a missing credential) is not about the file that is to be moved.
+    """
+    lost = _LOST.search(text) is not None
+    number: int | None = None
+    if _REPLY.search(text) is not None and not lost and _LOGIN.search(text) is None:
+        number = _errno_in(text)
+    return StorageError(text, errno=number, lost=lost)
+
+
+def _errno_in(text: str) -> int | None:
+    found = _ERRNO.search(text)
+    if found is not None and int(found.group(1)) in errno.errorcode:
+        return int(found.group(1))
+    found = _CODE.search(text)
+    if found is not None and found.group(1) in _CODES:
+        return _CODES[found.group(1)]
+    found = _PROSE.search(text)
+    return _STRERRORS[found.group(1)] if found is not None else None
+
+
+def lacks_checksum(trouble: StorageError) -> bool:
+    """Whether a refused CKSM means that the server has none."""
+    return trouble.errno is None and not trouble.lost and _NO_CHECKSUM.search(trouble.message) is not None

@@ -1,0 +1,189 @@
+"""What every kind of storage offers to the operations, and how it fails."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+
+class Thing(NamedTuple):
+    """What is at a URL.
+
+    Attributes:
+        kind: ``file``, ``directory``, ``link`` or ``other``.
+        size: bytes of a file, or of the file that a link leads to.
+        mode: permission bits, where known.
+        mtime: seconds since 1970 UTC, where known.
+        target: of a link: where it leads, an absolute path as bytes; None if nowhere or not known.
+        target_kind: of a link: what is there.
+    """
+
+    kind: str
+    size: int = 0
+    mode: int | None = None
+    mtime: int | None = None
+    target: bytes | None = None
+    target_kind: str | None = None
+
+
+class StorageError(Exception):
+    """Something went wrong.
+
+    Attributes:
+        message: what server or system said.
+        errno: where it is known.
+        code: a failure code, where we know it ourselves.
+        scope: ``source``, ``destination``, ``transfer`` or ``service``; None until somebody knows.
+        lost: whether a connection ended.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int | None = None,
+        code: str | None = None,
+        scope: str | None = None,
+        lost: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.errno = errno
+        self.code = code
+        self.scope = scope
+        self.lost = lost
+
+    def at(self, scope: str) -> StorageError:
+        """The same, with its scope set if it had none."""
+        self.scope = self.scope or scope
+        return self
+
+    def fault(self) -> dict[str, Any]:
+        """The same as a ``Fault`` of the wire."""
+        return {
+            "scope": self.scope or "transfer",
+            "message": shortened(self.message),
+            "errno": self.errno,
+            "code": self.code,
+        }
+
+
+class StoppedError(Exception):
+    """The batch was cancelled while something was under way."""
+
+
+class Patience(NamedTuple):
+    """How long to wait.
+
+    Attributes:
+        stall_s: seconds without a byte, an entry or an answer.
+        slack_s: seconds that reading all bytes of the element may take.
+        until: the moment (`time.monotonic`) at which the element has taken too long.
+    """
+
+    stall_s: float
+    slack_s: float
+    until: float
+
+
+#: Names and things in a directory; to be closed by who stops reading early.
+Entries = Generator[tuple[bytes, Thing], None, None]
+#: Called with the bytes that have arrived so far.
+Arrived = Callable[[int], None]
+
+
+class Storage(abc.ABC):
+    """One lane's way to the storage: one operation at a time, by one thread; `interrupt` by any.
+
+    URLs are percent-encoded. Every method may raise `StorageError` and `StoppedError`.
+    """
+
+    #: How long operations may take; set before each element.
+    patience: Patience
+    #: Entries of the directory listed last that its server counts but does not name.
+    unnamed: int = 0
+
+    @abc.abstractmethod
+    def look(self, url: str) -> Thing | None:
+        """What is at a URL, links not followed; None if nothing is."""
+
+    @abc.abstractmethod
+    def entries(self, url: str) -> Entries:
+        """Names and things in a directory, as they arrive; never all in memory."""
+
+    @abc.abstractmethod
+    def make_directory(self, url: str) -> None:
+        """Make one directory. EEXIST and ENOENT come as `StorageError` with that errno."""
+
+    @abc.abstractmethod
+    def remove(self, url: str, *, directory: bool) -> None:
+        """Remove a file, a link, or an empty directory."""
+
+    @abc.abstractmethod
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        """Give a new name. Without ``replace`` a destination that is there is EEXIST."""
+
+    @abc.abstractmethod
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
+        """Bring the bytes to a new file; the source's checksum if it is known by the way and asked for.
+
+        Raises:
+            StorageError: with the scope of the side at fault.
+        """
+
+    @abc.abstractmethod
+    def size(self, url: str) -> int:
+        """Bytes of a file, as its storage tells now."""
+
+    @abc.abstractmethod
+    def checksum(self, url: str) -> str:
+        """ADLER32 of a file, 8 hex digits, as its storage reads it now."""
+
+    def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
+        """Checksums of both ends of a copy of ``size`` bytes; `StorageError` has its scope."""
+        return scoped("source", self.checksum, source), scoped("destination", self.checksum, destination)
+
+    @abc.abstractmethod
+    def interrupt(self) -> None:
+        """End what is under way, and everything that begins before `resume`, with `StoppedError`; returns at once."""
+
+    @abc.abstractmethod
+    def resume(self) -> None:
+        """Be of use again after `interrupt`."""
+
+    def settle(self, directory_url: str) -> None:  # noqa: B027  # most storages have nothing to do
+        """Make the names in a directory durable, where that is ours to do."""
+
+
+def scoped(scope: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call, and give a `StorageError` that comes of it the scope, if it has none."""
+    try:
+        return function(*arguments, **named)
+    except StorageError as trouble:
+        raise trouble.at(scope) from trouble.__cause__
+
+
+def bare_url(url: str) -> str:
+    """The URL without trailing slashes, but for the one that is all of its path."""
+    root = url.find("/", url.find("//") + 2) + 1
+    return url[:root] + url[root:].rstrip("/")
+
+
+def parent_url(url: str) -> str:
+    """URL of the directory that holds the thing at a URL; of the root, that is the root."""
+    root = url.find("/", url.find("//") + 2) + 1
+    return url[:root] + url[root:].rstrip("/").rpartition("/")[0]
+
+
+def joined_url(directory: str, encoded_name: str) -> str:
+    """URL of a thing in a directory."""
+    return f"{directory.rstrip('/')}/{encoded_name}"
+
+
+def shortened(text: str, longest: int = 2000) -> str:
+    """The text, its middle left out if it is long."""
+    if len(text) <= longest:
+        return text
+    half = (longest - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"

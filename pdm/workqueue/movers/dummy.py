@@ -1,0 +1,73 @@
+"""Simulated work: what it shall do stands in the options of the job, and travels in the query of each URL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlencode
+
+import msgspec
+from attrs import frozen
+
+from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.movers.judging import judge
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, SiteUrl
+from pdm.workqueue.movers.requests import build_request
+from pdm.workqueue.wire.agent_messages import (
+    CopyItem,
+    Fault,
+    Limits,
+    ListRequest,
+    PathItem,
+    RenameItem,
+    Work,
+)
+from pdm.workqueue.wire.options import DummyOptions, Options
+
+#: What happens to the elements that do the work, and would keep a job from ever having any if it hit its listing.
+_BEHAVIOUR = ("hang", "crash", "fail", "fail_times", "delay")
+
+
+@frozen
+class DummyMover:
+    """For tests of the queue, and for measuring it without any storage."""
+
+    job_types: frozenset[JobType] = ALL_JOB_TYPES
+    helper: str = "pdm.workqueue.agents.helpers.dummy"
+    needs_credential: bool = False
+
+    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
+        plain = build_request(batch, urls, options, limits, request_id)
+        dummy = options.dummy or DummyOptions()
+        attempts = {element.id: element.attempts for element in batch.elements}
+        if isinstance(plain, ListRequest):
+            expanded = batch.job.type is not JobType.LIST
+            url = _with_options(plain.url, dummy, attempts[plain.key], leave_out=_BEHAVIOUR if expanded else ())
+            return msgspec.structs.replace(plain, url=url)
+        items = [_item_with_options(item, dummy, attempts[item.key]) for item in plain.items]
+        return msgspec.structs.replace(plain, items=items)
+
+    def environment(self, credential: Path | None, trust_dir: Path | None, roots: Sequence[str]) -> Mapping[str, str]:
+        return {}
+
+    def judge(self, fault: Fault) -> AttemptFailure:
+        return judge(fault)
+
+
+def _item_with_options(
+    item: CopyItem | PathItem | RenameItem, dummy: DummyOptions, attempt: int
+) -> CopyItem | PathItem | RenameItem:
+    if isinstance(item, PathItem):
+        return msgspec.structs.replace(item, url=_with_options(item.url, dummy, attempt))
+    return msgspec.structs.replace(item, source=_with_options(item.source, dummy, attempt))
+
+
+def _with_options(url: str, dummy: DummyOptions, attempt: int, leave_out: Sequence[str] = ()) -> str:
+    values = {
+        name: int(value) if isinstance(value, bool) else value
+        for name, value in msgspec.structs.asdict(dummy).items()
+        if value is not None and name not in leave_out
+    }
+    return f"{url}?{urlencode({**values, 'attempt': attempt})}"

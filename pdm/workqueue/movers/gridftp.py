@@ -1,0 +1,72 @@
+"""GridFTP between two servers, with the user's grid proxy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.movers.judging import Reading, judge
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, SiteUrl
+from pdm.workqueue.movers.requests import build_request
+from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
+from pdm.workqueue.wire.options import Options
+
+
+def _reading(pattern: str, code: FailureCode, scope: Scope | None = None) -> Reading:
+    return Reading(re.compile(pattern, re.DOTALL | re.MULTILINE), code, scope)
+
+
+#: What Globus servers and libraries say where they give no number; tests/movers/data has each as it was recorded.
+#: The order matters: a reply about a certificate also says that the login failed.
+READINGS = (
+    _reading(
+        r"Error with credential: The (?:proxy )?credential:.*\bexpired\b", FailureCode.CREDENTIAL_EXPIRED, Scope.SERVICE
+    ),
+    _reading(r"^530[ -].*(?:certificate|[Cc]redential).*has expired", FailureCode.CREDENTIAL_EXPIRED, Scope.SERVICE),
+    _reading(
+        r"Valid credentials could not be found|Error reading proxy credential",
+        FailureCode.CREDENTIAL_MISSING,
+        Scope.SERVICE,
+    ),
+    _reading(
+        r"Untrusted self-signed certificate|Can't get the local trusted CA certificate|certificate verify failed"
+        r"|Authorization denied: The name of the remote entity|certificate has been revoked",
+        FailureCode.CERTIFICATE,
+    ),
+    _reading(
+        r"Gridmap lookup failure|^530[ -]|Unable to set the [ug]id of the server process",
+        FailureCode.CREDENTIAL_REFUSED,
+    ),
+    _reading(
+        r"Unable to connect to|getaddrinfo failed|Connection refused|Connection reset by peer|Broken pipe"
+        r"|Connection timed out|No route to host|Network is unreachable|an end-of-file was reached|^421[ -]"
+        r"|Error while searching for end of reply|not in the proper state|the operation was aborted",
+        FailureCode.CONNECTION,
+    ),
+    _reading(r"^50[0-4][ -][^\n]*(?:[Uu]nrecognized|[Nn]ot implemented|[Uu]nknown command)", FailureCode.UNSUPPORTED),
+)
+
+
+@frozen
+class GridFtpMover:
+    """Third-party transfers: the bytes go from server to server, the helper only holds both by the hand."""
+
+    job_types: frozenset[JobType] = ALL_JOB_TYPES
+    helper: str = "pdm.workqueue.agents.helpers.gridftp"
+    needs_credential: bool = True
+
+    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
+        return build_request(batch, urls, options, limits, request_id)
+
+    def environment(self, credential: Path | None, trust_dir: Path | None, roots: Sequence[str]) -> Mapping[str, str]:
+        values = {"X509_USER_PROXY": credential, "X509_CERT_DIR": trust_dir}
+        return {name: str(path) for name, path in values.items() if path is not None}
+
+    def judge(self, fault: Fault) -> AttemptFailure:
+        return judge(fault, READINGS)

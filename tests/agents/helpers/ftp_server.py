@@ -1,0 +1,128 @@
+"""A small FTP server that says whatever a test wants: what no honest server would."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Self
+
+#: Writes a listing to the data connection.
+Listing = Callable[[socket.socket], None]
+
+
+class FtpServer:
+    """Serves anonymous FTP on a free port of loopback.
+
+    Attributes:
+        facts: of what is asked for by MLST, by path; everything else is a directory.
+        listings: what MLSD sends, by path; a path that is not here is not found.
+        replies: full replies to commands, by the command's first word, instead of the usual.
+        commands: what was received.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[bytes, bytes] = {}
+        self.listings: dict[bytes, Listing] = {}
+        self.replies: dict[bytes, bytes] = {}
+        self.commands: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._connections: list[socket.socket] = [self._listener]
+        self._threads = [threading.Thread(target=self._accept)]
+
+    @property
+    def url(self) -> str:
+        return f"ftp://localhost:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection.makefile("rwb", buffering=0) as control:
+            passive: socket.socket | None = None
+            control.write(b"220 hello\r\n")
+            for line in iter(control.readline, b""):
+                command, _, argument = line.strip(b"\r\n").partition(b" ")
+                self.commands.append(line)
+                if command in self.replies:
+                    control.write(self.replies[command] + b"\r\n")
+                elif command == b"USER":
+                    control.write(b"230 come in\r\n")
+                elif command == b"FEAT":
+                    control.write(b"211-these\r\n MLST Type*;Size*;\r\n211 end\r\n")
+                elif command == b"MLST":
+                    facts = self.facts.get(argument, b"Type=dir;")
+                    control.write(b"250-this\r\n " + facts + b" " + argument + b"\r\n250 end\r\n")
+                elif command == b"PASV":
+                    passive = socket.create_server(("127.0.0.1", 0))
+                    self._connections.append(passive)
+                    port = passive.getsockname()[1]
+                    control.write(b"227 there (127,0,0,1,%d,%d)\r\n" % divmod(port, 256))
+                elif command == b"MLSD" and passive is None:
+                    # It is as if a firewall kept this server from connecting to its client.
+                    control.write(b"425 no connection\r\n")
+                elif command == b"MLSD" and passive is not None:
+                    self._list(control.write, passive, argument)
+                    passive = None
+                else:
+                    control.write(b"200 very well\r\n")
+
+    def _list(self, reply: Callable[[bytes], int | None], passive: socket.socket, path: bytes) -> None:
+        with passive:
+            if path not in self.listings:
+                reply(b"550 no such directory\r\n")
+                return
+            reply(b"150 here it comes\r\n")
+            data, _ = passive.accept()
+        self._connections.append(data)
+        with contextlib.suppress(OSError), data:
+            self.listings[path](data)
+        reply(b"226 that was it\r\n")
+
+
+def sends(*pieces: bytes) -> Listing:
+    """A listing that sends these bytes."""
+
+    def listing(data: socket.socket) -> None:
+        for piece in pieces:
+            data.sendall(piece)
+
+    return listing
+
+
+def endless(piece: bytes) -> Listing:
+    """A listing that sends the same until nobody listens any more."""
+
+    def listing(data: socket.socket) -> None:
+        while True:
+            data.sendall(piece)
+
+    return listing
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[str]:
+    """A server that accepts connections and never says a word; gives its ``host:port``."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"localhost:{listener.getsockname()[1]}"

@@ -1,0 +1,108 @@
+"""Listings of GridFTP servers, honest and hostile."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdm.workqueue.agents.helpers.mlsx import LONGEST_ENTRY, Line, read_entry, read_listing
+from pdm.workqueue.agents.helpers.storage import StorageError, Thing
+
+# As globus-gridftp-server 13.24 sends it, shortened.
+REAL = (
+    b"Type=cdir;Modify=20261123194518;Size=4096;Perm=el;UNIX.mode=0755;UNIX.owner=root;X.count=7; .\r\n"
+    b"Type=pdir;Modify=20261123194518;Size=4096;Perm=cfmpel;UNIX.mode=1777;UNIX.owner=root;Unique=fe00-20c995; ..\r\n"
+    b"Type=dir;Modify=20261123194518;Size=4096;Perm=el;UNIX.mode=0755;Unique=fe00-21e121; d0\r\n"
+    b"Type=dir;Modify=20261123194518;Size=4096;UNIX.mode=0755;Unique=fe00-21e121;UNIX.slink=/data/a/d0; dlink\r\n"
+    b"Type=OS.unix=pipe;Modify=20261123194518;Size=0;Perm=;UNIX.mode=0644;Unique=fe00-21e12b; ff\r\n"
+    b"Type=file;Modify=20261123194518;Size=6;Perm=r;UNIX.mode=0644;UNIX.slink=/data/a/tgt%3Bx%20y; l2\r\n"
+    b"Type=file;Modify=20261123194518;Size=6;Perm=r;UNIX.mode=0644;Unique=fe00-21e128; nl\nx;y=\r\n"
+)
+WHEN = 1795463118
+
+
+def test_a_real_listing_is_read_to_the_last_fact() -> None:
+    assert list(read_listing([REAL])) == [
+        Line(b".", Thing("directory", 0, 0o755, WHEN), "cdir", 7),
+        Line(b"..", Thing("directory", 0, 0o1777, WHEN), "pdir"),
+        Line(b"d0", Thing("directory", 0, 0o755, WHEN)),
+        Line(b"dlink", Thing("link", 0, 0o755, WHEN, b"/data/a/d0", "directory")),
+        Line(b"ff", Thing("other", 0, 0o644, WHEN)),
+        Line(b"l2", Thing("link", 6, 0o644, WHEN, b"/data/a/tgt;x y", "file")),
+        Line(b"nl\nx;y=", Thing("file", 6, 0o644, WHEN)),
+    ]
+
+
+_NAMES = st.binary(min_size=1, max_size=60).filter(
+    lambda name: b"\0" not in name and b"/" not in name and b"\r\n" not in name and not name.endswith(b"\r")
+)
+
+
+@given(st.lists(_NAMES, max_size=20), st.lists(st.integers(1, 200), max_size=60))
+def test_every_name_comes_through_wherever_the_pieces_are_cut(names: list[bytes], cuts: list[int]) -> None:
+    text = b"".join(b"Type=file;Size=%d; %s\r\n" % (number, name) for number, name in enumerate(names))
+    pieces = []
+    for cut in cuts:
+        pieces.append(text[:cut])
+        text = text[cut:]
+    lines = list(read_listing([*pieces, text]))
+    assert [(line.name, line.thing.size) for line in lines] == [(name, number) for number, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no facts at all",
+        b"Type=file;Size=3;name without a space",
+        b"Size=3; no type",
+        b"Type=file; no size",
+        b"Type=file;Size=-1; negative",
+        b"Type=file;Size=9223372036854775808; too large",
+        b"Type=file;Size=1e3; garbage",
+        b"Type=file;Size=99999999999999999999999999; far too large",
+        b"Type=file;Size=3; ",
+        b"Type=file;Size=3; nul\0",
+        b"=;; ",
+        b"",
+    ],
+)
+def test_an_entry_that_cannot_be_true_is_a_bad_listing(line: bytes) -> None:
+    with pytest.raises(StorageError) as caught:
+        read_entry(line)
+    assert caught.value.code == "BAD_LISTING"
+
+
+def test_the_largest_size_of_the_database_is_legal() -> None:
+    assert read_entry(b"Type=file;Size=9223372036854775807; x").thing.size == 2**63 - 1
+
+
+@pytest.mark.parametrize("moment", [b"20261399000000", b"2026", b"garbage", b"", b"00000000000000"])
+def test_a_time_that_is_none_is_unknown(moment: bytes) -> None:
+    assert read_entry(b"Type=file;Size=1;Modify=" + moment + b"; x").thing.mtime is None
+
+
+def test_a_listing_without_an_end_of_line_takes_no_memory() -> None:
+    seen = 0
+
+    def endless() -> object:
+        nonlocal seen
+        while True:
+            seen += 1000
+            yield b"x" * 1000
+
+    with pytest.raises(StorageError) as caught:
+        list(read_listing(endless()))  # type: ignore[arg-type]
+    assert caught.value.code == "BAD_LISTING"
+    assert seen <= LONGEST_ENTRY + 1000
+
+
+@given(st.binary(max_size=2000))
+def test_garbage_is_refused_and_never_crashes(garbage: bytes) -> None:
+    refusal = None
+    try:
+        sizes = [line.thing.size for line in read_listing([garbage])]
+    except StorageError as error:
+        refusal, sizes = error.code, []
+    assert refusal in (None, "BAD_LISTING")
+    assert all(0 <= size < 2**63 for size in sizes)

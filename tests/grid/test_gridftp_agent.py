@@ -1,0 +1,431 @@
+"""The GridFTP helper against real servers: every byte, every name, every fault, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid import TestGrid
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.wire import agent_messages as wire
+from tests.agents.helpers.driver import (
+    ODD_NAMES,
+    HelperProcess,
+    adler,
+    copy_item,
+    entries,
+    outcomes,
+    put,
+    tree,
+)
+
+MODULE = "pdm.workqueue.agents.helpers.gridftp"
+#: Larger than any machine copies before a test can say stop.
+HUGE = 64 * 1024**3
+
+
+class Sites:
+    """A folder of alice's at each of two sites.
+
+    Attributes:
+        a: at the source site.
+        b: at the destination site.
+    """
+
+    def __init__(self, grid: TestGrid, name: str) -> None:
+        self.grid = grid
+        self.a, self.b = (self._folder(site, name) for site in ("A", "B"))
+
+    def _folder(self, site: str, name: str) -> Path:
+        folder = self.grid.sites[site].root / name
+        folder.mkdir()
+        return self.grid.give(folder)
+
+    def url(self, path: Path) -> str:
+        return self.grid.sites["A" if path.is_relative_to(self.a) else "B"].url(path)
+
+    def put(self, path: Path, content: bytes = b"content") -> Path:
+        put(path, content)
+        for folder in (self.a, self.b):
+            self.grid.give(folder)
+        return path
+
+    def item(self, source: Path, destination: Path, key: int = 1, attempt: int = 1) -> wire.CopyItem:
+        size = source.stat().st_size if source.exists() else 7
+        return copy_item(key, self.url(source), self.url(destination), size, attempt)
+
+    def huge(self) -> Path:
+        source = self.put(self.a / "huge", b"")
+        os.truncate(source, HUGE)
+        return source
+
+    def arriving(self) -> int:
+        """Bytes of all files at the destination."""
+        return sum(path.stat().st_blocks * 512 for path in self.b.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
+    number = getattr(request.config, "gridftp_agent_folders", 0) + 1
+    request.config.gridftp_agent_folders = number  # type: ignore[attr-defined]
+    made = Sites(grid, f"agent{number}")
+    yield made
+    for site in grid.sites.values():
+        site.server.thaw()
+    for folder in (made.a, made.b):
+        shutil.rmtree(folder)
+
+
+def helper_as(grid: TestGrid, **changes: str) -> HelperProcess:
+    return HelperProcess(["-m", MODULE], {**grid.environment(), **changes})
+
+
+@pytest.fixture(scope="module")
+def shared(grid: TestGrid) -> Iterator[HelperProcess]:
+    with helper_as(grid) as running:
+        yield running
+
+
+@pytest.fixture
+def own(grid: TestGrid) -> Iterator[HelperProcess]:
+    """A helper for a test that breaks something."""
+    with helper_as(grid) as running:
+        yield running
+
+
+def judged(event: wire.Event) -> str:
+    assert isinstance(event, wire.Failed), event
+    failure = MOVERS[JobProtocol.GRIDFTP].judge(event.fault)
+    return f"{failure.scope} {failure.code}"
+
+
+# -- copies
+
+
+def test_a_tree_of_odd_names_arrives_byte_by_byte(shared: HelperProcess, sites: Sites) -> None:
+    files = [sites.put(sites.a / "deep" / os.fsdecode(name), name) for name in (*ODD_NAMES, b"n" * 255)]
+    files.append(sites.put(sites.a / "empty", b""))
+    files.append(sites.put(sites.a / "large", os.urandom(20 * 1024 * 1024)))
+    listed = entries(shared.list(sites.url(sites.a)))
+    assert sum(entry.type == "file" for entry in listed.values()) == len(files)
+    to = sites.b / "new" / "tree"
+    outcome = shared.copy([sites.item(file, to / file.relative_to(sites.a), key) for key, file in enumerate(files)])
+    assert tree(to) == tree(sites.a)
+    for key, file in enumerate(files):
+        content = file.read_bytes()
+        done = outcome[key]
+        assert isinstance(done, wire.Done)
+        assert (done.size, done.transferred, done.checksum) == (len(content), len(content), adler(content))
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "there", "expected", "result"),
+    [
+        ("never", b"same one", b"same one", 0),
+        ("never", b"an other", b"an other", "destination EXISTS"),
+        ("different", b"same one", b"same one", 0),
+        ("different", b"an other", b"same one", 8),
+        ("always", b"same one", b"same one", 8),
+        ("always", b"longer than that", b"same one", 8),
+    ],
+)
+def test_what_is_at_the_destination(
+    shared: HelperProcess, sites: Sites, overwrite: str, there: bytes, expected: bytes, result: int | str
+) -> None:
+    source, destination = sites.put(sites.a / "f", b"same one"), sites.put(sites.b / "g", there)
+    outcome = shared.copy([sites.item(source, destination)], overwrite)[1]
+    assert tree(sites.b) == {"g": expected}
+    if isinstance(result, str):
+        assert judged(outcome) == result
+    else:
+        assert isinstance(outcome, wire.Done)
+        assert (outcome.transferred, outcome.checksum) == (result, adler(b"same one"))
+
+
+def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
+    good = sites.put(sites.a / "f")
+    (sites.a / "folder").mkdir()
+    shut = sites.put(sites.a / "shut" / "f")
+    shut.chmod(0)
+    (sites.b / "folder").mkdir()
+    sites.put(sites.b / "file")
+    closed = sites.b / "closed"
+    closed.mkdir(mode=0o500)
+    items = [
+        sites.item(good, sites.b / "1", 1),
+        sites.item(sites.a / "gone", sites.b / "2", 2),
+        sites.item(good, sites.b / "folder", 3),
+        sites.item(good, sites.b / "file" / "below", 4),
+        sites.item(good, sites.b / ("n" * 256), 5),
+        copy_item(6, sites.url(good), sites.url(sites.b / "6"), 8),
+        copy_item(7, sites.url(sites.a / "folder"), sites.url(sites.b / "7"), 0),
+        sites.item(shut, sites.b / "8", 8),
+        sites.item(good, closed / "9", 9),
+    ]
+    outcome = shared.copy(items)
+    assert isinstance(outcome[1], wire.Done)
+    expected = {
+        2: "source NOT_FOUND",
+        3: "destination IS_A_DIRECTORY",
+        4: "destination NOT_A_DIRECTORY",
+        5: "destination INVALID_NAME",
+        6: "source SIZE_CHANGED",
+        7: "source IS_A_DIRECTORY",
+        8: "source PERMISSION_DENIED",
+        9: "destination PERMISSION_DENIED",
+    }
+    if sites.grid.users["alice"].account is None and os.geteuid() == 0:
+        pytest.skip("root may do everything")
+    assert {key: judged(outcome[key]) for key in expected} == expected
+    assert not any(event.residue for event in outcome.values() if isinstance(event, wire.Failed))
+    assert tree(sites.b) == {"1": b"content", "file": b"content"}
+
+
+def test_what_earlier_attempts_left_goes_first(shared: HelperProcess, sites: Sites) -> None:
+    item = sites.item(sites.put(sites.a / "f"), sites.b / "g", attempt=3)
+    for url in item.stale:
+        sites.put(sites.b / url.rpartition("/")[2], b"half of it")
+    assert isinstance(shared.copy([item])[1], wire.Done)
+    assert tree(sites.b) == {"g": b"content"}
+
+
+def test_two_helpers_may_make_the_same_folders(shared: HelperProcess, own: HelperProcess, sites: Sites) -> None:
+    files = [sites.put(sites.a / f"f{number}") for number in range(40)]
+    requests = []
+    for helper, half in ((shared, files[::2]), (own, files[1::2])):
+        items = [
+            sites.item(file, sites.b / f"d{key // 2}" / "deep" / "er" / file.name, key) for key, file in enumerate(half)
+        ]
+        requests.append((helper, wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.Limits())))
+    for helper, request in requests:
+        helper.send(request)
+    for helper, request in requests:
+        assert all(isinstance(event, wire.Done) for event in outcomes(helper.rest(request.id)).values())
+    assert len(tree(sites.b)) == 40
+
+
+# -- listings and the rest
+
+
+def test_a_listing_names_what_is_there_and_follows_nothing(shared: HelperProcess, sites: Sites) -> None:
+    for name in ODD_NAMES:
+        sites.put(sites.a / "names" / os.fsdecode(name))
+    sites.put(sites.a / "shut" / "f")
+    (sites.a / "empty").mkdir()
+    (sites.a / "loop").symlink_to(".")
+    (sites.a / "link").symlink_to("names/a b")
+    (sites.a / "shut").chmod(0)
+    os.chown(sites.a / "shut", 0, 0) if os.geteuid() == 0 else None
+    events = shared.list(sites.url(sites.a))
+    found = entries(events)
+    (sites.a / "shut").chmod(0o700)
+    plain = {path: entry.type for path, entry in found.items() if not path.startswith("names/")}
+    assert plain == {"names": "directory", "shut": "directory", "empty": "directory", "loop": "link", "link": "link"}
+    assert sum(path.startswith("names/") for path in found) == len(ODD_NAMES)
+    assert found["link"].target == str(sites.a / "names" / "a b").replace(" ", "%20")
+    assert found["link"].target_is_file
+    unreadable = [event for event in events if isinstance(event, wire.Unreadable)]
+    assert [(event.path, event.fault.errno) for event in unreadable] == [("shut", 13)]
+
+
+def test_depth_and_single_files(shared: HelperProcess, sites: Sites) -> None:
+    sites.put(sites.a / "d" / "e" / "f", b"123")
+    (sites.a / "link").symlink_to("d")
+    url = sites.url(sites.a)
+    assert {path: entry.type for path, entry in entries(shared.list(url, 0)).items()} == {"": "directory"}
+    assert set(entries(shared.list(url, 1))) == {"d", "link"}
+    assert set(entries(shared.list(url, 2))) == {"d", "link", "d/e"}
+    assert entries(shared.list(url + "/d/e/f"))[""].size == 3
+    assert set(entries(shared.list(url + "/link"))) == {"e", "e/f"}
+    assert entries(shared.list(url + "/link", follow=False))[""].type == "link"
+    assert judged(shared.list(url + "/gone")[-1]) == "source NOT_FOUND"
+
+
+def test_removal_and_rename_and_new_directories(shared: HelperProcess, sites: Sites) -> None:
+    sites.put(sites.a / "full" / "f", b"f")
+    sites.put(sites.a / "g", b"g")
+    (sites.a / "link").symlink_to("full")
+    url = sites.url(sites.a)
+    assert judged(shared.rename(url + "/gone", url + "/new")) == "source NOT_FOUND"
+    assert judged(shared.rename(url + "/g", url + "/full/f")) == "destination EXISTS"
+    assert judged(shared.rename(url + "/g", url + "/full", "always")) == "destination IS_A_DIRECTORY"
+    assert isinstance(shared.rename(url + "/g", url + "/full/f", "always"), wire.Done)
+    assert isinstance(shared.rename(url + "/full", url + "/moved%0Ahere"), wire.Done)
+    assert tree(sites.a) == {"moved\nhere/f": b"g"}
+
+    outcome = shared.make(url + "/x/y", url + "/z", url + "/z")
+    assert [judged(outcome[0]), judged(outcome[2])] == ["destination NOT_FOUND", "destination EXISTS"]
+    outcome = shared.make(url + "/x/y", url + "/z", parents=True)
+    assert all(isinstance(event, wire.Done) for event in outcome.values())
+
+    removed = shared.remove(
+        wire.PathItem(0, url + "/moved%0Ahere", directory=True),
+        wire.PathItem(1, url + "/moved%0Ahere/f"),
+        wire.PathItem(2, url + "/moved%0Ahere", directory=True),
+        wire.PathItem(3, url + "/moved%0Ahere", directory=True),
+        wire.PathItem(4, url + "/x"),
+        wire.PathItem(5, url + "/link"),
+    )
+    assert [judged(removed[key]) for key in (0, 3, 4)] == [
+        "source NOT_EMPTY",
+        "source NOT_FOUND",
+        "source IS_A_DIRECTORY",
+    ]
+    assert all(isinstance(removed[key], wire.Done) for key in (1, 2))
+    assert all(isinstance(event, wire.Done) for event in shared.discard(url + "/gone").values())
+
+
+# -- who may come in, and who is there
+
+
+def test_servers_that_are_not_there(shared: HelperProcess, sites: Sites) -> None:
+    source, url = sites.put(sites.a / "f"), sites.url(sites.b) + "/x"
+    nowhere, unknown = "gsiftp://localhost:1/x", "gsiftp://no-such-host.invalid:2811/x"
+    for missing in (nowhere, unknown):
+        assert judged(shared.copy([copy_item(1, missing, url, 7)])[1]) == "source CONNECTION"
+        assert judged(shared.copy([copy_item(1, sites.url(source), missing, 7)])[1]) == "destination CONNECTION"
+        assert judged(shared.list(missing)[-1]) == "source CONNECTION"
+
+
+def test_credentials_that_do_not_do(grid: TestGrid, sites: Sites, tmp_path: Path) -> None:
+    url = sites.url(sites.put(sites.a / "f"))
+    (tmp_path / "garbage").write_text("garbage")
+    (tmp_path / "garbage").chmod(0o600)
+    (tmp_path / "trust").mkdir()
+    unmapped = tmp_path / "unmapped"
+    grid.credentials.authority.user("nobody knows").proxy().write_bundle(unmapped)
+    cases: list[tuple[Mapping[str, str], str]] = [
+        ({"X509_USER_PROXY": str(grid.users["alice"].files.expired_proxy)}, "service CREDENTIAL_EXPIRED"),
+        ({"X509_USER_PROXY": str(tmp_path / "gone")}, "service CREDENTIAL_MISSING"),
+        ({"X509_USER_PROXY": str(tmp_path / "garbage")}, "service CREDENTIAL_MISSING"),
+        ({"X509_CERT_DIR": str(tmp_path / "trust")}, "source CERTIFICATE"),
+        (grid.environment("mallory"), "source CERTIFICATE"),
+        ({"X509_USER_PROXY": str(unmapped)}, "source CREDENTIAL_REFUSED"),
+    ]
+    for changes, expected in cases:
+        with helper_as(grid, **changes) as helper:
+            assert judged(helper.list(url)[-1]) == expected
+
+
+def test_a_server_with_another_hosts_certificate(grid: TestGrid, shared: HelperProcess, sites: Sites) -> None:
+    impostor = grid.add_server("impostor", ["wrong.example.org"])
+    item = copy_item(1, sites.url(sites.put(sites.a / "f")), f"{impostor.url}{sites.b}/x", 7)
+    assert judged(shared.copy([item])[1]) == "destination CERTIFICATE"
+    impostor.stop()
+
+
+# -- in the middle of a transfer
+
+
+def begin(helper: HelperProcess, sites: Sites, keys: int = 1, stall_s: float = 60.0) -> int:
+    """Begin a transfer that never ends; returns the request once bytes arrive."""
+    source = sites.huge()
+    items = [sites.item(source, sites.b / f"to{key}", key) for key in range(keys)]
+    request = wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.Limits(stall_s=stall_s, total_s=60.0))
+    helper.send(request)
+    assert isinstance(helper.event(), wire.Started)
+    deadline = time.monotonic() + 30
+    while sites.arriving() == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return request.id
+
+
+def test_a_cancelled_transfer_is_dead_and_gone(own: HelperProcess, sites: Sites) -> None:
+    request_id = begin(own, sites, keys=3)
+    own.send(wire.CancelRequest(request_id))
+    assert outcomes([wire.Started(request_id, 0), *own.rest(request_id)]) == {
+        key: wire.Cancelled(request_id, key) for key in range(3)
+    }
+    assert tree(sites.b) == {}
+    # The helper goes on.
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+
+
+@pytest.mark.parametrize("site", ["A", "B"])
+def test_a_killed_server_fails_the_transfer_and_leaves_nothing(own: HelperProcess, sites: Sites, site: str) -> None:
+    request_id = begin(own, sites)
+    assert sites.grid.sites[site].server.kill_sessions() > 0
+    failed = own.rest(request_id)[-1]
+    assert judged(failed) == "transfer CONNECTION"
+    assert not failed.residue  # type: ignore[union-attr]
+    assert tree(sites.b) == {}
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+
+
+@pytest.mark.parametrize("site", ["A", "B"])
+def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, site: str) -> None:
+    # Long enough for a login on a busy machine.
+    request_id = begin(own, sites, stall_s=5.0)
+    server = sites.grid.sites[site].server
+    server.freeze()
+    failed = own.rest(request_id)[-1]
+    server.thaw()
+    assert judged(failed) == "transfer STALLED"
+    # A destination that does not answer cannot be cleaned.
+    assert failed.residue is (site == "B")  # type: ignore[union-attr]
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+
+
+@pytest.mark.parametrize("site", ["A", "B"])
+def test_a_cancel_does_not_wait_for_a_frozen_server(own: HelperProcess, sites: Sites, site: str) -> None:
+    request_id = begin(own, sites)
+    server = sites.grid.sites[site].server
+    server.freeze()
+    own.send(wire.CancelRequest(request_id))
+    cancelled = own.rest(request_id)[-1]
+    server.thaw()
+    assert isinstance(cancelled, wire.Cancelled)
+    assert cancelled.residue is (site == "B")
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+
+
+def test_sessions_that_were_closed_meanwhile_are_renewed_in_silence(own: HelperProcess, sites: Sites) -> None:
+    source = sites.put(sites.a / "f")
+    for name in ("one", "two"):
+        assert isinstance(own.copy([sites.item(source, sites.b / name)])[1], wire.Done)
+        for site in sites.grid.sites.values():
+            site.server.kill_sessions()
+        time.sleep(1.1)
+    assert set(entries(own.list(sites.url(sites.a)))) == {"f"}
+
+
+def test_a_killed_helper_leaves_no_transfer_running(own: HelperProcess, sites: Sites) -> None:
+    begin(own, sites)
+    own.process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(site.server.sessions() for site in sites.grid.sites.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_helper_without_requests_leaves_no_transfer_running(own: HelperProcess, sites: Sites) -> None:
+    begin(own, sites)
+    assert own.process.stdin is not None
+    own.process.stdin.close()
+    assert own.process.wait(timeout=10) == 0
+
+
+# -- how fast
+
+
+def test_a_thousand_small_files(shared: HelperProcess, sites: Sites, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [put(sites.a / f"d{number // 100}" / f"f{number}", os.urandom(1024)) for number in range(1000)]
+    sites.grid.give(sites.a)
+    items = [sites.item(file, sites.b / file.relative_to(sites.a), key) for key, file in enumerate(files)]
+    began = time.monotonic()
+    outcome = shared.copy(items)
+    elapsed = time.monotonic() - began
+    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert subprocess.run(["diff", "-r", sites.a, sites.b], check=False).returncode == 0
+    with capsys.disabled():
+        sys.stdout.write(f"\n1000 files of 1 KiB, each proven by size and checksum: {1000 / elapsed:.0f} files/s\n")

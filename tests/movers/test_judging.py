@@ -1,0 +1,43 @@
+"""What faults mean: every text below is what Globus servers and libraries really said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.failures import FailureCode, Scope
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.wire.agent_messages import Fault
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "gridftp_faults.json").read_text())
+
+
+@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["case"])
+def test_what_gridftp_servers_said(row: dict[str, object]) -> None:
+    failure = MOVERS[JobProtocol.GRIDFTP].judge(msgspec.convert(row["fault"], Fault))
+    assert f"{failure.scope} {failure.code}" == row["expected"]
+    assert failure.hint
+
+
+@pytest.mark.parametrize("protocol", MOVERS)
+def test_what_the_helper_knows_counts_first(protocol: JobProtocol) -> None:
+    fault = Fault("transfer", "Untrusted self-signed certificate", errno=2, code="CHECKSUM_MISMATCH")
+    assert MOVERS[protocol].judge(fault).code is FailureCode.CHECKSUM_MISMATCH
+
+
+@pytest.mark.parametrize("protocol", MOVERS)
+def test_then_the_error_number(protocol: JobProtocol) -> None:
+    failure = MOVERS[protocol].judge(Fault("destination", "530 expired certificate", errno=28, code="NO_SUCH_CODE"))
+    assert (failure.scope, failure.code) == (Scope.DESTINATION, FailureCode.NO_SPACE)
+
+
+@pytest.mark.parametrize("protocol", MOVERS)
+def test_what_nobody_knows_is_tried_again_and_bounded(protocol: JobProtocol) -> None:
+    failure = MOVERS[protocol].judge(Fault("transfer", "x" * 5000))
+    assert failure.code is FailureCode.UNKNOWN
+    assert failure.retryable
+    assert len(failure.message) == 2000

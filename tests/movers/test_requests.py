@@ -1,0 +1,201 @@
+"""From elements to requests: URLs, temporary names, and what the options change."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+import pytest
+
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.jobs import Batch, Counters, ElementRecord, JobRecord
+from pdm.workqueue.domain.paths import encoded
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.options import read_options
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+LIMITS = wire.Limits()
+UID = "abcdefghijklmnopqrstuvwxyz"
+
+
+def url(site: int, path: str) -> str:
+    return f"gsiftp://site{site}:2811{encoded(path) if path.startswith('/') else '/' + encoded(path)}"
+
+
+def batch(job_type: JobType, *elements: ElementRecord, element_type: JobType | None = None, **options: Any) -> Batch:
+    copies = job_type is JobType.COPY
+    job = JobRecord(
+        id=7,
+        user_id=1,
+        type=job_type,
+        status=JobStatus.RUNNING,
+        protocol=JobProtocol.GRIDFTP,
+        src_siteid=1,
+        src_filepath="/from",
+        dst_siteid=2 if copies else None,
+        dst_filepath="/to" if copies else None,
+        options=options,
+        priority=5,
+        max_tries=2,
+        label=None,
+        log_uid=UID,
+        timestamp=NOW,
+        finished_at=None,
+        cancel_requested=False,
+        counters=Counters(),
+        bytes_total=0,
+        bytes_done=0,
+        skipped=0,
+    )
+    return Batch(job, job_type if element_type is None else element_type, elements)
+
+
+def element(number: int, source: str, destination: str | None = None, attempts: int = 1, **more: Any) -> ElementRecord:
+    fields: dict[str, Any] = {
+        "job_id": 7,
+        "id": number,
+        "type": JobType.COPY,
+        "status": JobStatus.RUNNING,
+        "src_filepath": source,
+        "dst_filepath": destination,
+        "size": 3,
+        "is_directory": False,
+        "attempts": attempts,
+        "lost": 0,
+        "max_tries": 2,
+        "timestamp": NOW,
+        "not_before": None,
+        "transferred": None,
+        "elapsed_s": None,
+        "checksum": None,
+        "failure": None,
+    }
+    return ElementRecord(**{**fields, **more})
+
+
+def request(claimed: Batch, protocol: JobProtocol = JobProtocol.GRIDFTP) -> wire.Work:
+    options = read_options(claimed.job.type, claimed.job.options)
+    made = MOVERS[protocol].request_for(claimed, url, options, LIMITS, 9)
+    # What is sent must be what is read.
+    assert msgspec.json.decode(msgspec.json.encode(made), type=wire.Request) == made
+    return made
+
+
+def test_copies_arrive_under_a_name_of_their_attempt() -> None:
+    claimed = batch(
+        JobType.COPY,
+        element(4, "/from/a b", "/to/a b"),
+        element(5, "/from/x%", "/to/x%", attempts=3),
+        overwrite="always",
+    )
+    part = "gsiftp://site2:2811/to/.pdm-abcdefghijklmnop"
+    assert request(claimed) == wire.CopyRequest(
+        9,
+        [
+            wire.CopyItem(
+                4, "gsiftp://site1:2811/from/a%20b", "gsiftp://site2:2811/to/a%20b", f"{part}.4.1.part", [], 3
+            ),
+            wire.CopyItem(
+                5,
+                "gsiftp://site1:2811/from/x%25",
+                "gsiftp://site2:2811/to/x%25",
+                f"{part}.5.3.part",
+                [f"{part}.5.1.part", f"{part}.5.2.part"],
+                3,
+            ),
+        ],
+        "always",
+        "checksum",
+        LIMITS,
+    )
+
+
+@pytest.mark.parametrize(
+    ("destination", "temporary"),
+    [
+        ("/top", "/.pdm-abcdefghijklmnop.1.1.part"),
+        ("~/top", "/~/.pdm-abcdefghijklmnop.1.1.part"),
+        ("top", "/.pdm-abcdefghijklmnop.1.1.part"),
+        ("a/b", "/a/.pdm-abcdefghijklmnop.1.1.part"),
+    ],
+)
+def test_the_temporary_file_lies_beside_the_final_one(destination: str, temporary: str) -> None:
+    made = request(batch(JobType.COPY, element(1, "/from", destination)))
+    assert made.items[0].temporary == f"gsiftp://site2:2811{temporary}"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("type_", "options", "depth", "follow"),
+    [
+        (JobType.LIST, {}, None, True),
+        (JobType.LIST, {"depth": 0}, 0, True),
+        (JobType.COPY, {}, None, True),
+        (JobType.REMOVE, {}, None, False),
+        (JobType.REMOVE, {"recursive": False}, 0, False),
+    ],
+)
+def test_listings(type_: JobType, options: dict[str, Any], depth: int | None, follow: bool) -> None:
+    made = request(batch(type_, element(0, "/from"), element_type=JobType.LIST, **options))
+    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", depth, LIMITS, follow)
+
+
+def test_removals() -> None:
+    made = request(batch(JobType.REMOVE, element(1, "/from/f"), element(2, "/from", is_directory=True)))
+    items = [
+        wire.PathItem(1, "gsiftp://site1:2811/from/f"),
+        wire.PathItem(2, "gsiftp://site1:2811/from", directory=True),
+    ]
+    assert made == wire.RemoveRequest(9, items, LIMITS)
+
+
+def test_a_rename() -> None:
+    made = request(batch(JobType.RENAME, element(0, "/from/f", "/from/g"), overwrite="always"))
+    item = wire.RenameItem(0, "gsiftp://site1:2811/from/f", "gsiftp://site1:2811/from/g")
+    assert made == wire.RenameRequest(9, [item], "always", LIMITS)
+
+
+def test_new_directories_of_a_job_and_of_a_copied_tree() -> None:
+    own = request(batch(JobType.MKDIR, element(0, "/from/new")))
+    assert own == wire.MakeRequest(9, [wire.PathItem(0, "gsiftp://site1:2811/from/new", True)], False, LIMITS)
+    copied = request(batch(JobType.COPY, element(3, "/from/e", "/to/e"), element_type=JobType.MKDIR))
+    assert copied == wire.MakeRequest(9, [wire.PathItem(3, "gsiftp://site2:2811/to/e", True)], True, LIMITS)
+
+
+@pytest.mark.parametrize("protocol", MOVERS)
+@pytest.mark.parametrize("type_", JobType)
+def test_every_mover_asks_for_every_job_type(protocol: JobProtocol, type_: JobType) -> None:
+    destination = "/to" if type_ in (JobType.COPY, JobType.RENAME) else None
+    assert type_ in MOVERS[protocol].job_types
+    made = request(batch(type_, element(0, "/from", destination)), protocol)
+    assert made.id == 9
+
+
+def test_dummies_carry_their_behaviour_and_attempt() -> None:
+    dummy = {"files": 3, "delay": 0.5, "fail": "NO_SPACE", "fail_times": 1}
+    made = request(batch(JobType.COPY, element(1, "/from", "/to", attempts=2), dummy=dummy), JobProtocol.DUMMY)
+    query = dict(parse_qsl(made.items[0].source.partition("?")[2]))  # type: ignore[union-attr]
+    assert query | {"fail": "NO_SPACE", "fail_times": "1", "attempt": "2", "delay": "0.5"} == query
+
+
+def test_the_listing_of_a_dummy_tree_does_not_fail_with_its_elements() -> None:
+    dummy = {"files": 3, "fail": "NO_SPACE", "crash": True, "hang": True, "list_delay": 1}
+    for type_, fails in ((JobType.COPY, False), (JobType.LIST, True)):
+        made = request(batch(type_, element(0, "/from"), element_type=JobType.LIST, dummy=dummy), JobProtocol.DUMMY)
+        query = dict(parse_qsl(made.url.partition("?")[2]))  # type: ignore[union-attr]
+        assert {name in query for name in ("fail", "crash", "hang")} == {fails}
+        assert query["list_delay"] == "1.0"
+
+
+def test_environments() -> None:
+    proxy, trust = Path("/run/proxy"), Path("/etc/trust")
+    gridftp = MOVERS[JobProtocol.GRIDFTP].environment(proxy, trust, ["/srv"])
+    assert gridftp == {"X509_USER_PROXY": "/run/proxy", "X509_CERT_DIR": "/etc/trust"}
+    assert MOVERS[JobProtocol.GRIDFTP].environment(None, None, []) == {}
+    file = MOVERS[JobProtocol.FILE].environment(proxy, trust, ["/srv/a b", "/srv/\uefe9"])
+    assert json.loads(file["PDM_FILE_ROOTS"]) == ["/srv/a%20b", "/srv/%E9"]
+    assert MOVERS[JobProtocol.DUMMY].environment(proxy, trust, ["/srv"]) == {}
