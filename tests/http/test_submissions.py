@@ -154,6 +154,17 @@ async def test_nothing_is_copied_into_itself(service: Service, source: str, dest
     assert answer.status == 200, "at two sites the same path is two places"
 
 
+@pytest.mark.parametrize("path", ["/", "//", "~", "~/", "/a/..", "/.//"])
+@pytest_twisted.ensureDeferred
+async def test_a_whole_site_is_not_removed(service: Service, path: str) -> None:
+    for protocol in ("FILE", "DUMMY"):
+        answer = await service.call(
+            "self", "POST", "/remove", {"src_siteid": 1, "src_filepath": path, "protocol": protocol}
+        )
+        assert answer.problem == "invalid-input $.src_filepath"
+        assert "all of the site" in answer.json["detail"]
+
+
 @pytest_twisted.ensureDeferred
 async def test_two_doors_to_one_folder_are_one_place(service: Service) -> None:
     body = {"src_siteid": 1, "src_filepath": "/folders/x", "dst_siteid": 3, "dst_filepath": "/x/y", "protocol": "FILE"}

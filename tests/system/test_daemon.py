@@ -140,6 +140,23 @@ def test_a_stop_in_the_middle_of_work_gives_it_back(service: TestService) -> Non
         assert ended["num_done"] == 51
 
 
+def test_a_silent_helper_is_killed_and_its_element_tried_again(service: TestService) -> None:
+    set_keys(service.directory / "workqueue.conf", {"queue": {"stall": "500ms", "first_pause": "50ms"}})
+    with service.running():
+        job = service.submit(
+            "admin",
+            "list",
+            src_siteid=1,
+            src_filepath="/t",
+            protocol="DUMMY",
+            max_tries=1,
+            extra_opts={"dummy": {"hang": True}},
+        )
+        assert service.wait_for("admin", job["id"])["status"] == "FAILED"
+        _, element = service.call("admin", "GET", f"/jobs/{job['id']}/elements/0")
+        assert element["error"]["code"] in ("CRASHED", "STALLED")
+
+
 def test_sites_are_read_again_on_sighup(service: TestService) -> None:
     with service.running():
         (service.directory / "sites.d" / "third.conf").write_text("[third]\nid = 33\ndummy = dummy://third\n")

@@ -35,6 +35,10 @@ class Ending(enum.StrEnum):
     LOST = "the lease was lost"
 
 
+#: Added to what an agent may be silent for: it looks after its own time-outs, and this is for one that does not.
+_SILENCE_SLACK_S = 5.0
+
+
 @frozen
 class BatchTools:
     """What every batch uses.
@@ -82,6 +86,8 @@ class RunningBatch:
     _intake: ListingIntake | None = None
     _ending: Ending | None = None
     _killer: IDelayedCall | None = None
+    _watchdog: IDelayedCall | None = None
+    _silence_s: float = 0.0
     _listing_awaited: bool = False
     _agent_free: bool = False
     _log: Logger = field(factory=Logger)
@@ -98,6 +104,10 @@ class RunningBatch:
         self._request_id = request.id
         self._intake = intake
         agent.on_event = self._event
+        largest = max(element.size for element in self.batch.elements)
+        # Reading all bytes of a file, for its checksum, may be silent work.
+        self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
+        self._watchdog = self.tools.reactor.callLater(self._silence_s, self._silent)
         agent.ended.addCallback(self._agent_ended)
         agent.send(request)
         if self._ending is not None:
@@ -141,9 +151,18 @@ class RunningBatch:
             f"it did not end its batch within {self.tools.cancel_grace_s:g} s",
         )
 
+    def _silent(self) -> None:
+        if self._intake is not None and self._intake.is_paused:
+            # It is we who do not listen.
+            self._watchdog = self.tools.reactor.callLater(self._silence_s, self._silent)
+        elif self._agent is not None:
+            self._agent.kill(f"it was silent for {self._silence_s:g} s")
+
     # -- events
 
     def _event(self, event: wire.Event) -> None:
+        if self._watchdog is not None and self._watchdog.active():
+            self._watchdog.reset(self._silence_s)
         if isinstance(event, wire.Finished):
             self._free(None)
             return
@@ -215,8 +234,9 @@ class RunningBatch:
         if self._agent_free:
             return
         self._agent_free = True
-        if self._killer is not None and self._killer.active():
-            self._killer.cancel()
+        for timer in (self._killer, self._watchdog):
+            if timer is not None and timer.active():
+                timer.cancel()
         if self._agent is not None:
             self._agent.on_event = _ignore
         if not self._listing_awaited:
@@ -282,6 +302,16 @@ class RunningBatch:
             random.random(),  # noqa: S311 - spreads retries, guards nothing
         )
         self._write(key, f"failed scope={failure.scope} code={failure.code} {failure.message}")
+        self._log.info(
+            "attempt failed: {scope} {code}: {message}; {decision}",
+            job=entry.record.job_id,
+            element=entry.record.id,
+            attempt=entry.record.attempts,
+            scope=failure.scope,
+            code=failure.code,
+            message=failure.message,
+            decision=_DECISIONS[type(decision)],
+        )
         if isinstance(decision, RetryAt):
             words = f" next_try={decision.not_before:%Y-%m-%dT%H:%M:%SZ}"
             self._settle(
@@ -384,6 +414,9 @@ class RunningBatch:
 
     def _ref(self, record: ElementRecord) -> LogRef:
         return LogRef(self.batch.job.log_uid, record.id, record.attempts)
+
+
+_DECISIONS = {RetryAt: "it will be tried again", Hold: "it is held", GiveUp: "given up"}
 
 
 def _ignore(event: wire.Event) -> None:

@@ -25,6 +25,7 @@ from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
 
@@ -117,7 +118,8 @@ class Executor:
         """Carry a claimed batch out, in the background."""
         running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools)
         self._running.add(running)
-        start_background("carry out a batch", self._carry_out(running))
+        with log_context(job=batch.job.id):
+            start_background("carry out a batch", self._carry_out(running))
 
     def cancel(self, job_id: int) -> None:
         """End what runs of a job whose cancellation is in the database."""

@@ -90,6 +90,11 @@ class ListingIntake:
         self._skipped = 0
         self._unreadable: list[tuple[str, AttemptFailure]] = []
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the agent has been told to wait for the database."""
+        return self._paused
+
     def feed(self, entries: list[RawEntry]) -> None:
         """Take the next piece; returns at once."""
         self._waiting.append(entries)

@@ -10,7 +10,7 @@ import msgspec
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, NewJob
-from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside
+from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.domain.planning import first_element
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import invalid_value
@@ -46,6 +46,8 @@ def job_from(api: ApiContext, user_id: int, asked: SubmitJob) -> NewJob:
     destination = _destination(api, type_, source, asked)
     _check_supported(api, protocol, type_)
     source_url = _url(source, protocol, asked.src_filepath, "$.src_filepath")
+    if type_ is JobType.REMOVE and _is_whole_site(source_url, source.endpoints[protocol]):
+        raise InvalidInputError("that is all of the site: name what is to be removed there", "$.src_filepath")
     if destination is not None and asked.dst_filepath is not None:
         destination_url = _url(destination, protocol, asked.dst_filepath, "$.dst_filepath")
         # URLs, for two sites may be doors to one storage.
@@ -73,6 +75,11 @@ def _member(type_: type[_E], word: object, pointer: str) -> _E:
         return type_.parse(word)
     except ValueError as error:
         raise InvalidInputError(str(error), pointer) from error
+
+
+def _is_whole_site(url: str, endpoint: str) -> bool:
+    """Whether a URL is the root of a storage, or of an account: a slip there is beyond repair."""
+    return normalised("/" + url.removeprefix(endpoint)) in ("/", "/~")
 
 
 def _site(api: ApiContext, number: int | str, pointer: str) -> Site:
