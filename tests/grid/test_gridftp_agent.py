@@ -190,6 +190,18 @@ def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     assert tree(sites.b) == {"1": b"content", "file": b"content"}
 
 
+def test_many_bad_sources_do_not_hold_up_the_good_ones(shared: HelperProcess, sites: Sites) -> None:
+    good = sites.put(sites.a / "f")
+    items = [sites.item(good if key % 4 == 0 else sites.a / f"gone{key}", sites.b / f"{key}", key) for key in range(40)]
+    outcome = shared.copy(items)
+    for key, event in outcome.items():
+        if key % 4 == 0:
+            assert isinstance(event, wire.Done)
+        else:
+            assert judged(event) == "source NOT_FOUND"
+    assert tree(sites.b) == {f"{key}": b"content" for key in range(0, 40, 4)}
+
+
 def test_what_earlier_attempts_left_goes_first(shared: HelperProcess, sites: Sites) -> None:
     item = sites.item(sites.put(sites.a / "f"), sites.b / "g", attempt=3)
     for url in item.stale:

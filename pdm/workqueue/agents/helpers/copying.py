@@ -13,7 +13,9 @@ from pdm.workqueue.agents.helpers.storage import StoppedError, Storage, StorageE
 
 #: Seconds that removing what a failed transfer left may take; fewer after a cancel, for which somebody waits, and at
 #: a server that did not answer just now.
-_CLEAN_UP_S, _CLEAN_UP_HURRY_S = 10.0, 2.0
+_CLEAN_UP_S, _CLEAN_UP_HURRY_S = 10.0, 3.0
+#: Errors of a new file that every new file in its folder would meet.
+_OF_THE_FOLDER = frozenset({errno.EACCES, errno.EROFS})
 #: A server whose session was cut may open its file a moment later.
 _SETTLE_S = 0.05
 
@@ -30,6 +32,10 @@ class _Copier:
         self._overwrite: str = batch.request["overwrite"]
         self._checksums: bool = batch.request["verify"] == "checksum"
         self._folders = Folders(batch.request["items"])
+        #: Whether a source could not be read: its neighbours may be no better, and a failed transfer costs logins.
+        self._doubts_sources = False
+        #: Folders in which nothing can be made, with the reason.
+        self._closed: dict[str, StorageError] = {}
 
     def copy(self, storage: Storage, item: dict[str, Any]) -> None:
         """Copy one file, from the first look at its destination to its final name."""
@@ -41,6 +47,10 @@ class _Copier:
         there = scoped("destination", folder.look, storage, destination)
         if there is not None and self._is_there_already(storage, item, there):
             return
+        if folder.url in self._closed:
+            raise self._closed[folder.url]
+        if self._doubts_sources:
+            scoped("source", storage.can_read, item["source"])
         arrival = _Arrival(self._batch, key)
         try:
             source_sum = storage.transfer(
@@ -54,10 +64,18 @@ class _Copier:
             if isinstance(error, StoppedError):
                 self._batch.cancelled(key, residue=residue)
             else:
+                self._learn_from(error, folder.url)
                 self._batch.failed(key, error, residue=residue)
             return
         scoped("destination", storage.settle, folder.url)
         self._batch.done(key, item["size"], item["size"], checksum)
+
+    def _learn_from(self, error: StorageError, folder_url: str) -> None:
+        """Remember what spares the next files a transfer that must fail too."""
+        if error.scope == "source" and error.errno is not None:
+            self._doubts_sources = True
+        elif error.scope == "destination" and error.errno in _OF_THE_FOLDER:
+            self._closed[folder_url] = error
 
     def _is_there_already(self, storage: Storage, item: dict[str, Any], there: Thing) -> bool:
         """Decide about what is at the destination; True if the copy is done with it."""

@@ -1,37 +1,22 @@
-"""A GridFTP client handle that keeps its connections, as blocking calls with time limits that can be interrupted.
-
-The library calls back on its own threads. Each operation has a number, which is all that C ever holds of ours: an
-operation that was given up can end later, or never, without touching anything new.
-"""
+"""A GridFTP client handle that keeps its connections, as blocking calls with time limits that can be interrupted."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import itertools
-import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from ctypes import byref, c_size_t, c_void_p
 from typing import Any
 
-from pdm.workqueue.agents.helpers.globus_library import (
-    Completed,
-    DataArrived,
-    GlobusError,
-    GlobusLibrary,
-    MarkerArrived,
-    TransferBegan,
-    TransferEnded,
-)
+from pdm.workqueue.agents.helpers.globus import ABORT_GRACE_S, Globus, News, Operation
+from pdm.workqueue.agents.helpers.globus_library import GlobusError
 from pdm.workqueue.agents.helpers.replies import error_from
 from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError
 
-#: Seconds an aborted operation gets to end before its handle is left to itself.
-_ABORT_GRACE_S = 0.4
 #: A connection that was idle for so long may have been closed by the server.
 _IDLE_S = 1.0
 #: Seconds between two looks at a running transfer.
@@ -41,89 +26,6 @@ _LEAST_MARKER_STALL_S = 11.0
 _LISTING_BUFFER = 256 * 1024
 #: Pieces of a listing that may arrive before the one that is due.
 _MOST_EARLY_PIECES = 64
-
-#: One piece of news of an operation: ("end", error text or None), ("data", offset, bytes, eof), ("lost",).
-_News = tuple[Any, ...]
-
-
-class _Operation:
-    """An operation that is under way."""
-
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
-        #: Keeps what the library writes into alive for as long as it may write.
-        self.arguments = arguments
-        self.news: queue.SimpleQueue[_News] = queue.SimpleQueue()
-        self.bytes_by_stripe: dict[int, int] = {}
-        #: Whether it has ended, or was given up.
-        self.over = False
-
-
-class _Switchboard:
-    """Passes what the library calls back on to the operation it is about."""
-
-    def __init__(self, library: GlobusLibrary) -> None:
-        self._library = library
-        self._numbers = itertools.count(1)
-        self._operations: dict[int, _Operation] = {}
-        self.sessions: dict[int, Session] = {}
-        # ctypes functions must outlive every handle, so they live as long as the process.
-        self.completed = Completed(self._completed)
-        self.data_arrived = DataArrived(self._data_arrived)
-        self.began = TransferBegan(lambda *_: None)
-        self.marker = MarkerArrived(self._marker)
-        self.ended = TransferEnded(lambda *_: None)
-
-    def add(self, operation: _Operation) -> int:
-        number = next(self._numbers)
-        self._operations[number] = operation
-        return number
-
-    def remove(self, number: int) -> None:
-        self._operations.pop(number, None)
-
-    def _completed(self, number: int, _handle: int, error: int | None) -> None:
-        operation = self._operations.pop(number, None)
-        if operation is not None:
-            operation.news.put(("end", self._library.error_text(error) if error else None))
-
-    def _data_arrived(
-        self, number: int, _handle: int, error: int | None, buffer: int, length: int, offset: int, eof: int
-    ) -> None:
-        operation = self._operations.get(number)
-        if operation is not None and not error:
-            operation.news.put(("data", offset, ctypes.string_at(buffer, length), bool(eof)))
-
-    def _marker(self, session: int, _handle: int, _at: int, _tenths: bytes, stripe: int, _of: int, count: int) -> None:
-        operation = self.sessions[session].operation
-        if operation is not None:
-            operation.bytes_by_stripe[stripe] = count
-
-
-class Globus:
-    """The library, set up once in a process, and what all sessions share."""
-
-    def __init__(self) -> None:
-        self.library = GlobusLibrary()
-        self.switchboard = _Switchboard(self.library)
-        #: Whether a handle with open connections was left to itself.
-        self.abandoned = False
-        #: Servers that have connected to us for a listing, and those to which we must connect.
-        self.lists_kept: set[str] = set()
-        self.lists_stream: set[str] = set()
-        #: When connections were last cut (`time.monotonic`).
-        self.cut_at = 0.0
-        self._cut_guard = threading.Lock()
-
-    def cut(self) -> None:
-        """Cut all connections, so that servers end what abandoned handles had asked for.
-
-        Lanes that are interrupted together ask for it together: once is enough, and a connection that one of them has
-        made since must live.
-        """
-        with self._cut_guard:
-            if time.monotonic() - self.cut_at > _ABORT_GRACE_S:
-                self.cut_at = time.monotonic()
-                _close_all_connections()
 
 
 class Session:
@@ -146,7 +48,7 @@ class Session:
         self._listing_buffer = ctypes.create_string_buffer(_LISTING_BUFFER)
         self._guard = threading.Lock()
         self._interrupted = False
-        self.operation: _Operation | None = None
+        self.operation: Operation | None = None
         #: When the last operation ended (`time.monotonic`).
         self.used_at = 0.0
 
@@ -192,11 +94,10 @@ class Session:
         return self._handle is not None
 
     def drop(self) -> None:
-        """Close the connections; the next operation makes new ones."""
+        """Give the connections up; the next operation makes new ones."""
         handle, self._handle = self._handle, None
         if handle is not None:
-            with contextlib.suppress(GlobusError):
-                self._library.call("handle_destroy", byref(handle))
+            self._globus.bury(handle)
 
     def interrupt(self) -> None:
         """Make the running operation, and every one before `resume`, end with `StoppedError`; returns at once."""
@@ -205,7 +106,7 @@ class Session:
             operation = self.operation
             if operation is not None:
                 self._abort()
-                late = threading.Timer(_ABORT_GRACE_S, operation.news.put, (("lost",),))
+                late = threading.Timer(ABORT_GRACE_S, operation.news.put, (("lost",),))
                 late.daemon = True
                 late.start()
 
@@ -318,12 +219,12 @@ class Session:
             )
 
     @contextlib.contextmanager
-    def _begun(self, name: str, arguments: tuple[Any, ...]) -> Iterator[_Operation]:
+    def _begun(self, name: str, arguments: tuple[Any, ...]) -> Iterator[Operation]:
         switchboard = self._globus.switchboard
         with self._guard:
             if self._interrupted:
                 raise StoppedError
-            operation = _Operation(arguments)
+            operation = Operation(arguments)
             number = switchboard.add(operation)
             try:
                 handle = self._opened()
@@ -345,7 +246,7 @@ class Session:
                 self.operation = None
             self.used_at = time.monotonic()
 
-    def _conclude(self, operation: _Operation, news: _News) -> None:
+    def _conclude(self, operation: Operation, news: News) -> None:
         """Turn the last news of an operation into success or an exception."""
         operation.over = True
         if news[0] == "lost":
@@ -363,7 +264,7 @@ class Session:
                 self.drop()
             raise trouble
 
-    def _next(self, operation: _Operation, stall_s: float, until: float, what: str) -> _News:
+    def _next(self, operation: Operation, stall_s: float, until: float, what: str) -> News:
         """The next news, or the end of patience."""
         left_s = until - time.monotonic()
         try:
@@ -373,15 +274,15 @@ class Session:
                 raise self._given_up(operation, f"{what} in time", "TIMEOUT") from None
             raise self._given_up(operation, f"{what} for {stall_s:.0f} s", "STALLED") from None
 
-    def _given_up(self, operation: _Operation, message: str, code: str) -> StorageError | StoppedError:
+    def _given_up(self, operation: Operation, message: str, code: str) -> StorageError | StoppedError:
         self._end_early(operation)
         return StoppedError() if self._interrupted else StorageError(message, code=code, lost=True)
 
-    def _end_early(self, operation: _Operation) -> None:
+    def _end_early(self, operation: Operation) -> None:
         """End an operation that would go on; leave the handle to itself if it does not end."""
         operation.over = True
         self._abort()
-        deadline = time.monotonic() + _ABORT_GRACE_S
+        deadline = time.monotonic() + ABORT_GRACE_S
         while True:
             try:
                 news = operation.news.get(timeout=max(deadline - time.monotonic(), 0.001))
@@ -406,14 +307,3 @@ class Session:
         """Forget the handle without a word to it: destroying one with a running operation would wait or crash."""
         self._handle = None
         self._globus.abandoned = True
-
-
-def _close_all_connections() -> None:
-    """Shut down every TCP connection of this process: which of them a handle owns, the library does not tell."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                if connection.family in (socket.AF_INET, socket.AF_INET6):
-                    connection.shutdown(socket.SHUT_RDWR)

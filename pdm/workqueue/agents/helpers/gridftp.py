@@ -5,16 +5,8 @@ Its environment tells the credential (``X509_USER_PROXY``) and the trusted autho
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import itertools
-import re
 import sys
-import threading
-from collections.abc import Callable
-from ctypes import byref, c_int64, c_size_t, c_void_p
 from pathlib import Path
-from typing import Any
 
 if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
@@ -22,287 +14,15 @@ if not __package__:
 
 from pdm.workqueue.agents.helpers import copying, listing, operations
 from pdm.workqueue.agents.helpers.channel import Batch, serve
+from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_library import PACKAGE, GlobusError
-from pdm.workqueue.agents.helpers.globus_session import Globus, Session
+from pdm.workqueue.agents.helpers.gridftp_storage import GridFtpStorage
 from pdm.workqueue.agents.helpers.lanes import Lanes
-from pdm.workqueue.agents.helpers.mlsx import read_entry, read_listing
-from pdm.workqueue.agents.helpers.replies import lacks_checksum
-from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Storage, StorageError, Thing, scoped
+from pdm.workqueue.agents.helpers.storage import StorageError
 
 _MOST_LANES = 4
 #: From so many items on, one more lane: a login costs as much as a hundred small files.
 _ITEMS_A_LANE = 100
-#: From this size on, both ends compute their checksums at the same time.
-_LARGE = 16 * 1024 * 1024
-#: Seconds to wait for a server that shall connect to us for the first time.
-_FIRST_LISTING_S = 5.0
-#: Seconds that a look at a file that is arriving may take.
-_MEASURE_S = 5.0
-_CHECKSUM_BUFFER = 64 * 1024
-_LINE_BREAK = re.compile(r"%0[AaDd]")
-_ADLER32 = re.compile(r"[0-9a-fA-F]{1,8}\Z")
-_DESTINATION_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-
-
-class GridFtpStorage(Storage):
-    """One lane's sessions with GridFTP servers."""
-
-    def __init__(self, globus: Globus) -> None:
-        self._globus = globus
-        self._session = Session(globus)
-        #: For what goes on beside the first; made when it is needed.
-        self._aside: Session | None = None
-
-    def look(self, url: str) -> Thing | None:
-        try:
-            return self._look_by_listing(url) if _LINE_BREAK.search(url) else self._look(url)
-        except StorageError as trouble:
-            if trouble.errno == errno.ENOENT:
-                return None
-            raise
-
-    def _look(self, url: str) -> Thing:
-        buffer, length = c_void_p(), c_size_t()
-        self._run("mlst", _encoded(url), byref(self._session.attributes), byref(buffer), byref(length))
-        line = ctypes.string_at(buffer, length.value)
-        self._globus.library.free(buffer.value)
-        return read_entry(line.strip(b"\r\n")).thing
-
-    def _look_by_listing(self, url: str) -> Thing:
-        """What is there, for a path with a line break: the reply to MLST holds the path, and would end at the break.
-
-        A listing comes over the data channel. That of a file is the file alone; that of a directory has more lines,
-        itself and the one above among them.
-        """
-        stream = _host(url) in self._globus.lists_stream
-        pieces = self._session.listing(_encoded(url), self.patience.stall_s, self.patience.until, stream=stream)
-        try:
-            lines = list(itertools.islice(read_listing(pieces), 2))
-        finally:
-            pieces.close()
-        return lines[0].thing if len(lines) == 1 and not lines[0].role else Thing("directory")
-
-    def entries(self, url: str) -> Entries:
-        host = _host(url)
-        listing = self._listing(url)
-        begun = False
-        try:
-            for entry in listing:
-                begun = True
-                yield entry
-        except StorageError as error:
-            if begun or error.errno is not None or error.code not in (None, "STALLED"):
-                raise
-            if host in self._globus.lists_kept and not (error.lost and error.code is None):
-                raise
-            self._session.drop()
-            if host not in self._globus.lists_kept:
-                # Nothing came, and nothing ever came this way: it may be a firewall that is in the way.
-                self._globus.lists_stream.add(host)
-            yield from self._listing(url)
-        finally:
-            listing.close()
-
-    def _listing(self, url: str) -> Entries:
-        host = _host(url)
-        stream = host in self._globus.lists_stream
-        stall_s = self.patience.stall_s
-        if not stream and host not in self._globus.lists_kept:
-            stall_s = min(stall_s, _FIRST_LISTING_S)
-        pieces = self._session.listing(_encoded(url), stall_s, self.patience.until, stream=stream)
-        seen, counted = 0, 0
-        try:
-            for line in read_listing(pieces):
-                seen += 1
-                if line.role:
-                    counted = line.counted or counted
-                else:
-                    yield line.name, line.thing
-        finally:
-            pieces.close()
-        self.unnamed = max(counted - seen, 0)
-        if not stream:
-            self._globus.lists_kept.add(host)
-
-    def make_directory(self, url: str) -> None:
-        self._run("mkdir", _encoded(url), byref(self._session.attributes))
-
-    def remove(self, url: str, *, directory: bool) -> None:
-        self._run("rmdir" if directory else "delete", _encoded(url), byref(self._session.attributes))
-
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
-        # The server's rename replaces files without a word.
-        if not replace and self.look(destination) is not None:
-            raise StorageError(f"{destination} is there", errno=errno.EEXIST)
-        self._run("move", _encoded(source), _encoded(destination), byref(self._session.attributes))
-
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
-        answers = True
-
-        def measure() -> int | None:
-            nonlocal answers
-            length = self._length_so_far(temporary) if answers else None
-            # A server that does not answer once is not asked again: that would keep us from the transfer itself.
-            answers = length is not None
-            return length
-
-        def once() -> None:
-            self._session.transfer(
-                _encoded(source),
-                _encoded(temporary),
-                self.patience.stall_s,
-                self.patience.until,
-                arrived,
-                measure,
-            )
-
-        try:
-            self._twice_if_dead(self._session, once)
-        except StorageError as error:
-            raise self._blamed(error, source, temporary) from None
-        return None
-
-    def _length_so_far(self, temporary: str) -> int | None:
-        """Bytes of a file that is arriving; None if the server does not say at once."""
-        aside = self._beside()
-        length = c_int64(-1)
-        try:
-            arguments = _encoded(temporary), byref(aside.attributes), byref(length)
-            aside.run("size", *arguments, stall_s=_MEASURE_S, until=self.patience.until)
-        except StorageError:
-            return None
-        return length.value
-
-    def _beside(self) -> Session:
-        """The session for what goes on beside a transfer or checksum; being open, it also cleans up sooner."""
-        if self._aside is None:
-            self._aside = Session(self._globus)
-        return self._aside
-
-    def _blamed(self, trouble: StorageError, source: str, temporary: str) -> StorageError:
-        """The trouble of a transfer with its scope: replies do not tell which server they are from."""
-        if trouble.code is not None:
-            return trouble.at("transfer")
-        if trouble.errno in _DESTINATION_ERRNOS:
-            return trouble.at("destination")
-        for scope, url in (("source", source), ("destination", temporary)):
-            if re.search(rf"\b{re.escape(_host(url))}\b", trouble.message) and _host(source) != _host(temporary):
-                return trouble.at(scope)
-        if trouble.lost:
-            return trouble.at("transfer")
-        try:
-            # Reading one byte of the source shows whether the fault is there.
-            self._digest(self._session, source, 1)
-        except StorageError as at_source:
-            if not lacks_checksum(at_source):
-                return at_source.at("source")
-        return trouble.at("destination" if trouble.errno is not None else "transfer")
-
-    def size(self, url: str) -> int:
-        size = c_int64(-1)
-        self._run("size", _encoded(url), byref(self._session.attributes), byref(size))
-        if size.value < 0:
-            raise StorageError(f"the server gives a size of {size.value} bytes", code="BAD_LISTING")
-        return size.value
-
-    def checksum(self, url: str) -> str:
-        return self._checksum(self._session, url)
-
-    def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
-        if size < _LARGE:
-            return super().checksums(source, destination, size)
-        aside = self._beside()
-        outcome: list[str | BaseException] = []
-
-        def at_source() -> None:
-            try:
-                outcome.append(scoped("source", self._checksum, aside, source))
-            except BaseException as error:
-                outcome.append(error)
-
-        thread = threading.Thread(target=at_source, name="checksum")
-        thread.start()
-        try:
-            at_destination = scoped("destination", self.checksum, destination)
-        except BaseException:
-            # Nobody will want the other checksum.
-            aside.interrupt()
-            raise
-        finally:
-            thread.join()
-            aside.resume()
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
-        return outcome[0], at_destination
-
-    def _checksum(self, session: Session, url: str) -> str:
-        try:
-            digest = self._digest(session, url, -1)
-        except StorageError as trouble:
-            if lacks_checksum(trouble):
-                raise StorageError(
-                    f"the server computes no ADLER32 checksums: {trouble.message}", code="UNSUPPORTED"
-                ) from None
-            raise
-        if not _ADLER32.match(digest):
-            raise StorageError(f"the server's checksum is no ADLER32: {digest[:80]!r}", code="UNSUPPORTED")
-        return digest.lower().zfill(8)
-
-    def _digest(self, session: Session, url: str, length: int) -> str:
-        """ADLER32 of the first ``length`` bytes, -1 for all."""
-        buffer = ctypes.create_string_buffer(_CHECKSUM_BUFFER)
-        arguments = (_encoded(url), byref(session.attributes), buffer, 0, length, b"ADLER32")
-        self._run("cksm", *arguments, session=session, slack_s=self.patience.slack_s)
-        return buffer.value.decode("ascii", "replace").strip()
-
-    def _run(self, name: str, *arguments: Any, session: Session | None = None, slack_s: float = 0.0) -> None:
-        if session is None:
-            # After a transfer that was cut short only the other may still have its connections.
-            other = self._aside is not None and self._aside.connected and not self._session.connected
-            session = self._aside if other and self._aside is not None else self._session
-        chosen = session
-
-        def once() -> None:
-            chosen.run(name, *arguments, stall_s=self.patience.stall_s + slack_s, until=self.patience.until)
-
-        self._twice_if_dead(chosen, once)
-
-    @staticmethod
-    def _twice_if_dead(session: Session, once: Callable[[], None]) -> None:
-        """Do something, and once more on new connections if the kept ones turn out to have been closed meanwhile."""
-        may_be_dead = session.may_be_dead
-        try:
-            once()
-        except StorageError as error:
-            if not (error.lost and error.code is None and may_be_dead):
-                raise
-            session.drop()
-            once()
-
-    def interrupt(self) -> None:
-        self._session.interrupt()
-        if self._aside is not None:
-            self._aside.interrupt()
-
-    def resume(self) -> None:
-        self._session.resume()
-        if self._aside is not None:
-            self._aside.resume()
-
-    def drop(self) -> None:
-        """Close the connections."""
-        self._session.drop()
-        if self._aside is not None:
-            self._aside.drop()
-
-
-def _encoded(url: str) -> bytes:
-    return url.encode("ascii")
-
-
-def _host(url: str) -> str:
-    """``host:port`` of a URL, as the library writes it."""
-    return url.split("/", 3)[2].rpartition("@")[2]
 
 
 class _Agent:
@@ -319,6 +39,7 @@ class _Agent:
         return storage
 
     def carry_out(self, batch: Batch) -> None:
+        self._globus.destroy_buried()
         try:
             operation = batch.request["op"]
             if operation == "list":

@@ -124,6 +124,9 @@ class Storage(abc.ABC):
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
         """Give a new name. Without ``replace`` a destination that is there is EEXIST."""
 
+    def can_read(self, url: str) -> None:  # noqa: B027  # where a failed transfer is cheap there is nothing to save
+        """Raise `StorageError` if a file cannot be read: asked before transfers once one has failed for that."""
+
     @abc.abstractmethod
     def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
         """Bring the bytes to a new file; the source's checksum if it is known by the way and asked for.
