@@ -144,6 +144,19 @@ def test_a_tree_is_removed_and_nothing_beside_it(service: TestService, grid_fold
     assert keep.read_text() == "stays"
 
 
+@pytest.mark.parametrize("name", ["link", "li\nnk"])
+def test_the_removal_of_a_link_leaves_what_it_leads_to(service: TestService, grid_folders: Any, name: str) -> None:
+    precious = grid_folders.a / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("stays")
+    (grid_folders.a / name).symlink_to(precious)
+    grid_folders.give()
+    job = service.submit("alice", "remove", src_siteid=1, src_filepath=f"{grid_folders.a}/{name}")
+    service.wait_for("alice", job["id"])
+    assert (precious / "file").read_text() == "stays"
+    assert [path.name for path in grid_folders.a.iterdir()] == ["precious"]
+
+
 def test_rename_and_mkdir(service: TestService, grid_folders: Any) -> None:
     (grid_folders.a / "old\nname").write_text("x")
     grid_folders.give()

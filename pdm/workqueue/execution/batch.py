@@ -35,6 +35,8 @@ class Ending(enum.StrEnum):
     LOST = "the lease was lost"
 
 
+#: Seconds that an agent which has shown that it obeys may take to remove unfinished files; it may have to log in.
+_CLEAN_UP_S = 4.0
 #: Added to what an agent may be silent for: it looks after its own time-outs, and this is for one that does not.
 _SILENCE_SLACK_S = 5.0
 
@@ -44,7 +46,7 @@ class BatchTools:
     """What every batch uses.
 
     Attributes:
-        cancel_grace_s: seconds an agent has to stop its transfers, clean up and say so before it is killed.
+        cancel_grace_s: seconds an agent has to show that it obeys a cancellation before it is killed.
     """
 
     reactor: IReactorTime
@@ -86,6 +88,7 @@ class RunningBatch:
     _intake: ListingIntake | None = None
     _ending: Ending | None = None
     _killer: IDelayedCall | None = None
+    _obeys: bool = False
     _watchdog: IDelayedCall | None = None
     _silence_s: float = 0.0
     _listing_awaited: bool = False
@@ -148,7 +151,7 @@ class RunningBatch:
         self._killer = self.tools.reactor.callLater(
             self.tools.cancel_grace_s,
             agent.kill,
-            f"it did not end its batch within {self.tools.cancel_grace_s:g} s",
+            "it did not obey",
         )
 
     def _silent(self) -> None:
@@ -163,6 +166,9 @@ class RunningBatch:
     def _event(self, event: wire.Event) -> None:
         if self._watchdog is not None and self._watchdog.active():
             self._watchdog.reset(self._silence_s)
+        if self._killer is not None and self._killer.active() and not self._obeys:
+            self._obeys = True
+            self._killer.reset(_CLEAN_UP_S)
         if isinstance(event, wire.Finished):
             self._free(None)
             return

@@ -69,6 +69,9 @@ class Batch:
             self._stopped = True
             for callback in self._on_stop:
                 callback()
+            # Whoever cancelled waits for a sign of life: without one it kills the helper.
+            for key in self.open_keys()[:1]:
+                self.log(key, "asked to stop")
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Have a function called when the batch is cancelled; at once if it was already."""

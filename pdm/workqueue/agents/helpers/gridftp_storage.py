@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
-import itertools
 import re
 import threading
 from collections.abc import Callable
 from ctypes import byref, c_int64, c_size_t, c_void_p
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_session import Session
@@ -56,22 +57,22 @@ class GridFtpStorage(Storage):
     def _look_by_listing(self, url: str) -> Thing:
         """What is there, for a path with a line break: the reply to MLST holds the path, and would end at the break.
 
-        A listing comes over the data channel. That of a file is the file alone; that of a directory has more lines,
-        itself and the one above among them.
+        A listing comes over the data channel. It is that of the folder above: only there a link shows as one, and a
+        link that was taken for a directory would cost its target in a removal.
         """
+        # Most often nothing is there, which is found out without reading the folder.
         try:
-            # A listing that fails costs the connection, so what is not there is found out without one.
             self.size(url)
         except StorageError as error:
             if error.lost or error.errno == errno.ENOENT:
                 raise
-        stream = _host(url) in self._globus.lists_stream
-        pieces = self._session.listing(_encoded(url), self.patience.stall_s, self.patience.until, stream=stream)
-        try:
-            lines = list(itertools.islice(read_listing(pieces), 2))
-        finally:
-            pieces.close()
-        return lines[0].thing if len(lines) == 1 and not lines[0].role else Thing("directory")
+        folder, _, name = url.rstrip("/").rpartition("/")
+        wanted = unquote_to_bytes(name)
+        with contextlib.closing(self.entries(folder + "/")) as found:
+            for one, thing in found:
+                if one == wanted:
+                    return thing
+        raise StorageError(f"{url} is not in its folder", errno=errno.ENOENT)
 
     def entries(self, url: str) -> Entries:
         host = _host(url)
