@@ -1,0 +1,283 @@
+"""The tables of the queue: declarative models, the same on PostgreSQL and SQLite.
+
+Status, type and protocol are stored by name, times in UTC, sizes in 64 bits, options as JSON. The counters of a job are
+kept by delta in the transaction that changes its elements; the database itself refuses counters that do not sum up.
+Queries on the way of every element use the partial indexes below; their conditions stand here once, as text, because
+an engine uses a partial index only where the query repeats its condition literally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, Integer, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.store.columns import ForeignText, Key, UtcDateTime, named
+
+__all__ = [
+    "JobType",
+    "JobProtocol",
+    "JobStatus",
+    "Base",
+    "User",
+    "Job",
+    "JobElement",
+    "Attempt",
+    "Worker",
+    "ListingChunk",
+    "ListingNotes",
+    "Credential",
+    "PendingDelegation",
+    "IdempotentRequest",
+]
+
+#: Conditions of the partial indexes.
+IS_WAITING_WORK = "status = 'SUBMITTED' AND type <> 'LIST'"
+IS_RUNNING = "status = 'RUNNING'"
+IS_SET_ASIDE = "status IN ('FAILED', 'CANCELLED', 'HELD')"
+IS_HELD = f"{IS_SET_ASIDE} AND status = 'HELD'"
+HAS_RESIDUE = "residue IS TRUE"
+HAS_WORK = "work_due_at IS NOT NULL"
+HAS_LISTING = "list_due_at IS NOT NULL"
+HAS_RUNNING = "num_running > 0"
+HAS_HELD = "num_held > 0"
+
+
+def _partial(name: str, condition: str, *columns: str) -> Index:
+    return Index(name, *columns, sqlite_where=sa.text(condition), postgresql_where=sa.text(condition))
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(referred_table_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, int: BigInteger, str: Text}  # noqa: RUF012 - read by SQLAlchemy
+
+
+class User(Base):
+    """Who may call the service: an end entity's subject."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    subject: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    registered_at: Mapped[datetime]
+
+
+class Job(Base):
+    """One request of a user.
+
+    Attributes:
+        timestamp: when it was registered.
+        started_at: when its first element was first claimed.
+        list_due_at: when its listing may be claimed; null when it does not wait.
+        work_due_at: not later than when any other element may be claimed; null when none can.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "num_elements = num_submitted + num_running + num_done + num_failed + num_cancelled + num_held",
+            name="counters_sum",
+        ),
+        CheckConstraint(
+            "num_submitted >= 0 AND num_running >= 0 AND num_done >= 0"
+            " AND num_failed >= 0 AND num_cancelled >= 0 AND num_held >= 0",
+            name="counters_positive",
+        ),
+        Index("ix_jobs_user", "user_id", "id"),
+        Index("ix_jobs_user_status", "user_id", "status", "id"),
+        _partial("ix_jobs_work", HAS_WORK, "user_id", "priority", "id", "work_due_at"),
+        _partial("ix_jobs_work_due", HAS_WORK, "work_due_at"),
+        _partial("ix_jobs_listing", HAS_LISTING, "user_id", "priority", "id", "list_due_at"),
+        _partial("ix_jobs_listing_due", HAS_LISTING, "list_due_at"),
+        _partial("ix_jobs_running", HAS_RUNNING, "user_id", "id"),
+        _partial("ix_jobs_held", HAS_HELD, "user_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    type: Mapped[JobType] = mapped_column(named(JobType, "type"))
+    status: Mapped[JobStatus] = mapped_column(named(JobStatus, "status"))
+    protocol: Mapped[JobProtocol] = mapped_column(named(JobProtocol, "protocol"))
+    src_siteid: Mapped[int]
+    src_filepath: Mapped[str]
+    dst_siteid: Mapped[int | None]
+    dst_filepath: Mapped[str | None]
+    extra_opts: Mapped[Mapping[str, Any]] = mapped_column(sa.JSON)
+    priority: Mapped[int] = mapped_column(Integer)
+    max_tries: Mapped[int] = mapped_column(Integer)
+    label: Mapped[str | None]
+    log_uid: Mapped[str] = mapped_column(String(64))
+    timestamp: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    cancel_requested: Mapped[bool]
+    num_elements: Mapped[int]
+    num_submitted: Mapped[int]
+    num_running: Mapped[int]
+    num_done: Mapped[int]
+    num_failed: Mapped[int]
+    num_cancelled: Mapped[int]
+    num_held: Mapped[int]
+    bytes_total: Mapped[int]
+    bytes_done: Mapped[int]
+    skipped: Mapped[int]
+    list_due_at: Mapped[datetime | None]
+    work_due_at: Mapped[datetime | None]
+
+
+class JobElement(Base):
+    """One unit of a job: its listing (number 0), a file, a directory.
+
+    Attributes:
+        timestamp: when it was planned.
+        due_at: when it may be claimed; 1970 stands for "at once".
+        attempts: attempts begun; the newest has this number and, while RUNNING, belongs to ``worker_id``.
+        lost: attempts that do not count towards ``max_tries``.
+        residue: whether attempts may have left a temporary file at the destination.
+    """
+
+    __tablename__ = "job_elements"
+    __table_args__ = (
+        # Fresh elements in the order of the listing, then those put off: what fails holds nothing up.
+        _partial("ix_elements_waiting", IS_WAITING_WORK, "job_id", "phase", "due_at", "id"),
+        _partial("ix_elements_running", IS_RUNNING, "job_id", "phase", "id", "worker_id"),
+        _partial("ix_elements_set_aside", IS_SET_ASIDE, "job_id", "status", "id"),
+        _partial("ix_elements_residue", HAS_RESIDUE, "job_id", "id"),
+        # Rows lie in the order of (job, number): a page of a job is one stretch of the file.
+        {"sqlite_with_rowid": False},
+    )
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[JobType] = mapped_column(named(JobType, "type"))
+    status: Mapped[JobStatus] = mapped_column(named(JobStatus, "status"))
+    src_filepath: Mapped[str]
+    dst_filepath: Mapped[str | None]
+    size: Mapped[int]
+    is_directory: Mapped[bool]
+    phase: Mapped[int] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer)
+    lost: Mapped[int] = mapped_column(Integer)
+    max_tries: Mapped[int] = mapped_column(Integer)
+    timestamp: Mapped[datetime]
+    due_at: Mapped[datetime]
+    worker_id: Mapped[int | None]
+    claimed_at: Mapped[datetime | None]
+    transferred: Mapped[int | None]
+    elapsed_s: Mapped[float | None]
+    checksum: Mapped[str | None] = mapped_column(ForeignText)
+    residue: Mapped[bool]
+    failure_scope: Mapped[str | None] = mapped_column(String(16))
+    failure_code: Mapped[str | None] = mapped_column(String(32))
+    failure_message: Mapped[str | None] = mapped_column(ForeignText)
+
+
+class Worker(Base):
+    """A daemon that claims. ``lease_until`` is null once its lease was taken away."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    lease_until: Mapped[datetime | None]
+
+
+class Attempt(Base):
+    """One ended try at an element."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "element_id"], ["job_elements.job_id", "job_elements.id"]),
+        {"sqlite_with_rowid": False},
+    )
+
+    job_id: Mapped[int] = mapped_column(primary_key=True)
+    element_id: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    status: Mapped[JobStatus] = mapped_column(named(JobStatus, "status"))
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime]
+    worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
+    transferred: Mapped[int]
+    failure_scope: Mapped[str | None] = mapped_column(String(16))
+    failure_code: Mapped[str | None] = mapped_column(String(32))
+    failure_message: Mapped[str | None] = mapped_column(ForeignText)
+
+
+class ListingChunk(Base):
+    """A piece of what a LIST element found; ``entries`` is JSON text."""
+
+    __tablename__ = "listing_chunks"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "element_id"], ["job_elements.job_id", "job_elements.id"]),)
+
+    job_id: Mapped[int] = mapped_column(primary_key=True)
+    element_id: Mapped[int] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True)
+    entries: Mapped[str]
+
+
+class ListingNotes(Base):
+    """Some entries that a LIST element could not read or does not carry out, and why; ``content`` is JSON text."""
+
+    __tablename__ = "listing_notes"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "element_id"], ["job_elements.job_id", "job_elements.id"]),)
+
+    job_id: Mapped[int] = mapped_column(primary_key=True)
+    element_id: Mapped[int] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True)
+    content: Mapped[str]
+
+
+class Credential(Base):
+    """A user's credential of one kind; ``secret`` was encrypted before it came here."""
+
+    __tablename__ = "credentials"
+    __table_args__ = (sa.UniqueConstraint("user_id", "kind"),)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    kind: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str]
+    valid_until: Mapped[datetime]
+    stored_at: Mapped[datetime]
+    secret: Mapped[bytes]
+
+
+class PendingDelegation(Base):
+    """A delegation that waits for the signed proxy; ``key`` was encrypted before it came here."""
+
+    __tablename__ = "pending_delegations"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), unique=True)
+    key: Mapped[bytes]
+    csr_pem: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class IdempotentRequest(Base):
+    """Which job a request with an ``Idempotency-Key`` registered, so that its repetition does not register another."""
+
+    __tablename__ = "idempotent_requests"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime]

@@ -1,0 +1,29 @@
+"""The right to run elements, from the lease to the verdict: one door to the modules that carry it out."""
+
+from __future__ import annotations
+
+from pdm.workqueue.store.claiming import claim
+from pdm.workqueue.store.due import next_due
+from pdm.workqueue.store.leases import Renewal, register_worker, release_expired, release_worker, renew
+from pdm.workqueue.store.residues import clear_residue, residues
+from pdm.workqueue.store.room import ClaimLimits
+from pdm.workqueue.store.settling import Settled, extend, known_paths, settle
+from pdm.workqueue.store.steering import resume_held
+
+__all__ = [
+    "ClaimLimits",
+    "Renewal",
+    "Settled",
+    "claim",
+    "clear_residue",
+    "extend",
+    "known_paths",
+    "next_due",
+    "register_worker",
+    "release_expired",
+    "release_worker",
+    "renew",
+    "residues",
+    "resume_held",
+    "settle",
+]

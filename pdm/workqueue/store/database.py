@@ -1,0 +1,154 @@
+"""The database as the rest of the daemon sees it: functions go into threads, results come out on the reactor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pdm.workqueue.store import schema
+from pdm.workqueue.store.engines import Engines, create_sqlite_file, make_engines
+from pdm.workqueue.store.errors import (
+    DatabaseClosedError,
+    DatabaseMissingError,
+    DatabaseUnusableError,
+    SchemaTooNewError,
+)
+from pdm.workqueue.store.lane import Lane, Work
+
+__all__ = ["Database", "DatabaseClosedError", "DatabaseUnusableError", "SchemaTooNewError"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Database:
+    """Runs functions in transactions, off the reactor.
+
+    Functions take a session first, belong to `pdm.workqueue.store` and must be repeatable. A caller that is cancelled
+    does not cancel its transaction.
+
+    Args:
+        reactor: where results are delivered.
+        engines: of the database.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorFromThreads, engines: Engines) -> None:
+        self._engines = engines
+        self._writer = Lane(reactor, engines.writer, engines.writers, engines.together, "database-writer")
+        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader")
+        self._open = False
+        self._under_way = 0
+        self._idle: Deferred[None] | None = None
+
+    @classmethod
+    def open(cls, url: str, reactor: IReactorFromThreads, threads: int = 4) -> Database:
+        """The database of a URL; nothing is read or written yet.
+
+        Args:
+            url: of SQLAlchemy, for SQLite or PostgreSQL.
+            reactor: where results are delivered.
+            threads: how many work at once.
+
+        Raises:
+            DatabaseUrlError: the URL cannot work.
+        """
+        return cls(reactor, make_engines(url, threads))
+
+    async def start(self) -> None:
+        """Start the threads, and make or migrate the tables.
+
+        Raises:
+            DatabaseUnusableError: it cannot be opened, or is not ours; `SchemaTooNewError` where a newer version of
+                the service has used it.
+        """
+        self._writer.start()
+        self._reader.start()
+        self._open = True
+        try:
+            await self.run("migrate", _migrate)
+        except (sa.exc.DBAPIError, OSError) as error:
+            await self.stop()
+            reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            where = self._engines.writer.url.render_as_string(hide_password=True)
+            raise DatabaseMissingError(f"the database {where} cannot be opened: {_line(reason)}") from error
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Take no more, wait for what is under way, close."""
+        if not self._open:
+            return
+        self._open = False
+        if self._under_way:
+            self._idle = Deferred()
+            await self._idle
+        # Nothing runs any more: this joins idle threads.
+        self._writer.stop()
+        self._reader.stop()
+        self._engines.dispose()
+
+    async def run(
+        self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """Run a function in one transaction and wait for its commit.
+
+        Args:
+            name: of the transaction, for the log.
+            function: takes the session, then the arguments.
+            args: for the function.
+            kwargs: for the function.
+
+        Raises:
+            DatabaseClosedError: the service is stopping.
+        """
+        return cast(_R, await self._submit(self._writer, name, partial(_call, function, args, kwargs)))
+
+    async def read(
+        self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """Run a function that only reads; as `run`, beside the writers."""
+        return cast(_R, await self._submit(self._reader, name, partial(_call, function, args, kwargs)))
+
+    def _submit(self, lane: Lane, name: str, function: Callable[[Session], Any]) -> Deferred[Any]:
+        if not self._open:
+            raise DatabaseClosedError(f"the database is closed; {name!r} was not carried out")
+        work = Work(name, function)
+        self._under_way += 1
+        lane.submit(work)
+        # The caller may cancel what it waits for; that must not be what counts the work.
+        watched: Deferred[Any] = Deferred()
+        work.result.addBoth(self._ended, name, watched)
+        return watched
+
+    def _ended(self, result: Any, name: str, watched: Deferred[Any]) -> None:
+        self._under_way -= 1
+        if watched.called and isinstance(result, Failure):
+            self._log.failure("transaction {name!r}, whose caller is gone, failed", failure=result, name=name)
+        watched.callback(result)
+        if self._idle is not None and not self._under_way:
+            idle, self._idle = self._idle, None
+            idle.callback(None)
+
+
+def _call(function: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any], session: Session) -> _R:
+    return function(session, *args, **kwargs)
+
+
+def _line(reason: object) -> str:
+    return " ".join(str(reason).split())
+
+
+def _migrate(session: Session) -> None:
+    create_sqlite_file(session.get_bind())
+    schema.migrate(session.connection())

@@ -1,0 +1,167 @@
+"""What may be claimed: users, their jobs, elements; each query as long as its answer, not as the queue.
+
+``list_due_at`` and ``work_due_at`` of a job say when it may have something to claim; they may be too early, never too
+late. Who looks and finds nothing puts them right, so nobody looks at a job twice for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import bindparam
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.store.locks import LockedJob
+from pdm.workqueue.store.records import ELEMENT_COLUMNS
+from pdm.workqueue.store.tables import elements, jobs
+from pdm.workqueue.WorkqueueDB import HAS_LISTING, HAS_WORK, IS_HELD, IS_RUNNING, IS_WAITING_WORK
+
+
+class Lane:
+    """Jobs that wait for their listing, or for all other work.
+
+    Args:
+        due_at: the column of a job that says when it has something.
+        condition: of the partial indexes over that column.
+    """
+
+    def __init__(self, due_at: sa.Column[Any], condition: str) -> None:
+        self.due_at = due_at
+        waits = sa.text(condition)
+        # Each user with such jobs is found by one jump in an index that begins with the user.
+        first = sa.select(sa.func.min(jobs.c.user_id).label("id")).where(waits).cte("active", recursive=True)
+        following = sa.select(sa.func.min(jobs.c.user_id)).where(waits, jobs.c.user_id > first.c.id).scalar_subquery()
+        active = first.union_all(sa.select(following).where(first.c.id.is_not(None)))
+        self.users = sa.select(active.c.id).where(active.c.id.is_not(None))
+        self.jobs_of_user = (
+            sa.select(jobs.c.id)
+            .where(waits, jobs.c.user_id == bindparam("user"), due_at <= bindparam("now"))
+            .order_by(jobs.c.priority, jobs.c.id)
+            .limit(bindparam("most"))
+        )
+        self.earliest = sa.select(due_at).where(waits).order_by(due_at).limit(1)
+
+
+LISTINGS = Lane(jobs.c.list_due_at, HAS_LISTING)
+WORK = Lane(jobs.c.work_due_at, HAS_WORK)
+
+
+def next_due(session: Session, now: datetime) -> datetime | None:
+    """When it is worth claiming again; never before ``now``, None when nothing waits."""
+    moments = [session.scalar(lane.earliest) for lane in (LISTINGS, WORK)]
+    known = [moment for moment in moments if moment is not None]
+    return max(min(known), now) if known else None
+
+
+_LISTING_ELEMENTS = sa.select(*ELEMENT_COLUMNS).where(
+    elements.c.job_id.in_(bindparam("numbers", expanding=True)),
+    elements.c.id == 0,
+    elements.c.type == JobType.LIST,
+    elements.c.status == JobStatus.SUBMITTED,
+)
+
+
+def due_listings(session: Session, locked: Collection[LockedJob], now: datetime) -> dict[int, Sequence[sa.Row[Any]]]:
+    """The LIST elements of some jobs that are due, by job; jobs are told when to look for theirs again."""
+    found: dict[int, sa.Row[Any]] = {}
+    for element in session.execute(_LISTING_ELEMENTS, {"numbers": [job.id for job in locked]}):
+        found[element.job_id] = element
+    due: dict[int, Sequence[sa.Row[Any]]] = {}
+    for job in locked:
+        row: sa.Row[Any] | None = found.get(job.id)
+        if row is None:
+            job.list_due_at = None
+        elif row.due_at > now:
+            job.list_due_at = row.due_at
+        else:
+            due[job.id] = (row,)
+    return due
+
+
+_WAITING = sa.select(*ELEMENT_COLUMNS).where(
+    sa.text(IS_WAITING_WORK), elements.c.phase == bindparam("in_phase"), elements.c.due_at <= bindparam("now")
+)
+#: Fresh elements in the order of the listing, then those put off, the first due first.
+WORK_OF_JOB = (
+    _WAITING.where(elements.c.job_id == bindparam("number"))
+    .order_by(elements.c.due_at, elements.c.id)
+    .limit(bindparam("most"))
+    .offset(bindparam("offset"))
+)
+_WORK_OF_JOBS = _WAITING.where(elements.c.job_id.in_(bindparam("numbers", expanding=True))).order_by(
+    elements.c.job_id, elements.c.due_at, elements.c.id
+)
+_NEXT_WORK = (
+    sa.select(elements.c.due_at)
+    .where(
+        sa.text(IS_WAITING_WORK), elements.c.job_id == bindparam("number"), elements.c.phase == bindparam("in_phase")
+    )
+    .order_by(elements.c.due_at)
+    .limit(1)
+)
+
+
+def due_work_of_small(
+    session: Session, locked: Collection[LockedJob], now: datetime
+) -> dict[int, Sequence[sa.Row[Any]]]:
+    """All that is due in some jobs, by job, in one query; for jobs of few elements that know no phases."""
+    found: dict[int, list[sa.Row[Any]]] = {job.id: [] for job in locked}
+    parameters = {"in_phase": 0, "now": now, "numbers": list(found)}
+    for row in session.execute(_WORK_OF_JOBS, parameters):
+        found[row.job_id].append(row)
+    return dict(found)
+
+
+def due_work(session: Session, job: LockedJob, most: int, offset: int, now: datetime) -> Sequence[sa.Row[Any]]:
+    """The first elements of a job that are due, without its listing; ``offset`` of them are passed over."""
+    phase = open_phase(session, job)
+    if phase is None:
+        return ()
+    parameters = {"number": job.id, "in_phase": phase, "now": now, "most": most, "offset": offset}
+    return session.execute(WORK_OF_JOB, parameters).all()
+
+
+def look_again(session: Session, job: LockedJob) -> None:
+    """Tell a job, of which all that was due is taken, when it has work again."""
+    phase = open_phase(session, job) if job.counters.submitted else None
+    # Without an open phase, whatever ends the one before sets the job going again.
+    job.work_due_at = None if phase is None else session.scalar(_NEXT_WORK, {"number": job.id, "in_phase": phase})
+
+
+_FIRST_PHASE = (
+    sa.select(elements.c.phase)
+    .where(sa.text(IS_WAITING_WORK), elements.c.job_id == bindparam("number"))
+    .order_by(elements.c.phase)
+    .limit(1)
+)
+_LISTING_STATUS = sa.select(elements.c.status).where(elements.c.job_id == bindparam("number"), elements.c.id == 0)
+_EARLIER_RUNNING, _EARLIER_HELD = (
+    sa.select(elements.c.id)
+    .where(sa.text(condition), elements.c.job_id == bindparam("number"), elements.c.phase < bindparam("than_phase"))
+    .limit(1)
+    for condition in (IS_RUNNING, IS_HELD)
+)
+
+
+def open_phase(session: Session, job: LockedJob) -> int | None:
+    """The phase of which elements may run now; None while an earlier one is not complete. Only a REMOVE has several.
+
+    What is removed last waits for the whole listing, too: a folder may only go once all in it is known and gone.
+    """
+    if job.record.type is not JobType.REMOVE:
+        return 0
+    phase: int | None = session.scalar(_FIRST_PHASE, {"number": job.id})
+    if not phase:
+        return phase
+    if session.scalar(_LISTING_STATUS, {"number": job.id}) is not JobStatus.DONE:
+        return None
+    earlier = {"number": job.id, "than_phase": phase}
+    if session.scalar(_EARLIER_RUNNING, earlier) is not None:
+        return None
+    if job.counters.held and session.scalar(_EARLIER_HELD, earlier) is not None:
+        return None
+    return phase

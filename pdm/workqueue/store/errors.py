@@ -1,0 +1,27 @@
+"""Why a database cannot be used; each text is one line that tells an operator what to do."""
+
+from __future__ import annotations
+
+
+class DatabaseUnusableError(Exception):
+    """The service cannot start with this database."""
+
+
+class DatabaseUrlError(DatabaseUnusableError):
+    """The URL names another kind of database, or is none."""
+
+
+class DatabaseMissingError(DatabaseUnusableError):
+    """The database cannot be reached or opened."""
+
+
+class SchemaTooNewError(DatabaseUnusableError):
+    """A newer version of the service has used the database."""
+
+
+class ForeignSchemaError(DatabaseUnusableError):
+    """The database holds tables of the same names that are not ours."""
+
+
+class DatabaseClosedError(Exception):
+    """The service is stopping: nothing is taken any more."""

@@ -1,0 +1,270 @@
+"""Jobs and elements: registered, looked up, paged; `cancel` and `retry` stand in `pdm.workqueue.store.steering`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from attrs import frozen
+from sqlalchemy import bindparam
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
+from pdm.workqueue.store.columns import AT_ONCE
+from pdm.workqueue.store.new_rows import INSERT_ELEMENTS, element_row
+from pdm.workqueue.store.records import (
+    ATTEMPT_COLUMNS,
+    ELEMENT_COLUMNS,
+    JOB_COLUMNS,
+    attempt_record,
+    element_record,
+    job_record,
+)
+from pdm.workqueue.store.steering import cancel, retry
+from pdm.workqueue.store.tables import attempts as attempts_table
+from pdm.workqueue.store.tables import elements, idempotent_requests, jobs, workers
+from pdm.workqueue.WorkqueueDB import IS_SET_ASIDE
+
+__all__ = [
+    "ElementFilter",
+    "IdempotencyConflictError",
+    "IdempotencyKey",
+    "JobFilter",
+    "attempts",
+    "cancel",
+    "fetch",
+    "fetch_attempt",
+    "fetch_element",
+    "page",
+    "page_elements",
+    "retry",
+    "submit",
+]
+
+_SET_ASIDE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.HELD})
+
+
+class IdempotencyConflictError(Exception):
+    """The key belongs to another request."""
+
+
+@frozen
+class IdempotencyKey:
+    """What makes the repetition of a request known as such.
+
+    Attributes:
+        key: chosen by the client.
+        fingerprint: of the request's route and body.
+    """
+
+    user_id: int
+    key: str
+    fingerprint: str
+
+
+@frozen
+class JobFilter:
+    """Which jobs; None stands for all.
+
+    Attributes:
+        site: source or destination.
+        since: registered then or later.
+        limit: at most so many.
+        after: only those with a larger number.
+    """
+
+    owner_id: int | None = None
+    statuses: Collection[JobStatus] | None = None
+    types: Collection[JobType] | None = None
+    site: int | None = None
+    label: str | None = None
+    since: datetime | None = None
+    limit: int | None = None
+    after: int | None = None
+
+
+@frozen
+class ElementFilter:
+    """Which elements of a job; None stands for all.
+
+    Attributes:
+        limit: at most so many.
+        after: only those with a larger number.
+        with_attempts: only those that were begun at least once.
+    """
+
+    statuses: Collection[JobStatus] | None = None
+    types: Collection[JobType] | None = None
+    limit: int | None = None
+    after: int | None = None
+    with_attempts: bool = False
+
+
+_FIND_KEY = sa.select(idempotent_requests.c.fingerprint, idempotent_requests.c.job_id).where(
+    idempotent_requests.c.user_id == bindparam("user"), idempotent_requests.c.key == bindparam("client_key")
+)
+_INSERT_KEY = sa.insert(idempotent_requests)
+_INSERT_JOB = sa.insert(jobs).returning(jobs.c.id)
+
+
+def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datetime) -> JobRecord:
+    """Register a job with its first element, or find the one that the same request registered before.
+
+    Raises:
+        IdempotencyConflictError: the key belongs to another request.
+    """
+    if key is not None:
+        known = session.execute(_FIND_KEY, {"user": key.user_id, "client_key": key.key}).one_or_none()
+        if known is not None:
+            if known.fingerprint != key.fingerprint:
+                raise IdempotencyConflictError(
+                    f"the Idempotency-Key {key.key!r} was used for another request: take a new key for a new request"
+                )
+            return _require(session, known.job_id)
+    job_id = session.execute(_INSERT_JOB, _job_row(new, now)).scalar_one()
+    session.execute(INSERT_ELEMENTS, [element_row(job_id, 0, new.first, new.max_tries, now)])
+    if key is not None:
+        row = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
+        session.execute(_INSERT_KEY, [row | {"job_id": job_id, "created_at": now}])
+    return _require(session, job_id)
+
+
+def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
+    listing = new.first.type is JobType.LIST
+    return {
+        "user_id": new.user_id,
+        "type": new.type,
+        "status": JobStatus.SUBMITTED,
+        "protocol": new.protocol,
+        "src_siteid": new.src_siteid,
+        "src_filepath": new.src_filepath,
+        "dst_siteid": new.dst_siteid,
+        "dst_filepath": new.dst_filepath,
+        "extra_opts": dict(new.options),
+        "priority": new.priority,
+        "max_tries": new.max_tries,
+        "label": new.label,
+        "log_uid": new.log_uid,
+        "timestamp": now,
+        "cancel_requested": False,
+        "num_elements": 1,
+        "num_submitted": 1,
+        "num_running": 0,
+        "num_done": 0,
+        "num_failed": 0,
+        "num_cancelled": 0,
+        "num_held": 0,
+        "bytes_total": new.first.size,
+        "bytes_done": 0,
+        "skipped": 0,
+        "list_due_at": AT_ONCE if listing else None,
+        "work_due_at": None if listing else AT_ONCE,
+    }
+
+
+def _require(session: Session, job_id: int) -> JobRecord:
+    record = fetch(session, job_id, None)
+    if record is None:
+        raise LookupError(f"job {job_id} is gone")
+    return record
+
+
+_FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
+_PAGE = sa.select(*JOB_COLUMNS).order_by(jobs.c.id)
+
+
+def fetch(session: Session, job_id: int, owner_id: int | None) -> JobRecord | None:
+    """A job.
+
+    Args:
+        session: of the database.
+        job_id: its number.
+        owner_id: whose it must be; None for anybody's.
+    """
+    row = session.execute(_FETCH, {"number": job_id}).one_or_none()
+    if row is None:
+        return None
+    record = job_record(row)
+    return record if owner_id in (None, record.user_id) else None
+
+
+def page(session: Session, wanted: JobFilter) -> list[JobRecord]:
+    """Jobs in ascending order, so the newest comes last."""
+    statement = _PAGE.limit(wanted.limit)
+    if wanted.owner_id is not None:
+        statement = statement.where(jobs.c.user_id == wanted.owner_id)
+    if wanted.statuses:
+        statement = statement.where(jobs.c.status.in_(wanted.statuses))
+    if wanted.types:
+        statement = statement.where(jobs.c.type.in_(wanted.types))
+    if wanted.site is not None:
+        statement = statement.where(sa.or_(jobs.c.src_siteid == wanted.site, jobs.c.dst_siteid == wanted.site))
+    if wanted.label is not None:
+        statement = statement.where(jobs.c.label == wanted.label)
+    if wanted.since is not None:
+        statement = statement.where(jobs.c.timestamp >= wanted.since)
+    if wanted.after is not None:
+        statement = statement.where(jobs.c.id > wanted.after)
+    return [job_record(row) for row in session.execute(statement)]
+
+
+_FETCH_ELEMENT = sa.select(*ELEMENT_COLUMNS).where(
+    elements.c.job_id == bindparam("job"), elements.c.id == bindparam("number")
+)
+_PAGE_ELEMENTS = sa.select(*ELEMENT_COLUMNS).where(elements.c.job_id == bindparam("job")).order_by(elements.c.id)
+
+
+def fetch_element(session: Session, job_id: int, element_id: int) -> ElementRecord | None:
+    """An element of a job."""
+    row = session.execute(_FETCH_ELEMENT, {"job": job_id, "number": element_id}).one_or_none()
+    return None if row is None else element_record(row)
+
+
+def page_elements(session: Session, job_id: int, wanted: ElementFilter) -> list[ElementRecord]:
+    """Elements of a job in ascending order."""
+    return [element_record(row) for row in session.execute(elements_statement(job_id, wanted))]
+
+
+def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
+    """The query of `page_elements`."""
+    statement = _PAGE_ELEMENTS.params(job=job_id).limit(wanted.limit)
+    if wanted.statuses:
+        statement = statement.where(elements.c.status.in_(wanted.statuses))
+        if _SET_ASIDE.issuperset(wanted.statuses):
+            # The few that failed are found without reading past the many that did not.
+            statement = statement.where(sa.text(IS_SET_ASIDE))
+    if wanted.types:
+        statement = statement.where(elements.c.type.in_(wanted.types))
+    if wanted.after is not None:
+        statement = statement.where(elements.c.id > wanted.after)
+    if wanted.with_attempts:
+        statement = statement.where(elements.c.attempts > 0)
+    return statement
+
+
+_ATTEMPTS = sa.select(*ATTEMPT_COLUMNS).join_from(attempts_table, workers, attempts_table.c.worker_id == workers.c.id)
+
+
+def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptRecord]:
+    """The attempts of an element that have ended, the oldest first."""
+    rows = session.execute(
+        _ATTEMPTS.where(attempts_table.c.job_id == job_id, attempts_table.c.element_id == element_id).order_by(
+            attempts_table.c.attempt
+        )
+    )
+    return [attempt_record(row) for row in rows]
+
+
+def fetch_attempt(session: Session, job_id: int, element_id: int, attempt: int) -> AttemptRecord | None:
+    """An attempt that has ended."""
+    row = session.execute(
+        _ATTEMPTS.where(
+            attempts_table.c.job_id == job_id,
+            attempts_table.c.element_id == element_id,
+            attempts_table.c.attempt == attempt,
+        )
+    ).one_or_none()
+    return None if row is None else attempt_record(row)

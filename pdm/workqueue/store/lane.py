@@ -1,0 +1,146 @@
+"""A lane of database threads: functions in, one transaction each, or one commit for all that wait.
+
+A function that is given to a lane must be repeatable: where its transaction fails for a reason that passes, or where
+another function of the same commit fails, it is rolled back and run again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from attrs import define, field
+from sqlalchemy.orm import Session
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+_MOST_TRIES = 6
+_FIRST_PAUSE_S = 0.01
+#: A transaction that takes longer is told of in the log.
+_SLOW_S = 1.0
+#: PostgreSQL: serialization failure, deadlock.
+_PASSING_STATES = frozenset({"40001", "40P01"})
+
+
+@define(eq=False)
+class Work:
+    """A function that waits for its transaction."""
+
+    name: str
+    function: Callable[[Session], Any]
+    result: Deferred[Any] = field(factory=Deferred)
+    seconds: float = 0.0
+    outcome: Any = None
+
+    def run(self, session: Session) -> None:
+        began = time.perf_counter()
+        try:
+            self.outcome = self.function(session)
+        finally:
+            self.seconds = time.perf_counter() - began
+
+
+class Lane:
+    """Runs functions in threads, each in a transaction.
+
+    Args:
+        reactor: gets the results.
+        engine: of the database.
+        threads: how many run at once.
+        together: how many functions may share a commit; those that wait do.
+        name: of the threads.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorFromThreads, engine: sa.Engine, threads: int, together: int, name: str) -> None:
+        self._reactor = reactor
+        self._engine = engine
+        self._together = together
+        self._pool = ThreadPool(minthreads=0, maxthreads=threads, name=name)
+        self._waiting: deque[Work] = deque()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        self._pool.start()
+
+    def stop(self) -> None:
+        """End the threads; blocks until what they run has ended."""
+        self._pool.stop()
+
+    def submit(self, work: Work) -> None:
+        """Queue a function; its Deferred fires in the reactor thread, after the commit."""
+        with self._lock:
+            self._waiting.append(work)
+        # One call for each function, though one call may take several: none can be left behind.
+        self._pool.callInThread(self._drain)
+
+    # -- in a thread
+
+    def _drain(self) -> None:
+        with self._lock:
+            works = [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
+        if len(works) > 1 and self._shared(works):
+            return
+        for work in works:
+            self._alone(work)
+
+    def _shared(self, works: Sequence[Work]) -> bool:
+        """Run several functions in one transaction; False if it came to nothing, whatever the reason."""
+        try:
+            self._transact(works)
+        except Exception:
+            # Each of them has its own trial next, and its own error if it is the one to blame.
+            return False
+        self._deliver(works)
+        return True
+
+    def _alone(self, work: Work) -> None:
+        for tries in range(1, _MOST_TRIES + 1):
+            try:
+                self._transact([work])
+            except Exception as error:
+                if tries < _MOST_TRIES and _may_pass(error):
+                    time.sleep(_FIRST_PAUSE_S * 2**tries * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
+                    continue
+                self._reactor.callFromThread(work.result.errback, Failure())
+                return
+            self._deliver([work])
+            return
+
+    def _transact(self, works: Sequence[Work]) -> None:
+        with Session(self._engine, autoflush=False, expire_on_commit=False) as session, session.begin():
+            for work in works:
+                work.run(session)
+
+    def _deliver(self, works: Sequence[Work]) -> None:
+        self._reactor.callFromThread(self._fire, works)
+
+    # -- in the reactor thread
+
+    def _fire(self, works: Sequence[Work]) -> None:
+        for work in works:
+            if work.seconds > _SLOW_S:
+                self._log.warn("transaction {name!r} took {seconds:.1f} s", name=work.name, seconds=work.seconds)
+            work.result.callback(work.outcome)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same transaction may succeed if it is run again."""
+    if isinstance(error, sa.exc.IntegrityError):
+        # Another transaction inserted the same at the same moment: the second run finds it there.
+        return True
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    if getattr(error.orig, "sqlstate", None) in _PASSING_STATES:
+        return True
+    # SQLite: another process (a backup, somebody's shell) holds the file.
+    return "database is locked" in str(error.orig)

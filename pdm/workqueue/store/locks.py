@@ -1,0 +1,180 @@
+"""Jobs under lock: whoever changes elements locks their jobs first, in ascending order, so nobody waits in a ring.
+
+SQLite knows no row locks and needs none: its writers come one after the other. Its compiler leaves FOR UPDATE out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from attrs import define, evolve, field
+from sqlalchemy import bindparam
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain import lifecycle
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.jobs import Counters, JobRecord
+from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES
+from pdm.workqueue.store.records import JOB_COLUMNS, job_record
+from pdm.workqueue.store.tables import jobs
+from pdm.workqueue.WorkqueueDB import HAS_HELD
+
+_COLUMNS = (*JOB_COLUMNS, jobs.c.started_at, jobs.c.list_due_at, jobs.c.work_due_at)
+
+
+@define
+class LockedJob:
+    """A job that nobody else changes before this transaction ends; `save_jobs` writes what was changed here.
+
+    ``record`` has the new status and numbers once `roll_up` was called.
+    """
+
+    record: JobRecord
+    started_at: datetime | None
+    list_due_at: datetime | None
+    work_due_at: datetime | None
+    _counters: Counters = field(init=False)
+    # Counted here first: many elements of a job change at once, and each new record costs.
+    _moves: dict[tuple[JobStatus, JobStatus], int] = field(init=False, factory=dict)
+    _bytes_total: int = field(init=False)
+    _bytes_done: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._counters = self.record.counters
+        self._bytes_total = self.record.bytes_total
+        self._bytes_done = self.record.bytes_done
+
+    @property
+    def id(self) -> int:
+        return self.record.id
+
+    @property
+    def counters(self) -> Counters:
+        """With all that was moved so far."""
+        for (before, after), count in self._moves.items():
+            self._counters = lifecycle.moved(self._counters, before, after, count)
+        self._moves.clear()
+        return self._counters
+
+    def move(self, before: JobStatus, after: JobStatus, count: int = 1) -> None:
+        """Count elements that change their status."""
+        if count:
+            self._moves[before, after] = self._moves.get((before, after), 0) + count
+
+    def grow(self, count: int, size: int) -> None:
+        """Count new elements and their bytes."""
+        self._counters = lifecycle.added(self.counters, JobStatus.SUBMITTED, count)
+        self._bytes_total = min(self._bytes_total + size, MOST_BYTES)
+
+    def proven(self, size: int) -> None:
+        """Count bytes that arrived."""
+        self._bytes_done = min(self._bytes_done + size, MOST_BYTES)
+
+    def list_waits(self, due_at: datetime = AT_ONCE) -> None:
+        """Its LIST element may be claimed, from this moment on."""
+        self.list_due_at = due_at
+
+    def work_waits(self, due_at: datetime = AT_ONCE) -> None:
+        """Another element may be claimed, from this moment on at the earliest."""
+        self.work_due_at = due_at if self.work_due_at is None else min(self.work_due_at, due_at)
+
+    def roll_up(self, now: datetime) -> bool:
+        """Bring the status in line with the counters; says whether the job has just become final."""
+        before, counters = self.record.status, self.counters
+        status = lifecycle.job_status(
+            counters, started=self.started_at is not None, cancel_requested=self.record.cancel_requested
+        )
+        finished_at = (self.record.finished_at if before.is_final else now) if status.is_final else None
+        if not counters.submitted or self.record.cancel_requested:
+            self.list_due_at = self.work_due_at = None
+        self.record = evolve(
+            self.record,
+            status=status,
+            counters=counters,
+            finished_at=finished_at,
+            bytes_total=self._bytes_total,
+            bytes_done=self._bytes_done,
+        )
+        return status.is_final and not before.is_final
+
+
+_LOCK = sa.select(*_COLUMNS).order_by(jobs.c.id)
+_LOCK_BY_NUMBER = _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True))).with_for_update(key_share=True)
+_LOCK_HELD_OF_USER = _LOCK.where(jobs.c.user_id == bindparam("user"), sa.text(HAS_HELD)).with_for_update(key_share=True)
+_LOCK_DUE = {
+    (column, skip_locked): _LOCK.where(
+        jobs.c.id.in_(bindparam("numbers", expanding=True)), column <= bindparam("now")
+    ).with_for_update(key_share=True, skip_locked=skip_locked)
+    for column in (jobs.c.list_due_at, jobs.c.work_due_at)
+    for skip_locked in (False, True)
+}
+
+
+def lock_job(session: Session, job_id: int) -> LockedJob | None:
+    """Lock one job; None if there is none of that number."""
+    return next(iter(lock_jobs(session, [job_id])), None)
+
+
+def lock_jobs(session: Session, numbers: Collection[int]) -> list[LockedJob]:
+    """Lock the jobs of these numbers."""
+    return _locked(session, _LOCK_BY_NUMBER, {"numbers": list(numbers)})
+
+
+def lock_held_jobs(session: Session, user_id: int) -> list[LockedJob]:
+    """Lock the jobs of a user in which elements are HELD."""
+    return _locked(session, _LOCK_HELD_OF_USER, {"user": user_id})
+
+
+def lock_due_jobs(
+    session: Session, due_at: sa.Column[Any], numbers: Collection[int], now: datetime, *, skip_locked: bool
+) -> list[LockedJob]:
+    """Lock those of these jobs that still may have something due, once the lock is there.
+
+    Args:
+        session: of the database.
+        due_at: the column that says so.
+        numbers: of the jobs.
+        now: the present moment, UTC.
+        skip_locked: leave out jobs that another transaction holds, rather than wait for it.
+    """
+    return _locked(session, _LOCK_DUE[due_at, skip_locked], {"numbers": list(numbers), "now": now})
+
+
+def _locked(session: Session, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[LockedJob]:
+    rows = session.execute(statement, parameters).all()
+    return [LockedJob(job_record(row), *row[len(JOB_COLUMNS) :]) for row in rows]
+
+
+_SAVE = sa.update(jobs).where(jobs.c.id == bindparam("job_id"))
+
+
+def save_jobs(session: Session, locked: Collection[LockedJob]) -> None:
+    """Write locked jobs back."""
+    if locked:
+        session.execute(_SAVE, [_saved(job) for job in locked])
+
+
+def _saved(job: LockedJob) -> dict[str, Any]:
+    record, counters = job.record, job.record.counters
+    return {
+        "job_id": record.id,
+        "status": record.status,
+        "started_at": job.started_at,
+        "finished_at": record.finished_at,
+        "cancel_requested": record.cancel_requested,
+        "bytes_total": record.bytes_total,
+        "bytes_done": record.bytes_done,
+        "skipped": record.skipped,
+        "list_due_at": job.list_due_at,
+        "work_due_at": job.work_due_at,
+        "num_elements": counters.elements,
+        "num_submitted": counters.submitted,
+        "num_running": counters.running,
+        "num_done": counters.done,
+        "num_failed": counters.failed,
+        "num_cancelled": counters.cancelled,
+        "num_held": counters.held,
+    }

@@ -1,0 +1,55 @@
+"""Temporary files that attempts may have left at destinations, of elements that will not run again by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, Token
+from pdm.workqueue.store.records import ELEMENT_COLUMNS, JOB_COLUMNS, element_record, job_record
+from pdm.workqueue.store.tables import elements, jobs
+from pdm.workqueue.WorkqueueDB import HAS_RESIDUE
+
+_FINAL = [status for status in JobStatus if status.is_final]
+
+
+def residues(session: Session, limit: int) -> list[tuple[ElementRecord, JobRecord]]:
+    """Final elements that may have left something, with their jobs; at most ``limit``, the oldest jobs first."""
+    rows: list[sa.Row[Any]] = list(session.execute(residues_statement(limit)))
+    by_number = {
+        row.id: job_record(row)
+        for row in session.execute(sa.select(*JOB_COLUMNS).where(jobs.c.id.in_({row.job_id for row in rows})))
+    }
+    return [(element_record(row), by_number[row.job_id]) for row in rows]
+
+
+def residues_statement(limit: int) -> sa.Select[Any]:
+    """The query for elements of `residues`."""
+    return (
+        sa.select(*ELEMENT_COLUMNS)
+        .where(sa.text(HAS_RESIDUE), elements.c.status.in_(_FINAL))
+        .order_by(elements.c.job_id, elements.c.id)
+        .limit(limit)
+    )
+
+
+_CLEAR = sa.update(elements).where(
+    elements.c.job_id == sa.bindparam("of_job"),
+    elements.c.id == sa.bindparam("number"),
+    elements.c.attempts == sa.bindparam("attempt"),
+    elements.c.status.in_(_FINAL),
+)
+
+
+def clear_residue(session: Session, tokens: Iterable[Token]) -> None:
+    """Note that nothing is left; elements that were set going again since are passed over."""
+    gone = [
+        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "residue": False}
+        for token in tokens
+    ]
+    if gone:
+        session.execute(_CLEAR, gone)

@@ -1,0 +1,212 @@
+"""Results of claimed elements, many in one transaction; and elements that a running listing adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from attrs import evolve, frozen
+from sqlalchemy import bindparam
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import JobRecord, NewElement, Token, Verdict
+from pdm.workqueue.domain.lifecycle import settled_status
+from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES
+from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
+from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, INSERT_ELEMENTS, attempt_row, element_row
+from pdm.workqueue.store.records import failure_columns
+from pdm.workqueue.store.tables import elements, matched, workers
+from pdm.workqueue.WorkqueueDB import IS_WAITING_WORK
+
+
+@frozen
+class Settled:
+    """What came of verdicts.
+
+    Attributes:
+        lost: whose claim was gone: nothing was written about them.
+        finished: jobs that became final.
+    """
+
+    lost: tuple[Token, ...]
+    finished: tuple[JobRecord, ...]
+
+
+_WORKER = sa.select(workers.c.id).where(workers.c.name == bindparam("worker"))
+_SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+
+
+def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: datetime) -> Settled:
+    """Write how claimed attempts ended.
+
+    A verdict whose element does not run any more under this worker and attempt writes nothing. An element that would
+    wait again, of a job that is to be ended, becomes CANCELLED.
+
+    Args:
+        session: of the database.
+        worker: whose claims they are.
+        verdicts: in any order; of one attempt at most one.
+        now: the present moment, UTC.
+    """
+    worker_id = session.scalar(_WORKER, {"worker": worker})
+    locked = {job.id: job for job in lock_jobs(session, {verdict.token.job_id for verdict in verdicts})}
+    running = _running(session, worker_id, [verdict.token for verdict in verdicts])
+    lost: list[Token] = []
+    changes: list[dict[str, Any]] = []
+    ended: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        token = verdict.token
+        row = running.pop((token.job_id, token.element_id), None)
+        if row is None or row.attempts != token.attempt:
+            lost.append(token)
+            continue
+        job = locked[token.job_id]
+        status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
+        changes.append(_element_change(verdict, status, row))
+        outcome = verdict.status if verdict.failure is None else JobStatus.FAILED
+        ended.append(
+            attempt_row(
+                token,
+                # The attempt of an element that waits again without a failure was broken off.
+                outcome if outcome.is_final else JobStatus.CANCELLED,
+                verdict.started_at,
+                verdict.ended_at,
+                row.worker_id,
+                _bounded(verdict.transferred),
+                verdict.failure,
+            )
+        )
+        _count(job, verdict, status, row.type)
+        if row.type is JobType.LIST and status.is_final and status is not JobStatus.DONE:
+            _close_phases(session, job)
+    if not changes:
+        return Settled(tuple(lost), ())
+    session.execute(_SETTLE, changes)
+    session.execute(INSERT_ATTEMPTS, ended)
+    for job in locked.values():
+        if job.record.type is JobType.REMOVE:
+            # A phase may have become complete: let a claim look whether the next one may begin.
+            job.work_waits()
+    finished = tuple(job.record for job in locked.values() if job.roll_up(now))
+    save_jobs(session, locked.values())
+    return Settled(tuple(lost), finished)
+
+
+_RUNNING = sa.select(
+    *(elements.c[name] for name in ("job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"))
+).where(
+    elements.c.job_id.in_(bindparam("jobs", expanding=True)),
+    elements.c.id.in_(bindparam("numbers", expanding=True)),
+    elements.c.status == JobStatus.RUNNING,
+    elements.c.worker_id == bindparam("worker"),
+)
+
+
+def _running(session: Session, worker_id: int | None, tokens: Sequence[Token]) -> dict[tuple[int, int], sa.Row[Any]]:
+    """What of some elements a worker runs."""
+    numbers_of: dict[int, list[int]] = {}
+    for token in tokens:
+        numbers_of.setdefault(token.job_id, []).append(token.element_id)
+    # Many jobs of one element are one query, and so are many elements of one job.
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for job_id, numbers in numbers_of.items():
+        alike.setdefault(tuple(numbers), []).append(job_id)
+    found = {}
+    for some_numbers, job_ids in alike.items():
+        parameters = {"jobs": job_ids, "numbers": some_numbers, "worker": worker_id}
+        for row in session.execute(_RUNNING, parameters):
+            found[row.job_id, row.id] = row
+    return found
+
+
+def _element_change(verdict: Verdict, status: JobStatus, row: sa.Row[Any]) -> dict[str, Any]:
+    done = status is JobStatus.DONE
+    return {
+        "of_job": verdict.token.job_id,
+        "number": verdict.token.element_id,
+        "status": status,
+        "lost": row.lost + (0 if verdict.counts else 1),
+        "due_at": verdict.not_before or AT_ONCE,
+        "worker_id": None,
+        "transferred": _bounded(verdict.transferred),
+        "elapsed_s": max((verdict.ended_at - verdict.started_at).total_seconds(), 0.0),
+        "checksum": verdict.checksum,
+        # An attempt that succeeds has removed first what earlier ones had left.
+        "residue": verdict.residue or (row.residue and not done),
+        **failure_columns(None if done else verdict.failure),
+    }
+
+
+def _count(job: LockedJob, verdict: Verdict, status: JobStatus, type_: JobType) -> None:
+    job.move(JobStatus.RUNNING, status)
+    if status is JobStatus.SUBMITTED:
+        due_at = verdict.not_before or AT_ONCE
+        if type_ is JobType.LIST:
+            job.list_waits(due_at)
+        else:
+            job.work_waits(due_at)
+    if status is JobStatus.DONE:
+        job.proven(_bounded(verdict.transferred))
+    if type_ is JobType.LIST:
+        job.record = evolve(job.record, skipped=verdict.skipped)
+
+
+def _close_phases(session: Session, job: LockedJob) -> None:
+    """Later phases wait for the whole listing; where that has ended without success they will never be due."""
+    count = matched(
+        session,
+        sa.update(elements)
+        .where(elements.c.job_id == job.id, sa.text(IS_WAITING_WORK), elements.c.phase > 0)
+        .values(status=JobStatus.CANCELLED),
+    )
+    job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, count)
+
+
+def _bounded(size: int) -> int:
+    return min(max(size, 0), MOST_BYTES)
+
+
+def extend(session: Session, worker: str, token: Token, new: Sequence[NewElement]) -> bool:
+    """Add elements to a job, behind its running listing.
+
+    Args:
+        session: of the database.
+        worker: who runs the listing.
+        token: of the LIST attempt.
+        new: what it has found; numbered in this order.
+
+    Returns:
+        False if the claim is lost or the job is to be ended; then nothing was added.
+    """
+    job = lock_job(session, token.job_id)
+    if job is None or job.record.cancel_requested:
+        return False
+    worker_id = session.scalar(_WORKER, {"worker": worker})
+    listing = _running(session, worker_id, [token]).get((token.job_id, token.element_id))
+    if listing is None or listing.attempts != token.attempt:
+        return False
+    if new:
+        first = job.counters.elements
+        session.execute(
+            INSERT_ELEMENTS,
+            [
+                element_row(job.id, first + offset, element, job.record.max_tries, listing.claimed_at)
+                for offset, element in enumerate(new)
+            ],
+        )
+        job.grow(len(new), sum(element.size for element in new))
+        job.work_waits()
+        job.roll_up(listing.claimed_at)
+        save_jobs(session, [job])
+    return True
+
+
+def known_paths(session: Session, job_id: int) -> set[tuple[str, str]]:
+    """Type name and source path of all that listings of a job have planned so far."""
+    rows = session.execute(
+        sa.select(elements.c.type, elements.c.src_filepath).where(elements.c.job_id == job_id, elements.c.id > 0)
+    )
+    return {(row.type.name, row.src_filepath) for row in rows}

@@ -1,0 +1,86 @@
+"""A private PostgreSQL server for tests: below a temporary folder, on a Unix socket, gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+_START_TIMEOUT_S = 30
+
+
+def programs() -> Path | None:
+    """The folder of the newest server programs on this machine."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    other = shutil.which("initdb")
+    return Path(other).parent if other else None
+
+
+@contextmanager
+def cluster(bin_folder: Path) -> Iterator[sa.URL]:
+    """A running server; gives the URL of its maintenance database."""
+    # PostgreSQL refuses to run as root.
+    account = _account() if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="pdm-pg-"))
+    try:
+        if account is not None:
+            os.chown(folder, pwd.getpwnam(account).pw_uid, -1)
+        data = folder / "data"
+        subprocess.run(
+            [bin_folder / "initdb", "-D", data, "-U", "pdm", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
+            check=True,
+            capture_output=True,
+            user=account,
+            cwd=folder,
+        )
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [bin_folder / "postgres", "-D", data, "-k", folder, "-h", "", "-F", "-c", "max_connections=50"],
+                stdout=log,
+                stderr=log,
+                user=account,
+                cwd=folder,
+            )
+        try:
+            url = sa.URL.create("postgresql+psycopg", username="pdm", database="postgres", query={"host": str(folder)})
+            _wait_for(url, server, folder / "log")
+            yield url
+        finally:
+            # At once, without writing anything: the folder goes with it.
+            server.send_signal(signal.SIGQUIT)
+            server.wait(20)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _account() -> str:
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise RuntimeError("no account to run PostgreSQL under")
+
+
+def _wait_for(url: sa.URL, server: subprocess.Popen[bytes], log: Path) -> None:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            with engine.connect():
+                return
+        except sa.exc.OperationalError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start: {log.read_text()}") from None
+            time.sleep(0.05)

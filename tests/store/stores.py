@@ -1,0 +1,162 @@
+"""A migrated database of either kind, and short words for what tests do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from attrs import define, evolve
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import Batch, Counters, ElementRecord, JobRecord, NewElement, NewJob, Token, Verdict
+from pdm.workqueue.store import claims, jobs, users
+from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.store.jobs import ElementFilter
+from pdm.workqueue.store.tables import elements
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LIST_LANE = frozenset({JobType.LIST})
+WORK_LANE = frozenset(JobType) - LIST_LANE
+LEASE_S = 60.0
+
+BROKEN = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "connection reset")
+MISSING = AttemptFailure(Scope.SOURCE, FailureCode.NOT_FOUND, "no such file")
+EXPIRED = AttemptFailure(Scope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "proxy expired")
+
+
+@define
+class Store:
+    """Functions of the store, each in a transaction of its own; and a clock that tests move."""
+
+    engine: sa.Engine
+    now: datetime = START
+
+    def run(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        with Session(self.engine, autoflush=False) as session, session.begin():
+            return function(session, *args, **kwargs)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def user(self, name: str = "alice") -> int:
+        return self.run(users.register, f"/DC=test/CN={name}", "user", self.now).id
+
+    def worker(self, name: str = "w") -> str:
+        self.run(claims.register_worker, name, self.now, LEASE_S)
+        return name
+
+    def submit(self, user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> JobRecord:
+        return self.run(jobs.submit, new_job(user, type_, **changes), None, self.now)
+
+    def job(self, job_id: int) -> JobRecord:
+        found = self.run(jobs.fetch, job_id, None)
+        assert found is not None
+        return found
+
+    def element(self, job_id: int, number: int) -> ElementRecord:
+        found = self.run(jobs.fetch_element, job_id, number)
+        assert found is not None
+        return found
+
+    def elements(self, job_id: int, **wanted: Any) -> list[ElementRecord]:
+        return self.run(jobs.page_elements, job_id, ElementFilter(**wanted))
+
+    def claim(
+        self,
+        worker: str = "w",
+        batches: int = 10,
+        batch_elements: int = 100,
+        batch_bytes: int = 2**40,
+        **limits: Any,
+    ) -> list[Batch]:
+        whole = ClaimLimits(
+            limits.pop("elements", batches * batch_elements), batches, batch_elements, batch_bytes, **limits
+        )
+        return self.run(claims.claim, worker, whole, self.now)
+
+    def settle(self, verdicts: Iterable[Verdict], worker: str = "w") -> claims.Settled:
+        return self.run(claims.settle, worker, list(verdicts), self.now)
+
+    def copy_job(self, user: int, files: Sequence[NewElement | int], worker: str = "w", **changes: Any) -> JobRecord:
+        """A COPY job whose listing is done: one element for each file, given as element or as size."""
+        return self._listed(user, JobType.COPY, files, worker, changes)
+
+    def remove_job(self, user: int, files: Sequence[NewElement | int], worker: str = "w", **changes: Any) -> JobRecord:
+        return self._listed(user, JobType.REMOVE, files, worker, changes)
+
+    def _listed(
+        self, user: int, type_: JobType, files: Sequence[NewElement | int], worker: str, changes: dict[str, Any]
+    ) -> JobRecord:
+        job = self.submit(user, type_, **changes)
+        (batch,) = [one for one in self.claim(worker, types=LIST_LANE) if one.job.id == job.id]
+        assert self.run(claims.extend, worker, token_of(batch), [as_element(type_, n, f) for n, f in enumerate(files)])
+        self.settle(done(batch), worker)
+        return self.job(job.id)
+
+    def recount(self, job_id: int) -> Counters:
+        """The counters, from the elements themselves."""
+
+        def count(session: Session) -> dict[JobStatus, int]:
+            statement = (
+                sa.select(elements.c.status, sa.func.count())
+                .where(elements.c.job_id == job_id)
+                .group_by(elements.c.status)
+            )
+            return {status: number for status, number in session.execute(statement)}
+
+        found = self.run(count)
+        return Counters(
+            sum(found.values()),
+            *(found.get(status, 0) for status in (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.DONE)),
+            *(found.get(status, 0) for status in (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.HELD)),
+        )
+
+
+def new_job(user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> NewJob:
+    listed = type_ not in (JobType.MKDIR, JobType.RENAME)
+    new = NewJob(
+        user_id=user,
+        type=type_,
+        protocol=JobProtocol.DUMMY,
+        src_siteid=1,
+        src_filepath="/src",
+        dst_siteid=2 if type_ is JobType.COPY else None,
+        dst_filepath="/dst" if type_ is JobType.COPY else None,
+        options={},
+        priority=5,
+        max_tries=2,
+        label=None,
+        log_uid="0123abcd",
+        first=NewElement(JobType.LIST if listed else type_, "/src"),
+    )
+    return evolve(new, **changes)
+
+
+def as_element(type_: JobType, number: int, given: NewElement | int) -> NewElement:
+    if isinstance(given, NewElement):
+        return given
+    destination = f"/dst/{number}" if type_ is JobType.COPY else None
+    return NewElement(type_, f"/src/{number}", destination, size=given)
+
+
+def token_of(batch: Batch, index: int = 0) -> Token:
+    return batch.token(batch.elements[index])
+
+
+def verdict(token: Token, status: JobStatus = JobStatus.DONE, at: datetime = START, **more: Any) -> Verdict:
+    return Verdict(token, status, at, at + timedelta(seconds=2), **more)
+
+
+def done(*batches: Batch) -> list[Verdict]:
+    return [verdict(batch.token(element), transferred=element.size) for batch in batches for element in batch.elements]
+
+
+def ended(status: JobStatus, *batches: Batch, **more: Any) -> list[Verdict]:
+    return [verdict(batch.token(element), status, **more) for batch in batches for element in batch.elements]

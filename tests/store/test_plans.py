@@ -1,0 +1,145 @@
+"""Queries on the way of every element are answered from indexes: shown by EXPLAIN on a queue of some size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import NewElement
+from pdm.workqueue.store import claims, jobs
+from pdm.workqueue.store.jobs import ElementFilter, JobFilter
+from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
+
+_FILES = 3000
+
+
+@pytest.fixture
+def busy(store: Store) -> Store:
+    """Jobs that wait, run and have ended, and one large one; statistics are fresh."""
+    store.worker()
+    users = [store.user(name) for name in ("alice", "bob", "carol")]
+    for number in range(240):
+        store.submit(users[number % 3], JobType.LIST if number % 4 else JobType.MKDIR)
+    for _ in range(2):
+        store.settle(done(*store.claim(batches=100)))
+    large = store.submit(users[0], JobType.COPY, priority=0)
+    (listing,) = [batch for batch in store.claim(batches=200) if batch.job.id == large.id]
+    files = [NewElement(JobType.COPY, f"/src/{n}", f"/dst/{n}", 1) for n in range(_FILES)]
+    store.run(claims.extend, "w", token_of(listing), files)
+    store.settle(done(listing))
+    for batch in store.claim(batches=2, batch_elements=5):
+        store.settle([verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, residue=True)])
+    store.run(lambda session: session.execute(sa.text("ANALYZE")))
+    return store
+
+
+class Explained:
+    """Asks for the plan of every statement before it runs."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self.plans: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Explained:
+        event.listen(self._engine, "before_cursor_execute", self._explain)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        event.remove(self._engine, "before_cursor_execute", self._explain)
+
+    def _explain(self, connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if not re.match(r"SELECT|UPDATE|DELETE|WITH", statement):
+            return
+        asking = connection.connection.cursor()
+        prefix = "EXPLAIN QUERY PLAN "
+        if self._engine.dialect.name == "postgresql":
+            # Of a table this small it would read all; the question is what it can do when it is large.
+            asking.execute("SET LOCAL enable_seqscan = off")
+            prefix = "EXPLAIN "
+        asking.execute(prefix + statement, parameters[0] if many else parameters)
+        rows = asking.fetchall()
+        asking.close()
+        self.plans.append((statement, "\n".join(str(row[-1]) for row in rows)))
+
+    def assert_indexed(self) -> None:
+        assert self.plans
+        for statement, plan in self.plans:
+            read_whole = {"".join(names) for names in _READ_WHOLE.findall(plan + "\n")} - {"pk_workers"}
+            # An index of what waits, runs or failed may be read whole: it is as long as the answer.
+            faults = {what for what in read_whole if not what.startswith("ix_") or what in _LONG_INDEXES}
+            assert not faults, f"{faults} read whole by {statement}\n{plan}"
+
+
+#: Names of tables and indexes that a plan reads from end to end. "workers" has a row for each daemon and may be.
+_READ_WHOLE = re.compile(
+    r"SCAN (jobs|job_elements|attempts)(?! USING)\b(?! USING)"
+    r"|SCAN (?:jobs|job_elements|attempts) USING (?:COVERING )?INDEX (\w+)"
+    r"|Seq Scan on (jobs|job_elements|attempts)\b"
+    r"|Index (?:Only )?Scan using (\w+) on [^\n]*\n(?! *Index Cond)"
+)
+_LONG_INDEXES = {"ix_jobs_user", "ix_jobs_user_status"}
+
+
+@pytest.fixture
+def explained(busy: Store) -> Iterator[Explained]:
+    with Explained(busy.engine) as explained:
+        yield explained
+
+
+def test_claims_and_results(busy: Store, explained: Explained) -> None:
+    batches = busy.claim(batches=4, batch_elements=20)
+    assert sum(len(batch.elements) for batch in batches) > 20
+    verdicts = done(*batches)
+    busy.settle([*ended(JobStatus.FAILED, batches[0], failure=MISSING), *verdicts[len(batches[0].elements) :]])
+    busy.run(claims.next_due, busy.now)
+    explained.assert_indexed()
+
+
+def test_leases(busy: Store, explained: Explained) -> None:
+    busy.run(claims.renew, "w", busy.now, LEASE_S)
+    busy.run(claims.release_expired, busy.now)
+    busy.run(claims.release_worker, "w", busy.now)
+    explained.assert_indexed()
+
+
+def test_listings_that_grow(busy: Store, explained: Explained) -> None:
+    busy.submit(busy.user(), JobType.COPY, priority=0)
+    for batch in busy.claim(batches=3):
+        if batch.type is JobType.LIST:
+            busy.run(claims.extend, "w", token_of(batch), [NewElement(JobType.COPY, "/a", "/b")])
+    explained.assert_indexed()
+
+
+def test_pages(busy: Store, explained: Explained) -> None:
+    (large,) = [job for job in busy.run(jobs.page, JobFilter(limit=500)) if job.counters.elements > _FILES]
+    explained.plans.clear()
+    busy.run(jobs.page, JobFilter(owner_id=large.user_id, limit=10))
+    busy.run(jobs.page, JobFilter(owner_id=large.user_id, statuses=[JobStatus.RUNNING], limit=10))
+    busy.run(jobs.page_elements, large.id, ElementFilter(limit=100, after=1000))
+    failed = busy.run(jobs.page_elements, large.id, ElementFilter(statuses=[JobStatus.FAILED], limit=100))
+    assert len(failed) == 2
+    busy.run(jobs.fetch_element, large.id, 7)
+    busy.run(jobs.attempts, large.id, 7)
+    assert len(busy.run(claims.residues, 10)) == 2
+    explained.assert_indexed()
+
+
+def test_users_who_come_back(busy: Store, explained: Explained) -> None:
+    busy.run(claims.resume_held, busy.user(), busy.now)
+    explained.assert_indexed()
+
+
+def test_the_plan_of_a_scan_would_be_seen(busy: Store, explained: Explained) -> None:
+    def scan(session: Session) -> None:
+        session.execute(sa.text("SELECT count(*) FROM job_elements WHERE src_filepath = 'x'"))
+
+    busy.run(scan)
+    with pytest.raises(AssertionError, match="job_elements"):
+        explained.assert_indexed()

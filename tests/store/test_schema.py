@@ -1,0 +1,131 @@
+"""Migrations: they make what the models say, and refuse what they do not know."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.schema import CreateTable
+
+from pdm.workqueue.store import schema
+from pdm.workqueue.store.engines import create_sqlite_file, make_engines
+from pdm.workqueue.store.errors import DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
+from pdm.workqueue.WorkqueueDB import Base
+
+
+@pytest.fixture
+def connection(empty_url: str) -> sa.Connection:  # type: ignore[misc]
+    engines = make_engines(empty_url, 4)
+    create_sqlite_file(engines.writer)
+    with engines.writer.begin() as connection:
+        yield connection
+    engines.dispose()
+
+
+def test_an_empty_database_becomes_what_the_models_say(connection: sa.Connection) -> None:
+    schema.migrate(connection)
+    context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+    assert compare_metadata(context, Base.metadata) == []
+
+
+def test_checks_and_partial_indexes_are_those_of_the_models(empty_url: str) -> None:
+    """What alembic does not compare: the text of constraints and of the conditions of indexes."""
+    engines = make_engines(empty_url, 1)
+    create_sqlite_file(engines.writer)
+    with engines.writer.begin() as connection:
+        schema.migrate(connection)
+        migrated = described(connection)
+        with connection.begin_nested():
+            Base.metadata.drop_all(connection)
+            Base.metadata.create_all(connection)
+        assert described(connection) == migrated
+    engines.dispose()
+
+
+def described(connection: sa.Connection) -> set[tuple[str, str]]:
+    """Name and text of all checks and indexes."""
+    if connection.dialect.name == "sqlite":
+        rows = connection.exec_driver_sql(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+            " UNION SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name <> 'alembic_version'"
+        )
+        return {
+            (name, "".join(sorted(text.replace("\n", "").replace("\t", "").replace(" ", "")))) for name, text in rows
+        }
+    rows = connection.exec_driver_sql(
+        "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        " UNION SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c'"
+    )
+    return {(name, text) for name, text in rows}
+
+
+def test_a_migrated_database_is_left_alone(connection: sa.Connection) -> None:
+    schema.migrate(connection)
+    schema.migrate(connection)
+    assert connection.execute(sa.text("SELECT count(*) FROM alembic_version")).scalar() == 1
+
+
+def test_a_schema_of_the_future_is_refused(connection: sa.Connection) -> None:
+    schema.migrate(connection)
+    connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaTooNewError, match="schema 9999, which this version does not know: install"):
+        schema.migrate(connection)
+
+
+def test_tables_of_another_origin_are_not_touched(connection: sa.Connection) -> None:
+    connection.execute(sa.text("CREATE TABLE jobs (id INTEGER)"))
+    with pytest.raises(ForeignSchemaError, match=r"\(jobs\): point \[database\] url at an empty database"):
+        schema.migrate(connection)
+    assert sa.inspect(connection).get_table_names() == ["jobs"]
+
+
+def test_daemons_that_start_together_migrate_once(empty_url: str) -> None:
+    engines = make_engines(empty_url, 4)
+    create_sqlite_file(engines.writer)
+    faults: list[Exception] = []
+
+    def start() -> None:
+        try:
+            own = make_engines(empty_url, 1)
+            with own.writer.begin() as connection:
+                schema.migrate(connection)
+            own.dispose()
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engines.dispose()
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "not a database URL"),
+        ("mysql://h/d", "mysql is not supported: use sqlite or postgresql"),
+        ("sqlite://", "SQLite needs a file"),
+        ("sqlite:///:memory:", "SQLite needs a file"),
+    ],
+)
+def test_urls_that_cannot_work_are_refused_in_words(url: str, words: str) -> None:
+    with pytest.raises(DatabaseUrlError, match=words):
+        make_engines(url, 4)
+
+
+def test_postgresql_needs_no_driver_in_its_url() -> None:
+    assert make_engines("postgresql://u:p@h/d", 4).writer.url.drivername == "postgresql+psycopg"
+
+
+def test_sizes_have_64_bits_on_postgresql() -> None:
+    from sqlalchemy.dialects import postgresql
+
+    text = str(CreateTable(Base.metadata.tables["job_elements"]).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    assert "size BIGINT NOT NULL" in text
+    assert "transferred BIGINT" in text

@@ -1,0 +1,237 @@
+"""Results: what they change, and what they must not change."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import Counters, NewElement, Token
+from pdm.workqueue.store import claims, jobs
+from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of, verdict
+
+
+def test_what_is_done_is_counted_and_kept(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [100, 200])
+    (batch,) = store.claim()
+    proofs = [
+        verdict(token_of(batch, 0), transferred=100, checksum="ADLER32:00000001"),
+        verdict(token_of(batch, 1), transferred=200, checksum="ADLER32:00000002"),
+    ]
+    settled = store.settle(proofs)
+    record = store.job(job.id)
+    assert settled == claims.Settled((), (record,))
+    assert (record.status, record.finished_at) == (JobStatus.DONE, store.now)
+    assert record.counters == Counters(elements=3, done=3) == store.recount(job.id)
+    assert (record.bytes_total, record.bytes_done) == (300, 300)
+    element = store.element(job.id, 2)
+    assert (element.status, element.transferred, element.elapsed_s, element.checksum, element.failure) == (
+        JobStatus.DONE,
+        200,
+        2.0,
+        "ADLER32:00000002",
+        None,
+    )
+    attempt = store.run(jobs.fetch_attempt, job.id, 2, 1)
+    assert attempt is not None
+    assert (attempt.status, attempt.worker, attempt.transferred) == (JobStatus.DONE, "w", 200)
+    assert (attempt.started_at, attempt.ended_at) == (START, START + timedelta(seconds=2))
+    assert store.run(jobs.attempts, job.id, 2) == [attempt]
+    assert store.run(jobs.fetch_attempt, job.id, 2, 2) is None
+
+
+def test_one_failure_fails_the_job_when_all_has_ended(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1, 1])
+    (batch,) = store.claim()
+    first, second = batch.elements
+    assert store.settle([verdict(batch.token(first), JobStatus.FAILED, failure=MISSING)]).finished == ()
+    assert store.job(job.id).status is JobStatus.RUNNING
+    (finished,) = store.settle([verdict(batch.token(second))]).finished
+    assert (finished.status, finished.id) == (JobStatus.FAILED, job.id)
+    assert store.element(job.id, first.id).failure == MISSING
+    (attempt,) = store.run(jobs.attempts, job.id, first.id)
+    assert (attempt.status, attempt.failure) == (JobStatus.FAILED, MISSING)
+
+
+def test_a_failed_listing_fails_the_job(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.COPY)
+    (listing,) = store.claim()
+    (finished,) = store.settle(ended(JobStatus.FAILED, listing, failure=MISSING, skipped=4)).finished
+    assert (finished.id, finished.status, finished.skipped) == (job.id, JobStatus.FAILED, 4)
+
+
+def test_a_retry_is_a_new_attempt(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user())
+    (first,) = store.claim()
+    store.settle(ended(JobStatus.SUBMITTED, first, failure=BROKEN))
+    waiting = store.element(job.id, 0)
+    assert (waiting.status, waiting.attempts, waiting.lost, waiting.failure) == (JobStatus.SUBMITTED, 1, 0, BROKEN)
+    # It has begun: it is not SUBMITTED again, although nothing runs.
+    assert store.job(job.id).status is JobStatus.RUNNING
+    (second,) = store.claim()
+    assert token_of(second) == Token(job.id, 0, 2)
+    store.settle(done(second))
+    assert store.element(job.id, 0).failure is None
+    assert [attempt.status for attempt in store.run(jobs.attempts, job.id, 0)] == [JobStatus.FAILED, JobStatus.DONE]
+
+
+def test_an_attempt_that_does_not_count_is_known_as_lost(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user())
+    (batch,) = store.claim()
+    store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
+    element = store.element(job.id, 0)
+    assert (element.attempts, element.lost) == (1, 1)
+    # It was broken off, not failed.
+    (attempt,) = store.run(jobs.attempts, job.id, 0)
+    assert (attempt.status, attempt.failure) == (JobStatus.CANCELLED, None)
+
+
+@pytest.mark.parametrize("wrong", ["another attempt", "another worker", "settled before", "no such element"])
+def test_a_verdict_without_its_claim_writes_nothing(store: Store, wrong: str) -> None:
+    store.worker()
+    store.worker("other")
+    job = store.submit(store.user())
+    (batch,) = store.claim()
+    token, worker = token_of(batch), "w"
+    if wrong == "another attempt":
+        token = Token(job.id, 0, 2)
+    elif wrong == "another worker":
+        worker = "other"
+    elif wrong == "settled before":
+        store.settle(ended(JobStatus.FAILED, batch, failure=MISSING))
+    else:
+        token = Token(job.id + 1, 0, 1)
+    before = store.job(job.id), store.element(job.id, 0), store.run(jobs.attempts, job.id, 0)
+    assert store.settle([verdict(token)], worker) == claims.Settled((token,), ())
+    assert (store.job(job.id), store.element(job.id, 0), store.run(jobs.attempts, job.id, 0)) == before
+
+
+def test_a_verdict_counts_once_in_one_call(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user())
+    (batch,) = store.claim()
+    token = token_of(batch)
+    settled = store.settle([verdict(token), verdict(token, JobStatus.FAILED, failure=MISSING)])
+    assert settled.lost == (token,)
+    assert store.job(job.id).counters == Counters(elements=1, done=1)
+
+
+def test_lost_and_live_verdicts_of_many_jobs_go_together(store: Store) -> None:
+    user = store.user()
+    store.worker()
+    for _ in range(5):
+        store.submit(user)
+    store.copy_job(user, [1, 2, 3])
+    batches = store.claim()
+    verdicts = done(*batches)
+    gone = verdicts.pop(3)
+    store.settle([gone])
+    settled = store.settle([*verdicts, gone])
+    assert settled.lost == (gone.token,)
+    assert len(settled.finished) == 5
+    assert {store.job(batch.job.id).status for batch in batches} == {JobStatus.DONE}
+
+
+def test_held_elements_wait_for_their_user(store: Store) -> None:
+    alice, bob = store.user("alice"), store.user("bob")
+    store.worker()
+    mine, listing, others = store.submit(alice), store.submit(alice, JobType.LIST), store.submit(bob)
+    store.settle(ended(JobStatus.HELD, *store.claim(), failure=EXPIRED, counts=False))
+    assert {store.job(job.id).status for job in (mine, listing, others)} == {JobStatus.HELD}
+    assert store.job(mine.id).counters == Counters(elements=1, held=1)
+    assert store.claim() == []
+    assert store.run(claims.resume_held, alice, store.now) == 2
+    assert store.run(claims.resume_held, alice, store.now) == 0
+    assert {batch.job.id for batch in store.claim()} == {mine.id, listing.id}
+    assert store.job(others.id).status is JobStatus.HELD
+    assert store.element(mine.id, 0).lost == 1
+
+
+def test_a_job_is_held_only_when_nothing_else_can_move(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1, 1])
+    (batch,) = store.claim()
+    store.settle([verdict(token_of(batch, 0), JobStatus.HELD, failure=EXPIRED)])
+    assert store.job(job.id).status is JobStatus.RUNNING
+    store.settle([verdict(token_of(batch, 1))])
+    assert store.job(job.id).status is JobStatus.HELD
+
+
+def test_what_tools_say_fits_every_database(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user())
+    (batch,) = store.claim()
+    hostile = AttemptFailure(Scope.SOURCE, FailureCode.UNKNOWN, "nul \0 half \ud800 " + "x" * 5000)
+    store.settle(ended(JobStatus.FAILED, batch, failure=hostile, transferred=2**70, checksum="\0"))
+    failure = store.element(job.id, 0).failure
+    assert failure is not None
+    assert failure.message.startswith("nul ␀ half ? xxx")
+    assert len(failure.message) == 2000
+    assert store.element(job.id, 0).transferred == 2**63 - 1
+
+
+def test_sums_of_hostile_sizes_stop_at_the_largest_number(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [2**63 - 1, 2**63 - 1])
+    store.settle(done(*store.claim()))
+    record = store.job(job.id)
+    assert (record.bytes_total, record.bytes_done) == (2**63 - 1, 2**63 - 1)
+
+
+def test_residues_are_found_until_they_are_cleared(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1, 1, 1])
+    (batch,) = store.claim()
+    store.settle(
+        [
+            verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, residue=True),
+            verdict(token_of(batch, 1), JobStatus.SUBMITTED, failure=BROKEN, residue=True),
+            verdict(token_of(batch, 2), JobStatus.FAILED, failure=MISSING),
+        ]
+    )
+    ((element, owner),) = store.run(claims.residues, 10)
+    assert (element, owner) == (store.element(job.id, 1), store.job(job.id))
+    store.run(claims.clear_residue, [Token(job.id, 1, 7)])
+    assert len(store.run(claims.residues, 10)) == 1
+    store.run(claims.clear_residue, [Token(job.id, 1, 1)])
+    assert store.run(claims.residues, 10) == []
+    # A next attempt that fails does not make the first one's file go away; one that succeeds has removed it.
+    (again,) = store.claim()
+    store.settle(ended(JobStatus.FAILED, again, failure=MISSING))
+    assert [element.id for element, _ in store.run(claims.residues, 10)] == [2]
+    store.run(jobs.retry, job.id, store.now)
+    store.settle(done(*store.claim()))
+    assert store.run(claims.residues, 10) == []
+
+
+def test_only_the_running_listing_extends_its_job(store: Store) -> None:
+    store.worker()
+    store.worker("other")
+    job = store.submit(store.user(), JobType.COPY)
+    (listing,) = store.claim()
+    token = token_of(listing)
+    new = [NewElement(JobType.COPY, "/src/a", "/dst/a", 5)]
+    assert not store.run(claims.extend, "other", token, new)
+    assert not store.run(claims.extend, "w", Token(job.id, 0, 2), new)
+    assert not store.run(claims.extend, "w", Token(job.id + 1, 0, 1), new)
+    assert store.run(claims.extend, "w", token, new)
+    assert store.run(claims.extend, "w", token, [])
+    store.settle(done(listing))
+    assert not store.run(claims.extend, "w", token, new)
+    assert [element.id for element in store.elements(job.id)] == [0, 1]
+    assert store.run(claims.known_paths, job.id) == {("COPY", "/src/a")}
+
+
+def test_a_job_that_is_to_end_does_not_grow(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.COPY)
+    (listing,) = store.claim()
+    store.run(jobs.cancel, job.id, store.now)
+    assert not store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.COPY, "/src/a", "/dst/a")])

@@ -1,0 +1,98 @@
+"""Users, credentials, listings."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import Entry, Token
+from pdm.workqueue.store import claims, credentials, listings, users
+from pdm.workqueue.store.credentials import PendingDelegation
+from tests.store.stores import BROKEN, START, Store, ended, token_of
+
+
+def test_a_user_is_registered_once_and_keeps_the_role_of_today(store: Store) -> None:
+    first = store.run(users.register, "/CN=a", "user", START)
+    again = store.run(users.register, "/CN=a", "operator", START + timedelta(days=1))
+    assert (again.id, again.role, again.registered_at) == (first.id, "operator", START)
+    assert store.run(users.find, "/CN=a") == again == store.run(users.fetch, first.id)
+    assert store.run(users.find, "/CN=b") is None
+    assert store.run(users.fetch, first.id + 1) is None
+
+
+def test_a_new_credential_replaces_the_old_one(store: Store) -> None:
+    user = store.user()
+    until = START + timedelta(hours=12)
+    first = store.run(credentials.put, user, "proxy", "/CN=a/CN=1", START, b"\0old", START)
+    second = store.run(credentials.put, user, "proxy", "/CN=a/CN=2", until, b"\0new", START)
+    assert (second.id, second.secret, second.valid_until) == (first.id, b"\0new", until)
+    assert store.run(credentials.find, user, "proxy") == second
+    assert store.run(credentials.find, user, "key") is None
+    assert store.run(credentials.remove, user, "proxy")
+    assert not store.run(credentials.remove, user, "proxy")
+    assert store.run(credentials.find, user, "proxy") is None
+
+
+def test_one_delegation_of_a_user_is_pending(store: Store) -> None:
+    user = store.user()
+    first = PendingDelegation("one", user, b"key", "csr", START)
+    second = PendingDelegation("two", user, b"key", "csr", START)
+    store.run(credentials.put_pending, first)
+    store.run(credentials.put_pending, second)
+    assert store.run(credentials.find_pending, user) == second
+    store.run(credentials.drop_pending, user)
+    assert store.run(credentials.find_pending, user) is None
+
+
+ENTRIES = [
+    Entry("", "directory", mode=0o755, mtime=0),
+    Entry("a\nb \uef80 \udc80 \0", "file", 2**63 - 1, 0o644, 1_700_000_000),
+    Entry("l", "link", target="/x", target_is_file=True),
+]
+
+
+def test_a_listing_comes_back_as_it_went_in(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.LIST)
+    (batch,) = store.claim()
+    token = token_of(batch)
+    assert store.run(listings.begin, token)
+    assert store.run(listings.add, token, 0, ENTRIES)
+    assert store.run(listings.add, token, 1, [])
+    notes = [{"path": "d \0", "reason": "PERMISSION_DENIED: no"}]
+    assert store.run(listings.add_notes, token, notes)
+    assert store.run(listings.add_notes, token, notes)
+    assert store.run(listings.chunks, job.id, 0) == [0, 1]
+    assert store.run(listings.chunk, job.id, 0, 0) == ENTRIES
+    assert store.run(listings.chunk, job.id, 0, 1) == []
+    assert store.run(listings.chunk, job.id, 0, 2) == []
+    assert store.run(listings.notes, job.id, 0) == notes * 2
+
+
+def test_a_second_attempt_begins_its_listing_anew(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.LIST)
+    (first,) = store.claim()
+    store.run(listings.add, token_of(first), 0, ENTRIES)
+    store.run(listings.add_notes, token_of(first), [{"path": "d", "reason": "r"}])
+    store.settle(ended(JobStatus.SUBMITTED, first, failure=BROKEN))
+    (second,) = store.claim()
+    assert store.run(listings.begin, token_of(second))
+    assert store.run(listings.chunks, job.id, 0) == []
+    assert store.run(listings.notes, job.id, 0) == []
+
+
+def test_a_lost_listing_writes_nothing(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.LIST)
+    (batch,) = store.claim()
+    token = token_of(batch)
+    store.run(listings.add, token, 0, ENTRIES)
+    store.run(claims.release_worker, "w", store.now)
+    store.worker("heir")
+    store.claim("heir")
+    assert not store.run(listings.begin, token)
+    assert not store.run(listings.add, token, 1, ENTRIES)
+    assert not store.run(listings.add_notes, token, [{"path": "d", "reason": "r"}])
+    assert store.run(listings.chunks, job.id, 0) == [0]
+    assert not store.run(listings.add, Token(job.id, 5, 1), 1, ENTRIES)
