@@ -24,14 +24,17 @@ from pdm.testgrid.programs import require_programs
 _GRID_TIMEOUT_S = 180
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that ask for the grid, and let them run last: quick failures come first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that ask for the grid, and put them where they cost least."""
     for item in items:
         if "grid_programs" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.grid)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_GRID_TIMEOUT_S))
-    items.sort(key=lambda item: item.get_closest_marker("grid") is not None)
+    # Alone: last, for quick failures come first. In a worker of pytest-xdist: first, so that no worker waits at the
+    # end for the longest of all.
+    is_worker = hasattr(config, "workerinput")
+    items.sort(key=lambda item: (item.get_closest_marker("grid") is None) != is_worker, reverse=True)
 
 
 def pytest_collection_finish() -> None:
