@@ -163,4 +163,3 @@ def _database_url(settings: Settings) -> str:
     if file is None or file.group(2).startswith(("/", ":memory:", "file:")):
         return given
     return f"{file.group(1)}{quote(str(settings.source.parent))}/{file.group(2)}"
-
