@@ -29,7 +29,7 @@ from pdm.workqueue.config.ini import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.retry import RetryPolicy
-from pdm.workqueue.execution.batch import BatchTools
+from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
@@ -119,7 +119,7 @@ class Assembly:
             self.pool,
             credentials,
             worker,
-            BatchTools(
+            AttemptTools(
                 reactor,
                 utc_now,
                 socket.gethostname(),

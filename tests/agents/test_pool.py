@@ -24,7 +24,7 @@ import os, sys, time
 say = lambda line: os.write(3, line.encode() + b"\\n")
 say('{"event": "ready", "tools": "none"}')
 """
-ECHO = READY + "for line in sys.stdin: say('{\"event\": \"finished\", \"id\": 1}')\n"
+ECHO = READY + 'for line in sys.stdin: say(\'{"event": "finished", "id": 1}\')\n'
 
 
 class Unused(list[str]):
@@ -114,7 +114,12 @@ async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: Ag
 async def test_a_killed_agent_makes_room_and_is_not_lent_again(pool: AgentPool) -> None:
     agents = [await pool.lend(kind()) for _ in range(2)]
     ended: Deferred[str] = Deferred()
-    agents[0].ended.addCallback(lambda sentence: ended.callback(sentence) or sentence)
+
+    def pass_on(sentence: str) -> str:
+        ended.callback(sentence)
+        return sentence
+
+    agents[0].ended.addCallback(pass_on)
     began = time.monotonic()
     agents[0].kill("the test wants it")
     sentence = await ended
@@ -152,7 +157,7 @@ async def test_an_agent_that_does_not_come_up_says_why(script: str, says: str) -
 
 @pytest_twisted.ensureDeferred
 async def test_garbage_in_the_middle_of_a_batch_ends_the_agent(pool: AgentPool, scripts: dict[str, str]) -> None:
-    scripts["liar"] = READY + "sys.stdin.readline(); os.write(3, b'{\"event\": \"done\"}\\n'); time.sleep(60)\n"
+    scripts["liar"] = READY + 'sys.stdin.readline(); os.write(3, b\'{"event": "done"}\\n\'); time.sleep(60)\n'
     agent = await pool.lend(kind("liar"))
     agent.send(wire.CancelRequest(1))
     assert "no event" in await agent.ended
@@ -163,7 +168,7 @@ async def test_what_an_agent_started_dies_with_it(pool: AgentPool, scripts: dict
     scripts["parent"] = (
         READY + "import subprocess\n"
         f"child = subprocess.Popen(['sleep', '60']); open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
-        "say('{\"event\": \"finished\", \"id\": 1}'); time.sleep(60)\n"
+        'say(\'{"event": "finished", "id": 1}\'); time.sleep(60)\n'
     )
     agent = await pool.lend(kind("parent"))
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -193,8 +198,8 @@ async def test_nothing_of_the_environment_is_inherited(
 async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, scripts: dict[str, str]) -> None:
     scripts["flood"] = (
         READY + "sys.stdin.readline()\n"
-        "for n in range(200_000): say('{\"event\": \"log\", \"id\": 1, \"key\": %d, \"text\": \"x\"}' % n)\n"
-        "say('{\"event\": \"finished\", \"id\": 1}'); time.sleep(60)\n"
+        'for n in range(200_000): say(\'{"event": "log", "id": 1, "key": %d, "text": "x"}\' % n)\n'
+        'say(\'{"event": "finished", "id": 1}\'); time.sleep(60)\n'
     )
     agent = await pool.lend(kind("flood"))
     seen: list[Any] = []

@@ -129,7 +129,7 @@ def test_a_stop_in_the_middle_of_work_gives_it_back(service: TestService) -> Non
         dst_siteid=2,
         dst_filepath="/c",
         protocol="DUMMY",
-        extra_opts={"dummy": {"files": 50, "delay": 0.1}},
+        extra_opts={"dummy": {"files": 50, "delay": 0.04}},
     )
     service.wait_for("admin", job["id"], until=["RUNNING"])
     time.sleep(0.5)

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, watched_start
-from pdm.workqueue.telemetry.background import Periodic
+from pdm.workqueue.telemetry.background import Periodic, following
 
 
 @frozen
@@ -93,7 +93,7 @@ class AgentPool:
                 agent.kill("the service stops")
 
         killer = self._timer.callLater(grace_s, kill_all)
-        await DeferredList([_also(agent.ended) for agent in living])
+        await DeferredList([following(agent.ended) for agent in living])
         if killer.active():
             killer.cancel()
 
@@ -116,7 +116,7 @@ class AgentPool:
                 # The place is needed for another kind: the longest unused one makes room.
                 oldest = self._idle.pop(0)
                 oldest.agent.end()
-                await _also(oldest.agent.ended)
+                await following(oldest.agent.ended)
                 continue
             turn: Deferred[None] = Deferred()
             self._waiting.append(turn)
@@ -124,6 +124,7 @@ class AgentPool:
 
     def give_back(self, agent: AgentProcess, kind: AgentKind) -> None:
         """Return an agent whose batch is finished."""
+        agent.give_back()
         if agent.alive:
             self._idle.append(_Idle(agent, kind, self._timer.seconds()))
             self._next()
@@ -167,15 +168,3 @@ class AgentPool:
         for idle in [idle for idle in self._idle if idle.since <= before]:
             self._idle.remove(idle)
             idle.agent.end()
-
-
-def _also(source: Deferred[str]) -> Deferred[str]:
-    """A Deferred that fires with another's result and leaves that to its next reader."""
-    copy: Deferred[str] = Deferred()
-
-    def pass_on(result: str) -> str:
-        copy.callback(result)
-        return result
-
-    source.addCallback(pass_on)
-    return copy

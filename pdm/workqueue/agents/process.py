@@ -61,6 +61,7 @@ class AgentProcess(ProcessProtocol):
         ready: fires with the `Ready` event, or fails with `AgentStartError`.
         ended: fires with a sentence about its end once the process is gone.
         on_event: called with each further event.
+        on_end: called with the same sentence as `ended`; set anew by each borrower, so that none is kept for long.
     """
 
     _log = Logger()
@@ -70,6 +71,7 @@ class AgentProcess(ProcessProtocol):
         self.ready: Deferred[Ready] = Deferred()
         self.ended: Deferred[str] = Deferred()
         self.on_event: Callable[[Event], None] = self._unexpected
+        self.on_end: Callable[[str], None] = _nobody
         self.pid: int | None = None
         self.alive = False
         self._transport: IProcessTransport | None = None
@@ -106,6 +108,11 @@ class AgentProcess(ProcessProtocol):
         """Write a request; one to a dead agent is dropped, for its end is being reported."""
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")
+
+    def give_back(self) -> None:
+        """Forget the borrower."""
+        self.on_event = self._unexpected
+        self.on_end = _nobody
 
     def pause(self) -> None:
         """Read no more events until `resume`: the agent blocks once the pipe is full."""
@@ -193,7 +200,12 @@ class AgentProcess(ProcessProtocol):
         self._log.debug("agent {name}: {sentence}", name=self.command.name, sentence=sentence)
         if not self.ready.called:
             self.ready.errback(AgentStartError(sentence))
+        self.on_end(sentence)
         self.ended.callback(sentence)
+
+
+def _nobody(sentence: str) -> None:
+    """An agent that nobody has borrowed ends unwatched."""
 
 
 def watched_start(process: AgentProcess, reactor: IReactorTime, timeout_s: float) -> Deferred[Ready]:

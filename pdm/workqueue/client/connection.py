@@ -67,7 +67,7 @@ class Connection:
         self._base_url = base_url.rstrip("/").removesuffix(API)
         self._where = urlsplit(self._base_url).netloc
         self._timeout_s = timeout_s
-        self._pauses_s = _PAUSES_S
+        self._pauses_s: tuple[float, ...] = _PAUSES_S
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = 8
         self._client = HTTPClient(Agent(reactor, policy, connectTimeout=timeout_s, pool=self._pool))

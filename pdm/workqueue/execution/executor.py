@@ -16,7 +16,8 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
-from pdm.workqueue.execution.batch import BatchTools, Ending, RunningBatch
+from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.movers import MOVERS
@@ -24,7 +25,7 @@ from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.telemetry.background import Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
@@ -76,7 +77,7 @@ class Executor:
     pool: AgentPool
     credentials: Credentials
     worker: str
-    tools: BatchTools
+    tools: AttemptTools
     limits: ExecutionLimits
     trust_dir: Path | None
     on_room: Callable[[], None]
@@ -105,7 +106,7 @@ class Executor:
         running = list(self._running)
         for batch in running:
             batch.end(why)
-        await DeferredList([_copy(batch.finished) for batch in running])
+        await DeferredList([following(batch.finished) for batch in running])
 
     def room(self) -> tuple[int, int]:
         """How many more batches, and how many more listings, may begin."""
@@ -139,7 +140,7 @@ class Executor:
                 running.drop()
             else:
                 running.run(agent, prepared.request, intake)
-            await _copy(running.finished)
+            await following(running.finished)
         except _NotPossibleError as error:
             running.refuse(error.failure)
         except AgentStartError as error:
@@ -289,16 +290,17 @@ async def _discarded(agent: AgentProcess, request: wire.CopyRequest) -> set[int]
 
     died = False
 
-    def ended(sentence: str) -> str:
+    def on_end(sentence: str) -> None:
         nonlocal died
         died = not over.called
         finish()
-        return sentence
 
     agent.on_event = on_event
-    agent.ended.addCallback(ended)
+    agent.on_end = on_end
     items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
     agent.send(wire.DiscardRequest(request.id, items, request.limits))
+    if not agent.alive:
+        on_end("before it was asked")
     await over
     return set() if died else {item.key for item in request.items} - failed
 
@@ -308,14 +310,3 @@ def _path_of(url: str) -> str:
     _, _, rest = url.partition("://")
     slash = rest.find("/")
     return decoded(rest[slash:].partition("?")[0]) if slash >= 0 else "/"
-
-
-def _copy(source: Deferred[None]) -> Deferred[None]:
-    """A Deferred that fires when another does, which stays readable for others."""
-    copy: Deferred[None] = Deferred()
-
-    def pass_on(result: None) -> None:
-        copy.callback(None)
-
-    source.addCallback(pass_on)
-    return copy

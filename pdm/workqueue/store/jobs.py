@@ -103,6 +103,7 @@ class ElementFilter:
     with_attempts: bool = False
 
 
+_FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
 _FIND_KEY = sa.select(idempotent_requests.c.fingerprint, idempotent_requests.c.job_id).where(
     idempotent_requests.c.user_id == bindparam("user"), idempotent_requests.c.key == bindparam("client_key")
 )
@@ -123,13 +124,15 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
                 raise IdempotencyConflictError(
                     f"the Idempotency-Key {key.key!r} was used for another request: take a new key for a new request"
                 )
-            return _require(session, known.job_id)
-    job_id = session.execute(_INSERT_JOB, _job_row(new, now)).scalar_one()
+            return job_record(session.execute(_FETCH, {"number": known.job_id}).one())
+    row = _job_row(new, now)
+    job_id = session.execute(_INSERT_JOB, row).scalar_one()
     session.execute(INSERT_ELEMENTS, [element_row(job_id, 0, new.first, new.max_tries, now)])
     if key is not None:
-        row = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
-        session.execute(_INSERT_KEY, [row | {"job_id": job_id, "created_at": now}])
-    return _require(session, job_id)
+        request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
+        session.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
+    # What was just written need not be read.
+    return job_record([job_id if column is jobs.c.id else row.get(column.name) for column in JOB_COLUMNS])
 
 
 def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
@@ -165,14 +168,6 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
     }
 
 
-def _require(session: Session, job_id: int) -> JobRecord:
-    record = fetch(session, job_id, None)
-    if record is None:
-        raise LookupError(f"job {job_id} is gone")
-    return record
-
-
-_FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
 _PAGE = sa.select(*JOB_COLUMNS).order_by(jobs.c.id)
 
 

@@ -59,10 +59,11 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
     ended: list[dict[str, Any]] = []
     for verdict in verdicts:
         token = verdict.token
-        row = running.pop((token.job_id, token.element_id), None)
+        row = running.get((token.job_id, token.element_id))
         if row is None or row.attempts != token.attempt:
             lost.append(token)
             continue
+        del running[token.job_id, token.element_id]
         job = locked[token.job_id]
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
         changes.append(_element_change(verdict, status, row))

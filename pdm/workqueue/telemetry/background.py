@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+_T = TypeVar("_T")
 
 _log = Logger()
 
@@ -30,6 +32,18 @@ def start_background(name: str, coroutine: Coroutine[Deferred[Any], Any, None]) 
             _log.failure("{name} failed", failure, name=name)
 
     return work.addErrback(failed)
+
+
+def following(source: Deferred[_T]) -> Deferred[_T]:
+    """A Deferred that fires with another's result and leaves that to its next reader."""
+    follower: Deferred[_T] = Deferred()
+
+    def pass_on(result: _T) -> _T:
+        follower.callback(result)
+        return result
+
+    source.addCallback(pass_on)
+    return follower
 
 
 class Periodic:

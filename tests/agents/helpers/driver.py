@@ -127,6 +127,7 @@ class HelperProcess:
             if isinstance(event, wire.Finished):
                 assert event.id == request_id
                 return events
+            assert not isinstance(event, wire.Ready)
             assert event.id == request_id
             events.append(event)
 

@@ -44,7 +44,9 @@ def test_a_cancel_ends_its_batch_and_no_other(dummy: HelperProcess) -> None:
     assert [type(dummy.event()) for _ in range(3)] == [wire.Started, wire.Done, wire.Started]
     dummy.send(wire.CancelRequest(77))
     dummy.send(wire.CancelRequest(1))
-    assert dummy.rest(1) == [wire.Cancelled(1, 1), wire.Cancelled(1, 2)]
+    # A sign of life may come first; what counts is that each key is reported once.
+    told = [event for event in dummy.rest(1) if not isinstance(event, wire.Log)]
+    assert told == [wire.Cancelled(1, 1), wire.Cancelled(1, 2)]
     dummy.send(wire.CancelRequest(1))
     assert outcomes(dummy.run(copy_request(2, "dummy://x/a"))) == {0: wire.Done(2, 0, 100, 100)}
 
