@@ -13,20 +13,23 @@ import pytest_twisted
 from attrs import define, field, frozen
 from OpenSSL.crypto import X509
 from treq.client import HTTPClient
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.iweb import IPolicyForHTTPS
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
-from zope.interface import implementer
+from zope.interface import implementer, provider
 
 from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.server_tls import ServerTls, peer_identity
 from pdm.workqueue.certificates.trust import Trust
 from pdm.workqueue.certificates.trust_files import read_trust
+
+# What mypy knows of it is less than what it can do.
+reactor: Any = _reactor
 
 
 @frozen
@@ -67,6 +70,7 @@ def tls_lines() -> Iterator[list[str]]:
     """What the daemon's log says about TLS."""
     lines: list[str] = []
 
+    @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
         text = formatEvent(event)
         if text.startswith("tls "):

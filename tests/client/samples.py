@@ -12,7 +12,7 @@ from pdm.workqueue.wire.responses import ElementView, JobView
 def job_view(**changes: Any) -> JobView:
     """A running job of four elements, two of them done; `changes` are members of its JSON."""
     counts = {f"num_{name}": 0 for name in ("new", "submitted", "running", "done", "failed", "cancelled")}
-    values = {
+    values: dict[str, Any] = {
         "id": 7,
         "user_id": 1,
         "src_siteid": 1,

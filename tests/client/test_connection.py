@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -141,8 +142,8 @@ async def test_refusals_have_their_class_and_words(
     server.behaviours[:] = [answer(status, body, "application/problem+json")]
     with pytest.raises(expected) as caught:
         await client_of(server.url).copy(1, "/a", 2, "/b")
-    error = caught.value
-    assert type(error) is expected
+    assert type(caught.value) is expected
+    error: Any = caught.value
     assert (error.word, error.pointer, error.request_id) == (word, "$.src_siteid", "r17")
     assert error.what == "$.src_siteid: what is wrong"
     assert len(server.seen) == 1

@@ -61,7 +61,7 @@ async def test_each_type_of_job_is_submitted_as_asked(as_user: ClientOf) -> None
     renamed = await client.rename(1, "x", "y", overwrite="always", protocol="FILE")
     made = await client.mkdir(1, "x", parents=True, protocol="FILE")
     given = await client.submit(
-        "copy", {"src_siteid": 1, "src_filepath": "a", "dst_siteid": 2, "dst_filepath": "b"}, protocol=2
+        "copy", {"src_siteid": 1, "src_filepath": "a", "dst_siteid": 2, "dst_filepath": "b"}, protocol="2"
     )
 
     assert [job.type for job in (listed, copied, removed, renamed, made, given)] == [

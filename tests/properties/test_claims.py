@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
@@ -139,7 +140,7 @@ class Queue(RuleBasedStateMachine):
             return
         found = self.store.run(claims.claim, worker, limits, self.store.now)
         lease = self.leases[worker]
-        assert lease is not None and lease > self.clock or not found
+        assert (lease is not None and lease > self.clock) or not found
         assert len(found) <= batches
         for batch in found:
             assert len(batch.elements) <= batch_elements
@@ -352,7 +353,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(engine: sa.Engine, database_kind
         return Queue(store)
 
     run_state_machine_as_test(
-        fresh,
+        cast(type[RuleBasedStateMachine], fresh),
         settings=settings(
             max_examples=_EXAMPLES[database_kind],
             stateful_step_count=40,

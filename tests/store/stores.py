@@ -109,7 +109,7 @@ class Store:
                 .where(elements.c.job_id == job_id)
                 .group_by(elements.c.status)
             )
-            return {status: number for status, number in session.execute(statement)}
+            return dict(iter(session.execute(statement)))
 
         found = self.run(count)
         return Counters(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -210,6 +211,20 @@ def test_folders_wait_for_the_listing(store: Store) -> None:
     assert numbers(store.claim()) == [[2]]
 
 
+def test_folders_wait_for_a_listing_that_is_put_off(store: Store) -> None:
+    store.worker()
+    store.submit(store.user(), JobType.REMOVE)
+    (listing,) = store.claim()
+    assert store.run(claims.extend, "w", token_of(listing), [folder("/src/d", 9)])
+    later = store.now + timedelta(seconds=30)
+    store.settle(ended(JobStatus.SUBMITTED, listing, failure=BROKEN, not_before=later))
+    assert store.claim() == []
+    store.pass_time(30)
+    (again,) = store.claim()
+    store.settle(done(again))
+    assert numbers(store.claim()) == [[1]]
+
+
 def test_folders_wait_for_what_is_put_off_or_held(store: Store) -> None:
     user = store.user()
     store.worker()
@@ -262,7 +277,7 @@ def test_caps_of_jobs_users_and_sites(store: Store) -> None:
     store.copy_job(bob, [1] * 20)
     elsewhere = store.submit(bob, src_siteid=7, priority=9)
 
-    def taken(**caps: dict[int, int]) -> dict[int, int]:
+    def taken(**caps: Any) -> dict[int, int]:
         counts: dict[int, int] = {}
         for batch in store.claim(batch_elements=4, batches=20, **caps):
             store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))

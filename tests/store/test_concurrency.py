@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -105,11 +106,11 @@ class Board:
             self._running.difference_update((token.job_id, token.element_id) for token in tokens)
 
 
-def repeated(store: Store, function: object, *args: object) -> object:
+def repeated(store: Store, function: Callable[..., Any], *args: object) -> Any:
     """As the daemon does: what may pass is tried again."""
     for _ in range(20):
         try:
-            return store.run(function, *args)  # type: ignore[arg-type]
+            return store.run(function, *args)
         except sa.exc.DBAPIError as error:
             if not _may_pass(error):
                 raise
@@ -147,7 +148,7 @@ def test_the_same_request_at_the_same_moment_registers_one_job(store: Store) -> 
 
     def post() -> None:
         barrier.wait(10)
-        answers.append(repeated(store, jobs.submit, new_job(user, JobType.LIST), key, store.now).id)  # type: ignore[attr-defined]
+        answers.append(repeated(store, jobs.submit, new_job(user, JobType.LIST), key, store.now).id)
 
     threads = [threading.Thread(target=post) for _ in range(4)]
     for thread in threads:

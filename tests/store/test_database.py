@@ -7,19 +7,23 @@ import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import LogEvent
 
 from pdm.workqueue.store import users
 from pdm.workqueue.store.database import Database, DatabaseClosedError, DatabaseUnusableError
 from tests.store.stores import START
+
+# What mypy knows of it is less than what it can do.
+reactor: Any = _reactor
 
 
 @pytest_twisted.async_yield_fixture
@@ -221,7 +225,7 @@ async def test_sqlite_is_durable_and_private(tmp_path: Path) -> None:
 async def test_a_file_that_another_process_holds_is_waited_for(database: Database, tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "queue.sqlite", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
-    release: Callable[[], None] = lambda: other.execute("COMMIT")  # noqa: E731
+    release: Callable[[], object] = lambda: other.execute("COMMIT")  # noqa: E731
     timer = threading.Timer(0.3, release)
     timer.start()
     await database.run("register", users.register, "/CN=a", "user", START)

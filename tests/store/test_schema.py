@@ -126,6 +126,6 @@ def test_postgresql_needs_no_driver_in_its_url() -> None:
 def test_sizes_have_64_bits_on_postgresql() -> None:
     from sqlalchemy.dialects import postgresql
 
-    text = str(CreateTable(Base.metadata.tables["job_elements"]).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    text = str(CreateTable(Base.metadata.tables["job_elements"]).compile(dialect=postgresql.dialect()))
     assert "size BIGINT NOT NULL" in text
     assert "transferred BIGINT" in text

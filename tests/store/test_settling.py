@@ -123,6 +123,17 @@ def test_a_verdict_counts_once_in_one_call(store: Store) -> None:
     assert store.job(job.id).counters == Counters(elements=1, done=1)
 
 
+def test_a_late_verdict_does_not_take_the_place_of_the_live_one(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user())
+    (first,) = store.claim()
+    store.worker()
+    (second,) = store.claim()
+    settled = store.settle([verdict(token_of(first), JobStatus.FAILED, failure=MISSING), verdict(token_of(second))])
+    assert settled.lost == (token_of(first),)
+    assert store.job(job.id).status is JobStatus.DONE
+
+
 def test_lost_and_live_verdicts_of_many_jobs_go_together(store: Store) -> None:
     user = store.user()
     store.worker()

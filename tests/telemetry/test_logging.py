@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.logger import LogBeginner, LogEvent, Logger, LogLevel, LogPublisher
+from twisted.logger import ILogObserver, LogBeginner, LogEvent, Logger, LogLevel, LogPublisher, globalLogPublisher
 from twisted.python.failure import Failure
 
 from pdm.workqueue.config.settings import LogSettings
@@ -238,12 +238,11 @@ def test_standard_error(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def published() -> Iterator[list[LogEvent]]:
-    from twisted.logger import globalLogPublisher
-
     events: list[LogEvent] = []
-    globalLogPublisher.addObserver(events.append)
+    observer = cast(ILogObserver, events.append)
+    globalLogPublisher.addObserver(observer)
     yield events
-    globalLogPublisher.removeObserver(events.append)
+    globalLogPublisher.removeObserver(observer)
 
 
 def test_the_standard_library_logs_here(published: list[LogEvent], lost_errors: list[LogEvent]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,9 +24,7 @@ class Daemon:
         self.failures: list[Failure] = []
         self.services = OrderedServices(lambda: self.events.append("ready"), self._failed)
         for name in ("a", "b", "c"):
-            self.services.add(
-                name, lambda name=name: self._step(f"start {name}"), lambda name=name: self._step(f"stop {name}")
-            )
+            self.services.add(name, partial(self._step, f"start {name}"), partial(self._step, f"stop {name}"))
 
     async def _step(self, step: str) -> None:
         self.events.append(step)
@@ -124,7 +123,7 @@ def test_a_fault_in_the_callback_is_logged(result_of: ResultOf, lost_errors: lis
     def broken(_: Failure) -> None:
         raise KeyError("x")
 
-    services = OrderedServices(lambda: 1 / 0, broken)  # type: ignore[arg-type,return-value]
+    services = OrderedServices(lambda: 1 / 0, broken)  # type: ignore[arg-type]
     services.startService()
     result_of(services.stopService())
     assert len(lost_errors) == 1

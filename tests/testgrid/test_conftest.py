@@ -52,11 +52,12 @@ def run(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def test_an_error_that_nobody_handled_makes_a_test_red(run: pytest.Pytester) -> None:
-    run.makepyfile(_ERRORS)
+    run.makepyfile(test_errors=_ERRORS, test_grid=_GRID)
 
-    result = run.runpytest_subprocess("-p", "no:cacheprovider", ".")
+    # Tests on the grid are marked by themselves.
+    result = run.runpytest_subprocess("-p", "no:cacheprovider", "-m", "not grid", ".")
 
-    result.assert_outcomes(passed=4, errors=2)
+    result.assert_outcomes(passed=5, errors=2, deselected=1)
     result.stdout.fnmatch_lines(["*the forgotten one*", "*the logged one*"])
 
 
@@ -71,11 +72,3 @@ def test_without_the_grid_its_tests_are_skipped_aloud_and_fail_in_ci(
 
     result.assert_outcomes(**outcomes)
     result.stdout.fnmatch_lines(["*THE GRID TESTS CANNOT RUN: globus-gridftp-server*apt-get install*"])
-
-
-def test_grid_tests_are_marked_by_themselves(run: pytest.Pytester) -> None:
-    run.makepyfile(_GRID)
-
-    result = run.runpytest_subprocess("-p", "no:cacheprovider", "-m", "not grid", ".")
-
-    result.assert_outcomes(passed=1, deselected=1)

@@ -126,12 +126,11 @@ def _batch(job: LockedJob, rows: _Rows, now: datetime) -> Batch:
     return Batch(job.record, claimed[0].type, claimed)
 
 
+# By primary key, one by one: of any wider condition PostgreSQL may think wrong while a large job is younger than its
+# statistics, and then read the whole job for each batch.
 _BEGIN = (
     sa.update(elements)
-    .where(
-        elements.c.job_id.in_(bindparam("numbers", expanding=True)),
-        elements.c.id.in_(bindparam("element_numbers", expanding=True)),
-    )
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
     .values(
         status=JobStatus.RUNNING,
         attempts=elements.c.attempts + 1,
@@ -142,14 +141,14 @@ _BEGIN = (
 
 
 def _begin(session: Session, batches: Sequence[Batch], worker_id: int, now: datetime) -> None:
-    # Many jobs of one element are one statement, and so are many elements of one job.
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for batch in batches:
-        alike.setdefault(tuple(element.id for element in batch.elements), []).append(batch.job.id)
-    for numbers, job_ids in alike.items():
+    if batches:
         session.execute(
             _BEGIN,
-            {"numbers": job_ids, "element_numbers": numbers, "claimed_by": worker_id, "claimed_now": now},
+            [
+                {"of_job": element.job_id, "number": element.id, "claimed_by": worker_id, "claimed_now": now}
+                for batch in batches
+                for element in batch.elements
+            ],
         )
 
 
