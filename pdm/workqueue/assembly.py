@@ -42,7 +42,7 @@ from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store.database import Database, SchemaTooNewError
+from pdm.workqueue.store.database import Database, DatabaseUnusableError
 from pdm.workqueue.telemetry.background import Periodic, start_background
 from pdm.workqueue.wire.agent_messages import Limits
 from pdm.workqueue.WorkqueueService import WorkqueueService
@@ -56,7 +56,7 @@ EXPECTED = (
     CertificateFilesError,
     VaultError,
     InstanceLockedError,
-    SchemaTooNewError,
+    DatabaseUnusableError,
     CannotListenError,
     OSError,
 )

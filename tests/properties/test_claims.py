@@ -342,7 +342,7 @@ class Queue(RuleBasedStateMachine):
         return numbers[pick % len(numbers)] if numbers else None
 
 
-_EXAMPLES = {"sqlite": 40, "postgresql": 10}
+_EXAMPLES = {"sqlite": 25, "postgresql": 6}
 
 
 @pytest.mark.timeout(180)

@@ -16,6 +16,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 _START_TIMEOUT_S = 30
+#: A test run that is killed leaves no server behind.
+_DIES_WITH_US = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
 
 
 def programs() -> Path | None:
@@ -46,7 +48,19 @@ def cluster(bin_folder: Path) -> Iterator[sa.URL]:
         )
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-                [bin_folder / "postgres", "-D", data, "-k", folder, "-h", "", "-F", "-c", "max_connections=50"],
+                [
+                    *_DIES_WITH_US,
+                    bin_folder / "postgres",
+                    "-D",
+                    data,
+                    "-k",
+                    folder,
+                    "-h",
+                    "",
+                    "-F",
+                    "-c",
+                    "max_connections=50",
+                ],
                 stdout=log,
                 stderr=log,
                 user=account,

@@ -17,7 +17,7 @@ from pdm.workqueue.store import claims, jobs
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
 
-_FILES = 3000
+_FILES = 1500
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def busy(store: Store) -> Store:
     """Jobs that wait, run and have ended, and one large one; statistics are fresh."""
     store.worker()
     users = [store.user(name) for name in ("alice", "bob", "carol")]
-    for number in range(240):
+    for number in range(120):
         store.submit(users[number % 3], JobType.LIST if number % 4 else JobType.MKDIR)
     for _ in range(2):
         store.settle(done(*store.claim(batches=100)))
@@ -122,7 +122,7 @@ def test_pages(busy: Store, explained: Explained) -> None:
     explained.plans.clear()
     busy.run(jobs.page, JobFilter(owner_id=large.user_id, limit=10))
     busy.run(jobs.page, JobFilter(owner_id=large.user_id, statuses=[JobStatus.RUNNING], limit=10))
-    busy.run(jobs.page_elements, large.id, ElementFilter(limit=100, after=1000))
+    busy.run(jobs.page_elements, large.id, ElementFilter(limit=100, after=700))
     failed = busy.run(jobs.page_elements, large.id, ElementFilter(statuses=[JobStatus.FAILED], limit=100))
     assert len(failed) == 2
     busy.run(jobs.fetch_element, large.id, 7)
