@@ -98,7 +98,7 @@ def test_a_daemon_killed_in_the_middle_of_a_copy_loses_and_doubles_nothing(
 
 
 def test_a_killed_helper_is_noticed_within_a_second_and_its_elements_are_tried_again(
-    service: TestService, grid_folders: Any
+    service: TestService, grid_folders: Any, record_property: Any
 ) -> None:
     large = grid_folders.a / "large"
     with large.open("wb") as file:
@@ -116,14 +116,14 @@ def test_a_killed_helper_is_noticed_within_a_second_and_its_elements_are_tried_a
     noticed = time.monotonic() - killed
     error = service.call("alice", "GET", path)[1]["error"]
     assert (error["code"], error["scope"], error["retryable"]) == ("CRASHED", "service", True)
-    print(f"the death of the helper was noticed after {noticed:.2f} s")
+    record_property("seconds until the death of the helper was noticed", round(noticed, 2))
     assert service.wait_for("alice", job["id"], timeout_s=60)["status"] == "DONE"
     assert (grid_folders.b / "copy").stat().st_size == 1024 * MIB
     assert not list(grid_folders.b.glob(".pdm-*"))
 
 
 def test_a_cancelled_transfer_is_dead_within_a_second_and_leaves_nothing(
-    service: TestService, grid: TestGrid, grid_folders: Any
+    service: TestService, grid: TestGrid, grid_folders: Any, record_property: Any
 ) -> None:
     large = grid_folders.a / "large"
     with large.open("wb") as file:
@@ -137,7 +137,7 @@ def test_a_cancelled_transfer_is_dead_within_a_second_and_leaves_nothing(
     assert status == 200, answer
     asked = time.monotonic()
     until("the partial file is gone", lambda: not list(grid_folders.b.iterdir()), 10)
-    print(f"the partial file was gone {time.monotonic() - asked:.2f} s after the answer to the cancellation")
+    record_property("seconds until the partial file was gone", round(time.monotonic() - asked, 2))
     ended = service.wait_for("alice", job["id"], timeout_s=10)
     assert ended["status"] == "CANCELLED"
     assert ended["num_cancelled"] == 1
