@@ -167,20 +167,15 @@ def test_logs(service: TestService, folder: Path) -> None:
     pdm(service, "logs", f"{number}.1", "-a", "7", code=3)
 
 
-def listens_to_interrupts() -> None:
-    """A test run that a shell has put into the background passes on that SIGINT is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupting_detaches(service: TestService, number: int, code: int) -> None:
     with subprocess.Popen(
-        [*PDM, "cp", "1:/a", "2:/b", *ENDLESS],
+        # A test run that a shell has put into the background passes on that SIGINT is ignored.
+        ["env", "--default-signal=INT", *PDM, "cp", "1:/a", "2:/b", *ENDLESS],
         env=service.environment("admin"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=listens_to_interrupts,
     ) as running:
         assert running.stderr is not None
         first = running.stderr.readline()

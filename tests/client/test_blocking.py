@@ -119,12 +119,11 @@ def test_interrupting_ends_the_waiting(server: FaultServer, pki: Path) -> None:
     server.behaviours[:] = [server.silent]
     code = BEGIN + "try:\n    client.job(7)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
     with subprocess.Popen(
-        [sys.executable, "-c", code],
+        # A test run that a shell has put into the background passes on that SIGINT is ignored.
+        ["env", "--default-signal=INT", sys.executable, "-c", code],
         env=environment(server, pki),
         stdout=subprocess.PIPE,
         text=True,
-        # A test run that a shell has put into the background passes on that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         while not server.seen:
             assert running.poll() is None
