@@ -22,11 +22,15 @@ from pdm.testgrid.programs import require_programs
 
 #: Seconds for a test on the real grid: a login alone takes 0.2 s, and CI is slow.
 _GRID_TIMEOUT_S = 180
+#: Folders of tests that start the daemon, its HTTP side, or a grid's programs.
+_WITH_SERVERS = frozenset({"cli", "client", "http", "reference", "system", "testgrid"})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that ask for the grid, and put them where they cost least."""
     for item in items:
+        if item.path.parent.name in _WITH_SERVERS:
+            item.add_marker(pytest.mark.server)
         if "grid_programs" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.grid)
             if item.get_closest_marker("timeout") is None:
