@@ -129,12 +129,6 @@ class AgentPool:
             self._idle.append(_Idle(agent, kind, self._timer.seconds()))
             self._next()
 
-    def retire(self, credential: str) -> None:
-        """End the idle agents of a credential that has been replaced or removed."""
-        for idle in [idle for idle in self._idle if idle.kind.credential == credential]:
-            self._idle.remove(idle)
-            idle.agent.end()
-
     async def _started(self, kind: AgentKind) -> AgentProcess:
         agent = AgentProcess(self._command_for(kind))
         self._living[agent] = kind

@@ -21,7 +21,6 @@ from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
@@ -61,7 +60,7 @@ class ExecutionLimits:
 class _Prepared:
     kind: AgentKind
     request: wire.Work
-    mover: Mover
+    options: Options
 
 
 @define(eq=False)
@@ -186,7 +185,7 @@ class Executor:
                 self.credentials.let_go(fingerprint)
             raise
         environment = mover.environment(path, self.trust_dir, self._roots())
-        return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, mover)
+        return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
 
     def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
         def url_of(site_id: int, path: str) -> str:
@@ -215,10 +214,10 @@ class Executor:
         known: set[tuple[str, str]] = set()
         if element.attempts > 1:
             # An earlier attempt may have come half way: what it planned stands, and is not planned again.
-            known = await self.database.run("what is planned", claims.known_paths, job.id)
+            known = await self.database.read("what is planned", claims.known_paths, job.id)
         await self.database.run("begin a listing", listings.begin, token)
         tree = prepared.request.url if isinstance(prepared.request, wire.ListRequest) else ""
-        options: Options = read_options(job.type, job.options)
+        options = prepared.options
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
         return ListingIntake(self.database, self.worker, token, plan, known, agent.pause, agent.resume, self.on_room)
@@ -238,7 +237,7 @@ class Executor:
             return
         self._cleaning = True
         try:
-            left = await self.database.run("find residues", claims.residues, _RESIDUES_AT_ONCE)
+            left = await self.database.read("find residues", claims.residues, _RESIDUES_AT_ONCE)
             groups: dict[int, tuple[JobRecord, list[ElementRecord]]] = {}
             for element, job in left:
                 groups.setdefault(job.id, (job, []))[1].append(element)

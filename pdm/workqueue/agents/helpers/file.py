@@ -11,7 +11,7 @@ if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-from pdm.workqueue.agents.helpers import copying, listing, operations
+from pdm.workqueue.agents.helpers import requests
 from pdm.workqueue.agents.helpers.channel import Batch, serve
 from pdm.workqueue.agents.helpers.confined import Roots
 from pdm.workqueue.agents.helpers.file_storage import FileStorage
@@ -27,18 +27,7 @@ def main() -> None:
     lanes = Lanes(lambda: FileStorage(roots), _MOST_LANES)
 
     def carry_out(batch: Batch) -> None:
-        operation = batch.request["op"]
-        if operation == "list":
-            listing.list_tree(batch, lanes, 1)
-            return
-        count = 1 + len(batch.request["items"]) // _ITEMS_A_LANE
-        {
-            "copy": copying.copy,
-            "remove": operations.remove,
-            "rename": operations.rename,
-            "mkdir": operations.make,
-            "discard": operations.discard,
-        }[operation](batch, lanes, count)
+        requests.carry_out(batch, lanes, 1, _ITEMS_A_LANE)
 
     serve("the file system of this machine", carry_out)
 

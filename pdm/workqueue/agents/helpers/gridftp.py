@@ -12,7 +12,7 @@ if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-from pdm.workqueue.agents.helpers import copying, listing, operations
+from pdm.workqueue.agents.helpers import requests
 from pdm.workqueue.agents.helpers.channel import Batch, serve
 from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_library import PACKAGE, GlobusError
@@ -41,18 +41,7 @@ class _Agent:
     def carry_out(self, batch: Batch) -> None:
         self._globus.destroy_buried()
         try:
-            operation = batch.request["op"]
-            if operation == "list":
-                listing.list_tree(batch, self._lanes, _MOST_LANES)
-                return
-            count = 1 + len(batch.request["items"]) // _ITEMS_A_LANE
-            {
-                "copy": copying.copy,
-                "remove": operations.remove,
-                "rename": operations.rename,
-                "mkdir": operations.make,
-                "discard": operations.discard,
-            }[operation](batch, self._lanes, count)
+            requests.carry_out(batch, self._lanes, _MOST_LANES, _ITEMS_A_LANE)
         finally:
             if self._globus.abandoned:
                 self._cut()
