@@ -44,6 +44,14 @@ def agents_of(service: TestService) -> set[int]:
     return found
 
 
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that is dead and only not yet reaped by init does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def times(log: Path) -> tuple[datetime, datetime]:
     """First and last moment of an attempt's log."""
     found = LINE.findall(log.read_text())
@@ -77,7 +85,7 @@ def test_a_daemon_killed_in_the_middle_of_a_copy_loses_and_doubles_nothing(
 
     with service.running():
         # No helper of the dead daemon lives beside the new one.
-        assert not [pid for pid in agents if Path(f"/proc/{pid}").exists()]
+        assert not [pid for pid in agents if lives(pid)]
         ended = service.wait_for("alice", job["id"])
         assert ended["status"] == "DONE", ended
         assert ended["num_done"] == ended["num_elements"] == 301
