@@ -20,6 +20,8 @@ from pdm.testgrid.errors import GridError
 
 #: Seconds between SIGTERM and SIGKILL, and after SIGKILL until the grid gives up.
 GRACE_S = 1.0
+# How often, and after how many seconds, an environment that seems empty is looked at again.
+_LOOKS, _LOOK_S = 10, 0.002
 # The state of a listening socket in /proc/net/tcp.
 _LISTEN = "0A"
 
@@ -131,7 +133,23 @@ def _opened(pid: int, marks: Marks) -> Iterator[int | None]:
 
 def _carries(entry: Path, marks: Marks) -> bool:
     try:
-        environment = (entry / "environ").read_bytes().split(b"\0")
+        environment = _environment(entry).split(b"\0")
     except OSError:
         return False
     return all(os.fsencode(f"{name}={value}") in environment for name, value in marks.items())
+
+
+def _environment(entry: Path) -> bytes:
+    """What a process was started with; empty for threads of the kernel, zombies, and who was started with nothing.
+
+    While a program takes the place of another in a process (exec), its environment reads as empty: then it is worth
+    a second look.
+    """
+    for _ in range(_LOOKS):
+        environment = (entry / "environ").read_bytes()
+        if environment:
+            return environment
+        # Only what runs a program can be read here.
+        (entry / "exe").readlink()
+        time.sleep(_LOOK_S)
+    return b""

@@ -70,3 +70,11 @@ def test_the_spared_process_gets_no_signal(tmp_path: Path) -> None:
         assert hit.wait() == -signal.SIGKILL
         assert hit.pid in reached
         assert spared.poll() is None
+
+
+def test_a_process_whose_program_is_just_changing_is_found(tmp_path: Path) -> None:
+    marks = {"PDM_TEST_MARK": str(tmp_path)}
+    again = tmp_path / "again"
+    again.write_text(f"exec /bin/bash {again}\n")
+    with started(f"echo ready; exec /bin/bash {again}", **marks) as process:
+        assert all(marked(marks) == [process.pid] for _ in range(50))

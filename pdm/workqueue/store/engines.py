@@ -8,6 +8,8 @@ disk a commit; `pdm.workqueue.store.lane` puts all work that waits into one comm
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from pdm.workqueue.store.errors import DatabaseUrlError
 
 _BUSY_TIMEOUT_S = 30
+_BUSY_PAUSE_S = 0.01
 
 
 @frozen
@@ -96,7 +99,8 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
         # The driver must not begin transactions behind our back.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=wal", "synchronous=full", "foreign_keys=on", "cache_size=-65536"):
+        _write_ahead(cursor)
+        for pragma in ("synchronous=full", "foreign_keys=on", "cache_size=-65536"):
             cursor.execute(f"PRAGMA {pragma}")
         if read_only:
             cursor.execute("PRAGMA query_only=on")
@@ -107,6 +111,23 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Have the file use a write-ahead log; of several connections that are opened on a new file, one switches it over.
+
+    SQLite does not wait for its busy timeout here: who comes second is told at once that the database is locked.
+    """
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=wal")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return
 
 
 def _postgresql(url: URL, threads: int) -> Engines:
