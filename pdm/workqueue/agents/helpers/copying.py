@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from pdm.workqueue.agents.helpers.channel import Batch
@@ -20,18 +21,18 @@ _OF_THE_FOLDER = frozenset({errno.EACCES, errno.EROFS})
 _SETTLE_S = 0.05
 
 
-def copy(batch: Batch, lanes: Lanes, count: int) -> None:
+def copy(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
     """Carry out a ``copy`` request on ``count`` lanes."""
-    copier = _Copier(batch)
-    lanes.share(batch, batch.request["items"], count, copier.copy)
+    copier = _Copier(batch, items)
+    lanes.share(batch, items, count, copier.copy)
 
 
 class _Copier:
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, items: Sequence[dict[str, Any]]) -> None:
         self._batch = batch
         self._overwrite: str = batch.request["overwrite"]
         self._checksums: bool = batch.request["verify"] == "checksum"
-        self._folders = Folders(batch.request["items"])
+        self._folders = Folders(items)
         #: Whether a source could not be read: its neighbours may be no better, and a failed transfer costs logins.
         self._doubts_sources = False
         #: Folders in which nothing can be made, with the reason.

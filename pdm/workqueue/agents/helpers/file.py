@@ -11,7 +11,7 @@ if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-from pdm.workqueue.agents.helpers import requests
+from pdm.workqueue.agents.helpers import listing, requests
 from pdm.workqueue.agents.helpers.channel import Batch, serve
 from pdm.workqueue.agents.helpers.confined import Roots
 from pdm.workqueue.agents.helpers.file_storage import FileStorage
@@ -27,7 +27,10 @@ def main() -> None:
     lanes = Lanes(lambda: FileStorage(roots), _MOST_LANES)
 
     def carry_out(batch: Batch) -> None:
-        requests.carry_out(batch, lanes, 1, _ITEMS_A_LANE)
+        if batch.request["op"] == "list":
+            listing.carry_out(batch, lambda: listing.list_tree(batch, lanes, 1))
+        else:
+            requests.carry_out_items(batch, batch.request["items"], lanes, _ITEMS_A_LANE)
 
     serve("the file system of this machine", carry_out)
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-from pdm.workqueue.agents.helpers import requests
+from pdm.workqueue.agents.helpers import listing, pipelined_copy, pipelined_operations, pipelined_tree, requests
 from pdm.workqueue.agents.helpers.channel import Batch, serve
+from pdm.workqueue.agents.helpers.connections import Connections
 from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_library import PACKAGE, GlobusError
 from pdm.workqueue.agents.helpers.gridftp_storage import GridFtpStorage
+from pdm.workqueue.agents.helpers.gsi import Gsi, GsiError
 from pdm.workqueue.agents.helpers.lanes import Lanes
+from pdm.workqueue.agents.helpers.pipeline import Waker
 from pdm.workqueue.agents.helpers.storage import StorageError
 
 _MOST_LANES = 4
@@ -26,10 +30,12 @@ _ITEMS_A_LANE = 100
 
 
 class _Agent:
-    """Carries out batches."""
+    """Carries out batches: the fast way what goes well, the careful way the rest."""
 
-    def __init__(self, globus: Globus) -> None:
+    def __init__(self, globus: Globus, connections: Connections | None) -> None:
         self._globus = globus
+        self._connections = connections
+        self._waker = Waker()
         self._storages: list[GridFtpStorage] = []
         self._lanes = Lanes(self._opened, _MOST_LANES)
 
@@ -40,11 +46,39 @@ class _Agent:
 
     def carry_out(self, batch: Batch) -> None:
         self._globus.destroy_buried()
+        batch.on_stop(self._wake)
         try:
-            requests.carry_out(batch, self._lanes, _MOST_LANES, _ITEMS_A_LANE)
+            if batch.request["op"] == "list":
+                listing.carry_out(batch, lambda: self._list(batch))
+            else:
+                items = self._fast(batch, batch.request["items"])
+                if items:
+                    requests.carry_out_items(batch, items, self._lanes, _ITEMS_A_LANE)
         finally:
             if self._globus.abandoned:
                 self._cut()
+
+    def _wake(self) -> None:
+        if self._connections is not None:
+            self._connections.interrupt()
+        self._waker.wake()
+
+    def _fast(self, batch: Batch, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Carry out what can be done the fast way; returns the items that are left."""
+        if self._connections is None:
+            return items
+        if batch.request["op"] == "copy":
+            return pipelined_copy.copy(batch, items, self._connections, self._waker)
+        if batch.request["op"] in ("remove", "mkdir"):
+            return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
+        return items
+
+    def _list(self, batch: Batch) -> None:
+        left: list[str] | None = None
+        if self._connections is not None:
+            left = pipelined_tree.list_tree(batch, self._connections, self._waker)
+        if left is None or left:
+            listing.list_tree(batch, self._lanes, _MOST_LANES, left)
 
     def _cut(self) -> None:
         """Cut the connections of handles that were left to themselves; the others make new ones."""
@@ -54,10 +88,19 @@ class _Agent:
             storage.drop()
 
 
+def _connections() -> Connections | None:
+    """What the fast way needs; None where it cannot be had, so that all goes the careful way."""
+    try:
+        return Connections(Gsi())
+    except (OSError, GsiError) as error:
+        print(f"the fast way cannot be used: {error}", file=sys.stderr, flush=True)
+        return None
+
+
 def main() -> None:
     """Serve until the requests end."""
     try:
-        agent = _Agent(Globus())
+        agent = _Agent(Globus(), _connections())
     except (OSError, GlobusError) as error:
         why = f"the Globus client library cannot be used ({error}): install the package {PACKAGE}"
 

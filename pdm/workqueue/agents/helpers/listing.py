@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -21,18 +22,111 @@ _WAITING_A_LANE = 16
 _LARGEST_SIZE = 2**63 - 1
 
 
-def list_tree(batch: Batch, lanes: Lanes, most_lanes: int) -> None:
-    """Carry out a ``list`` request."""
+def carry_out(batch: Batch, work: Callable[[], None]) -> None:
+    """Carry out a ``list`` request by a function that raises what goes wrong, and report the outcome."""
     key = batch.request["key"]
     batch.started(key)
     try:
-        _Tree(batch, lanes, most_lanes).walk()
+        work()
     except StoppedError:
         batch.cancelled(key)
     except StorageError as trouble:
         batch.failed(key, trouble.at("source"))
     else:
         batch.done(key)
+
+
+def list_tree(batch: Batch, lanes: Lanes, most_lanes: int, folders: list[str] | None = None) -> None:
+    """Carry out a ``list`` request, or what is left of it.
+
+    Args:
+        batch: of the request.
+        lanes: where the work is done.
+        most_lanes: how many of them.
+        folders: percent-encoded paths below the URL that are left; None if it all is.
+    """
+    tree = _Tree(batch, lanes, most_lanes)
+    if folders is None:
+        tree.begin()
+    else:
+        tree.go_on(folders)
+
+
+class Entries:
+    """What is found in one folder, on its way to the daemon.
+
+    Args:
+        batch: of the listing.
+        path: of the folder, percent-encoded, below the listed URL.
+        deeper: whether folders in it are to be listed, too.
+
+    Attributes:
+        folders: those in it, to be listed next.
+        told: whether any of it was told to the daemon.
+    """
+
+    def __init__(self, batch: Batch, path: str, *, deeper: bool) -> None:
+        self._batch = batch
+        self._key: int = batch.request["key"]
+        self._path = path
+        self._deeper = deeper
+        self._entries: list[list[Any]] = []
+        self._room = _BYTES_AN_EVENT
+        self.folders: list[str] = []
+        self.told = False
+
+    def add(self, name: bytes, thing: Thing) -> None:
+        """Take one entry; raises `StorageError` if it cannot be one."""
+        encoded = _checked_name(name)
+        below = f"{self._path}/{encoded}" if self._path else encoded
+        self._entries.append(_entry(below, thing))
+        self._room -= len(below) + 3 * len(thing.target or b"") + 60
+        if self._deeper and thing.kind == "directory":
+            self.folders.append(below)
+        if len(self._entries) == _ENTRIES_AN_EVENT or self._room <= 0:
+            self._tell()
+
+    def end(self, unnamed: int) -> None:
+        """That was all; ``unnamed`` more are there of which the server does not give the names."""
+        if self._entries:
+            self._tell()
+        if unnamed:
+            self._batch.log(
+                self._key,
+                f"the server does not name {unnamed} of the entries of"
+                f" {folder_url(self._batch.request['url'], self._path)}: most likely symbolic links that lead nowhere",
+            )
+
+    def _tell(self) -> None:
+        self._batch.entries(self._key, self._entries)
+        self._entries, self._room = [], _BYTES_AN_EVENT
+        self.told = True
+
+    @staticmethod
+    def check_room(waiting: int) -> None:
+        """Raise `StorageError` if too many folders wait to be listed."""
+        if waiting > _MOST_WAITING:
+            raise StorageError(
+                f"more than {_MOST_WAITING} folders wait to be listed: list the tree in parts", code="UNSUPPORTED"
+            )
+
+
+def folder_url(root: str, path: str) -> str:
+    """URL of a folder below the listed one."""
+    return joined_url(root, path) if path else root
+
+
+def is_deeper(depth: int | None, path: str) -> bool:
+    """Whether what is in a folder is within the depth that was asked for."""
+    return depth is None or (path.count("/") + 2 if path else 1) < depth
+
+
+def is_listed(request: dict[str, Any], there: Thing) -> bool:
+    """Whether the thing at the URL is a folder to be looked into, rather than shown itself."""
+    is_directory = there.kind == "directory" or (
+        there.kind == "link" and there.target_kind == "directory" and request.get("follow", True)
+    )
+    return is_directory and request["depth"] != 0
 
 
 class _Tree:
@@ -50,21 +144,28 @@ class _Tree:
         self._threads: list[threading.Thread] = []
         self._trouble: StorageError | StoppedError | None = None
 
-    def walk(self) -> None:
+    def begin(self) -> None:
+        """List all of it."""
         first = self._lanes.storages(1)[0]
         self._prepare(first)
         there = first.look(bare_url(self._root))
         if there is None:
             raise StorageError(f"{self._root} is not there", errno=errno.ENOENT, code="NOT_FOUND")
-        follow = self._batch.request.get("follow", True)
-        is_directory = there.kind == "directory" or (
-            there.kind == "link" and there.target_kind == "directory" and follow
-        )
-        if self._depth == 0 or not is_directory:
+        if not is_listed(self._batch.request, there):
             self._batch.entries(self._key, [_entry("", there)])
             return
         # The root itself: its trouble is that of the whole listing.
         self._folder(first, "")
+        self._walk(first)
+
+    def go_on(self, folders: list[str]) -> None:
+        """List what is left."""
+        first = self._lanes.storages(1)[0]
+        self._prepare(first)
+        self._remember(folders)
+        self._walk(first)
+
+    def _walk(self, first: Storage) -> None:
         self._lane(first)
         for thread in self._threads:
             thread.join()
@@ -106,42 +207,19 @@ class _Tree:
             raise StoppedError
         # Each folder has its own time: a tree may take as long as it goes on.
         storage.patience = patience(self._batch.request["limits"], 0)
-        url = joined_url(self._root, path) if path else self._root
-        deeper = self._depth is None or (path.count("/") + 2 if path else 1) < self._depth
-        entries: list[list[Any]] = []
-        folders: list[str] = []
-        room = _BYTES_AN_EVENT
-        with contextlib.closing(storage.entries(url)) as found:
+        entries = Entries(self._batch, path, deeper=is_deeper(self._depth, path))
+        with contextlib.closing(storage.entries(folder_url(self._root, path))) as found:
             for name, thing in found:
-                encoded = _checked_name(name)
-                below = f"{path}/{encoded}" if path else encoded
-                entries.append(_entry(below, thing))
-                room -= len(below) + 3 * len(thing.target or b"") + 60
-                if deeper and thing.kind == "directory":
-                    folders.append(below)
-                if len(entries) == _ENTRIES_AN_EVENT or room <= 0:
-                    self._batch.entries(self._key, entries)
-                    entries, room = [], _BYTES_AN_EVENT
-                    self._remember(folders)
-                    folders = []
-        if entries:
-            self._batch.entries(self._key, entries)
-        if storage.unnamed:
-            self._batch.log(
-                self._key,
-                f"the server does not name {storage.unnamed} of the entries of {url}:"
-                " most likely symbolic links that lead nowhere",
-            )
-        self._remember(folders)
+                entries.add(name, thing)
+                self._remember(entries.folders)
+                entries.folders = []
+        entries.end(storage.unnamed)
 
     def _remember(self, folders: list[str]) -> None:
         if not folders:
             return
         with self._changed:
-            if len(self._waiting) + len(folders) > _MOST_WAITING:
-                raise StorageError(
-                    f"more than {_MOST_WAITING} folders wait to be listed: list the tree in parts", code="UNSUPPORTED"
-                )
+            Entries.check_room(len(self._waiting) + len(folders))
             self._waiting.extend(folders)
             lanes = min(self._most_lanes, 1 + len(self._waiting) // _WAITING_A_LANE)
             if len(self._threads) + 1 < lanes:

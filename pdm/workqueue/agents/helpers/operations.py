@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 from pdm.workqueue.agents.helpers.channel import Batch
@@ -11,7 +12,7 @@ from pdm.workqueue.agents.helpers.lanes import Lanes
 from pdm.workqueue.agents.helpers.storage import Storage, StorageError, parent_url, scoped
 
 
-def remove(batch: Batch, lanes: Lanes, count: int) -> None:
+def remove(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
     """Carry out a ``remove`` request: files, links and empty directories."""
 
     def work(storage: Storage, item: dict[str, Any]) -> None:
@@ -19,10 +20,10 @@ def remove(batch: Batch, lanes: Lanes, count: int) -> None:
         scoped("source", storage.settle, parent_url(item["url"]))
         batch.done(item["key"])
 
-    lanes.share(batch, batch.request["items"], count, work)
+    lanes.share(batch, items, count, work)
 
 
-def discard(batch: Batch, lanes: Lanes, count: int) -> None:
+def discard(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
     """Carry out a ``discard`` request: what is not there is done."""
 
     def work(storage: Storage, item: dict[str, Any]) -> None:
@@ -33,10 +34,10 @@ def discard(batch: Batch, lanes: Lanes, count: int) -> None:
                 raise trouble.at("destination") from None
         batch.done(item["key"])
 
-    lanes.share(batch, batch.request["items"], count, work)
+    lanes.share(batch, items, count, work)
 
 
-def make(batch: Batch, lanes: Lanes, count: int) -> None:
+def make(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
     """Carry out a ``mkdir`` request."""
     parents: bool = batch.request["parents"]
 
@@ -48,10 +49,10 @@ def make(batch: Batch, lanes: Lanes, count: int) -> None:
         scoped("destination", storage.settle, parent_url(item["url"]))
         batch.done(item["key"])
 
-    lanes.share(batch, batch.request["items"], count, work)
+    lanes.share(batch, items, count, work)
 
 
-def rename(batch: Batch, lanes: Lanes, count: int) -> None:
+def rename(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
     """Carry out a ``rename`` request."""
     replace: bool = batch.request["overwrite"] == "always"
 
@@ -68,7 +69,7 @@ def rename(batch: Batch, lanes: Lanes, count: int) -> None:
             scoped("destination", storage.settle, folder)
         batch.done(item["key"])
 
-    lanes.share(batch, batch.request["items"], count, work)
+    lanes.share(batch, items, count, work)
 
 
 def _check_room(destination: str, kind: str, in_the_way: str, *, replace: bool) -> None:

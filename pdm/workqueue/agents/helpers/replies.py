@@ -6,7 +6,9 @@ import errno
 import os
 import re
 
-from pdm.workqueue.agents.helpers.storage import StorageError
+from pdm.workqueue.agents.helpers.control_channel import Reply
+from pdm.workqueue.agents.helpers.mlsx import read_entry
+from pdm.workqueue.agents.helpers.storage import StorageError, Thing
 
 #: Newer Globus servers end a failed reply in structured lines.
 _ERRNO = re.compile(r"^\d{3}-GridFTP-Errno: (\d+)", re.MULTILINE)
@@ -52,11 +54,12 @@ def error_from(text: str) -> StorageError:
     lost = _LOST.search(text) is not None
     number: int | None = None
     if _REPLY.search(text) is not None and not lost and _LOGIN.search(text) is None:
-        number = _errno_in(text)
+        number = errno_of_reply(text)
     return StorageError(text, errno=number, lost=lost)
 
 
-def _errno_in(text: str) -> int | None:
+def errno_of_reply(text: str) -> int | None:
+    """The error number in a server's own reply; None if it tells none that is known."""
     found = _ERRNO.search(text)
     if found is not None and int(found.group(1)) in errno.errorcode:
         return int(found.group(1))
@@ -70,3 +73,12 @@ def _errno_in(text: str) -> int | None:
 def lacks_checksum(trouble: StorageError) -> bool:
     """Whether a refused CKSM means that the server has none."""
     return trouble.errno is None and not trouble.lost and _NO_CHECKSUM.search(trouble.message) is not None
+
+
+def thing_in(reply: Reply) -> Thing | None:
+    """What the reply to an MLST tells of; None if it tells nothing that can be understood."""
+    lines = reply.text.split("\n")
+    try:
+        return read_entry(lines[1].strip().encode()).thing if reply.good and len(lines) == 3 else None
+    except StorageError:
+        return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from pdm.workqueue.agents.helpers import copying, listing, operations
+from pdm.workqueue.agents.helpers import copying, operations
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.lanes import Lanes
 
-_OPERATIONS: Mapping[str, Callable[[Batch, Lanes, int], None]] = {
+_OPERATIONS: Mapping[str, Callable[[Batch, Sequence[dict[str, Any]], Lanes, int], None]] = {
     "copy": copying.copy,
     "remove": operations.remove,
     "rename": operations.rename,
@@ -17,17 +18,13 @@ _OPERATIONS: Mapping[str, Callable[[Batch, Lanes, int], None]] = {
 }
 
 
-def carry_out(batch: Batch, lanes: Lanes, list_lanes: int, items_a_lane: int) -> None:
-    """Carry out a request.
+def carry_out_items(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, items_a_lane: int) -> None:
+    """Carry out a request that has items.
 
     Args:
-        batch: the request.
+        batch: of the request.
+        items: those that have no outcome so far.
         lanes: where the work is done.
-        list_lanes: how many of them a listing may use.
         items_a_lane: from so many items on, one more lane.
     """
-    operation = batch.request["op"]
-    if operation == "list":
-        listing.list_tree(batch, lanes, list_lanes)
-    else:
-        _OPERATIONS[operation](batch, lanes, 1 + len(batch.request["items"]) // items_a_lane)
+    _OPERATIONS[batch.request["op"]](batch, items, lanes, 1 + len(items) // items_a_lane)

@@ -1,0 +1,166 @@
+"""The control channels of a helper, kept from batch to batch: one for each server, pairs for transfers between two."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from urllib.parse import unquote_to_bytes
+
+from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.gsi import Gsi
+
+#: Seconds for which a server that does not fit is not tried again.
+_UNFIT_S = 30.0
+#: What listings and looks shall tell.
+_FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
+_PASSIVE = re.compile(r"227 .*?((?:\d{1,3},){5}\d{1,3})")
+
+
+class Connections:
+    """Opens, keeps and drops channels. Used by one thread; `interrupt` by any.
+
+    Args:
+        gsi: the library and the credential.
+    """
+
+    def __init__(self, gsi: Gsi) -> None:
+        self._gsi = gsi
+        self._single: dict[str, ControlChannel] = {}
+        self._pairs: dict[tuple[str, str], tuple[ControlChannel, ControlChannel]] = {}
+        self._unfit: dict[str, float] = {}
+        self._guard = threading.Lock()
+        self._opening: set[ControlChannel] = set()
+
+    def single(self, place: str) -> ControlChannel:
+        """A channel to a server, for all but transfers.
+
+        Raises:
+            ChannelError: there is none to be had.
+        """
+        # One that serves transfers does as well: batches come one after the other.
+        for (source, destination), (at_source, at_destination) in self._pairs.items():
+            for known, channel in ((source, at_source), (destination, at_destination)):
+                if known == place and not channel.is_dead:
+                    return channel
+        kept = self._single.get(place)
+        if kept is not None:
+            if not kept.is_dead:
+                return kept
+            self.drop(kept)
+        (opened,) = self._opened(place)
+        self._single[place] = opened
+        return opened
+
+    def pair(self, source: str, destination: str) -> tuple[ControlChannel, ControlChannel]:
+        """Channels to two servers that are ready to send files from the one to the other.
+
+        Their data connection is kept: each RETR goes with the STOR that was sent at the same time.
+
+        Raises:
+            ChannelError: there are none to be had.
+        """
+        pair = self._pairs.get((source, destination))
+        if pair is not None:
+            if not any(channel.is_dead for channel in pair):
+                return pair
+            self.drop(*pair)
+        at_source, at_destination = self._opened(source, destination)
+        try:
+            for channel in (at_source, at_destination):
+                _accepted(channel, b"TYPE I")
+                _accepted(channel, b"MODE E")
+            _accepted(at_source, b"OPTS RETR Parallelism=1,1,1;")
+            found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
+            if found is None:
+                raise ChannelError(f"{destination} gives no address for data")
+            _accepted(at_source, b"PORT " + found.group(1).encode())
+        except ChannelError:
+            self._unfit[source] = self._unfit[destination] = time.monotonic() + _UNFIT_S
+            at_source.dispose()
+            at_destination.dispose()
+            raise
+        self._pairs[source, destination] = (at_source, at_destination)
+        return at_source, at_destination
+
+    def drop(self, *channels: ControlChannel) -> None:
+        """End channels, and with each the other one of its pair."""
+        for key, pair in list(self._pairs.items()):
+            if any(channel in pair for channel in channels):
+                del self._pairs[key]
+                channels = (*channels, *pair)
+        for place, channel in list(self._single.items()):
+            if channel in channels:
+                del self._single[place]
+        for channel in set(channels):
+            channel.dispose()
+
+    def interrupt(self) -> None:
+        """End the logins that are under way."""
+        with self._guard:
+            for channel in self._opening:
+                channel.close()
+
+    def _opened(self, *places: str) -> list[ControlChannel]:
+        """New channels, logged in side by side: a login is a tenth of a second of work for its server."""
+        for place in places:
+            if self._unfit.get(place, 0.0) > time.monotonic():
+                raise ChannelError(f"{place} could not be used just now")
+        channels = [ControlChannel(self._gsi, place) for place in places]
+        troubles: list[ChannelError] = []
+
+        def open_one(channel: ControlChannel) -> None:
+            try:
+                channel.open()
+                if "MLST" in channel.features:
+                    _accepted(channel, _FACTS)
+            except ChannelError as error:
+                self._unfit[channel.place] = time.monotonic() + _UNFIT_S
+                troubles.append(error)
+
+        with self._guard:
+            self._opening.update(channels)
+        threads = [threading.Thread(target=open_one, args=(channel,), name="login") for channel in channels[1:]]
+        for thread in threads:
+            thread.start()
+        open_one(channels[0])
+        for thread in threads:
+            thread.join()
+        with self._guard:
+            self._opening.clear()
+        if troubles:
+            for channel in channels:
+                channel.dispose()
+            raise troubles[0]
+        return channels
+
+
+def _accepted(channel: ControlChannel, command: bytes) -> Reply:
+    reply = channel.ask(command)
+    if not reply.good:
+        raise ChannelError(f"{channel.place}: {command.decode('ascii')}: {reply.text}")
+    return reply
+
+
+def place_of(url: str) -> str:
+    """``host:port`` of a storage URL."""
+    return url.split("/", 3)[2].rpartition("@")[2]
+
+
+def path_of(url: str) -> bytes:
+    """The path of a storage URL as its server takes it; ``/~`` stands for the account's home."""
+    path = unquote_to_bytes("/" + url.split("/", 3)[3])
+    return path[1:] if path.startswith(b"/~") else path
+
+
+def can_be_said(path: bytes) -> bool:
+    """Whether a path can stand in a command, which is one line."""
+    return not any(byte in path for byte in (b"\n", b"\r", b"\0"))
+
+
+def parent_of(path: bytes) -> bytes:
+    """The folder that holds the thing at a path; of the root, that is the root."""
+    head, _, _ = path.rstrip(b"/").rpartition(b"/")
+    if head:
+        return head
+    return b"/" if path.startswith(b"/") else b"~"

@@ -1,0 +1,85 @@
+"""Removes and makes many things at once over one control channel: the fast way, for all that goes well."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+from typing import Any
+
+from pdm.workqueue.agents.helpers.channel import Batch
+from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, path_of, place_of
+from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
+from pdm.workqueue.agents.helpers.storage import StoppedError
+
+#: Commands that may be under way at once.
+_MOST_UNDER_WAY = 256
+
+
+def carry_out(
+    batch: Batch, items: Iterable[dict[str, Any]], connections: Connections, waker: Waker
+) -> list[dict[str, Any]]:
+    """Carry out as much of a ``remove`` or ``mkdir`` request as goes well.
+
+    Args:
+        batch: of the request.
+        items: of the request that have no outcome so far.
+        connections: to the servers.
+        waker: is woken when the batch is stopped.
+
+    Returns:
+        The items that are left for the careful way; those of which it is not known whether they are removed have
+        ``may_be_gone`` set.
+    """
+    left: list[dict[str, Any]] = []
+    places: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        if can_be_said(path_of(item["url"])):
+            places.setdefault(place_of(item["url"]), []).append(item)
+        else:
+            left.append(item)
+    for place, some in places.items():
+        left += _Run(batch, some).on(connections, place, waker)
+    return left
+
+
+class _Run:
+    def __init__(self, batch: Batch, items: Iterable[dict[str, Any]]) -> None:
+        self._batch = batch
+        self._removes = batch.request["op"] == "remove"
+        self._waiting = collections.deque(items)
+        self._under_way: collections.deque[dict[str, Any]] = collections.deque()
+        self._left: list[dict[str, Any]] = []
+
+    def on(self, connections: Connections, place: str, waker: Waker) -> list[dict[str, Any]]:
+        stall_s = float(self._batch.request["limits"].get("stall_s", 120.0))
+        try:
+            channel = connections.single(place)
+        except ChannelError:
+            return list(self._waiting)
+        try:
+            carry_on((channel,), waker, lambda: self._batch.stopped, lambda: self._refill(channel), lambda: stall_s)
+        except (ChannelError, BrokenError, SilenceError, StoppedError):
+            connections.drop(channel)
+            for item in self._under_way:
+                item["may_be_gone"] = True
+        return [*self._left, *self._under_way, *self._waiting]
+
+    def _refill(self, channel: ControlChannel) -> None:
+        while self._waiting and len(self._under_way) < _MOST_UNDER_WAY:
+            item = self._waiting.popleft()
+            self._under_way.append(item)
+            self._batch.started(item["key"])
+            channel.send(self._command(item) + path_of(item["url"]), self._answered)
+
+    def _command(self, item: dict[str, Any]) -> bytes:
+        if not self._removes:
+            return b"MKD "
+        return b"RMD " if item.get("directory", False) else b"DELE "
+
+    def _answered(self, reply: Reply) -> None:
+        item = self._under_way.popleft()
+        if reply.good:
+            self._batch.done(item["key"])
+        else:
+            self._left.append(item)

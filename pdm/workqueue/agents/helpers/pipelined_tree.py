@@ -1,0 +1,173 @@
+"""Lists trees over one control channel, many folders at once (MLSC): the fast way, for servers that can.
+
+A listing comes over the control channel, each entry wrapped by itself, so a name may hold anything but what ends a
+command, and no data connection is needed. Folders that cannot be named in a command are left to the careful way.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+from pdm.workqueue.agents.helpers.channel import Batch
+from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, path_of, place_of
+from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.listing import Entries, folder_url, is_deeper, is_listed
+from pdm.workqueue.agents.helpers.mlsx import LONGEST_ENTRY, bad, read_entry
+from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
+from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
+from pdm.workqueue.agents.helpers.storage import StorageError, bare_url
+
+#: Folders whose listings may be under way at once.
+_MOST_FOLDERS = 16
+
+
+def list_tree(batch: Batch, connections: Connections, waker: Waker) -> list[str] | None:
+    """Carry out as much of a ``list`` request as goes well.
+
+    Args:
+        batch: of the request.
+        connections: to the server.
+        waker: is woken when the batch is stopped.
+
+    Returns:
+        Folders that are left for the careful way, percent-encoded, relative to the URL; None if all of it is.
+
+    Raises:
+        StoppedError: the batch was stopped.
+        StorageError: the tree cannot be listed.
+    """
+    url: str = batch.request["url"]
+    root = path_of(bare_url(url))
+    if not can_be_said(root):
+        return None
+    try:
+        channel = connections.single(place_of(url))
+    except ChannelError:
+        return None
+    if "MLSC" not in channel.features:
+        return None
+    tree = _Tree(batch, channel)
+    try:
+        looks: list[Reply] = []
+        channel.send(b"MLST " + root, looks.append)
+        tree.carry_on(waker)
+        there = thing_in(looks[0])
+        if not looks[0].good or there is None or not is_listed(batch.request, there):
+            return None
+        tree.begin("")
+        tree.carry_on(waker)
+    except (ChannelError, BrokenError, SilenceError) as error:
+        connections.drop(channel)
+        return tree.broken(str(error))
+    except BaseException:
+        connections.drop(channel)
+        raise
+    return tree.left
+
+
+class _Tree:
+    """The folders of a listing.
+
+    Attributes:
+        left: folders for the careful way.
+    """
+
+    def __init__(self, batch: Batch, channel: ControlChannel) -> None:
+        self._batch = batch
+        self._channel = channel
+        self._waiting: list[str] = []
+        self._under_way: collections.OrderedDict[str, _Folder] = collections.OrderedDict()
+        self.left: list[str] = []
+
+    def carry_on(self, waker: Waker) -> None:
+        limits: dict[str, Any] = self._batch.request["limits"]
+        stall_s = float(limits.get("stall_s", 120.0))
+        carry_on((self._channel,), waker, lambda: self._batch.stopped, self._refill, lambda: stall_s)
+
+    def begin(self, path: str) -> None:
+        """Ask for the listing of a folder."""
+        name = path_of(folder_url(self._batch.request["url"], path))
+        if not can_be_said(name):
+            self.left.append(path)
+            return
+        folder = _Folder(self._batch, path)
+        self._under_way[path] = folder
+        self._channel.send(b"MLSC " + name, lambda reply: self._ended(folder, reply), folder.take)
+
+    def _refill(self) -> None:
+        while self._waiting and len(self._under_way) < _MOST_FOLDERS:
+            self.begin(self._waiting.pop())
+
+    def _ended(self, folder: _Folder, reply: Reply) -> None:
+        del self._under_way[folder.path]
+        if reply.good:
+            folder.end()
+        else:
+            folder.trouble = StorageError(reply.text, errno=errno_of_reply(reply.text))
+        if folder.trouble is not None:
+            folder.trouble.at("source")
+            if not folder.path:
+                # The trouble of the root is that of the whole listing.
+                raise folder.trouble
+            self._batch.unreadable(self._batch.request["key"], folder.path, folder.trouble)
+        self._waiting += folder.entries.folders
+        folder.entries.check_room(len(self._waiting))
+
+    def broken(self, why: str) -> list[str]:
+        """The folders that are left once the channel is gone; of some a part may have been told already."""
+        for path, folder in self._under_way.items():
+            if folder.entries.told:
+                trouble = StorageError(why, lost=True, scope="source")
+                if not path:
+                    raise trouble
+                self._batch.unreadable(self._batch.request["key"], path, trouble)
+            else:
+                self.left.append(path)
+        return self.left + self._waiting
+
+
+class _Folder:
+    """One folder that is being listed.
+
+    Attributes:
+        path: percent-encoded, relative to the listed URL.
+        trouble: why it cannot be listed.
+    """
+
+    def __init__(self, batch: Batch, path: str) -> None:
+        self.path = path
+        self.entries = Entries(batch, path, deeper=is_deeper(batch.request["depth"], path))
+        self.trouble: StorageError | None = None
+        self._entry = b""
+        self._seen = 0
+        self._counted = 0
+
+    def take(self, piece: bytes) -> None:
+        """Take what the server has wrapped as one: an entry, or more of the name of the last."""
+        if piece[:1] == b" ":
+            self._read()
+            self._entry = piece[1:]
+        elif len(self._entry) < LONGEST_ENTRY:
+            self._entry += piece
+        elif self.trouble is None:
+            self.trouble = bad(f"an entry is longer than {LONGEST_ENTRY} bytes")
+
+    def end(self) -> None:
+        """All of it is there."""
+        self._read()
+        self.entries.end(max(self._counted - self._seen, 0))
+
+    def _read(self) -> None:
+        entry, self._entry = self._entry, b""
+        if not entry or self.trouble is not None:
+            return
+        try:
+            line = read_entry(entry.removesuffix(b"\r\n"))
+            self._seen += 1
+            if line.role:
+                self._counted = line.counted or self._counted
+            else:
+                self.entries.add(line.name, line.thing)
+        except StorageError as trouble:
+            self.trouble = trouble
