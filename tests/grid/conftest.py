@@ -11,6 +11,8 @@ import pytest
 from attrs import frozen
 
 from pdm.testgrid import TestGrid
+from tests.agents.helpers.driver import HelperProcess
+from tests.grid.agent_sites import Sites, helper_as
 
 _numbers = itertools.count(1)
 
@@ -49,3 +51,28 @@ def grid_folders(grid: TestGrid) -> Iterator[GridFolders]:
             site.server.start()
     for folder in (folders.a, folders.b):
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
+    number = getattr(request.config, "gridftp_agent_folders", 0) + 1
+    request.config.gridftp_agent_folders = number  # type: ignore[attr-defined]
+    made = Sites(grid, f"agent{number}")
+    yield made
+    for site in grid.sites.values():
+        site.server.thaw()
+    for folder in (made.a, made.b):
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def shared(grid: TestGrid) -> Iterator[HelperProcess]:
+    with helper_as(grid) as running:
+        yield running
+
+
+@pytest.fixture
+def own(grid: TestGrid) -> Iterator[HelperProcess]:
+    """A helper for a test that breaks something."""
+    with helper_as(grid) as running:
+        yield running

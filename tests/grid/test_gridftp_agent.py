@@ -3,110 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pdm.testgrid import TestGrid
-from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import (
-    ODD_NAMES,
-    HelperProcess,
-    adler,
-    copy_item,
-    entries,
-    outcomes,
-    put,
-    tree,
-)
-
-MODULE = "pdm.workqueue.agents.helpers.gridftp"
-#: Larger than any machine copies before a test can say stop.
-HUGE = 64 * 1024**3
-
-
-class Sites:
-    """A folder of alice's at each of two sites.
-
-    Attributes:
-        a: at the source site.
-        b: at the destination site.
-    """
-
-    def __init__(self, grid: TestGrid, name: str) -> None:
-        self.grid = grid
-        self.a, self.b = (self._folder(site, name) for site in ("A", "B"))
-
-    def _folder(self, site: str, name: str) -> Path:
-        folder = self.grid.sites[site].root / name
-        folder.mkdir()
-        return self.grid.give(folder)
-
-    def url(self, path: Path) -> str:
-        return self.grid.sites["A" if path.is_relative_to(self.a) else "B"].url(path)
-
-    def put(self, path: Path, content: bytes = b"content") -> Path:
-        put(path, content)
-        for folder in (self.a, self.b):
-            self.grid.give(folder)
-        return path
-
-    def item(self, source: Path, destination: Path, key: int = 1, attempt: int = 1) -> wire.CopyItem:
-        size = source.stat().st_size if source.exists() else 7
-        return copy_item(key, self.url(source), self.url(destination), size, attempt)
-
-    def huge(self) -> Path:
-        source = self.put(self.a / "huge", b"")
-        os.truncate(source, HUGE)
-        return source
-
-    def arriving(self) -> int:
-        """Bytes of all files at the destination."""
-        return sum(path.stat().st_blocks * 512 for path in self.b.rglob("*") if path.is_file())
-
-
-@pytest.fixture
-def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
-    number = getattr(request.config, "gridftp_agent_folders", 0) + 1
-    request.config.gridftp_agent_folders = number  # type: ignore[attr-defined]
-    made = Sites(grid, f"agent{number}")
-    yield made
-    for site in grid.sites.values():
-        site.server.thaw()
-    for folder in (made.a, made.b):
-        shutil.rmtree(folder)
-
-
-def helper_as(grid: TestGrid, **changes: str) -> HelperProcess:
-    return HelperProcess(["-m", MODULE], {**grid.environment(), **changes})
-
-
-@pytest.fixture(scope="module")
-def shared(grid: TestGrid) -> Iterator[HelperProcess]:
-    with helper_as(grid) as running:
-        yield running
-
-
-@pytest.fixture
-def own(grid: TestGrid) -> Iterator[HelperProcess]:
-    """A helper for a test that breaks something."""
-    with helper_as(grid) as running:
-        yield running
-
-
-def judged(event: wire.Event) -> str:
-    assert isinstance(event, wire.Failed), event
-    failure = MOVERS[JobProtocol.GRIDFTP].judge(event.fault)
-    return f"{failure.scope} {failure.code}"
-
+from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, entries, outcomes, put, tree
+from tests.grid.agent_sites import Sites, helper_as, judged
 
 # -- copies
 

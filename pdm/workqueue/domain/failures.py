@@ -117,6 +117,18 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
     }
 )
 
+#: After these nobody knows whether the server has done what it was asked for.
+ENDS_UNHEARD = frozenset(
+    {
+        FailureCode.CRASHED,
+        FailureCode.CONNECTION,
+        FailureCode.STALLED,
+        FailureCode.TIMEOUT,
+        FailureCode.INTERNAL,
+        FailureCode.UNKNOWN,
+    }
+)
+
 _BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
     {
         errno.ENOENT: FailureCode.NOT_FOUND,

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.failures import ENDS_UNHEARD, AttemptFailure
 
 #: Priorities: 0 is served first.
 FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
@@ -125,6 +125,12 @@ class ElementRecord:
     elapsed_s: float | None
     checksum: str | None
     failure: AttemptFailure | None
+
+    @property
+    def may_be_done(self) -> bool:
+        """Whether an earlier attempt may have done the work without anybody having been told."""
+        unheard = self.failure is not None and self.failure.code in ENDS_UNHEARD
+        return self.attempts > 1 and (self.lost > 0 or unheard)
 
 
 @frozen

@@ -47,7 +47,12 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: Limits,
             return _copy(batch, urls, options, limits, request_id)
         case JobType.REMOVE:
             items = [
-                PathItem(element.id, urls(batch.job.src_siteid, element.src_filepath), element.is_directory)
+                PathItem(
+                    element.id,
+                    urls(batch.job.src_siteid, element.src_filepath),
+                    element.is_directory,
+                    again=element.may_be_done,
+                )
                 for element in batch.elements
             ]
             return RemoveRequest(request_id, items, limits)
@@ -110,11 +115,8 @@ def _rename(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, reque
     for element in batch.elements:
         if element.dst_filepath is None:
             raise ValueError(f"element {element.id} of job {job.id} has no new name")
-        items.append(
-            RenameItem(
-                element.id, urls(job.src_siteid, element.src_filepath), urls(job.src_siteid, element.dst_filepath)
-            )
-        )
+        source, destination = (urls(job.src_siteid, path) for path in (element.src_filepath, element.dst_filepath))
+        items.append(RenameItem(element.id, source, destination, again=element.may_be_done))
     return RenameRequest(request_id, items, options.overwrite, limits)
 
 
@@ -128,5 +130,5 @@ def _make(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request
             url = urls(job.dst_siteid, element.dst_filepath)
         else:
             url = urls(job.src_siteid, element.src_filepath)
-        items.append(PathItem(element.id, url, directory=True))
+        items.append(PathItem(element.id, url, directory=True, again=element.may_be_done))
     return MakeRequest(request_id, items, parents, limits)

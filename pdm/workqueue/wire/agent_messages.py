@@ -39,19 +39,24 @@ class CopyItem(msgspec.Struct, frozen=True):
 
 
 class PathItem(msgspec.Struct, frozen=True):
-    """One thing to remove or to make."""
+    """One thing to remove or to make.
+
+    ``again``: an attempt whose end nobody knows may have done it already; then it counts as done.
+    """
 
     key: int
     url: str
     directory: bool = False
+    again: bool = False
 
 
 class RenameItem(msgspec.Struct, frozen=True):
-    """One thing to give a new name."""
+    """One thing to give a new name; ``again`` as in `PathItem`."""
 
     key: int
     source: str
     destination: str
+    again: bool = False
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -16,7 +16,12 @@ def remove(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: i
     """Carry out a ``remove`` request: files, links and empty directories."""
 
     def work(storage: Storage, item: dict[str, Any]) -> None:
-        scoped("source", storage.remove, item["url"], directory=item.get("directory", False))
+        try:
+            scoped("source", storage.remove, item["url"], directory=item.get("directory", False))
+        except StorageError as trouble:
+            if not (item.get("again") and trouble.errno == errno.ENOENT):
+                raise
+            batch.log(item["key"], "it is gone: an earlier attempt has removed it")
         scoped("source", storage.settle, parent_url(item["url"]))
         batch.done(item["key"])
 
@@ -42,7 +47,7 @@ def make(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int
     parents: bool = batch.request["parents"]
 
     def work(storage: Storage, item: dict[str, Any]) -> None:
-        if parents:
+        if parents or item.get("again"):
             scoped("destination", ensure_directory, storage, item["url"])
         else:
             scoped("destination", storage.make_directory, item["url"])
@@ -59,6 +64,10 @@ def rename(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: i
     def work(storage: Storage, item: dict[str, Any]) -> None:
         source, destination = item["source"], item["destination"]
         there = scoped("source", storage.look, source)
+        if there is None and item.get("again") and scoped("destination", storage.look, destination) is not None:
+            batch.log(item["key"], "it has its new name: an earlier attempt has given it")
+            batch.done(item["key"])
+            return
         if there is None:
             raise StorageError(f"{source} is not there", errno=errno.ENOENT, code="NOT_FOUND", scope="source")
         in_the_way = scoped("destination", storage.look, destination)

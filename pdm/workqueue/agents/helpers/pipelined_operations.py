@@ -28,8 +28,8 @@ def carry_out(
         waker: is woken when the batch is stopped.
 
     Returns:
-        The items that are left for the careful way; those of which it is not known whether they are removed have
-        ``may_be_gone`` set.
+        The items that are left for the careful way; those of which it is not known whether they are done have ``again``
+        set.
     """
     left: list[dict[str, Any]] = []
     places: dict[str, list[dict[str, Any]]] = {}
@@ -62,7 +62,7 @@ class _Run:
         except (ChannelError, BrokenError, SilenceError, StoppedError):
             connections.drop(channel)
             for item in self._under_way:
-                item["may_be_gone"] = True
+                item["again"] = True
         return [*self._left, *self._under_way, *self._waiting]
 
     def _refill(self, channel: ControlChannel) -> None:

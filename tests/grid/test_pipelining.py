@@ -1,0 +1,214 @@
+"""Many files under way at once: what fails fails alone, and no file is taken for another."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pdm.workqueue.wire import agent_messages as wire
+from tests.agents.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
+from tests.grid.agent_sites import Sites, judged
+
+CAREFUL = "to be done with care"
+
+
+def files_of_one_size(sites: Sites, count: int, size: int = 1024) -> list[Path]:
+    """Files that differ in nothing but their bytes, a hundred in a folder."""
+    files = [put(sites.a / f"d{number // 100}" / f"f{number}", os.urandom(size)) for number in range(count)]
+    sites.grid.give(sites.a)
+    return files
+
+
+def items_of(sites: Sites, files: Sequence[Path]) -> list[wire.CopyItem]:
+    return [sites.item(file, sites.b / file.relative_to(sites.a), key) for key, file in enumerate(files)]
+
+
+def careful(events: Sequence[wire.Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, wire.Log) and event.text.startswith(CAREFUL)]
+
+
+@pytest.mark.parametrize("verify", ["checksum", "size"])
+def test_good_files_need_no_care(own: HelperProcess, sites: Sites, verify: str) -> None:
+    files = files_of_one_size(sites, 300)
+    items = items_of(sites, files)
+    events = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.Limits()))  # type: ignore[arg-type]
+    assert careful(events) == []
+    sums = [adler(file.read_bytes()) if verify == "checksum" else None for file in files]
+    assert outcomes(events) == {key: wire.Done(1, key, 1024, 1024, checksum) for key, checksum in enumerate(sums)}
+    assert tree(sites.b) == tree(sites.a)
+
+    again = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.Limits()))  # type: ignore[arg-type]
+    assert careful(again) == []
+    assert all(isinstance(event, wire.Done) and event.transferred == 0 for event in outcomes(again).values())
+
+
+@pytest.mark.parametrize("verify", ["checksum", "size"])
+def test_a_file_that_cannot_be_read_never_takes_the_bytes_of_the_next(
+    own: HelperProcess, sites: Sites, verify: str
+) -> None:
+    # All of one size: only the bytes tell one from the other.
+    files = files_of_one_size(sites, 240)
+    items = items_of(sites, files)
+    bad = {7, 8, 100, 239}
+    for key in bad:
+        files[key].unlink()
+    outcome = own.copy(items, verify=verify)
+    assert {key for key, event in outcome.items() if isinstance(event, wire.Failed)} == bad
+    assert {judged(outcome[key]) for key in bad} == {"source NOT_FOUND"}
+    assert tree(sites.b) == tree(sites.a)
+
+
+def test_a_folder_that_takes_nothing_is_its_own_files_trouble(own: HelperProcess, sites: Sites) -> None:
+    files = files_of_one_size(sites, 300)
+    items = items_of(sites, files)
+    shut = sites.b / "d1"
+    shut.mkdir()
+    if os.geteuid() == 0:
+        os.chown(shut, 0, 0)
+    else:
+        shut.chmod(0o500)
+    outcome = own.copy(items)
+    assert {key for key, event in outcome.items() if isinstance(event, wire.Failed)} == set(range(100, 200))
+    assert {judged(outcome[key]) for key in range(100, 200)} == {"destination PERMISSION_DENIED"}
+    shut.chmod(0o700)
+    assert {name: content for name, content in tree(sites.a).items() if not name.startswith("d1/")} == tree(sites.b)
+
+
+def test_what_is_at_the_destination_decides_file_by_file(own: HelperProcess, sites: Sites) -> None:
+    files = files_of_one_size(sites, 60)
+    before = {}
+    for key, file in enumerate(files[:40]):
+        there = sites.b / file.relative_to(sites.a)
+        if key < 10:
+            put(there, file.read_bytes())
+        elif key < 20:
+            put(there, os.urandom(1024))
+        elif key < 30:
+            put(there, b"shorter")
+        else:
+            there.mkdir(parents=True)
+        before[key] = there.read_bytes() if there.is_file() else None
+    sites.grid.give(sites.b)
+    outcome = own.copy(items_of(sites, files))
+    assert all(isinstance(outcome[key], wire.Done) for key in (*range(10), *range(40, 60)))
+    assert {judged(outcome[key]) for key in range(10, 30)} == {"destination EXISTS"}
+    assert {judged(outcome[key]) for key in range(30, 40)} == {"destination IS_A_DIRECTORY"}
+    for key in range(30):
+        assert (sites.b / files[key].relative_to(sites.a)).read_bytes() == before[key]
+
+    outcome = own.copy(items_of(sites, files), overwrite="different")
+    done = [event for event in outcome.values() if isinstance(event, wire.Done)]
+    assert len(done) == 50
+    assert sum(event.transferred > 0 for event in done) == 20
+    assert all((sites.b / file.relative_to(sites.a)).read_bytes() == file.read_bytes() for file in files[:30])
+
+
+@pytest.mark.parametrize("site", ["A", "B"])
+def test_sessions_that_end_in_the_middle_cost_nothing(own: HelperProcess, sites: Sites, site: str) -> None:
+    files = files_of_one_size(sites, 1000, size=20_000)
+    server = sites.grid.sites[site].server
+
+    def kill_some() -> None:
+        deadline = time.monotonic() + 20
+        while not any(sites.b.rglob("f5*")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        server.kill_sessions()
+
+    killer = threading.Thread(target=kill_some)
+    killer.start()
+    outcome = own.copy(items_of(sites, files))
+    killer.join()
+    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert tree(sites.b) == tree(sites.a)
+
+
+def test_a_cancel_leaves_whole_files_or_none(own: HelperProcess, sites: Sites) -> None:
+    files = files_of_one_size(sites, 1000, size=200_000)
+    request = wire.CopyRequest(own.new_id(), items_of(sites, files), "never", "checksum", wire.Limits())
+    own.send(request)
+    events: list[wire.Event] = []
+    while not any(isinstance(event, wire.Done) for event in events):
+        event = own.event()
+        assert event is not None
+        events.append(event)
+    own.send(wire.CancelRequest(request.id))
+    asked = time.monotonic()
+    outcome = outcomes([*events, *own.rest(request.id)])
+    assert {type(event) for event in outcome.values()} == {wire.Done, wire.Cancelled}
+    arrived = tree(sites.b)
+    for key, file in enumerate(files):
+        name = str(file.relative_to(sites.a))
+        if isinstance(outcome[key], wire.Done):
+            assert arrived[name] == file.read_bytes()
+        else:
+            # It may have got its name in the last moment; then it is whole.
+            assert arrived.get(name) in (None, file.read_bytes())
+    residues = [event for event in outcome.values() if isinstance(event, wire.Cancelled) and event.residue]
+    assert not [name for name in arrived if ".pdm-" in name] or residues
+    assert time.monotonic() - asked < 20
+    # The helper goes on.
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+
+
+def test_a_frozen_server_stalls_one_file_at_a_time(own: HelperProcess, sites: Sites) -> None:
+    files = files_of_one_size(sites, 20)
+    items = items_of(sites, files)
+    assert isinstance(own.copy(items[:1])[0], wire.Done)
+    server = sites.grid.sites["B"].server
+    server.freeze()
+    request = wire.CopyRequest(own.new_id(), items[1:], "never", "checksum", wire.Limits(stall_s=2.0, total_s=5.0))
+    own.send(request)
+    time.sleep(3)
+    server.thaw()
+    outcome = outcomes(own.rest(request.id))
+    assert set(outcome) == set(range(1, 20))
+    failed = {key for key, event in outcome.items() if isinstance(event, wire.Failed)}
+    assert len(failed) < 19
+    for key in set(range(1, 20)) - failed:
+        assert (sites.b / files[key].relative_to(sites.a)).read_bytes() == files[key].read_bytes()
+
+
+def test_hostile_names_in_a_listing_forge_no_end(own: HelperProcess, sites: Sites) -> None:
+    names = ["a\r\n250 End.", "b\r\n150 End.\r\n226 x", "c\r\nd", "e\n250 End.", "250 End.", " 250 End."]
+    for name in names:
+        sites.put(sites.a / "odd" / name)
+    for number in range(1500):
+        put(sites.a / "many" / f"f{number}", b"")
+    for number in range(40):
+        put(sites.a / f"few{number}" / "deep" / "f", b"")
+    sites.grid.give(sites.a)
+    found = entries(own.list(sites.url(sites.a)))
+    assert sum(path.startswith("odd/") for path in found) == len(names)
+    assert sum(path.startswith("many/") for path in found) == 1500
+    assert sum(path.endswith("/deep/f") for path in found) == 40
+
+
+def test_what_an_earlier_attempt_has_done_unheard_counts_as_done(own: HelperProcess, sites: Sites) -> None:
+    gone = sites.url(sites.a / "gone")
+    folder = sites.a / "folder"
+    folder.mkdir()
+    sites.put(sites.a / "new name")
+    sites.grid.give(sites.a)
+    assert judged(own.remove(wire.PathItem(1, gone))[1]) == "source NOT_FOUND"
+    assert isinstance(own.remove(wire.PathItem(1, gone, again=True))[1], wire.Done)
+    made = wire.MakeRequest(own.new_id(), [wire.PathItem(1, sites.url(folder), True, True)], False, wire.Limits())
+    assert isinstance(outcomes(own.run(made))[1], wire.Done)
+    items = [wire.RenameItem(1, gone, sites.url(sites.a / "new name"), again=True)]
+    renamed = wire.RenameRequest(own.new_id(), items, "never", wire.Limits())
+    assert isinstance(outcomes(own.run(renamed))[1], wire.Done)
+
+
+def test_thousands_are_removed_and_made(own: HelperProcess, sites: Sites) -> None:
+    urls = [sites.url(sites.a / f"d{number}") for number in range(600)]
+    assert all(isinstance(event, wire.Done) for event in own.make(*urls).values())
+    assert {judged(event) for event in own.make(*urls[:5]).values()} == {"destination EXISTS"}
+    items = [wire.PathItem(key, url, directory=True) for key, url in enumerate([*urls, sites.url(sites.a / "none")])]
+    outcome = own.remove(*items)
+    assert judged(outcome.pop(600)) == "source NOT_FOUND"
+    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert not list(sites.a.iterdir())
