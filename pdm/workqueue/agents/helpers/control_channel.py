@@ -22,8 +22,8 @@ from pdm.workqueue.agents.helpers.gsi import Gsi, GsiError, SecurityContext
 #: Seconds a server may take to greet, and for each step of the login.
 _LOGIN_S = 30.0
 _PIECE = 256 * 1024
-#: A reply line that is longer is no reply. Those of listings hold many entries.
-_LONGEST_LINE = 4 * 1024 * 1024
+#: A line that is longer is none of a reply: entries of listings, the longest, are wrapped one by one.
+_LONGEST_LINE = 512 * 1024
 #: Of replies with more lines, or longer ones, the rest is dropped.
 _MOST_LINES, _LONGEST_KEPT_LINE = 200, 64 * 1024
 _DEFAULT_PORT = 2811
