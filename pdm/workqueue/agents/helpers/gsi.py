@@ -24,13 +24,19 @@ class GsiError(Exception):
     """A login or a token was refused; the text says why."""
 
 
-class _Buffer(Structure):
-    """gss_buffer_desc."""
+class _Given(Structure):
+    """gss_buffer_desc that we fill; the bytes object that is assigned stays alive with it."""
+
+    _fields_ = (("length", c_size_t), ("value", c_char_p))
+
+
+class _Taken(Structure):
+    """gss_buffer_desc that the library fills."""
 
     _fields_ = (("length", c_size_t), ("value", c_void_p))
 
 
-_BUFFER = POINTER(_Buffer)
+_GIVEN, _TAKEN = POINTER(_Given), POINTER(_Taken)
 
 
 class Gsi:
@@ -70,16 +76,16 @@ class Gsi:
         common.globus_object_free.restype = None
         pointer, number = POINTER(c_void_p), POINTER(c_uint32)
         slow.gss_acquire_cred.argtypes = [number, c_void_p, c_uint32, c_void_p, c_int, pointer, c_void_p, number]
-        slow.gss_import_name.argtypes = [number, _BUFFER, c_void_p, pointer]
+        slow.gss_import_name.argtypes = [number, _GIVEN, c_void_p, pointer]
         slow.gss_release_name.argtypes = [number, pointer]
         slow.gss_init_sec_context.argtypes = [
             *(number, c_void_p, pointer, c_void_p, c_void_p, c_uint32, c_uint32, c_void_p),
-            *(_BUFFER, c_void_p, _BUFFER, number, number),
+            *(_GIVEN, c_void_p, _TAKEN, number, number),
         ]
         slow.gss_delete_sec_context.argtypes = [number, pointer, c_void_p]
-        quick.gss_wrap.argtypes = [number, c_void_p, c_int, c_int, _BUFFER, POINTER(c_int), _BUFFER]
-        quick.gss_unwrap.argtypes = [number, c_void_p, _BUFFER, _BUFFER, POINTER(c_int), number]
-        quick.gss_release_buffer.argtypes = [number, _BUFFER]
+        quick.gss_wrap.argtypes = [number, c_void_p, c_int, c_int, _GIVEN, POINTER(c_int), _TAKEN]
+        quick.gss_unwrap.argtypes = [number, c_void_p, _GIVEN, _TAKEN, POINTER(c_int), number]
+        quick.gss_release_buffer.argtypes = [number, _TAKEN]
         self._c = ctypes.CDLL(None)
         self._c.free.argtypes = [c_void_p]
         self._c.free.restype = None
@@ -115,7 +121,11 @@ class SecurityContext:
         self._minor = c_uint32()
         self._context = c_void_p()
         self._name = c_void_p()
-        name = _buffer(b"host@" + host.encode("idna"))
+        # Made once: they are used for every command and reply.
+        self._given, self._answer = _Given(), _Taken()
+        self._by_minor, self._by_given, self._by_answer = map(byref, (self._minor, self._given, self._answer))
+        service = b"host@" + host.encode("idna")
+        name = _Given(len(service), service)
         status = gsi._slow.gss_import_name(byref(self._minor), byref(name), gsi._host_based, byref(self._name))
         gsi._check(status, self._minor, f"the host name {host} cannot be used")
 
@@ -131,34 +141,29 @@ class SecurityContext:
         Raises:
             GsiError: the server, or we, are not trusted.
         """
-        given = None if token is None else byref(_buffer(token))
-        answer = _Buffer()
+        given = None if token is None else byref(_Given(len(token), token))
         status = self._gsi._slow.gss_init_sec_context(
             *(byref(self._minor), self._gsi._credential, byref(self._context), self._name),
-            *(None, _WANTED, 0, None, given, None, byref(answer), None, None),
+            *(None, _WANTED, 0, None, given, None, self._by_answer, None, None),
         )
         self._gsi._check(status, self._minor, "the login failed")
-        return self._taken(answer), not status & _CONTINUE_NEEDED
+        return self._taken(), not status & _CONTINUE_NEEDED
 
     def wrap(self, data: bytes) -> bytes:
         """Protect what is sent against change; raises `GsiError`."""
-        wrapped = _Buffer()
-        status = self._gsi._quick.gss_wrap(
-            byref(self._minor), self._context, 0, 0, byref(_buffer(data)), None, byref(wrapped)
-        )
+        self._given.length, self._given.value = len(data), data
+        status = self._gsi._quick.gss_wrap(self._by_minor, self._context, 0, 0, self._by_given, None, self._by_answer)
         if status & _ERROR_MASK:
             self._gsi._check(status, self._minor, "a command cannot be wrapped")
-        return self._taken(wrapped)
+        return self._taken()
 
     def unwrap(self, data: bytes) -> bytes:
         """Check and open what was received; raises `GsiError`."""
-        opened = _Buffer()
-        status = self._gsi._quick.gss_unwrap(
-            byref(self._minor), self._context, byref(_buffer(data)), byref(opened), None, None
-        )
+        self._given.length, self._given.value = len(data), data
+        status = self._gsi._quick.gss_unwrap(self._by_minor, self._context, self._by_given, self._by_answer, None, None)
         if status & _ERROR_MASK:
             self._gsi._check(status, self._minor, "a reply cannot be unwrapped")
-        return self._taken(opened)
+        return self._taken()
 
     def close(self) -> None:
         """Free what the library keeps; the context is of no use afterwards."""
@@ -167,17 +172,9 @@ class SecurityContext:
         if self._name.value is not None:
             self._gsi._slow.gss_release_name(byref(self._minor), byref(self._name))
 
-    def _taken(self, buffer: _Buffer) -> bytes:
-        if not buffer.length:
+    def _taken(self) -> bytes:
+        if not self._answer.length:
             return b""
-        data = ctypes.string_at(buffer.value, buffer.length)
-        self._gsi._quick.gss_release_buffer(byref(self._minor), byref(buffer))
+        data = ctypes.string_at(self._answer.value, self._answer.length)
+        self._gsi._quick.gss_release_buffer(self._by_minor, self._by_answer)
         return data
-
-
-def _buffer(data: bytes) -> _Buffer:
-    # The bytes object stays alive as long as the pointer made from it.
-    pointer = c_char_p(data)
-    buffer = _Buffer(len(data), ctypes.cast(pointer, c_void_p))
-    buffer.keeps = pointer
-    return buffer

@@ -6,6 +6,7 @@ looks like the end of the entry: only a break that is followed by facts is one.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -78,6 +79,7 @@ def _thing(kind: bytes, facts: dict[bytes, bytes], line: bytes) -> Thing:
     return Thing(plain, *common)
 
 
+@functools.lru_cache(maxsize=4096)
 def _moment(text: bytes) -> int | None:
     if len(text) < 14 or not _DIGITS.match(text[:14]):
         return None
