@@ -109,6 +109,7 @@ class Assembly:
             reactor,
             self._command_for,
             most=agents.max_agents + agents.list_agents,
+            kept_free=agents.list_agents,
             idle_s=agents.idle_s,
             unused=credentials.released,
         )
@@ -129,7 +130,7 @@ class Assembly:
                 settler,
                 agents.cancel_grace_s,
             ),
-            ExecutionLimits(agents.max_agents, agents.list_agents, limits),
+            ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
             settings.credentials.trust_dir,
             self._wake,
         )

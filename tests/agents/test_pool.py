@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
+from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.wire import agent_messages as wire
 
 READY = """
@@ -65,11 +65,19 @@ def kind(helper: str = "echo", credential: str = "") -> AgentKind:
     return AgentKind(helper, credential, {})
 
 
-async def next_event(agent: AgentProcess, request: wire.Request) -> wire.Event:
+LIMITS = wire.Limits()
+
+
+def nothing(number: int) -> wire.Work:
+    return wire.RemoveRequest(number, [], LIMITS)
+
+
+async def next_event(agent: AgentProcess, request: wire.Work) -> wire.Event:
     answer: Deferred[wire.Event] = Deferred()
-    agent.on_event = answer.callback
-    agent.send(request)
-    return await answer
+    agent.give(request, Borrower(answer.callback, lambda sentence: None))
+    event = await answer
+    agent.take_back(request.id)
+    return event
 
 
 def is_alive(pid: int) -> bool:
@@ -82,7 +90,7 @@ def is_alive(pid: int) -> bool:
 @pytest_twisted.ensureDeferred
 async def test_an_agent_is_kept_for_the_next_of_its_kind(pool: AgentPool) -> None:
     agent = await pool.lend(kind())
-    assert await next_event(agent, wire.CancelRequest(1)) == wire.Finished(1)
+    assert await next_event(agent, nothing(1)) == wire.Finished(1)
     pool.give_back(agent, kind())
     assert await pool.lend(kind()) is agent
 
@@ -159,7 +167,7 @@ async def test_an_agent_that_does_not_come_up_says_why(script: str, says: str) -
 async def test_garbage_in_the_middle_of_a_batch_ends_the_agent(pool: AgentPool, scripts: dict[str, str]) -> None:
     scripts["liar"] = READY + 'sys.stdin.readline(); os.write(3, b\'{"event": "done"}\\n\'); time.sleep(60)\n'
     agent = await pool.lend(kind("liar"))
-    agent.send(wire.CancelRequest(1))
+    agent.cancel(1)
     assert "no event" in await agent.ended
 
 
@@ -203,8 +211,7 @@ async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, 
     )
     agent = await pool.lend(kind("flood"))
     seen: list[Any] = []
-    agent.on_event = seen.append
-    agent.send(wire.CancelRequest(1))
+    agent.give(nothing(1), Borrower(seen.append, lambda sentence: None))
     while not seen:
         await deferLater(reactor, 0.01)
     agent.pause()

@@ -148,8 +148,10 @@ class Queue(RuleBasedStateMachine):
 
     def _begin(self, batch: Batch, worker: str, lane: frozenset[JobType]) -> None:
         assert batch.type in lane
-        assert batch.job.id not in self.cancelling
+        assert set(batch.jobs) == {element.job_id for element in batch.elements}
+        assert len({(job.user_id, job.type, job.priority) for job in batch.jobs.values()}) == 1
         for element in batch.elements:
+            assert element.job_id not in self.cancelling
             one = self.known[element.job_id, element.id]
             assert one.status is _S.SUBMITTED, "an element is claimed that does not wait"
             assert element.attempts == one.attempts + 1

@@ -14,6 +14,11 @@ from pdm.workqueue.store.claims import ClaimLimits
 from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of, verdict
 
 
+def job_ids(batches: list[Batch]) -> list[int]:
+    """Of all elements, in order."""
+    return [element.job_id for batch in batches for element in batch.elements]
+
+
 def numbers(batches: list[Batch]) -> list[list[int]]:
     return [[element.id for element in batch.elements] for batch in batches]
 
@@ -64,7 +69,7 @@ def test_within_a_user_priority_counts_then_age(store: Store) -> None:
     user = store.user()
     store.worker()
     late, early, first = (store.submit(user, priority=priority) for priority in (5, 5, 0))
-    assert [batch.job.id for batch in store.claim()] == [first.id, late.id, early.id]
+    assert job_ids(store.claim()) == [first.id, late.id, early.id]
 
 
 def test_a_job_of_lower_priority_waits_for_all_of_the_higher(store: Store) -> None:

@@ -20,6 +20,8 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
+#: Elements of one transaction: others who write get their turn.
+_MOST_AT_ONCE = 1000
 
 
 @define(eq=False)
@@ -98,11 +100,13 @@ class Claimer:
         for types, room in ((frozenset({JobType.LIST}), listings), (_OTHERS, batches)):
             if room > 0:
                 limits = ClaimLimits(
-                    elements=room * self.batch_elements,
+                    elements=min(room * self.batch_elements, _MOST_AT_ONCE),
                     batches=room,
                     batch_elements=self.batch_elements,
                     batch_bytes=self.batch_bytes,
                     types=types,
+                    batch_sizes=dict(self.executor.batch_sizes),
+                    sharers=2 * self.executor.limits.batches,
                 )
                 claimed = await self.database.run("claim", claims.claim, self.worker, limits, self.clock())
                 for batch in claimed:

@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
+from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -47,12 +48,15 @@ class ExecutionLimits:
     """How much runs at once, and how long an element may take.
 
     Attributes:
-        batches: copies, removals and the like at once.
+        batches: copies, removals and the like at once; as many may wait, each for its agent.
         listings: listings at once, on a lane of their own.
+        batch_elements: elements of one batch at most.
+        element: how long an element may take.
     """
 
     batches: int
     listings: int
+    batch_elements: int
     element: wire.Limits
 
 
@@ -69,6 +73,7 @@ class Executor:
 
     Attributes:
         on_room: called when a batch has ended or new elements stand in the database.
+        batch_sizes: elements of the next batch, by kind of work.
     """
 
     database: Database
@@ -80,6 +85,7 @@ class Executor:
     limits: ExecutionLimits
     trust_dir: Path | None
     on_room: Callable[[], None]
+    batch_sizes: dict[WorkKind, int] = field(factory=dict)
     _running: set[RunningBatch] = field(factory=set)
     _next_id: int = 0
     _janitor: Periodic | None = None
@@ -110,22 +116,24 @@ class Executor:
     def room(self) -> tuple[int, int]:
         """How many more batches, and how many more listings, may begin."""
         listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
-        return self.limits.batches - (len(self._running) - listing), self.limits.listings - listing
+        return 2 * self.limits.batches - (len(self._running) - listing), self.limits.listings - listing
 
     # -- work
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
-        running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools)
+        running = RunningBatch(
+            batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again
+        )
         self._running.add(running)
-        with log_context(job=batch.job.id):
+        with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
             start_background("carry out a batch", self._carry_out(running))
 
     def cancel(self, job_id: int) -> None:
         """End what runs of a job whose cancellation is in the database."""
-        for batch in list(self._running):
-            if batch.batch.job.id == job_id:
-                batch.end(Ending.CANCELLED)
+        for running in list(self._running):
+            if job_id in running.batch.jobs:
+                running.cancel(job_id)
 
     async def _carry_out(self, running: RunningBatch) -> None:
         agent: AgentProcess | None = None
@@ -133,13 +141,14 @@ class Executor:
         try:
             prepared = await self._prepare(running.batch)
             kind = prepared.kind
-            agent = await self.pool.lend(kind)
+            agent = await self.pool.lend(kind, alone=running.batch.type is JobType.LIST)
             intake = await self._intake_for(running.batch, agent, prepared)
             if running.ending is not None:
                 running.drop()
             else:
                 running.run(agent, prepared.request, intake)
             await following(running.finished)
+            self._note_seconds(running)
         except _NotPossibleError as error:
             running.refuse(error.failure)
         except AgentStartError as error:
@@ -154,6 +163,13 @@ class Executor:
             if kind is not None:
                 self._let_go(kind)
             self.on_room()
+
+    def _note_seconds(self, running: RunningBatch) -> None:
+        """Have the next batches of its kind take the time that a batch should."""
+        kind, elements = kind_of(running.batch.job), running.batch.elements
+        if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
+            size = self.batch_sizes.get(kind, FIRST_SIZE)
+            self.batch_sizes[kind] = next_size(size, len(elements), running.seconds, self.limits.batch_elements)
 
     def _let_go(self, kind: AgentKind) -> None:
         if kind.credential:
@@ -242,7 +258,7 @@ class Executor:
             for element, job in left:
                 groups.setdefault(job.id, (job, []))[1].append(element)
             for job, elements in groups.values():
-                await self._discard(Batch(job, JobType.COPY, elements))
+                await self._discard(Batch.of_one(job, JobType.COPY, elements))
         finally:
             self._cleaning = False
 
@@ -265,7 +281,7 @@ class Executor:
             return
         finally:
             self._let_go(prepared.kind)
-        tokens = [batch.token(element) for element in batch.elements if element.id in cleaned]
+        tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
         if tokens:
             await self.database.run("residues are gone", claims.clear_residue, tokens)
             self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
@@ -294,13 +310,10 @@ async def _discarded(agent: AgentProcess, request: wire.CopyRequest) -> set[int]
         died = not over.called
         finish()
 
-    agent.on_event = on_event
-    agent.on_end = on_end
     items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
-    agent.send(wire.DiscardRequest(request.id, items, request.limits))
-    if not agent.alive:
-        on_end("before it was asked")
+    agent.give(wire.DiscardRequest(request.id, items, request.limits), Borrower(on_event, on_end))
     await over
+    agent.take_back(request.id)
     return set() if died else {item.key for item in request.items} - failed
 
 

@@ -38,7 +38,7 @@ class Lane:
         active = first.union_all(sa.select(following).where(first.c.id.is_not(None)))
         self.users = sa.select(active.c.id).where(active.c.id.is_not(None))
         self.jobs_of_user = (
-            sa.select(jobs.c.id)
+            sa.select(jobs.c.id, jobs.c.num_submitted)
             .where(waits, jobs.c.user_id == bindparam("user"), due_at <= bindparam("now"))
             .order_by(jobs.c.priority, jobs.c.id)
             .limit(bindparam("most"))
