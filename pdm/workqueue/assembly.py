@@ -44,6 +44,7 @@ from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database, DatabaseUnusableError
 from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.telemetry.reactor_lag import ReactorLag
 from pdm.workqueue.wire.agent_messages import Limits
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
@@ -165,6 +166,8 @@ class Assembly:
         )
         tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
 
+        self.lag = ReactorLag(reactor)
+
         services.add("instance lock", self._lock, _nothing)
         services.add("database", self.database.start, self.database.stop)
         services.add("credential files", lambda: _swept(files), lambda: _swept(files))
@@ -174,6 +177,7 @@ class Assembly:
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
         services.add("tls refresh", tls_refresher.start, tls_refresher.stop)
+        services.add("reactor lag", self.lag.start, self.lag.stop)
         services.add("listener", self._listen, self._close)
 
     # -- steps

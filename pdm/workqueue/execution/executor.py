@@ -90,16 +90,15 @@ class Executor:
     _next_id: int = 0
     _janitor: Periodic | None = None
     _cleaning: bool = False
+    _cancelling: set[int] = field(factory=set)
     _log: Logger = field(factory=Logger)
 
     # -- life
 
     def start(self) -> None:
-        self._janitor = Periodic(
-            self.tools.reactor, "remove what crashed attempts left", _JANITOR_PERIOD_S, self.clean_up
-        )
+        self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
-        self.clean_up_soon()
+        start_background("take up what was left", self._take_up())
 
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
@@ -122,9 +121,7 @@ class Executor:
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
-        running = RunningBatch(
-            batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again
-        )
+        running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
         self._running.add(running)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
             start_background("carry out a batch", self._carry_out(running))
@@ -134,6 +131,24 @@ class Executor:
         for running in list(self._running):
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
+
+        start_background("cancel what waits", self._cancel_waiting(job_id))
+
+    async def _cancel_waiting(self, job_id: int) -> None:
+        """Cancel what waits of a job, a part at a time, so that others can write in between."""
+        if job_id in self._cancelling:
+            return
+        self._cancelling.add(job_id)
+        try:
+            while await self.database.run("cancel a part of a job", claims.cancel_more, job_id, self.tools.clock()):
+                pass
+        finally:
+            self._cancelling.discard(job_id)
+
+    async def _go_on_cancelling(self) -> None:
+        """Take up cancellations that a daemon had no time to bring to their end."""
+        for job_id in await self.database.read("what is being cancelled", claims.being_cancelled):
+            await self._cancel_waiting(job_id)
 
     async def _carry_out(self, running: RunningBatch) -> None:
         agent: AgentProcess | None = None
@@ -227,7 +242,7 @@ class Executor:
             return None
         element, job = batch.elements[0], batch.job
         token = batch.token(element)
-        known: set[tuple[str, str]] = set()
+        known: set[bytes] = set()
         if element.attempts > 1:
             # An earlier attempt may have come half way: what it planned stands, and is not planned again.
             known = await self.database.read("what is planned", claims.known_paths, job.id)
@@ -238,7 +253,11 @@ class Executor:
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
         return ListingIntake(self.database, self.worker, token, plan, known, agent.pause, agent.resume, self.on_room)
 
-    # -- what crashed attempts left behind
+    # -- what was left behind
+
+    async def _take_up(self) -> None:
+        await self._go_on_cancelling()
+        await self.clean_up()
 
     def clean_up_soon(self) -> None:
         """There may be something to remove, perhaps of elements that were cancelled."""

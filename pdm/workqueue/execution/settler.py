@@ -16,7 +16,7 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 
 #: Verdicts of one transaction at most; bounds how long the writer is busy with them.
-_MOST_AT_ONCE = 1000
+_MOST_AT_ONCE = 500
 _PAUSE_AFTER_ERROR_S = 1.0
 
 

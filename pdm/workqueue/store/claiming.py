@@ -125,15 +125,13 @@ def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> lis
     return batches
 
 
-def _next_batch(
-    stock: _Stock, queue: list[LockedJob], room: Room, sharers: int
-) -> tuple[_Packing, list[LockedJob]]:
+def _next_batch(stock: _Stock, queue: list[LockedJob], room: Room, sharers: int) -> tuple[_Packing, list[LockedJob]]:
     """A batch for a user's first job and those like it, and the jobs that may have more.
 
     Where it has no elements, nothing is due in the first job, or a cap is reached; the next may be of another site.
     """
     first = queue[0]
-    waiting = sum(job.record.counters.submitted for job in queue if _are_alike(first, job))
+    waiting = sum(job.counters.submitted for job in queue if _are_alike(first, job))
     packing = _Packing(room.for_batch(first.record, waiting), room.limits.batch_bytes)
     remaining: list[LockedJob] = []
     for at, job in enumerate(queue):
@@ -158,11 +156,7 @@ def _are_alike(one: LockedJob, other: LockedJob) -> bool:
     if one is other:
         return True
     first, second = one.record, other.record
-    return (
-        kind_of(first) == kind_of(second)
-        and first.priority == second.priority
-        and first.options == second.options
-    )
+    return kind_of(first) == kind_of(second) and first.priority == second.priority and first.options == second.options
 
 
 class _Packing:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters, JobRecord
-from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES
+from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES, NEVER
 from pdm.workqueue.store.records import JOB_COLUMNS, job_record
 from pdm.workqueue.store.tables import jobs
 from pdm.workqueue.WorkqueueDB import HAS_HELD
@@ -99,6 +99,8 @@ class LockedJob:
         finished_at = (self.record.finished_at if before.is_final else now) if status.is_final else None
         if not counters.submitted or self.record.cancel_requested:
             self.list_due_at = self.work_due_at = None
+        if self.record.cancel_requested and (counters.submitted or counters.held):
+            self.work_due_at = NEVER
         self.record = evolve(
             self.record,
             status=status,

@@ -130,9 +130,9 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
 class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
 
-    With ``keys``, only these items end. An agent that cannot end some without the others ends the whole batch: items that
-    are reported as cancelled though nobody asked for it go back to the queue. A batch that waits behind another is ended
-    at once, and never begins.
+    With ``keys``, only these items end. An agent that cannot end some without the others ends the whole batch: items
+    that are reported as cancelled though nobody asked for it go back to the queue. A batch that waits behind another is
+    ended at once, and never begins.
     """
 
     id: int
