@@ -33,6 +33,7 @@ from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.http.access import AccessList
@@ -167,6 +168,7 @@ class Assembly:
         tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
 
         self.lag = ReactorLag(reactor)
+        housekeeping = Housekeeping(reactor, self.database, utc_now)
 
         services.add("instance lock", self._lock, _nothing)
         services.add("database", self.database.start, self.database.stop)
@@ -177,6 +179,7 @@ class Assembly:
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
         services.add("tls refresh", tls_refresher.start, tls_refresher.stop)
+        services.add("housekeeping", housekeeping.start, housekeeping.stop)
         services.add("reactor lag", self.lag.start, self.lag.stop)
         services.add("listener", self._listen, self._close)
 

@@ -87,6 +87,7 @@ class AgentPool:
         self._living: dict[AgentProcess, _Living] = {}
         #: In the order in which they came.
         self._waiting: list[_Waiting] = []
+        self._making_room = 0
         self._stopping = False
         self._sweeper = Periodic(timer, "end idle agents", max(idle_s / 4, 0.5), self._end_idle)
 
@@ -144,18 +145,25 @@ class AgentPool:
                 agent = self._free(kind)
                 if agent is not None:
                     return agent
-                if len(self._living) < self._most:
+                if len(self._living) + self._making_room < self._most:
                     return None
                 if self._idle:
                     # The place is needed for another kind: the longest unused one makes room.
-                    oldest = self._idle.pop(0)
-                    oldest.agent.end()
-                    await following(oldest.agent.ended)
+                    await self._make_room(self._idle.pop(0).agent)
                     continue
             elif (agent := self._nearly_free(waiting)) is not None:
                 return agent
             waiting.woken = Deferred()
             await waiting.woken
+
+    async def _make_room(self, agent: AgentProcess) -> None:
+        # Its place is for who waits here, and for nobody who is told earlier that it is free.
+        self._making_room += 1
+        try:
+            agent.end()
+            await following(agent.ended)
+        finally:
+            self._making_room -= 1
 
     def _working(self) -> int:
         return sum(1 for living in self._living.values() if living.borrowers and not living.alone)

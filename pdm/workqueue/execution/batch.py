@@ -71,6 +71,7 @@ class RunningBatch:
     _cancelled: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
     _obeys: bool = False
+    _disobeys: bool = False
     _watchdog: IDelayedCall | None = None
     _silence_s: float = 0.0
     _turn_at: float | None = None
@@ -162,6 +163,7 @@ class RunningBatch:
 
     def _disobeyed(self) -> None:
         if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
+            self._disobeys = True
             self._agent.kill("it did not obey")
 
     # -- silence
@@ -268,7 +270,7 @@ class RunningBatch:
         # Its transfer may have left something behind: that is looked after before anything else happens there. That it
         # was begun may be among what the agent had no time to tell.
         residue = self._turn_at is not None and self.batch.type is JobType.COPY
-        if self._ending is not None or self._cancelled:
+        if self._ending is not None or key in self._cancelled or self._disobeys:
             self._end_element(key, residue=residue)
             return
         # Alone it is to blame, even if it had no time to say that it was begun; else an agent that dies at once would

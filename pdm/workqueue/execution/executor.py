@@ -33,6 +33,8 @@ from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
+#: Results that may wait for the database; as many again are at work.
+_MOST_UNSETTLED = 2000
 
 
 class _NotPossibleError(Exception):
@@ -113,9 +115,12 @@ class Executor:
         await DeferredList([following(batch.finished) for batch in running])
 
     def room(self) -> tuple[int, int]:
-        """How many more batches, and how many more listings, may begin."""
+        """How many more batches, and how many more listings, may begin; no batch while results wait to be stored."""
         listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
-        return 2 * self.limits.batches - (len(self._running) - listing), self.limits.listings - listing
+        batches = 2 * self.limits.batches - (len(self._running) - listing)
+        if self.tools.settler.backlog > _MOST_UNSETTLED:
+            batches = 0
+        return batches, self.limits.listings - listing
 
     # -- work
 

@@ -16,7 +16,7 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 
 #: Verdicts of one transaction at most; bounds how long the writer is busy with them.
-_MOST_AT_ONCE = 500
+_MOST_AT_ONCE = 1000
 _PAUSE_AFTER_ERROR_S = 1.0
 
 
@@ -69,6 +69,11 @@ class Settler:
                 start_background("settle", self._settle_all())
 
         log_closed.addCallback(ready)
+
+    @property
+    def backlog(self) -> int:
+        """Verdicts that are not in the database yet."""
+        return self._awaited + len(self._pending)
 
     async def drained(self) -> None:
         """Wait until every verdict handed in is settled."""

@@ -92,6 +92,7 @@ class Batch:
         self._stopped = False
         self._on_stop: list[Callable[[], None]] = []
         self._ends_items = False
+        self._begun: set[int] = set()
         self._ended: set[int] = set()
         self._on_end: list[Callable[[set[int]], None]] = []
 
@@ -120,24 +121,30 @@ class Batch:
             self.stop()
             return
         with self._stopping:
-            self._ended |= wanted
+            with self._lock:
+                self._ended |= wanted
+                running = wanted & self._begun
+            # What was not begun never will be: `started` says so.
+            for key in sorted(wanted - running):
+                self.cancelled(key)
             for callback in self._on_end:
-                callback(wanted)
-            self._show_life(sorted(wanted))
+                callback(running)
+            self._show_life(sorted(running))
 
     def _show_life(self, keys: list[int]) -> None:
         for key in keys[:1]:
             self.log(key, "asked to stop")
-            self.flush()
+        self.flush()
 
     def is_ended(self, key: int) -> bool:
         """Whether an item was cancelled, alone or with all."""
         return self._stopped or key in self._ended
 
     def ends_items(self, callback: Callable[[set[int]], None]) -> None:
-        """Have a function called with the keys of items that are cancelled while others go on.
+        """Have a function called with the keys of items under way that are cancelled while others go on.
 
-        Whoever calls this promises to look at `is_ended` for each item; else a cancelled item ends all of them.
+        Whoever calls this promises to carry no item out of which `started` says no, and to end one of which `is_ended`
+        says yes. Without this call, an item that is cancelled ends the whole batch.
         """
         with self._stopping:
             self._ends_items = True
@@ -155,8 +162,14 @@ class Batch:
             if self._stopped:
                 callback()
 
-    def started(self, key: int) -> None:
+    def started(self, key: int) -> bool:
+        """Tell that work on an item begins; says no where it must not, because the item was cancelled."""
+        with self._lock:
+            if key not in self._open or key in self._ended:
+                return False
+            self._begun.add(key)
         self._write("started", key)
+        return True
 
     def log(self, key: int, text: str) -> None:
         self._write("log", key, text=shortened(text, _LONGEST_LOG))

@@ -74,7 +74,8 @@ class _Simulation:
                 self._one(item["key"], _behaviour_of(item.get("url") or item["source"]), item)
 
     def _one(self, key: int, behaviour: _Behaviour, item: dict[str, Any]) -> None:
-        self._batch.started(key)
+        if not self._batch.started(key):
+            return
         if behaviour.crash:
             self._batch.flush()
             os.kill(os.getpid(), signal.SIGKILL)
