@@ -93,6 +93,7 @@ class Executor:
     _janitor: Periodic | None = None
     _cleaning: bool = False
     _cancelling: set[int] = field(factory=set)
+    _stopping: bool = False
     _log: Logger = field(factory=Logger)
 
     # -- life
@@ -104,6 +105,7 @@ class Executor:
 
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
+        self._stopping = True
         if self._janitor is not None:
             await self._janitor.stop()
         await self.end_all(Ending.STOPPED)
@@ -145,8 +147,9 @@ class Executor:
             return
         self._cancelling.add(job_id)
         try:
-            while await self.database.run("cancel a part of a job", claims.cancel_more, job_id, self.tools.clock()):
-                pass
+            more = True
+            while more and not self._stopping:
+                more = await self.database.run("cancel a part of a job", claims.cancel_more, job_id, self.tools.clock())
         finally:
             self._cancelling.discard(job_id)
 
