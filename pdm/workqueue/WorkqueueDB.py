@@ -84,7 +84,8 @@ class Job(Base):
         timestamp: when it was registered.
         started_at: when its first element was first claimed.
         list_due_at: when its listing may be claimed; null when it does not wait.
-        work_due_at: not later than when any other element may be claimed; null when none can.
+        work_due_at: not later than when any other element may be claimed; null when none can, the year 9999 while
+            some still wait to be cancelled.
     """
 
     __tablename__ = "jobs"

@@ -33,6 +33,7 @@ from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.http.access import AccessList
@@ -44,6 +45,7 @@ from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database, DatabaseUnusableError
 from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.telemetry.reactor_lag import ReactorLag
 from pdm.workqueue.wire.agent_messages import Limits
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
@@ -109,6 +111,7 @@ class Assembly:
             reactor,
             self._command_for,
             most=agents.max_agents + agents.list_agents,
+            kept_free=agents.list_agents,
             idle_s=agents.idle_s,
             unused=credentials.released,
         )
@@ -129,7 +132,7 @@ class Assembly:
                 settler,
                 agents.cancel_grace_s,
             ),
-            ExecutionLimits(agents.max_agents, agents.list_agents, limits),
+            ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
             settings.credentials.trust_dir,
             self._wake,
         )
@@ -164,6 +167,9 @@ class Assembly:
         )
         tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
 
+        self.lag = ReactorLag(reactor)
+        housekeeping = Housekeeping(reactor, self.database, utc_now)
+
         services.add("instance lock", self._lock, _nothing)
         services.add("database", self.database.start, self.database.stop)
         services.add("credential files", lambda: _swept(files), lambda: _swept(files))
@@ -173,6 +179,8 @@ class Assembly:
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
         services.add("tls refresh", tls_refresher.start, tls_refresher.stop)
+        services.add("housekeeping", housekeeping.start, housekeeping.stop)
+        services.add("reactor lag", self.lag.start, self.lag.stop)
         services.add("listener", self._listen, self._close)
 
     # -- steps

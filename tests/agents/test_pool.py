@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
+from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.wire import agent_messages as wire
 
 READY = """
@@ -65,11 +65,19 @@ def kind(helper: str = "echo", credential: str = "") -> AgentKind:
     return AgentKind(helper, credential, {})
 
 
-async def next_event(agent: AgentProcess, request: wire.Request) -> wire.Event:
+LIMITS = wire.Limits()
+
+
+def nothing(number: int) -> wire.Work:
+    return wire.RemoveRequest(number, [], LIMITS)
+
+
+async def next_event(agent: AgentProcess, request: wire.Work) -> wire.Event:
     answer: Deferred[wire.Event] = Deferred()
-    agent.on_event = answer.callback
-    agent.send(request)
-    return await answer
+    agent.give(request, Borrower(answer.callback, lambda sentence: None))
+    event = await answer
+    agent.take_back(request.id)
+    return event
 
 
 def is_alive(pid: int) -> bool:
@@ -82,7 +90,7 @@ def is_alive(pid: int) -> bool:
 @pytest_twisted.ensureDeferred
 async def test_an_agent_is_kept_for_the_next_of_its_kind(pool: AgentPool) -> None:
     agent = await pool.lend(kind())
-    assert await next_event(agent, wire.CancelRequest(1)) == wire.Finished(1)
+    assert await next_event(agent, nothing(1)) == wire.Finished(1)
     pool.give_back(agent, kind())
     assert await pool.lend(kind()) is agent
 
@@ -108,6 +116,90 @@ async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: Ag
     assert not waiting.called
     pool.give_back(agents[0], kind())
     assert await waiting is agents[0]
+
+
+class Watcher(Borrower):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        super().__init__(self.told.append, self.told.append, lambda: self.told.append("turn"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool, scripts: dict[str, str]) -> None:
+    scripts["two"] = (
+        READY
+        + "sys.stdin.readline()\nsys.stdin.readline()\n"
+        + "\n".join(
+            f'say(\'{{"event": "{event}", "id": {number}{more}}}\')'
+            for number in (1, 2)
+            for event, more in (("started", ', "key": 0'), ("finished", ""))
+        )
+        + "\ntime.sleep(60)\n"
+    )
+    agents = [await pool.lend(kind("two")) for _ in range(2)]
+    first, second = Watcher(), Watcher()
+    agents[0].give(nothing(1), first)
+    waiting = Deferred.fromCoroutine(pool.lend(kind("two")))
+    alone = Deferred.fromCoroutine(pool.lend(kind("two"), alone=True))
+    assert not waiting.called
+    first.nearly_done = True
+    pool.look_again()
+    assert await waiting is agents[0]
+    # It has two by now; a third has to wait, and what must not wait behind another waits for an agent of its own.
+    third = Deferred.fromCoroutine(pool.lend(kind("two")))
+    agents[0].give(nothing(2), second)
+    assert (first.told, second.told) == (["turn"], [])
+    while not first.told[1:] or not second.told:
+        await deferLater(reactor, 0.01)
+    while wire.Finished(1) not in first.told:
+        await deferLater(reactor, 0.01)
+    agents[0].take_back(1)
+    pool.give_back(agents[0], kind("two"))
+    assert "turn" in second.told
+    assert not third.called and not alone.called
+    pool.give_back(agents[1], kind("two"))
+    assert await alone is agents[1]
+    agents[0].kill("the test wants it")
+    while not isinstance(second.told[-1], str) or "the test wants it" not in second.told[-1]:
+        await deferLater(reactor, 0.01)
+    assert first.told == ["turn", wire.Started(1, 0), wire.Finished(1)]
+    assert (await third).alive
+
+
+@pytest_twisted.ensureDeferred
+async def test_work_waits_behind_no_other_while_another_kind_waits_longer(pool: AgentPool) -> None:
+    agents = [await pool.lend(kind(credential="one")) for _ in range(2)]
+    other = Deferred.fromCoroutine(pool.lend(kind(credential="two")))
+    borrower = Watcher()
+    agents[0].give(nothing(7), borrower)
+    borrower.nearly_done = True
+    more = Deferred.fromCoroutine(pool.lend(kind(credential="one")))
+    pool.look_again()
+    assert not more.called
+    agents[0].take_back(7)
+    pool.give_back(agents[0], kind(credential="one"))
+    started = await other
+    assert started not in agents
+    pool.give_back(agents[1], kind(credential="one"))
+    assert await more is agents[1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_places_are_kept_for_who_needs_an_agent_alone() -> None:
+    pool = AgentPool(
+        reactor, reactor, lambda kind: command(ECHO), most=2, idle_s=60, unused=lambda name: None, kept_free=1
+    )
+    work = await pool.lend(kind())
+    more = Deferred.fromCoroutine(pool.lend(kind()))
+    listing = await pool.lend(kind(), alone=True)
+    assert not more.called
+    pool.give_back(listing, kind())
+    assert not more.called
+    pool.give_back(work, kind())
+    assert (await more).alive
+    await pool.stop()
 
 
 @pytest_twisted.ensureDeferred
@@ -159,7 +251,7 @@ async def test_an_agent_that_does_not_come_up_says_why(script: str, says: str) -
 async def test_garbage_in_the_middle_of_a_batch_ends_the_agent(pool: AgentPool, scripts: dict[str, str]) -> None:
     scripts["liar"] = READY + 'sys.stdin.readline(); os.write(3, b\'{"event": "done"}\\n\'); time.sleep(60)\n'
     agent = await pool.lend(kind("liar"))
-    agent.send(wire.CancelRequest(1))
+    agent.cancel(1)
     assert "no event" in await agent.ended
 
 
@@ -203,8 +295,7 @@ async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, 
     )
     agent = await pool.lend(kind("flood"))
     seen: list[Any] = []
-    agent.on_event = seen.append
-    agent.send(wire.CancelRequest(1))
+    agent.give(nothing(1), Borrower(seen.append, lambda sentence: None))
     while not seen:
         await deferLater(reactor, 0.01)
     agent.pause()

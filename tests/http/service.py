@@ -284,7 +284,7 @@ class Service:
         """Claim all of a job that can run; jobs of other tests are claimed along, and stay so."""
         limits = ClaimLimits(elements=10_000, batches=1000, batch_elements=1000, batch_bytes=2**50)
         batches = await self.database.run("claim", claims.claim, "worker", limits, self.now())
-        return [batch.token(element) for batch in batches if batch.job.id == job_id for element in batch.elements]
+        return [batch.token(element) for batch in batches for element in batch.elements if element.job_id == job_id]
 
     async def settle(
         self,

@@ -52,7 +52,7 @@ def batch(job_type: JobType, *elements: ElementRecord, element_type: JobType | N
         bytes_done=0,
         skipped=0,
     )
-    return Batch(job, job_type if element_type is None else element_type, elements)
+    return Batch.of_one(job, job_type if element_type is None else element_type, elements)
 
 
 def element(number: int, source: str, destination: str | None = None, attempts: int = 1, **more: Any) -> ElementRecord:
@@ -98,10 +98,10 @@ def test_copies_arrive_under_a_name_of_their_attempt() -> None:
         9,
         [
             wire.CopyItem(
-                4, "gsiftp://site1:2811/from/a%20b", "gsiftp://site2:2811/to/a%20b", f"{part}.4.1.part", [], 3
+                0, "gsiftp://site1:2811/from/a%20b", "gsiftp://site2:2811/to/a%20b", f"{part}.4.1.part", [], 3
             ),
             wire.CopyItem(
-                5,
+                1,
                 "gsiftp://site1:2811/from/x%25",
                 "gsiftp://site2:2811/to/x%25",
                 f"{part}.5.3.part",
@@ -147,8 +147,8 @@ def test_listings(type_: JobType, options: dict[str, Any], depth: int | None, fo
 def test_removals() -> None:
     made = request(batch(JobType.REMOVE, element(1, "/from/f"), element(2, "/from", is_directory=True)))
     items = [
-        wire.PathItem(1, "gsiftp://site1:2811/from/f"),
-        wire.PathItem(2, "gsiftp://site1:2811/from", directory=True),
+        wire.PathItem(0, "gsiftp://site1:2811/from/f"),
+        wire.PathItem(1, "gsiftp://site1:2811/from", directory=True),
     ]
     assert made == wire.RemoveRequest(9, items, LIMITS)
 
@@ -163,7 +163,7 @@ def test_new_directories_of_a_job_and_of_a_copied_tree() -> None:
     own = request(batch(JobType.MKDIR, element(0, "/from/new")))
     assert own == wire.MakeRequest(9, [wire.PathItem(0, "gsiftp://site1:2811/from/new", True)], False, LIMITS)
     copied = request(batch(JobType.COPY, element(3, "/from/e", "/to/e"), element_type=JobType.MKDIR))
-    assert copied == wire.MakeRequest(9, [wire.PathItem(3, "gsiftp://site2:2811/to/e", True)], True, LIMITS)
+    assert copied == wire.MakeRequest(9, [wire.PathItem(0, "gsiftp://site2:2811/to/e", True)], True, LIMITS)
 
 
 @pytest.mark.parametrize("protocol", MOVERS)

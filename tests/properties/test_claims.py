@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch, Counters, NewElement, Token
+from pdm.workqueue.domain.retry import MOST_CRASHES
 from pdm.workqueue.store import claims, jobs
 from pdm.workqueue.store.tables import elements
 from pdm.workqueue.WorkqueueDB import Base
@@ -42,12 +43,13 @@ class CrashError(Exception):
 
 @define
 class Known:
-    """An element as the model knows it; ``worker`` runs its newest attempt."""
+    """An element as the model knows it; ``worker`` runs its newest attempt, the last ``crashes`` ones were lost."""
 
     type: JobType
     phase: int
     status: JobStatus = _S.SUBMITTED
     attempts: int = 0
+    crashes: int = 0
     worker: str | None = None
 
 
@@ -148,8 +150,10 @@ class Queue(RuleBasedStateMachine):
 
     def _begin(self, batch: Batch, worker: str, lane: frozenset[JobType]) -> None:
         assert batch.type in lane
-        assert batch.job.id not in self.cancelling
+        assert set(batch.jobs) == {element.job_id for element in batch.elements}
+        assert len({(job.user_id, job.type, job.priority) for job in batch.jobs.values()}) == 1
         for element in batch.elements:
+            assert element.job_id not in self.cancelling
             one = self.known[element.job_id, element.id]
             assert one.status is _S.SUBMITTED, "an element is claimed that does not wait"
             assert element.attempts == one.attempts + 1
@@ -204,6 +208,7 @@ class Queue(RuleBasedStateMachine):
             one = self.known[token.job_id, token.element_id]
             one.worker = None
             one.status = status
+            one.crashes = 0
             if token.job_id in self.cancelling and status in (_S.SUBMITTED, _S.HELD):
                 one.status = _S.CANCELLED
             if one.type is JobType.LIST and one.status in (_S.FAILED, _S.CANCELLED):
@@ -324,7 +329,10 @@ class Queue(RuleBasedStateMachine):
             if one.worker == worker:
                 count += 1
                 one.worker = None
+                one.crashes += 1
                 one.status = _S.CANCELLED if job_id in self.cancelling else _S.SUBMITTED
+                if one.crashes == MOST_CRASHES:
+                    one.status = _S.FAILED
         return count
 
     def _is_live(self, token: Token, worker: str) -> bool:

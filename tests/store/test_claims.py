@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 
+from pdm.workqueue.domain.batching import FIRST_SIZE, kind_of
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, NewElement
 from pdm.workqueue.store import claims, jobs
 from pdm.workqueue.store.claims import ClaimLimits
 from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of, verdict
+
+
+def job_ids(batches: list[Batch]) -> list[int]:
+    """Of all elements, in order."""
+    return [element.job_id for batch in batches for element in batch.elements]
 
 
 def numbers(batches: list[Batch]) -> list[list[int]]:
@@ -64,7 +71,7 @@ def test_within_a_user_priority_counts_then_age(store: Store) -> None:
     user = store.user()
     store.worker()
     late, early, first = (store.submit(user, priority=priority) for priority in (5, 5, 0))
-    assert [batch.job.id for batch in store.claim()] == [first.id, late.id, early.id]
+    assert job_ids(store.claim()) == [first.id, late.id, early.id]
 
 
 def test_a_job_of_lower_priority_waits_for_all_of_the_higher(store: Store) -> None:
@@ -134,6 +141,77 @@ def test_a_batch_is_of_one_type(store: Store) -> None:
         JobType.COPY: [1, 3],
         JobType.MKDIR: [2, 4],
     }
+
+
+def test_small_jobs_that_are_alike_share_a_batch(store: Store) -> None:
+    store.worker()
+    alice, bob = store.user("alice"), store.user("bob")
+    alike = [store.submit(alice).id for _ in range(5)]
+    other_route = store.submit(alice, src_siteid=3).id
+    other_options = store.submit(alice, options={"parents": True}).id
+    other_user = store.submit(bob).id
+    alike += [store.submit(alice).id for _ in range(2)]
+    taken = store.claim(batch_elements=6)
+    assert sorted(map(sorted, (batch.jobs for batch in taken))) == sorted(
+        [alike[:6], alike[6:], [other_route], [other_options], [other_user]]
+    )
+    for batch in taken:
+        assert [batch.job_of(element) for element in batch.elements] == [
+            store.job(element.job_id) for element in batch.elements
+        ]
+    store.settle(done(*taken))
+    assert {store.job(number).status for number in (*alike, other_route, other_user)} == {JobStatus.DONE}
+
+
+def test_a_batch_takes_the_rest_of_one_job_and_the_beginning_of_the_next(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    first, second = store.copy_job(user, [1] * 5), store.copy_job(user, [1] * 9)
+    taken = store.claim(batches=3, batch_elements=4)
+    assert [(element.job_id, element.id) for batch in taken for element in batch.elements] == [
+        *((first.id, number) for number in range(1, 6)),
+        *((second.id, number) for number in range(1, 8)),
+    ]
+    assert (store.job(first.id).counters.running, store.job(second.id).counters.running) == (5, 7)
+
+
+def test_listings_never_share(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    wanted = [[store.submit(user, JobType.COPY).id] for _ in range(3)]
+    assert [list(batch.jobs) for batch in store.claim(types=LIST_LANE)] == wanted
+
+
+def test_a_job_of_other_types_is_not_forgotten_behind_a_full_batch(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    folder = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
+    first, second = store.copy_job(user, [1, 1]), store.copy_job(user, [folder])
+    taken = store.claim()
+    assert [(batch.type, list(batch.jobs)) for batch in taken] == [
+        (JobType.COPY, [first.id]),
+        (JobType.MKDIR, [second.id]),
+    ]
+
+
+def test_batches_are_of_the_size_of_their_kind_and_leave_something_for_others(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1] * 200)
+    sizes = {kind_of(job): 40}
+    assert list(map(len, numbers(store.claim(batches=2, batch_sizes=sizes)))) == [40, 40]
+    assert list(map(len, numbers(store.claim(batches=1, batch_sizes={})))) == [FIRST_SIZE]
+    assert list(map(len, numbers(store.claim(batches=2, batch_sizes=sizes, sharers=2)))) == [28, 16]
+
+
+def test_what_agents_die_of_is_handed_out_alone(store: Store) -> None:
+    store.worker()
+    store.copy_job(store.user(), [1] * 4)
+    crashed = AttemptFailure(Scope.SERVICE, FailureCode.CRASHED, "signal 11")
+    for _ in range(2):
+        (batch,) = store.claim()
+        assert len(batch.elements) == 4
+        store.settle(ended(JobStatus.SUBMITTED, batch, failure=crashed, counts=False))
+    assert numbers(store.claim()) == [[1], [2], [3], [4]]
 
 
 def test_what_is_put_off_waits_for_its_time_and_holds_nothing_up(store: Store) -> None:

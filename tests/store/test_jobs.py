@@ -8,7 +8,7 @@ import pytest
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, NewElement
-from pdm.workqueue.store import claims, jobs
+from pdm.workqueue.store import claims, jobs, steering
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, new_job, token_of, verdict
 
@@ -113,6 +113,33 @@ def test_a_job_that_was_done_all_the_same_is_done(store: Store) -> None:
     store.run(jobs.cancel, job.id, store.now)
     store.settle(done(batch))
     assert store.job(job.id).status is JobStatus.DONE
+
+
+def test_a_large_job_is_cancelled_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "CANCELLED_AT_ONCE", 4)
+    user = store.user()
+    store.worker()
+    job = store.copy_job(user, [1] * 12)
+    (first,) = store.claim(batches=1, batch_elements=3)
+    store.settle(ended(JobStatus.HELD, first, failure=EXPIRED, counts=False))
+    record = store.run(jobs.cancel, job.id, store.now)
+    assert (record.status, record.cancel_requested) == (JobStatus.RUNNING, True)
+    assert record.counters == Counters(elements=13, submitted=5, done=1, cancelled=4, held=3) == store.recount(job.id)
+    # Nothing of it is claimed or wanted any more, and who comes later finds what is left to do.
+    assert store.claim() == []
+    assert store.run(claims.next_due, store.now) is None
+    assert store.run(claims.being_cancelled) == [job.id]
+    assert store.run(jobs.retry, job.id, store.now)[1] == 0
+    assert store.run(claims.cancel_more, job.id, store.now)
+    assert store.job(job.id).counters == store.recount(job.id)
+    assert not store.run(claims.cancel_more, job.id, store.now)
+    final = store.job(job.id)
+    assert (final.status, final.counters) == (JobStatus.CANCELLED, Counters(elements=13, done=1, cancelled=12))
+    assert store.run(claims.being_cancelled) == []
+    assert not store.run(claims.cancel_more, job.id, store.now)
+    assert not store.run(claims.cancel_more, job.id + 1, store.now)
+    assert store.run(jobs.retry, job.id, store.now)[1] == 12
+    assert len(store.claim()[0].elements) == 12
 
 
 def test_a_job_that_waits_is_cancelled_at_once(store: Store) -> None:

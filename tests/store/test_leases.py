@@ -5,6 +5,7 @@ from __future__ import annotations
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import Counters
+from pdm.workqueue.domain.retry import MOST_CRASHES
 from pdm.workqueue.store import claims, jobs
 from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, token_of
 
@@ -118,3 +119,33 @@ def test_renewal_tells_of_cancelled_jobs_that_run_here(store: Store) -> None:
     store.settle(ended(JobStatus.SUBMITTED, *batch, failure=BROKEN))
     assert store.run(claims.renew, "w", store.now, LEASE_S).cancelled_jobs == frozenset()
     assert store.job(mine.id).status is JobStatus.CANCELLED
+
+
+def test_what_every_daemon_dies_of_fails_in_the_end(store: Store) -> None:
+    job = store.copy_job(store.user(), [1], store.worker())
+    for crashes in range(1, MOST_CRASHES + 1):
+        (batch,) = store.claim()
+        assert token_of(batch).attempt == crashes
+        store.run(claims.release_worker, "w", store.now)
+        element = store.element(job.id, 1)
+        # Twice at once; then it has to wait, so that a daemon which cannot come up does not use all tries up.
+        assert (element.not_before is None) == (crashes <= 2 or crashes == MOST_CRASHES)
+        store.pass_time(700)
+        store.worker()
+    assert element.status is JobStatus.FAILED
+    assert element.failure is not None and "not tried again" in element.failure.message
+    assert store.job(job.id).status is JobStatus.FAILED
+    assert store.claim() == []
+
+
+def test_any_other_end_begins_the_count_of_crashes_anew(store: Store) -> None:
+    job = store.copy_job(store.user(), [1], store.worker())
+    for attempt in range(1, MOST_CRASHES + 5):
+        (batch,) = store.claim()
+        if attempt == 5:
+            store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
+        else:
+            store.run(claims.release_worker, "w", store.now)
+        store.pass_time(700)
+        store.worker()
+        assert store.element(job.id, 1).status is JobStatus.SUBMITTED

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
-from pdm.workqueue.store import claims, jobs
+from pdm.workqueue.store import claims, jobs, steering
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
 
@@ -24,9 +24,9 @@ _FILES = 1500
 def busy(store: Store) -> Store:
     """Jobs that wait, run and have ended, and one large one; statistics are fresh."""
     store.worker()
-    users = [store.user(name) for name in ("alice", "bob", "carol")]
+    users = [store.user(name) for name in ("alice", "bob", "carol", *(f"user{number}" for number in range(9)))]
     for number in range(120):
-        store.submit(users[number % 3], JobType.LIST if number % 4 else JobType.MKDIR)
+        store.submit(users[number % len(users)], JobType.LIST if number % 4 else JobType.MKDIR)
     for _ in range(2):
         store.settle(done(*store.claim(batches=100)))
     large = store.submit(users[0], JobType.COPY, priority=0)
@@ -106,6 +106,33 @@ def test_leases(busy: Store, explained: Explained) -> None:
     busy.run(claims.renew, "w", busy.now, LEASE_S)
     busy.run(claims.release_expired, busy.now)
     busy.run(claims.release_worker, "w", busy.now)
+    explained.assert_indexed()
+
+
+def test_claims_and_results_of_many_small_jobs(busy: Store, explained: Explained) -> None:
+    for number in range(40):
+        busy.submit(busy.user("user1"), JobType.MKDIR, priority=number % 2)
+    batches = busy.claim(batches=2, batch_elements=50)
+    assert any(len(batch.jobs) > 10 for batch in batches)
+    busy.settle(done(*batches))
+    explained.assert_indexed()
+
+
+def test_daemons_that_die(busy: Store, explained: Explained) -> None:
+    for _ in range(3):
+        assert busy.claim(batches=2, batch_elements=10)
+        busy.run(claims.release_worker, "w", busy.now)
+        busy.worker()
+    explained.assert_indexed()
+
+
+def test_a_large_job_is_cancelled_in_parts(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "CANCELLED_AT_ONCE", 100)
+    (large,) = [job for job in busy.run(jobs.page, JobFilter(limit=500)) if job.counters.elements > _FILES]
+    explained.plans.clear()
+    busy.run(jobs.cancel, large.id, busy.now)
+    assert busy.run(claims.being_cancelled) == [large.id]
+    assert busy.run(claims.cancel_more, large.id, busy.now)
     explained.assert_indexed()
 
 

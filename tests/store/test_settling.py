@@ -237,7 +237,7 @@ def test_only_the_running_listing_extends_its_job(store: Store) -> None:
     store.settle(done(listing))
     assert not store.run(claims.extend, "w", token, new)
     assert [element.id for element in store.elements(job.id)] == [0, 1]
-    assert store.run(claims.known_paths, job.id) == {("COPY", "/src/a")}
+    assert store.run(claims.known_paths, job.id) == {claims.path_mark(JobType.COPY, "/src/a")}
 
 
 def test_a_job_that_is_to_end_does_not_grow(store: Store) -> None:

@@ -6,9 +6,10 @@ from datetime import timedelta
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Entry, Token
-from pdm.workqueue.store import claims, credentials, listings, users
+from pdm.workqueue.store import claims, credentials, jobs, listings, purging, users
 from pdm.workqueue.store.credentials import PendingDelegation
-from tests.store.stores import BROKEN, START, Store, ended, token_of
+from pdm.workqueue.store.jobs import IdempotencyKey
+from tests.store.stores import BROKEN, START, Store, ended, new_job, token_of
 
 
 def test_a_user_is_registered_once_and_keeps_the_role_of_today(store: Store) -> None:
@@ -96,3 +97,20 @@ def test_a_lost_listing_writes_nothing(store: Store) -> None:
     assert not store.run(listings.add_notes, token, [{"path": "d", "reason": "r"}])
     assert store.run(listings.chunks, job.id, 0) == [0]
     assert not store.run(listings.add, Token(job.id, 5, 1), 1, ENTRIES)
+
+
+def test_keys_of_old_requests_are_forgotten(store: Store) -> None:
+    users_ = [store.user(name) for name in ("alice", "bob")]
+    for user in users_:
+        for number in range(3):
+            store.run(jobs.submit, new_job(user), IdempotencyKey(user, f"k{number}", "f"), store.now)
+    store.pass_time(60)
+    store.run(jobs.submit, new_job(users_[0]), IdempotencyKey(users_[0], "young", "f"), store.now)
+    found, after = [], (0, "")
+    while some := store.run(purging.old_keys, store.now, after, 2):
+        store.run(purging.forget_keys, some, store.now)
+        found += some
+        after = some[-1]
+    assert found == [(user, f"k{number}") for user in users_ for number in range(3)]
+    assert store.run(purging.old_keys, store.now + timedelta(days=1), (0, ""), 10) == [(users_[0], "young")]
+    store.run(purging.forget_keys, (), store.now)

@@ -1,8 +1,7 @@
-"""Agents kept warm: lent to one batch at a time, kept for the next of the same kind and credential."""
+"""Agents kept warm: lent to one batch, and to the next when that is nearly done; kept for others of the same kind."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 
 from attrs import define, field, frozen
@@ -36,6 +35,19 @@ class _Idle:
     since: float
 
 
+@define
+class _Living:
+    kind: AgentKind
+    borrowers: int
+    alone: bool
+
+
+@define(eq=False)
+class _Waiting:
+    kind: AgentKind
+    woken: Deferred[None] = field(factory=Deferred)
+
+
 class AgentPool:
     """Lends agents.
 
@@ -43,6 +55,7 @@ class AgentPool:
         spawner, timer: the reactor, which is both.
         command_for: how an agent of a kind is started.
         most: how many agents may live at once.
+        kept_free: how many of them only who needs one alone may have.
         idle_s: seconds after which an unused agent is ended.
         unused: called with the fingerprint of a credential once no agent lives that works with it.
         start_timeout_s: seconds an agent may take to be ready.
@@ -60,17 +73,21 @@ class AgentPool:
         idle_s: float,
         unused: Callable[[str], None],
         start_timeout_s: float = 30.0,
+        kept_free: int = 0,
     ) -> None:
         self._spawner = spawner
         self._timer = timer
         self._command_for = command_for
         self._most = most
+        self._kept_free = kept_free
         self._idle_s = idle_s
         self._unused = unused
         self._start_timeout_s = start_timeout_s
         self._idle: list[_Idle] = []
-        self._living: dict[AgentProcess, AgentKind] = {}
-        self._waiting: deque[Deferred[None]] = deque()
+        self._living: dict[AgentProcess, _Living] = {}
+        #: In the order in which they came.
+        self._waiting: list[_Waiting] = []
+        self._making_room = 0
         self._stopping = False
         self._sweeper = Periodic(timer, "end idle agents", max(idle_s / 4, 0.5), self._end_idle)
 
@@ -81,9 +98,7 @@ class AgentPool:
         """End all agents: ask, wait, kill."""
         self._stopping = True
         await self._sweeper.stop()
-        for waiting in list(self._waiting):
-            waiting.errback(AgentStartError("the service is stopping"))
-        self._waiting.clear()
+        self.look_again()
         living = list(self._living)
         for agent in living:
             agent.end()
@@ -97,41 +112,96 @@ class AgentPool:
         if killer.active():
             killer.cancel()
 
-    async def lend(self, kind: AgentKind) -> AgentProcess:
-        """An agent that is ready; waits while all are in use.
+    async def lend(self, kind: AgentKind, *, alone: bool = False) -> AgentProcess:
+        """An agent that is ready, or is about to be; waits while all are busy.
+
+        Args:
+            kind: what it must be.
+            alone: whether it must have no other work: for what must not wait behind anything.
 
         Raises:
             AgentStartError: it could not be started.
         """
+        waiting = _Waiting(kind)
+        self._waiting.append(waiting)
+        try:
+            agent = await self._place(waiting, alone)
+        finally:
+            self._waiting.remove(waiting)
+        if agent is None:
+            return await self._started(kind, alone)
+        living = self._living[agent]
+        living.borrowers += 1
+        living.alone = alone
+        return agent
+
+    async def _place(self, waiting: _Waiting, alone: bool) -> AgentProcess | None:
+        """An agent of the kind; None where there is room to start one."""
+        kind = waiting.kind
         while True:
             if self._stopping:
                 raise AgentStartError("the service is stopping")
-            for idle in reversed(self._idle):
-                if idle.kind == kind:
-                    self._idle.remove(idle)
-                    return idle.agent
-            if len(self._living) < self._most:
-                return await self._started(kind)
-            if self._idle:
-                # The place is needed for another kind: the longest unused one makes room.
-                oldest = self._idle.pop(0)
-                oldest.agent.end()
-                await following(oldest.agent.ended)
-                continue
-            turn: Deferred[None] = Deferred()
-            self._waiting.append(turn)
-            await turn
+            if alone or self._working() < self._most - self._kept_free:
+                agent = self._free(kind)
+                if agent is not None:
+                    return agent
+                if len(self._living) + self._making_room < self._most:
+                    return None
+                if self._idle:
+                    # The place is needed for another kind: the longest unused one makes room.
+                    await self._make_room(self._idle.pop(0).agent)
+                    continue
+            elif (agent := self._nearly_free(waiting)) is not None:
+                return agent
+            waiting.woken = Deferred()
+            await waiting.woken
+
+    async def _make_room(self, agent: AgentProcess) -> None:
+        # Its place is for who waits here, and for nobody who is told earlier that it is free.
+        self._making_room += 1
+        try:
+            agent.end()
+            await following(agent.ended)
+        finally:
+            self._making_room -= 1
+
+    def _working(self) -> int:
+        return sum(1 for living in self._living.values() if living.borrowers and not living.alone)
+
+    def _free(self, kind: AgentKind) -> AgentProcess | None:
+        for idle in reversed(self._idle):
+            if idle.kind == kind:
+                self._idle.remove(idle)
+                return idle.agent
+        return None
+
+    def _nearly_free(self, waiting: _Waiting) -> AgentProcess | None:
+        """An agent that will soon be done with its work; not while somebody waits longer for the place of one."""
+        if any(other.kind != waiting.kind for other in self._waiting[: self._waiting.index(waiting)]):
+            return None
+        for agent, living in self._living.items():
+            if living.kind == waiting.kind and living.borrowers == 1 and agent.takes_next:
+                return agent
+        return None
+
+    def look_again(self) -> None:
+        """An agent may have become free, or nearly so."""
+        for waiting in list(self._waiting):
+            if not waiting.woken.called:
+                waiting.woken.callback(None)
 
     def give_back(self, agent: AgentProcess, kind: AgentKind) -> None:
         """Return an agent whose batch is finished."""
-        agent.give_back()
         if agent.alive:
-            self._idle.append(_Idle(agent, kind, self._timer.seconds()))
-            self._next()
+            living = self._living[agent]
+            living.borrowers -= 1
+            if not living.borrowers:
+                self._idle.append(_Idle(agent, kind, self._timer.seconds()))
+            self.look_again()
 
-    async def _started(self, kind: AgentKind) -> AgentProcess:
+    async def _started(self, kind: AgentKind, alone: bool) -> AgentProcess:
         agent = AgentProcess(self._command_for(kind))
-        self._living[agent] = kind
+        self._living[agent] = _Living(kind, 1, alone)
         agent.ended.addCallback(self._gone, agent)
         try:
             agent.start(self._spawner)
@@ -147,15 +217,11 @@ class AgentPool:
         return sentence
 
     def _forget(self, agent: AgentProcess) -> None:
-        kind = self._living.pop(agent)
+        kind = self._living.pop(agent).kind
         self._idle = [idle for idle in self._idle if idle.agent is not agent]
-        if kind.credential and all(other.credential != kind.credential for other in self._living.values()):
+        if kind.credential and all(other.kind.credential != kind.credential for other in self._living.values()):
             self._unused(kind.credential)
-        self._next()
-
-    def _next(self) -> None:
-        if self._waiting:
-            self._waiting.popleft().callback(None)
+        self.look_again()
 
     async def _end_idle(self) -> None:
         before = self._timer.seconds() - self._idle_s

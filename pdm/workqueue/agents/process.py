@@ -9,11 +9,11 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
-from attrs import frozen
+from attrs import define, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IProcessTransport, IReactorProcess, IReactorTime
@@ -21,7 +21,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.wire.agent_messages import LONGEST_LINE, Event, Ready, Request
+from pdm.workqueue.wire.agent_messages import LONGEST_LINE, CancelRequest, Event, Ready, Work
 
 #: The agent's descriptors: requests in, noise, noise, events out.
 _REQUESTS, _NOISE, _EVENTS = 0, (1, 2), 3
@@ -54,14 +54,29 @@ class AgentCommand:
     lock_fd: int | None = None
 
 
+@define(eq=False)
+class Borrower:
+    """Who has given an agent work, and is told what becomes of it.
+
+    Attributes:
+        on_event: called with each event about the work.
+        on_end: called with a sentence when the process is gone; not after the work was taken back.
+        on_turn: called when there is no other work before it any more.
+        nearly_done: whether the agent may be given the next work by now.
+    """
+
+    on_event: Callable[[Event], None]
+    on_end: Callable[[str], None]
+    on_turn: Callable[[], None] = lambda: None
+    nearly_done: bool = False
+
+
 class AgentProcess(ProcessProtocol):
     """A started agent.
 
     Attributes:
         ready: fires with the `Ready` event, or fails with `AgentStartError`.
         ended: fires with a sentence about its end once the process is gone.
-        on_event: called with each further event.
-        on_end: called with the same sentence as `ended`; set anew by each borrower, so that none is kept for long.
     """
 
     _log = Logger()
@@ -70,8 +85,8 @@ class AgentProcess(ProcessProtocol):
         self.command = command
         self.ready: Deferred[Ready] = Deferred()
         self.ended: Deferred[str] = Deferred()
-        self.on_event: Callable[[Event], None] = self._unexpected
-        self.on_end: Callable[[str], None] = _nobody
+        #: By the number of the request, the one that is carried out first.
+        self._borrowers: dict[int, Borrower] = {}
         self.pid: int | None = None
         self.alive = False
         self._transport: IProcessTransport | None = None
@@ -104,15 +119,38 @@ class AgentProcess(ProcessProtocol):
         self.alive = True
         self._log.debug("agent {name} started, pid {pid}", name=self.command.name, pid=self.pid)
 
-    def send(self, request: Request) -> None:
-        """Write a request; one to a dead agent is dropped, for its end is being reported."""
+    def give(self, request: Work, borrower: Borrower) -> None:
+        """Hand work over; what is under way is carried out first."""
+        if not self.alive:
+            borrower.on_end("the helper process ended before it was given the work")
+            return
+        self._borrowers[request.id] = borrower
+        self._send(request)
+        if len(self._borrowers) == 1:
+            borrower.on_turn()
+
+    def cancel(self, request_id: int, keys: Sequence[int] | None = None) -> None:
+        """Ask it to end some work, or some items of it."""
+        self._send(CancelRequest(request_id, None if keys is None else list(keys)))
+
+    def take_back(self, request_id: int) -> None:
+        """Forget who gave some work: it is finished, or nobody waits for it any more."""
+        was_first = next(iter(self._borrowers), None) == request_id
+        self._borrowers.pop(request_id, None)
+        if was_first:
+            for borrower in self._borrowers.values():
+                borrower.on_turn()
+                break
+
+    @property
+    def takes_next(self) -> bool:
+        """Whether the only work that it has is nearly done."""
+        return self.alive and len(self._borrowers) == 1 and all(one.nearly_done for one in self._borrowers.values())
+
+    def _send(self, request: Work | CancelRequest) -> None:
+        # To a dead agent it is dropped, for its end is being reported.
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")
-
-    def give_back(self) -> None:
-        """Forget the borrower."""
-        self.on_event = self._unexpected
-        self.on_end = _nobody
 
     def pause(self) -> None:
         """Read no more events until `resume`: the agent blocks once the pipe is full."""
@@ -156,36 +194,48 @@ class AgentProcess(ProcessProtocol):
                     line=line.decode("utf-8", "replace"),
                 )
             return
-        self._buffer += data
-        *lines, rest = bytes(self._buffer).split(b"\n")
-        self._buffer = bytearray(rest)
-        for line in lines:
-            if self._why is not None:
-                return
-            self._received(line)
+        whole, _, rest = data.rpartition(b"\n")
+        if whole:
+            lines = bytes(self._buffer) + whole
+            self._buffer = bytearray(rest)
+            self._received(lines)
+        else:
+            self._buffer += data
         if len(self._buffer) > LONGEST_LINE:
             self._buffer.clear()
             self.kill(f"it wrote a line of more than {LONGEST_LINE} bytes")
 
-    def _received(self, line: bytes) -> None:
-        try:
-            event = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self.kill(f"it wrote a line that is no event ({error}): {line[:200]!r}")
-            return
-        if isinstance(event, Ready):
-            if not self.ready.called:
-                self.ready.callback(event)
-            return
-        try:
-            self.on_event(event)
-        except Exception:
-            self._log.failure("agent {name}: event not handled", name=self.command.name)
-            self.kill("the service could not handle its event")
+    def _received(self, lines: bytes) -> None:
+        for event in self._decoded(lines):
+            if self._why is not None:
+                return
+            if isinstance(event, Ready):
+                if not self.ready.called:
+                    self.ready.callback(event)
+                continue
+            borrower = self._borrowers.get(event.id)
+            if borrower is None:
+                # A batch that was given up may still have events on their way.
+                self._log.debug("agent {name}: event without a batch: {event!r}", name=self.command.name, event=event)
+                continue
+            try:
+                borrower.on_event(event)
+            except Exception:
+                self._log.failure("agent {name}: event not handled", name=self.command.name)
+                self.kill("the service could not handle its event")
 
-    def _unexpected(self, event: Event) -> None:
-        # A batch that was given up may still have events on their way.
-        self._log.debug("agent {name}: event without a batch: {event!r}", name=self.command.name, event=event)
+    def _decoded(self, lines: bytes) -> Iterator[Event]:
+        try:
+            # All at once: one by one they would cost more than what is done about them.
+            yield from _decoder.decode_lines(lines)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # What comes before the bad one counts.
+            for line in lines.split(b"\n"):
+                try:
+                    yield _decoder.decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    self.kill(f"it wrote a line that is no event ({error}): {line[:200]!r}")
+                    return
 
     def processExited(self, reason: Failure) -> None:
         # Not processEnded: that waits for the pipes, which a grandchild may hold open for long.
@@ -200,12 +250,10 @@ class AgentProcess(ProcessProtocol):
         self._log.debug("agent {name}: {sentence}", name=self.command.name, sentence=sentence)
         if not self.ready.called:
             self.ready.errback(AgentStartError(sentence))
-        self.on_end(sentence)
+        borrowers, self._borrowers = self._borrowers, {}
+        for borrower in borrowers.values():
+            borrower.on_end(sentence)
         self.ended.callback(sentence)
-
-
-def _nobody(sentence: str) -> None:
-    """An agent that nobody has borrowed ends unwatched."""
 
 
 def watched_start(process: AgentProcess, reactor: IReactorTime, timeout_s: float) -> Deferred[Ready]:

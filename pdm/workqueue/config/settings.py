@@ -160,7 +160,7 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         lease_s: a daemon that shows no life for so long loses its elements.
         poll_interval_s: how often the database is asked for work that nobody announced.
-        batch_elements: most elements handed to a helper at once.
+        batch_elements: most elements handed to a helper at once; how many it is, is found by how long they take.
         batch_bytes: most bytes of a batch; a larger file goes alone.
         first_pause_s: before the second try of an element; doubles with each try.
         longest_pause_s: upper bound of that pause.
@@ -171,7 +171,7 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     lease_s: Annotated[float, _kind("duration", ge=1, le=_DAY)] = field(default=60.0, name="lease")
     poll_interval_s: Duration = field(default=5.0, name="poll_interval")
-    batch_elements: Annotated[int, Meta(ge=1, le=10_000)] = 200
+    batch_elements: Annotated[int, Meta(ge=1, le=10_000)] = 500
     batch_bytes: Size = 256 * 1024**2
     first_pause_s: Duration = field(default=5.0, name="first_pause")
     longest_pause_s: Duration = field(default=600.0, name="longest_pause")

@@ -159,11 +159,33 @@ class Token:
 
 @frozen
 class Batch:
-    """Elements of one job and of one type, claimed together and handed to one agent."""
+    """Elements of one type, claimed together and handed to one agent.
 
-    job: JobRecord
+    They may be of several jobs: of one user, with the same type, protocol, sites and options, so that one agent with
+    one credential carries them out as if they were of one.
+
+    Attributes:
+        jobs: job by number, of all the elements.
+        type: of each element.
+        elements: the place of one in here is its key in all that is said to and by the agent.
+    """
+
+    jobs: Mapping[int, JobRecord]
     type: JobType
     elements: Sequence[ElementRecord]
+
+    @classmethod
+    def of_one(cls, job: JobRecord, type_: JobType, elements: Sequence[ElementRecord]) -> Batch:
+        """A batch of one job."""
+        return cls({job.id: job}, type_, elements)
+
+    @property
+    def job(self) -> JobRecord:
+        """One of the jobs; for what all have in common."""
+        return self.jobs[self.elements[0].job_id]
+
+    def job_of(self, element: ElementRecord) -> JobRecord:
+        return self.jobs[element.job_id]
 
     def token(self, element: ElementRecord) -> Token:
         return Token(element.job_id, element.id, element.attempts)

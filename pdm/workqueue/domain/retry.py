@@ -58,3 +58,25 @@ def decide(
         return GiveUp()
     pause = min(policy.first_pause_s * 2.0 ** (tries - 1), policy.longest_pause_s)
     return RetryAt(now + timedelta(seconds=pause * (0.5 + 0.5 * jitter)))
+
+
+#: So many attempts in a row may end with the death of who runs them; then the element has failed.
+MOST_CRASHES = 20
+#: So many are tried again at once: a daemon is killed now and then, whatever it runs.
+_CRASHES_AT_ONCE = 2
+
+
+def after_crash(policy: RetryPolicy, crashes: int, now: datetime) -> RetryAt | GiveUp:
+    """What follows an attempt that does not count, because its daemon died before it told a result.
+
+    Args:
+        policy: the pauses.
+        crashes: attempts that crashed without any other end between, this one included.
+        now: the present moment (UTC).
+    """
+    if crashes >= MOST_CRASHES:
+        return GiveUp()
+    if crashes <= _CRASHES_AT_ONCE:
+        return RetryAt(now)
+    pause = min(policy.first_pause_s * 2.0 ** (crashes - _CRASHES_AT_ONCE - 1), policy.longest_pause_s)
+    return RetryAt(now + timedelta(seconds=pause))

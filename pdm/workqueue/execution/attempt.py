@@ -54,9 +54,7 @@ class RunningAttempt:
     tools: AttemptTools
     started: bool = False
     _began_at: datetime = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._began_at = self.tools.clock()
+    _ref: LogRef = field(init=False)
 
     def begin(self) -> None:
         """Write the first line of the log, once."""
@@ -65,6 +63,7 @@ class RunningAttempt:
         self.started = True
         self._began_at = self.tools.clock()
         record, job = self.record, self.job
+        self._ref = LogRef(job.log_uid, record.id, record.attempts)
         where = f"source={job.src_siteid}:{record.src_filepath}"
         if record.dst_filepath is not None:
             where += f" destination={job.dst_siteid}:{record.dst_filepath}"
@@ -183,7 +182,3 @@ class RunningAttempt:
         self.tools.board.drop(self.job.id, self.record.id)
         if self.started:
             self.tools.logs.close(self._ref, f"outcome=LOST {why}")
-
-    @property
-    def _ref(self) -> LogRef:
-        return LogRef(self.job.log_uid, self.record.id, self.record.attempts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from pdm.workqueue.agents.process import AgentProcess
+from pdm.workqueue.agents.process import AgentProcess, Borrower
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch
@@ -35,41 +36,55 @@ class Ending(enum.StrEnum):
     LOST = "the lease was lost"
 
 
-#: Seconds that an agent which has shown that it obeys may take to remove unfinished files; it may have to log in.
-_CLEAN_UP_S = 4.0
-#: Added to what an agent may be silent for: it looks after its own time-outs, and this is for one that does not.
-_SILENCE_SLACK_S = 5.0
+#: Said of an element whose agent had to be ended because of another job's element.
+_DRAGGED_ALONG = "another job's cancellation ended the helper"
 
 
 @define(eq=False)
 class RunningBatch:
     """A claimed batch until each of its elements has a verdict.
 
+    An agent may have been given it while it still carries out another: until it is its turn, nothing of it was begun,
+    and its silence means nothing.
+
     Attributes:
         batch: what was claimed.
         finished: fires when every element has a verdict and the agent is free or gone.
+        on_nearly_done: called once, when the agent may be given its next work.
+        seconds: how long it has been its turn, in the end.
     """
 
     batch: Batch
     mover: Mover
     tools: AttemptTools
     finished: Deferred[None] = field(factory=Deferred)
+    on_nearly_done: Callable[[], None] = lambda: None
+    seconds: float = 0.0
+    #: By key: the place in the batch.
     _open: dict[int, RunningAttempt] = field(factory=dict)
     _agent: AgentProcess | None = None
+    _borrower: Borrower | None = None
     _request_id: int = 0
     _intake: ListingIntake | None = None
     _ending: Ending | None = None
+    #: Elements of cancelled jobs, while others go on.
+    _cancelled: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
     _obeys: bool = False
+    _disobeys: bool = False
     _watchdog: IDelayedCall | None = None
     _silence_s: float = 0.0
+    _turn_at: float | None = None
+    _heard_at: float = 0.0
     _listing_awaited: bool = False
     _agent_free: bool = False
     _log: Logger = field(factory=Logger)
 
     def __attrs_post_init__(self) -> None:
-        job = self.batch.job
-        self._open = {element.id: RunningAttempt(job, element, self.tools) for element in self.batch.elements}
+        self._open = {
+            key: RunningAttempt(self.batch.job_of(element), element, self.tools)
+            for key, element in enumerate(self.batch.elements)
+        }
 
     # -- what its owner calls
 
@@ -78,17 +93,16 @@ class RunningBatch:
         self._agent = agent
         self._request_id = request.id
         self._intake = intake
-        agent.on_event = self._event
         largest = max(element.size for element in self.batch.elements)
         # Reading all bytes of a file, for its checksum, may be silent work.
         self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
-        self._watchdog = self.tools.reactor.callLater(self._silence_s, self._silent)
-        agent.on_end = self._free
-        agent.send(request)
-        if not agent.alive:
-            self._free("the helper process ended before it was given the work")
-        elif self._ending is not None:
-            self._ask_to_end()
+        self._borrower = Borrower(self._event, self._free, self._turn)
+        agent.give(request, self._borrower)
+        if not self._agent_free:
+            if self._ending is not None:
+                self._ask_to_end()
+            elif self._cancelled:
+                self._ask_to_cancel()
 
     def end(self, why: Ending) -> None:
         """End it early: ask the agent, and kill it if it does not answer soon."""
@@ -97,6 +111,17 @@ class RunningBatch:
             if self._agent is not None:
                 self._ask_to_end()
 
+    def cancel(self, job_id: int) -> None:
+        """End what is of one job; the rest goes on."""
+        keys = {key for key, attempt in self._open.items() if attempt.record.job_id == job_id}
+        if keys == self._open.keys() and not self._cancelled:
+            if keys:
+                self.end(Ending.CANCELLED)
+        elif keys - self._cancelled:
+            self._cancelled |= keys
+            if self._agent is not None:
+                self._ask_to_cancel()
+
     @property
     def ending(self) -> Ending | None:
         return self._ending
@@ -104,7 +129,10 @@ class RunningBatch:
     def refuse(self, failure: AttemptFailure) -> None:
         """Nothing of it can be carried out."""
         for key in list(self._open):
-            self._fail(key, failure)
+            if key in self._cancelled:
+                self._end_element(key, residue=False)
+            else:
+                self._fail(key, failure)
         self._agent_free = True
         self._check_finished()
 
@@ -118,56 +146,77 @@ class RunningBatch:
     # -- ending early
 
     def _ask_to_end(self) -> None:
-        if self._agent_free or self._agent is None:
-            return
-        agent = self._agent
-        agent.send(wire.CancelRequest(self._request_id))
-        self._killer = self.tools.reactor.callLater(
-            self.tools.cancel_grace_s,
-            agent.kill,
-            "it did not obey",
-        )
+        if not self._agent_free and self._agent is not None:
+            self._agent.cancel(self._request_id)
+            self._expect_obedience()
 
-    def _silent(self) -> None:
+    def _ask_to_cancel(self) -> None:
+        if not self._agent_free and self._agent is not None:
+            self._agent.cancel(self._request_id, sorted(self._cancelled & self._open.keys()))
+            self._expect_obedience()
+
+    def _expect_obedience(self) -> None:
+        if self._killer is not None and self._killer.active():
+            self._killer.cancel()
+        self._obeys = False
+        self._killer = self.tools.reactor.callLater(self.tools.cancel_grace_s, self._disobeyed)
+
+    def _disobeyed(self) -> None:
+        if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
+            self._disobeys = True
+            self._agent.kill("it did not obey")
+
+    # -- silence
+
+    def _turn(self) -> None:
+        """What was before it on the agent is done."""
+        self._turn_at = self._heard_at = self.tools.reactor.seconds()
+        self._watchdog = self.tools.reactor.callLater(self._silence_s, self._look_whether_silent)
+
+    def _look_whether_silent(self) -> None:
+        now = self.tools.reactor.seconds()
         if self._intake is not None and self._intake.is_paused:
             # It is we who do not listen.
-            self._watchdog = self.tools.reactor.callLater(self._silence_s, self._silent)
+            self._heard_at = now
+        left = self._heard_at + self._silence_s - now
+        if left > 0:
+            self._watchdog = self.tools.reactor.callLater(left, self._look_whether_silent)
         elif self._agent is not None:
             self._agent.kill(f"it was silent for {self._silence_s:g} s")
 
     # -- events
 
     def _event(self, event: wire.Event) -> None:
-        if self._watchdog is not None and self._watchdog.active():
-            self._watchdog.reset(self._silence_s)
-        if self._killer is not None and self._killer.active() and not self._obeys:
-            self._obeys = True
-            self._killer.reset(_CLEAN_UP_S)
-        if isinstance(event, wire.Finished):
+        self._heard_at = self.tools.reactor.seconds()
+        if isinstance(event, (wire.Finished, wire.Ready)):
             self._free(None)
             return
-        key = getattr(event, "key", None)
-        if key not in self._open:
+        key = event.key
+        attempt = self._open.get(key)
+        if self._killer is not None and not self._obeys and (self._ending is not None or key in self._cancelled):
+            self._obeys = True
+            if self._killer.active():
+                self._killer.reset(_CLEAN_UP_S)
+        if attempt is None:
             self._log.warn("an agent spoke of element {key}, which is not open: {event!r}", key=key, event=event)
-            return
-        if isinstance(event, wire.Started):
-            self._open[key].begin()
-        elif isinstance(event, wire.Log):
-            self._open[key].write(event.text)
-        elif isinstance(event, wire.Progress):
-            self._open[key].advance(Progress(event.transferred, event.instant, event.average, event.elapsed))
-        elif isinstance(event, wire.Entries):
-            self._require_intake().feed(event.entries)
-        elif isinstance(event, wire.Unreadable):
-            failure = self.mover.judge(event.fault)
-            self._open[key].write(f"cannot list {event.path}: {failure.code}: {failure.message}")
-            self._require_intake().unreadable(event.path, failure)
+        elif isinstance(event, wire.Started):
+            attempt.begin()
         elif isinstance(event, wire.Done):
             if self._intake is not None:
                 self._listing_awaited = True
                 start_background("end a listing", self._listing_done(key, self._intake))
             else:
                 self._done(key, event)
+        elif isinstance(event, wire.Log):
+            attempt.write(event.text)
+        elif isinstance(event, wire.Progress):
+            attempt.advance(Progress(event.transferred, event.instant, event.average, event.elapsed))
+        elif isinstance(event, wire.Entries):
+            self._require_intake().feed(event.entries)
+        elif isinstance(event, wire.Unreadable):
+            failure = self.mover.judge(event.fault)
+            attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
+            self._require_intake().unreadable(event.path, failure)
         elif isinstance(event, wire.Failed):
             self._fail(key, self.mover.judge(event.fault), residue=event.residue)
         elif isinstance(event, wire.Cancelled):
@@ -204,6 +253,10 @@ class RunningBatch:
         if self._agent_free:
             return
         self._agent_free = True
+        if self._turn_at is not None:
+            self.seconds = self.tools.reactor.seconds() - self._turn_at
+        if self._agent is not None:
+            self._agent.take_back(self._request_id)
         for timer in (self._killer, self._watchdog):
             if timer is not None and timer.active():
                 timer.cancel()
@@ -213,17 +266,25 @@ class RunningBatch:
         self._check_finished()
 
     def _unreported(self, key: int, why: str) -> None:
-        entry = self._open[key]
-        # Its transfer may have left something behind: that is looked after before anything else happens there.
-        residue = entry.started and self.batch.type is JobType.COPY
-        if self._ending is not None:
+        attempt = self._open[key]
+        # Its transfer may have left something behind: that is looked after before anything else happens there. That it
+        # was begun may be among what the agent had no time to tell.
+        residue = self._turn_at is not None and self.batch.type is JobType.COPY
+        if self._ending is not None or key in self._cancelled or self._disobeys:
             self._end_element(key, residue=residue)
-        else:
-            failure = AttemptFailure(Scope.SERVICE, FailureCode.CRASHED, why)
-            self._fail(key, failure, residue=residue, counts=entry.started)
+            return
+        # Alone it is to blame, even if it had no time to say that it was begun; else an agent that dies at once would
+        # be tried for ever.
+        counts = attempt.started or (self._turn_at is not None and len(self.batch.elements) == 1)
+        self._fail(key, AttemptFailure(Scope.SERVICE, FailureCode.CRASHED, why), residue=residue, counts=counts)
 
     def _check_finished(self) -> None:
-        if self._agent_free and not self._open and not self._listing_awaited and not self.finished.called:
+        if self._open:
+            if self._borrower is not None and not self._borrower.nearly_done and self._intake is None:
+                self._borrower.nearly_done = 2 * len(self._open) <= len(self.batch.elements)
+                if self._borrower.nearly_done:
+                    self.on_nearly_done()
+        elif self._agent_free and not self._listing_awaited and not self.finished.called:
             self.finished.callback(None)
 
     # -- verdicts
@@ -257,8 +318,9 @@ class RunningBatch:
         attempt = self._open.pop(key)
         if self._ending is Ending.LOST:
             attempt.forget(Ending.LOST)
-        elif self._ending is Ending.CANCELLED:
-            attempt.end(JobStatus.CANCELLED, f" {self._ending}", residue=residue)
+        elif self._ending is Ending.CANCELLED or key in self._cancelled:
+            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", residue=residue)
         else:
-            attempt.end(JobStatus.SUBMITTED, f" {self._ending}", residue=residue, counts=False)
+            why = self._ending or _DRAGGED_ALONG
+            attempt.end(JobStatus.SUBMITTED, f" {why}", residue=residue, counts=False)
         self._check_finished()

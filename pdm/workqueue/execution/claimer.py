@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from attrs import define, field
@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.execution.batch import Ending
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.store import claims
@@ -20,6 +21,8 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
+#: Elements of one transaction: others who write get their turn.
+_MOST_AT_ONCE = 1000
 
 
 @define(eq=False)
@@ -94,22 +97,40 @@ class Claimer:
     async def _claim(self) -> tuple[int, datetime | None]:
         """Claim and begin; returns how many batches began, and when the next element becomes due."""
         batches, listings = self.executor.room()
+        wanted = [(types, room) for types, room in ((_LISTINGS, listings), (_OTHERS, batches)) if room > 0]
+        # Both at once: they share a commit where there is one writer.
+        claims_ = [Deferred.fromCoroutine(self._claim_of(types, room)) for types, room in wanted]
         begun = 0
-        for types, room in ((frozenset({JobType.LIST}), listings), (_OTHERS, batches)):
-            if room > 0:
-                limits = ClaimLimits(
-                    elements=room * self.batch_elements,
-                    batches=room,
-                    batch_elements=self.batch_elements,
-                    batch_bytes=self.batch_bytes,
-                    types=types,
-                )
-                claimed = await self.database.run("claim", claims.claim, self.worker, limits, self.clock())
-                for batch in claimed:
-                    self.executor.begin(batch)
-                begun += len(claimed)
+        error: Exception | None = None
+        for claim in claims_:
+            try:
+                claimed = await claim
+            except Exception as failed:
+                # What the other one took must be begun all the same.
+                error = error or failed
+                continue
+            for batch in claimed:
+                if begun:
+                    # One in a turn of the reactor: others need not wait for all of them.
+                    await deferLater(self.reactor, 0)
+                self.executor.begin(batch)
+                begun += 1
+        if error is not None:
+            raise error
         due = None if begun else await self.database.read("when is work due", claims.next_due, self.clock())
         return begun, due
+
+    async def _claim_of(self, types: frozenset[JobType], room: int) -> Sequence[Batch]:
+        limits = ClaimLimits(
+            elements=min(room * self.batch_elements, _MOST_AT_ONCE),
+            batches=room,
+            batch_elements=self.batch_elements,
+            batch_bytes=self.batch_bytes,
+            types=types,
+            batch_sizes=dict(self.executor.batch_sizes),
+            sharers=2 * self.executor.limits.batches,
+        )
+        return await self.database.run("claim", claims.claim, self.worker, limits, self.clock())
 
     async def _sleep(self, due: datetime | None) -> None:
         pause = self.poll_s
@@ -138,4 +159,5 @@ class Claimer:
             self.wake()
 
 
-_OTHERS = frozenset(JobType) - {JobType.LIST}
+_LISTINGS = frozenset({JobType.LIST})
+_OTHERS = frozenset(JobType) - _LISTINGS

@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
+from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -32,6 +33,8 @@ from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
+#: Results that may wait for the database; as many again are at work.
+_MOST_UNSETTLED = 2000
 
 
 class _NotPossibleError(Exception):
@@ -47,12 +50,15 @@ class ExecutionLimits:
     """How much runs at once, and how long an element may take.
 
     Attributes:
-        batches: copies, removals and the like at once.
+        batches: copies, removals and the like at once; as many may wait, each for its agent.
         listings: listings at once, on a lane of their own.
+        batch_elements: elements of one batch at most.
+        element: how long an element may take.
     """
 
     batches: int
     listings: int
+    batch_elements: int
     element: wire.Limits
 
 
@@ -69,6 +75,7 @@ class Executor:
 
     Attributes:
         on_room: called when a batch has ended or new elements stand in the database.
+        batch_sizes: elements of the next batch, by kind of work.
     """
 
     database: Database
@@ -80,23 +87,25 @@ class Executor:
     limits: ExecutionLimits
     trust_dir: Path | None
     on_room: Callable[[], None]
+    batch_sizes: dict[WorkKind, int] = field(factory=dict)
     _running: set[RunningBatch] = field(factory=set)
     _next_id: int = 0
     _janitor: Periodic | None = None
     _cleaning: bool = False
+    _cancelling: set[int] = field(factory=set)
+    _stopping: bool = False
     _log: Logger = field(factory=Logger)
 
     # -- life
 
     def start(self) -> None:
-        self._janitor = Periodic(
-            self.tools.reactor, "remove what crashed attempts left", _JANITOR_PERIOD_S, self.clean_up
-        )
+        self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
-        self.clean_up_soon()
+        start_background("take up what was left", self._take_up())
 
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
+        self._stopping = True
         if self._janitor is not None:
             await self._janitor.stop()
         await self.end_all(Ending.STOPPED)
@@ -108,24 +117,46 @@ class Executor:
         await DeferredList([following(batch.finished) for batch in running])
 
     def room(self) -> tuple[int, int]:
-        """How many more batches, and how many more listings, may begin."""
+        """How many more batches, and how many more listings, may begin; no batch while results wait to be stored."""
         listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
-        return self.limits.batches - (len(self._running) - listing), self.limits.listings - listing
+        batches = 2 * self.limits.batches - (len(self._running) - listing)
+        if self.tools.settler.backlog > _MOST_UNSETTLED:
+            batches = 0
+        return batches, self.limits.listings - listing
 
     # -- work
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
-        running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools)
+        running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
         self._running.add(running)
-        with log_context(job=batch.job.id):
+        with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
             start_background("carry out a batch", self._carry_out(running))
 
     def cancel(self, job_id: int) -> None:
         """End what runs of a job whose cancellation is in the database."""
-        for batch in list(self._running):
-            if batch.batch.job.id == job_id:
-                batch.end(Ending.CANCELLED)
+        for running in list(self._running):
+            if job_id in running.batch.jobs:
+                running.cancel(job_id)
+
+        start_background("cancel what waits", self._cancel_waiting(job_id))
+
+    async def _cancel_waiting(self, job_id: int) -> None:
+        """Cancel what waits of a job, a part at a time, so that others can write in between."""
+        if job_id in self._cancelling:
+            return
+        self._cancelling.add(job_id)
+        try:
+            more = True
+            while more and not self._stopping:
+                more = await self.database.run("cancel a part of a job", claims.cancel_more, job_id, self.tools.clock())
+        finally:
+            self._cancelling.discard(job_id)
+
+    async def _go_on_cancelling(self) -> None:
+        """Take up cancellations that a daemon had no time to bring to their end."""
+        for job_id in await self.database.read("what is being cancelled", claims.being_cancelled):
+            await self._cancel_waiting(job_id)
 
     async def _carry_out(self, running: RunningBatch) -> None:
         agent: AgentProcess | None = None
@@ -133,13 +164,14 @@ class Executor:
         try:
             prepared = await self._prepare(running.batch)
             kind = prepared.kind
-            agent = await self.pool.lend(kind)
+            agent = await self.pool.lend(kind, alone=running.batch.type is JobType.LIST)
             intake = await self._intake_for(running.batch, agent, prepared)
             if running.ending is not None:
                 running.drop()
             else:
                 running.run(agent, prepared.request, intake)
             await following(running.finished)
+            self._note_seconds(running)
         except _NotPossibleError as error:
             running.refuse(error.failure)
         except AgentStartError as error:
@@ -154,6 +186,13 @@ class Executor:
             if kind is not None:
                 self._let_go(kind)
             self.on_room()
+
+    def _note_seconds(self, running: RunningBatch) -> None:
+        """Have the next batches of its kind take the time that a batch should."""
+        kind, elements = kind_of(running.batch.job), running.batch.elements
+        if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
+            size = self.batch_sizes.get(kind, FIRST_SIZE)
+            self.batch_sizes[kind] = next_size(size, len(elements), running.seconds, self.limits.batch_elements)
 
     def _let_go(self, kind: AgentKind) -> None:
         if kind.credential:
@@ -211,7 +250,7 @@ class Executor:
             return None
         element, job = batch.elements[0], batch.job
         token = batch.token(element)
-        known: set[tuple[str, str]] = set()
+        known: set[bytes] = set()
         if element.attempts > 1:
             # An earlier attempt may have come half way: what it planned stands, and is not planned again.
             known = await self.database.read("what is planned", claims.known_paths, job.id)
@@ -222,7 +261,11 @@ class Executor:
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
         return ListingIntake(self.database, self.worker, token, plan, known, agent.pause, agent.resume, self.on_room)
 
-    # -- what crashed attempts left behind
+    # -- what was left behind
+
+    async def _take_up(self) -> None:
+        await self._go_on_cancelling()
+        await self.clean_up()
 
     def clean_up_soon(self) -> None:
         """There may be something to remove, perhaps of elements that were cancelled."""
@@ -242,7 +285,7 @@ class Executor:
             for element, job in left:
                 groups.setdefault(job.id, (job, []))[1].append(element)
             for job, elements in groups.values():
-                await self._discard(Batch(job, JobType.COPY, elements))
+                await self._discard(Batch.of_one(job, JobType.COPY, elements))
         finally:
             self._cleaning = False
 
@@ -265,7 +308,7 @@ class Executor:
             return
         finally:
             self._let_go(prepared.kind)
-        tokens = [batch.token(element) for element in batch.elements if element.id in cleaned]
+        tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
         if tokens:
             await self.database.run("residues are gone", claims.clear_residue, tokens)
             self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
@@ -294,13 +337,10 @@ async def _discarded(agent: AgentProcess, request: wire.CopyRequest) -> set[int]
         died = not over.called
         finish()
 
-    agent.on_event = on_event
-    agent.on_end = on_end
     items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
-    agent.send(wire.DiscardRequest(request.id, items, request.limits))
-    if not agent.alive:
-        on_end("before it was asked")
+    agent.give(wire.DiscardRequest(request.id, items, request.limits), Borrower(on_event, on_end))
     await over
+    agent.take_back(request.id)
     return set() if died else {item.key for item in request.items} - failed
 
 

@@ -56,7 +56,7 @@ class ListingIntake:
         database: where to.
         worker, token: the claim under which it is written.
         plan: what elements follow; None keeps the listing itself.
-        known: elements that an earlier attempt has planned already.
+        known: elements that an earlier attempt has planned already, as `claims.path_mark`.
         pause, resume: stop and go on reading from the agent.
         on_elements: called when there are new elements to claim.
     """
@@ -67,7 +67,7 @@ class ListingIntake:
         worker: str,
         token: Token,
         plan: Plan | None,
-        known: set[tuple[str, str]],
+        known: set[bytes],
         pause: Callable[[], None],
         resume: Callable[[], None],
         on_elements: Callable[[], None],
@@ -188,7 +188,7 @@ class ListingIntake:
             self._on_elements()
 
     def _is_known(self, element: NewElement) -> bool:
-        return bool(self._known) and (element.type.name, element.src_filepath) in self._known
+        return bool(self._known) and claims.path_mark(element.type, element.src_filepath) in self._known
 
     async def _note(self, notes: Sequence[Skipped]) -> None:
         await self._database.run(

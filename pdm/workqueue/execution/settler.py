@@ -70,6 +70,11 @@ class Settler:
 
         log_closed.addCallback(ready)
 
+    @property
+    def backlog(self) -> int:
+        """Verdicts that are not in the database yet."""
+        return self._awaited + len(self._pending)
+
     async def drained(self) -> None:
         """Wait until every verdict handed in is settled."""
         while self._awaited or self._busy:

@@ -41,12 +41,12 @@ class DummyMover:
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
         plain = build_request(batch, urls, options, limits, request_id)
         dummy = options.dummy or DummyOptions()
-        attempts = {element.id: element.attempts for element in batch.elements}
         if isinstance(plain, ListRequest):
             expanded = batch.job.type is not JobType.LIST
-            url = _with_options(plain.url, dummy, attempts[plain.key], leave_out=_BEHAVIOUR if expanded else ())
-            return msgspec.structs.replace(plain, url=url)
-        items = [_item_with_options(item, dummy, attempts[item.key]) for item in plain.items]
+            query = _query(dummy, leave_out=_BEHAVIOUR if expanded else ())
+            return msgspec.structs.replace(plain, url=f"{plain.url}{query}{batch.elements[0].attempts}")
+        query = _query(dummy)
+        items = [_asking(item, f"{query}{batch.elements[item.key].attempts}") for item in plain.items]
         return msgspec.structs.replace(plain, items=items)
 
     def environment(self, credential: Path | None, trust_dir: Path | None, roots: Sequence[str]) -> Mapping[str, str]:
@@ -56,18 +56,17 @@ class DummyMover:
         return judge(fault)
 
 
-def _item_with_options(
-    item: CopyItem | PathItem | RenameItem, dummy: DummyOptions, attempt: int
-) -> CopyItem | PathItem | RenameItem:
+def _asking(item: CopyItem | PathItem | RenameItem, query: str) -> CopyItem | PathItem | RenameItem:
     if isinstance(item, PathItem):
-        return msgspec.structs.replace(item, url=_with_options(item.url, dummy, attempt))
-    return msgspec.structs.replace(item, source=_with_options(item.source, dummy, attempt))
+        return msgspec.structs.replace(item, url=item.url + query)
+    return msgspec.structs.replace(item, source=item.source + query)
 
 
-def _with_options(url: str, dummy: DummyOptions, attempt: int, leave_out: Sequence[str] = ()) -> str:
+def _query(dummy: DummyOptions, leave_out: Sequence[str] = ()) -> str:
+    """The query of a URL as far as all elements have it in common: the number of the attempt is to follow."""
     values = {
         name: int(value) if isinstance(value, bool) else value
         for name, value in msgspec.structs.asdict(dummy).items()
         if value is not None and name not in leave_out
     }
-    return f"{url}?{urlencode({**values, 'attempt': attempt})}"
+    return f"?{urlencode(values)}&attempt="

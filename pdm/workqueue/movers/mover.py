@@ -37,7 +37,7 @@ class Mover(Protocol):
         ...
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
-        """What the helper is asked for a batch; the key of each item is its element's number."""
+        """What the helper is asked for a batch; the key of each item is its element's place in there."""
         ...
 
     def environment(self, credential: Path | None, trust_dir: Path | None, roots: Sequence[str]) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 
 from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.jobs import Batch, ElementRecord
+from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.domain.paths import joined
 from pdm.workqueue.movers.mover import SiteUrl
 from pdm.workqueue.wire.agent_messages import (
@@ -34,7 +34,7 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: Limits,
     """The request for a batch.
 
     Args:
-        batch: elements of one type and job.
+        batch: elements of one type; the key of each item is its place in there.
         urls: gives the URL of a path at a site.
         options: of the job.
         limits: for each element.
@@ -48,12 +48,12 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: Limits,
         case JobType.REMOVE:
             items = [
                 PathItem(
-                    element.id,
+                    key,
                     urls(batch.job.src_siteid, element.src_filepath),
                     element.is_directory,
                     again=element.may_be_done,
                 )
-                for element in batch.elements
+                for key, element in enumerate(batch.elements)
             ]
             return RemoveRequest(request_id, items, limits)
         case JobType.RENAME:
@@ -79,18 +79,17 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request
         depth = 0
     # The removal of a link must not empty the directory that it leads to.
     follow = job.type is not JobType.REMOVE
-    return ListRequest(request_id, element.id, urls(job.src_siteid, element.src_filepath), depth, limits, follow=follow)
+    return ListRequest(request_id, 0, urls(job.src_siteid, element.src_filepath), depth, limits, follow=follow)
 
 
 def _copy(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> CopyRequest:
     if not isinstance(options, CopyOptions):
         raise TypeError(f"a copy with {type(options).__name__}")
-    items = [_copy_item(batch, element, urls) for element in batch.elements]
+    items = [_copy_item(key, batch.job_of(element), element, urls) for key, element in enumerate(batch.elements)]
     return CopyRequest(request_id, items, options.overwrite, options.verify, limits)
 
 
-def _copy_item(batch: Batch, element: ElementRecord, urls: SiteUrl) -> CopyItem:
-    job = batch.job
+def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> CopyItem:
     if job.dst_siteid is None or element.dst_filepath is None:
         raise ValueError(f"element {element.id} of job {job.id} has no destination")
     site = job.dst_siteid
@@ -98,7 +97,7 @@ def _copy_item(batch: Batch, element: ElementRecord, urls: SiteUrl) -> CopyItem:
     names = [temporary_name(job.log_uid, element.id, attempt) for attempt in range(1, element.attempts + 1)]
     urls_of_names = [urls(site, joined(folder, name) if folder else name) for name in names]
     return CopyItem(
-        element.id,
+        key,
         urls(job.src_siteid, element.src_filepath),
         urls(site, element.dst_filepath),
         urls_of_names[-1],
@@ -112,11 +111,11 @@ def _rename(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, reque
         raise TypeError(f"a rename with {type(options).__name__}")
     job = batch.job
     items = []
-    for element in batch.elements:
+    for key, element in enumerate(batch.elements):
         if element.dst_filepath is None:
-            raise ValueError(f"element {element.id} of job {job.id} has no new name")
+            raise ValueError(f"element {element.id} of job {element.job_id} has no new name")
         source, destination = (urls(job.src_siteid, path) for path in (element.src_filepath, element.dst_filepath))
-        items.append(RenameItem(element.id, source, destination, again=element.may_be_done))
+        items.append(RenameItem(key, source, destination, again=element.may_be_done))
     return RenameRequest(request_id, items, options.overwrite, limits)
 
 
@@ -125,10 +124,10 @@ def _make(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request
     # The empty directories of a copied tree are made where it goes to.
     parents = options.parents if isinstance(options, MkdirOptions) else True
     items = []
-    for element in batch.elements:
+    for key, element in enumerate(batch.elements):
         if element.dst_filepath is not None and job.dst_siteid is not None:
             url = urls(job.dst_siteid, element.dst_filepath)
         else:
             url = urls(job.src_siteid, element.src_filepath)
-        items.append(PathItem(element.id, url, directory=True, again=element.may_be_done))
+        items.append(PathItem(key, url, directory=True, again=element.may_be_done))
     return MakeRequest(request_id, items, parents, limits)

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.batching import goes_alone, kind_of
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.store import due
@@ -26,7 +27,8 @@ from pdm.workqueue.store.records import claimed_record
 from pdm.workqueue.store.room import ClaimLimits, Room
 from pdm.workqueue.store.tables import elements
 
-_Rows = Sequence[sa.Row[Any]]
+#: Jobs that one claim looks at, so that many small ones fill its batches.
+_MOST_CANDIDATES = 500
 
 
 def claim(session: Session, worker: str, limits: ClaimLimits, now: datetime) -> list[Batch]:
@@ -39,7 +41,7 @@ def claim(session: Session, worker: str, limits: ClaimLimits, now: datetime) -> 
         now: the present moment, UTC.
 
     Returns:
-        Batches of elements of one job and one type; listings first.
+        Batches; listings first.
     """
     worker_id = live_worker(session, worker, now)
     if worker_id is None:
@@ -71,59 +73,153 @@ def _claim_lane(
         }
         locked = [by_number[number] for number in candidates if number in by_number]
         stock = make_stock(session, locked, room, now)
-        batches = _take_in_turn(stock, locked, room, now)
-        _begin(session, batches, worker_id, now)
+        packed = _take_in_turn(stock, locked, room)
+        batches = _begun(session, packed, worker_id, now)
         stock.look_again(locked)
-        save_jobs(session, locked)
+        save_jobs(session, [job for job in locked if job.is_changed])
         if batches or len(locked) == len(candidates):
             return batches
     return []
 
 
 def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> list[int]:
-    """Numbers of jobs to look at: each user's in order, the users in turn, twice as many as there may be batches."""
+    """Numbers of jobs to look at: each user's in order, the users in turn.
+
+    Twice as many as there may be batches; where those would not fill the batches, because they are small, more.
+    """
     users = [user for user in session.scalars(lane.users) if room.user_is_open(user)]
     # Chance decides between equals; else the first would always win where work is done as soon as it is claimed.
     random.shuffle(users)
     users.sort(key=room.running_of_user)
     closed = room.closed()
     statement = lane.jobs_of_user.where(*closed) if closed else lane.jobs_of_user
-    columns = [
-        session.scalars(statement, {"user": user, "now": now, "most": 2 * room.batches}).all()
-        for user in users[: 2 * room.batches]
-    ]
-    turns = [column[turn] for turn in range(2 * room.batches) for column in columns if turn < len(column)]
-    return turns[: 2 * room.batches]
+    few = 2 * room.batches
+    many = min(room.elements, _MOST_CANDIDATES) // max(min(len(users), few), 1)
+    columns = []
+    for user in users[:few]:
+        rows = session.execute(statement, {"user": user, "now": now, "most": few}).all()
+        if lane is due.WORK and len(rows) == few < many and sum(row.num_submitted for row in rows) < room.elements:
+            rows = session.execute(statement, {"user": user, "now": now, "most": many}).all()
+        columns.append(deque(row.id for row in rows))
+    turns: list[int] = []
+    while columns:
+        turns += [column.popleft() for column in columns if column]
+        columns = [column for column in columns if column]
+    return turns
 
 
-def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room, now: datetime) -> list[Batch]:
+def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> list[_Packing]:
     """Batch by batch, always of the user with the fewest elements running."""
-    queues: dict[int, deque[LockedJob]] = {}
+    queues: dict[int, list[LockedJob]] = {}
     for job in locked:
-        queues.setdefault(job.record.user_id, deque()).append(job)
+        queues.setdefault(job.record.user_id, []).append(job)
     batches = []
     while queues and room.is_left:
         user = min(queues, key=room.running_of_user)
-        queue = queues[user]
-        job = queue[0]
-        rows = stock.take(job, room.for_job(job), len(queues))
-        if rows:
-            batches.append(_batch(job, rows, now))
-            room.take(job, len(rows))
-        else:
-            # Nothing is due in it, or a cap is reached; the next job may be of another site.
-            queue.popleft()
-        if not queue:
+        packing, queues[user] = _next_batch(stock, queues[user], room, len(queues))
+        if packing.rows:
+            batches.append(packing)
+            room.batches -= 1
+        if not queues[user]:
             del queues[user]
     return batches
 
 
-def _batch(job: LockedJob, rows: _Rows, now: datetime) -> Batch:
-    job.move(JobStatus.SUBMITTED, JobStatus.RUNNING, len(rows))
-    job.started_at = job.started_at or now
-    job.roll_up(now)
-    claimed = tuple(claimed_record(row) for row in rows)
-    return Batch(job.record, claimed[0].type, claimed)
+def _next_batch(stock: _Stock, queue: list[LockedJob], room: Room, sharers: int) -> tuple[_Packing, list[LockedJob]]:
+    """A batch for a user's first job and those like it, and the jobs that may have more.
+
+    Where it has no elements, nothing is due in the first job, or a cap is reached; the next may be of another site.
+    """
+    first = queue[0]
+    waiting = sum(job.counters.submitted for job in queue if _are_alike(first, job))
+    packing = _Packing(room.for_batch(first.record, waiting), room.limits.batch_bytes)
+    remaining: list[LockedJob] = []
+    for at, job in enumerate(queue):
+        if packing.is_full:
+            return packing, remaining + queue[at:]
+        if not _are_alike(first, job):
+            remaining.append(job)
+            continue
+        allowed = room.for_job(job)
+        rows = stock.waiting(job, allowed, sharers)
+        count = packing.fill(job, rows, allowed)
+        room.take(job, count)
+        job.move(JobStatus.SUBMITTED, JobStatus.RUNNING, count)
+        # Without a row of this one: there may be some of another type; but the first job has had its chance.
+        if (rows and allowed > 0 and packing.rows) or (count and stock.may_have_more(job)):
+            remaining.append(job)
+    return packing, remaining
+
+
+def _are_alike(one: LockedJob, other: LockedJob) -> bool:
+    """Whether elements of two jobs of a user may share a batch."""
+    if one is other:
+        return True
+    first, second = one.record, other.record
+    return kind_of(first) == kind_of(second) and first.priority == second.priority and first.options == second.options
+
+
+class _Packing:
+    """A batch that is being put together.
+
+    Args:
+        most: elements.
+        most_bytes: of all elements; a larger one goes alone.
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self.rows: list[sa.Row[Any]] = []
+        self.jobs: dict[int, LockedJob] = {}
+        self.is_full = most < 1
+        self._most = most
+        self._bytes_left = most_bytes
+
+    def fill(self, job: LockedJob, waiting: deque[sa.Row[Any]], allowed: int) -> int:
+        """Take rows of a job off, the first ones that fit; returns how many."""
+        passed_over: list[sa.Row[Any]] = []
+        before = len(self.rows)
+        while waiting and not self.is_full and len(self.rows) - before < allowed:
+            row = waiting[0]
+            if self.rows and row.type is not self.rows[0].type:
+                passed_over.append(waiting.popleft())
+                continue
+            alone = row.type is JobType.LIST or goes_alone(row.attempts, row.failure_code)
+            if self.rows and (alone or row.size > self._bytes_left):
+                self.is_full = True
+                break
+            self.rows.append(waiting.popleft())
+            self._bytes_left -= row.size
+            self.is_full = alone or len(self.rows) == self._most
+        waiting.extendleft(reversed(passed_over))
+        count = len(self.rows) - before
+        if count:
+            self.jobs[job.id] = job
+        return count
+
+
+def _begun(session: Session, packed: Sequence[_Packing], worker_id: int, now: datetime) -> list[Batch]:
+    """The batches, with their elements RUNNING."""
+    if not packed:
+        return []
+    session.execute(
+        _BEGIN,
+        [
+            {"of_job": row.job_id, "number": row.id, "claimed_by": worker_id, "claimed_now": now}
+            for packing in packed
+            for row in packing.rows
+        ],
+    )
+    for job in {number: job for packing in packed for number, job in packing.jobs.items()}.values():
+        job.started_at = job.started_at or now
+        job.roll_up(now)
+    return [
+        Batch(
+            {number: job.record for number, job in packing.jobs.items()},
+            packing.rows[0].type,
+            tuple(claimed_record(row) for row in packing.rows),
+        )
+        for packing in packed
+    ]
 
 
 # By primary key, one by one: of any wider condition PostgreSQL may think wrong while a large job is younger than its
@@ -140,18 +236,6 @@ _BEGIN = (
 )
 
 
-def _begin(session: Session, batches: Sequence[Batch], worker_id: int, now: datetime) -> None:
-    if batches:
-        session.execute(
-            _BEGIN,
-            [
-                {"of_job": element.job_id, "number": element.id, "claimed_by": worker_id, "claimed_now": now}
-                for batch in batches
-                for element in batch.elements
-            ],
-        )
-
-
 # -- what is due, read once and handed out in batches
 
 
@@ -159,13 +243,16 @@ class _Listings:
     """One LIST element for each job."""
 
     def __init__(self, session: Session, locked: Sequence[LockedJob], room: Room, now: datetime) -> None:
-        self._due = due.due_listings(session, locked, now)
+        self._due = {number: deque(rows) for number, rows in due.due_listings(session, locked, now).items()}
 
-    def take(self, job: LockedJob, allowed: int, sharers: int) -> _Rows:
+    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
         if allowed < 1 or job.id not in self._due:
-            return ()
+            return deque()
         job.list_due_at = None
-        return self._due.pop(job.id)
+        return self._due[job.id]
+
+    def may_have_more(self, job: LockedJob) -> bool:
+        return False
 
     def look_again(self, locked: Sequence[LockedJob]) -> None:
         """Nothing to do: what was read has told the jobs."""
@@ -190,19 +277,23 @@ class _Work:
         for job_id, rows in due.due_work_of_small(session, small, now).items() if small else ():
             self._due[job_id] = deque(rows)
 
-    def take(self, job: LockedJob, allowed: int, sharers: int) -> _Rows:
+    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
+        """What is due of a job, as far as it is known; more is read when that is nothing."""
         if job.id not in self._due:
             self._due[job.id] = deque()
             self._read_on[job.id] = 0
         waiting = self._due[job.id]
         if not waiting and job.id in self._read_on and allowed > 0:
-            share = -(-self._room.batches // sharers) * self._room.limits.batch_elements
+            share = -(-self._room.batches // sharers) * self._room.batch_size(job.record)
             most = min(share, self._room.elements)
             offset = self._read_on.pop(job.id)
             waiting.extend(due.due_work(self._session, job, most, offset, self._now))
             if len(waiting) == most:
                 self._read_on[job.id] = offset + most
-        return _packed(waiting, allowed, self._room.limits.batch_bytes)
+        return waiting
+
+    def may_have_more(self, job: LockedJob) -> bool:
+        return job.id in self._read_on
 
     def look_again(self, locked: Sequence[LockedJob]) -> None:
         """Tell jobs of which all is taken that was due when they have work again."""
@@ -212,21 +303,3 @@ class _Work:
 
 
 _Stock = _Listings | _Work
-
-
-def _packed(waiting: deque[sa.Row[Any]], allowed: int, most_bytes: int) -> _Rows:
-    """Take the first rows of one type off, up to a number and up to a number of bytes; a larger one goes alone."""
-    packed: list[sa.Row[Any]] = []
-    passed_over: list[sa.Row[Any]] = []
-    total = 0
-    while waiting and len(packed) < allowed:
-        row = waiting[0]
-        if packed and row.type is not packed[0].type:
-            passed_over.append(waiting.popleft())
-            continue
-        total += row.size
-        if packed and total > most_bytes:
-            break
-        packed.append(waiting.popleft())
-    waiting.extendleft(reversed(passed_over))
-    return packed

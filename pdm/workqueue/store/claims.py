@@ -7,18 +7,21 @@ from pdm.workqueue.store.due import next_due
 from pdm.workqueue.store.leases import Renewal, register_worker, release_expired, release_worker, renew
 from pdm.workqueue.store.residues import clear_residue, residues
 from pdm.workqueue.store.room import ClaimLimits
-from pdm.workqueue.store.settling import Settled, extend, known_paths, settle
-from pdm.workqueue.store.steering import resume_held
+from pdm.workqueue.store.settling import Settled, extend, known_paths, path_mark, settle
+from pdm.workqueue.store.steering import being_cancelled, cancel_more, resume_held
 
 __all__ = [
     "ClaimLimits",
     "Renewal",
     "Settled",
+    "being_cancelled",
+    "cancel_more",
     "claim",
     "clear_residue",
     "extend",
     "known_paths",
     "next_due",
+    "path_mark",
     "register_worker",
     "release_expired",
     "release_worker",

@@ -11,6 +11,8 @@ from sqlalchemy.engine import Dialect
 
 #: ``due_at`` of an element that was never put off: it comes before all that were.
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
+#: ``work_due_at`` of a job of which elements still wait to be cancelled: they are never due.
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 #: The largest number a column of bytes holds; sums of hostile listings stop here.
 MOST_BYTES = 2**63 - 1
 #: Text of a failure is kept up to this many characters.
@@ -28,7 +30,8 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
             return None
         if value.tzinfo is None:
             raise ValueError(f"a naive time reached the database: {value}")
-        value = value.astimezone(UTC)
+        if value.tzinfo is not UTC:
+            value = value.astimezone(UTC)
         # SQLite keeps text; without the offset it sorts as time does.
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 

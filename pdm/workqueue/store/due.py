@@ -15,6 +15,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.store.columns import NEVER
 from pdm.workqueue.store.locks import LockedJob
 from pdm.workqueue.store.records import ELEMENT_COLUMNS
 from pdm.workqueue.store.tables import elements, jobs
@@ -38,7 +39,7 @@ class Lane:
         active = first.union_all(sa.select(following).where(first.c.id.is_not(None)))
         self.users = sa.select(active.c.id).where(active.c.id.is_not(None))
         self.jobs_of_user = (
-            sa.select(jobs.c.id)
+            sa.select(jobs.c.id, jobs.c.num_submitted)
             .where(waits, jobs.c.user_id == bindparam("user"), due_at <= bindparam("now"))
             .order_by(jobs.c.priority, jobs.c.id)
             .limit(bindparam("most"))
@@ -53,7 +54,7 @@ WORK = Lane(jobs.c.work_due_at, HAS_WORK)
 def next_due(session: Session, now: datetime) -> datetime | None:
     """When it is worth claiming again; never before ``now``, None when nothing waits."""
     moments = [session.scalar(lane.earliest) for lane in (LISTINGS, WORK)]
-    known = [moment for moment in moments if moment is not None]
+    known = [moment for moment in moments if moment is not None and moment < NEVER]
     return max(min(known), now) if known else None
 
 

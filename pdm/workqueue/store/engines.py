@@ -100,7 +100,9 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
         connection.isolation_level = None
         cursor = connection.cursor()
         _write_ahead(cursor)
-        for pragma in ("synchronous=full", "foreign_keys=on", "cache_size=-65536"):
+        # The writer goes through all indexes again and again; readers come for a page here and there.
+        cache_kib = 16 * 1024 if read_only else 64 * 1024
+        for pragma in ("synchronous=full", "foreign_keys=on", f"cache_size=-{cache_kib}"):
             cursor.execute(f"PRAGMA {pragma}")
         if read_only:
             cursor.execute("PRAGMA query_only=on")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -18,16 +19,22 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Token
 from pdm.workqueue.domain.lifecycle import settled_status
+from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_crash
 from pdm.workqueue.store.columns import AT_ONCE
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, attempt_row
-from pdm.workqueue.store.records import failure_columns
-from pdm.workqueue.store.tables import elements, jobs, matched, workers
+from pdm.workqueue.store.phases import close_phases
+from pdm.workqueue.store.tables import attempts, elements, jobs, matched, workers
 from pdm.workqueue.WorkqueueDB import HAS_RUNNING, IS_RUNNING
 
 #: What is said of an attempt whose daemon did not live to tell.
 _GONE = AttemptFailure(
     Scope.SERVICE, FailureCode.CRASHED, "the daemon that ran it was gone before it told the result; it runs again"
+)
+_GONE_TOO_OFTEN = AttemptFailure(
+    Scope.SERVICE,
+    FailureCode.CRASHED,
+    f"{MOST_CRASHES} times in a row what ran it died before it told the result; it is not tried again",
 )
 
 
@@ -131,12 +138,28 @@ _RELEASE = (
     .values(
         status=sa.bindparam("new_status"),
         lost=elements.c.lost + 1,
-        due_at=AT_ONCE,
+        due_at=sa.bindparam("due_again_at"),
         worker_id=None,
         residue=sa.bindparam("may_leave_residue"),
-        **failure_columns(_GONE),
+        failure_scope=sa.bindparam("scope"),
+        failure_code=sa.bindparam("code"),
+        failure_message=sa.bindparam("message"),
     )
 )
+_ENDED_CODES = (
+    sa.select(attempts.c.failure_code)
+    .where(attempts.c.job_id == sa.bindparam("of_job"), attempts.c.element_id == sa.bindparam("number"))
+    .order_by(attempts.c.attempt.desc())
+    .limit(MOST_CRASHES)
+)
+
+
+def _crashes(session: Session, token: Token) -> int:
+    """How many attempts of an element have crashed one after the other, the one that runs now included."""
+    if token.attempt == 1:
+        return 1
+    codes = session.scalars(_ENDED_CODES, {"of_job": token.job_id, "number": token.element_id})
+    return 1 + sum(1 for _ in takewhile(lambda code: code == FailureCode.CRASHED.value, codes))
 
 
 def _release(session: Session, worker_ids: Collection[int], now: datetime) -> int:
@@ -160,23 +183,36 @@ def _release(session: Session, worker_ids: Collection[int], now: datetime) -> in
     changes, ended = [], []
     for row in rows:
         job = locked[row.job_id]
-        status = settled_status(JobStatus.SUBMITTED, cancel_requested=job.record.cancel_requested)
-        job.move(JobStatus.RUNNING, status)
-        if row.type is JobType.LIST:
-            job.list_waits()
+        token = Token(row.job_id, row.id, row.attempts)
+        decision = after_crash(RetryPolicy(), _crashes(session, token), now)
+        failure, due_at, status = _GONE, AT_ONCE, JobStatus.FAILED
+        if isinstance(decision, GiveUp):
+            failure = _GONE_TOO_OFTEN
         else:
-            job.work_waits()
+            status = settled_status(JobStatus.SUBMITTED, cancel_requested=job.record.cancel_requested)
+            due_at = decision.not_before if decision.not_before > now else AT_ONCE
+        job.move(JobStatus.RUNNING, status)
+        if status is JobStatus.SUBMITTED and row.type is JobType.LIST:
+            job.list_waits(due_at)
+        else:
+            # Of a REMOVE, the next phase may begin.
+            job.work_waits(due_at)
         changes.append(
             {
                 "of_job": row.job_id,
                 "number": row.id,
                 "new_status": status,
+                "due_again_at": due_at,
+                "scope": failure.scope.value,
+                "code": failure.code.value,
+                "message": failure.message,
                 # A copy that was cut off may have left its temporary file.
                 "may_leave_residue": row.residue or row.type is JobType.COPY,
             }
         )
-        token = Token(row.job_id, row.id, row.attempts)
-        ended.append(attempt_row(token, JobStatus.FAILED, row.claimed_at, now, row.worker_id, 0, _GONE))
+        ended.append(attempt_row(token, JobStatus.FAILED, row.claimed_at, now, row.worker_id, 0, failure))
+        if row.type is JobType.LIST and status is JobStatus.FAILED:
+            close_phases(session, job)
     if rows:
         session.execute(_RELEASE, changes)
         session.execute(INSERT_ATTEMPTS, ended)

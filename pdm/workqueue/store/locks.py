@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters, JobRecord
-from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES
+from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES, NEVER
 from pdm.workqueue.store.records import JOB_COLUMNS, job_record
 from pdm.workqueue.store.tables import jobs
 from pdm.workqueue.WorkqueueDB import HAS_HELD
@@ -41,8 +41,10 @@ class LockedJob:
     _moves: dict[tuple[JobStatus, JobStatus], int] = field(init=False, factory=dict)
     _bytes_total: int = field(init=False)
     _bytes_done: int = field(init=False)
+    _before: tuple[JobRecord, datetime | None, datetime | None] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._before = (self.record, self.list_due_at, self.work_due_at)
         self._counters = self.record.counters
         self._bytes_total = self.record.bytes_total
         self._bytes_done = self.record.bytes_done
@@ -50,6 +52,13 @@ class LockedJob:
     @property
     def id(self) -> int:
         return self.record.id
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is anything to write back."""
+        record, list_due_at, work_due_at = self._before
+        same = self.record is record and self.list_due_at == list_due_at and self.work_due_at == work_due_at
+        return not same
 
     @property
     def counters(self) -> Counters:
@@ -90,6 +99,8 @@ class LockedJob:
         finished_at = (self.record.finished_at if before.is_final else now) if status.is_final else None
         if not counters.submitted or self.record.cancel_requested:
             self.list_due_at = self.work_due_at = None
+        if self.record.cancel_requested and (counters.submitted or counters.held):
+            self.work_due_at = NEVER
         self.record = evolve(
             self.record,
             status=status,

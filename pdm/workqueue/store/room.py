@@ -8,7 +8,9 @@ import sqlalchemy as sa
 from attrs import define, field, frozen
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, fair_share, kind_of
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.locks import LockedJob
 from pdm.workqueue.store.tables import jobs
 from pdm.workqueue.WorkqueueDB import HAS_RUNNING
@@ -26,6 +28,10 @@ class ClaimLimits:
         elements: at most so many in all.
         batches: at most so many.
         batch_elements: at most so many in a batch.
+        batch_sizes: kind of work → the same for that kind, never more than ``batch_elements``; others begin with
+            `FIRST_SIZE`. None for no such bounds.
+        sharers: how many batches there may be at once in all: no job is split coarser than lets all have a share. 0
+            for no such care.
         batch_bytes: at most so many in a batch, unless it is of one element.
         types: ``{LIST}`` for the lane of listings, all others for the lane of work, or all for both.
         job_caps: job → how many of its elements may run; jobs that are not named have no cap.
@@ -38,6 +44,8 @@ class ClaimLimits:
     batch_elements: int
     batch_bytes: int
     types: frozenset[JobType] = field(default=frozenset(JobType))
+    batch_sizes: Mapping[WorkKind, int] | None = None
+    sharers: int = 0
     job_caps: Mapping[int, int] | None = None
     user_caps: Mapping[int, int] | None = None
     site_caps: Mapping[int, int] | None = None
@@ -95,12 +103,30 @@ class Room:
     def user_is_open(self, user_id: int) -> bool:
         return _left(self.limits.user_caps, user_id, self.running_of_user(user_id)) > 0
 
+    def batch_size(self, job: JobRecord) -> int:
+        """How many elements a batch with work of this job's kind may have."""
+        limits = self.limits
+        if limits.batch_sizes is None:
+            return limits.batch_elements
+        return min(limits.batch_sizes.get(kind_of(job), FIRST_SIZE), limits.batch_elements)
+
+    def for_batch(self, job: JobRecord, waiting: int) -> int:
+        """How many elements one more batch may have.
+
+        Args:
+            job: one that it is of.
+            waiting: elements that could go into it.
+        """
+        most = min(self.elements, self.batch_size(job))
+        return min(most, fair_share(waiting, self.limits.sharers)) if self.limits.sharers else most
+
     def for_job(self, job: LockedJob) -> int:
-        """How many elements of a job may go into one more batch."""
+        """How many elements of a job may go into one more batch, as far as caps say."""
         record, limits = job.record, self.limits
+        if limits.job_caps is None and limits.user_caps is None and limits.site_caps is None:
+            return self.elements
         return min(
             self.elements,
-            limits.batch_elements,
             _left(limits.job_caps, record.id, job.counters.running),
             _left(limits.user_caps, record.user_id, self.running_of_user(record.user_id)),
             *(
@@ -110,10 +136,9 @@ class Room:
         )
 
     def take(self, job: LockedJob, count: int) -> None:
-        """Count a batch."""
+        """Count elements that go into a batch."""
         record = job.record
         self.elements -= count
-        self.batches -= 1
         self._users[record.user_id] = self.running_of_user(record.user_id) + count
         for site in _touched(record.src_siteid, record.dst_siteid):
             self._sites[site] = self._sites.get(site, 0) + count

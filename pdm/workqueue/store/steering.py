@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any, cast
 
 import sqlalchemy as sa
 from attrs import evolve
+from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store.columns import AT_ONCE
+from pdm.workqueue.store.columns import AT_ONCE, NEVER
 from pdm.workqueue.store.locks import LockedJob, lock_held_jobs, lock_job, save_jobs
-from pdm.workqueue.store.tables import elements, matched
-from pdm.workqueue.WorkqueueDB import IS_SET_ASIDE
+from pdm.workqueue.store.tables import elements, jobs, matched
+from pdm.workqueue.WorkqueueDB import HAS_WORK, IS_HELD, IS_SET_ASIDE, IS_WAITING_WORK
+
+#: Elements that one transaction cancels: others who write get their turn.
+CANCELLED_AT_ONCE = 2000
 
 
 def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
-    """End a job: what waits or is held is CANCELLED at once; what runs is left to the daemon that runs it.
+    """End a job: what waits or is held is CANCELLED, what runs is left to the daemon that runs it.
 
+    From now on nothing of it is claimed. Of a large job, `cancel_more` has to cancel what is left waiting.
     A job that is final stays as it is.
 
     Raises:
@@ -27,17 +33,64 @@ def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
     job = _locked(session, job_id)
     if not job.record.status.is_final:
         job.record = evolve(job.record, cancel_requested=True)
-        for status in (JobStatus.SUBMITTED, JobStatus.HELD):
-            count = matched(
-                session,
-                sa.update(elements)
-                .where(elements.c.job_id == job_id, elements.c.status == status)
-                .values(status=JobStatus.CANCELLED),
-            )
-            job.move(status, JobStatus.CANCELLED, count)
-        job.roll_up(now)
-        save_jobs(session, [job])
+        _cancel_some(session, job, now)
     return job.record
+
+
+def cancel_more(session: Session, job_id: int, now: datetime) -> bool:
+    """Cancel some more of a job that is being cancelled; says whether there is still more."""
+    job = lock_job(session, job_id)
+    if job is None or not job.record.cancel_requested:
+        return False
+    _cancel_some(session, job, now)
+    return job.work_due_at is not None
+
+
+_BEING_CANCELLED = sa.select(jobs.c.id).where(sa.text(HAS_WORK), jobs.c.work_due_at >= NEVER).order_by(jobs.c.id)
+
+
+def being_cancelled(session: Session) -> list[int]:
+    """Jobs of which some elements still wait to be cancelled."""
+    return list(session.scalars(_BEING_CANCELLED))
+
+
+_CANCEL_LISTING = (
+    sa.update(elements)
+    .where(
+        elements.c.job_id == bindparam("of_job"),
+        elements.c.id == 0,
+        elements.c.type == JobType.LIST,
+        elements.c.status == JobStatus.SUBMITTED,
+    )
+    .values(status=JobStatus.CANCELLED)
+)
+_WAITING, _HELD = (
+    sa.select(elements.c.id)
+    .where(elements.c.job_id == bindparam("of_job"), sa.text(condition))
+    .limit(bindparam("most"))
+    for condition in (IS_WAITING_WORK, IS_HELD)
+)
+_CANCEL = (
+    sa.update(elements)
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+    .values(status=JobStatus.CANCELLED)
+)
+
+
+def _cancel_some(session: Session, job: LockedJob, now: datetime) -> None:
+    left = CANCELLED_AT_ONCE
+    if job.counters.submitted:
+        listings = cast(sa.CursorResult[Any], session.execute(_CANCEL_LISTING, {"of_job": job.id})).rowcount
+        job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, listings)
+    for status, those in ((JobStatus.SUBMITTED, _WAITING), (JobStatus.HELD, _HELD)):
+        if left and (job.counters.submitted if status is JobStatus.SUBMITTED else job.counters.held):
+            numbers = session.scalars(those, {"of_job": job.id, "most": left}).all()
+            if numbers:
+                session.execute(_CANCEL, [{"of_job": job.id, "number": number} for number in numbers])
+            job.move(status, JobStatus.CANCELLED, len(numbers))
+            left -= len(numbers)
+    job.roll_up(now)
+    save_jobs(session, [job])
 
 
 def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]:

@@ -1,7 +1,8 @@
 """The lines between the daemon and an agent: JSON, one message a line, ASCII only.
 
 The daemon writes requests to the agent's standard input; the agent writes events to its file descriptor 3. An agent
-carries out one batch at a time; ``cancel`` may come at any moment. Paths are inside percent-encoded URLs; names in
+carries out one batch at a time, in the order in which they come; the next one may come while one is carried out.
+``cancel`` may come at any moment. Paths are inside percent-encoded URLs; names in
 listings are percent-encoded too. An agent whose standard input ends kills what it started and leaves at once.
 
 Order of events of a batch: for each key ``started``, any number of ``log`` and ``progress``, then exactly one of
@@ -132,9 +133,15 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
 
 
 class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
-    """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled."""
+    """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
+
+    With ``keys``, only these items end. An agent that cannot end some without the others ends the whole batch: items
+    that are reported as cancelled though nobody asked for it go back to the queue. A batch that waits behind another is
+    ended at once, and never begins.
+    """
 
     id: int
+    keys: list[int] | None = None
 
 
 Request = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest | CancelRequest

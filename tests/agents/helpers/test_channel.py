@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,48 @@ def test_a_cancel_ends_its_batch_and_no_other(dummy: HelperProcess) -> None:
     assert told == [wire.Cancelled(1, 1), wire.Cancelled(1, 2)]
     dummy.send(wire.CancelRequest(1))
     assert outcomes(dummy.run(copy_request(2, "dummy://x/a"))) == {0: wire.Done(2, 0, 100, 100)}
+
+
+def test_some_items_are_cancelled_and_the_others_go_on(dummy: HelperProcess) -> None:
+    dummy.send(copy_request(1, HANG, "dummy://x/b", "dummy://x/c?delay=0.1", HANG))
+    assert dummy.event() == wire.Started(1, 0)
+    dummy.send(wire.CancelRequest(1, [1, 77]))
+    # It was not begun, and need not wait for the one that hangs.
+    assert dummy.event() == wire.Cancelled(1, 1)
+    dummy.send(wire.CancelRequest(1, [0]))
+    seen: list[wire.Event] = []
+    while wire.Started(1, 3) not in seen:
+        event = dummy.event()
+        assert event is not None
+        seen.append(event)
+    ended = [event for event in seen if isinstance(event, (wire.Done, wire.Cancelled))]
+    assert ended == [wire.Cancelled(1, 0), wire.Done(1, 2, 100, 100)]
+    # The last one is all that is left: with it the batch ends.
+    dummy.send(wire.CancelRequest(1, [3]))
+    assert [event for event in dummy.rest(1) if not isinstance(event, wire.Log)] == [wire.Cancelled(1, 3)]
+
+
+def test_what_waits_behind_another_batch_is_cancelled_at_once(dummy: HelperProcess) -> None:
+    dummy.send(copy_request(1, HANG))
+    assert dummy.event() == wire.Started(1, 0)
+    dummy.send(copy_request(2, "dummy://x/a", "dummy://x/b"))
+    dummy.send(copy_request(3, "dummy://x/a", "dummy://x/b"))
+    dummy.send(wire.CancelRequest(2))
+    assert dummy.rest(2) == [wire.Cancelled(2, 0), wire.Cancelled(2, 1)]
+    dummy.send(wire.CancelRequest(3, [1]))
+    assert dummy.event() == wire.Cancelled(3, 1)
+    dummy.send(wire.CancelRequest(1))
+    assert [event for event in dummy.rest(1) if not isinstance(event, wire.Log)] == [wire.Cancelled(1, 0)]
+    assert dummy.rest(3) == [wire.Started(3, 0), wire.Done(3, 0, 100, 100)]
+
+
+def test_a_helper_that_cannot_end_items_ends_their_batch(start_helper: StartHelper, tmp_path: Path) -> None:
+    helper = start_helper("file", {"PDM_FILE_ROOTS": json.dumps([str(tmp_path)])})
+    items = [wire.PathItem(key, f"file://{tmp_path}/d{key}", directory=True) for key in range(2)]
+    helper.send(wire.MakeRequest(1, items, True, LIMITS))
+    helper.send(wire.CancelRequest(1, [1]))
+    # Whatever was done by then: each has one outcome.
+    assert set(outcomes(helper.rest(1))) == {0, 1}
 
 
 def test_the_end_of_requests_is_the_end_of_the_process(dummy: HelperProcess) -> None:

@@ -1,7 +1,8 @@
 """The pipes to the daemon: requests come in on descriptor 0, events go out on descriptor 3, one JSON object a line.
 
-Descriptors 1 and 2 are for noise, so that a print of a C library never becomes an event. A pipe that nobody reads
-blocks the writer: that is the back-pressure, and no event is ever kept in memory instead.
+Descriptors 1 and 2 are for noise, so that a print of a C library never becomes an event. Events that come within a few
+milliseconds share a write. A pipe that nobody reads blocks the writer: that is the back-pressure, and no more than one
+such write is ever kept in memory instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import json
 import os
 import sys
 import threading
+import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -20,6 +24,9 @@ _PIECE = 1024 * 1024
 #: A request of this size is a mistake of the daemon, which we do not want to run out of memory for.
 _LONGEST_REQUEST = 64 * 1024 * 1024
 _LONGEST_LOG = 4000
+#: How long an event may wait for others. A crash costs what was not reported: it must not become much.
+_TOGETHER_S = 0.004
+_LARGEST_WRITE = 32 * 1024
 
 
 class Events:
@@ -27,17 +34,48 @@ class Events:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._waiting: list[bytes] = []
+        self._bytes = 0
+        self._has_some = threading.Event()
+        threading.Thread(target=self._flush_soon, name="events", daemon=True).start()
 
-    def write(self, event: dict[str, Any]) -> None:
-        """Write one event; ends the process if nobody listens any more."""
+    def write(self, event: dict[str, Any], *, at_once: bool = False) -> None:
+        """Write one event, with those before it; ends the process if nobody listens any more.
+
+        Args:
+            event: what to tell.
+            at_once: whether it may not wait for more.
+        """
         line = json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n"
         with self._lock:
-            rest = memoryview(line)
-            while rest:
-                try:
-                    rest = rest[os.write(_EVENTS, rest) :]
-                except BrokenPipeError:
-                    os._exit(1)
+            self._waiting.append(line)
+            self._bytes += len(line)
+            if at_once or self._bytes > _LARGEST_WRITE:
+                self._flush()
+            elif len(self._waiting) == 1:
+                self._has_some.set()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            self._flush()
+
+    def _flush_soon(self) -> None:
+        while True:
+            self._has_some.wait()
+            time.sleep(_TOGETHER_S)
+            self._has_some.clear()
+            self.flush()
+
+    def _flush(self) -> None:
+        rest = memoryview(b"".join(self._waiting))
+        self._waiting = []
+        self._bytes = 0
+        while rest:
+            try:
+                rest = rest[os.write(_EVENTS, rest) :]
+            except BrokenPipeError:
+                os._exit(1)
 
 
 class Batch:
@@ -53,6 +91,10 @@ class Batch:
         self._stopping = threading.Lock()
         self._stopped = False
         self._on_stop: list[Callable[[], None]] = []
+        self._ends_items = False
+        self._begun: set[int] = set()
+        self._ended: set[int] = set()
+        self._on_end: list[Callable[[set[int]], None]] = []
 
     @property
     def stopped(self) -> bool:
@@ -70,8 +112,48 @@ class Batch:
             for callback in self._on_stop:
                 callback()
             # Whoever cancelled waits for a sign of life: without one it kills the helper.
-            for key in self.open_keys()[:1]:
-                self.log(key, "asked to stop")
+            self._show_life(self.open_keys())
+
+    def end(self, keys: Iterable[int]) -> None:
+        """Cancel some items and no others, if it can be done; else all."""
+        wanted = self._open.intersection(keys)
+        if not self._ends_items or wanted == self._open:
+            self.stop()
+            return
+        with self._stopping:
+            with self._lock:
+                self._ended |= wanted
+                running = wanted & self._begun
+            # What was not begun never will be: `started` says so.
+            for key in sorted(wanted - running):
+                self.cancelled(key)
+            for callback in self._on_end:
+                callback(running)
+            self._show_life(sorted(running))
+
+    def _show_life(self, keys: list[int]) -> None:
+        for key in keys[:1]:
+            self.log(key, "asked to stop")
+        self.flush()
+
+    def is_ended(self, key: int) -> bool:
+        """Whether an item was cancelled, alone or with all."""
+        return self._stopped or key in self._ended
+
+    def ends_items(self, callback: Callable[[set[int]], None]) -> None:
+        """Have a function called with the keys of items under way that are cancelled while others go on.
+
+        Whoever calls this promises to carry no item out of which `started` says no, and to end one of which `is_ended`
+        says yes. Without this call, an item that is cancelled ends the whole batch.
+        """
+        with self._stopping:
+            self._ends_items = True
+            self._on_end.append(callback)
+
+    def leave_out(self, keys: Iterable[int]) -> None:
+        """Take items out that have an outcome before the batch is begun."""
+        gone = set(keys)
+        self.request["items"] = [item for item in self.request["items"] if item["key"] not in gone]
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Have a function called when the batch is cancelled; at once if it was already."""
@@ -80,8 +162,14 @@ class Batch:
             if self._stopped:
                 callback()
 
-    def started(self, key: int) -> None:
+    def started(self, key: int) -> bool:
+        """Tell that work on an item begins; says no where it must not, because the item was cancelled."""
+        with self._lock:
+            if key not in self._open or key in self._ended:
+                return False
+            self._begun.add(key)
         self._write("started", key)
+        return True
 
     def log(self, key: int, text: str) -> None:
         self._write("log", key, text=shortened(text, _LONGEST_LOG))
@@ -112,9 +200,14 @@ class Batch:
         with self._stopping:
             # A cancel that comes now must not interrupt the next batch.
             self._on_stop.clear()
+            self._on_end.clear()
         for key in self.open_keys():
             self.failed(key, StorageError("the helper lost sight of this element", code="INTERNAL", scope="service"))
-        self._events.write({"event": "finished", "id": self.id})
+        self._events.write({"event": "finished", "id": self.id}, at_once=True)
+
+    def flush(self) -> None:
+        """Have what was told so far written at once, as before something that may end the process."""
+        self._events.flush()
 
     def _write(self, event: str, key: int, **fields: Any) -> None:
         self._events.write({"event": event, "id": self.id, "key": key, **fields})
@@ -125,6 +218,62 @@ class Batch:
                 return
             self._open.remove(key)
         self._write(event, key, **fields)
+
+
+class _Queue:
+    """Batches in the order in which they came; one thread carries them out, one after the other."""
+
+    def __init__(self, carry_out: Callable[[Batch], None]) -> None:
+        self._carry_out = carry_out
+        self._change = threading.Condition()
+        self._waiting: deque[Batch] = deque()
+        self._running: Batch | None = None
+        threading.Thread(target=self._work, name="batch", daemon=True).start()
+
+    def add(self, batch: Batch) -> None:
+        with self._change:
+            self._waiting.append(batch)
+            self._change.notify()
+
+    def cancel(self, batch_id: int, keys: list[int] | None) -> None:
+        """End a batch, or some items of it; one that waits need not wait for that."""
+        with self._change:
+            waits = [batch for batch in self._waiting if batch.id == batch_id]
+            for batch in waits:
+                for key in batch.open_keys() if keys is None else keys:
+                    batch.cancelled(key)
+                if batch.open_keys():
+                    batch.leave_out(keys or ())
+                else:
+                    self._waiting.remove(batch)
+                    batch.finish()
+            running = self._running
+        if running is not None and running.id == batch_id and not waits:
+            # On a thread of its own: what it interrupts may take a moment.
+            threading.Thread(target=_end, args=(running, keys), name="cancel").start()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while not self._waiting:
+                    self._change.wait()
+                batch = self._running = self._waiting.popleft()
+            try:
+                self._carry_out(batch)
+            except Exception as error:
+                # What is left of the batch is reported by finish(); the reason goes to the daemon's log.
+                print(f"batch {batch.id}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                traceback.print_exc()
+            with self._change:
+                self._running = None
+            batch.finish()
+
+
+def _end(batch: Batch, keys: list[int] | None) -> None:
+    if keys is None:
+        batch.stop()
+    else:
+        batch.end(keys)
 
 
 def serve(tools: str, carry_out: Callable[[Batch], None]) -> None:
@@ -139,32 +288,14 @@ def serve(tools: str, carry_out: Callable[[Batch], None]) -> None:
         carry_out: does all of a batch but `Batch.finish`.
     """
     events = Events()
-    running: list[Batch] = []
-    turn = threading.Lock()
-
-    def work(batch: Batch) -> None:
-        with turn:
-            try:
-                carry_out(batch)
-            except Exception as error:
-                # What is left of the batch is reported by finish(); the reason goes to the daemon's log.
-                print(f"batch {batch.id}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                import traceback
-
-                traceback.print_exc()
-            running.remove(batch)
-            batch.finish()
-
-    events.write({"event": "ready", "tools": tools})
+    batches = _Queue(carry_out)
+    events.write({"event": "ready", "tools": tools}, at_once=True)
     try:
         for request in _requests():
             if request["op"] == "cancel":
-                for batch in [batch for batch in running if batch.id == request["id"]]:
-                    threading.Thread(target=batch.stop, name="cancel").start()
-                continue
-            batch = Batch(request, events)
-            running.append(batch)
-            threading.Thread(target=work, args=(batch,), name="batch").start()
+                batches.cancel(request["id"], request.get("keys"))
+            else:
+                batches.add(Batch(request, events))
     except (ValueError, KeyError, TypeError) as error:
         print(f"a request that cannot be read: {error!r}", file=sys.stderr, flush=True)
         os._exit(2)

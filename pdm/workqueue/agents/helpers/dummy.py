@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -30,8 +31,8 @@ _PROGRESS_S = 0.2
 class _Behaviour:
     """What the query of a URL asks for."""
 
-    def __init__(self, url: str) -> None:
-        values = dict(parse_qsl(url.partition("?")[2]))
+    def __init__(self, query: str) -> None:
+        values = dict(parse_qsl(query))
         self.files = int(values["files"]) if "files" in values else None
         self.size = int(values.get("size", 0))
         self.delay_s = float(values.get("delay", 0))
@@ -43,26 +44,40 @@ class _Behaviour:
         self.fail = values.get("fail") if self.attempt <= fail_times else None
 
 
+@functools.lru_cache(maxsize=64)
+def _behaviour(query: str) -> _Behaviour:
+    """The same for most elements of a batch: read once."""
+    return _Behaviour(query)
+
+
+def _behaviour_of(url: str) -> _Behaviour:
+    return _behaviour(url.partition("?")[2])
+
+
 class _Simulation:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
+        #: Set whenever something is cancelled.
         self._stop = threading.Event()
         batch.on_stop(self._stop.set)
+        batch.ends_items(lambda keys: self._stop.set())
 
     def run(self) -> None:
         request = self._batch.request
         if request["op"] == "list":
-            self._one(request["key"], _Behaviour(request["url"]), {})
+            self._one(request["key"], _behaviour_of(request["url"]), {})
             return
         for item in request["items"]:
-            if self._batch.stopped:
+            if self._batch.is_ended(item["key"]):
                 self._batch.cancelled(item["key"])
             else:
-                self._one(item["key"], _Behaviour(item.get("url") or item["source"]), item)
+                self._one(item["key"], _behaviour_of(item.get("url") or item["source"]), item)
 
     def _one(self, key: int, behaviour: _Behaviour, item: dict[str, Any]) -> None:
-        self._batch.started(key)
+        if not self._batch.started(key):
+            return
         if behaviour.crash:
+            self._batch.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         size = item.get("size", 0)
         listed = self._batch.request["op"] == "list"
@@ -86,8 +101,10 @@ class _Simulation:
                 self._batch.progress(key, int(elapsed * rate), rate, rate, elapsed)
             left_s = _PROGRESS_S if for_ever else min(seconds - elapsed, _PROGRESS_S)
             if self._stop.wait(left_s):
-                return False
-        return not self._batch.stopped
+                self._stop.clear()
+                if self._batch.is_ended(key):
+                    return False
+        return not self._batch.is_ended(key)
 
     def _entries(self, key: int, behaviour: _Behaviour) -> None:
         if behaviour.files is None or self._batch.request["depth"] == 0:
