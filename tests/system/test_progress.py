@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,72 +28,66 @@ def copied(service: TestService, **dummy: Any) -> int:
     return int(job["id"])
 
 
-def watched(service: TestService, job_id: int) -> list[dict[str, Any]]:
-    """The job again and again, until it has ended."""
+def until(service: TestService, path: str, wanted: Callable[[Any], object]) -> Any:
+    """What a path answers, once it is as wanted."""
     give_up_at = time.monotonic() + 60
-    seen: list[dict[str, Any]] = []
-    while not seen or seen[-1]["status"] not in FINAL:
-        status, job = service.call("admin", "GET", f"/jobs/{job_id}")
-        assert status == 200
-        assert time.monotonic() < give_up_at, service.tail()
-        seen.append(job)
+    while True:
+        status, answer = service.call("admin", "GET", path)
+        if status == 200 and wanted(answer):
+            return answer
+        assert time.monotonic() < give_up_at, f"{answer}\n{service.tail()}"
         time.sleep(0.02)
-    return seen
 
 
 def test_bytes_go_up_to_the_total_and_never_back(service: TestService) -> None:
-    seen = watched(service, copied(service, files=6, size=SIZE, delay=0.5))
-    told = 0
-    for job in seen:
+    told = [0]
+
+    def has_ended(job: dict[str, Any]) -> bool:
         progress = job["progress"]
         if progress["bytes_moving"] is not None:
-            assert progress["bytes_done"] + progress["bytes_moving"] >= told
-            told = progress["bytes_done"] + progress["bytes_moving"]
-        assert told <= 6 * SIZE
+            now = progress["bytes_done"] + progress["bytes_moving"]
+            assert told[-1] <= now <= 6 * SIZE
+            told.append(now)
         assert progress["bytes_total"] == (None if progress["listing"] else 6 * SIZE)
         assert progress["files_done"] <= 6
-    assert any(0 < (job["progress"]["bytes_moving"] or 0) < SIZE for job in seen), "a part of a file was told of"
-    assert any(job["progress"]["instant"] and job["progress"]["eta"] for job in seen)
-    last = seen[-1]["progress"]
+        return job["status"] in FINAL
+
+    job_id = copied(service, files=6, size=SIZE, delay=0.5)
+    last = until(service, f"/jobs/{job_id}", has_ended)["progress"]
     assert (last["bytes_done"], last["bytes_moving"], last["files_done"], last["files_total"]) == (6 * SIZE, 0, 6, 6)
     assert (last["instant"], last["files_per_second"], last["eta"]) == (None, None, None)
     assert last["average"] == pytest.approx(6 * SIZE / last["elapsed"])
 
 
-def test_small_files_have_rates(service: TestService) -> None:
-    seen = watched(service, copied(service, files=60, size=1000, delay=0.05))
-    rates = [
-        (job["progress"]["instant"], job["progress"]["files_per_second"])
-        for job in seen
-        if job["progress"]["files_per_second"]
-    ]
-    assert rates
+def test_a_long_transfer_is_followed(service: TestService) -> None:
+    job_id = copied(service, files=1, size=SIZE, delay=300)
+    job = until(service, f"/jobs/{job_id}", lambda job: job["progress"]["eta"])["progress"]
+    assert (job["bytes_done"], job["files_done"], job["files_total"], job["listing"]) == (0, 0, 1, False)
+    assert 0 < job["bytes_moving"] < SIZE
+    assert 0 < job["average"] < SIZE
+    assert job["eta"] == pytest.approx((SIZE - job["bytes_moving"]) / job["instant"])
+    assert until(service, f"/jobs/{job_id}/status", lambda _: True)["progress"]["bytes_moving"] >= job["bytes_moving"]
+
+    element = until(service, f"/jobs/{job_id}/elements/1/status", lambda element: element["transferred"])
+    assert job["bytes_moving"] <= element["transferred"] < SIZE
+    assert element["instant"] > 0
+
+    path = f"/jobs/{job_id}/elements/1/output"
+    first = until(service, f"{path}/1?live=1", lambda output: "progress bytes=" in output["log"])
+    assert (first["status"], first["end"]) == ("RUNNING", False)
+    more = until(service, f"{path}?live=1&offset={first['offset']}", lambda output: output["log"])
+    assert service.call("admin", "GET", f"{path}/1")[0] == 400, "as the reference says"
+    service.call("admin", "DELETE", f"/jobs/{job_id}")
+    rest = until(service, f"{path}/1?live=1&offset={more['offset']}", lambda output: output["end"])
+    assert rest["status"] == "CANCELLED"
+    whole = service.call("admin", "GET", f"{path}/1")[1]["log"]
+    assert first["log"] + more["log"] + rest["log"] == whole
+
+
+def test_small_files_have_rates_though_they_never_report(service: TestService) -> None:
+    job_id = copied(service, files=3000, size=1000, delay=0.02)
+    job = until(service, f"/jobs/{job_id}", lambda job: job["progress"]["eta"])["progress"]
     # Each file is a thousand bytes, so whatever the machine does meanwhile, the two rates go together.
-    assert all(instant == pytest.approx(1000 * files, rel=0.5) for instant, files in rates)
-
-
-def test_an_element_that_runs_tells_how_far_it_is(service: TestService) -> None:
-    job_id = copied(service, files=1, size=SIZE, delay=1.5)
-    seen: list[dict[str, Any]] = []
-    while service.call("admin", "GET", f"/jobs/{job_id}")[1]["status"] not in FINAL:
-        status, element = service.call("admin", "GET", f"/jobs/{job_id}/elements/1/status")
-        if status == 200 and element["status"] == "RUNNING" and element["transferred"]:
-            seen.append(element)
-    assert seen
-    assert [element["transferred"] for element in seen] == sorted(element["transferred"] for element in seen)
-    assert all(element["transferred"] <= SIZE and element["average"] > 0 for element in seen)
-
-
-def test_a_log_is_read_while_it_is_written(service: TestService) -> None:
-    job_id = copied(service, files=1, size=SIZE, delay=1.5)
-    pieces: list[dict[str, Any]] = []
-    give_up_at = time.monotonic() + 60
-    while not pieces or not pieces[-1]["end"]:
-        assert time.monotonic() < give_up_at
-        offset = pieces[-1]["offset"] if pieces else 0
-        status, piece = service.call("admin", "GET", f"/jobs/{job_id}/elements/1/output/1?live=1&offset={offset}")
-        if status == 200 and (piece["log"] or piece["end"]):
-            pieces.append(piece)
-    assert any("progress bytes=" in piece["log"] for piece in pieces if piece["status"] == "RUNNING")
-    _, whole = service.call("admin", "GET", f"/jobs/{job_id}/elements/1/output/1")
-    assert "".join(piece["log"] for piece in pieces) == whole["log"]
+    assert job["instant"] == pytest.approx(1000 * job["files_per_second"], rel=0.5)
+    assert job["eta"] > 0
+    service.call("admin", "DELETE", f"/jobs/{job_id}")
