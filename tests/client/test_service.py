@@ -140,7 +140,8 @@ async def test_waiting_sees_the_job_through_to_its_end(as_user: ClientOf, servic
 async def test_a_running_job_tells_how_far_it_is_and_what_it_writes(as_user: ClientOf, service: Service) -> None:
     client = as_user("watcher")
     job = await client.mkdir(1, "/there", protocol="DUMMY")
-    assert job.progress is UNSET
+    assert job.progress is not UNSET
+    assert (job.progress.bytes_moving, job.progress.elapsed) == (0, None)
     with pytest.raises(OutputNotReadyError):
         await client.live_output(job.id, 0)
     (token,) = await service.claim(job.id)

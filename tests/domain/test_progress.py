@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
@@ -94,6 +94,7 @@ def test_a_clock_that_stands_or_goes_back_is_no_fault() -> None:
     assert rate.at(12.0) == pytest.approx(1.0, rel=0.1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1000), st.integers(0, 10**12)), max_size=50))
 def test_a_rate_is_never_above_the_fastest_nor_below_nothing(steps: list[tuple[float, int]]) -> None:
     rate = SmoothedRate(0.0)

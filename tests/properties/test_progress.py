@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from attrs import define, evolve, field
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobStatus
@@ -68,6 +68,7 @@ class World:
         return job_progress(read, JobStatus.DONE, self.board.of_job(7, read.bytes_done), now)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 10**9), min_size=1, max_size=6),
     st.lists(

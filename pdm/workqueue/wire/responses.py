@@ -76,7 +76,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int
     bytes_total: int
     bytes_done: int
-    progress: Annotated[JobProgressView | UnsetType, Meta(description="Where one job is asked for.")] = UNSET
+    progress: Annotated[JobProgressView | UnsetType, Meta(description="Of one job; not in arrays.")] = UNSET
 
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):

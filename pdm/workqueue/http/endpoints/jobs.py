@@ -128,7 +128,7 @@ async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
         api.wake()
 
     job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, api.clock(), then=tell)
-    return job_view(job)
+    return job_view(*await with_progress(api, job))
 
 
 @endpoint(
@@ -153,4 +153,5 @@ async def retry_job(
         api.wake()
 
     job, retried = await api.commit("retry a job", lookups.retry, job_id, caller.scope, api.clock(), then=wake)
-    return RetriedJobView(**msgspec.structs.asdict(job_view(job)), retried=retried)
+    view = job_view(*await with_progress(api, job))
+    return RetriedJobView(**msgspec.structs.asdict(view), retried=retried)
