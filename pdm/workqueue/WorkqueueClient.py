@@ -2,7 +2,7 @@
 
     client = WorkqueueClient.from_environment(reactor)
     job = await client.copy(1, "/data/run7/", 2, "/archive/run7/")
-    job = await client.wait(job.id, on_progress=lambda seen: print(seen.num_done, "of", seen.num_elements))
+    job = await client.wait(job.id, on_progress=lambda seen: print(seen.status, seen.progress))
     await client.close()
 
 Scripts and notebooks without a reactor use `pdm.workqueue.blocking.BlockingWorkqueueClient`: same methods, values
@@ -230,7 +230,7 @@ class WorkqueueClient:
         return self._ask(ElementView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}")
 
     def status(self, job_id: int) -> Deferred[JobStatusView]:
-        """Where a job stands."""
+        """Where a job stands, and how far it is."""
         return self._ask(JobStatusView, "GET", f"/jobs/{job_id:d}/status")
 
     def element_status(self, job_id: int, element_id: int) -> Deferred[ElementStatusView]:
@@ -245,6 +245,24 @@ class WorkqueueClient:
         """The log (and listing) of an element: the latest, or of an attempt (counted from the end if negative)."""
         which = "" if attempt is None else f"/{attempt:d}"
         return self._ask(OutputView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}")
+
+    def live_output(
+        self, job_id: int, element_id: int, attempt: int | None = None, offset: int = 0
+    ) -> Deferred[OutputView]:
+        """A piece of the log of an attempt, of one that still runs too.
+
+        Args:
+            job_id: whose.
+            element_id: whose, in the job.
+            attempt: which; the latest without it, and from there negative ones count.
+            offset: where the piece begins: 0, then the ``offset`` of the piece before.
+
+        Returns:
+            Fires with the piece: ``status`` is RUNNING as long as the attempt runs, ``end`` true when nothing follows.
+        """
+        which = "" if attempt is None else f"/{attempt:d}"
+        path = f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}"
+        return self._ask(OutputView, "GET", path, query(live=1, offset=offset))
 
     def whoami(self) -> Deferred[WhoamiView]:
         """As whom the service sees the caller."""
@@ -269,7 +287,8 @@ class WorkqueueClient:
         Args:
             job_id: of the job.
             timeout: seconds; without it, for ever.
-            on_progress: called with the job each time it was asked for, its end included.
+            on_progress: called with the job each time it was asked for, its end included; ``progress`` of it tells
+                how far it is, how fast it goes and how long it will take.
             patience_s: for how many seconds the service may be away meanwhile (a restart).
 
         Raises:

@@ -158,7 +158,7 @@ class Assembly:
                 in_thread,
                 self._wake,
                 self.executor.cancel,
-                self.board.of_element,
+                self.board,
                 lambda protocol: MOVERS[protocol].needs_credential,
                 _supports,
                 lambda: self.tls.trust,

@@ -170,6 +170,7 @@ class BlockingWorkqueueClient:
     element_status = _blocking(WorkqueueClient.element_status)
     output = _blocking(WorkqueueClient.output)
     element_output = _blocking(WorkqueueClient.element_output)
+    live_output = _blocking(WorkqueueClient.live_output)
     whoami = _blocking(WorkqueueClient.whoami)
     sites = _blocking(WorkqueueClient.sites)
     wait = _blocking(WorkqueueClient.wait)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.testgrid.service import TestService
+from pdm.testgrid.service import TestService, set_keys
 
 PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
 #: A job that goes on until it is cancelled, and shows one file of it.
@@ -28,6 +28,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
     """One daemon for all tests here, on two local folders."""
     service = TestService(tmp_path_factory.mktemp("cli") / "instance")
     service.init()
+    set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms"}})
     with service.running():
         yield service
     assert "Traceback" not in service.log_path.read_text()
@@ -159,12 +160,65 @@ def test_logs(service: TestService, folder: Path) -> None:
     (folder / "one").write_bytes(b"1")
     number = submitted(service, "cp", f"1:/{folder.name}/one", f"2:/{folder.name}-copy")
     followed = pdm(service, "logs", str(number), "-f").stdout
-    assert f"==> {number}.0 attempt 1 LIST DONE <==" in followed
-    assert f"==> {number}.1 attempt 1 COPY DONE <==" in followed
+    assert re.search(rf"^==> {number}\.0 attempt 1 LIST (RUNNING|DONE) <==$", followed, re.MULTILINE)
+    assert re.search(rf"^==> {number}\.1 attempt 1 COPY (RUNNING|DONE) <==$", followed, re.MULTILINE)
     output = json.loads(pdm(service, "logs", f"{number}.1", "-a", "-1", "-F", "json").stdout)
     assert output["attempt"] == 1
     assert output["log"] in followed
-    pdm(service, "logs", f"{number}.1", "-a", "7", code=3)
+    assert pdm(service, "logs", f"{number}.1.1").stdout == output["log"]
+    for which in (["-a", "7"], ["-a", "7", "-f"], ["-a", "-7", "-f"]):
+        pdm(service, "logs", f"{number}.1", *which, code=3)
+
+
+@pytest.mark.parametrize("which", ["", ".1", ".1.1"])
+def test_logs_are_followed_while_they_are_written(service: TestService, which: str) -> None:
+    number = submitted(service, "cp", "1:/a", "2:/b", *ENDLESS)
+    with subprocess.Popen(
+        [*PDM, "logs", "-f", f"{number}{which}"], env=service.environment("admin"), stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        lines: list[str] = []
+        while not lines or "element=1 attempt=1" not in lines[-1]:
+            assert running.poll() is None, lines
+            lines.append(running.stdout.readline())
+        pdm(service, "cancel", str(number))
+        shown = "".join(lines) + running.stdout.read()
+    assert running.returncode == 0
+    assert f"==> {number}.1 attempt 1 COPY RUNNING <==" in shown
+    assert "outcome=CANCELLED" in shown
+    assert service.call("admin", "GET", f"/jobs/{number}/elements/1/output")[1]["log"] in shown
+    assert (f"==> {number}.0 " in shown) == (which == "")
+
+
+def test_a_follower_goes_on_to_the_next_attempt(service: TestService) -> None:
+    failing = ("--protocol", "dummy", "--option", "dummy.fail=CONNECTION", "--option", "dummy.fail_times=1")
+    number = submitted(service, "mkdir", "1:/a", *failing)
+    shown = pdm(service, "logs", "-f", f"{number}.0").stdout
+    for attempt in (1, 2):
+        assert f"==> {number}.0 attempt {attempt} MKDIR" in shown
+        assert service.call("admin", "GET", f"/jobs/{number}/elements/0/output/{attempt}")[1]["log"] in shown
+    assert shown.index("failed scope=transfer code=CONNECTION") < shown.index("outcome=DONE")
+
+
+def test_the_status_of_a_job_tells_how_far_it_is(service: TestService) -> None:
+    size = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.size=1000000")
+    number = submitted(service, "cp", "1:/a", "2:/b", *size, "--option", "dummy.delay=300")
+    shown = ""
+    while "moving" not in shown:
+        shown = pdm(service, "status", str(number)).stdout
+        assert "status    FAILED" not in shown
+    assert re.search(r"^bytes     0 B proven, [\d.]+ (Ki)?B moving, of 977 KiB$", shown, re.MULTILINE)
+    assert re.search(r"^progress  \d+%, 0 of 1 files$", shown, re.MULTILINE)
+    assert re.search(r"^rate      .*/s on average$", shown, re.MULTILINE)
+    assert re.search(r"^time      \d+ s since it was begun", shown, re.MULTILINE)
+    pdm(service, "cancel", str(number))
+
+    number = submitted(service, "cp", "1:/a", "2:/b", *size, "--option", "dummy.delay=0.1")
+    ended = json.loads(pdm(service, "-F", "json", "wait", str(number)).stdout)
+    assert ended["progress"]["bytes_done"] == 1_000_000
+    shown = pdm(service, "status", str(number)).stdout
+    assert re.search(r"^progress  100%, 1 of 1 files$", shown, re.MULTILINE)
+    assert re.search(r"^rate      [\d.]+ [KM]iB/s on average$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -42,6 +42,24 @@ def job_view(**changes: Any) -> JobView:
     return msgspec.convert({**values, **changes}, JobView)
 
 
+def progress_of(**changes: Any) -> dict[str, Any]:
+    """How far the job of `job_view` is; `changes` are members of its JSON."""
+    values: dict[str, Any] = {
+        "listing": False,
+        "bytes_done": 1000,
+        "bytes_total": 3000,
+        "bytes_moving": 380,
+        "files_done": 1,
+        "files_total": 3,
+        "instant": 2048.0,
+        "average": 500.0,
+        "files_per_second": 2.4,
+        "elapsed": 200.0,
+        "eta": 65.2,
+    }
+    return {**values, **changes}
+
+
 def failed_element(number: int, code: str = "NOT_FOUND", **changes: Any) -> ElementView:
     """An element that has failed."""
     error = {

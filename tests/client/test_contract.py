@@ -35,6 +35,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "element_status": (1, 0),
     "output": (1,),
     "element_output": (1, 0),
+    "live_output": (1, 0),
     "whoami": (),
     "sites": (),
     "wait": (1,),

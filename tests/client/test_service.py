@@ -23,6 +23,7 @@ from pdm.workqueue.client.settings import ClientSettings
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Entry
+from pdm.workqueue.logstore.files import LogRef
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 from tests.http.service import Service, certificates, service
@@ -133,6 +134,37 @@ async def test_waiting_sees_the_job_through_to_its_end(as_user: ClientOf, servic
     (output,) = await client.output(job.id)
     assert "it was listed" in (output.log or "")
     assert await client.element_output(job.id, 0, 1) == await client.element_output(job.id, 0, -1)
+
+
+@ensure
+async def test_a_running_job_tells_how_far_it_is_and_what_it_writes(as_user: ClientOf, service: Service) -> None:
+    client = as_user("watcher")
+    job = await client.mkdir(1, "/there", protocol="DUMMY")
+    assert job.progress is not UNSET
+    assert (job.progress.bytes_moving, job.progress.elapsed) == (0, None)
+    with pytest.raises(OutputNotReadyError):
+        await client.live_output(job.id, 0)
+    (token,) = await service.claim(job.id)
+    seen = await client.job(job.id)
+    assert seen.progress is not UNSET
+    assert (seen.progress.files_done, seen.progress.files_total, seen.progress.eta) == (0, 1, None)
+    assert (await client.status(job.id)).progress is not UNSET
+
+    ref = LogRef(job.log_uid, 0, token.attempt)
+    service.logs.open(ref, "begun")
+    first = await client.live_output(job.id, 0)
+    assert (first.status, first.attempt, first.end) == ("RUNNING", 1, False)
+    assert "begun" in (first.log or "")
+    assert isinstance(first.offset, int)
+    service.logs.write(ref, "more")
+    second = await client.live_output(job.id, 0, 1, first.offset)
+    assert (second.log or "").endswith("Z more\n")
+    await service.logs.close(ref, "over")
+    await service.settle(token, log=None)
+    assert isinstance(second.offset, int)
+    last = await client.live_output(job.id, 0, -1, second.offset)
+    assert (last.status, last.end) == ("DONE", True)
+    assert (last.log or "").endswith("Z over\n")
 
 
 @ensure

@@ -163,7 +163,7 @@ class Service:
             in_thread=in_thread,
             wake=lambda: self.events.update(["wake"]),
             cancelled=lambda job_id: self.events.update([f"cancelled {job_id}"]),
-            progress=self.board.of_element,
+            progress=self.board,
             needs_credential=lambda protocol: protocol is JobProtocol.GRIDFTP,
             supports=lambda protocol, type_: protocol in _SUPPORTED,
             trust=lambda: tls.trust,

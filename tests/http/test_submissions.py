@@ -44,6 +44,19 @@ async def test_defaults(service: Service) -> None:
         "skipped": 0,
         "bytes_total": 0,
         "bytes_done": 0,
+        "progress": {
+            "listing": False,
+            "bytes_done": 0,
+            "bytes_total": 0,
+            "bytes_moving": 0,
+            "files_done": 0,
+            "files_total": 1,
+            "instant": None,
+            "average": None,
+            "files_per_second": None,
+            "elapsed": None,
+            "eta": None,
+        },
     }
 
 

@@ -17,8 +17,9 @@ from pdm.workqueue.cli.following import (
     print_json,
     report_end,
 )
+from pdm.workqueue.cli.progress import shown_fraction
 from pdm.workqueue.cli.session import complain, exit_code_of, run
-from pdm.workqueue.cli.text import shown_bytes, shown_moment, shown_name, shown_time, table
+from pdm.workqueue.cli.text import shown_bytes, shown_duration, shown_moment, shown_name, shown_time, table
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.wire.responses import JobView
@@ -79,11 +80,18 @@ def _row(job: JobView, names: dict[int, str]) -> list[str]:
         job.status,
         f"{job.num_done}/{job.num_elements}",
         str(job.num_failed),
-        shown_bytes(job.bytes_done),
+        _moved(job),
         shown_time(job.timestamp.timestamp()),
         _what(job, names),
         shown_name(job.label or ""),
     ]
+
+
+def _moved(job: JobView) -> str:
+    """``1.5 GiB of 3.4 GiB``, proven bytes only; one number where that is all."""
+    if job.bytes_done == job.bytes_total:
+        return shown_bytes(job.bytes_done)
+    return f"{shown_bytes(job.bytes_done)} of {shown_bytes(job.bytes_total)}"
 
 
 def _what(job: JobView, names: dict[int, str]) -> str:
@@ -98,7 +106,7 @@ def _what(job: JobView, names: dict[int, str]) -> str:
 @click.argument("job_id", metavar="N", type=JOB_NUMBER)
 @format_option
 def status(job_id: int, form: str) -> None:
-    """Show where job N stands, and what failed and why."""
+    """Show where job N stands, how far it is and how fast it goes, and what failed and why."""
 
     async def action(client: WorkqueueClient) -> int:
         job = await client.job(job_id)
@@ -116,7 +124,8 @@ def status(job_id: int, form: str) -> None:
         counts = [(job.num_done, "done"), (job.num_running, "running"), (waiting, "waiting"), (job.held, "held")]
         counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
         click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
-        click.echo(f"bytes     {shown_bytes(job.bytes_done)} of {shown_bytes(job.bytes_total)}")
+        for line in _progress_lines(job):
+            click.echo(line)
         if job.skipped:
             click.echo(f"skipped   {job.skipped} entries of the source: 'pdm status -F json', 'pdm logs {job_id}.0'")
         if job.num_failed:
@@ -127,6 +136,31 @@ def status(job_id: int, form: str) -> None:
         return ExitCode.DONE
 
     run(action)
+
+
+def _progress_lines(job: JobView) -> list[str]:
+    """``bytes``, ``progress``, ``rate`` and ``time``, as far as they are known; null rates are left out."""
+    progress = job.progress
+    moving = ""
+    if progress is not UNSET and progress.bytes_moving:
+        moving = f" proven, {shown_bytes(progress.bytes_moving)} moving,"
+    lines = [f"bytes     {shown_bytes(job.bytes_done)}{moving} of {shown_bytes(job.bytes_total)}"]
+    if progress is UNSET:
+        return lines
+    if progress.listing:
+        lines[0] += " so far: it is still listed how much there is"
+    elif percent := shown_fraction(progress):
+        lines.append(f"progress  {percent}, {progress.files_done} of {progress.files_total} files")
+    rates = [(progress.instant, "/s now"), (progress.average, "/s on average")]
+    words = [f"{shown_bytes(rate)}{word}" for rate, word in rates if rate is not None]
+    if progress.files_per_second is not None:
+        words.append(f"{progress.files_per_second:.1f} files/s")
+    if words:
+        lines.append(f"rate      {', '.join(words)}")
+    if progress.elapsed is not None:
+        left = "" if progress.eta is None else f", about {shown_duration(progress.eta)} left"
+        lines.append(f"time      {shown_duration(progress.elapsed)} since it was begun{left}")
+    return lines
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import click
@@ -11,61 +12,71 @@ from attrs import frozen
 from pdm.workqueue.cli.arguments import format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import print_json
+from pdm.workqueue.cli.log_following import LogFollower, print_log
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.cli.text import shown_text
-from pdm.workqueue.client.errors import OutputNotReadyError
-from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.wire.responses import OutputView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
-_REFERENCE = re.compile(r"(\d{1,18})(?:\.(\d{1,18}))?")
-#: Seconds between two looks of ``-f``.
-_LOOK_EVERY_S = 1.0
+_REFERENCE = re.compile(r"(\d{1,18})(?:\.(\d{1,18})(?:\.(-?\d{1,9}))?)?")
 
 
 @frozen
 class _Reference:
     job_id: int
     element_id: int | None
+    attempt: int | None
 
 
 class _ReferenceType(click.ParamType[_Reference]):
-    name = "N[.E]"
+    name = "N[.E[.K]]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _Reference:
         if isinstance(value, _Reference):
             return value
         match = _REFERENCE.fullmatch(str(value))
         if match is None:
-            self.fail(f"{value!r} is neither a job (214) nor an element of one (214.37).", param, ctx)
-        return _Reference(int(match[1]), None if match[2] is None else int(match[2]))
+            self.fail(
+                f"{value!r} is neither a job (214) nor an element (214.37) nor an attempt (214.37.1).", param, ctx
+            )
+        numbers = [None if group is None else int(group) for group in match.groups()[1:]]
+        return _Reference(int(match[1]), *numbers)
 
 
 @click.command()
-@click.argument("reference", metavar="N[.E]", type=_ReferenceType())
-@click.option("-a", "--attempt", type=int, help="Which attempt, -1 the latest (only with an element).")
-@click.option("-f", "--follow", is_flag=True, help="Print the log of each attempt as it ends, until all has ended.")
+@click.argument("reference", metavar="N[.E[.K]]", type=_ReferenceType())
+@click.option("-a", "--attempt", type=int, help="Which attempt, -1 the latest; the same as K.")
+@click.option("-f", "--follow", is_flag=True, help="Print each log as it is written, until all has ended.")
 @format_option
 def logs(reference: _Reference, attempt: int | None, follow: bool, form: str) -> None:
-    """Show the log of element E of job N, or the latest log of each of its elements.
+    """Show the log of element E of job N, or of its attempt K, or the latest log of each element.
 
-    A log is shown once its attempt has ended. Control characters are shown as escapes.
+    Without -f a log is shown once its attempt has ended. Control characters are shown as escapes.
     """
     if attempt is not None and reference.element_id is None:
         raise click.UsageError("-a is about one element: write N.E, such as 214.0.")
-    if follow and (attempt is not None or form == "json"):
-        raise click.UsageError("-f gives each attempt as it ends, as text: leave -a and -F json away.")
+    if attempt is not None and reference.attempt is not None:
+        raise click.UsageError("The attempt is given twice: leave -a away.")
+    if follow and form == "json":
+        raise click.UsageError("-f gives each line as it is written, as text: leave -F json away.")
+    attempt = reference.attempt if attempt is None else attempt
 
     async def action(client: WorkqueueClient) -> int:
         if follow:
-            return await _follow(client, reference)
+            follower = LogFollower(client, reference.job_id, time.monotonic)
+            if reference.element_id is None:
+                await follower.job()
+            elif attempt is None:
+                await follower.element(reference.element_id)
+            else:
+                await follower.attempt(reference.element_id, attempt)
+            return ExitCode.DONE
         if reference.element_id is None:
             outputs = await client.output(reference.job_id)
             if form == "json":
                 print_json(outputs)
             else:
                 for output in outputs:
-                    _print(output)
+                    print_log(output)
             return ExitCode.DONE
         output = await client.element_output(reference.job_id, reference.element_id, attempt)
         if form == "json":
@@ -75,39 +86,3 @@ def logs(reference: _Reference, attempt: int | None, follow: bool, form: str) ->
         return ExitCode.DONE
 
     run(action)
-
-
-async def _follow(client: WorkqueueClient, reference: _Reference) -> int:
-    seen: dict[int, int] = {}
-    while True:
-        # The status first: what ends after it was read is found in the next look.
-        final = await _is_final(client, reference)
-        for output in await _outputs(client, reference):
-            for attempt in range(seen.get(output.elementid, 0) + 1, output.attempt + 1):
-                latest = attempt == output.attempt
-                _print(output if latest else await client.element_output(output.jobid, output.elementid, attempt))
-            seen[output.elementid] = output.attempt
-        if final:
-            return ExitCode.DONE
-        await client.pause(_LOOK_EVERY_S)
-
-
-async def _is_final(client: WorkqueueClient, reference: _Reference) -> bool:
-    if reference.element_id is None:
-        return JobStatus.parse((await client.status(reference.job_id)).status).is_final
-    return JobStatus.parse((await client.element_status(reference.job_id, reference.element_id)).status).is_final
-
-
-async def _outputs(client: WorkqueueClient, reference: _Reference) -> list[OutputView]:
-    if reference.element_id is None:
-        return list(await client.output(reference.job_id))
-    try:
-        return [await client.element_output(reference.job_id, reference.element_id)]
-    except OutputNotReadyError:
-        return []  # no attempt has ended yet
-
-
-def _print(output: OutputView) -> None:
-    click.echo(f"==> {output.jobid}.{output.elementid} attempt {output.attempt} {output.type} {output.status} <==")
-    log = "(this log is gone from the service's disk)\n" if output.log is None else output.log
-    click.echo(shown_text(log), nl=not log.endswith("\n"))

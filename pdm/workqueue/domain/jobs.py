@@ -96,6 +96,8 @@ class JobRecord:
     bytes_done: int
     #: Entries of the source that were not copied, with the reason; bounded, newest left out.
     skipped: int
+    #: When the first of its elements was claimed for the first time.
+    started_at: datetime | None = None
 
 
 @frozen

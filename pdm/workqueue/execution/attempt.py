@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, Token, Verdict
 from pdm.workqueue.domain.retry import GiveUp, Hold, RetryAt, RetryPolicy, decide
@@ -62,6 +62,7 @@ class RunningAttempt:
             return
         self.started = True
         self._began_at = self.tools.clock()
+        self.tools.board.begin(self.job.id, self.record.id)
         record, job = self.record, self.job
         self._ref = LogRef(job.log_uid, record.id, record.attempts)
         where = f"source={job.src_siteid}:{record.src_filepath}"
@@ -154,7 +155,9 @@ class RunningAttempt:
             skipped: entries of a listing that are not carried out.
         """
         self.begin()
-        self.tools.board.drop(self.job.id, self.record.id)
+        # A listing is none of the files that a job is about.
+        finished = status.is_final and self.record.type is not JobType.LIST
+        self.tools.board.drop(self.job.id, self.record.id, finished=finished, proven=transferred)
         now = self.tools.clock()
         outcome = status.name if failure is None else "FAILED"
         code = 0 if failure is None and status is JobStatus.DONE else 1

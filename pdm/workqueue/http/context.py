@@ -14,7 +14,7 @@ from pdm.workqueue.certificates.trust import Trust
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol, JobType
-from pdm.workqueue.execution.progress import Progress
+from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
@@ -38,7 +38,7 @@ class ApiContext:
         in_thread: runs key generation and signature checks off the reactor.
         wake: says that there may be something to claim.
         cancelled: says that the cancellation of a job is in the database.
-        progress: how far a running element (job, element) is, None where nothing is known.
+        progress: how far that is what this daemon runs.
         needs_credential: whether a protocol works only with a delegated credential.
         supports: whether the service can carry out a job type by a protocol.
         trust: the authorities in force, for delegated proxies.
@@ -53,7 +53,7 @@ class ApiContext:
     in_thread: InThread
     wake: Callable[[], None]
     cancelled: Callable[[int], None]
-    progress: Callable[[int, int], Progress | None]
+    progress: ProgressBoard
     needs_credential: Callable[[JobProtocol], bool]
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]

@@ -116,6 +116,43 @@ def element(session: Session, job_id: int, element_id: int, scope: int | None) -
     return owner, found
 
 
+def job_and_listing(session: Session, job_id: int) -> tuple[JobRecord, JobStatus]:
+    """A job that was found before, and where its first element stands.
+
+    The element is looked at first: once its listing is done, the job's numbers are those of all that it has found.
+    """
+    first = jobs.fetch_element(session, job_id, 0)
+    owner = job(session, job_id, None)
+    return owner, owner.status if first is None else first.status
+
+
+def attempt(
+    session: Session, job_id: int, element_id: int, scope: int | None, number: int
+) -> tuple[JobRecord, ElementRecord, int, JobStatus | None]:
+    """An attempt that has ended or that runs, with its number, counted from 1, and its status; None if there is none.
+
+    Args:
+        session: of the database.
+        job_id: whose.
+        element_id: whose, in the job.
+        scope: of the caller.
+        number: from 1; negative ones count from the latest, running or not.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        ElementNotFoundError: the job has no such element.
+    """
+    owner, found = element(session, job_id, element_id, scope)
+    latest = found.attempts
+    number += latest + 1 if number < 0 else 0
+    if not 1 <= number <= latest:
+        return owner, found, number, None
+    if number == latest and found.status is JobStatus.RUNNING:
+        return owner, found, number, JobStatus.RUNNING
+    record = jobs.fetch_attempt(session, job_id, element_id, number)
+    return owner, found, number, None if record is None else record.status
+
+
 def elements(
     session: Session, job_id: int, scope: int | None, wanted: ElementFilter
 ) -> tuple[JobRecord, list[ElementRecord]]:

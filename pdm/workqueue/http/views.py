@@ -9,12 +9,14 @@ from msgspec import UNSET
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
-from pdm.workqueue.execution.progress import Progress
+from pdm.workqueue.domain.progress import JobProgress
+from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.wire.responses import (
     ElementStatusView,
     ElementView,
     FailureView,
+    JobProgressView,
     JobView,
     SiteView,
 )
@@ -25,8 +27,8 @@ def whole_seconds(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(microsecond=0)
 
 
-def job_view(job: JobRecord) -> JobView:
-    """A job as the API gives it out."""
+def job_view(job: JobRecord, progress: JobProgress | None = None) -> JobView:
+    """A job as the API gives it out, with its progress where that was looked up."""
     counters = job.counters
     return JobView(
         id=job.id,
@@ -58,6 +60,24 @@ def job_view(job: JobRecord) -> JobView:
         skipped=job.skipped,
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
+        progress=UNSET if progress is None else job_progress_view(progress),
+    )
+
+
+def job_progress_view(progress: JobProgress) -> JobProgressView:
+    """How far a job is, as the API gives it out."""
+    return JobProgressView(
+        listing=progress.listing,
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        bytes_moving=progress.bytes_moving,
+        files_done=progress.files_done,
+        files_total=progress.files_total,
+        instant=progress.instant,
+        average=progress.average,
+        files_per_second=progress.files_per_second,
+        elapsed=progress.elapsed,
+        eta=progress.eta,
     )
 
 
@@ -91,25 +111,28 @@ def element_view(element: ElementRecord) -> ElementView:
     )
 
 
-def element_status_view(element: ElementRecord, progress: Progress | None) -> ElementStatusView:
-    """Where an element stands: from its running transfer, else from what the database keeps of its last attempt."""
-    if progress is not None and element.status is JobStatus.RUNNING:
-        transferred: int | None = progress.transferred
-        instant: float | None = progress.instant
-        average: float | None = progress.average
-        elapsed: float | None = progress.elapsed
-    else:
-        transferred, elapsed, instant = element.transferred, element.elapsed_s, None
+def element_status_view(element: ElementRecord, progress: ElementProgress | None) -> ElementStatusView:
+    """Where an element stands: a running one as its transfer says, others as the database keeps their last attempt.
+
+    Args:
+        element: as the database has it.
+        progress: of its transfer; None if it does not run in this daemon.
+    """
+    if element.status is not JobStatus.RUNNING:
+        transferred, elapsed = element.transferred, element.elapsed_s
         average = transferred / elapsed if transferred is not None and elapsed else None
+        progress = ElementProgress(transferred, None, average, elapsed)
+    elif progress is None:
+        progress = ElementProgress(None, None, None, None)
     return ElementStatusView(
         jobid=element.job_id,
         elementid=element.id,
         status=element.status.name,
         attempts=element.attempts,
-        transferred=transferred,
-        instant=instant,
-        average=average,
-        elapsed=elapsed,
+        transferred=progress.transferred,
+        instant=progress.instant,
+        average=progress.average,
+        elapsed=progress.elapsed,
     )
 
 

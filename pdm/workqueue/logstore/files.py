@@ -18,9 +18,9 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
 from pdm.workqueue.logstore.attempt_log import LogRef
-from pdm.workqueue.logstore.writer import Answer, LogMissingError, LogWriter
+from pdm.workqueue.logstore.writer import Answer, LogMissingError, LogPiece, LogWriter
 
-__all__ = ["LogMissingError", "LogRef", "LogStore"]
+__all__ = ["LogMissingError", "LogPiece", "LogRef", "LogStore"]
 
 #: Most characters that wait for a disk that hangs; what comes beyond is counted and left out.
 MOST_WAITING = 64 * 1024**2
@@ -119,6 +119,24 @@ class LogStore:
             answer.errback(LogMissingError("the log store has stopped"))
         else:
             self._writer.put(partial(self._writer.read, ref, answer))
+        return answer
+
+    def read_piece(self, ref: LogRef, offset: int, most: int) -> Deferred[LogPiece]:
+        """A piece of a log that may still be written, as it stands in its file: what came later is never before it.
+
+        Args:
+            ref: which log.
+            offset: where the piece begins, in bytes.
+            most: bytes, at most.
+
+        Returns:
+            Fires with the piece; fails with `LogMissingError` when there is no such log.
+        """
+        answer: Deferred[LogPiece] = Deferred()
+        if self._stopped:
+            answer.errback(LogMissingError("the log store has stopped"))
+        else:
+            self._writer.put(partial(self._writer.read_piece, ref, offset, most, answer))
         return answer
 
     async def flush(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -33,6 +35,21 @@ Operation = Callable[[], None]
 
 class LogMissingError(Exception):
     """The log of an attempt is not on disk."""
+
+
+@frozen
+class LogPiece:
+    """A piece of a log.
+
+    Attributes:
+        text: whole lines; None where there is no log.
+        end: where it ends, in bytes, and so where the next one begins.
+        is_last: whether nothing follows by now.
+    """
+
+    text: str | None
+    end: int
+    is_last: bool
 
 
 class LogWriter:
@@ -126,22 +143,40 @@ class LogWriter:
 
     def read(self, ref: LogRef, answer: Deferred[str]) -> None:
         """Answer with the text of a log, of a running one too; `LogMissingError` if there is none."""
+        log = self._written(ref)
+        try:
+            data = self._read(ref.path(self._folder))
+        except OSError as error:
+            self._answers.append((answer, _missing(ref, error)))
+            return
+        tail = b"" if log is None else log.file.waiting_tail()
+        self._answers.append((answer, (data + tail).decode("utf-8", "replace")))
+
+    def read_piece(self, ref: LogRef, offset: int, most: int, answer: Deferred[LogPiece]) -> None:
+        """Answer with a `LogPiece`; `LogMissingError` if there is no such log."""
+        self._written(ref)
+        try:
+            with ref.path(self._folder).open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                # An offset out of the air is taken back to the end: there nothing follows yet.
+                begin = file.seek(min(offset, size))
+                data = file.read(most)
+        except OSError as error:
+            self._answers.append((answer, _missing(ref, error)))
+            return
+        is_last = begin + len(data) >= size
+        if not is_last:
+            # A piece ends with a line, unless there is none in it.
+            data = data[: data.rfind(b"\n") + 1] or data
+        self._answers.append((answer, LogPiece(data.decode("utf-8", "replace"), begin + len(data), is_last)))
+
+    def _written(self, ref: LogRef) -> _OpenLog | None:
+        """The log if it is open, with all that was due in its file."""
         log = self._open.get(ref)
         if log is not None and log.file.dirty:
             self._dirty.discard(ref)
             self._write(ref, log.file)
-        try:
-            data = self._read(ref.path(self._folder))
-        except FileNotFoundError:
-            error = LogMissingError(f"the log of element {ref.element_id}, attempt {ref.attempt} is not on disk")
-            self._answers.append((answer, Failure(error)))
-            return
-        except OSError as error:
-            reason = f"the log of element {ref.element_id}, attempt {ref.attempt} cannot be read: {error.strerror}"
-            self._answers.append((answer, Failure(LogMissingError(reason))))
-            return
-        tail = b"" if log is None else log.file.waiting_tail()
-        self._answers.append((answer, (data + tail).decode("utf-8", "replace")))
+        return log
 
     def flush(self, answer: Deferred[None]) -> None:
         """Write out all that waits."""
@@ -217,6 +252,11 @@ class LogWriter:
         if self._answers or complaint:
             answers, self._answers = self._answers, []
             self._report(answers, complaint)
+
+
+def _missing(ref: LogRef, error: OSError) -> Failure:
+    what = "is not on disk" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+    return Failure(LogMissingError(f"the log of element {ref.element_id}, attempt {ref.attempt} {what}"))
 
 
 class _OpenLog:

@@ -22,7 +22,7 @@ from pdm.workqueue.store.records import JOB_COLUMNS, job_record
 from pdm.workqueue.store.tables import jobs
 from pdm.workqueue.WorkqueueDB import HAS_HELD
 
-_COLUMNS = (*JOB_COLUMNS, jobs.c.started_at, jobs.c.list_due_at, jobs.c.work_due_at)
+_COLUMNS = (*JOB_COLUMNS, jobs.c.list_due_at, jobs.c.work_due_at)
 
 
 @define
@@ -33,7 +33,7 @@ class LockedJob:
     """
 
     record: JobRecord
-    started_at: datetime | None
+    started_at: datetime | None = field(init=False)
     list_due_at: datetime | None
     work_due_at: datetime | None
     _counters: Counters = field(init=False)
@@ -44,6 +44,7 @@ class LockedJob:
     _before: tuple[JobRecord, datetime | None, datetime | None] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.started_at = self.record.started_at
         self._before = (self.record, self.list_due_at, self.work_due_at)
         self._counters = self.record.counters
         self._bytes_total = self.record.bytes_total
@@ -105,6 +106,7 @@ class LockedJob:
             self.record,
             status=status,
             counters=counters,
+            started_at=self.started_at,
             finished_at=finished_at,
             bytes_total=self._bytes_total,
             bytes_done=self._bytes_done,

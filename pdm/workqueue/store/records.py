@@ -28,6 +28,7 @@ JOB_COLUMNS = (
     *_columns(jobs, "bytes_total", "bytes_done", "skipped"),
     *_columns(jobs, "num_elements", "num_submitted", "num_running", "num_done"),
     *_columns(jobs, "num_failed", "num_cancelled", "num_held"),
+    jobs.c.started_at,
 )
 #: What `element_record` reads, in its order.
 ELEMENT_COLUMNS = (
@@ -54,7 +55,7 @@ ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
 
 def job_record(row: Sequence[Any]) -> JobRecord:
     """A job from a row that begins with `JOB_COLUMNS`."""
-    values = [*row[:17], Counters(*row[20:27]), *row[17:20]]
+    values = [*row[:17], Counters(*row[20:27]), *row[17:20], row[27]]
     return JobRecord(*values)
 
 

@@ -142,6 +142,18 @@ class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
 
 
+class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an output is read."""
+
+    live: Annotated[
+        bool, Meta(description="1 for the log of a running attempt too: a piece of it, as far as it is written.")
+    ] = False
+    offset: Annotated[
+        Annotated[int, Meta(ge=0, le=LARGEST_ID)] | None,
+        Meta(description="With live: where the piece begins, as the answer before it says; 0 at first."),
+    ] = None
+
+
 class JobQuery(ElementQuery, frozen=True, kw_only=True):
     """Which jobs; without parameters, all of the caller's."""
 

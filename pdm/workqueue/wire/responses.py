@@ -18,6 +18,29 @@ ProtocolName = Annotated[str, Meta(extra_json_schema={"enum": list(JobProtocol._
 Names = dict[str, list[str]]
 
 
+class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a job is and how fast it goes; null where that is not known.
+
+    What moves now is known to the daemon that moves it, and told of what that one moves. Proven bytes and those that
+    move are told apart; together they are never more than the total, and they go back only when a transfer has to be
+    done again. A file here is any element but the listing: also a directory that is made or removed.
+    """
+
+    listing: Annotated[bool, Meta(description="Whether it is still being listed how much there is to do.")]
+    bytes_done: Annotated[int, Meta(description="Bytes proven at the destination.")]
+    bytes_total: Annotated[int | None, Meta(description="Bytes in all; null while they are being listed.")]
+    bytes_moving: Annotated[int | None, Meta(description="Bytes moved so far that are not proven yet.")]
+    files_done: int
+    files_total: Annotated[int | None, Meta(description="Files in all; null while they are being listed.")]
+    instant: Annotated[float | None, Meta(description="Bytes/s now, smoothed; null once nothing runs.")]
+    average: Annotated[float | None, Meta(description="Bytes/s since the start; at the end, over the whole job.")]
+    files_per_second: Annotated[float | None, Meta(description="Files/s now, smoothed; null once nothing runs.")]
+    elapsed: Annotated[
+        float | None, Meta(description="Seconds since the first element was begun, until now or its end.")
+    ]
+    eta: Annotated[float | None, Meta(description="Seconds until the end, by bytes or files, whichever are slower.")]
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job.
 
@@ -53,6 +76,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     skipped: int
     bytes_total: int
     bytes_done: int
+    progress: Annotated[JobProgressView | UnsetType, Meta(description="Of one job; not in arrays.")] = UNSET
 
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
@@ -121,10 +145,10 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputView(msgspec.Struct, frozen=True, kw_only=True):
-    """The output of one attempt that has ended.
+    """The output of one attempt that has ended, or with ``live`` a piece of its log, from its first line on.
 
-    ``log`` is null only in the output of a whole job, for a log that is gone from disk. A LIST element has
-    ``listing``, ``entries`` and notes as in the element; they are those of its latest attempt.
+    ``log`` is null only in the output of a whole job and with ``live``, for a log that is gone from disk. A LIST
+    element has ``listing``, ``entries`` and notes as in the element; they are those of its latest attempt.
     """
 
     jobid: int
@@ -133,6 +157,8 @@ class OutputView(msgspec.Struct, frozen=True, kw_only=True):
     type: TypeName
     status: StatusName
     log: str | None
+    offset: Annotated[int | UnsetType, Meta(description="With live: where the next piece begins, in bytes.")] = UNSET
+    end: Annotated[bool | UnsetType, Meta(description="With live: whether the log ends with this piece.")] = UNSET
     listing: Names | UnsetType = UNSET
     entries: Entries | UnsetType = UNSET
     unreadable: Notes | UnsetType = UNSET
@@ -144,6 +170,7 @@ class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
 
     jobid: int
     status: StatusName
+    progress: JobProgressView | UnsetType = UNSET
 
 
 class ElementStatusView(msgspec.Struct, frozen=True, kw_only=True):

@@ -106,4 +106,4 @@ async def get_element(api: ApiContext, caller: Caller, job_id: int, element_id: 
 async def get_element_status(api: ApiContext, caller: Caller, job_id: int, element_id: int) -> ElementStatusView:
     """The status, and for a transfer how far it is and how fast."""
     _, element = await api.database.read("fetch an element", lookups.element, job_id, element_id, caller.scope)
-    return element_status_view(element, api.progress(job_id, element_id))
+    return element_status_view(element, api.progress.of_element(job_id, element_id))

@@ -17,7 +17,8 @@ from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
-from pdm.workqueue.http.views import job_view
+from pdm.workqueue.http.progress import with_progress
+from pdm.workqueue.http.views import job_progress_view, job_view
 from pdm.workqueue.store import jobs
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
 from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
@@ -100,17 +101,19 @@ def moment(value: datetime | None) -> datetime | None:
 
 @endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
 async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
-    """The job with its counters."""
-    return job_view(await api.database.read("fetch a job", lookups.job, job_id, caller.scope))
+    """The job with its counters, how far it is, and how fast it goes."""
+    job = await api.database.read("fetch a job", lookups.job, job_id, caller.scope)
+    return job_view(*await with_progress(api, job))
 
 
 @endpoint(
     "GET", "/jobs/{job_id}/status", summary="Where a job stands", result=JobStatusView, errors=(JobNotFoundError,)
 )
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
-    """The status alone."""
+    """The status, and how far it is."""
     job = await api.database.read("fetch a job", lookups.job, job_id, caller.scope)
-    return JobStatusView(jobid=job.id, status=job.status.name)
+    job, progress = await with_progress(api, job)
+    return JobStatusView(jobid=job.id, status=job.status.name, progress=job_progress_view(progress))
 
 
 @endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))
@@ -125,7 +128,7 @@ async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
         api.wake()
 
     job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, api.clock(), then=tell)
-    return job_view(job)
+    return job_view(*await with_progress(api, job))
 
 
 @endpoint(
@@ -150,4 +153,5 @@ async def retry_job(
         api.wake()
 
     job, retried = await api.commit("retry a job", lookups.retry, job_id, caller.scope, api.clock(), then=wake)
-    return RetriedJobView(**msgspec.structs.asdict(job_view(job)), retried=retried)
+    view = job_view(*await with_progress(api, job))
+    return RetriedJobView(**msgspec.structs.asdict(view), retried=retried)

@@ -1,6 +1,7 @@
 """What attempts said: their logs, and what was listed.
 
-There is an output as soon as an attempt has ended; while one runs, the one before it is the latest available.
+There is an output as soon as an attempt has ended; while one runs, the one before it is the latest available. Who asks
+for it expressly (``live``) reads the log of a running attempt too, piece by piece.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from pdm.workqueue.http.listings import has_listing, with_listing
 from pdm.workqueue.http.lookups import Ended, OutputPage
 from pdm.workqueue.http.problems import (
     ElementNotFoundError,
+    InvalidInputError,
     JobNotFoundError,
     LogMissingError,
     OutputNotReadyError,
 )
 from pdm.workqueue.logstore.files import LogMissingError as LogFileMissingError
-from pdm.workqueue.logstore.files import LogRef
+from pdm.workqueue.logstore.files import LogPiece, LogRef
+from pdm.workqueue.wire.requests import OutputQuery
 from pdm.workqueue.wire.responses import OutputView
 
-_ERRORS = (OutputNotReadyError, JobNotFoundError, ElementNotFoundError, LogMissingError)
+_ERRORS = (InvalidInputError, OutputNotReadyError, JobNotFoundError, ElementNotFoundError, LogMissingError)
+#: Bytes of a log in one live answer at most.
+_LIVE_BYTES = 256 * 1024
 
 
 @endpoint(
@@ -114,24 +119,72 @@ def _output(api: ApiContext, ended: Ended, log: str | None) -> bytes | AsyncGene
     "GET",
     "/jobs/{job_id}/elements/{element_id}/output",
     summary="The latest output of an element",
+    query=OutputQuery,
     result=OutputView,
     errors=_ERRORS,
 )
-async def get_element_output(api: ApiContext, caller: Caller, job_id: int, element_id: int) -> JsonStream:
-    """Of the latest attempt that has ended."""
-    return await _chosen_output(api, caller, job_id, element_id, -1)
+async def get_element_output(
+    api: ApiContext, caller: Caller, job_id: int, element_id: int, query: OutputQuery
+) -> OutputView | JsonStream:
+    """Of the latest attempt that has ended; with ``live``, the log of the latest one even while it runs."""
+    return await _output_asked_for(api, caller, job_id, element_id, -1, query)
 
 
 @endpoint(
     "GET",
     "/jobs/{job_id}/elements/{element_id}/output/{attempt}",
     summary="The output of one attempt",
+    query=OutputQuery,
     result=OutputView,
     errors=_ERRORS,
 )
-async def get_attempt_output(api: ApiContext, caller: Caller, job_id: int, element_id: int, attempt: int) -> JsonStream:
-    """Attempts count from 1; -1 is the latest that has ended, -2 the one before it."""
-    return await _chosen_output(api, caller, job_id, element_id, attempt)
+async def get_attempt_output(
+    api: ApiContext, caller: Caller, job_id: int, element_id: int, attempt: int, query: OutputQuery
+) -> OutputView | JsonStream:
+    """Attempts count from 1; -1 is the latest that has ended, -2 the one before it.
+
+    With ``live`` also the log of a running attempt, as far as it is written: call again with the ``offset`` of the
+    answer for what follows, until ``end`` is true. Negative numbers then count from the latest, running or not.
+    """
+    return await _output_asked_for(api, caller, job_id, element_id, attempt, query)
+
+
+async def _output_asked_for(
+    api: ApiContext, caller: Caller, job_id: int, element_id: int, number: int, query: OutputQuery
+) -> OutputView | JsonStream:
+    if query.live:
+        return await _live_output(api, caller, job_id, element_id, number, query.offset or 0)
+    if query.offset is not None:
+        raise InvalidInputError("an offset goes with live=1", "?offset")
+    return await _chosen_output(api, caller, job_id, element_id, number)
+
+
+async def _live_output(
+    api: ApiContext, caller: Caller, job_id: int, element_id: int, number: int, offset: int
+) -> OutputView:
+    job, element, attempt, status = await api.database.read(
+        "an attempt", lookups.attempt, job_id, element_id, caller.scope, number
+    )
+    if status is None:
+        place = f"element {element.id} of job {job.id}"
+        raise OutputNotReadyError(f"{place} has no attempt {number}: {element.attempts} were begun")
+    # The database was asked first: of an attempt that had ended by then, the log is complete.
+    ended = status is not JobStatus.RUNNING
+    try:
+        piece = await api.logstore.read_piece(LogRef(job.log_uid, element.id, attempt), offset, _LIVE_BYTES)
+    except LogFileMissingError:
+        # One that is claimed and waits for its turn in a batch has written nothing yet.
+        piece = LogPiece(None if ended else "", offset, is_last=True)
+    return OutputView(
+        jobid=job.id,
+        elementid=element.id,
+        attempt=attempt,
+        type=element.type.name,
+        status=status.name,
+        log=piece.text,
+        offset=piece.end,
+        end=ended and piece.is_last,
+    )
 
 
 async def _chosen_output(api: ApiContext, caller: Caller, job_id: int, element_id: int, number: int) -> JsonStream:

@@ -11,6 +11,7 @@ from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import DelegationNeededError, InvalidInputError, KeyUsedBeforeError
+from pdm.workqueue.http.progress import with_progress
 from pdm.workqueue.http.submission import job_from
 from pdm.workqueue.http.views import job_view
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
@@ -40,7 +41,7 @@ async def _submit(api: ApiContext, caller: Caller, asked: SubmitJob, key: Idempo
         raise KeyUsedBeforeError(
             "this Idempotency-Key was sent with another request: use a new one for each request", "Idempotency-Key"
         ) from error
-    return job_view(job)
+    return job_view(*await with_progress(api, job))
 
 
 def _typed(type_: JobType, body: msgspec.Struct) -> SubmitJob:

@@ -1,0 +1,186 @@
+"""How far a job is, how fast it goes and when it will be done: arithmetic, with the time as an argument."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from attrs import define, frozen
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import JobRecord
+
+#: Seconds over which a rate is smoothed at least.
+SMOOTHED_OVER_S = 15.0
+#: Where events are rarer than that, a rate is smoothed over about so many of them.
+_SMOOTHED_EVENTS = 4
+#: Weight of the newest gap between two events.
+_NEWEST_GAP = 0.2
+#: Seconds before which a rate would be a guess.
+_LEAST_SPAN_S = 0.5
+#: A time left that is longer tells nobody anything.
+_LONGEST_LEFT_S = 10 * 365 * 86400.0
+#: Job types whose first element is a listing, from which the rest follows.
+_BEGIN_WITH_LISTING = frozenset({JobType.COPY, JobType.REMOVE})
+
+
+@define(eq=False)
+class SmoothedRate:
+    """Amounts per second, the recent ones weighing more: exponential smoothing that is exact from the first moment.
+
+    Amounts fade with a time constant of `SMOOTHED_OVER_S`, or of a few events where these are rarer. What they are
+    divided by, the time that has been watched, fades along: so a rate does not begin too low.
+
+    Attributes:
+        last_s: seconds on some clock; where it begins to watch, then of the newest event.
+    """
+
+    last_s: float
+    _amount: float = 0.0
+    _span_s: float = 0.0
+    _gap_s: float = 0.0
+    _events: int = 0
+
+    def add(self, amount: float, now_s: float) -> None:
+        """Note that so much has happened since the last event."""
+        passed_s = now_s - self.last_s
+        if passed_s > 0:
+            self._gap_s += _NEWEST_GAP * (passed_s - self._gap_s) if self._events else passed_s
+            self._amount, self._span_s = self._faded(passed_s)
+            self.last_s = now_s
+        self._amount += amount
+        self._events += 1
+
+    def at(self, now_s: float) -> float | None:
+        """Amount per second; None as long as it cannot be told."""
+        amount, span_s = self._faded(max(now_s - self.last_s, 0.0))
+        return amount / span_s if self._events and span_s >= _LEAST_SPAN_S else None
+
+    def _faded(self, passed_s: float) -> tuple[float, float]:
+        """Amount and span when so many seconds more have passed."""
+        over_s = max(SMOOTHED_OVER_S, _SMOOTHED_EVENTS * self._gap_s)
+        kept = math.exp(-passed_s / over_s)
+        return self._amount * kept, self._span_s * kept + over_s * (1 - kept)
+
+
+@frozen
+class Moving:
+    """What runs of a job, as far as a daemon runs it itself.
+
+    Attributes:
+        transferred: bytes that have moved and are not among the proven ones.
+        instant: bytes/s, smoothed.
+        files_per_second: elements that end, smoothed.
+    """
+
+    transferred: int
+    instant: float | None
+    files_per_second: float | None
+
+
+@frozen
+class JobProgress:
+    """How far a job is; None stands for what is not known.
+
+    Attributes:
+        listing: whether it is still being found out how much there is to do.
+        bytes_done: proven.
+        bytes_total: None while it is listed.
+        bytes_moving: moved, and not proven yet.
+        files_done: elements that are done, without the listing.
+        files_total: None while it is listed.
+        instant: bytes/s now.
+        average: bytes/s since the job was begun, or over all of it once it has ended.
+        files_per_second: elements that end, now.
+        elapsed: seconds since it was begun, until now or its end.
+        eta: seconds until it is done, if it goes on like this.
+    """
+
+    listing: bool
+    bytes_done: int
+    bytes_total: int | None
+    bytes_moving: int | None
+    files_done: int
+    files_total: int | None
+    instant: float | None
+    average: float | None
+    files_per_second: float | None
+    elapsed: float | None
+    eta: float | None
+
+
+def listing_status(job: JobRecord) -> JobStatus | None:
+    """Where the listing stands with which a job begins, if its numbers tell; None if its element must be looked at.
+
+    A job that begins with something else is as good as listed.
+    """
+    counters = job.counters
+    if job.type not in _BEGIN_WITH_LISTING or job.status is JobStatus.DONE:
+        return JobStatus.DONE
+    if counters.elements > 1:
+        return None
+    return JobStatus.DONE if counters.done else job.status
+
+
+def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now: datetime) -> JobProgress:
+    """How far a job is.
+
+    Args:
+        job: as the database has it.
+        listing: where its listing stands.
+        moving: what runs of it, None where that is not known.
+        now: the present moment, UTC.
+    """
+    counters, ended = job.counters, job.status.is_final
+    is_listed = listing.is_final or ended
+    uncounted = 1 if job.type in _BEGIN_WITH_LISTING else 0
+    files_total = counters.elements - uncounted if is_listed else None
+    files_done = counters.done - (uncounted if listing is JobStatus.DONE else 0)
+    if ended or not counters.running:
+        # Nothing runs anywhere, so nothing moves: that is known without a board.
+        transferred: int | None = 0
+        instant = files_per_second = None
+    elif moving is None:
+        transferred = instant = files_per_second = None
+    else:
+        transferred = min(moving.transferred, max(job.bytes_total - job.bytes_done, 0))
+        instant, files_per_second = moving.instant, moving.files_per_second
+    elapsed = _elapsed(job, now)
+    left = None
+    if is_listed and counters.running and not counters.held and not job.cancel_requested:
+        files_left = counters.submitted + counters.running
+        bytes_left = max(job.bytes_total - job.bytes_done - (transferred or 0), 0)
+        left = time_left(bytes_left, instant, files_left, files_per_second)
+    has_bytes = job.bytes_total > 0
+    return JobProgress(
+        listing=not is_listed,
+        bytes_done=job.bytes_done,
+        bytes_total=job.bytes_total if is_listed else None,
+        bytes_moving=transferred,
+        files_done=files_done,
+        files_total=files_total,
+        instant=instant if has_bytes else None,
+        average=(job.bytes_done + (transferred or 0)) / elapsed if elapsed and has_bytes else None,
+        files_per_second=files_per_second,
+        elapsed=elapsed,
+        eta=left,
+    )
+
+
+def time_left(bytes_left: int, instant: float | None, files_left: int, files_per_second: float | None) -> float | None:
+    """Seconds until all is done at these rates: the slower of the two decides; None if nobody can know.
+
+    Large files move bytes for long without one of them ending: a rate of files that is not known yet holds nothing up.
+    """
+    by_bytes = bytes_left / instant if bytes_left and instant else None
+    by_files = files_left / files_per_second if files_left and files_per_second else None
+    if bytes_left and by_bytes is None:
+        return None
+    known = [seconds for seconds in (by_bytes, by_files) if seconds is not None]
+    return max(known) if known and max(known) <= _LONGEST_LEFT_S else None
+
+
+def _elapsed(job: JobRecord, now: datetime) -> float | None:
+    if job.started_at is None:
+        return None
+    return max(((job.finished_at or now) - job.started_at).total_seconds(), 0.0)

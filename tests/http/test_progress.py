@@ -1,0 +1,174 @@
+"""How far jobs are, and the logs of attempts that run, as the API gives them out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest_twisted
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import NewElement, Token
+from pdm.workqueue.execution.progress import Progress
+from pdm.workqueue.logstore.files import LogRef
+from tests.http.service import Service, certificates, service
+
+__all__ = ["certificates", "service"]
+
+KEYS = {
+    *("listing", "bytes_done", "bytes_total", "bytes_moving", "files_done", "files_total"),
+    *("instant", "average", "files_per_second", "elapsed", "eta"),
+}
+
+
+async def progress(service: Service, user: str, job_id: int) -> dict[str, Any]:
+    """Of a job; the same by both of its routes, but for the time that has passed."""
+    job = (await service.call(user, "GET", f"/jobs/{job_id}")).json
+    status = (await service.call(user, "GET", f"/jobs/{job_id}/status")).json
+    assert status.keys() == {"jobid", "status", "progress"}
+    assert job["progress"].keys() == status["progress"].keys() == KEYS
+    assert job["progress"]["bytes_done"] == job["bytes_done"]
+    seen: dict[str, Any] = job["progress"]
+    return seen
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_from_its_listing_to_its_end(service: Service) -> None:
+    job = await service.submit("copying", "/copy")
+    waiting = await progress(service, "copying", job["id"])
+    assert (waiting["listing"], waiting["elapsed"], waiting["bytes_moving"]) == (True, None, 0)
+    (listing,) = await service.claim(job["id"])
+    files = [NewElement(JobType.COPY, f"data/{name}", f"copy/{name}", size=100) for name in "abcd"]
+    await service.extend(listing, *files[:2])
+    tokens = await service.claim(job["id"])
+    listed = await progress(service, "copying", job["id"])
+    assert (listed["listing"], listed["bytes_total"], listed["files_total"], listed["eta"]) == (True, None, None, None)
+    assert listed["elapsed"] >= 0
+
+    await service.extend(listing, *files[2:])
+    await service.settle(listing)
+    tokens += await service.claim(job["id"])
+    elsewhere = await progress(service, "copying", job["id"])
+    assert (elsewhere["listing"], elsewhere["bytes_total"], elsewhere["files_total"]) == (False, 400, 4)
+    assert [elsewhere[name] for name in ("bytes_moving", "instant", "files_per_second", "eta")] == [None] * 4
+
+    service.board.begin(job["id"], 1)
+    service.board.update(job["id"], 1, Progress(40, 20.0, 10.0, 4.0))
+    here = await progress(service, "copying", job["id"])
+    assert (here["bytes_done"], here["bytes_moving"], here["files_done"]) == (0, 40, 0)
+    for token in tokens:
+        service.board.drop(job["id"], token.element_id, finished=True, proven=100)
+        await service.settle(token, transferred=100)
+    ended = await progress(service, "copying", job["id"])
+    assert (ended["bytes_done"], ended["bytes_moving"], ended["files_done"], ended["files_total"]) == (400, 0, 4, 4)
+    assert [ended[name] for name in ("instant", "files_per_second", "eta")] == [None] * 3
+    assert ended["average"] == 400 / ended["elapsed"]
+    (in_list,) = (await service.call("copying", "GET", "/jobs")).json
+    assert "progress" not in in_list
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_of_which_a_file_failed(service: Service) -> None:
+    job_id = await service.copied("failing", "a", "b", status=JobStatus.FAILED)
+    ended = await progress(service, "failing", job_id)
+    assert (ended["listing"], ended["files_done"], ended["files_total"], ended["bytes_total"]) == (False, 0, 2, 20)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_element_that_another_daemon_runs(service: Service) -> None:
+    job = await service.submit("elsewhere", "/copy")
+    (listing,) = await service.claim(job["id"])
+    failure = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "no answer")
+    await service.settle(listing, JobStatus.SUBMITTED, failure)
+    await service.claim(job["id"])
+    seen = (await service.call("elsewhere", "GET", f"/jobs/{job['id']}/elements/0/status")).json
+    assert [seen[name] for name in ("transferred", "instant", "average", "elapsed")] == [None] * 4
+
+
+async def begun(service: Service, token: Token, *lines: str) -> LogRef:
+    """The log of an attempt that runs."""
+    record = await service.job(token.job_id)
+    ref = LogRef(record.log_uid, token.element_id, token.attempt)
+    service.logs.open(ref, "the first line")
+    for line in lines:
+        service.logs.write(ref, line)
+    return ref
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_log_of_a_running_attempt(service: Service) -> None:
+    job = await service.submit("following", "/copy")
+    at = f"/jobs/{job['id']}/elements/0/output"
+
+    async def live(query: str = "", which: str = "") -> dict[str, Any]:
+        answer = await service.call("following", "GET", f"{at}{which}?live=1{query}")
+        assert answer.status == 200, answer.body
+        found: dict[str, Any] = answer.json
+        return found
+
+    assert (await service.call("following", "GET", f"{at}?live=1")).problem == "output-not-ready"
+    (first,) = await service.claim(job["id"])
+    nothing = await live()
+    assert (nothing["log"], nothing["offset"], nothing["end"], nothing["status"]) == ("", 0, False, "RUNNING")
+    ref = await begun(service, first, "one", "two")
+    seen = await live()
+    assert seen["log"].splitlines()[2].endswith("Z two")
+    assert (seen["attempt"], seen["status"], seen["end"], seen["type"]) == (1, "RUNNING", False, "LIST")
+    assert (await live(f"&offset={seen['offset']}"))["log"] == ""
+    service.logs.write(ref, "three")
+    more = await live(f"&offset={seen['offset']}", "/1")
+    assert more["log"].endswith("Z three\n")
+    assert more["log"].count("\n") == 1
+
+    # Who asks as the reference says is answered as it says.
+    for path in (at, f"{at}/1", f"{at}/-1"):
+        refused = await service.call("following", "GET", path)
+        assert (refused.status, refused.problem) == (400, "output-not-ready")
+
+    await service.logs.close(ref, "the end")
+    failure = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "no answer")
+    await service.settle(first, JobStatus.SUBMITTED, failure, log=None)
+    last = await live(f"&offset={more['offset']}", "/1")
+    assert (last["log"].partition("Z ")[2], last["status"], last["end"]) == ("the end\n", "FAILED", True)
+    (second,) = await service.claim(job["id"])
+    await begun(service, second, "again")
+    assert "again" in (await live("", "/2"))["log"] == (await live("", "/-1"))["log"] == (await live())["log"]
+    assert "three" in (await live("", "/-2"))["log"]
+    whole = (await service.call("following", "GET", f"{at}/1")).json
+    assert whole["log"] == (await live("", "/1"))["log"]
+    assert whole.keys().isdisjoint({"offset", "end"})
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_log_comes_in_pieces(service: Service) -> None:
+    job = await service.submit("paging", "/mkdir")
+    (token,) = await service.claim(job["id"])
+    await service.settle(token, log=("x" * 1000 + "\n") * 900)
+    at = f"/jobs/{job['id']}/elements/0/output"
+    pieces = [(await service.call("paging", "GET", f"{at}?live=1")).json]
+    while not pieces[-1]["end"]:
+        assert len(pieces[-1]["log"]) <= 256 * 1024
+        pieces.append((await service.call("paging", "GET", f"{at}?live=1&offset={pieces[-1]['offset']}")).json)
+    assert len(pieces) == 4
+    whole = (await service.call("paging", "GET", at)).json
+    assert "".join(piece["log"] for piece in pieces) == whole["log"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_followed(service: Service) -> None:
+    job = await service.submit("lost", "/mkdir")
+    (token,) = await service.claim(job["id"])
+    await service.settle(token, log=None)
+    at = f"/jobs/{job['id']}/elements/0/output"
+    gone = (await service.call("lost", "GET", f"{at}?live=1")).json
+    assert (gone["log"], gone["end"]) == (None, True)
+    for which in ("/2", "/0", "/-2", f"/{2**63 - 1}"):
+        answer = await service.call("lost", "GET", f"{at}{which}?live=1")
+        assert (answer.status, answer.problem) == (400, "output-not-ready")
+    for query, place in (("offset=5", "?offset"), ("live=1&offset=-1", "?offset"), ("live=perhaps", "?live")):
+        answer = await service.call("lost", "GET", f"{at}?{query}")
+        assert (answer.status, answer.problem) == (400, f"invalid-input {place}")
+    assert (await service.call("stranger", "GET", f"{at}?live=1")).problem == "job-not-found"
+    assert (
+        await service.call("lost", "GET", f"/jobs/{job['id']}/elements/9/output?live=1")
+    ).problem == "element-not-found"
