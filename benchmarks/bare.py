@@ -132,8 +132,8 @@ def run_all(commands: Sequence[Sequence[str]], environment: Mapping[str, str], f
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    for process, output in zip(processes, outputs, strict=True):
+    for command, process, output in zip(commands, processes, outputs, strict=True):
         if process.returncode:
             said = os.fsdecode(output.read_bytes()[-_SHOWN:])
-            raise BenchmarkError(f"{' '.join(process.args[:8])}: status {process.returncode}: {said}")  # type: ignore[index]
+            raise BenchmarkError(f"{' '.join(command[:8])}: status {process.returncode}: {said}")
     return seconds

@@ -17,8 +17,9 @@ from pdm.testgrid.service import TestService
 
 API = "/workqueue/api/v1.0"
 FINAL = ("DONE", "FAILED", "CANCELLED")
-#: A job is looked at when its age has grown by so much: the end is seen at most this part too late.
-_GROWTH = 0.005
+#: A job is looked at when its age has grown by this part, which is how late its end may be seen. Each look costs the
+#: daemon something: more of them would measure themselves.
+_GROWTH = 0.02
 _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.1
 
 
@@ -86,21 +87,24 @@ class Caller:
         number: int,
         timeout_s: float,
         until: Callable[[dict[str, Any]], bool] = lambda job: job["status"] in FINAL,
+        rest_s: float = 0.0,
     ) -> dict[str, Any]:
-        """Look at a job until it is as wished; the job.
+        """Look at a job until it is as wished, the first time after ``rest_s`` seconds; the job.
 
         Raises:
             BenchmarkError: it is not so in time.
         """
-        return wait_for(lambda: self.job(number), until, timeout_s)
+        time.sleep(rest_s)
+        found: dict[str, Any] = wait_for(lambda: self.job(number), until, timeout_s)
+        return found
 
-    def done(self, number: int, timeout_s: float) -> dict[str, Any]:
-        """Wait for a job to be DONE.
+    def done(self, number: int, timeout_s: float, rest_s: float = 0.0) -> dict[str, Any]:
+        """Wait for a job to be DONE, without a look at it for ``rest_s`` seconds.
 
         Raises:
             BenchmarkError: it ends otherwise, or not in time.
         """
-        job = self.wait(number, timeout_s)
+        job = self.wait(number, timeout_s, rest_s=rest_s)
         if job["status"] != "DONE" or job["num_done"] != job["num_elements"]:
             raise BenchmarkError(f"job {number} did not do its work: {job}")
         return job
@@ -116,9 +120,7 @@ class Caller:
 
     def wait_until_idle(self, timeout_s: float) -> None:
         """Wait until no job of the user waits or runs."""
-        wait_for(
-            lambda: self.call("GET", "/jobs?status=SUBMITTED,RUNNING&limit=1"), lambda found: not found, timeout_s
-        )
+        wait_for(lambda: self.call("GET", "/jobs?status=SUBMITTED,RUNNING&limit=1"), lambda found: not found, timeout_s)
 
 
 def wait_for(look: Callable[[], Any], good: Callable[[Any], bool], timeout_s: float) -> Any:

@@ -1,7 +1,7 @@
 """Claims with many elements queued against claims with few: the store's own functions on two SQLite files.
 
-Each cycle claims some batches in one transaction (that is what is timed), settles them as DONE and adds as many elements
-to the same jobs, so that as many are queued as before. Cycles of the two files alternate.
+Each cycle claims some batches in one transaction (that is what is timed), settles them as DONE and adds as many
+elements to the same jobs, so that as many are queued as before. Cycles of the two files alternate.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ _WORKER = "benchmark"
 _LEASE_S = 86_400.0
 _BATCHES, _BATCH_ELEMENTS = 4, 50
 _ADDED_AT_ONCE = 1000
+
+
+def _extend(token: Token, new: Sequence[NewElement], session: Session) -> bool:
+    return claims.extend(session, _WORKER, token, new)
 
 
 def _now() -> datetime:
@@ -78,7 +83,7 @@ class Queue:
         """Add elements to a job."""
         for first in range(0, count, _ADDED_AT_ONCE):
             new = list(_new_elements(min(_ADDED_AT_ONCE, count - first)))
-            self.transact(lambda session, new=new: claims.extend(session, _WORKER, self.listings[job_id], new))
+            self.transact(partial(_extend, self.listings[job_id], new))
 
     def cycle(self) -> None:
         """Claim, settle, add."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import bare
@@ -33,9 +34,9 @@ class Kind:
 
 
 KINDS = {
-    "small": Kind((10_000, 500), (100, 5), (1, 1), (5, 2)),
-    "medium": Kind((100, 20), (10, 2), (16 * _KIB, 16 * _KIB), (5, 2)),
-    "large": Kind((1, 1), (0, 0), (4 * _KIB * _KIB, 256 * _KIB), (5, 2)),
+    "small": Kind((10_000, 400), (100, 4), (1, 1), (5, 2)),
+    "medium": Kind((100, 10), (10, 2), (16 * _KIB, 16 * _KIB), (5, 2)),
+    "large": Kind((1, 1), (0, 0), (4 * _KIB * _KIB, 128 * _KIB), (5, 2)),
 }
 
 
@@ -89,7 +90,7 @@ class Copies:
         make_folders_like(self.source, self.destination)
         self.rig.real_grid.give(self.destination)
 
-    def bare(self, mode: bare.Mode) -> float:
+    def by_tool(self, mode: bare.Mode) -> float:
         site_a, site_b = (self.rig.real_grid.sites[name] for name in ("A", "B"))
         pairs = [(site_a.url(self.source / file), site_b.url(self.destination / file)) for file in self.files]
         return bare.copy(mode, pairs, self.rig.real_grid.environment("alice"), self.rig.folder)
@@ -99,10 +100,7 @@ class Copies:
         shutil.rmtree(self.destination)
 
     def contenders(self, modes: Sequence[bare.Mode]) -> Mapping[str, Contender]:
-        return {
-            mode.name: Contender(lambda mode=mode: self.bare(mode), self.prepare_bare, self.check_copy)
-            for mode in modes
-        }
+        return {mode.name: Contender(partial(self.by_tool, mode), self.prepare_bare, self.check_copy) for mode in modes}
 
 
 def modes_for(kind: str, verify: str) -> Sequence[bare.Mode]:

@@ -138,7 +138,7 @@ def keep_books(folder: Path, elements: int) -> None:
 def main() -> None:
     options = options_of(__doc__ or "", shape=("job", "job"), elements=(0, 0), rounds=(5, 2))
     many = options.shape == "jobs"
-    options.elements = options.elements or ((2_000, 500) if many else (10_000, 2_000))[options.quick]
+    options.elements = options.elements or ((2_000, 300) if many else (10_000, 1_000))[options.quick]
     with rig() as on, on.caller("admin") as caller:
         work = Work(on, caller, options.elements)
         ours = Contender(work.many_jobs, work.prepare_many_jobs, work.check_many_jobs) if many else Contender(

@@ -1,7 +1,7 @@
 """One large answer: ``GET /jobs/N/elements`` of all elements of a job, over mutual TLS.
 
-How soon its first byte comes, how long it takes in all, and how much the memory of the daemon grows. The first byte of a
-bare Klein route, asked for in turn, tells what of it is the way there.
+How soon its first byte comes, how long it takes in all, and how much the memory of the daemon grows. The first byte of
+a bare Klein route, asked for in turn, tells what of it is the way there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def ask(connection: ssl.SSLSocket, path: str) -> Answer:
 
 def _joined(body: bytes) -> bytes:
     """The content of a body in chunks."""
-    at, pieces = 0, []
+    at = 0
+    pieces: list[bytes] = []
     while True:
         end = body.find(b"\r\n", at)
         length = int(body[at:end], 16) if end >= 0 else -1

@@ -39,7 +39,7 @@ class Helper:
         )
         os.close(written_by_helper)
         self._events = os.fdopen(events, "rb")
-        self._decoder = msgspec.json.Decoder(wire.Event)
+        self._decoder: msgspec.json.Decoder[wire.Event] = msgspec.json.Decoder(wire.Event)
         self._ids = 0
 
     def __enter__(self) -> Self:

@@ -69,9 +69,7 @@ class Jobs:
             )
             for caller, part in what
         ]
-        self.ended = [
-            caller.done(job["id"], _TIMEOUT_S) for (caller, _), job in zip(what, jobs, strict=True)
-        ]
+        self.ended = [caller.done(job["id"], _TIMEOUT_S) for (caller, _), job in zip(what, jobs, strict=True)]
 
     def check(self) -> None:
         require_same(self.source, self.destination)
@@ -82,16 +80,14 @@ class Jobs:
 
 def main() -> None:
     options = options_of(
-        __doc__ or "", files=(10_000, 600), folders=(100, 20), jobs=(10, 10), verify=("size", "size"), rounds=(3, 2)
+        __doc__ or "", files=(10_000, 200), folders=(100, 10), jobs=(10, 10), verify=("size", "size"), rounds=(3, 1)
     )
     if options.files % options.jobs or options.folders % options.jobs:
         raise BenchmarkError("files and folders must be multiples of jobs")
     with rig(USERS, need_bytes=2 * 1024 * options.files) as on, contextlib.ExitStack() as stack:
         parts = [f"part{number}" for number in range(options.jobs)]
         for part in parts:
-            make_tree(
-                on.sites[0] / "tree" / part, options.files // options.jobs, options.folders // options.jobs, 1024
-            )
+            make_tree(on.sites[0] / "tree" / part, options.files // options.jobs, options.folders // options.jobs, 1024)
         callers = [stack.enter_context(on.caller(user)) for user in USERS]
         jobs = Jobs(on, callers, parts, options.verify)
         figures = Comparison(on.meter, options.files).alternate(

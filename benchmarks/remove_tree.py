@@ -1,4 +1,4 @@
-"""REMOVE of a tree at a GridFTP site, against ``gfal-rm -r`` (Debian package gfal2-util-scripts), which gets a smaller one.
+"""REMOVE of a tree at a GridFTP site, against ``gfal-rm -r``, which gets a smaller one.
 
 Rates are of files and folders together. Without gfal-rm there is nothing to compare with, and no result.
 """

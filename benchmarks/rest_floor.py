@@ -1,8 +1,8 @@
 """The floors of the REST figures: bare Klein routes over mutual TLS that do the least such a route can do.
 
 ``GET /jobs/N`` knows who calls (read once, then kept with the connection) and gives out a prepared job. ``POST /list``
-decodes its body, inserts one row into an SQLite database (write-ahead log, ``synchronous=FULL``, one commit a request) in
-a thread, and gives the number of the row out. Nothing of the service is used.
+decodes its body, inserts one row into an SQLite database (write-ahead log, ``synchronous=FULL``, one commit a request)
+in a thread, and gives the number of the row out. Nothing of the service is used.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def serve(certificates: Path, database: Path) -> None:
     # One thread writes: more would only wait for each other.
     pool = ThreadPool(1, 1)
     connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
-    connection.executescript("PRAGMA journal_mode=wal; PRAGMA synchronous=full; CREATE TABLE jobs (id INTEGER PRIMARY KEY, subject, site, path)")
+    connection.executescript(
+        "PRAGMA journal_mode=wal; PRAGMA synchronous=full;"
+        "CREATE TABLE jobs (id INTEGER PRIMARY KEY, subject, site, path)"
+    )
     prepared = json.dumps(_JOB).encode()
 
     def insert(subject: str, site: int, path: str) -> int:
@@ -108,10 +111,10 @@ def serve(certificates: Path, database: Path) -> None:
         return json.dumps(_JOB | {"id": number, "src_filepath": asked["src_filepath"]}).encode()
 
     host = PrivateCertificate.loadPEM(
-        (certificates / "host.crt").read_text() + (certificates / "host.key").read_text()
+        (certificates / "host.crt").read_bytes() + (certificates / "host.key").read_bytes()
     )
-    options = host.options(Certificate.loadPEM((certificates / "ca.crt").read_text()))
-    site = Site(klein.resource())
+    options = host.options(Certificate.loadPEM((certificates / "ca.crt").read_bytes()))
+    site: Any = Site(klein.resource())
     # No line for each request: the least a route can do.
     site.log = lambda request: None
     port = reactor.listenSSL(0, site, options, interface="127.0.0.1")

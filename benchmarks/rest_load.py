@@ -1,7 +1,7 @@
 """A lean load generator: kept TLS connections in one thread, each with one request under way.
 
-It writes prepared bytes, and looks at answers no further than to know their status and their end: it must cost less than
-what it measures.
+It writes prepared bytes, and looks at answers no further than to know their status and their end: it must cost less
+than what it measures.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ class Connections:
                 if not ready:
                     raise BenchmarkError(f"no answer for {_CONNECT_S:g} s")
                 for key, _ in ready:
-                    one = key.fileobj
-                    assert isinstance(one, ssl.SSLSocket)
-                    if _complete(one, key.data):
+                    answered = key.fileobj
+                    assert isinstance(answered, ssl.SSLSocket)
+                    if _complete(answered, key.data):
                         done += 1
                         if sent < most and time.perf_counter() < end:
-                            one.sendall(request())
+                            answered.sendall(request())
                             sent += 1
         return Loaded(done, time.perf_counter() - began)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define
@@ -46,26 +46,33 @@ class Slices:
         self.rates.append(loaded.rate)
         self.requests += loaded.requests
 
+    def forget(self) -> None:
+        """What was run so far does not count."""
+        self.rates.clear()
+        self.cpu.clear()
+        self.requests = 0
+
     def cpu_ms(self) -> dict[str, float]:
         each = sum_cpu(self.cpu).ms_each(self.requests)
         return {part: each[part] for part in ("daemon", "helpers", "client")}
 
 
-@contextlib.contextmanager
-def no_listing_runs(caller: Caller) -> Iterator[None]:
-    """Keep the lane of listings busy; at the end wait until it has caught up."""
+def keep_listings_waiting(caller: Caller) -> None:
+    """Keep the lane of listings busy for good."""
     held = [caller.submit("list", **_BODY, priority=0, extra_opts={"dummy": {"hang": True}}) for _ in range(_HOLDERS)]
     caller.wait(held[0]["id"], 30, lambda job: job["status"] == "RUNNING")
-    try:
-        yield
-    finally:
-        for job in reversed(held):
-            caller.cancel(job["id"])
-        caller.wait_until_idle(_DRAIN_S)
+
+
+def alternate(one: Slices, other: Slices, rounds: int, between: Callable[[], None]) -> None:
+    """Slices of both in turn."""
+    for _ in range(rounds):
+        one.run()
+        between()
+        other.run()
 
 
 def main() -> None:
-    options = options_of(__doc__ or "", route=("job", "job"), connections=(16, 16), slice_ms=(3000, 700), rounds=(7, 3))
+    options = options_of(__doc__ or "", route=("job", "job"), connections=(16, 16), slice_ms=(3000, 500), rounds=(7, 2))
     submits = options.route == "list"
     with rig() as on, on.caller("admin") as caller, contextlib.ExitStack() as stack:
         job = caller.submit("list", **_BODY)
@@ -86,23 +93,16 @@ def main() -> None:
             kept = stack.enter_context(Connections(url, context, options.connections))
             return Slices(kept, Meter(pid), request, options.slice_ms / 1000, [], [])
 
-        mine, held = (slices(on.service.url or "", on.pid, ours) for _ in range(2))
-        other = slices(floor.url, floor.pid, bare)
-        for one in (mine, other):
-            # The first slice pays for what is done once.
-            one.run()
-            one.rates.clear()
-            one.cpu.clear()
-            one.requests = 0
-        for _ in range(options.rounds):
+        def settle_down() -> None:
             if submits:
                 caller.wait_until_idle(_DRAIN_S)
-            mine.run()
-            if submits:
-                caller.wait_until_idle(_DRAIN_S)
-                with no_listing_runs(caller):
-                    held.run()
-            other.run()
+
+        mine, other = slices(on.service.url or "", on.pid, ours), slices(floor.url, floor.pid, bare)
+        # The first slices pay for what is done once.
+        alternate(mine, other, 1, settle_down)
+        mine.forget()
+        other.forget()
+        alternate(mine, other, options.rounds, settle_down)
         figures: dict[str, Any] = {
             "unit": "requests/s",
             "ratio": ratios(mine.rates, other.rates),
@@ -115,9 +115,12 @@ def main() -> None:
             "database on": file_system(on.folder),
         }
         if submits:
+            held, beside = slices(on.service.url or "", on.pid, ours), slices(floor.url, floor.pid, bare)
+            keep_listings_waiting(caller)
+            alternate(held, beside, options.rounds, lambda: None)
             figures |= {
                 "ours, no listing runs": spread(held.rates),
-                "ratio, no listing runs": ratios(held.rates, other.rates),
+                "ratio, no listing runs": ratios(held.rates, beside.rates),
                 "cpu ms each, no listing runs": held.cpu_ms(),
             }
     report(options, figures)

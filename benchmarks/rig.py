@@ -69,9 +69,7 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(
-    users: Sequence[str] = (), *, need_bytes: int = 0, **settings: dict[str, str]
-) -> Iterator[Rig]:
+def rig(users: Sequence[str] = (), *, need_bytes: int = 0, **settings: dict[str, str]) -> Iterator[Rig]:
     """A running daemon; all is gone afterwards.
 
     Args:
@@ -198,9 +196,7 @@ def report(options: argparse.Namespace, figures: dict[str, Any], *, name: str | 
     """
     benchmark = CATALOGUE[name or options.name]
     sizes = {
-        key: value
-        for key, value in vars(options).items()
-        if key not in ("quick", "json", "name") and value is not None
+        key: value for key, value in vars(options).items() if key not in ("quick", "json", "name") and value is not None
     }
     result: dict[str, Any] = {
         "benchmark": benchmark.name,
@@ -210,9 +206,7 @@ def report(options: argparse.Namespace, figures: dict[str, Any], *, name: str | 
         "machine": machine(),
         **figures,
     }
-    result["bars"] = [
-        {"bar": bar.text, "figure": found, "met": met} for bar, found, met in benchmark.judged(result)
-    ]
+    result["bars"] = [{"bar": bar.text, "figure": found, "met": met} for bar, found, met in benchmark.judged(result)]
     print(f"{benchmark.title}  [{', '.join(f'{key} {value}' for key, value in sizes.items())}]")
     for key, value in figures.items():
         print(f"  {key:28} {shown(value)}")
@@ -220,4 +214,3 @@ def report(options: argparse.Namespace, figures: dict[str, Any], *, name: str | 
         print(f"  {'meets' if bar['met'] else 'MISSES'} the bar: {bar['bar']} (is {shown(bar['figure'])})")
     print(json.dumps(result), flush=True)
     save(result, options.json)
-
