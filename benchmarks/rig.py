@@ -171,7 +171,8 @@ def run(main: Callable[[], None]) -> None:
 
     def interrupted(number: int, frame: object) -> None:
         for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
+            # Not SIG_IGN: Python makes an error of a signal that was on its way meanwhile.
+            signal.signal(one, _heard)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -184,6 +185,10 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _heard(number: int, frame: object) -> None:
+    """A further signal changes nothing."""
 
 
 def report(options: argparse.Namespace, figures: dict[str, Any], *, name: str | None = None) -> None:
