@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from attrs import asdict, frozen
+from figures import BenchmarkError
 
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 #: Written to ``clear_refs``, it makes the kernel forget the peak of resident memory.
 _RESET_PEAK = "5"
+#: How often a look at all processes is repeated when children end meanwhile.
+_LOOKS = 50
 
 
 @frozen
@@ -43,6 +46,33 @@ def all_times() -> dict[int, ProcessTimes]:
     """Times of every process of the machine, zombies too."""
     found = {int(entry.name): read_times(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
     return {pid: times for pid, times in found.items() if times is not None}
+
+
+def steady_times(
+    parents: Sequence[int], read: Callable[[int], ProcessTimes | None] = read_times
+) -> dict[int, ProcessTimes]:
+    """Times of every process, none of whose parents has waited for a child meanwhile.
+
+    Sessions end when their client does, which is just when somebody looks: one that goes between the look at its parent
+    and the look at itself would be in neither.
+
+    Raises:
+        BenchmarkError: a parent is gone.
+    """
+    for _ in range(_LOOKS):
+        before = {pid: read(pid) for pid in parents}
+        table = all_times()
+        after = {pid: read(pid) for pid in parents}
+        if None in after.values():
+            raise BenchmarkError(f"one of the processes {list(parents)} has ended")
+        if all(_ended(before[pid]) == _ended(after[pid]) for pid in parents):
+            break
+    # The last look is as good as there is.
+    return table | {pid: times for pid, times in after.items() if times is not None}
+
+
+def _ended(times: ProcessTimes | None) -> float | None:
+    return None if times is None else times.ended
 
 
 def descendants(pid: int, table: dict[int, ProcessTimes]) -> list[int]:
@@ -98,7 +128,7 @@ class Meter:
 
     def cpu(self) -> Cpu:
         """CPU seconds so far; those of the client are this process's, and of commands that it has waited for."""
-        table = all_times()
+        table = steady_times([*self.servers, *([] if self.daemon is None else [self.daemon])])
         daemon = helpers = 0.0
         if self.daemon is not None:
             daemon = table[self.daemon].own

@@ -92,7 +92,7 @@ class Copies:
 
 
 def main() -> None:
-    options = options_of(__doc__ or "", copies=(100, 15), verify=("checksum", "checksum"))
+    options = options_of(__doc__ or "", rounds=(100, 15), verify=("checksum", "checksum"))
     with rig(["alice"]) as on, on.caller() as caller, Helper(_MODULE, on.real_grid.environment("alice")) as helper:
         file, folder = on.sites[0] / "one", on.sites[1] / "copies"
         file.write_bytes(os.urandom(1024))
@@ -103,7 +103,7 @@ def main() -> None:
         first = [copies.by_daemon(), copies.by_agent(listed=False), copies.by_agent(listed=True)]
         ours, bare, listed = [], [], []
         before = on.meter.cpu()
-        for _ in range(options.copies):
+        for _ in range(options.rounds):
             ours.append(copies.by_daemon())
             bare.append(copies.by_agent(listed=False))
             listed.append(copies.by_agent(listed=True))
@@ -120,7 +120,7 @@ def main() -> None:
             "p50 over bare (ms)": p50 - p50_bare,
             "p50 over bare with its listing (ms)": p50 - p50_listed,
             "cpu ms each, ours": {
-                part: value for part, value in cpu.ms_each(options.copies).items() if part in ("daemon", "helpers")
+                part: value for part, value in cpu.ms_each(options.rounds).items() if part in ("daemon", "helpers")
             },
             "peak MiB": on.meter.peak_memory(),
             "checksums": "proven at both ends, by both sides" if options.verify == "checksum" else "off: size",

@@ -13,11 +13,11 @@ from meter import memory_mib
 from rig import file_system, options_of, report, rig, run
 
 _TIMEOUT_S = 900.0
-_LOOKS, _LOOK_S = 5, 0.5
+_LOOK_S = 0.5
 
 
 def main() -> None:
-    options = options_of(__doc__ or "", elements=(1_000_000, 50_000), jobs=(1, 1))
+    options = options_of(__doc__ or "", elements=(1_000_000, 50_000), jobs=(1, 1), rounds=(5, 5))
     with rig() as on, on.caller("admin") as caller:
         idle = memory_mib(on.pid, "VmRSS")
         before = on.meter.cpu()
@@ -36,7 +36,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
         cpu = on.meter.cpu() - before
         resident = []
-        for _ in range(_LOOKS):
+        for _ in range(options.rounds):
             time.sleep(_LOOK_S)
             resident.append(memory_mib(on.pid, "VmRSS"))
         figures = {

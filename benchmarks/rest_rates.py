@@ -72,7 +72,7 @@ def alternate(one: Slices, other: Slices, rounds: int, between: Callable[[], Non
 
 
 def main() -> None:
-    options = options_of(__doc__ or "", route=("job", "job"), connections=(16, 16), slice_ms=(3000, 500), rounds=(7, 2))
+    options = options_of(__doc__ or "", route=("job", "job"), connections=(16, 16), slice_ms=(2000, 500), rounds=(7, 2))
     submits = options.route == "list"
     with rig() as on, on.caller("admin") as caller, contextlib.ExitStack() as stack:
         job = caller.submit("list", **_BODY)

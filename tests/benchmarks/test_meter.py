@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import IO
 
 import pytest
-from meter import Cpu, Meter, ProcessTimes, below, descendants
+from figures import BenchmarkError
+from meter import Cpu, Meter, ProcessTimes, below, descendants, steady_times
 
 #: Burns a quarter of a second, and says so; as its own child if it is told to.
 _BURN = "import time; e = time.process_time() + 0.25\nwhile time.process_time() < e: pass\n"
@@ -83,6 +84,21 @@ def test_all_below_counts_once() -> None:
     assert sorted(descendants(10, table)) == [11, 12]
     assert below(10, table) == 2.0 + 4.0 + 8.0 + 16.0 + 32.0
     assert below(99, table) == 0.0
+
+
+def test_a_look_is_repeated_when_a_child_ends_meanwhile() -> None:
+    seen = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0]
+
+    def read(pid: int) -> ProcessTimes:
+        return ProcessTimes(1, 0.0, seen.pop(0))
+
+    assert steady_times([7], read)[7].ended == 3.0
+    assert not seen
+
+
+def test_a_parent_that_is_gone_is_an_error() -> None:
+    with pytest.raises(BenchmarkError, match="has ended"):
+        steady_times([7], lambda pid: None)
 
 
 def test_cpu_adds_up_and_is_shared_out() -> None:
