@@ -1,51 +1,133 @@
-"""One 1 KiB copy between two GridFTP sites on an idle daemon: from submission to DONE, as a program sees it.
+"""One 1 KiB copy on an idle daemon, submission to DONE, against the same copy in a warm agent without the queue.
 
-Run: ``.venv/bin/python benchmarks/one_copy.py``
+The agent alone copies, proves and renames; the daemon also lists the source first, and keeps books. For comparison the
+agent is also timed with a listing before each copy, as the daemon has it done.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import statistics
 import time
 from pathlib import Path
+from typing import Literal
 
-from rig import arguments, client_of, report, rig, spread
+from attrs import define
+from caller import Caller
+from figures import BenchmarkError, spread
+from helper import Helper
+from rig import Rig, options_of, report, rig, run
+from rounds import timed
+from trees import require_logs
 
-FINAL = ("DONE", "FAILED", "CANCELLED")
+from pdm.workqueue.wire import agent_messages as wire
+
+_MODULE = "pdm.workqueue.agents.helpers.gridftp"
+#: No job is looked at before this part of the shortest time so far: looks would slow down what they look at.
+_REST_PART = 0.8
+#: Between two copies, so that each meets an idle daemon.
+_REST_S = 0.05
+
+
+@define
+class Copies:
+    """One file, copied again and again to names of their own."""
+
+    rig: Rig
+    caller: Caller
+    helper: Helper
+    file: Path
+    folder: Path
+    verify: Literal["checksum", "size"]
+    number: int = 0
+    shortest_s: float = 0.0
+
+    def by_daemon(self) -> float:
+        destination = self._next()
+        job = {}
+
+        def copy() -> None:
+            nonlocal job
+            job = self.caller.submit(
+                "copy",
+                src_siteid=1,
+                src_filepath=str(self.file),
+                dst_siteid=2,
+                dst_filepath=str(destination),
+                extra_opts={"verify": self.verify},
+            )
+            job = self.caller.done(job["id"], 60, self.shortest_s * _REST_PART)
+
+        seconds = timed(copy)
+        self.shortest_s = min(seconds, self.shortest_s or seconds)
+        self._check(destination)
+        require_logs(self.caller.logs, job["log_uid"], 2)
+        return seconds
+
+    def by_agent(self, *, listed: bool) -> float:
+        destination = self._next()
+        site_a, site_b = (self.rig.real_grid.sites[name] for name in ("A", "B"))
+        source, target = site_a.url(self.file), site_b.url(destination)
+        temporary = f"{site_b.url(self.folder)}/.pdm-bench.{self.number}.1.part"
+        item = wire.CopyItem(1, source, target, temporary, [], self.file.stat().st_size)
+
+        def copy() -> None:
+            if listed:
+                self.helper.run(wire.ListRequest(self.helper.new_id(), 0, source, None, wire.Limits()))
+            self.helper.run(wire.CopyRequest(self.helper.new_id(), [item], "never", self.verify, wire.Limits()))
+
+        seconds = timed(copy)
+        self._check(destination)
+        return seconds
+
+    def _next(self) -> Path:
+        self.number += 1
+        return self.folder / f"copy{self.number}"
+
+    def _check(self, destination: Path) -> None:
+        if destination.read_bytes() != self.file.read_bytes():
+            raise BenchmarkError(f"{destination} is not {self.file}")
+        destination.unlink()
+        time.sleep(_REST_S)
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", copies=20)
-    with rig(with_grid=True) as (service, grid):
-        assert grid is not None
-        source, destination = (Path(grid["sites"][name]["root"]) for name in ("A", "B"))
-        file = source / "one"
+    options = options_of(__doc__ or "", rounds=(100, 15), verify=("checksum", "checksum"))
+    with rig(["alice"]) as on, on.caller() as caller, Helper(_MODULE, on.real_grid.environment("alice")) as helper:
+        file, folder = on.sites[0] / "one", on.sites[1] / "copies"
         file.write_bytes(os.urandom(1024))
-        account = grid["users"]["alice"].get("account")
-        if account and os.geteuid() == 0:
-            shutil.chown(file, account)
-        with client_of(service, "alice") as client:
-            client.delegate()
-            seconds = []
-            # The first one logs in to both sites; it is told apart.
-            for number in range(options.copies + 1):
-                began = time.perf_counter()
-                job = client.copy(1, str(file), 2, f"{destination}/copy{number}")
-                while client.status(job.id).status not in FINAL:
-                    time.sleep(0.002)
-                seconds.append(time.perf_counter() - began)
-                assert client.job(job.id).status == "DONE", client.elements(job.id)
-                assert (destination / f"copy{number}").read_bytes() == file.read_bytes()
-    report(
-        "one copy",
-        {
-            "first copy, with logins (s)": seconds[0],
-            f"the next {options.copies}, submit to DONE (s)": spread(seconds[1:]),
-            "checksum proven": True,
-        },
-    )
+        folder.mkdir()
+        for path in (file, folder):
+            on.real_grid.give(path)
+        copies = Copies(on, caller, helper, file, folder, options.verify)
+        first = [copies.by_daemon(), copies.by_agent(listed=False), copies.by_agent(listed=True)]
+        ours, bare, listed = [], [], []
+        before = on.meter.cpu()
+        for _ in range(options.rounds):
+            ours.append(copies.by_daemon())
+            bare.append(copies.by_agent(listed=False))
+            listed.append(copies.by_agent(listed=True))
+        cpu = on.meter.cpu() - before
+        p50, p50_bare, p50_listed = (statistics.median(side) * 1000 for side in (ours, bare, listed))
+        figures = {
+            "unit": "ms",
+            "ratio": spread([other / mine for mine, other in zip(ours, bare, strict=True)]),
+            "ours": spread([seconds * 1000 for seconds in ours]),
+            "ours, first run": first[0] * 1000,
+            "bare": spread([seconds * 1000 for seconds in bare]),
+            "bare is": "the same copy in a warm agent",
+            "bare, with its listing": spread([seconds * 1000 for seconds in listed]),
+            "p50 over bare (ms)": p50 - p50_bare,
+            "p50 over bare with its listing (ms)": p50 - p50_listed,
+            "cpu ms each, ours": {
+                part: value for part, value in cpu.ms_each(options.rounds).items() if part in ("daemon", "helpers")
+            },
+            "peak MiB": on.meter.peak_memory(),
+            "checksums": "proven at both ends, by both sides" if options.verify == "checksum" else "off: size",
+            "identical, with logs": True,
+        }
+    report(options, figures)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,103 +1,130 @@
-"""REST requests per second over mutual TLS with kept connections: ``POST /list`` and ``GET /jobs/N``.
+"""REST requests over mutual TLS with kept connections, against a bare Klein route that does the least it can.
 
-The client is a bare asyncio one in this process: it writes prepared bytes and reads whole answers. The jobs it submits
-are of protocol DUMMY on a daemon that may run one batch at a time, so that the submissions are what is measured.
-
-Run: ``.venv/bin/python benchmarks/rest_rates.py``
+``--route job``: ``GET /jobs/N`` of a job that has ended. ``--route list``: ``POST /list``, as ``pdm`` sends it, with an
+Idempotency-Key; the listings (of no work) run as they come, in the same daemon, and their cost is in its figures. Apart
+from that, once more with the lane of listings kept busy, so that submitting is all that happens.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
-import ssl
-import time
 import uuid
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from typing import Any
 
-from rig import arguments, client_of, cpu_seconds, report, rig
+from attrs import define
+from caller import API, Caller, tls_context
+from figures import ratios, spread
+from meter import Cpu, Meter, sum_cpu
+from rest_floor import serving
+from rest_load import Connections, get, post
+from rig import file_system, options_of, report, rig, run
 
-from pdm.testgrid.service import TestService
-
-API = "/workqueue/api/v1.0"
-
-
-def context_of(service: TestService, user: str) -> ssl.SSLContext:
-    certificate, key = service.credentials(user)
-    context = ssl.create_default_context(cafile=str(service.directory / "certificates" / "ca.crt"))
-    context.load_cert_chain(certificate, key)
-    return context
-
-
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Status and body of one answer with a content length or in chunks."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    lines = head.split(b"\r\n")
-    headers = dict(line.lower().split(b": ", 1) for line in lines[1:] if b": " in line)
-    if headers.get(b"transfer-encoding") == b"chunked":
-        body = b""
-        while size := int(await reader.readline(), 16):
-            body += (await reader.readexactly(size + 2))[:-2]
-        await reader.readexactly(2)
-    else:
-        body = await reader.readexactly(int(headers[b"content-length"]))
-    return int(lines[0].split()[1]), body
+_BODY = {"src_siteid": 1, "src_filepath": "/x", "protocol": "DUMMY"}
+#: Listings that never end: more than any lane has places.
+_HOLDERS = 32
+_DRAIN_S = 600.0
 
 
-async def load(url: str, context: ssl.SSLContext, connections: int, seconds: float, method: str, path: str) -> float:
-    """Requests per second over ``connections`` kept connections."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 443
-    opened = [await asyncio.open_connection(host, port, ssl=context) for _ in range(connections)]
-    done = 0
-    end = time.perf_counter() + seconds
+@define
+class Slices:
+    """Load on one server, slice after slice."""
 
-    def request() -> bytes:
-        body = b""
-        extra = ""
-        if method == "POST":
-            body = json.dumps({"src_siteid": 1, "src_filepath": "/x", "protocol": "DUMMY"}).encode()
-            extra = (
-                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nIdempotency-Key: {uuid.uuid4()}\r\n"
-            )
-        return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{extra}\r\n".encode() + body
+    connections: Connections
+    meter: Meter
+    request: Callable[[], bytes]
+    seconds: float
+    rates: list[float]
+    cpu: list[Cpu]
+    requests: int = 0
 
-    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            writer.write(request())
-            status, body = await answer(reader)
-            assert status == 200, (status, body)
-            done += 1
+    def run(self) -> None:
+        before = self.meter.cpu()
+        loaded = self.connections.load(self.request, self.seconds)
+        self.cpu.append(self.meter.cpu() - before)
+        self.rates.append(loaded.rate)
+        self.requests += loaded.requests
 
-    began = time.perf_counter()
-    await asyncio.gather(*(one(reader, writer) for reader, writer in opened))
-    rate = done / (time.perf_counter() - began)
-    for _, writer in opened:
-        writer.close()
-    return rate
+    def forget(self) -> None:
+        """What was run so far does not count."""
+        self.rates.clear()
+        self.cpu.clear()
+        self.requests = 0
+
+    def cpu_ms(self) -> dict[str, float]:
+        each = sum_cpu(self.cpu).ms_each(self.requests)
+        return {part: each[part] for part in ("daemon", "helpers", "client")}
+
+
+def keep_listings_waiting(caller: Caller) -> None:
+    """Keep the lane of listings busy for good."""
+    held = [caller.submit("list", **_BODY, priority=0, extra_opts={"dummy": {"hang": True}}) for _ in range(_HOLDERS)]
+    caller.wait(held[0]["id"], 30, lambda job: job["status"] == "RUNNING")
+
+
+def alternate(one: Slices, other: Slices, rounds: int, between: Callable[[], None]) -> None:
+    """Slices of both in turn."""
+    for _ in range(rounds):
+        one.run()
+        between()
+        other.run()
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", connections=16, seconds=5)
-    settings = {"agents": {"max_agents": "2"}}
-    with rig(with_grid=False, **settings) as (service, _), client_of(service, "admin") as client:
-        assert service.process is not None
-        assert service.url is not None
-        job = client.list(1, "/x", protocol="DUMMY")
-        client.wait(job.id)
-        context = context_of(service, "admin")
-        figures: dict[str, object] = {"connections": options.connections}
-        for method, path in (("GET", f"{API}/jobs/{job.id}"), ("POST", f"{API}/list")):
-            cpu = cpu_seconds(service.process.pid)
-            began = time.perf_counter()
-            rate = asyncio.run(load(service.url, context, options.connections, options.seconds, method, path))
-            elapsed = time.perf_counter() - began
-            name = "GET /jobs/N" if method == "GET" else "POST /list"
-            figures[f"{name} per second"] = rate
-            figures[f"{name} daemon CPU (ms each)"] = (cpu_seconds(service.process.pid) - cpu) / (rate * elapsed) * 1000
-        report("rest rates", figures)
+    options = options_of(__doc__ or "", route=("job", "job"), connections=(16, 16), slice_ms=(2000, 500), rounds=(7, 2))
+    submits = options.route == "list"
+    with rig() as on, on.caller("admin") as caller, contextlib.ExitStack() as stack:
+        job = caller.submit("list", **_BODY)
+        caller.done(job["id"], 30)
+        floor = stack.enter_context(serving(on.service.directory / "certificates", on.folder / "floor.sqlite"))
+        context = tls_context(on.service, "admin")
+        body = json.dumps(_BODY).encode()
+
+        def ours() -> bytes:
+            if submits:
+                return post("localhost", f"{API}/list", body, f"Idempotency-Key: {uuid.uuid4()}")
+            return get("localhost", f"{API}/jobs/{job['id']}")
+
+        def bare() -> bytes:
+            return post("localhost", "/list", body) if submits else get("localhost", "/jobs/1")
+
+        def slices(url: str, pid: int, request: Callable[[], bytes]) -> Slices:
+            kept = stack.enter_context(Connections(url, context, options.connections))
+            return Slices(kept, Meter(pid), request, options.slice_ms / 1000, [], [])
+
+        def settle_down() -> None:
+            if submits:
+                caller.wait_until_idle(_DRAIN_S)
+
+        mine, other = slices(on.service.url or "", on.pid, ours), slices(floor.url, floor.pid, bare)
+        # The first slices pay for what is done once.
+        alternate(mine, other, 1, settle_down)
+        mine.forget()
+        other.forget()
+        alternate(mine, other, options.rounds, settle_down)
+        figures: dict[str, Any] = {
+            "unit": "requests/s",
+            "ratio": ratios(mine.rates, other.rates),
+            "ours": spread(mine.rates),
+            "bare": spread(other.rates),
+            "bare is": "a bare Klein route" + (" with one SQLite insert, a commit each" if submits else ""),
+            "cpu ms each, ours": mine.cpu_ms(),
+            "cpu ms each, bare": other.cpu_ms(),
+            "peak MiB": on.meter.peak_memory(),
+            "database on": file_system(on.folder),
+        }
+        if submits:
+            held, beside = slices(on.service.url or "", on.pid, ours), slices(floor.url, floor.pid, bare)
+            keep_listings_waiting(caller)
+            alternate(held, beside, options.rounds, lambda: None)
+            figures |= {
+                "ours, no listing runs": spread(held.rates),
+                "ratio, no listing runs": ratios(held.rates, beside.rates),
+                "cpu ms each, no listing runs": held.cpu_ms(),
+            }
+    report(options, figures)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

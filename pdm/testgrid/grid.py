@@ -86,16 +86,20 @@ class TestGrid:
 
     __test__ = False  # not a test case, whatever its name makes pytest think
 
-    def __init__(self, directory: Path | str, *, log_level: str = "ERROR,WARN,INFO") -> None:
+    def __init__(
+        self, directory: Path | str, *, users: Sequence[str] = USERS, log_level: str = "ERROR,WARN,INFO"
+    ) -> None:
         """Name a grid; `up` brings it up.
 
         Args:
             directory: its folder; made by `up`, or empty.
+            users: names of its users, alice among them; short words of small letters: accounts are named after them.
             log_level: of the servers, as ``globus-gridftp-server -d`` takes it.
         """
         self.directory = Path(directory).resolve()
         self.sites: dict[str, GridSite] = {}
         self.users: dict[str, GridUser] = {}
+        self._users = tuple(users)
         self._log_level = log_level
         self._setuid = os.geteuid() == 0
         self._credentials: GridCredentials | None = None
@@ -231,8 +235,8 @@ class TestGrid:
             self._open_directory()
         for name in ("servers", "sites"):
             _make_folder(self.directory / name)
-        self._credentials = make_credentials(self.directory, USERS)
-        local = accounts.acquire(self.directory, USERS) if self._setuid else {}
+        self._credentials = make_credentials(self.directory, self._users)
+        local = accounts.acquire(self.directory, self._users) if self._setuid else {}
         self.users = {name: GridUser(name, files, local.get(name)) for name, files in self._credentials.users.items()}
         own_account = _own_account()
         (self.directory / "grid-mapfile").write_text(

@@ -1,0 +1,173 @@
+"""All benchmarks: what each is called, which program runs it, and the bars that its figures have to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+
+@frozen
+class Bar:
+    """A bound of one figure.
+
+    Attributes:
+        text: for people.
+        figure: where the figure stands in the result, parts joined by ``/``.
+        least: the figure must be at least this.
+        most: or at most this.
+    """
+
+    text: str
+    figure: str
+    least: float | None = None
+    most: float | None = None
+
+    def judge(self, result: Mapping[str, Any]) -> tuple[float | None, bool]:
+        """The figure, None if there is none, and whether it reaches the bar."""
+        found: Any = result
+        for part in self.figure.split("/"):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is None:
+            return None, False
+        return found, (self.least is None or found >= self.least) and (self.most is None or found <= self.most)
+
+
+@frozen
+class Benchmark:
+    """One row of the page.
+
+    Attributes:
+        name: for ``script/bench`` and the results.
+        title: what is measured.
+        program: file in this folder, without ``.py``.
+        arguments: of the program, for this row.
+        bars: what must be reached.
+    """
+
+    name: str
+    title: str
+    program: str
+    arguments: Sequence[str] = ()
+    bars: Sequence[Bar] = field(factory=tuple)
+
+    def judged(self, result: Mapping[str, Any]) -> Iterator[tuple[Bar, float | None, bool]]:
+        """Each bar with the figure of a result, and whether it is reached."""
+        for bar in self.bars:
+            yield bar, *bar.judge(result)
+
+
+def _ratio(least: float, of: str, goal: float | None = None) -> Bar:
+    wish = f" (goal {goal:.2f})" if goal else ""
+    return Bar(f"{least:.2f} of {of}{wish}", "ratio/median", least=least)
+
+
+_DUMMY_BARS = (
+    Bar("1,500 elements/s (goal 3,000)", "ours/median", least=1500),
+    Bar("0.5 ms CPU of the daemon each", "cpu ms each, ours/daemon", most=0.5),
+)
+
+_ALL = (
+    Benchmark(
+        "small_files",
+        "COPY of 10,000 files of 1 KiB in 100 folders, one job, its listing included",
+        "copy_files",
+        (),
+        (_ratio(0.50, "the best bare list mode", 0.80),),
+    ),
+    Benchmark(
+        "small_files_checksum",
+        "The same, checksums proven at both ends (the default)",
+        "copy_files",
+        ("--verify", "checksum"),
+        (_ratio(0.50, "the best bare list mode that proves checksums", 0.80),),
+    ),
+    Benchmark(
+        "many_jobs",
+        "COPY of 10,000 files of 1 KiB as 10 jobs of 4 users at once, against one job",
+        "many_jobs",
+        (),
+        (_ratio(0.90, "the one-job rate"),),
+    ),
+    Benchmark(
+        "large_file",
+        "COPY of one file of 4 GiB",
+        "copy_files",
+        ("--kind", "large"),
+        (_ratio(0.97, "bare globus-url-copy"),),
+    ),
+    Benchmark(
+        "medium_files",
+        "COPY of 100 files of 16 MiB",
+        "copy_files",
+        ("--kind", "medium"),
+        (_ratio(0.90, "the best bare list mode"),),
+    ),
+    Benchmark(
+        "list_tree",
+        "LIST of 10,000 files in 500 folders",
+        "list_tree",
+        (),
+        (_ratio(0.90, "the fastest bare listing"),),
+    ),
+    Benchmark(
+        "remove_tree",
+        "REMOVE of that tree",
+        "remove_tree",
+        (),
+        (Bar("faster than gfal-rm -r", "ratio/median", least=1.0),),
+    ),
+    Benchmark(
+        "one_copy",
+        "COPY of one file of 1 KiB on an idle daemon, submission to DONE",
+        "one_copy",
+        (),
+        (Bar("p50 within 60 ms of a warm agent without the queue", "p50 over bare (ms)", most=60.0),),
+    ),
+    Benchmark("dummy_one_job", "10,000 elements of no work in one job", "dummy_elements", (), _DUMMY_BARS),
+    Benchmark(
+        "dummy_many_jobs", "2,000 jobs of one element of no work", "dummy_elements", ("--shape", "jobs"), _DUMMY_BARS
+    ),
+    Benchmark(
+        "claim_rate",
+        "Claims with 1,000,000 elements queued, against 1,000",
+        "claim_rate",
+        (),
+        (_ratio(0.90, "the rate with few"),),
+    ),
+    Benchmark(
+        "post_list",
+        "POST /list over mTLS, 16 kept connections",
+        "rest_rates",
+        ("--route", "list"),
+        (_ratio(0.50, "a bare Klein route with one SQLite insert"),),
+    ),
+    Benchmark(
+        "get_job",
+        "GET /jobs/N over mTLS, 16 kept connections",
+        "rest_rates",
+        ("--route", "job"),
+        (_ratio(0.70, "a bare Klein route with cached identity"),),
+    ),
+    Benchmark(
+        "elements_answer",
+        "GET /jobs/N/elements of 100,000 elements",
+        "elements_answer",
+        (),
+        (
+            Bar("first byte under 100 ms", "first byte (ms)/median", most=100.0),
+            Bar("memory of the daemon grows by less than 50 MiB", "growth of the daemon (MiB)/max", most=50.0),
+        ),
+    ),
+    Benchmark(
+        "queued_memory",
+        "Memory of the daemon with 1,000,000 elements queued",
+        "queued_memory",
+        (),
+        (Bar("under 300 MiB", "peak MiB/daemon", most=300.0),),
+    ),
+)
+
+#: Name → benchmark, in the order of the page.
+CATALOGUE: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

@@ -1,0 +1,112 @@
+"""Trees of files for both sides of a comparison, and the proof that a copy is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from figures import BenchmarkError
+
+_PIECE = 1024 * 1024
+_COMPARED_AT_ONCE = 4 * _PIECE
+
+
+def make_tree(root: Path, files: int, folders: int, size: int) -> list[Path]:
+    """Make ``files`` files of ``size`` bytes, all different, spread over ``folders`` folders.
+
+    Args:
+        root: made here.
+        files: at least one.
+        folders: how many; 0 puts the files into the root itself.
+        size: bytes of each.
+
+    Returns:
+        The files, below the root.
+    """
+    root.mkdir(parents=True)
+    random = os.urandom(min(size, _PIECE))
+    made = []
+    for number in range(files):
+        folder = root / f"d{number * folders // files:04d}" if folders else root
+        folder.mkdir(exist_ok=True)
+        path = folder / f"f{number:06d}"
+        _write(path, number, size, random)
+        made.append(path.relative_to(root))
+    return made
+
+
+def _write(path: Path, number: int, size: int, random: bytes) -> None:
+    """Random bytes that no other file, and no other piece of this one, has."""
+    with path.open("wb") as file:
+        for piece in range(0, size, _PIECE):
+            label = b"%016x%016x" % (number, piece)
+            length = min(_PIECE, size - piece)
+            file.write((label + random[len(label) :])[:length])
+
+
+def make_folders_like(source: Path, destination: Path) -> None:
+    """Make the folders of a tree, without files."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for folder, names, _ in os.walk(source):
+        for name in names:
+            (destination / Path(folder).relative_to(source) / name).mkdir(exist_ok=True)
+
+
+def sizes(root: Path) -> dict[str, int]:
+    """Each file below a folder with its size; a folder without files is named with a slash."""
+    return dict(_walk(root))
+
+
+def _walk(root: Path) -> Iterator[tuple[str, int]]:
+    for folder, names, files in os.walk(root):
+        below = Path(folder).relative_to(root)
+        if not names and not files:
+            yield f"{below}/", 0
+        for name in files:
+            yield str(below / name), (Path(folder) / name).stat(follow_symlinks=False).st_size
+
+
+def require_same(source: Path, destination: Path) -> None:
+    """Fail unless two trees have the same names, sizes and bytes.
+
+    Raises:
+        BenchmarkError: they differ; the text says where.
+    """
+    wanted, found = sizes(source), sizes(destination)
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))[:3]
+        raise BenchmarkError(f"{destination} is not {source}: {len(odd)} and more differ: {odd}")
+    for name, size in wanted.items():
+        if not name.endswith("/") and not _same_bytes(source / name, destination / name, size):
+            raise BenchmarkError(f"{destination / name} has other bytes than {source / name}")
+
+
+def _same_bytes(one: Path, other: Path, size: int) -> bool:
+    with one.open("rb", buffering=0) as left, other.open("rb", buffering=0) as right:
+        for _ in range(0, size, _COMPARED_AT_ONCE):
+            if left.read(_COMPARED_AT_ONCE) != right.read(_COMPARED_AT_ONCE):
+                return False
+    return True
+
+
+def require_logs(logs: Path, uid: str, elements: int) -> None:
+    """Fail unless each element of a job has a log with something in it.
+
+    Args:
+        logs: folder of all logs of attempts.
+        uid: of the job.
+        elements: how many the job has.
+
+    Raises:
+        BenchmarkError: a log is missing or empty.
+    """
+    folder = logs / uid[:2] / uid
+    for number in range(elements):
+        log = folder / str(number) / "attempt1.log"
+        try:
+            empty = not log.stat().st_size
+        except FileNotFoundError:
+            empty = True
+        if empty:
+            raise BenchmarkError(f"element {number} has no log: {log}")
