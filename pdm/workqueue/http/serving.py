@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 from attrs import frozen
 from klein import Klein
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
@@ -18,6 +18,7 @@ from werkzeug.routing import BaseConverter, Map, ValidationError
 
 from pdm.workqueue.http.access import Caller, Callers
 from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream, earlier_answers_taken
+from pdm.workqueue.http.at_once import carried_out
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
 from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, Text
@@ -103,15 +104,14 @@ class _Door:
     context: ApiContext
     callers: Callers
 
-    async def serve(self, request: ApiRequest, **path_values: Any) -> None:
-        """Answer a request, whatever happens.
+    def serve(self, request: ApiRequest, **path_values: Any) -> Deferred[None] | None:
+        """Answer a request, whatever happens; at once where nothing has to be waited for."""
+        return carried_out(self._serve(request, path_values))
 
-        Raises:
-            CancelledError: the client went away.
-        """
-        with log_context(request_id=request.request_id):
+    async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
+        with log_context(request_id=request.request_id) as fields:
             try:
-                result = await self._call(request, path_values)
+                result = await self._call(request, path_values, fields)
                 await self._answer(request, result)
             except CancelledError:
                 raise
@@ -124,15 +124,14 @@ class _Door:
             except Exception:
                 _answer_incident(request, Failure())
 
-    async def _call(self, request: ApiRequest, path_values: dict[str, Any]) -> object:
+    async def _call(self, request: ApiRequest, path_values: dict[str, Any], fields: dict[str, Any]) -> object:
         endpoint = self.endpoint
         if endpoint.allow is Allow.EVERYBODY:
             return await endpoint.handler(self.context, **path_values)
         caller = await self.callers.caller_on(request.channel.transport)
-        request.subject = caller.subject
-        with log_context(subject=caller.subject):
-            arguments = path_values | self._arguments(request, caller)
-            return await endpoint.handler(self.context, caller, **arguments)
+        request.subject = fields["subject"] = caller.subject
+        arguments = path_values | self._arguments(request, caller)
+        return await endpoint.handler(self.context, caller, **arguments)
 
     def _arguments(self, request: ApiRequest, caller: Caller) -> dict[str, Any]:
         endpoint = self.endpoint

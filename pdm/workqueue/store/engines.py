@@ -34,6 +34,7 @@ class Engines:
         writers: threads that may write at once.
         readers: threads that may read at once.
         together: how many transactions may share one commit.
+        shared: whether other daemons may use the database at the same time.
     """
 
     writer: sa.Engine
@@ -41,6 +42,7 @@ class Engines:
     writers: int
     readers: int
     together: int
+    shared: bool
 
     def dispose(self) -> None:
         """Close all connections."""
@@ -81,6 +83,7 @@ def _sqlite(url: URL, threads: int) -> Engines:
         writers=1,
         readers=readers,
         together=64,
+        shared=False,
     )
 
 
@@ -139,7 +142,7 @@ def _postgresql(url: URL, threads: int) -> Engines:
         raise DatabaseUrlError(
             "[database] url: PostgreSQL needs its driver: install pdm-workqueue[postgresql]"
         ) from error
-    return Engines(engine, engine, writers=threads, readers=threads, together=1)
+    return Engines(engine, engine, writers=threads, readers=threads, together=1, shared=True)
 
 
 def create_sqlite_file(bind: sa.Engine | sa.Connection) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.columns import AT_ONCE
+from pdm.workqueue.store.job_memory import note_written
 from pdm.workqueue.store.new_rows import INSERT_ELEMENTS, element_row
 from pdm.workqueue.store.records import (
     ATTEMPT_COLUMNS,
@@ -132,7 +133,9 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
         session.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
     # What was just written need not be read.
-    return job_record([job_id if column is jobs.c.id else row.get(column.name) for column in JOB_COLUMNS])
+    record = job_record([job_id if column is jobs.c.id else row.get(column.name) for column in JOB_COLUMNS])
+    note_written(session, record)
+    return record
 
 
 def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:

@@ -7,12 +7,11 @@ same way once `capture_stdlib` was called.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging as stdlib_logging
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -35,18 +34,29 @@ LevelName = Literal["debug", "info", "warn", "error"]
 _fields: ContextVar[Mapping[str, Any]] = ContextVar("log_fields", default=MappingProxyType({}))
 
 
-@contextlib.contextmanager
-def log_context(**fields: Any) -> Iterator[None]:
-    """Put fields on every event logged inside; they add to those of the context around.
+class log_context:  # noqa: N801 - used like a function; a class, for every request passes here
+    """Put fields on every event logged inside a ``with``; they add to those of the context around.
+
+    What ``as`` gives is the mapping of the fields: one that becomes known inside may be added.
 
     Args:
         fields: names out of `FIELDS` with short values; None leaves one out.
     """
-    token = _fields.set({**_fields.get(), **fields})
-    try:
-        yield
-    finally:
-        _fields.reset(token)
+
+    __slots__ = ("_around", "_own")
+
+    def __init__(self, **fields: Any) -> None:
+        self._own = fields
+
+    def __enter__(self) -> dict[str, Any]:
+        self._around = _fields.get()
+        inside = {**self._around, **self._own}
+        _fields.set(inside)
+        return inside
+
+    def __exit__(self, *exception: object) -> None:
+        # Not by a token: a coroutine may be left in another copy of the context than it was entered in.
+        _fields.set(self._around)
 
 
 def log_incident(log: Logger, failure: Failure, **fields: Any) -> str:

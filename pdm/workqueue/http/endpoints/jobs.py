@@ -101,7 +101,7 @@ def moment(value: datetime | None) -> datetime | None:
 @endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
 async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     """The job with its counters."""
-    return job_view(await api.database.read("fetch a job", lookups.job, job_id, caller.scope))
+    return job_view(await api.job(job_id, caller.scope))
 
 
 @endpoint(
@@ -109,7 +109,7 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
 )
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
     """The status alone."""
-    job = await api.database.read("fetch a job", lookups.job, job_id, caller.scope)
+    job = await api.job(job_id, caller.scope)
     return JobStatusView(jobid=job.id, status=job.status.name)
 
 
