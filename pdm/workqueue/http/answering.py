@@ -17,8 +17,9 @@ from pdm.workqueue.http.request import ApiRequest
 from pdm.workqueue.telemetry.logging import log_incident
 from pdm.workqueue.wire.problems import MEDIA_TYPE
 
-JSON = "application/json"
-TEXT = "text/plain; charset=us-ascii"
+JSON = b"application/json"
+TEXT = b"text/plain; charset=us-ascii"
+_PROBLEM = MEDIA_TYPE.encode("ascii")
 
 #: So much is collected before the first byte goes out: what goes wrong until then still becomes a status code.
 BEFORE_FIRST_BYTE = 1024**2
@@ -27,13 +28,13 @@ _PIECE = 64 * 1024
 _log = Logger()
 
 
-def answer(request: ApiRequest, status: int, body: bytes, content_type: str = JSON) -> None:
+def answer(request: ApiRequest, status: int, body: bytes, content_type: bytes = JSON) -> None:
     """Write a whole answer; twisted.web itself leaves the body out for HEAD."""
     request.setResponseCode(status)
     if body:
-        request.setHeader("Content-Type", content_type)
+        request.setHeader(b"Content-Type", content_type)
     if status != 204:
-        request.setHeader("Content-Length", str(len(body)))
+        request.setHeader(b"Content-Length", b"%d" % len(body))
     request.write(body)
 
 
@@ -41,7 +42,7 @@ def answer_problem(request: ApiRequest, error: ApiError, incident: str | None = 
     """Write why a request was not carried out."""
     for name, value in error.headers.items():
         request.setHeader(name, value)
-    answer(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), MEDIA_TYPE)
+    answer(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
 
 
 async def earlier_answers_taken(request: ApiRequest) -> None:
@@ -79,7 +80,7 @@ async def answer_stream(request: ApiRequest, status: int, pieces: AsyncGenerator
                     if request.method == b"HEAD":
                         break
                     request.setResponseCode(status)
-                    request.setHeader("Content-Type", JSON)
+                    request.setHeader(b"Content-Type", JSON)
                     flow = _Flow()
                     request.registerProducer(flow, True)
                 request.write(b"".join(collected))

@@ -44,6 +44,18 @@ class ApiRequest(Request):
         self._served = False
         self._cut: IDelayedCall | None = None
         self._body = BytesIO()
+        self._hostname: bytes | None = None
+
+    # -- what Klein asks for, each of it twice
+
+    def isSecure(self) -> bool:
+        # The API is served under TLS alone; to look that up costs more than to decode the request.
+        return True
+
+    def getRequestHostname(self) -> bytes:
+        if self._hostname is None:
+            self._hostname = super().getRequestHostname()
+        return self._hostname
 
     # -- the body, as it comes in
 

@@ -210,7 +210,8 @@ class ApiResource(Resource):
     def render(self, request: ApiRequest) -> Any:
         """Serve a request."""
         try:
-            b"/".join(request.postpath or ()).decode("utf-8")
+            if b"%" in request.path or not request.path.isascii():
+                b"/".join(request.postpath or ()).decode("utf-8")
             request.method.decode("ascii")
             request.getRequestHostname().decode("ascii")
             return self._render(request)
