@@ -76,10 +76,12 @@ class Lane:
     ) -> None:
         self._reactor = reactor
         self._engine = engine
+        self._threads = threads
         self._together = together
         self._memory = memory
         self._pool = ThreadPool(minthreads=0, maxthreads=threads, name=name)
         self._waiting: deque[Work] = deque()
+        self._draining = 0
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -93,18 +95,32 @@ class Lane:
         """Queue a function; its Deferred fires in the reactor thread, after the commit."""
         with self._lock:
             self._waiting.append(work)
-        # One call for each function, though one call may take several: none can be left behind.
+            if self._draining == self._threads:
+                # All are at work, and look here again before they rest.
+                return
+            self._draining += 1
         self._pool.callInThread(self._drain)
 
     # -- in a thread
 
     def _drain(self) -> None:
+        try:
+            while works := self._next():
+                if len(works) > 1 and self._shared(works):
+                    continue
+                for work in works:
+                    self._alone(work)
+        except BaseException:
+            with self._lock:
+                self._draining -= 1
+            raise
+
+    def _next(self) -> Sequence[Work]:
+        """What this thread does next; nothing ends it."""
         with self._lock:
-            works = [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
-        if len(works) > 1 and self._shared(works):
-            return
-        for work in works:
-            self._alone(work)
+            if not self._waiting:
+                self._draining -= 1
+            return [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
 
     def _shared(self, works: Sequence[Work]) -> bool:
         """Run several functions in one transaction; False if it came to nothing, whatever the reason."""

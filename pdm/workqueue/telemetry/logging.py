@@ -7,6 +7,7 @@ same way once `capture_stdlib` was called.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging as stdlib_logging
 import secrets
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -97,8 +99,14 @@ class LineObserver:
 
 
 def _time(event: Mapping[str, Any]) -> str:
-    moment = datetime.fromtimestamp(float(event.get("log_time", 0.0)), UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    seconds, microseconds = divmod(round(float(event.get("log_time", 0.0)) * 1_000_000), 1_000_000)
+    return f"{_second(seconds)}.{microseconds // 1000:03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    """Many lines are written in one second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +116,16 @@ def _event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _message(event: dict[str, Any]) -> str:
-    return redacted(bounded(formatEvent(event) or ""))
+    return redacted(bounded(_formatted(event)))
+
+
+def _formatted(event: dict[str, Any]) -> str:
+    """What `formatEvent` says, at a tenth of the price where the format calls nothing."""
+    pattern = event.get("log_format")
+    if isinstance(pattern, str) and "(" not in pattern:
+        with contextlib.suppress(Exception):
+            return pattern.format_map(event)
+    return formatEvent(event) or ""
 
 
 def _traceback(event: dict[str, Any]) -> str:
