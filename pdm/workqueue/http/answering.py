@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
@@ -12,6 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.problems import ApiError
 from pdm.workqueue.http.request import ApiRequest
 from pdm.workqueue.telemetry.logging import log_incident
@@ -21,8 +21,6 @@ JSON = b"application/json"
 TEXT = b"text/plain; charset=us-ascii"
 _PROBLEM = MEDIA_TYPE.encode("ascii")
 
-#: So much is collected before the first byte goes out: what goes wrong until then still becomes a status code.
-BEFORE_FIRST_BYTE = 1024**2
 _PIECE = 64 * 1024
 
 _log = Logger()
@@ -59,7 +57,7 @@ async def earlier_answers_taken(request: ApiRequest) -> None:
         request.unregisterProducer()
 
 
-async def answer_stream(request: ApiRequest, status: int, pieces: AsyncGenerator[bytes]) -> None:
+async def answer_stream(request: ApiRequest, status: int, stream: JsonStream) -> None:
     """Write pieces at the pace of the client.
 
     Raises:
@@ -70,11 +68,11 @@ async def answer_stream(request: ApiRequest, status: int, pieces: AsyncGenerator
     size = 0
     flow: _Flow | None = None
     try:
-        async with aclosing(pieces) as source:
+        async with aclosing(stream.pieces) as source:
             async for piece in source:
                 collected.append(piece)
                 size += len(piece)
-                if size < (BEFORE_FIRST_BYTE if flow is None else _PIECE):
+                if size < (stream.held if flow is None else _PIECE):
                     continue
                 if flow is None:
                     if request.method == b"HEAD":

@@ -156,7 +156,7 @@ class _Door:
         status = self.endpoint.status
         await earlier_answers_taken(request)
         if isinstance(result, JsonStream):
-            await answer_stream(request, status, result.pieces)
+            await answer_stream(request, status, result)
         elif isinstance(result, Text):
             answer(request, status, result.text.encode("ascii"), TEXT)
         else:

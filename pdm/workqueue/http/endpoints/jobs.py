@@ -15,7 +15,7 @@ from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
-from pdm.workqueue.http.json_pieces import array
+from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.views import job_view
 from pdm.workqueue.store import jobs
@@ -51,8 +51,8 @@ async def _jobs(api: ApiContext, wanted: JobFilter, limit: int | None) -> AsyncG
     while True:
         size = lookups.PAGE if limit is None else min(lookups.PAGE, limit)
         page = await api.database.read("page of jobs", jobs.page, attrs.evolve(wanted, limit=size))
-        for job in page:
-            yield msgspec.json.encode(job_view(job))
+        if page:
+            yield joined([job_view(job) for job in page])
         limit = None if limit is None else limit - len(page)
         if len(page) < size or limit == 0:
             return
