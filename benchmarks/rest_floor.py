@@ -101,6 +101,13 @@ def serve(certificates: Path, database: Path) -> None:
     from twisted.web.server import Request, Site
 
     reactor: Any = _reactor
+
+    class SilentSite(Site):
+        noisy = False
+
+        def log(self, request: object) -> None:
+            """No line for each request: the least a route can do."""
+
     klein = Klein()
     pool = ThreadPool(1, 1)
     connection = _opened(database)
@@ -137,11 +144,7 @@ def serve(certificates: Path, database: Path) -> None:
         (certificates / "host.crt").read_bytes() + (certificates / "host.key").read_bytes()
     )
     options = host.options(Certificate.loadPEM((certificates / "ca.crt").read_bytes()))
-    site = Site(klein.resource())
-    site.noisy = False
-    # No line for each request: the least a route can do.
-    site.log = lambda request: None
-    port = reactor.listenSSL(0, site, options, interface="127.0.0.1")
+    port = reactor.listenSSL(0, SilentSite(klein.resource()), options, interface="127.0.0.1")
     pool.start()
     reactor.addSystemEventTrigger("after", "shutdown", pool.stop)
     print(f"{_READY}https://localhost:{port.getHost().port}", flush=True)

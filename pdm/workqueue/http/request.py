@@ -35,9 +35,9 @@ class ApiRequest(Request):
 
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
-        self.request_id = f"{random.getrandbits(64):016x}"  # noqa: S311 - a name, and no secret
+        self.request_id = f"{random.getrandbits(64):016x}"
         self.subject: str | None = None
-        self._limit: int = channel.site.body_limit
+        self._site: ApiSite = channel.site
         self._begun = time.perf_counter()
         self._received = 0
         self._refused = False
@@ -61,14 +61,14 @@ class ApiRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         self.content = self._body
-        if length is not None and length > self._limit:
+        if length is not None and length > self._site.body_limit:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
         if self._refused:
             return
         self._received += len(data)
-        if self._received > self._limit:
+        if self._received > self._site.body_limit:
             self._refuse()
         else:
             self._body.write(data)
@@ -79,7 +79,7 @@ class ApiRequest(Request):
         self._body.truncate(0)
         # Else the channel would ask for the body that was just refused.
         self.requestHeaders.removeHeader("Expect")
-        error = BodyTooLargeError(self._limit)
+        error = BodyTooLargeError(self._site.body_limit)
         body = msgspec.json.encode(error.problem(self.request_id))
         self._connection().write(
             f"HTTP/1.1 413 Content Too Large\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
@@ -128,7 +128,7 @@ class ApiRequest(Request):
     def _log_end(self, result: Failure | None) -> None:
         # A client that polls must not fill the log: reads that went well are details.
         quiet = self.method in (b"GET", b"HEAD") and self.code < 400 and result is None
-        if quiet and not self.site.log_reads:
+        if quiet and not self._site.log_reads:
             return
         write = _log.debug if quiet else _log.info
         write(

@@ -125,8 +125,12 @@ class Database:
         return cast(_R, await self._submit(self._reader, name, partial(_call, function, args, kwargs)))
 
     async def job(self, job_id: int) -> JobRecord | None:
-        """A job as it stands in the database, None if there is none; asks the database only where it must."""
-        record = self._memory.get(job_id)
+        """A job as it stands in the database, None if there is none; asks the database only where it must.
+
+        Raises:
+            DatabaseClosedError: the service is stopping.
+        """
+        record = self._memory.get(job_id) if self._open else None
         if record is None:
             with self._memory.loading(job_id) as loading:
                 record = loading.record = await self.read("fetch a job", jobs.fetch, job_id, None)

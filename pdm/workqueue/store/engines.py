@@ -97,13 +97,16 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
         connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
     )
 
+    # What is read is read once, page by page; what is written is met again: rows and indexes of the jobs at work.
+    cache_kib = 16384 if read_only else 65536
+
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         # The driver must not begin transactions behind our back.
         connection.isolation_level = None
         cursor = connection.cursor()
         _write_ahead(cursor)
-        for pragma in ("synchronous=full", "foreign_keys=on", "cache_size=-65536"):
+        for pragma in ("synchronous=full", "foreign_keys=on", f"cache_size=-{cache_kib}"):
             cursor.execute(f"PRAGMA {pragma}")
         if read_only:
             cursor.execute("PRAGMA query_only=on")
