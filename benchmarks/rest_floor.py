@@ -144,7 +144,8 @@ def serve(certificates: Path, database: Path) -> None:
         (certificates / "host.crt").read_bytes() + (certificates / "host.key").read_bytes()
     )
     options = host.options(Certificate.loadPEM((certificates / "ca.crt").read_bytes()))
-    port = reactor.listenSSL(0, SilentSite(klein.resource()), options, interface="127.0.0.1")
+    site: Any = SilentSite
+    port = reactor.listenSSL(0, site(klein.resource()), options, interface="127.0.0.1")
     pool.start()
     reactor.addSystemEventTrigger("after", "shutdown", pool.stop)
     print(f"{_READY}https://localhost:{port.getHost().port}", flush=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -31,12 +33,14 @@ class ApiRequest(Request):
     Attributes:
         request_id: its name in the log and in problems.
         subject: who sent it, once that is known.
+        route: what serves it, and the values in its path, once that is known.
     """
 
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
         self.request_id = f"{random.getrandbits(64):016x}"
         self.subject: str | None = None
+        self.route: tuple[Callable[..., Deferred[None] | None], dict[str, Any]] | None = None
         self._site: ApiSite = channel.site
         self._begun = time.perf_counter()
         self._received = 0
@@ -105,6 +109,11 @@ class ApiRequest(Request):
         return self._body.getvalue()
 
     # -- the end
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no connection any more."""
+        return self.channel is None
 
     def abort(self) -> None:
         """Cut the connection."""

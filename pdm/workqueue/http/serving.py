@@ -37,6 +37,9 @@ from pdm.workqueue.wire.requests import LARGEST_ID
 
 _log = Logger()
 
+#: How many addresses are remembered, and how long each may be, all its parts together.
+_MOST_ADDRESSES, _LONGEST_ADDRESS = 4096, 512
+
 
 class _Number(BaseConverter):
     """A whole number that the database can hold; what is none, or is larger, is an address without anything."""
@@ -106,6 +109,7 @@ class _Door:
 
     def serve(self, request: ApiRequest, **path_values: Any) -> Deferred[None] | None:
         """Answer a request, whatever happens; at once where nothing has to be waited for."""
+        request.route = (self.serve, path_values)
         return carried_out(self._serve(request, path_values))
 
     async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
@@ -197,6 +201,9 @@ def _answer_fault(request: ApiRequest, failure: Failure) -> None:
 class ApiResource(Resource):
     """Klein's resource, behind a check of what Klein itself would answer without JSON.
 
+    Klein finds out once what serves an address; that costs as much as all the rest of an answer from memory, so it is
+    not asked again for an address that comes again.
+
     Args:
         klein: the application.
     """
@@ -206,9 +213,24 @@ class ApiResource(Resource):
     def __init__(self, klein: Klein) -> None:
         super().__init__()
         self._render: Callable[[Any], Any] = IResource(klein.resource()).render
+        self._routes: dict[tuple[bytes, bytes, bytes | None], Any] = {}
 
     def render(self, request: ApiRequest) -> Any:
         """Serve a request."""
+        # All that Klein looks at.
+        address = (request.method, request.path, request.getHeader(b"Host"))
+        route = self._routes.get(address)
+        if route is not None:
+            _follow(request, *route)
+            return NOT_DONE_YET
+        result = self._find(request)
+        if request.route is not None and sum(len(part or b"") for part in address) <= _LONGEST_ADDRESS:
+            if len(self._routes) >= _MOST_ADDRESSES:
+                self._routes.clear()
+            self._routes[address] = request.route
+        return result
+
+    def _find(self, request: ApiRequest) -> Any:
         try:
             if b"%" in request.path or not request.path.isascii():
                 b"/".join(request.postpath or ()).decode("utf-8")
@@ -221,3 +243,24 @@ class ApiResource(Resource):
             answer_problem(request, error)
             request.finish()
             return NOT_DONE_YET
+
+
+def _follow(request: ApiRequest, serve: Callable[..., Deferred[None] | None], path_values: dict[str, Any]) -> None:
+    """Do with a request what Klein does once it knows the route."""
+    try:
+        waiting = serve(request, **path_values)
+    except Exception:
+        _answer_fault(request, Failure())
+        waiting = None
+    if waiting is None:
+        request.finish()
+        return
+
+    def failed(failure: Failure) -> None:
+        if not request.gone:
+            _answer_fault(request, failure)
+            request.finish()
+
+    request.notifyFinish().addErrback(lambda _: waiting.cancel())
+    waiting.addCallbacks(lambda _: request.finish(), failed)
+    waiting.addErrback(lambda failure: _log.failure("an answer could not be ended", failure))
