@@ -187,7 +187,7 @@ async def test_an_address_that_comes_again_is_judged_as_at_first(
     job = await service.submit("again")
     own = f"/jobs/{job['id']}"
     for _ in range(3):
-        for host in ("localhost", "a..b", "127.0.0.1", "x" * 600):
+        for host in ("localhost", "a..b", "127.0.0.1", ".".join(["x" * 60] * 10)):
             head = f"GET {ROOT}/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
             answer = await deferToThread(raw_exchange, service, head)
             assert answer.split(b" ", 2)[1] == (b"400" if host == "a..b" else b"200"), host
