@@ -1,8 +1,15 @@
 """The floors of the REST figures: bare Klein routes over mutual TLS that do the least such a route can do.
 
-``GET /jobs/N`` knows who calls (read once, then kept with the connection) and gives out a prepared job. ``POST /list``
-decodes its body, inserts one row into an SQLite database (write-ahead log, ``synchronous=FULL``, one commit a request)
-in a thread, and gives the number of the row out. Nothing of the service is used.
+``GET /jobs/N`` knows who calls (read once from the certificate of a connection, then kept with it) and gives out a
+prepared job of the usual size. ``POST /list`` decodes its body, inserts one row into an SQLite database (write-ahead
+log, ``synchronous=FULL``, one commit a request) in a thread, and gives the job out with the number of the row.
+
+Nothing of the service is used, so the floor stays where it is when the service changes. One thread writes: more would
+only wait for each other, which was measured to be slower.
+
+Run beside a daemon, with the certificates of its instance (`serving` does the same from Python)::
+
+    .venv/bin/python benchmarks/rest_floor.py --certificates DIR/certificates --database FILE
 """
 
 from __future__ import annotations
@@ -21,12 +28,33 @@ from attrs import frozen
 
 _READY = "floor ready "
 _JOB: dict[str, Any] = {
-    "id": 1, "user_id": 1, "src_siteid": 1, "src_filepath": "/x", "type": "LIST", "status": "SUBMITTED",
-    "extra_opts": {}, "priority": 5, "protocol": "DUMMY", "log_uid": "0" * 32, "timestamp": "2026-01-01T00:00:00Z",
-    "finished_at": None, "label": None, "max_tries": 2, "cancel_requested": False, "num_elements": 1, "num_new": 0,
-    "num_submitted": 1, "num_running": 0, "num_done": 0, "num_failed": 0, "num_cancelled": 0, "held": 0, "skipped": 0,
-    "bytes_total": 0, "bytes_done": 0,
-}  # fmt: skip
+    "id": 1,
+    "user_id": 1,
+    "src_siteid": 1,
+    "src_filepath": "/x",
+    "type": "LIST",
+    "status": "SUBMITTED",
+    "extra_opts": {},
+    "priority": 5,
+    "protocol": "DUMMY",
+    "log_uid": "0" * 32,
+    "timestamp": "2026-01-01T00:00:00Z",
+    "finished_at": None,
+    "label": None,
+    "max_tries": 2,
+    "cancel_requested": False,
+    "num_elements": 1,
+    "num_new": 0,
+    "num_submitted": 1,
+    "num_running": 0,
+    "num_done": 0,
+    "num_failed": 0,
+    "num_cancelled": 0,
+    "held": 0,
+    "skipped": 0,
+    "bytes_total": 0,
+    "bytes_done": 0,
+}
 
 
 @frozen
@@ -73,14 +101,16 @@ def serve(certificates: Path, database: Path) -> None:
     from twisted.web.server import Request, Site
 
     reactor: Any = _reactor
+
+    class SilentSite(Site):
+        noisy = False
+
+        def log(self, request: object) -> None:
+            """No line for each request: the least a route can do."""
+
     klein = Klein()
-    # One thread writes: more would only wait for each other.
     pool = ThreadPool(1, 1)
-    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
-    connection.executescript(
-        "PRAGMA journal_mode=wal; PRAGMA synchronous=full;"
-        "CREATE TABLE jobs (id INTEGER PRIMARY KEY, subject, site, path)"
-    )
+    connection = _opened(database)
     prepared = json.dumps(_JOB).encode()
 
     def insert(subject: str, site: int, path: str) -> int:
@@ -114,18 +144,26 @@ def serve(certificates: Path, database: Path) -> None:
         (certificates / "host.crt").read_bytes() + (certificates / "host.key").read_bytes()
     )
     options = host.options(Certificate.loadPEM((certificates / "ca.crt").read_bytes()))
-    site: Any = Site(klein.resource())
-    # No line for each request: the least a route can do.
-    site.log = lambda request: None
-    port = reactor.listenSSL(0, site, options, interface="127.0.0.1")
+    site: Any = SilentSite
+    port = reactor.listenSSL(0, site(klein.resource()), options, interface="127.0.0.1")
     pool.start()
     reactor.addSystemEventTrigger("after", "shutdown", pool.stop)
     print(f"{_READY}https://localhost:{port.getHost().port}", flush=True)
     reactor.run()
 
 
+def _opened(database: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=wal")
+    connection.execute("PRAGMA synchronous=full")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS jobs (id INTEGER PRIMARY KEY AUTOINCREMENT, subject TEXT, site INTEGER, path TEXT)"
+    )
+    return connection
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--certificates", type=Path, required=True)
     parser.add_argument("--database", type=Path, required=True)
     options = parser.parse_args()

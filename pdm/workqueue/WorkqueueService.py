@@ -52,5 +52,11 @@ class WorkqueueService:
 
     def site(self, reactor: Any) -> ApiSite:
         """The site to listen with: bounds bodies, closes silent connections, logs requests."""
-        server = self._context.settings.server
-        return ApiSite(self.resource(), reactor, server.body_limit_bytes, server.idle_timeout_s)
+        settings = self._context.settings
+        return ApiSite(
+            self.resource(),
+            reactor,
+            settings.server.body_limit_bytes,
+            settings.server.idle_timeout_s,
+            log_reads=settings.logs.level == "debug",
+        )

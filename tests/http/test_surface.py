@@ -16,6 +16,7 @@ from pdm.workqueue import __version__
 from pdm.workqueue.certificates.pem_files import to_pem
 from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.http import serving
 from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import ROOT, Certificates, Service
@@ -175,6 +176,28 @@ async def test_odd_bytes_in_the_head(service: Service, head: bytes, status: int)
     answer = await deferToThread(raw_exchange, service, request)
     assert answer.split(b" ", 2)[1] == str(status).encode()
     assert b"<html" not in answer.lower()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_address_that_comes_again_is_judged_as_at_first(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Klein is not asked again; each part of what it looked at counts all the same, and few addresses are kept."""
+    monkeypatch.setattr(serving, "_MOST_ADDRESSES", 3)
+    job = await service.submit("again")
+    own = f"/jobs/{job['id']}"
+    for _ in range(3):
+        for host in ("localhost", "a..b", "127.0.0.1", ".".join(["x" * 60] * 10)):
+            head = f"GET {ROOT}/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            answer = await deferToThread(raw_exchange, service, head)
+            assert answer.split(b" ", 2)[1] == (b"400" if host == "a..b" else b"200"), host
+        assert (await service.call("again", "GET", own)).json == job
+        assert (await service.call("again", "GET", f"{own}?a=b")).problem == "invalid-input ?a"
+        assert (await service.call("again", "HEAD", own)).body == b""
+        assert (await service.call("again", "PUT", own)).status == 405
+        assert (await service.call("again", "GET", f"{own}/nothing")).status == 404
+        assert (await service.call("other", "GET", own)).problem == "job-not-found"
+        assert (await service.call(None, "GET", own)).problem == "certificate-needed"
 
 
 def raw_exchange(service: Service, *sent: bytes) -> bytes:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from attrs import define, field, frozen
 
@@ -104,7 +106,7 @@ def _listed(line: str, place: str) -> tuple[Role, str]:
 
 @define(eq=False)
 class Callers:
-    """Finds out who calls; each subject costs one look into the database, then none.
+    """Finds out who calls: once for each connection; each subject costs one look into the database, then none.
 
     Attributes:
         identify: the verified identity of a connection, None without a certificate.
@@ -113,29 +115,35 @@ class Callers:
 
     database: Database
     access: AccessList
-    identify: Callable[[object], PeerIdentity | None]
+    identify: Callable[[Any], PeerIdentity | None]
     clock: Callable[[], datetime]
     _known: dict[str, tuple[int, Role]] = field(factory=dict)
+    _connected: WeakKeyDictionary[Any, Caller] = field(factory=WeakKeyDictionary)
 
-    async def caller_on(self, transport: object) -> Caller:
+    async def caller_on(self, transport: Any) -> Caller:
         """Who is at the other end of a connection.
 
         Raises:
             NotAuthenticatedError: nobody who could be known, or no longer.
             ForbiddenError: somebody who is not let in.
         """
+        connected = self._connected.get(transport)
+        # OpenSSL looked at the times once, when the connection was made; a kept connection may outlive a proxy.
+        if connected is not None and self.clock() < connected.certificate_ends_at:
+            return connected
         identity = self.identify(transport)
         if identity is None:
             raise NotAuthenticatedError(
                 "no client certificate was presented: call with a certificate or a grid proxy (curl: --cert and --key)"
             )
         now = self.clock()
-        # OpenSSL looked at the times once, when the connection was made; a kept connection may outlive a proxy.
         if identity.chain_ends_at <= now:
             end = moment_text(identity.chain_ends_at)
             raise NotAuthenticatedError(f"your certificate or proxy ended at {end}: make a new one and connect again")
         known = self._known.get(identity.subject) or await self._register(identity.subject, now)
-        return Caller(known[0], identity.subject, known[1], identity.chain_ends_at, identity.limited)
+        caller = Caller(known[0], identity.subject, known[1], identity.chain_ends_at, identity.limited)
+        self._connected[transport] = caller
+        return caller
 
     async def _register(self, subject: str, now: datetime) -> tuple[int, Role]:
         role = self.access.role_of(subject)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
@@ -12,28 +11,28 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.problems import ApiError
 from pdm.workqueue.http.request import ApiRequest
 from pdm.workqueue.telemetry.logging import log_incident
 from pdm.workqueue.wire.problems import MEDIA_TYPE
 
-JSON = "application/json"
-TEXT = "text/plain; charset=us-ascii"
+JSON = b"application/json"
+TEXT = b"text/plain; charset=us-ascii"
+_PROBLEM = MEDIA_TYPE.encode("ascii")
 
-#: So much is collected before the first byte goes out: what goes wrong until then still becomes a status code.
-BEFORE_FIRST_BYTE = 1024**2
 _PIECE = 64 * 1024
 
 _log = Logger()
 
 
-def answer(request: ApiRequest, status: int, body: bytes, content_type: str = JSON) -> None:
+def answer(request: ApiRequest, status: int, body: bytes, content_type: bytes = JSON) -> None:
     """Write a whole answer; twisted.web itself leaves the body out for HEAD."""
     request.setResponseCode(status)
     if body:
-        request.setHeader("Content-Type", content_type)
+        request.setHeader(b"Content-Type", content_type)
     if status != 204:
-        request.setHeader("Content-Length", str(len(body)))
+        request.setHeader(b"Content-Length", b"%d" % len(body))
     request.write(body)
 
 
@@ -41,7 +40,7 @@ def answer_problem(request: ApiRequest, error: ApiError, incident: str | None = 
     """Write why a request was not carried out."""
     for name, value in error.headers.items():
         request.setHeader(name, value)
-    answer(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), MEDIA_TYPE)
+    answer(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
 
 
 async def earlier_answers_taken(request: ApiRequest) -> None:
@@ -58,7 +57,7 @@ async def earlier_answers_taken(request: ApiRequest) -> None:
         request.unregisterProducer()
 
 
-async def answer_stream(request: ApiRequest, status: int, pieces: AsyncGenerator[bytes]) -> None:
+async def answer_stream(request: ApiRequest, status: int, stream: JsonStream) -> None:
     """Write pieces at the pace of the client.
 
     Raises:
@@ -69,17 +68,17 @@ async def answer_stream(request: ApiRequest, status: int, pieces: AsyncGenerator
     size = 0
     flow: _Flow | None = None
     try:
-        async with aclosing(pieces) as source:
+        async with aclosing(stream.pieces) as source:
             async for piece in source:
                 collected.append(piece)
                 size += len(piece)
-                if size < (BEFORE_FIRST_BYTE if flow is None else _PIECE):
+                if size < (stream.held if flow is None else _PIECE):
                     continue
                 if flow is None:
                     if request.method == b"HEAD":
                         break
                     request.setResponseCode(status)
-                    request.setHeader("Content-Type", JSON)
+                    request.setHeader(b"Content-Type", JSON)
                     flow = _Flow()
                     request.registerProducer(flow, True)
                 request.write(b"".join(collected))

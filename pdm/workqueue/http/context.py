@@ -14,7 +14,9 @@ from pdm.workqueue.certificates.trust import Trust
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database
@@ -62,6 +64,17 @@ class ApiContext:
     def least_lifetime(self) -> timedelta:
         """What a credential must still have for a job to be accepted."""
         return timedelta(seconds=self.settings.credentials.minimum_lifetime_s)
+
+    async def job(self, job_id: int, scope: int | None) -> JobRecord:
+        """A job that the caller may see; out of memory where it is there, without waiting.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        record = await self.database.job(job_id)
+        if record is None or scope not in (None, record.user_id):
+            raise JobNotFoundError(job_id)
+        return record
 
     async def commit(self, name: str, function: Callable[..., _T], *args: Any, then: Callable[[_T], None]) -> _T:
         """Run a transaction that has an effect, and the effect after its commit.

@@ -99,6 +99,8 @@ def decode_query(raw: bytes, type_: type[_S] | None) -> _S | None:
     Raises:
         InvalidInputError: one is unknown, given twice, or wrong.
     """
+    if not raw:
+        return None if type_ is None else type_()
     pairs = _pairs(raw)
     fields = {field.encode_name: field for field in msgspec.structs.fields(type_)} if type_ is not None else {}
     values: dict[str, Any] = {}
@@ -127,7 +129,7 @@ def _pairs(raw: bytes) -> list[tuple[str, str]]:
         return parse_qsl(
             raw.decode("ascii"),
             keep_blank_values=True,
-            strict_parsing=bool(raw),
+            strict_parsing=True,
             errors="strict",
             max_num_fields=_MOST_PARAMETERS,
         )

@@ -49,9 +49,14 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
 
 @frozen
 class JsonStream:
-    """A result that is JSON already, in pieces."""
+    """A result that is JSON already, in pieces.
+
+    Attributes:
+        held: so many bytes are collected before the first goes out: what goes wrong until then becomes a status code.
+    """
 
     pieces: AsyncGenerator[bytes]
+    held: int = 64 * 1024
 
 
 @frozen

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 import time
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,6 +22,8 @@ from pdm.workqueue.wire.problems import MEDIA_TYPE
 #: How long a refused client may go on sending before the connection is cut.
 _LINGER_S = 5.0
 
+_NO_STORE, _NO_SNIFF = [b"no-store"], [b"nosniff"]
+
 _log = Logger()
 
 
@@ -29,31 +33,46 @@ class ApiRequest(Request):
     Attributes:
         request_id: its name in the log and in problems.
         subject: who sent it, once that is known.
+        route: what serves it, and the values in its path, once that is known.
     """
 
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
-        self.request_id = secrets.token_hex(8)
+        self.request_id = f"{random.getrandbits(64):016x}"
         self.subject: str | None = None
-        self._limit: int = channel.site.body_limit
+        self.route: tuple[Callable[..., Deferred[None] | None], dict[str, Any]] | None = None
+        self._site: ApiSite = channel.site
         self._begun = time.perf_counter()
         self._received = 0
         self._refused = False
+        self._served = False
         self._cut: IDelayedCall | None = None
         self._body = BytesIO()
+        self._hostname: bytes | None = None
+
+    # -- what Klein asks for, each of it twice
+
+    def isSecure(self) -> bool:
+        # The API is served under TLS alone; to look that up costs more than to decode the request.
+        return True
+
+    def getRequestHostname(self) -> bytes:
+        if self._hostname is None:
+            self._hostname = super().getRequestHostname()
+        return self._hostname
 
     # -- the body, as it comes in
 
     def gotLength(self, length: int | None) -> None:
         self.content = self._body
-        if length is not None and length > self._limit:
+        if length is not None and length > self._site.body_limit:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
         if self._refused:
             return
         self._received += len(data)
-        if self._received > self._limit:
+        if self._received > self._site.body_limit:
             self._refuse()
         else:
             self._body.write(data)
@@ -64,7 +83,7 @@ class ApiRequest(Request):
         self._body.truncate(0)
         # Else the channel would ask for the body that was just refused.
         self.requestHeaders.removeHeader("Expect")
-        error = BodyTooLargeError(self._limit)
+        error = BodyTooLargeError(self._site.body_limit)
         body = msgspec.json.encode(error.problem(self.request_id))
         self._connection().write(
             f"HTTP/1.1 413 Content Too Large\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
@@ -78,10 +97,11 @@ class ApiRequest(Request):
     def process(self) -> None:
         if self._refused:
             return
-        self.setHeader("X-Request-Id", self.request_id)
-        self.setHeader("Cache-Control", "no-store")
-        self.setHeader("X-Content-Type-Options", "nosniff")
-        self.notifyFinish().addBoth(self._log_end)
+        self._served = True
+        headers = self.responseHeaders
+        headers.setRawHeaders(b"X-Request-Id", [self.request_id.encode()])
+        headers.setRawHeaders(b"Cache-Control", _NO_STORE)
+        headers.setRawHeaders(b"X-Content-Type-Options", _NO_SNIFF)
         super().process()
 
     def body(self) -> bytes:
@@ -89,6 +109,11 @@ class ApiRequest(Request):
         return self._body.getvalue()
 
     # -- the end
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no connection any more."""
+        return self.channel is None
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -102,16 +127,24 @@ class ApiRequest(Request):
         if self._cut is not None and self._cut.active():
             self._cut.cancel()
         super().connectionLost(reason)
+        if self._served:
+            self._log_end(reason)
 
-    def _log_end(self, result: object) -> None:
+    def finish(self) -> None:
+        super().finish()
+        self._log_end(None)
+
+    def _log_end(self, result: Failure | None) -> None:
         # A client that polls must not fill the log: reads that went well are details.
-        quiet = self.method in (b"GET", b"HEAD") and self.code < 400 and not isinstance(result, Failure)
+        quiet = self.method in (b"GET", b"HEAD") and self.code < 400 and result is None
+        if quiet and not self._site.log_reads:
+            return
         write = _log.debug if quiet else _log.info
         write(
             "{method} {uri} {outcome} {ms:.1f} ms",
             method=self.method.decode("ascii", "replace"),
             uri=self.uri.decode("ascii", "replace"),
-            outcome="the client went away" if isinstance(result, Failure) else self.code,
+            outcome=self.code if result is None else "the client went away",
             ms=(time.perf_counter() - self._begun) * 1000,
             request_id=self.request_id,
             subject=self.subject,
@@ -126,11 +159,14 @@ class ApiSite(Site):
         reactor: for timeouts.
         body_limit: longest body in bytes.
         idle_timeout_s: a silent connection is closed after so long.
+        log_reads: whether reads that went well are logged, too, at the level debug.
     """
 
     displayTracebacks = False  # noqa: N815 - Twisted's name
 
-    def __init__(self, resource: IResource, reactor: Any, body_limit: int, idle_timeout_s: float) -> None:
+    def __init__(
+        self, resource: IResource, reactor: Any, body_limit: int, idle_timeout_s: float, *, log_reads: bool
+    ) -> None:
         super().__init__(
             resource,
             requestFactory=ApiRequest,
@@ -140,6 +176,7 @@ class ApiSite(Site):
             parsePOSTFormSubmission=False,
         )
         self.body_limit = body_limit
+        self.log_reads = log_reads
 
     def log(self, request: object) -> None:
         """Nothing: requests write their own line, with their fields."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 from attrs import frozen
 from klein import Klein
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
@@ -18,6 +18,7 @@ from werkzeug.routing import BaseConverter, Map, ValidationError
 
 from pdm.workqueue.http.access import Caller, Callers
 from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream, earlier_answers_taken
+from pdm.workqueue.http.at_once import carried_out
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
 from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, Text
@@ -35,6 +36,9 @@ from pdm.workqueue.telemetry.logging import log_context, log_incident
 from pdm.workqueue.wire.requests import LARGEST_ID
 
 _log = Logger()
+
+#: How many addresses are remembered, and how long each may be, all its parts together.
+_MOST_ADDRESSES, _LONGEST_ADDRESS = 4096, 512
 
 
 class _Number(BaseConverter):
@@ -103,15 +107,15 @@ class _Door:
     context: ApiContext
     callers: Callers
 
-    async def serve(self, request: ApiRequest, **path_values: Any) -> None:
-        """Answer a request, whatever happens.
+    def serve(self, request: ApiRequest, **path_values: Any) -> Deferred[None] | None:
+        """Answer a request, whatever happens; at once where nothing has to be waited for."""
+        request.route = (self.serve, path_values)
+        return carried_out(self._serve(request, path_values))
 
-        Raises:
-            CancelledError: the client went away.
-        """
-        with log_context(request_id=request.request_id):
+    async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
+        with log_context(request_id=request.request_id) as fields:
             try:
-                result = await self._call(request, path_values)
+                result = await self._call(request, path_values, fields)
                 await self._answer(request, result)
             except CancelledError:
                 raise
@@ -124,15 +128,14 @@ class _Door:
             except Exception:
                 _answer_incident(request, Failure())
 
-    async def _call(self, request: ApiRequest, path_values: dict[str, Any]) -> object:
+    async def _call(self, request: ApiRequest, path_values: dict[str, Any], fields: dict[str, Any]) -> object:
         endpoint = self.endpoint
         if endpoint.allow is Allow.EVERYBODY:
             return await endpoint.handler(self.context, **path_values)
         caller = await self.callers.caller_on(request.channel.transport)
-        request.subject = caller.subject
-        with log_context(subject=caller.subject):
-            arguments = path_values | self._arguments(request, caller)
-            return await endpoint.handler(self.context, caller, **arguments)
+        request.subject = fields["subject"] = caller.subject
+        arguments = path_values | self._arguments(request, caller)
+        return await endpoint.handler(self.context, caller, **arguments)
 
     def _arguments(self, request: ApiRequest, caller: Caller) -> dict[str, Any]:
         endpoint = self.endpoint
@@ -157,7 +160,7 @@ class _Door:
         status = self.endpoint.status
         await earlier_answers_taken(request)
         if isinstance(result, JsonStream):
-            await answer_stream(request, status, result.pieces)
+            await answer_stream(request, status, result)
         elif isinstance(result, Text):
             answer(request, status, result.text.encode("ascii"), TEXT)
         else:
@@ -198,6 +201,9 @@ def _answer_fault(request: ApiRequest, failure: Failure) -> None:
 class ApiResource(Resource):
     """Klein's resource, behind a check of what Klein itself would answer without JSON.
 
+    Klein finds out once what serves an address; that costs as much as all the rest of an answer from memory, so it is
+    not asked again for an address that comes again.
+
     Args:
         klein: the application.
     """
@@ -207,11 +213,27 @@ class ApiResource(Resource):
     def __init__(self, klein: Klein) -> None:
         super().__init__()
         self._render: Callable[[Any], Any] = IResource(klein.resource()).render
+        self._routes: dict[tuple[bytes, bytes, bytes | None], Any] = {}
 
     def render(self, request: ApiRequest) -> Any:
         """Serve a request."""
+        # All that Klein looks at.
+        address = (request.method, request.path, request.getHeader(b"Host"))
+        route = self._routes.get(address)
+        if route is not None:
+            _follow(request, *route)
+            return NOT_DONE_YET
+        result = self._find(request)
+        if request.route is not None and sum(len(part or b"") for part in address) <= _LONGEST_ADDRESS:
+            if len(self._routes) >= _MOST_ADDRESSES:
+                self._routes.clear()
+            self._routes[address] = request.route
+        return result
+
+    def _find(self, request: ApiRequest) -> Any:
         try:
-            b"/".join(request.postpath or ()).decode("utf-8")
+            if b"%" in request.path or not request.path.isascii():
+                b"/".join(request.postpath or ()).decode("utf-8")
             request.method.decode("ascii")
             request.getRequestHostname().decode("ascii")
             return self._render(request)
@@ -221,3 +243,24 @@ class ApiResource(Resource):
             answer_problem(request, error)
             request.finish()
             return NOT_DONE_YET
+
+
+def _follow(request: ApiRequest, serve: Callable[..., Deferred[None] | None], path_values: dict[str, Any]) -> None:
+    """Do with a request what Klein does once it knows the route."""
+    try:
+        waiting = serve(request, **path_values)
+    except Exception:
+        _answer_fault(request, Failure())
+        waiting = None
+    if waiting is None:
+        request.finish()
+        return
+
+    def failed(failure: Failure) -> None:
+        if not request.gone:
+            _answer_fault(request, failure)
+            request.finish()
+
+    request.notifyFinish().addErrback(lambda _: waiting.cancel())
+    waiting.addCallbacks(lambda _: request.finish(), failed)
+    waiting.addErrback(lambda failure: _log.failure("an answer could not be ended", failure))

@@ -13,7 +13,8 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.store import schema
+from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.store import jobs, schema
 from pdm.workqueue.store.engines import Engines, create_sqlite_file, make_engines
 from pdm.workqueue.store.errors import (
     DatabaseClosedError,
@@ -21,6 +22,7 @@ from pdm.workqueue.store.errors import (
     DatabaseUnusableError,
     SchemaTooNewError,
 )
+from pdm.workqueue.store.job_memory import MOST_JOBS, JobMemory
 from pdm.workqueue.store.lane import Lane, Work
 
 __all__ = ["Database", "DatabaseClosedError", "DatabaseUnusableError", "SchemaTooNewError"]
@@ -44,8 +46,10 @@ class Database:
 
     def __init__(self, reactor: IReactorFromThreads, engines: Engines) -> None:
         self._engines = engines
-        self._writer = Lane(reactor, engines.writer, engines.writers, engines.together, "database-writer")
-        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader")
+        # Of a database that several daemons share nothing can be remembered: the others change it, too.
+        self._memory = JobMemory(0 if engines.shared else MOST_JOBS)
+        self._writer = Lane(reactor, engines.writer, engines.writers, engines.together, "database-writer", self._memory)
+        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory)
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
@@ -119,6 +123,18 @@ class Database:
     ) -> _R:
         """Run a function that only reads; as `run`, beside the writers."""
         return cast(_R, await self._submit(self._reader, name, partial(_call, function, args, kwargs)))
+
+    async def job(self, job_id: int) -> JobRecord | None:
+        """A job as it stands in the database, None if there is none; asks the database only where it must.
+
+        Raises:
+            DatabaseClosedError: the service is stopping.
+        """
+        record = self._memory.get(job_id) if self._open else None
+        if record is None:
+            with self._memory.loading(job_id) as loading:
+                record = loading.record = await self.read("fetch a job", jobs.fetch, job_id, None)
+        return record
 
     def _submit(self, lane: Lane, name: str, function: Callable[[Session], Any]) -> Deferred[Any]:
         if not self._open:

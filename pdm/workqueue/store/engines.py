@@ -34,6 +34,7 @@ class Engines:
         writers: threads that may write at once.
         readers: threads that may read at once.
         together: how many transactions may share one commit.
+        shared: whether other daemons may use the database at the same time.
     """
 
     writer: sa.Engine
@@ -41,6 +42,7 @@ class Engines:
     writers: int
     readers: int
     together: int
+    shared: bool
 
     def dispose(self) -> None:
         """Close all connections."""
@@ -81,6 +83,7 @@ def _sqlite(url: URL, threads: int) -> Engines:
         writers=1,
         readers=readers,
         together=64,
+        shared=False,
     )
 
 
@@ -94,14 +97,15 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
         connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
     )
 
+    # What is read is read once, page by page; what is written is met again: rows and indexes of the jobs at work.
+    cache_kib = 16384 if read_only else 65536
+
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         # The driver must not begin transactions behind our back.
         connection.isolation_level = None
         cursor = connection.cursor()
         _write_ahead(cursor)
-        # The writer goes through all indexes again and again; readers come for a page here and there.
-        cache_kib = 16 * 1024 if read_only else 64 * 1024
         for pragma in ("synchronous=full", "foreign_keys=on", f"cache_size=-{cache_kib}"):
             cursor.execute(f"PRAGMA {pragma}")
         if read_only:
@@ -141,7 +145,7 @@ def _postgresql(url: URL, threads: int) -> Engines:
         raise DatabaseUrlError(
             "[database] url: PostgreSQL needs its driver: install pdm-workqueue[postgresql]"
         ) from error
-    return Engines(engine, engine, writers=threads, readers=threads, together=1)
+    return Engines(engine, engine, writers=threads, readers=threads, together=1, shared=True)
 
 
 def create_sqlite_file(bind: sa.Engine | sa.Connection) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.columns import AT_ONCE
+from pdm.workqueue.store.job_memory import note_written
 from pdm.workqueue.store.new_rows import INSERT_ELEMENTS, element_row
 from pdm.workqueue.store.records import (
     ATTEMPT_COLUMNS,
@@ -109,6 +110,7 @@ _FIND_KEY = sa.select(idempotent_requests.c.fingerprint, idempotent_requests.c.j
 )
 _INSERT_KEY = sa.insert(idempotent_requests)
 _INSERT_JOB = sa.insert(jobs).returning(jobs.c.id)
+_JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
 
 
 def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datetime) -> JobRecord:
@@ -117,22 +119,26 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     Raises:
         IdempotencyConflictError: the key belongs to another request.
     """
+    # The session itself would look for its engine again at each statement.
+    connection = session.connection()
     if key is not None:
-        known = session.execute(_FIND_KEY, {"user": key.user_id, "client_key": key.key}).one_or_none()
+        known = connection.execute(_FIND_KEY, {"user": key.user_id, "client_key": key.key}).one_or_none()
         if known is not None:
             if known.fingerprint != key.fingerprint:
                 raise IdempotencyConflictError(
                     f"the Idempotency-Key {key.key!r} was used for another request: take a new key for a new request"
                 )
-            return job_record(session.execute(_FETCH, {"number": known.job_id}).one())
+            return job_record(connection.execute(_FETCH, {"number": known.job_id}).one())
     row = _job_row(new, now)
-    job_id = session.execute(_INSERT_JOB, row).scalar_one()
-    session.execute(INSERT_ELEMENTS, [element_row(job_id, 0, new.first, new.max_tries, now)])
+    row["id"] = job_id = connection.execute(_INSERT_JOB, row).scalar_one()
+    connection.execute(INSERT_ELEMENTS, [element_row(job_id, 0, new.first, new.max_tries, now)])
     if key is not None:
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
-        session.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
+        connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
     # What was just written need not be read.
-    return job_record([job_id if column is jobs.c.id else row.get(column.name) for column in JOB_COLUMNS])
+    record = job_record([row.get(name) for name in _JOB_NAMES])
+    note_written(session, record)
+    return record
 
 
 def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +21,9 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+
+from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.store.job_memory import JobMemory, written
 
 _MOST_TRIES = 6
 _FIRST_PAUSE_S = 0.01
@@ -57,16 +60,28 @@ class Lane:
         threads: how many run at once.
         together: how many functions may share a commit; those that wait do.
         name: of the threads.
+        memory: is told of the jobs that are written.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorFromThreads, engine: sa.Engine, threads: int, together: int, name: str) -> None:
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        engine: sa.Engine,
+        threads: int,
+        together: int,
+        name: str,
+        memory: JobMemory,
+    ) -> None:
         self._reactor = reactor
         self._engine = engine
+        self._threads = threads
         self._together = together
+        self._memory = memory
         self._pool = ThreadPool(minthreads=0, maxthreads=threads, name=name)
         self._waiting: deque[Work] = deque()
+        self._draining = 0
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -80,18 +95,32 @@ class Lane:
         """Queue a function; its Deferred fires in the reactor thread, after the commit."""
         with self._lock:
             self._waiting.append(work)
-        # One call for each function, though one call may take several: none can be left behind.
+            if self._draining == self._threads:
+                # All are at work, and look here again before they rest.
+                return
+            self._draining += 1
         self._pool.callInThread(self._drain)
 
     # -- in a thread
 
     def _drain(self) -> None:
+        try:
+            while works := self._next():
+                if len(works) > 1 and self._shared(works):
+                    continue
+                for work in works:
+                    self._alone(work)
+        except BaseException:
+            with self._lock:
+                self._draining -= 1
+            raise
+
+    def _next(self) -> Sequence[Work]:
+        """What this thread does next; nothing ends it."""
         with self._lock:
-            works = [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
-        if len(works) > 1 and self._shared(works):
-            return
-        for work in works:
-            self._alone(work)
+            if not self._waiting:
+                self._draining -= 1
+            return [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
 
     def _shared(self, works: Sequence[Work]) -> bool:
         """Run several functions in one transaction; False if it came to nothing, whatever the reason."""
@@ -100,7 +129,6 @@ class Lane:
         except Exception:
             # Each of them has its own trial next, and its own error if it is the one to blame.
             return False
-        self._deliver(works)
         return True
 
     def _alone(self, work: Work) -> None:
@@ -112,21 +140,29 @@ class Lane:
                     time.sleep(_FIRST_PAUSE_S * 2**tries * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
                     continue
                 self._reactor.callFromThread(work.result.errback, Failure())
-                return
-            self._deliver([work])
             return
 
     def _transact(self, works: Sequence[Work]) -> None:
-        with Session(self._engine, autoflush=False, expire_on_commit=False) as session, session.begin():
-            for work in works:
-                work.run(session)
-
-    def _deliver(self, works: Sequence[Work]) -> None:
-        self._reactor.callFromThread(self._fire, works)
+        """Run functions in one transaction, commit it, and let their results be delivered."""
+        commit = 0
+        records: Mapping[int, JobRecord] = {}
+        try:
+            with Session(self._engine, autoflush=False, expire_on_commit=False) as session, session.begin():
+                for work in works:
+                    work.run(session)
+                records = written(session)
+                if records:
+                    commit = self._memory.doubt(records)
+        except BaseException:
+            self._memory.settle(commit, records, committed=False)
+            raise
+        self._reactor.callFromThread(self._fire, works, commit, records)
 
     # -- in the reactor thread
 
-    def _fire(self, works: Sequence[Work]) -> None:
+    def _fire(self, works: Sequence[Work], commit: int, records: Mapping[int, JobRecord]) -> None:
+        # First: whoever is told below that its work is done must find it done.
+        self._memory.settle(commit, records, committed=True)
         for work in works:
             if work.seconds > _SLOW_S:
                 self._log.warn("transaction {name!r} took {seconds:.1f} s", name=work.name, seconds=work.seconds)

@@ -18,6 +18,7 @@ from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES, NEVER
+from pdm.workqueue.store.job_memory import note_written
 from pdm.workqueue.store.records import JOB_COLUMNS, job_record
 from pdm.workqueue.store.tables import jobs
 from pdm.workqueue.WorkqueueDB import HAS_HELD
@@ -168,6 +169,8 @@ def save_jobs(session: Session, locked: Collection[LockedJob]) -> None:
     """Write locked jobs back."""
     if locked:
         session.execute(_SAVE, [_saved(job) for job in locked])
+        for job in locked:
+            note_written(session, job.record)
 
 
 def _saved(job: LockedJob) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class LogFile:
         data = lines.encode("utf-8", "backslashreplace")
         with self._lock:
             try:
-                status = self._path.stat()
+                status = os.stat(self._path)  # noqa: PTH116 - at a third of the price, for every line
                 rotated = (status.st_dev, status.st_ino) != self._identity
             except OSError:
                 rotated = True

@@ -12,9 +12,10 @@ import json
 import logging as stdlib_logging
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -35,18 +36,29 @@ LevelName = Literal["debug", "info", "warn", "error"]
 _fields: ContextVar[Mapping[str, Any]] = ContextVar("log_fields", default=MappingProxyType({}))
 
 
-@contextlib.contextmanager
-def log_context(**fields: Any) -> Iterator[None]:
-    """Put fields on every event logged inside; they add to those of the context around.
+class log_context:  # noqa: N801 - used like a function; a class, for every request passes here
+    """Put fields on every event logged inside a ``with``; they add to those of the context around.
+
+    What ``as`` gives is the mapping of the fields: one that becomes known inside may be added.
 
     Args:
         fields: names out of `FIELDS` with short values; None leaves one out.
     """
-    token = _fields.set({**_fields.get(), **fields})
-    try:
-        yield
-    finally:
-        _fields.reset(token)
+
+    __slots__ = ("_around", "_own")
+
+    def __init__(self, **fields: Any) -> None:
+        self._own = fields
+
+    def __enter__(self) -> dict[str, Any]:
+        self._around = _fields.get()
+        inside = {**self._around, **self._own}
+        _fields.set(inside)
+        return inside
+
+    def __exit__(self, *exception: object) -> None:
+        # Not by a token: a coroutine may be left in another copy of the context than it was entered in.
+        _fields.set(self._around)
 
 
 def log_incident(log: Logger, failure: Failure, **fields: Any) -> str:
@@ -87,8 +99,14 @@ class LineObserver:
 
 
 def _time(event: Mapping[str, Any]) -> str:
-    moment = datetime.fromtimestamp(float(event.get("log_time", 0.0)), UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    seconds, microseconds = divmod(round(float(event.get("log_time", 0.0)) * 1_000_000), 1_000_000)
+    return f"{_second(seconds)}.{microseconds // 1000:03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    """Many lines are written in one second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +116,16 @@ def _event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _message(event: dict[str, Any]) -> str:
-    return redacted(bounded(formatEvent(event) or ""))
+    return redacted(bounded(_formatted(event)))
+
+
+def _formatted(event: dict[str, Any]) -> str:
+    """What `formatEvent` says, at a tenth of the price where the format calls nothing."""
+    pattern = event.get("log_format")
+    if isinstance(pattern, str) and "(" not in pattern:
+        with contextlib.suppress(Exception):
+            return pattern.format_map(event)
+    return formatEvent(event) or ""
 
 
 def _traceback(event: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from datetime import datetime
 
 import attrs
-import msgspec
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
@@ -16,7 +15,7 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.endpoints.jobs import moment, site_number
-from pdm.workqueue.http.json_pieces import array
+from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.listings import has_listing, with_listing
 from pdm.workqueue.http.problems import ElementNotFoundError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.views import element_status_view, element_view
@@ -64,17 +63,22 @@ async def _elements(
 ) -> AsyncGenerator[bytes | AsyncGenerator[bytes]]:
     """The elements of a page and of those after it."""
     while True:
-        for element in page:
-            if since is not None and element.timestamp < since:
-                continue
+        chosen = [element for element in page if since is None or element.timestamp >= since][:limit]
+        plain: list[ElementView] = []
+        for element in chosen:
             if job.type is JobType.LIST and has_listing(element):
+                if plain:
+                    yield joined(plain)
+                    plain = []
                 yield with_listing(api, job, element, element_view(element), in_list=True)
             else:
-                yield msgspec.json.encode(element_view(element))
-            if limit is not None:
-                limit -= 1
-                if limit == 0:
-                    return
+                plain.append(element_view(element))
+        if plain:
+            yield joined(plain)
+        if limit is not None:
+            limit -= len(chosen)
+            if limit == 0:
+                return
         if wanted.limit is None or len(page) < wanted.limit:
             return
         wanted = attrs.evolve(wanted, after=page[-1].id, limit=_page_size(limit))

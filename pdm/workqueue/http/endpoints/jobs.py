@@ -15,7 +15,7 @@ from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
-from pdm.workqueue.http.json_pieces import array
+from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.progress import with_progress
 from pdm.workqueue.http.views import job_progress_view, job_view
@@ -52,8 +52,8 @@ async def _jobs(api: ApiContext, wanted: JobFilter, limit: int | None) -> AsyncG
     while True:
         size = lookups.PAGE if limit is None else min(lookups.PAGE, limit)
         page = await api.database.read("page of jobs", jobs.page, attrs.evolve(wanted, limit=size))
-        for job in page:
-            yield msgspec.json.encode(job_view(job))
+        if page:
+            yield joined([job_view(job) for job in page])
         limit = None if limit is None else limit - len(page)
         if len(page) < size or limit == 0:
             return
@@ -102,8 +102,7 @@ def moment(value: datetime | None) -> datetime | None:
 @endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
 async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     """The job with its counters, how far it is, and how fast it goes."""
-    job = await api.database.read("fetch a job", lookups.job, job_id, caller.scope)
-    return job_view(*await with_progress(api, job))
+    return job_view(*await with_progress(api, await api.job(job_id, caller.scope)))
 
 
 @endpoint(
@@ -111,8 +110,7 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
 )
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
     """The status, and how far it is."""
-    job = await api.database.read("fetch a job", lookups.job, job_id, caller.scope)
-    job, progress = await with_progress(api, job)
+    job, progress = await with_progress(api, await api.job(job_id, caller.scope))
     return JobStatusView(jobid=job.id, status=job.status.name, progress=job_progress_view(progress))
 
 

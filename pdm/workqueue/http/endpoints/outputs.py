@@ -16,7 +16,6 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ElementRecord
 from pdm.workqueue.http import lookups
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.answering import BEFORE_FIRST_BYTE
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array
@@ -34,9 +33,12 @@ from pdm.workqueue.logstore.files import LogPiece, LogRef
 from pdm.workqueue.wire.requests import OutputQuery
 from pdm.workqueue.wire.responses import OutputView
 
-_ERRORS = (InvalidInputError, OutputNotReadyError, JobNotFoundError, ElementNotFoundError, LogMissingError)
+#: Of a job's output, so that a log that is missing is told by the status wherever the answer is not very long.
+_HELD = 1024**2
 #: Bytes of a log in one live answer at most.
 _LIVE_BYTES = 256 * 1024
+
+_ERRORS = (InvalidInputError, OutputNotReadyError, JobNotFoundError, ElementNotFoundError, LogMissingError)
 
 
 @endpoint(
@@ -54,7 +56,7 @@ async def get_job_output(api: ApiContext, caller: Caller, job_id: int) -> JsonSt
     """
     first = await api.database.read("page of outputs", lookups.latest_attempts, job_id, caller.scope, None)
     sent = _Sent()
-    return JsonStream(sent.count(array(_outputs(api, caller, job_id, first, sent))))
+    return JsonStream(sent.count(array(_outputs(api, caller, job_id, first, sent))), _HELD)
 
 
 class _Sent:
@@ -79,7 +81,7 @@ async def _outputs(
                 log: str | None = await _log(api, ended)
             except LogMissingError:
                 # Before the first byte is out this still can become the status that the reference asks for.
-                if sent.size < BEFORE_FIRST_BYTE:
+                if sent.size < _HELD:
                     raise
                 log = None
             yield _output(api, ended, log)
