@@ -4,8 +4,8 @@
 prepared job of the usual size. ``POST /list`` decodes its body, inserts one row into an SQLite database (write-ahead
 log, ``synchronous=FULL``, one commit a request) in a thread, and gives the job out with the number of the row.
 
-Nothing of the service is used, so the floor stays where it is when the service changes. One thread writes: more would
-only wait for each other, which was measured to be slower.
+Nothing of the service is used, so the floor stays where it is when the service changes. The thread pool is of the size
+of Twisted's own, with one connection a thread, which gave more inserts a second than one thread alone.
 
 Run beside a daemon, with the certificates of its instance (`serving` does the same from Python)::
 
@@ -20,6 +20,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,17 @@ def serve(certificates: Path, database: Path) -> None:
             """No line for each request: the least a route can do."""
 
     klein = Klein()
-    pool = ThreadPool(1, 1)
-    connection = _opened(database)
+    pool = ThreadPool(5, 10)
+    _opened(database).close()
+    of_thread = threading.local()
     prepared = json.dumps(_JOB).encode()
 
     def insert(subject: str, site: int, path: str) -> int:
-        cursor = connection.execute("INSERT INTO jobs (subject, site, path) VALUES (?, ?, ?)", (subject, site, path))
+        if not hasattr(of_thread, "connection"):
+            of_thread.connection = _opened(database)
+        cursor = of_thread.connection.execute(
+            "INSERT INTO jobs (subject, site, path) VALUES (?, ?, ?)", (subject, site, path)
+        )
         return cursor.lastrowid or 0
 
     def caller(request: Request) -> str:
@@ -153,7 +159,7 @@ def serve(certificates: Path, database: Path) -> None:
 
 
 def _opened(database: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(database, isolation_level=None, timeout=30)
     connection.execute("PRAGMA journal_mode=wal")
     connection.execute("PRAGMA synchronous=full")
     connection.execute(
