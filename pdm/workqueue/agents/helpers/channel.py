@@ -132,8 +132,10 @@ class Batch:
             self._show_life(sorted(running))
 
     def _show_life(self, keys: list[int]) -> None:
-        for key in keys[:1]:
-            self.log(key, "asked to stop")
+        with self._lock:
+            # One that got its outcome just now must not be spoken of again.
+            for key in [key for key in keys if key in self._open][:1]:
+                self.log(key, "asked to stop")
         self.flush()
 
     def is_ended(self, key: int) -> bool:
@@ -172,7 +174,9 @@ class Batch:
         return True
 
     def log(self, key: int, text: str) -> None:
-        self._write("log", key, text=shortened(text, _LONGEST_LOG))
+        """A line for the log of an item that has no outcome yet."""
+        if key in self._open:
+            self._write("log", key, text=shortened(text, _LONGEST_LOG))
 
     def progress(self, key: int, transferred: int, instant: float, average: float, elapsed: float) -> None:
         """Bytes, bytes/s now and on average, seconds."""
@@ -217,7 +221,7 @@ class Batch:
             if key not in self._open:
                 return
             self._open.remove(key)
-        self._write(event, key, **fields)
+            self._write(event, key, **fields)
 
 
 class _Queue:

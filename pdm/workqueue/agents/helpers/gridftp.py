@@ -47,6 +47,8 @@ class _Agent:
     def carry_out(self, batch: Batch) -> None:
         self._globus.destroy_buried()
         batch.on_stop(self._wake)
+        if batch.request["op"] != "list":
+            batch.ends_items(lambda keys: self._waker.wake())
         try:
             if batch.request["op"] == "list":
                 listing.carry_out(batch, lambda: self._list(batch))

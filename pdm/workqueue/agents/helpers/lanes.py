@@ -39,6 +39,8 @@ class Lanes:
         """Have each item worked on by one of ``lanes`` threads; returns when all have an outcome."""
         waiting = deque(items)
         storages = self.storages(min(lanes, len(waiting)))
+        # An item that is ended alone is not begun; one that is under way ends soon, for large ones are alone.
+        batch.ends_items(lambda keys: None)
         for storage in storages:
             storage.resume()
             batch.on_stop(storage.interrupt)
@@ -64,7 +66,8 @@ def _one(batch: Batch, storage: Storage, item: dict[str, Any], work: Work) -> No
     if batch.stopped:
         batch.cancelled(key)
         return
-    batch.started(key)
+    if not batch.started(key):
+        return
     storage.patience = patience(batch.request["limits"], item.get("size", 0))
     try:
         work(storage, item)

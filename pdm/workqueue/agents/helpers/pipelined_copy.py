@@ -215,10 +215,10 @@ class _Route:
                 self._leave(file, reply.text)
             elif first == second:
                 file.checksum = first
-                self._batch.started(file.key)
-                self._batch.log(
-                    file.key, f"already there: {file.item['destination']} has the same size and ADLER32:{first}"
-                )
+                if self._batch.started(file.key):
+                    self._batch.log(
+                        file.key, f"already there: {file.item['destination']} has the same size and ADLER32:{first}"
+                    )
                 self._done(file, 0)
             else:
                 self._is_another(file)
@@ -241,10 +241,14 @@ class _Route:
         while self._ready and len(self._under_way) < _MOST_FILES:
             if self._under_way and self._bytes + self._ready[0].size > _MOST_BYTES:
                 return
-            self._begin(self._ready.popleft())
+            file = self._ready.popleft()
+            if self._batch.is_ended(file.key) or not self._batch.started(file.key):
+                self._close(file)
+                self._batch.cancelled(file.key, residue=file.moving)
+            else:
+                self._begin(file)
 
     def _begin(self, file: _File) -> None:
-        self._batch.started(file.key)
         self._under_way[file.key] = file
         self._bytes += file.size
         file.moving = True

@@ -68,8 +68,9 @@ class _Run:
     def _refill(self, channel: ControlChannel) -> None:
         while self._waiting and len(self._under_way) < _MOST_UNDER_WAY:
             item = self._waiting.popleft()
+            if not self._batch.started(item["key"]):
+                continue
             self._under_way.append(item)
-            self._batch.started(item["key"])
             channel.send(self._command(item) + path_of(item["url"]), self._answered)
 
     def _command(self, item: dict[str, Any]) -> bytes:
