@@ -1,0 +1,67 @@
+"""Results on their way to the database: none is forgotten, and they do not pile up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.retry import RetryPolicy
+from pdm.workqueue.execution import executor as executor_module
+from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.execution.settler import Settler
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.wire.agent_messages import Limits
+from tests.store.stores import START, Store, done
+
+reactor: Any = _reactor
+#: What these tests never come to.
+UNUSED: Any = cast(Any, None)
+
+
+@pytest_twisted.async_yield_fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = Database.open(url, reactor, threads=2)
+    await database.start()
+    yield database
+    await database.stop()
+
+
+def executor_of(settler: Settler) -> Executor:
+    tools = AttemptTools(reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0)
+    limits = ExecutionLimits(4, 1, 100, Limits())
+    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, None, lambda: None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_new_begins_while_results_wait_for_the_database(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "_MOST_UNSETTLED", 2)
+    store.worker()
+    job = store.copy_job(store.user(), [1] * 3)
+    verdicts = done(*store.claim())
+    told: list[bool] = []
+    settler = Settler(reactor, database, "w", lambda: START, told.append)
+    executor = executor_of(settler)
+    assert executor.room() == (8, 1)
+    # That a log is not on disk yet counts, too.
+    logs: list[Deferred[bool]] = [Deferred() for _ in verdicts]
+    for verdict, log in zip(verdicts, logs, strict=True):
+        settler.submit(verdict, log)
+    assert settler.backlog == 3
+    assert executor.room() == (0, 1)
+    for log in logs:
+        log.callback(True)
+    assert settler.backlog == 3
+    await settler.drained()
+    assert (settler.backlog, executor.room()) == (0, (8, 1))
+    assert told and not any(told)
+    assert store.job(job.id).status is JobStatus.DONE
