@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -15,6 +16,8 @@ from pdm.workqueue.agents.helpers.storage import StoppedError, Storage, StorageE
 
 #: An event holds at most so many entries, and about so many bytes of paths.
 _ENTRIES_AN_EVENT, _BYTES_AN_EVENT = 1000, 512 * 1024
+#: Seconds that the entries of a small folder may wait for those of others.
+_TOGETHER_S = 0.03
 #: Folders that may wait: about 300 MB. A tree with more in one go is not listed in one job.
 _MOST_WAITING = 2_000_000
 #: Folders waiting for each further lane.
@@ -52,11 +55,49 @@ def list_tree(batch: Batch, lanes: Lanes, most_lanes: int, folders: list[str] | 
         tree.go_on(folders)
 
 
+class Teller:
+    """Tells the daemon what is found: small folders together, for each event costs it a transaction.
+
+    Args:
+        batch: of the listing.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._guard = threading.Lock()
+        self._rows: list[list[Any]] = []
+        self._bytes = 0
+        self._since = 0.0
+
+    def take(self, rows: list[list[Any]], size: int) -> None:
+        """Take entries of about ``size`` bytes; they are told soon."""
+        with self._guard:
+            if len(self._rows) + len(rows) > _ENTRIES_AN_EVENT or self._bytes + size > _BYTES_AN_EVENT:
+                self._tell()
+            if not self._rows:
+                self._since = time.monotonic()
+            self._rows += rows
+            self._bytes += size
+            if time.monotonic() - self._since > _TOGETHER_S:
+                self._tell()
+
+    def flush(self) -> None:
+        """Tell what was not told yet."""
+        with self._guard:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._rows:
+            self._batch.entries(self._batch.request["key"], self._rows)
+            self._rows, self._bytes = [], 0
+
+
 class Entries:
     """What is found in one folder, on its way to the daemon.
 
     Args:
         batch: of the listing.
+        teller: takes it.
         path: of the folder, percent-encoded, below the listed URL.
         deeper: whether folders in it are to be listed, too.
 
@@ -65,13 +106,14 @@ class Entries:
         told: whether any of it was told to the daemon.
     """
 
-    def __init__(self, batch: Batch, path: str, *, deeper: bool) -> None:
+    def __init__(self, batch: Batch, teller: Teller, path: str, *, deeper: bool) -> None:
         self._batch = batch
+        self._teller = teller
         self._key: int = batch.request["key"]
         self._path = path
         self._deeper = deeper
         self._entries: list[list[Any]] = []
-        self._room = _BYTES_AN_EVENT
+        self._bytes = 0
         self.folders: list[str] = []
         self.told = False
 
@@ -80,10 +122,10 @@ class Entries:
         encoded = _checked_name(name)
         below = f"{self._path}/{encoded}" if self._path else encoded
         self._entries.append(_entry(below, thing))
-        self._room -= len(below) + 3 * len(thing.target or b"") + 60
+        self._bytes += len(below) + 3 * len(thing.target or b"") + 60
         if self._deeper and thing.kind == "directory":
             self.folders.append(below)
-        if len(self._entries) == _ENTRIES_AN_EVENT or self._room <= 0:
+        if len(self._entries) == _ENTRIES_AN_EVENT or self._bytes >= _BYTES_AN_EVENT:
             self._tell()
 
     def end(self, unnamed: int) -> None:
@@ -98,8 +140,8 @@ class Entries:
             )
 
     def _tell(self) -> None:
-        self._batch.entries(self._key, self._entries)
-        self._entries, self._room = [], _BYTES_AN_EVENT
+        self._teller.take(self._entries, self._bytes)
+        self._entries, self._bytes = [], 0
         self.told = True
 
     @staticmethod
@@ -137,6 +179,7 @@ class _Tree:
         self._depth: int | None = batch.request["depth"]
         self._lanes = lanes
         self._most_lanes = most_lanes
+        self._teller = Teller(batch)
         self._changed = threading.Condition()
         #: Folders still to be listed, as percent-encoded paths below the root; the next is the last.
         self._waiting: list[str] = []
@@ -169,6 +212,7 @@ class _Tree:
         self._lane(first)
         for thread in self._threads:
             thread.join()
+        self._teller.flush()
         if self._trouble is not None:
             raise self._trouble
 
@@ -207,7 +251,7 @@ class _Tree:
             raise StoppedError
         # Each folder has its own time: a tree may take as long as it goes on.
         storage.patience = patience(self._batch.request["limits"], 0)
-        entries = Entries(self._batch, path, deeper=is_deeper(self._depth, path))
+        entries = Entries(self._batch, self._teller, path, deeper=is_deeper(self._depth, path))
         with contextlib.closing(storage.entries(folder_url(self._root, path))) as found:
             for name, thing in found:
                 entries.add(name, thing)

@@ -12,7 +12,7 @@ from typing import Any
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, path_of, place_of
 from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
-from pdm.workqueue.agents.helpers.listing import Entries, folder_url, is_deeper, is_listed
+from pdm.workqueue.agents.helpers.listing import Entries, Teller, folder_url, is_deeper, is_listed
 from pdm.workqueue.agents.helpers.mlsx import LONGEST_ENTRY, bad, read_entry
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
 from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
@@ -76,6 +76,7 @@ class _Tree:
     def __init__(self, batch: Batch, channel: ControlChannel) -> None:
         self._batch = batch
         self._channel = channel
+        self._teller = Teller(batch)
         self._waiting: list[str] = []
         self._under_way: collections.OrderedDict[str, _Folder] = collections.OrderedDict()
         self.left: list[str] = []
@@ -84,6 +85,7 @@ class _Tree:
         limits: dict[str, Any] = self._batch.request["limits"]
         stall_s = float(limits.get("stall_s", 120.0))
         carry_on((self._channel,), waker, lambda: self._batch.stopped, self._refill, lambda: stall_s)
+        self._teller.flush()
 
     def begin(self, path: str) -> None:
         """Ask for the listing of a folder."""
@@ -91,7 +93,7 @@ class _Tree:
         if not can_be_said(name):
             self.left.append(path)
             return
-        folder = _Folder(self._batch, path)
+        folder = _Folder(self._batch, self._teller, path)
         self._under_way[path] = folder
         self._channel.send(b"MLSC " + name, lambda reply: self._ended(folder, reply), folder.take)
 
@@ -116,6 +118,7 @@ class _Tree:
 
     def broken(self, why: str) -> list[str]:
         """The folders that are left once the channel is gone; of some a part may have been told already."""
+        self._teller.flush()
         for path, folder in self._under_way.items():
             if folder.entries.told:
                 trouble = StorageError(why, lost=True, scope="source")
@@ -135,9 +138,9 @@ class _Folder:
         trouble: why it cannot be listed.
     """
 
-    def __init__(self, batch: Batch, path: str) -> None:
+    def __init__(self, batch: Batch, teller: Teller, path: str) -> None:
         self.path = path
-        self.entries = Entries(batch, path, deeper=is_deeper(batch.request["depth"], path))
+        self.entries = Entries(batch, teller, path, deeper=is_deeper(batch.request["depth"], path))
         self.trouble: StorageError | None = None
         self._entry = b""
         self._seen = 0
