@@ -96,6 +96,7 @@ class Daemon(OrderedServices):
         self._reactor.callWhenRunning(self._start_in_reactor)
 
     def _start_in_reactor(self) -> None:
+        gc.collect()
         # Threads that compute let the reactor wait for so long each time it wants to go on.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         # After the reactor has set its own: with those, a clean stop would look like a death by signal.
@@ -109,7 +110,8 @@ class Daemon(OrderedServices):
         return super().stopService()
 
     def _ready(self) -> None:
-        # All that is there now stays for good; to look through it for garbage again and again costs requests time.
+        # What the modules and the start have made stays for good. To walk through it again and again, looking for
+        # garbage, would hold up the reactor for a tenth of a second each time.
         gc.collect()
         gc.freeze()
         _log.info("ready {url}", url=self.assembly.url)

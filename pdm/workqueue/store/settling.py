@@ -38,6 +38,17 @@ class Settled:
 
 _WORKER = sa.select(workers.c.id).where(workers.c.name == bindparam("worker"))
 _SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+#: Most attempts succeed: what that always means stands in the statement, for each value of each row costs.
+_SETTLE_DONE = _SETTLE.values(
+    status=JobStatus.DONE,
+    worker_id=None,
+    # An attempt that succeeds has removed first what earlier ones had left.
+    residue=False,
+    transferred=bindparam("bytes_proven"),
+    elapsed_s=bindparam("seconds"),
+    checksum=bindparam("proof"),
+    **failure_columns(None),
+)
 
 
 def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: datetime) -> Settled:
@@ -56,7 +67,8 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
     locked = {job.id: job for job in lock_jobs(session, {verdict.token.job_id for verdict in verdicts})}
     running = _running(session, worker_id, [verdict.token for verdict in verdicts])
     lost: list[Token] = []
-    changes: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
     for verdict in verdicts:
         token = verdict.token
@@ -67,7 +79,10 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
         del running[token.job_id, token.element_id]
         job = locked[token.job_id]
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
-        changes.append(_element_change(verdict, status, row))
+        if status is JobStatus.DONE and verdict.counts and not verdict.residue:
+            done.append(_done_change(verdict))
+        else:
+            others.append(_element_change(verdict, status, row))
         outcome = verdict.status if verdict.failure is None else JobStatus.FAILED
         ended.append(
             attempt_row(
@@ -84,9 +99,11 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
         _count(job, verdict, status, row.type)
         if row.type is JobType.LIST and status.is_final and status is not JobStatus.DONE:
             close_phases(session, job)
-    if not changes:
+    if not ended:
         return Settled(tuple(lost), ())
-    session.execute(_SETTLE, changes)
+    for statement, changes in ((_SETTLE_DONE, done), (_SETTLE, others)):
+        if changes:
+            session.execute(statement, changes)
     session.execute(INSERT_ATTEMPTS, ended)
     for job in locked.values():
         if job.record.type is JobType.REMOVE:
@@ -124,6 +141,20 @@ def _running(session: Session, worker_id: int | None, tokens: Sequence[Token]) -
     return found
 
 
+def _done_change(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "of_job": verdict.token.job_id,
+        "number": verdict.token.element_id,
+        "bytes_proven": _bounded(verdict.transferred),
+        "seconds": _seconds(verdict),
+        "proof": verdict.checksum,
+    }
+
+
+def _seconds(verdict: Verdict) -> float:
+    return max((verdict.ended_at - verdict.started_at).total_seconds(), 0.0)
+
+
 def _element_change(verdict: Verdict, status: JobStatus, row: sa.Row[Any]) -> dict[str, Any]:
     done = status is JobStatus.DONE
     return {
@@ -134,7 +165,7 @@ def _element_change(verdict: Verdict, status: JobStatus, row: sa.Row[Any]) -> di
         "due_at": verdict.not_before or AT_ONCE,
         "worker_id": None,
         "transferred": _bounded(verdict.transferred),
-        "elapsed_s": max((verdict.ended_at - verdict.started_at).total_seconds(), 0.0),
+        "elapsed_s": _seconds(verdict),
         "checksum": verdict.checksum,
         # An attempt that succeeds has removed first what earlier ones had left.
         "residue": verdict.residue or (row.residue and not done),

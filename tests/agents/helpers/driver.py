@@ -70,11 +70,11 @@ class HelperProcess:
         self._events: queue.Queue[tuple[float, wire.Event | None]] = queue.Queue()
         self._decoder = msgspec.json.Decoder(wire.Event)
         self._reader = threading.Thread(target=self._read, args=(events,))
-        self._reader.start()
         self._ids = 0
         #: When the event given out last arrived (`time.monotonic`).
         self.at = 0.0
         self.noise = b""
+        self._reader.start()
 
     def __enter__(self) -> Self:
         ready = self.event()
