@@ -83,7 +83,8 @@ class Claimer:
             while self._running:
                 self._woken = False
                 try:
-                    begun, due = await self._claim()
+                    begun = await self._claim()
+                    due = None if begun or self._woken else await self._next_due()
                 except Exception:
                     self._log.failure("claiming failed; trying again")
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
@@ -94,8 +95,8 @@ class Claimer:
             if self._over is not None:
                 self._over.callback(None)
 
-    async def _claim(self) -> tuple[int, datetime | None]:
-        """Claim and begin; returns how many batches began, and when the next element becomes due."""
+    async def _claim(self) -> int:
+        """Claim and begin; returns how many batches began."""
         batches, listings = self.executor.room()
         wanted = [(types, room) for types, room in ((_LISTINGS, listings), (_OTHERS, batches)) if room > 0]
         # Both at once: they share a commit where there is one writer.
@@ -117,8 +118,7 @@ class Claimer:
                 begun += 1
         if error is not None:
             raise error
-        due = None if begun else await self.database.read("when is work due", claims.next_due, self.clock())
-        return begun, due
+        return begun
 
     async def _claim_of(self, types: frozenset[JobType], room: int) -> Sequence[Batch]:
         limits = ClaimLimits(
@@ -131,6 +131,9 @@ class Claimer:
             sharers=2 * self.executor.limits.batches,
         )
         return await self.database.run("claim", claims.claim, self.worker, limits, self.clock())
+
+    async def _next_due(self) -> datetime | None:
+        return await self.database.read("when is work due", claims.next_due, self.clock())
 
     async def _sleep(self, due: datetime | None) -> None:
         pause = self.poll_s
