@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -108,6 +108,44 @@ def read_listing(pieces: Iterable[bytes]) -> Iterator[Line]:
         rest = rest[:-2]
     if rest:
         yield read_entry(rest)
+
+
+class WrappedEntries:
+    """The entries of a listing of which the server has wrapped each line by itself (MLSC).
+
+    A line that begins with a blank is an entry; any other is more of the name of the last, which holds a line end.
+
+    Args:
+        found: called with each entry.
+
+    Attributes:
+        trouble: why the listing is not valid; then nothing more is found.
+    """
+
+    def __init__(self, found: Callable[[Line], None]) -> None:
+        self._found = found
+        self._entry = b""
+        self.trouble: StorageError | None = None
+
+    def take(self, piece: bytes) -> None:
+        """Take what was wrapped as one."""
+        if piece[:1] == b" ":
+            self.end()
+            self._entry = piece[1:]
+        elif len(self._entry) < LONGEST_ENTRY:
+            self._entry += piece
+        elif self.trouble is None:
+            self.trouble = bad(f"an entry is longer than {LONGEST_ENTRY} bytes")
+
+    def end(self) -> None:
+        """That was all, or all of an entry."""
+        entry, self._entry = self._entry, b""
+        if not entry or self.trouble is not None:
+            return
+        try:
+            self._found(read_entry(entry.removesuffix(b"\r\n")))
+        except StorageError as trouble:
+            self.trouble = trouble
 
 
 def bad(why: str) -> StorageError:

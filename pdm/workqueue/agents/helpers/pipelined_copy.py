@@ -21,6 +21,7 @@ from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, parent_of, path_of, place_of
 from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
+from pdm.workqueue.agents.helpers.pipelined_folders import NEW, Folders
 from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
 from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError
 
@@ -156,7 +157,7 @@ class _Route:
         files = list(self._open.values())
         if self._checksums and not self._can_sum():
             raise ChannelError("a server offers no ADLER32")
-        folders = _Folders(self._destination, {file.folder for file in files})
+        folders = Folders(self._destination, {file.folder for file in files})
         self._carry_on()
         for file in files:
             self._look(file, folders)
@@ -175,11 +176,11 @@ class _Route:
 
     # -- before a transfer: is something there?
 
-    def _look(self, file: _File, folders: _Folders) -> None:
+    def _look(self, file: _File, folders: Folders) -> None:
         state = folders.states.get(file.folder)
         if state is None:
             self._leave(file, f"the folder of {file.item['destination']} cannot be used")
-        elif state == _NEW:
+        elif state == NEW:
             self._ready.append(file)
         else:
             for stale in file.item["stale"]:
@@ -380,61 +381,6 @@ def _noting(gone: set[int], key: int) -> Callable[[Reply], None]:
             gone.add(key)
 
     return answered
-
-
-#: States of a folder that can be used.
-_NEW, _THERE = "new", "there"
-
-
-class _Folders:
-    """Makes the folders that files arrive in, where they are missing.
-
-    Attributes:
-        states: whether each folder is new, or was there; those that cannot be used are not in it.
-    """
-
-    def __init__(self, channel: ControlChannel, folders: set[bytes]) -> None:
-        self._channel = channel
-        self.states: dict[bytes, str] = {}
-        #: What is to be done once a folder is there.
-        self._then: dict[bytes, list[Callable[[], None]]] = {}
-        for folder in sorted(folders):
-            self._make(folder, lambda: None)
-
-    def _make(self, folder: bytes, then: Callable[[], None]) -> None:
-        if folder in self.states:
-            then()
-        elif folder in self._then:
-            self._then[folder].append(then)
-        else:
-            self._then[folder] = [then]
-            self._ask(folder, may_lack_parent=True)
-
-    def _ask(self, folder: bytes, *, may_lack_parent: bool) -> None:
-        def made(reply: Reply) -> None:
-            number = None if reply.good else errno_of_reply(reply.text)
-            if reply.good:
-                self._is(folder, _NEW)
-            elif number == errno.EEXIST:
-                self._channel.send(b"MLST " + folder, looked)
-            elif number == errno.ENOENT and may_lack_parent and parent_of(folder) != folder:
-                self._make(parent_of(folder), lambda: self._ask(folder, may_lack_parent=False))
-
-        def looked(reply: Reply) -> None:
-            there = thing_in(reply)
-            if there is not None and "directory" in (there.kind, there.target_kind):
-                self._is(folder, _THERE)
-
-        if folder in (b"/", b"~"):
-            self._is(folder, _THERE)
-        else:
-            self._channel.send(b"MKD " + folder, made)
-
-    def _is(self, folder: bytes, state: str) -> None:
-        self.states[folder] = state
-        for then in self._then[folder]:
-            then()
-        self._then[folder].clear()
 
 
 def _sum_in(reply: Reply) -> str | None:

@@ -13,7 +13,7 @@ from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, path_of, place_of
 from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
 from pdm.workqueue.agents.helpers.listing import Entries, Teller, folder_url, is_deeper, is_listed
-from pdm.workqueue.agents.helpers.mlsx import LONGEST_ENTRY, bad, read_entry
+from pdm.workqueue.agents.helpers.mlsx import Line, WrappedEntries
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
 from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
 from pdm.workqueue.agents.helpers.storage import StorageError, bare_url
@@ -142,35 +142,20 @@ class _Folder:
         self.path = path
         self.entries = Entries(batch, teller, path, deeper=is_deeper(batch.request["depth"], path))
         self.trouble: StorageError | None = None
-        self._entry = b""
+        self._lines = WrappedEntries(self._found)
+        self.take = self._lines.take
         self._seen = 0
         self._counted = 0
 
-    def take(self, piece: bytes) -> None:
-        """Take what the server has wrapped as one: an entry, or more of the name of the last."""
-        if piece[:1] == b" ":
-            self._read()
-            self._entry = piece[1:]
-        elif len(self._entry) < LONGEST_ENTRY:
-            self._entry += piece
-        elif self.trouble is None:
-            self.trouble = bad(f"an entry is longer than {LONGEST_ENTRY} bytes")
-
     def end(self) -> None:
         """All of it is there."""
-        self._read()
+        self._lines.end()
+        self.trouble = self._lines.trouble
         self.entries.end(max(self._counted - self._seen, 0))
 
-    def _read(self) -> None:
-        entry, self._entry = self._entry, b""
-        if not entry or self.trouble is not None:
-            return
-        try:
-            line = read_entry(entry.removesuffix(b"\r\n"))
-            self._seen += 1
-            if line.role:
-                self._counted = line.counted or self._counted
-            else:
-                self.entries.add(line.name, line.thing)
-        except StorageError as trouble:
-            self.trouble = trouble
+    def _found(self, line: Line) -> None:
+        self._seen += 1
+        if line.role:
+            self._counted = line.counted or self._counted
+        else:
+            self.entries.add(line.name, line.thing)
