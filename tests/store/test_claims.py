@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -90,16 +89,6 @@ def test_users_take_turns(store: Store) -> None:
     store.copy_job(bob, [1] * 100)
     owners = [batch.job.user_id for batch in store.claim(batches=6, batch_elements=5)]
     assert sorted(owners) == [alice] * 3 + [bob] * 3
-
-
-def test_who_runs_less_comes_first(store: Store) -> None:
-    store.worker()
-    alice, bob = store.user("alice"), store.user("bob")
-    store.copy_job(alice, [1] * 100)
-    assert len(store.claim(batches=3, batch_elements=5)) == 3
-    store.copy_job(bob, [1] * 100)
-    owners = [batch.job.user_id for batch in store.claim(batches=4, batch_elements=5)]
-    assert owners[:3] == [bob] * 3
 
 
 def test_a_new_user_is_served_at_once_behind_thousands_of_jobs(store: Store) -> None:

@@ -172,7 +172,9 @@ class Pacer:
         window = self._window
         self.runs(self.running, now)
         busy = window.busy / _seconds(window.since, now)
-        unit, work = (_BYTES, window.moved) if window.moved >= _LARGE * window.elements else (_ELEMENTS, window.elements)
+        unit, work = (
+            (_BYTES, window.moved) if window.moved >= _LARGE * window.elements else (_ELEMENTS, window.elements)
+        )
         speed = self._speed = _Speed(work / window.seconds * busy if window.seconds else 0.0, unit)
         if busy < _BUSY * self.limit:
             self._keep(f"there was work for {busy:.1f} of its {self.limit} streams only", now)

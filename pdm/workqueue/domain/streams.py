@@ -39,7 +39,7 @@ class Route(NamedTuple):
     source: int
     destination: int | None
 
-    def keys(self) -> tuple[Key, ...]:
+    def limited_by(self) -> tuple[Key, ...]:
         """What a stream on it counts for; where there is one site only, it counts as going into that."""
         if self.destination is None:
             return ((Limited.ROUTE, self), (Limited.INTO, self.source))
@@ -53,7 +53,7 @@ def route_of(job: JobRecord) -> Route:
 
 def common_keys(job: JobRecord) -> tuple[Key, ...]:
     """What a batch of a job counts for, beside the job: the same for all jobs that may share it."""
-    return ((Limited.USER, job.user_id), *route_of(job).keys())
+    return ((Limited.USER, job.user_id), *route_of(job).limited_by())
 
 
 def batch_keys(batch: Batch) -> frozenset[Key]:

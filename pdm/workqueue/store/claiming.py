@@ -1,8 +1,9 @@
 """Claims: what is due goes to a daemon, fairly, in batches, many in one transaction.
 
 Between users: weighted turns, by the work that each was given (`pdm.workqueue.domain.turns`). Within a user: strictly
-by priority, then the older job, as far as limits leave room for its route and sites. Within a job: fresh elements in the
-order of the listing, then those put off: what fails must not hold up what may succeed. Listings have a lane of their own.
+by priority, then the older job, as far as limits leave room for its route and sites. Within a job: fresh elements in
+the order of the listing, then those put off: what fails must not hold up what may succeed. Listings have a lane of
+their own.
 """
 
 from __future__ import annotations

@@ -55,7 +55,6 @@ class Lane:
         )
         self.earliest = sa.select(due_at).where(waits).order_by(due_at).limit(1)
 
-
     def open_jobs_of_user(self, conditions: Callable[[Any], Sequence[sa.ColumnElement[bool]]]) -> sa.Select[Any]:
         """As ``jobs_of_user``, without those that do not meet conditions on number and sites."""
         first = self._first_of_user.c
