@@ -24,6 +24,8 @@ from pdm.workqueue.telemetry.background import Periodic, start_background
 _PAUSE_AFTER_ERROR_S = 1.0
 #: Before it is tried again to claim what is due and was not to be had; doubles while nothing happens.
 _FIRST_PAUSE_S = 0.05
+#: After a claim in vain there is no other for so many times as long as it took, and at most for so many seconds.
+_REST_AFTER_VAIN, _LONGEST_REST_S = 5, 0.2
 #: Elements of one transaction: others who write get their turn.
 _MOST_AT_ONCE = 1000
 
@@ -91,12 +93,18 @@ class Claimer:
         try:
             while self._running:
                 self._woken = False
+                began = self.reactor.seconds()
                 try:
                     begun, due = await self._claim()
                 except Exception:
                     self._log.failure("claiming failed; trying again")
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
                     continue
+                if self._in_vain and self._running:
+                    # Each job that is submitted wakes this loop. While what waits may not run, looking through it must
+                    # not be all that the database does.
+                    took = self.reactor.seconds() - began
+                    await deferLater(self.reactor, min(took * _REST_AFTER_VAIN, _LONGEST_REST_S))
                 if not begun and not self._woken and self._running:
                     await self._sleep(due)
         finally:
@@ -136,6 +144,8 @@ class Claimer:
             # this loop; asking all the time would only cost.
             due = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._in_vain, self.poll_s))
             self._in_vain = min(self._in_vain + 1, 10)
+        else:
+            self._in_vain = 0
         return begun, due
 
     async def _claim_of(self, types: frozenset[JobType], room: int) -> Sequence[Batch]:
