@@ -150,7 +150,7 @@ class Assembly:
             ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
             self.streams,
             settings.credentials.trust_dir,
-            self._wake,
+            self._room,
         )
         self.claimer = Claimer(
             reactor,
@@ -222,6 +222,9 @@ class Assembly:
 
     def _wake(self) -> None:
         self.claimer.wake()
+
+    def _room(self) -> None:
+        self.claimer.wake_for_room()
 
     def _settled(self, residue: bool) -> None:
         self.claimer.wake()

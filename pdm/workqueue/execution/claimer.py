@@ -54,7 +54,9 @@ class Claimer:
     _in_vain: int = 0
     _running: bool = False
     _asleep: Deferred[None] | None = None
+    _resting: Deferred[None] | None = None
     _woken: bool = False
+    _room_made: bool = False
     _over: Deferred[None] | None = None
     _renewer: Periodic | None = None
     _log: Logger = field(factory=Logger)
@@ -76,7 +78,7 @@ class Claimer:
     async def stop(self) -> None:
         """Claim no more."""
         self._running = False
-        self.wake()
+        self.wake_for_room()
         if self._over is not None:
             await self._over
         if self._renewer is not None:
@@ -89,10 +91,16 @@ class Claimer:
             asleep, self._asleep = self._asleep, None
             asleep.callback(None)
 
+    def wake_for_room(self) -> None:
+        """There is room for work that may have waited for it."""
+        self._room_made = True
+        self.wake()
+        self._end_rest()
+
     async def _loop(self) -> None:
         try:
             while self._running:
-                self._woken = False
+                self._woken = self._room_made = False
                 began = self.reactor.seconds()
                 try:
                     begun, due = await self._claim()
@@ -100,11 +108,8 @@ class Claimer:
                     self._log.failure("claiming failed; trying again")
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
                     continue
-                if self._in_vain and self._running:
-                    # Each job that is submitted wakes this loop. While what waits may not run, looking through it must
-                    # not be all that the database does.
-                    took = self.reactor.seconds() - began
-                    await deferLater(self.reactor, min(took * _REST_AFTER_VAIN, _LONGEST_REST_S))
+                if self._in_vain and not self._room_made and self._running:
+                    await self._rest(self.reactor.seconds() - began)
                 if not begun and not self._woken and self._running:
                     await self._sleep(due)
         finally:
@@ -171,6 +176,23 @@ class Claimer:
             weights = {number: self.weights[subject] for subject, number in numbers.items()}
             for turns in self._turns.values():
                 turns.weights = weights
+
+    async def _rest(self, took_s: float) -> None:
+        """Wait a little, or until there is room.
+
+        Each job that is submitted wakes the loop. While what waits may not run, looking through it must not be all that
+        the database does.
+        """
+        self._resting = Deferred()
+        timer = self.reactor.callLater(min(took_s * _REST_AFTER_VAIN, _LONGEST_REST_S), self._end_rest)
+        await self._resting
+        if timer.active():
+            timer.cancel()
+
+    def _end_rest(self) -> None:
+        if self._resting is not None:
+            resting, self._resting = self._resting, None
+            resting.callback(None)
 
     async def _sleep(self, due: datetime | None) -> None:
         pause = self.poll_s
