@@ -141,16 +141,14 @@ def wait_for(look: Callable[[], Any], good: Callable[[Any], bool], timeout_s: fl
 
 
 def take_all_places(caller: Caller, elements: int = 10_000) -> int:
-    """Have all places for work taken by elements that never end, so that what is submitted waits; the job's number.
+    """Have all places for work at site 1 alone taken by elements that never end, so that what is submitted there waits.
 
-    The job comes before all other jobs of the same user. Cancelling it frees the places.
+    Returns the job's number. The job comes before all other jobs of the same user. Cancelling it frees the places.
     """
     job = caller.submit(
-        "copy",
+        "remove",
         src_siteid=1,
         src_filepath="/hold",
-        dst_siteid=2,
-        dst_filepath="/held",
         protocol="DUMMY",
         priority=0,
         extra_opts={"dummy": {"files": elements, "hang": True}},

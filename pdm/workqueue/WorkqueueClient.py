@@ -39,6 +39,7 @@ from pdm.workqueue.wire.responses import (
     JobView,
     OutputView,
     RetriedJobView,
+    RouteView,
     SiteView,
     WhoamiView,
 )
@@ -271,6 +272,10 @@ class WorkqueueClient:
     def sites(self) -> Deferred[Sequence[SiteView]]:
         """The sites and what they offer."""
         return self._ask(tuple[SiteView, ...], "GET", "/sites")
+
+    def routes(self) -> Deferred[Sequence[RouteView]]:
+        """How much the service runs between which sites, and why no more."""
+        return self._ask(tuple[RouteView, ...], "GET", "/routes")
 
     # Actions
 

@@ -36,6 +36,7 @@ from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
+from pdm.workqueue.execution.streams import StreamLimits, Streams
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.instance_lock import InstanceLockedError, lock_instance
@@ -115,6 +116,20 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.released,
         )
+        self.streams = Streams(
+            StreamLimits(
+                agents.max_agents,
+                queue.route_limit,
+                queue.route_start,
+                queue.route_window_s,
+                queue.site_limit_in,
+                queue.site_limit_out,
+                queue.user_limit,
+                queue.job_limit,
+            ),
+            self.sites,
+            utc_now,
+        )
         limits = Limits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
         self.executor = Executor(
             self.database,
@@ -133,8 +148,9 @@ class Assembly:
                 agents.cancel_grace_s,
             ),
             ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
+            self.streams,
             settings.credentials.trust_dir,
-            self._wake,
+            self._room,
         )
         self.claimer = Claimer(
             reactor,
@@ -146,6 +162,7 @@ class Assembly:
             queue.batch_bytes,
             queue.poll_interval_s,
             queue.lease_s,
+            settings.users.weights,
         )
         self.api = WorkqueueService(
             ApiContext(
@@ -159,6 +176,7 @@ class Assembly:
                 self._wake,
                 self.executor.cancel,
                 self.board,
+                self.streams.routes,
                 lambda protocol: MOVERS[protocol].needs_credential,
                 _supports,
                 lambda: self.tls.trust,
@@ -204,6 +222,9 @@ class Assembly:
 
     def _wake(self) -> None:
         self.claimer.wake()
+
+    def _room(self) -> None:
+        self.claimer.wake_for_room()
 
     def _settled(self, residue: bool) -> None:
         self.claimer.wake()

@@ -173,6 +173,7 @@ class BlockingWorkqueueClient:
     live_output = _blocking(WorkqueueClient.live_output)
     whoami = _blocking(WorkqueueClient.whoami)
     sites = _blocking(WorkqueueClient.sites)
+    routes = _blocking(WorkqueueClient.routes)
     wait = _blocking(WorkqueueClient.wait)
     cancel = _blocking(WorkqueueClient.cancel)
     retry = _blocking(WorkqueueClient.retry)

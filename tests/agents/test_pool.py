@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, Borrower
+from pdm.workqueue.domain.streams import Key, Ledger, Limited
 from pdm.workqueue.wire import agent_messages as wire
 
 READY = """
@@ -307,3 +308,43 @@ async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, 
     while not isinstance(seen[-1], wire.Finished):
         await deferLater(reactor, 0.01)
     assert len(seen) == 200_001
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_limit_keeps_agents_free_for_others(pool: AgentPool) -> None:
+    ledger = Ledger(lambda key: 1, lambda key, count: None)
+    one: Key = (Limited.USER, 1)
+    other: Key = (Limited.USER, 2)
+    first, second, third = ledger.place([one]), ledger.place([one]), ledger.place([other])
+    agent = await pool.lend(kind(), place=first)
+    waits = Deferred.fromCoroutine(pool.lend(kind(), place=second))
+    free = await pool.lend(kind(), place=third)
+    assert free is not agent and not waits.called
+    first.leave()
+    pool.give_back(agent, kind())
+    assert await waits is agent
+    assert (ledger.running(one), ledger.running(other)) == (1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_follows_takes_over_the_stream(pool: AgentPool) -> None:
+    ledger = Ledger(lambda key: 1, lambda key, count: None)
+    one: Key = (Limited.USER, 1)
+    places = [ledger.place([one]) for _ in range(3)]
+    agent = await pool.lend(kind(), place=places[0])
+    borrower = Borrower(lambda event: None, lambda sentence: None)
+    agent.give(nothing(1), borrower)
+    follower = Deferred.fromCoroutine(pool.lend(kind(), place=places[1]))
+    last = Deferred.fromCoroutine(pool.lend(kind(), place=places[2]))
+    assert not follower.called
+    borrower.nearly_done = True
+    pool.look_again()
+    assert await follower is agent
+    assert ledger.running(one) == 1 and not last.called
+    places[0].leave()
+    agent.take_back(1)
+    pool.give_back(agent, kind())
+    assert places[1].has_stream and not last.called
+    places[1].leave()
+    pool.give_back(agent, kind())
+    assert await last is agent

@@ -38,6 +38,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "live_output": (1, 0),
     "whoami": (),
     "sites": (),
+    "routes": (),
     "wait": (1,),
     "cancel": (1,),
     "retry": (1,),

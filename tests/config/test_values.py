@@ -13,6 +13,7 @@ from pdm.workqueue.config.values import (
     path_below,
     size,
     subjects,
+    weights,
     whole,
     yes_or_no,
 )
@@ -70,6 +71,25 @@ def test_subjects() -> None:
     assert subjects("\n /C=XX/CN=One, Two\n\n /DC=org/CN=x = y ") == ("/C=XX/CN=One, Two", "/DC=org/CN=x = y")
     with pytest.raises(ValueError, match="'CN=One,C=XX' is no subject"):
         subjects("/C=XX/CN=One\nCN=One,C=XX")
+
+
+def test_weights() -> None:
+    text = "\n3 /C=XX/CN=One, Two\n 0.5  /DC=org/CN=x = y "
+    assert weights(text) == {"/C=XX/CN=One, Two": 3.0, "/DC=org/CN=x = y": 0.5}
+    assert weights("") == {}
+
+
+@pytest.mark.parametrize("text", ["0 /CN=A", "x /CN=A", "-1 /CN=A", "101 /CN=A", "/CN=A", "2", "1e1 /CN=A"])
+def test_what_is_no_weight(text: str) -> None:
+    with pytest.raises(ValueError, match=r"subject.* expected"):
+        weights(text)
+
+
+def test_a_weight_for_nobody_or_twice() -> None:
+    with pytest.raises(ValueError, match="'CN=A' is no subject"):
+        weights("2 CN=A")
+    with pytest.raises(ValueError, match="each subject once"):
+        weights("2 /CN=A\n3 /CN=A")
 
 
 def test_one_line() -> None:

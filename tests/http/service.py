@@ -29,6 +29,7 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Entry, JobRecord, NewElement, Token, Verdict
 from pdm.workqueue.execution.credentials import PROXY, context_of
 from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.request import ApiSite
@@ -121,6 +122,7 @@ class Service:
     Attributes:
         users: settings of who may call.
         events: how often handlers woke the claimer or told of a cancellation.
+        routes: what ``GET /routes`` is to tell.
         skip: makes the service's clock fast.
     """
 
@@ -130,6 +132,7 @@ class Service:
     events: Counter[str] = field(factory=Counter)
     board: ProgressBoard = field(factory=ProgressBoard)
     skip: list[timedelta] = field(factory=lambda: [timedelta()])
+    routes: list[RouteState] = field(factory=list)
     _parts: dict[str, Any] = field(factory=dict)
     _clients: dict[str, HTTPClient] = field(factory=dict)
     _pools: list[HTTPConnectionPool] = field(factory=list)
@@ -164,6 +167,7 @@ class Service:
             wake=lambda: self.events.update(["wake"]),
             cancelled=lambda job_id: self.events.update([f"cancelled {job_id}"]),
             progress=self.board,
+            routes=lambda: list(self.routes),
             needs_credential=lambda protocol: protocol is JobProtocol.GRIDFTP,
             supports=lambda protocol, type_: protocol in _SUPPORTED,
             trust=lambda: tls.trust,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from pdm.workqueue import __version__
 from pdm.workqueue.certificates.pem_files import to_pem
 from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.streams import Route
+from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http import serving
 from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
@@ -262,3 +264,27 @@ async def test_sites(service: Service) -> None:
     }
     assert (await service.call("alice", "GET", "/sites/1")).json == sites[0]
     assert (await service.call("alice", "GET", "/sites/9")).problem == "not-found"
+
+
+@pytest_twisted.ensureDeferred
+async def test_routes(service: Service) -> None:
+    assert (await service.call("alice", "GET", "/routes")).json == []
+    moment = datetime(2026, 3, 1, 12, 0, 1, 500, tzinfo=UTC)
+    words = "2 bring 10.0 elements/s: one more is tried"
+    service.routes.append(RouteState(Route(1, 2), 2, 3, 1, 4, 10.5, "elements/s", words, moment, moment))
+    service.routes.append(RouteState(Route(2, None), 0, 2, 1, 4, None, None, "as many as", moment, moment))
+    first, second = (await service.call("alice", "GET", "/routes")).json
+    assert first == {
+        "source": 1,
+        "destination": 2,
+        "running": 2,
+        "limit": 3,
+        "least": 1,
+        "most": 4,
+        "throughput": 10.5,
+        "unit": "elements/s",
+        "reason": words,
+        "decided_at": "2026-03-01T12:00:01Z",
+        "changed_at": "2026-03-01T12:00:01Z",
+    }
+    assert (second["destination"], second["throughput"], second["unit"]) == (None, None, None)

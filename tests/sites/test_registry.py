@@ -58,6 +58,15 @@ def test_sites_are_read(tmp_path: Path) -> None:
     assert registry.by_id(3) is None
 
 
+def test_limits(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "sites.conf").write_text("[A]\nid=1\ndummy=dummy://a\nlimit_in = 3\n[B]\nid=2\ndummy=dummy://b\n")
+    narrow, wide = SiteRegistry.read(tmp_path).all()
+    assert (narrow.limit_in, narrow.limit_out, wide.limit_in, wide.limit_out) == (3, None, None, None)
+    for key, number in (("limit_in", "0"), ("limit_out", "1001"), ("limit_out", "")):
+        told = refused(f"[RAL]\nid = 1\ndummy = dummy://a\n{key} = {number}\n")
+        assert f"[RAL] {key}: a whole number from 1 to 1000 is expected" in told
+
+
 def test_no_file_is_no_site(tmp_path: Path) -> None:
     assert SiteRegistry.read(tmp_path).all() == []
 

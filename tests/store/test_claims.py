@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -90,16 +89,6 @@ def test_users_take_turns(store: Store) -> None:
     store.copy_job(bob, [1] * 100)
     owners = [batch.job.user_id for batch in store.claim(batches=6, batch_elements=5)]
     assert sorted(owners) == [alice] * 3 + [bob] * 3
-
-
-def test_who_runs_less_comes_first(store: Store) -> None:
-    store.worker()
-    alice, bob = store.user("alice"), store.user("bob")
-    store.copy_job(alice, [1] * 100)
-    assert len(store.claim(batches=3, batch_elements=5)) == 3
-    store.copy_job(bob, [1] * 100)
-    owners = [batch.job.user_id for batch in store.claim(batches=4, batch_elements=5)]
-    assert owners[:3] == [bob] * 3
 
 
 def test_a_new_user_is_served_at_once_behind_thousands_of_jobs(store: Store) -> None:
@@ -346,36 +335,6 @@ def test_folders_stay_where_the_listing_failed(store: Store) -> None:
     store.settle(done(again))
     store.settle(done(*store.claim()))
     assert store.job(job.id).status is JobStatus.DONE
-
-
-def test_caps_of_jobs_users_and_sites(store: Store) -> None:
-    store.worker()
-    alice, bob = store.user("alice"), store.user("bob")
-    capped = store.copy_job(alice, [1] * 20)
-    store.copy_job(bob, [1] * 20)
-    elsewhere = store.submit(bob, src_siteid=7, priority=9)
-
-    def taken(**caps: Any) -> dict[int, int]:
-        counts: dict[int, int] = {}
-        for batch in store.claim(batch_elements=4, batches=20, **caps):
-            store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
-            counts[batch.job.user_id] = counts.get(batch.job.user_id, 0) + len(batch.elements)
-        return counts
-
-    assert taken(job_caps={capped.id: 6}) == {alice: 6, bob: 21}
-    assert taken(user_caps={alice: 0, bob: 5}) == {bob: 5}
-    assert taken(site_caps={2: 8}) == {alice: 4, bob: 5}
-    assert taken(site_caps={1: 0}) == {bob: 1}
-    assert store.job(elsewhere.id).counters.submitted == 1
-
-
-def test_a_paused_site_hides_no_other_work(store: Store) -> None:
-    store.worker()
-    user = store.user()
-    for _ in range(10):
-        store.submit(user, src_siteid=7)
-    other = store.submit(user, src_siteid=8)
-    assert [batch.job.id for batch in store.claim(batches=1, site_caps={7: 0})] == [other.id]
 
 
 def test_a_cancelled_job_is_not_claimed(store: Store) -> None:

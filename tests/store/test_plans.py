@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
+from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
 from pdm.workqueue.store import claims, jobs, steering
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
@@ -99,6 +100,21 @@ def test_claims_and_results(busy: Store, explained: Explained) -> None:
     verdicts = done(*batches)
     busy.settle([*ended(JobStatus.FAILED, batches[0], failure=MISSING), *verdicts[len(batches[0].elements) :]])
     busy.run(claims.next_due, busy.now)
+    explained.assert_indexed()
+
+
+def test_claims_while_much_is_closed(busy: Store, explained: Explained) -> None:
+    left: dict[Key, int] = {
+        (Limited.ROUTE, Route(1, None)): 0,
+        (Limited.ROUTE, Route(3, 4)): 0,
+        (Limited.INTO, 7): 0,
+        (Limited.OUT_OF, 8): 0,
+        (Limited.JOB, 1): 0,
+        (Limited.USER, busy.user("bob")): 0,
+    }
+    explained.plans.clear()
+    batches = busy.claim(batches=4, batch_elements=20, openings=Openings(left))
+    assert {batch.job.type for batch in batches if batch.type is not JobType.LIST} == {JobType.COPY}
     explained.assert_indexed()
 
 

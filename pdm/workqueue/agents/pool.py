@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, watched_start
+from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.telemetry.background import Periodic, following
 
 
@@ -40,12 +41,28 @@ class _Living:
     kind: AgentKind
     borrowers: int
     alone: bool
+    # Of the last borrower.
+    place: Place | None
 
 
 @define(eq=False)
 class _Waiting:
     kind: AgentKind
+    place: Place | None
     woken: Deferred[None] = field(factory=Deferred)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits for nothing but an agent."""
+        return self.place is None or self.place.is_open
+
+    def start(self) -> bool:
+        return self.place is None or self.place.start()
+
+    def follow(self, leader: Place | None) -> bool:
+        if self.place is None or leader is None:
+            return self.start()
+        return self.place.follow(leader)
 
 
 class AgentPool:
@@ -112,27 +129,29 @@ class AgentPool:
         if killer.active():
             killer.cancel()
 
-    async def lend(self, kind: AgentKind, *, alone: bool = False) -> AgentProcess:
-        """An agent that is ready, or is about to be; waits while all are busy.
+    async def lend(self, kind: AgentKind, *, alone: bool = False, place: Place | None = None) -> AgentProcess:
+        """An agent that is ready, or is about to be; waits while all are busy, or limits allow no stream more.
 
         Args:
             kind: what it must be.
             alone: whether it must have no other work: for what must not wait behind anything.
+            place: of the batch that wants it, where that is limited; its owner lets it go.
 
         Raises:
             AgentStartError: it could not be started.
         """
-        waiting = _Waiting(kind)
+        waiting = _Waiting(kind, place)
         self._waiting.append(waiting)
         try:
             agent = await self._place(waiting, alone)
         finally:
             self._waiting.remove(waiting)
         if agent is None:
-            return await self._started(kind, alone)
+            return await self._started(kind, alone, place)
         living = self._living[agent]
         living.borrowers += 1
         living.alone = alone
+        living.place = place
         return agent
 
     async def _place(self, waiting: _Waiting, alone: bool) -> AgentProcess | None:
@@ -141,7 +160,7 @@ class AgentPool:
         while True:
             if self._stopping:
                 raise AgentStartError("the service is stopping")
-            if alone or self._working() < self._most - self._kept_free:
+            if alone or (self._working() < self._most - self._kept_free and waiting.start()):
                 agent = self._free(kind)
                 if agent is not None:
                     return agent
@@ -177,10 +196,12 @@ class AgentPool:
 
     def _nearly_free(self, waiting: _Waiting) -> AgentProcess | None:
         """An agent that will soon be done with its work; not while somebody waits longer for the place of one."""
-        if any(other.kind != waiting.kind for other in self._waiting[: self._waiting.index(waiting)]):
+        before = self._waiting[: self._waiting.index(waiting)]
+        if any(other.kind != waiting.kind and other.is_open for other in before):
             return None
         for agent, living in self._living.items():
-            if living.kind == waiting.kind and living.borrowers == 1 and agent.takes_next:
+            fits = living.kind == waiting.kind and living.borrowers == 1 and agent.takes_next
+            if fits and waiting.follow(living.place):
                 return agent
         return None
 
@@ -199,9 +220,9 @@ class AgentPool:
                 self._idle.append(_Idle(agent, kind, self._timer.seconds()))
             self.look_again()
 
-    async def _started(self, kind: AgentKind, alone: bool) -> AgentProcess:
+    async def _started(self, kind: AgentKind, alone: bool, place: Place | None) -> AgentProcess:
         agent = AgentProcess(self._command_for(kind))
-        self._living[agent] = _Living(kind, 1, alone)
+        self._living[agent] = _Living(kind, 1, alone, place)
         agent.ended.addCallback(self._gone, agent)
         try:
             agent.start(self._spawner)

@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "retry": ("jobs:retry", "Try what failed once more."),
     "delegate": ("account:delegate", "Let the service act for me at the sites."),
     "sites": ("account:sites", "Show the sites and what they offer."),
+    "routes": ("routes:routes", "Show how much runs between which sites, and why."),
     "whoami": ("account:whoami", "Show as whom the service sees me."),
     "admin": ("admin:admin", "Make and keep an instance of the service."),
     "help": ("help:help_command", "Show a page: exit-codes, environment, or a command."),

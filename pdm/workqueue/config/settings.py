@@ -7,6 +7,7 @@ value (``30s``, ``1MiB``), so a key is the attribute without it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,11 @@ Subjects = Annotated[tuple[str, ...], _kind("subjects")]
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+#: Streams of work at once: no more than there can be helpers.
+StreamCount = Annotated[int, Meta(ge=1, le=1000)]
 Text = Annotated[str, Meta(min_length=1)]
+#: Certificate subject → share of the work, one a line: ``3 /C=XX/O=Grid/CN=Name``.
+Weights = Annotated[Mapping[str, float], _kind("weights")]
 
 
 class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,11 +88,13 @@ class UserSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         register: ``anyone`` with a trusted certificate becomes a user at first sight, or only who is ``listed``.
         listed_users: file of subjects, one a line: ``SUBJECT``, or ``ROLE SUBJECT`` (role ``user`` or ``operator``).
         operators: subjects that may see and steer everybody's jobs.
+        weights: what share of the work users get, compared to others who wait; 1 for those who are not named.
     """
 
     register: Literal["anyone", "listed"] = "anyone"
     listed_users: OptionalPath = None
     operators: Subjects = ()
+    weights: Weights = field(default_factory=dict)
 
 
 class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,6 +174,14 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stall_s: an element without any progress for so long has STALLED.
         total_s: an element may take so long, and the time its size needs at `least_rate_bytes`.
         least_rate_bytes: bytes per second that a transfer must average.
+        route_start: streams of work with which a route (from one site to another) begins; how many it gets is found by
+            what they bring.
+        route_window_s: seconds of work after which that is decided anew.
+        route_limit: streams of a route at most; like all limits, `AgentSettings.max_agents` permitting.
+        site_limit_in: streams into a site at most, if its description says nothing else.
+        site_limit_out: streams out of a site at most, likewise.
+        user_limit: streams of a user at most.
+        job_limit: streams with elements of one job at most.
     """
 
     lease_s: Annotated[float, _kind("duration", ge=1, le=_DAY)] = field(default=60.0, name="lease")
@@ -178,6 +193,13 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stall_s: Duration = field(default=120.0, name="stall")
     total_s: Duration = field(default=600.0, name="total")
     least_rate_bytes: Size = field(default=500_000, name="least_rate")
+    route_start: StreamCount = 2
+    route_window_s: Duration = field(default=5.0, name="route_window")
+    route_limit: StreamCount = 1000
+    site_limit_in: StreamCount = 1000
+    site_limit_out: StreamCount = 1000
+    user_limit: StreamCount = 1000
+    job_limit: StreamCount = 1000
 
 
 class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

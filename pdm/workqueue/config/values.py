@@ -24,6 +24,8 @@ _UNITS_BYTES = {
 }
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_SHARE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?", re.ASCII)
+_LEAST_SHARE, _LARGEST_SHARE = 0.01, 100
 _SUBJECT = re.compile(r"/[A-Za-z0-9.]+=")
 _YES = frozenset({"yes", "true", "on", "1"})
 _NO = frozenset({"no", "false", "off", "0"})
@@ -102,6 +104,24 @@ def subjects(text: str) -> tuple[str, ...]:
     return found
 
 
+def weights(text: str) -> dict[str, float]:
+    """Shares of subjects, one a line: ``3 /C=XX/O=Organisation/CN=Name``.
+
+    Raises:
+        ValueError: a line is not of that form, or a share is not between 0.01 and 100.
+    """
+    found: dict[str, float] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        number, _, subject = line.partition(" ")
+        if not _SHARE.fullmatch(number) or not _LEAST_SHARE <= float(number) <= _LARGEST_SHARE:
+            raise ValueError(f"{line[:60]!r}: a share ({_LEAST_SHARE} to {_LARGEST_SHARE}) and a subject are expected")
+        (known,) = subjects(subject) or ("",)
+        if not known or known in found:
+            raise ValueError(f"{line[:60]!r}: {'each subject once' if known else 'a subject'} is expected")
+        found[known] = float(number)
+    return found
+
+
 def one_line(text: str) -> str:
     """The text itself.
 
@@ -142,6 +162,7 @@ def readers(folder: Path) -> dict[str, Callable[[str], Any]]:
         "state-path": path,
         "optional-path": optional_path_below(folder),
         "subjects": subjects,
+        "weights": weights,
         "int": whole,
         "bool": yes_or_no,
         "str": one_line,

@@ -14,6 +14,7 @@ from pdm.workqueue.agents.process import AgentProcess, Borrower
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.domain.pacing import ROUTE_FAILURES, Run
 from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempt import AttemptTools, RunningAttempt
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
@@ -52,6 +53,10 @@ class RunningBatch:
         finished: fires when every element has a verdict and the agent is free or gone.
         on_nearly_done: called once, when the agent may be given its next work.
         seconds: how long it has been its turn, in the end.
+        elements: how many are done.
+        moved: bytes that went over the wire.
+        attempts: how many ended and count.
+        failed: how many of them as they do where there is too much on a route.
     """
 
     batch: Batch
@@ -60,6 +65,10 @@ class RunningBatch:
     finished: Deferred[None] = field(factory=Deferred)
     on_nearly_done: Callable[[], None] = lambda: None
     seconds: float = 0.0
+    elements: int = 0
+    moved: int = 0
+    attempts: int = 0
+    failed: int = 0
     #: By key: the place in the batch.
     _open: dict[int, RunningAttempt] = field(factory=dict)
     _agent: AgentProcess | None = None
@@ -121,6 +130,11 @@ class RunningBatch:
             self._cancelled |= keys
             if self._agent is not None:
                 self._ask_to_cancel()
+
+    @property
+    def run_so_far(self) -> Run:
+        """What its route learns from it."""
+        return Run(self.seconds, self.elements, self.moved, self.attempts, self.failed)
 
     @property
     def ending(self) -> Ending | None:
@@ -298,6 +312,9 @@ class RunningBatch:
             return
         note = "" if event.transferred or not event.size else " (already there)"
         proof = f" checksum={event.checksum}" if event.checksum else ""
+        self.elements += 1
+        self.moved += event.transferred
+        self.attempts += 1
         self._open.pop(key).end(
             JobStatus.DONE,
             note + proof,
@@ -311,6 +328,9 @@ class RunningBatch:
     def _fail(
         self, key: int, failure: AttemptFailure, *, residue: bool = False, counts: bool = True, skipped: int = 0
     ) -> None:
+        if counts:
+            self.attempts += 1
+            self.failed += failure.code in ROUTE_FAILURES
         self._open.pop(key).fail(failure, residue=residue, counts=counts, skipped=skipped)
         self._check_finished()
 

@@ -17,10 +17,12 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
+from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
 from pdm.workqueue.execution.listing import ListingIntake
+from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
@@ -50,7 +52,7 @@ class ExecutionLimits:
     """How much runs at once, and how long an element may take.
 
     Attributes:
-        batches: copies, removals and the like at once; as many may wait, each for its agent.
+        batches: copies, removals and the like at once, as far as streams allow; as many may wait, each for its agent.
         listings: listings at once, on a lane of their own.
         batch_elements: elements of one batch at most.
         element: how long an element may take.
@@ -75,6 +77,7 @@ class Executor:
 
     Attributes:
         on_room: called when a batch has ended or new elements stand in the database.
+        streams: say where more may run.
         batch_sizes: elements of the next batch, by kind of work.
     """
 
@@ -85,6 +88,7 @@ class Executor:
     worker: str
     tools: AttemptTools
     limits: ExecutionLimits
+    streams: Streams
     trust_dir: Path | None
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
@@ -119,7 +123,7 @@ class Executor:
     def room(self) -> tuple[int, int]:
         """How many more batches, and how many more listings, may begin; no batch while results wait to be stored."""
         listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
-        batches = 2 * self.limits.batches - (len(self._running) - listing)
+        batches = self.streams.room()
         if self.tools.settler.backlog > _MOST_UNSETTLED:
             batches = 0
         return batches, self.limits.listings - listing
@@ -130,8 +134,10 @@ class Executor:
         """Carry a claimed batch out, in the background."""
         running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
         self._running.add(running)
+        # Counted at once: the next claim must know.
+        place = None if batch.type is JobType.LIST else self.streams.place(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
-            start_background("carry out a batch", self._carry_out(running))
+            start_background("carry out a batch", self._carry_out(running, place))
 
     def cancel(self, job_id: int) -> None:
         """End what runs of a job whose cancellation is in the database."""
@@ -158,13 +164,13 @@ class Executor:
         for job_id in await self.database.read("what is being cancelled", claims.being_cancelled):
             await self._cancel_waiting(job_id)
 
-    async def _carry_out(self, running: RunningBatch) -> None:
+    async def _carry_out(self, running: RunningBatch, place: Place | None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
         try:
             prepared = await self._prepare(running.batch)
             kind = prepared.kind
-            agent = await self.pool.lend(kind, alone=running.batch.type is JobType.LIST)
+            agent = await self.pool.lend(kind, alone=place is None, place=place)
             intake = await self._intake_for(running.batch, agent, prepared)
             if running.ending is not None:
                 running.drop()
@@ -181,10 +187,16 @@ class Executor:
             self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
         finally:
             self._running.discard(running)
+            if place is not None:
+                place.leave()
+                if running.seconds:
+                    self.streams.ended(running.batch, running.run_so_far)
             if agent is not None and kind is not None:
                 self.pool.give_back(agent, kind)
             if kind is not None:
                 self._let_go(kind)
+            # Who waits for a stream may be of any kind, and the agent may be gone.
+            self.pool.look_again()
             self.on_room()
 
     def _note_seconds(self, running: RunningBatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.sites.registry import SiteRegistry
@@ -41,6 +42,7 @@ class ApiContext:
         wake: says that there may be something to claim.
         cancelled: says that the cancellation of a job is in the database.
         progress: how far that is what this daemon runs.
+        routes: how many streams of work it runs between which sites, and why.
         needs_credential: whether a protocol works only with a delegated credential.
         supports: whether the service can carry out a job type by a protocol.
         trust: the authorities in force, for delegated proxies.
@@ -56,6 +58,7 @@ class ApiContext:
     wake: Callable[[], None]
     cancelled: Callable[[int], None]
     progress: ProgressBoard
+    routes: Callable[[], Sequence[RouteState]]
     needs_credential: Callable[[JobProtocol], bool]
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]

@@ -11,6 +11,7 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
+from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.wire.responses import (
     ElementStatusView,
@@ -18,6 +19,7 @@ from pdm.workqueue.wire.responses import (
     FailureView,
     JobProgressView,
     JobView,
+    RouteView,
     SiteView,
 )
 
@@ -145,4 +147,21 @@ def site_view(site: Site) -> SiteView:
         default_folder=site.default_folder,
         protocols=[protocol.name for protocol in sorted(site.endpoints)],
         endpoints={protocol.name: site.endpoints[protocol] for protocol in sorted(site.endpoints)},
+    )
+
+
+def route_view(state: RouteState) -> RouteView:
+    """A route as the API gives it out."""
+    return RouteView(
+        source=state.route.source,
+        destination=state.route.destination,
+        running=state.running,
+        limit=state.limit,
+        least=state.least,
+        most=state.most,
+        throughput=state.throughput,
+        unit=state.unit,
+        reason=state.reason,
+        decided_at=state.decided_at.replace(microsecond=0),
+        changed_at=state.changed_at.replace(microsecond=0),
     )

@@ -29,7 +29,7 @@ __all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_ur
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder")
+_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out")
 _SCHEMES = {
     JobProtocol.GRIDFTP: ("gsiftp",),
     JobProtocol.SSH: ("sftp",),
@@ -42,6 +42,8 @@ _SCHEMES = {
 LARGEST_ID = 2**31 - 1
 _LONGEST_NAME = 64
 _LONGEST_DESCRIPTION = 500
+#: As many helpers as there can be.
+_LARGEST_LIMIT = 1000
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 
@@ -143,6 +145,8 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         description=checked_by("description", _description, ""),
         default_folder=checked_by("default_folder", _default_folder, "~"),
         endpoints=endpoints,
+        limit_in=int(checked_by("limit_in", _limit, "1")) if "limit_in" in keys else None,
+        limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
     )
 
 
@@ -163,6 +167,12 @@ def _check_name(place: str, name: str) -> None:
 def _id(text: str) -> str:
     if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= LARGEST_ID:
         raise ValueError(f"a whole number from 1 to {LARGEST_ID} is expected")
+    return text
+
+
+def _limit(text: str) -> str:
+    if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= _LARGEST_LIMIT:
+        raise ValueError(f"a whole number from 1 to {_LARGEST_LIMIT} is expected")
     return text
 
 

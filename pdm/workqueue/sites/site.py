@@ -19,6 +19,8 @@ class Site:
         description: one line for people.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
         endpoints: protocol → URL without path (FILE: with the root folder), percent-encoded, no slash at its end.
+        limit_in: streams of work that go into it at once, at most; None for what the configuration says.
+        limit_out: the same for what comes out of it.
     """
 
     id: int
@@ -26,3 +28,5 @@ class Site:
     description: str
     default_folder: str
     endpoints: Mapping[JobProtocol, str]
+    limit_in: int | None = None
+    limit_out: int | None = None

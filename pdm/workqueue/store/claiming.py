@@ -1,8 +1,9 @@
 """Claims: what is due goes to a daemon, fairly, in batches, many in one transaction.
 
-Between users: who has the fewest elements running comes next. Within a user: strictly by priority, then the older job.
-Within a job: fresh elements in the order of the listing, then those put off: what fails must not hold up what may
-succeed. Listings have a lane of their own.
+Between users: weighted turns, by the work that each was given (`pdm.workqueue.domain.turns`). Within a user: strictly
+by priority, then the older job, as far as limits leave room for its route and sites. Within a job: fresh elements in
+the order of the listing, then those put off: what fails must not hold up what may succeed. Listings have a lane of
+their own.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from pdm.workqueue.store.leases import live_worker
 from pdm.workqueue.store.locks import LockedJob, lock_due_jobs, save_jobs
 from pdm.workqueue.store.records import claimed_record
 from pdm.workqueue.store.room import ClaimLimits, Room
-from pdm.workqueue.store.tables import elements
+from pdm.workqueue.store.tables import elements, jobs
 
 #: Jobs that one claim looks at, so that many small ones fill its batches.
 _MOST_CANDIDATES = 500
+#: Users of whom it finds nothing that may be taken, at most, before it gives up.
+_MOST_PASSED_OVER = 100
 
 
 def claim(session: Session, worker: str, limits: ClaimLimits, now: datetime) -> list[Batch]:
@@ -87,20 +90,25 @@ def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> 
 
     Twice as many as there may be batches; where those would not fill the batches, because they are small, more.
     """
-    users = [user for user in session.scalars(lane.users) if room.user_is_open(user)]
-    # Chance decides between equals; else the first would always win where work is done as soon as it is claimed.
-    random.shuffle(users)
-    users.sort(key=room.running_of_user)
-    closed = room.closed()
-    statement = lane.jobs_of_user.where(*closed) if closed else lane.jobs_of_user
+    # Limits are for work: listings wait for nothing.
+    limited = lane is due.WORK
+    users = room.in_turn(user for user in session.scalars(lane.users) if not limited or room.user_is_open(user))
+    closed = limited and bool(room.conditions(jobs.c))
+    statement = lane.open_jobs_of_user(room.conditions) if closed else lane.jobs_of_user
     few = 2 * room.batches
     many = min(room.elements, _MOST_CANDIDATES) // max(min(len(users), few), 1)
-    columns = []
-    for user in users[:few]:
+    columns: list[deque[int]] = []
+    # Users of whom all is kept out hide nobody, however many they are: chance finds the others in time.
+    others = users[few:]
+    random.shuffle(others)
+    for user in [*users[:few], *others[:_MOST_PASSED_OVER]]:
+        if len(columns) == few:
+            break
         rows = session.execute(statement, {"user": user, "now": now, "most": few}).all()
         if lane is due.WORK and len(rows) == few < many and sum(row.num_submitted for row in rows) < room.elements:
             rows = session.execute(statement, {"user": user, "now": now, "most": many}).all()
-        columns.append(deque(row.id for row in rows))
+        if rows:
+            columns.append(deque(row.id for row in rows))
     turns: list[int] = []
     while columns:
         turns += [column.popleft() for column in columns if column]
@@ -109,17 +117,17 @@ def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> 
 
 
 def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> list[_Packing]:
-    """Batch by batch, always of the user with the fewest elements running."""
+    """Batch by batch, always of the user whose turn it is."""
     queues: dict[int, list[LockedJob]] = {}
     for job in locked:
         queues.setdefault(job.record.user_id, []).append(job)
     batches = []
     while queues and room.is_left:
-        user = min(queues, key=room.running_of_user)
+        user = min(queues, key=room.turn)
         packing, queues[user] = _next_batch(stock, queues[user], room, len(queues))
         if packing.rows:
             batches.append(packing)
-            room.batches -= 1
+            room.take_batch(packing.jobs.values(), packing.rows[0].type, len(packing.rows), packing.bytes)
         if not queues[user]:
             del queues[user]
     return batches
@@ -128,7 +136,7 @@ def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> lis
 def _next_batch(stock: _Stock, queue: list[LockedJob], room: Room, sharers: int) -> tuple[_Packing, list[LockedJob]]:
     """A batch for a user's first job and those like it, and the jobs that may have more.
 
-    Where it has no elements, nothing is due in the first job, or a cap is reached; the next may be of another site.
+    Where it has no elements, nothing is due in the first job, or a limit is reached; the next may be of another site.
     """
     first = queue[0]
     waiting = sum(job.counters.submitted for job in queue if _are_alike(first, job))
@@ -140,7 +148,7 @@ def _next_batch(stock: _Stock, queue: list[LockedJob], room: Room, sharers: int)
         if not _are_alike(first, job):
             remaining.append(job)
             continue
-        allowed = room.for_job(job)
+        allowed = stock.allowed(job)
         rows = stock.waiting(job, allowed, sharers)
         count = packing.fill(job, rows, allowed)
         room.take(job, count)
@@ -171,8 +179,9 @@ class _Packing:
         self.rows: list[sa.Row[Any]] = []
         self.jobs: dict[int, LockedJob] = {}
         self.is_full = most < 1
+        self.bytes = 0
         self._most = most
-        self._bytes_left = most_bytes
+        self._most_bytes = most_bytes
 
     def fill(self, job: LockedJob, waiting: deque[sa.Row[Any]], allowed: int) -> int:
         """Take rows of a job off, the first ones that fit; returns how many."""
@@ -184,11 +193,11 @@ class _Packing:
                 passed_over.append(waiting.popleft())
                 continue
             alone = row.type is JobType.LIST or goes_alone(row.attempts, row.failure_code)
-            if self.rows and (alone or row.size > self._bytes_left):
+            if self.rows and (alone or self.bytes + row.size > self._most_bytes):
                 self.is_full = True
                 break
             self.rows.append(waiting.popleft())
-            self._bytes_left -= row.size
+            self.bytes += row.size
             self.is_full = alone or len(self.rows) == self._most
         waiting.extendleft(reversed(passed_over))
         count = len(self.rows) - before
@@ -243,7 +252,12 @@ class _Listings:
     """One LIST element for each job."""
 
     def __init__(self, session: Session, locked: Sequence[LockedJob], room: Room, now: datetime) -> None:
+        self._room = room
         self._due = {number: deque(rows) for number, rows in due.due_listings(session, locked, now).items()}
+
+    def allowed(self, job: LockedJob) -> int:
+        """How many elements of a job may be taken."""
+        return self._room.elements
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
         if allowed < 1 or job.id not in self._due:
@@ -277,6 +291,10 @@ class _Work:
         for job_id, rows in due.due_work_of_small(session, small, now).items() if small else ():
             self._due[job_id] = deque(rows)
 
+    def allowed(self, job: LockedJob) -> int:
+        """How many elements of a job may be taken."""
+        return self._room.for_work(job)
+
     def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
         """What is due of a job, as far as it is known; more is read when that is nothing."""
         if job.id not in self._due:
@@ -284,7 +302,7 @@ class _Work:
             self._read_on[job.id] = 0
         waiting = self._due[job.id]
         if not waiting and job.id in self._read_on and allowed > 0:
-            share = -(-self._room.batches // sharers) * self._room.batch_size(job.record)
+            share = -(-self._room.batches // sharers) * self._room.limits.batch_size(job.record)
             most = min(share, self._room.elements)
             offset = self._read_on.pop(job.id)
             waiting.extend(due.due_work(self._session, job, most, offset, self._now))

@@ -6,7 +6,7 @@ late. Who looks and finds nothing puts them right, so nobody looks at a job twic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,9 @@ from pdm.workqueue.store.locks import LockedJob
 from pdm.workqueue.store.records import ELEMENT_COLUMNS
 from pdm.workqueue.store.tables import elements, jobs
 from pdm.workqueue.WorkqueueDB import HAS_LISTING, HAS_WORK, IS_HELD, IS_RUNNING, IS_WAITING_WORK
+
+#: Due jobs of a user that are looked at, at most, to find some that no limit keeps out.
+MOST_PASSED_OVER = 5000
 
 
 class Lane:
@@ -38,13 +41,29 @@ class Lane:
         following = sa.select(sa.func.min(jobs.c.user_id)).where(waits, jobs.c.user_id > first.c.id).scalar_subquery()
         active = first.union_all(sa.select(following).where(first.c.id.is_not(None)))
         self.users = sa.select(active.c.id).where(active.c.id.is_not(None))
-        self.jobs_of_user = (
+        due_of_user = (
             sa.select(jobs.c.id, jobs.c.num_submitted)
             .where(waits, jobs.c.user_id == bindparam("user"), due_at <= bindparam("now"))
             .order_by(jobs.c.priority, jobs.c.id)
-            .limit(bindparam("most"))
+        )
+        self.jobs_of_user = due_of_user.limit(bindparam("most"))
+        # Where many jobs wait for one closed route, only so many are passed over to find others: that bounds the cost.
+        self._first_of_user = (
+            due_of_user.add_columns(jobs.c.priority, jobs.c.src_siteid, jobs.c.dst_siteid)
+            .limit(MOST_PASSED_OVER)
+            .subquery("first_jobs")
         )
         self.earliest = sa.select(due_at).where(waits).order_by(due_at).limit(1)
+
+    def open_jobs_of_user(self, conditions: Callable[[Any], Sequence[sa.ColumnElement[bool]]]) -> sa.Select[Any]:
+        """As ``jobs_of_user``, without those that do not meet conditions on number and sites."""
+        first = self._first_of_user.c
+        return (
+            sa.select(first.id, first.num_submitted)
+            .where(*conditions(first))
+            .order_by(first.priority, first.id)
+            .limit(bindparam("most"))
+        )
 
 
 LISTINGS = Lane(jobs.c.list_due_at, HAS_LISTING)

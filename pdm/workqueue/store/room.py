@@ -1,8 +1,10 @@
-"""How much a claim may take: in all, for a user, for a job, for a site."""
+"""How much a claim may take: in all, and for a route, a site, a user, a job; and whose turn it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from attrs import define, field, frozen
@@ -10,14 +12,15 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, fair_share, kind_of
 from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.domain.jobs import Batch, JobRecord
+from pdm.workqueue.domain.streams import Key, Limited, Openings, Route, common_keys
+from pdm.workqueue.domain.turns import Turns, work_in
 from pdm.workqueue.store.locks import LockedJob
 from pdm.workqueue.store.tables import jobs
 from pdm.workqueue.WorkqueueDB import HAS_RUNNING
 
 _LISTINGS = frozenset({JobType.LIST})
 _WORK = frozenset(JobType) - _LISTINGS
-_NO_CAP = 2**62
 
 
 @frozen
@@ -34,9 +37,8 @@ class ClaimLimits:
             for no such care.
         batch_bytes: at most so many in a batch, unless it is of one element.
         types: ``{LIST}`` for the lane of listings, all others for the lane of work, or all for both.
-        job_caps: job → how many of its elements may run; jobs that are not named have no cap.
-        user_caps: the same for users.
-        site_caps: the same for what reads from or writes to a site; 0 pauses it.
+        openings: how many batches for a route, a site, a user, a job; listings are not counted.
+        turns: what users were given before; a claim leaves it as it is.
     """
 
     elements: int
@@ -46,21 +48,35 @@ class ClaimLimits:
     types: frozenset[JobType] = field(default=frozenset(JobType))
     batch_sizes: Mapping[WorkKind, int] | None = None
     sharers: int = 0
-    job_caps: Mapping[int, int] | None = None
-    user_caps: Mapping[int, int] | None = None
-    site_caps: Mapping[int, int] | None = None
+    openings: Openings = field(factory=Openings)
+    turns: Turns = field(factory=Turns)
 
     @types.validator
     def _whole_lanes(self, attribute: object, types: frozenset[JobType]) -> None:
         if types not in (_LISTINGS, _WORK, _LISTINGS | _WORK):
             raise ValueError("a claim takes listings, or all but listings, or all")
 
+    def batch_size(self, job: JobRecord) -> int:
+        """How many elements a batch with work of this job's kind may have."""
+        if self.batch_sizes is None:
+            return self.batch_elements
+        return min(self.batch_sizes.get(kind_of(job), FIRST_SIZE), self.batch_elements)
 
-#: What runs, by user and route: as many rows as jobs run, however many wait or have ended.
+    def note(self, turns: Turns, batches: Iterable[Batch]) -> None:
+        """Count what a claim under these limits took."""
+        for batch in batches:
+            work = 1.0
+            if batch.type is not JobType.LIST:
+                total_bytes = sum(element.size for element in batch.elements)
+                work = work_in(len(batch.elements), self.batch_size(batch.job), total_bytes, self.batch_bytes)
+            turns.give(batch.job.user_id, work)
+
+
+#: What runs, by user: as many rows as jobs run, however many wait or have ended.
 RUNNING = (
-    sa.select(jobs.c.user_id, jobs.c.src_siteid, jobs.c.dst_siteid, sa.func.sum(jobs.c.num_running).label("running"))
+    sa.select(jobs.c.user_id, sa.func.sum(jobs.c.num_running).label("running"))
     .where(sa.text(HAS_RUNNING))
-    .group_by(jobs.c.user_id, jobs.c.src_siteid, jobs.c.dst_siteid)
+    .group_by(jobs.c.user_id)
 )
 
 
@@ -77,38 +93,35 @@ class Room:
     limits: ClaimLimits
     elements: int
     batches: int
-    # Elements running, by user and by site; jobs know their own.
-    _users: dict[int, int]
-    _sites: dict[int, int]
+    # Elements running, by user, in all daemons.
+    _running: dict[int, int]
+    _turns: Turns
+    _taken: dict[Key, int] = field(factory=dict)
 
     @classmethod
     def measure(cls, session: Session, limits: ClaimLimits) -> Room:
         """The room under some limits, with what runs at present."""
-        users: dict[int, int] = {}
-        sites: dict[int, int] = {}
-        for row in session.execute(RUNNING):
-            running = int(row.running)
-            users[row.user_id] = users.get(row.user_id, 0) + running
-            for site in _touched(row.src_siteid, row.dst_siteid):
-                sites[site] = sites.get(site, 0) + running
-        return cls(limits, limits.elements, limits.batches, users, sites)
+        running = {row.user_id: int(row.running) for row in session.execute(RUNNING)}
+        return cls(limits, limits.elements, limits.batches, running, limits.turns.copy())
 
     @property
     def is_left(self) -> bool:
         return self.elements > 0 and self.batches > 0
 
-    def running_of_user(self, user_id: int) -> int:
-        return self._users.get(user_id, 0)
+    def turn(self, user_id: int) -> tuple[float, float]:
+        """Who has the least comes next: by the work that users were given, then by what they have running."""
+        running = self._running.get(user_id, 0) / self._turns.weight(user_id)
+        return self._turns.time_of(user_id), running
+
+    def in_turn(self, users: Iterable[int]) -> list[int]:
+        """Users, the next one first."""
+        # Chance decides between equals; else the first would always win where work is done as soon as it is claimed.
+        shuffled = list(users)
+        random.shuffle(shuffled)
+        return sorted(shuffled, key=self.turn)
 
     def user_is_open(self, user_id: int) -> bool:
-        return _left(self.limits.user_caps, user_id, self.running_of_user(user_id)) > 0
-
-    def batch_size(self, job: JobRecord) -> int:
-        """How many elements a batch with work of this job's kind may have."""
-        limits = self.limits
-        if limits.batch_sizes is None:
-            return limits.batch_elements
-        return min(limits.batch_sizes.get(kind_of(job), FIRST_SIZE), limits.batch_elements)
+        return self._left((Limited.USER, user_id)) > 0
 
     def for_batch(self, job: JobRecord, waiting: int) -> int:
         """How many elements one more batch may have.
@@ -117,50 +130,55 @@ class Room:
             job: one that it is of.
             waiting: elements that could go into it.
         """
-        most = min(self.elements, self.batch_size(job))
+        most = min(self.elements, self.limits.batch_size(job))
         return min(most, fair_share(waiting, self.limits.sharers)) if self.limits.sharers else most
 
-    def for_job(self, job: LockedJob) -> int:
-        """How many elements of a job may go into one more batch, as far as caps say."""
-        record, limits = job.record, self.limits
-        if limits.job_caps is None and limits.user_caps is None and limits.site_caps is None:
-            return self.elements
-        return min(
-            self.elements,
-            _left(limits.job_caps, record.id, job.counters.running),
-            _left(limits.user_caps, record.user_id, self.running_of_user(record.user_id)),
-            *(
-                _left(limits.site_caps, site, self._sites.get(site, 0))
-                for site in _touched(record.src_siteid, record.dst_siteid)
-            ),
-        )
+    def for_work(self, job: LockedJob) -> int:
+        """How many elements of a job may go into a batch, as far as limits say; none if one more may not be."""
+        keys = (*common_keys(job.record), (Limited.JOB, job.id))
+        return self.elements if all(self._left(key) > 0 for key in keys) else 0
 
     def take(self, job: LockedJob, count: int) -> None:
         """Count elements that go into a batch."""
-        record = job.record
         self.elements -= count
-        self._users[record.user_id] = self.running_of_user(record.user_id) + count
-        for site in _touched(record.src_siteid, record.dst_siteid):
-            self._sites[site] = self._sites.get(site, 0) + count
+        self._running[job.record.user_id] = self._running.get(job.record.user_id, 0) + count
 
-    def closed(self) -> list[sa.ColumnElement[bool]]:
-        """Conditions that keep out jobs of which nothing may be taken, so that they hide no others."""
-        limits = self.limits
-        conditions: list[sa.ColumnElement[bool]] = []
-        sites = [site for site, cap in (limits.site_caps or {}).items() if self._sites.get(site, 0) >= cap]
-        if sites:
-            conditions = [
-                jobs.c.src_siteid.not_in(sites),
-                sa.or_(jobs.c.dst_siteid.is_(None), jobs.c.dst_siteid.not_in(sites)),
-            ]
-        for job_id, cap in (limits.job_caps or {}).items():
-            conditions.append(sa.or_(jobs.c.id != job_id, jobs.c.num_running < cap))
+    def take_batch(self, members: Iterable[LockedJob], type_: JobType, elements: int, total_bytes: int) -> None:
+        """Count a batch of some jobs that are alike."""
+        self.batches -= 1
+        records = [job.record for job in members]
+        first, work = records[0], 1.0
+        if type_ is not JobType.LIST:
+            work = work_in(elements, self.limits.batch_size(first), total_bytes, self.limits.batch_bytes)
+            for key in (*common_keys(first), *((Limited.JOB, record.id) for record in records)):
+                self._taken[key] = self._taken.get(key, 0) + 1
+        self._turns.give(first.user_id, work)
+
+    def conditions(self, columns: Any) -> list[sa.ColumnElement[bool]]:
+        """Conditions that keep out jobs of which no work may be taken, so that they hide no others.
+
+        Args:
+            columns: of jobs: id, src_siteid, dst_siteid.
+        """
+        closed: dict[Limited, list[Any]] = {kind: [] for kind in Limited}
+        for kind, named in self.limits.openings.left:
+            if self._left((kind, named)) <= 0:
+                closed[kind].append(named)
+        conditions = [_not_on(route, columns) for route in closed[Limited.ROUTE]]
+        if sites := closed[Limited.INTO]:
+            conditions.append(sa.func.coalesce(columns.dst_siteid, columns.src_siteid).not_in(sites))
+        if sites := closed[Limited.OUT_OF]:
+            conditions.append(sa.or_(columns.dst_siteid.is_(None), columns.src_siteid.not_in(sites)))
+        if numbers := closed[Limited.JOB]:
+            conditions.append(columns.id.not_in(numbers))
         return conditions
 
+    def _left(self, key: Key) -> int:
+        return self.limits.openings.of(key) - self._taken.get(key, 0)
 
-def _left(caps: Mapping[int, int] | None, key: int, running: int) -> int:
-    return _NO_CAP if caps is None else caps.get(key, _NO_CAP) - running
 
-
-def _touched(source: int, destination: int | None) -> set[int]:
-    return {source} if destination is None else {source, destination}
+def _not_on(route: Route, columns: Any) -> sa.ColumnElement[bool]:
+    destination = columns.dst_siteid
+    if route.destination is None:
+        return sa.or_(columns.src_siteid != route.source, destination.is_not(None))
+    return sa.or_(columns.src_siteid != route.source, destination.is_(None), destination != route.destination)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -40,6 +41,12 @@ def find(session: Session, subject: str) -> UserRecord | None:
     """The user of a subject."""
     row = session.execute(sa.select(*_COLUMNS).where(users.c.subject == subject)).one_or_none()
     return None if row is None else UserRecord(*row)
+
+
+def numbers(session: Session, subjects: Collection[str]) -> dict[str, int]:
+    """The numbers of those subjects that are users."""
+    rows = session.execute(sa.select(users.c.subject, users.c.id).where(users.c.subject.in_(subjects)))
+    return {row.subject: row.id for row in rows}
 
 
 def fetch(session: Session, user_id: int) -> UserRecord | None:

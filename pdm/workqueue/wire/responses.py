@@ -209,6 +209,26 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: dict[str, str]
 
 
+class RouteView(msgspec.Struct, frozen=True, kw_only=True):
+    """Work from one site to another, in streams: helpers that carry out one batch after the other.
+
+    A stream more is tried while it brings more throughput; failures of connections halve them. Listings are not
+    counted.
+    """
+
+    source: Annotated[int, Meta(description="Number of a site.")]
+    destination: Annotated[int | None, Meta(description="Number of a site; null where only the source is changed.")]
+    running: Annotated[int, Meta(description="Streams at present.")]
+    limit: Annotated[int, Meta(description="Streams that there may be at present.")]
+    least: Annotated[int, Meta(description="The limit never goes below it.")]
+    most: Annotated[int, Meta(description="Nor above: what configuration and sites allow.")]
+    throughput: Annotated[float | None, Meta(description="Of all streams together, when it was measured last.")]
+    unit: Annotated[str | None, Meta(description="Of the throughput: bytes/s, or elements/s where they are small.")]
+    reason: Annotated[str, Meta(description="Of the latest decision about the limit, a sentence.")]
+    decided_at: Annotated[datetime, Meta(description="When that was.")]
+    changed_at: Annotated[datetime, Meta(description="When the limit changed last.")]
+
+
 class DelegationView(msgspec.Struct, frozen=True, kw_only=True):
     """A delegated credential."""
 

@@ -1,0 +1,233 @@
+"""How many streams a route gets: one more while it gains, fewer when it fails. Pure; moments are arguments.
+
+Additive increase, multiplicative decrease. Throughput is what the streams do together: bytes/s where files are large,
+elements/s where they are small. A stream more stays only if it brings a fair part of what a stream should; else it is
+taken back, and the next trial waits twice as long as the one before.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from attrs import define, field, frozen
+
+from pdm.workqueue.domain.failures import FailureCode
+
+#: Codes that may mean that there is too much on a route at once.
+ROUTE_FAILURES = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED, FailureCode.CRASHED})
+#: The fewest streams of a route.
+LEAST = 1
+
+#: Share of attempts that may fail in such a way, and how many must have.
+_BAD_SHARE = 0.25
+_LEAST_FAILED = 3
+#: A stream more stays if it brings this part of what one of those before it did on the average.
+_WORTH = 0.3
+#: Below this part of what it was, throughput has fallen clearly.
+_FALLEN = 0.6
+#: With fewer streams busy than this part of the limit, there is not enough work to judge by.
+_BUSY = 0.75
+#: A window ends when each stream has ended so many batches in it.
+_BATCHES_A_STREAM = 2
+#: The part of a batch's time that must lie in a window for it to count there.
+_INSIDE = 0.75
+#: Windows between two trials at first, and at most.
+_FIRST_HOLD, _LONGEST_HOLD = 4, 64
+#: Mean bytes of an element from which on bytes count.
+_LARGE = 2**20
+_BYTES, _ELEMENTS = "bytes/s", "elements/s"
+
+
+@frozen
+class Run:
+    """What a batch came to.
+
+    Attributes:
+        seconds: that it took on its stream.
+        elements: done.
+        moved: bytes.
+        attempts: that ended and count.
+        failed: how many of them with one of `ROUTE_FAILURES`.
+    """
+
+    seconds: float
+    elements: int
+    moved: int
+    attempts: int
+    failed: int
+
+
+@define
+class _Window:
+    since: datetime
+    batches: int = 0
+    seconds: float = 0.0
+    elements: int = 0
+    moved: int = 0
+    attempts: int = 0
+    failed: int = 0
+    # Streams times seconds, until the moment when their number last changed.
+    busy: float = 0.0
+
+
+@frozen
+class _Speed:
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        if self.unit == _BYTES:
+            return f"{self.value / 1e6:.1f} MB/s"
+        return f"{self.value:.1f} {self.unit}"
+
+
+@define
+class Pacer:
+    """The limit of one route.
+
+    Attributes:
+        limit: streams at once.
+        most: never more than this.
+        window_s: seconds of work between two decisions, at least.
+        reason: why the limit is as it is: the latest decision, in a sentence.
+        decided_at: when that was.
+        changed_at: when the limit changed last.
+        running: streams at present.
+    """
+
+    limit: int
+    most: int
+    window_s: float
+    changed_at: datetime
+    reason: str = "as many as a route begins with"
+    decided_at: datetime = field(init=False)
+    running: int = 0
+    _running_since: datetime = field(init=False)
+    _window: _Window = field(init=False)
+    _speed: _Speed | None = None
+    # What the present limit brings; what one stream less brought, while one more is tried.
+    _here: _Speed | None = None
+    _before: _Speed | None = None
+    _hold: int = _FIRST_HOLD
+    _try_at: datetime | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.most = max(self.most, LEAST)
+        self.limit = min(max(self.limit, LEAST), self.most)
+        self.decided_at = self._running_since = self.changed_at
+        self._window = _Window(self.changed_at)
+
+    @property
+    def throughput(self) -> float | None:
+        """Of the last window; None before the first has ended."""
+        return None if self._speed is None else self._speed.value
+
+    @property
+    def unit(self) -> str | None:
+        """Of the throughput."""
+        return None if self._speed is None else self._speed.unit
+
+    def runs(self, count: int, now: datetime) -> None:
+        """So many streams there are from now on."""
+        self._window.busy += self.running * _seconds(max(self._running_since, self._window.since), now)
+        self.running, self._running_since = count, now
+
+    def bound(self, most: int, now: datetime) -> bool:
+        """Never more than this from now on; says whether the limit changed."""
+        self.most = max(most, LEAST)
+        if self.limit <= self.most:
+            return False
+        self._move(self.most, f"the sites and the configuration allow {self.most} at most", now)
+        return True
+
+    def ended(self, run: Run, now: datetime) -> bool:
+        """Take in a batch that has ended; says whether the limit changed."""
+        window = self._window
+        if _seconds(window.since, now) < run.seconds * _INSIDE:
+            # It says more about the limit before.
+            return False
+        window.batches += 1
+        window.seconds += run.seconds
+        window.elements += run.elements
+        window.moved += run.moved
+        window.attempts += run.attempts
+        window.failed += run.failed
+        before = self.limit
+        if window.failed >= _LEAST_FAILED and window.failed >= _BAD_SHARE * window.attempts:
+            self._failing(now)
+        elif _seconds(window.since, now) >= self.window_s and window.batches >= _BATCHES_A_STREAM * self.limit:
+            self._judge(now)
+        return self.limit != before
+
+    def _failing(self, now: datetime) -> None:
+        window = self._window
+        share = f"{window.failed} of {window.attempts} attempts failed by connection, time-out, stall or crash"
+        self._hold, self._try_at = _FIRST_HOLD, None
+        if self.limit > LEAST:
+            self._move(self.limit // 2, f"{share}: halved", now)
+        else:
+            self._move(LEAST, f"{share}: there cannot be fewer", now)
+
+    def _judge(self, now: datetime) -> None:
+        window = self._window
+        self.runs(self.running, now)
+        busy = window.busy / _seconds(window.since, now)
+        unit, work = (
+            (_BYTES, window.moved) if window.moved >= _LARGE * window.elements else (_ELEMENTS, window.elements)
+        )
+        speed = self._speed = _Speed(work / window.seconds * busy if window.seconds else 0.0, unit)
+        if busy < _BUSY * self.limit:
+            self._keep(f"there was work for {busy:.1f} of its {self.limit} streams only", now)
+        elif self._before is not None and self._before.unit == unit:
+            self._judge_trial(speed, self._before, now)
+        elif self._here is not None and self._here.unit == unit and speed.value < _FALLEN * self._here.value:
+            self._fallen(speed, self._here, now)
+        else:
+            self._before = None
+            self._here = speed
+            self._try_more(f"{self.limit} bring {speed}", now)
+
+    def _judge_trial(self, speed: _Speed, before: _Speed, now: datetime) -> None:
+        gain = speed.value / before.value - 1 if before.value else 1.0
+        wanted = _WORTH / (self.limit - 1)
+        if gain >= wanted:
+            self._hold, self._try_at, self._before, self._here = _FIRST_HOLD, None, None, speed
+            self._try_more(f"the last one more brought {gain:+.0%}, {speed}", now)
+            return
+        self._try_at = now + timedelta(seconds=self._hold * self.window_s)
+        self._hold = min(2 * self._hold, _LONGEST_HOLD)
+        self._move(self.limit - 1, f"one more brought {gain:+.0%} only ({speed} after {before}): taken back", now)
+        self._here = before
+
+    def _fallen(self, speed: _Speed, before: _Speed, now: datetime) -> None:
+        words = f"throughput fell from {before} to {speed}"
+        if self.limit > LEAST:
+            self._move(self.limit // 2, f"{words}: halved", now)
+        else:
+            self._here = speed
+            self._keep(f"{words}: there cannot be fewer", now)
+
+    def _try_more(self, why: str, now: datetime) -> None:
+        if self.limit >= self.most:
+            self._keep(f"{why}: there may be no more", now)
+        elif self._try_at is not None and now < self._try_at:
+            self._keep(f"{why}; one more brought nothing, and is tried again at {self._try_at:%H:%M:%S} UTC", now)
+        else:
+            before = self._here
+            self._move(self.limit + 1, f"{why}: one more is tried", now)
+            self._before = before
+
+    def _keep(self, reason: str, now: datetime) -> None:
+        self.reason, self.decided_at = reason, now
+        self._window = _Window(now)
+
+    def _move(self, limit: int, reason: str, now: datetime) -> None:
+        """Set the limit; what was learned about the one before is forgotten."""
+        if limit != self.limit:
+            self.limit, self.changed_at = limit, now
+        self._here = self._before = None
+        self._keep(reason, now)
+
+
+def _seconds(since: datetime, until: datetime) -> float:
+    return max((until - since).total_seconds(), 0.0)

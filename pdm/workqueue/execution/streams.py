@@ -1,0 +1,200 @@
+"""How many streams of work this daemon runs, and where it may run more: limits, and what routes have taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from attrs import frozen
+from twisted.logger import Logger
+
+from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.domain.pacing import LEAST, Pacer, Run
+from pdm.workqueue.domain.streams import Key, Ledger, Limited, Openings, Place, Route, batch_keys, route_of
+from pdm.workqueue.sites.registry import SiteRegistry
+
+#: Routes that are remembered without anything running on them.
+_MOST_IDLE = 1000
+
+
+@frozen
+class StreamLimits:
+    """How many streams there may be at once.
+
+    Attributes:
+        total: in all.
+        route: from one site to another, at most; fewer where no more are worth it.
+        route_start: what a route begins with.
+        window_s: seconds of work after which it is decided anew how many a route gets.
+        site_in: into one site whose own description says nothing else.
+        site_out: out of one site, likewise.
+        user: of one user.
+        job: with elements of one job.
+    """
+
+    total: int
+    route: int
+    route_start: int
+    window_s: float
+    site_in: int
+    site_out: int
+    user: int
+    job: int
+
+
+@frozen
+class RouteState:
+    """What is known of a route.
+
+    Attributes:
+        running: streams at present.
+        limit: as many as there may be; between ``least`` and ``most``.
+        throughput: of all streams together, in ``unit``, when it was measured last; None before.
+        reason: of the latest decision about the limit, a sentence.
+        decided_at: when that was.
+        changed_at: when the limit changed last.
+    """
+
+    route: Route
+    running: int
+    limit: int
+    least: int
+    most: int
+    throughput: float | None
+    unit: str | None
+    reason: str
+    decided_at: datetime
+    changed_at: datetime
+
+
+class Streams:
+    """The streams of this daemon.
+
+    Args:
+        limits: of the configuration.
+        sites: may have limits of their own.
+        clock: the present moment, UTC.
+    """
+
+    _log = Logger()
+
+    def __init__(self, limits: StreamLimits, sites: SiteRegistry, clock: Callable[[], datetime]) -> None:
+        self._limits = limits
+        self._sites = sites
+        self._clock = clock
+        self._ledger = Ledger(self._limit_of, self._running)
+        self._pacers: dict[Route, Pacer] = {}
+
+    def place(self, batch: Batch) -> Place:
+        """A place for a claimed batch that is no listing."""
+        return self._ledger.place(batch_keys(batch))
+
+    def room(self) -> int:
+        """How many batches more may be claimed: one for each stream there may be, and as many ahead."""
+        total, waiting = self._limits.total, self._ledger.waiting
+        return max(total - self._ledger.streams, 0) + max(total - waiting, 0)
+
+    def openings(self) -> Openings:
+        """How many of them for which route, site, user, job."""
+        # Batches that may not run yet must not be all there are: then only what may run at once is claimed.
+        ahead = 2 if self._ledger.waiting < self._limits.total else 1
+        keys = {*self._ledger.claimed(), *((Limited.ROUTE, route) for route in self._pacers)}
+        for site in self._sites.all():
+            if site.limit_in or site.limit_out:
+                keys |= {(Limited.INTO, site.id), (Limited.OUT_OF, site.id)}
+        first = self._limits
+        starts = {
+            Limited.ROUTE: min(first.route_start, first.route, first.total),
+            Limited.INTO: first.site_in,
+            Limited.OUT_OF: first.site_out,
+            Limited.USER: first.user,
+            Limited.JOB: first.job,
+        }
+        return Openings(
+            {key: self._ledger.left(key, ahead) for key in keys},
+            {kind: limit * ahead for kind, limit in starts.items()},
+        )
+
+    def ended(self, batch: Batch, run: Run) -> None:
+        """Let a route learn from a batch that had its turn."""
+        route = route_of(batch.job)
+        pacer, now = self._pacer(route), self._clock()
+        before, decided_at = pacer.limit, pacer.decided_at
+        pacer.ended(run, now)
+        self._tell(route, pacer, before, decided_at)
+
+    def routes(self) -> list[RouteState]:
+        """What is known of all routes on which something ran, by their sites."""
+        return [
+            RouteState(
+                route,
+                self._ledger.running((Limited.ROUTE, route)),
+                pacer.limit,
+                LEAST,
+                pacer.most,
+                pacer.throughput,
+                pacer.unit,
+                pacer.reason,
+                pacer.decided_at,
+                pacer.changed_at,
+            )
+            for route, pacer in sorted(
+                self._pacers.items(), key=lambda item: (item[0].source, item[0].destination or 0)
+            )
+        ]
+
+    # -- limits
+
+    def _limit_of(self, key: Key) -> int:
+        kind, named = key
+        if isinstance(named, Route):
+            return self._bounded(named).limit
+        if kind is Limited.USER:
+            return self._limits.user
+        if kind is Limited.JOB:
+            return self._limits.job
+        return self._site_limit(kind, named)
+
+    def _site_limit(self, kind: Limited, number: object) -> int:
+        site = self._sites.by_id(number) if isinstance(number, int) else None
+        own = None if site is None else site.limit_in if kind is Limited.INTO else site.limit_out
+        return own or (self._limits.site_in if kind is Limited.INTO else self._limits.site_out)
+
+    def _most(self, route: Route) -> int:
+        sites = (self._limit_of(key) for key in route.limited_by() if key[0] is not Limited.ROUTE)
+        return min(self._limits.total, self._limits.route, *sites)
+
+    def _bounded(self, route: Route) -> Pacer:
+        """The pacer of a route, which knows how many there may be today: descriptions of sites are read anew."""
+        pacer, most = self._pacer(route), self._most(route)
+        if pacer.most != most:
+            before, decided_at = pacer.limit, pacer.decided_at
+            pacer.bound(most, self._clock())
+            self._tell(route, pacer, before, decided_at)
+        return pacer
+
+    def _pacer(self, route: Route) -> Pacer:
+        pacer = self._pacers.get(route)
+        if pacer is None:
+            if len(self._pacers) >= _MOST_IDLE:
+                self._pacers = {known: kept for known, kept in self._pacers.items() if kept.running}
+            pacer = Pacer(self._limits.route_start, self._most(route), self._limits.window_s, self._clock())
+            self._pacers[route] = pacer
+        return pacer
+
+    def _running(self, key: Key, count: int) -> None:
+        if isinstance(key[1], Route):
+            self._pacer(key[1]).runs(count, self._clock())
+
+    def _tell(self, route: Route, pacer: Pacer, before: int, decided_at: datetime) -> None:
+        if pacer.limit != before:
+            self._log.info(
+                "route {source} -> {destination}: {before} streams become {limit}: {reason}",
+                source=route.source,
+                destination=route.source if route.destination is None else route.destination,
+                before=before,
+                limit=pacer.limit,
+                reason=pacer.reason,
+            )
+        elif pacer.decided_at != decided_at:
+            self._log.debug("route {route} keeps its streams: {reason}", route=route, reason=pacer.reason)
