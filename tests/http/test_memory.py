@@ -38,7 +38,7 @@ async def _status(service: Service, user: str, job_id: int) -> str:
     """The status of a job, by both routes."""
     job = await service.call(user, "GET", f"/jobs/{job_id}")
     status = await service.call(user, "GET", f"/jobs/{job_id}/status")
-    assert status.json == {"jobid": job_id, "status": job.json["status"]}
+    assert (status.json["jobid"], status.json["status"]) == (job_id, job.json["status"])
     return str(status.json["status"])
 
 
