@@ -300,6 +300,8 @@ class Queue(RuleBasedStateMachine):
         """Left alone, everything comes to its end: nothing was lost."""
         self.store.pass_time(1000)
         self.store.run(claims.release_expired, self.store.now)
+        # What a daemon's end has cost for the third time waits a little.
+        self.store.pass_time(1000)
         self.store.worker("last")
         for user in self.users:
             self.store.run(claims.resume_held, user, self.store.now)
