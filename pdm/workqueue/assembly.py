@@ -113,6 +113,7 @@ class Assembly:
             self._command_for,
             most=agents.max_agents + agents.list_agents,
             kept_free=agents.list_agents,
+            spare=agents.idle_agents,
             idle_s=agents.idle_s,
             unused=credentials.released,
         )

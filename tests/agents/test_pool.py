@@ -110,6 +110,27 @@ async def test_another_credential_gets_another_agent(pool: AgentPool, unused: Un
 
 
 @pytest_twisted.ensureDeferred
+async def test_agents_of_users_who_take_turns_are_kept() -> None:
+    pool = AgentPool(reactor, reactor, lambda kind: command(ECHO), most=1, idle_s=60, unused=lambda name: None, spare=1)
+    agents: dict[str, AgentProcess] = {}
+    for name in ("one", "two", "one", "two"):
+        agent = await pool.lend(kind(credential=name))
+        assert agents.setdefault(name, agent) is agent
+        waiting = Deferred.fromCoroutine(pool.lend(kind(credential="three")))
+        await deferLater(reactor, 0.02)
+        # However many may live: one works.
+        assert not waiting.called
+        waiting.cancel()
+        waiting.addErrback(lambda _: None)
+        pool.give_back(agent, kind(credential=name))
+    # The longest unused makes room.
+    third = await pool.lend(kind(credential="three"))
+    assert third.alive
+    assert [agents["one"].alive, agents["two"].alive] == [False, True]
+    await pool.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: AgentPool) -> None:
     agents = [await pool.lend(kind()) for _ in range(2)]
     waiting = Deferred.fromCoroutine(pool.lend(kind()))

@@ -71,7 +71,9 @@ class AgentPool:
     Args:
         spawner, timer: the reactor, which is both.
         command_for: how an agent of a kind is started.
-        most: how many agents may live at once.
+        most: how many agents may work at once.
+        spare: how many more may live without work: a login costs a server a tenth of a second, so agents of users who
+            take turns are worth keeping.
         kept_free: how many of them only who needs one alone may have.
         idle_s: seconds after which an unused agent is ended.
         unused: called with the fingerprint of a credential once no agent lives that works with it.
@@ -91,12 +93,14 @@ class AgentPool:
         unused: Callable[[str], None],
         start_timeout_s: float = 30.0,
         kept_free: int = 0,
+        spare: int = 0,
     ) -> None:
         self._spawner = spawner
         self._timer = timer
         self._command_for = command_for
         self._most = most
         self._kept_free = kept_free
+        self._most_living = most + spare
         self._idle_s = idle_s
         self._unused = unused
         self._start_timeout_s = start_timeout_s
@@ -164,7 +168,7 @@ class AgentPool:
                 agent = self._free(kind)
                 if agent is not None:
                     return agent
-                if len(self._living) + self._making_room < self._most:
+                if len(self._living) + self._making_room < self._most_living:
                     return None
                 if self._idle:
                     # The place is needed for another kind: the longest unused one makes room.

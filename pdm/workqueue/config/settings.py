@@ -147,6 +147,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         max_agents: helpers that copy, remove, rename and make directories at once.
         list_agents: helpers more, for listings alone, so that ``pdm ls`` never waits behind copies.
+        idle_agents: helpers more that may live without work, so that users who take turns need not log in anew.
         idle_s: a helper without work for so long is ended.
         python: interpreter of the helpers. After reading never None (nothing in the file: the daemon's own).
         library_path: ``LD_LIBRARY_PATH`` of the helpers, for grid tools installed outside the system's folders.
@@ -155,6 +156,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     max_agents: Annotated[int, Meta(ge=1, le=1000)] = 4
     list_agents: Annotated[int, Meta(ge=1, le=1000)] = 1
+    idle_agents: Annotated[int, Meta(ge=0, le=1000)] = 12
     idle_s: Duration = field(default=60.0, name="idle")
     python: OptionalPath = None
     library_path: str = ""
