@@ -37,7 +37,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 def executor_of(settler: Settler) -> Executor:
     tools = AttemptTools(reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0)
     limits = ExecutionLimits(4, 1, 100, Limits())
-    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, None, lambda: None)
+    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, UNUSED, lambda: None)
 
 
 @pytest_twisted.ensureDeferred

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
@@ -22,6 +21,7 @@ from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
@@ -74,6 +74,7 @@ class Executor:
     """Runs batches.
 
     Attributes:
+        access: what every helper may know; roots and the user's credential are added for each.
         on_room: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
     """
@@ -85,7 +86,7 @@ class Executor:
     worker: str
     tools: AttemptTools
     limits: ExecutionLimits
-    trust_dir: Path | None
+    access: Access
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     _running: set[RunningBatch] = field(factory=set)
@@ -223,7 +224,7 @@ class Executor:
             if fingerprint:
                 self.credentials.let_go(fingerprint)
             raise
-        environment = mover.environment(path, self.trust_dir, self._roots())
+        environment = mover.environment(evolve(self.access, credential=path, roots=self._roots()))
         return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
 
     def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:

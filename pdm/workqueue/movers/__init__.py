@@ -10,11 +10,13 @@ from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.movers.file import FileMover
 from pdm.workqueue.movers.gridftp import GridFtpMover
 from pdm.workqueue.movers.mover import Mover
+from pdm.workqueue.movers.ssh import SshMover
 
 #: What the service can move. A protocol that is not here is refused when a job is submitted.
 MOVERS: Mapping[JobProtocol, Mover] = MappingProxyType(
     {
         JobProtocol.GRIDFTP: GridFtpMover(),
+        JobProtocol.SSH: SshMover(),
         JobProtocol.FILE: FileMover(),
         JobProtocol.DUMMY: DummyMover(),
     }
