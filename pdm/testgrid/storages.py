@@ -13,10 +13,12 @@ from typing import Self
 from urllib.parse import quote
 
 from pdm.testgrid import accounts
+from pdm.testgrid.credentials import GridCredentials, make_credentials
 from pdm.testgrid.daemons import Daemon
 from pdm.testgrid.processes import end_marked
 from pdm.testgrid.server import GRID_MARK
 from pdm.testgrid.sftp_server import SftpServer
+from pdm.testgrid.xrootd_server import XrootdServer
 
 _USERS = ("alice",)
 
@@ -32,6 +34,8 @@ class TestStorages:
     Attributes:
         account: local account that all servers act as; None for the caller's.
         sftp: OpenSSH servers, by site.
+        xrootd: XRootD servers, by site.
+        credentials: certificates of the XRootD servers and of alice.
     """
 
     __test__ = False  # not a test case, whatever its name makes pytest think
@@ -40,6 +44,8 @@ class TestStorages:
         self.folder = folder
         self.account: str | None = None
         self.sftp: dict[str, SftpServer] = {}
+        self.xrootd: dict[str, XrootdServer] = {}
+        self.credentials: GridCredentials | None = None
 
     def __enter__(self) -> Self:
         self.folder.mkdir(mode=0o755)
@@ -59,14 +65,18 @@ class TestStorages:
     @property
     def daemons(self) -> list[Daemon]:
         """All servers."""
-        return [*self.sftp.values()]
+        return [*self.sftp.values(), *self.xrootd.values()]
 
     def _bring_up(self) -> None:
         if os.geteuid() == 0:
             self.account = accounts.acquire(self.folder, _USERS)["alice"]
             accounts.unlock(self.account)
+        self.credentials = make_credentials(self.folder, _USERS)
         for site in ("A", "B"):
             self.give(self.root(site))
+            self.xrootd[site] = XrootdServer(
+                self.folder, f"xrootd{site}", self.root(site), self.credentials, self.account
+            )
             self.sftp[site] = SftpServer(self.folder, f"sftp{site}", self.account)
         for daemon in self.daemons:
             daemon.start()
@@ -79,12 +89,18 @@ class TestStorages:
 
     def server(self, protocol: str, site: str) -> Daemon:
         """What serves a site by a protocol."""
-        return {"ssh": self.sftp}[protocol][site]
+        return self.sftp[site] if protocol == "ssh" else self.xrootd[site]
 
     def url(self, protocol: str, site: str, path: Path) -> str:
         """The URL of a path at a site."""
         place = quote(bytes(path))
-        return f"{self.sftp[site].url}{place}" if protocol == "ssh" else f"file://{place}"
+        if protocol == "ssh":
+            return f"{self.sftp[site].url}{place}"
+        if protocol == "https":
+            return f"{self.xrootd[site].url}{place}"
+        if protocol == "xroot":
+            return f"{self.xrootd[site].root_url}/{place}"
+        return f"file://{place}"
 
     def give(self, path: Path) -> Path:
         """Let the servers' account own a file or a tree; returns the path."""
@@ -100,10 +116,15 @@ class TestStorages:
         known = self.folder / "known_hosts"
         known.write_text("".join(server.known_hosts.read_text() for server in self.sftp.values()))
         first = self.sftp["A"]
+        proxy, trust = "", ""
+        if self.credentials is not None:
+            proxy, trust = str(self.credentials.users["alice"].proxy), str(self.credentials.trust)
         return {
             "PDM_SSH_KEY": str(first.client_key),
             "PDM_SSH_KNOWN_HOSTS": str(known),
             "PDM_SSH_USER": first.user,
+            "X509_USER_PROXY": proxy,
+            "X509_CERT_DIR": trust,
             "PDM_FILE_ROOTS": json.dumps([quote(bytes(self.folder / "sites"))]),
         }
 

@@ -11,9 +11,9 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
 from tests.protocols.places import Places, judged
 
-PROTOCOLS = ["ssh"]
+PROTOCOLS = ["ssh", "https"]
 #: Names that a protocol cannot carry, whatever the client does.
-CANNOT: dict[str, list[bytes]] = {}
+CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"trail ", b"tab\t", b"cr\rx"]}
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
@@ -80,13 +80,12 @@ def test_overwriting(protocol: str, relay: HelperProcess, places: Places) -> Non
 
 @protocols
 def test_directories_are_made(protocol: str, relay: HelperProcess, places: Places) -> None:
-    one, deep = places.a / "one", places.a / "x" / "y\nz"
+    one, deep = places.a / "one", places.a / "x" / "y z"
     assert isinstance(relay.make(places.url(protocol, one))[0], wire.Done)
     assert judged(protocol, relay.make(places.url(protocol, one))[0]) == "destination EXISTS"
     assert judged(protocol, relay.make(places.url(protocol, deep))[0]) == "destination NOT_FOUND"
-    if b"new\nline" not in CANNOT.get(protocol, []):
-        assert isinstance(relay.make(places.url(protocol, deep), parents=True)[0], wire.Done)
-        assert deep.is_dir()
+    assert isinstance(relay.make(places.url(protocol, deep), parents=True)[0], wire.Done)
+    assert deep.is_dir()
     assert one.is_dir()
     file = places.put(places.a / "file")
     assert judged(protocol, relay.make(places.url(protocol, file / "below"), parents=True)[0]) == (
@@ -132,3 +131,16 @@ def test_renaming(protocol: str, relay: HelperProcess, places: Places) -> None:
     folder, moved = places.a / "folder", places.a / "moved"
     assert isinstance(relay.rename(places.url(protocol, folder), places.url(protocol, moved)), wire.Done)
     assert (moved / "in it").exists()
+
+
+def test_what_xrootd_would_take_for_another_name_is_refused(relay: HelperProcess, places: Places) -> None:
+    victim = places.put(places.a / "data", b"stays")
+    odd = places.put(places.a / "data?x=1", b"odd")
+    url = places.url("https", odd)
+    assert judged("https", relay.remove(wire.PathItem(0, url))[0]) == "source INVALID_NAME"
+    assert judged("https", relay.rename(places.url("https", victim), url)) == "destination INVALID_NAME"
+    assert judged("https", relay.copy([places.item("https", odd, places.b / "x")])[1]).endswith("INVALID_NAME")
+    tail = places.url("https", places.a / "data ")
+    assert judged("https", relay.rename(places.url("https", victim), tail)) == "destination INVALID_NAME"
+    assert victim.read_bytes() == b"stays" and odd.exists()
+    assert list(places.b.iterdir()) == []

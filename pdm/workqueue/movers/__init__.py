@@ -9,6 +9,7 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.movers.file import FileMover
 from pdm.workqueue.movers.gridftp import GridFtpMover
+from pdm.workqueue.movers.https import HttpsMover
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.movers.ssh import SshMover
 
@@ -17,6 +18,7 @@ MOVERS: Mapping[JobProtocol, Mover] = MappingProxyType(
     {
         JobProtocol.GRIDFTP: GridFtpMover(),
         JobProtocol.SSH: SshMover(),
+        JobProtocol.HTTPS: HttpsMover(),
         JobProtocol.FILE: FileMover(),
         JobProtocol.DUMMY: DummyMover(),
     }

@@ -19,6 +19,7 @@ if not __package__:
 from pdm.workqueue.agents.helpers import listing, requests
 from pdm.workqueue.agents.helpers.channel import Batch, serve
 from pdm.workqueue.agents.helpers.confined import Roots
+from pdm.workqueue.agents.helpers.dav_side import DavSide
 from pdm.workqueue.agents.helpers.file_side import FileSide
 from pdm.workqueue.agents.helpers.lanes import Lanes
 from pdm.workqueue.agents.helpers.sftp_side import SftpSide
@@ -37,6 +38,8 @@ def _file_side() -> Side:
 SIDES: Mapping[str, Callable[[], Side]] = {
     "file": _file_side,
     "sftp": SftpSide,
+    "https": DavSide,
+    "davs": DavSide,
 }
 
 

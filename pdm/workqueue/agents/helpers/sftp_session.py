@@ -194,6 +194,14 @@ class SftpSession:
             if self._answers.pop(request, None) is None:
                 self._forgotten.add(request)
 
+    def is_alive(self) -> bool:
+        """Whether it can be used, as far as is known here; one that a server has left meanwhile is closed."""
+        if self.closed:
+            return False
+        with contextlib.suppress(BlockingIOError, StorageError):
+            self._read()
+        return not self.closed
+
     def close(self) -> None:
         """End it, whatever is under way."""
         if self.closed:

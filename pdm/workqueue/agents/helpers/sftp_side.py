@@ -261,7 +261,7 @@ class SftpSide(Side):
         self.check()
         authority = url.partition("://")[2].partition("/")[0]
         session = self._sessions.get(authority)
-        if session is None or session.closed:
+        if session is None or not session.is_alive():
             session = SftpSession(_command(authority, self.patience), _environment(), self.patience, self._wake)
             self._sessions[authority] = session
             self._pieces.pop(authority, None)
