@@ -168,6 +168,7 @@ class Assembly:
                 lambda protocol: MOVERS[protocol].needs_credential,
                 _supports,
                 lambda: self.tls.trust,
+                lambda protocol: MOVERS[protocol].streams,
             ),
             AccessList.read(settings.users),
         )

@@ -13,7 +13,7 @@ from tests.protocols.places import Places, judged
 
 PROTOCOLS = ["ssh", "https"]
 #: Names that a protocol cannot carry, whatever the client does.
-CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"trail ", b"tab\t", b"cr\rx"]}
+CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"trail ", b"tab\t", b"cr\rx", b"\xe9"]}
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 

@@ -22,6 +22,7 @@ from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableE
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.movers.pairs import protocol_at
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
@@ -211,7 +212,7 @@ class Executor:
         job = batch.job
         mover = MOVERS[job.protocol]
         fingerprint, path = "", None
-        if mover.needs_credential:
+        if any(MOVERS[protocol].needs_credential for protocol in self._protocols_of(job)):
             try:
                 fingerprint, path = await self.credentials.usable(job.user_id, self.tools.clock())
             except CredentialUnusableError as error:
@@ -219,7 +220,7 @@ class Executor:
         self._next_id += 1
         options = read_options(job.type, job.options)
         try:
-            request = mover.request_for(batch, self._url_of(job.protocol), options, self.limits.element, self._next_id)
+            request = mover.request_for(batch, self._url_of(job), options, self.limits.element, self._next_id)
         except BaseException:
             if fingerprint:
                 self.credentials.let_go(fingerprint)
@@ -227,11 +228,21 @@ class Executor:
         environment = mover.environment(evolve(self.access, credential=path, roots=self._roots()))
         return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
 
-    def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
+    def _protocols_of(self, job: JobRecord) -> set[JobProtocol]:
+        """The protocols of both ends, as far as they are known."""
+        sites = (job.src_siteid, *([] if job.dst_siteid is None else [job.dst_siteid]))
+        return {job.protocol, *filter(None, (self._protocol_at(job, site) for site in sites))}
+
+    def _protocol_at(self, job: JobRecord, site_id: int) -> JobProtocol | None:
+        site = self.sites.by_id(site_id)
+        streams = MOVERS[job.protocol].streams if site_id != job.src_siteid else frozenset()
+        return None if site is None else protocol_at(site.endpoints, job.protocol, streams)
+
+    def _url_of(self, job: JobRecord) -> Callable[[int, str], str]:
         def url_of(site_id: int, path: str) -> str:
-            site = self.sites.by_id(site_id)
-            if site is None or protocol not in site.endpoints:
-                what = "is not known any more" if site is None else f"does not offer {protocol.name} any more"
+            site, protocol = self.sites.by_id(site_id), self._protocol_at(job, site_id)
+            if site is None or protocol is None:
+                what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
                 raise _NotPossibleError(
                     AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {site_id} {what}")
                 )

@@ -31,6 +31,10 @@ class InThread(Protocol):
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
 
 
+def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
+    return frozenset()
+
+
 @define(eq=False)
 class ApiContext:
     """The service as handlers see it.
@@ -43,6 +47,7 @@ class ApiContext:
         progress: how far that is what this daemon runs.
         needs_credential: whether a protocol works only with a delegated credential.
         supports: whether the service can carry out a job type by a protocol.
+        streams: to which protocols copies by another can go, through the service.
         trust: the authorities in force, for delegated proxies.
     """
 
@@ -59,6 +64,7 @@ class ApiContext:
     needs_credential: Callable[[JobProtocol], bool]
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]
+    streams: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
 
     @property
     def least_lifetime(self) -> timedelta:

@@ -155,7 +155,7 @@ class DavSide(Side):
             return url
         self._client.check_name(url)
         raw = unquote_to_bytes(url)
-        if raw != raw.strip() or any(byte < _BLANK for byte in raw):
+        if raw != raw.strip() or not _is_text(raw) or any(byte < _BLANK for byte in raw):
             raise StorageError(f"{url}: this server cannot be told such a name", errno=errno.EILSEQ)
         return raw
 
@@ -370,6 +370,14 @@ def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 def _path(url: str) -> bytes:
     return unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _https(url: str) -> str:

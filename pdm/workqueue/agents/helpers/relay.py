@@ -121,7 +121,9 @@ def main() -> None:
 
     def carry_out(batch: Batch) -> None:
         if batch.request["op"] == "list":
-            listing.carry_out(batch, lambda: listing.list_tree(batch, lanes, _MOST_LANES))
+            # Threads that list a local disk only wait for each other.
+            most = 1 if batch.request["url"].startswith("file:") else _MOST_LANES
+            listing.carry_out(batch, lambda: listing.list_tree(batch, lanes, most))
         else:
             requests.carry_out_items(batch, batch.request["items"], lanes, _ITEMS_A_LANE)
 
