@@ -13,7 +13,7 @@ from tests.protocols.places import Places, judged
 
 PROTOCOLS = ["ssh", "https"]
 #: Names that a protocol cannot carry, whatever the client does.
-CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"trail ", b"tab\t", b"cr\rx", b"\xe9"]}
+CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"]}
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
@@ -140,7 +140,7 @@ def test_what_xrootd_would_take_for_another_name_is_refused(relay: HelperProcess
     assert judged("https", relay.remove(wire.PathItem(0, url))[0]) == "source INVALID_NAME"
     assert judged("https", relay.rename(places.url("https", victim), url)) == "destination INVALID_NAME"
     assert judged("https", relay.copy([places.item("https", odd, places.b / "x")])[1]).endswith("INVALID_NAME")
-    tail = places.url("https", places.a / "data ")
+    tail = places.url("https", places.a / "data\n")
     assert judged("https", relay.rename(places.url("https", victim), tail)) == "destination INVALID_NAME"
     assert victim.read_bytes() == b"stays" and odd.exists()
     assert list(places.b.iterdir()) == []

@@ -155,9 +155,10 @@ class DavSide(Side):
             return url
         self._client.check_name(url)
         raw = unquote_to_bytes(url)
-        if raw != raw.strip() or not _is_text(raw) or any(byte < _BLANK for byte in raw):
+        if any(byte < _BLANK for byte in raw):
             raise StorageError(f"{url}: this server cannot be told such a name", errno=errno.EILSEQ)
-        return raw
+        # It cuts blanks off the end, and letters beyond ASCII with them; but not in front of a query.
+        return raw + b"?pdm=1"
 
     def size(self, url: str) -> int:
         length = self._client.call("HEAD", url).getheader("Content-Length")
@@ -370,14 +371,6 @@ def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 def _path(url: str) -> bytes:
     return unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])
-
-
-def _is_text(name: bytes) -> bool:
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _https(url: str) -> str:
