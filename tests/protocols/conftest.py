@@ -57,9 +57,3 @@ def own(storages: TestStorages) -> Iterator[HelperProcess]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def dbg(storages):
-    yield
-    for d in storages.daemons:
-        if d.pid is not None and os.waitpid(d.pid, os.WNOHANG) != (0,0):
-            print("DIED", d.name, d.output.read_text(errors="replace")[-3000:])

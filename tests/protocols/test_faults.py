@@ -18,6 +18,7 @@ PROTOCOLS = ["ssh", "https"]
 #: Larger than any machine copies before a test can say stop.
 HUGE = 64 * 1024**3
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
+pytestmark = pytest.mark.timeout(180)
 as_root = pytest.mark.skipif(not owner(), reason="permissions are real only where root starts the servers")
 
 

@@ -16,6 +16,7 @@ from tests.protocols.places import Places
 #: Sites by protocol and letter.
 SITES = {("ssh", "A"): 1, ("ssh", "B"): 2, ("https", "A"): 3, ("https", "B"): 4, ("file", "A"): 5, ("file", "B"): 6}
 ONLY_DUMMY = 7
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def service(storages: TestStorages, tmp_path_factory: pytest.TempPathFactory) ->
     service = TestService(tmp_path_factory.mktemp("jobs") / "instance", grid)
     environment = storages.environment()
     service.init(
-        queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "5s", "total": "20s"},
+        queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "30s", "total": "60s"},
         credentials={"trust_dir": str(credentials.trust)},
         ssh={
             "key": environment["PDM_SSH_KEY"],
@@ -61,7 +62,7 @@ def run(service: TestService, type_: str, protocol: str, letter: str, path: Path
     submitted = service.submit(
         "alice", type_, src_siteid=SITES[protocol, letter], src_filepath=str(path), protocol=protocol, **more
     )
-    return service.wait_for("alice", submitted["id"])
+    return service.wait_for("alice", submitted["id"], timeout_s=150.0)
 
 
 @pytest.mark.parametrize("protocol", ["ssh", "https"])

@@ -15,6 +15,7 @@ PROTOCOLS = ["ssh", "https"]
 #: Names that a protocol cannot carry, whatever the client does.
 CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"]}
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
+pytestmark = pytest.mark.timeout(180)
 
 
 def names_for(protocol: str) -> list[str]:
