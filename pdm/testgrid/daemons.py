@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pdm.testgrid.errors import GridError
@@ -52,6 +52,10 @@ class Daemon:
         """User and group that it runs as; None for the caller's."""
         return None
 
+    def environment(self) -> Mapping[str, str]:
+        """What it needs in its environment besides."""
+        return {}
+
     def start(self) -> None:
         """Start it and return when it takes connections.
 
@@ -75,7 +79,7 @@ class Daemon:
         raise GridError(f"server {self.name} does not come up: {self.output.read_text(errors='replace').strip()}")
 
     def _spawn(self, command: Sequence[str]) -> int:
-        environment = {**self.marks, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(self.folder)}
+        environment = {**self.environment(), **self.marks, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(self.folder)}
         pid = os.fork()
         if pid:
             return pid

@@ -6,7 +6,7 @@ import base64
 import os
 import pwd
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pdm.testgrid.credentials import GridCredentials
@@ -53,6 +53,10 @@ class XrootdServer(Daemon):
             return None
         entry = pwd.getpwnam(self._account)
         return entry.pw_uid, entry.pw_gid
+
+    def environment(self) -> Mapping[str, str]:
+        # The program that copies on a client's behalf looks for the authorities here.
+        return {"X509_CERT_DIR": str(self._credentials.trust)}
 
     def _prepare(self) -> None:
         for sub in ("admin", "pid"):
