@@ -79,7 +79,12 @@ class Daemon:
         raise GridError(f"server {self.name} does not come up: {self.output.read_text(errors='replace').strip()}")
 
     def _spawn(self, command: Sequence[str]) -> int:
-        environment = {**self.environment(), **self.marks, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(self.folder)}
+        environment = {
+            **self.environment(),
+            **self.marks,
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": str(self.folder),
+        }
         pid = os.fork()
         if pid:
             return pid
@@ -95,7 +100,7 @@ class Daemon:
                 os.setgroups([])
                 os.setgid(account[1])
                 os.setuid(account[0])
-            os.execve(command[0], list(command), environment)
+            os.execve(command[0], list(command), environment)  # noqa: S606 - there is no shell, which is right
         finally:
             os._exit(127)
 

@@ -22,7 +22,9 @@ def test_the_example_is_found_once_it_is_installed(tmp_path: Path) -> None:
     (tmp_path / "echo-1.dist-info" / "entry_points.txt").write_text(
         "[pdm_workqueue.movers]\nXROOT = echo_mover:EchoMover\n"
     )
-    script = "from pdm.workqueue.movers import MOVERS; print([m.helper for p, m in MOVERS.items() if p.name == 'XROOT'])"
+    script = (
+        "from pdm.workqueue.movers import MOVERS; print([m.helper for p, m in MOVERS.items() if p.name == 'XROOT'])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={"PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(_EXAMPLES), str(tmp_path)])},

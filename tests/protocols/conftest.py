@@ -55,5 +55,3 @@ def own(storages: TestStorages) -> Iterator[HelperProcess]:
     """A relay for a test that breaks something."""
     with HelperProcess(["-m", "pdm.workqueue.agents.helpers.relay"], storages.environment()) as running:
         yield running
-
-

@@ -40,7 +40,9 @@ class Places:
             self.storages.give(folder)
         return path
 
-    def item(self, protocol: str, source: Path, destination: Path, key: int = 1, to: str | None = None) -> wire.CopyItem:
+    def item(
+        self, protocol: str, source: Path, destination: Path, key: int = 1, to: str | None = None
+    ) -> wire.CopyItem:
         size = source.stat().st_size if source.exists() else 7
         return copy_item(key, self.url(protocol, source), self.url(to or protocol, destination), size)
 
@@ -52,7 +54,6 @@ class Places:
 def judged(protocol: str, event: wire.Event | None) -> str:
     assert isinstance(event, wire.Failed), event
     failure = MOVERS[JobProtocol.parse(protocol)].judge(event.fault)
-    print(failure.message)
     return f"{failure.scope} {failure.code}"
 
 

@@ -14,7 +14,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
 
-PROTOCOLS = ["ssh", "https", "xroot"]
+PROTOCOLS = ["ssh", "https"]
 #: Larger than any machine copies before a test can say stop.
 HUGE = 64 * 1024**3
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -26,14 +26,13 @@ def copied(relay: HelperProcess, item: wire.CopyItem) -> wire.Event:
     return relay.copy([item])[1]
 
 
-def server(places: Places, protocol: str, site: str):  # type: ignore[no-untyped-def]
-    return places.storages.server(protocol, site)
-
-
 @protocols
 def test_a_missing_source(protocol: str, relay: HelperProcess, places: Places) -> None:
     there = places.put(places.b / "there", b"stays")
-    assert judged(protocol, copied(relay, places.item(protocol, places.a / "none", places.b / "new"))) == "source NOT_FOUND"
+    assert (
+        judged(protocol, copied(relay, places.item(protocol, places.a / "none", places.b / "new")))
+        == "source NOT_FOUND"
+    )
     item = places.item(protocol, places.a / "none", there)
     request = wire.CopyRequest(relay.new_id(), [item], "always", "checksum", wire.Limits(60.0, 120.0, 500_000.0))
     assert judged(protocol, relay.run(request)[-1]) == "source NOT_FOUND"
@@ -51,7 +50,9 @@ def test_permission_denied(protocol: str, relay: HelperProcess, places: Places) 
     os.chown(secret, 0, 0)
     secret.chmod(0o600)
     closed.chmod(0o755)  # root's
-    assert judged(protocol, copied(relay, places.item(protocol, secret, places.b / "new"))) == "source PERMISSION_DENIED"
+    assert (
+        judged(protocol, copied(relay, places.item(protocol, secret, places.b / "new"))) == "source PERMISSION_DENIED"
+    )
     assert judged(protocol, copied(relay, places.item(protocol, file, closed / "new"))) == (
         "destination PERMISSION_DENIED"
     )

@@ -1,4 +1,4 @@
-"""Protocol × job type × fault against real servers; ``PDM_MATRIX=FILE`` keeps what was seen for script/protocol-table."""
+"""Protocol × job type × fault against real servers; ``PDM_MATRIX=FILE`` keeps what script/protocol-table prints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import LIMITS, HelperProcess, outcomes
 from tests.protocols.places import Places, owner
 
-PROTOCOLS = ["ssh", "https", "xroot"]
+PROTOCOLS = ["ssh", "https"]
 #: fault → job type → scope and code expected.
 FAULTS: dict[str, dict[str, str]] = {
     "none": dict.fromkeys(("LIST", "COPY", "REMOVE", "RENAME", "MKDIR"), "DONE"),
@@ -115,9 +115,7 @@ def _arrange(fault: str, protocol: str, places: Places, folder: Path) -> Callabl
     return lambda: None
 
 
-def _request(
-    job: str, fault: str, protocol: str, places: Places, file: Path, here: Path, number: int
-) -> wire.Work:
+def _request(job: str, fault: str, protocol: str, places: Places, file: Path, here: Path, number: int) -> wire.Work:
     def url(path: Path) -> str:
         return places.url(protocol, path)
 
@@ -129,7 +127,9 @@ def _request(
         item = places.item(protocol, source, here if fault == "exists" else new)
         return wire.CopyRequest(number, [item], "never", "checksum", LIMITS)
     if job == "REMOVE":
-        return wire.RemoveRequest(number, [wire.PathItem(1, url(absent if fault == "missing source" else here))], LIMITS)
+        return wire.RemoveRequest(
+            number, [wire.PathItem(1, url(absent if fault == "missing source" else here))], LIMITS
+        )
     if job == "RENAME":
         # What cannot be written to can be read, so that the fault is the one meant.
         if fault == "permission denied":

@@ -11,9 +11,9 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
 from tests.protocols.places import Places, judged
 
-PROTOCOLS = ["ssh", "https", "xroot"]
+PROTOCOLS = ["ssh", "https"]
 #: Names that a protocol cannot carry, whatever the client does.
-CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"], "xroot": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"]}
+CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"]}
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 pytestmark = pytest.mark.timeout(180)
 
@@ -31,7 +31,9 @@ def test_a_listing_tells_names_kinds_sizes_and_times(protocol: str, relay: Helpe
     os.utime(places.a / "tree" / "sub" / "file", (1_000_000_000, 1_000_000_000))
     found = entries(relay.list(places.url(protocol, places.a / "tree")))
     expected = {
-        "/".join(wire_name(part) for part in path.relative_to(places.a / "tree").parts): "directory" if path.is_dir() else "file"
+        "/".join(wire_name(part) for part in path.relative_to(places.a / "tree").parts): "directory"
+        if path.is_dir()
+        else "file"
         for path in (places.a / "tree").rglob("*")
     }
     assert {path: entry.type for path, entry in found.items()} == expected
@@ -50,7 +52,12 @@ def wire_name(name: str) -> str:
 @protocols
 @pytest.mark.parametrize("verify", ["checksum", "size"])
 def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: HelperProcess, places: Places) -> None:
-    contents = [b"", b"x", os.urandom(5_000_011), *[name.encode(errors="surrogateescape") for name in names_for(protocol)]]
+    contents = [
+        b"",
+        b"x",
+        os.urandom(5_000_011),
+        *[name.encode(errors="surrogateescape") for name in names_for(protocol)],
+    ]
     names = ["nothing", "one", "large", *names_for(protocol)]
     items = [
         places.item(protocol, places.put(places.a / name, content), places.b / "new" / "folder" / name, key)

@@ -53,21 +53,21 @@ def test_links_are_followed_as_far_as_they_lead(relay: HelperProcess, places: Pl
     os.symlink(".", places.a / "tree" / "loop")
     found = entries(relay.list(places.url("ssh", places.a / "tree")))
     link = found["to%20file"]
-    assert (link.type, link.size, link.target) == ("link", 5, places.url("ssh", file).partition("://")[2].partition("/")[2].join(["/", ""]))
+    assert (link.type, link.size, link.target) == (
+        "link",
+        5,
+        places.url("ssh", file).partition("://")[2].partition("/")[2].join(["/", ""]),
+    )
     assert (found["dangling"].type, found["dangling"].target) == ("link", None)
     assert found["loop"].type == "link"
 
 
-@pytest.mark.parametrize("authority", ["-oProxyCommand=x", "a b", "h:22;x", "h:-1", "user@h", "[::1"])
+@pytest.mark.parametrize("authority", ["-oProxyCommand=x", "a b", "h:22;x", "h:-1", "user@h"])
 def test_an_authority_never_becomes_an_option(authority: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDM_SSH_KEY", "/k")
     monkeypatch.setenv("PDM_SSH_KNOWN_HOSTS", "/h")
-    try:
-        command = _command(authority, Patience(1, 0, 1))
-    except StorageError as error:
-        assert "HOST:PORT" in error.message
-    else:
-        assert command[-4:] == ["-s", "--", "::1", "sftp"]
+    with pytest.raises(StorageError, match="HOST:PORT"):
+        _command(authority, Patience(1, 0, 1))
 
 
 def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
@@ -85,6 +85,8 @@ def test_a_file_that_is_read_in_the_middle_of_nothing(relay: HelperProcess, plac
     folder = places.a / "folder"
     folder.mkdir()
     places.storages.give(folder)
-    item = wire.CopyItem(1, places.url("ssh", folder), places.url("ssh", places.b / "x"), places.url("ssh", places.b / ".pdm-x"), [], 5)
+    item = wire.CopyItem(
+        1, places.url("ssh", folder), places.url("ssh", places.b / "x"), places.url("ssh", places.b / ".pdm-x"), [], 5
+    )
     assert judged("ssh", relay.copy([item])[1]) == "source IS_A_DIRECTORY"
     assert places.left() == []

@@ -15,7 +15,6 @@ from pdm.workqueue.movers.gridftp import GridFtpMover
 from pdm.workqueue.movers.https import HttpsMover
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.movers.ssh import SshMover
-from pdm.workqueue.movers.xroot import XrootMover
 
 _log = Logger()
 
@@ -28,7 +27,6 @@ BUILT_IN: Mapping[JobProtocol, Mover] = MappingProxyType(
         JobProtocol.GRIDFTP: GridFtpMover(),
         JobProtocol.SSH: SshMover(),
         JobProtocol.HTTPS: HttpsMover(),
-        JobProtocol.XROOT: XrootMover(),
         JobProtocol.FILE: FileMover(),
         JobProtocol.DUMMY: DummyMover(),
     }
@@ -39,13 +37,14 @@ def installed(found: Iterable[EntryPoint]) -> dict[JobProtocol, Mover]:
     """The movers of installed packages; one that cannot be used is left out, and the log says why.
 
     Args:
-        found: entry points, each named after a protocol for which nothing is built in.
+        found: entry points, each named after a protocol.
     """
     movers: dict[JobProtocol, Mover] = {}
     for point in found:
         protocol = JobProtocol.__members__.get(point.name)
-        if protocol is None or protocol in BUILT_IN or protocol in movers:
-            _log.error("the mover {value} is not used: {name} is no free protocol", value=point.value, name=point.name)
+        if protocol is None or protocol in movers:
+            why = "is no protocol" if protocol is None else "has a mover of another package"
+            _log.error("the mover {value} is not used: {name} {why}", value=point.value, name=point.name, why=why)
             continue
         try:
             movers[protocol] = point.load()()

@@ -1,4 +1,4 @@
-"""HTTPS to WebDAV servers: one kept connection a server, client certificate or bearer token, errors as storage knows them.
+"""HTTPS to WebDAV servers: one kept connection a server, client certificate or token, errors as storage knows them.
 
 ``X509_CERT_DIR`` names the trusted authorities, ``X509_USER_PROXY`` the client's certificate with its key,
 ``PDM_HTTPS_TOKEN`` a file with a bearer token that goes with it or stands for it.
@@ -206,7 +206,7 @@ class DavClient:
             self._busy = None
 
     def _lost(self, authority: str, error: Exception) -> StorageError:
-        text = f"{authority}: {error or type(error).__name__}"
+        text = f"{authority}: {str(error) or type(error).__name__}"
         if isinstance(error, TimeoutError):
             stalled = time.monotonic() < self.patience.until
             return StorageError(text, code="STALLED" if stalled else "TIMEOUT")

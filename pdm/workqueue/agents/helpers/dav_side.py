@@ -61,7 +61,7 @@ class DavSide(Side):
         self._no_third_party: set[tuple[str, str]] = set()
 
     @property
-    def patience(self) -> Patience:  # type: ignore[override]  # a property here, so that the client has it too
+    def patience(self) -> Patience:  # a property here, so that the client has it too
         return self._client.patience
 
     @patience.setter
@@ -235,7 +235,12 @@ class DavSide(Side):
 
     def _third_party(self, source: str, temporary: str, arrived: Arrived) -> None:
         """Have the destination pull; EOPNOTSUPP if one of the two does not know how."""
-        headers = {"Source": _https(source), "Overwrite": "F", "Credential": "none", "RequireChecksumVerification": "false"}
+        headers = {
+            "Source": _https(source),
+            "Overwrite": "F",
+            "Credential": "none",
+            "RequireChecksumVerification": "false",
+        }
         headers["TransferHeaderAuthorization"] = self._token(source)
         self._client.check_name(source)
         verdict = scoped("destination", self._asked_to_copy, source, temporary, headers, arrived)
@@ -366,7 +371,9 @@ def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
             break
         yield piece
     if left:
-        raise StorageError("the source is not as long as it was when it was listed", code="SIZE_CHANGED", scope="source")
+        raise StorageError(
+            "the source is not as long as it was when it was listed", code="SIZE_CHANGED", scope="source"
+        )
 
 
 def _path(url: str) -> bytes:
@@ -380,4 +387,3 @@ def _https(url: str) -> str:
 
 def _server(url: str) -> str:
     return url.partition("://")[2].partition("/")[0]
-

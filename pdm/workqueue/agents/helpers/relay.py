@@ -25,7 +25,6 @@ from pdm.workqueue.agents.helpers.lanes import Lanes
 from pdm.workqueue.agents.helpers.sftp_side import SftpSide
 from pdm.workqueue.agents.helpers.side import Side, stream
 from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Patience, Storage, StorageError, Thing
-from pdm.workqueue.agents.helpers.xroot_side import XrootSide
 
 _MOST_LANES = 4
 _ITEMS_A_LANE = 16
@@ -41,8 +40,6 @@ SIDES: Mapping[str, Callable[[], Side]] = {
     "sftp": SftpSide,
     "https": DavSide,
     "davs": DavSide,
-    "root": XrootSide,
-    "roots": XrootSide,
 }
 
 
@@ -68,7 +65,7 @@ class Relay(Storage):
         return side
 
     @property
-    def patience(self) -> Patience:  # type: ignore[override]  # a property here, so that the sides have it too
+    def patience(self) -> Patience:  # a property here, so that the sides have it too
         return self._patience
 
     @patience.setter

@@ -101,7 +101,7 @@ class SftpSession:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], patience: Patience, wake: int) -> None:
         self.patience = patience
         self._wake = wake
-        self._noise = tempfile.TemporaryFile()
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         try:
             self._process = subprocess.Popen(
                 command,
@@ -146,7 +146,7 @@ class SftpSession:
             name, value = reader.string(), reader.string()
             self.extensions[name] = value
 
-    def send(self, kind: int, *parts: bytes) -> int:
+    def send(self, kind: int, *parts: bytes | memoryview) -> int:
         """Send a request; returns its number."""
         self._last_id = (self._last_id + 1) & 0xFFFFFFFF
         length = 5 + sum(map(len, parts))
