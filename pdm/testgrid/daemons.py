@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pdm.testgrid.errors import GridError
-from pdm.testgrid.processes import Marks, end_marked, reap
+from pdm.testgrid.processes import Marks, end_marked
 from pdm.testgrid.server import GRID_MARK
 
 _SERVER_MARK = "PDM_TESTGRID_SERVER"
@@ -34,6 +36,7 @@ class Daemon:
         self.name = name
         self.port = 0
         self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def marks(self) -> Marks:
@@ -68,11 +71,11 @@ class Daemon:
             chosen = self.port
             self.port = chosen or free_port()
             pid = self._spawn(self.command())
-            if self._answers(pid):
+            if self._answers():
                 self.pid = pid
                 return
             end_marked(self.marks)
-            reap(pid)
+            self._wait()
             if chosen or last:
                 break
             self.port = 0
@@ -85,29 +88,27 @@ class Daemon:
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": str(self.folder),
         }
-        pid = os.fork()
-        if pid:
-            return pid
-        try:
-            os.setsid()
-            printed = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((nothing, 0), (printed, 1), (printed, 2)):
-                os.dup2(source, target)
-            os.closerange(3, 1024)
-            account = self.account()
-            if account is not None:
-                os.setgroups([])
-                os.setgid(account[1])
-                os.setuid(account[0])
-            os.execve(command[0], list(command), environment)  # noqa: S606 - there is no shell, which is right
-        finally:
-            os._exit(127)
+        account = self.account()
+        who: dict[str, Any] = {}
+        if account is not None:
+            who = {"user": account[0], "group": account[1], "extra_groups": []}
+        with self.output.open("ab") as printed:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                # A group of its own: a ^C at the terminal is not for the servers.
+                start_new_session=True,
+                **who,
+            )
+        return self._process.pid
 
-    def _answers(self, pid: int) -> bool:
+    def _answers(self) -> bool:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            if self._process is None or self._process.poll() is not None:
                 return False
             with socket.socket() as probe:
                 probe.settimeout(1.0)
@@ -126,9 +127,13 @@ class Daemon:
         self._signal(signal.SIGKILL)
         end_marked(self.marks)
         if self.pid is not None:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
+            self._wait()
             self.pid = None
+
+    def _wait(self) -> None:
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
 
     def freeze(self) -> None:
         """Connections stay open, and nothing answers."""

@@ -195,7 +195,7 @@ def test_noise_does_not_become_an_event(start_helper: StartHelper, tmp_path: Pat
     assert "finished" in helper.end()
 
 
-@pytest.mark.parametrize("name", ["dummy", "file", "gridftp"])
+@pytest.mark.parametrize("name", ["dummy", "relay", "gridftp"])
 def test_a_helper_starts_by_its_path_too(name: str) -> None:
     path = Path(storage.__file__).with_name(f"{name}.py")
     with HelperProcess([str(path)], {"PYTHONPATH": ""}) as helper:
