@@ -23,6 +23,11 @@ def missing_programs() -> list[str]:
     return [name for name in PACKAGES if shutil.which(name, path=_SEARCH_PATH) is None]
 
 
+def missing_of(*names: str) -> list[str]:
+    """Those of some programs that are not installed."""
+    return [name for name in names if shutil.which(name, path=_SEARCH_PATH) is None]
+
+
 def require_programs() -> None:
     """Check that a grid can run here.
 

@@ -42,6 +42,7 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.instance_lock import InstanceLockedError, lock_instance
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database, DatabaseUnusableError
@@ -149,7 +150,12 @@ class Assembly:
             ),
             ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
             self.streams,
-            settings.credentials.trust_dir,
+            Access(
+                trust_dir=settings.credentials.trust_dir,
+                ssh_key=settings.ssh.key,
+                ssh_known_hosts=settings.ssh.known_hosts,
+                ssh_user=settings.ssh.user,
+            ),
             self._room,
         )
         self.claimer = Claimer(
@@ -180,6 +186,7 @@ class Assembly:
                 lambda protocol: MOVERS[protocol].needs_credential,
                 _supports,
                 lambda: self.tls.trust,
+                lambda protocol: MOVERS[protocol].relays_to,
             ),
             AccessList.read(settings.users),
         )

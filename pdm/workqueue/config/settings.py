@@ -220,6 +220,20 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     key_bits: Literal[2048, 3072, 4096] = 2048
 
 
+class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How SFTP servers are reached.
+
+    Attributes:
+        key: private key, without a passphrase; without it nothing is moved by SSH.
+        known_hosts: the host keys of the servers, as ssh(1) keeps them; a server that is not in it is refused.
+        user: account at the servers; by default the name of the daemon's own.
+    """
+
+    key: OptionalPath = None
+    known_hosts: FilePath = Path("known_hosts")
+    user: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; every path is absolute once read.
 
@@ -238,6 +252,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agents: AgentSettings = AgentSettings()
     queue: QueueSettings = QueueSettings()
     credentials: CredentialSettings = CredentialSettings()
+    ssh: SshSettings = SshSettings()
 
 
 #: Section name → its struct.
@@ -252,4 +267,5 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "agents": AgentSettings,
     "queue": QueueSettings,
     "credentials": CredentialSettings,
+    "ssh": SshSettings,
 }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
@@ -24,6 +23,8 @@ from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableE
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.movers.pairs import protocol_at
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
@@ -76,8 +77,9 @@ class Executor:
     """Runs batches.
 
     Attributes:
-        on_room: called when a batch has ended or new elements stand in the database.
         streams: say where more may run.
+        access: what every helper may know; roots and the user's credential are added for each.
+        on_room: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
     """
 
@@ -89,7 +91,7 @@ class Executor:
     tools: AttemptTools
     limits: ExecutionLimits
     streams: Streams
-    trust_dir: Path | None
+    access: Access
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     _running: set[RunningBatch] = field(factory=set)
@@ -222,7 +224,7 @@ class Executor:
         job = batch.job
         mover = MOVERS[job.protocol]
         fingerprint, path = "", None
-        if mover.needs_credential:
+        if any(MOVERS[protocol].needs_credential for protocol in self._protocols_of(job)):
             try:
                 fingerprint, path = await self.credentials.usable(job.user_id, self.tools.clock())
             except CredentialUnusableError as error:
@@ -230,19 +232,29 @@ class Executor:
         self._next_id += 1
         options = read_options(job.type, job.options)
         try:
-            request = mover.request_for(batch, self._url_of(job.protocol), options, self.limits.element, self._next_id)
+            request = mover.request_for(batch, self._url_of(job), options, self.limits.element, self._next_id)
         except BaseException:
             if fingerprint:
                 self.credentials.let_go(fingerprint)
             raise
-        environment = mover.environment(path, self.trust_dir, self._roots())
+        environment = mover.environment(evolve(self.access, credential=path, roots=self._roots()))
         return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
 
-    def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
+    def _protocols_of(self, job: JobRecord) -> set[JobProtocol]:
+        """The protocols of both ends, as far as they are known."""
+        sites = (job.src_siteid, *([] if job.dst_siteid is None else [job.dst_siteid]))
+        return {job.protocol, *filter(None, (self._protocol_at(job, site) for site in sites))}
+
+    def _protocol_at(self, job: JobRecord, site_id: int) -> JobProtocol | None:
+        site = self.sites.by_id(site_id)
+        relays_to = MOVERS[job.protocol].relays_to if site_id != job.src_siteid else frozenset()
+        return None if site is None else protocol_at(site.endpoints, job.protocol, relays_to)
+
+    def _url_of(self, job: JobRecord) -> Callable[[int, str], str]:
         def url_of(site_id: int, path: str) -> str:
-            site = self.sites.by_id(site_id)
-            if site is None or protocol not in site.endpoints:
-                what = "is not known any more" if site is None else f"does not offer {protocol.name} any more"
+            site, protocol = self.sites.by_id(site_id), self._protocol_at(job, site_id)
+            if site is None or protocol is None:
+                what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
                 raise _NotPossibleError(
                     AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {site_id} {what}")
                 )

@@ -32,6 +32,10 @@ class InThread(Protocol):
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
 
 
+def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
+    return frozenset()
+
+
 @define(eq=False)
 class ApiContext:
     """The service as handlers see it.
@@ -45,6 +49,7 @@ class ApiContext:
         routes: how many streams of work it runs between which sites, and why.
         needs_credential: whether a protocol works only with a delegated credential.
         supports: whether the service can carry out a job type by a protocol.
+        relays_to: to which protocols copies by another can go, through the service.
         trust: the authorities in force, for delegated proxies.
     """
 
@@ -62,6 +67,7 @@ class ApiContext:
     needs_credential: Callable[[JobProtocol], bool]
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]
+    relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
 
     @property
     def least_lifetime(self) -> timedelta:

@@ -15,6 +15,7 @@ from pdm.workqueue.domain.planning import first_element
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import invalid_value
 from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.movers.pairs import protocol_at
 from pdm.workqueue.sites.registry import NotOfferedError, Site, storage_url
 from pdm.workqueue.wire.options import OPTIONS, read_options
 from pdm.workqueue.wire.requests import LARGEST_ID, SubmitJob
@@ -49,7 +50,8 @@ def job_from(api: ApiContext, user_id: int, asked: SubmitJob) -> NewJob:
     if type_ is JobType.REMOVE and _is_whole_site(source_url, source.endpoints[protocol]):
         raise InvalidInputError("that is all of the site: name what is to be removed there", "$.src_filepath")
     if destination is not None and asked.dst_filepath is not None:
-        destination_url = _url(destination, protocol, asked.dst_filepath, "$.dst_filepath")
+        other = _protocol_at(api, source, destination, protocol)
+        destination_url = _url(destination, other, asked.dst_filepath, "$.dst_filepath")
         # URLs, for two sites may be doors to one storage.
         if is_inside(destination_url, source_url):
             raise InvalidInputError("the destination is the source itself, or lies inside it", "$.dst_filepath")
@@ -132,6 +134,30 @@ def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> 
             f"this service cannot {type_.name} by {protocol.name}; it can by {', '.join(known)}", "$.protocol"
         )
     raise InvalidInputError(f"this service cannot {type_.name}", "$.type")
+
+
+def _protocol_at(api: ApiContext, source: Site, destination: Site, protocol: JobProtocol) -> JobProtocol:
+    """The protocol for the destination; one that cannot be reached is refused with the pairs that work."""
+    relays_to = api.relays_to(protocol)
+    if source is destination or not relays_to:
+        return protocol
+    found = protocol_at(destination.endpoints, protocol, relays_to)
+    if found is not None:
+        return found
+    reached = ", ".join(f"{protocol.name} to {other.name}" for other in sorted({protocol, *relays_to}))
+    offered = ", ".join(sorted(other.name for other in destination.endpoints))
+    raise InvalidInputError(
+        f"site {destination.name} offers {offered}; by {protocol.name} this service can copy {reached}", "$.protocol"
+    )
+
+
+def needs_credential(api: ApiContext, new: NewJob) -> bool:
+    """Whether a job works only with a delegated credential, at either end."""
+    protocols = {new.protocol}
+    destination = None if new.dst_siteid is None else api.sites.by_id(new.dst_siteid)
+    if destination is not None and new.dst_siteid != new.src_siteid:
+        protocols.add(protocol_at(destination.endpoints, new.protocol, api.relays_to(new.protocol)) or new.protocol)
+    return any(api.needs_credential(protocol) for protocol in protocols)
 
 
 def _url(site: Site, protocol: JobProtocol, path: str, pointer: str) -> str:

@@ -12,7 +12,7 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import DelegationNeededError, InvalidInputError, KeyUsedBeforeError
 from pdm.workqueue.http.progress import with_progress
-from pdm.workqueue.http.submission import job_from
+from pdm.workqueue.http.submission import job_from, needs_credential
 from pdm.workqueue.http.views import job_view
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.wire.requests import (
@@ -30,7 +30,7 @@ _ERRORS = (InvalidInputError, DelegationNeededError, KeyUsedBeforeError)
 
 async def _submit(api: ApiContext, caller: Caller, asked: SubmitJob, key: IdempotencyKey | None) -> JobView:
     new = job_from(api, caller.user_id, asked)
-    least_lifetime = api.least_lifetime if api.needs_credential(new.protocol) else None
+    least_lifetime = api.least_lifetime if needs_credential(api, new) else None
 
     def wake(_job: JobRecord) -> None:
         api.wake()
