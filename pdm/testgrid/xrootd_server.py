@@ -1,4 +1,4 @@
-"""An XRootD server: ``root://`` and, on a second port, HTTPS with WebDAV and third-party copies."""
+"""An XRootD server of HTTPS, with WebDAV and third-party copies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 64
 
 
 class XrootdServer(Daemon):
-    """``https://localhost:PORT`` and ``root://localhost:ROOT_PORT``; paths at it are the real ones.
+    """``https://localhost:PORT``; paths at it are the real ones.
 
     XRootD refuses to run as root: started by root it runs as ``account``.
 
@@ -33,7 +33,6 @@ class XrootdServer(Daemon):
         self, folder: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
     ) -> None:
         super().__init__(folder, name)
-        self.root_port = 0
         self._exported = exported
         self._credentials = credentials
         self._account = account
@@ -43,10 +42,6 @@ class XrootdServer(Daemon):
     @property
     def url(self) -> str:
         return f"https://localhost:{self.port}"
-
-    @property
-    def root_url(self) -> str:
-        return f"root://localhost:{self.root_port}"
 
     def account(self) -> tuple[int, int] | None:
         if self._account is None:
@@ -78,7 +73,6 @@ class XrootdServer(Daemon):
                 os.chown(path, *account)
 
     def command(self) -> Sequence[str]:
-        self.root_port = self.root_port or free_port()
         own, trust = self._own, self._credentials.trust
         configuration = self.folder / f"{self.name}.conf"
         configuration.write_text(f"""\
@@ -86,21 +80,20 @@ all.sitename {self.name}
 all.adminpath {own}/admin
 all.pidpath {own}/pid
 all.export {self._exported}
-xrd.port {self.root_port}
+xrd.port {free_port()}
 xrd.network nodnr
 xrd.allow host localhost
 xrd.tls {own}/host.pem {own}/host.key
 xrd.tlsca certdir {trust}
 xrootd.seclib libXrdSec.so
 sec.protocol gsi -certdir:{trust} -cert:{own}/host.pem -key:{own}/host.key -gridmap:{own}/gridmap -gmapopt:1 \
--crl:0 -dlgpxy:1 -exppxy:=creds -vomsat:0
+-crl:0 -vomsat:0
 sec.protbind * only gsi
 ofs.authorize 1
 ofs.authlib ++ libXrdMacaroons.so
 acc.authdb {own}/authdb
 macaroons.secretkey {own}/macaroon.secret
 xrootd.chksum max 4 adler32 crc32 md5
-ofs.tpc fcreds ?gsi =X509_USER_PROXY ttl 60 60 xfr 100 autorm pgm {program("xrdcp")} --server
 xrd.protocol http:{self.port} libXrdHttp.so
 http.gridmap {own}/gridmap
 http.listingdeny no
