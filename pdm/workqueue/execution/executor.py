@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -19,7 +21,7 @@ from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
+from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError, Usable
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
@@ -30,6 +32,8 @@ from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
 
+#: Where a helper finds the files of SSH keys or tokens.
+CREDENTIALS_VARIABLE = "PDM_CREDENTIALS"
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
@@ -209,10 +213,12 @@ class Executor:
     async def _prepare(self, batch: Batch) -> _Prepared:
         job = batch.job
         mover = MOVERS[job.protocol]
-        fingerprint, path = "", None
-        if mover.needs_credential:
+        usable: Usable | None = None
+        if mover.needs_credential is not None:
             try:
-                fingerprint, path = await self.credentials.usable(job.user_id, self.tools.clock())
+                usable = await self.credentials.usable(
+                    job.user_id, mover.needs_credential, job.sites, self.tools.clock()
+                )
             except CredentialUnusableError as error:
                 raise _NotPossibleError(error.failure) from error
         self._next_id += 1
@@ -220,11 +226,23 @@ class Executor:
         try:
             request = mover.request_for(batch, self._url_of(job.protocol), options, self.limits.element, self._next_id)
         except BaseException:
-            if fingerprint:
-                self.credentials.let_go(fingerprint)
+            if usable is not None:
+                self.credentials.let_go(usable.fingerprint)
             raise
-        environment = mover.environment(path, self.trust_dir, self._roots())
-        return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
+        environment = dict(mover.environment(None if usable is None else usable.path, self.trust_dir, self._roots()))
+        if usable is not None and mover.needs_credential is not CredentialKind.PROXY:
+            environment[CREDENTIALS_VARIABLE] = self._credentials_told(job.protocol, usable)
+        kind = AgentKind(mover.helper, "" if usable is None else usable.fingerprint, environment)
+        return _Prepared(kind, request, options)
+
+    def _credentials_told(self, protocol: JobProtocol, usable: Usable) -> str:
+        """Which file a helper uses at which endpoint, as JSON; see `Mover.needs_credential`."""
+        told = {}
+        for site_id, credential in usable.sites.items():
+            site = self.sites.by_id(site_id)
+            if site is not None and protocol in site.endpoints:
+                told[site.endpoints[protocol]] = {"file": str(credential.path), "account": credential.account}
+        return json.dumps(told)
 
     def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
         def url_of(site_id: int, path: str) -> str:

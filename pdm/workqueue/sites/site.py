@@ -18,6 +18,7 @@ class Site:
         name: what people call it; never looks like a number.
         description: one line for people.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
+        myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         endpoints: protocol → URL without path (FILE: with the root folder), percent-encoded, no slash at its end.
     """
 
@@ -26,3 +27,4 @@ class Site:
     description: str
     default_folder: str
     endpoints: Mapping[JobProtocol, str]
+    myproxy: str | None = None
