@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,6 +61,9 @@ def test_each_site_has_its_key(
         ("key two", None),
     ]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o600}
+    assert json.loads(usable.told({1: "sftp://one:22"})) == {
+        "sftp://one:22": {"file": str(usable.sites[1].path), "account": "alice"}
+    }
     again = result_of(handed_out.usable(7, KEY, {1, 2}, NOW))
     assert again == usable
     handed_out.let_go(usable.fingerprint)

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from pdm.workqueue.certificates.myproxy import MyProxyError, MyProxyLogons
+
+#: Twisted's stubs know only what all reactors have in common.
+reactor: Any = _reactor
 
 
 class _Silent(Protocol):
     """Takes a connection and says nothing; the test is told of it, and of its end."""
 
-    def connectionMade(self) -> None:
-        self.factory.connected.callback(None)  # type: ignore[union-attr]
+    factory: Any
 
-    def connectionLost(self, reason: object = None) -> None:
-        self.factory.lost.callback(None)  # type: ignore[union-attr]
+    def connectionMade(self) -> None:
+        self.factory.connected.callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.factory.lost.callback(None)
 
 
 class _SilentFactory(Factory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -19,6 +20,8 @@ from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.database import Database
 
 PROXY = CredentialKind.PROXY
+#: Where a helper finds the files of SSH keys or tokens; see `pdm.workqueue.movers.mover.Mover.needs_credential`.
+CREDENTIALS_VARIABLE = "PDM_CREDENTIALS"
 _FILE_KINDS = {CredentialKind.PROXY: "x509up", CredentialKind.SSH_KEY: "ssh-key", CredentialKind.TOKEN: "token"}
 
 
@@ -59,6 +62,20 @@ class Usable:
     def path(self) -> Path:
         """The file, for those who use one for the whole route."""
         return next(iter(self.sites.values())).path
+
+    def told(self, endpoints: Mapping[int, str]) -> str:
+        """What a helper is told in `CREDENTIALS_VARIABLE`: endpoint → file and account, as a JSON object.
+
+        Args:
+            endpoints: site → URL of its endpoint; a site that has none is left out.
+        """
+        return json.dumps(
+            {
+                endpoints[site]: {"file": str(credential.path), "account": credential.account}
+                for site, credential in self.sites.items()
+                if site in endpoints
+            }
+        )
 
 
 @define(eq=False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -21,7 +20,7 @@ from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError, Usable
+from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
@@ -32,8 +31,6 @@ from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
 
-#: Where a helper finds the files of SSH keys or tokens.
-CREDENTIALS_VARIABLE = "PDM_CREDENTIALS"
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
@@ -231,18 +228,13 @@ class Executor:
             raise
         environment = dict(mover.environment(None if usable is None else usable.path, self.trust_dir, self._roots()))
         if usable is not None and mover.needs_credential is not CredentialKind.PROXY:
-            environment[CREDENTIALS_VARIABLE] = self._credentials_told(job.protocol, usable)
+            environment[CREDENTIALS_VARIABLE] = usable.told(self._endpoints(job.protocol, job.sites))
         kind = AgentKind(mover.helper, "" if usable is None else usable.fingerprint, environment)
         return _Prepared(kind, request, options)
 
-    def _credentials_told(self, protocol: JobProtocol, usable: Usable) -> str:
-        """Which file a helper uses at which endpoint, as JSON; see `Mover.needs_credential`."""
-        told = {}
-        for site_id, credential in usable.sites.items():
-            site = self.sites.by_id(site_id)
-            if site is not None and protocol in site.endpoints:
-                told[site.endpoints[protocol]] = {"file": str(credential.path), "account": credential.account}
-        return json.dumps(told)
+    def _endpoints(self, protocol: JobProtocol, numbers: Collection[int]) -> dict[int, str]:
+        sites = [site for number in numbers if (site := self.sites.by_id(number)) is not None]
+        return {site.id: site.endpoints[protocol] for site in sites if protocol in site.endpoints}
 
     def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
         def url_of(site_id: int, path: str) -> str:
