@@ -22,11 +22,13 @@ import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem_files import CertificateFilesError
 from pdm.workqueue.certificates.server_tls import ServerTls
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.ini import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution.attempt import AttemptTools
@@ -177,9 +179,10 @@ class Assembly:
                 self.executor.cancel,
                 self.board,
                 self.streams.routes,
-                lambda protocol: MOVERS[protocol].needs_credential,
+                _credential_kind,
                 _supports,
                 lambda: self.tls.trust,
+                MyProxyLogons(reactor, settings.credentials.trust_dir),
             ),
             AccessList.read(settings.users),
         )
@@ -287,6 +290,11 @@ def _server_tls(settings: Settings) -> ServerTls:
 
 def _supports(protocol: JobProtocol, type_: JobType) -> bool:
     return protocol in MOVERS and type_ in MOVERS[protocol].job_types
+
+
+def _credential_kind(protocol: JobProtocol) -> CredentialKind | None:
+    mover = MOVERS.get(protocol)
+    return None if mover is None else mover.needs_credential
 
 
 async def _swept(files: CredentialFiles) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -20,7 +21,7 @@ from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
+from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
@@ -221,10 +222,12 @@ class Executor:
     async def _prepare(self, batch: Batch) -> _Prepared:
         job = batch.job
         mover = MOVERS[job.protocol]
-        fingerprint, path = "", None
-        if mover.needs_credential:
+        usable: Usable | None = None
+        if mover.needs_credential is not None:
             try:
-                fingerprint, path = await self.credentials.usable(job.user_id, self.tools.clock())
+                usable = await self.credentials.usable(
+                    job.user_id, mover.needs_credential, job.sites, self.tools.clock()
+                )
             except CredentialUnusableError as error:
                 raise _NotPossibleError(error.failure) from error
         self._next_id += 1
@@ -232,11 +235,18 @@ class Executor:
         try:
             request = mover.request_for(batch, self._url_of(job.protocol), options, self.limits.element, self._next_id)
         except BaseException:
-            if fingerprint:
-                self.credentials.let_go(fingerprint)
+            if usable is not None:
+                self.credentials.let_go(usable.fingerprint)
             raise
-        environment = mover.environment(path, self.trust_dir, self._roots())
-        return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
+        environment = dict(mover.environment(None if usable is None else usable.path, self.trust_dir, self._roots()))
+        if usable is not None and mover.needs_credential is not CredentialKind.PROXY:
+            environment[CREDENTIALS_VARIABLE] = usable.told(self._endpoints(job.protocol, job.sites))
+        kind = AgentKind(mover.helper, "" if usable is None else usable.fingerprint, environment)
+        return _Prepared(kind, request, options)
+
+    def _endpoints(self, protocol: JobProtocol, numbers: Collection[int]) -> dict[int, str]:
+        sites = [site for number in numbers if (site := self.sites.by_id(number)) is not None]
+        return {site.id: site.endpoints[protocol] for site in sites if protocol in site.endpoints}
 
     def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
         def url_of(site_id: int, path: str) -> str:

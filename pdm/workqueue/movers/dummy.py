@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 from attrs import frozen
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
@@ -36,7 +37,7 @@ class DummyMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.agents.helpers.dummy"
-    needs_credential: bool = False
+    needs_credential: CredentialKind | None = None
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
         plain = build_request(batch, urls, options, limits, request_id)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
@@ -25,7 +26,7 @@ class FileMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.agents.helpers.file"
-    needs_credential: bool = False
+    needs_credential: CredentialKind | None = None
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
         return build_request(batch, urls, options, limits, request_id)

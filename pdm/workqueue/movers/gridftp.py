@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch
@@ -59,7 +60,7 @@ class GridFtpMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.agents.helpers.gridftp"
-    needs_credential: bool = True
+    needs_credential: CredentialKind | None = CredentialKind.PROXY
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
         return build_request(batch, urls, options, limits, request_id)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
@@ -32,8 +33,13 @@ class Mover(Protocol):
         ...
 
     @property
-    def needs_credential(self) -> bool:
-        """Whether the helper works with a delegated credential of the user."""
+    def needs_credential(self) -> CredentialKind | None:
+        """The kind of credential of the user that the helper works with; None if it needs none.
+
+        A proxy is one for the whole route, and its file goes to `environment`. Of SSH keys and tokens each site has its
+        own: the helper finds in ``PDM_CREDENTIALS`` of its environment a JSON object that maps each endpoint's URL to
+        ``{"file": PATH, "account": NAME or null}``.
+        """
         ...
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:

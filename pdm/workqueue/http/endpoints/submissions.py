@@ -30,18 +30,20 @@ _ERRORS = (InvalidInputError, DelegationNeededError, KeyUsedBeforeError)
 
 async def _submit(api: ApiContext, caller: Caller, asked: SubmitJob, key: IdempotencyKey | None) -> JobView:
     new = job_from(api, caller.user_id, asked)
-    least_lifetime = api.least_lifetime if api.needs_credential(new.protocol) else None
+    kind = api.credential_kind(new.protocol)
+    needed = None if kind is None else lookups.Needed(kind, api.lifetimes)
 
-    def wake(_job: JobRecord) -> None:
+    def wake(_registered: tuple[JobRecord, list[str]]) -> None:
         api.wake()
 
     try:
-        job = await api.commit("register a job", lookups.register, new, key, api.clock(), least_lifetime, then=wake)
+        job, warnings = await api.commit("register a job", lookups.register, new, key, api.clock(), needed, then=wake)
     except IdempotencyConflictError as error:
         raise KeyUsedBeforeError(
             "this Idempotency-Key was sent with another request: use a new one for each request", "Idempotency-Key"
         ) from error
-    return job_view(*await with_progress(api, job))
+    view = job_view(*await with_progress(api, job))
+    return msgspec.structs.replace(view, warnings=warnings) if warnings else view
 
 
 def _typed(type_: JobType, body: msgspec.Struct) -> SubmitJob:
