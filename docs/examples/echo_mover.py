@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
@@ -22,7 +23,8 @@ class EchoMover:
 
     job_types: frozenset[JobType] = frozenset({JobType.LIST})
     helper: str = "echo_helper"
-    needs_credential: bool = False
+    needs_credential: CredentialKind | None = None
+    prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = frozenset()
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:

@@ -12,6 +12,8 @@ from pdm.testgrid.errors import GridMissingError
 PACKAGES = {
     "globus-gridftp-server": "globus-gridftp-server-progs",
     "globus-url-copy": "globus-gass-copy-progs",
+    "myproxy-server": "myproxy-server",
+    "myproxy-logon": "myproxy",
 }
 
 # Servers and account tools live in sbin folders, which an ordinary user's PATH lacks.

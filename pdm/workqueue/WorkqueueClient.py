@@ -32,6 +32,7 @@ from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.waiting import Waiting
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.wire.responses import (
+    CredentialView,
     DelegationView,
     ElementStatusView,
     ElementView,
@@ -328,6 +329,60 @@ class WorkqueueClient:
         """Make the service forget what was delegated."""
         return Deferred.fromCoroutine(self._delegating().withdraw())
 
+    def credentials(self) -> Deferred[Sequence[CredentialView]]:
+        """All that the service holds of the caller; without what is secret."""
+        return self._ask(tuple[CredentialView, ...], "GET", "/credentials")
+
+    def remove_credential(self, credential_id: int) -> Deferred[None]:
+        """Make the service forget a credential."""
+        return self._tell("DELETE", f"/credentials/{credential_id:d}")
+
+    def ssh_key(
+        self,
+        site: int | None = None,
+        private_key: str | None = None,
+        *,
+        account: str | None = None,
+        label: str | None = None,
+    ) -> Deferred[CredentialView]:
+        """Have the service make an SSH key, whose ``public_key`` is to be installed at the site; or give it one.
+
+        Args:
+            site: for which site; None for every one.
+            private_key: text of a private key without passphrase; None to have one made.
+            account: who to be at the site.
+            label: a word of one's own.
+        """
+        body = {"kind": "ssh-key", "site": site, "secret": private_key, "account": account, "label": label}
+        return self._give("/credentials", body)
+
+    def token(self, token: str, site: int | None = None, *, label: str | None = None) -> Deferred[CredentialView]:
+        """Give the service a bearer token, for a site or for every one."""
+        return self._give("/credentials", {"kind": "token", "site": site, "secret": token, "label": label})
+
+    def session(self, site: int) -> Deferred[CredentialView | None]:
+        """The proxy of the caller's logon at a site; None for none."""
+        return self._ask(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]
+
+    def log_on(
+        self, site: int, username: str, password: str, lifetime: timedelta | None = None
+    ) -> Deferred[CredentialView]:
+        """Log on at the MyProxy server of a site: the service fetches a proxy for that site.
+
+        Args:
+            site: number.
+            username: at the MyProxy server.
+            password: used once.
+            lifetime: of the proxy; 12 hours without it.
+        """
+        seconds = None if lifetime is None else int(lifetime.total_seconds())
+        body = {"username": username, "password": password, "lifetime": seconds}
+        return self._give(f"/sites/{site:d}/session", body)
+
+    def log_off(self, site: int) -> Deferred[None]:
+        """Make the service forget the proxy of a logon."""
+        return self._tell("DELETE", f"/sites/{site:d}/session")
+
     def pause(self, seconds: float) -> Deferred[None]:
         """Let time pass between two questions."""
         return Deferred.fromCoroutine(self._connection.pause(seconds))
@@ -351,6 +406,16 @@ class WorkqueueClient:
                 full[name] = more[name]
         key = more.get("idempotency_key") or _new_key()
         return self._ask(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
+
+    def _give(self, path: str, body: Mapping[str, Any]) -> Deferred[CredentialView]:
+        given = {name: value for name, value in body.items() if value is not None}
+        return self._ask(CredentialView, "POST", path, body=msgspec.json.encode(given), key=_new_key())
+
+    def _tell(self, method: str, path: str) -> Deferred[None]:
+        async def told() -> None:
+            await self._connection.request(method, path)
+
+        return Deferred.fromCoroutine(told())
 
     def _delegating(self) -> Delegating:
         return Delegating(self._connection, self._certificate, self._key)

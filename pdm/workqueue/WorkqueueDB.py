@@ -246,16 +246,25 @@ class ListingNotes(Base):
 
 
 class Credential(Base):
-    """A user's credential of one kind; ``secret`` was encrypted before it came here."""
+    """A user's credential of one kind for one site; ``secret`` was encrypted before it came here.
+
+    Attributes:
+        site_id: 0 for every site.
+        valid_until: null for one that does not end.
+        details: what is shown besides, and no secret: the public key, VOMS attributes, the account.
+    """
 
     __tablename__ = "credentials"
-    __table_args__ = (sa.UniqueConstraint("user_id", "kind"),)
+    __table_args__ = (sa.UniqueConstraint("user_id", "kind", "site_id"),)
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     kind: Mapped[str] = mapped_column(String(32))
+    site_id: Mapped[int]
+    label: Mapped[str | None]
     subject: Mapped[str]
-    valid_until: Mapped[datetime]
+    valid_until: Mapped[datetime | None]
+    details: Mapped[Mapping[str, Any]] = mapped_column(sa.JSON)
     stored_at: Mapped[datetime]
     secret: Mapped[bytes]
 

@@ -22,11 +22,13 @@ import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem_files import CertificateFilesError
 from pdm.workqueue.certificates.server_tls import ServerTls
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.ini import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution.attempt import AttemptTools
@@ -42,7 +44,7 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.instance_lock import InstanceLockedError, lock_instance
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database, DatabaseUnusableError
@@ -132,6 +134,12 @@ class Assembly:
             utc_now,
         )
         limits = Limits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
+        access = Access(
+            trust_dir=settings.credentials.trust_dir,
+            ssh_key=settings.ssh.key,
+            ssh_known_hosts=settings.ssh.known_hosts,
+            ssh_user=settings.ssh.user,
+        )
         self.executor = Executor(
             self.database,
             self.sites,
@@ -150,12 +158,7 @@ class Assembly:
             ),
             ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
             self.streams,
-            Access(
-                trust_dir=settings.credentials.trust_dir,
-                ssh_key=settings.ssh.key,
-                ssh_known_hosts=settings.ssh.known_hosts,
-                ssh_user=settings.ssh.user,
-            ),
+            access,
             self._room,
         )
         self.claimer = Claimer(
@@ -183,10 +186,11 @@ class Assembly:
                 self.executor.cancel,
                 self.board,
                 self.streams.routes,
-                lambda protocol: MOVERS[protocol].needs_credential,
+                lambda protocol: _need_at(protocol, access),
                 _supports,
                 lambda: self.tls.trust,
-                lambda protocol: MOVERS[protocol].relays_to,
+                MyProxyLogons(reactor, settings.credentials.trust_dir),
+                _relays_to,
             ),
             AccessList.read(settings.users),
         )
@@ -294,6 +298,16 @@ def _server_tls(settings: Settings) -> ServerTls:
 
 def _supports(protocol: JobProtocol, type_: JobType) -> bool:
     return protocol in MOVERS and type_ in MOVERS[protocol].job_types
+
+
+def _need_at(protocol: JobProtocol, access: Access) -> Need | None:
+    mover = MOVERS.get(protocol)
+    return None if mover is None else need_of(mover, access)
+
+
+def _relays_to(protocol: JobProtocol) -> frozenset[JobProtocol]:
+    mover = MOVERS.get(protocol)
+    return frozenset() if mover is None else mover.relays_to
 
 
 async def _swept(files: CredentialFiles) -> None:

@@ -180,6 +180,13 @@ class BlockingWorkqueueClient:
     delegation = _blocking(WorkqueueClient.delegation)
     delegate = _blocking(WorkqueueClient.delegate)
     undelegate = _blocking(WorkqueueClient.undelegate)
+    credentials = _blocking(WorkqueueClient.credentials)
+    remove_credential = _blocking(WorkqueueClient.remove_credential)
+    ssh_key = _blocking(WorkqueueClient.ssh_key)
+    token = _blocking(WorkqueueClient.token)
+    session = _blocking(WorkqueueClient.session)
+    log_on = _blocking(WorkqueueClient.log_on)
+    log_off = _blocking(WorkqueueClient.log_off)
     close = _blocking(WorkqueueClient.close)
 
     def __enter__(self) -> Self:

@@ -45,6 +45,13 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "delegation": (),
     "delegate": (),
     "undelegate": (),
+    "credentials": (),
+    "remove_credential": (1,),
+    "ssh_key": (1,),
+    "token": ("abc",),
+    "session": (1,),
+    "log_on": (1, "alice", "a password"),
+    "log_off": (1,),
 }
 #: Methods that call others, or nothing.
 HELPERS = {"from_settings", "from_environment", "close", "pause", "iterate_jobs", "iterate_elements"}

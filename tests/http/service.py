@@ -21,9 +21,11 @@ from twisted.web.http_headers import Headers
 
 from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.client_tls import client_policy
+from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.server_tls import ServerTls
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings, UserSettings
+from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Entry, JobRecord, NewElement, Token, Verdict
@@ -37,6 +39,7 @@ from pdm.workqueue.logstore.files import LogRef, LogStore
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import claims, credentials, jobs, listings, users
 from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.store.credentials import NewCredential
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
@@ -168,9 +171,10 @@ class Service:
             cancelled=lambda job_id: self.events.update([f"cancelled {job_id}"]),
             progress=self.board,
             routes=lambda: list(self.routes),
-            needs_credential=lambda protocol: protocol is JobProtocol.GRIDFTP,
+            credential_need=lambda protocol: Need((PROXY,)) if protocol is JobProtocol.GRIDFTP else None,
             supports=lambda protocol, type_: protocol in _SUPPORTED,
             trust=lambda: tls.trust,
+            myproxy=MyProxyLogons(reactor, folder / "trust"),
         )
         site = WorkqueueService(context, AccessList.read(self.users)).site(reactor)
         port = reactor.listenTCP(0, tls.wrap(site), interface="127.0.0.1")
@@ -282,7 +286,8 @@ class Service:
         secret = self.context.vault.seal(b"a proxy", context_of(user_id))
         subject = self.certificates.of(name).dn
         now = self.now()
-        await self.database.run("put", credentials.put, user_id, PROXY, subject, now + lifetime, secret, now)
+        new = NewCredential(PROXY, subject, now + lifetime, secret)
+        await self.database.run("put", credentials.put, user_id, new, now)
 
     async def claim(self, job_id: int) -> list[Token]:
         """Claim all of a job that can run; jobs of other tests are claimed along, and stay so."""

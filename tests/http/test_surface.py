@@ -23,7 +23,14 @@ from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import ROOT, Certificates, Service
 
-_VALUES = {"job_id": "1", "element_id": "0", "attempt": "1", "site_id": "1", "delegation_id": "0123456789abcdef"}
+_VALUES = {
+    "job_id": "1",
+    "element_id": "0",
+    "attempt": "1",
+    "site_id": "1",
+    "delegation_id": "0123456789abcdef",
+    "credential_id": "1",
+}
 
 
 def path_of(endpoint: Endpoint) -> str:

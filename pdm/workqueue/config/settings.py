@@ -210,6 +210,8 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         folder: where a credential lies as a 0600 file while a helper uses it; best on a memory file system.
         trust_dir: hashed directory of the authorities of storage servers.
         minimum_lifetime_s: a job is not accepted on a credential that ends sooner.
+        expected_duration_s: a job is expected to take at least so long; on a credential that ends sooner it is accepted
+            with a warning.
         key_bits: length of the RSA key of a delegated proxy.
     """
 
@@ -217,6 +219,7 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     folder: StatePath = Path("credentials")
     trust_dir: FilePath = Path("/etc/grid-security/certificates")
     minimum_lifetime_s: DurationOrZero = field(default=600.0, name="minimum_lifetime")
+    expected_duration_s: DurationOrZero = field(default=1800.0, name="expected_duration")
     key_bits: Literal[2048, 3072, 4096] = 2048
 
 

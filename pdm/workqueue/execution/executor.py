@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
+from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -19,11 +20,11 @@ from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
+from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.movers.pairs import protocol_at
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
@@ -223,10 +224,10 @@ class Executor:
     async def _prepare(self, batch: Batch) -> _Prepared:
         job = batch.job
         mover = MOVERS[job.protocol]
-        fingerprint, path = "", None
-        if any(MOVERS[protocol].needs_credential for protocol in self._protocols_of(job)):
+        usable = Usable("", {})
+        if needs := self._needs_of(job):
             try:
-                fingerprint, path = await self.credentials.usable(job.user_id, self.tools.clock())
+                usable = await self.credentials.usable_each(job.user_id, needs, self.tools.clock())
             except CredentialUnusableError as error:
                 raise _NotPossibleError(error.failure) from error
         self._next_id += 1
@@ -234,16 +235,30 @@ class Executor:
         try:
             request = mover.request_for(batch, self._url_of(job), options, self.limits.element, self._next_id)
         except BaseException:
-            if fingerprint:
-                self.credentials.let_go(fingerprint)
+            if usable.fingerprint:
+                self.credentials.let_go(usable.fingerprint)
             raise
-        environment = mover.environment(evolve(self.access, credential=path, roots=self._roots()))
-        return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
+        environment = dict(mover.environment(evolve(self.access, credential=usable.proxy, roots=self._roots())))
+        if told := usable.told(self._endpoints(job)):
+            environment[CREDENTIALS_VARIABLE] = told
+        return _Prepared(AgentKind(mover.helper, usable.fingerprint, environment), request, options)
 
-    def _protocols_of(self, job: JobRecord) -> set[JobProtocol]:
-        """The protocols of both ends, as far as they are known."""
-        sites = (job.src_siteid, *([] if job.dst_siteid is None else [job.dst_siteid]))
-        return {job.protocol, *filter(None, (self._protocol_at(job, site) for site in sites))}
+    def _needs_of(self, job: JobRecord) -> dict[int, Need]:
+        """What is needed at each of its sites that needs something."""
+        needs: dict[int, Need] = {}
+        for site_id in job.sites:
+            need = need_of(MOVERS[self._protocol_at(job, site_id) or job.protocol], self.access)
+            if need is not None:
+                needs[site_id] = need
+        return needs
+
+    def _endpoints(self, job: JobRecord) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for site_id in job.sites:
+            site, protocol = self.sites.by_id(site_id), self._protocol_at(job, site_id)
+            if site is not None and protocol is not None:
+                found[site_id] = site.endpoints[protocol]
+        return found
 
     def _protocol_at(self, job: JobRecord, site_id: int) -> JobProtocol | None:
         site = self.sites.by_id(site_id)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, NewJob
@@ -151,13 +152,15 @@ def _protocol_at(api: ApiContext, source: Site, destination: Site, protocol: Job
     )
 
 
-def needs_credential(api: ApiContext, new: NewJob) -> bool:
-    """Whether a job works only with a delegated credential, at either end."""
-    protocols = {new.protocol}
+def needs_of(api: ApiContext, new: NewJob) -> dict[int, Need]:
+    """What a job needs at each of its sites that needs something."""
+    protocols = {new.src_siteid: new.protocol}
     destination = None if new.dst_siteid is None else api.sites.by_id(new.dst_siteid)
-    if destination is not None and new.dst_siteid != new.src_siteid:
-        protocols.add(protocol_at(destination.endpoints, new.protocol, api.relays_to(new.protocol)) or new.protocol)
-    return any(api.needs_credential(protocol) for protocol in protocols)
+    if destination is not None and destination.id != new.src_siteid:
+        found = protocol_at(destination.endpoints, new.protocol, api.relays_to(new.protocol))
+        protocols[destination.id] = found or new.protocol
+    needs = {site: api.credential_need(protocol) for site, protocol in protocols.items()}
+    return {site: need for site, need in needs.items() if need is not None}
 
 
 def _url(site: Site, protocol: JobProtocol, path: str, pointer: str) -> str:

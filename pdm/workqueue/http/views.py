@@ -6,6 +6,7 @@ from datetime import datetime
 
 from msgspec import UNSET
 
+from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
@@ -13,14 +14,18 @@ from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.sites.registry import Site
+from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.wire.responses import (
+    CredentialView,
     ElementStatusView,
     ElementView,
     FailureView,
+    HoldView,
     JobProgressView,
     JobView,
     RouteView,
     SiteView,
+    VomsView,
 )
 
 
@@ -29,8 +34,8 @@ def whole_seconds(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(microsecond=0)
 
 
-def job_view(job: JobRecord, progress: JobProgress | None = None) -> JobView:
-    """A job as the API gives it out, with its progress where that was looked up."""
+def job_view(job: JobRecord, progress: JobProgress | None = None, hold: HoldView | None = None) -> JobView:
+    """A job as the API gives it out, with its progress and why it is held where that was looked up."""
     counters = job.counters
     return JobView(
         id=job.id,
@@ -63,7 +68,21 @@ def job_view(job: JobRecord, progress: JobProgress | None = None) -> JobView:
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
+        hold=UNSET if hold is None else hold,
     )
+
+
+def hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
+    """Why elements of a job are held.
+
+    Args:
+        job: whose.
+        first: the first of them; None for none.
+    """
+    if first is None or first.failure is None or not job.counters.held:
+        return None
+    failure = first.failure
+    return HoldView(count=job.counters.held, code=failure.code.value, reason=failure.message, hint=failure.hint)
 
 
 def job_progress_view(progress: JobProgress) -> JobProgressView:
@@ -135,6 +154,22 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
         instant=progress.instant,
         average=progress.average,
         elapsed=progress.elapsed,
+    )
+
+
+def credential_view(record: CredentialRecord) -> CredentialView:
+    """A credential as the API gives it out: nothing of it that is secret."""
+    return CredentialView(
+        id=record.id,
+        kind=record.kind.value,
+        subject=record.subject,
+        site=None if record.site_id == ALL_SITES else record.site_id,
+        label=record.label,
+        valid_until=whole_seconds(record.valid_until),
+        stored_at=record.stored_at.replace(microsecond=0),
+        voms=[VomsView(vo=each["vo"], fqans=each["fqans"]) for each in record.details.get("voms", ())],
+        account=record.details.get("account"),
+        public_key=record.details.get("public_key"),
     )
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import msgspec
 from attrs import frozen
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
@@ -35,7 +36,8 @@ class DummyMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.agents.helpers.dummy"
-    needs_credential: bool = False
+    needs_credential: CredentialKind | None = None
+    prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = frozenset()
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:

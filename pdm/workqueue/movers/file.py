@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
@@ -23,7 +24,8 @@ class FileMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = RELAY
-    needs_credential: bool = False
+    needs_credential: CredentialKind | None = None
+    prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = RELAYED - {JobProtocol.FILE}
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch
@@ -58,7 +59,8 @@ class GridFtpMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.agents.helpers.gridftp"
-    needs_credential: bool = True
+    needs_credential: CredentialKind | None = CredentialKind.PROXY
+    prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = frozenset()
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:

@@ -25,7 +25,6 @@ def relay_environment(access: Access) -> Mapping[str, str]:
         "PDM_SSH_KEY": access.ssh_key,
         "PDM_SSH_KNOWN_HOSTS": access.ssh_known_hosts,
         "PDM_SSH_USER": access.ssh_user or None,
-        "PDM_HTTPS_TOKEN": access.token,
         "PDM_FILE_ROOTS": json.dumps([encoded(root) for root in access.roots]),
     }
     return {name: str(value) for name, value in values.items() if value is not None}

@@ -8,6 +8,7 @@
     default_folder = /store/user
     gridftp = gsiftp://gridftp.example.org:2811
     https = https://dav.example.org:443
+    myproxy = myproxy.example.org:7512
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_ur
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out")
+_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy")
 _SCHEMES = {
     JobProtocol.GRIDFTP: ("gsiftp",),
     JobProtocol.SSH: ("sftp",),
@@ -147,6 +148,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         endpoints=endpoints,
         limit_in=int(checked_by("limit_in", _limit, "1")) if "limit_in" in keys else None,
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
+        myproxy=checked_by("myproxy", _host_and_port, "") if "myproxy" in keys else None,
     )
 
 
@@ -190,6 +192,13 @@ def _default_folder(text: str) -> str:
     if ".." in text.split("/"):
         raise ValueError("a path without '..' is expected")
     return checked(text)
+
+
+def _host_and_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not _HOST.fullmatch(host) or not _DIGITS.fullmatch(port) or not 1 <= int(port) <= 65535:
+        raise ValueError("HOST:PORT is expected")
+    return text
 
 
 def _endpoint_check(protocol: JobProtocol) -> Callable[[str], str]:

@@ -18,6 +18,7 @@ class Site:
         name: what people call it; never looks like a number.
         description: one line for people.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
+        myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         endpoints: protocol → URL without path (FILE: with the root folder), percent-encoded, no slash at its end.
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
         limit_out: the same for what comes out of it.
@@ -30,3 +31,4 @@ class Site:
     endpoints: Mapping[JobProtocol, str]
     limit_in: int | None = None
     limit_out: int | None = None
+    myproxy: str | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 
 TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(JobType.__members__)})]
@@ -39,6 +40,15 @@ class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
         float | None, Meta(description="Seconds since the first element was begun, until now or its end.")
     ]
     eta: Annotated[float | None, Meta(description="Seconds until the end, by bytes or files, whichever are slower.")]
+
+
+class HoldView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why elements of a job are held; they go on by themselves once that is mended."""
+
+    count: Annotated[int, Meta(description="Elements that are held.")]
+    code: Annotated[str, Meta(description="Stable word; of the first of them.")]
+    reason: Annotated[str, Meta(description="What was found.")]
+    hint: Annotated[str, Meta(description="What to do.")]
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +87,12 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     bytes_total: int
     bytes_done: int
     progress: Annotated[JobProgressView | UnsetType, Meta(description="Of one job; not in arrays.")] = UNSET
+    hold: Annotated[
+        HoldView | UnsetType, Meta(description="Why elements are held; of one job that has any, not in arrays.")
+    ] = UNSET
+    warnings: Annotated[
+        list[str] | UnsetType, Meta(description="What the user should know; of a job that was just registered.")
+    ] = UNSET
 
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
@@ -234,6 +250,28 @@ class DelegationView(msgspec.Struct, frozen=True, kw_only=True):
 
     termination_time: datetime
     subject: str
+
+
+class VomsView(msgspec.Struct, frozen=True, kw_only=True):
+    """VOMS attributes that a proxy carries; shown, not verified."""
+
+    vo: str
+    fqans: list[str]
+
+
+class CredentialView(msgspec.Struct, frozen=True, kw_only=True):
+    """A credential that the service holds; what is secret of it is never given out."""
+
+    id: int
+    kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in CredentialKind]})]
+    subject: Annotated[str, Meta(description="Whose it is; the fingerprint of an SSH key.")]
+    site: Annotated[int | None, Meta(description="The site that it is for; null for every one.")]
+    label: str | None
+    valid_until: Annotated[datetime | None, Meta(description="Null for one that does not end, or does not tell.")]
+    stored_at: datetime
+    voms: Annotated[list[VomsView], Meta(description="Of a proxy.")]
+    account: Annotated[str | None, Meta(description="Of an SSH key: the account at the site.")]
+    public_key: Annotated[str | None, Meta(description="Of an SSH key: the line to install at the site.")]
 
 
 class HealthView(msgspec.Struct, frozen=True, kw_only=True):

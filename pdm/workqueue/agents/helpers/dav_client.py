@@ -1,7 +1,7 @@
 """HTTPS to WebDAV servers: one kept connection a server, client certificate or token, errors as storage knows them.
 
 ``X509_CERT_DIR`` names the trusted authorities, ``X509_USER_PROXY`` the client's certificate with its key,
-``PDM_HTTPS_TOKEN`` a file with a bearer token that goes with it or stands for it.
+``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pdm.workqueue.agents.helpers.endpoints import credential_at
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
 _LONGEST_ERROR = 4000
@@ -163,7 +164,7 @@ class DavClient:
     ) -> http.client.HTTPResponse:
         connection = self._connected(authority)
         with self._guarded(authority):
-            connection.request(method, path, body, {**self.credentials(), **headers})
+            connection.request(method, path, body, {**self.credentials(authority), **headers})
             answer = connection.getresponse()
         self._servers[authority] = (answer.getheader("Server") or "").lower()
         return answer
@@ -229,13 +230,13 @@ class DavClient:
     # -- who we are
 
     @staticmethod
-    def credentials() -> dict[str, str]:
-        """The headers that say who asks."""
-        file = os.environ.get("PDM_HTTPS_TOKEN")
-        if not file:
+    def credentials(authority: str) -> dict[str, str]:
+        """The headers that tell a server who asks; another server's token never goes there."""
+        given = credential_at(("https", "davs"), authority)
+        if given is None:
             return {}
         try:
-            token = Path(file).read_text(encoding="ascii").strip()
+            token = Path(given.file).read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"the token cannot be read: {type(error).__name__}", code="CREDENTIAL_MISSING", scope="service"

@@ -277,7 +277,7 @@ class DavSide(Side):
 
     def _token(self, source: str) -> str:
         """What lets another server read the source for us."""
-        own = self._client.credentials().get("Authorization")
+        own = self._client.credentials(_server(source)).get("Authorization")
         if own is not None:
             return own
         headers = {"Content-Type": "application/macaroon-request"}

@@ -1,4 +1,8 @@
-"""SFTP servers as a storage. ``PDM_SSH_KEY``, ``PDM_SSH_KNOWN_HOSTS`` and ``PDM_SSH_USER`` say who logs in, and where.
+"""SFTP servers as a storage.
+
+``PDM_SSH_KNOWN_HOSTS`` says where one may log in, ``PDM_CREDENTIALS`` with which key of the user and as whom;
+``PDM_SSH_KEY`` is the service's own, for servers for which the user has none; ``PDM_SSH_USER`` is the account where
+none is named.
 
 SFTP has no checksums: they are made by reading. Its status "Failure" says nothing: what it was is found by looking.
 """
@@ -17,6 +21,7 @@ from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.agents.helpers import sftp_session as sftp
+from pdm.workqueue.agents.helpers.endpoints import credential_at
 from pdm.workqueue.agents.helpers.sftp_session import Reader, SftpSession, StatusError, string
 from pdm.workqueue.agents.helpers.side import Pieces, Side
 from pdm.workqueue.agents.helpers.storage import Entries, Patience, StorageError, Thing
@@ -404,7 +409,8 @@ def _command(authority: str, patience: Patience) -> list[str]:
     known_hosts = os.environ.get("PDM_SSH_KNOWN_HOSTS")
     if not known_hosts:
         raise StorageError("the service has no file of known hosts: set known_hosts in [ssh]", code="CERTIFICATE")
-    key = os.environ.get("PDM_SSH_KEY")
+    given = credential_at(("sftp",), authority)
+    key = os.environ.get("PDM_SSH_KEY") if given is None else given.file
     if not key:
         raise StorageError("there is no SSH key to log in with", code="CREDENTIAL_MISSING", scope="service")
     options = {
@@ -427,7 +433,7 @@ def _command(authority: str, patience: Patience) -> list[str]:
         command += ["-o", f"{name}={value}"]
     if port:
         command += ["-p", port]
-    if user := os.environ.get("PDM_SSH_USER"):
+    if user := (given and given.account) or os.environ.get("PDM_SSH_USER"):
         command += ["-l", user]
     return [*command, "-s", "--", host, "sftp"]
 

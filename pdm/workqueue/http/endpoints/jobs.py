@@ -18,7 +18,7 @@ from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.progress import with_progress
-from pdm.workqueue.http.views import job_progress_view, job_view
+from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.store import jobs
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
 from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
@@ -101,8 +101,12 @@ def moment(value: datetime | None) -> datetime | None:
 
 @endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
 async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
-    """The job with its counters, how far it is, and how fast it goes."""
-    return job_view(*await with_progress(api, await api.job(job_id, caller.scope)))
+    """The job with its counters, how far it is and how fast it goes, and why elements of it are held."""
+    job, progress = await with_progress(api, await api.job(job_id, caller.scope))
+    first = None
+    if job.counters.held:
+        first = await api.database.read("why elements are held", lookups.first_held, job.id)
+    return job_view(job, progress, hold_view(job, first))
 
 
 @endpoint(
