@@ -19,7 +19,15 @@ from pdm.workqueue.cli.following import (
 )
 from pdm.workqueue.cli.progress import shown_fraction
 from pdm.workqueue.cli.session import complain, exit_code_of, run
-from pdm.workqueue.cli.text import shown_bytes, shown_duration, shown_moment, shown_name, shown_time, table
+from pdm.workqueue.cli.text import (
+    shown_bytes,
+    shown_duration,
+    shown_line,
+    shown_moment,
+    shown_name,
+    shown_time,
+    table,
+)
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.wire.responses import JobView
@@ -126,6 +134,8 @@ def status(job_id: int, form: str) -> None:
         click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
         for line in _progress_lines(job):
             click.echo(line)
+        for reason in () if job.waiting is UNSET else job.waiting:
+            click.echo(f"waits     {shown_line(reason)}")
         if job.skipped:
             click.echo(f"skipped   {job.skipped} entries of the source: 'pdm status -F json', 'pdm logs {job_id}.0'")
         if job.num_failed:

@@ -121,6 +121,8 @@ class Claimer:
         return begun, due
 
     async def _claim_of(self, types: frozenset[JobType], room: int) -> Sequence[Batch]:
+        now = self.clock()
+        bounds = self.executor.bounds(now)
         limits = ClaimLimits(
             elements=min(room * self.batch_elements, _MOST_AT_ONCE),
             batches=room,
@@ -129,13 +131,21 @@ class Claimer:
             types=types,
             batch_sizes=dict(self.executor.batch_sizes),
             sharers=2 * self.executor.limits.batches,
+            user_caps=bounds.user_caps,
+            site_caps=bounds.site_caps,
+            paused=bounds.paused,
         )
-        return await self.database.run("claim", claims.claim, self.worker, limits, self.clock())
+        return await self.database.run("claim", claims.claim, self.worker, limits, now)
 
     async def _sleep(self, due: datetime | None) -> None:
+        now = self.clock()
+        bounds = self.executor.bounds(now)
         pause = self.poll_s
-        if due is not None:
-            pause = min(max((due - self.clock()).total_seconds(), 0.05), pause)
+        # Work that is due and may not begin stays due: that is nothing to wake up for again and again.
+        if due is not None and (due > now or not bounds.hold_back):
+            pause = min(max((due - now).total_seconds(), 0.05), pause)
+        if bounds.next_change is not None:
+            pause = min(max((bounds.next_change - now).total_seconds(), 0.05), pause)
         timer: IDelayedCall = self.reactor.callLater(pause, self.wake)
         self._asleep = Deferred()
         await self._asleep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -15,10 +15,12 @@ from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.execution.catalogue import Catalogue
+from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
-from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 
@@ -44,6 +46,8 @@ class ApiContext:
         needs_credential: whether a protocol works only with a delegated credential.
         supports: whether the service can carry out a job type by a protocol.
         trust: the authorities in force, for delegated proxies.
+        catalogue: which sites can be reached, and what operators have restricted.
+        check_site: looks for a user at what the endpoints of a site can do.
     """
 
     database: Database
@@ -59,11 +63,17 @@ class ApiContext:
     needs_credential: Callable[[JobProtocol], bool]
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]
+    catalogue: Catalogue
+    check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
 
     @property
     def least_lifetime(self) -> timedelta:
         """What a credential must still have for a job to be accepted."""
         return timedelta(seconds=self.settings.credentials.minimum_lifetime_s)
+
+    def may_see(self, user_id: int, scope: int | None, site: Site) -> bool:
+        """Whether a user sees a site; operators, whose scope is None, see all."""
+        return scope is None or site.is_open_to(user_id)
 
     async def job(self, job_id: int, scope: int | None) -> JobRecord:
         """A job that the caller may see; out of memory where it is there, without waiting.

@@ -6,7 +6,7 @@ transaction back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from attrs import frozen
@@ -15,8 +15,13 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
 from pdm.workqueue.execution.credentials import PROXY
-from pdm.workqueue.http.problems import DelegationNeededError, ElementNotFoundError, JobNotFoundError
-from pdm.workqueue.store import claims, credentials, jobs
+from pdm.workqueue.http.problems import (
+    DelegationNeededError,
+    ElementNotFoundError,
+    InvalidInputError,
+    JobNotFoundError,
+)
+from pdm.workqueue.store import claims, credentials, jobs, sites
 from pdm.workqueue.store.credentials import CredentialRecord, PendingDelegation
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey
 from pdm.workqueue.wire.responses import moment_text
@@ -54,6 +59,7 @@ def register(
     key: IdempotencyKey | None,
     now: datetime,
     least_lifetime: timedelta | None,
+    stored: Collection[int] = (),
 ) -> JobRecord:
     """Register a job, if the user's credential is good enough.
 
@@ -63,12 +69,17 @@ def register(
         key: under which it is registered once only.
         now: the present moment, UTC.
         least_lifetime: what the credential must still have; None for a job that needs none.
+        stored: which of its sites are in the database.
 
     Raises:
         DelegationNeededError: there is no credential, or it ends too soon.
         IdempotencyConflictError: the key belongs to another request.
+        InvalidInputError: a site was removed in this moment.
     """
     job = jobs.submit(session, new, key, now)
+    if stored and job.log_uid == new.log_uid:
+        for number in sites.missing(session, stored):
+            raise InvalidInputError(f"there is no site {number}; GET /sites lists those there are", "$")
     # A repeated request is answered like the first one, whatever has become of the credential since.
     if least_lifetime is not None and job.log_uid == new.log_uid:
         _check_credential(credentials.find(session, new.user_id, PROXY), now, least_lifetime)

@@ -11,14 +11,12 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
-from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.wire.responses import (
     ElementStatusView,
     ElementView,
     FailureView,
     JobProgressView,
     JobView,
-    SiteView,
 )
 
 
@@ -27,8 +25,8 @@ def whole_seconds(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(microsecond=0)
 
 
-def job_view(job: JobRecord, progress: JobProgress | None = None) -> JobView:
-    """A job as the API gives it out, with its progress where that was looked up."""
+def job_view(job: JobRecord, progress: JobProgress | None = None, waiting: list[str] | None = None) -> JobView:
+    """A job as the API gives it out, with its progress, and why it waits, where that was looked up."""
     counters = job.counters
     return JobView(
         id=job.id,
@@ -61,6 +59,7 @@ def job_view(job: JobRecord, progress: JobProgress | None = None) -> JobView:
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
+        waiting=waiting or UNSET,
     )
 
 
@@ -133,16 +132,4 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
         instant=progress.instant,
         average=progress.average,
         elapsed=progress.elapsed,
-    )
-
-
-def site_view(site: Site) -> SiteView:
-    """A site as the API gives it out."""
-    return SiteView(
-        id=site.id,
-        name=site.name,
-        description=site.description,
-        default_folder=site.default_folder,
-        protocols=[protocol.name for protocol in sorted(site.endpoints)],
-        endpoints={protocol.name: site.endpoints[protocol] for protocol in sorted(site.endpoints)},
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
 from attrs import define, field, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, fair_share, kind_of
-from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.locks import LockedJob
 from pdm.workqueue.store.tables import jobs
@@ -37,6 +37,7 @@ class ClaimLimits:
         job_caps: job → how many of its elements may run; jobs that are not named have no cap.
         user_caps: the same for users.
         site_caps: the same for what reads from or writes to a site; 0 pauses it.
+        paused: sites that nothing reads from or writes to by a protocol.
     """
 
     elements: int
@@ -49,6 +50,7 @@ class ClaimLimits:
     job_caps: Mapping[int, int] | None = None
     user_caps: Mapping[int, int] | None = None
     site_caps: Mapping[int, int] | None = None
+    paused: Collection[tuple[int, JobProtocol]] = ()
 
     @types.validator
     def _whole_lanes(self, attribute: object, types: frozenset[JobType]) -> None:
@@ -153,6 +155,10 @@ class Room:
                 jobs.c.src_siteid.not_in(sites),
                 sa.or_(jobs.c.dst_siteid.is_(None), jobs.c.dst_siteid.not_in(sites)),
             ]
+        for protocol in sorted({protocol for _, protocol in limits.paused}):
+            away = sorted(site for site, by in limits.paused if by is protocol)
+            reached = sa.or_(jobs.c.dst_siteid.is_(None), jobs.c.dst_siteid.not_in(away))
+            conditions.append(sa.or_(jobs.c.protocol != protocol, sa.and_(jobs.c.src_siteid.not_in(away), reached)))
         for job_id, cap in (limits.job_caps or {}).items():
             conditions.append(sa.or_(jobs.c.id != job_id, jobs.c.num_running < cap))
         return conditions

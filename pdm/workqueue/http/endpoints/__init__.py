@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from pdm.workqueue.http.endpoint import Endpoint
-from pdm.workqueue.http.endpoints import delegation, elements, jobs, outputs, service, sites, submissions
+from pdm.workqueue.http.endpoints import delegation, elements, jobs, operators, outputs, service, sites, submissions
 
 #: All paths begin with it.
 ROOT = "/workqueue/api/v1.0"
@@ -17,6 +17,6 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (jobs, elements, outputs, submissions, sites, delegation, service)
+    for module in (jobs, elements, outputs, submissions, sites, delegation, operators, service)
     for endpoint in _of(module)
 )
