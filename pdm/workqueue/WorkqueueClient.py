@@ -111,7 +111,7 @@ class SiteOptions(TypedDict, total=False):
     authorities: str
 
 
-class SiteChangeOptions(SiteOptions, total=False):
+class SiteChanges(SiteOptions, total=False):
     """What may be changed about a site: all that `SiteOptions` has, and these.
 
     Attributes:
@@ -327,7 +327,7 @@ class WorkqueueClient:
         body = msgspec.json.encode({"name": name, "endpoints": endpoints, **more})
         return self._ask(SiteView, "POST", "/sites", body=body, key=_new_key())
 
-    def change_site(self, site_id: int, **changes: Unpack[SiteChangeOptions]) -> Deferred[SiteView]:
+    def change_site(self, site_id: int, **changes: Unpack[SiteChanges]) -> Deferred[SiteView]:
         """Change what is said about a site; what is left away stays."""
         return self._ask(SiteView, "PATCH", f"/sites/{site_id:d}", body=msgspec.json.encode(changes))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from msgspec import UNSET
@@ -18,7 +18,7 @@ from pdm.workqueue.cli.session import run
 from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.wire.responses import CheckView, SiteView
-from pdm.workqueue.WorkqueueClient import SiteChangeOptions, WorkqueueClient
+from pdm.workqueue.WorkqueueClient import SiteChanges, SiteOptions, WorkqueueClient
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PROTOCOLS = [member.name.lower() for member in JobProtocol]
@@ -52,12 +52,14 @@ def _content_options(command: _Command) -> _Command:
     return command
 
 
-def _content(given: dict[str, Any]) -> SiteChangeOptions:
-    """What options say about a site, in the words of the API."""
-    content: SiteChangeOptions = {}
-    endpoints = {name.upper(): list(given[name]) for name in _PROTOCOLS if given[name]}
-    if endpoints:
-        content["endpoints"] = endpoints
+def _endpoints(given: dict[str, Any]) -> dict[str, Sequence[str]]:
+    """Protocol → URLs."""
+    return {name.upper(): list(given[name]) for name in _PROTOCOLS if given[name]}
+
+
+def _content(given: dict[str, Any]) -> SiteOptions:
+    """What the other options say about a site, in the words of the API."""
+    content: SiteOptions = {}
     if given["description"] is not None:
         content["description"] = given["description"]
     if given["default_folder"] is not None:
@@ -91,9 +93,8 @@ def add(name: str, form: str, **given: Any) -> None:
 
     For example: pdm site add LAB --gridftp gsiftp://gridftp.lab.example.org:2811
     """
-    content = _content(given)
-    endpoints = content.pop("endpoints", None)
-    if endpoints is None:
+    content, endpoints = _content(given), _endpoints(given)
+    if not endpoints:
         raise click.UsageError(f"a site has at least one endpoint: {', '.join(f'--{each}' for each in _PROTOCOLS)}")
 
     async def action(client: WorkqueueClient) -> int:
@@ -110,12 +111,14 @@ def add(name: str, form: str, **given: Any) -> None:
 @format_option
 def change(name: str, new_name: str | None, form: str, **given: Any) -> None:
     """Change what is said about a site; endpoints that are given replace all there were."""
-    content = _content(given)
+    changes = cast(SiteChanges, _content(given))
     if new_name is not None:
-        content["name"] = new_name
+        changes["name"] = new_name
+    if endpoints := _endpoints(given):
+        changes["endpoints"] = endpoints
 
     async def action(client: WorkqueueClient) -> int:
-        _print(await client.change_site((await find_site(client, name)).id, **content), form)
+        _print(await client.change_site((await find_site(client, name)).id, **changes), form)
         return ExitCode.DONE
 
     run(action)
