@@ -324,7 +324,8 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
     named += [(".GRIDFTP", {"GRIDFTP": ["gsiftp://h:1", url]}) for url in urls]
     named += [(".GRIDFTP", {"GRIDFTP": ["gsiftp://h:1", "gsiftp://h:1/"]}), (".FTP", {"FTP": "ftp://h"})]
     named += [(".0", {"GRIDFTP": "gsiftp://h:1", "0": "gsiftp://i:1"}), (".9", {"9": "x://y"})]
-    typed: list[Any] = [{"GRIDFTP": value} for value in (1, None, [], {}, "", "x" * 2001, [1], ["a"] * 21)]
+    no_urls: list[Any] = [1, None, [], {}, "", "x" * 2001, [1], ["a"] * 21]
+    typed = [{"GRIDFTP": value} for value in no_urls]
     return [*[("", value) for value in every], *named, *[("[...]", value) for value in typed]]
 
 
