@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def test_usual_ones_and_those_of_the_sites(tmp_path: Path, authorities: list[Aut
     both = folders.folder_for(tmp_path / "usual", [pem(other), pem(own), pem(own)])
     assert set(read_trust(both).authorities) == {each.certificate for each in authorities}
     assert folders.folder_for(tmp_path / "usual", [pem(own), pem(other)]) == both
-    assert folders.folder_for(None, [pem(own)]) != one
+    alone = folders.folder_for(None, [pem(own)])
+    assert alone != one
+    assert folders.folder_for(tmp_path / "nothing", [pem(own)]) == alone
     assert one.stat().st_mode & 0o777 == (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     assert len(list(one.glob("*.signing_policy"))) == 4
     # A list that comes to the usual ones comes here too.
@@ -41,6 +44,14 @@ def test_usual_ones_and_those_of_the_sites(tmp_path: Path, authorities: list[Aut
     assert len(read_trust(folders.folder_for(tmp_path / "usual", [pem(own)])).crls) == 1
     folders.sweep()
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_many_ask_at_once(tmp_path: Path, authorities: list[Authority]) -> None:
+    folders = TrustFolders(tmp_path / "run")
+    folders.sweep()
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(lambda _: folders.folder_for(None, [pem(authorities[0])]), range(50)))
+    assert list((tmp_path / "run").iterdir()) == list(found)
 
 
 def test_an_authority_of_the_same_name_stands_beside_the_usual_one(

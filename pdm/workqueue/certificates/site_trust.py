@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -70,20 +71,22 @@ class TrustFolders:
         """The folder in which the usual authorities are, and these; the same for the same, made at first use.
 
         Args:
-            usual: folder of the authorities that are trusted everywhere; None for none.
+            usual: folder of the authorities that are trusted everywhere; None, or one that is not there, for none.
             authorities: PEM texts.
 
         Raises:
-            OSError: the disk is full, or the usual folder is gone.
+            OSError: the disk is full.
         """
+        if usual is not None and not usual.is_dir():
+            usual = None
         words = sorted(set(authorities))
         # When something is added to the usual folder, another one has to be made of it.
         stamp = "" if usual is None else f"{usual}:{usual.stat().st_mtime_ns}"
         name = hashlib.sha256("\0".join([stamp, *words]).encode()).hexdigest()[:32]
         path = self._folder / name
         if not path.is_dir():
-            part = self._folder / f"{name}.part"
-            shutil.rmtree(part, ignore_errors=True)
+            # Another thread may be making the same: each in a folder of its own, and the first one counts.
+            part = self._folder / f"{name}.{secrets.token_hex(8)}.part"
             part.mkdir(mode=0o700)
             for entry in sorted(usual.iterdir()) if usual is not None else ():
                 # What is written anew there, as revocation lists are, is seen here too.
@@ -91,7 +94,12 @@ class TrustFolders:
             for pem in words:
                 for certificate in read_authorities(pem):
                     _add(part, certificate)
-            part.rename(path)
+            try:
+                part.rename(path)
+            except OSError:
+                shutil.rmtree(part, ignore_errors=True)
+                if not path.is_dir():
+                    raise
         return path
 
 
