@@ -12,6 +12,8 @@ import pytest_twisted
 from pdm.workqueue.certificates.pem_files import to_pem
 from pdm.workqueue.domain.catalogue import LAST_FILE_SITE, Actor
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.execution.checking import BusyError, DoorCheck
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import sites as stored_sites
 from pdm.workqueue.wire.sites import SiteBody, SiteChanges
 from tests.http.service import Service
@@ -182,6 +184,16 @@ async def test_a_check_is_told(service: Service) -> None:
     assert (check["ok"], check["reachable"], check["login"], check["listing"]) == (False, False, None, None)
     assert (check["url"], check["seconds"], check["error"]["code"]) == ("dummy://lab", 0.5, "CONNECTION")
     assert check["error"]["hint"]
+
+
+@ensure
+async def test_one_check_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def busy(user_id: int, site: Site) -> list[DoorCheck]:
+        raise BusyError
+
+    monkeypatch.setattr(service.context, "check_site", busy)
+    answer = await service.call("checker", "POST", "/sites/1/check")
+    assert (answer.status, answer.problem) == (409, "conflict")
 
 
 # -- operators

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.agents.pool import AgentPool
@@ -26,6 +26,10 @@ _NOT_LET_IN = frozenset({FailureCode.CERTIFICATE, FailureCode.CREDENTIAL_REFUSED
 _NOT_ASKED = frozenset(
     {FailureCode.CREDENTIAL_MISSING, FailureCode.CRASHED, FailureCode.INTERNAL, FailureCode.UNSUPPORTED}
 )
+
+
+class BusyError(Exception):
+    """One look at a time: agents are for the work of all."""
 
 
 @frozen
@@ -69,14 +73,26 @@ class SiteCheck:
 
     executor: Executor
     pool: AgentPool
+    _busy: set[int] = field(factory=set)
 
     async def check(self, user_id: int, site: Site) -> Sequence[DoorCheck]:
-        """One endpoint after the other, in the order of the protocols."""
-        return [
-            await self._door(user_id, site, Door(site.id, protocol, url))
-            for protocol in sorted(site.endpoints)
-            for url in site.doors(protocol)
-        ]
+        """All endpoints at once, as far as there are agents; in the order of the protocols.
+
+        Raises:
+            BusyError: the user has another look under way.
+        """
+        if user_id in self._busy:
+            raise BusyError
+        self._busy.add(user_id)
+        try:
+            looks = [
+                Deferred.fromCoroutine(self._door(user_id, site, Door(site.id, protocol, url)))
+                for protocol in sorted(site.endpoints)
+                for url in site.doors(protocol)
+            ]
+            return [await look for look in looks]
+        finally:
+            self._busy.discard(user_id)
 
     async def _door(self, user_id: int, site: Site, door: Door) -> DoorCheck:
         tools = self.executor.tools

@@ -7,6 +7,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.catalogue import Actor, Restricted, SiteRecord
+from pdm.workqueue.execution.checking import BusyError
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import endpoint
@@ -167,14 +168,17 @@ async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
     "/sites/{site_id}/check",
     summary="Look at what a site can do",
     result=list[CheckView],
-    errors=(NotFoundError,),
+    errors=(NotFoundError, ConflictError),
 )
 async def check_site(api: ApiContext, caller: Caller, site_id: int, key: IdempotencyKey | None) -> list[CheckView]:
     """Connects to each endpoint with the caller's credential, and lists the default folder."""
     site = _seen(api, caller, site_id)
     if not site.is_open_to(caller.user_id):
         raise ForbiddenError("a private site is used by its owner only")
-    return [check_view(check) for check in await api.check_site(caller.user_id, site)]
+    try:
+        return [check_view(check) for check in await api.check_site(caller.user_id, site)]
+    except BusyError:
+        raise ConflictError("you are having a site looked at already: wait for that") from None
 
 
 @endpoint(
