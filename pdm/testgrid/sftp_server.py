@@ -29,11 +29,13 @@ class SftpServer(Daemon):
         self.user = account or pwd.getpwuid(os.geteuid()).pw_name
         self.client_key = folder / "id_ed25519"
         self.known_hosts = folder / f"{name}.known_hosts"
+        #: The keys that are let in, as sshd reads them at each login.
+        self.authorized = folder / f"{name}.authorized"
         self._host_key = folder / f"{name}.host_ed25519"
         for key in (self._host_key, self.client_key):
             if not key.exists():
                 make_key(key)
-        (folder / f"{name}.authorized").write_text(self.client_key.with_suffix(".pub").read_text())
+        self.authorized.write_text(self.client_key.with_suffix(".pub").read_text())
 
     @property
     def url(self) -> str:
@@ -45,7 +47,7 @@ class SftpServer(Daemon):
         configuration = self.folder / f"{self.name}.conf"
         configuration.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self._host_key}\nPidFile none\n"
-            f"AuthorizedKeysFile {self.folder}/{self.name}.authorized\nStrictModes no\nUsePAM no\n"
+            f"AuthorizedKeysFile {self.authorized}\nStrictModes no\nUsePAM no\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             f"AllowUsers {self.user}\nUseDNS no\nMaxStartups 200\nSubsystem sftp internal-sftp\n"
         )

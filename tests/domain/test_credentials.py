@@ -7,7 +7,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from attrs import frozen
 
-from pdm.workqueue.domain.credentials import CredentialKind, NoCredentialError, choose, earliest_end
+from pdm.workqueue.domain.credentials import (
+    CredentialKind,
+    Need,
+    NoCredentialError,
+    choose,
+    choose_each,
+    earliest_end,
+)
 from pdm.workqueue.domain.failures import FailureCode
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
@@ -21,6 +28,7 @@ class Given:
     site_id: int
     subject: str = "/CN=a"
     hours: float | None = 1.0
+    kind: CredentialKind = PROXY
 
     @property
     def valid_until(self) -> datetime | None:
@@ -63,3 +71,28 @@ def test_none_and_expired_ones_are_told_apart(kind: CredentialKind) -> None:
         with pytest.raises(NoCredentialError, match=words) as caught:
             choose(found, kind, [1], NOW)
         assert caught.value.code is code
+
+
+def test_the_ends_of_a_route_may_need_unlike_kinds() -> None:
+    key, proxy = Given(1, "SHA256:1", None, KEY), Given(0)
+    needs = {1: Need((KEY,)), 2: Need((TOKEN, PROXY))}
+    assert choose_each([key, proxy], needs, NOW) == {1: key, 2: proxy}
+    token = Given(2, "me", 1.0, TOKEN)
+    assert choose_each([key, proxy, token], needs, NOW) == {1: key, 2: token}
+    assert choose_each([key, proxy, Given(2, "me", -1.0, TOKEN)], needs, NOW) == {1: key, 2: proxy}
+    with pytest.raises(NoCredentialError, match="no credential has been delegated for site 2") as caught:
+        choose_each([key], needs, NOW)
+    assert caught.value.kind is PROXY
+
+
+def test_the_service_lends_its_own_to_those_who_have_given_none() -> None:
+    lent = Need((KEY,), optional=True)
+    assert choose_each([], {1: lent}, NOW) == {}
+    own = Given(1, "SHA256:1", None, KEY)
+    assert choose_each([own], {1: lent}, NOW) == {1: own}
+    with pytest.raises(NoCredentialError) as caught:
+        choose_each([Given(1, "SHA256:1", -1.0, KEY)], {1: lent}, NOW)
+    assert caught.value.code is FailureCode.CREDENTIAL_EXPIRED
+    with pytest.raises(NoCredentialError):
+        choose_each([], {1: lent.at(7)}, NOW)
+    assert lent.at(None) == lent

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from pdm.workqueue.certificates.credential_files import CredentialFiles
 from pdm.workqueue.certificates.vault import Vault
-from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.credentials import CredentialKind, Need
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError, context_of
 from pdm.workqueue.store.credentials import CredentialRecord
@@ -61,8 +61,10 @@ def test_each_site_has_its_key(
         ("key two", None),
     ]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o600}
-    assert json.loads(usable.told({1: "sftp://one:22"})) == {
-        "sftp://one:22": {"file": str(usable.sites[1].path), "account": "alice"}
+    of_one = {"file": str(usable.sites[1].path), "account": "alice"}
+    assert json.loads(usable.told({1: ("sftp://one:22", "sftp://uno:22")})) == {
+        "sftp://one:22": of_one,
+        "sftp://uno:22": of_one,
     }
     again = result_of(handed_out.usable(7, KEY, {1, 2}, NOW))
     assert again == usable
@@ -100,3 +102,20 @@ def test_what_was_sealed_for_another_place_does_not_open(
 
     assert result_of(refused()) is FailureCode.CREDENTIAL_MISSING
     assert not list((tmp_path / "run").iterdir()), "all of them or none"
+
+
+def test_a_key_for_one_end_and_a_proxy_for_the_other(
+    handed_out: Credentials, stored: Stored, tmp_path: Path, result_of: Callable[..., Any]
+) -> None:
+    give(handed_out, stored, KEY, 1, "a key")
+    give(handed_out, stored, PROXY, 0, "a proxy")
+    usable = result_of(handed_out.usable_each(7, {1: Need((KEY,)), 2: Need((TOKEN, PROXY))}, NOW))
+    assert usable.proxy is not None and usable.proxy.read_text() == "a proxy"
+    told = json.loads(usable.told({1: ("sftp://one:22",), 2: ("https://two",)}))
+    assert {url: Path(each["file"]).read_text() for url, each in told.items()} == {"sftp://one:22": "a key"}
+    alone = result_of(handed_out.usable(7, PROXY, {2}, NOW))
+    assert alone.fingerprint != usable.fingerprint and alone.told({2: ("https://two",)}) == ""
+    for each in (usable, alone):
+        handed_out.let_go(each.fingerprint)
+        handed_out.released(each.fingerprint)
+    assert not list((tmp_path / "run").iterdir())

@@ -107,6 +107,27 @@ def test_copies_between_unlike_protocols(protocol: str, other: str, service: Tes
     assert places.left() == []
 
 
+def test_a_users_own_key_is_used_in_place_of_the_services(
+    service: TestService, storages: TestStorages, places: Places
+) -> None:
+    source, server = places.put(places.a / "file", b"content"), storages.sftp["A"]
+    status, made = service.call(
+        "alice", "POST", "/credentials", {"kind": "ssh-key", "site": SITES["ssh", "A"], "account": server.user}
+    )
+    assert status == 201
+    services = server.authorized.read_text()
+    server.authorized.write_text(made["public_key"] + "\n")
+    try:
+        copied = run(
+            service, "copy", "ssh", "A", source, dst_siteid=SITES["https", "B"], dst_filepath=str(places.b / "new")
+        )
+        assert copied["status"] == "DONE", service.call("alice", "GET", f"/jobs/{copied['id']}/elements")
+        assert (places.b / "new").read_bytes() == b"content"
+    finally:
+        server.authorized.write_text(services)
+        service.call("alice", "DELETE", f"/credentials/{made['id']}")
+
+
 def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) -> None:
     body = {"src_siteid": 1, "src_filepath": "/a", "dst_siteid": ONLY_DUMMY, "dst_filepath": "/b", "protocol": "SSH"}
     status, problem = service.call("alice", "POST", "/copy", body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -44,6 +45,25 @@ def test_a_key_that_the_server_does_not_know(storages: TestStorages, places: Pla
     make_key(tmp_path / "my key 100%")
     assert outcome(storages, places, PDM_SSH_KEY=str(tmp_path / "my key 100%")) == "source CREDENTIAL_REFUSED"
     assert outcome(storages, places, PDM_SSH_KEY="") == "service CREDENTIAL_MISSING"
+
+
+def test_the_users_key_and_account_come_before_the_services(
+    storages: TestStorages, places: Places, tmp_path: Path
+) -> None:
+    server = storages.sftp["A"]
+    make_key(tmp_path / "other")
+
+    def told(url: str, key: Path, account: str | None) -> str:
+        return json.dumps({url: {"file": str(key), "account": account}})
+
+    nobody = {"PDM_SSH_KEY": "", "PDM_SSH_USER": "nobody"}
+    given = told(server.url, server.client_key, server.user)
+    with HelperProcess(RELAY, {**storages.environment(), **nobody, "PDM_CREDENTIALS": given}) as helper:
+        assert isinstance(helper.list(places.url("ssh", places.a))[-1], wire.Done)
+    wrong = told(server.url, tmp_path / "other", server.user)
+    assert outcome(storages, places, PDM_CREDENTIALS=wrong) == "source CREDENTIAL_REFUSED"
+    elsewhere = told(storages.sftp["B"].url, server.client_key, server.user)
+    assert outcome(storages, places, PDM_SSH_KEY="", PDM_CREDENTIALS=elsewhere) == "service CREDENTIAL_MISSING"
 
 
 def test_links_are_followed_as_far_as_they_lead(relay: HelperProcess, places: Places) -> None:

@@ -54,6 +54,16 @@ class Need:
     kinds: tuple[CredentialKind, ...]
     optional: bool = False
 
+    def at(self, owner_id: int | None) -> Need:
+        """What is needed at a site of somebody's own; the service lends its own at those of its operators alone.
+
+        Else users could make sites to do with it what they like.
+
+        Args:
+            owner_id: the user who has made the site; None for one of the operators'.
+        """
+        return self if owner_id is None else Need(self.kinds)
+
 
 class Choosable(Protocol):
     """A credential, as far as the choice looks at it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -77,18 +77,19 @@ class Usable:
         """The file with the proxy, where one is used."""
         return next((each.path for each in self.sites.values() if each.kind is PROXY), None)
 
-    def told(self, endpoints: Mapping[int, str]) -> str:
+    def told(self, endpoints: Mapping[int, Sequence[str]]) -> str:
         """What a helper is told in `CREDENTIALS_VARIABLE`: endpoint → file and account, as a JSON object.
 
         Proxies are not in it; it is empty where nothing else is used.
 
         Args:
-            endpoints: site → URL of its endpoint; a site that has none is left out.
+            endpoints: site → URLs of its endpoints; a site that has none is left out.
         """
         files = {
-            endpoints[site]: {"file": str(credential.path), "account": credential.account}
+            url: {"file": str(credential.path), "account": credential.account}
             for site, credential in self.sites.items()
-            if site in endpoints and credential.kind is not PROXY
+            if credential.kind is not PROXY
+            for url in endpoints.get(site, ())
         }
         return json.dumps(files, sort_keys=True) if files else ""
 

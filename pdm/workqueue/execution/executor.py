@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
@@ -11,6 +13,8 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
+from pdm.workqueue.domain.bounds import Bounds
+from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
@@ -21,12 +25,13 @@ from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
+from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.movers.pairs import protocol_at
-from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.sites.registry import Site, SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic, following, start_background
@@ -39,6 +44,8 @@ _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
+#: A site of a route, and the protocol by which it is reached.
+End = tuple[Site, JobProtocol]
 
 
 class _NotPossibleError(Exception):
@@ -71,6 +78,7 @@ class _Prepared:
     kind: AgentKind
     request: wire.Work
     options: Options
+    doors: Mapping[int, Door]
 
 
 @define(eq=False)
@@ -82,6 +90,8 @@ class Executor:
         access: what every helper may know; roots and the user's credential are added for each.
         on_room: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
+        trust: makes the folder of authorities where a site has some of its own.
+        restricted: numbers of the sites, or users, that operators have put out of use.
     """
 
     database: Database
@@ -95,6 +105,8 @@ class Executor:
     access: Access
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
+    trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
+    restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
     _running: set[RunningBatch] = field(factory=set)
     _next_id: int = 0
     _janitor: Periodic | None = None
@@ -130,6 +142,17 @@ class Executor:
         if self.tools.settler.backlog > _MOST_UNSETTLED:
             batches = 0
         return batches, self.limits.listings - listing
+
+    def bounds(self, now: datetime) -> Bounds:
+        """What may not begin at a moment."""
+        health = self.tools.health
+        return Bounds(
+            paused=health.paused(now),
+            probed=health.probed(now),
+            drained=frozenset(self.restricted(Restricted.SITE)),
+            banned=frozenset(self.restricted(Restricted.USER)),
+            next_change=health.next_change(now),
+        )
 
     # -- work
 
@@ -170,15 +193,17 @@ class Executor:
     async def _carry_out(self, running: RunningBatch, place: Place | None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
+        doors: Collection[Door] = ()
         try:
             prepared = await self._prepare(running.batch)
-            kind = prepared.kind
+            kind, doors = prepared.kind, prepared.doors.values()
+            self.tools.health.begin(doors)
             agent = await self.pool.lend(kind, alone=place is None, place=place)
             intake = await self._intake_for(running.batch, agent, prepared)
             if running.ending is not None:
                 running.drop()
             else:
-                running.run(agent, prepared.request, intake)
+                running.run(agent, prepared.request, intake, prepared.doors)
             await following(running.finished)
             self._note_seconds(running)
         except _NotPossibleError as error:
@@ -190,6 +215,7 @@ class Executor:
             self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
         finally:
             self._running.discard(running)
+            self.tools.health.end(doors)
             if place is not None:
                 place.leave()
                 if running.seconds:
@@ -197,7 +223,7 @@ class Executor:
             if agent is not None and kind is not None:
                 self.pool.give_back(agent, kind)
             if kind is not None:
-                self._let_go(kind)
+                self.let_go(kind)
             # Who waits for a stream may be of any kind, and the agent may be gone.
             self.pool.look_again()
             self.on_room()
@@ -209,7 +235,8 @@ class Executor:
             size = self.batch_sizes.get(kind, FIRST_SIZE)
             self.batch_sizes[kind] = next_size(size, len(elements), running.seconds, self.limits.batch_elements)
 
-    def _let_go(self, kind: AgentKind) -> None:
+    def let_go(self, kind: AgentKind) -> None:
+        """Work that asked for a kind has ended."""
         if kind.credential:
             self.credentials.let_go(kind.credential)
 
@@ -224,58 +251,68 @@ class Executor:
     async def _prepare(self, batch: Batch) -> _Prepared:
         job = batch.job
         mover = MOVERS[job.protocol]
-        usable = Usable("", {})
-        if needs := self._needs_of(job):
-            try:
-                usable = await self.credentials.usable_each(job.user_id, needs, self.tools.clock())
-            except CredentialUnusableError as error:
-                raise _NotPossibleError(error.failure) from error
-        self._next_id += 1
+        ends = [self._end(job, number) for number in sorted(job.sites)]
+        try:
+            kind = await self.kind_for(job.user_id, job.protocol, ends)
+        except CredentialUnusableError as error:
+            raise _NotPossibleError(error.failure) from error
+        now = self.tools.clock()
+        doors = {site.id: self.tools.health.choose(site, protocol, now) for site, protocol in ends}
+        by_number = {site.id: (site, protocol) for site, protocol in ends}
+
+        def url_of(site_id: int, path: str) -> str:
+            site, protocol = by_number[site_id]
+            return storage_url(site, protocol, path, doors[site_id].url)
+
         options = read_options(job.type, job.options)
         try:
-            request = mover.request_for(batch, self._url_of(job), options, self.limits.element, self._next_id)
+            request = mover.request_for(batch, url_of, options, self.limits.element, self.next_request_id())
         except BaseException:
-            if usable.fingerprint:
-                self.credentials.let_go(usable.fingerprint)
+            self.let_go(kind)
             raise
-        environment = dict(mover.environment(evolve(self.access, credential=usable.proxy, roots=self._roots())))
-        if told := usable.told(self._endpoints(job)):
+        return _Prepared(kind, request, options, doors)
+
+    def next_request_id(self) -> int:
+        """A number that no other request has."""
+        self._next_id += 1
+        return self._next_id
+
+    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[End]) -> AgentKind:
+        """The kind of agent that works for a user at some sites; its credential is held until `let_go`.
+
+        Args:
+            user_id: whose.
+            protocol: whose mover does the work.
+            ends: the sites, with the protocol by which each is reached.
+
+        Raises:
+            CredentialUnusableError: the user has none that works.
+        """
+        mover, access = MOVERS[protocol], self.access
+        own = {site.authorities for site, _ in ends if site.authorities}
+        if own and self.trust is not None:
+            access = evolve(access, trust_dir=await self.trust(access.trust_dir, own))
+        usable = Usable("", {})
+        if needs := self._needs_at(ends):
+            usable = await self.credentials.usable_each(user_id, needs, self.tools.clock())
+        environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
+        # Of all doors: agents are the same whichever a batch takes.
+        if told := usable.told({site.id: site.doors(reached_by) for site, reached_by in ends}):
             environment[CREDENTIALS_VARIABLE] = told
-        return _Prepared(AgentKind(mover.helper, usable.fingerprint, environment), request, options)
+        return AgentKind(mover.helper, usable.fingerprint, environment)
 
-    def _needs_of(self, job: JobRecord) -> dict[int, Need]:
-        """What is needed at each of its sites that needs something."""
-        needs: dict[int, Need] = {}
-        for site_id in job.sites:
-            need = need_of(MOVERS[self._protocol_at(job, site_id) or job.protocol], self.access)
-            if need is not None:
-                needs[site_id] = need
-        return needs
+    def _needs_at(self, ends: Sequence[End]) -> dict[int, Need]:
+        needs = [(site, need_of(MOVERS[protocol], self.access)) for site, protocol in ends]
+        return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 
-    def _endpoints(self, job: JobRecord) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for site_id in job.sites:
-            site, protocol = self.sites.by_id(site_id), self._protocol_at(job, site_id)
-            if site is not None and protocol is not None:
-                found[site_id] = site.endpoints[protocol]
-        return found
-
-    def _protocol_at(self, job: JobRecord, site_id: int) -> JobProtocol | None:
-        site = self.sites.by_id(site_id)
-        relays_to = MOVERS[job.protocol].relays_to if site_id != job.src_siteid else frozenset()
-        return None if site is None else protocol_at(site.endpoints, job.protocol, relays_to)
-
-    def _url_of(self, job: JobRecord) -> Callable[[int, str], str]:
-        def url_of(site_id: int, path: str) -> str:
-            site, protocol = self.sites.by_id(site_id), self._protocol_at(job, site_id)
-            if site is None or protocol is None:
-                what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
-                raise _NotPossibleError(
-                    AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {site_id} {what}")
-                )
-            return storage_url(site, protocol, path)
-
-        return url_of
+    def _end(self, job: JobRecord, number: int) -> End:
+        site = self.sites.by_id(number)
+        relays_to = MOVERS[job.protocol].relays_to if number != job.src_siteid else frozenset()
+        protocol = None if site is None else protocol_at(site.endpoints, job.protocol, relays_to)
+        if site is None or protocol is None:
+            what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
+            raise _NotPossibleError(AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}"))
+        return site, protocol
 
     def _roots(self) -> list[str]:
         return [
@@ -346,7 +383,7 @@ class Executor:
             self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
             return
         finally:
-            self._let_go(prepared.kind)
+            self.let_go(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
         if tokens:
             await self.database.run("residues are gone", claims.clear_residue, tokens)
