@@ -18,9 +18,10 @@ from pdm.testgrid.server import GRID_MARK
 
 _SERVER_MARK = "PDM_TESTGRID_SERVER"
 #: Seconds until a server must answer.
-_START_S = 20.0
-#: Free ports are guessed: somebody else may take one before its server does.
+_START_S = 60.0
+#: Free ports are guessed: somebody else may take one before its server does, or while it is stopped.
 _TRIES = 5
+_PAUSE_S = 0.3
 
 
 class Daemon:
@@ -76,9 +77,10 @@ class Daemon:
                 return
             end_marked(self.marks)
             self._wait()
-            if chosen or last:
+            if last:
                 break
-            self.port = 0
+            self.port = chosen
+            time.sleep(_PAUSE_S)
         raise GridError(f"server {self.name} does not come up: {self.output.read_text(errors='replace').strip()}")
 
     def _spawn(self, command: Sequence[str]) -> int:

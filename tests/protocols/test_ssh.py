@@ -91,7 +91,7 @@ def test_an_authority_never_becomes_an_option(authority: str, monkeypatch: pytes
 
 
 def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
-    size = 400 * 1024**2
+    size = 128 * 1024**2
     source = places.put(places.a / "large", b"")
     os.truncate(source, size)
     done = own.copy([places.item("ssh", source, places.b / "large")])[1]
