@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.catalogue import Directory, Restricted, Restriction, SiteRecord
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.execution.ends import reached_by
 from pdm.workqueue.execution.health import SiteHealth
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store import catalogue
@@ -85,7 +86,7 @@ class Catalogue:
             drained = self.restriction(Restricted.SITE, site.id)
             if drained is not None:
                 found.append(f"site {site.name} ({site.id}) is drained: {drained.message}")
-            sentence = self.health.sentence(site, job.protocol, now)
+            sentence = self.health.sentence(site, reached_by(job, site) or job.protocol, now)
             if sentence is not None:
                 found.append(sentence)
         return found

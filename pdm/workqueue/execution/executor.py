@@ -25,13 +25,13 @@ from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
+from pdm.workqueue.execution.ends import End, kept_out, reached_by
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access, need_of
-from pdm.workqueue.movers.pairs import protocol_at
-from pdm.workqueue.sites.registry import Site, SiteRegistry, storage_url
+from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic, following, start_background
@@ -44,8 +44,6 @@ _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
-#: A site of a route, and the protocol by which it is reached.
-End = tuple[Site, JobProtocol]
 
 
 class _NotPossibleError(Exception):
@@ -147,7 +145,7 @@ class Executor:
         """What may not begin at a moment."""
         health = self.tools.health
         return Bounds(
-            paused=health.paused(now),
+            paused=kept_out(self.sites, health.paused(now)),
             probed=health.probed(now),
             drained=frozenset(self.restricted(Restricted.SITE)),
             banned=frozenset(self.restricted(Restricted.USER)),
@@ -307,8 +305,7 @@ class Executor:
 
     def _end(self, job: JobRecord, number: int) -> End:
         site = self.sites.by_id(number)
-        relays_to = MOVERS[job.protocol].relays_to if number != job.src_siteid else frozenset()
-        protocol = None if site is None else protocol_at(site.endpoints, job.protocol, relays_to)
+        protocol = None if site is None else reached_by(job, site)
         if site is None or protocol is None:
             what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
             raise _NotPossibleError(AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}"))
