@@ -17,7 +17,8 @@ End = tuple[Site, JobProtocol]
 
 def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
     """The protocol that reaches a site of a job; None if the site does not offer it any more."""
-    relays_to = MOVERS[job.protocol].relays_to if site.id != job.src_siteid else frozenset()
+    mover = MOVERS.get(job.protocol)
+    relays_to = frozenset() if mover is None or site.id == job.src_siteid else mover.relays_to
     return protocol_at(site.endpoints, job.protocol, relays_to)
 
 
