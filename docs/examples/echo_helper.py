@@ -14,9 +14,11 @@ def main() -> None:
 
     def carry_out(batch: Batch) -> None:
         def work() -> None:
-            found = listing.Entries(batch, "", deeper=False)
+            teller = listing.Teller(batch)
+            found = listing.Entries(batch, teller, "", deeper=False)
             found.add(os.environb[b"ECHO_NAME"], Thing("file", 5))
             found.end(0)
+            teller.flush()
 
         listing.carry_out(batch, work)
 
