@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,16 +26,21 @@ from pdm.workqueue.certificates.credential_files import CredentialFiles
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem_files import CertificateFilesError
 from pdm.workqueue.certificates.server_tls import ServerTls
+from pdm.workqueue.certificates.site_trust import TrustFolders
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.ini import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.breaker import BreakerPolicy
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.catalogue import Catalogue
+from pdm.workqueue.execution.checking import SiteCheck
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.health import SiteHealth
 from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
@@ -55,6 +61,8 @@ from pdm.workqueue.WorkqueueService import WorkqueueService
 _T = TypeVar("_T")
 
 _BACKLOG = 1024
+#: A site that is back is found within so many seconds, however long it was away.
+_LONGEST_SITE_PAUSE_S = 120.0
 #: What `start` steps raise when the operator can mend it; each has a text of one line.
 EXPECTED = (
     ConfigError,
@@ -108,6 +116,14 @@ class Assembly:
         files = CredentialFiles(settings.credentials.folder)
         credentials = Credentials(self.database, self.vault, files)
         self.board = ProgressBoard()
+        patience_s = settings.sites.patience_s
+        breakers = BreakerPolicy(
+            first_pause_s=queue.first_pause_s,
+            longest_pause_s=max(queue.first_pause_s, min(queue.longest_pause_s, _LONGEST_SITE_PAUSE_S)),
+        )
+        health = SiteHealth(breakers, patience_s, self._wake)
+        self.catalogue = Catalogue(reactor, self.database, self.sites, health, self._wake)
+        trust = TrustFolders(settings.state.folder / "trust")
         settler = Settler(reactor, self.database, worker, utc_now, self._settled)
         self.pool = AgentPool(
             reactor,
@@ -148,11 +164,14 @@ class Assembly:
                 self.board,
                 settler,
                 agents.cancel_grace_s,
+                health,
             ),
             ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
             self.streams,
             settings.credentials.trust_dir,
             self._room,
+            trust=partial(in_thread, trust.folder_for),
+            restricted=self.catalogue.restricted,
         )
         self.claimer = Claimer(
             reactor,
@@ -183,6 +202,8 @@ class Assembly:
                 _supports,
                 lambda: self.tls.trust,
                 MyProxyLogons(reactor, settings.credentials.trust_dir),
+                self.catalogue,
+                SiteCheck(self.executor, self.pool).check,
             ),
             AccessList.read(settings.users),
         )
@@ -194,6 +215,8 @@ class Assembly:
         services.add("instance lock", self._lock, _nothing)
         services.add("database", self.database.start, self.database.stop)
         services.add("credential files", lambda: _swept(files), lambda: _swept(files))
+        services.add("folders of authorities", partial(in_thread, trust.sweep), _nothing)
+        services.add("sites", self.catalogue.start, self.catalogue.stop)
         services.add("attempt logs", self.logs.start, self.logs.stop)
         services.add("agents", self.pool.start, self.pool.stop)
         services.add("settler", _nothing, settler.drained)

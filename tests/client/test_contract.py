@@ -18,8 +18,8 @@ from pdm.workqueue.client.settings import ClientSettings
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
-#: For browsers and monitors, and what the client has from ``GET /sites`` already.
-NOT_CALLED = {"GET /openapi.json", "GET /health", "GET /sites/{site_id}"}
+#: For browsers and monitors.
+NOT_CALLED = {"GET /openapi.json", "GET /health"}
 CALLS: dict[str, tuple[Any, ...]] = {
     "list": (1, "a"),
     "copy": (1, "a", 2, "b"),
@@ -39,6 +39,17 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "whoami": (),
     "sites": (),
     "routes": (),
+    "site": (1,),
+    "add_site": ("A", {"GRIDFTP": "gsiftp://h:1"}),
+    "change_site": (1,),
+    "remove_site": (1,),
+    "check_site": (1,),
+    "drain_site": (1, "repairs"),
+    "resume_site": (1,),
+    "users": (),
+    "ban": (1, "abuse"),
+    "unban": (1,),
+    "audit": (),
     "wait": (1,),
     "cancel": (1,),
     "retry": (1,),

@@ -61,8 +61,10 @@ def test_each_site_has_its_key(
         ("key two", None),
     ]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o600}
-    assert json.loads(usable.told({1: "sftp://one:22"})) == {
-        "sftp://one:22": {"file": str(usable.sites[1].path), "account": "alice"}
+    of_one = {"file": str(usable.sites[1].path), "account": "alice"}
+    assert json.loads(usable.told({1: ("sftp://one:22", "sftp://uno:22")})) == {
+        "sftp://one:22": of_one,
+        "sftp://uno:22": of_one,
     }
     again = result_of(handed_out.usable(7, KEY, {1, 2}, NOW))
     assert again == usable

@@ -28,6 +28,7 @@ _VALUES = {
     "element_id": "0",
     "attempt": "1",
     "site_id": "1",
+    "user_id": "1",
     "delegation_id": "0123456789abcdef",
     "credential_id": "1",
 }
@@ -268,8 +269,18 @@ async def test_sites(service: Service) -> None:
             "DUMMY": "dummy://north",
             "FILE": "file:///srv/north",
         },
+        "alternatives": {},
+        "owner": None,
+        "public": True,
+        "limit_in": None,
+        "limit_out": None,
+        "authorities": [],
+        "state": "ok",
+        "reason": None,
     }
-    assert (await service.call("alice", "GET", "/sites/1")).json == sites[0]
+    one = (await service.call("alice", "GET", "/sites/1")).json
+    assert [each["state"] for each in one.pop("health")] == ["closed"] * 3
+    assert one == sites[0]
     assert (await service.call("alice", "GET", "/sites/9")).problem == "not-found"
 
 

@@ -129,6 +129,8 @@ def status(job_id: int, form: str) -> None:
             click.echo(f"          {shown_line(job.hold.hint)}")
         for line in _progress_lines(job):
             click.echo(line)
+        for reason in () if job.waiting is UNSET else job.waiting:
+            click.echo(f"waits     {shown_line(reason)}")
         if job.skipped:
             click.echo(f"skipped   {job.skipped} entries of the source: 'pdm status -F json', 'pdm logs {job_id}.0'")
         if job.num_failed:

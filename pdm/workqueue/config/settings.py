@@ -136,9 +136,15 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SiteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``folder``: the files ``*.conf`` that describe sites."""
+    """Where sites are described, and what happens when one cannot be reached.
+
+    Attributes:
+        folder: the files ``*.conf`` that describe sites.
+        patience_s: jobs wait for a site that cannot be reached for so long; then failures count as tries again.
+    """
 
     folder: FilePath = Path("sites.d")
+    patience_s: DurationOrZero = field(default=_DAY, name="patience")
 
 
 class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

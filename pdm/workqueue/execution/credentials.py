@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -63,17 +63,17 @@ class Usable:
         """The file, for those who use one for the whole route."""
         return next(iter(self.sites.values())).path
 
-    def told(self, endpoints: Mapping[int, str]) -> str:
+    def told(self, endpoints: Mapping[int, Sequence[str]]) -> str:
         """What a helper is told in `CREDENTIALS_VARIABLE`: endpoint → file and account, as a JSON object.
 
         Args:
-            endpoints: site → URL of its endpoint; a site that has none is left out.
+            endpoints: site → URLs of its endpoints; a site that has none is left out.
         """
         return json.dumps(
             {
-                endpoints[site]: {"file": str(credential.path), "account": credential.account}
+                url: {"file": str(credential.path), "account": credential.account}
                 for site, credential in self.sites.items()
-                if site in endpoints
+                for url in endpoints.get(site, ())
             }
         )
 

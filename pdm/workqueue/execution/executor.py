@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -12,6 +13,8 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
+from pdm.workqueue.domain.bounds import Bounds
+from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
@@ -21,11 +24,12 @@ from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
+from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError
+from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.sites.registry import Site, SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic, following, start_background
@@ -70,6 +74,7 @@ class _Prepared:
     kind: AgentKind
     request: wire.Work
     options: Options
+    doors: Mapping[int, Door]
 
 
 @define(eq=False)
@@ -80,6 +85,8 @@ class Executor:
         on_room: called when a batch has ended or new elements stand in the database.
         streams: say where more may run.
         batch_sizes: elements of the next batch, by kind of work.
+        trust: makes the folder of authorities where a site has some of its own.
+        restricted: numbers of the sites, or users, that operators have put out of use.
     """
 
     database: Database
@@ -93,6 +100,8 @@ class Executor:
     trust_dir: Path | None
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
+    trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
+    restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
     _running: set[RunningBatch] = field(factory=set)
     _next_id: int = 0
     _janitor: Periodic | None = None
@@ -128,6 +137,17 @@ class Executor:
         if self.tools.settler.backlog > _MOST_UNSETTLED:
             batches = 0
         return batches, self.limits.listings - listing
+
+    def bounds(self, now: datetime) -> Bounds:
+        """What may not begin at a moment."""
+        health = self.tools.health
+        return Bounds(
+            paused=health.paused(now),
+            probed=health.probed(now),
+            drained=frozenset(self.restricted(Restricted.SITE)),
+            banned=frozenset(self.restricted(Restricted.USER)),
+            next_change=health.next_change(now),
+        )
 
     # -- work
 
@@ -168,15 +188,17 @@ class Executor:
     async def _carry_out(self, running: RunningBatch, place: Place | None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
+        doors: Collection[Door] = ()
         try:
             prepared = await self._prepare(running.batch)
-            kind = prepared.kind
+            kind, doors = prepared.kind, prepared.doors.values()
+            self.tools.health.begin(doors)
             agent = await self.pool.lend(kind, alone=place is None, place=place)
             intake = await self._intake_for(running.batch, agent, prepared)
             if running.ending is not None:
                 running.drop()
             else:
-                running.run(agent, prepared.request, intake)
+                running.run(agent, prepared.request, intake, prepared.doors)
             await following(running.finished)
             self._note_seconds(running)
         except _NotPossibleError as error:
@@ -188,6 +210,7 @@ class Executor:
             self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
         finally:
             self._running.discard(running)
+            self.tools.health.end(doors)
             if place is not None:
                 place.leave()
                 if running.seconds:
@@ -195,7 +218,7 @@ class Executor:
             if agent is not None and kind is not None:
                 self.pool.give_back(agent, kind)
             if kind is not None:
-                self._let_go(kind)
+                self.let_go(kind)
             # Who waits for a stream may be of any kind, and the agent may be gone.
             self.pool.look_again()
             self.on_room()
@@ -207,7 +230,8 @@ class Executor:
             size = self.batch_sizes.get(kind, FIRST_SIZE)
             self.batch_sizes[kind] = next_size(size, len(elements), running.seconds, self.limits.batch_elements)
 
-    def _let_go(self, kind: AgentKind) -> None:
+    def let_go(self, kind: AgentKind) -> None:
+        """Work that asked for a kind has ended."""
         if kind.credential:
             self.credentials.let_go(kind.credential)
 
@@ -222,43 +246,58 @@ class Executor:
     async def _prepare(self, batch: Batch) -> _Prepared:
         job = batch.job
         mover = MOVERS[job.protocol]
-        usable: Usable | None = None
-        if mover.needs_credential is not None:
-            try:
-                usable = await self.credentials.usable(
-                    job.user_id, mover.needs_credential, job.sites, self.tools.clock()
-                )
-            except CredentialUnusableError as error:
-                raise _NotPossibleError(error.failure) from error
-        self._next_id += 1
+        sites = [self._site(number, job.protocol) for number in sorted(job.sites)]
+        try:
+            kind = await self.kind_for(job.user_id, job.protocol, sites)
+        except CredentialUnusableError as error:
+            raise _NotPossibleError(error.failure) from error
+        now = self.tools.clock()
+        doors = {site.id: self.tools.health.choose(site, job.protocol, now) for site in sites}
+        by_number = {site.id: site for site in sites}
+
+        def url_of(site_id: int, path: str) -> str:
+            return storage_url(by_number[site_id], job.protocol, path, doors[site_id].url)
+
         options = read_options(job.type, job.options)
         try:
-            request = mover.request_for(batch, self._url_of(job.protocol), options, self.limits.element, self._next_id)
+            request = mover.request_for(batch, url_of, options, self.limits.element, self.next_request_id())
         except BaseException:
-            if usable is not None:
-                self.credentials.let_go(usable.fingerprint)
+            self.let_go(kind)
             raise
-        environment = dict(mover.environment(None if usable is None else usable.path, self.trust_dir, self._roots()))
-        if usable is not None and mover.needs_credential is not CredentialKind.PROXY:
-            environment[CREDENTIALS_VARIABLE] = usable.told(self._endpoints(job.protocol, job.sites))
-        kind = AgentKind(mover.helper, "" if usable is None else usable.fingerprint, environment)
-        return _Prepared(kind, request, options)
+        return _Prepared(kind, request, options, doors)
 
-    def _endpoints(self, protocol: JobProtocol, numbers: Collection[int]) -> dict[int, str]:
-        sites = [site for number in numbers if (site := self.sites.by_id(number)) is not None]
-        return {site.id: site.endpoints[protocol] for site in sites if protocol in site.endpoints}
+    def next_request_id(self) -> int:
+        """A number that no other request has."""
+        self._next_id += 1
+        return self._next_id
 
-    def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
-        def url_of(site_id: int, path: str) -> str:
-            site = self.sites.by_id(site_id)
-            if site is None or protocol not in site.endpoints:
-                what = "is not known any more" if site is None else f"does not offer {protocol.name} any more"
-                raise _NotPossibleError(
-                    AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {site_id} {what}")
-                )
-            return storage_url(site, protocol, path)
+    async def kind_for(self, user_id: int, protocol: JobProtocol, sites: Sequence[Site]) -> AgentKind:
+        """The kind of agent that works for a user at some sites; its credential is held until `let_go`.
 
-        return url_of
+        Raises:
+            CredentialUnusableError: the user has none that works.
+        """
+        mover = MOVERS[protocol]
+        trust_dir = self.trust_dir
+        own = {site.authorities for site in sites if site.authorities}
+        if own and self.trust is not None:
+            trust_dir = await self.trust(trust_dir, own)
+        if mover.needs_credential is None:
+            return AgentKind(mover.helper, "", mover.environment(None, trust_dir, self._roots()))
+        numbers = [site.id for site in sites]
+        usable = await self.credentials.usable(user_id, mover.needs_credential, numbers, self.tools.clock())
+        environment = dict(mover.environment(usable.path, trust_dir, self._roots()))
+        if mover.needs_credential is not CredentialKind.PROXY:
+            # Of all doors: agents are the same whichever a batch takes.
+            environment[CREDENTIALS_VARIABLE] = usable.told({site.id: site.doors(protocol) for site in sites})
+        return AgentKind(mover.helper, usable.fingerprint, environment)
+
+    def _site(self, number: int, protocol: JobProtocol) -> Site:
+        site = self.sites.by_id(number)
+        if site is None or protocol not in site.endpoints:
+            what = "is not known any more" if site is None else f"does not offer {protocol.name} any more"
+            raise _NotPossibleError(AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}"))
+        return site
 
     def _roots(self) -> list[str]:
         return [
@@ -329,7 +368,7 @@ class Executor:
             self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
             return
         finally:
-            self._let_go(prepared.kind)
+            self.let_go(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
         if tokens:
             await self.database.run("residues are gone", claims.clear_residue, tokens)

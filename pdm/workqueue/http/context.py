@@ -17,11 +17,13 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.execution.catalogue import Catalogue
+from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
-from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 
@@ -62,6 +64,8 @@ class ApiContext:
         supports: whether the service can carry out a job type by a protocol.
         trust: the authorities in force, for delegated proxies.
         myproxy: fetches proxies from the MyProxy servers of sites.
+        catalogue: which sites can be reached, and what operators have restricted.
+        check_site: looks for a user at what the endpoints of a site can do.
     """
 
     database: Database
@@ -79,6 +83,8 @@ class ApiContext:
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]
     myproxy: MyProxyLogons
+    catalogue: Catalogue
+    check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
 
     @property
     def lifetimes(self) -> Lifetimes:
@@ -91,6 +97,10 @@ class ApiContext:
     def protocols_with(self, kind: CredentialKind) -> frozenset[JobProtocol]:
         """The protocols that do not need a credential of another kind."""
         return frozenset(protocol for protocol in JobProtocol if self.credential_kind(protocol) in (None, kind))
+
+    def may_see(self, user_id: int, scope: int | None, site: Site) -> bool:
+        """Whether a user sees a site; operators, whose scope is None, see all."""
+        return scope is None or site.is_open_to(user_id)
 
     async def job(self, job_id: int, scope: int | None) -> JobRecord:
         """A job that the caller may see; out of memory where it is there, without waiting.

@@ -43,6 +43,7 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
         "attempt": (Parameter.SIGNED, "Number of an attempt, from 1; negative numbers count from the last."),
         "site_id": (Parameter.NUMBER, "Number of a site."),
         "credential_id": (Parameter.NUMBER, "Number of a credential."),
+        "user_id": (Parameter.NUMBER, "Number of a user."),
         "delegation_id": (Parameter.WORD, "The caller's delegation id, as GET /whoami tells it."),
     }
 )

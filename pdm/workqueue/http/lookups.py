@@ -17,8 +17,13 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import Lifetimes
-from pdm.workqueue.http.problems import DelegationNeededError, ElementNotFoundError, JobNotFoundError
-from pdm.workqueue.store import claims, credentials, jobs
+from pdm.workqueue.http.problems import (
+    DelegationNeededError,
+    ElementNotFoundError,
+    InvalidInputError,
+    JobNotFoundError,
+)
+from pdm.workqueue.store import claims, credentials, jobs, sites
 from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey
 from pdm.workqueue.wire.responses import moment_text
@@ -64,6 +69,7 @@ def register(
     key: IdempotencyKey | None,
     now: datetime,
     needed: Needed | None,
+    stored: Collection[int] = (),
 ) -> tuple[JobRecord, list[str]]:
     """Register a job, if the user's credential is good enough.
 
@@ -73,6 +79,7 @@ def register(
         key: under which it is registered once only.
         now: the present moment, UTC.
         needed: the credential that the job needs; None for a job that needs none.
+        stored: which of its sites are in the database.
 
     Returns:
         The job, and warnings.
@@ -80,8 +87,12 @@ def register(
     Raises:
         DelegationNeededError: there is no credential, or it ends too soon.
         IdempotencyConflictError: the key belongs to another request.
+        InvalidInputError: a site was removed in this moment.
     """
     job = jobs.submit(session, new, key, now)
+    if stored and job.log_uid == new.log_uid:
+        for number in sites.missing(session, stored):
+            raise InvalidInputError(f"there is no site {number}; GET /sites lists those there are", "$")
     # A repeated request is answered like the first one, whatever has become of the credential since.
     if needed is not None and job.log_uid == new.log_uid:
         return job, _check_credential(session, new, needed, now)

@@ -42,8 +42,8 @@ def job_from(api: ApiContext, user_id: int, asked: SubmitJob) -> NewJob:
     if asked.label is not None and not asked.label.isprintable():
         raise InvalidInputError("a label is one line of printable characters", "$.label")
     options = _options(type_, protocol, asked.extra_opts)
-    source = _site(api, asked.src_siteid, "$.src_siteid")
-    destination = _destination(api, type_, source, asked)
+    source = _site(api, user_id, asked.src_siteid, "$.src_siteid")
+    destination = _destination(api, user_id, type_, source, asked)
     _check_supported(api, protocol, type_)
     source_url = _url(source, protocol, asked.src_filepath, "$.src_filepath")
     if type_ is JobType.REMOVE and _is_whole_site(source_url, source.endpoints[protocol]):
@@ -82,15 +82,15 @@ def _is_whole_site(url: str, endpoint: str) -> bool:
     return normalised("/" + url.removeprefix(endpoint)) in ("/", "/~")
 
 
-def _site(api: ApiContext, number: int | str, pointer: str) -> Site:
+def _site(api: ApiContext, user_id: int, number: int | str, pointer: str) -> Site:
     site_id = int(number)
     site = api.sites.by_id(site_id) if site_id <= LARGEST_ID else None
-    if site is None:
+    if site is None or not site.is_open_to(user_id):
         raise InvalidInputError(f"there is no site {site_id}; GET /sites lists those there are", pointer)
     return site
 
 
-def _destination(api: ApiContext, type_: JobType, source: Site, asked: SubmitJob) -> Site | None:
+def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, asked: SubmitJob) -> Site | None:
     if type_ not in _WITH_DESTINATION:
         for name, value in (("dst_siteid", asked.dst_siteid), ("dst_filepath", asked.dst_filepath)):
             if value is not None:
@@ -104,7 +104,7 @@ def _destination(api: ApiContext, type_: JobType, source: Site, asked: SubmitJob
         return source
     if asked.dst_siteid is None:
         raise InvalidInputError(f"a {type_.name} needs the key 'dst_siteid'", "$.dst_siteid")
-    return _site(api, asked.dst_siteid, "$.dst_siteid")
+    return _site(api, user_id, asked.dst_siteid, "$.dst_siteid")
 
 
 def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:

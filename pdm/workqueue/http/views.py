@@ -13,7 +13,6 @@ from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.wire.responses import (
     CredentialView,
@@ -24,7 +23,6 @@ from pdm.workqueue.wire.responses import (
     JobProgressView,
     JobView,
     RouteView,
-    SiteView,
     VomsView,
 )
 
@@ -34,8 +32,13 @@ def whole_seconds(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(microsecond=0)
 
 
-def job_view(job: JobRecord, progress: JobProgress | None = None, hold: HoldView | None = None) -> JobView:
-    """A job as the API gives it out, with its progress and why it is held where that was looked up."""
+def job_view(
+    job: JobRecord,
+    progress: JobProgress | None = None,
+    waiting: list[str] | None = None,
+    hold: HoldView | None = None,
+) -> JobView:
+    """A job as the API gives it out, with its progress and why it waits or is held, where that was looked up."""
     counters = job.counters
     return JobView(
         id=job.id,
@@ -68,6 +71,7 @@ def job_view(job: JobRecord, progress: JobProgress | None = None, hold: HoldView
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
+        waiting=waiting or UNSET,
         hold=UNSET if hold is None else hold,
     )
 
@@ -170,18 +174,6 @@ def credential_view(record: CredentialRecord) -> CredentialView:
         voms=[VomsView(vo=each["vo"], fqans=each["fqans"]) for each in record.details.get("voms", ())],
         account=record.details.get("account"),
         public_key=record.details.get("public_key"),
-    )
-
-
-def site_view(site: Site) -> SiteView:
-    """A site as the API gives it out."""
-    return SiteView(
-        id=site.id,
-        name=site.name,
-        description=site.description,
-        default_folder=site.default_folder,
-        protocols=[protocol.name for protocol in sorted(site.endpoints)],
-        endpoints={protocol.name: site.endpoints[protocol] for protocol in sorted(site.endpoints)},
     )
 
 

@@ -15,6 +15,10 @@ TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(JobType.__members
 StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__members__)})]
 ProtocolName = Annotated[str, Meta(extra_json_schema={"enum": list(JobProtocol.__members__)})]
 
+WaitingFor = Annotated[
+    list[str], Meta(description="Why what is submitted has to wait: sites that are away or drained. Not in arrays.")
+]
+
 #: Directory → names in it.
 Names = dict[str, list[str]]
 
@@ -93,6 +97,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     warnings: Annotated[
         list[str] | UnsetType, Meta(description="What the user should know; of a job that was just registered.")
     ] = UNSET
+    waiting: WaitingFor | UnsetType = UNSET
 
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
@@ -187,6 +192,7 @@ class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
     jobid: int
     status: StatusName
     progress: JobProgressView | UnsetType = UNSET
+    waiting: WaitingFor | UnsetType = UNSET
 
 
 class ElementStatusView(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,8 +220,26 @@ class WhoamiView(msgspec.Struct, frozen=True, kw_only=True):
     credential_valid_until: Annotated[datetime | None, Meta(description="End of what was delegated; null for none.")]
 
 
+class EndpointView(msgspec.Struct, frozen=True, kw_only=True):
+    """How an endpoint of a site stands, as far as this daemon knows."""
+
+    protocol: ProtocolName
+    url: str
+    state: Annotated[
+        str,
+        Meta(
+            description="closed: it is used; open: it is left alone for a while; half-open: it is being probed.",
+            extra_json_schema={"enum": ["closed", "open", "half-open"]},
+        ),
+    ]
+    failures: Annotated[int, Meta(description="Connections that failed, in a row.")]
+    failing_since: datetime | None
+    next_try: Annotated[datetime | None, Meta(description="When it is tried again.")]
+    reason: Annotated[str, Meta(description="What the last failure said.")]
+
+
 class SiteView(msgspec.Struct, frozen=True, kw_only=True):
-    """A site; ``endpoints`` maps each protocol that it offers to a URL."""
+    """A site; ``endpoints`` maps each protocol that it offers to a URL, ``alternatives`` to further ones."""
 
     id: int
     name: str
@@ -223,6 +247,36 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     default_folder: str
     protocols: list[ProtocolName]
     endpoints: dict[str, str]
+    alternatives: dict[str, list[str]] = {}
+    owner: Annotated[int | None, Meta(description="User who has made it; null for a site of the service itself.")] = (
+        None
+    )
+    public: Annotated[bool, Meta(description="Whether everybody sees and uses it; else its owner only.")] = True
+    limit_in: int | None = None
+    limit_out: int | None = None
+    authorities: Annotated[list[str], Meta(description="Subjects of the authorities trusted for this site only.")] = []
+    state: Annotated[
+        str,
+        Meta(
+            description="ok; paused: some protocol of it cannot be reached; drained: an operator lets nothing start.",
+            extra_json_schema={"enum": ["ok", "paused", "drained"]},
+        ),
+    ] = "ok"
+    reason: Annotated[str | None, Meta(description="Why it is not ok.")] = None
+    health: Annotated[list[EndpointView] | UnsetType, Meta(description="Of one site; not in arrays.")] = UNSET
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a look at an endpoint has found; null where it did not come so far."""
+
+    protocol: ProtocolName
+    url: str
+    ok: bool
+    reachable: bool | None
+    login: bool | None
+    listing: bool | None
+    seconds: float
+    failure: FailureView | None = field(name="error")
 
 
 class RouteView(msgspec.Struct, frozen=True, kw_only=True):

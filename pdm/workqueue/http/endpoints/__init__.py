@@ -10,6 +10,7 @@ from pdm.workqueue.http.endpoints import (
     delegation,
     elements,
     jobs,
+    operators,
     outputs,
     routes,
     service,
@@ -27,6 +28,6 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (jobs, elements, outputs, submissions, sites, routes, delegation, credentials, service)
+    for module in (jobs, elements, outputs, submissions, sites, routes, delegation, credentials, operators, service)
     for endpoint in _of(module)
 )

@@ -51,7 +51,7 @@ async def add_credential(
     An ``ssh-key`` without ``secret`` is made by the service: install the ``public_key`` of the answer at the site.
     Asked again, the same key comes; delete it to have a new one made. Jobs that are held for want of it go on.
     """
-    site_id = ALL_SITES if body.site is None else _site(api, int(body.site), "$.site").id
+    site_id = ALL_SITES if body.site is None else _site(api, caller, int(body.site), "$.site").id
     if body.label is not None and not body.label.isprintable():
         raise InvalidInputError("a label is one line of printable characters", "$.label")
     if body.kind == CredentialKind.SSH_KEY.value:
@@ -129,7 +129,7 @@ async def delete_credential(api: ApiContext, caller: Caller, credential_id: int)
 )
 async def get_session(api: ApiContext, caller: Caller, site_id: int) -> CredentialView | None:
     """``null`` where there is none."""
-    site = _site(api, site_id, None)
+    site = _site(api, caller, site_id, None)
     record = await api.database.read(
         "find a credential", credentials.find, caller.user_id, CredentialKind.PROXY, site.id
     )
@@ -152,7 +152,7 @@ async def log_on(
 
     Jobs that are held for want of a credential there go on.
     """
-    site = _site(api, site_id, None)
+    site = _site(api, caller, site_id, None)
     if site.myproxy is None:
         raise ConflictError(f"site {site.name} has no MyProxy server: delegate a proxy instead")
     lifetime_s = _DEFAULT_LIFETIME_S if body.lifetime is None else body.lifetime
@@ -188,13 +188,13 @@ async def log_on(
 )
 async def log_off(api: ApiContext, caller: Caller, site_id: int) -> None:
     """The proxy of the logon is forgotten. It is no error if there is none."""
-    site = _site(api, site_id, None)
+    site = _site(api, caller, site_id, None)
     await api.database.run("forget a credential", credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
 
 
-def _site(api: ApiContext, number: int, pointer: str | None) -> Site:
+def _site(api: ApiContext, caller: Caller, number: int, pointer: str | None) -> Site:
     site = api.sites.by_id(number) if number <= LARGEST_ID else None
-    if site is None:
+    if site is None or not site.is_open_to(caller.user_id):
         words = f"there is no site {number}; GET /sites lists those there are"
         raise NotFoundError(words) if pointer is None else InvalidInputError(words, pointer)
     return site

@@ -37,7 +37,11 @@ async def _submit(api: ApiContext, caller: Caller, asked: SubmitJob, key: Idempo
         api.wake()
 
     try:
-        job, warnings = await api.commit("register a job", lookups.register, new, key, api.clock(), needed, then=wake)
+        numbers = {new.src_siteid} if new.dst_siteid is None else {new.src_siteid, new.dst_siteid}
+        stored = [number for number in numbers if not api.sites.is_of_file(number)]
+        job, warnings = await api.commit(
+            "register a job", lookups.register, new, key, api.clock(), needed, stored, then=wake
+        )
     except IdempotencyConflictError as error:
         raise KeyUsedBeforeError(
             "this Idempotency-Key was sent with another request: use a new one for each request", "Idempotency-Key"
