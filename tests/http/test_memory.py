@@ -34,6 +34,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
+def lasting(job: dict[str, Any]) -> dict[str, Any]:
+    """A job without its progress, which goes on from answer to answer, and which no array has."""
+    return {key: value for key, value in job.items() if key != "progress"}
+
+
 async def _status(service: Service, user: str, job_id: int) -> str:
     """The status of a job, by both routes."""
     job = await service.call(user, "GET", f"/jobs/{job_id}")
@@ -67,10 +72,10 @@ async def test_whoever_reads_after_an_answer_sees_what_it_said(service: Service)
         assert (await service.call(next(readers), "GET", f"/jobs/{job_id}")).json["num_done"] == 1
         cancelled = (await service.call(next(changers), "DELETE", f"/jobs/{job_id}")).json
         assert cancelled["num_cancelled"] == 3
-        assert (await service.call(next(readers), "GET", f"/jobs/{job_id}")).json == cancelled
+        assert lasting((await service.call(next(readers), "GET", f"/jobs/{job_id}")).json) == lasting(cancelled)
         retried = (await service.call(next(changers), "POST", f"/jobs/{job_id}/retry")).json
         assert retried.pop("retried") == 3
-        assert (await service.call(next(readers), "GET", f"/jobs/{job_id}")).json == retried
+        assert lasting((await service.call(next(readers), "GET", f"/jobs/{job_id}")).json) == lasting(retried)
 
 
 @pytest_twisted.ensureDeferred
@@ -170,7 +175,7 @@ async def test_ten_thousand_jobs_are_listed_page_by_page(service: Service, monke
     # The newest are in memory, the oldest have left it again; both are told alike.
     for record in (records[0], records[-1]):
         job = (await service.call("lister", "GET", f"/jobs/{record.id}")).json
-        assert job == listed[records.index(record)]
+        assert lasting(job) == listed[records.index(record)]
 
 
 @pytest_twisted.ensureDeferred
