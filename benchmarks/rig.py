@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -27,6 +28,8 @@ from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 
 RESULTS = Path(__file__).resolve().parent / "results"
+#: Names the folder on the disk that the whole run has, which whoever runs the benchmarks removes.
+KEEP_IN = "PDM_BENCH_FOLDER"
 _MEMORY = Path("/dev/shm")
 _GIB = 1024**3
 
@@ -112,13 +115,19 @@ def _end(service: TestService) -> None:
 
 @contextlib.contextmanager
 def folder_for_all(prefix: str, where: Path | None = None) -> Iterator[Path]:
-    """A folder that accounts of the grid may enter; removed afterwards, and no ^C disturbs that."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+    """A folder that accounts of the grid may enter; removed afterwards, and no ^C disturbs that.
+
+    On the disk it is removed once all benchmarks of the run are over: ext4 passes by inodes that were deleted in the
+    last minutes one by one, so what one benchmark tidies up would make each new log of the next ten times as dear.
+    """
+    kept = os.environ.get(KEEP_IN) if where is None else None
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=kept or where))
     folder.chmod(0o755)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _storage(need_bytes: int) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from catalogue import CATALOGUE, Benchmark
+from rig import KEEP_IN, folder_for_all
 
 _HERE = Path(__file__).resolve().parent
 
@@ -38,9 +40,15 @@ def main() -> int:
         further.append("--quick")
     if options.json:
         further += ["--json", str(options.json.resolve())]
+    with folder_for_all("pdm-bench-run-") as folder:
+        os.environ[KEEP_IN] = str(folder)
+        return _run_all(options.names or list(CATALOGUE), further)
+
+
+def _run_all(names: Sequence[str], further: Sequence[str]) -> int:
     began = time.monotonic()
     failed = []
-    for name in options.names or CATALOGUE:
+    for name in names:
         print(f"== {name}", flush=True)
         begun = time.monotonic()
         status = run(CATALOGUE[name], further)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import posixpath
-
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
-from pdm.workqueue.domain.paths import joined
 from pdm.workqueue.movers.mover import SiteUrl
 from pdm.workqueue.wire.agent_messages import (
     CopyItem,
@@ -93,13 +90,14 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     if job.dst_siteid is None or element.dst_filepath is None:
         raise ValueError(f"element {element.id} of job {job.id} has no destination")
     site = job.dst_siteid
-    folder = posixpath.dirname(element.dst_filepath)
+    destination = urls(site, element.dst_filepath)
+    folder, _, _ = destination.rpartition("/")
     names = [temporary_name(job.log_uid, element.id, attempt) for attempt in range(1, element.attempts + 1)]
-    urls_of_names = [urls(site, joined(folder, name) if folder else name) for name in names]
+    urls_of_names = [f"{folder}/{name}" for name in names]
     return CopyItem(
         key,
         urls(job.src_siteid, element.src_filepath),
-        urls(site, element.dst_filepath),
+        destination,
         urls_of_names[-1],
         urls_of_names[:-1],
         element.size,
