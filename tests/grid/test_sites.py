@@ -82,7 +82,7 @@ def test_a_check_says_what_works(service: TestService, grid: TestGrid, grid_fold
     number = add(
         service,
         "TwoDoors",
-        endpoints={"gridftp": [url, "gsiftp://localhost:1"], "ssh": "sftp://localhost:22"},
+        endpoints={"gridftp": [url, "gsiftp://localhost:1"], "xroot": "root://localhost:1094"},
         default_folder=str(grid_folders.a),
     )
     status, checks = service.call("alice", "POST", f"/sites/{number}/check")
