@@ -14,14 +14,14 @@ import contextlib
 import errno
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, parent_of, path_of, place_of
 from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
-from pdm.workqueue.agents.helpers.pipelined_folders import NEW, Folders
+from pdm.workqueue.agents.helpers.pipelined_folders import NEW, Folders, NewFolder
 from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
 from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError
 
@@ -48,11 +48,12 @@ class _File:
         checksum: what one side has told, until the other has told the same.
         unproven: answers still to come before it is proven.
         over: whether it has an outcome here, or was left to the careful way; later answers change nothing.
+        folder_listing: shows its size, and that its name is free, with those of others; None if it is looked at alone.
     """
 
     __slots__ = (
-        *("checksum", "destination", "folder", "item", "key", "moving", "over", "size", "source", "temporary"),
-        "unproven",
+        *("checksum", "destination", "folder", "folder_listing", "item", "key", "moving", "over", "size", "source"),
+        *("temporary", "unproven"),
     )
 
     def __init__(self, item: dict[str, Any]) -> None:
@@ -67,6 +68,7 @@ class _File:
         self.checksum: str | None = None
         self.unproven = 0
         self.over = False
+        self.folder_listing: NewFolder | None = None
 
 
 class _TransferError(Exception):
@@ -118,6 +120,10 @@ class _Route:
         self._ready: collections.deque[_File] = collections.deque()
         self._under_way: dict[int, _File] = {}
         self._bytes = 0
+        # Answers to RETR and STOR that are still to come.
+        self._moving = 0
+        #: New folders about which files have asked.
+        self._asked: set[NewFolder] = set()
         self._left: list[dict[str, Any]] = []
         self._source: ControlChannel
         self._destination: ControlChannel
@@ -159,10 +165,22 @@ class _Route:
             raise ChannelError("a server offers no ADLER32")
         folders = Folders(self._destination, {file.folder for file in files})
         self._carry_on()
+        self._find_new_folders(files, folders)
         for file in files:
             self._look(file, folders)
         self._carry_on()
         self._carry_on(self._refill)
+
+    def _find_new_folders(self, files: list[_File], folders: Folders) -> None:
+        """Tell files whose folder the batch has made, and which holds little else than them."""
+        self._asked.clear()
+        listings: dict[bytes, NewFolder] = {}
+        for file in files:
+            file.folder_listing = None
+            if folders.states.get(file.folder) == NEW and "MLSC" in self._destination.features:
+                listing = listings.setdefault(file.folder, NewFolder(self._destination, file.folder))
+                listing.to_come += 1
+                file.folder_listing = listing
 
     def _can_sum(self) -> bool:
         return all("ADLER32" in channel.features.get("CKSM", "") for channel in (self._source, self._destination))
@@ -239,6 +257,8 @@ class _Route:
     # -- the transfer and its proof
 
     def _refill(self) -> None:
+        for listing in [each for each in self._asked if each.look_if_due(all_arrived=not self._moving)]:
+            self._asked.remove(listing)
         while self._ready and len(self._under_way) < _MOST_FILES:
             if self._under_way and self._bytes + self._ready[0].size > _MOST_BYTES:
                 return
@@ -254,11 +274,13 @@ class _Route:
         self._bytes += file.size
         file.moving = True
         file.checksum = None
-        file.unproven = 5 if self._checksums else 3
+        self._moving += 2
+        file.unproven = (2 if file.folder_listing else 3) + (2 if self._checksums else 0)
 
         def transferred(reply: Reply) -> None:
             if not reply.good:
                 raise _TransferError(file, reply)
+            self._moving -= 1
             self._proven(file)
 
         def sized(reply: Reply) -> None:
@@ -276,7 +298,8 @@ class _Route:
 
         self._destination.send(b"STOR " + file.temporary, transferred)
         self._source.send(b"RETR " + file.source, transferred)
-        self._destination.send(b"SIZE " + file.temporary, sized)
+        if file.folder_listing is None:
+            self._destination.send(b"SIZE " + file.temporary, sized)
         if self._checksums:
             self._source.send(_CKSM + file.source, summed)
             self._destination.send(_CKSM + file.temporary, summed)
@@ -285,6 +308,9 @@ class _Route:
         """Count one more answer that is as it must be; with the last of them the file gets its name."""
         file.unproven -= 1
         if file.unproven or file.over:
+            return
+        if file.folder_listing is not None:
+            self._show(file, file.folder_listing)
             return
 
         def nothing_there(reply: Reply) -> None:
@@ -298,6 +324,24 @@ class _Route:
             self._destination.send(b"SIZE " + file.destination, nothing_there)
         else:
             self._rename(file)
+
+    def _show(self, file: _File, listing: NewFolder) -> None:
+        """Have a file proven by the listing of its folder, with others."""
+
+        def shown(sizes: Mapping[bytes, int | None]) -> None:
+            if file.over:
+                return
+            size = sizes.get(file.temporary.rpartition(b"/")[2])
+            if size != file.size:
+                self._leave(file, f"what arrived has not {file.size} bytes: {size}")
+            elif self._overwrite == "never" and file.destination.rpartition(b"/")[2] in sizes:
+                self._leave(file, "something has come to its destination")
+            else:
+                self._rename(file)
+
+        file.folder_listing = None
+        listing.ask(shown)
+        self._asked.add(listing)
 
     def _rename(self, file: _File) -> None:
         def renamed(reply: Reply) -> None:
@@ -327,6 +371,8 @@ class _Route:
 
     def _close(self, file: _File) -> None:
         file.over = True
+        if file.folder_listing is not None:
+            file.folder_listing.to_come -= 1
         del self._open[file.key]
         if self._under_way.pop(file.key, None) is not None:
             self._bytes -= file.size
@@ -354,7 +400,7 @@ class _Route:
         self._connections.drop(self._source, self._destination)
         self._ready.clear()
         self._under_way.clear()
-        self._bytes = 0
+        self._bytes = self._moving = 0
         time.sleep(_SETTLE_S)
 
     def _clean_up(self) -> None:

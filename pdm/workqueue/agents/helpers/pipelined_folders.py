@@ -1,14 +1,17 @@
-"""The folders that pipelined copies arrive in: made where they are missing."""
+"""The folders that pipelined copies arrive in: made where they are missing, and looked into."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pdm.workqueue.agents.helpers.connections import parent_of
 from pdm.workqueue.agents.helpers.control_channel import ControlChannel, Reply
+from pdm.workqueue.agents.helpers.mlsx import Line, WrappedEntries
 from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
 
+#: So many files together are worth a listing of their folder.
+_WORTH_A_LISTING = 64
 #: States of a folder that can be used.
 NEW, THERE = "new", "there"
 
@@ -62,3 +65,57 @@ class Folders:
         for then in self._then[folder]:
             then()
         self._then[folder].clear()
+
+
+class NewFolder:
+    """A folder that the batch has made: one listing of it shows the sizes of many files, and which names are free.
+
+    That a name is free is an error of five lines otherwise, and each size a command.
+
+    Args:
+        channel: to the server.
+        path: of the folder.
+
+    Attributes:
+        to_come: files of the batch that will ask, but have not yet.
+    """
+
+    def __init__(self, channel: ControlChannel, path: bytes) -> None:
+        self._channel = channel
+        self._path = path
+        self._asking: list[Callable[[Mapping[bytes, int | None]], None]] = []
+        self.to_come = 0
+
+    def ask(self, shown: Callable[[Mapping[bytes, int | None]], None]) -> None:
+        """Ask what is in it.
+
+        Args:
+            shown: gets name and size (None for what has none) of all that is, once others ask, too.
+        """
+        self._asking.append(shown)
+        self.to_come -= 1
+
+    def look_if_due(self, *, all_arrived: bool) -> bool:
+        """List it, if enough ask, or no more will for now; whether it did."""
+        if len(self._asking) < _WORTH_A_LISTING and self.to_come and not all_arrived:
+            return False
+        asking, self._asking = self._asking, []
+        self._list(asking)
+        return True
+
+    def _list(self, asking: list[Callable[[Mapping[bytes, int | None]], None]]) -> None:
+        sizes: dict[bytes, int | None] = {}
+
+        def found(line: Line) -> None:
+            sizes[line.name] = line.thing.size if line.thing.kind == "file" else None
+
+        lines = WrappedEntries(found)
+
+        def ended(reply: Reply) -> None:
+            lines.end()
+            # Of a listing that is not whole nothing is believed: then no file has the size that it should.
+            known = sizes if reply.good and lines.trouble is None else {}
+            for shown in asking:
+                shown(known)
+
+        self._channel.send(b"MLSC " + self._path, ended, lines.take)
