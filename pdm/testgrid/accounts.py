@@ -73,6 +73,11 @@ def release(directory: Path, registry: Path = _REGISTRY) -> None:
             created.unlink()
 
 
+def unlock(account: str) -> None:
+    """Let sshd take the account: without PAM it refuses one whose password is locked; this one has none that fits."""
+    _run("usermod", "--password", "*", account)
+
+
 def _exists(account: str) -> bool:
     try:
         pwd.getpwnam(account)

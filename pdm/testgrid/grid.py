@@ -19,6 +19,7 @@ from attrs import frozen
 from pdm.testgrid import accounts
 from pdm.testgrid.credentials import STRANGER, GridCredentials, HostFiles, UserFiles, make_credentials, make_host
 from pdm.testgrid.errors import GridError
+from pdm.testgrid.myproxy import MyProxyServer
 from pdm.testgrid.processes import end_marked, marked
 from pdm.testgrid.programs import program, require_programs
 from pdm.testgrid.server import GRID_MARK, GridFtpServer, ServerSettings
@@ -195,6 +196,17 @@ class TestGrid:
         if list(host_names) != ["localhost"]:
             host = make_host(self.directory, self.credentials.authority, name, host_names)
         return self._start_server(name, self.directory / "sites" / home, host)
+
+    def add_myproxy(self) -> MyProxyServer:
+        """Start a MyProxy server, which ends with the grid.
+
+        Raises:
+            GridError: it does not come up, or its package is not installed.
+        """
+        folder = self.directory / "servers" / "myproxy"
+        server = MyProxyServer(folder, self.credentials.host, self.credentials.trust, {GRID_MARK: str(self.directory)})
+        server.start()
+        return server
 
     def give(self, path: Path, user: str = "alice") -> Path:
         """Make a user the owner of a file or tree at a site, as if the user had put it there; return the path."""

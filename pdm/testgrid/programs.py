@@ -12,6 +12,8 @@ from pdm.testgrid.errors import GridMissingError
 PACKAGES = {
     "globus-gridftp-server": "globus-gridftp-server-progs",
     "globus-url-copy": "globus-gass-copy-progs",
+    "myproxy-server": "myproxy-server",
+    "myproxy-logon": "myproxy",
 }
 
 # Servers and account tools live in sbin folders, which an ordinary user's PATH lacks.
@@ -21,6 +23,11 @@ _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/
 def missing_programs() -> list[str]:
     """The names of the programs that are needed and not installed."""
     return [name for name in PACKAGES if shutil.which(name, path=_SEARCH_PATH) is None]
+
+
+def missing_of(*names: str) -> list[str]:
+    """Those of some programs that are not installed."""
+    return [name for name in names if shutil.which(name, path=_SEARCH_PATH) is None]
 
 
 def require_programs() -> None:

@@ -186,7 +186,8 @@ class TestService:
             content = None if body is None else json.dumps(body)
             connection.request(method, _API + path, content, headers)
             answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            said = answer.read()
+            return answer.status, json.loads(said) if said else None
 
     def submit(self, user: str, type_: str, **fields: object) -> dict[str, Any]:
         """Register a job through the route of its type (``copy``, ``list``, ...)."""

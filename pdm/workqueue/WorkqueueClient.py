@@ -32,6 +32,8 @@ from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.waiting import Waiting
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.wire.responses import (
+    CheckView,
+    CredentialView,
     DelegationView,
     ElementStatusView,
     ElementView,
@@ -43,6 +45,7 @@ from pdm.workqueue.wire.responses import (
     SiteView,
     WhoamiView,
 )
+from pdm.workqueue.wire.sites import AuditView, UserView
 
 _T = TypeVar("_T")
 _Numbered = TypeVar("_Numbered", JobView, ElementView)
@@ -88,6 +91,38 @@ class Filters(TypedDict, total=False):
     label: str | None
     since: datetime | None
     after: int | None
+
+
+class SiteOptions(TypedDict, total=False):
+    """What may be said about a site besides its name and endpoints.
+
+    Attributes:
+        description: one line.
+        default_folder: where relative paths begin; ``~`` without it.
+        public: whether everybody sees and uses it; without it, its owner only.
+        limit_in: streams of work that go into it at once, at most; None for what the service has for all.
+        limit_out: the same for what comes out of it.
+        authorities: PEM of authorities that are trusted for this site only.
+    """
+
+    description: str
+    default_folder: str
+    public: bool
+    limit_in: int | None
+    limit_out: int | None
+    authorities: str
+
+
+class SiteChanges(SiteOptions, total=False):
+    """What may be changed about a site: all that `SiteOptions` has, and these.
+
+    Attributes:
+        name: another name.
+        endpoints: instead of all there were.
+    """
+
+    name: str
+    endpoints: Mapping[str, str | Sequence[str]]
 
 
 class WorkqueueClient:
@@ -277,6 +312,60 @@ class WorkqueueClient:
         """How much the service runs between which sites, and why no more."""
         return self._ask(tuple[RouteView, ...], "GET", "/routes")
 
+    def site(self, site_id: int) -> Deferred[SiteView]:
+        """One site, with the health of its endpoints."""
+        return self._ask(SiteView, "GET", f"/sites/{site_id:d}")
+
+    def users(self, *, limit: int | None = None, after: int | None = None) -> Deferred[Sequence[UserView]]:
+        """The users, by number; for operators."""
+        return self._ask(tuple[UserView, ...], "GET", "/users", query(limit=limit, after=after))
+
+    def audit(self, *, limit: int | None = None, after: int | None = None) -> Deferred[Sequence[AuditView]]:
+        """Who did what to sites and users, the oldest first; for operators."""
+        return self._ask(tuple[AuditView, ...], "GET", "/audit", query(limit=limit, after=after))
+
+    # Sites
+
+    def add_site(
+        self, name: str, endpoints: Mapping[str, str | Sequence[str]], **more: Unpack[SiteOptions]
+    ) -> Deferred[SiteView]:
+        """Make a site of one's own; `endpoints` maps protocols to a URL, or to several of one storage."""
+        body = msgspec.json.encode({"name": name, "endpoints": endpoints, **more})
+        return self._ask(SiteView, "POST", "/sites", body=body, key=_new_key())
+
+    def change_site(self, site_id: int, **changes: Unpack[SiteChanges]) -> Deferred[SiteView]:
+        """Change what is said about a site; what is left away stays."""
+        return self._ask(SiteView, "PATCH", f"/sites/{site_id:d}", body=msgspec.json.encode(changes))
+
+    def remove_site(self, site_id: int) -> Deferred[None]:
+        """Remove a site that no unfinished job needs."""
+        return Deferred.fromCoroutine(self._remove_site(site_id))
+
+    async def _remove_site(self, site_id: int) -> None:
+        await self._connection.request("DELETE", f"/sites/{site_id:d}")
+
+    def check_site(self, site_id: int) -> Deferred[Sequence[CheckView]]:
+        """Have the service connect to each endpoint of a site with the caller's credential, and say what works."""
+        return self._ask(tuple[CheckView, ...], "POST", f"/sites/{site_id:d}/check", key=_new_key())
+
+    def drain_site(self, site_id: int, message: str) -> Deferred[SiteView]:
+        """Let nothing new start at a site; users see the message. For operators."""
+        body = msgspec.json.encode({"message": message})
+        return self._ask(SiteView, "POST", f"/sites/{site_id:d}/drain", body=body, key=_new_key())
+
+    def resume_site(self, site_id: int) -> Deferred[SiteView]:
+        """End the drain of a site. For operators."""
+        return self._ask(SiteView, "POST", f"/sites/{site_id:d}/resume", key=_new_key())
+
+    def ban(self, user_id: int, message: str) -> Deferred[UserView]:
+        """Let a user submit and start nothing more; the user sees the message. For operators."""
+        body = msgspec.json.encode({"message": message})
+        return self._ask(UserView, "POST", f"/users/{user_id:d}/ban", body=body, key=_new_key())
+
+    def unban(self, user_id: int) -> Deferred[UserView]:
+        """End the ban of a user. For operators."""
+        return self._ask(UserView, "POST", f"/users/{user_id:d}/unban", key=_new_key())
+
     # Actions
 
     def wait(
@@ -328,6 +417,60 @@ class WorkqueueClient:
         """Make the service forget what was delegated."""
         return Deferred.fromCoroutine(self._delegating().withdraw())
 
+    def credentials(self) -> Deferred[Sequence[CredentialView]]:
+        """All that the service holds of the caller; without what is secret."""
+        return self._ask(tuple[CredentialView, ...], "GET", "/credentials")
+
+    def remove_credential(self, credential_id: int) -> Deferred[None]:
+        """Make the service forget a credential."""
+        return self._tell("DELETE", f"/credentials/{credential_id:d}")
+
+    def ssh_key(
+        self,
+        site: int | None = None,
+        private_key: str | None = None,
+        *,
+        account: str | None = None,
+        label: str | None = None,
+    ) -> Deferred[CredentialView]:
+        """Have the service make an SSH key, whose ``public_key`` is to be installed at the site; or give it one.
+
+        Args:
+            site: for which site; None for every one.
+            private_key: text of a private key without passphrase; None to have one made.
+            account: who to be at the site.
+            label: a word of one's own.
+        """
+        body = {"kind": "ssh-key", "site": site, "secret": private_key, "account": account, "label": label}
+        return self._give("/credentials", body)
+
+    def token(self, token: str, site: int | None = None, *, label: str | None = None) -> Deferred[CredentialView]:
+        """Give the service a bearer token, for a site or for every one."""
+        return self._give("/credentials", {"kind": "token", "site": site, "secret": token, "label": label})
+
+    def session(self, site: int) -> Deferred[CredentialView | None]:
+        """The proxy of the caller's logon at a site; None for none."""
+        return self._ask(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]
+
+    def log_on(
+        self, site: int, username: str, password: str, lifetime: timedelta | None = None
+    ) -> Deferred[CredentialView]:
+        """Log on at the MyProxy server of a site: the service fetches a proxy for that site.
+
+        Args:
+            site: number.
+            username: at the MyProxy server.
+            password: used once.
+            lifetime: of the proxy; 12 hours without it.
+        """
+        seconds = None if lifetime is None else int(lifetime.total_seconds())
+        body = {"username": username, "password": password, "lifetime": seconds}
+        return self._give(f"/sites/{site:d}/session", body)
+
+    def log_off(self, site: int) -> Deferred[None]:
+        """Make the service forget the proxy of a logon."""
+        return self._tell("DELETE", f"/sites/{site:d}/session")
+
     def pause(self, seconds: float) -> Deferred[None]:
         """Let time pass between two questions."""
         return Deferred.fromCoroutine(self._connection.pause(seconds))
@@ -351,6 +494,16 @@ class WorkqueueClient:
                 full[name] = more[name]
         key = more.get("idempotency_key") or _new_key()
         return self._ask(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
+
+    def _give(self, path: str, body: Mapping[str, Any]) -> Deferred[CredentialView]:
+        given = {name: value for name, value in body.items() if value is not None}
+        return self._ask(CredentialView, "POST", path, body=msgspec.json.encode(given), key=_new_key())
+
+    def _tell(self, method: str, path: str) -> Deferred[None]:
+        async def told() -> None:
+            await self._connection.request(method, path)
+
+        return Deferred.fromCoroutine(told())
 
     def _delegating(self) -> Delegating:
         return Delegating(self._connection, self._certificate, self._key)

@@ -34,6 +34,10 @@ __all__ = [
     "Credential",
     "PendingDelegation",
     "IdempotentRequest",
+    "Site",
+    "Restriction",
+    "Audit",
+    "Catalogue",
 ]
 
 #: Conditions of the partial indexes.
@@ -246,16 +250,25 @@ class ListingNotes(Base):
 
 
 class Credential(Base):
-    """A user's credential of one kind; ``secret`` was encrypted before it came here."""
+    """A user's credential of one kind for one site; ``secret`` was encrypted before it came here.
+
+    Attributes:
+        site_id: 0 for every site.
+        valid_until: null for one that does not end.
+        details: what is shown besides, and no secret: the public key, VOMS attributes, the account.
+    """
 
     __tablename__ = "credentials"
-    __table_args__ = (sa.UniqueConstraint("user_id", "kind"),)
+    __table_args__ = (sa.UniqueConstraint("user_id", "kind", "site_id"),)
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     kind: Mapped[str] = mapped_column(String(32))
+    site_id: Mapped[int]
+    label: Mapped[str | None]
     subject: Mapped[str]
-    valid_until: Mapped[datetime]
+    valid_until: Mapped[datetime | None]
+    details: Mapped[Mapping[str, Any]] = mapped_column(sa.JSON)
     stored_at: Mapped[datetime]
     secret: Mapped[bytes]
 
@@ -282,3 +295,66 @@ class IdempotentRequest(Base):
     fingerprint: Mapped[str]
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime]
+
+
+class Site(Base):
+    """A site that a user has made; those of the files are not here.
+
+    Attributes:
+        endpoints: protocol by name → URLs.
+        authorities: PEM, or empty.
+    """
+
+    __tablename__ = "sites"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
+    owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    public: Mapped[bool]
+    name: Mapped[str]
+    description: Mapped[str]
+    default_folder: Mapped[str]
+    endpoints: Mapped[Mapping[str, Any]] = mapped_column(sa.JSON)
+    limit_in: Mapped[int | None]
+    limit_out: Mapped[int | None]
+    authorities: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class Restriction(Base):
+    """A site that is drained, or a user who is banned; ``kind`` says which."""
+
+    __tablename__ = "restrictions"
+
+    kind: Mapped[str] = mapped_column(String(8), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    message: Mapped[str]
+    subject: Mapped[str]
+    since: Mapped[datetime]
+
+
+class Audit(Base):
+    """Who did what, when; nothing here is ever changed."""
+
+    __tablename__ = "audit"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    at: Mapped[datetime]
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    subject: Mapped[str]
+    action: Mapped[str] = mapped_column(String(32))
+    target: Mapped[str]
+    details: Mapped[str]
+
+
+class Catalogue(Base):
+    """One row: the version of sites and restrictions, by which other daemons see a change, and the last number given.
+
+    Whoever changes something there writes this row first, so that changes come one after the other.
+    """
+
+    __tablename__ = "catalogue"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
+    version: Mapped[int]
+    last_site: Mapped[int]

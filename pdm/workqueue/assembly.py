@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +23,24 @@ import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem_files import CertificateFilesError
 from pdm.workqueue.certificates.server_tls import ServerTls
+from pdm.workqueue.certificates.site_trust import TrustFolders
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.ini import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.breaker import BreakerPolicy
+from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.catalogue import Catalogue
+from pdm.workqueue.execution.checking import SiteCheck
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.health import SiteHealth
 from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
@@ -42,6 +50,7 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.instance_lock import InstanceLockedError, lock_instance
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.database import Database, DatabaseUnusableError
@@ -53,6 +62,8 @@ from pdm.workqueue.WorkqueueService import WorkqueueService
 _T = TypeVar("_T")
 
 _BACKLOG = 1024
+#: A site that is back is found within so many seconds, however long it was away.
+_LONGEST_SITE_PAUSE_S = 120.0
 #: What `start` steps raise when the operator can mend it; each has a text of one line.
 EXPECTED = (
     ConfigError,
@@ -106,6 +117,14 @@ class Assembly:
         files = CredentialFiles(settings.credentials.folder)
         credentials = Credentials(self.database, self.vault, files)
         self.board = ProgressBoard()
+        patience_s = settings.sites.patience_s
+        breakers = BreakerPolicy(
+            first_pause_s=queue.first_pause_s,
+            longest_pause_s=max(queue.first_pause_s, min(queue.longest_pause_s, _LONGEST_SITE_PAUSE_S)),
+        )
+        health = SiteHealth(breakers, patience_s, self._wake)
+        self.catalogue = Catalogue(reactor, self.database, self.sites, health, self._wake)
+        trust = TrustFolders(settings.state.folder / "trust")
         settler = Settler(reactor, self.database, worker, utc_now, self._settled)
         self.pool = AgentPool(
             reactor,
@@ -132,6 +151,12 @@ class Assembly:
             utc_now,
         )
         limits = Limits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
+        access = Access(
+            trust_dir=settings.credentials.trust_dir,
+            ssh_key=settings.ssh.key,
+            ssh_known_hosts=settings.ssh.known_hosts,
+            ssh_user=settings.ssh.user,
+        )
         self.executor = Executor(
             self.database,
             self.sites,
@@ -147,11 +172,14 @@ class Assembly:
                 self.board,
                 settler,
                 agents.cancel_grace_s,
+                health,
             ),
             ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
             self.streams,
-            settings.credentials.trust_dir,
+            access,
             self._room,
+            trust=partial(in_thread, trust.folder_for),
+            restricted=self.catalogue.restricted,
         )
         self.claimer = Claimer(
             reactor,
@@ -178,9 +206,13 @@ class Assembly:
                 self.executor.cancel,
                 self.board,
                 self.streams.routes,
-                lambda protocol: MOVERS[protocol].needs_credential,
+                lambda protocol: _need_at(protocol, access),
                 _supports,
                 lambda: self.tls.trust,
+                MyProxyLogons(reactor, settings.credentials.trust_dir),
+                self.catalogue,
+                SiteCheck(self.executor, self.pool).check,
+                _relays_to,
             ),
             AccessList.read(settings.users),
         )
@@ -192,6 +224,8 @@ class Assembly:
         services.add("instance lock", self._lock, _nothing)
         services.add("database", self.database.start, self.database.stop)
         services.add("credential files", lambda: _swept(files), lambda: _swept(files))
+        services.add("folders of authorities", partial(in_thread, trust.sweep), _nothing)
+        services.add("sites", self.catalogue.start, self.catalogue.stop)
         services.add("attempt logs", self.logs.start, self.logs.stop)
         services.add("agents", self.pool.start, self.pool.stop)
         services.add("settler", _nothing, settler.drained)
@@ -288,6 +322,16 @@ def _server_tls(settings: Settings) -> ServerTls:
 
 def _supports(protocol: JobProtocol, type_: JobType) -> bool:
     return protocol in MOVERS and type_ in MOVERS[protocol].job_types
+
+
+def _need_at(protocol: JobProtocol, access: Access) -> Need | None:
+    mover = MOVERS.get(protocol)
+    return None if mover is None else need_of(mover, access)
+
+
+def _relays_to(protocol: JobProtocol) -> frozenset[JobProtocol]:
+    mover = MOVERS.get(protocol)
+    return frozenset() if mover is None else mover.relays_to
 
 
 async def _swept(files: CredentialFiles) -> None:

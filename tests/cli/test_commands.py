@@ -286,7 +286,7 @@ def test_a_terminal_gets_a_bar(service: TestService) -> None:
     [
         (["ls", "nowhere:/x"], 3, "no site nowhere. Known sites: "),
         (["cp", "1:/a", "2:/b", "--option", "overwrit=always"], 2, "overwrite"),
-        (["cp", "1:/a", "2:/b", "--protocol", "ssh"], 2, "SSH"),
+        (["cp", "1:/a", "2:/b", "--protocol", "xroot"], 2, "XROOT"),
     ],
 )
 def test_refusals_are_one_line_and_truthful(service: TestService, arguments: list[str], code: int, words: str) -> None:

@@ -18,8 +18,8 @@ from pdm.workqueue.client.settings import ClientSettings
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
-#: For browsers and monitors, and what the client has from ``GET /sites`` already.
-NOT_CALLED = {"GET /openapi.json", "GET /health", "GET /sites/{site_id}"}
+#: For browsers and monitors.
+NOT_CALLED = {"GET /openapi.json", "GET /health"}
 CALLS: dict[str, tuple[Any, ...]] = {
     "list": (1, "a"),
     "copy": (1, "a", 2, "b"),
@@ -39,12 +39,30 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "whoami": (),
     "sites": (),
     "routes": (),
+    "site": (1,),
+    "add_site": ("A", {"GRIDFTP": "gsiftp://h:1"}),
+    "change_site": (1,),
+    "remove_site": (1,),
+    "check_site": (1,),
+    "drain_site": (1, "repairs"),
+    "resume_site": (1,),
+    "users": (),
+    "ban": (1, "abuse"),
+    "unban": (1,),
+    "audit": (),
     "wait": (1,),
     "cancel": (1,),
     "retry": (1,),
     "delegation": (),
     "delegate": (),
     "undelegate": (),
+    "credentials": (),
+    "remove_credential": (1,),
+    "ssh_key": (1,),
+    "token": ("abc",),
+    "session": (1,),
+    "log_on": (1, "alice", "a password"),
+    "log_off": (1,),
 }
 #: Methods that call others, or nothing.
 HELPERS = {"from_settings", "from_environment", "close", "pause", "iterate_jobs", "iterate_elements"}

@@ -18,6 +18,7 @@ from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.execution.streams import StreamLimits, Streams
+from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.wire.agent_messages import Limits
 from tests.store.stores import START, Store, done
@@ -39,7 +40,7 @@ def executor_of(settler: Settler) -> Executor:
     tools = AttemptTools(reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0)
     limits = ExecutionLimits(4, 1, 100, Limits())
     streams = Streams(StreamLimits(4, 4, 2, 5.0, 4, 4, 4, 4), UNUSED, lambda: START)
-    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, streams, None, lambda: None)
+    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, streams, Access(), lambda: None)
 
 
 @pytest_twisted.ensureDeferred

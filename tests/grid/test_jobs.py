@@ -34,7 +34,11 @@ ODD_NAMES = (
 def service(grid: TestGrid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
     """One daemon on the grid for all tests here, with alice's proxy delegated and short pauses between tries."""
     service = TestService(tmp_path_factory.mktemp("jobs") / "instance", grid.description(), grid.directory)
-    service.init(queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "5s", "total": "20s"})
+    service.init(
+        queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "5s", "total": "20s"},
+        # What cannot be reached fails here, rather than to wait for it.
+        sites={"patience": "0"},
+    )
     with service.running():
         service.delegate("alice")
         yield service

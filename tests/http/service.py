@@ -21,22 +21,28 @@ from twisted.web.http_headers import Headers
 
 from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.client_tls import client_policy
+from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.server_tls import ServerTls
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings, UserSettings
+from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Entry, JobRecord, NewElement, Token, Verdict
+from pdm.workqueue.execution.catalogue import Catalogue
+from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.credentials import PROXY, context_of
+from pdm.workqueue.execution.health import Door, SiteHealth
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.logstore.files import LogRef, LogStore
-from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store import claims, credentials, jobs, listings, users
 from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.store.credentials import NewCredential
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
@@ -156,9 +162,12 @@ class Service:
         async def in_thread(function: Any, /, *args: Any) -> Any:
             return await deferToThread(function, *args)
 
+        sites = SiteRegistry.read(folder / "sites.d")
+        catalogue = Catalogue(reactor, database, sites, SiteHealth())
+        await catalogue.start()
         context = ApiContext(
             database=database,
-            sites=SiteRegistry.read(folder / "sites.d"),
+            sites=sites,
             logstore=logs,
             vault=Vault.open(folder / "vault.key"),
             settings=Settings(source=folder / "workqueue.conf", users=self.users),
@@ -168,9 +177,12 @@ class Service:
             cancelled=lambda job_id: self.events.update([f"cancelled {job_id}"]),
             progress=self.board,
             routes=lambda: list(self.routes),
-            needs_credential=lambda protocol: protocol is JobProtocol.GRIDFTP,
+            credential_need=lambda protocol: Need((PROXY,)) if protocol is JobProtocol.GRIDFTP else None,
             supports=lambda protocol, type_: protocol in _SUPPORTED,
             trust=lambda: tls.trust,
+            myproxy=MyProxyLogons(reactor, folder / "trust"),
+            catalogue=catalogue,
+            check_site=self.check_site,
         )
         site = WorkqueueService(context, AccessList.read(self.users)).site(reactor)
         port = reactor.listenTCP(0, tls.wrap(site), interface="127.0.0.1")
@@ -181,8 +193,18 @@ class Service:
         for pool in self._pools:
             await pool.closeCachedConnections()
         await self._parts["port"].stopListening()
+        await self.context.catalogue.stop()
         await self.logs.stop()
         await self.database.stop()
+
+    async def check_site(self, user_id: int, site: Site) -> list[DoorCheck]:
+        """Stands for agents, which this service does not have: every endpoint is away."""
+        away = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "away")
+        return [
+            DoorCheck(Door(site.id, protocol, url), away, 0.5)
+            for protocol in sorted(site.endpoints)
+            for url in site.doors(protocol)
+        ]
 
     @property
     def database(self) -> Database:
@@ -282,7 +304,8 @@ class Service:
         secret = self.context.vault.seal(b"a proxy", context_of(user_id))
         subject = self.certificates.of(name).dn
         now = self.now()
-        await self.database.run("put", credentials.put, user_id, PROXY, subject, now + lifetime, secret, now)
+        new = NewCredential(PROXY, subject, now + lifetime, secret)
+        await self.database.run("put", credentials.put, user_id, new, now)
 
     async def claim(self, job_id: int) -> list[Token]:
         """Claim all of a job that can run; jobs of other tests are claimed along, and stay so."""

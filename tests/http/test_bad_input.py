@@ -233,7 +233,15 @@ async def test_bad_queries(service: Service) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_an_unknown_parameter_is_refused_everywhere(service: Service) -> None:
-    values = {"job_id": 1, "element_id": 0, "attempt": 1, "site_id": 1, "delegation_id": "x"}
+    values = {
+        "job_id": 1,
+        "element_id": 0,
+        "attempt": 1,
+        "site_id": 1,
+        "user_id": 1,
+        "delegation_id": "x",
+        "credential_id": 1,
+    }
     for endpoint in ENDPOINTS:
         if endpoint.query is None and endpoint.path != "/health":
             path, body = endpoint.path.format(**values), b"{}" if endpoint.body is not None else None

@@ -12,7 +12,10 @@ from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Answer, Service
 
 #: Routes that name something which belongs to one user.
-_PRIVATE = [each for each in ENDPOINTS if {"job_id", "delegation_id"} & set(each.parameters)]
+_PRIVATE = [each for each in ENDPOINTS if {"job_id", "delegation_id", "credential_id"} & set(each.parameters)]
+
+
+_MISSING = {"job_id": 999_999, "delegation_id": "f" * 16, "credential_id": 999_999}
 
 
 async def _call(service: Service, user: str, endpoint: Endpoint, values: dict[str, Any]) -> Answer:
@@ -24,11 +27,13 @@ async def _values(service: Service, owner: str) -> dict[str, Any]:
     """Something of the owner for every parameter: a job that has failed, so that it has outputs and can be retried."""
     job_id = await service.copied(owner, "file", status=JobStatus.FAILED)
     me = (await service.call(owner, "GET", "/whoami")).json
-    return {"job_id": job_id, "element_id": 1, "attempt": 1, "delegation_id": me["delegation_id"]}
+    token = (await service.call(owner, "POST", "/credentials", {"kind": "token", "secret": "abc"})).json
+    ids = {"delegation_id": me["delegation_id"], "credential_id": token["id"]}
+    return {"job_id": job_id, "element_id": 1, "attempt": 1, **ids}
 
 
 def test_the_table_has_what_it_should() -> None:
-    assert len(_PRIVATE) == 14
+    assert len(_PRIVATE) == 15
 
 
 @pytest_twisted.ensureDeferred
@@ -38,7 +43,7 @@ async def test_another_users_things_are_404_everywhere(service: Service) -> None
     for endpoint in _PRIVATE:
         answer = await _call(service, "stranger", endpoint, values)
         assert answer.status == 404, (endpoint.name, answer.body)
-        missing = await _call(service, "stranger", endpoint, values | {"job_id": 999_999, "delegation_id": "f" * 16})
+        missing = await _call(service, "stranger", endpoint, values | _MISSING)
         assert answer.problem == missing.problem, f"{endpoint.name} tells that there is something"
         words = answer.json["detail"].replace(str(values["job_id"]), "N")
         assert words == missing.json["detail"].replace("999999", "N")

@@ -23,7 +23,15 @@ from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import ROOT, Certificates, Service
 
-_VALUES = {"job_id": "1", "element_id": "0", "attempt": "1", "site_id": "1", "delegation_id": "0123456789abcdef"}
+_VALUES = {
+    "job_id": "1",
+    "element_id": "0",
+    "attempt": "1",
+    "site_id": "1",
+    "user_id": "1",
+    "delegation_id": "0123456789abcdef",
+    "credential_id": "1",
+}
 
 
 def path_of(endpoint: Endpoint) -> str:
@@ -261,8 +269,18 @@ async def test_sites(service: Service) -> None:
             "DUMMY": "dummy://north",
             "FILE": "file:///srv/north",
         },
+        "alternatives": {},
+        "owner": None,
+        "public": True,
+        "limit_in": None,
+        "limit_out": None,
+        "authorities": [],
+        "state": "ok",
+        "reason": None,
     }
-    assert (await service.call("alice", "GET", "/sites/1")).json == sites[0]
+    one = (await service.call("alice", "GET", "/sites/1")).json
+    assert [each["state"] for each in one.pop("health")] == ["closed"] * 3
+    assert one == sites[0]
     assert (await service.call("alice", "GET", "/sites/9")).problem == "not-found"
 
 

@@ -15,6 +15,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch, Counters, ElementRecord, JobRecord
 from pdm.workqueue.domain.paths import encoded
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import read_options
 
@@ -193,9 +194,9 @@ def test_the_listing_of_a_dummy_tree_does_not_fail_with_its_elements() -> None:
 
 def test_environments() -> None:
     proxy, trust = Path("/run/proxy"), Path("/etc/trust")
-    gridftp = MOVERS[JobProtocol.GRIDFTP].environment(proxy, trust, ["/srv"])
+    gridftp = MOVERS[JobProtocol.GRIDFTP].environment(Access(proxy, trust, ["/srv"]))
     assert gridftp == {"X509_USER_PROXY": "/run/proxy", "X509_CERT_DIR": "/etc/trust"}
-    assert MOVERS[JobProtocol.GRIDFTP].environment(None, None, []) == {}
-    file = MOVERS[JobProtocol.FILE].environment(proxy, trust, ["/srv/a b", "/srv/\uefe9"])
+    assert MOVERS[JobProtocol.GRIDFTP].environment(Access()) == {}
+    file = MOVERS[JobProtocol.FILE].environment(Access(proxy, trust, ["/srv/a b", "/srv/\uefe9"]))
     assert json.loads(file["PDM_FILE_ROOTS"]) == ["/srv/a%20b", "/srv/%E9"]
-    assert MOVERS[JobProtocol.DUMMY].environment(proxy, trust, ["/srv"]) == {}
+    assert MOVERS[JobProtocol.DUMMY].environment(Access(proxy, trust, ["/srv"])) == {}

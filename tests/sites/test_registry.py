@@ -142,7 +142,8 @@ def test_unknown_keys(refused: Refused, key: str, told: str) -> None:
         ("gridftp", "gsiftp://h:1?x", "without '?'"),
         ("gridftp", "gsiftp://h:1#x", "without '?'"),
         ("gridftp", "gsiftp://h h:1", "plain characters"),
-        ("gridftp", "gsiftp://h:1\n  gsiftp://i:1", "plain characters"),
+        ("gridftp", "gsiftp://h:1\n  gsiftp://i:1 x", "plain characters"),
+        ("file", "file:///a\n  file:///b", "one folder"),
         ("gridftp", "gsiftp://h\x1b[2J:1", "plain characters"),
         ("gridftp", "gsiftp://hé:1", "plain characters"),
         ("https", "http://h:1", "begins with https:// or davs://"),
@@ -202,3 +203,15 @@ def test_the_example_is_good(tmp_path: Path) -> None:
     (tmp_path / "used.conf").write_text(example)
     (site,) = SiteRegistry.read(tmp_path).all()
     assert site.id == 13
+
+
+@pytest.mark.parametrize("text", ["host", ":7512", "host:", "host:0", "host:65536", "-s:1", "a b:1", "host:1/x", ""])
+def test_a_myproxy_server_is_host_and_port(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "sites.conf"
+    file.write_text(f"[A]\nid = 1\ndummy = dummy://a/\nmyproxy = {text}\n")
+    with pytest.raises(ConfigError, match="myproxy: HOST:PORT is expected"):
+        SiteRegistry.read(tmp_path)
+    file.write_text("[A]\nid = 1\ndummy = dummy://a/\nmyproxy = proxy.example.org:7512\n")
+    site = SiteRegistry.read(tmp_path).by_id(1)
+    assert site is not None
+    assert site.myproxy == "proxy.example.org:7512"

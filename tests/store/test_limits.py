@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.bounds import Bounds
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
 from pdm.workqueue.domain.turns import Turns
@@ -106,6 +107,95 @@ def test_listings_wait_for_no_limit(store: Store) -> None:
     limits = only({(Limited.USER, user): 0}, ROUTE=0)
     assert [batch.job.id for batch in store.claim(openings=limits)] == [listing.id]
     assert store.claim(types=LIST_LANE | WORK_LANE, openings=limits) == []
+
+
+# -- what may not begin at all
+
+DUMMY = JobProtocol.DUMMY
+
+
+def begun(store: Store, bounds: Bounds) -> dict[int, int]:
+    """Elements of listings and of work that a claim of each takes, by job; they go back."""
+    taken: Counter[int] = Counter()
+    for lane in (LIST_LANE, WORK_LANE):
+        for batch in store.claim(batches=20, types=lane, bounds=bounds):
+            store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
+            taken.update(element.job_id for element in batch.elements)
+    return dict(taken)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept_out"),
+    [
+        (Bounds(), ()),
+        (Bounds(drained=frozenset({7})), ("listing", "work")),
+        (Bounds(drained=frozenset({2})), ("copy",)),
+        (Bounds(paused=frozenset({(7, DUMMY)})), ("listing", "work")),
+        (Bounds(paused=frozenset({(2, DUMMY), (7, JobProtocol.GRIDFTP)})), ("copy", "other")),
+    ],
+)
+def test_nothing_begins_where_a_site_is_drained_or_away(
+    store: Store, bounds: Bounds, kept_out: tuple[str, ...]
+) -> None:
+    store.worker()
+    user = store.user()
+    jobs_ = {
+        "copy": store.copy_job(user, [1] * 3),
+        "listing": store.submit(user, JobType.LIST, src_siteid=7),
+        "work": store.submit(user, src_siteid=7),
+        "other": store.submit(user, src_siteid=7, protocol=JobProtocol.GRIDFTP),
+    }
+    if bounds.drained == {7}:
+        kept_out = (*kept_out, "other")
+    expected = {job.id: 3 if name == "copy" else 1 for name, job in jobs_.items() if name not in kept_out}
+    assert begun(store, bounds) == expected
+
+
+def test_nothing_of_a_banned_user_begins(store: Store) -> None:
+    store.worker()
+    banned, free = store.user("banned"), store.user("free")
+    store.submit(banned, JobType.LIST)
+    store.submit(banned)
+    mine = store.submit(free)
+    assert begun(store, Bounds(banned=frozenset({banned}))) == {mine.id: 1}
+
+
+def test_one_element_in_all_tries_a_site_that_may_be_back(store: Store) -> None:
+    store.worker()
+    alice, bob = store.user("alice"), store.user("bob")
+    for user in (alice, bob):
+        store.copy_job(user, [1] * 20)
+    store.submit(alice, JobType.LIST, src_siteid=1)
+    elsewhere = store.submit(bob, src_siteid=7)
+    bounds = Bounds(probed=frozenset({1}))
+    (listing,) = store.claim(types=LIST_LANE, bounds=bounds)
+    # While that runs nothing else may begin there.
+    assert [batch.job.id for batch in store.claim(bounds=bounds)] == [elsewhere.id]
+    store.settle(ended(JobStatus.SUBMITTED, listing, counts=False))
+    (probe,) = store.claim(types=WORK_LANE, bounds=bounds)
+    assert len(probe.elements) == 1
+    assert store.claim(bounds=bounds) == []
+    store.settle(done(probe))
+    assert sum(len(batch.elements) for batch in store.claim(types=WORK_LANE)) == 39
+
+
+def test_what_may_not_begin_hides_no_other_work_however_much_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.worker()
+    user = store.user()
+    monkeypatch.setattr(due, "MOST_PASSED_OVER", 3)
+    for _ in range(10):
+        store.submit(user, src_siteid=7)
+    other = store.submit(user, src_siteid=8)
+    closed = only({(Limited.INTO, 9): 0})
+    for bounds in (Bounds(drained=frozenset({7})), Bounds(paused=frozenset({(7, DUMMY)}))):
+        (batch,) = store.claim(batches=1, bounds=bounds, openings=closed)
+        assert batch.job.id == other.id
+        store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
+
+
+# -- turns
 
 
 def shares(store: Store, turns: Turns, batches: list[Batch]) -> Counter[int]:

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.bounds import Bounds
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
 from pdm.workqueue.store import claims, jobs, steering
@@ -116,6 +117,14 @@ def test_claims_while_much_is_closed(busy: Store, explained: Explained) -> None:
     batches = busy.claim(batches=4, batch_elements=20, openings=Openings(left))
     assert {batch.job.type for batch in batches if batch.type is not JobType.LIST} == {JobType.COPY}
     explained.assert_indexed()
+
+
+def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
+    bounds = Bounds(frozenset({(3, JobProtocol.DUMMY)}), frozenset({4}), frozenset({7, 8}), frozenset({9}))
+    for openings in (Openings(), Openings({(Limited.INTO, 7): 0})):
+        explained.plans.clear()
+        busy.claim(batches=4, batch_elements=20, openings=openings, bounds=bounds)
+        explained.assert_indexed()
 
 
 def test_leases(busy: Store, explained: Explained) -> None:

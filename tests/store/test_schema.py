@@ -6,14 +6,20 @@ import threading
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
-from pdm.workqueue.store import schema
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.store import credentials, schema
+from pdm.workqueue.store.credentials import NewCredential
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 from pdm.workqueue.store.errors import DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
 from pdm.workqueue.WorkqueueDB import Base
+
+_AT = {"now": "2026-03-02 11:04:05"}
 
 
 @pytest.fixture
@@ -129,3 +135,25 @@ def test_sizes_have_64_bits_on_postgresql() -> None:
     text = str(CreateTable(Base.metadata.tables["job_elements"]).compile(dialect=postgresql.dialect()))
     assert "size BIGINT NOT NULL" in text
     assert "transferred BIGINT" in text
+
+
+def test_credentials_of_the_first_schema_are_kept(connection: sa.Connection) -> None:
+    command.upgrade(schema.config(connection), "0001")
+    connection.execute(
+        sa.text("INSERT INTO users (id, subject, role, registered_at) VALUES (3, '/CN=a', 'user', :now)"), _AT
+    )
+    connection.execute(
+        sa.text(
+            "INSERT INTO credentials (id, user_id, kind, subject, valid_until, stored_at, secret)"
+            " VALUES (8, 3, 'proxy', '/CN=a', :now, :now, :secret)"
+        ),
+        {**_AT, "secret": b"\0sealed"},
+    )
+    schema.migrate(connection)
+    with Session(bind=connection) as session:
+        found = credentials.find(session, 3, CredentialKind.PROXY)
+        assert found is not None
+        assert (found.id, found.site_id, found.secret, dict(found.details)) == (8, 0, b"\0sealed", {})
+        new = NewCredential(CredentialKind.TOKEN, "a token", None, b"sealed", 5)
+        assert credentials.put(session, 3, new, found.stored_at).id == 9
+        assert credentials.put(session, 3, new, found.stored_at).id == 9

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Entry, Token
 from pdm.workqueue.store import claims, credentials, jobs, listings, purging, users
-from pdm.workqueue.store.credentials import PendingDelegation
+from pdm.workqueue.store.credentials import NewCredential, PendingDelegation
 from pdm.workqueue.store.jobs import IdempotencyKey
 from tests.store.stores import BROKEN, START, Store, ended, new_job, token_of
 
@@ -24,14 +25,15 @@ def test_a_user_is_registered_once_and_keeps_the_role_of_today(store: Store) -> 
 def test_a_new_credential_replaces_the_old_one(store: Store) -> None:
     user = store.user()
     until = START + timedelta(hours=12)
-    first = store.run(credentials.put, user, "proxy", "/CN=a/CN=1", START, b"\0old", START)
-    second = store.run(credentials.put, user, "proxy", "/CN=a/CN=2", until, b"\0new", START)
+    proxy, token = CredentialKind.PROXY, CredentialKind.TOKEN
+    first = store.run(credentials.put, user, NewCredential(proxy, "/CN=a/CN=1", START, b"\0old"), START)
+    second = store.run(credentials.put, user, NewCredential(proxy, "/CN=a/CN=2", until, b"\0new"), START)
     assert (second.id, second.secret, second.valid_until) == (first.id, b"\0new", until)
-    assert store.run(credentials.find, user, "proxy") == second
-    assert store.run(credentials.find, user, "key") is None
-    assert store.run(credentials.remove, user, "proxy")
-    assert not store.run(credentials.remove, user, "proxy")
-    assert store.run(credentials.find, user, "proxy") is None
+    assert store.run(credentials.find, user, proxy) == second
+    assert store.run(credentials.find, user, token) is None
+    assert store.run(credentials.remove, user, proxy)
+    assert not store.run(credentials.remove, user, proxy)
+    assert store.run(credentials.find, user, proxy) is None
 
 
 def test_one_delegation_of_a_user_is_pending(store: Store) -> None:

@@ -21,12 +21,12 @@ class AgentKind:
     Attributes:
         helper: name of the helper program.
         credential: fingerprint of the credential it works with; empty for none.
-        environment: what the mover asks for, by name.
+        environment: what the mover asks for, by name: whom it trusts, where it may go.
     """
 
     helper: str
     credential: str
-    environment: Mapping[str, str] = field(eq=False)
+    environment: Mapping[str, str] = field(hash=False)
 
 
 @define

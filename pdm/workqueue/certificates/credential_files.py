@@ -7,6 +7,9 @@ import secrets
 import stat
 from pathlib import Path
 
+#: What the names of files begin with: a proxy as Globus names it, others by their kind.
+KINDS = ("x509up", "ssh-key", "token")
+
 
 class CredentialFilesError(Exception):
     """The folder for credential files is not safe, or cannot be made."""
@@ -35,17 +38,21 @@ class CredentialFiles:
             raise CredentialFilesError(f"{folder} cannot be used for credentials ({error.strerror})") from error
         self._folder = folder
 
-    def write(self, bundle: bytes) -> Path:
+    def write(self, content: bytes, kind: str = "x509up") -> Path:
         """Write a credential into a new file, mode 0600.
+
+        Args:
+            content: what the file holds.
+            kind: what its name begins with; one of `KINDS`.
 
         Raises:
             OSError: the disk is full, or the folder is gone; nothing is left behind.
         """
-        path = self._folder / f"x509up_{secrets.token_hex(12)}"
+        path = self._folder / f"{kind}_{secrets.token_hex(12)}"
         try:
             # No file is ever readable by others: the mode is that of its creation.
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(bundle)
+                file.write(content)
         except OSError:
             path.unlink(missing_ok=True)
             raise
@@ -63,7 +70,7 @@ class CredentialFiles:
         Returns:
             How many files there were.
         """
-        found = list(self._folder.glob("x509up_*"))
+        found = [path for kind in KINDS for path in self._folder.glob(f"{kind}_*")]
         for path in found:
             path.unlink(missing_ok=True)
         return len(found)

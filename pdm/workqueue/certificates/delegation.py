@@ -30,6 +30,7 @@ from pdm.workqueue.certificates.names import dn, parse_dn
 from pdm.workqueue.certificates.pem_files import CertificateFilesError, to_pem
 from pdm.workqueue.certificates.proxies import end_entity, is_proxy, lifetime_end, lifetime_start, sign_proxy
 from pdm.workqueue.certificates.trust import ChainRefusedError, Trust
+from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 _LONGEST_BODY = 64 * 1024
 _LONGEST_CHAIN = 16
@@ -49,11 +50,13 @@ class DelegatedProxy:
     Attributes:
         subject: whose it is: subject of the end entity, slash form.
         valid_until: when the first certificate of its chain expires (UTC).
+        voms: VOMS attributes that it, or one behind it, carries; shown, not verified.
         bundle_pem: proxy, key, chain, as grid tools read it; secret.
     """
 
     subject: str
     valid_until: datetime
+    voms: tuple[VomsAttributes, ...]
     bundle_pem: bytes = field(repr=False)
 
 
@@ -111,7 +114,7 @@ def accept(
     if subject != caller_subject:
         raise DelegationError(f"the proxy is one of {subject}, but you are {caller_subject}: delegate your own")
     bundle = to_pem(proxy) + private_key_pem + to_pem(*verified[1:-1])
-    return DelegatedProxy(subject, lifetime_end(verified), bundle)
+    return DelegatedProxy(subject, lifetime_end(verified), voms_attributes(chain), bundle)
 
 
 def sign_request(

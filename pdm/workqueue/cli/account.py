@@ -39,6 +39,11 @@ def delegate(lifetime: float, form: str) -> None:
 @format_option
 def sites(form: str) -> None:
     """Show the sites and what they offer."""
+    show_sites(form)
+
+
+def show_sites(form: str) -> None:
+    """Carry out ``pdm sites``, and ``pdm site list``."""
 
     async def action(client: WorkqueueClient) -> int:
         found = await client.sites()
@@ -51,7 +56,7 @@ def sites(form: str) -> None:
                 shown_name(site.name),
                 ", ".join(name.lower() for name in site.protocols),
                 shown_name(site.default_folder),
-                shown_line(site.description),
+                shown_line(site.description if site.state == "ok" else f"[{site.state}] {site.description}").strip(),
             ]
             for site in found
         ]

@@ -47,7 +47,10 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         display.show(job)
         if job.status == JobStatus.HELD.name and not held:
             held = True
-            say(f"job {job_id} is held: it needs a valid credential. Run 'pdm delegate', and it goes on by itself.")
+            advice = "it needs a valid credential. Run 'pdm delegate', and it goes on by itself."
+            if job.hold:
+                advice = f"{shown_line(job.hold.reason)}. {shown_line(job.hold.hint)}"
+            say(f"job {job_id} is held: {advice}")
 
     try:
         return await client.wait(job_id, timeout=timeout_s, on_progress=show)

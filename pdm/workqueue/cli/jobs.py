@@ -19,7 +19,7 @@ from pdm.workqueue.cli.following import (
 )
 from pdm.workqueue.cli.progress import shown_fraction
 from pdm.workqueue.cli.session import complain, exit_code_of, run
-from pdm.workqueue.cli.text import shown_bytes, shown_duration, shown_moment, shown_name, shown_time, table
+from pdm.workqueue.cli.text import shown_bytes, shown_duration, shown_line, shown_moment, shown_name, shown_time, table
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.wire.responses import JobView
@@ -124,8 +124,13 @@ def status(job_id: int, form: str) -> None:
         counts = [(job.num_done, "done"), (job.num_running, "running"), (waiting, "waiting"), (job.held, "held")]
         counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
         click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
+        if job.hold is not UNSET:
+            click.echo(f"held      {job.hold.code}: {shown_line(job.hold.reason)}")
+            click.echo(f"          {shown_line(job.hold.hint)}")
         for line in _progress_lines(job):
             click.echo(line)
+        for reason in () if job.waiting is UNSET else job.waiting:
+            click.echo(f"waits     {shown_line(reason)}")
         if job.skipped:
             click.echo(f"skipped   {job.skipped} entries of the source: 'pdm status -F json', 'pdm logs {job_id}.0'")
         if job.num_failed:

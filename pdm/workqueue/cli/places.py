@@ -36,6 +36,15 @@ async def find(client: WorkqueueClient, *places: Place) -> list[Found]:
     return found
 
 
+async def find_site(client: WorkqueueClient, name: str) -> SiteView:
+    """Look up a site by name or number.
+
+    Raises:
+        CommandError: there is none.
+    """
+    return _site(await client.sites(), name)
+
+
 def _site(sites: Sequence[SiteView], name: str) -> SiteView:
     # A site may be named by digits: its name counts before another's number.
     for same in (lambda site: site.name == name, lambda site: str(site.id) == name):

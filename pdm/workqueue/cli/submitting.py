@@ -14,6 +14,7 @@ from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.following import follow, print_json, report_end
 from pdm.workqueue.cli.places import Found, find, protocol_for
 from pdm.workqueue.cli.session import run, say
+from pdm.workqueue.cli.text import shown_line
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import SubmitOptions, WorkqueueClient
 
@@ -85,6 +86,8 @@ def carry_out(places: list[Place], request: Request, submit: Submit) -> NoReturn
                 ExitCode.INTERRUPTED, "interrupted while submitting", "See 'pdm jobs' for whether the job is there."
             ) from None
         say(f"job {job.id} submitted")
+        for warning in job.warnings or ():
+            say(f"warning: {shown_line(warning)}")
         if not request.wait:
             if request.form == "json":
                 print_json(job)

@@ -136,9 +136,15 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SiteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``folder``: the files ``*.conf`` that describe sites."""
+    """Where sites are described, and what happens when one cannot be reached.
+
+    Attributes:
+        folder: the files ``*.conf`` that describe sites.
+        patience_s: jobs wait for a site that cannot be reached for so long; then failures count as tries again.
+    """
 
     folder: FilePath = Path("sites.d")
+    patience_s: DurationOrZero = field(default=_DAY, name="patience")
 
 
 class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,6 +218,8 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         folder: where a credential lies as a 0600 file while a helper uses it; best on a memory file system.
         trust_dir: hashed directory of the authorities of storage servers.
         minimum_lifetime_s: a job is not accepted on a credential that ends sooner.
+        expected_duration_s: a job is expected to take at least so long; on a credential that ends sooner it is accepted
+            with a warning.
         key_bits: length of the RSA key of a delegated proxy.
     """
 
@@ -219,7 +227,22 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     folder: StatePath = Path("credentials")
     trust_dir: FilePath = Path("/etc/grid-security/certificates")
     minimum_lifetime_s: DurationOrZero = field(default=600.0, name="minimum_lifetime")
+    expected_duration_s: DurationOrZero = field(default=1800.0, name="expected_duration")
     key_bits: Literal[2048, 3072, 4096] = 2048
+
+
+class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How SFTP servers are reached.
+
+    Attributes:
+        key: private key, without a passphrase; without it nothing is moved by SSH.
+        known_hosts: the host keys of the servers, as ssh(1) keeps them; a server that is not in it is refused.
+        user: account at the servers; by default the name of the daemon's own.
+    """
+
+    key: OptionalPath = None
+    known_hosts: FilePath = Path("known_hosts")
+    user: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -240,6 +263,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agents: AgentSettings = AgentSettings()
     queue: QueueSettings = QueueSettings()
     credentials: CredentialSettings = CredentialSettings()
+    ssh: SshSettings = SshSettings()
 
 
 #: Section name → its struct.
@@ -254,4 +278,5 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "agents": AgentSettings,
     "queue": QueueSettings,
     "credentials": CredentialSettings,
+    "ssh": SshSettings,
 }

@@ -99,10 +99,14 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.STALLED: _Meaning(_RETRY, "No byte moved for too long: retry later, or ask the site."),
         FailureCode.CONNECTION: _Meaning(_RETRY, "The server could not be reached: check that the site is up."),
         FailureCode.CREDENTIAL_EXPIRED: _Meaning(
-            _HOLD, "Your credential has expired: run 'pdm delegate', and the job goes on by itself."
+            _HOLD,
+            "Your credential has expired: run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site),"
+            " and the job goes on by itself.",
         ),
         FailureCode.CREDENTIAL_MISSING: _Meaning(
-            _HOLD, "The service holds no credential of yours: run 'pdm delegate', and the job goes on by itself."
+            _HOLD,
+            "The service holds no credential of yours for this: run 'pdm delegate' (or 'pdm login', 'pdm ssh-key',"
+            " 'pdm token' for the site), and the job goes on by itself.",
         ),
         FailureCode.CREDENTIAL_REFUSED: _Meaning(
             _GIVE_UP, "The site does not accept your identity: ask it to map your certificate to an account."

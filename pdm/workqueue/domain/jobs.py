@@ -38,6 +38,10 @@ class NewElement:
     phase: int = 0
 
 
+def _touched(source: int, destination: int | None) -> frozenset[int]:
+    return frozenset({source} if destination is None else {source, destination})
+
+
 @frozen
 class NewJob:
     """A job to be registered; it gets one first element, number 0."""
@@ -55,6 +59,11 @@ class NewJob:
     label: str | None
     log_uid: str
     first: NewElement
+
+    @property
+    def sites(self) -> frozenset[int]:
+        """Those that it reads from or writes to."""
+        return _touched(self.src_siteid, self.dst_siteid)
 
 
 @frozen
@@ -98,6 +107,11 @@ class JobRecord:
     skipped: int
     #: When the first of its elements was claimed for the first time.
     started_at: datetime | None = None
+
+    @property
+    def sites(self) -> frozenset[int]:
+        """Those that it reads from or writes to."""
+        return _touched(self.src_siteid, self.dst_siteid)
 
 
 @frozen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from attrs import define, field, frozen
@@ -14,6 +14,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, Token, Verdict
 from pdm.workqueue.domain.retry import GiveUp, Hold, RetryAt, RetryPolicy, decide
+from pdm.workqueue.execution.health import Door, SiteHealth, touched
 from pdm.workqueue.execution.progress import Progress, ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.logstore.files import LogRef, LogStore
@@ -29,6 +30,7 @@ class AttemptTools:
     Attributes:
         host: name of this machine, for the logs.
         cancel_grace_s: seconds an agent has to show that it obeys a cancellation before it is killed.
+        health: learns from outcomes which endpoints can be reached.
     """
 
     reactor: IReactorTime
@@ -39,6 +41,7 @@ class AttemptTools:
     board: ProgressBoard
     settler: Settler
     cancel_grace_s: float
+    health: SiteHealth = field(factory=SiteHealth)
 
 
 @define(eq=False)
@@ -47,12 +50,14 @@ class RunningAttempt:
 
     Attributes:
         started: whether work on it, and so its log, has begun.
+        doors: the endpoints that it uses, by site.
     """
 
     job: JobRecord
     record: ElementRecord
     tools: AttemptTools
     started: bool = False
+    doors: Mapping[int, Door] = field(factory=dict)
     _began_at: datetime = field(init=False)
     _ref: LogRef = field(init=False)
 
@@ -90,16 +95,21 @@ class RunningAttempt:
     def fail(self, failure: AttemptFailure, *, residue: bool, counts: bool, skipped: int) -> None:
         """End it as failed; what follows is decided here."""
         record = self.record
+        now = self.tools.clock()
+        excused = self.tools.health.failed(self.job, record, self.doors, failure, now)
+        counts = counts and not excused
         uncounted = 0 if counts else 1
         decision = decide(
             self.tools.policy,
             failure,
             max(record.attempts - record.lost - uncounted, 1),
             record.max_tries + uncounted,
-            self.tools.clock(),
+            now,
             random.random(),  # noqa: S311 - spreads retries, guards nothing
         )
         self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}")
+        if excused:
+            self.write("not counted: the site cannot be reached, which is no fault of this element")
         _log.info(
             "attempt failed: {scope} {code}: {message}; {decision}",
             job=record.job_id,
@@ -155,6 +165,9 @@ class RunningAttempt:
             skipped: entries of a listing that are not carried out.
         """
         self.begin()
+        if status is JobStatus.DONE and self.doors:
+            sites = touched(self.job, self.record)
+            self.tools.health.worked([self.doors[site] for site in sites if site in self.doors], self.tools.clock())
         # A listing is none of the files that a job is about.
         finished = status.is_final and self.record.type is not JobType.LIST
         self.tools.board.drop(self.job.id, self.record.id, finished=finished, proven=transferred)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -17,6 +18,7 @@ from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.pacing import ROUTE_FAILURES, Run
 from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempt import AttemptTools, RunningAttempt
+from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
 from pdm.workqueue.execution.progress import Progress
 from pdm.workqueue.movers.mover import Mover
@@ -97,8 +99,16 @@ class RunningBatch:
 
     # -- what its owner calls
 
-    def run(self, agent: AgentProcess, request: wire.Work, intake: ListingIntake | None) -> None:
-        """Hand the work to an agent; `finished` tells the rest."""
+    def run(
+        self,
+        agent: AgentProcess,
+        request: wire.Work,
+        intake: ListingIntake | None,
+        doors: Mapping[int, Door] = MappingProxyType({}),
+    ) -> None:
+        """Hand the work to an agent, with the endpoints that it uses, by site; `finished` tells the rest."""
+        for attempt in self._open.values():
+            attempt.doors = doors
         self._agent = agent
         self._request_id = request.id
         self._intake = intake

@@ -154,6 +154,7 @@ class Claimer:
         return begun, due
 
     async def _claim_of(self, types: frozenset[JobType], room: int) -> Sequence[Batch]:
+        now = self.clock()
         limits = ClaimLimits(
             elements=min(room * self.batch_elements, _MOST_AT_ONCE),
             batches=room,
@@ -163,9 +164,10 @@ class Claimer:
             batch_sizes=dict(self.executor.batch_sizes),
             sharers=2 * self.executor.limits.batches,
             openings=self.executor.streams.openings(),
+            bounds=self.executor.bounds(now),
             turns=self._turns[types].copy(),
         )
-        batches = await self.database.run("claim", claims.claim, self.worker, limits, self.clock())
+        batches = await self.database.run("claim", claims.claim, self.worker, limits, now)
         limits.note(self._turns[types], batches)
         return batches
 
@@ -195,9 +197,11 @@ class Claimer:
             resting.callback(None)
 
     async def _sleep(self, due: datetime | None) -> None:
+        now = self.clock()
         pause = self.poll_s
-        if due is not None:
-            pause = min(max((due - self.clock()).total_seconds(), 0.05), pause)
+        for moment in (due, self.executor.bounds(now).next_change):
+            if moment is not None:
+                pause = min(max((moment - now).total_seconds(), 0.05), pause)
         timer: IDelayedCall = self.reactor.callLater(pause, self.wake)
         self._asleep = Deferred()
         await self._asleep

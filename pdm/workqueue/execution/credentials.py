@@ -1,23 +1,35 @@
-"""A user's stored credential as a file that an agent can use, for as long as agents need it."""
+"""A user's stored credentials as files that an agent can use, for as long as agents need them."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from datetime import datetime, timedelta
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from pdm.workqueue.certificates.credential_files import CredentialFiles
 from pdm.workqueue.certificates.vault import Vault, VaultError
+from pdm.workqueue.domain.credentials import (
+    ALL_SITES,
+    CredentialKind,
+    Need,
+    NoCredentialError,
+    choose_each,
+    kinds_of,
+)
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.database import Database
 
-#: The one kind of credential there is so far: a delegated RFC 3820 proxy.
-PROXY = "proxy"
+PROXY = CredentialKind.PROXY
+#: Where a helper finds the files of SSH keys or tokens; see `pdm.workqueue.movers.mover.Mover.needs_credential`.
+CREDENTIALS_VARIABLE = "PDM_CREDENTIALS"
+_FILE_KINDS = {CredentialKind.PROXY: "x509up", CredentialKind.SSH_KEY: "ssh-key", CredentialKind.TOKEN: "token"}
 
 
 class CredentialUnusableError(Exception):
@@ -28,6 +40,60 @@ class CredentialUnusableError(Exception):
         self.failure = AttemptFailure(Scope.SERVICE, code, message)
 
 
+@frozen
+class SiteCredential:
+    """What an agent uses at one site.
+
+    Attributes:
+        kind: of what is in the file.
+        path: 0600 file with the proxy, the private key or the token.
+        account: who to be at the site, where the user has said so (SSH).
+    """
+
+    kind: CredentialKind
+    path: Path
+    account: str | None
+
+
+@frozen
+class Usable:
+    """What an agent uses on a route; the files stay until `Credentials.let_go`.
+
+    Attributes:
+        fingerprint: names what is in the files: an agent that was started with the same may go on with it.
+        sites: site → what is used there; of a proxy, the same everywhere.
+    """
+
+    fingerprint: str
+    sites: Mapping[int, SiteCredential]
+
+    @property
+    def path(self) -> Path:
+        """The file, for those who use one for the whole route."""
+        return next(iter(self.sites.values())).path
+
+    @property
+    def proxy(self) -> Path | None:
+        """The file with the proxy, where one is used."""
+        return next((each.path for each in self.sites.values() if each.kind is PROXY), None)
+
+    def told(self, endpoints: Mapping[int, Sequence[str]]) -> str:
+        """What a helper is told in `CREDENTIALS_VARIABLE`: endpoint → file and account, as a JSON object.
+
+        Proxies are not in it; it is empty where nothing else is used.
+
+        Args:
+            endpoints: site → URLs of its endpoints; a site that has none is left out.
+        """
+        files = {
+            url: {"file": str(credential.path), "account": credential.account}
+            for site, credential in self.sites.items()
+            if credential.kind is not PROXY
+            for url in endpoints.get(site, ())
+        }
+        return json.dumps(files, sort_keys=True) if files else ""
+
+
 @define(eq=False)
 class Credentials:
     """Hands out credential files."""
@@ -35,53 +101,108 @@ class Credentials:
     database: Database
     vault: Vault
     files: CredentialFiles
-    _paths: dict[str, Path] = field(factory=dict)
+    _written: dict[str, Mapping[int, SiteCredential]] = field(factory=dict)
     _holds: Counter[str] = field(factory=Counter)
 
-    async def usable(self, user_id: int, now: datetime) -> tuple[str, Path]:
-        """The fingerprint and the 0600 file of the user's credential; the file stays until `let_go`.
+    async def usable(self, user_id: int, kind: CredentialKind, sites: Collection[int], now: datetime) -> Usable:
+        """The user's credential for each site of a route.
+
+        Args:
+            user_id: whose.
+            kind: what the mover needs.
+            sites: of the route.
+            now: the present moment, UTC.
 
         Raises:
-            CredentialUnusableError: none is stored, it has expired, or it cannot be unsealed.
+            CredentialUnusableError: none is stored for a site, it has expired, or it cannot be unsealed.
         """
-        record = await self.database.read("find a credential", credentials.find, user_id, PROXY)
-        if record is None:
-            raise CredentialUnusableError(FailureCode.CREDENTIAL_MISSING, "no credential has been delegated")
-        if record.valid_until <= now + timedelta(seconds=1):
-            raise CredentialUnusableError(
-                FailureCode.CREDENTIAL_EXPIRED,
-                f"the credential of {record.subject} expired at {record.valid_until:%Y-%m-%dT%H:%M:%SZ}",
-            )
-        fingerprint = hashlib.sha256(record.secret).hexdigest()
-        path = self._paths.get(fingerprint)
-        if path is None:
-            path = self.files.write(self._bundle(record))
-            self._paths[fingerprint] = path
+        return await self.usable_each(user_id, dict.fromkeys(sites, Need((kind,))), now)
+
+    async def usable_each(self, user_id: int, needs: Mapping[int, Need], now: datetime) -> Usable:
+        """The user's credential for each site of a route whose sites may need credentials of several kinds.
+
+        Args:
+            user_id: whose.
+            needs: site → what is needed there.
+            now: the present moment, UTC.
+
+        Returns:
+            What is used; without the sites for which the service has to take its own.
+
+        Raises:
+            CredentialUnusableError: none is stored for a site, it has expired, or it cannot be unsealed.
+        """
+        found: list[CredentialRecord] = []
+        for kind in kinds_of(needs):
+            found += await self.database.read("find credentials", credentials.of_kind, user_id, kind)
+        try:
+            chosen = choose_each(found, needs, now)
+        except NoCredentialError as error:
+            raise CredentialUnusableError(error.code, str(error)) from error
+        if not chosen:
+            return Usable("", {})
+        fingerprint = _fingerprint(chosen)
+        written = self._written.get(fingerprint)
+        if written is None:
+            written = self._written[fingerprint] = self._write(chosen)
         self._holds[fingerprint] += 1
-        return fingerprint, path
+        if _is_one_proxy(chosen):
+            # It may have been written for another route.
+            written = dict.fromkeys(chosen, next(iter(written.values())))
+        return Usable(fingerprint, written)
 
     def let_go(self, fingerprint: str) -> None:
-        """A batch that asked for the file has ended; agents may go on using it."""
+        """A batch that asked for the files has ended; agents may go on using them."""
         self._holds[fingerprint] -= 1
         if not self._holds[fingerprint]:
             del self._holds[fingerprint]
 
-    def _bundle(self, record: CredentialRecord) -> bytes:
+    def released(self, fingerprint: str) -> None:
+        """No agent works with them any more: the files go, unless a batch is about to start one that will."""
+        if not self._holds[fingerprint]:
+            for credential in self._written.pop(fingerprint, {}).values():
+                self.files.remove(credential.path)
+
+    def _write(self, chosen: Mapping[int, CredentialRecord]) -> Mapping[int, SiteCredential]:
+        """Files for what was chosen, one for each credential; all of them or none."""
+        made: dict[int, SiteCredential] = {}
         try:
-            return self.vault.unseal(record.secret, context_of(record.user_id))
+            for record in {each.id: each for each in chosen.values()}.values():
+                path = self.files.write(self._unsealed(record), _FILE_KINDS[record.kind])
+                made[record.id] = SiteCredential(record.kind, path, record.details.get("account"))
+        except BaseException:
+            for credential in made.values():
+                self.files.remove(credential.path)
+            raise
+        return {site: made[record.id] for site, record in chosen.items()}
+
+    def _unsealed(self, record: CredentialRecord) -> bytes:
+        try:
+            return self.vault.unseal(record.secret, context_of(record.user_id, record.kind, record.site_id))
         except VaultError as error:
             raise CredentialUnusableError(
                 FailureCode.CREDENTIAL_MISSING, f"the stored credential cannot be read ({error})"
             ) from error
 
-    def released(self, fingerprint: str) -> None:
-        """No agent works with it any more: the file goes, unless a batch is about to start one that will."""
-        if not self._holds[fingerprint]:
-            path = self._paths.pop(fingerprint, None)
-            if path is not None:
-                self.files.remove(path)
+
+def context_of(user_id: int, kind: CredentialKind = PROXY, site_id: int = ALL_SITES) -> str:
+    """What a sealed credential is bound to, so that one user's or site's cannot be passed off as another's."""
+    return f"{kind.value} of user {user_id}" + ("" if site_id == ALL_SITES else f" for site {site_id}")
 
 
-def context_of(user_id: int) -> str:
-    """What a sealed proxy is bound to, so that one user's cannot be passed off as another's."""
-    return f"proxy of user {user_id}"
+def _fingerprint(chosen: Mapping[int, CredentialRecord]) -> str:
+    digest = hashlib.sha256()
+    one_proxy = _is_one_proxy(chosen)
+    for site, record in sorted(chosen.items()):
+        account = str(record.details.get("account"))
+        # Agents that use one for the whole route serve every route.
+        place = "" if one_proxy else f"{site} {account} "
+        digest.update(f"{place}{hashlib.sha256(record.secret).hexdigest()}\n".encode())
+        if one_proxy:
+            break
+    return digest.hexdigest()
+
+
+def _is_one_proxy(chosen: Mapping[int, CredentialRecord]) -> bool:
+    """Whether all of a route is reached by its proxy, of which there is one."""
+    return all(record.kind is PROXY for record in chosen.values())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
+from pdm.workqueue.domain.bounds import Bounds
+from pdm.workqueue.domain.catalogue import Restricted
+from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -20,10 +24,13 @@ from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError
+from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
+from pdm.workqueue.execution.ends import End, kept_out, reached_by
+from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
@@ -69,6 +76,7 @@ class _Prepared:
     kind: AgentKind
     request: wire.Work
     options: Options
+    doors: Mapping[int, Door]
 
 
 @define(eq=False)
@@ -76,9 +84,12 @@ class Executor:
     """Runs batches.
 
     Attributes:
-        on_room: called when a batch has ended or new elements stand in the database.
         streams: say where more may run.
+        access: what every helper may know; roots and the user's credential are added for each.
+        on_room: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
+        trust: makes the folder of authorities where a site has some of its own.
+        restricted: numbers of the sites, or users, that operators have put out of use.
     """
 
     database: Database
@@ -89,9 +100,11 @@ class Executor:
     tools: AttemptTools
     limits: ExecutionLimits
     streams: Streams
-    trust_dir: Path | None
+    access: Access
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
+    trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
+    restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
     _running: set[RunningBatch] = field(factory=set)
     _next_id: int = 0
     _janitor: Periodic | None = None
@@ -127,6 +140,17 @@ class Executor:
         if self.tools.settler.backlog > _MOST_UNSETTLED:
             batches = 0
         return batches, self.limits.listings - listing
+
+    def bounds(self, now: datetime) -> Bounds:
+        """What may not begin at a moment."""
+        health = self.tools.health
+        return Bounds(
+            paused=kept_out(self.sites, health.paused(now)),
+            probed=health.probed(now),
+            drained=frozenset(self.restricted(Restricted.SITE)),
+            banned=frozenset(self.restricted(Restricted.USER)),
+            next_change=health.next_change(now),
+        )
 
     # -- work
 
@@ -167,15 +191,17 @@ class Executor:
     async def _carry_out(self, running: RunningBatch, place: Place | None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
+        doors: Collection[Door] = ()
         try:
             prepared = await self._prepare(running.batch)
-            kind = prepared.kind
+            kind, doors = prepared.kind, prepared.doors.values()
+            self.tools.health.begin(doors)
             agent = await self.pool.lend(kind, alone=place is None, place=place)
             intake = await self._intake_for(running.batch, agent, prepared)
             if running.ending is not None:
                 running.drop()
             else:
-                running.run(agent, prepared.request, intake)
+                running.run(agent, prepared.request, intake, prepared.doors)
             await following(running.finished)
             self._note_seconds(running)
         except _NotPossibleError as error:
@@ -187,6 +213,7 @@ class Executor:
             self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
         finally:
             self._running.discard(running)
+            self.tools.health.end(doors)
             if place is not None:
                 place.leave()
                 if running.seconds:
@@ -194,7 +221,7 @@ class Executor:
             if agent is not None and kind is not None:
                 self.pool.give_back(agent, kind)
             if kind is not None:
-                self._let_go(kind)
+                self.let_go(kind)
             # Who waits for a stream may be of any kind, and the agent may be gone.
             self.pool.look_again()
             self.on_room()
@@ -206,7 +233,8 @@ class Executor:
             size = self.batch_sizes.get(kind, FIRST_SIZE)
             self.batch_sizes[kind] = next_size(size, len(elements), running.seconds, self.limits.batch_elements)
 
-    def _let_go(self, kind: AgentKind) -> None:
+    def let_go(self, kind: AgentKind) -> None:
+        """Work that asked for a kind has ended."""
         if kind.credential:
             self.credentials.let_go(kind.credential)
 
@@ -221,34 +249,67 @@ class Executor:
     async def _prepare(self, batch: Batch) -> _Prepared:
         job = batch.job
         mover = MOVERS[job.protocol]
-        fingerprint, path = "", None
-        if mover.needs_credential:
-            try:
-                fingerprint, path = await self.credentials.usable(job.user_id, self.tools.clock())
-            except CredentialUnusableError as error:
-                raise _NotPossibleError(error.failure) from error
-        self._next_id += 1
+        ends = [self._end(job, number) for number in sorted(job.sites)]
+        try:
+            kind = await self.kind_for(job.user_id, job.protocol, ends)
+        except CredentialUnusableError as error:
+            raise _NotPossibleError(error.failure) from error
+        now = self.tools.clock()
+        doors = {site.id: self.tools.health.choose(site, protocol, now) for site, protocol in ends}
+        by_number = {site.id: (site, protocol) for site, protocol in ends}
+
+        def url_of(site_id: int, path: str) -> str:
+            site, protocol = by_number[site_id]
+            return storage_url(site, protocol, path, doors[site_id].url)
+
         options = read_options(job.type, job.options)
         try:
-            request = mover.request_for(batch, self._url_of(job.protocol), options, self.limits.element, self._next_id)
+            request = mover.request_for(batch, url_of, options, self.limits.element, self.next_request_id())
         except BaseException:
-            if fingerprint:
-                self.credentials.let_go(fingerprint)
+            self.let_go(kind)
             raise
-        environment = mover.environment(path, self.trust_dir, self._roots())
-        return _Prepared(AgentKind(mover.helper, fingerprint, environment), request, options)
+        return _Prepared(kind, request, options, doors)
 
-    def _url_of(self, protocol: JobProtocol) -> Callable[[int, str], str]:
-        def url_of(site_id: int, path: str) -> str:
-            site = self.sites.by_id(site_id)
-            if site is None or protocol not in site.endpoints:
-                what = "is not known any more" if site is None else f"does not offer {protocol.name} any more"
-                raise _NotPossibleError(
-                    AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {site_id} {what}")
-                )
-            return storage_url(site, protocol, path)
+    def next_request_id(self) -> int:
+        """A number that no other request has."""
+        self._next_id += 1
+        return self._next_id
 
-        return url_of
+    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[End]) -> AgentKind:
+        """The kind of agent that works for a user at some sites; its credential is held until `let_go`.
+
+        Args:
+            user_id: whose.
+            protocol: whose mover does the work.
+            ends: the sites, with the protocol by which each is reached.
+
+        Raises:
+            CredentialUnusableError: the user has none that works.
+        """
+        mover, access = MOVERS[protocol], self.access
+        own = {site.authorities for site, _ in ends if site.authorities}
+        if own and self.trust is not None:
+            access = evolve(access, trust_dir=await self.trust(access.trust_dir, own))
+        usable = Usable("", {})
+        if needs := self._needs_at(ends):
+            usable = await self.credentials.usable_each(user_id, needs, self.tools.clock())
+        environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
+        # Of all doors: agents are the same whichever a batch takes.
+        if told := usable.told({site.id: site.doors(reached_by) for site, reached_by in ends}):
+            environment[CREDENTIALS_VARIABLE] = told
+        return AgentKind(mover.helper, usable.fingerprint, environment)
+
+    def _needs_at(self, ends: Sequence[End]) -> dict[int, Need]:
+        needs = [(site, need_of(MOVERS[protocol], self.access)) for site, protocol in ends]
+        return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
+
+    def _end(self, job: JobRecord, number: int) -> End:
+        site = self.sites.by_id(number)
+        protocol = None if site is None else reached_by(job, site)
+        if site is None or protocol is None:
+            what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
+            raise _NotPossibleError(AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}"))
+        return site, protocol
 
     def _roots(self) -> list[str]:
         return [
@@ -319,7 +380,7 @@ class Executor:
             self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
             return
         finally:
-            self._let_go(prepared.kind)
+            self.let_go(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
         if tokens:
             await self.database.run("residues are gone", claims.clear_residue, tokens)

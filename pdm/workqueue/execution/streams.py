@@ -158,7 +158,11 @@ class Streams:
     def _site_limit(self, kind: Limited, number: object) -> int:
         site = self._sites.by_id(number) if isinstance(number, int) else None
         own = None if site is None else site.limit_in if kind is Limited.INTO else site.limit_out
-        return own or (self._limits.site_in if kind is Limited.INTO else self._limits.site_out)
+        usual = self._limits.site_in if kind is Limited.INTO else self._limits.site_out
+        if site is None or own is None:
+            return usual
+        # Operators say what they like in their files; users cannot go beyond what is for all.
+        return own if site.owner_id is None else min(own, usual)
 
     def _most(self, route: Route) -> int:
         sites = (self._limit_of(key) for key in route.limited_by() if key[0] is not Limited.ROUTE)

@@ -6,30 +6,51 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from attrs import define
+from attrs import define, frozen
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.trust import Trust
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.credentials import CredentialKind, Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.execution.catalogue import Catalogue
+from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
-from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 
 _T = TypeVar("_T")
 
 
+@frozen
+class Lifetimes:
+    """How long a credential is to last.
+
+    Attributes:
+        least: with less, a job is refused.
+        expected: with less, it is accepted with a warning.
+    """
+
+    least: timedelta
+    expected: timedelta
+
+
 class InThread(Protocol):
     """Runs a function that takes long in a thread."""
 
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
+
+
+def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
+    return frozenset()
 
 
 @define(eq=False)
@@ -43,9 +64,13 @@ class ApiContext:
         cancelled: says that the cancellation of a job is in the database.
         progress: how far that is what this daemon runs.
         routes: how many streams of work it runs between which sites, and why.
-        needs_credential: whether a protocol works only with a delegated credential.
+        credential_need: what a protocol needs at a site; None for nothing.
         supports: whether the service can carry out a job type by a protocol.
         trust: the authorities in force, for delegated proxies.
+        myproxy: fetches proxies from the MyProxy servers of sites.
+        catalogue: which sites can be reached, and what operators have restricted.
+        check_site: looks for a user at what the endpoints of a site can do.
+        relays_to: to which protocols copies by another can go, through the service.
     """
 
     database: Database
@@ -59,14 +84,38 @@ class ApiContext:
     cancelled: Callable[[int], None]
     progress: ProgressBoard
     routes: Callable[[], Sequence[RouteState]]
-    needs_credential: Callable[[JobProtocol], bool]
+    credential_need: Callable[[JobProtocol], Need | None]
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]
+    myproxy: MyProxyLogons
+    catalogue: Catalogue
+    check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
+    relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
 
     @property
-    def least_lifetime(self) -> timedelta:
-        """What a credential must still have for a job to be accepted."""
-        return timedelta(seconds=self.settings.credentials.minimum_lifetime_s)
+    def lifetimes(self) -> Lifetimes:
+        """What a credential must and should still have for a job."""
+        credentials = self.settings.credentials
+        return Lifetimes(
+            timedelta(seconds=credentials.minimum_lifetime_s), timedelta(seconds=credentials.expected_duration_s)
+        )
+
+    def protocols_with(self, kind: CredentialKind) -> frozenset[JobProtocol]:
+        """The protocols of jobs that may have waited for a credential of a kind, at either end."""
+
+        def takes(protocol: JobProtocol) -> bool:
+            need = self.credential_need(protocol)
+            return need is not None and kind in need.kinds
+
+        return frozenset(
+            protocol
+            for protocol in JobProtocol
+            if self.credential_need(protocol) is None or any(map(takes, {protocol, *self.relays_to(protocol)}))
+        )
+
+    def may_see(self, user_id: int, scope: int | None, site: Site) -> bool:
+        """Whether a user sees a site; operators, whose scope is None, see all."""
+        return scope is None or site.is_open_to(user_id)
 
     async def job(self, job_id: int, scope: int | None) -> JobRecord:
         """A job that the caller may see; out of memory where it is there, without waiting.

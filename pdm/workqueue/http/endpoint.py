@@ -42,6 +42,8 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
         "element_id": (Parameter.NUMBER, "Number of an element in its job; 0 is the first."),
         "attempt": (Parameter.SIGNED, "Number of an attempt, from 1; negative numbers count from the last."),
         "site_id": (Parameter.NUMBER, "Number of a site."),
+        "credential_id": (Parameter.NUMBER, "Number of a credential."),
+        "user_id": (Parameter.NUMBER, "Number of a user."),
         "delegation_id": (Parameter.WORD, "The caller's delegation id, as GET /whoami tells it."),
     }
 )

@@ -6,23 +6,50 @@ transaction back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 
 from attrs import frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.credentials import (
+    CredentialKind,
+    Need,
+    NoCredentialError,
+    choose_each,
+    earliest_end,
+    kinds_of,
+)
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
 from pdm.workqueue.execution.credentials import PROXY
-from pdm.workqueue.http.problems import DelegationNeededError, ElementNotFoundError, JobNotFoundError
-from pdm.workqueue.store import claims, credentials, jobs
-from pdm.workqueue.store.credentials import CredentialRecord, PendingDelegation
+from pdm.workqueue.http.context import Lifetimes
+from pdm.workqueue.http.problems import (
+    DelegationNeededError,
+    ElementNotFoundError,
+    InvalidInputError,
+    JobNotFoundError,
+)
+from pdm.workqueue.store import claims, credentials, jobs, sites
+from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey
 from pdm.workqueue.wire.responses import moment_text
 
 #: How many rows are read in one transaction of a longer answer.
 PAGE = 500
+
+
+@frozen
+class Needed:
+    """The credentials that a job needs.
+
+    Attributes:
+        sites: site → what is needed there.
+        lifetimes: how long they are to last.
+    """
+
+    sites: Mapping[int, Need]
+    lifetimes: Lifetimes
 
 
 @frozen
@@ -53,8 +80,9 @@ def register(
     new: NewJob,
     key: IdempotencyKey | None,
     now: datetime,
-    least_lifetime: timedelta | None,
-) -> JobRecord:
+    needed: Needed | None,
+    stored: Collection[int] = (),
+) -> tuple[JobRecord, list[str]]:
     """Register a job, if the user's credential is good enough.
 
     Args:
@@ -62,32 +90,54 @@ def register(
         new: the job.
         key: under which it is registered once only.
         now: the present moment, UTC.
-        least_lifetime: what the credential must still have; None for a job that needs none.
+        needed: the credential that the job needs; None for a job that needs none.
+        stored: which of its sites are in the database.
+
+    Returns:
+        The job, and warnings.
 
     Raises:
         DelegationNeededError: there is no credential, or it ends too soon.
         IdempotencyConflictError: the key belongs to another request.
+        InvalidInputError: a site was removed in this moment.
     """
     job = jobs.submit(session, new, key, now)
+    if stored and job.log_uid == new.log_uid:
+        for number in sites.missing(session, stored):
+            raise InvalidInputError(f"there is no site {number}; GET /sites lists those there are", "$")
     # A repeated request is answered like the first one, whatever has become of the credential since.
-    if least_lifetime is not None and job.log_uid == new.log_uid:
-        _check_credential(credentials.find(session, new.user_id, PROXY), now, least_lifetime)
-    return job
+    if needed is not None and job.log_uid == new.log_uid:
+        return job, _check_credential(session, new, needed, now)
+    return job, []
 
 
-def _check_credential(record: CredentialRecord | None, now: datetime, least_lifetime: timedelta) -> None:
-    if record is None:
-        what = "the service holds no credential of yours"
-    elif record.valid_until <= now:
-        what = f"your delegated credential expired at {moment_text(record.valid_until)}"
-    elif record.valid_until < now + least_lifetime:
-        what = (
-            f"your delegated credential ends at {moment_text(record.valid_until)}, "
-            f"and a job needs at least {least_lifetime.total_seconds():.0f} s"
+def _check_credential(session: Session, new: NewJob, needed: Needed, now: datetime) -> list[str]:
+    """Look whether the user's credential lasts long enough; returns warnings."""
+    lifetimes = needed.lifetimes
+    found = [each for kind in kinds_of(needed.sites) for each in credentials.of_kind(session, new.user_id, kind)]
+    try:
+        chosen = choose_each(found, needed.sites, now)
+    except NoCredentialError as error:
+        kind = error.kind
+        if not any(each.kind is kind for each in found):
+            what = "the service holds no credential of yours"
+            what += "" if kind is CredentialKind.PROXY else f" ({kind.words})"
+        else:
+            what = str(error)
+        raise DelegationNeededError(f"{what}: {kind.remedy}, then submit again") from error
+    end = earliest_end(chosen)
+    if end is None or end >= now + max(lifetimes.least, lifetimes.expected):
+        return []
+    kind = next(each.kind for each in chosen.values() if each.valid_until == end)
+    if end < now + lifetimes.least:
+        raise DelegationNeededError(
+            f"your {kind.words} ends at {moment_text(end)}, and a job needs at least "
+            f"{lifetimes.least.total_seconds():.0f} s: {kind.remedy}, then submit again"
         )
-    else:
-        return
-    raise DelegationNeededError(f"{what}: run 'pdm delegate', then submit again")
+    return [
+        f"your {kind.words} ends at {moment_text(end)}, perhaps before this job does: what is left is held then, and"
+        f" goes on by itself when you renew it ({kind.remedy})"
+    ]
 
 
 def job(session: Session, job_id: int, scope: int | None) -> JobRecord:
@@ -228,16 +278,45 @@ def keep_pending(session: Session, pending: PendingDelegation) -> PendingDelegat
 
 
 def take_credential(
-    session: Session, user_id: int, subject: str, valid_until: datetime, secret: bytes, now: datetime
-) -> CredentialRecord:
-    """Store a delegated proxy; what was held for want of it goes back to the queue."""
-    record = credentials.put(session, user_id, PROXY, subject, valid_until, secret, now)
+    session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
+) -> tuple[CredentialRecord, int]:
+    """Store a credential; what was held for want of it goes back to the queue.
+
+    Returns:
+        The credential, and how many elements go back.
+    """
+    record = credentials.put(session, user_id, new, now)
+    return record, claims.resume_held(session, user_id, now, new.site_id, protocols)
+
+
+def take_delegation(
+    session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
+) -> tuple[CredentialRecord, int]:
+    """Store a delegated proxy, and end the delegation that was begun."""
     credentials.drop_pending(session, user_id)
-    claims.resume_held(session, user_id, now)
-    return record
+    return take_credential(session, user_id, new, protocols, now)
+
+
+def take_made_key(
+    session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
+) -> tuple[CredentialRecord, int]:
+    """Store an SSH key that the service has made, unless one of its making is there for that site.
+
+    So a request that is repeated gives the same key, which may be installed at the site by now.
+    """
+    known = credentials.find(session, user_id, new.kind, new.site_id)
+    if known is not None and known.details.get("made_here"):
+        return known, 0
+    return take_credential(session, user_id, new, protocols, now)
 
 
 def forget_credential(session: Session, user_id: int) -> None:
     """Remove a user's delegated proxy, and one that is being delegated."""
     credentials.remove(session, user_id, PROXY)
     credentials.drop_pending(session, user_id)
+
+
+def first_held(session: Session, job_id: int) -> ElementRecord | None:
+    """The first element of a job that is held; None if none is."""
+    found = jobs.page_elements(session, job_id, ElementFilter(limit=1, statuses=frozenset({JobStatus.HELD})))
+    return found[0] if found else None

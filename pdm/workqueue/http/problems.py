@@ -99,6 +99,10 @@ class ConflictError(ApiError):
     status, word, title = 409, "conflict", "The request does not fit what the service has now"
 
 
+class SiteFailedError(ApiError):
+    status, word, title = 424, "site-failed", "A server of the site did not do its part"
+
+
 class BodyTooLargeError(ApiError):
     status, word, title = 413, "body-too-large", "The request is too large"
 

@@ -9,8 +9,8 @@ from pdm.workqueue.http import lookups
 from pdm.workqueue.http.context import ApiContext
 
 
-async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, JobProgress]:
-    """A job with its progress.
+async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, JobProgress, list[str]]:
+    """A job with its progress, and why it has to wait.
 
     That a listing is done stays true, so it is looked up once for each job; until then the job is read again along
     with it, for its numbers and the end of its listing must be of the same moment.
@@ -28,4 +28,6 @@ async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, Job
         job, listing = await api.database.read("where a listing stands", lookups.job_and_listing, job.id)
         if listing is JobStatus.DONE:
             api.progress.remember_listed(job.id, job.counters.elements)
-    return job, job_progress(job, listing, api.progress.of_job(job.id, job.bytes_done), api.clock())
+    now = api.clock()
+    progress = job_progress(job, listing, api.progress.of_job(job.id, job.bytes_done), now)
+    return job, progress, api.catalogue.waits(job, now)

@@ -16,6 +16,7 @@ from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter, Map, ValidationError
 
+from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.http.access import Caller, Callers
 from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream, earlier_answers_taken
 from pdm.workqueue.http.at_once import carried_out
@@ -24,6 +25,7 @@ from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_k
 from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, Text
 from pdm.workqueue.http.problems import (
     ApiError,
+    ForbiddenError,
     InternalFaultError,
     InvalidInputError,
     MethodNotAllowedError,
@@ -37,6 +39,8 @@ from pdm.workqueue.wire.requests import LARGEST_ID
 
 _log = Logger()
 
+#: What a user who is banned may not do; to look, and to cancel or remove what is one's own, stays allowed.
+_CHANGING = frozenset({"POST", "PUT", "PATCH"})
 #: How many addresses are remembered, and how long each may be, all its parts together.
 _MOST_ADDRESSES, _LONGEST_ADDRESS = 4096, 512
 
@@ -134,6 +138,10 @@ class _Door:
             return await endpoint.handler(self.context, **path_values)
         caller = await self.callers.caller_on(request.channel.transport)
         request.subject = fields["subject"] = caller.subject
+        if endpoint.method in _CHANGING:
+            banned = self.context.catalogue.restriction(Restricted.USER, caller.user_id)
+            if banned is not None:
+                raise ForbiddenError(f"an operator has banned you: {banned.message}")
         arguments = path_values | self._arguments(request, caller)
         return await endpoint.handler(self.context, caller, **arguments)
 

@@ -6,21 +6,24 @@ from datetime import datetime
 
 from msgspec import UNSET
 
+from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.sites.registry import Site
+from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.wire.responses import (
+    CredentialView,
     ElementStatusView,
     ElementView,
     FailureView,
+    HoldView,
     JobProgressView,
     JobView,
     RouteView,
-    SiteView,
+    VomsView,
 )
 
 
@@ -29,8 +32,13 @@ def whole_seconds(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(microsecond=0)
 
 
-def job_view(job: JobRecord, progress: JobProgress | None = None) -> JobView:
-    """A job as the API gives it out, with its progress where that was looked up."""
+def job_view(
+    job: JobRecord,
+    progress: JobProgress | None = None,
+    waiting: list[str] | None = None,
+    hold: HoldView | None = None,
+) -> JobView:
+    """A job as the API gives it out, with its progress and why it waits or is held, where that was looked up."""
     counters = job.counters
     return JobView(
         id=job.id,
@@ -63,7 +71,22 @@ def job_view(job: JobRecord, progress: JobProgress | None = None) -> JobView:
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
+        waiting=waiting or UNSET,
+        hold=UNSET if hold is None else hold,
     )
+
+
+def hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
+    """Why elements of a job are held.
+
+    Args:
+        job: whose.
+        first: the first of them; None for none.
+    """
+    if first is None or first.failure is None or not job.counters.held:
+        return None
+    failure = first.failure
+    return HoldView(count=job.counters.held, code=failure.code.value, reason=failure.message, hint=failure.hint)
 
 
 def job_progress_view(progress: JobProgress) -> JobProgressView:
@@ -138,15 +161,19 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
     )
 
 
-def site_view(site: Site) -> SiteView:
-    """A site as the API gives it out."""
-    return SiteView(
-        id=site.id,
-        name=site.name,
-        description=site.description,
-        default_folder=site.default_folder,
-        protocols=[protocol.name for protocol in sorted(site.endpoints)],
-        endpoints={protocol.name: site.endpoints[protocol] for protocol in sorted(site.endpoints)},
+def credential_view(record: CredentialRecord) -> CredentialView:
+    """A credential as the API gives it out: nothing of it that is secret."""
+    return CredentialView(
+        id=record.id,
+        kind=record.kind.value,
+        subject=record.subject,
+        site=None if record.site_id == ALL_SITES else record.site_id,
+        label=record.label,
+        valid_until=whole_seconds(record.valid_until),
+        stored_at=record.stored_at.replace(microsecond=0),
+        voms=[VomsView(vo=each["vo"], fqans=each["fqans"]) for each in record.details.get("voms", ())],
+        account=record.details.get("account"),
+        public_key=record.details.get("public_key"),
     )
 
 

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+
+from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.movers.file import FileMover
 from pdm.workqueue.movers.gridftp import GridFtpMover
+from pdm.workqueue.movers.https import HttpsMover
 from pdm.workqueue.movers.mover import Mover
+from pdm.workqueue.movers.ssh import SshMover
 
-#: What the service can move. A protocol that is not here is refused when a job is submitted.
-MOVERS: Mapping[JobProtocol, Mover] = MappingProxyType(
+_log = Logger()
+
+#: Where packages name their movers: ``XROOT = my_package:MyMover``.
+ENTRY_POINTS = "pdm_workqueue.movers"
+
+#: The movers that come with the service.
+BUILT_IN: Mapping[JobProtocol, Mover] = MappingProxyType(
     {
         JobProtocol.GRIDFTP: GridFtpMover(),
+        JobProtocol.SSH: SshMover(),
+        JobProtocol.HTTPS: HttpsMover(),
         JobProtocol.FILE: FileMover(),
         JobProtocol.DUMMY: DummyMover(),
     }
 )
+
+
+def installed(found: Iterable[EntryPoint]) -> dict[JobProtocol, Mover]:
+    """The movers of installed packages; one that cannot be used is left out, and the log says why.
+
+    Args:
+        found: entry points, each named after a protocol.
+    """
+    movers: dict[JobProtocol, Mover] = {}
+    for point in found:
+        protocol = JobProtocol.__members__.get(point.name)
+        if protocol is None or protocol in movers:
+            why = "is no protocol" if protocol is None else "has a mover of another package"
+            _log.error("the mover {value} is not used: {name} {why}", value=point.value, name=point.name, why=why)
+            continue
+        try:
+            movers[protocol] = point.load()()
+        except Exception:
+            _log.failure("the mover {value} is not used", value=point.value)
+    return movers
+
+
+#: What the service can move. A protocol that is not here is refused when a job is submitted.
+MOVERS: Mapping[JobProtocol, Mover] = MappingProxyType({**BUILT_IN, **installed(entry_points(group=ENTRY_POINTS))})

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from urllib.parse import urlencode
 
 import msgspec
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.judging import judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, SiteUrl
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
 from pdm.workqueue.movers.requests import build_request
 from pdm.workqueue.wire.agent_messages import (
     CopyItem,
@@ -36,7 +36,9 @@ class DummyMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.agents.helpers.dummy"
-    needs_credential: bool = False
+    needs_credential: CredentialKind | None = None
+    prefers_credential: CredentialKind | None = None
+    relays_to: frozenset[JobProtocol] = frozenset()
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
         plain = build_request(batch, urls, options, limits, request_id)
@@ -49,7 +51,7 @@ class DummyMover:
         items = [_asking(item, f"{query}{batch.elements[item.key].attempts}") for item in plain.items]
         return msgspec.structs.replace(plain, items=items)
 
-    def environment(self, credential: Path | None, trust_dir: Path | None, roots: Sequence[str]) -> Mapping[str, str]:
+    def environment(self, access: Access) -> Mapping[str, str]:
         return {}
 
     def judge(self, fault: Fault) -> AttemptFailure:

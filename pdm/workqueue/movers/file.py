@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.domain.paths import encoded
 from pdm.workqueue.movers.judging import judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, SiteUrl
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
+from pdm.workqueue.movers.relayed import READINGS, RELAY, RELAYED, relay_environment
 from pdm.workqueue.movers.requests import build_request
 from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
 from pdm.workqueue.wire.options import Options
@@ -24,14 +23,16 @@ class FileMover:
     """The helper works on the folders of the FILE sites, and refuses to leave them."""
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
-    helper: str = "pdm.workqueue.agents.helpers.file"
-    needs_credential: bool = False
+    helper: str = RELAY
+    needs_credential: CredentialKind | None = None
+    prefers_credential: CredentialKind | None = None
+    relays_to: frozenset[JobProtocol] = RELAYED - {JobProtocol.FILE}
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
         return build_request(batch, urls, options, limits, request_id)
 
-    def environment(self, credential: Path | None, trust_dir: Path | None, roots: Sequence[str]) -> Mapping[str, str]:
-        return {"PDM_FILE_ROOTS": json.dumps([encoded(root) for root in roots])}
+    def environment(self, access: Access) -> Mapping[str, str]:
+        return relay_environment(access)
 
     def judge(self, fault: Fault) -> AttemptFailure:
-        return judge(fault)
+        return judge(fault, READINGS)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.judging import Reading, judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, SiteUrl
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
 from pdm.workqueue.movers.requests import build_request
 from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
 from pdm.workqueue.wire.options import Options
@@ -59,13 +59,15 @@ class GridFtpMover:
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.agents.helpers.gridftp"
-    needs_credential: bool = True
+    needs_credential: CredentialKind | None = CredentialKind.PROXY
+    prefers_credential: CredentialKind | None = None
+    relays_to: frozenset[JobProtocol] = frozenset()
 
     def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
         return build_request(batch, urls, options, limits, request_id)
 
-    def environment(self, credential: Path | None, trust_dir: Path | None, roots: Sequence[str]) -> Mapping[str, str]:
-        values = {"X509_USER_PROXY": credential, "X509_CERT_DIR": trust_dir}
+    def environment(self, access: Access) -> Mapping[str, str]:
+        values = {"X509_USER_PROXY": access.credential, "X509_CERT_DIR": access.trust_dir}
         return {name: str(path) for name, path in values.items() if path is not None}
 
     def judge(self, fault: Fault) -> AttemptFailure:

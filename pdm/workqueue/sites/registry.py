@@ -8,6 +8,10 @@
     default_folder = /store/user
     gridftp = gsiftp://gridftp.example.org:2811
     https = https://dav.example.org:443
+    myproxy = myproxy.example.org:7512
+
+A protocol may have several endpoints, doors to one storage: a URL a line, those after the first indented. Sites that
+users have made come out of the database and stand beside those of the files, which win where two have one number.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ __all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_ur
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out")
+_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy")
 _SCHEMES = {
     JobProtocol.GRIDFTP: ("gsiftp",),
     JobProtocol.SSH: ("sftp",),
@@ -49,7 +53,7 @@ _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 
 class SiteRegistry:
-    """All sites; replaced as a whole when the files are read again.
+    """All sites; those of the files, and those of the database, are replaced as a whole when they are read again.
 
     Args:
         folder: whose ``*.conf`` files describe the sites.
@@ -60,7 +64,9 @@ class SiteRegistry:
 
     def __init__(self, folder: Path, sites: Iterable[Site]) -> None:
         self._folder = folder
-        self._sites = {site.id: site for site in sites}
+        self._of_files = {site.id: site for site in sites}
+        self._stored: dict[int, Site] = {}
+        self._sites = dict(self._of_files)
 
     @classmethod
     def read(cls, folder: Path) -> SiteRegistry:
@@ -73,6 +79,27 @@ class SiteRegistry:
 
     def by_id(self, number: int) -> Site | None:
         return self._sites.get(number)
+
+    def is_of_file(self, number: int) -> bool:
+        """Whether a site is described in a file, so that nobody changes it from outside."""
+        return number in self._of_files
+
+    def has_file_name(self, name: str) -> bool:
+        """Whether a site of the files has a name, in any case."""
+        return any(site.name.casefold() == name.casefold() for site in self._of_files.values())
+
+    def take_stored(self, sites: Iterable[Site]) -> None:
+        """Have these as the sites of the database."""
+        self._stored = {site.id: site for site in sites}
+        self._join()
+
+    def _join(self) -> None:
+        for number in self._stored.keys() & self._of_files.keys():
+            self._log.warn(
+                "site {number} of the database is hidden by the one of that number in the files", number=number
+            )
+        # One assignment: who asks from another thread sees the old sites or the new ones.
+        self._sites = self._stored | self._of_files
 
     def all(self) -> list[Site]:
         """Every site, lowest number first."""
@@ -89,8 +116,8 @@ class SiteRegistry:
         except ConfigError as error:
             self._log.error("the sites stay as they were: {reason}", reason=str(error))
             return str(error)
-        # One assignment: who asks from another thread sees the old sites or the new ones.
-        self._sites = {site.id: site for site in fresh}
+        self._of_files = {site.id: site for site in fresh}
+        self._join()
         self._log.info("{count} sites read from {folder}", count=len(fresh), folder=str(self._folder))
         return None
 
@@ -131,26 +158,40 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         except ValueError as error:
             raise ConfigError(f"{place} {key}: {error}") from error
 
-    _check_name(place, name)
-    endpoints = {
-        protocol: checked_by(key, _endpoint_check(protocol), "")
-        for key, protocol in ENDPOINT_KEYS.items()
-        if key in keys
-    }
-    if not endpoints:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"{place} is no name for a site: {error}") from error
+    doors: dict[JobProtocol, list[str]] = {}
+    for key, protocol in ENDPOINT_KEYS.items():
+        for line in keys[key].split("\n") if key in keys else ():
+            try:
+                doors.setdefault(protocol, []).append(check_endpoint(protocol, line))
+            except ValueError as error:
+                raise ConfigError(f"{place} {key}: {error}") from error
+        if protocol is JobProtocol.FILE and len(doors.get(protocol, ())) > 1:
+            raise ConfigError(f"{place} {key}: one folder is expected")
+    if not doors:
         raise ConfigError(f"{place} has no endpoint: give at least one of {', '.join(ENDPOINT_KEYS)}")
     return Site(
         id=int(checked_by("id", _id, "")),
         name=name,
-        description=checked_by("description", _description, ""),
-        default_folder=checked_by("default_folder", _default_folder, "~"),
-        endpoints=endpoints,
+        description=checked_by("description", check_description, ""),
+        default_folder=checked_by("default_folder", check_default_folder, "~"),
+        endpoints={protocol: urls[0] for protocol, urls in doors.items()},
+        alternatives={protocol: tuple(urls[1:]) for protocol, urls in doors.items() if urls[1:]},
         limit_in=int(checked_by("limit_in", _limit, "1")) if "limit_in" in keys else None,
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
+        myproxy=checked_by("myproxy", _host_and_port, "") if "myproxy" in keys else None,
     )
 
 
-def _check_name(place: str, name: str) -> None:
+def check_name(name: str) -> str:
+    """A name for a site.
+
+    Raises:
+        ValueError: it cannot be one; says why.
+    """
     # SITE:PATH on the command line takes a number or a name: a name must never look like a number or hold a colon.
     good = (
         name[:1].isalpha()
@@ -158,10 +199,10 @@ def _check_name(place: str, name: str) -> None:
         and all(character.isalnum() or character in "._-" for character in name)
     )
     if not good:
-        raise ConfigError(
-            f"{place} is no name for a site: a letter first, then letters, digits, dots, dashes and underscores "
-            f"(at most {_LONGEST_NAME} characters)"
+        raise ValueError(
+            f"a letter first, then letters, digits, dots, dashes and underscores (at most {_LONGEST_NAME} characters)"
         )
+    return name
 
 
 def _id(text: str) -> str:
@@ -176,13 +217,23 @@ def _limit(text: str) -> str:
     return text
 
 
-def _description(text: str) -> str:
+def check_description(text: str) -> str:
+    """A line about a site.
+
+    Raises:
+        ValueError: it is longer, or not printable.
+    """
     if not text.isprintable() or len(text) > _LONGEST_DESCRIPTION:
         raise ValueError(f"one line of at most {_LONGEST_DESCRIPTION} characters is expected")
     return text
 
 
-def _default_folder(text: str) -> str:
+def check_default_folder(text: str) -> str:
+    """Where relative paths of a site begin.
+
+    Raises:
+        ValueError: it is no such place.
+    """
     if not text.isprintable():
         raise ValueError("one line is expected")
     if text != "~" and not text.startswith(("/", "~/")):
@@ -192,21 +243,30 @@ def _default_folder(text: str) -> str:
     return checked(text)
 
 
-def _endpoint_check(protocol: JobProtocol) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        schemes = _SCHEMES[protocol]
-        if not text.isascii() or not text.isprintable() or " " in text:
-            raise ValueError("a URL of plain characters is expected; write others percent-encoded")
-        scheme, separator, rest = text.partition("://")
-        if not separator or scheme not in schemes:
-            raise ValueError(f"a URL that begins with {' or '.join(f'{known}://' for known in schemes)} is expected")
-        if "@" in rest.partition("/")[0]:
-            raise ValueError("a URL without user and password is expected: credentials belong to users, not to sites")
-        if "?" in rest or "#" in rest or "\\" in rest:
-            raise ValueError("a URL without '?', '#' and '\\' is expected")
-        return _root(rest) if protocol is JobProtocol.FILE else _server(protocol, text)
+def _host_and_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not _HOST.fullmatch(host) or not _DIGITS.fullmatch(port) or not 1 <= int(port) <= 65535:
+        raise ValueError("HOST:PORT is expected")
+    return text
 
-    return check
+
+def check_endpoint(protocol: JobProtocol, text: str) -> str:
+    """An endpoint of a site, in the one way in which it is written everywhere.
+
+    Raises:
+        ValueError: it is none for the protocol.
+    """
+    schemes = _SCHEMES[protocol]
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a URL of plain characters is expected; write others percent-encoded")
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in schemes:
+        raise ValueError(f"a URL that begins with {' or '.join(f'{known}://' for known in schemes)} is expected")
+    if "@" in rest.partition("/")[0]:
+        raise ValueError("a URL without user and password is expected: credentials belong to users, not to sites")
+    if "?" in rest or "#" in rest or "\\" in rest:
+        raise ValueError("a URL without '?', '#' and '\\' is expected")
+    return _root(rest) if protocol is JobProtocol.FILE else _server(protocol, text)
 
 
 def _root(rest: str) -> str:

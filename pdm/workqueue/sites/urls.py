@@ -11,13 +11,14 @@ class NotOfferedError(ValueError):
     """A site does not serve a protocol; the text names those it does."""
 
 
-def storage_url(site: Site, protocol: JobProtocol, path: str) -> str:
+def storage_url(site: Site, protocol: JobProtocol, path: str, door: str | None = None) -> str:
     """The URL at which a site serves a path.
 
     Args:
         site: where.
         protocol: how it is reached.
         path: as the user gave it: absolute, relative to the site's default folder, or beginning with ``~``.
+        door: which of the site's URLs for the protocol; the preferred one without it.
 
     Returns:
         The percent-encoded URL. For FILE the path is below the root of the endpoint.
@@ -26,7 +27,7 @@ def storage_url(site: Site, protocol: JobProtocol, path: str) -> str:
         NotOfferedError: the site has no endpoint for the protocol.
         InvalidPathError: no site can hold the path, or it leads out of a FILE site's root.
     """
-    endpoint = site.endpoints.get(protocol)
+    endpoint = door or site.endpoints.get(protocol)
     if endpoint is None:
         offered = ", ".join(sorted(other.name for other in site.endpoints))
         raise NotOfferedError(f"site {site.name} does not offer {protocol.name}: it offers {offered}")

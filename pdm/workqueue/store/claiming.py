@@ -90,11 +90,12 @@ def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> 
 
     Twice as many as there may be batches; where those would not fill the batches, because they are small, more.
     """
-    # Limits are for work: listings wait for nothing.
+    # Limits are for work: listings wait for none.
     limited = lane is due.WORK
-    users = room.in_turn(user for user in session.scalars(lane.users) if not limited or room.user_is_open(user))
-    closed = limited and bool(room.conditions(jobs.c))
-    statement = lane.open_jobs_of_user(room.conditions) if closed else lane.jobs_of_user
+    users = room.in_turn(user for user in session.scalars(lane.users) if room.user_is_open(user, limited=limited))
+    begins, conditions = room.begins(), room.conditions if limited else _no_conditions
+    closed = bool(begins or conditions(jobs.c))
+    statement = lane.open_jobs_of_user(begins, conditions) if closed else lane.jobs_of_user
     few = 2 * room.batches
     many = min(room.elements, _MOST_CANDIDATES) // max(min(len(users), few), 1)
     columns: list[deque[int]] = []
@@ -114,6 +115,10 @@ def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> 
         turns += [column.popleft() for column in columns if column]
         columns = [column for column in columns if column]
     return turns
+
+
+def _no_conditions(_columns: Any) -> list[sa.ColumnElement[bool]]:
+    return []
 
 
 def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> list[_Packing]:
@@ -257,7 +262,7 @@ class _Listings:
 
     def allowed(self, job: LockedJob) -> int:
         """How many elements of a job may be taken."""
-        return self._room.elements
+        return self._room.for_listing(job)
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
         if allowed < 1 or job.id not in self._due:

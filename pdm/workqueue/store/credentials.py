@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
+import attrs
 import sqlalchemy as sa
-from attrs import frozen
+from attrs import field, frozen
 from sqlalchemy.orm import Session
 
+from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.store.tables import credentials, matched, pending_delegations
 
 
@@ -29,23 +33,44 @@ class PendingDelegation:
 
 @frozen
 class CredentialRecord:
-    """A user's credential of one kind.
+    """A user's credential of one kind for one site.
 
     Attributes:
-        subject: of the credential itself.
+        site_id: `ALL_SITES` for every one.
+        label: the user's own word for it.
+        subject: whose it is, or what it is known by: a certificate's subject, the fingerprint of a key.
+        valid_until: None for one that does not end.
+        details: what is shown besides.
         secret: what is needed to use it, encrypted.
     """
 
     id: int
     user_id: int
-    kind: str
+    kind: CredentialKind
+    site_id: int
+    label: str | None
     subject: str
-    valid_until: datetime
-    secret: bytes
+    valid_until: datetime | None
+    details: Mapping[str, Any]
+    stored_at: datetime
+    secret: bytes = field(repr=False)
+
+
+@frozen
+class NewCredential:
+    """What is to be stored; see `CredentialRecord`."""
+
+    kind: CredentialKind
+    subject: str
+    valid_until: datetime | None
+    secret: bytes = field(repr=False)
+    site_id: int = ALL_SITES
+    label: str | None = None
+    details: Mapping[str, Any] = field(factory=dict)
 
 
 _PENDING = tuple(pending_delegations.c[name] for name in ("id", "user_id", "key", "csr_pem", "created_at"))
-_CREDENTIAL = tuple(credentials.c[name] for name in ("id", "user_id", "kind", "subject", "valid_until", "secret"))
+_CREDENTIAL = tuple(credentials.c[each.name] for each in attrs.fields(CredentialRecord))
 
 
 def put_pending(session: Session, pending: PendingDelegation) -> None:
@@ -73,27 +98,61 @@ def drop_pending(session: Session, user_id: int) -> None:
     session.execute(sa.delete(pending_delegations).where(pending_delegations.c.user_id == user_id))
 
 
-def put(
-    session: Session, user_id: int, kind: str, subject: str, valid_until: datetime, secret: bytes, now: datetime
-) -> CredentialRecord:
-    """Store a credential in place of the user's earlier one of that kind."""
-    values = {"subject": subject, "valid_until": valid_until, "secret": secret, "stored_at": now}
-    replaced = matched(session, sa.update(credentials).where(*_of(user_id, kind)).values(values))
-    if not replaced:
-        session.execute(sa.insert(credentials).values(user_id=user_id, kind=kind, **values))
-    return CredentialRecord(*session.execute(sa.select(*_CREDENTIAL).where(*_of(user_id, kind))).one())
+def put(session: Session, user_id: int, new: NewCredential, now: datetime) -> CredentialRecord:
+    """Store a credential in place of the user's earlier one of that kind for that site."""
+    place = _at(user_id, new.kind, new.site_id)
+    values = {**attrs.asdict(new, recurse=False), "kind": new.kind.value, "stored_at": now}
+    if not matched(session, sa.update(credentials).where(*place).values(values)):
+        session.execute(sa.insert(credentials).values(user_id=user_id, **values))
+    return _record(session.execute(sa.select(*_CREDENTIAL).where(*place)).one())
 
 
-def find(session: Session, user_id: int, kind: str) -> CredentialRecord | None:
-    """The user's credential of a kind, whether it is still valid or not."""
-    row = session.execute(sa.select(*_CREDENTIAL).where(*_of(user_id, kind))).one_or_none()
-    return None if row is None else CredentialRecord(*row)
+def find(session: Session, user_id: int, kind: CredentialKind, site_id: int = ALL_SITES) -> CredentialRecord | None:
+    """The user's credential of a kind for a site, whether it is still valid or not."""
+    row = session.execute(sa.select(*_CREDENTIAL).where(*_at(user_id, kind, site_id))).one_or_none()
+    return None if row is None else _record(row)
 
 
-def remove(session: Session, user_id: int, kind: str) -> bool:
-    """Forget the user's credential of a kind; says whether there was one."""
-    return bool(matched(session, sa.delete(credentials).where(*_of(user_id, kind))))
+def of_kind(session: Session, user_id: int, kind: CredentialKind) -> list[CredentialRecord]:
+    """All credentials of a kind that a user has."""
+    return _some(session, credentials.c.user_id == user_id, credentials.c.kind == kind.value)
 
 
-def _of(user_id: int, kind: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    return credentials.c.user_id == user_id, credentials.c.kind == kind
+def of_user(session: Session, user_id: int) -> list[CredentialRecord]:
+    """All credentials of a user, in the order of their numbers."""
+    return _some(session, credentials.c.user_id == user_id)
+
+
+def remove(session: Session, user_id: int, kind: CredentialKind, site_id: int = ALL_SITES) -> bool:
+    """Forget the user's credential of a kind for a site; says whether there was one."""
+    return bool(matched(session, sa.delete(credentials).where(*_at(user_id, kind, site_id))))
+
+
+def remove_number(session: Session, user_id: int, number: int) -> bool:
+    """Forget the user's credential of a number; says whether there was one."""
+    return bool(
+        matched(session, sa.delete(credentials).where(credentials.c.user_id == user_id, credentials.c.id == number))
+    )
+
+
+def last_stored(session: Session, user_id: int, sites: Collection[int]) -> datetime | None:
+    """When a user has last given a credential that one of these sites takes; None if there is none."""
+    statement = sa.select(sa.func.max(credentials.c.stored_at)).where(
+        credentials.c.user_id == user_id, credentials.c.site_id.in_([ALL_SITES, *sites])
+    )
+    moment: datetime | None = session.scalar(statement)
+    return moment
+
+
+def _at(user_id: int, kind: CredentialKind, site_id: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return credentials.c.user_id == user_id, credentials.c.kind == kind.value, credentials.c.site_id == site_id
+
+
+def _some(session: Session, *conditions: sa.ColumnElement[bool]) -> list[CredentialRecord]:
+    statement = sa.select(*_CREDENTIAL).where(*conditions).order_by(credentials.c.id)
+    return [_record(row) for row in session.execute(statement)]
+
+
+def _record(row: Sequence[Any]) -> CredentialRecord:
+    values = [*row[:2], CredentialKind(row[2]), *row[3:]]
+    return CredentialRecord(*values)

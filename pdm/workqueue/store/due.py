@@ -41,23 +41,35 @@ class Lane:
         following = sa.select(sa.func.min(jobs.c.user_id)).where(waits, jobs.c.user_id > first.c.id).scalar_subquery()
         active = first.union_all(sa.select(following).where(first.c.id.is_not(None)))
         self.users = sa.select(active.c.id).where(active.c.id.is_not(None))
-        due_of_user = (
+        self._due_of_user = (
             sa.select(jobs.c.id, jobs.c.num_submitted)
             .where(waits, jobs.c.user_id == bindparam("user"), due_at <= bindparam("now"))
             .order_by(jobs.c.priority, jobs.c.id)
         )
-        self.jobs_of_user = due_of_user.limit(bindparam("most"))
-        # Where many jobs wait for one closed route, only so many are passed over to find others: that bounds the cost.
-        self._first_of_user = (
-            due_of_user.add_columns(jobs.c.priority, jobs.c.src_siteid, jobs.c.dst_siteid)
-            .limit(MOST_PASSED_OVER)
-            .subquery("first_jobs")
-        )
+        self.jobs_of_user = self._due_of_user.limit(bindparam("most"))
         self.earliest = sa.select(due_at).where(waits).order_by(due_at).limit(1)
 
-    def open_jobs_of_user(self, conditions: Callable[[Any], Sequence[sa.ColumnElement[bool]]]) -> sa.Select[Any]:
-        """As ``jobs_of_user``, without those that do not meet conditions on number and sites."""
-        first = self._first_of_user.c
+    def open_jobs_of_user(
+        self,
+        begins: Sequence[sa.ColumnElement[bool]],
+        conditions: Callable[[Any], Sequence[sa.ColumnElement[bool]]],
+    ) -> sa.Select[Any]:
+        """As ``jobs_of_user``, without those that do not meet conditions.
+
+        Args:
+            begins: conditions on jobs. What does not meet them may wait for days: all of it is passed over.
+            conditions: on number and sites. What does not meet them has its turn soon: where many jobs wait for one
+                closed route, only so many are passed over to find others, which bounds the cost.
+        """
+        allowed = self._due_of_user.where(*begins)
+        if not conditions(jobs.c):
+            return allowed.limit(bindparam("most"))
+        first = (
+            allowed.add_columns(jobs.c.priority, jobs.c.src_siteid, jobs.c.dst_siteid)
+            .limit(MOST_PASSED_OVER)
+            .subquery("first_jobs")
+            .c
+        )
         return (
             sa.select(first.id, first.num_submitted)
             .where(*conditions(first))

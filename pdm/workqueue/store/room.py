@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, fair_share, kind_of
+from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch, JobRecord
 from pdm.workqueue.domain.streams import Key, Limited, Openings, Route, common_keys
@@ -38,6 +39,7 @@ class ClaimLimits:
         batch_bytes: at most so many in a batch, unless it is of one element.
         types: ``{LIST}`` for the lane of listings, all others for the lane of work, or all for both.
         openings: how many batches for a route, a site, a user, a job; listings are not counted.
+        bounds: what may not begin, listings neither.
         turns: what users were given before; a claim leaves it as it is.
     """
 
@@ -49,6 +51,7 @@ class ClaimLimits:
     batch_sizes: Mapping[WorkKind, int] | None = None
     sharers: int = 0
     openings: Openings = field(factory=Openings)
+    bounds: Bounds = field(factory=Bounds)
     turns: Turns = field(factory=Turns)
 
     @types.validator
@@ -78,6 +81,12 @@ RUNNING = (
     .where(sa.text(HAS_RUNNING))
     .group_by(jobs.c.user_id)
 )
+#: The same by route, for sites that may be back.
+_RUNNING_BY_ROUTE = (
+    sa.select(jobs.c.src_siteid, jobs.c.dst_siteid, sa.func.sum(jobs.c.num_running).label("running"))
+    .where(sa.text(HAS_RUNNING))
+    .group_by(jobs.c.src_siteid, jobs.c.dst_siteid)
+)
 
 
 @define
@@ -96,13 +105,19 @@ class Room:
     # Elements running, by user, in all daemons.
     _running: dict[int, int]
     _turns: Turns
+    # Sites at which one element may run, and one runs.
+    _tried: set[int] = field(factory=set)
     _taken: dict[Key, int] = field(factory=dict)
 
     @classmethod
     def measure(cls, session: Session, limits: ClaimLimits) -> Room:
         """The room under some limits, with what runs at present."""
         running = {row.user_id: int(row.running) for row in session.execute(RUNNING)}
-        return cls(limits, limits.elements, limits.batches, running, limits.turns.copy())
+        tried: set[int] = set()
+        if limits.bounds.probed:
+            for row in session.execute(_RUNNING_BY_ROUTE):
+                tried |= limits.bounds.probed & {row.src_siteid, row.dst_siteid}
+        return cls(limits, limits.elements, limits.batches, running, limits.turns.copy(), tried)
 
     @property
     def is_left(self) -> bool:
@@ -120,8 +135,9 @@ class Room:
         random.shuffle(shuffled)
         return sorted(shuffled, key=self.turn)
 
-    def user_is_open(self, user_id: int) -> bool:
-        return self._left((Limited.USER, user_id)) > 0
+    def user_is_open(self, user_id: int, *, limited: bool) -> bool:
+        """Whether anything of a user may be taken; ``limited`` by openings, as all but listings are."""
+        return user_id not in self.limits.bounds.banned and (not limited or self._left((Limited.USER, user_id)) > 0)
 
     def for_batch(self, job: JobRecord, waiting: int) -> int:
         """How many elements one more batch may have.
@@ -133,15 +149,28 @@ class Room:
         most = min(self.elements, self.limits.batch_size(job))
         return min(most, fair_share(waiting, self.limits.sharers)) if self.limits.sharers else most
 
+    def for_listing(self, job: LockedJob) -> int:
+        """How many elements of a job may be taken, as far as it may begin at all."""
+        bounds, record = self.limits.bounds, job.record
+        if record.user_id in bounds.banned or bounds.keep_out(record.protocol, record.sites):
+            return 0
+        probed = bounds.probed & record.sites
+        if not probed:
+            return self.elements
+        # One element is a probe: it tells as much as many would.
+        return min(self.elements, 1) if self._tried.isdisjoint(probed) else 0
+
     def for_work(self, job: LockedJob) -> int:
         """How many elements of a job may go into a batch, as far as limits say; none if one more may not be."""
         keys = (*common_keys(job.record), (Limited.JOB, job.id))
-        return self.elements if all(self._left(key) > 0 for key in keys) else 0
+        return self.for_listing(job) if all(self._left(key) > 0 for key in keys) else 0
 
     def take(self, job: LockedJob, count: int) -> None:
         """Count elements that go into a batch."""
         self.elements -= count
         self._running[job.record.user_id] = self._running.get(job.record.user_id, 0) + count
+        if count:
+            self._tried |= self.limits.bounds.probed & job.record.sites
 
     def take_batch(self, members: Iterable[LockedJob], type_: JobType, elements: int, total_bytes: int) -> None:
         """Count a batch of some jobs that are alike."""
@@ -154,8 +183,19 @@ class Room:
                 self._taken[key] = self._taken.get(key, 0) + 1
         self._turns.give(first.user_id, work)
 
+    def begins(self) -> list[sa.ColumnElement[bool]]:
+        """Conditions that keep out jobs of which nothing may begin, so that they hide no others."""
+        bounds = self.limits.bounds
+        conditions = []
+        if closed := bounds.drained | self._tried:
+            conditions.append(_not_at(closed))
+        for protocol in sorted({protocol for _, protocol in bounds.paused}):
+            away = {site for site, by in bounds.paused if by is protocol}
+            conditions.append(sa.or_(jobs.c.protocol != protocol, _not_at(away)))
+        return conditions
+
     def conditions(self, columns: Any) -> list[sa.ColumnElement[bool]]:
-        """Conditions that keep out jobs of which no work may be taken, so that they hide no others.
+        """Conditions that keep out jobs of which limits let no work be taken, so that they hide no others.
 
         Args:
             columns: of jobs: id, src_siteid, dst_siteid.
@@ -175,6 +215,12 @@ class Room:
 
     def _left(self, key: Key) -> int:
         return self.limits.openings.of(key) - self._taken.get(key, 0)
+
+
+def _not_at(sites: Iterable[int]) -> sa.ColumnElement[bool]:
+    numbers = sorted(sites)
+    destination = jobs.c.dst_siteid
+    return sa.and_(jobs.c.src_siteid.not_in(numbers), sa.or_(destination.is_(None), destination.not_in(numbers)))
 
 
 def _not_on(route: Route, columns: Any) -> sa.ColumnElement[bool]:

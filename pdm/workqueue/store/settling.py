@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord, NewElement, Token, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES
+from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, INSERT_ELEMENTS, attempt_row, element_row
 from pdm.workqueue.store.phases import close_phases
@@ -35,6 +36,11 @@ class Settled:
     lost: tuple[Token, ...]
     finished: tuple[JobRecord, ...]
 
+
+#: A claim and a new credential are dated before their transactions, which may come in the other order.
+_CLOCKS_DIFFER = timedelta(seconds=5)
+#: Before an element tries a credential that came while it was at work; long enough to do no harm if that is no good.
+_RENEWED_PAUSE = timedelta(seconds=1)
 
 _WORKER = sa.select(workers.c.id).where(workers.c.name == bindparam("worker"))
 _SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
@@ -70,14 +76,22 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
     done: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
-    for verdict in verdicts:
-        token = verdict.token
+    renewed: dict[int, datetime] = {}
+    for given in verdicts:
+        token = given.token
         row = running.get((token.job_id, token.element_id))
         if row is None or row.attempts != token.attempt:
             lost.append(token)
             continue
         del running[token.job_id, token.element_id]
         job = locked[token.job_id]
+        verdict = given
+        if given.status is JobStatus.HELD:
+            if job.id not in renewed:
+                renewed[job.id] = last_stored(session, job.record.user_id, job.record.sites) or AT_ONCE
+            if renewed[job.id] >= row.claimed_at - _CLOCKS_DIFFER:
+                # The new credential came while nothing was HELD yet that it could have resumed.
+                verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
         if status is JobStatus.DONE and verdict.counts and not verdict.residue:
             done.append(_done_change(verdict))

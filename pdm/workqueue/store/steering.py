@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, cast
 
@@ -10,7 +11,8 @@ from attrs import evolve
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.credentials import ALL_SITES
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.columns import AT_ONCE, NEVER
 from pdm.workqueue.store.locks import LockedJob, lock_held_jobs, lock_job, save_jobs
@@ -127,9 +129,31 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     return job.record, total
 
 
-def resume_held(session: Session, user_id: int, now: datetime) -> int:
-    """Put all that is HELD in a user's jobs back into the queue; returns how many elements."""
-    locked = lock_held_jobs(session, user_id)
+def resume_held(
+    session: Session,
+    user_id: int,
+    now: datetime,
+    site_id: int = ALL_SITES,
+    protocols: Collection[JobProtocol] | None = None,
+) -> int:
+    """Put all that is HELD in a user's jobs back into the queue.
+
+    Args:
+        session: of the database.
+        user_id: whose jobs.
+        now: the present moment, UTC.
+        site_id: only jobs that read from or write to this site.
+        protocols: only jobs that are moved by one of these.
+
+    Returns:
+        How many elements go back.
+    """
+    locked = [
+        job
+        for job in lock_held_jobs(session, user_id)
+        if site_id in (ALL_SITES, job.record.src_siteid, job.record.dst_siteid)
+        and (protocols is None or job.record.protocol in protocols)
+    ]
     if not locked:
         return 0
     numbers = [job.id for job in locked]

@@ -9,7 +9,9 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.WorkqueueDB import (
     Attempt,
+    Audit,
     Base,
+    Catalogue,
     Credential,
     IdempotentRequest,
     Job,
@@ -17,6 +19,8 @@ from pdm.workqueue.WorkqueueDB import (
     ListingChunk,
     ListingNotes,
     PendingDelegation,
+    Restriction,
+    Site,
     User,
     Worker,
 )
@@ -36,6 +40,10 @@ listing_notes = _table(ListingNotes)
 credentials = _table(Credential)
 pending_delegations = _table(PendingDelegation)
 idempotent_requests = _table(IdempotentRequest)
+sites = _table(Site)
+restrictions = _table(Restriction)
+audit = _table(Audit)
+catalogue = _table(Catalogue)
 
 
 def matched(session: Session, statement: sa.Update | sa.Delete) -> int:

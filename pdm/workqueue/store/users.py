@@ -53,3 +53,9 @@ def fetch(session: Session, user_id: int) -> UserRecord | None:
     """The user of a number."""
     row = session.execute(sa.select(*_COLUMNS).where(users.c.id == user_id)).one_or_none()
     return None if row is None else UserRecord(*row)
+
+
+def page(session: Session, after: int, limit: int) -> list[UserRecord]:
+    """Users with larger numbers than ``after``, in their order."""
+    rows = session.execute(sa.select(*_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit))
+    return [UserRecord(*row) for row in rows]

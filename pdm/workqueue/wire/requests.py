@@ -7,7 +7,7 @@ and protocols also by name; all other numbers are JSON numbers. A key that is le
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -118,6 +118,49 @@ class SubmitJob(_Submission, frozen=True, kw_only=True):
 
 
 Submission = SubmitList | SubmitRemove | SubmitMkdir | SubmitCopy | SubmitRename | SubmitJob
+
+#: The end of a text in a pattern; a dollar would also stand before a last newline.
+_END = r"(?![\s\S])"
+#: Who somebody is at a site: no option of a program, and one line.
+_ACCOUNT = rf"^[A-Za-z0-9_.@/=+:,][A-Za-z0-9_.@/=+:, -]{{0,254}}{_END}"
+#: What is sent once and never shown again; one line.
+_ONE_LINE = rf"^[^\x00-\x1f\x7f]+{_END}"
+
+
+class SiteLogon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Log on at the MyProxy server of a site."""
+
+    username: Annotated[str, Meta(pattern=_ACCOUNT, description="At the MyProxy server.")]
+    password: Annotated[
+        str, Meta(min_length=1, max_length=1024, pattern=_ONE_LINE, description="Used once; kept nowhere.")
+    ]
+    lifetime: Annotated[
+        Annotated[int, Meta(ge=600, le=30 * 86400)] | None,
+        Meta(description="Seconds that the proxy is to be valid, default 12 hours; the server may give less."),
+    ] = None
+
+    def __repr__(self) -> str:
+        return f"SiteLogon(username={self.username!r})"
+
+
+class NewCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key or a token for the service to use."""
+
+    kind: Annotated[Literal["ssh-key", "token"], Meta(description="What it is; a proxy is delegated instead.")]
+    site: Annotated[SiteNumber | None, Meta(description="For which site; null for every one.")] = None
+    label: Label = None
+    account: Annotated[
+        Annotated[str, Meta(pattern=rf"^[A-Za-z0-9_][A-Za-z0-9_.@-]{{0,63}}{_END}")] | None,
+        Meta(description="ssh-key: the account at the site."),
+    ] = None
+    secret: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=16384)] | None,
+        Meta(description="The token, or a private key without passphrase; without it, the service makes a key."),
+    ] = None
+
+    def __repr__(self) -> str:
+        return f"NewCredential(kind={self.kind!r}, site={self.site!r})"
+
 
 _Limit = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 _After = Annotated[int, Meta(ge=0, le=LARGEST_ID)]

@@ -8,11 +8,16 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 
 TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(JobType.__members__)})]
 StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__members__)})]
 ProtocolName = Annotated[str, Meta(extra_json_schema={"enum": list(JobProtocol.__members__)})]
+
+WaitingFor = Annotated[
+    list[str], Meta(description="Why what is submitted has to wait: sites that are away or drained. Not in arrays.")
+]
 
 #: Directory → names in it.
 Names = dict[str, list[str]]
@@ -39,6 +44,15 @@ class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
         float | None, Meta(description="Seconds since the first element was begun, until now or its end.")
     ]
     eta: Annotated[float | None, Meta(description="Seconds until the end, by bytes or files, whichever are slower.")]
+
+
+class HoldView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why elements of a job are held; they go on by themselves once that is mended."""
+
+    count: Annotated[int, Meta(description="Elements that are held.")]
+    code: Annotated[str, Meta(description="Stable word; of the first of them.")]
+    reason: Annotated[str, Meta(description="What was found.")]
+    hint: Annotated[str, Meta(description="What to do.")]
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +91,13 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     bytes_total: int
     bytes_done: int
     progress: Annotated[JobProgressView | UnsetType, Meta(description="Of one job; not in arrays.")] = UNSET
+    hold: Annotated[
+        HoldView | UnsetType, Meta(description="Why elements are held; of one job that has any, not in arrays.")
+    ] = UNSET
+    warnings: Annotated[
+        list[str] | UnsetType, Meta(description="What the user should know; of a job that was just registered.")
+    ] = UNSET
+    waiting: WaitingFor | UnsetType = UNSET
 
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
@@ -171,6 +192,7 @@ class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
     jobid: int
     status: StatusName
     progress: JobProgressView | UnsetType = UNSET
+    waiting: WaitingFor | UnsetType = UNSET
 
 
 class ElementStatusView(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,8 +220,26 @@ class WhoamiView(msgspec.Struct, frozen=True, kw_only=True):
     credential_valid_until: Annotated[datetime | None, Meta(description="End of what was delegated; null for none.")]
 
 
+class EndpointView(msgspec.Struct, frozen=True, kw_only=True):
+    """How an endpoint of a site stands, as far as this daemon knows."""
+
+    protocol: ProtocolName
+    url: str
+    state: Annotated[
+        str,
+        Meta(
+            description="closed: it is used; open: it is left alone for a while; half-open: it is being probed.",
+            extra_json_schema={"enum": ["closed", "open", "half-open"]},
+        ),
+    ]
+    failures: Annotated[int, Meta(description="Connections that failed, in a row.")]
+    failing_since: datetime | None
+    next_try: Annotated[datetime | None, Meta(description="When it is tried again.")]
+    reason: Annotated[str, Meta(description="What the last failure said.")]
+
+
 class SiteView(msgspec.Struct, frozen=True, kw_only=True):
-    """A site; ``endpoints`` maps each protocol that it offers to a URL."""
+    """A site; ``endpoints`` maps each protocol that it offers to a URL, ``alternatives`` to further ones."""
 
     id: int
     name: str
@@ -207,6 +247,36 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     default_folder: str
     protocols: list[ProtocolName]
     endpoints: dict[str, str]
+    alternatives: dict[str, list[str]] = {}
+    owner: Annotated[int | None, Meta(description="User who has made it; null for a site of the service itself.")] = (
+        None
+    )
+    public: Annotated[bool, Meta(description="Whether everybody sees and uses it; else its owner only.")] = True
+    limit_in: int | None = None
+    limit_out: int | None = None
+    authorities: Annotated[list[str], Meta(description="Subjects of the authorities trusted for this site only.")] = []
+    state: Annotated[
+        str,
+        Meta(
+            description="ok; paused: some protocol of it cannot be reached; drained: an operator lets nothing start.",
+            extra_json_schema={"enum": ["ok", "paused", "drained"]},
+        ),
+    ] = "ok"
+    reason: Annotated[str | None, Meta(description="Why it is not ok.")] = None
+    health: Annotated[list[EndpointView] | UnsetType, Meta(description="Of one site; not in arrays.")] = UNSET
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a look at an endpoint has found; null where it did not come so far."""
+
+    protocol: ProtocolName
+    url: str
+    ok: bool
+    reachable: bool | None
+    login: bool | None
+    listing: bool | None
+    seconds: float
+    failure: FailureView | None = field(name="error")
 
 
 class RouteView(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,6 +304,28 @@ class DelegationView(msgspec.Struct, frozen=True, kw_only=True):
 
     termination_time: datetime
     subject: str
+
+
+class VomsView(msgspec.Struct, frozen=True, kw_only=True):
+    """VOMS attributes that a proxy carries; shown, not verified."""
+
+    vo: str
+    fqans: list[str]
+
+
+class CredentialView(msgspec.Struct, frozen=True, kw_only=True):
+    """A credential that the service holds; what is secret of it is never given out."""
+
+    id: int
+    kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in CredentialKind]})]
+    subject: Annotated[str, Meta(description="Whose it is; the fingerprint of an SSH key.")]
+    site: Annotated[int | None, Meta(description="The site that it is for; null for every one.")]
+    label: str | None
+    valid_until: Annotated[datetime | None, Meta(description="Null for one that does not end, or does not tell.")]
+    stored_at: datetime
+    voms: Annotated[list[VomsView], Meta(description="Of a proxy.")]
+    account: Annotated[str | None, Meta(description="Of an SSH key: the account at the site.")]
+    public_key: Annotated[str | None, Meta(description="Of an SSH key: the line to install at the site.")]
 
 
 class HealthView(msgspec.Struct, frozen=True, kw_only=True):

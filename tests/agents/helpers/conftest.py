@@ -11,7 +11,7 @@ import pytest
 
 from tests.agents.helpers.driver import HelperProcess
 
-#: Starts a helper: ``start_helper("file", {"NAME": "value"})``.
+#: Starts a helper: ``start_helper("relay", {"NAME": "value"})``.
 StartHelper = Callable[..., HelperProcess]
 
 
@@ -36,4 +36,4 @@ def site(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def file_helper(start_helper: StartHelper, site: Path) -> HelperProcess:
-    return start_helper("file", {"PDM_FILE_ROOTS": json.dumps([str(site)])})
+    return start_helper("relay", {"PDM_FILE_ROOTS": json.dumps([str(site)])})

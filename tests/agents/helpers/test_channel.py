@@ -86,7 +86,7 @@ def test_what_waits_behind_another_batch_is_cancelled_at_once(dummy: HelperProce
 
 
 def test_a_helper_that_cannot_end_items_ends_their_batch(start_helper: StartHelper, tmp_path: Path) -> None:
-    helper = start_helper("file", {"PDM_FILE_ROOTS": json.dumps([str(tmp_path)])})
+    helper = start_helper("relay", {"PDM_FILE_ROOTS": json.dumps([str(tmp_path)])})
     items = [wire.PathItem(key, f"file://{tmp_path}/d{key}", directory=True) for key in range(2)]
     helper.send(wire.MakeRequest(1, items, True, LIMITS))
     helper.send(wire.CancelRequest(1, [1]))
@@ -195,7 +195,7 @@ def test_noise_does_not_become_an_event(start_helper: StartHelper, tmp_path: Pat
     assert "finished" in helper.end()
 
 
-@pytest.mark.parametrize("name", ["dummy", "file", "gridftp"])
+@pytest.mark.parametrize("name", ["dummy", "relay", "gridftp"])
 def test_a_helper_starts_by_its_path_too(name: str) -> None:
     path = Path(storage.__file__).with_name(f"{name}.py")
     with HelperProcess([str(path)], {"PYTHONPATH": ""}) as helper:

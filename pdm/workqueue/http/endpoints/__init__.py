@@ -5,7 +5,18 @@ from __future__ import annotations
 from types import ModuleType
 
 from pdm.workqueue.http.endpoint import Endpoint
-from pdm.workqueue.http.endpoints import delegation, elements, jobs, outputs, routes, service, sites, submissions
+from pdm.workqueue.http.endpoints import (
+    credentials,
+    delegation,
+    elements,
+    jobs,
+    operators,
+    outputs,
+    routes,
+    service,
+    sites,
+    submissions,
+)
 
 #: All paths begin with it.
 ROOT = "/workqueue/api/v1.0"
@@ -17,6 +28,6 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (jobs, elements, outputs, submissions, sites, routes, delegation, service)
+    for module in (jobs, elements, outputs, submissions, sites, routes, delegation, credentials, operators, service)
     for endpoint in _of(module)
 )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 
-from pdm.workqueue.certificates.delegation import DelegatedProxy, DelegationError, accept, new_request
+from pdm.workqueue.certificates.delegation import DelegationError, accept, new_request
 from pdm.workqueue.certificates.vault import VaultError
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.execution.credentials import PROXY, context_of
 from pdm.workqueue.http import lookups
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.credentials import keep, proxy_details
 from pdm.workqueue.http.endpoint import Text, endpoint
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError
 from pdm.workqueue.store import credentials
-from pdm.workqueue.store.credentials import CredentialRecord, PendingDelegation
+from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
 from pdm.workqueue.wire.responses import DelegationView
 
 
@@ -32,7 +35,9 @@ def _pending_context(user_id: int) -> str:
 
 
 def _view(record: CredentialRecord) -> DelegationView:
-    return DelegationView(termination_time=record.valid_until.replace(microsecond=0), subject=record.subject)
+    # A proxy always ends.
+    end = record.valid_until or datetime.max.replace(tzinfo=UTC)
+    return DelegationView(termination_time=end.replace(microsecond=0), subject=record.subject)
 
 
 @endpoint(
@@ -96,24 +101,14 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
         proxy = await api.in_thread(accept, key_pem, body, caller.subject, api.trust(), now)
     except DelegationError as error:
         raise InvalidInputError(str(error), "$") from error
-    return _view(await _keep(api, caller, proxy))
-
-
-async def _keep(api: ApiContext, caller: Caller, proxy: DelegatedProxy) -> CredentialRecord:
-    def wake(_record: CredentialRecord) -> None:
-        api.wake()
-
-    secret = api.vault.seal(proxy.bundle_pem, context_of(caller.user_id))
-    return await api.commit(
-        "take a credential",
-        lookups.take_credential,
-        caller.user_id,
-        proxy.subject,
-        proxy.valid_until,
-        secret,
-        api.clock(),
-        then=wake,
+    new = NewCredential(
+        kind=CredentialKind.PROXY,
+        subject=proxy.subject,
+        valid_until=proxy.valid_until,
+        secret=api.vault.seal(proxy.bundle_pem, context_of(caller.user_id)),
+        details=proxy_details(proxy.voms),
     )
+    return _view(await keep(api, caller, new, lookups.take_delegation))
 
 
 @endpoint(

@@ -41,7 +41,7 @@ async def list_elements(api: ApiContext, caller: Caller, job_id: int, query: Ele
         limit=_page_size(query.limit),
         after=query.after,
     )
-    site = None if query.site is None else site_number(api, query.site)
+    site = None if query.site is None else site_number(api, caller, query.site)
     since = moment(query.since)
     job, page = await api.database.read("page of elements", lookups.elements, job_id, caller.scope, wanted)
     if (site is not None and site not in (job.src_siteid, job.dst_siteid)) or query.label not in (None, job.label):

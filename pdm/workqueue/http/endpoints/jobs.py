@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import attrs
 import msgspec
+from msgspec import UNSET
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
@@ -18,7 +19,7 @@ from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.progress import with_progress
-from pdm.workqueue.http.views import job_progress_view, job_view
+from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.store import jobs
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
 from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
@@ -39,7 +40,7 @@ async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStr
         owner_id=_owner(caller, query.user),
         statuses=words(JobStatus, query.status, "status"),
         types=words(JobType, query.type, "type"),
-        site=None if query.site is None else site_number(api, query.site),
+        site=None if query.site is None else site_number(api, caller, query.site),
         label=query.label,
         since=moment(query.since),
         limit=None,
@@ -71,7 +72,7 @@ def _owner(caller: Caller, user: str | None) -> int | None:
     return owner
 
 
-def site_number(api: ApiContext, word: str) -> int:
+def site_number(api: ApiContext, caller: Caller, word: str) -> int:
     """The number of a site that a query names; one that is not known is no error, for old jobs may name it.
 
     Raises:
@@ -79,9 +80,10 @@ def site_number(api: ApiContext, word: str) -> int:
     """
     if word.isascii() and word.isdecimal() and len(word) < 19:
         return min(int(word), LARGEST_ID)
-    for site in api.sites.all():
-        if site.name == word:
-            return site.id
+    named = [site for site in api.sites.all() if site.name == word and api.may_see(caller.user_id, caller.scope, site)]
+    if named:
+        # One's own, where another one is of the same name.
+        return max(named, key=lambda site: site.owner_id == caller.user_id).id
     raise InvalidInputError(f"there is no site {word[:100]!r}; GET /sites lists those there are", "?site")
 
 
@@ -101,17 +103,23 @@ def moment(value: datetime | None) -> datetime | None:
 
 @endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
 async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
-    """The job with its counters, how far it is, and how fast it goes."""
-    return job_view(*await with_progress(api, await api.job(job_id, caller.scope)))
+    """The job with its counters, how far it is and how fast it goes, and why it waits or elements of it are held."""
+    job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
+    first = None
+    if job.counters.held:
+        first = await api.database.read("why elements are held", lookups.first_held, job.id)
+    return job_view(job, progress, waiting, hold_view(job, first))
 
 
 @endpoint(
     "GET", "/jobs/{job_id}/status", summary="Where a job stands", result=JobStatusView, errors=(JobNotFoundError,)
 )
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
-    """The status, and how far it is."""
-    job, progress = await with_progress(api, await api.job(job_id, caller.scope))
-    return JobStatusView(jobid=job.id, status=job.status.name, progress=job_progress_view(progress))
+    """The status, how far it is, and what it waits for."""
+    job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
+    return JobStatusView(
+        jobid=job.id, status=job.status.name, progress=job_progress_view(progress), waiting=waiting or UNSET
+    )
 
 
 @endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))

@@ -13,6 +13,7 @@ from pdm.workqueue.wire.responses import RouteView
 async def list_routes(api: ApiContext, caller: Caller) -> list[RouteView]:
     """All routes on which this daemon has run something since it was started, by their sites.
 
-    Everybody may see them: they tell of the sites, and nothing of anybody's jobs.
+    Everybody may see those between sites that they may see: they tell of the sites, and nothing of anybody's jobs.
     """
-    return [route_view(state) for state in api.routes()]
+    hidden = {site.id for site in api.sites.all() if not api.may_see(caller.user_id, caller.scope, site)}
+    return [route_view(state) for state in api.routes() if hidden.isdisjoint(state.route)]

@@ -12,7 +12,7 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import DelegationNeededError, InvalidInputError, KeyUsedBeforeError
 from pdm.workqueue.http.progress import with_progress
-from pdm.workqueue.http.submission import job_from
+from pdm.workqueue.http.submission import job_from, needs_of
 from pdm.workqueue.http.views import job_view
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.wire.requests import (
@@ -30,18 +30,24 @@ _ERRORS = (InvalidInputError, DelegationNeededError, KeyUsedBeforeError)
 
 async def _submit(api: ApiContext, caller: Caller, asked: SubmitJob, key: IdempotencyKey | None) -> JobView:
     new = job_from(api, caller.user_id, asked)
-    least_lifetime = api.least_lifetime if api.needs_credential(new.protocol) else None
+    needs = needs_of(api, new)
+    needed = lookups.Needed(needs, api.lifetimes) if needs else None
 
-    def wake(_job: JobRecord) -> None:
+    def wake(_registered: tuple[JobRecord, list[str]]) -> None:
         api.wake()
 
     try:
-        job = await api.commit("register a job", lookups.register, new, key, api.clock(), least_lifetime, then=wake)
+        numbers = {new.src_siteid} if new.dst_siteid is None else {new.src_siteid, new.dst_siteid}
+        stored = [number for number in numbers if not api.sites.is_of_file(number)]
+        job, warnings = await api.commit(
+            "register a job", lookups.register, new, key, api.clock(), needed, stored, then=wake
+        )
     except IdempotencyConflictError as error:
         raise KeyUsedBeforeError(
             "this Idempotency-Key was sent with another request: use a new one for each request", "Idempotency-Key"
         ) from error
-    return job_view(*await with_progress(api, job))
+    view = job_view(*await with_progress(api, job))
+    return msgspec.structs.replace(view, warnings=warnings) if warnings else view
 
 
 def _typed(type_: JobType, body: msgspec.Struct) -> SubmitJob:

@@ -1,0 +1,136 @@
+"""Two sites of each protocol other than GridFTP, brought up and taken down together."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+from pdm.testgrid import accounts
+from pdm.testgrid.credentials import GridCredentials, make_credentials
+from pdm.testgrid.daemons import Daemon
+from pdm.testgrid.processes import end_marked
+from pdm.testgrid.server import GRID_MARK
+from pdm.testgrid.sftp_server import SftpServer
+from pdm.testgrid.xrootd_server import XrootdServer
+
+_USERS = ("alice",)
+
+
+class TestStorages:
+    """Servers on free ports of loopback; any number of these can be up side by side.
+
+    Brought up by root, the servers act as a local account, so that permissions are real; otherwise as the caller.
+
+    Args:
+        folder: of its own, which does not exist and which accounts can reach.
+
+    Attributes:
+        account: local account that all servers act as; None for the caller's.
+        sftp: OpenSSH servers, by site.
+        xrootd: XRootD servers, by site.
+        credentials: certificates of the XRootD servers and of alice.
+    """
+
+    __test__ = False  # not a test case, whatever its name makes pytest think
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.account: str | None = None
+        self.sftp: dict[str, SftpServer] = {}
+        self.xrootd: dict[str, XrootdServer] = {}
+        self.credentials: GridCredentials | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(mode=0o755)
+        self.folder.chmod(0o755)
+        try:
+            self._bring_up()
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @property
+    def daemons(self) -> list[Daemon]:
+        """All servers."""
+        return [*self.sftp.values(), *self.xrootd.values()]
+
+    def _bring_up(self) -> None:
+        if os.geteuid() == 0:
+            self.account = accounts.acquire(self.folder, _USERS)["alice"]
+            accounts.unlock(self.account)
+        self.credentials = make_credentials(self.folder, _USERS)
+        for site in ("A", "B"):
+            self.give(self.root(site))
+            self.xrootd[site] = XrootdServer(
+                self.folder, f"xrootd{site}", self.root(site), self.credentials, self.account
+            )
+            self.sftp[site] = SftpServer(self.folder, f"sftp{site}", self.account)
+        for daemon in self.daemons:
+            daemon.start()
+
+    def root(self, site: str) -> Path:
+        """The folder of a site; its servers show it under this path."""
+        path = self.folder / "sites" / site
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def server(self, protocol: str, site: str) -> Daemon:
+        """What serves a site by a protocol."""
+        return self.sftp[site] if protocol == "ssh" else self.xrootd[site]
+
+    def url(self, protocol: str, site: str, path: Path) -> str:
+        """The URL of a path at a site."""
+        place = quote(bytes(path))
+        if protocol == "ssh":
+            return f"{self.sftp[site].url}{place}"
+        if protocol == "https":
+            return f"{self.xrootd[site].url}{place}"
+        return f"file://{place}"
+
+    def give(self, path: Path) -> Path:
+        """Let the servers' account own a file or a tree; returns the path."""
+        if self.account is not None:
+            entry = pwd.getpwnam(self.account)
+            inside = [Path(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files)]
+            for member in (path, *inside):
+                os.chown(member, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+        return path
+
+    def environment(self) -> Mapping[str, str]:
+        """What the helpers need in their environment."""
+        known = self.folder / "known_hosts"
+        known.write_text("".join(server.known_hosts.read_text() for server in self.sftp.values()))
+        first = self.sftp["A"]
+        proxy, trust = "", ""
+        if self.credentials is not None:
+            proxy, trust = str(self.credentials.users["alice"].proxy), str(self.credentials.trust)
+        return {
+            "PDM_SSH_KEY": str(first.client_key),
+            "PDM_SSH_KNOWN_HOSTS": str(known),
+            "PDM_SSH_USER": first.user,
+            "X509_USER_PROXY": proxy,
+            "X509_CERT_DIR": trust,
+            "PDM_FILE_ROOTS": json.dumps([quote(bytes(self.folder / "sites"))]),
+        }
+
+    def down(self) -> None:
+        """End all servers and remove the folder."""
+        for daemon in self.daemons:
+            daemon.stop()
+        end_marked({GRID_MARK: str(self.folder)})
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if os.geteuid() == 0:
+            accounts.release(self.folder)

@@ -1,0 +1,104 @@
+"""A storage whose bytes can pass through the service, and how they do: piece by piece, never a file in memory."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterator
+
+from pdm.workqueue.agents.helpers.storage import Arrived, StoppedError, Storage, StorageError, scoped
+
+#: Seconds between two words about a running copy.
+_PROGRESS_S = 0.5
+
+#: The bytes of a file, piece by piece; to be closed by who stops reading early.
+Pieces = Generator[bytes]
+
+
+class Side(Storage):
+    """A storage that gives and takes bytes: one end of a copy through the service."""
+
+    def __init__(self) -> None:
+        self._interrupted = False
+
+    @abc.abstractmethod
+    def read(self, url: str) -> Pieces:
+        """The bytes of a file."""
+
+    @abc.abstractmethod
+    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+        """Make a new file of pieces; what goes wrong with ``pieces`` is raised as it is.
+
+        Args:
+            url: of the file, which must not be there.
+            pieces: its bytes.
+            size: how many they should be.
+        """
+
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
+        return stream(self, source, self, temporary, size, checksum, arrived)
+
+    def checksum(self, url: str) -> str:
+        digest = 1
+        with contextlib.closing(self.read(url)) as pieces:
+            for piece in pieces:
+                self.check()
+                digest = zlib.adler32(piece, digest)
+        return f"{digest:08x}"
+
+    def check(self) -> None:
+        """Raise if what is under way must end now."""
+        if self._interrupted:
+            raise StoppedError
+        if time.monotonic() > self.patience.until:
+            raise StorageError("not finished in time", code="TIMEOUT", scope="transfer")
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    def resume(self) -> None:
+        self._interrupted = False
+
+
+def stream(
+    source_side: Side, source: str, side: Side, temporary: str, size: int, checksum: bool, arrived: Arrived
+) -> str | None:
+    """Copy through this process; returns the ADLER32 of what was read, if it is asked for."""
+    flow = _Flow(side.check, arrived, checksum)
+    try:
+        with contextlib.closing(source_side.read(source)) as pieces:
+            scoped("destination", side.write, temporary, flow.through(pieces), size)
+    except StorageError as trouble:
+        # What `through` has not marked went wrong at the other end.
+        raise trouble.at("destination") from trouble.__cause__
+    return f"{flow.digest:08x}" if checksum else None
+
+
+class _Flow:
+    """What passes: counted, summed up, told about, and stopped where it must be."""
+
+    def __init__(self, check: Callable[[], None], arrived: Arrived, checksum: bool) -> None:
+        self.digest = 1
+        self._check = check
+        self._arrived = arrived
+        self._checksum = checksum
+
+    def through(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        moved, told_at = 0, time.monotonic()
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration:
+                return
+            except StorageError as trouble:
+                raise trouble.at("source") from trouble.__cause__
+            self._check()
+            if self._checksum:
+                self.digest = zlib.adler32(piece, self.digest)
+            yield piece
+            moved += len(piece)
+            if time.monotonic() - told_at > _PROGRESS_S:
+                told_at = time.monotonic()
+                self._arrived(moved)

@@ -1,0 +1,70 @@
+"""Bearer tokens: what can be seen of one without knowing who issued it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from datetime import UTC, datetime
+
+from attrs import frozen
+
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*", re.ASCII)
+_LONGEST_CLAIM = 200
+#: 9999-12-31: what is later is nobody's meaning.
+_LAST_SECOND = 253402300799
+
+
+class TokenError(Exception):
+    """It is no bearer token; the text holds nothing of it."""
+
+
+@frozen
+class TokenDescription:
+    """What a token tells.
+
+    Attributes:
+        subject: ``SUB at ISSUER`` of a JWT; else that it tells nothing.
+        valid_until: ``exp`` of a JWT (UTC); None where it has none.
+    """
+
+    subject: str
+    valid_until: datetime | None
+
+
+def describe(token: str) -> TokenDescription:
+    """Look into a token; its signature is for the server to check.
+
+    Raises:
+        TokenError: it holds characters that no bearer token has (RFC 6750).
+    """
+    if not _TOKEN.fullmatch(token):
+        raise TokenError("a bearer token is one word of letters, digits and -._~+/: leave 'Bearer' and quotes out")
+    claims = _claims(token)
+    if claims is None:
+        return TokenDescription("an opaque token", None)
+    words = [_word(claims.get("sub")), _word(claims.get("iss"))]
+    subject = " at ".join(word for word in words if word) or "a token without a subject"
+    end = claims.get("exp")
+    if isinstance(end, bool) or not isinstance(end, int | float) or not 0 <= end <= _LAST_SECOND:
+        return TokenDescription(subject, None)
+    return TokenDescription(subject, datetime.fromtimestamp(int(end), UTC))
+
+
+def _claims(token: str) -> dict[str, object] | None:
+    """The payload of a JWT, None if it is something else."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        padded = parts[1] + "=" * (-len(parts[1]) % 4)
+        claims = json.loads(base64.urlsafe_b64decode(padded))
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    return claims if isinstance(claims, dict) else None
+
+
+def _word(claim: object) -> str:
+    text = claim if isinstance(claim, str) else ""
+    return "".join(character if character.isprintable() else "?" for character in text[:_LONGEST_CLAIM])

@@ -1,0 +1,164 @@
+"""``pdm credentials``, ``login``, ``logout``, ``ssh-key``, ``token``: what the service may use on the user's behalf."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from pdm.workqueue.cli.arguments import DURATION, Place, format_option
+from pdm.workqueue.cli.exit_codes import ExitCode
+from pdm.workqueue.cli.following import print_json
+from pdm.workqueue.cli.places import find
+from pdm.workqueue.cli.session import run
+from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, table
+from pdm.workqueue.wire.responses import CredentialView
+from pdm.workqueue.WorkqueueClient import WorkqueueClient
+
+
+@click.command()
+@click.option("--remove", "removed", type=click.IntRange(min=1), metavar="N", help="Make the service forget number N.")
+@format_option
+def credentials(removed: int | None, form: str) -> None:
+    """Show what the service may use on my behalf; what is secret of it is never shown."""
+
+    async def action(client: WorkqueueClient) -> int:
+        if removed is not None:
+            await client.remove_credential(removed)
+            return ExitCode.DONE
+        found = await client.credentials()
+        if form == "json":
+            print_json(found)
+            return ExitCode.DONE
+        names = {each.id: shown_name(each.name) for each in await client.sites()}
+        rows = [
+            [
+                str(each.id),
+                each.kind,
+                "all" if each.site is None else names.get(each.site, str(each.site)),
+                "-" if each.valid_until is None else shown_moment(each.valid_until),
+                shown_line(_what(each)),
+            ]
+            for each in found
+        ]
+        click.echo(table(["ID", "KIND", "SITE", "VALID UNTIL", "SUBJECT"], rows, right=[0]))
+        return ExitCode.DONE
+
+    run(action)
+
+
+def _what(credential: CredentialView) -> str:
+    words = [credential.subject]
+    words += [f"({credential.label})"] if credential.label else []
+    words += [f"as {credential.account}"] if credential.account else []
+    words += [f"VO {each.vo}: {', '.join(each.fqans)}" for each in credential.voms]
+    return " ".join(words)
+
+
+@click.command()
+@click.argument("site", metavar="SITE")
+@click.option("--username", "-u", help="At the MyProxy server (default: asked for).")
+@click.option("--lifetime", type=DURATION, default="12h", help="How long the proxy is valid (30m, 12h; default 12h).")
+@format_option
+def login(site: str, username: str | None, lifetime: float, form: str) -> None:
+    """Log on at SITE: the service fetches a proxy from its MyProxy server, to be used there.
+
+    The password is asked for, or read from standard input where that is no terminal; the service uses it once and
+    keeps it nowhere. Jobs that are held for want of a proxy there go on by themselves.
+    """
+    user = username or _asked("User name: ", hidden=False)
+    password = _asked("Password: ", hidden=True)
+
+    async def action(client: WorkqueueClient) -> int:
+        number = await _number(client, site)
+        credential = await client.log_on(number, user, password, timedelta(seconds=lifetime))
+        if form == "json":
+            print_json(credential)
+        else:
+            until = "" if credential.valid_until is None else f" until {shown_moment(credential.valid_until)}"
+            click.echo(f"logged on at {shown_name(site)} as {shown_line(credential.subject)}{until}")
+        return ExitCode.DONE
+
+    run(action)
+
+
+@click.command()
+@click.argument("site", metavar="SITE")
+def logout(site: str) -> None:
+    """Log off at SITE: the service forgets the proxy of the logon."""
+
+    async def action(client: WorkqueueClient) -> int:
+        await client.log_off(await _number(client, site))
+        return ExitCode.DONE
+
+    run(action)
+
+
+@click.command(name="ssh-key")
+@click.argument("site", metavar="[SITE]", required=False)
+@click.option("--upload", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A private key of mine.")
+@click.option("--account", help="Who to be at the site.")
+@click.option("--label", help="A word of my own for it.")
+@format_option
+def ssh_key(site: str | None, upload: Path | None, account: str | None, label: str | None, form: str) -> None:
+    """Have the service make an SSH key for SITE (without it, for every site), and print its public part.
+
+    Install that line at the site, in ~/.ssh/authorized_keys. The private part never leaves the service.
+    """
+    try:
+        private = None if upload is None else upload.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{upload} is no private key that can be read.") from error
+
+    async def action(client: WorkqueueClient) -> int:
+        number = None if site is None else await _number(client, site)
+        credential = await client.ssh_key(number, private, account=account, label=label)
+        if form == "json":
+            print_json(credential)
+        else:
+            click.echo(credential.public_key)
+        return ExitCode.DONE
+
+    run(action)
+
+
+@click.command()
+@click.argument("site", metavar="[SITE]", required=False)
+@click.option("--label", help="A word of my own for it.")
+@format_option
+def token(site: str | None, label: str | None, form: str) -> None:
+    """Give the service a bearer token for SITE (without it, for every site).
+
+    It is asked for, or read from standard input where that is no terminal.
+    """
+    secret = _asked("Token: ", hidden=True)
+
+    async def action(client: WorkqueueClient) -> int:
+        number = None if site is None else await _number(client, site)
+        credential = await client.token(secret, number, label=label)
+        if form == "json":
+            print_json(credential)
+        else:
+            until = "" if credential.valid_until is None else f", valid until {shown_moment(credential.valid_until)}"
+            click.echo(f"stored: {shown_line(credential.subject)}{until}")
+        return ExitCode.DONE
+
+    run(action)
+
+
+def _asked(prompt: str, *, hidden: bool) -> str:
+    """One line from the terminal, a secret one without echo; from standard input where that is no terminal."""
+    if sys.stdin.isatty():
+        answer: str = click.prompt(prompt, hide_input=hidden, err=True, prompt_suffix="")
+    else:
+        answer = sys.stdin.readline().rstrip("\r\n")
+    if not answer:
+        raise click.UsageError(f"{prompt.rstrip(': ')} is missing: nothing was typed.")
+    return answer
+
+
+async def _number(client: WorkqueueClient, site: str) -> int:
+    (found,) = await find(client, Place(site, ""))
+    return found.site.id

@@ -1,0 +1,44 @@
+"""The ends of routes: by which protocol the sites of a job are reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.pairs import protocol_at
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import Site
+
+#: A site of a route, and the protocol by which it is reached.
+End = tuple[Site, JobProtocol]
+
+
+def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
+    """The protocol that reaches a site of a job; None if the site does not offer it any more."""
+    mover = MOVERS.get(job.protocol)
+    relays_to = frozenset() if mover is None or site.id == job.src_siteid else mover.relays_to
+    return protocol_at(site.endpoints, job.protocol, relays_to)
+
+
+def kept_out(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]) -> frozenset[tuple[int, JobProtocol]]:
+    """Which jobs cannot reach which sites.
+
+    Args:
+        sites: all.
+        paused: sites, and the protocols by which they cannot be reached.
+
+    Returns:
+        The same, and besides sites with the protocols of jobs that would reach them through the service.
+    """
+    found = set(paused)
+    for number, protocol in list(found):
+        site = sites.by_id(number)
+        if site is not None:
+            found.update(
+                (number, asked)
+                for asked, mover in MOVERS.items()
+                if protocol_at(site.endpoints, asked, mover.relays_to) is protocol
+            )
+    return frozenset(found)

@@ -1,0 +1,260 @@
+"""Which endpoints can be reached: learned from the outcomes of attempts, asked before work is claimed and begun."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from attrs import define, field, frozen
+from twisted.logger import Logger
+
+from pdm.workqueue.domain.breaker import Breaker, BreakerPolicy, Phase
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.sites.site import Site
+
+_log = Logger()
+
+#: The endpoint, not the element, is to blame for these.
+_UNREACHABLE = frozenset({FailureCode.CONNECTION})
+#: It may be to blame for these: they count for the element, unless the endpoint is out of reach anyway.
+_SILENT = frozenset({FailureCode.TIMEOUT, FailureCode.STALLED})
+#: After these nobody knows whether the server was reached.
+_TELLS_NOTHING = frozenset(
+    {
+        FailureCode.CRASHED,
+        FailureCode.INTERNAL,
+        FailureCode.UNKNOWN,
+        FailureCode.CREDENTIAL_EXPIRED,
+        FailureCode.CREDENTIAL_MISSING,
+        FailureCode.BAD_LISTING,
+    }
+)
+#: So often an element is excused while its endpoint is only suspected; what always breaks the connection by itself must
+#: not be tried for ever.
+_MOST_SUSPICIONS = 2
+
+
+class Door(NamedTuple):
+    """One endpoint of a site."""
+
+    site_id: int
+    protocol: JobProtocol
+    url: str
+
+
+@frozen
+class DoorHealth:
+    """How an endpoint stands.
+
+    Attributes:
+        phase: whether it is used.
+        failures: in a row.
+        failing_since: when the first of them was.
+        next_try: when it is tried again, of one that is paused.
+        reason: what the last failure said.
+    """
+
+    phase: Phase
+    failures: int
+    failing_since: datetime | None
+    next_try: datetime | None
+    reason: str
+
+
+@define(eq=False)
+class SiteHealth:
+    """The breakers of all endpoints, in memory: after a restart all count as reachable.
+
+    Attributes:
+        policy: of the breakers.
+        patience_s: seconds after which failures count for elements again, so that jobs end in the end.
+        on_change: called when an endpoint is paused, or is back.
+    """
+
+    policy: BreakerPolicy = field(factory=BreakerPolicy)
+    patience_s: float = 86400.0
+    on_change: Callable[[], None] = lambda: None
+    _breakers: dict[Door, Breaker] = field(factory=dict)
+    _reasons: dict[Door, str] = field(factory=dict)
+    _busy: Counter[Door] = field(factory=Counter)
+    #: All endpoints of the sites that were used so far.
+    _doors: dict[tuple[int, JobProtocol], frozenset[Door]] = field(factory=dict)
+
+    # -- before work
+
+    def choose(self, site: Site, protocol: JobProtocol, now: datetime) -> Door:
+        """The endpoint for a batch: one that is to be probed and is not yet, else the least busy that works.
+
+        Raises:
+            LookupError: the site does not offer the protocol.
+        """
+        doors = [Door(site.id, protocol, url) for url in site.doors(protocol)]
+        if not doors:
+            raise LookupError(f"site {site.id} does not offer {protocol.name}")
+        self._doors[site.id, protocol] = frozenset(doors)
+
+        def rank(door: Door) -> tuple[int, int]:
+            phase = self.phase(door, now)
+            if phase is Phase.HALF_OPEN:
+                return (0 if not self._busy[door] else 2), self._busy[door]
+            return (1 if phase is Phase.CLOSED else 3), self._busy[door]
+
+        return min(doors, key=rank)
+
+    def begin(self, doors: Iterable[Door]) -> None:
+        """A batch uses endpoints from now on."""
+        self._busy.update(doors)
+
+    def end(self, doors: Iterable[Door]) -> None:
+        """A batch has ended."""
+        for door in doors:
+            self._busy[door] -= 1
+            if not self._busy[door]:
+                del self._busy[door]
+
+    def phase(self, door: Door, now: datetime) -> Phase:
+        breaker = self._breakers.get(door)
+        return Phase.CLOSED if breaker is None else breaker.phase(now)
+
+    def paused(self, now: datetime) -> frozenset[tuple[int, JobProtocol]]:
+        """Sites to which nothing may be sent by a protocol: all their endpoints for it are paused."""
+        return frozenset(route for route, phases in self._routes(now) if phases == {Phase.OPEN})
+
+    def probed(self, now: datetime) -> frozenset[int]:
+        """Sites of which no endpoint for some protocol works, but one may be tried."""
+        return frozenset(
+            route[0] for route, phases in self._routes(now) if Phase.HALF_OPEN in phases and Phase.CLOSED not in phases
+        )
+
+    def next_change(self, now: datetime) -> datetime | None:
+        """When the next endpoint may be tried again; None if none is paused."""
+        moments = [breaker.open_until for breaker in self._breakers.values() if breaker.phase(now) is Phase.OPEN]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def of_site(self, site: Site, now: datetime) -> Iterator[tuple[Door, DoorHealth]]:
+        """How the endpoints of a site stand."""
+        for protocol in sorted(site.endpoints):
+            for url in site.doors(protocol):
+                door = Door(site.id, protocol, url)
+                breaker = self._breakers.get(door, Breaker())
+                yield (
+                    door,
+                    DoorHealth(
+                        breaker.phase(now),
+                        breaker.failures,
+                        breaker.failing_since,
+                        breaker.open_until,
+                        self._reasons.get(door, ""),
+                    ),
+                )
+
+    def sentence(self, site: Site, protocol: JobProtocol, now: datetime) -> str | None:
+        """Why work by a protocol waits for a site; None if it does not."""
+        found = [health for door, health in self.of_site(site, now) if door.protocol is protocol]
+        if not found or any(health.phase is Phase.CLOSED for health in found):
+            return None
+        best = min(found, key=lambda health: health.next_try or now)
+        since = "" if best.failing_since is None else f" since {best.failing_since:%Y-%m-%dT%H:%M:%SZ}"
+        when = "it is being tried"
+        if best.phase is Phase.OPEN and best.next_try is not None:
+            when = f"it is tried again at {best.next_try:%Y-%m-%dT%H:%M:%SZ}"
+        return f"site {site.name} ({site.id}) cannot be reached{since}, {when}: {best.reason}"
+
+    def _routes(self, now: datetime) -> Iterator[tuple[tuple[int, JobProtocol], set[Phase]]]:
+        suspects = {(door.site_id, door.protocol) for door, breaker in self._breakers.items() if breaker.open_until}
+        for route in suspects:
+            yield route, {self.phase(door, now) for door in self._doors[route]}
+
+    # -- outcomes
+
+    def worked(self, doors: Iterable[Door], now: datetime) -> None:
+        """Endpoints have served."""
+        for door in doors:
+            breaker = self._breakers.pop(door, None)
+            self._reasons.pop(door, None)
+            if breaker is not None and breaker.open_until is not None:
+                _log.info("site {site}: {url} can be reached again", site=door.site_id, url=door.url)
+                self.on_change()
+
+    def failed(
+        self,
+        job: JobRecord,
+        element: ElementRecord,
+        doors: Mapping[int, Door],
+        failure: AttemptFailure,
+        now: datetime,
+    ) -> bool:
+        """Learn from a failed attempt.
+
+        Args:
+            job: whose.
+            element: what failed.
+            doors: the endpoints that it used, by site.
+            failure: why.
+            now: the present moment, UTC.
+
+        Returns:
+            Whether the attempt is excused: an endpoint is out of reach, which is no fault of the element.
+        """
+        used = [doors[site] for site in touched(job, element) if site in doors]
+        blamed = _blamed(job, used, doors, failure.scope)
+        if failure.code not in _UNREACHABLE | _SILENT:
+            if failure.code not in _TELLS_NOTHING and blamed is not None:
+                # It has said no: so it is there.
+                self.worked([blamed], now)
+            return False
+        if blamed is not None:
+            self._note(blamed, failure, now)
+        down = [self._breakers[door] for door in used if door in self._breakers]
+        if any(_seconds(breaker, now) >= self.patience_s for breaker in down):
+            return False
+        if any(breaker.open_until is not None for breaker in down):
+            return True
+        suspected = bool(down) and failure.code in _UNREACHABLE
+        return suspected and element.lost < _MOST_SUSPICIONS
+
+    def _note(self, door: Door, failure: AttemptFailure, now: datetime) -> None:
+        before = self._breakers.get(door, Breaker())
+        after = before.failed(self.policy, now)
+        self._breakers[door] = after
+        self._doors.setdefault((door.site_id, door.protocol), frozenset({door}))
+        self._reasons[door] = f"{failure.code}: {' '.join(failure.message.split())[:300]}"
+        if after.opened != before.opened and after.open_until is not None:
+            _log.warn(
+                "site {site}: {url} is paused until {until}, after {failures} failures: {reason}",
+                site=door.site_id,
+                url=door.url,
+                until=f"{after.open_until:%Y-%m-%dT%H:%M:%SZ}",
+                failures=after.failures,
+                reason=self._reasons[door],
+            )
+            self.on_change()
+
+
+def touched(job: JobRecord, element: ElementRecord) -> tuple[int, ...]:
+    """The sites that an element has to do with."""
+    if element.type is JobType.COPY and job.dst_siteid is not None:
+        return job.src_siteid, job.dst_siteid
+    if element.type is JobType.MKDIR and job.dst_siteid is not None and element.dst_filepath is not None:
+        return (job.dst_siteid,)
+    return (job.src_siteid,)
+
+
+def _blamed(job: JobRecord, used: list[Door], doors: Mapping[int, Door], scope: Scope) -> Door | None:
+    if scope not in (Scope.SOURCE, Scope.DESTINATION):
+        # Between the two, or here: nobody can say which.
+        return None
+    if len(used) == 1:
+        return used[0]
+    site = job.src_siteid if scope is Scope.SOURCE else job.dst_siteid
+    return None if site is None else doors.get(site)
+
+
+def _seconds(breaker: Breaker, now: datetime) -> float:
+    if breaker.failing_since is None:
+        return 0.0
+    return (now - breaker.failing_since) / timedelta(seconds=1)

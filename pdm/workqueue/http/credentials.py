@@ -1,0 +1,52 @@
+"""A credential comes in: sealed, stored, and what was held for want of it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.logger import Logger
+
+from pdm.workqueue.certificates.voms import VomsAttributes
+from pdm.workqueue.http import lookups
+from pdm.workqueue.http.access import Caller
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.store.credentials import CredentialRecord, NewCredential
+
+_log = Logger()
+
+#: One of the transactions of `pdm.workqueue.http.lookups` that take a credential.
+Take = Callable[..., tuple[CredentialRecord, int]]
+
+
+async def keep(
+    api: ApiContext, caller: Caller, new: NewCredential, take: Take = lookups.take_credential
+) -> CredentialRecord:
+    """Store a credential whose secret is sealed, and let go on what was held for want of it."""
+
+    def tell(taken: tuple[CredentialRecord, int]) -> None:
+        record, resumed = taken
+        _log.info(
+            "a {kind} of {owner} was stored, {resumed} held elements go on",
+            kind=record.kind.words,
+            owner=record.subject,
+            site=record.site_id or None,
+            resumed=resumed,
+        )
+        api.wake()
+
+    record, _ = await api.commit(
+        "take a credential",
+        take,
+        caller.user_id,
+        new,
+        api.protocols_with(new.kind),
+        api.clock(),
+        then=tell,
+    )
+    return record
+
+
+def proxy_details(voms: Sequence[VomsAttributes]) -> dict[str, Any]:
+    """What is shown of a proxy besides."""
+    return {"voms": [{"vo": each.vo, "fqans": list(each.fqans)} for each in voms]} if voms else {}

@@ -1,0 +1,168 @@
+"""Sites that users have made. Who may do what was decided before; here stands what only the database can know."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.catalogue import Actor, NewSite, SiteRecord
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus
+from pdm.workqueue.store import audit
+from pdm.workqueue.store.changes import begin_change, next_site_number
+from pdm.workqueue.store.tables import credentials, jobs, restrictions, sites
+
+_COLUMNS = tuple(
+    sites.c[name]
+    for name in (
+        *("id", "owner_id", "public", "name", "description", "default_folder"),
+        *("endpoints", "limit_in", "limit_out", "authorities"),
+    )
+)
+#: Sites of one user: all are kept in memory.
+MOST_OF_OWNER = 200
+_COUNT_OF_OWNER = sa.select(sa.func.count()).select_from(sites).where(sites.c.owner_id == sa.bindparam("owner"))
+_UNFINISHED = tuple(status for status in JobStatus if not status.is_final)
+
+
+class NameTakenError(Exception):
+    """Another site that the owner, or everybody, sees has the name."""
+
+
+class SiteInUseError(Exception):
+    """Jobs that have not ended need the site.
+
+    Attributes:
+        jobs: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} jobs that have not ended need the site")
+        self.jobs = count
+
+
+class TooManySitesError(Exception):
+    """The owner has as many sites as one may have."""
+
+
+def everything(session: Session) -> Iterator[SiteRecord]:
+    """All sites of the database, lowest number first."""
+    for row in session.execute(sa.select(*_COLUMNS).order_by(sites.c.id)):
+        yield _record(row)
+
+
+def create(session: Session, new: NewSite, by: Actor, now: datetime) -> SiteRecord:
+    """Make a site; the same again by the same owner is the one there is, for a client may repeat a request.
+
+    Raises:
+        NameTakenError: the name is another's.
+        TooManySitesError: the owner has enough.
+    """
+    begin_change(session)
+    for known in _same_name(session, new):
+        if known.content == new:
+            return known
+        raise NameTakenError
+    if (session.scalar(_COUNT_OF_OWNER, {"owner": new.owner_id}) or 0) >= MOST_OF_OWNER:
+        raise TooManySitesError(f"you have {MOST_OF_OWNER} sites: remove some you do not use any more")
+    number = next_site_number(session)
+    session.execute(sa.insert(sites).values(id=number, created_at=now, **_values(new)))
+    audit.note(session, by, "site.create", f"site {number}", _told(new), now)
+    return SiteRecord(number, new)
+
+
+def change(session: Session, number: int, content: NewSite, by: Actor, now: datetime) -> SiteRecord | None:
+    """Replace what is said about a site; None if it is gone.
+
+    Raises:
+        NameTakenError: the new name is another's.
+    """
+    begin_change(session)
+    if session.execute(sa.select(sites.c.id).where(sites.c.id == number)).one_or_none() is None:
+        return None
+    if any(other.id != number for other in _same_name(session, content)):
+        raise NameTakenError
+    session.execute(sa.update(sites).where(sites.c.id == number).values(**_values(content)))
+    audit.note(session, by, "site.change", f"site {number}", _told(content), now)
+    return SiteRecord(number, content)
+
+
+def remove(session: Session, number: int, by: Actor, now: datetime) -> bool:
+    """Remove a site of which no job has need any more; says whether it was there.
+
+    Raises:
+        SiteInUseError: a job has need of it.
+    """
+    begin_change(session)
+    # Under a lock: a job that is being registered holds it (`missing`).
+    locked = session.execute(sa.select(sites.c.name).where(sites.c.id == number).with_for_update()).one_or_none()
+    if locked is None:
+        return False
+    used = session.scalar(
+        sa.select(sa.func.count())
+        .select_from(jobs)
+        .where(jobs.c.status.in_(_UNFINISHED), sa.or_(jobs.c.src_siteid == number, jobs.c.dst_siteid == number))
+    )
+    if used:
+        raise SiteInUseError(used)
+    session.execute(sa.delete(sites).where(sites.c.id == number))
+    session.execute(sa.delete(credentials).where(credentials.c.site_id == number))
+    session.execute(sa.delete(restrictions).where(restrictions.c.kind == "site", restrictions.c.number == number))
+    audit.note(session, by, "site.remove", f"site {number}", locked.name, now)
+    return True
+
+
+def missing(session: Session, numbers: Collection[int]) -> set[int]:
+    """Which of some sites are not there; the others cannot be removed before this transaction has ended."""
+    found = session.scalars(
+        sa.select(sites.c.id).where(sites.c.id.in_(numbers)).order_by(sites.c.id).with_for_update(read=True)
+    )
+    return set(numbers) - set(found)
+
+
+def _same_name(session: Session, content: NewSite) -> list[SiteRecord]:
+    """Sites of the name that the owner sees; for a public site, all that would be beside it in somebody's eyes."""
+    seen = sa.or_(sites.c.public.is_(True), sites.c.owner_id == content.owner_id)
+    rows = session.execute(sa.select(*_COLUMNS).where(sa.func.lower(sites.c.name) == content.name.lower(), seen))
+    return [_record(row) for row in rows]
+
+
+def _values(content: NewSite) -> dict[str, Any]:
+    return {
+        "owner_id": content.owner_id,
+        "public": content.public,
+        "name": content.name,
+        "description": content.description,
+        "default_folder": content.default_folder,
+        "endpoints": {protocol.name: list(urls) for protocol, urls in content.endpoints.items()},
+        "limit_in": content.limit_in,
+        "limit_out": content.limit_out,
+        "authorities": content.authorities,
+    }
+
+
+def _told(content: NewSite) -> str:
+    urls = " ".join(url for urls in content.endpoints.values() for url in urls)
+    own = " with authorities of its own" if content.authorities else ""
+    return f"{content.name}, {'public' if content.public else 'private'}{own}: {urls}"
+
+
+def _record(row: sa.Row[Any]) -> SiteRecord:
+    known = {JobProtocol[word]: tuple(urls) for word, urls in row.endpoints.items() if word in JobProtocol.__members__}
+    return SiteRecord(
+        row.id,
+        NewSite(
+            owner_id=row.owner_id,
+            public=row.public,
+            name=row.name,
+            description=row.description,
+            default_folder=row.default_folder,
+            endpoints=known,
+            limit_in=row.limit_in,
+            limit_out=row.limit_out,
+            authorities=row.authorities,
+        ),
+    )

@@ -1,0 +1,83 @@
+"""Folders of authorities for some sites only."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pdm.workqueue.certificates.authority import Authority
+from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.site_trust import TrustFolders, read_authorities
+from pdm.workqueue.certificates.trust_files import read_trust
+
+
+@pytest.fixture(scope="module")
+def authorities() -> list[Authority]:
+    return [Authority.create(f"/DC=org/DC=test/CN=CA {number}") for number in range(3)]
+
+
+def pem(authority: Authority) -> str:
+    return to_pem(authority.certificate).decode()
+
+
+def test_usual_ones_and_those_of_the_sites(tmp_path: Path, authorities: list[Authority]) -> None:
+    usual, own, other = authorities
+    usual.write_trust(tmp_path / "usual")
+    folders = TrustFolders(tmp_path / "run")
+    folders.sweep()
+    one = folders.folder_for(tmp_path / "usual", [pem(own)])
+    assert set(read_trust(one).authorities) == {usual.certificate, own.certificate}
+    both = folders.folder_for(tmp_path / "usual", [pem(other), pem(own), pem(own)])
+    assert set(read_trust(both).authorities) == {each.certificate for each in authorities}
+    assert folders.folder_for(tmp_path / "usual", [pem(own), pem(other)]) == both
+    alone = folders.folder_for(None, [pem(own)])
+    assert alone != one
+    assert folders.folder_for(tmp_path / "nothing", [pem(own)]) == alone
+    assert one.stat().st_mode & 0o777 == (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    assert len(list(one.glob("*.signing_policy"))) == 4
+    # A list that comes to the usual ones comes here too.
+    usual.write_crl(tmp_path / "usual", usual.crl())
+    os.utime(tmp_path / "usual", (1, 1))
+    assert len(read_trust(folders.folder_for(tmp_path / "usual", [pem(own)])).crls) == 1
+    folders.sweep()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_many_ask_at_once(tmp_path: Path, authorities: list[Authority]) -> None:
+    folders = TrustFolders(tmp_path / "run")
+    folders.sweep()
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(lambda _: folders.folder_for(None, [pem(authorities[0])]), range(50)))
+    assert list((tmp_path / "run").iterdir()) == list(found)
+
+
+def test_an_authority_of_the_same_name_stands_beside_the_usual_one(
+    tmp_path: Path, authorities: list[Authority]
+) -> None:
+    usual = authorities[0]
+    twin = Authority.create("/DC=org/DC=test/CN=CA 0")
+    usual.write_trust(tmp_path / "usual")
+    folders = TrustFolders(tmp_path / "run")
+    folders.sweep()
+    found = folders.folder_for(tmp_path / "usual", [pem(twin)])
+    assert set(read_trust(found).authorities) == {usual.certificate, twin.certificate}
+    assert set(read_trust(tmp_path / "usual").authorities) == {usual.certificate}
+
+
+def test_what_is_no_authority_is_refused(authorities: list[Authority]) -> None:
+    host = authorities[0].host(["localhost"], [])
+    for text, words in (
+        ("", "PEM form"),
+        ("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n", "damaged"),
+        (pem(authorities[0]) + "-----BEGIN PRIVATE KEY-----\n", "private key"),
+        (to_pem(host.certificate).decode(), "CN=localhost is no authority"),
+        (pem(authorities[0]) * 21, "at most 20"),
+        (pem(authorities[0]) + "é", "PEM form"),
+        (to_pem(Authority.create("/CN=it's").certificate).decode(), "signing policy"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read_authorities(text)
+    assert len(read_authorities("a comment\0\n" + pem(authorities[0]) + pem(authorities[1]))) == 2

@@ -1,0 +1,23 @@
+"""A site that cannot be reached keeps out all jobs that would go there, whatever protocol they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.execution.ends import kept_out
+from pdm.workqueue.sites.registry import SiteRegistry
+
+FILE, SSH, HTTPS, GRIDFTP = JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.GRIDFTP
+
+
+def test_what_would_go_there_through_the_service_is_kept_out_too(tmp_path: Path) -> None:
+    (tmp_path / "sites.conf").write_text(
+        "[dav]\nid = 1\nhttps = https://h:1\n[both]\nid = 2\nhttps = https://h:2\nssh = sftp://h:3\n"
+    )
+    sites = SiteRegistry.read(tmp_path)
+    assert kept_out(sites, []) == frozenset()
+    assert kept_out(sites, [(1, HTTPS)]) == {(1, HTTPS), (1, SSH), (1, FILE)}
+    assert kept_out(sites, [(2, HTTPS)]) == {(2, HTTPS)}
+    assert kept_out(sites, [(2, SSH)]) == {(2, SSH), (2, FILE)}
+    assert kept_out(sites, [(9, GRIDFTP)]) == {(9, GRIDFTP)}

@@ -1,0 +1,171 @@
+"""What outcomes of attempts say about endpoints: who is blamed, who is excused, where the next batch goes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from pdm.workqueue.domain.breaker import BreakerPolicy, Phase
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import Counters, ElementRecord, JobRecord
+from pdm.workqueue.execution.health import Door, SiteHealth
+from pdm.workqueue.sites.site import Site
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+GRIDFTP = JobProtocol.GRIDFTP
+ONE = Site(1, "ONE", "", "~", {GRIDFTP: "gsiftp://one:1"})
+TWO = Site(2, "TWO", "", "~", {GRIDFTP: "gsiftp://two:1"}, {GRIDFTP: ("gsiftp://two:2",)})
+AWAY = AttemptFailure(Scope.DESTINATION, FailureCode.CONNECTION, "refused")
+
+
+def job(**changes: Any) -> JobRecord:
+    made = JobRecord(
+        *(1, 1, JobType.COPY, JobStatus.RUNNING, GRIDFTP, 1, "/a", 2, "/b", {}, 5, 2, None, "uid", NOW, None, False),
+        Counters(),
+        *(0, 0, 0),
+    )
+    return evolve(made, **changes)
+
+
+def element(type_: JobType = JobType.COPY, lost: int = 0) -> ElementRecord:
+    return ElementRecord(
+        *(1, 1, type_, JobStatus.RUNNING, "/a", "/b", 1, False, 1, lost, 2, NOW, None, None, None, None, None)
+    )
+
+
+class Watched:
+    """Breakers, and the endpoints that attempts use at present."""
+
+    def __init__(self, patience_s: float = 1000.0) -> None:
+        self.changes = 0
+        self.health = SiteHealth(BreakerPolicy(3, 5.0, 120.0), patience_s, self._changed)
+        self.doors = {site.id: self.health.choose(site, GRIDFTP, NOW) for site in (ONE, TWO)}
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def fail(self, failure: AttemptFailure = AWAY, at: float = 0.0, **changes: Any) -> bool:
+        what = changes.pop("element", element())
+        return self.health.failed(job(), what, self.doors, failure, NOW + timedelta(seconds=at))
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_failures_in_a_row_pause_an_endpoint_and_burn_nothing(watched: Watched) -> None:
+    assert [watched.fail() for _ in range(5)] == [True] * 5
+    assert watched.health.phase(watched.doors[2], NOW) is Phase.OPEN
+    assert watched.health.phase(watched.doors[1], NOW) is Phase.CLOSED
+    assert watched.changes == 1
+    # The other endpoint of the site is still there.
+    assert watched.health.paused(NOW) == frozenset()
+    assert watched.health.sentence(TWO, GRIDFTP, NOW) is None
+    watched.doors[2] = watched.health.choose(TWO, GRIDFTP, NOW)
+    assert watched.doors[2].url == "gsiftp://two:2"
+    for _ in range(3):
+        watched.fail()
+    assert watched.health.paused(NOW) == {(2, GRIDFTP)}
+    assert watched.health.next_change(NOW) == NOW + timedelta(seconds=5)
+    sentence = watched.health.sentence(TWO, GRIDFTP, NOW)
+    assert sentence is not None
+    assert "site TWO (2) cannot be reached since 2026-03-01T12:00:00Z, it is tried again at" in sentence
+    later = NOW + timedelta(seconds=5)
+    assert watched.health.paused(later) == frozenset()
+    assert watched.health.probed(later) == {2}
+    watched.health.worked([watched.doors[2]], later)
+    assert watched.health.probed(later) == frozenset()
+    assert watched.health.sentence(TWO, GRIDFTP, later) is None
+    assert watched.changes == 3
+
+
+def test_what_always_breaks_the_connection_by_itself_is_not_excused_for_ever(watched: Watched) -> None:
+    excused = []
+    for lost in (0, 1, 2, 2):
+        excused.append(watched.fail(element=element(lost=lost)))
+        watched.health.worked([watched.doors[2]], NOW)
+    assert excused == [True, True, False, False]
+
+
+def test_patience_ends() -> None:
+    watched = Watched(patience_s=60.0)
+    assert [watched.fail(at=at) for at in (0, 1, 2, 30, 59)] == [True] * 5
+    assert not watched.fail(at=60)
+    assert not Watched(patience_s=0.0).fail()
+
+
+@pytest.mark.parametrize(
+    ("scope", "code", "excused"),
+    [
+        (Scope.TRANSFER, FailureCode.CONNECTION, False),
+        (Scope.SERVICE, FailureCode.CONNECTION, False),
+        (Scope.DESTINATION, FailureCode.TIMEOUT, False),
+        (Scope.DESTINATION, FailureCode.NOT_FOUND, False),
+        (Scope.DESTINATION, FailureCode.CRASHED, False),
+    ],
+)
+def test_what_is_not_surely_the_endpoints_fault_counts(
+    watched: Watched, scope: Scope, code: FailureCode, excused: bool
+) -> None:
+    assert watched.fail(AttemptFailure(scope, code, "")) is excused
+
+
+def test_beside_an_endpoint_that_is_away_a_broken_transfer_is_excused_too(watched: Watched) -> None:
+    for _ in range(3):
+        watched.fail()
+    for code in (FailureCode.CONNECTION, FailureCode.STALLED, FailureCode.TIMEOUT):
+        assert watched.fail(AttemptFailure(Scope.TRANSFER, code, ""), element=element(lost=9))
+    assert not watched.fail(AttemptFailure(Scope.SOURCE, FailureCode.NOT_FOUND, ""))
+
+
+def test_a_login_that_hangs_pauses_too(watched: Watched) -> None:
+    silent = AttemptFailure(Scope.DESTINATION, FailureCode.TIMEOUT, "no greeting")
+    assert [watched.fail(silent) for _ in range(4)] == [False, False, True, True]
+
+
+def test_who_says_no_is_there(watched: Watched) -> None:
+    for _ in range(3):
+        watched.fail()
+    watched.fail(AttemptFailure(Scope.DESTINATION, FailureCode.PERMISSION_DENIED, "no"))
+    assert watched.health.phase(watched.doors[2], NOW) is Phase.CLOSED
+
+
+def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
+    for _ in range(3):
+        watched.fail(AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, ""), element=element(JobType.LIST))
+    assert watched.health.phase(watched.doors[1], NOW) is Phase.OPEN
+    # The work of one site may call it the destination.
+    for _ in range(3):
+        watched.fail(element=element(JobType.MKDIR))
+    assert watched.health.phase(watched.doors[2], NOW) is Phase.OPEN
+
+
+def test_load_is_shared_and_what_was_away_is_probed_once() -> None:
+    health = SiteHealth(BreakerPolicy(1, 5.0, 120.0))
+    first = health.choose(TWO, GRIDFTP, NOW)
+    health.begin([first])
+    second = health.choose(TWO, GRIDFTP, NOW)
+    assert second != first
+    health.failed(job(), element(), {2: second}, AWAY, NOW)
+    health.begin([first, first])
+    assert health.choose(TWO, GRIDFTP, NOW) == first
+    later = NOW + timedelta(seconds=5)
+    assert health.choose(TWO, GRIDFTP, later) == second
+    health.begin([second])
+    assert health.choose(TWO, GRIDFTP, later) == first
+    health.end([first, first, first, second])
+    assert health.choose(TWO, GRIDFTP, later) == second
+    with pytest.raises(LookupError):
+        health.choose(ONE, JobProtocol.SSH, NOW)
+
+
+def test_doors_know_their_place() -> None:
+    health = SiteHealth()
+    found = dict(health.of_site(TWO, NOW))
+    assert list(found) == [Door(2, GRIDFTP, "gsiftp://two:1"), Door(2, GRIDFTP, "gsiftp://two:2")]
+    assert {each.phase for each in found.values()} == {Phase.CLOSED}

@@ -1,0 +1,72 @@
+"""Logons at servers that do not answer: they end, and leave no process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from pdm.workqueue.certificates.myproxy import MyProxyError, MyProxyLogons
+
+#: Twisted's stubs know only what all reactors have in common.
+reactor: Any = _reactor
+
+
+class _Silent(Protocol):
+    """Takes a connection and says nothing; the test is told of it, and of its end."""
+
+    factory: Any
+
+    def connectionMade(self) -> None:
+        self.factory.connected.callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.factory.lost.callback(None)
+
+
+class _SilentFactory(Factory):
+    protocol = _Silent
+
+    def __init__(self) -> None:
+        self.connected: Deferred[None] = Deferred()
+        self.lost: Deferred[None] = Deferred()
+
+
+def _children() -> list[str]:
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode() for pid in listed]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_is_silent_is_given_up(grid_programs: None, tmp_path: Path) -> None:
+    silent = _SilentFactory()
+    port = reactor.listenTCP(0, silent, interface="127.0.0.1")
+    logons = MyProxyLogons(reactor, tmp_path, timeout_s=0.5)
+    with pytest.raises(MyProxyError, match="did not answer in time"):
+        await logons.fetch(f"localhost:{port.getHost().port}", "me", "a password", 3600)
+    await silent.lost
+    await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_goes_away_ends_its_logon(grid_programs: None, tmp_path: Path) -> None:
+    silent = _SilentFactory()
+    port = reactor.listenTCP(0, silent, interface="127.0.0.1")
+    logons = MyProxyLogons(reactor, tmp_path)
+    fetching = Deferred.fromCoroutine(logons.fetch(f"localhost:{port.getHost().port}", "me", "a password", 3600))
+    await silent.connected
+    fetching.cancel()
+    with pytest.raises(CancelledError):
+        await fetching
+    await silent.lost
+    while "myproxy-logon" in _children():
+        await deferLater(reactor, 0.02)
+    await port.stopListening()

@@ -1,0 +1,51 @@
+"""Movers of installed packages; the example of docs/adding-a-protocol.rst, installed and run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+from twisted.logger import LogEvent
+
+from pdm.workqueue.movers import installed
+from tests.agents.helpers.driver import HelperProcess, entries
+
+_EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+
+
+def test_the_example_is_found_once_it_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "echo-1.dist-info").mkdir()
+    (tmp_path / "echo-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: echo\nVersion: 1\n")
+    (tmp_path / "echo-1.dist-info" / "entry_points.txt").write_text(
+        "[pdm_workqueue.movers]\nXROOT = echo_mover:EchoMover\n"
+    )
+    script = (
+        "from pdm.workqueue.movers import MOVERS; print([m.helper for p, m in MOVERS.items() if p.name == 'XROOT'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(_EXAMPLES), str(tmp_path)])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "['echo_helper']\n"
+
+
+def test_its_helper_lists() -> None:
+    path = os.pathsep.join([str(Path.cwd()), str(_EXAMPLES)])
+    with HelperProcess(["-m", "echo_helper"], {"ECHO_NAME": "hello", "PYTHONPATH": path}) as helper:
+        assert entries(helper.list("root://h//x"))["hello"].size == 5
+
+
+def test_one_that_cannot_be_used_is_left_out(lost_errors: list[LogEvent]) -> None:
+    broken = [
+        EntryPoint(name, value, "pdm_workqueue.movers")
+        for name, value in (("NOPE", "a:B"), ("XROOT", "no_such_module:B"))
+    ]
+    assert installed(broken) == {}
+    assert len(lost_errors) == 2
+    lost_errors.clear()

@@ -1,0 +1,57 @@
+"""Real servers of SSH and HTTPS, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid.programs import missing_of
+from pdm.testgrid.storages import TestStorages
+from tests.agents.helpers.driver import HelperProcess
+from tests.protocols.places import Places
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def storages(open_folder: Path) -> Iterator[TestStorages]:
+    missing = missing_of("sshd", "ssh", "xrootd")
+    if missing:
+        text = f"THE TESTS OF PROTOCOLS CANNOT RUN: {', '.join(missing)} not found: run script/bootstrap as root"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+    with TestStorages(open_folder / "storages") as running:
+        yield running
+
+
+@pytest.fixture
+def places(storages: TestStorages) -> Iterator[Places]:
+    """A folder at each site for one test; afterwards they are gone, and all servers serve again."""
+    made = Places(storages, f"test{next(_numbers)}")
+    yield made
+    for daemon in storages.daemons:
+        daemon.thaw()
+        if daemon.pid is None:
+            daemon.start()
+    for folder in (made.a, made.b):
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def relay(storages: TestStorages) -> Iterator[HelperProcess]:
+    with HelperProcess(["-m", "pdm.workqueue.agents.helpers.relay"], storages.environment()) as running:
+        yield running
+
+
+@pytest.fixture
+def own(storages: TestStorages) -> Iterator[HelperProcess]:
+    """A relay for a test that breaks something."""
+    with HelperProcess(["-m", "pdm.workqueue.agents.helpers.relay"], storages.environment()) as running:
+        yield running

@@ -1,0 +1,66 @@
+"""Folders at two sites, and the URLs of them by each protocol."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote_from_bytes
+
+from pdm.testgrid.storages import TestStorages
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.wire import agent_messages as wire
+from tests.agents.helpers.driver import copy_item, put
+
+
+class Places:
+    """A folder at each of two sites.
+
+    Attributes:
+        a: where copies come from.
+        b: where they go to.
+    """
+
+    def __init__(self, storages: TestStorages, name: str) -> None:
+        self.storages = storages
+        self.a, self.b = (self._folder(site, name) for site in ("A", "B"))
+
+    def _folder(self, site: str, name: str) -> Path:
+        folder = self.storages.root(site) / name
+        folder.mkdir()
+        return self.storages.give(folder)
+
+    def url(self, protocol: str, path: Path) -> str:
+        site = "A" if path.is_relative_to(self.a) else "B"
+        return self.storages.url(protocol, site, path)
+
+    def put(self, path: Path, content: bytes = b"content") -> Path:
+        put(path, content)
+        for folder in (self.a, self.b):
+            self.storages.give(folder)
+        return path
+
+    def item(
+        self, protocol: str, source: Path, destination: Path, key: int = 1, to: str | None = None
+    ) -> wire.CopyItem:
+        size = source.stat().st_size if source.exists() else 7
+        return copy_item(key, self.url(protocol, source), self.url(to or protocol, destination), size)
+
+    def left(self) -> list[str]:
+        """Temporary files that should not be there."""
+        return [str(path) for path in self.b.rglob(".pdm-*")]
+
+
+def judged(protocol: str, event: wire.Event | None) -> str:
+    assert isinstance(event, wire.Failed), event
+    failure = MOVERS[JobProtocol.parse(protocol)].judge(event.fault)
+    return f"{failure.scope} {failure.code}"
+
+
+def encoded(path: bytes) -> str:
+    return quote_from_bytes(path)
+
+
+def owner() -> bool:
+    """Whether the tests run as root, so that the permissions of the servers' account are real."""
+    return os.geteuid() == 0

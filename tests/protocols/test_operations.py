@@ -1,0 +1,154 @@
+"""All five job types by each protocol, against real servers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pdm.workqueue.wire import agent_messages as wire
+from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
+from tests.protocols.places import Places, judged
+
+PROTOCOLS = ["ssh", "https"]
+#: Names that a protocol cannot carry, whatever the client does.
+CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"]}
+protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
+pytestmark = pytest.mark.timeout(180)
+
+
+def names_for(protocol: str) -> list[str]:
+    return [os.fsdecode(name) for name in ODD_NAMES if name not in CANNOT.get(protocol, [])]
+
+
+@protocols
+def test_a_listing_tells_names_kinds_sizes_and_times(protocol: str, relay: HelperProcess, places: Places) -> None:
+    for name in names_for(protocol):
+        places.put(places.a / "tree" / name, b"12345")
+    (places.a / "tree" / "sub" / "empty").mkdir(parents=True)
+    places.put(places.a / "tree" / "sub" / "file", b"")
+    os.utime(places.a / "tree" / "sub" / "file", (1_000_000_000, 1_000_000_000))
+    found = entries(relay.list(places.url(protocol, places.a / "tree")))
+    expected = {
+        "/".join(wire_name(part) for part in path.relative_to(places.a / "tree").parts): "directory"
+        if path.is_dir()
+        else "file"
+        for path in (places.a / "tree").rglob("*")
+    }
+    assert {path: entry.type for path, entry in found.items()} == expected
+    assert found["a%20b"].size == 5
+    assert (found["sub/file"].size, found["sub/file"].mtime) == (0, 1_000_000_000)
+    (itself,) = entries(relay.list(places.url(protocol, places.a / "tree" / "a b"))).values()
+    assert (itself.path, itself.size) == ("", 5)
+
+
+def wire_name(name: str) -> str:
+    from urllib.parse import quote_from_bytes
+
+    return quote_from_bytes(os.fsencode(name), safe="")
+
+
+@protocols
+@pytest.mark.parametrize("verify", ["checksum", "size"])
+def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: HelperProcess, places: Places) -> None:
+    contents = [
+        b"",
+        b"x",
+        os.urandom(5_000_011),
+        *[name.encode(errors="surrogateescape") for name in names_for(protocol)],
+    ]
+    names = ["nothing", "one", "large", *names_for(protocol)]
+    items = [
+        places.item(protocol, places.put(places.a / name, content), places.b / "new" / "folder" / name, key)
+        for key, (name, content) in enumerate(zip(names, contents, strict=True))
+    ]
+    outcomes = relay.copy(items, verify=verify)
+    for key, content in enumerate(contents):
+        done = outcomes[key]
+        assert isinstance(done, wire.Done), (names[key], done)
+        assert (done.size, done.transferred) == (len(content), len(content))
+        assert done.checksum == (adler(content) if verify == "checksum" else None)
+    assert tree(places.b / "new" / "folder") == tree(places.a)
+    assert places.left() == []
+
+
+@protocols
+def test_overwriting(protocol: str, relay: HelperProcess, places: Places) -> None:
+    source, there = places.put(places.a / "f", b"new"), places.put(places.b / "f", b"old")
+    item = places.item(protocol, source, there)
+    assert judged(protocol, relay.copy([item])[1]) == "destination EXISTS"
+    assert there.read_bytes() == b"old"
+    assert isinstance(relay.copy([item], overwrite="always")[1], wire.Done)
+    assert there.read_bytes() == b"new"
+    again = relay.copy([item])[1]
+    assert isinstance(again, wire.Done) and again.transferred == 0
+    assert places.left() == []
+
+
+@protocols
+def test_directories_are_made(protocol: str, relay: HelperProcess, places: Places) -> None:
+    one, deep = places.a / "one", places.a / "x" / "y z"
+    assert isinstance(relay.make(places.url(protocol, one))[0], wire.Done)
+    assert judged(protocol, relay.make(places.url(protocol, one))[0]) == "destination EXISTS"
+    assert judged(protocol, relay.make(places.url(protocol, deep))[0]) == "destination NOT_FOUND"
+    assert isinstance(relay.make(places.url(protocol, deep), parents=True)[0], wire.Done)
+    assert deep.is_dir()
+    assert one.is_dir()
+    file = places.put(places.a / "file")
+    assert judged(protocol, relay.make(places.url(protocol, file / "below"), parents=True)[0]) == (
+        "destination NOT_A_DIRECTORY"
+    )
+
+
+@protocols
+def test_removing(protocol: str, relay: HelperProcess, places: Places) -> None:
+    for name in names_for(protocol):
+        file = places.put(places.a / name)
+        outcome = relay.remove(wire.PathItem(0, places.url(protocol, file)))[0]
+        assert isinstance(outcome, wire.Done), (name, outcome)
+        assert not file.exists()
+    full = places.put(places.a / "full" / "file").parent
+    (places.a / "empty").mkdir()
+    places.storages.give(places.a)
+
+    def removed(path: Path, *, directory: bool) -> wire.Event:
+        return relay.remove(wire.PathItem(0, places.url(protocol, path), directory))[0]
+
+    assert judged(protocol, removed(places.a / "none", directory=False)) == "source NOT_FOUND"
+    assert judged(protocol, removed(full, directory=True)) == "source NOT_EMPTY"
+    assert judged(protocol, removed(full, directory=False)) == "source IS_A_DIRECTORY"
+    assert (full / "file").exists()
+    assert isinstance(removed(places.a / "empty", directory=True), wire.Done)
+    assert not (places.a / "empty").exists()
+
+
+@protocols
+def test_renaming(protocol: str, relay: HelperProcess, places: Places) -> None:
+    file, other = places.put(places.a / "f", b"one"), places.put(places.a / "o", b"two")
+    urls = [places.url(protocol, path) for path in (file, other, places.a / "new", places.a / "none")]
+    assert judged(protocol, relay.rename(urls[0], urls[1])) == "destination EXISTS"
+    assert (file.read_bytes(), other.read_bytes()) == (b"one", b"two")
+    assert isinstance(relay.rename(urls[0], urls[2]), wire.Done)
+    assert (places.a / "new").read_bytes() == b"one"
+    assert isinstance(relay.rename(urls[2], urls[1], "always"), wire.Done)
+    assert other.read_bytes() == b"one"
+    assert judged(protocol, relay.rename(urls[3], urls[0])) == "source NOT_FOUND"
+    (places.a / "folder").mkdir()
+    places.put(places.a / "folder" / "in it")
+    folder, moved = places.a / "folder", places.a / "moved"
+    assert isinstance(relay.rename(places.url(protocol, folder), places.url(protocol, moved)), wire.Done)
+    assert (moved / "in it").exists()
+
+
+def test_what_xrootd_would_take_for_another_name_is_refused(relay: HelperProcess, places: Places) -> None:
+    victim = places.put(places.a / "data", b"stays")
+    odd = places.put(places.a / "data?x=1", b"odd")
+    url = places.url("https", odd)
+    assert judged("https", relay.remove(wire.PathItem(0, url))[0]) == "source INVALID_NAME"
+    assert judged("https", relay.rename(places.url("https", victim), url)) == "destination INVALID_NAME"
+    assert judged("https", relay.copy([places.item("https", odd, places.b / "x")])[1]).endswith("INVALID_NAME")
+    tail = places.url("https", places.a / "data\n")
+    assert judged("https", relay.rename(places.url("https", victim), tail)) == "destination INVALID_NAME"
+    assert victim.read_bytes() == b"stays" and odd.exists()
+    assert list(places.b.iterdir()) == []

@@ -1,0 +1,139 @@
+"""Sites of users and restrictions in the database: versions, numbers, names, and who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from attrs import evolve
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.catalogue import LAST_FILE_SITE, Actor, Directory, NewSite, Restricted
+from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.store import audit, catalogue, credentials, jobs, restrictions, sites
+from pdm.workqueue.store.credentials import NewCredential
+from tests.store.stores import Store, new_job
+
+
+@pytest.fixture
+def owner(store: Store) -> Actor:
+    return Actor(store.user("owner"), "/CN=owner")
+
+
+def content(owner: Actor, name: str = "LAB", **changes: Any) -> NewSite:
+    made = NewSite(
+        owner.user_id, False, name, "", "~", {JobProtocol.GRIDFTP: ("gsiftp://a:1", "gsiftp://b:1")}, 3, None, ""
+    )
+    return evolve(made, **changes)
+
+
+def loaded(store: Store, known: int | None = None) -> Directory | None:
+    return store.run(catalogue.load, known)
+
+
+def test_each_change_is_a_new_version(store: Store, owner: Actor) -> None:
+    assert loaded(store) == Directory(0)
+    assert loaded(store, 0) is None
+    site = store.run(sites.create, content(owner), owner, store.now)
+    first = loaded(store, 0)
+    assert first is not None
+    assert list(first.sites) == [site]
+    assert site.id == LAST_FILE_SITE + 1
+    assert loaded(store, first.version) is None
+    store.run(restrictions.restrict, Restricted.SITE, site.id, "disks", owner, store.now)
+    second = loaded(store, first.version)
+    assert second is not None
+    assert [(one.kind, one.number, one.message) for one in second.restrictions] == [("site", site.id, "disks")]
+    assert store.run(sites.remove, site.id, owner, store.now)
+    third = loaded(store, second.version)
+    # With the site goes what was said about it.
+    assert third == Directory(third.version if third else 0)
+    assert not store.run(restrictions.lift, Restricted.SITE, site.id, owner, store.now)
+    acts = store.run(audit.page, 0, 10)
+    assert [act.action for act in acts] == ["site.create", "site.drain", "site.remove"]
+    assert store.run(sites.create, content(owner), owner, store.now).id == site.id + 1
+
+
+def test_names_are_ones_own_unless_public(store: Store, owner: Actor) -> None:
+    other = Actor(store.user("other"), "/CN=other")
+    mine = store.run(sites.create, content(owner), owner, store.now)
+    assert store.run(sites.create, content(owner), owner, store.now) == mine
+    theirs = store.run(sites.create, content(other), other, store.now)
+    public = content(owner, "Open", public=True)
+    store.run(sites.create, public, owner, store.now)
+    with pytest.raises(sites.NameTakenError):
+        store.run(sites.create, content(other, "OPEN"), other, store.now)
+    with pytest.raises(sites.NameTakenError):
+        store.run(sites.change, theirs.id, content(other, "open"), other, store.now)
+    assert store.run(sites.change, 7, content(other), other, store.now) is None
+
+
+def test_numbers_are_given_once_by_many_at_a_time(store: Store, owner: Actor) -> None:
+    made: list[int] = []
+    faults: list[Exception] = []
+
+    def make(number: int) -> None:
+        for _ in range(20):
+            try:
+                made.append(store.run(sites.create, content(owner, f"S{number}"), owner, store.now).id)
+                return
+            except sa.exc.IntegrityError:
+                # Both made the first row: the lane of the daemon runs it again, too.
+                continue
+            except Exception as error:
+                faults.append(error)
+                return
+
+    threads = [threading.Thread(target=make, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert sorted(made) == list(range(LAST_FILE_SITE + 1, LAST_FILE_SITE + 7))
+
+
+def test_a_site_is_not_removed_under_a_job(store: Store, owner: Actor) -> None:
+    site = store.run(sites.create, content(owner), owner, store.now)
+    job = store.submit(owner.user_id, dst_siteid=None, src_siteid=site.id)
+    with pytest.raises(sites.SiteInUseError) as caught:
+        store.run(sites.remove, site.id, owner, store.now)
+    assert caught.value.jobs == 1
+    store.run(jobs.cancel, job.id, store.now)
+    assert store.run(sites.remove, site.id, owner, store.now)
+    assert store.run(sites.missing, [site.id]) == {site.id}
+
+
+def test_with_a_site_go_the_credentials_for_it(store: Store, owner: Actor) -> None:
+    site = store.run(sites.create, content(owner), owner, store.now)
+    for number in (ALL_SITES, site.id, 7):
+        new = NewCredential(CredentialKind.TOKEN, "a token", None, b"sealed", number)
+        store.run(credentials.put, owner.user_id, new, store.now)
+    assert store.run(sites.remove, site.id, owner, store.now)
+    assert [record.site_id for record in store.run(credentials.of_user, owner.user_id)] == [ALL_SITES, 7]
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+def test_removing_waits_for_a_job_that_is_being_registered(store: Store, owner: Actor) -> None:
+    site = store.run(sites.create, content(owner), owner, store.now)
+    outcome: list[object] = []
+
+    def remove() -> None:
+        try:
+            outcome.append(store.run(sites.remove, site.id, owner, store.now))
+        except sites.SiteInUseError as error:
+            outcome.append(error)
+
+    remover = threading.Thread(target=remove)
+    with Session(store.engine) as session, session.begin():
+        jobs.submit(session, new_job(owner.user_id, src_siteid=site.id), None, store.now)
+        assert sites.missing(session, [site.id]) == set()
+        remover.start()
+        remover.join(0.3)
+        assert outcome == []
+    remover.join()
+    assert isinstance(outcome[0], sites.SiteInUseError)
