@@ -133,6 +133,16 @@ class Room:
         most = min(self.elements, self.limits.batch_size(job))
         return min(most, fair_share(waiting, self.limits.sharers)) if self.limits.sharers else most
 
+    def most_elements(self, waiting: int) -> int:
+        """How many of some waiting elements of any kind the batches that are left could take."""
+        sizes = self.limits.batch_sizes
+        most = self.limits.batch_elements
+        if sizes is not None:
+            most = min(max(FIRST_SIZE, *sizes.values()) if sizes else FIRST_SIZE, most)
+        if self.limits.sharers:
+            most = min(most, fair_share(waiting, self.limits.sharers))
+        return min(self.elements, self.batches * most)
+
     def for_work(self, job: LockedJob) -> int:
         """How many elements of a job may go into a batch, as far as limits say; none if one more may not be."""
         keys = (*common_keys(job.record), (Limited.JOB, job.id))
