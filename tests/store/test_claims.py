@@ -163,6 +163,18 @@ def test_batches_of_small_jobs_are_as_large_as_those_of_a_large_job(store: Store
     assert len({job for batch in taken for job in batch.jobs}) == 3 * FIRST_SIZE
 
 
+def test_a_batch_may_be_larger_where_other_users_have_work_for_the_other_agents(store: Store) -> None:
+    store.worker()
+    store.copy_job(store.user("dave"), [1] * 160)
+    # What is not due is no work for anybody.
+    store.settle(ended(JobStatus.SUBMITTED, *store.claim(), not_before=START + timedelta(hours=1)))
+    store.copy_job(store.user("alice"), [1] * 160)
+    assert list(map(len, numbers(store.claim(batches=1, sharers=8)))) == [20]
+    for name in ("bob", "carol"):
+        store.copy_job(store.user(name), [1] * 160)
+    assert list(map(len, numbers(store.claim(batches=1, sharers=8)))) == [54]
+
+
 def test_a_batch_takes_the_rest_of_one_job_and_the_beginning_of_the_next(store: Store) -> None:
     store.worker()
     user = store.user()
