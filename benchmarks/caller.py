@@ -140,7 +140,7 @@ def wait_for(look: Callable[[], Any], good: Callable[[Any], bool], timeout_s: fl
         time.sleep(min(max(age_s * _GROWTH, _LEAST_PAUSE_S), _LONGEST_PAUSE_S))
 
 
-def take_all_places(caller: Caller, elements: int = 10_000) -> int:
+def take_all_places(caller: Caller, elements: int = 1_000) -> int:
     """Have all places for work at site 1 alone taken by elements that never end, so that what is submitted there waits.
 
     Returns the job's number. The job comes before all other jobs of the same user. Cancelling it frees the places.

@@ -152,6 +152,29 @@ def test_small_jobs_that_are_alike_share_a_batch(store: Store) -> None:
     assert {store.job(number).status for number in (*alike, other_route, other_user)} == {JobStatus.DONE}
 
 
+def test_batches_of_small_jobs_are_as_large_as_those_of_a_large_job(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    for _ in range(700):
+        store.submit(user)
+    # The share of each is of all that waits, not of the jobs that a claim locks.
+    taken = store.claim(batches=3, batch_elements=100, batch_sizes={}, sharers=8, types=WORK_LANE)
+    assert list(map(len, numbers(taken))) == [FIRST_SIZE] * 3
+    assert len({job for batch in taken for job in batch.jobs}) == 3 * FIRST_SIZE
+
+
+def test_a_batch_may_be_larger_where_other_users_have_work_for_the_other_agents(store: Store) -> None:
+    store.worker()
+    store.copy_job(store.user("dave"), [1] * 160)
+    # What is not due is no work for anybody.
+    store.settle(ended(JobStatus.SUBMITTED, *store.claim(), not_before=START + timedelta(hours=1)))
+    store.copy_job(store.user("alice"), [1] * 160)
+    assert list(map(len, numbers(store.claim(batches=1, sharers=8)))) == [20]
+    for name in ("bob", "carol"):
+        store.copy_job(store.user(name), [1] * 160)
+    assert list(map(len, numbers(store.claim(batches=1, sharers=8)))) == [54]
+
+
 def test_a_batch_takes_the_rest_of_one_job_and_the_beginning_of_the_next(store: Store) -> None:
     store.worker()
     user = store.user()

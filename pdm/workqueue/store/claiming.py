@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from attrs import frozen
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
@@ -28,8 +29,10 @@ from pdm.workqueue.store.records import claimed_record
 from pdm.workqueue.store.room import ClaimLimits, Room
 from pdm.workqueue.store.tables import elements, jobs
 
-#: Jobs that one claim looks at, so that many small ones fill its batches.
+#: Jobs that one claim locks, so that many small ones fill its batches.
 _MOST_CANDIDATES = 500
+#: Small jobs that it counts, to know how many elements wait for all agents.
+_MOST_COUNTED = 2000
 #: Users of whom it finds nothing that may be taken, at most, before it gives up.
 _MOST_PASSED_OVER = 100
 
@@ -68,27 +71,40 @@ def _claim_lane(
 ) -> list[Batch]:
     # First what no other daemon is busy with; only if that is nothing, wait for the others.
     for skip_locked in (True, False):
-        candidates = _candidates(session, lane, room, now) if room.is_left else []
-        if not candidates:
+        candidates = _candidates(session, lane, room, now) if room.is_left else _Candidates()
+        numbers = candidates.numbers
+        if not numbers:
             return []
-        by_number = {
-            job.id: job for job in lock_due_jobs(session, lane.due_at, candidates, now, skip_locked=skip_locked)
-        }
-        locked = [by_number[number] for number in candidates if number in by_number]
+        by_number = {job.id: job for job in lock_due_jobs(session, lane.due_at, numbers, now, skip_locked=skip_locked)}
+        locked = [by_number[number] for number in numbers if number in by_number]
         stock = make_stock(session, locked, room, now)
-        packed = _take_in_turn(stock, locked, room)
+        packed = _take_in_turn(stock, locked, room, candidates.beyond)
         batches = _begun(session, packed, worker_id, now)
         stock.look_again(locked)
         save_jobs(session, [job for job in locked if job.is_changed])
-        if batches or len(locked) == len(candidates):
+        if batches or len(locked) == len(numbers):
             return batches
     return []
 
 
-def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> list[int]:
-    """Numbers of jobs to look at: each user's in order, the users in turn.
+@frozen
+class _Candidates:
+    """Jobs to look at.
 
-    Twice as many as there may be batches; where those would not fill the batches, because they are small, more.
+    Attributes:
+        numbers: of the jobs.
+        beyond: elements that wait in further jobs, as far as they were counted, by user.
+    """
+
+    numbers: Sequence[int] = ()
+    beyond: Mapping[int, int] = {}
+
+
+def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> _Candidates:
+    """Jobs to look at: each user's in order, the users in turn.
+
+    Twice as many as there may be batches; where those would not fill the batches, because they are small, as many as
+    the batches can take.
     """
     # Limits are for work: listings wait for none.
     limited = lane is due.WORK
@@ -97,31 +113,43 @@ def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> 
     closed = bool(begins or conditions(jobs.c))
     statement = lane.open_jobs_of_user(begins, conditions) if closed else lane.jobs_of_user
     few = 2 * room.batches
-    many = min(room.elements, _MOST_CANDIDATES) // max(min(len(users), few), 1)
+    sharers = max(min(len(users), few), 1)
+    counted = _MOST_COUNTED // sharers
     columns: list[deque[int]] = []
+    beyond = {}
+    room.users = 0
     # Users of whom all is kept out hide nobody, however many they are: chance finds the others in time.
     others = users[few:]
     random.shuffle(others)
     for user in [*users[:few], *others[:_MOST_PASSED_OVER]]:
         if len(columns) == few:
-            break
+            # Further users get nothing now, but their work is something for other agents.
+            if room.users >= room.limits.sharers:
+                break
+            room.users += session.execute(statement, {"user": user, "now": now, "most": 1}).first() is not None
+            continue
         rows = session.execute(statement, {"user": user, "now": now, "most": few}).all()
-        if lane is due.WORK and len(rows) == few < many and sum(row.num_submitted for row in rows) < room.elements:
-            rows = session.execute(statement, {"user": user, "now": now, "most": many}).all()
+        if lane is due.WORK and len(rows) == few < counted and sum(row.num_submitted for row in rows) < room.elements:
+            rows = session.execute(statement, {"user": user, "now": now, "most": counted}).all()
+            could_be_taken = room.most_elements(sum(row.num_submitted for row in rows), sharers)
+            most = max(min(could_be_taken, _MOST_CANDIDATES // sharers), few)
+            beyond[user] = sum(row.num_submitted for row in rows[most:])
+            rows = rows[:most]
         if rows:
+            room.users += 1
             columns.append(deque(row.id for row in rows))
     turns: list[int] = []
     while columns:
         turns += [column.popleft() for column in columns if column]
         columns = [column for column in columns if column]
-    return turns
+    return _Candidates(turns, beyond)
 
 
 def _no_conditions(_columns: Any) -> list[sa.ColumnElement[bool]]:
     return []
 
 
-def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> list[_Packing]:
+def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room, beyond: Mapping[int, int]) -> list[_Packing]:
     """Batch by batch, always of the user whose turn it is."""
     queues: dict[int, list[LockedJob]] = {}
     for job in locked:
@@ -129,7 +157,7 @@ def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> lis
     batches = []
     while queues and room.is_left:
         user = min(queues, key=room.turn)
-        packing, queues[user] = _next_batch(stock, queues[user], room, len(queues))
+        packing, queues[user] = _next_batch(stock, queues[user], room, len(queues), beyond.get(user, 0))
         if packing.rows:
             batches.append(packing)
             room.take_batch(packing.jobs.values(), packing.rows[0].type, len(packing.rows), packing.bytes)
@@ -138,13 +166,15 @@ def _take_in_turn(stock: _Stock, locked: Sequence[LockedJob], room: Room) -> lis
     return batches
 
 
-def _next_batch(stock: _Stock, queue: list[LockedJob], room: Room, sharers: int) -> tuple[_Packing, list[LockedJob]]:
+def _next_batch(
+    stock: _Stock, queue: list[LockedJob], room: Room, sharers: int, beyond: int
+) -> tuple[_Packing, list[LockedJob]]:
     """A batch for a user's first job and those like it, and the jobs that may have more.
 
     Where it has no elements, nothing is due in the first job, or a limit is reached; the next may be of another site.
     """
     first = queue[0]
-    waiting = sum(job.counters.submitted for job in queue if _are_alike(first, job))
+    waiting = beyond + sum(job.counters.submitted for job in queue if _are_alike(first, job))
     packing = _Packing(room.for_batch(first.record, waiting), room.limits.batch_bytes)
     remaining: list[LockedJob] = []
     for at, job in enumerate(queue):

@@ -97,11 +97,13 @@ class Room:
         limits: of the claim.
         elements: left.
         batches: left.
+        users: how many have something due, counted as far as it matters.
     """
 
     limits: ClaimLimits
     elements: int
     batches: int
+    users: int = field(init=False, default=0)
     # Elements running, by user, in all daemons.
     _running: dict[int, int]
     _turns: Turns
@@ -144,10 +146,24 @@ class Room:
 
         Args:
             job: one that it is of.
-            waiting: elements that could go into it.
+            waiting: elements of its user that could go into it.
         """
-        most = min(self.elements, self.limits.batch_size(job))
-        return min(most, fair_share(waiting, self.limits.sharers)) if self.limits.sharers else most
+        return min(self.elements, self.limits.batch_size(job), self._share(waiting, self.users))
+
+    def most_elements(self, waiting: int, users: int) -> int:
+        """How many of a user's waiting elements, of any kind, the batches that are left could take."""
+        sizes = self.limits.batch_sizes
+        most = self.limits.batch_elements
+        if sizes is not None:
+            most = min(max(FIRST_SIZE, *sizes.values()) if sizes else FIRST_SIZE, most)
+        batches = -(-self.batches // users)
+        return min(self.elements, batches * min(most, self._share(waiting, users)))
+
+    def _share(self, waiting: int, users: int) -> int:
+        """What one batch may take so that all have something to the end; other users' work is something, too."""
+        if not self.limits.sharers:
+            return self.elements
+        return fair_share(waiting, -(-self.limits.sharers // max(users, 1)))
 
     def for_listing(self, job: LockedJob) -> int:
         """How many elements of a job may be taken, as far as it may begin at all."""
