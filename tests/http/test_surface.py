@@ -137,6 +137,9 @@ async def test_an_unknown_address_is_404_in_json(service: Service) -> None:
     for path in _NOWHERE:
         answer = await service.call("alice", "GET", path)
         assert (answer.status, answer.problem) == (404, "not-found"), path
+    # Whatever can be done with a job that is there.
+    answer = await service.call("alice", "DELETE", "/jobs/9223372036854775808")
+    assert (answer.status, answer.problem) == (404, "not-found")
 
 
 @pytest_twisted.ensureDeferred

@@ -13,8 +13,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
-from werkzeug.routing import BaseConverter, Map, ValidationError
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import BaseConverter, Map
 
 from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.http.access import Caller, Callers
@@ -54,7 +54,8 @@ class _Number(BaseConverter):
     def to_python(self, value: str) -> int:
         number = int(value)
         if not self._least <= number <= LARGEST_ID:
-            raise ValidationError
+            # No ValidationError: werkzeug would go on to say which methods there are for such an address.
+            raise NotFound
         return number
 
 
