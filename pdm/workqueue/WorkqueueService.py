@@ -6,15 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from klein import Klein
+from twisted.logger import Logger
 
 from pdm.workqueue.certificates.peers import PeerIdentity, peer_identity
 from pdm.workqueue.http.access import AccessList, Callers
+from pdm.workqueue.http.connections import ConnectionLimits, allowed_files
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.http.serving import ApiResource, klein_for
 
 __all__ = ["WorkqueueService"]
+
+_log = Logger()
 
 
 class WorkqueueService:
@@ -53,10 +57,24 @@ class WorkqueueService:
     def site(self, reactor: Any) -> ApiSite:
         """The site to listen with: bounds bodies, closes silent connections, logs requests."""
         settings = self._context.settings
+        server = settings.server
+        most = allowed_files(server.connections)
+        if most < server.connections:
+            _log.warn(
+                "this process may have {most} connections, not {wanted}: raise its limit of open files (LimitNOFILE)",
+                most=most,
+                wanted=server.connections,
+            )
         return ApiSite(
             self.resource(),
             reactor,
-            settings.server.body_limit_bytes,
-            settings.server.idle_timeout_s,
+            server.body_limit_bytes,
+            server.idle_timeout_s,
+            ConnectionLimits(
+                server.request_timeout_s,
+                most,
+                server.connections_per_address,
+                server.new_connections,
+            ),
             log_reads=settings.logs.level == "debug",
         )

@@ -101,7 +101,7 @@ class ServerTls:
 
     def wrap(self, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
         """The factory to listen with: speaks TLS, then hands over to `factory`."""
-        return TLSMemoryBIOFactory(self, isClient=False, wrappedFactory=factory)
+        return _ServerFactory(self, isClient=False, wrappedFactory=factory)
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Make the OpenSSL side of a new connection; called by Twisted."""
@@ -270,6 +270,14 @@ class ServerTls:
                 path=self._certificate,
                 end=f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
             )
+
+
+class _ServerFactory(TLSMemoryBIOFactory):
+    """A factory whose wrapped one may refuse a connection, by None."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        wrapped = self.wrappedFactory.buildProtocol(addr)
+        return None if wrapped is None else self.protocol(self, wrapped)
 
 
 def _is_missing_list(error: int) -> bool:

@@ -54,12 +54,20 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         port: TCP port; 0 takes a free one, the ready line says which.
         body_limit_bytes: longest request body; a longer one is answered 413.
         idle_timeout_s: a kept connection that is silent for so long is closed.
+        request_timeout_s: how long a request may take to come, the handshake of a new connection included.
+        connections: at once; when there are more, those that are silent for the longest make room.
+        connections_per_address: at once.
+        new_connections: of one address in a second, on average; 0 for no limit.
     """
 
     host: Text = "127.0.0.1"
     port: Port = 8443
     body_limit_bytes: Size = field(default=1024**2, name="body_limit")
     idle_timeout_s: Duration = field(default=300.0, name="idle_timeout")
+    request_timeout_s: Duration = field(default=60.0, name="request_timeout")
+    connections: Count = 5000
+    connections_per_address: Count = 2500
+    new_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 100
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

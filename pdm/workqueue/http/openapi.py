@@ -20,6 +20,7 @@ from pdm.workqueue.http.problems import (
     InvalidInputError,
     NotAuthenticatedError,
     StoppingError,
+    TooSlowError,
     UnsupportedMediaTypeError,
 )
 from pdm.workqueue.wire.problems import MEDIA_TYPE, Problem
@@ -41,7 +42,7 @@ def errors_of(endpoint: Endpoint) -> list[type[ApiError]]:
     if endpoint.allow is not Allow.EVERYBODY:
         found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, StoppingError]
     if endpoint.body is not None:
-        found.append(BodyTooLargeError)
+        found += [BodyTooLargeError, TooSlowError]
     if endpoint.body not in (None, bytes):
         found.append(UnsupportedMediaTypeError)
     return sorted(set(found), key=lambda error: (error.status, error.word))

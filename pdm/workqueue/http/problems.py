@@ -103,6 +103,13 @@ class SiteFailedError(ApiError):
     status, word, title = 424, "site-failed", "A server of the site did not do its part"
 
 
+class TooSlowError(ApiError):
+    status, word, title = 408, "too-slow", "The request did not come in time"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the request was not here whole after {seconds:g} s; nothing was done, send it again")
+
+
 class BodyTooLargeError(ApiError):
     status, word, title = 413, "body-too-large", "The request is too large"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -16,11 +17,15 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
-from pdm.workqueue.http.problems import BodyTooLargeError
+from pdm.workqueue.http.connections import ApiChannel, ConnectionLimits, Connections
+from pdm.workqueue.http.problems import ApiError, BodyTooLargeError, TooSlowError
+from pdm.workqueue.telemetry.background import Periodic, start_background
 from pdm.workqueue.wire.problems import MEDIA_TYPE
 
 #: How long a refused client may go on sending before the connection is cut.
 _LINGER_S = 5.0
+#: How often slow connections are looked for.
+_SWEEP_S = 5.0
 
 _NO_STORE, _NO_SNIFF = [b"no-store"], [b"nosniff"]
 
@@ -66,31 +71,36 @@ class ApiRequest(Request):
     def gotLength(self, length: int | None) -> None:
         self.content = self._body
         if length is not None and length > self._site.body_limit:
-            self._refuse()
+            self._refuse(BodyTooLargeError(self._site.body_limit))
 
     def handleContentChunk(self, data: bytes) -> None:
         if self._refused:
             return
         self._received += len(data)
         if self._received > self._site.body_limit:
-            self._refuse()
+            self._refuse(BodyTooLargeError(self._site.body_limit))
         else:
             self._body.write(data)
 
-    def _refuse(self) -> None:
-        """Answer 413 at once; the rest of the body is not waited for, nor kept."""
+    def refuse_slow(self) -> None:
+        """Wait no longer for the rest of it."""
+        if not self._refused:
+            self._refuse(TooSlowError(self._site.connections.limits.request_s))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer at once; the rest of the request is not waited for, nor kept."""
         self._refused = True
         self._body.truncate(0)
         # Else the channel would ask for the body that was just refused.
         self.requestHeaders.removeHeader("Expect")
-        error = BodyTooLargeError(self._site.body_limit)
         body = msgspec.json.encode(error.problem(self.request_id))
+        phrase = HTTPStatus(error.status).phrase
         self._connection().write(
-            f"HTTP/1.1 413 Content Too Large\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            f"HTTP/1.1 {error.status} {phrase}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
             f"X-Request-Id: {self.request_id}\r\nConnection: close\r\n\r\n".encode("ascii")
             + body
         )
-        _log.info("a body over the limit: 413", request_id=self.request_id)
+        _log.info("{title}: {status}", title=error.title, status=error.status, request_id=self.request_id)
         self._cut = self.channel.callLater(_LINGER_S, self.abort)
         self.channel.loseConnection()
 
@@ -159,13 +169,22 @@ class ApiSite(Site):
         reactor: for timeouts.
         body_limit: longest body in bytes.
         idle_timeout_s: a silent connection is closed after so long.
+        limits: of connections.
         log_reads: whether reads that went well are logged, too, at the level debug.
     """
 
     displayTracebacks = False  # noqa: N815 - Twisted's name
+    protocol = cast(Any, ApiChannel)
 
     def __init__(
-        self, resource: IResource, reactor: Any, body_limit: int, idle_timeout_s: float, *, log_reads: bool
+        self,
+        resource: IResource,
+        reactor: Any,
+        body_limit: int,
+        idle_timeout_s: float,
+        limits: ConnectionLimits,
+        *,
+        log_reads: bool,
     ) -> None:
         super().__init__(
             resource,
@@ -177,6 +196,29 @@ class ApiSite(Site):
         )
         self.body_limit = body_limit
         self.log_reads = log_reads
+        self.connections = Connections(limits, reactor.seconds)
+        self._sweeper = Periodic(
+            reactor, "end slow connections", min(limits.request_s / 4, _SWEEP_S), self.connections.sweep
+        )
+
+    def startFactory(self) -> None:
+        super().startFactory()
+        self._sweeper.start()
+
+    def stopFactory(self) -> None:
+        # What it does, it does at once: there is nothing to wait for.
+        start_background("end slow connections no more", self._sweeper.stop())
+        super().stopFactory()
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """A connection; None where there may be no more, and then it is closed."""
+        address = getattr(addr, "host", "")
+        if not self.connections.admit(address):
+            return None
+        channel = super().buildProtocol(addr)
+        channel.connections = self.connections
+        channel.address = address
+        return channel
 
     def log(self, request: object) -> None:
         """Nothing: requests write their own line, with their fields."""

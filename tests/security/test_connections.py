@@ -1,0 +1,160 @@
+"""Clients that hold connections and give nothing: others are served, and they are cut."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid.service import TestService
+
+_PATH = "/workqueue/api/v1.0"
+_GIVE_UP_S = 20.0
+_numbers = itertools.count(1)
+
+Start = Callable[..., TestService]
+
+
+@pytest.fixture
+def start(open_folder: Path) -> Iterator[Start]:
+    """Start a daemon with some settings of its section ``[server]``."""
+    with contextlib.ExitStack() as stack:
+
+        def started(**server: str) -> TestService:
+            service = TestService(open_folder / f"instance{next(_numbers)}")
+            service.init(server=server)
+            return stack.enter_context(service.running())
+
+        yield started
+
+
+@pytest.fixture(scope="module")
+def impatient(open_folder: Path) -> Iterator[TestService]:
+    """A daemon that waits for a request no longer than a second."""
+    service = TestService(open_folder / "impatient")
+    service.init(server={"request_timeout": "1s"})
+    with service.running():
+        yield service
+
+
+@pytest.fixture
+def held() -> Iterator[contextlib.ExitStack]:
+    """What the attacker holds."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def plain(service: TestService, held: contextlib.ExitStack, source: str = "127.0.0.1") -> socket.socket:
+    assert service.url is not None
+    port = int(service.url.rpartition(":")[2])
+    return held.enter_context(socket.create_connection(("127.0.0.1", port), _GIVE_UP_S, (source, 0)))
+
+
+def shaken(service: TestService, held: contextlib.ExitStack, user: str | None = None) -> ssl.SSLSocket:
+    """A connection after its handshake."""
+    context = ssl.create_default_context(cafile=service.environment("admin")["PDM_CA"])
+    if user is not None:
+        context.load_cert_chain(*service.credentials(user))
+    return held.enter_context(context.wrap_socket(plain(service, held), server_hostname="localhost"))
+
+
+def is_cut(connection: socket.socket) -> bool:
+    """Whether the service has closed it; waits for it."""
+    try:
+        return not connection.recv(1)
+    except ConnectionError:
+        return True
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.settimeout(0.05)
+    try:
+        return bool(connection.recv(1))
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+def serves(service: TestService) -> bool:
+    return service.call("admin", "GET", "/whoami")[0] == 200
+
+
+def test_a_body_that_comes_by_the_byte_is_cut_off(impatient: TestService, held: contextlib.ExitStack) -> None:
+    slow = shaken(impatient, held, "admin")
+    slow.sendall(
+        f"POST {_PATH}/list HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Content-Length: 5000\r\n\r\n".encode()
+    )
+    slow.settimeout(0.1)
+    received, give_up_at = b"", time.monotonic() + _GIVE_UP_S
+    while not received:
+        assert time.monotonic() < give_up_at
+        # Each byte is a sign of life; that is not enough.
+        slow.sendall(b" ")
+        with contextlib.suppress(TimeoutError):
+            received = slow.recv(65536)
+        assert serves(impatient)
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(body)["type"].endswith(":too-slow")
+    slow.settimeout(_GIVE_UP_S)
+    assert is_cut(slow)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
+def test_a_handshake_that_does_not_come_to_its_end_is_cut_off(
+    impatient: TestService, held: contextlib.ExitStack, sent: bytes
+) -> None:
+    half = plain(impatient, held)
+    half.sendall(sent)
+    assert is_cut(half)
+    assert serves(impatient)
+
+
+def test_a_kept_connection_may_be_silent_for_longer_than_a_request_may_take(
+    impatient: TestService, held: contextlib.ExitStack
+) -> None:
+    kept = shaken(impatient, held, "admin")
+    request = f"GET {_PATH}/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    for pause_s in (0.0, 2.0):
+        time.sleep(pause_s)
+        kept.sendall(request)
+        assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_where_there_is_no_room_the_silent_ones_make_it(start: Start, held: contextlib.ExitStack) -> None:
+    service = start(connections="20")
+    kept = shaken(service, held, "admin")
+    kept.sendall(f"GET {_PATH}/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
+    # Nobody knows whose these are: they go before the one that has shown itself.
+    silent = [shaken(service, held) for _ in range(30)]
+    assert is_open(kept)
+    assert [is_open(one) for one in silent] == [False] * 11 + [True] * 19
+    assert serves(service)
+    assert "those silent for the longest make room" in service.tail()
+
+
+def test_one_address_cannot_take_all(start: Start, held: contextlib.ExitStack) -> None:
+    service = start(connections="20", connections_per_address="5")
+    mine = [shaken(service, held) for _ in range(5)]
+    assert is_cut(plain(service, held))
+    assert all(is_open(one) for one in mine)
+    assert is_open(plain(service, held, "127.0.0.2"))
+
+
+def test_a_flood_of_connections_is_refused_before_the_handshakes(start: Start, held: contextlib.ExitStack) -> None:
+    service = start(new_connections="1")
+    # The rate allows ten at once; none of them is closed by its owner.
+    flood = [plain(service, held) for _ in range(40)]
+    assert sum(is_open(one) for one in flood) <= 20
+    assert is_open(plain(service, held, "127.0.0.2"))
+    assert "opens more than 1 connections a second" in service.tail()
