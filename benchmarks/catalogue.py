@@ -161,6 +161,13 @@ _ALL = (
         ),
     ),
     Benchmark(
+        "idle_connections",
+        "Latency of a client while others hold 2,000 idle TLS connections and 50 send a body by the byte",
+        "idle_connections",
+        (),
+        (Bar("within 2x", "ratio/median", least=0.5),),
+    ),
+    Benchmark(
         "queued_memory",
         "Memory of the daemon with 1,000,000 elements queued",
         "queued_memory",
