@@ -75,6 +75,7 @@ file = file:///srv/north/folders
 [SHELL]
 id = 4
 ssh = sftp://shell.example.org:22
+myproxy = myproxy.example.org:7512
 """
 
 

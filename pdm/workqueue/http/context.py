@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -21,6 +21,7 @@ from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
+from pdm.workqueue.http.logon_guard import LogonGuard
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.sites.registry import Site, SiteRegistry
@@ -68,6 +69,7 @@ class ApiContext:
         supports: whether the service can carry out a job type by a protocol.
         trust: the authorities in force, for delegated proxies.
         myproxy: fetches proxies from the MyProxy servers of sites.
+        logons: who has sent wrong passwords to them.
         catalogue: which sites can be reached, and what operators have restricted.
         check_site: looks for a user at what the endpoints of a site can do.
         relays_to: to which protocols copies by another can go, through the service.
@@ -91,6 +93,7 @@ class ApiContext:
     catalogue: Catalogue
     check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
+    logons: LogonGuard = field(factory=LogonGuard)
 
     @property
     def lifetimes(self) -> Lifetimes:

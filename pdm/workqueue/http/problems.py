@@ -125,6 +125,15 @@ class KeyUsedBeforeError(ApiError):
     status, word, title = 422, "idempotency-key-used", "The Idempotency-Key was used for another request"
 
 
+class TooManyAttemptsError(ApiError):
+    status, word, title = 429, "too-many-attempts", "Too many attempts"
+
+    def __init__(self, wait_s: int) -> None:
+        super().__init__(
+            f"too many wrong names or passwords: try again in {wait_s} s", None, {"Retry-After": str(wait_s)}
+        )
+
+
 class StoppingError(ApiError):
     status, word, title = 503, "stopping", "The service is stopping"
 

@@ -14,7 +14,13 @@ from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.credentials import keep, proxy_details
 from pdm.workqueue.http.endpoint import endpoint
-from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError, SiteFailedError
+from pdm.workqueue.http.problems import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    SiteFailedError,
+    TooManyAttemptsError,
+)
 from pdm.workqueue.http.views import credential_view
 from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import credentials
@@ -143,7 +149,7 @@ async def get_session(api: ApiContext, caller: Caller, site_id: int) -> Credenti
     body=SiteLogon,
     result=CredentialView,
     status=201,
-    errors=(InvalidInputError, NotFoundError, ConflictError, SiteFailedError),
+    errors=(InvalidInputError, NotFoundError, ConflictError, SiteFailedError, TooManyAttemptsError),
 )
 async def log_on(
     api: ApiContext, caller: Caller, site_id: int, body: SiteLogon, key: IdempotencyKey | None
@@ -155,15 +161,20 @@ async def log_on(
     site = _site(api, caller, site_id, None)
     if site.myproxy is None:
         raise ConflictError(f"site {site.name} has no MyProxy server: delegate a proxy instead")
+    if wait_s := api.logons.wait_s(caller.user_id, api.clock()):
+        raise TooManyAttemptsError(wait_s)
     lifetime_s = _DEFAULT_LIFETIME_S if body.lifetime is None else body.lifetime
     try:
         proxy = await api.myproxy.fetch(site.myproxy, body.username, body.password, lifetime_s)
     except WrongPasswordError as error:
+        api.logons.failed(caller.user_id, api.clock())
         raise InvalidInputError(str(error), "$.password") from error
     except NoSuchUserError as error:
+        api.logons.failed(caller.user_id, api.clock())
         raise InvalidInputError(str(error), "$.username") from error
     except MyProxyError as error:
         raise SiteFailedError(f"{error} ({site.name}: {site.myproxy})") from error
+    api.logons.succeeded(caller.user_id)
     if proxy.valid_until <= api.clock() + LEAST_LEFT:
         raise SiteFailedError(f"the MyProxy server of {site.name} gave a proxy that has expired")
     kind = CredentialKind.PROXY
