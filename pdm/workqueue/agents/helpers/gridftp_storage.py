@@ -7,6 +7,7 @@ import ctypes
 import errno
 import re
 import threading
+import time
 from collections.abc import Callable
 from ctypes import byref, c_int64, c_size_t, c_void_p
 from typing import Any
@@ -16,7 +17,7 @@ from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_session import Session
 from pdm.workqueue.agents.helpers.mlsx import read_entry, read_listing
 from pdm.workqueue.agents.helpers.replies import lacks_checksum
-from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Storage, StorageError, Thing, scoped
+from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Patience, Storage, StorageError, Thing, scoped
 
 #: From this size on, both ends compute their checksums at the same time.
 _LARGE = 16 * 1024 * 1024
@@ -188,12 +189,28 @@ class GridFtpStorage(Storage):
             if re.search(rf"\b{re.escape(_host(url))}\b", trouble.message) and _host(source) != _host(temporary):
                 return trouble.at(scope)
         if trouble.lost:
-            return trouble.at("transfer")
+            return trouble.at(self._gone(source, temporary))
         try:
             self.can_read(source)
         except StorageError as at_source:
             return at_source.at("source")
         return trouble.at("destination" if trouble.errno is not None else "transfer")
+
+    def _gone(self, source: str, temporary: str) -> str:
+        """Which end of a transfer whose connections have ended does not answer any more; ``transfer`` if both do."""
+        patience = self.patience
+        self.patience = Patience(_MEASURE_S, 0.0, min(patience.until, time.monotonic() + _MEASURE_S))
+        try:
+            for scope, url in (("source", source), ("destination", temporary)):
+                try:
+                    self.size(url)
+                except StorageError as error:
+                    # With an error number it is what a server says about the file.
+                    if error.errno is None:
+                        return scope
+        finally:
+            self.patience = patience
+        return "transfer"
 
     def size(self, url: str) -> int:
         size = c_int64(-1)
