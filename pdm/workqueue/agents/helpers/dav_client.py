@@ -52,8 +52,11 @@ _BY_TEXT = (
 
 
 def errno_of(text: str) -> int | None:
-    """The error that a sentence of a server tells of."""
-    lowered = text.lower()
+    """The error that a sentence of a server tells of.
+
+    What comes before the last semicolon names the file, which may be called ``permission denied``.
+    """
+    lowered = text.rpartition(";")[2].lower()
     return next((number for words, number in _BY_TEXT if words in lowered), None)
 
 
