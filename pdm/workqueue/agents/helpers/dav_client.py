@@ -24,6 +24,10 @@ from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, Storage
 _LONGEST_ERROR = 4000
 _LEAST_S = 0.05
 _NOT_TWICE = frozenset({"PUT", "COPY", "MOVE", "DELETE", "MKCOL"})
+#: Seconds in which a server that does not want us says so.
+_HANG_UP_S = 3.0
+#: How a connection ends under a server that does not want us, or that dies.
+_HUNG_UP = (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}", re.ASCII)
 _BY_STATUS = {
     403: errno.EACCES,
@@ -98,6 +102,8 @@ class DavClient:
             answer = self._ask(authority, method, path, headers or {}, body)
         except StorageError as trouble:
             # A kept connection may have been closed meanwhile: once more, if nothing can have been done by it.
+            if not kept and isinstance(trouble.__cause__, _HUNG_UP) and (why := self._why_hung_up(authority)):
+                raise why from trouble
             if not (kept and trouble.lost) or method in _NOT_TWICE:
                 raise
             answer = self._ask(authority, method, path, headers or {}, body)
@@ -172,6 +178,24 @@ class DavClient:
         self._servers[authority] = (answer.getheader("Server") or "").lower()
         return answer
 
+    def _why_hung_up(self, authority: str) -> StorageError | None:
+        """What a server has against our certificate; None if it has nothing, or cannot be asked.
+
+        It says so after the handshake, and ends the connection: to who is still sending a request its word is lost.
+        """
+        connection = http.client.HTTPSConnection(
+            authority, context=self._tls(), timeout=min(self._timeout_s(), _HANG_UP_S)
+        )
+        try:
+            connection.connect()
+            connection.sock.recv(1)
+        except OSError as error:
+            why = self._lost(authority, error)
+            return why if (why.code or "").startswith("CREDENTIAL_") else None
+        finally:
+            connection.close()
+        return None
+
     def _connected(self, authority: str) -> http.client.HTTPSConnection:
         if self.interrupted:
             raise StoppedError
@@ -217,8 +241,9 @@ class DavClient:
         if isinstance(error, ssl.SSLCertVerificationError):
             return StorageError(text, code="CERTIFICATE")
         if isinstance(error, ssl.SSLError) and "ALERT" in text.upper():
-            expired = "EXPIRED" in text.upper()
-            return StorageError(text, code="CREDENTIAL_EXPIRED" if expired else "CREDENTIAL_REFUSED")
+            if "EXPIRED" in text.upper():
+                return StorageError(text, code="CREDENTIAL_EXPIRED", scope="service")
+            return StorageError(text, code="CREDENTIAL_REFUSED")
         return StorageError(text, code="CONNECTION", lost=True)
 
     @staticmethod
