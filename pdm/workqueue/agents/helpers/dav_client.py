@@ -1,7 +1,7 @@
 """HTTPS to WebDAV servers: one kept connection a server, client certificate or token, errors as storage knows them.
 
-``X509_CERT_DIR`` names the trusted authorities, ``X509_USER_PROXY`` the client's certificate with its key,
-``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only.
+``X509_CERT_DIR`` names the trusted authorities, ``PDM_TRUST`` those for single servers, ``X509_USER_PROXY`` the
+client's certificate with its key, ``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pdm.workqueue.agents.helpers.endpoints import credential_at
+from pdm.workqueue.agents.helpers.endpoints import credential_at, trust_at
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
 _LONGEST_ERROR = 4000
@@ -70,7 +70,8 @@ class DavClient:
     def __init__(self) -> None:
         self.patience: Patience
         self._connections: dict[str, http.client.HTTPSConnection] = {}
-        self._context: ssl.SSLContext | None = None
+        #: Folder of authorities → what is checked with it.
+        self._contexts: dict[str | None, ssl.SSLContext] = {}
         self._busy: http.client.HTTPSConnection | None = None
         self._servers: dict[str, str] = {}
         self.interrupted = False
@@ -184,7 +185,7 @@ class DavClient:
         It says so after the handshake, and ends the connection: to who is still sending a request its word is lost.
         """
         connection = http.client.HTTPSConnection(
-            authority, context=self._tls(), timeout=min(self._timeout_s(), _HANG_UP_S)
+            authority, context=self._tls(authority), timeout=min(self._timeout_s(), _HANG_UP_S)
         )
         try:
             connection.connect()
@@ -201,7 +202,7 @@ class DavClient:
             raise StoppedError
         connection = self._connections.get(authority)
         if connection is None or connection.sock is None:
-            connection = http.client.HTTPSConnection(authority, context=self._tls(), timeout=self._timeout_s())
+            connection = http.client.HTTPSConnection(authority, context=self._tls(authority), timeout=self._timeout_s())
             self._connections[authority] = connection
             with self._guarded(authority):
                 connection.connect()
@@ -273,11 +274,12 @@ class DavClient:
             raise StorageError("that is no bearer token", code="CREDENTIAL_MISSING", scope="service")
         return {"Authorization": f"Bearer {token}"}
 
-    def _tls(self) -> ssl.SSLContext:
-        if self._context is None:
+    def _tls(self, authority: str) -> ssl.SSLContext:
+        trust = trust_at(authority)
+        if trust not in self._contexts:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             try:
-                context.load_verify_locations(capath=os.environ.get("X509_CERT_DIR") or None)
+                context.load_verify_locations(capath=trust or None)
                 if proxy := os.environ.get("X509_USER_PROXY"):
                     context.load_cert_chain(proxy)
             except (OSError, TypeError) as error:
@@ -286,8 +288,8 @@ class DavClient:
                     code="CREDENTIAL_MISSING",
                     scope="service",
                 ) from error
-            self._context = context
-        return self._context
+            self._contexts[trust] = context
+        return self._contexts[trust]
 
 
 def _parts(url: str) -> tuple[str, str]:
