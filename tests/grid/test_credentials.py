@@ -66,6 +66,7 @@ def shown_as_held(service: TestService, job_id: int) -> None:
     assert "CREDENTIAL_EXPIRED" in status
     assert "pdm delegate" in status
     assert "it is held" in service.log_path.read_text()
+    assert "CREDENTIAL_EXPIRED" in service.pdm("bob", "logs", str(job_id)).stdout
 
 
 def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
