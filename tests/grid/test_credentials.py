@@ -120,10 +120,10 @@ def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: Te
         (source / f"{number:02}").write_bytes(os.urandom(4_000_000))
     grid.give(source, "bob")
     with service.running():
-        for attempt in range(5):
-            copy = grid_folders.b / f"copy {attempt}"
-            assert service.pdm("bob", "delegate", "--lifetime", "12s").returncode == 0
-            ends_at = time.monotonic() + 12
+        for lifetime in (12, 24, 48):
+            copy = grid_folders.b / f"copy {lifetime}"
+            assert service.pdm("bob", "delegate", "--lifetime", f"{lifetime}s").returncode == 0
+            ends_at = time.monotonic() + lifetime
             job = service.submit(
                 "bob",
                 "copy",
@@ -133,13 +133,15 @@ def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: Te
                 dst_filepath=str(copy),
                 max_tries=1,
             )
-            while arrived(copy) < FILES * 0.4:
-                assert time.monotonic() < ends_at, service.tail()
+            while arrived(copy) < FILES * 0.4 and time.monotonic() < ends_at - 2:
+                time.sleep(0.002)
             server.freeze()
-            if arrived(copy) < FILES * 0.9:
+            if FILES * 0.4 <= arrived(copy) < FILES * 0.9 and time.monotonic() < ends_at:
                 break
-            # All was too quick for us.
+            # This machine is too slow, or too quick, for what is to be shown.
             server.thaw()
+            service.call("bob", "DELETE", f"/jobs/{job['id']}")
+            service.wait_for("bob", job["id"])
         time.sleep(max(ends_at + 1 - time.monotonic(), 0))
         server.thaw()
         held = service.wait_for("bob", job["id"], until=["HELD", "DONE", "FAILED"])

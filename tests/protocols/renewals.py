@@ -1,10 +1,12 @@
-"""A daemon whose user's credentials end before jobs begin, and are renewed: by GridFTP, SSH and HTTPS at once."""
+"""A daemon whose user's credentials end before jobs begin, and are renewed: of all protocols at once."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,18 @@ from attrs import define, field
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
-from tests.protocols.stands import Ground, Stand
+from tests.protocols.stands import STANDS, Ground, Stand
 from tests.protocols.tokens import macaroon
 
-#: Sites by protocol and letter; those of GRIDFTP are the grid's own.
+#: Protocols with credentials, and the sites of each by letter; the first two are the grid's own.
+PROTOCOLS = [protocol for protocol in STANDS if protocol != "file"]
 SITES: Mapping[tuple[str, str], int] = {
-    ("gridftp", "A"): 1,
-    ("gridftp", "B"): 2,
-    ("ssh", "A"): 3,
-    ("ssh", "B"): 4,
-    ("https", "A"): 5,
-    ("https", "B"): 6,
+    place: number for number, place in enumerate(itertools.product(PROTOCOLS, "AB"), start=1)
 }
+#: Those whose servers let alice in once she has renewed what she has; the others know another authority's alice.
+RENEWED = ("gridftp", "ssh", "https")
 #: Seconds for which credentials are good, enough to submit jobs; and those until a hold, or its end, must be seen.
-LIFETIME_S, SOON_S = 6, 20.0
+LIFETIME_S, SOON_S = 12, 20.0
 
 
 @define
@@ -65,8 +65,9 @@ class Renewals:
 
     def end(self) -> None:
         """Wait until what has an end has ended; SSH keys have none, and are removed."""
-        # Whole seconds, and the least that must be left.
-        time.sleep(LIFETIME_S + 1.1)
+        ends = [each["valid_until"] for each in self.call("GET", "/credentials") if each["valid_until"]]
+        left = datetime.fromisoformat(max(ends)) - datetime.now(UTC)
+        time.sleep(max(left.total_seconds(), 0.0))
         while self._keys:
             self.call("DELETE", f"/credentials/{self._keys.pop()}")
 
