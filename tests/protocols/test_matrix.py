@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid import TestGrid
+from pdm.testgrid.daemons import Daemon
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Remedy, Scope
@@ -373,6 +374,9 @@ def test_credentials_that_end_before_a_job_begins(
 def test_a_row(stand: Stand, fault: str, helper: HelperProcess, seen: Seen) -> None:
     if fault in _BY_ROOT and not owner():
         pytest.skip("needs root")
+    for server in stand.servers.values():
+        if isinstance(server, Daemon):
+            server.revive()
     cells = {}
     for job in expected(stand, fault):
         events = FAULTS[fault](stand, helper, job, Ground(stand, f"{fault} {job}"))
