@@ -66,8 +66,14 @@ class GridCredentials:
     stranger_trust: Path
 
 
-def make_credentials(directory: Path, users: Sequence[str]) -> GridCredentials:
-    """Make the certificates of a grid under its folder."""
+def make_credentials(directory: Path, users: Sequence[str], authority_name: str = "Test Grid CA") -> GridCredentials:
+    """Make the certificates of a grid under its folder.
+
+    Args:
+        directory: the folder.
+        users: names of the users.
+        authority_name: of the authority; those that are to be trusted together must differ in it.
+    """
     trust, stranger_trust = directory / "certificates", directory / "stranger-certificates"
     for folder in (trust, stranger_trust, directory / "ca", directory / "users", directory / "hosts"):
         folder.mkdir(exist_ok=True)
@@ -75,7 +81,7 @@ def make_credentials(directory: Path, users: Sequence[str]) -> GridCredentials:
         folder.chmod(0o755)
     # Nearly all the time goes into making keys, which leaves the interpreter lock to others.
     with ThreadPoolExecutor() as threads:
-        own = threads.submit(Authority.create, f"{_BASE}/CN=Test Grid CA")
+        own = threads.submit(Authority.create, f"{_BASE}/CN={authority_name}")
         other = threads.submit(Authority.create, f"{_BASE}-stranger/CN=Stranger CA")
         authority, stranger_authority = own.result(), other.result()
         host = threads.submit(make_host, directory, authority, "localhost", ["localhost"], ["127.0.0.1"])

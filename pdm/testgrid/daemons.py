@@ -83,6 +83,14 @@ class Daemon:
             time.sleep(_PAUSE_S)
         raise GridError(f"server {self.name} does not come up: {self.output.read_text(errors='replace').strip()}")
 
+    def revive(self) -> None:
+        """Start it if it is stopped, or has crashed by itself as XRootD 5.5.3 does now and then; thaw it if need be."""
+        self.thaw()
+        if self._process is not None and self._process.poll() is not None:
+            self.kill()
+        if self.pid is None:
+            self.start()
+
     def _spawn(self, command: Sequence[str]) -> int:
         environment = {
             **self.environment(),
@@ -114,7 +122,8 @@ class Daemon:
                 return False
             with socket.socket() as probe:
                 probe.settimeout(1.0)
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                # A port on which nobody listens may be given to the probe itself, which then meets itself.
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0 and probe.getsockname() != probe.getpeername():
                     return True
             time.sleep(0.02)
         return False

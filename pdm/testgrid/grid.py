@@ -23,6 +23,7 @@ from pdm.testgrid.myproxy import MyProxyServer
 from pdm.testgrid.processes import end_marked, marked
 from pdm.testgrid.programs import program, require_programs
 from pdm.testgrid.server import GRID_MARK, GridFtpServer, ServerSettings
+from pdm.workqueue.certificates.authority import Authority
 
 USERS = ("alice", "bob")
 _SITES = {"A": 1, "B": 2}
@@ -184,17 +185,24 @@ class TestGrid:
             trust, files = self.credentials.trust, self.users[user].files
         return {"X509_CERT_DIR": str(trust), "X509_USER_PROXY": str(files.proxy)}
 
-    def add_server(self, name: str, host_names: Sequence[str] = ("localhost",), home: str = "B") -> GridFtpServer:
+    def add_server(
+        self,
+        name: str,
+        host_names: Sequence[str] = ("localhost",),
+        home: str = "B",
+        authority: Authority | None = None,
+    ) -> GridFtpServer:
         """Start a further server, which ends with the grid.
 
         Args:
             name: unique in the grid.
             host_names: whom its certificate is for; ``["wrong.example.org"]`` makes one that clients must refuse.
             home: name of the site whose folder is its home.
+            authority: vouches for it; the grid's own if None. The server itself trusts that of the grid's users only.
         """
         host = self.credentials.host
-        if list(host_names) != ["localhost"]:
-            host = make_host(self.directory, self.credentials.authority, name, host_names)
+        if authority is not None or list(host_names) != ["localhost"]:
+            host = make_host(self.directory, authority or self.credentials.authority, name, host_names)
         return self._start_server(name, self.directory / "sites" / home, host)
 
     def add_myproxy(self) -> MyProxyServer:

@@ -118,6 +118,14 @@ class GridFtpServer:
             reap(self._running.pid)
             self._running = None
 
+    def kill(self) -> None:
+        """End the server and all its sessions at once, frozen or not, as a crash of the machine does."""
+        if self._running is not None:
+            # First the one that makes new sessions.
+            signal_process(self._running.pid, self.settings.marks, signal.SIGKILL)
+        signal_marked(self.settings.marks, signal.SIGKILL)
+        self.stop()
+
     def sessions(self) -> list[int]:
         """The processes that serve a connection each, oldest first as a rule."""
         return [pid for pid in marked(self.settings.marks) if pid != self.pid]

@@ -71,7 +71,7 @@ class TestStorages:
         if os.geteuid() == 0:
             self.account = accounts.acquire(self.folder, _USERS)["alice"]
             accounts.unlock(self.account)
-        self.credentials = make_credentials(self.folder, _USERS)
+        self.credentials = make_credentials(self.folder, _USERS, "Test Storages CA")
         for site in ("A", "B"):
             self.give(self.root(site))
             self.xrootd[site] = XrootdServer(

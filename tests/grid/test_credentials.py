@@ -66,6 +66,7 @@ def shown_as_held(service: TestService, job_id: int) -> None:
     assert "CREDENTIAL_EXPIRED" in status
     assert "pdm delegate" in status
     assert "it is held" in service.log_path.read_text()
+    assert "CREDENTIAL_EXPIRED" in service.pdm("bob", "logs", str(job_id)).stdout
 
 
 def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
@@ -85,10 +86,10 @@ def test_a_held_job_resumes_after_a_logon(
     job_id = held_job(service, grid, grid_folders.a)
     with service.running():
         shown_as_held(service, job_id)
-        status, session = service.call(
-            "bob", "POST", "/sites/1/session", {"username": "bob", "password": _PASSWORD, "lifetime": 7200}
-        )
-        assert status == 201, session
+        shown, failed = at_terminal(service, ["login", "A", "-u", "bob", "--lifetime", "2h"], _PASSWORD)
+        assert failed == 0, shown
+        status, session = service.call("bob", "GET", "/sites/1/session")
+        assert status == 200, session
         assert (session["kind"], session["site"], session["subject"]) == ("proxy", 1, grid.users["bob"].files.dn)
         ended = service.wait_for("bob", job_id, timeout_s=10)
         assert (ended["status"], ended["max_tries"]) == ("DONE", 1)
@@ -102,6 +103,65 @@ def test_a_held_job_resumes_after_a_logon(
         assert "proxy" in shown
         assert service.pdm("bob", "logout", "A").returncode == 0
         assert service.call("bob", "GET", "/sites/1/session") == (200, None)
+
+
+FILES = 50
+
+
+def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
+    """What was done stays done, what runs ends as it can, the rest is held and goes on; with one try in all."""
+    set_keys(service.directory / "workqueue.conf", {"agents": {"max_agents": "1"}, "queue": {"batch_elements": "5"}})
+    server = grid.sites["B"].server
+    for folder in (grid_folders.a, grid_folders.b):
+        grid.give(folder, "bob")
+    source = grid_folders.a / "tree"
+    source.mkdir()
+    for number in range(FILES):
+        (source / f"{number:02}").write_bytes(os.urandom(4_000_000))
+    grid.give(source, "bob")
+    with service.running():
+        for lifetime in (12, 24, 48):
+            copy = grid_folders.b / f"copy {lifetime}"
+            assert service.pdm("bob", "delegate", "--lifetime", f"{lifetime}s").returncode == 0
+            ends_at = time.monotonic() + lifetime
+            job = service.submit(
+                "bob",
+                "copy",
+                src_siteid=1,
+                src_filepath=str(source),
+                dst_siteid=2,
+                dst_filepath=str(copy),
+                max_tries=1,
+            )
+            while arrived(copy) < FILES * 0.4 and time.monotonic() < ends_at - 2:
+                time.sleep(0.002)
+            server.freeze()
+            if FILES * 0.4 <= arrived(copy) < FILES * 0.9 and time.monotonic() < ends_at:
+                break
+            # This machine is too slow, or too quick, for what is to be shown.
+            server.thaw()
+            service.call("bob", "DELETE", f"/jobs/{job['id']}")
+            service.wait_for("bob", job["id"])
+        time.sleep(max(ends_at + 1 - time.monotonic(), 0))
+        server.thaw()
+        held = service.wait_for("bob", job["id"], until=["HELD", "DONE", "FAILED"])
+        assert (held["status"], held["num_failed"]) == ("HELD", 0), service.tail()
+        done = held["num_done"] - 1
+        assert FILES * 0.4 <= done < FILES
+        assert held["held"] == held["hold"]["count"] == FILES - done
+        assert held["hold"]["code"] == "CREDENTIAL_EXPIRED"
+        assert arrived(copy) == done
+        service.delegate("bob")
+        ended = service.wait_for("bob", job["id"], timeout_s=20)
+        assert (ended["status"], ended["num_done"], ended["max_tries"]) == ("DONE", FILES + 1, 1), service.tail()
+    for path in source.iterdir():
+        assert (copy / path.name).read_bytes() == path.read_bytes()
+    assert not list(copy.glob(".pdm-*"))
+
+
+def arrived(folder: Path) -> int:
+    """Files of which all is there."""
+    return sum(not path.name.startswith(".pdm-") for path in folder.iterdir()) if folder.exists() else 0
 
 
 def test_logons_that_fail_say_why(service: TestService, grid: TestGrid, myproxy: MyProxyServer, tmp_path: Path) -> None:

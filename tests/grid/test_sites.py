@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdm.testgrid import TestGrid
-from pdm.testgrid.credentials import make_host
 from pdm.testgrid.service import TestService
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.pem_files import to_pem
@@ -106,51 +104,101 @@ def test_a_check_says_what_works(service: TestService, grid: TestGrid, grid_fold
     assert service.wait_for("alice", job["id"])["status"] == "DONE"
 
 
-def test_authorities_of_sites_are_trusted_there_only(
-    service: TestService, grid: TestGrid, grid_folders: Any, tmp_path: Path
-) -> None:
-    """Two sites, each of an authority of its own that the service does not know, copy to each other."""
-    (grid_folders.a / "file").write_text("content")
-    grid_folders.give()
-    foreign = Authority.create("/DC=org/DC=foreign/CN=Foreign CA")
-    server = grid._start_server(
-        "foreign", grid.sites["B"].root, make_host(grid.directory, foreign, "foreign", ["localhost"])
-    )
+# -- sites of unlike authorities
+
+
+@pytest.fixture
+def strangers(service: TestService, grid: TestGrid, tmp_path: Path) -> Iterator[TestService]:
+    """A daemon that knows no authority of any storage server but those that sites bring."""
     Authority.create("/DC=org/DC=usual/CN=Usual CA").write_trust(tmp_path / "trust")
-    other = TestService(service.directory.parent / "other", grid.description(), grid.directory)
+    other = TestService(tmp_path / "instance", grid.description(), grid.directory)
     other.init(credentials={"trust_dir": str(tmp_path / "trust")}, sites={"patience": "0"})
-    ours = next(Path(grid.description()["ca_dir"]).glob("*.0")).read_text()
-    theirs = to_pem(foreign.certificate).decode()
-    url = grid.sites["A"].server.url
     with other.running():
         other.delegate("alice")
-        first = add(other, "Ours", endpoints={"gridftp": url}, authorities=ours)
-        second = add(other, "Theirs", endpoints={"gridftp": server.url}, authorities=theirs)
-        mixed = [
-            add(other, "Neither", endpoints={"gridftp": url}, authorities=theirs),
-            add(other, "Nor", endpoints={"gridftp": server.url}, authorities=ours),
-        ]
-        _, shown = other.call("alice", "GET", f"/sites/{second}")
-        assert shown["authorities"] == [foreign.dn]
-        places = [(first, grid_folders.a / "file"), (second, grid_folders.b / "copy"), (first, grid_folders.a / "back")]
-        for (source, path), (destination, copy) in pairwise(places):
-            job = other.submit(
-                "alice",
-                "copy",
-                src_siteid=source,
-                src_filepath=str(path),
-                dst_siteid=destination,
-                dst_filepath=str(copy),
-            )
-            assert other.wait_for("alice", job["id"])["status"] == "DONE", other.tail()
-            assert copy.read_text() == "content"
-        for number in (1, *mixed):
-            job = other.submit("alice", "list", src_siteid=number, src_filepath=str(grid_folders.a))
-            assert other.wait_for("alice", job["id"])["status"] == "FAILED", number
-            _, element = other.call("alice", "GET", f"/jobs/{job['id']}/elements/0")
-            assert element["error"]["code"] == "CERTIFICATE", element
-            _, checks = other.call("alice", "POST", f"/sites/{number}/check")
-            check = next(each for each in checks if each["protocol"] == "GRIDFTP")
+        yield other
+    assert "Traceback" not in other.log_path.read_text()
+
+
+class Institute:
+    """A server with an authority of its own, which neither the service nor any other server knows.
+
+    Attributes:
+        false: URL of a second server that this authority vouches for, to stand in the place of another's.
+    """
+
+    def __init__(self, grid: TestGrid, name: str, home: str) -> None:
+        self.authority = Authority.create(f"/DC=org/DC={name}/CN={name} CA")
+        self.pem = to_pem(self.authority.certificate).decode()
+        self.name = name
+        self.servers = [grid.add_server(each, home=home, authority=self.authority) for each in (name, f"{name}-false")]
+        self.url, self.false = (server.url for server in self.servers)
+
+
+@pytest.fixture(scope="module")
+def institutes(grid: TestGrid) -> Iterator[tuple[Institute, Institute]]:
+    made = Institute(grid, "lab", "A"), Institute(grid, "campus", "B")
+    yield made
+    for server in (*made[0].servers, *made[1].servers):
+        server.stop()
+
+
+def copied(service: TestService, source: int, path: Path, destination: int, copy: Path) -> dict[str, Any]:
+    """How a copy ended; its last error, if there is one."""
+    submitted = service.submit(
+        "alice", "copy", src_siteid=source, src_filepath=str(path), dst_siteid=destination, dst_filepath=str(copy)
+    )
+    ended = service.wait_for("alice", submitted["id"])
+    _, elements = service.call("alice", "GET", f"/jobs/{ended['id']}/elements")
+    _, element = service.call("alice", "GET", f"/jobs/{ended['id']}/elements/{len(elements) - 1}")
+    return {"status": ended["status"], **(element.get("error") or {})}
+
+
+def large(path: Path) -> Path:
+    """A file that goes the careful way, over connections of the Globus library's own."""
+    with path.open("wb") as file:
+        file.truncate(70 * 1024 * 1024)
+    return path
+
+
+def test_sites_of_unlike_authorities_copy_to_each_other(
+    strangers: TestService, institutes: tuple[Institute, Institute], grid_folders: Any
+) -> None:
+    """From server to server: each is trusted by the authority of its site, and they know nothing of each other's."""
+    lab, campus = (
+        add(strangers, each.name, endpoints={"gridftp": each.url}, authorities=each.pem) for each in institutes
+    )
+    _, shown = strangers.call("alice", "GET", f"/sites/{campus}")
+    assert shown["authorities"] == [institutes[1].authority.dn]
+    (grid_folders.a / "small").write_text("content")
+    large(grid_folders.a / "large")
+    grid_folders.give()
+    for name in ("small", "large"):
+        path, there, back = grid_folders.a / name, grid_folders.b / name, grid_folders.a / f"{name} back"
+        assert copied(strangers, lab, path, campus, there) == {"status": "DONE"}, strangers.tail()
+        assert copied(strangers, campus, there, lab, back) == {"status": "DONE"}, strangers.tail()
+        assert back.read_bytes() == path.read_bytes()
+    folders = list((strangers.directory / "var" / "trust").iterdir())
+    assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700}
+
+
+def test_the_authority_of_a_site_vouches_for_no_other(
+    strangers: TestService, institutes: tuple[Institute, Institute], grid_folders: Any
+) -> None:
+    """A real server with a certificate of the one, in the place of the other: alone, and as either end of a copy."""
+    (grid_folders.a / "small").write_text("content")
+    large(grid_folders.a / "large")
+    grid_folders.give()
+    for true, other in (institutes, institutes[::-1]):
+        honest = add(strangers, f"true-{true.name}", endpoints={"gridftp": true.url}, authorities=true.pem)
+        # It says that it is the other institute's, whose authority has not signed it.
+        false = add(strangers, f"false-{true.name}", endpoints={"gridftp": true.false}, authorities=other.pem)
+        bare = add(strangers, f"bare-{true.name}", endpoints={"gridftp": true.false})
+        for number in (false, bare):
+            _, (check,) = strangers.call("alice", "POST", f"/sites/{number}/check")
             assert (check["reachable"], check["login"], check["error"]["code"]) == (True, False, "CERTIFICATE")
-        folders = list((other.directory / "var" / "trust").iterdir())
-        assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700}
+            for name in ("small", "large"):
+                found = copied(strangers, honest, grid_folders.a / name, number, grid_folders.b / "x")
+                assert (found["status"], found["code"], found["scope"]) == ("FAILED", "CERTIFICATE", "destination")
+                found = copied(strangers, number, grid_folders.a / name, honest, grid_folders.b / "x")
+                assert (found["status"], found["code"], found["scope"]) == ("FAILED", "CERTIFICATE", "source")
+        assert list(grid_folders.b.iterdir()) == []

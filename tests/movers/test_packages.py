@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -13,15 +14,25 @@ from twisted.logger import LogEvent
 from pdm.workqueue.movers import installed
 from tests.agents.helpers.driver import HelperProcess, entries
 
-_EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
+#: The page shows these files, whole.
+_EXAMPLES = _DOCS / "examples"
+
+
+def entry_points_of_the_page() -> str:
+    """The entry points that the page tells, as an installer writes them down."""
+    page = (_DOCS / "adding-a-protocol.rst").read_text()
+    for name in ("echo_mover", "echo_helper"):
+        assert f".. literalinclude:: examples/{name}.py\n\n" in page
+    found = re.search(r"\[options\.entry_points\]\n +([\w.]+) =\n +(.+)\n", page)
+    assert found is not None
+    return f"[{found.group(1)}]\n{found.group(2)}\n"
 
 
 def test_the_example_is_found_once_it_is_installed(tmp_path: Path) -> None:
     (tmp_path / "echo-1.dist-info").mkdir()
     (tmp_path / "echo-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: echo\nVersion: 1\n")
-    (tmp_path / "echo-1.dist-info" / "entry_points.txt").write_text(
-        "[pdm_workqueue.movers]\nXROOT = echo_mover:EchoMover\n"
-    )
+    (tmp_path / "echo-1.dist-info" / "entry_points.txt").write_text(entry_points_of_the_page())
     script = (
         "from pdm.workqueue.movers import MOVERS; print([m.helper for p, m in MOVERS.items() if p.name == 'XROOT'])"
     )

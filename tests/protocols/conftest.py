@@ -36,9 +36,7 @@ def places(storages: TestStorages) -> Iterator[Places]:
     made = Places(storages, f"test{next(_numbers)}")
     yield made
     for daemon in storages.daemons:
-        daemon.thaw()
-        if daemon.pid is None:
-            daemon.start()
+        daemon.revive()
     for folder in (made.a, made.b):
         folder.chmod(0o755)
         shutil.rmtree(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 from datetime import UTC, datetime
@@ -12,6 +13,9 @@ from attrs import frozen
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*", re.ASCII)
 _LONGEST_CLAIM = 200
+#: The first packet of a macaroon, and the caveat of its end.
+_LOCATION = re.compile(rb"[0-9a-f]{4}location ([^\n]{0,1000})\n")
+_BEFORE = re.compile(rb"cid before:([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z)\n")
 #: 9999-12-31: what is later is nobody's meaning.
 _LAST_SECOND = 253402300799
 
@@ -26,7 +30,7 @@ class TokenDescription:
 
     Attributes:
         subject: ``SUB at ISSUER`` of a JWT; else that it tells nothing.
-        valid_until: ``exp`` of a JWT (UTC); None where it has none.
+        valid_until: ``exp`` of a JWT, the first ``before:`` of a macaroon (UTC); None where it has none.
     """
 
     subject: str
@@ -43,13 +47,30 @@ def describe(token: str) -> TokenDescription:
         raise TokenError("a bearer token is one word of letters, digits and -._~+/: leave 'Bearer' and quotes out")
     claims = _claims(token)
     if claims is None:
-        return TokenDescription("an opaque token", None)
+        return _macaroon(token) or TokenDescription("an opaque token", None)
     words = [_word(claims.get("sub")), _word(claims.get("iss"))]
     subject = " at ".join(word for word in words if word) or "a token without a subject"
     end = claims.get("exp")
     if isinstance(end, bool) or not isinstance(end, int | float) or not 0 <= end <= _LAST_SECOND:
         return TokenDescription(subject, None)
     return TokenDescription(subject, datetime.fromtimestamp(int(end), UTC))
+
+
+def _macaroon(token: str) -> TokenDescription | None:
+    """What a macaroon tells, None if it is something else; XRootD and dCache say in a caveat when it ends."""
+    try:
+        packets = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    except (binascii.Error, ValueError):
+        return None
+    place = _LOCATION.match(packets)
+    if place is None:
+        return None
+    subject = f"a macaroon of {_word(place.group(1).decode('ascii', 'replace'))}"
+    ends = []
+    for caveat in _BEFORE.findall(packets):
+        with contextlib.suppress(ValueError):
+            ends.append(datetime.fromisoformat(caveat.decode("ascii")))
+    return TokenDescription(subject, min(ends, default=None))
 
 
 def _claims(token: str) -> dict[str, object] | None:

@@ -71,7 +71,9 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
     {
         FailureCode.NOT_FOUND: _Meaning(_GIVE_UP, "Check the path: list the folder that should contain it."),
         FailureCode.PERMISSION_DENIED: _Meaning(
-            _GIVE_UP, "Ask the owner of that folder, or the site, to let your account in."
+            _GIVE_UP,
+            "Ask the owner of that folder, or the site, to let your account in; a token may be for another folder, or"
+            " have ended.",
         ),
         FailureCode.EXISTS: _Meaning(
             _GIVE_UP, "Choose another destination, or ask to overwrite (overwrite=always or overwrite=different)."
@@ -109,7 +111,8 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
             " 'pdm token' for the site), and the job goes on by itself.",
         ),
         FailureCode.CREDENTIAL_REFUSED: _Meaning(
-            _GIVE_UP, "The site does not accept your identity: ask it to map your certificate to an account."
+            _GIVE_UP,
+            "The site does not accept your identity: ask it to let in your certificate, SSH key or token.",
         ),
         FailureCode.CERTIFICATE: _Meaning(
             _GIVE_UP, "A certificate is not trusted: check that service and site trust each other's authorities."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +43,8 @@ from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
+#: Where a helper finds the folders of authorities for single endpoints: a JSON object, URL → folder.
+TRUST_VARIABLE = "PDM_TRUST"
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
 
@@ -286,10 +289,8 @@ class Executor:
         Raises:
             CredentialUnusableError: the user has none that works.
         """
-        mover, access = MOVERS[protocol], self.access
-        own = {site.authorities for site, _ in ends if site.authorities}
-        if own and self.trust is not None:
-            access = evolve(access, trust_dir=await self.trust(access.trust_dir, own))
+        mover = MOVERS[protocol]
+        access, trusted = await self._trusting(ends)
         usable = Usable("", {})
         if needs := self._needs_at(ends):
             usable = await self.credentials.usable_each(user_id, needs, self.tools.clock())
@@ -297,7 +298,31 @@ class Executor:
         # Of all doors: agents are the same whichever a batch takes.
         if told := usable.told({site.id: site.doors(reached_by) for site, reached_by in ends}):
             environment[CREDENTIALS_VARIABLE] = told
+        if trusted:
+            environment[TRUST_VARIABLE] = json.dumps(trusted, sort_keys=True)
         return AgentKind(mover.helper, usable.fingerprint, environment)
+
+    async def _trusting(self, ends: Sequence[End]) -> tuple[Access, dict[str, str]]:
+        """What a helper may know, with the authorities for all servers; or those of each endpoint, where they differ.
+
+        A site's own authorities vouch for its endpoints alone: with both sites' for a whole route, the one could pass a
+        server off as the other's.
+        """
+        if self.trust is None or not any(site.authorities for site, _ in ends):
+            return self.access, {}
+        usual = self.access.trust_dir
+        folders = {
+            site.id: await self.trust(usual, {site.authorities} if site.authorities else set()) for site, _ in ends
+        }
+        if len(set(folders.values())) == 1:
+            return evolve(self.access, trust_dir=folders.popitem()[1]), {}
+        told: dict[str, str] = {}
+        for site, protocol in ends:
+            for url in site.doors(protocol):
+                # Of an endpoint that two sites share, and trust by unlike authorities, nothing is told: that fails.
+                if told.setdefault(url, str(folders[site.id])) != str(folders[site.id]):
+                    told[url] = str(usual or "")
+        return self.access, told
 
     def _needs_at(self, ends: Sequence[End]) -> dict[int, Need]:
         needs = [(site, need_of(MOVERS[protocol], self.access)) for site, protocol in ends]

@@ -21,6 +21,16 @@ from pdm.workqueue.wire.agent_messages import RawEntry
 _MOST_WAITING = 4
 #: Unreadable folders that are named in a failure.
 _MOST_NAMED = 3
+#: What says nothing of the folder itself.
+_NOT_SEEN = frozenset(
+    {
+        FailureCode.CONNECTION,
+        FailureCode.STALLED,
+        FailureCode.TIMEOUT,
+        FailureCode.CREDENTIAL_EXPIRED,
+        FailureCode.CREDENTIAL_MISSING,
+    }
+)
 
 
 class ClaimLostError(Exception):
@@ -124,20 +134,24 @@ class ListingIntake:
         notes = [Skipped(path, f"{failure.code}: {failure.message}") for path, failure in self._unreadable]
         failure = None
         if self._plan is None:
-            if notes:
+            # A folder that stays closed is noted. One behind a server that went away is not known to be closed: the
+            # listing would pass for whole.
+            failure = self._unreadable_failure([each for each in self._unreadable if each[1].code in _NOT_SEEN])
+            if notes and failure is None:
                 await self._note(notes)
         else:
             planned = self._plan.end(path for path, _ in self._unreadable)
             await self._store(planned, notes)
-            failure = planned.failure or self._unreadable_failure()
+            failure = planned.failure or self._unreadable_failure(self._unreadable)
         return ListingOutcome(self._entries, self._skipped, failure)
 
-    def _unreadable_failure(self) -> AttemptFailure | None:
-        if not self._unreadable:
+    @staticmethod
+    def _unreadable_failure(folders: Sequence[tuple[str, AttemptFailure]]) -> AttemptFailure | None:
+        if not folders:
             return None
-        names = ", ".join(repr(path) for path, _ in self._unreadable[:_MOST_NAMED])
-        more = f" and {len(self._unreadable) - _MOST_NAMED} more" if len(self._unreadable) > _MOST_NAMED else ""
-        first = self._unreadable[0][1]
+        names = ", ".join(repr(path) for path, _ in folders[:_MOST_NAMED])
+        more = f" and {len(folders) - _MOST_NAMED} more" if len(folders) > _MOST_NAMED else ""
+        first = folders[0][1]
         return AttemptFailure(
             Scope.SOURCE, first.code, f"these folders could not be listed: {names}{more} ({first.message})"
         )

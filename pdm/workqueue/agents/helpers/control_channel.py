@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from pdm.workqueue.agents.helpers.endpoints import trusting
 from pdm.workqueue.agents.helpers.gsi import Gsi, GsiError, SecurityContext
 
 #: Seconds a server may take to greet, and for each step of the login.
@@ -123,8 +124,10 @@ class ControlChannel:
         self._send_plain(b"AUTH GSSAPI")
         self._expect(self._plain_reply(), 334)
         token: bytes | None = None
-        while True:
+        # The first step reads who may vouch for the server.
+        with trusting(self.place):
             answer, complete = context.step(token)
+        while True:
             if answer:
                 self._send_plain(b"ADAT " + base64.b64encode(answer))
                 reply = self._plain_reply()
@@ -137,6 +140,7 @@ class ControlChannel:
                 break
             else:
                 raise ChannelError(f"{self.place}: the login does not go on")
+            answer, complete = context.step(token)
         # The account is the one that the server's grid map names for us.
         self._expect(self.ask(b"USER :globus-mapping:"), 230, 331)
         self._expect(self.ask(b"PASS dummy"), 230, 202)

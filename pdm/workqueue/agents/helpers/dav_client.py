@@ -1,7 +1,7 @@
 """HTTPS to WebDAV servers: one kept connection a server, client certificate or token, errors as storage knows them.
 
-``X509_CERT_DIR`` names the trusted authorities, ``X509_USER_PROXY`` the client's certificate with its key,
-``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only.
+``X509_CERT_DIR`` names the trusted authorities, ``PDM_TRUST`` those for single servers, ``X509_USER_PROXY`` the
+client's certificate with its key, ``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pdm.workqueue.agents.helpers.endpoints import credential_at
+from pdm.workqueue.agents.helpers.endpoints import credential_at, trust_at
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
 _LONGEST_ERROR = 4000
 _LEAST_S = 0.05
 _NOT_TWICE = frozenset({"PUT", "COPY", "MOVE", "DELETE", "MKCOL"})
+#: Seconds in which a server that does not want us says so.
+_HANG_UP_S = 3.0
+#: How a connection ends under a server that does not want us, or that dies.
+_HUNG_UP = (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}", re.ASCII)
 _BY_STATUS = {
     403: errno.EACCES,
@@ -52,8 +56,11 @@ _BY_TEXT = (
 
 
 def errno_of(text: str) -> int | None:
-    """The error that a sentence of a server tells of."""
-    lowered = text.lower()
+    """The error that a sentence of a server tells of.
+
+    What comes before the last semicolon names the file, which may be called ``permission denied``.
+    """
+    lowered = text.rpartition(";")[2].lower()
     return next((number for words, number in _BY_TEXT if words in lowered), None)
 
 
@@ -63,7 +70,8 @@ class DavClient:
     def __init__(self) -> None:
         self.patience: Patience
         self._connections: dict[str, http.client.HTTPSConnection] = {}
-        self._context: ssl.SSLContext | None = None
+        #: Folder of authorities → what is checked with it.
+        self._contexts: dict[str | None, ssl.SSLContext] = {}
         self._busy: http.client.HTTPSConnection | None = None
         self._servers: dict[str, str] = {}
         self.interrupted = False
@@ -95,6 +103,8 @@ class DavClient:
             answer = self._ask(authority, method, path, headers or {}, body)
         except StorageError as trouble:
             # A kept connection may have been closed meanwhile: once more, if nothing can have been done by it.
+            if not kept and isinstance(trouble.__cause__, _HUNG_UP) and (why := self._why_hung_up(authority)):
+                raise why from trouble
             if not (kept and trouble.lost) or method in _NOT_TWICE:
                 raise
             answer = self._ask(authority, method, path, headers or {}, body)
@@ -169,12 +179,30 @@ class DavClient:
         self._servers[authority] = (answer.getheader("Server") or "").lower()
         return answer
 
+    def _why_hung_up(self, authority: str) -> StorageError | None:
+        """What a server has against our certificate; None if it has nothing, or cannot be asked.
+
+        It says so after the handshake, and ends the connection: to who is still sending a request its word is lost.
+        """
+        connection = http.client.HTTPSConnection(
+            authority, context=self._tls(authority), timeout=min(self._timeout_s(), _HANG_UP_S)
+        )
+        try:
+            connection.connect()
+            connection.sock.recv(1)
+        except OSError as error:
+            why = self._lost(authority, error)
+            return why if (why.code or "").startswith("CREDENTIAL_") else None
+        finally:
+            connection.close()
+        return None
+
     def _connected(self, authority: str) -> http.client.HTTPSConnection:
         if self.interrupted:
             raise StoppedError
         connection = self._connections.get(authority)
         if connection is None or connection.sock is None:
-            connection = http.client.HTTPSConnection(authority, context=self._tls(), timeout=self._timeout_s())
+            connection = http.client.HTTPSConnection(authority, context=self._tls(authority), timeout=self._timeout_s())
             self._connections[authority] = connection
             with self._guarded(authority):
                 connection.connect()
@@ -214,8 +242,9 @@ class DavClient:
         if isinstance(error, ssl.SSLCertVerificationError):
             return StorageError(text, code="CERTIFICATE")
         if isinstance(error, ssl.SSLError) and "ALERT" in text.upper():
-            expired = "EXPIRED" in text.upper()
-            return StorageError(text, code="CREDENTIAL_EXPIRED" if expired else "CREDENTIAL_REFUSED")
+            if "EXPIRED" in text.upper():
+                return StorageError(text, code="CREDENTIAL_EXPIRED", scope="service")
+            return StorageError(text, code="CREDENTIAL_REFUSED")
         return StorageError(text, code="CONNECTION", lost=True)
 
     @staticmethod
@@ -245,11 +274,12 @@ class DavClient:
             raise StorageError("that is no bearer token", code="CREDENTIAL_MISSING", scope="service")
         return {"Authorization": f"Bearer {token}"}
 
-    def _tls(self) -> ssl.SSLContext:
-        if self._context is None:
+    def _tls(self, authority: str) -> ssl.SSLContext:
+        trust = trust_at(authority)
+        if trust not in self._contexts:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             try:
-                context.load_verify_locations(capath=os.environ.get("X509_CERT_DIR") or None)
+                context.load_verify_locations(capath=trust or None)
                 if proxy := os.environ.get("X509_USER_PROXY"):
                     context.load_cert_chain(proxy)
             except (OSError, TypeError) as error:
@@ -258,8 +288,8 @@ class DavClient:
                     code="CREDENTIAL_MISSING",
                     scope="service",
                 ) from error
-            self._context = context
-        return self._context
+            self._contexts[trust] = context
+        return self._contexts[trust]
 
 
 def _parts(url: str) -> tuple[str, str]:

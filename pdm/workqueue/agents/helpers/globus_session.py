@@ -14,7 +14,7 @@ from typing import Any
 
 from pdm.workqueue.agents.helpers.globus import ABORT_GRACE_S, Globus, News, Operation
 from pdm.workqueue.agents.helpers.globus_library import GlobusError
-from pdm.workqueue.agents.helpers.replies import error_from
+from pdm.workqueue.agents.helpers.replies import error_from, is_refused_login
 from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError
 
 #: A connection that was idle for so long may have been closed by the server.
@@ -260,7 +260,8 @@ class Session:
             raise StoppedError
         if error is not None:
             trouble = error_from(error)
-            if trouble.lost:
+            if trouble.lost or is_refused_login(trouble):
+                # Kept, it would answer "please login" for ever, even to who is let in by then.
                 self.drop()
             raise trouble
 

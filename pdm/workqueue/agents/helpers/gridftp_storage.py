@@ -5,18 +5,30 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from ctypes import byref, c_int64, c_size_t, c_void_p
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.agents.helpers.endpoints import trusting
 from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_session import Session
 from pdm.workqueue.agents.helpers.mlsx import read_entry, read_listing
 from pdm.workqueue.agents.helpers.replies import lacks_checksum
-from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Storage, StorageError, Thing, scoped
+from pdm.workqueue.agents.helpers.storage import (
+    Arrived,
+    Entries,
+    Patience,
+    Storage,
+    StorageError,
+    Thing,
+    parent_url,
+    scoped,
+)
 
 #: From this size on, both ends compute their checksums at the same time.
 _LARGE = 16 * 1024 * 1024
@@ -47,9 +59,10 @@ class GridFtpStorage(Storage):
                 return None
             raise
 
-    def _look(self, url: str) -> Thing:
+    def _look(self, url: str, session: Session | None = None) -> Thing:
         buffer, length = c_void_p(), c_size_t()
-        self._run("mlst", _encoded(url), byref(self._session.attributes), byref(buffer), byref(length))
+        arguments = _encoded(url), byref(self._session.attributes), byref(buffer), byref(length)
+        self._run("mlst", *arguments, session=session)
         line = ctypes.string_at(buffer, length.value)
         self._globus.library.free(buffer.value)
         return read_entry(line.strip(b"\r\n")).thing
@@ -103,15 +116,14 @@ class GridFtpStorage(Storage):
             stall_s = min(stall_s, _FIRST_LISTING_S)
         pieces = self._session.listing(_encoded(url), stall_s, self.patience.until, stream=stream)
         seen, counted = 0, 0
-        try:
+        # Each data connection is a login, too.
+        with trusting(host), contextlib.closing(pieces):
             for line in read_listing(pieces):
                 seen += 1
                 if line.role:
                     counted = line.counted or counted
                 else:
                     yield line.name, line.thing
-        finally:
-            pieces.close()
         self.unnamed = max(counted - seen, 0)
         if not stream:
             self._globus.lists_kept.add(host)
@@ -146,6 +158,7 @@ class GridFtpStorage(Storage):
             return length
 
         def once() -> None:
+            self._connect(source, temporary)
             self._session.transfer(
                 _encoded(source),
                 _encoded(temporary),
@@ -161,13 +174,22 @@ class GridFtpStorage(Storage):
             raise self._blamed(error, source, temporary) from None
         return None
 
+    def _connect(self, source: str, temporary: str) -> None:
+        """Log in to both ends before a transfer, where each has authorities of its own; the connections are kept."""
+        if not os.environ.get("PDM_TRUST"):
+            return
+        attributes, size = byref(self._session.attributes), c_int64(-1)
+        scoped("source", self._run, "size", _encoded(source), attributes, byref(size), session=self._session)
+        scoped("destination", self._look, parent_url(temporary), self._session)
+
     def _length_so_far(self, temporary: str) -> int | None:
         """Bytes of a file that is arriving; None if the server does not say at once."""
         aside = self._beside()
         length = c_int64(-1)
         try:
             arguments = _encoded(temporary), byref(aside.attributes), byref(length)
-            aside.run("size", *arguments, stall_s=_MEASURE_S, until=self.patience.until)
+            with trusting(_host(temporary)):
+                aside.run("size", *arguments, stall_s=_MEASURE_S, until=self.patience.until)
         except StorageError:
             return None
         return length.value
@@ -188,12 +210,28 @@ class GridFtpStorage(Storage):
             if re.search(rf"\b{re.escape(_host(url))}\b", trouble.message) and _host(source) != _host(temporary):
                 return trouble.at(scope)
         if trouble.lost:
-            return trouble.at("transfer")
+            return trouble.at(self._gone(source, temporary))
         try:
             self.can_read(source)
         except StorageError as at_source:
             return at_source.at("source")
         return trouble.at("destination" if trouble.errno is not None else "transfer")
+
+    def _gone(self, source: str, temporary: str) -> str:
+        """Which end of a transfer whose connections have ended does not answer any more; ``transfer`` if both do."""
+        patience = self.patience
+        self.patience = Patience(_MEASURE_S, 0.0, min(patience.until, time.monotonic() + _MEASURE_S))
+        try:
+            for scope, url in (("source", source), ("destination", temporary)):
+                try:
+                    self.size(url)
+                except StorageError as error:
+                    # With an error number it is what a server says about the file.
+                    if error.errno is None:
+                        return scope
+        finally:
+            self.patience = patience
+        return "transfer"
 
     def size(self, url: str) -> int:
         size = c_int64(-1)
@@ -260,7 +298,8 @@ class GridFtpStorage(Storage):
         chosen = session
 
         def once() -> None:
-            chosen.run(name, *arguments, stall_s=self.patience.stall_s + slack_s, until=self.patience.until)
+            with trusting(_host(arguments[0].decode("ascii"))):
+                chosen.run(name, *arguments, stall_s=self.patience.stall_s + slack_s, until=self.patience.until)
 
         self._twice_if_dead(chosen, once)
 

@@ -78,6 +78,7 @@ class _Tree:
         self._channel = channel
         self._teller = Teller(batch)
         self._waiting: list[str] = []
+        self._begun = False
         self._under_way: collections.OrderedDict[str, _Folder] = collections.OrderedDict()
         self.left: list[str] = []
 
@@ -89,6 +90,7 @@ class _Tree:
 
     def begin(self, path: str) -> None:
         """Ask for the listing of a folder."""
+        self._begun = True
         name = path_of(folder_url(self._batch.request["url"], path))
         if not can_be_said(name):
             self.left.append(path)
@@ -116,8 +118,11 @@ class _Tree:
         self._waiting += folder.entries.folders
         folder.entries.check_room(len(self._waiting))
 
-    def broken(self, why: str) -> list[str]:
-        """The folders that are left once the channel is gone; of some a part may have been told already."""
+    def broken(self, why: str) -> list[str] | None:
+        """The folders that are left once the channel is gone, None for all; of some a part may have been told."""
+        if not self._begun:
+            # Not even the root was asked for: no folder is left, for none is known.
+            return None
         self._teller.flush()
         for path, folder in self._under_way.items():
             if folder.entries.told:
@@ -125,6 +130,9 @@ class _Tree:
                 if not path:
                     raise trouble
                 self._batch.unreadable(self._batch.request["key"], path, trouble)
+            elif not path:
+                # Its trouble, if it goes on, is to be that of the whole listing.
+                return None
             else:
                 self.left.append(path)
         return self.left + self._waiting

@@ -70,6 +70,11 @@ def errno_of_reply(text: str) -> int | None:
     return _STRERRORS[found.group(1)] if found is not None else None
 
 
+def is_refused_login(trouble: StorageError) -> bool:
+    """Whether a server has not let us in."""
+    return trouble.errno is None and _LOGIN.search(trouble.message) is not None
+
+
 def lacks_checksum(trouble: StorageError) -> bool:
     """Whether a refused CKSM means that the server has none."""
     return trouble.errno is None and not trouble.lost and _NO_CHECKSUM.search(trouble.message) is not None

@@ -1,0 +1,42 @@
+"""What becomes of a listing of which some folders could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import Token
+from pdm.workqueue.execution.listing import ListingIntake
+
+
+class Notes:
+    """A database that keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def run(self, what: str, function: Any, token: Token, notes: list[dict[str, str]]) -> None:
+        self.paths += [note["path"] for note in notes]
+
+
+@pytest.mark.parametrize(
+    ("codes", "failed", "noted"),
+    [
+        ([FailureCode.PERMISSION_DENIED], None, ["folder 0"]),
+        ([FailureCode.UNKNOWN], None, ["folder 0"]),
+        ([FailureCode.CONNECTION], FailureCode.CONNECTION, []),
+        ([FailureCode.PERMISSION_DENIED, FailureCode.STALLED], FailureCode.STALLED, []),
+    ],
+)
+def test_a_tree_whose_server_went_away_is_not_whole(
+    result_of: Callable[[Any], Any], codes: list[FailureCode], failed: FailureCode | None, noted: list[str]
+) -> None:
+    notes: Any = Notes()
+    intake = ListingIntake(notes, "worker", Token(1, 0, 1), None, set(), *[lambda: None] * 3)
+    for number, code in enumerate(codes):
+        intake.unreadable(f"folder%20{number}", AttemptFailure(Scope.SOURCE, code, "so it is"))
+    outcome = result_of(intake.finish())
+    assert (outcome.failure and outcome.failure.code, notes.paths) == (failed, noted)
