@@ -19,6 +19,7 @@ from zope.interface import provider
 
 from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.programs import require_programs
+from tests.security import canary
 
 #: Seconds for a test on the real grid: a login alone takes 0.2 s, and CI is slow.
 _GRID_TIMEOUT_S = 180
@@ -65,7 +66,16 @@ def open_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="pdm-test-"))
     folder.chmod(0o755)
     yield folder
+    secrets = list(canary.found_in(folder))
     shutil.rmtree(folder)
+    assert not secrets
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No log and no database of any test holds a secret."""
+    yield
+    assert not list(canary.found_in(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(scope="session")

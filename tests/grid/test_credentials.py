@@ -20,15 +20,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pdm.testgrid import TestGrid
 from pdm.testgrid.myproxy import MyProxyServer
 from pdm.testgrid.service import TestService, set_keys
-
-_PASSWORD = "canary-passw0rd-4711"
-_TOKEN = "canarytoken4711.canarytoken4711"
+from tests.security.canary import PASSWORD, TOKEN
 
 
 @pytest.fixture(scope="module")
 def myproxy(grid: TestGrid) -> Iterator[MyProxyServer]:
     server = grid.add_myproxy()
-    server.store(grid.users["bob"].files, "bob", _PASSWORD)
+    server.store(grid.users["bob"].files, "bob", PASSWORD)
     yield server
     server.stop()
 
@@ -86,7 +84,7 @@ def test_a_held_job_resumes_after_a_logon(
     job_id = held_job(service, grid, grid_folders.a)
     with service.running():
         shown_as_held(service, job_id)
-        shown, failed = at_terminal(service, ["login", "A", "-u", "bob", "--lifetime", "2h"], _PASSWORD)
+        shown, failed = at_terminal(service, ["login", "A", "-u", "bob", "--lifetime", "2h"], PASSWORD)
         assert failed == 0, shown
         status, session = service.call("bob", "GET", "/sites/1/session")
         assert status == 200, session
@@ -173,30 +171,30 @@ def test_logons_that_fail_say_why(service: TestService, grid: TestGrid, myproxy:
     with service.running():
         assert refused(password="another one")[:2] == (400, "$.password")
         assert refused(password="short")[:2] == (400, "$.password")
-        assert refused(password=_PASSWORD, username="nobody")[:2] == (400, "$.username")
+        assert refused(password=PASSWORD, username="nobody")[:2] == (400, "$.username")
         assert service.call("bob", "POST", "/sites/2/session", {"username": "bob", "password": "x"})[0] == 409
     set_keys(sites, {"A": {"myproxy": "localhost:1"}})
     with service.running():
-        status, _, words = refused(password=_PASSWORD)
+        status, _, words = refused(password=PASSWORD)
         assert (status, "cannot be reached" in words) == (424, True)
     empty = tmp_path / "nobody"
     empty.mkdir()
     set_keys(sites, {"A": {"myproxy": myproxy.address}})
     set_keys(service.directory / "workqueue.conf", {"credentials": {"trust_dir": str(empty)}})
     with service.running():
-        status, _, words = refused(password=_PASSWORD)
+        status, _, words = refused(password=PASSWORD)
         assert (status, "is not trusted" in words) == (424, True)
     assert "Traceback" not in service.log_path.read_text()
-    assert not grep(service, [_PASSWORD, "another one"])
+    assert not grep(service, [PASSWORD, "another one"])
 
 
 def test_the_password_is_typed_without_echo(service: TestService, myproxy: MyProxyServer) -> None:
     """At a terminal: what is typed does not come back."""
     with service.running():
-        shown, status = at_terminal(service, ["login", "A", "-u", "bob"], _PASSWORD)
+        shown, status = at_terminal(service, ["login", "A", "-u", "bob"], PASSWORD)
         assert status == 0, shown
         assert "logged on at A" in shown
-        assert _PASSWORD not in shown
+        assert PASSWORD not in shown
 
 
 def at_terminal(service: TestService, arguments: Sequence[str], typed: str) -> tuple[str, int]:
@@ -263,7 +261,7 @@ def processes_of(service: TestService) -> dict[str, bytes]:
 def test_secrets_show_nowhere(service: TestService, grid: TestGrid, grid_folders: Any, myproxy: MyProxyServer) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
-    secrets = [_PASSWORD, _TOKEN, key_pem.splitlines()[2]]
+    secrets = [PASSWORD, TOKEN, key_pem.splitlines()[2]]
     answers: list[str] = []
     seen: dict[str, bytes] = {}
 
@@ -274,24 +272,24 @@ def test_secrets_show_nowhere(service: TestService, grid: TestGrid, grid_folders
         return status
 
     with service.running():
-        logon = {"username": "bob", "password": _PASSWORD}
+        logon = {"username": "bob", "password": PASSWORD}
         for path, body in (
             ("/sites/1/session", logon | {"lifetime": "long"}),
             ("/sites/1/session", logon | {"username": 1}),
-            ("/sites/1/session", logon | {"password": _PASSWORD + "\n"}),
-            ("/sites/1/session", logon | {"password": [_PASSWORD]}),
+            ("/sites/1/session", logon | {"password": PASSWORD + "\n"}),
+            ("/sites/1/session", logon | {"password": [PASSWORD]}),
             ("/sites/1/session", logon | {"username": "nobody"}),
-            ("/sites/1/session", logon | {"password": _PASSWORD + " "}),
+            ("/sites/1/session", logon | {"password": PASSWORD + " "}),
             ("/sites/2/session", logon),
             ("/sites/99/session", logon),
-            ("/credentials", {"kind": "token", "secret": f"Bearer {_TOKEN}"}),
-            ("/credentials", {"kind": "token", "secret": _TOKEN, "site": 99}),
-            ("/credentials", {"kind": "token", "secret": [_TOKEN]}),
+            ("/credentials", {"kind": "token", "secret": f"Bearer {TOKEN}"}),
+            ("/credentials", {"kind": "token", "secret": TOKEN, "site": 99}),
+            ("/credentials", {"kind": "token", "secret": [TOKEN]}),
             ("/credentials", {"kind": "ssh-key", "secret": key_pem.replace("-----END", "x-----END")}),
             ("/credentials", {"kind": "ssh-key", "secret": key_pem, "account": "-oProxyCommand=x"}),
         ):
             assert send("POST", path, body) in (400, 404, 409), (path, answers[-1])
-        assert send("POST", "/credentials", {"kind": "token", "secret": _TOKEN, "site": 1}) == 201
+        assert send("POST", "/credentials", {"kind": "token", "secret": TOKEN, "site": 1}) == 201
         assert send("POST", "/credentials", {"kind": "ssh-key", "secret": key_pem, "site": 1}) == 201
         # A server that does not answer, so that the logon is seen at work.
         myproxy.signal(signal.SIGSTOP)

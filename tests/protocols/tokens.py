@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pdm.testgrid.storages import TestStorages
+from tests.security import canary
 
 
 def macaroon(storages: TestStorages, site: str, path: Path, validity_s: int = 3600) -> str:
@@ -23,4 +24,4 @@ def macaroon(storages: TestStorages, site: str, path: Path, validity_s: int = 36
     said = answer.read()
     connection.close()
     assert answer.status == 200, said
-    return str(json.loads(said)["macaroon"])
+    return canary.watched(str(json.loads(said)["macaroon"]))
