@@ -67,8 +67,25 @@ def test_names_are_ones_own_unless_public(store: Store, owner: Actor) -> None:
     with pytest.raises(sites.NameTakenError):
         store.run(sites.create, content(other, "OPEN"), other, store.now)
     with pytest.raises(sites.NameTakenError):
-        store.run(sites.change, theirs.id, content(other, "open"), other, store.now)
-    assert store.run(sites.change, 7, content(other), other, store.now) is None
+        store.run(sites.change, theirs.id, lambda _: content(other, "open"), other, store.now)
+    assert store.run(sites.change, 7, lambda _: content(other), other, store.now) is None
+
+
+def test_a_change_is_made_to_what_is_there(store: Store, owner: Actor) -> None:
+    """Two daemons change different things, and neither has seen the other's change."""
+    site = store.run(sites.create, content(owner), owner, store.now)
+    store.run(sites.change, site.id, lambda seen: evolve(seen, limit_in=9), owner, store.now)
+    last = store.run(sites.change, site.id, lambda seen: evolve(seen, myproxy="m:7512"), owner, store.now)
+    assert last is not None
+    assert (last.content.limit_in, last.content.myproxy) == (9, "m:7512")
+    known = loaded(store)
+    assert known is not None
+    assert list(known.sites) == [last]
+    # What changes nothing is no act.
+    assert store.run(sites.change, site.id, lambda seen: seen, owner, store.now) == last
+    acts = store.run(audit.page, 0, 10)
+    assert [act.action for act in acts] == ["site.create", "site.change", "site.change"]
+    assert "logon at m:7512" in acts[-1].details
 
 
 def test_numbers_are_given_once_by_many_at_a_time(store: Store, owner: Actor) -> None:

@@ -120,7 +120,9 @@ def test_claims_while_much_is_closed(busy: Store, explained: Explained) -> None:
 
 
 def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
-    bounds = Bounds(frozenset({(3, JobProtocol.DUMMY)}), frozenset({4}), frozenset({7, 8}), frozenset({9}))
+    bounds = Bounds(
+        frozenset({(3, JobProtocol.DUMMY)}), frozenset({(4, JobProtocol.DUMMY)}), frozenset({7, 8}), frozenset({9})
+    )
     for openings in (Openings(), Openings({(Limited.INTO, 7): 0})):
         explained.plans.clear()
         busy.claim(batches=4, batch_elements=20, openings=openings, bounds=bounds)

@@ -146,7 +146,7 @@ class Executor:
         health = self.tools.health
         return Bounds(
             paused=kept_out(self.sites, health.paused(now)),
-            probed=health.probed(now),
+            probed=kept_out(self.sites, health.probed(now)),
             drained=frozenset(self.restricted(Restricted.SITE)),
             banned=frozenset(self.restricted(Restricted.USER)),
             next_change=health.next_change(now),

@@ -14,7 +14,13 @@ from pdm.workqueue.domain.catalogue import NewSite
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError
-from pdm.workqueue.sites.registry import Site, check_default_folder, check_description, check_endpoint, check_name
+from pdm.workqueue.sites.registry import (
+    check_default_folder,
+    check_description,
+    check_endpoint,
+    check_host_and_port,
+    check_name,
+)
 from pdm.workqueue.wire.sites import SiteBody, SiteChanges
 
 
@@ -35,26 +41,21 @@ def site_from(caller: Caller, body: SiteBody) -> NewSite:
         limit_in=body.limit_in,
         limit_out=body.limit_out,
         authorities=_authorities(body.authorities or ""),
+        myproxy=_myproxy(body.myproxy),
     )
 
 
-def changed(caller: Caller, site: Site, body: SiteChanges) -> NewSite:
+def changed(caller: Caller, body: SiteChanges, content: NewSite) -> NewSite:
     """A site as it is to be.
+
+    Args:
+        caller: who changes it.
+        body: what shall be different.
+        content: the site as it is.
 
     Raises:
         InvalidInputError, ForbiddenError: as for a new one.
     """
-    content = NewSite(
-        owner_id=caller.user_id if site.owner_id is None else site.owner_id,
-        public=site.public,
-        name=site.name,
-        description=site.description,
-        default_folder=site.default_folder,
-        endpoints={protocol: tuple(site.doors(protocol)) for protocol in site.endpoints},
-        limit_in=site.limit_in,
-        limit_out=site.limit_out,
-        authorities=site.authorities,
-    )
     if body.public is not UNSET:
         content = evolve(content, public=body.public)
     if body.name is not UNSET:
@@ -72,6 +73,8 @@ def changed(caller: Caller, site: Site, body: SiteChanges) -> NewSite:
         content = evolve(content, limit_out=body.limit_out)
     if body.authorities is not UNSET:
         content = evolve(content, authorities=_authorities(body.authorities))
+    if body.myproxy is not UNSET:
+        content = evolve(content, myproxy=_myproxy(body.myproxy))
     return content
 
 
@@ -80,6 +83,10 @@ def _checked(check: Callable[[str], str], text: str, pointer: str) -> str:
         return check(text)
     except ValueError as error:
         raise InvalidInputError(str(error), pointer) from error
+
+
+def _myproxy(server: str | None) -> str | None:
+    return None if server is None else _checked(check_host_and_port, server, "$.myproxy")
 
 
 def _endpoints(caller: Caller, given: Mapping[str, str | list[str]]) -> dict[JobProtocol, Sequence[str]]:

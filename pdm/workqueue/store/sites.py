@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ _COLUMNS = tuple(
     sites.c[name]
     for name in (
         *("id", "owner_id", "public", "name", "description", "default_folder"),
-        *("endpoints", "limit_in", "limit_out", "authorities"),
+        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy"),
     )
 )
 #: Sites of one user: all are kept in memory.
@@ -74,15 +74,29 @@ def create(session: Session, new: NewSite, by: Actor, now: datetime) -> SiteReco
     return SiteRecord(number, new)
 
 
-def change(session: Session, number: int, content: NewSite, by: Actor, now: datetime) -> SiteRecord | None:
-    """Replace what is said about a site; None if it is gone.
+def change(
+    session: Session, number: int, changed: Callable[[NewSite], NewSite], by: Actor, now: datetime
+) -> SiteRecord | None:
+    """Change what is said about a site; None if it is gone.
+
+    Args:
+        session: of the database.
+        number: of the site.
+        changed: makes what it is to be of what it is at this moment, which another daemon may just have changed.
+        by: who does it.
+        now: the present moment, UTC.
 
     Raises:
         NameTakenError: the new name is another's.
     """
     begin_change(session)
-    if session.execute(sa.select(sites.c.id).where(sites.c.id == number)).one_or_none() is None:
+    row = session.execute(sa.select(*_COLUMNS).where(sites.c.id == number)).one_or_none()
+    if row is None:
         return None
+    before = _record(row).content
+    content = changed(before)
+    if content == before:
+        return SiteRecord(number, content)
     if any(other.id != number for other in _same_name(session, content)):
         raise NameTakenError
     session.execute(sa.update(sites).where(sites.c.id == number).values(**_values(content)))
@@ -141,13 +155,15 @@ def _values(content: NewSite) -> dict[str, Any]:
         "limit_in": content.limit_in,
         "limit_out": content.limit_out,
         "authorities": content.authorities,
+        "myproxy": content.myproxy,
     }
 
 
 def _told(content: NewSite) -> str:
     urls = " ".join(url for urls in content.endpoints.values() for url in urls)
     own = " with authorities of its own" if content.authorities else ""
-    return f"{content.name}, {'public' if content.public else 'private'}{own}: {urls}"
+    logon = f", logon at {content.myproxy}" if content.myproxy else ""
+    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}: {urls}"
 
 
 def _record(row: sa.Row[Any]) -> SiteRecord:
@@ -164,5 +180,6 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             limit_in=row.limit_in,
             limit_out=row.limit_out,
             authorities=row.authorities,
+            myproxy=row.myproxy,
         ),
     )

@@ -255,6 +255,9 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     limit_in: int | None = None
     limit_out: int | None = None
     authorities: Annotated[list[str], Meta(description="Subjects of the authorities trusted for this site only.")] = []
+    myproxy: Annotated[str | None, Meta(description="HOST:PORT of the MyProxy server at which its users log on.")] = (
+        None
+    )
     state: Annotated[
         str,
         Meta(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pdm.workqueue.certificates.myproxy import MyProxyError, NoSuchUserError, WrongPasswordError
+from pdm.workqueue.certificates.myproxy import LogonUnderWayError, MyProxyError, NoSuchUserError, WrongPasswordError
 from pdm.workqueue.certificates.ssh_keys import SshKey, SshKeyError, make_key, read_key
 from pdm.workqueue.certificates.tokens import TokenError, describe
 from pdm.workqueue.domain.credentials import ALL_SITES, LEAST_LEFT, CredentialKind
@@ -157,7 +157,11 @@ async def log_on(
         raise ConflictError(f"site {site.name} has no MyProxy server: delegate a proxy instead")
     lifetime_s = _DEFAULT_LIFETIME_S if body.lifetime is None else body.lifetime
     try:
-        proxy = await api.myproxy.fetch(site.myproxy, body.username, body.password, lifetime_s)
+        proxy = await api.myproxy.fetch_for(
+            caller.user_id, site.myproxy, body.username, body.password, lifetime_s, site.authorities
+        )
+    except LogonUnderWayError as error:
+        raise ConflictError(str(error)) from None
     except WrongPasswordError as error:
         raise InvalidInputError(str(error), "$.password") from error
     except NoSuchUserError as error:
