@@ -213,6 +213,7 @@ class Assembly:
                 self.catalogue,
                 SiteCheck(self.executor, self.pool).check,
                 _relays_to,
+                self.executor.credentials_changed,
             ),
             AccessList.read(settings.users),
         )

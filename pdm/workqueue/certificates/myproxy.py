@@ -105,7 +105,10 @@ class MyProxyLogons:
 
         Args:
             user_id: who asks.
-            server, username, password, lifetime_s: as for `fetch`.
+            server: ``HOST:PORT``.
+            username: at that server.
+            password: used once, kept nowhere.
+            lifetime_s: for how long the proxy is to be valid.
             authorities: PEM of authorities that are trusted besides, for this server only.
 
         Raises:

@@ -42,6 +42,8 @@ from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
+#: Seconds until it is seen that a credential was removed through another daemon.
+_CREDENTIALS_PERIOD_S = 2.0
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
 
@@ -105,9 +107,11 @@ class Executor:
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
     restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
-    _running: set[RunningBatch] = field(factory=set)
+    #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
+    _running: dict[RunningBatch, str] = field(factory=dict)
     _next_id: int = 0
     _janitor: Periodic | None = None
+    _credentials_watch: Periodic | None = None
     _cleaning: bool = False
     _cancelling: set[int] = field(factory=set)
     _stopping: bool = False
@@ -119,12 +123,18 @@ class Executor:
         self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
         start_background("take up what was left", self._take_up())
+        self._credentials_watch = Periodic(
+            self.tools.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
+        )
+        self._credentials_watch.start()
 
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
         self._stopping = True
         if self._janitor is not None:
             await self._janitor.stop()
+        if self._credentials_watch is not None:
+            await self._credentials_watch.stop()
         await self.end_all(Ending.STOPPED)
 
     async def end_all(self, why: Ending) -> None:
@@ -157,7 +167,7 @@ class Executor:
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
         running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
-        self._running.add(running)
+        self._running[running] = ""
         # Counted at once: the next claim must know.
         place = None if batch.type is JobType.LIST else self.streams.place(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
@@ -195,6 +205,7 @@ class Executor:
         try:
             prepared = await self._prepare(running.batch)
             kind, doors = prepared.kind, prepared.doors.values()
+            self._running[running] = kind.credential
             self.tools.health.begin(doors)
             agent = await self.pool.lend(kind, alone=place is None, place=place)
             intake = await self._intake_for(running.batch, agent, prepared)
@@ -212,7 +223,7 @@ class Executor:
             self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
             self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
         finally:
-            self._running.discard(running)
+            self._running.pop(running, None)
             self.tools.health.end(doors)
             if place is not None:
                 place.leave()
@@ -235,8 +246,23 @@ class Executor:
 
     def let_go(self, kind: AgentKind) -> None:
         """Work that asked for a kind has ended."""
-        if kind.credential:
-            self.credentials.let_go(kind.credential)
+        if kind.credential and self.credentials.let_go(kind.credential) and not self.pool.works_with(kind.credential):
+            # No agent was started with it after all.
+            self.credentials.released(kind.credential)
+
+    def credentials_changed(self) -> None:
+        """A user has removed or replaced a credential."""
+        start_background("look at credentials", self._look_at_credentials())
+
+    async def _look_at_credentials(self) -> None:
+        """End what works with credentials that are not to be used any more; it is done again with what there is."""
+        outdated = await self.credentials.outdated()
+        for credential in outdated.ended | outdated.renewed:
+            self.pool.retire(credential)
+        for running, credential in list(self._running.items()):
+            if credential in outdated.ended and running.ending is None:
+                self._log.info("what runs with a credential that was removed is ended", job=running.batch.job.id)
+                running.end(Ending.CREDENTIAL)
 
     def _refuse(self, running: RunningBatch, code: FailureCode, message: str) -> None:
         if running.ending is not None:

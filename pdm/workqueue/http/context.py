@@ -49,6 +49,10 @@ class InThread(Protocol):
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
 
 
+def _no_matter() -> None:
+    pass
+
+
 def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
     return frozenset()
 
@@ -71,6 +75,7 @@ class ApiContext:
         catalogue: which sites can be reached, and what operators have restricted.
         check_site: looks for a user at what the endpoints of a site can do.
         relays_to: to which protocols copies by another can go, through the service.
+        credentials_changed: says that a credential was removed or replaced, which may be in use.
     """
 
     database: Database
@@ -91,6 +96,7 @@ class ApiContext:
     catalogue: Catalogue
     check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
+    credentials_changed: Callable[[], None] = _no_matter
 
     @property
     def lifetimes(self) -> Lifetimes:

@@ -33,6 +33,7 @@ async def keep(
             site=record.site_id or None,
             resumed=resumed,
         )
+        api.credentials_changed()
         api.wake()
 
     record, _ = await api.commit(
@@ -45,6 +46,24 @@ async def keep(
         then=tell,
     )
     return record
+
+
+async def forget(api: ApiContext, function: Callable[..., Any], *args: Any) -> Any:
+    """Remove a credential, and have what works with it ended.
+
+    Args:
+        api: what is known.
+        function: the transaction that removes it.
+        args: of the function.
+
+    Returns:
+        What the function does.
+    """
+
+    def tell(_result: Any) -> None:
+        api.credentials_changed()
+
+    return await api.commit("forget a credential", function, *args, then=tell)
 
 
 def proxy_details(voms: Sequence[VomsAttributes]) -> dict[str, Any]:

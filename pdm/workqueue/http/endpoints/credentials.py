@@ -12,7 +12,7 @@ from pdm.workqueue.execution.credentials import context_of
 from pdm.workqueue.http import lookups
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.credentials import keep, proxy_details
+from pdm.workqueue.http.credentials import forget, keep, proxy_details
 from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError, SiteFailedError
 from pdm.workqueue.http.views import credential_view
@@ -115,8 +115,8 @@ async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_
     errors=(NotFoundError,),
 )
 async def delete_credential(api: ApiContext, caller: Caller, credential_id: int) -> None:
-    """Jobs that need it are held at their next attempt."""
-    if not await api.database.run("forget a credential", credentials.remove_number, caller.user_id, credential_id):
+    """What runs with it is ended; without another one that fits, it is held."""
+    if not await forget(api, credentials.remove_number, caller.user_id, credential_id):
         raise NotFoundError("there is no such credential of yours; GET /credentials lists those there are")
 
 
@@ -191,9 +191,9 @@ async def log_on(
     errors=(NotFoundError,),
 )
 async def log_off(api: ApiContext, caller: Caller, site_id: int) -> None:
-    """The proxy of the logon is forgotten. It is no error if there is none."""
+    """The proxy of the logon is forgotten, and what runs with it ended. It is no error if there is none."""
     site = _site(api, caller, site_id, None)
-    await api.database.run("forget a credential", credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
+    await forget(api, credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
 
 
 def _site(api: ApiContext, caller: Caller, number: int, pointer: str | None) -> Site:

@@ -156,6 +156,8 @@ async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
     def then(removed: bool) -> None:
         if removed:
             audited(api, caller, "site.remove", f"site {site_id}")
+            # Those for the site have gone with it.
+            api.credentials_changed()
 
     try:
         removed = await api.commit("remove a site", sites.remove, site_id, actor(caller), api.clock(), then=then)
