@@ -214,6 +214,8 @@ class Assembly:
                 SiteCheck(self.executor, self.pool).check,
                 _relays_to,
                 self.executor.credentials_changed,
+                self.executor.steer_on,
+                self.executor.resume,
             ),
             AccessList.read(settings.users),
         )

@@ -154,12 +154,12 @@ def test_daemons_that_die(busy: Store, explained: Explained) -> None:
 
 
 def test_a_large_job_is_cancelled_in_parts(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "CANCELLED_AT_ONCE", 100)
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 100)
     (large,) = [job for job in busy.run(jobs.page, JobFilter(limit=500)) if job.counters.elements > _FILES]
     explained.plans.clear()
     busy.run(jobs.cancel, large.id, busy.now)
-    assert busy.run(claims.being_cancelled) == [large.id]
-    assert busy.run(claims.cancel_more, large.id, busy.now)
+    assert busy.run(claims.being_steered) == [large.id]
+    assert busy.run(claims.steer_on, large.id, busy.now)
     explained.assert_indexed()
 
 

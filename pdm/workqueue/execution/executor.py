@@ -15,7 +15,7 @@ from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
-from pdm.workqueue.domain.credentials import Need
+from pdm.workqueue.domain.credentials import ALL_SITES, Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -25,7 +25,7 @@ from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
-from pdm.workqueue.execution.ends import End, kept_out, reached_by
+from pdm.workqueue.execution.ends import End, kept_out, reached_by, takers
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
@@ -113,7 +113,7 @@ class Executor:
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
     _cleaning: bool = False
-    _cancelling: set[int] = field(factory=set)
+    _steering: set[int] = field(factory=set)
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
 
@@ -179,24 +179,61 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
 
-        start_background("cancel what waits", self._cancel_waiting(job_id))
+        self.steer_on(job_id)
 
-    async def _cancel_waiting(self, job_id: int) -> None:
-        """Cancel what waits of a job, a part at a time, so that others can write in between."""
-        if job_id in self._cancelling:
+    def steer_on(self, job_id: int) -> None:
+        """Cancel or retry what is left of a job that is being cancelled or retried, in the background."""
+        start_background("go on with a change of a job", self._steer_on(job_id))
+
+    async def _steer_on(self, job_id: int) -> None:
+        """Cancel or retry a part of a job at a time, so that others can write in between."""
+        if job_id in self._steering:
             return
-        self._cancelling.add(job_id)
+        self._steering.add(job_id)
         try:
             more = True
             while more and not self._stopping:
-                more = await self.database.run("cancel a part of a job", claims.cancel_more, job_id, self.tools.clock())
+                more = await self.database.run("change a part of a job", claims.steer_on, job_id, self.tools.clock())
         finally:
-            self._cancelling.discard(job_id)
+            self._steering.discard(job_id)
+        self.on_room()
 
-    async def _go_on_cancelling(self) -> None:
-        """Take up cancellations that a daemon had no time to bring to their end."""
-        for job_id in await self.database.read("what is being cancelled", claims.being_cancelled):
-            await self._cancel_waiting(job_id)
+    async def _take_up_steering(self) -> None:
+        """Take up what a daemon had no time to bring to its end: cancellations, retries, what was held."""
+        for job_id in await self.database.read("what is being changed", claims.being_steered):
+            await self._steer_on(job_id)
+        for kind, protocols in takers(self.access).items():
+            for user_id in await self.database.read("who is held", claims.held_too_long, kind, protocols):
+                await self.resume(user_id, ALL_SITES, protocols, (0, -1))
+
+    async def resume(
+        self, user_id: int, site_id: int, protocols: Collection[JobProtocol], after: tuple[int, int] | None
+    ) -> int:
+        """Put what is held of a user back into the queue, a part at a time, so that others can write in between.
+
+        Args:
+            user_id: whose.
+            site_id: only what has to do with this site, or `ALL_SITES`.
+            protocols: only jobs that are moved by one of these.
+            after: where to begin.
+
+        Returns:
+            How many elements go back.
+        """
+        count = 0
+        while after is not None and not self._stopping:
+            resumed = await self.database.run(
+                "resume a part of what is held",
+                claims.resume_held,
+                user_id,
+                self.tools.clock(),
+                site_id,
+                protocols,
+                after,
+            )
+            count, after = count + resumed.count, resumed.after
+            self.on_room()
+        return count
 
     async def _carry_out(self, running: RunningBatch, place: Place | None) -> None:
         agent: AgentProcess | None = None
@@ -363,7 +400,7 @@ class Executor:
     # -- what was left behind
 
     async def _take_up(self) -> None:
-        await self._go_on_cancelling()
+        await self._take_up_steering()
         await self.clean_up()
 
     def clean_up_soon(self) -> None:

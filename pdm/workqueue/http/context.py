@@ -49,8 +49,12 @@ class InThread(Protocol):
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
 
 
-def _no_matter() -> None:
+def _no_matter(*_: object) -> None:
     pass
+
+
+async def _none_left(*_: object) -> int:
+    return 0
 
 
 def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
@@ -76,6 +80,8 @@ class ApiContext:
         check_site: looks for a user at what the endpoints of a site can do.
         relays_to: to which protocols copies by another can go, through the service.
         credentials_changed: says that a credential was removed or replaced, which may be in use.
+        steered: says that a job is being retried, of which there may be more to do.
+        resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
     """
 
     database: Database
@@ -97,6 +103,8 @@ class ApiContext:
     check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
     credentials_changed: Callable[[], None] = _no_matter
+    steered: Callable[[int], None] = _no_matter
+    resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
 
     @property
     def lifetimes(self) -> Lifetimes:

@@ -31,6 +31,7 @@ from pdm.workqueue.http.problems import (
     JobNotFoundError,
 )
 from pdm.workqueue.store import claims, credentials, jobs, sites
+from pdm.workqueue.store.claims import Resumed
 from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey
 from pdm.workqueue.wire.responses import moment_text
@@ -279,11 +280,11 @@ def keep_pending(session: Session, pending: PendingDelegation) -> PendingDelegat
 
 def take_credential(
     session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
-) -> tuple[CredentialRecord, int]:
-    """Store a credential; what was held for want of it goes back to the queue.
+) -> tuple[CredentialRecord, Resumed]:
+    """Store a credential; what was held for want of it goes back to the queue, or the first part of it.
 
     Returns:
-        The credential, and how many elements go back.
+        The credential, and what goes back.
     """
     record = credentials.put(session, user_id, new, now)
     return record, claims.resume_held(session, user_id, now, new.site_id, protocols)
@@ -291,7 +292,7 @@ def take_credential(
 
 def take_delegation(
     session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
-) -> tuple[CredentialRecord, int]:
+) -> tuple[CredentialRecord, Resumed]:
     """Store a delegated proxy, and end the delegation that was begun."""
     credentials.drop_pending(session, user_id)
     return take_credential(session, user_id, new, protocols, now)
@@ -299,14 +300,14 @@ def take_delegation(
 
 def take_made_key(
     session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
-) -> tuple[CredentialRecord, int]:
+) -> tuple[CredentialRecord, Resumed]:
     """Store an SSH key that the service has made, unless one of its making is there for that site.
 
     So a request that is repeated gives the same key, which may be installed at the site by now.
     """
     known = credentials.find(session, user_id, new.kind, new.site_id)
     if known is not None and known.details.get("made_here"):
-        return known, 0
+        return known, Resumed(0, None)
     return take_credential(session, user_id, new, protocols, now)
 
 

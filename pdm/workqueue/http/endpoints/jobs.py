@@ -155,7 +155,8 @@ async def retry_job(
     Needs no key to be repeated: that puts back only what has failed since.
     """
 
-    def wake(_result: tuple[JobRecord, int]) -> None:
+    def wake(result: tuple[JobRecord, int]) -> None:
+        api.steered(result[0].id)
         api.wake()
 
     job, retried = await api.commit("retry a job", lookups.retry, job_id, caller.scope, api.clock(), then=wake)
