@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from attrs import evolve
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.bounds import Bounds
+from pdm.workqueue.domain.catalogue import Actor, NewSite
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
-from pdm.workqueue.store import claims, jobs, steering
+from pdm.workqueue.store import claims, jobs, sites, steering
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
 
@@ -150,6 +153,22 @@ def test_daemons_that_die(busy: Store, explained: Explained) -> None:
         assert busy.claim(batches=2, batch_elements=10)
         busy.run(claims.release_worker, "w", busy.now)
         busy.worker()
+    explained.assert_indexed()
+
+
+def test_changes_of_sites_and_what_is_held(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 100)
+    by = Actor(busy.user(), "/CN=owner")
+    endpoints = {JobProtocol.DUMMY: ("dummy://a",)}
+    site = busy.run(sites.create, NewSite(by.user_id, True, "S", "", "~", endpoints, None, None, ""), by, busy.now)
+    explained.plans.clear()
+    busy.run(sites.change, site.id, lambda seen: evolve(seen, limit_in=1), by, busy.now)
+    assert busy.run(sites.remove, site.id, by, busy.now)
+    for kind in CredentialKind:
+        busy.run(claims.held_too_long, kind, list(JobProtocol))
+    after: tuple[int, int] | None = (0, -1)
+    while after is not None:
+        after = busy.run(claims.resume_held, busy.user(), busy.now, 1, [JobProtocol.DUMMY], after).after
     explained.assert_indexed()
 
 
