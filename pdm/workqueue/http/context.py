@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -21,6 +21,7 @@ from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
+from pdm.workqueue.http.lasting import KnownEnds
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.sites.registry import Site, SiteRegistry
@@ -81,6 +82,7 @@ class ApiContext:
         relays_to: to which protocols copies by another can go, through the service.
         credentials_changed: says that a credential was removed or replaced, which may be in use.
         steered: says that a job is being retried, of which there may be more to do.
+        known_ends: when credentials of jobs end that run.
         resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
     """
 
@@ -105,6 +107,7 @@ class ApiContext:
     credentials_changed: Callable[[], None] = _no_matter
     steered: Callable[[int], None] = _no_matter
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
+    known_ends: KnownEnds = field(factory=KnownEnds)
 
     @property
     def lifetimes(self) -> Lifetimes:

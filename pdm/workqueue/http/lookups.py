@@ -17,13 +17,13 @@ from pdm.workqueue.domain.credentials import (
     Need,
     NoCredentialError,
     choose_each,
-    earliest_end,
     kinds_of,
 )
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import Lifetimes
+from pdm.workqueue.http.lasting import End, end_of
 from pdm.workqueue.http.problems import (
     DelegationNeededError,
     ElementNotFoundError,
@@ -126,10 +126,10 @@ def _check_credential(session: Session, new: NewJob, needed: Needed, now: dateti
         else:
             what = str(error)
         raise DelegationNeededError(f"{what}: {kind.remedy}, then submit again") from error
-    end = earliest_end(chosen)
-    if end is None or end >= now + max(lifetimes.least, lifetimes.expected):
+    first = end_of(chosen)
+    if first is None or first.at >= now + max(lifetimes.least, lifetimes.expected):
         return []
-    kind = next(each.kind for each in chosen.values() if each.valid_until == end)
+    end, kind = first.at, first.kind
     if end < now + lifetimes.least:
         raise DelegationNeededError(
             f"your {kind.words} ends at {moment_text(end)}, and a job needs at least "
@@ -139,6 +139,16 @@ def _check_credential(session: Session, new: NewJob, needed: Needed, now: dateti
         f"your {kind.words} ends at {moment_text(end)}, perhaps before this job does: what is left is held then, and"
         f" goes on by itself when you renew it ({kind.remedy})"
     ]
+
+
+def first_end(session: Session, user_id: int, needs: Mapping[int, Need], now: datetime) -> End | None:
+    """When the first of the credentials that a job works with ends; None for never, or where there are none."""
+    found = [each for kind in kinds_of(needs) for each in credentials.of_kind(session, user_id, kind)]
+    try:
+        return end_of(choose_each(found, needs, now))
+    except NoCredentialError:
+        # The next attempt says so.
+        return None
 
 
 def job(session: Session, job_id: int, scope: int | None) -> JobRecord:

@@ -94,9 +94,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     hold: Annotated[
         HoldView | UnsetType, Meta(description="Why elements are held; of one job that has any, not in arrays.")
     ] = UNSET
-    warnings: Annotated[
-        list[str] | UnsetType, Meta(description="What the user should know; of a job that was just registered.")
-    ] = UNSET
+    warnings: Annotated[list[str] | UnsetType, Meta(description="What the user should know; of one job.")] = UNSET
     waiting: WaitingFor | UnsetType = UNSET
 
 
