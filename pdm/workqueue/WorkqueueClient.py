@@ -103,6 +103,7 @@ class SiteOptions(TypedDict, total=False):
         limit_in: streams of work that go into it at once, at most; None for what the service has for all.
         limit_out: the same for what comes out of it.
         authorities: PEM of authorities that are trusted for this site only.
+        myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None for none.
     """
 
     description: str
@@ -111,6 +112,7 @@ class SiteOptions(TypedDict, total=False):
     limit_in: int | None
     limit_out: int | None
     authorities: str
+    myproxy: str | None
 
 
 class SiteChanges(SiteOptions, total=False):

@@ -303,6 +303,7 @@ class Site(Base):
     Attributes:
         endpoints: protocol by name → URLs.
         authorities: PEM, or empty.
+        myproxy: ``HOST:PORT`` of its MyProxy server.
     """
 
     __tablename__ = "sites"
@@ -317,6 +318,7 @@ class Site(Base):
     limit_in: Mapped[int | None]
     limit_out: Mapped[int | None]
     authorities: Mapped[str]
+    myproxy: Mapped[str | None]
     created_at: Mapped[datetime]
 
 

@@ -209,10 +209,13 @@ class Assembly:
                 lambda protocol: _need_at(protocol, access),
                 _supports,
                 lambda: self.tls.trust,
-                MyProxyLogons(reactor, settings.credentials.trust_dir),
+                MyProxyLogons(reactor, settings.credentials.trust_dir, trust=partial(in_thread, trust.folder_for)),
                 self.catalogue,
                 SiteCheck(self.executor, self.pool).check,
                 _relays_to,
+                self.executor.credentials_changed,
+                self.executor.steer_on,
+                self.executor.resume,
             ),
             AccessList.read(settings.users),
         )
@@ -272,6 +275,7 @@ class Assembly:
     def reload(self) -> None:
         """Read sites and TLS files again; what is wrong is logged, and what was in force stays."""
         self.sites.reload()
+        self.catalogue.health.take_sites(self.sites.all())
         start_background("tls files", self._refresh_tls())
 
     def _command_for(self, kind: AgentKind) -> AgentCommand:

@@ -269,7 +269,8 @@ class _Maker:
     def _config_text(self, operators: Sequence[str]) -> str:
         listed = "\n".join(f"    {operator}" for operator in operators)
         trust = f"trust_dir = {self._grid.trust}" if self._grid is not None else _TRUST_DIR_HINT
-        return _CONFIG.format(host=self._host, port=self._port, operators=listed, trust_dir=trust)
+        sites = _LOCAL_SITES if self._grid is not None else ""
+        return _CONFIG.format(host=self._host, port=self._port, operators=listed, trust_dir=trust, sites=sites)
 
 
 def _sites_text(sites: Mapping[str, Mapping[str, str]]) -> str:
@@ -280,6 +281,11 @@ def _sites_text(sites: Mapping[str, Mapping[str, str]]) -> str:
 
 
 _TRUST_DIR_HINT = "#trust_dir = /etc/grid-security/certificates"
+_LOCAL_SITES = """
+[sites]
+# The test grid is on this machine.
+local_addresses = yes
+"""
 _CONFIG = """\
 # Configuration of a PDM workqueue instance, made by 'pdm admin init'.
 # What is not here has its default; etc/workqueue.conf of the package shows and explains every key.
@@ -316,4 +322,4 @@ operators =
 [credentials]
 # Authorities of the storage servers.
 {trust_dir}
-"""
+{sites}"""

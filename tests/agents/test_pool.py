@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.streams import Key, Ledger, Limited
+from pdm.workqueue.telemetry.background import following
 from pdm.workqueue.wire import agent_messages as wire
 
 READY = """
@@ -107,6 +108,23 @@ async def test_another_credential_gets_another_agent(pool: AgentPool, unused: Un
     assert not first.alive
     assert third.alive
     assert unused == ["one"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unused: Unused) -> None:
+    gone, kept = kind(credential="gone"), kind(credential="kept")
+    agent = await pool.lend(gone)
+    other = await pool.lend(kept)
+    pool.give_back(other, kept)
+    pool.retire("gone")
+    pool.retire("never seen")
+    assert pool.works_with("gone") and agent.alive, "what it does it may end, if nobody else ends it"
+    pool.give_back(agent, gone)
+    await following(agent.ended)
+    assert (unused, pool.works_with("gone")) == (["gone"], False)
+    pool.retire("kept")
+    await following(other.ended)
+    assert unused == ["gone", "kept"]
 
 
 @pytest_twisted.ensureDeferred

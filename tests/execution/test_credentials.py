@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from pdm.workqueue.certificates.credential_files import CredentialFiles
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.domain.credentials import CredentialKind, Need
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError, context_of
+from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError, Outdated, context_of
+from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
@@ -28,8 +29,10 @@ class Stored:
 
     records: list[CredentialRecord] = field(factory=list)
 
-    async def read(self, _name: str, _function: object, _user: int, kind: CredentialKind) -> list[CredentialRecord]:
-        return [record for record in self.records if record.kind is kind]
+    async def read(self, _name: str, function: object, *arguments: Any) -> Any:
+        if function is credentials.versions:
+            return {record.id: record for record in self.records if record.id in arguments[0]}
+        return [record for record in self.records if record.kind is arguments[1]]
 
 
 @pytest.fixture
@@ -43,8 +46,8 @@ def handed_out(stored: Stored, tmp_path: Path) -> Credentials:
     return Credentials(stored, vault, CredentialFiles(tmp_path / "run"))  # type: ignore[arg-type]
 
 
-def give(credentials: Credentials, stored: Stored, kind: CredentialKind, site: int, text: str, **details: Any) -> None:
-    sealed = credentials.vault.seal(text.encode(), context_of(7, kind, site))
+def give(handed_out: Credentials, stored: Stored, kind: CredentialKind, site: int, text: str, **details: Any) -> None:
+    sealed = handed_out.vault.seal(text.encode(), context_of(7, kind, site))
     until = NOW + timedelta(hours=1)
     number = len(stored.records) + 1
     stored.records.append(CredentialRecord(number, 7, kind, site, None, "/CN=a", until, details, NOW, sealed))
@@ -85,6 +88,27 @@ def test_a_proxy_is_one_file_on_every_route(
     assert first.fingerprint == second.fingerprint
     assert first.path == second.path == second.sites[3].path
     assert len(list((tmp_path / "run").iterdir())) == 1
+
+
+def test_what_was_removed_or_replaced_is_found(
+    handed_out: Credentials, stored: Stored, result_of: Callable[..., Any]
+) -> None:
+    assert result_of(handed_out.outdated()) == Outdated()
+    give(handed_out, stored, PROXY, 0, "a proxy")
+    give(handed_out, stored, KEY, 1, "a key", account="alice")
+    give(handed_out, stored, TOKEN, 2, "a token")
+    used = [result_of(handed_out.usable(7, kind, {site}, NOW)) for kind, site in ((PROXY, 1), (KEY, 1), (TOKEN, 2))]
+    proxy, key, token = (each.fingerprint for each in used)
+    assert result_of(handed_out.outdated()) == Outdated()
+    # A newer one of the same subject does not disturb what runs; another account is somebody else.
+    stored.records[0] = evolve(stored.records[0], secret=b"renewed")
+    stored.records[1] = evolve(stored.records[1], secret=b"other", details={"account": "bob"})
+    del stored.records[2]
+    assert result_of(handed_out.outdated()) == Outdated(frozenset({key, token}), frozenset({proxy}))
+    for each in used:
+        assert handed_out.let_go(each.fingerprint)
+        handed_out.released(each.fingerprint)
+    assert result_of(handed_out.outdated()) == Outdated()
 
 
 def test_what_was_sealed_for_another_place_does_not_open(

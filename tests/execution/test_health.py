@@ -77,7 +77,7 @@ def test_failures_in_a_row_pause_an_endpoint_and_burn_nothing(watched: Watched) 
     assert "site TWO (2) cannot be reached since 2026-03-01T12:00:00Z, it is tried again at" in sentence
     later = NOW + timedelta(seconds=5)
     assert watched.health.paused(later) == frozenset()
-    assert watched.health.probed(later) == {2}
+    assert watched.health.probed(later) == {(2, GRIDFTP)}
     watched.health.worked([watched.doors[2]], later)
     assert watched.health.probed(later) == frozenset()
     assert watched.health.sentence(TWO, GRIDFTP, later) is None
@@ -93,10 +93,38 @@ def test_what_always_breaks_the_connection_by_itself_is_not_excused_for_ever(wat
 
 
 def test_patience_ends() -> None:
+    watched, away = Watched(patience_s=60.0), evolve(AWAY, scope=Scope.SOURCE)
+    assert [watched.fail(away, at=at) for at in (0, 1, 2, 30, 59)] == [True] * 5
+    assert not watched.fail(away, at=60)
+    assert not Watched(patience_s=0.0).fail(away)
+
+
+def test_patience_is_for_sites_not_for_one_of_several_endpoints() -> None:
+    """An endpoint is away for days; each probe of it costs no attempt while another one serves."""
     watched = Watched(patience_s=60.0)
-    assert [watched.fail(at=at) for at in (0, 1, 2, 30, 59)] == [True] * 5
-    assert not watched.fail(at=60)
-    assert not Watched(patience_s=0.0).fail()
+    assert all(watched.fail(at=at) for at in (0, 1, 2, 500, 100_000))
+    watched.doors[2] = watched.health.choose(TWO, GRIDFTP, NOW)
+    for at in (100_001, 100_002, 100_003):
+        assert watched.fail(at=at)
+    assert not watched.fail(at=100_100)
+
+
+def test_a_site_with_new_endpoints_is_used_at_once(watched: Watched) -> None:
+    for site, url in ((ONE, "gsiftp://one:1"), (TWO, "gsiftp://two:1")):
+        watched.doors = {2: Door(site.id, GRIDFTP, url)}
+        for _ in range(3):
+            watched.fail()
+    assert watched.health.paused(NOW) == {(1, GRIDFTP)}
+    moved = evolve(ONE, endpoints={GRIDFTP: "gsiftp://elsewhere:1"})
+    watched.health.take_sites([moved, TWO])
+    assert watched.health.paused(NOW) == frozenset()
+    # What is said about the others stays; of a site that is gone, nothing.
+    assert watched.health.phase(Door(2, GRIDFTP, "gsiftp://two:1"), NOW) is Phase.OPEN
+    watched.health.take_sites([moved])
+    assert watched.health.next_change(NOW) is None
+    # The last attempts of what was there before are still heard of.
+    assert watched.fail()
+    watched.health.worked(watched.doors.values(), NOW)
 
 
 @pytest.mark.parametrize(

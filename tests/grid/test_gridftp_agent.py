@@ -293,7 +293,8 @@ def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, s
     server.freeze()
     failed = own.rest(request_id)[-1]
     server.thaw()
-    assert judged(failed) == "transfer STALLED"
+    # If it was seen that bytes had arrived; else it is asked whether it says anything at all.
+    assert judged(failed) in ("transfer STALLED", f"{'source' if site == 'A' else 'destination'} CONNECTION")
     # A destination that does not answer cannot be cleaned.
     assert failed.residue is (site == "B")  # type: ignore[union-attr]
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)

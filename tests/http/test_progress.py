@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_twisted
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import NewElement, Token
-from pdm.workqueue.execution.progress import Progress
+from pdm.workqueue.execution.progress import Progress, ProgressBoard
 from pdm.workqueue.logstore.files import LogRef
-from tests.http.service import Service, certificates, service
+from tests.http.service import Certificates, Service, certificates, running, service
 
 __all__ = ["certificates", "service"]
 
@@ -93,6 +97,45 @@ async def begun(service: Service, token: Token, *lines: str) -> LogRef:
     for line in lines:
         service.logs.write(ref, line)
     return ref
+
+
+@pytest.fixture
+def seconds() -> list[float]:
+    """What the clock shows by which rates are measured."""
+    return [0.0]
+
+
+@pytest.fixture
+def timed(certificates: Certificates, tmp_path: Path, seconds: list[float]) -> Iterator[Service]:
+    yield from running(Service(tmp_path, certificates, board=ProgressBoard(lambda: seconds[0])))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_that_outlasts_its_credential_says_so(timed: Service, seconds: list[float]) -> None:
+    await timed.give_credential("slow", timedelta(hours=2))
+    job = await timed.submit("slow", "/copy", protocol="GRIDFTP")
+    assert "warnings" not in job
+    (listing,) = await timed.claim(job["id"])
+    await timed.extend(listing, NewElement(JobType.COPY, "data/a", "copy/a", size=10_000_000))
+    await timed.settle(listing)
+    await timed.claim(job["id"])
+    path = f"/jobs/{job['id']}"
+
+    async def warnings(moved: int) -> list[str]:
+        seconds[0] += 10
+        timed.board.update(job["id"], 1, Progress(moved, moved / 10, moved / 10, seconds[0]))
+        return (await timed.call("slow", "GET", path)).json.get("warnings", [])
+
+    timed.board.begin(job["id"], 1)
+    # Rate and size are known now: at 100 bytes a second it takes a day.
+    (warning,) = await warnings(1000)
+    assert "the proxy ends at" in warning
+    assert "pdm delegate" in warning
+    assert await warnings(5_000_000) == []
+    # With another one it may be as slow as it likes; what is known of credentials is known for a moment.
+    await timed.give_credential("slow", timedelta(days=30))
+    timed.skip[0] += timedelta(minutes=1)
+    assert await warnings(5_000_100) == []
 
 
 @pytest_twisted.ensureDeferred

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_twisted
+from attrs import evolve
 
 from pdm.workqueue.certificates.pem_files import to_pem
 from pdm.workqueue.domain.catalogue import LAST_FILE_SITE, Actor
@@ -67,6 +68,26 @@ async def test_a_site_is_made_changed_and_removed(service: Service) -> None:
     assert (await service.call("maker", "DELETE", path)).problem == "not-found"
     # A number is never used again.
     assert (await made(service, "maker", "Mine"))["id"] > site["id"]
+
+
+@ensure
+async def test_changes_by_two_daemons_are_both_made(service: Service) -> None:
+    """The other daemon has changed something that this one has not seen yet."""
+    site = await made(service, "changer", "Shared")
+    path = f"/sites/{site['id']}"
+    by = Actor(await service.user_id("changer"), service.certificates.of("changer").dn)
+    await service.database.run(
+        "change", stored_sites.change, site["id"], lambda seen: evolve(seen, limit_in=7), by, service.now()
+    )
+    changed = (await service.call("changer", "PATCH", path, {"limit_out": 5})).json
+    assert (changed["limit_in"], changed["limit_out"]) == (7, 5)
+    refused = await service.call("changer", "PATCH", path, {"myproxy": "no port"})
+    assert refused.problem == "invalid-input $.myproxy"
+    changed = (await service.call("changer", "PATCH", path, {"myproxy": "myproxy.example.org:7512"})).json
+    assert changed["myproxy"] == "myproxy.example.org:7512"
+    assert (await service.call("changer", "PATCH", path, {"myproxy": None})).json["myproxy"] is None
+    refused = await service.call("changer", "PATCH", path, {"name": "north"})
+    assert (refused.status, refused.problem) == (409, "conflict $.name")
 
 
 @ensure
@@ -347,6 +368,8 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
     if key == "authorities":
         bad = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----"
         return [("", value) for value in (*every, 7, "x", "\0", bad, "x" * 65537)]
+    if key == "myproxy":
+        return [("", value) for value in (*every, 7, True, "", "h", "h:", "h:0", "h:65536", "-h:1", "h h:1", "a\n:1")]
     urls = [
         *(
             "http://h:1",

@@ -278,6 +278,7 @@ async def test_sites(service: Service) -> None:
         "limit_in": None,
         "limit_out": None,
         "authorities": [],
+        "myproxy": None,
         "state": "ok",
         "reason": None,
     }

@@ -18,7 +18,7 @@ _LOGON = {"username": "someone", "password": "not the right one"}
 async def test_who_sends_wrong_passwords_has_to_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    async def fetch(self: MyProxyLogons, server: str, username: str, password: str, lifetime_s: int) -> None:
+    async def fetch(self: MyProxyLogons, server: str, *_: object) -> None:
         asked.append(server)
         raise WrongPasswordError("the MyProxy server does not accept this password")
 

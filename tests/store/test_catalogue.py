@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.catalogue import LAST_FILE_SITE, Actor, Directory, NewSite, Restricted
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
-from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.store import audit, catalogue, credentials, jobs, restrictions, sites
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.jobs import NewElement
+from pdm.workqueue.store import audit, catalogue, claims, credentials, jobs, restrictions, sites
 from pdm.workqueue.store.credentials import NewCredential
-from tests.store.stores import Store, new_job
+from tests.store.stores import BROKEN, EXPIRED, Store, done, ended, new_job, token_of
 
 
 @pytest.fixture
@@ -67,8 +69,25 @@ def test_names_are_ones_own_unless_public(store: Store, owner: Actor) -> None:
     with pytest.raises(sites.NameTakenError):
         store.run(sites.create, content(other, "OPEN"), other, store.now)
     with pytest.raises(sites.NameTakenError):
-        store.run(sites.change, theirs.id, content(other, "open"), other, store.now)
-    assert store.run(sites.change, 7, content(other), other, store.now) is None
+        store.run(sites.change, theirs.id, lambda _: content(other, "open"), other, store.now)
+    assert store.run(sites.change, 7, lambda _: content(other), other, store.now) is None
+
+
+def test_a_change_is_made_to_what_is_there(store: Store, owner: Actor) -> None:
+    """Two daemons change different things, and neither has seen the other's change."""
+    site = store.run(sites.create, content(owner), owner, store.now)
+    store.run(sites.change, site.id, lambda seen: evolve(seen, limit_in=9), owner, store.now)
+    last = store.run(sites.change, site.id, lambda seen: evolve(seen, myproxy="m:7512"), owner, store.now)
+    assert last is not None
+    assert (last.content.limit_in, last.content.myproxy) == (9, "m:7512")
+    known = loaded(store)
+    assert known is not None
+    assert list(known.sites) == [last]
+    # What changes nothing is no act.
+    assert store.run(sites.change, site.id, lambda seen: seen, owner, store.now) == last
+    acts = store.run(audit.page, 0, 10)
+    assert [act.action for act in acts] == ["site.create", "site.change", "site.change"]
+    assert "logon at m:7512" in acts[-1].details
 
 
 def test_numbers_are_given_once_by_many_at_a_time(store: Store, owner: Actor) -> None:
@@ -105,6 +124,35 @@ def test_a_site_is_not_removed_under_a_job(store: Store, owner: Actor) -> None:
     store.run(jobs.cancel, job.id, store.now)
     assert store.run(sites.remove, site.id, owner, store.now)
     assert store.run(sites.missing, [site.id]) == {site.id}
+
+
+def test_whatever_an_unfinished_job_waits_for_its_site_stays(store: Store, owner: Actor) -> None:
+    store.worker()
+    site = store.run(sites.create, content(owner), owner, store.now)
+
+    def used() -> int:
+        try:
+            store.run(sites.remove, site.id, owner, store.now)
+        except sites.SiteInUseError as error:
+            return error.jobs
+        return 0
+
+    job = store.submit(owner.user_id, JobType.REMOVE, src_siteid=site.id)
+    assert used() == 1
+    (listing,) = store.claim()
+    assert used() == 1
+    store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.REMOVE, "d", phase=1)])
+    store.settle(done(listing))
+    (work,) = store.claim()
+    assert used() == 1
+    store.settle(ended(JobStatus.HELD, work, failure=EXPIRED, counts=False))
+    assert store.job(job.id).status is JobStatus.HELD
+    assert used() == 1
+    store.run(claims.resume_held, owner.user_id, store.now)
+    store.settle(ended(JobStatus.SUBMITTED, *store.claim(), failure=BROKEN, not_before=store.now + timedelta(days=1)))
+    assert used() == 1
+    store.run(jobs.cancel, job.id, store.now)
+    assert used() == 0
 
 
 def test_with_a_site_go_the_credentials_for_it(store: Store, owner: Actor) -> None:

@@ -331,7 +331,7 @@ def test_folders_wait_for_what_is_put_off_or_held(store: Store) -> None:
     store.pass_time(30)
     store.settle(done(*store.claim()))
     assert store.claim() == []
-    assert store.run(claims.resume_held, user, store.now) == 1
+    assert store.run(claims.resume_held, user, store.now).count == 1
     store.settle(done(*store.claim()))
     assert numbers(store.claim()) == [[3]]
 

@@ -116,7 +116,7 @@ def test_a_job_that_was_done_all_the_same_is_done(store: Store) -> None:
 
 
 def test_a_large_job_is_cancelled_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "CANCELLED_AT_ONCE", 4)
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 4)
     user = store.user()
     store.worker()
     job = store.copy_job(user, [1] * 12)
@@ -128,18 +128,67 @@ def test_a_large_job_is_cancelled_in_parts(store: Store, monkeypatch: pytest.Mon
     # Nothing of it is claimed or wanted any more, and who comes later finds what is left to do.
     assert store.claim() == []
     assert store.run(claims.next_due, store.now) is None
-    assert store.run(claims.being_cancelled) == [job.id]
+    assert store.run(claims.being_steered) == [job.id]
     assert store.run(jobs.retry, job.id, store.now)[1] == 0
-    assert store.run(claims.cancel_more, job.id, store.now)
+    assert store.run(claims.steer_on, job.id, store.now)
     assert store.job(job.id).counters == store.recount(job.id)
-    assert not store.run(claims.cancel_more, job.id, store.now)
+    assert not store.run(claims.steer_on, job.id, store.now)
     final = store.job(job.id)
     assert (final.status, final.counters) == (JobStatus.CANCELLED, Counters(elements=13, done=1, cancelled=12))
-    assert store.run(claims.being_cancelled) == []
-    assert not store.run(claims.cancel_more, job.id, store.now)
-    assert not store.run(claims.cancel_more, job.id + 1, store.now)
+    assert store.run(claims.being_steered) == []
+    assert not store.run(claims.steer_on, job.id, store.now)
+    assert not store.run(claims.steer_on, job.id + 1, store.now)
     assert store.run(jobs.retry, job.id, store.now)[1] == 12
+    while store.run(claims.steer_on, job.id, store.now):
+        pass
     assert len(store.claim()[0].elements) == 12
+
+
+def test_a_large_job_is_retried_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 4)
+    store.worker()
+    job = store.copy_job(store.user(), [1] * 10)
+    while batches := store.claim():
+        store.settle(ended(JobStatus.FAILED, *batches, failure=MISSING))
+    failed = store.job(job.id)
+    assert (failed.status, failed.counters.failed) == (JobStatus.FAILED, 10)
+    record, count = store.run(jobs.retry, job.id, store.now)
+    # Said at once, done in parts; in between it is not final, and nothing of it begins: it cannot end half way.
+    assert (count, record.status.is_final) == (10, False)
+    assert record.counters == Counters(elements=11, submitted=4, done=1, failed=6) == store.recount(job.id)
+    assert store.claim() == []
+    assert store.run(claims.next_due, store.now) is None
+    assert store.run(claims.being_steered) == [job.id]
+    # A daemon that is started later goes on with it.
+    assert store.run(claims.steer_on, job.id, store.now)
+    assert not store.run(claims.steer_on, job.id, store.now)
+    assert store.run(claims.being_steered) == []
+    assert store.job(job.id).counters == Counters(elements=11, submitted=10, done=1) == store.recount(job.id)
+    assert sum(len(batch.elements) for batch in store.claim()) == 10
+    assert not store.run(claims.steer_on, job.id, store.now)
+
+
+def test_a_large_retry_beside_running_work_and_a_cancellation(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 4)
+    store.worker()
+    job = store.copy_job(store.user(), [1] * 10)
+    (first, running) = (store.claim(batches=1, batch_elements=size)[0] for size in (8, 1))
+    store.settle(ended(JobStatus.FAILED, first, failure=MISSING))
+    assert store.run(jobs.retry, job.id, store.now)[1] == 8
+    # What comes back meanwhile does not open the job before its time.
+    store.settle(ended(JobStatus.SUBMITTED, running, failure=BROKEN))
+    assert store.claim() == []
+    assert store.run(claims.being_steered) == [job.id]
+    record = store.run(jobs.cancel, job.id, store.now)
+    while store.run(claims.steer_on, job.id, store.now):
+        assert store.job(job.id).counters == store.recount(job.id)
+    record = store.job(job.id)
+    assert (record.status, record.counters.cancelled) == (JobStatus.CANCELLED, 6)
+    assert store.run(jobs.retry, job.id, store.now)[1] == 10
+    assert store.run(jobs.retry, job.id, store.now)[1] == 6, "asked again, it goes on"
+    while store.run(claims.steer_on, job.id, store.now):
+        pass
+    assert sum(len(batch.elements) for batch in store.claim()) == 10
 
 
 def test_a_job_that_waits_is_cancelled_at_once(store: Store) -> None:

@@ -167,7 +167,7 @@ def test_one_element_in_all_tries_a_site_that_may_be_back(store: Store) -> None:
         store.copy_job(user, [1] * 20)
     store.submit(alice, JobType.LIST, src_siteid=1)
     elsewhere = store.submit(bob, src_siteid=7)
-    bounds = Bounds(probed=frozenset({1}))
+    bounds = Bounds(probed=frozenset({(1, DUMMY)}))
     (listing,) = store.claim(types=LIST_LANE, bounds=bounds)
     # While that runs nothing else may begin there.
     assert [batch.job.id for batch in store.claim(bounds=bounds)] == [elsewhere.id]
@@ -177,6 +177,23 @@ def test_one_element_in_all_tries_a_site_that_may_be_back(store: Store) -> None:
     assert store.claim(bounds=bounds) == []
     store.settle(done(probe))
     assert sum(len(batch.elements) for batch in store.claim(types=WORK_LANE)) == 39
+
+
+def test_other_protocols_of_a_site_that_may_be_back_go_on(store: Store) -> None:
+    """What runs there by another protocol is no probe, and is not slowed down to one at a time."""
+    store.worker()
+    user = store.user()
+    busy = store.copy_job(user, [1] * 20, src_siteid=7)
+    waiting = store.submit(user, src_siteid=7, protocol=JobProtocol.GRIDFTP)
+    bounds = Bounds(probed=frozenset({(7, JobProtocol.GRIDFTP)}))
+    taken = Counter(
+        element.job_id
+        for _ in range(3)
+        for batch in store.claim(types=WORK_LANE, bounds=bounds, batch_elements=4, batches=2)
+        for element in batch.elements
+    )
+    assert taken[busy.id] > 1
+    assert taken[waiting.id] == 1
 
 
 def test_what_may_not_begin_hides_no_other_work_however_much_it_is(

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from attrs import evolve
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.bounds import Bounds
+from pdm.workqueue.domain.catalogue import Actor, NewSite
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
-from pdm.workqueue.store import claims, jobs, steering
+from pdm.workqueue.store import claims, jobs, sites, steering
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
 
@@ -120,7 +123,9 @@ def test_claims_while_much_is_closed(busy: Store, explained: Explained) -> None:
 
 
 def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
-    bounds = Bounds(frozenset({(3, JobProtocol.DUMMY)}), frozenset({4}), frozenset({7, 8}), frozenset({9}))
+    bounds = Bounds(
+        frozenset({(3, JobProtocol.DUMMY)}), frozenset({(4, JobProtocol.DUMMY)}), frozenset({7, 8}), frozenset({9})
+    )
     for openings in (Openings(), Openings({(Limited.INTO, 7): 0})):
         explained.plans.clear()
         busy.claim(batches=4, batch_elements=20, openings=openings, bounds=bounds)
@@ -151,13 +156,29 @@ def test_daemons_that_die(busy: Store, explained: Explained) -> None:
     explained.assert_indexed()
 
 
+def test_changes_of_sites_and_what_is_held(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 100)
+    by = Actor(busy.user(), "/CN=owner")
+    endpoints = {JobProtocol.DUMMY: ("dummy://a",)}
+    site = busy.run(sites.create, NewSite(by.user_id, True, "S", "", "~", endpoints, None, None, ""), by, busy.now)
+    explained.plans.clear()
+    busy.run(sites.change, site.id, lambda seen: evolve(seen, limit_in=1), by, busy.now)
+    assert busy.run(sites.remove, site.id, by, busy.now)
+    for kind in CredentialKind:
+        busy.run(claims.held_too_long, kind, list(JobProtocol))
+    after: tuple[int, int] | None = (0, -1)
+    while after is not None:
+        after = busy.run(claims.resume_held, busy.user(), busy.now, 1, [JobProtocol.DUMMY], after).after
+    explained.assert_indexed()
+
+
 def test_a_large_job_is_cancelled_in_parts(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "CANCELLED_AT_ONCE", 100)
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 100)
     (large,) = [job for job in busy.run(jobs.page, JobFilter(limit=500)) if job.counters.elements > _FILES]
     explained.plans.clear()
     busy.run(jobs.cancel, large.id, busy.now)
-    assert busy.run(claims.being_cancelled) == [large.id]
-    assert busy.run(claims.cancel_more, large.id, busy.now)
+    assert busy.run(claims.being_steered) == [large.id]
+    assert busy.run(claims.steer_on, large.id, busy.now)
     explained.assert_indexed()
 
 

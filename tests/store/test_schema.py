@@ -13,11 +13,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
 from pdm.workqueue.domain.credentials import CredentialKind
-from pdm.workqueue.store import credentials, schema
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.store import claims, credentials, schema
 from pdm.workqueue.store.credentials import NewCredential
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 from pdm.workqueue.store.errors import DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
 from pdm.workqueue.WorkqueueDB import Base
+from tests.store.stores import EXPIRED, Store, done, ended
 
 _AT = {"now": "2026-03-02 11:04:05"}
 
@@ -157,3 +159,31 @@ def test_credentials_of_the_first_schema_are_kept(connection: sa.Connection) -> 
         new = NewCredential(CredentialKind.TOKEN, "a token", None, b"sealed", 5)
         assert credentials.put(session, 3, new, found.stored_at).id == 9
         assert credentials.put(session, 3, new, found.stored_at).id == 9
+
+
+def test_work_of_the_first_schema_goes_on(empty_url: str) -> None:
+    """A daemon of the last version was killed at work; the new one migrates its database and carries on."""
+    engines = make_engines(empty_url, 2)
+    create_sqlite_file(engines.writer)
+    with engines.writer.begin() as connection:
+        command.upgrade(schema.config(connection), "0001")
+    store = Store(engines.writer)
+    user = store.user()
+    store.worker("old")
+    large = store.copy_job(user, [10] * 5, worker="old")
+    others = {type_: store.submit(user, type_) for type_ in (JobType.LIST, JobType.MKDIR, JobType.REMOVE)}
+    running = store.claim("old", batches=2, batch_elements=2)
+    numbers = [large.id, *(job.id for job in others.values())]
+    before = {number: store.job(number) for number in numbers}
+    with engines.writer.begin() as connection:
+        schema.migrate(connection)
+    assert {number: store.job(number) for number in numbers} == before
+    assert store.run(claims.register_worker, "old", store.now, 60.0) == sum(len(batch.elements) for batch in running)
+    held = store.claim("old", batches=1, batch_elements=2)
+    store.settle(ended(JobStatus.HELD, *held, failure=EXPIRED, counts=False), "old")
+    assert store.run(claims.resume_held, user, store.now).count == len(held[0].elements)
+    while batches := store.claim("old", batches=20):
+        store.settle(done(*batches), "old")
+    assert {store.job(number).status for number in numbers} == {JobStatus.DONE}
+    assert all(store.job(number).counters == store.recount(number) for number in numbers)
+    engines.dispose()

@@ -6,10 +6,12 @@ from datetime import timedelta
 
 import pytest
 
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Counters, NewElement, Token
-from pdm.workqueue.store import claims, jobs
+from pdm.workqueue.store import claims, credentials, jobs, phases, steering
+from pdm.workqueue.store.credentials import NewCredential
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of, verdict
 
 
@@ -158,11 +160,89 @@ def test_held_elements_wait_for_their_user(store: Store) -> None:
     assert {store.job(job.id).status for job in (mine, listing, others)} == {JobStatus.HELD}
     assert store.job(mine.id).counters == Counters(elements=1, held=1)
     assert store.claim() == []
-    assert store.run(claims.resume_held, alice, store.now) == 2
-    assert store.run(claims.resume_held, alice, store.now) == 0
+    assert store.run(claims.resume_held, alice, store.now) == claims.Resumed(2, None)
+    assert store.run(claims.resume_held, alice, store.now).count == 0
     assert {batch.job.id for batch in store.claim()} == {mine.id, listing.id}
     assert store.job(others.id).status is JobStatus.HELD
     assert store.element(mine.id, 0).lost == 1
+
+
+def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 4)
+    monkeypatch.setattr(steering, "_HELD_JOBS_AT_ONCE", 3)
+    user = store.user()
+    store.worker()
+    held = [store.copy_job(user, [1] * count) for count in (6, 1, 5)] + [store.submit(user) for _ in range(4)]
+    elsewhere = [store.submit(user, src_siteid=7) for _ in range(5)]
+
+    def hold() -> None:
+        while batches := store.claim(batches=50):
+            store.settle(ended(JobStatus.HELD, *batches, failure=EXPIRED, counts=False))
+
+    hold()
+    counts: list[int] = []
+    after: tuple[int, int] | None = (0, -1)
+    while after is not None:
+        resumed = store.run(claims.resume_held, user, store.now, 1, None, after)
+        counts.append(resumed.count)
+        after = resumed.after
+        # Each goes on once, although the credential is no good and all of it is held again at once.
+        hold()
+    assert (sum(counts), max(counts)) == (16, 4)
+    assert {store.element(job.id, 0).attempts for job in elsewhere} == {1}
+    assert {store.element(job.id, 0).attempts for job in held[3:]} == {2}
+    assert {store.element(held[0].id, number).attempts for number in range(1, 7)} == {2}
+    assert all(store.job(job.id).counters == store.recount(job.id) for job in held)
+
+
+def test_who_is_held_in_spite_of_a_new_credential_is_found(store: Store) -> None:
+    """The daemon that took it had no time to let all go on."""
+    user, other = store.user(), store.user("bob")
+    store.worker()
+    jobs_ = [store.submit(each, protocol=JobProtocol.GRIDFTP) for each in (user, other)]
+    store.settle(ended(JobStatus.HELD, *store.claim(), failure=EXPIRED, counts=False))
+
+    def found(kind: CredentialKind = CredentialKind.PROXY) -> list[int]:
+        return store.run(claims.held_too_long, kind, [JobProtocol.GRIDFTP])
+
+    assert found() == []
+    store.pass_time(100)
+    for kind, site in ((CredentialKind.TOKEN, 0), (CredentialKind.PROXY, 99)):
+        store.run(credentials.put, user, NewCredential(kind, "a", None, b"", site), store.now)
+    assert found() == []
+    assert found(CredentialKind.SSH_KEY) == []
+    store.run(credentials.put, user, NewCredential(CredentialKind.PROXY, "a", None, b""), store.now)
+    assert found() == [user]
+    assert store.run(claims.held_too_long, CredentialKind.PROXY, [JobProtocol.SSH]) == []
+    # What was tried with it and is held again is not found again.
+    store.pass_time(10)
+    store.run(claims.resume_held, user, store.now)
+    store.settle(ended(JobStatus.HELD, *store.claim(), failure=EXPIRED, counts=False))
+    assert found() == []
+    assert store.job(jobs_[1].id).status is JobStatus.HELD
+
+
+def test_many_later_phases_are_closed_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "CLOSED_AT_ONCE", 3)
+    store.worker()
+    job = store.submit(store.user(), JobType.REMOVE)
+    (listing,) = store.claim()
+    folders = [NewElement(JobType.REMOVE, f"d{number}", None, phase=1) for number in range(8)]
+    file = NewElement(JobType.REMOVE, "f", None)
+    assert store.run(claims.extend, "w", token_of(listing), [*folders, file])
+    store.settle(ended(JobStatus.FAILED, listing, failure=MISSING))
+    assert store.job(job.id).counters.cancelled == 3
+    (batch,) = store.claim()
+    assert [element.src_filepath for element in batch.elements] == ["f"]
+    assert store.job(job.id).counters.cancelled == 6
+    # Claims that find nothing else close the rest, whichever daemon is there to do it.
+    for cancelled in (8, 8):
+        assert store.claim() == []
+        assert store.job(job.id).counters.cancelled == cancelled
+        assert store.job(job.id).counters == store.recount(job.id)
+    store.settle(done(batch))
+    assert store.job(job.id).status is JobStatus.FAILED
+    assert store.run(claims.next_due, store.now) is None
 
 
 def test_a_job_is_held_only_when_nothing_else_can_move(store: Store) -> None:

@@ -35,13 +35,19 @@ def test_nothing_new_starts_at_a_drained_site(service: TestService) -> None:
     service.wait_for("admin", slow["id"], until=("RUNNING",))
     assert "new disks" in service.pdm("admin", "site", "drain", "DRAINED", "new disks").stdout
     waiting = service.submit("admin", "list", src_siteid=number, src_filepath="b", protocol="DUMMY")
+    # It is accepted, and who submits is told that it will wait, and why.
+    assert waiting["waiting"] == [f"site DRAINED ({number}) is drained: new disks"]
+    told = service.pdm("admin", "mkdir", "--no-wait", "--protocol", "dummy", "DRAINED:c")
+    assert (told.returncode, "is drained: new disks" in told.stderr) == (0, True), told.stderr
+    told = service.pdm("admin", "ls", "--timeout", "1s", "--protocol", "dummy", "DRAINED:d")
+    assert (told.returncode, told.stderr.count("is drained: new disks")) == (10, 1), told.stderr
     # What runs ends; and work at other sites does not wait behind what may not begin.
     assert service.wait_for("admin", slow["id"])["status"] == "DONE"
     other = service.submit("admin", "list", src_siteid=1, src_filepath="c", protocol="DUMMY")
     assert service.wait_for("admin", other["id"])["status"] == "DONE"
     seen = call(service, "GET", f"/jobs/{waiting['id']}")
     assert (seen["status"], seen["waiting"]) == ("SUBMITTED", [f"site DRAINED ({number}) is drained: new disks"])
-    assert "[drained]" in service.pdm("admin", "sites").stdout
+    assert "[drained: new disks]" in service.pdm("admin", "sites").stdout
     assert service.pdm("admin", "site", "resume", "DRAINED").returncode == 0
     assert service.wait_for("admin", waiting["id"])["status"] == "DONE"
     assert service.pdm("admin", "site", "remove", "DRAINED").returncode == 0

@@ -109,6 +109,8 @@ class AgentPool:
         #: In the order in which they came.
         self._waiting: list[_Waiting] = []
         self._making_room = 0
+        #: Credentials whose agents end as soon as they have no work.
+        self._retired: set[str] = set()
         self._stopping = False
         self._sweeper = Periodic(timer, "end idle agents", max(idle_s / 4, 0.5), self._end_idle)
 
@@ -215,12 +217,26 @@ class AgentPool:
             if not waiting.woken.called:
                 waiting.woken.callback(None)
 
+    def works_with(self, credential: str) -> bool:
+        """Whether an agent lives that was started with a credential."""
+        return any(living.kind.credential == credential for living in self._living.values())
+
+    def retire(self, credential: str) -> None:
+        """End the agents of a credential: those without work at once, others when they are given back."""
+        if self.works_with(credential):
+            self._retired.add(credential)
+        for idle in [idle for idle in self._idle if idle.kind.credential == credential]:
+            self._idle.remove(idle)
+            idle.agent.end()
+
     def give_back(self, agent: AgentProcess, kind: AgentKind) -> None:
         """Return an agent whose batch is finished."""
         if agent.alive:
             living = self._living[agent]
             living.borrowers -= 1
-            if not living.borrowers:
+            if not living.borrowers and kind.credential in self._retired:
+                agent.end()
+            elif not living.borrowers:
                 self._idle.append(_Idle(agent, kind, self._timer.seconds()))
             self.look_again()
 
@@ -244,7 +260,8 @@ class AgentPool:
     def _forget(self, agent: AgentProcess) -> None:
         kind = self._living.pop(agent).kind
         self._idle = [idle for idle in self._idle if idle.agent is not agent]
-        if kind.credential and all(other.kind.credential != kind.credential for other in self._living.values()):
+        if kind.credential and not self.works_with(kind.credential):
+            self._retired.discard(kind.credential)
             self._unused(kind.credential)
         self.look_again()
 

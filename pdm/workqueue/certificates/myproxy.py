@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ SHORTEST_PASSWORD = 6
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 #: Seconds after which the program is killed.
 TIMEOUT_S = 30.0
-#: Logons at once, of all users: each is a process, and a server that hangs must not fill the machine with them.
+#: Logons at once, of all users: each is a process, and a server that hangs must not fill the machine with them. Of a
+#: user one at a time, else a few at such a server would be in the way of everybody's.
 _AT_ONCE = 4
 _MOST_BYTES = 256 * 1024
 _LONGEST_WORDS = 300
@@ -44,6 +45,10 @@ class WrongPasswordError(MyProxyError):
 
 class NoSuchUserError(MyProxyError):
     """The server holds nothing under this name."""
+
+
+class LogonUnderWayError(MyProxyError):
+    """The user has another logon under way."""
 
 
 #: What program and server say → what is told.
@@ -83,14 +88,46 @@ class MyProxyLogons:
     Attributes:
         trust_dir: hashed directory of the authorities that vouch for MyProxy servers.
         timeout_s: seconds that a server may take.
+        trust: makes the directory with a site's own authorities in it, too.
     """
 
     reactor: Any
     trust_dir: Path
     timeout_s: float = TIMEOUT_S
+    trust: Callable[[Path | None, Collection[str]], Awaitable[Path]] | None = None
+    _busy: set[int] = field(factory=set)
     _turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
 
-    async def fetch(self, server: str, username: str, password: str, lifetime_s: int) -> FetchedProxy:
+    async def fetch_for(
+        self, user_id: int, server: str, username: str, password: str, lifetime_s: int, authorities: str = ""
+    ) -> FetchedProxy:
+        """Log on for a user of the service, once at a time.
+
+        Args:
+            user_id: who asks.
+            server: ``HOST:PORT``.
+            username: at that server.
+            password: used once, kept nowhere.
+            lifetime_s: for how long the proxy is to be valid.
+            authorities: PEM of authorities that are trusted besides, for this server only.
+
+        Raises:
+            MyProxyError: in words why not.
+        """
+        if user_id in self._busy:
+            raise LogonUnderWayError("you are logging on already: wait for that")
+        self._busy.add(user_id)
+        try:
+            trust_dir = self.trust_dir
+            if authorities and self.trust is not None:
+                trust_dir = await self.trust(self.trust_dir, [authorities])
+            return await self.fetch(server, username, password, lifetime_s, trust_dir)
+        finally:
+            self._busy.discard(user_id)
+
+    async def fetch(
+        self, server: str, username: str, password: str, lifetime_s: int, trust_dir: Path | None = None
+    ) -> FetchedProxy:
         """Log on.
 
         Args:
@@ -98,6 +135,7 @@ class MyProxyLogons:
             username: at that server.
             password: used once, kept nowhere.
             lifetime_s: for how long the proxy is to be valid; the server may give less, and counts in hours.
+            trust_dir: instead of the usual one.
 
         Raises:
             MyProxyError: in words why not.
@@ -127,7 +165,7 @@ class MyProxyLogons:
             "PATH": _SEARCH_PATH,
             "HOME": "/nonexistent",
             "LANG": "C.UTF-8",
-            "X509_CERT_DIR": str(self.trust_dir),
+            "X509_CERT_DIR": str(trust_dir or self.trust_dir),
             "X509_USER_PROXY": "/nonexistent/proxy",
         }
         await self._turns.acquire()

@@ -11,6 +11,7 @@ from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, table
+from pdm.workqueue.wire.responses import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 
@@ -42,6 +43,13 @@ def sites(form: str) -> None:
     show_sites(form)
 
 
+def _state(site: SiteView) -> str:
+    """What stands before the description of a site that is not as it should be; of a drained one, the message."""
+    if site.state == "ok":
+        return ""
+    return f"[{site.state}: {site.reason}] " if site.state == "drained" else f"[{site.state}] "
+
+
 def show_sites(form: str) -> None:
     """Carry out ``pdm sites``, and ``pdm site list``."""
 
@@ -56,7 +64,7 @@ def show_sites(form: str) -> None:
                 shown_name(site.name),
                 ", ".join(name.lower() for name in site.protocols),
                 shown_name(site.default_folder),
-                shown_line(site.description if site.state == "ok" else f"[{site.state}] {site.description}").strip(),
+                shown_line(f"{_state(site)}{site.description}").strip(),
             ]
             for site in found
         ]

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from pdm.workqueue.cli.arguments import DURATION, Place, format_option
-from pdm.workqueue.cli.exit_codes import ExitCode
+from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.following import print_json
-from pdm.workqueue.cli.places import find
+from pdm.workqueue.cli.places import find, find_site
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, table
 from pdm.workqueue.wire.responses import CredentialView
@@ -68,12 +68,18 @@ def login(site: str, username: str | None, lifetime: float, form: str) -> None:
     The password is asked for, or read from standard input where that is no terminal; the service uses it once and
     keeps it nowhere. Jobs that are held for want of a proxy there go on by themselves.
     """
-    user = username or _asked("User name: ", hidden=False)
-    password = _asked("Password: ", hidden=True)
 
     async def action(client: WorkqueueClient) -> int:
-        number = await _number(client, site)
-        credential = await client.log_on(number, user, password, timedelta(seconds=lifetime))
+        found = await find_site(client, site)
+        if found.myproxy is None:
+            raise CommandError(
+                ExitCode.FAILED, f"site {shown_name(found.name)} has no MyProxy server", "Run 'pdm delegate' instead."
+            )
+        # Whoever makes a site says where it is: who types a password is told who gets it.
+        click.echo(f"MyProxy server of {shown_name(found.name)}: {shown_line(found.myproxy)}", err=True)
+        user = username or _asked("User name: ", hidden=False)
+        password = _asked("Password: ", hidden=True)
+        credential = await client.log_on(found.id, user, password, timedelta(seconds=lifetime))
         if form == "json":
             print_json(credential)
         else:

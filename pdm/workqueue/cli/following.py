@@ -33,6 +33,20 @@ _SPECIAL_CODES: Mapping[str, ExitCode] = {
 }
 
 
+class WaitingReasons:
+    """Says once why a job waits: when a site is tried again stands in the reason, and changes all the time."""
+
+    def __init__(self, job_id: int) -> None:
+        self._job_id = job_id
+        self._told = False
+
+    def tell(self, job: JobView) -> None:
+        """Look at a job."""
+        for reason in () if self._told else job.waiting or ():
+            say(f"job {self._job_id} waits: {shown_line(reason)}")
+        self._told = bool(job.waiting)
+
+
 async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, form: str) -> JobView:
     """Wait for the end of a job and show how it gets on; with `form` ``json``, what is known when the time is up.
 
@@ -41,10 +55,12 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
     """
     display = display_for_stderr()
     held = False
+    reasons = WaitingReasons(job_id)
 
     def show(job: JobView) -> None:
         nonlocal held
         display.show(job)
+        reasons.tell(job)
         if job.status == JobStatus.HELD.name and not held:
             held = True
             advice = "it needs a valid credential. Run 'pdm delegate', and it goes on by itself."

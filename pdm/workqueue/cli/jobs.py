@@ -129,6 +129,8 @@ def status(job_id: int, form: str) -> None:
             click.echo(f"          {shown_line(job.hold.hint)}")
         for line in _progress_lines(job):
             click.echo(line)
+        for warning in () if job.warnings is UNSET else job.warnings:
+            click.echo(f"warning   {shown_line(warning)}")
         for reason in () if job.waiting is UNSET else job.waiting:
             click.echo(f"waits     {shown_line(reason)}")
         if job.skipped:

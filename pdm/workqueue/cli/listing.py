@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError
 
 from pdm.workqueue.cli.arguments import DURATION, PLACE, Place, format_option, protocol_option
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.following import exit_code_of_job, print_json
+from pdm.workqueue.cli.following import WaitingReasons, exit_code_of_job, print_json
 from pdm.workqueue.cli.places import Found, find, protocol_for
 from pdm.workqueue.cli.session import complain, run
 from pdm.workqueue.cli.text import shown_mode, shown_name, shown_time, write_bytes
@@ -67,7 +67,7 @@ def ls(
 
 async def _end_of(client: WorkqueueClient, job_id: int, timeout_s: float | None) -> JobView:
     try:
-        return await client.wait(job_id, timeout=timeout_s)
+        return await client.wait(job_id, timeout=timeout_s, on_progress=WaitingReasons(job_id).tell)
     except JobTimeoutError as error:
         raise CommandError(ExitCode.TIMED_OUT, error.what, f"pdm wait {job_id} | pdm cancel {job_id}") from error
     except CancelledError:

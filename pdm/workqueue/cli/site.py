@@ -46,6 +46,7 @@ def _content_options(command: _Command) -> _Command:
             type=click.Path(path_type=Path),
             help="PEM file of authorities that are trusted for this site only; '' takes them away.",
         ),
+        click.option("--myproxy", metavar="HOST:PORT", help="Where its users log on; '' takes it away."),
     ]
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -72,6 +73,8 @@ def _content(given: dict[str, Any]) -> SiteOptions:
         content["limit_out"] = given["limit_out"] or None
     if given["ca"] is not None:
         content["authorities"] = _pem(given["ca"])
+    if given["myproxy"] is not None:
+        content["myproxy"] = given["myproxy"] or None
     return content
 
 
@@ -238,6 +241,8 @@ def _print(found: SiteView, form: str) -> None:
             click.echo(f"limit     {limit} streams may {word} at once")
     for subject in found.authorities:
         click.echo(f"trusts    {shown_line(subject)}, for this site only")
+    if found.myproxy is not None:
+        click.echo(f"logon     at {found.myproxy}")
     click.echo(f"state     {found.state}{'' if found.reason is None else ': ' + shown_line(found.reason)}")
     for each in () if found.health is UNSET else found.health:
         if each.state != "closed":

@@ -89,6 +89,8 @@ def carry_out(places: list[Place], request: Request, submit: Submit) -> NoReturn
         for warning in job.warnings or ():
             say(f"warning: {shown_line(warning)}")
         if not request.wait:
+            for reason in job.waiting or ():
+                say(f"job {job.id} waits: {shown_line(reason)}")
             if request.form == "json":
                 print_json(job)
             return ExitCode.DONE

@@ -148,11 +148,13 @@ class SiteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         folder: the files ``*.conf`` that describe sites.
+        local_addresses: whether users' sites may lead to this machine and its link, as operators' sites may.
         patience_s: jobs wait for a site that cannot be reached for so long; then failures count as tries again.
     """
 
     folder: FilePath = Path("sites.d")
     patience_s: DurationOrZero = field(default=_DAY, name="patience")
+    local_addresses: bool = False
 
 
 class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

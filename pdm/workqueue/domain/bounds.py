@@ -15,14 +15,15 @@ class Bounds:
 
     Attributes:
         paused: sites that cannot be reached by a protocol.
-        probed: sites that may be back: of what has to do with one, a single element may run at once.
+        probed: sites that may be back, by a protocol: of what has to do with one by that, a single element may run at
+            once.
         drained: sites at which nothing starts.
         banned: users of whom nothing starts.
         next_change: when that changes by itself; None if it does not.
     """
 
     paused: frozenset[tuple[int, JobProtocol]] = frozenset()
-    probed: frozenset[int] = frozenset()
+    probed: frozenset[tuple[int, JobProtocol]] = frozenset()
     drained: frozenset[int] = frozenset()
     banned: frozenset[int] = frozenset()
     next_change: datetime | None = None

@@ -24,6 +24,7 @@ class NewSite:
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
         limit_out: the same for what comes out of it.
         authorities: PEM of the authorities that are trusted for this site only, besides the usual ones; may be empty.
+        myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
     """
 
     owner_id: int
@@ -35,6 +36,7 @@ class NewSite:
     limit_in: int | None
     limit_out: int | None
     authorities: str
+    myproxy: str | None = None
 
 
 @frozen

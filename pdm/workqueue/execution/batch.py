@@ -37,6 +37,7 @@ class Ending(enum.StrEnum):
     CANCELLED = "the job was cancelled"
     STOPPED = "the service stopped"
     LOST = "the lease was lost"
+    CREDENTIAL = "the credential that it used was removed or replaced"
 
 
 #: Said of an element whose agent had to be ended because of another job's element.

@@ -60,6 +60,7 @@ class Catalogue:
     def _take(self, fresh: Directory) -> None:
         self._version = fresh.version
         self.sites.take_stored(site_of(record) for record in fresh.sites)
+        self.health.take_sites(self.sites.all())
         self._restrictions = {(one.kind, one.number): one for one in fresh.restrictions}
         self.on_change()
 
@@ -107,4 +108,5 @@ def site_of(record: SiteRecord) -> Site:
         limit_in=content.limit_in,
         limit_out=content.limit_out,
         authorities=content.authorities,
+        myproxy=content.myproxy,
     )

@@ -94,6 +94,19 @@ class Usable:
         return json.dumps(files, sort_keys=True) if files else ""
 
 
+@frozen
+class Outdated:
+    """Fingerprints of credentials in use that are not what the database has any more.
+
+    Attributes:
+        ended: their user has removed one, or put somebody else's in its place: nothing may go on with them.
+        renewed: there is a newer one of the same subject: what runs may come to its end.
+    """
+
+    ended: frozenset[str] = frozenset()
+    renewed: frozenset[str] = frozenset()
+
+
 @define(eq=False)
 class Credentials:
     """Hands out credential files."""
@@ -102,6 +115,8 @@ class Credentials:
     vault: Vault
     files: CredentialFiles
     _written: dict[str, Mapping[int, SiteCredential]] = field(factory=dict)
+    #: What is in the files: the credentials of each fingerprint.
+    _sources: dict[str, tuple[CredentialRecord, ...]] = field(factory=dict)
     _holds: Counter[str] = field(factory=Counter)
 
     async def usable(self, user_id: int, kind: CredentialKind, sites: Collection[int], now: datetime) -> Usable:
@@ -145,21 +160,46 @@ class Credentials:
         written = self._written.get(fingerprint)
         if written is None:
             written = self._written[fingerprint] = self._write(chosen)
+            self._sources[fingerprint] = tuple({record.id: record for record in chosen.values()}.values())
         self._holds[fingerprint] += 1
         if _is_one_proxy(chosen):
             # It may have been written for another route.
             written = dict.fromkeys(chosen, next(iter(written.values())))
         return Usable(fingerprint, written)
 
-    def let_go(self, fingerprint: str) -> None:
-        """A batch that asked for the files has ended; agents may go on using them."""
+    async def outdated(self) -> Outdated:
+        """Look which of the credentials in use were removed or replaced, by this daemon's users or another's."""
+        sources = dict(self._sources)
+        numbers = {record.id for records in sources.values() for record in records}
+        if not numbers:
+            return Outdated()
+        now_there = await self.database.read("are credentials in use still there", credentials.versions, numbers)
+        ended, renewed = set(), set()
+        for fingerprint, records in sources.items():
+            for used in records:
+                there = now_there.get(used.id)
+                if there is None or _who(there) != _who(used):
+                    ended.add(fingerprint)
+                elif there.secret != used.secret:
+                    renewed.add(fingerprint)
+        return Outdated(frozenset(ended), frozenset(renewed - ended))
+
+    def let_go(self, fingerprint: str) -> bool:
+        """A batch that asked for the files has ended; agents may go on using them.
+
+        Returns:
+            Whether no other batch has need of them.
+        """
         self._holds[fingerprint] -= 1
-        if not self._holds[fingerprint]:
-            del self._holds[fingerprint]
+        if self._holds[fingerprint]:
+            return False
+        del self._holds[fingerprint]
+        return True
 
     def released(self, fingerprint: str) -> None:
         """No agent works with them any more: the files go, unless a batch is about to start one that will."""
         if not self._holds[fingerprint]:
+            self._sources.pop(fingerprint, None)
             for credential in self._written.pop(fingerprint, {}).values():
                 self.files.remove(credential.path)
 
@@ -188,6 +228,11 @@ class Credentials:
 def context_of(user_id: int, kind: CredentialKind = PROXY, site_id: int = ALL_SITES) -> str:
     """What a sealed credential is bound to, so that one user's or site's cannot be passed off as another's."""
     return f"{kind.value} of user {user_id}" + ("" if site_id == ALL_SITES else f" for site {site_id}")
+
+
+def _who(record: CredentialRecord) -> tuple[str, object]:
+    """Whom a credential makes of its user."""
+    return record.subject, record.details.get("account")
 
 
 def _fingerprint(chosen: Mapping[int, CredentialRecord]) -> str:

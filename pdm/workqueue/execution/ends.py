@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.movers.pairs import protocol_at
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.sites.site import Site
@@ -20,6 +22,20 @@ def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
     mover = MOVERS.get(job.protocol)
     relays_to = frozenset() if mover is None or site.id == job.src_siteid else mover.relays_to
     return protocol_at(site.endpoints, job.protocol, relays_to)
+
+
+def takers(access: Access) -> Mapping[CredentialKind, frozenset[JobProtocol]]:
+    """The protocols of jobs that may wait for a credential of a kind, at either end."""
+    needs = {protocol: need_of(mover, access) for protocol, mover in MOVERS.items()}
+    kinds = {protocol: frozenset(() if need is None else need.kinds) for protocol, need in needs.items()}
+    return {
+        kind: frozenset(
+            protocol
+            for protocol, mover in MOVERS.items()
+            if any(kind in kinds.get(each, ()) for each in (protocol, *mover.relays_to))
+        )
+        for kind in CredentialKind
+    }
 
 
 def kept_out(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]) -> frozenset[tuple[int, JobProtocol]]:

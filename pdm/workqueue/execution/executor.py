@@ -16,7 +16,7 @@ from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
-from pdm.workqueue.domain.credentials import Need
+from pdm.workqueue.domain.credentials import ALL_SITES, Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -26,7 +26,7 @@ from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
-from pdm.workqueue.execution.ends import End, kept_out, reached_by
+from pdm.workqueue.execution.ends import End, kept_out, reached_by, takers
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.streams import Streams
@@ -45,6 +45,8 @@ _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
 #: Where a helper finds the folders of authorities for single endpoints: a JSON object, URL → folder.
 TRUST_VARIABLE = "PDM_TRUST"
+#: Seconds until it is seen that a credential was removed through another daemon.
+_CREDENTIALS_PERIOD_S = 2.0
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
 
@@ -108,11 +110,13 @@ class Executor:
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
     restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
-    _running: set[RunningBatch] = field(factory=set)
+    #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
+    _running: dict[RunningBatch, str] = field(factory=dict)
     _next_id: int = 0
     _janitor: Periodic | None = None
+    _credentials_watch: Periodic | None = None
     _cleaning: bool = False
-    _cancelling: set[int] = field(factory=set)
+    _steering: set[int] = field(factory=set)
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
 
@@ -122,12 +126,18 @@ class Executor:
         self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
         start_background("take up what was left", self._take_up())
+        self._credentials_watch = Periodic(
+            self.tools.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
+        )
+        self._credentials_watch.start()
 
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
         self._stopping = True
         if self._janitor is not None:
             await self._janitor.stop()
+        if self._credentials_watch is not None:
+            await self._credentials_watch.stop()
         await self.end_all(Ending.STOPPED)
 
     async def end_all(self, why: Ending) -> None:
@@ -149,7 +159,7 @@ class Executor:
         health = self.tools.health
         return Bounds(
             paused=kept_out(self.sites, health.paused(now)),
-            probed=health.probed(now),
+            probed=kept_out(self.sites, health.probed(now)),
             drained=frozenset(self.restricted(Restricted.SITE)),
             banned=frozenset(self.restricted(Restricted.USER)),
             next_change=health.next_change(now),
@@ -160,7 +170,7 @@ class Executor:
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
         running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
-        self._running.add(running)
+        self._running[running] = ""
         # Counted at once: the next claim must know.
         place = None if batch.type is JobType.LIST else self.streams.place(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
@@ -172,24 +182,61 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
 
-        start_background("cancel what waits", self._cancel_waiting(job_id))
+        self.steer_on(job_id)
 
-    async def _cancel_waiting(self, job_id: int) -> None:
-        """Cancel what waits of a job, a part at a time, so that others can write in between."""
-        if job_id in self._cancelling:
+    def steer_on(self, job_id: int) -> None:
+        """Cancel or retry what is left of a job that is being cancelled or retried, in the background."""
+        start_background("go on with a change of a job", self._steer_on(job_id))
+
+    async def _steer_on(self, job_id: int) -> None:
+        """Cancel or retry a part of a job at a time, so that others can write in between."""
+        if job_id in self._steering:
             return
-        self._cancelling.add(job_id)
+        self._steering.add(job_id)
         try:
             more = True
             while more and not self._stopping:
-                more = await self.database.run("cancel a part of a job", claims.cancel_more, job_id, self.tools.clock())
+                more = await self.database.run("change a part of a job", claims.steer_on, job_id, self.tools.clock())
         finally:
-            self._cancelling.discard(job_id)
+            self._steering.discard(job_id)
+        self.on_room()
 
-    async def _go_on_cancelling(self) -> None:
-        """Take up cancellations that a daemon had no time to bring to their end."""
-        for job_id in await self.database.read("what is being cancelled", claims.being_cancelled):
-            await self._cancel_waiting(job_id)
+    async def _take_up_steering(self) -> None:
+        """Take up what a daemon had no time to bring to its end: cancellations, retries, what was held."""
+        for job_id in await self.database.read("what is being changed", claims.being_steered):
+            await self._steer_on(job_id)
+        for kind, protocols in takers(self.access).items():
+            for user_id in await self.database.read("who is held", claims.held_too_long, kind, protocols):
+                await self.resume(user_id, ALL_SITES, protocols, (0, -1))
+
+    async def resume(
+        self, user_id: int, site_id: int, protocols: Collection[JobProtocol], after: tuple[int, int] | None
+    ) -> int:
+        """Put what is held of a user back into the queue, a part at a time, so that others can write in between.
+
+        Args:
+            user_id: whose.
+            site_id: only what has to do with this site, or `ALL_SITES`.
+            protocols: only jobs that are moved by one of these.
+            after: where to begin.
+
+        Returns:
+            How many elements go back.
+        """
+        count = 0
+        while after is not None and not self._stopping:
+            resumed = await self.database.run(
+                "resume a part of what is held",
+                claims.resume_held,
+                user_id,
+                self.tools.clock(),
+                site_id,
+                protocols,
+                after,
+            )
+            count, after = count + resumed.count, resumed.after
+            self.on_room()
+        return count
 
     async def _carry_out(self, running: RunningBatch, place: Place | None) -> None:
         agent: AgentProcess | None = None
@@ -198,6 +245,7 @@ class Executor:
         try:
             prepared = await self._prepare(running.batch)
             kind, doors = prepared.kind, prepared.doors.values()
+            self._running[running] = kind.credential
             self.tools.health.begin(doors)
             agent = await self.pool.lend(kind, alone=place is None, place=place)
             intake = await self._intake_for(running.batch, agent, prepared)
@@ -215,7 +263,7 @@ class Executor:
             self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
             self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
         finally:
-            self._running.discard(running)
+            self._running.pop(running, None)
             self.tools.health.end(doors)
             if place is not None:
                 place.leave()
@@ -238,8 +286,23 @@ class Executor:
 
     def let_go(self, kind: AgentKind) -> None:
         """Work that asked for a kind has ended."""
-        if kind.credential:
-            self.credentials.let_go(kind.credential)
+        if kind.credential and self.credentials.let_go(kind.credential) and not self.pool.works_with(kind.credential):
+            # No agent was started with it after all.
+            self.credentials.released(kind.credential)
+
+    def credentials_changed(self) -> None:
+        """A user has removed or replaced a credential."""
+        start_background("look at credentials", self._look_at_credentials())
+
+    async def _look_at_credentials(self) -> None:
+        """End what works with credentials that are not to be used any more; it is done again with what there is."""
+        outdated = await self.credentials.outdated()
+        for credential in outdated.ended | outdated.renewed:
+            self.pool.retire(credential)
+        for running, credential in list(self._running.items()):
+            if credential in outdated.ended and running.ending is None:
+                self._log.info("what runs with a credential that was removed is ended", job=running.batch.job.id)
+                running.end(Ending.CREDENTIAL)
 
     def _refuse(self, running: RunningBatch, code: FailureCode, message: str) -> None:
         if running.ending is not None:
@@ -362,7 +425,7 @@ class Executor:
     # -- what was left behind
 
     async def _take_up(self) -> None:
-        await self._go_on_cancelling()
+        await self._take_up_steering()
         await self.clean_up()
 
     def clean_up_soon(self) -> None:

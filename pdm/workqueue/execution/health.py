@@ -82,7 +82,7 @@ class SiteHealth:
     _reasons: dict[Door, str] = field(factory=dict)
     _busy: Counter[Door] = field(factory=Counter)
     #: All endpoints of the sites that were used so far.
-    _doors: dict[tuple[int, JobProtocol], frozenset[Door]] = field(factory=dict)
+    _doors: dict[tuple[int, JobProtocol], tuple[Door, ...]] = field(factory=dict)
 
     # -- before work
 
@@ -92,10 +92,10 @@ class SiteHealth:
         Raises:
             LookupError: the site does not offer the protocol.
         """
-        doors = [Door(site.id, protocol, url) for url in site.doors(protocol)]
+        doors = _doors_of(site, protocol)
         if not doors:
             raise LookupError(f"site {site.id} does not offer {protocol.name}")
-        self._doors[site.id, protocol] = frozenset(doors)
+        self._doors[site.id, protocol] = doors
 
         def rank(door: Door) -> tuple[int, int]:
             phase = self.phase(door, now)
@@ -124,10 +124,10 @@ class SiteHealth:
         """Sites to which nothing may be sent by a protocol: all their endpoints for it are paused."""
         return frozenset(route for route, phases in self._routes(now) if phases == {Phase.OPEN})
 
-    def probed(self, now: datetime) -> frozenset[int]:
-        """Sites of which no endpoint for some protocol works, but one may be tried."""
+    def probed(self, now: datetime) -> frozenset[tuple[int, JobProtocol]]:
+        """Sites of which no endpoint for a protocol works, but one may be tried."""
         return frozenset(
-            route[0] for route, phases in self._routes(now) if Phase.HALF_OPEN in phases and Phase.CLOSED not in phases
+            route for route, phases in self._routes(now) if Phase.HALF_OPEN in phases and Phase.CLOSED not in phases
         )
 
     def next_change(self, now: datetime) -> datetime | None:
@@ -168,6 +168,20 @@ class SiteHealth:
         suspects = {(door.site_id, door.protocol) for door, breaker in self._breakers.items() if breaker.open_until}
         for route in suspects:
             yield route, {self.phase(door, now) for door in self._doors[route]}
+
+    def take_sites(self, sites: Iterable[Site]) -> None:
+        """Sites have changed: what is known of endpoints that are no more is forgotten, and new ones may be used."""
+        known = {(site.id, protocol): site for site in sites for protocol in site.endpoints}
+        for route in list(self._doors):
+            site = known.get(route)
+            if site is None:
+                del self._doors[route]
+            else:
+                self._doors[route] = _doors_of(site, route[1])
+        for door in list(self._breakers):
+            if door not in self._doors.get((door.site_id, door.protocol), ()):
+                del self._breakers[door]
+                self._reasons.pop(door, None)
 
     # -- outcomes
 
@@ -210,18 +224,25 @@ class SiteHealth:
         if blamed is not None:
             self._note(blamed, failure, now)
         down = [self._breakers[door] for door in used if door in self._breakers]
-        if any(_seconds(breaker, now) >= self.patience_s for breaker in down):
+        # A site of which another endpoint works is not away, however long one of them is.
+        alone = [self._breakers[door] for door in used if door in self._breakers and self._is_last(door, now)]
+        if any(_seconds(breaker, now) >= self.patience_s for breaker in alone):
             return False
         if any(breaker.open_until is not None for breaker in down):
             return True
         suspected = bool(down) and failure.code in _UNREACHABLE
         return suspected and element.lost < _MOST_SUSPICIONS
 
+    def _is_last(self, door: Door, now: datetime) -> bool:
+        """Whether no other endpoint of the site works by the same protocol."""
+        others = self._doors.get((door.site_id, door.protocol), ())
+        return not any(self.phase(other, now) is Phase.CLOSED for other in others if other != door)
+
     def _note(self, door: Door, failure: AttemptFailure, now: datetime) -> None:
         before = self._breakers.get(door, Breaker())
         after = before.failed(self.policy, now)
         self._breakers[door] = after
-        self._doors.setdefault((door.site_id, door.protocol), frozenset({door}))
+        self._doors.setdefault((door.site_id, door.protocol), (door,))
         self._reasons[door] = f"{failure.code}: {' '.join(failure.message.split())[:300]}"
         if after.opened != before.opened and after.open_until is not None:
             _log.warn(
@@ -233,6 +254,10 @@ class SiteHealth:
                 reason=self._reasons[door],
             )
             self.on_change()
+
+
+def _doors_of(site: Site, protocol: JobProtocol) -> tuple[Door, ...]:
+    return tuple(Door(site.id, protocol, url) for url in site.doors(protocol))
 
 
 def touched(job: JobRecord, element: ElementRecord) -> tuple[int, ...]:

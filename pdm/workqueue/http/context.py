@@ -21,6 +21,7 @@ from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
+from pdm.workqueue.http.lasting import KnownEnds
 from pdm.workqueue.http.logon_guard import LogonGuard
 from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
@@ -50,6 +51,14 @@ class InThread(Protocol):
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
 
 
+def _no_matter(*_: object) -> None:
+    pass
+
+
+async def _none_left(*_: object) -> int:
+    return 0
+
+
 def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
     return frozenset()
 
@@ -73,6 +82,10 @@ class ApiContext:
         catalogue: which sites can be reached, and what operators have restricted.
         check_site: looks for a user at what the endpoints of a site can do.
         relays_to: to which protocols copies by another can go, through the service.
+        credentials_changed: says that a credential was removed or replaced, which may be in use.
+        steered: says that a job is being retried, of which there may be more to do.
+        known_ends: when credentials of jobs end that run.
+        resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
     """
 
     database: Database
@@ -93,6 +106,10 @@ class ApiContext:
     catalogue: Catalogue
     check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
+    credentials_changed: Callable[[], None] = _no_matter
+    steered: Callable[[int], None] = _no_matter
+    resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
+    known_ends: KnownEnds = field(factory=KnownEnds)
     logons: LogonGuard = field(factory=LogonGuard)
 
     @property

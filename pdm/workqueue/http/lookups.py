@@ -17,13 +17,13 @@ from pdm.workqueue.domain.credentials import (
     Need,
     NoCredentialError,
     choose_each,
-    earliest_end,
     kinds_of,
 )
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import Lifetimes
+from pdm.workqueue.http.lasting import End, end_of
 from pdm.workqueue.http.problems import (
     DelegationNeededError,
     ElementNotFoundError,
@@ -31,6 +31,7 @@ from pdm.workqueue.http.problems import (
     JobNotFoundError,
 )
 from pdm.workqueue.store import claims, credentials, jobs, sites
+from pdm.workqueue.store.claims import Resumed
 from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey
 from pdm.workqueue.wire.responses import moment_text
@@ -125,10 +126,10 @@ def _check_credential(session: Session, new: NewJob, needed: Needed, now: dateti
         else:
             what = str(error)
         raise DelegationNeededError(f"{what}: {kind.remedy}, then submit again") from error
-    end = earliest_end(chosen)
-    if end is None or end >= now + max(lifetimes.least, lifetimes.expected):
+    first = end_of(chosen)
+    if first is None or first.at >= now + max(lifetimes.least, lifetimes.expected):
         return []
-    kind = next(each.kind for each in chosen.values() if each.valid_until == end)
+    end, kind = first.at, first.kind
     if end < now + lifetimes.least:
         raise DelegationNeededError(
             f"your {kind.words} ends at {moment_text(end)}, and a job needs at least "
@@ -138,6 +139,16 @@ def _check_credential(session: Session, new: NewJob, needed: Needed, now: dateti
         f"your {kind.words} ends at {moment_text(end)}, perhaps before this job does: what is left is held then, and"
         f" goes on by itself when you renew it ({kind.remedy})"
     ]
+
+
+def first_end(session: Session, user_id: int, needs: Mapping[int, Need], now: datetime) -> End | None:
+    """When the first of the credentials that a job works with ends; None for never, or where there are none."""
+    found = [each for kind in kinds_of(needs) for each in credentials.of_kind(session, user_id, kind)]
+    try:
+        return end_of(choose_each(found, needs, now))
+    except NoCredentialError:
+        # The next attempt says so.
+        return None
 
 
 def job(session: Session, job_id: int, scope: int | None) -> JobRecord:
@@ -279,11 +290,11 @@ def keep_pending(session: Session, pending: PendingDelegation) -> PendingDelegat
 
 def take_credential(
     session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
-) -> tuple[CredentialRecord, int]:
-    """Store a credential; what was held for want of it goes back to the queue.
+) -> tuple[CredentialRecord, Resumed]:
+    """Store a credential; what was held for want of it goes back to the queue, or the first part of it.
 
     Returns:
-        The credential, and how many elements go back.
+        The credential, and what goes back.
     """
     record = credentials.put(session, user_id, new, now)
     return record, claims.resume_held(session, user_id, now, new.site_id, protocols)
@@ -291,7 +302,7 @@ def take_credential(
 
 def take_delegation(
     session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
-) -> tuple[CredentialRecord, int]:
+) -> tuple[CredentialRecord, Resumed]:
     """Store a delegated proxy, and end the delegation that was begun."""
     credentials.drop_pending(session, user_id)
     return take_credential(session, user_id, new, protocols, now)
@@ -299,14 +310,14 @@ def take_delegation(
 
 def take_made_key(
     session: Session, user_id: int, new: NewCredential, protocols: Collection[JobProtocol], now: datetime
-) -> tuple[CredentialRecord, int]:
+) -> tuple[CredentialRecord, Resumed]:
     """Store an SSH key that the service has made, unless one of its making is there for that site.
 
     So a request that is repeated gives the same key, which may be installed at the site by now.
     """
     known = credentials.find(session, user_id, new.kind, new.site_id)
     if known is not None and known.details.get("made_here"):
-        return known, 0
+        return known, Resumed(0, None)
     return take_credential(session, user_id, new, protocols, now)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -14,12 +16,23 @@ from pdm.workqueue.domain.catalogue import NewSite
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError
-from pdm.workqueue.sites.registry import Site, check_default_folder, check_description, check_endpoint, check_name
+from pdm.workqueue.sites.registry import (
+    check_default_folder,
+    check_description,
+    check_endpoint,
+    check_host_and_port,
+    check_name,
+)
 from pdm.workqueue.wire.sites import SiteBody, SiteChanges
 
 
-def site_from(caller: Caller, body: SiteBody) -> NewSite:
+def site_from(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
     """The site that a body describes.
+
+    Args:
+        caller: whose it will be.
+        body: what it says.
+        local: whether it may lead to this machine and its link.
 
     Raises:
         InvalidInputError: it cannot be; names the key.
@@ -31,30 +44,26 @@ def site_from(caller: Caller, body: SiteBody) -> NewSite:
         name=_checked(check_name, body.name, "$.name"),
         description=_checked(check_description, body.description or "", "$.description"),
         default_folder=_checked(check_default_folder, body.default_folder or "~", "$.default_folder"),
-        endpoints=_endpoints(caller, body.endpoints),
+        endpoints=_endpoints(caller, body.endpoints, local=local),
         limit_in=body.limit_in,
         limit_out=body.limit_out,
         authorities=_authorities(body.authorities or ""),
+        myproxy=_myproxy(body.myproxy, local=local),
     )
 
 
-def changed(caller: Caller, site: Site, body: SiteChanges) -> NewSite:
+def changed(caller: Caller, body: SiteChanges, content: NewSite, *, local: bool) -> NewSite:
     """A site as it is to be.
+
+    Args:
+        caller: who changes it.
+        body: what shall be different.
+        content: the site as it is.
+        local: whether it may lead to this machine and its link.
 
     Raises:
         InvalidInputError, ForbiddenError: as for a new one.
     """
-    content = NewSite(
-        owner_id=caller.user_id if site.owner_id is None else site.owner_id,
-        public=site.public,
-        name=site.name,
-        description=site.description,
-        default_folder=site.default_folder,
-        endpoints={protocol: tuple(site.doors(protocol)) for protocol in site.endpoints},
-        limit_in=site.limit_in,
-        limit_out=site.limit_out,
-        authorities=site.authorities,
-    )
     if body.public is not UNSET:
         content = evolve(content, public=body.public)
     if body.name is not UNSET:
@@ -65,13 +74,15 @@ def changed(caller: Caller, site: Site, body: SiteChanges) -> NewSite:
         folder = _checked(check_default_folder, body.default_folder, "$.default_folder")
         content = evolve(content, default_folder=folder)
     if body.endpoints is not UNSET:
-        content = evolve(content, endpoints=_endpoints(caller, body.endpoints))
+        content = evolve(content, endpoints=_endpoints(caller, body.endpoints, local=local))
     if body.limit_in is not UNSET:
         content = evolve(content, limit_in=body.limit_in)
     if body.limit_out is not UNSET:
         content = evolve(content, limit_out=body.limit_out)
     if body.authorities is not UNSET:
         content = evolve(content, authorities=_authorities(body.authorities))
+    if body.myproxy is not UNSET:
+        content = evolve(content, myproxy=_myproxy(body.myproxy, local=local))
     return content
 
 
@@ -82,7 +93,42 @@ def _checked(check: Callable[[str], str], text: str, pointer: str) -> str:
         raise InvalidInputError(str(error), pointer) from error
 
 
-def _endpoints(caller: Caller, given: Mapping[str, str | list[str]]) -> dict[JobProtocol, Sequence[str]]:
+def _myproxy(server: str | None, *, local: bool) -> str | None:
+    if server is None:
+        return None
+    return _elsewhere(_checked(check_host_and_port, server, "$.myproxy"), "$.myproxy", local=local)
+
+
+def _elsewhere(address: str, pointer: str, *, local: bool) -> str:
+    """An address (``HOST:PORT``, or a URL), unless it is of this machine, or of its link, and may not be."""
+    authority = address.partition("://")[2].partition("/")[0] or address
+    if not local and _is_local(authority):
+        # Users would reach what trusts connections from here.
+        raise ForbiddenError("an address of the service's own machine, or of its link, is for operators", pointer)
+    return address
+
+
+def _is_local(authority: str) -> bool:
+    host = authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
+    host = host.rstrip(".").lower()
+    if host == "localhost" or host.endswith((".localhost", ".localdomain")):
+        return True
+    try:
+        found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            # Other ways to write an address, which resolvers know: 127.1, 0x7f000001.
+            found = ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.is_loopback or found.is_link_local or found.is_unspecified or found.is_multicast
+
+
+def _endpoints(
+    caller: Caller, given: Mapping[str, str | list[str]], *, local: bool
+) -> dict[JobProtocol, Sequence[str]]:
     found: dict[JobProtocol, Sequence[str]] = {}
     for word, urls in given.items():
         pointer = f"$.endpoints.{word}"
@@ -97,6 +143,8 @@ def _endpoints(caller: Caller, given: Mapping[str, str | list[str]]) -> dict[Job
             raise ForbiddenError("only operators may make sites of folders of this machine", pointer)
         lines = [urls] if isinstance(urls, str) else urls
         checked = [_checked(partial(check_endpoint, protocol), line, pointer) for line in lines]
+        if protocol is not JobProtocol.FILE:
+            checked = [_elsewhere(url, pointer, local=local) for url in checked]
         if len(set(checked)) < len(checked):
             raise InvalidInputError("an endpoint is given twice", pointer)
         if protocol is JobProtocol.FILE and len(checked) > 1:

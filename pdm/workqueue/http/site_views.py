@@ -40,6 +40,7 @@ def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> Site
         limit_in=site.limit_in,
         limit_out=site.limit_out,
         authorities=list(_subjects(site.authorities)),
+        myproxy=site.myproxy,
         state=state,
         reason=reason,
         health=_health(api, site) if with_health else UNSET,

@@ -10,7 +10,7 @@ import msgspec
 from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, NewJob
+from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.domain.planning import first_element
 from pdm.workqueue.http.context import ApiContext
@@ -152,7 +152,7 @@ def _protocol_at(api: ApiContext, source: Site, destination: Site, protocol: Job
     )
 
 
-def needs_of(api: ApiContext, new: NewJob) -> dict[int, Need]:
+def needs_of(api: ApiContext, new: NewJob | JobRecord) -> dict[int, Need]:
     """What a job needs at each of its sites that needs something."""
     source = api.sites.by_id(new.src_siteid)
     destination = None if new.dst_siteid is None else api.sites.by_id(new.dst_siteid)

@@ -182,7 +182,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         alternatives={protocol: tuple(urls[1:]) for protocol, urls in doors.items() if urls[1:]},
         limit_in=int(checked_by("limit_in", _limit, "1")) if "limit_in" in keys else None,
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
-        myproxy=checked_by("myproxy", _host_and_port, "") if "myproxy" in keys else None,
+        myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
     )
 
 
@@ -243,7 +243,12 @@ def check_default_folder(text: str) -> str:
     return checked(text)
 
 
-def _host_and_port(text: str) -> str:
+def check_host_and_port(text: str) -> str:
+    """Where a server listens.
+
+    Raises:
+        ValueError: it is no such place.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or not _HOST.fullmatch(host) or not _DIGITS.fullmatch(port) or not 1 <= int(port) <= 65535:
         raise ValueError("HOST:PORT is expected")

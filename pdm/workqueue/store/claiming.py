@@ -352,7 +352,7 @@ class _Work:
         """Tell jobs of which all is taken that was due when they have work again."""
         for job in locked:
             if job.id in self._due and not self._due[job.id] and job.id not in self._read_on:
-                due.look_again(self._session, job)
+                due.look_again(self._session, job, self._now)
 
 
 _Stock = _Listings | _Work

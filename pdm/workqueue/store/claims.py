@@ -8,17 +8,18 @@ from pdm.workqueue.store.leases import Renewal, register_worker, release_expired
 from pdm.workqueue.store.residues import clear_residue, residues
 from pdm.workqueue.store.room import ClaimLimits
 from pdm.workqueue.store.settling import Settled, extend, known_paths, path_mark, settle
-from pdm.workqueue.store.steering import being_cancelled, cancel_more, resume_held
+from pdm.workqueue.store.steering import Resumed, being_steered, held_too_long, resume_held, steer_on
 
 __all__ = [
     "ClaimLimits",
     "Renewal",
+    "Resumed",
     "Settled",
-    "being_cancelled",
-    "cancel_more",
+    "being_steered",
     "claim",
     "clear_residue",
     "extend",
+    "held_too_long",
     "known_paths",
     "next_due",
     "path_mark",
@@ -29,4 +30,5 @@ __all__ = [
     "residues",
     "resume_held",
     "settle",
+    "steer_on",
 ]

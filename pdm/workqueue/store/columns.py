@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,8 +11,10 @@ from sqlalchemy.engine import Dialect
 
 #: ``due_at`` of an element that was never put off: it comes before all that were.
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
-#: ``work_due_at`` of a job of which elements still wait to be cancelled: they are never due.
+#: ``work_due_at`` of a job of which elements still wait to be cancelled or retried: until that is through none is due.
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+#: A claim and a new credential are dated before their transactions, which may come in the other order.
+CLOCKS_DIFFER = timedelta(seconds=5)
 #: The largest number a column of bytes holds; sums of hostile listings stop here.
 MOST_BYTES = 2**63 - 1
 #: Text of a failure is kept up to this many characters.

@@ -135,6 +135,11 @@ def remove_number(session: Session, user_id: int, number: int) -> bool:
     )
 
 
+def versions(session: Session, numbers: Collection[int]) -> dict[int, CredentialRecord]:
+    """Those of some credentials that are still there, by number."""
+    return {record.id: record for record in _some(session, credentials.c.id.in_(sorted(numbers)))}
+
+
 def last_stored(session: Session, user_id: int, sites: Collection[int]) -> datetime | None:
     """When a user has last given a credential that one of these sites takes; None if there is none."""
     statement = sa.select(sa.func.max(credentials.c.stored_at)).where(

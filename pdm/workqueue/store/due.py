@@ -15,8 +15,9 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.store.columns import NEVER
+from pdm.workqueue.store.columns import AT_ONCE, NEVER
 from pdm.workqueue.store.locks import LockedJob
+from pdm.workqueue.store.phases import close_phases
 from pdm.workqueue.store.records import ELEMENT_COLUMNS
 from pdm.workqueue.store.tables import elements, jobs
 from pdm.workqueue.WorkqueueDB import HAS_LISTING, HAS_WORK, IS_HELD, IS_RUNNING, IS_WAITING_WORK
@@ -157,9 +158,14 @@ def due_work(session: Session, job: LockedJob, most: int, offset: int, now: date
     return session.execute(WORK_OF_JOB, parameters).all()
 
 
-def look_again(session: Session, job: LockedJob) -> None:
+def look_again(session: Session, job: LockedJob, now: datetime) -> None:
     """Tell a job, of which all that was due is taken, when it has work again."""
     phase = open_phase(session, job) if job.counters.submitted else None
+    if phase is None and job.counters.submitted and _is_never_complete(session, job):
+        more = close_phases(session, job)
+        job.work_due_at = AT_ONCE if more else None
+        job.roll_up(now)
+        return
     # Without an open phase, whatever ends the one before sets the job going again.
     job.work_due_at = None if phase is None else session.scalar(_NEXT_WORK, {"number": job.id, "in_phase": phase})
 
@@ -177,6 +183,14 @@ _EARLIER_RUNNING, _EARLIER_HELD = (
     .limit(1)
     for condition in (IS_RUNNING, IS_HELD)
 )
+
+
+def _is_never_complete(session: Session, job: LockedJob) -> bool:
+    """Whether what waits of a job waits for a listing that has ended without success."""
+    if job.record.type is not JobType.REMOVE or not session.scalar(_FIRST_PHASE, {"number": job.id}):
+        return False
+    listing: JobStatus | None = session.scalar(_LISTING_STATUS, {"number": job.id})
+    return listing is not None and listing.is_final and listing is not JobStatus.DONE
 
 
 def open_phase(session: Session, job: LockedJob) -> int | None:

@@ -21,7 +21,6 @@ from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES, NEVER
 from pdm.workqueue.store.job_memory import note_written
 from pdm.workqueue.store.records import JOB_COLUMNS, job_record
 from pdm.workqueue.store.tables import jobs
-from pdm.workqueue.WorkqueueDB import HAS_HELD
 
 _COLUMNS = (*JOB_COLUMNS, jobs.c.list_due_at, jobs.c.work_due_at)
 
@@ -89,7 +88,12 @@ class LockedJob:
         self.list_due_at = due_at
 
     def work_waits(self, due_at: datetime = AT_ONCE) -> None:
-        """Another element may be claimed, from this moment on at the earliest."""
+        """Another element may be claimed, from this moment on at the earliest.
+
+        Not while a large job is being cancelled or retried: who ends that sets it going.
+        """
+        if self.work_due_at == NEVER:
+            return
         self.work_due_at = due_at if self.work_due_at is None else min(self.work_due_at, due_at)
 
     def roll_up(self, now: datetime) -> bool:
@@ -117,7 +121,6 @@ class LockedJob:
 
 _LOCK = sa.select(*_COLUMNS).order_by(jobs.c.id)
 _LOCK_BY_NUMBER = _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True))).with_for_update(key_share=True)
-_LOCK_HELD_OF_USER = _LOCK.where(jobs.c.user_id == bindparam("user"), sa.text(HAS_HELD)).with_for_update(key_share=True)
 _LOCK_DUE = {
     (column, skip_locked): _LOCK.where(
         jobs.c.id.in_(bindparam("numbers", expanding=True)), column <= bindparam("now")
@@ -135,11 +138,6 @@ def lock_job(session: Session, job_id: int) -> LockedJob | None:
 def lock_jobs(session: Session, numbers: Collection[int]) -> list[LockedJob]:
     """Lock the jobs of these numbers."""
     return _locked(session, _LOCK_BY_NUMBER, {"numbers": list(numbers)})
-
-
-def lock_held_jobs(session: Session, user_id: int) -> list[LockedJob]:
-    """Lock the jobs of a user in which elements are HELD."""
-    return _locked(session, _LOCK_HELD_OF_USER, {"user": user_id})
 
 
 def lock_due_jobs(

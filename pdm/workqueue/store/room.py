@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, fair_share, kind_of
 from pdm.workqueue.domain.bounds import Bounds
-from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import Batch, JobRecord
 from pdm.workqueue.domain.streams import Key, Limited, Openings, Route, common_keys
 from pdm.workqueue.domain.turns import Turns, work_in
@@ -81,11 +81,11 @@ RUNNING = (
     .where(sa.text(HAS_RUNNING))
     .group_by(jobs.c.user_id)
 )
-#: The same by route, for sites that may be back.
+#: The routes of that, for sites that may be back.
 _RUNNING_BY_ROUTE = (
-    sa.select(jobs.c.src_siteid, jobs.c.dst_siteid, sa.func.sum(jobs.c.num_running).label("running"))
+    sa.select(jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid)
     .where(sa.text(HAS_RUNNING))
-    .group_by(jobs.c.src_siteid, jobs.c.dst_siteid)
+    .group_by(jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid)
 )
 
 
@@ -107,18 +107,18 @@ class Room:
     # Elements running, by user, in all daemons.
     _running: dict[int, int]
     _turns: Turns
-    # Sites at which one element may run, and one runs.
-    _tried: set[int] = field(factory=set)
+    # Sites at which one element may run by a protocol, and one runs.
+    _tried: set[tuple[int, JobProtocol]] = field(factory=set)
     _taken: dict[Key, int] = field(factory=dict)
 
     @classmethod
     def measure(cls, session: Session, limits: ClaimLimits) -> Room:
         """The room under some limits, with what runs at present."""
         running = {row.user_id: int(row.running) for row in session.execute(RUNNING)}
-        tried: set[int] = set()
+        tried: set[tuple[int, JobProtocol]] = set()
         if limits.bounds.probed:
             for row in session.execute(_RUNNING_BY_ROUTE):
-                tried |= limits.bounds.probed & {row.src_siteid, row.dst_siteid}
+                tried |= limits.bounds.probed & {(site, row.protocol) for site in (row.src_siteid, row.dst_siteid)}
         return cls(limits, limits.elements, limits.batches, running, limits.turns.copy(), tried)
 
     @property
@@ -170,7 +170,7 @@ class Room:
         bounds, record = self.limits.bounds, job.record
         if record.user_id in bounds.banned or bounds.keep_out(record.protocol, record.sites):
             return 0
-        probed = bounds.probed & record.sites
+        probed = self._probed(record)
         if not probed:
             return self.elements
         # One element is a probe: it tells as much as many would.
@@ -186,7 +186,7 @@ class Room:
         self.elements -= count
         self._running[job.record.user_id] = self._running.get(job.record.user_id, 0) + count
         if count:
-            self._tried |= self.limits.bounds.probed & job.record.sites
+            self._tried |= self._probed(job.record)
 
     def take_batch(self, members: Iterable[LockedJob], type_: JobType, elements: int, total_bytes: int) -> None:
         """Count a batch of some jobs that are alike."""
@@ -203,10 +203,11 @@ class Room:
         """Conditions that keep out jobs of which nothing may begin, so that they hide no others."""
         bounds = self.limits.bounds
         conditions = []
-        if closed := bounds.drained | self._tried:
-            conditions.append(_not_at(closed))
-        for protocol in sorted({protocol for _, protocol in bounds.paused}):
-            away = {site for site, by in bounds.paused if by is protocol}
+        if bounds.drained:
+            conditions.append(_not_at(bounds.drained))
+        closed = bounds.paused | self._tried
+        for protocol in sorted({protocol for _, protocol in closed}):
+            away = {site for site, by in closed if by is protocol}
             conditions.append(sa.or_(jobs.c.protocol != protocol, _not_at(away)))
         return conditions
 
@@ -228,6 +229,11 @@ class Room:
         if numbers := closed[Limited.JOB]:
             conditions.append(columns.id.not_in(numbers))
         return conditions
+
+    def _probed(self, job: JobRecord) -> frozenset[tuple[int, JobProtocol]]:
+        """The ends of a job of which nobody knows whether they are back."""
+        probed = self.limits.bounds.probed
+        return probed & {(site, job.protocol) for site in job.sites} if probed else probed
 
     def _left(self, key: Key) -> int:
         return self.limits.openings.of(key) - self._taken.get(key, 0)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord, NewElement, Token, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
-from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES
+from pdm.workqueue.store.columns import AT_ONCE, CLOCKS_DIFFER, MOST_BYTES
 from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, INSERT_ELEMENTS, attempt_row, element_row
@@ -37,8 +37,6 @@ class Settled:
     finished: tuple[JobRecord, ...]
 
 
-#: A claim and a new credential are dated before their transactions, which may come in the other order.
-_CLOCKS_DIFFER = timedelta(seconds=5)
 #: Before an element tries a credential that came while it was at work; long enough to do no harm if that is no good.
 _RENEWED_PAUSE = timedelta(seconds=1)
 
@@ -89,7 +87,7 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
         if given.status is JobStatus.HELD:
             if job.id not in renewed:
                 renewed[job.id] = last_stored(session, job.record.user_id, job.record.sites) or AT_ONCE
-            if renewed[job.id] >= row.claimed_at - _CLOCKS_DIFFER:
+            if renewed[job.id] >= row.claimed_at - CLOCKS_DIFFER:
                 # The new credential came while nothing was HELD yet that it could have resumed.
                 verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)

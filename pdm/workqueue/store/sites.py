@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -10,22 +10,34 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.catalogue import Actor, NewSite, SiteRecord
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.store import audit
 from pdm.workqueue.store.changes import begin_change, next_site_number
 from pdm.workqueue.store.tables import credentials, jobs, restrictions, sites
+from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
 
 _COLUMNS = tuple(
     sites.c[name]
     for name in (
         *("id", "owner_id", "public", "name", "description", "default_folder"),
-        *("endpoints", "limit_in", "limit_out", "authorities"),
+        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy"),
     )
 )
 #: Sites of one user: all are kept in memory.
 MOST_OF_OWNER = 200
 _COUNT_OF_OWNER = sa.select(sa.func.count()).select_from(sites).where(sites.c.owner_id == sa.bindparam("owner"))
-_UNFINISHED = tuple(status for status in JobStatus if not status.is_final)
+#: Jobs that have not ended: each waits for work or its listing, runs or is held; these indexes have no others, however
+#: many there ever were. A union, for neither engine reads several partial indexes for one condition.
+_UNFINISHED = sa.union(
+    *(
+        sa.select(jobs.c.id).where(
+            sa.text(condition),
+            sa.or_(jobs.c.src_siteid == sa.bindparam("site"), jobs.c.dst_siteid == sa.bindparam("site")),
+        )
+        for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD)
+    )
+).subquery()
+_COUNT_UNFINISHED = sa.select(sa.func.count()).select_from(_UNFINISHED)
 
 
 class NameTakenError(Exception):
@@ -74,15 +86,29 @@ def create(session: Session, new: NewSite, by: Actor, now: datetime) -> SiteReco
     return SiteRecord(number, new)
 
 
-def change(session: Session, number: int, content: NewSite, by: Actor, now: datetime) -> SiteRecord | None:
-    """Replace what is said about a site; None if it is gone.
+def change(
+    session: Session, number: int, changed: Callable[[NewSite], NewSite], by: Actor, now: datetime
+) -> SiteRecord | None:
+    """Change what is said about a site; None if it is gone.
+
+    Args:
+        session: of the database.
+        number: of the site.
+        changed: makes what it is to be of what it is at this moment, which another daemon may just have changed.
+        by: who does it.
+        now: the present moment, UTC.
 
     Raises:
         NameTakenError: the new name is another's.
     """
     begin_change(session)
-    if session.execute(sa.select(sites.c.id).where(sites.c.id == number)).one_or_none() is None:
+    row = session.execute(sa.select(*_COLUMNS).where(sites.c.id == number)).one_or_none()
+    if row is None:
         return None
+    before = _record(row).content
+    content = changed(before)
+    if content == before:
+        return SiteRecord(number, content)
     if any(other.id != number for other in _same_name(session, content)):
         raise NameTakenError
     session.execute(sa.update(sites).where(sites.c.id == number).values(**_values(content)))
@@ -101,11 +127,7 @@ def remove(session: Session, number: int, by: Actor, now: datetime) -> bool:
     locked = session.execute(sa.select(sites.c.name).where(sites.c.id == number).with_for_update()).one_or_none()
     if locked is None:
         return False
-    used = session.scalar(
-        sa.select(sa.func.count())
-        .select_from(jobs)
-        .where(jobs.c.status.in_(_UNFINISHED), sa.or_(jobs.c.src_siteid == number, jobs.c.dst_siteid == number))
-    )
+    used = session.scalar(_COUNT_UNFINISHED, {"site": number})
     if used:
         raise SiteInUseError(used)
     session.execute(sa.delete(sites).where(sites.c.id == number))
@@ -141,13 +163,15 @@ def _values(content: NewSite) -> dict[str, Any]:
         "limit_in": content.limit_in,
         "limit_out": content.limit_out,
         "authorities": content.authorities,
+        "myproxy": content.myproxy,
     }
 
 
 def _told(content: NewSite) -> str:
     urls = " ".join(url for urls in content.endpoints.values() for url in urls)
     own = " with authorities of its own" if content.authorities else ""
-    return f"{content.name}, {'public' if content.public else 'private'}{own}: {urls}"
+    logon = f", logon at {content.myproxy}" if content.myproxy else ""
+    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}: {urls}"
 
 
 def _record(row: sa.Row[Any]) -> SiteRecord:
@@ -164,5 +188,6 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             limit_in=row.limit_in,
             limit_out=row.limit_out,
             authorities=row.authorities,
+            myproxy=row.myproxy,
         ),
     )

@@ -94,9 +94,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     hold: Annotated[
         HoldView | UnsetType, Meta(description="Why elements are held; of one job that has any, not in arrays.")
     ] = UNSET
-    warnings: Annotated[
-        list[str] | UnsetType, Meta(description="What the user should know; of a job that was just registered.")
-    ] = UNSET
+    warnings: Annotated[list[str] | UnsetType, Meta(description="What the user should know; of one job.")] = UNSET
     waiting: WaitingFor | UnsetType = UNSET
 
 
@@ -255,6 +253,9 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     limit_in: int | None = None
     limit_out: int | None = None
     authorities: Annotated[list[str], Meta(description="Subjects of the authorities trusted for this site only.")] = []
+    myproxy: Annotated[str | None, Meta(description="HOST:PORT of the MyProxy server at which its users log on.")] = (
+        None
+    )
     state: Annotated[
         str,
         Meta(

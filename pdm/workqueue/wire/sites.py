@@ -44,6 +44,12 @@ Authorities = Annotated[
 ]
 
 
+MyProxy = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=300)] | None,
+    Meta(description="HOST:PORT of the MyProxy server at which its users log on; null for none."),
+]
+
+
 class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A new site. ``public``: whether everybody sees and uses it; else only who makes it."""
 
@@ -55,6 +61,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limit_in: Streams = None
     limit_out: Streams = None
     authorities: Authorities | None = None
+    myproxy: MyProxy = None
 
 
 class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -68,6 +75,7 @@ class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limit_in: Streams | UnsetType = UNSET
     limit_out: Streams | UnsetType = UNSET
     authorities: Authorities | UnsetType = UNSET
+    myproxy: MyProxy | UnsetType = UNSET
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ import threading
 import time
 from urllib.parse import unquote_to_bytes
 
-from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.control_channel import LOGIN_S, ChannelError, ControlChannel, Reply, SilentServerError
 from pdm.workqueue.agents.helpers.gsi import Gsi
 
 #: Seconds for which a server that does not fit is not tried again.
@@ -22,10 +22,14 @@ class Connections:
 
     Args:
         gsi: the library and the credential.
+
+    Attributes:
+        login_s: seconds that each step of a login may take.
     """
 
     def __init__(self, gsi: Gsi) -> None:
         self._gsi = gsi
+        self.login_s = LOGIN_S
         self._single: dict[str, ControlChannel] = {}
         self._pairs: dict[tuple[str, str], tuple[ControlChannel, ControlChannel]] = {}
         self._unfit: dict[str, float] = {}
@@ -106,7 +110,7 @@ class Connections:
         for place in places:
             if self._unfit.get(place, 0.0) > time.monotonic():
                 raise ChannelError(f"{place} could not be used just now")
-        channels = [ControlChannel(self._gsi, place) for place in places]
+        channels = [ControlChannel(self._gsi, place, self.login_s) for place in places]
         troubles: list[ChannelError] = []
 
         def open_one(channel: ControlChannel) -> None:
@@ -114,6 +118,9 @@ class Connections:
                 channel.open()
                 if "MLST" in channel.features:
                     _accepted(channel, _FACTS)
+            except SilentServerError as error:
+                # That is all that can be known of it: the careful way would find out no more.
+                troubles.insert(0, error)
             except ChannelError as error:
                 self._unfit[channel.place] = time.monotonic() + _UNFIT_S
                 troubles.append(error)

@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 
 from pdm.workqueue.agents.helpers.endpoints import trusting
 from pdm.workqueue.agents.helpers.gsi import Gsi, GsiError, SecurityContext
+from pdm.workqueue.agents.helpers.storage import StorageError
 
-#: Seconds a server may take to greet, and for each step of the login.
-_LOGIN_S = 30.0
+#: Seconds a server may take to greet, and for each step of the login, where no one says less.
+LOGIN_S = 30.0
 _PIECE = 256 * 1024
 #: A line that is longer is none of a reply: entries of listings, the longest, are wrapped one by one.
 _LONGEST_LINE = 512 * 1024
@@ -34,6 +35,22 @@ _TOKEN = re.compile(rb"ADAT=([A-Za-z0-9+/=]+)")
 
 class ChannelError(Exception):
     """The connection is of no use any more, or never was; the text says why."""
+
+
+class SilentServerError(ChannelError):
+    """The server takes connections, or not even that, and says nothing.
+
+    Attributes:
+        place: ``host:port``.
+    """
+
+    def __init__(self, place: str, login_s: float) -> None:
+        super().__init__(f"{place} did not answer to a login for {login_s:g} s")
+        self.place = place
+
+    def trouble(self, scope: str) -> StorageError:
+        """The same as of a server that cannot be reached."""
+        return StorageError(str(self), code="CONNECTION", scope=scope, lost=True)
 
 
 class Reply(NamedTuple):
@@ -65,6 +82,7 @@ class ControlChannel:
     Args:
         gsi: the library and the credential.
         place: ``host:port`` of the server.
+        login_s: seconds that each step of the login may take.
 
     Attributes:
         place: as given.
@@ -73,8 +91,9 @@ class ControlChannel:
         heard_at: when the server last said anything (`time.monotonic`).
     """
 
-    def __init__(self, gsi: Gsi, place: str) -> None:
+    def __init__(self, gsi: Gsi, place: str, login_s: float = LOGIN_S) -> None:
         self._gsi = gsi
+        self._login_s = login_s
         self.place = place
         self.features: dict[str, str] = {}
         self.heard_at = 0.0
@@ -99,12 +118,12 @@ class ControlChannel:
         """Connect and log in.
 
         Raises:
+            SilentServerError: the server says nothing.
             ChannelError: it was not possible, or `close` was called meanwhile.
         """
-        parts = urlsplit(f"//{self.place}")
-        host = parts.hostname or ""
+        host, port = _address(self.place)
         try:
-            self._socket = socket.create_connection((host, parts.port or _DEFAULT_PORT), _LOGIN_S)
+            self._socket = socket.create_connection((host, port), self._login_s)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._closed:
                 raise ChannelError("closed")
@@ -112,6 +131,9 @@ class ControlChannel:
             self._log_in(self._context)
             self._read_features(self.ask(b"FEAT"))
             self._socket.setblocking(False)
+        except TimeoutError:
+            self.close()
+            raise SilentServerError(self.place, self._login_s) from None
         except (OSError, GsiError, UnicodeError) as error:
             self.close()
             raise ChannelError(f"{self.place}: {error}") from error
@@ -168,7 +190,7 @@ class ControlChannel:
         self.send(command, answers.append)
         connection = self._connected()
         blocking = connection.gettimeout()
-        connection.settimeout(_LOGIN_S)
+        connection.settimeout(self._login_s)
         try:
             while not answers:
                 if self._unsent:
@@ -176,6 +198,8 @@ class ControlChannel:
                     self._unsent.clear()
                 self._receive()
                 self._dispatch()
+        except TimeoutError:
+            raise SilentServerError(self.place, self._login_s) from None
         except OSError as error:
             raise ChannelError(f"{self.place}: {error}") from error
         finally:
@@ -340,3 +364,22 @@ class ControlChannel:
         if not (code.isdigit() and len(code) == 3):
             raise ChannelError(f"{self.place}: this is no reply: {text[:200]!r}")
         return Reply(int(code), text.decode("utf-8", "backslashreplace").replace("\r\n", "\n").strip())
+
+
+def greets(place: str, patience_s: float) -> bool:
+    """Whether a server says anything to who connects, as all of these do.
+
+    Args:
+        place: ``host:port``.
+        patience_s: seconds that it may take.
+    """
+    try:
+        with socket.create_connection(_address(place), patience_s) as connection:
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def _address(place: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{place}")
+    return parts.hostname or "", parts.port or _DEFAULT_PORT

@@ -16,6 +16,7 @@ if not __package__:
 from pdm.workqueue.agents.helpers import listing, pipelined_copy, pipelined_operations, pipelined_tree, requests
 from pdm.workqueue.agents.helpers.channel import Batch, serve
 from pdm.workqueue.agents.helpers.connections import Connections
+from pdm.workqueue.agents.helpers.control_channel import LOGIN_S
 from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_library import PACKAGE, GlobusError
 from pdm.workqueue.agents.helpers.gridftp_storage import GridFtpStorage
@@ -47,6 +48,8 @@ class _Agent:
     def carry_out(self, batch: Batch) -> None:
         self._globus.destroy_buried()
         batch.on_stop(self._wake)
+        if self._connections is not None:
+            self._connections.login_s = min(LOGIN_S, float(batch.request["limits"].get("stall_s", LOGIN_S)))
         if batch.request["op"] != "list":
             batch.ends_items(lambda keys: self._waker.wake())
         try:

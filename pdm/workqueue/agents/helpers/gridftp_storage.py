@@ -14,6 +14,7 @@ from ctypes import byref, c_int64, c_size_t, c_void_p
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.agents.helpers.control_channel import greets
 from pdm.workqueue.agents.helpers.endpoints import trusting
 from pdm.workqueue.agents.helpers.globus import Globus
 from pdm.workqueue.agents.helpers.globus_session import Session
@@ -34,6 +35,8 @@ from pdm.workqueue.agents.helpers.storage import (
 _LARGE = 16 * 1024 * 1024
 #: Seconds to wait for a server that shall connect to us for the first time.
 _FIRST_LISTING_S = 5.0
+#: Seconds that a server may take to greet.
+_GREETING_S = 10.0
 #: Seconds that a look at a file that is arriving may take.
 _MEASURE_S = 5.0
 _CHECKSUM_BUFFER = 64 * 1024
@@ -157,6 +160,13 @@ class GridFtpStorage(Storage):
             answers = length is not None
             return length
 
+        began = False
+
+        def arriving(total: int) -> None:
+            nonlocal began
+            began = True
+            arrived(total)
+
         def once() -> None:
             self._connect(source, temporary)
             self._session.transfer(
@@ -164,13 +174,19 @@ class GridFtpStorage(Storage):
                 _encoded(temporary),
                 self.patience.stall_s,
                 self.patience.until,
-                arrived,
+                arriving,
                 measure,
             )
 
         try:
             self._twice_if_dead(self._session, once)
         except StorageError as error:
+            if error.code == "STALLED" and not began:
+                # One that says nothing to anybody is as good as one that cannot be reached.
+                for scope, url in (("source", source), ("destination", temporary)):
+                    if not greets(_host(url), min(_GREETING_S, self.patience.stall_s)):
+                        message = f"{_host(url)} takes connections and says nothing; {error.message}"
+                        raise StorageError(message, code="CONNECTION", scope=scope, lost=True) from None
             raise self._blamed(error, source, temporary) from None
         return None
 

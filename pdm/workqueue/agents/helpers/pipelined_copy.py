@@ -19,7 +19,7 @@ from typing import Any
 
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, parent_of, path_of, place_of
-from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply, SilentServerError
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
 from pdm.workqueue.agents.helpers.pipelined_folders import NEW, Folders, NewFolder
 from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
@@ -139,6 +139,11 @@ class _Route:
             except StoppedError:
                 self._clean_up()
                 return self._left
+            except SilentServerError as error:
+                for file in list(self._open.values()):
+                    self._close(file)
+                    scope = "source" if error.place == self._places[0] else "destination"
+                    self._batch.failed(file.key, error.trouble(scope), residue=file.moving)
             except ChannelError as error:
                 # There is no connection to be had: the careful way finds out why.
                 self._give_up(str(error))

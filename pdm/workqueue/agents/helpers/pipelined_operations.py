@@ -8,7 +8,7 @@ from typing import Any
 
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, path_of, place_of
-from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply, SilentServerError
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
 from pdm.workqueue.agents.helpers.storage import StoppedError
 
@@ -55,6 +55,10 @@ class _Run:
         stall_s = float(self._batch.request["limits"].get("stall_s", 120.0))
         try:
             channel = connections.single(place)
+        except SilentServerError as error:
+            for item in self._waiting:
+                self._batch.failed(item["key"], error.trouble("source"))
+            return []
         except ChannelError:
             return list(self._waiting)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, path_of, place_of
-from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply, SilentServerError
 from pdm.workqueue.agents.helpers.listing import Entries, Teller, folder_url, is_deeper, is_listed
 from pdm.workqueue.agents.helpers.mlsx import Line, WrappedEntries
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
@@ -43,6 +43,8 @@ def list_tree(batch: Batch, connections: Connections, waker: Waker) -> list[str]
         return None
     try:
         channel = connections.single(place_of(url))
+    except SilentServerError as error:
+        raise error.trouble("source") from None
     except ChannelError:
         return None
     if "MLSC" not in channel.features:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pdm.workqueue.certificates.myproxy import MyProxyError, NoSuchUserError, WrongPasswordError
+from pdm.workqueue.certificates.myproxy import LogonUnderWayError, MyProxyError, NoSuchUserError, WrongPasswordError
 from pdm.workqueue.certificates.ssh_keys import SshKey, SshKeyError, make_key, read_key
 from pdm.workqueue.certificates.tokens import TokenError, describe
 from pdm.workqueue.domain.credentials import ALL_SITES, LEAST_LEFT, CredentialKind
@@ -12,7 +12,7 @@ from pdm.workqueue.execution.credentials import context_of
 from pdm.workqueue.http import lookups
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.credentials import keep, proxy_details
+from pdm.workqueue.http.credentials import forget, keep, proxy_details
 from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
@@ -121,8 +121,8 @@ async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_
     errors=(NotFoundError,),
 )
 async def delete_credential(api: ApiContext, caller: Caller, credential_id: int) -> None:
-    """Jobs that need it are held at their next attempt."""
-    if not await api.database.run("forget a credential", credentials.remove_number, caller.user_id, credential_id):
+    """What runs with it is ended; without another one that fits, it is held."""
+    if not await forget(api, credentials.remove_number, caller.user_id, credential_id):
         raise NotFoundError("there is no such credential of yours; GET /credentials lists those there are")
 
 
@@ -165,7 +165,11 @@ async def log_on(
         raise TooManyAttemptsError(wait_s)
     lifetime_s = _DEFAULT_LIFETIME_S if body.lifetime is None else body.lifetime
     try:
-        proxy = await api.myproxy.fetch(site.myproxy, body.username, body.password, lifetime_s)
+        proxy = await api.myproxy.fetch_for(
+            caller.user_id, site.myproxy, body.username, body.password, lifetime_s, site.authorities
+        )
+    except LogonUnderWayError as error:
+        raise ConflictError(str(error)) from None
     except WrongPasswordError as error:
         api.logons.failed(caller.user_id, api.clock())
         raise InvalidInputError(str(error), "$.password") from error
@@ -198,9 +202,9 @@ async def log_on(
     errors=(NotFoundError,),
 )
 async def log_off(api: ApiContext, caller: Caller, site_id: int) -> None:
-    """The proxy of the logon is forgotten. It is no error if there is none."""
+    """The proxy of the logon is forgotten, and what runs with it ended. It is no error if there is none."""
     site = _site(api, caller, site_id, None)
-    await api.database.run("forget a credential", credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
+    await forget(api, credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
 
 
 def _site(api: ApiContext, caller: Caller, number: int, pointer: str | None) -> Site:

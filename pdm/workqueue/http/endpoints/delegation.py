@@ -12,7 +12,7 @@ from pdm.workqueue.execution.credentials import PROXY, context_of
 from pdm.workqueue.http import lookups
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.credentials import keep, proxy_details
+from pdm.workqueue.http.credentials import forget, keep, proxy_details
 from pdm.workqueue.http.endpoint import Text, endpoint
 from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError
 from pdm.workqueue.store import credentials
@@ -120,6 +120,6 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
     errors=(NotFoundError,),
 )
 async def delete_delegation(api: ApiContext, caller: Caller, delegation_id: str) -> None:
-    """Jobs that need it are held at their next attempt. It is no error if there is nothing."""
+    """What runs with it is ended, and held until there is another one. It is no error if there is nothing."""
     _check_own(caller, delegation_id)
-    await api.database.run("forget a credential", lookups.forget_credential, caller.user_id)
+    await forget(api, lookups.forget_credential, caller.user_id)

@@ -11,14 +11,17 @@ from msgspec import UNSET
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.http import lookups
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array, joined
+from pdm.workqueue.http.lasting import outlasted_by
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.progress import with_progress
+from pdm.workqueue.http.submission import needs_of
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.store import jobs
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
@@ -108,7 +111,25 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     first = None
     if job.counters.held:
         first = await api.database.read("why elements are held", lookups.first_held, job.id)
-    return job_view(job, progress, waiting, hold_view(job, first))
+    view = job_view(job, progress, waiting, hold_view(job, first))
+    warning = await _outlasted(api, job, progress)
+    return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
+
+
+async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
+    """Whether the job will take longer than its credential lasts."""
+    if progress.eta is None:
+        return None
+    now, key = api.clock(), (job.user_id, job.src_siteid, job.dst_siteid, job.protocol)
+    known = api.known_ends.find(key, now)
+    if known is None:
+        needs = needs_of(api, job)
+        end = None
+        if needs:
+            end = await api.database.read("when does a credential end", lookups.first_end, job.user_id, needs, now)
+        api.known_ends.note(key, now, end)
+        known = (end,)
+    return outlasted_by(progress, known[0], now)
 
 
 @endpoint(
@@ -155,7 +176,8 @@ async def retry_job(
     Needs no key to be repeated: that puts back only what has failed since.
     """
 
-    def wake(_result: tuple[JobRecord, int]) -> None:
+    def wake(result: tuple[JobRecord, int]) -> None:
+        api.steered(result[0].id)
         api.wake()
 
     job, retried = await api.commit("retry a job", lookups.retry, job_id, caller.scope, api.clock(), then=wake)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from msgspec import UNSET
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.catalogue import Actor, Restricted, SiteRecord
@@ -69,6 +71,11 @@ def _own(api: ApiContext, caller: Caller, site_id: int) -> Site:
     return site
 
 
+def _local(api: ApiContext, caller: Caller) -> bool:
+    """Whether a site of the caller may lead to this machine and its link."""
+    return caller.role is Role.OPERATOR or api.settings.sites.local_addresses
+
+
 @endpoint("GET", "/sites", summary="All sites that the caller may use", result=list[SiteView])
 async def list_sites(api: ApiContext, caller: Caller) -> list[SiteView]:
     """In the order of their numbers; operators see the private ones of all."""
@@ -92,7 +99,7 @@ async def get_site(api: ApiContext, caller: Caller, site_id: int) -> SiteView:
 )
 async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: IdempotencyKey | None) -> SiteView:
     """A site of one's own. The same request again gives the same site."""
-    new = site_from(caller, body)
+    new = site_from(caller, body, local=_local(api, caller))
     if api.sites.has_file_name(new.name):
         raise _name_taken(new.name)
 
@@ -118,19 +125,19 @@ async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: Idem
 )
 async def change_site(api: ApiContext, caller: Caller, site_id: int, body: SiteChanges) -> SiteView:
     """By its owner, or an operator. Jobs that were accepted go on, with the new endpoints."""
-    content = changed(caller, _own(api, caller, site_id), body)
-    if api.sites.has_file_name(content.name):
-        raise _name_taken(content.name)
+    site = _own(api, caller, site_id)
+    if body.name is not UNSET and api.sites.has_file_name(body.name):
+        raise _name_taken(body.name)
 
     def then(record: SiteRecord | None) -> None:
-        audited(api, caller, "site.change", f"site {site_id}", content.name)
+        if record is not None:
+            audited(api, caller, "site.change", f"site {site_id}", record.content.name)
 
+    change = partial(changed, caller, body, local=_local(api, caller))
     try:
-        record = await api.commit(
-            "change a site", sites.change, site_id, content, actor(caller), api.clock(), then=then
-        )
+        record = await api.commit("change a site", sites.change, site_id, change, actor(caller), api.clock(), then=then)
     except NameTakenError:
-        raise _name_taken(content.name) from None
+        raise _name_taken(site.name if body.name is UNSET else body.name) from None
     if record is None:
         raise _no_site(site_id)
     return await _fresh(api, site_id)
@@ -151,8 +158,11 @@ async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
     """
     _own(api, caller, site_id)
 
-    def then(_removed: bool) -> None:
-        audited(api, caller, "site.remove", f"site {site_id}")
+    def then(removed: bool) -> None:
+        if removed:
+            audited(api, caller, "site.remove", f"site {site_id}")
+            # Those for the site have gone with it.
+            api.credentials_changed()
 
     try:
         removed = await api.commit("remove a site", sites.remove, site_id, actor(caller), api.clock(), then=then)

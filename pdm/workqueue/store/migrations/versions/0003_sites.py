@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("limit_in", sa.BigInteger(), nullable=True),
         sa.Column("limit_out", sa.BigInteger(), nullable=True),
         sa.Column("authorities", sa.Text(), nullable=False),
+        sa.Column("myproxy", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name=op.f("fk_sites_users")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sites")),
