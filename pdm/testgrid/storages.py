@@ -98,6 +98,8 @@ class TestStorages:
             return f"{self.sftp[site].url}{place}"
         if protocol == "https":
             return f"{self.xrootd[site].url}{place}"
+        if protocol == "xroot":
+            return f"{self.xrootd[site].root_url}/{place}"
         return f"file://{place}"
 
     def give(self, path: Path) -> Path:

@@ -17,7 +17,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import LIMITS, HelperProcess, outcomes
 from tests.protocols.places import Places, owner
 
-PROTOCOLS = ["ssh", "https"]
+PROTOCOLS = ["ssh", "https", "xroot"]
 #: fault → job type → scope and code expected.
 FAULTS: dict[str, dict[str, str]] = {
     "none": dict.fromkeys(("LIST", "COPY", "REMOVE", "RENAME", "MKDIR"), "DONE"),

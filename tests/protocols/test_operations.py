@@ -11,9 +11,12 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
 from tests.protocols.places import Places, judged
 
-PROTOCOLS = ["ssh", "https"]
+PROTOCOLS = ["ssh", "https", "xroot"]
 #: Names that a protocol cannot carry, whatever the client does.
-CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"]}
+CANNOT: dict[str, list[bytes]] = {
+    "https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"],
+    "xroot": [b"new\nline", b"#?*;&'", b"\xe9"],
+}
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 pytestmark = pytest.mark.timeout(180)
 
