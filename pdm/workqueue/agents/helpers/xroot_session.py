@@ -31,8 +31,6 @@ _HEAD = struct.Struct(">cI")
 _LONGEST_FRAME = 16 * 1024 * 1024
 _PIPE = 256 * 1024
 _LEAST_S = 0.05
-#: Seconds that a worker gets to end a copy between servers in good order.
-_GOOD_ORDER_S = 2.0
 _MOST_NOISE = 64 * 1024
 #: What servers mean by their numbers; texts are more exact, where there is one.
 _BY_NUMBER = {
@@ -229,35 +227,6 @@ class XrootSession:
     def has_answer(self) -> bool:
         """Whether a frame can be read at once."""
         return bool(self._waiting) or bool(select.select([self._out], [], [], 0)[0])
-
-    def cancel(self) -> None:
-        """End the request under way in good order, soon; else the session with it."""
-        give_up_at = time.monotonic() + _GOOD_ORDER_S
-        try:
-            os.write(self._in, _HEAD.pack(b"C", 0))
-            while time.monotonic() < give_up_at:
-                if not select.select([self._out], [], [], _LEAST_S)[0]:
-                    continue
-                piece = os.read(self._out, _PIPE)
-                if not piece:
-                    break
-                self._waiting += piece
-                if self._answered():
-                    self.busy = False
-                    return
-        except OSError:
-            pass
-        self.close()
-
-    def _answered(self) -> bool:
-        while len(self._waiting) >= _HEAD.size:
-            kind, length = _HEAD.unpack_from(self._waiting)
-            if len(self._waiting) < _HEAD.size + length:
-                return False
-            del self._waiting[: _HEAD.size + length]
-            if kind == b"A":
-                return True
-        return False
 
     def _wait(self, *, writing: bool, wait_s: float | None = None) -> bool:
         """Until something can be read or written; False if ``wait_s`` is over.

@@ -38,6 +38,8 @@ _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{
 #: Names that can be written into the query of another name.
 _PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
 _ADLER32 = re.compile(r"adler32 ([0-9A-Fa-f]{1,8})")
+#: What a server says that could not compute a checksum.
+_SERVER_ERROR = 3012
 #: Seconds without a byte after which it is asked which server is to blame, and that it gets to answer.
 _SUSPICIOUS_S, _SOON_S = 2.0, 3.0
 
@@ -47,7 +49,7 @@ class XrootSide(Side):
 
     def __init__(self) -> None:
         super().__init__()
-        self._workers: list[XrootSession] = []
+        self._workers: dict[tuple[str, int], XrootSession] = {}
         self._delegating: XrootSession | None = None
         #: Server → whether it fetches files with a delegated proxy.
         self._pulls: dict[str, bool] = {}
@@ -58,7 +60,7 @@ class XrootSide(Side):
     def look(self, url: str) -> Thing | None:
         server, path = _place(url)
         try:
-            return _thing(self._worker().call("look", server=server, path=path))
+            return _thing(self._worker(server).call("look", server=server, path=path))
         except StorageError as trouble:
             if trouble.errno == errno.ENOENT:
                 return None
@@ -72,7 +74,7 @@ class XrootSide(Side):
 
     def entries(self, url: str) -> Entries:
         server, path = _place(bare_url(url))
-        worker = self._worker()
+        worker = self._worker(server)
         try:
             worker.begin("entries", server=server, path=path)
             for content in frames(worker, b"E"):
@@ -98,12 +100,12 @@ class XrootSide(Side):
         above = self._there(parent_url(url))
         if above.kind != "directory":
             raise StorageError(f"{parent_url(url)} is not a directory", errno=errno.ENOTDIR)
-        self._worker().call("make", server=server, path=path)
+        self._worker(server).call("make", server=server, path=path)
 
     def remove(self, url: str, *, directory: bool) -> None:
         server, path = _place(url)
         try:
-            self._worker().call("remove_folder" if directory else "remove", server=server, path=path)
+            self._worker(server).call("remove_folder" if directory else "remove", server=server, path=path)
         except StorageError as trouble:
             if trouble.lost or trouble.code is not None or trouble.errno == errno.ENOENT:
                 raise
@@ -122,7 +124,7 @@ class XrootSide(Side):
         _, to = _place(destination)
         if not replace and self.look(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
-        self._worker().call("rename", server=server, path=path, to=to)
+        self._worker(server).call("rename", server=server, path=path, to=to)
 
     def size(self, url: str) -> int:
         return self._there(url).size
@@ -134,9 +136,9 @@ class XrootSide(Side):
         # The server reads the whole file before it says a word.
         self.patience = patience._replace(stall_s=patience.stall_s + patience.slack_s)
         try:
-            found = _ADLER32.match(self._worker().call("checksum", server=server, path=path))
+            found = _ADLER32.match(self._worker(server).call("checksum", server=server, path=path))
         except StorageError as trouble:
-            if trouble.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            if trouble.errno not in (errno.EOPNOTSUPP, errno.EINVAL) and getattr(trouble, "number", 0) != _SERVER_ERROR:
                 raise
             found = None
         finally:
@@ -147,7 +149,7 @@ class XrootSide(Side):
 
     def read(self, url: str) -> Pieces:
         server, path = _place(url)
-        worker = self._worker()
+        worker = self._worker(server)
         try:
             worker.begin("read", server=server, path=path)
             yield from frames(worker, b"D")
@@ -156,7 +158,7 @@ class XrootSide(Side):
 
     def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
         server, path = _place(url)
-        worker = self._worker()
+        worker = self._worker(server)
         try:
             worker.begin("write", server=server, path=path, size=size)
             self._expect(worker, b"D")
@@ -193,7 +195,7 @@ class XrootSide(Side):
         if server not in self._pulls:
             try:
                 told = scoped(
-                    "destination", self._worker().call, "configuration", server=server, names="tpc tpcdlg"
+                    "destination", self._worker(server).call, "configuration", server=server, names="tpc tpcdlg"
                 ).split("\n")
             except StorageError as trouble:
                 if trouble.errno is None:
@@ -232,8 +234,8 @@ class XrootSide(Side):
                 raise self._blamed(source, trouble) from trouble
             raise
         finally:
-            if worker.busy and worker.is_alive:
-                worker.cancel()
+            # The end of the session here is the end of the copy there.
+            self._let_go(worker)
 
     def _follow(self, worker: XrootSession, source: str, temporary: str, arrived: Arrived) -> None:
         """Until the copy has ended; a server that is gone or says nothing ends it."""
@@ -288,17 +290,19 @@ class XrootSide(Side):
 
     # -- workers
 
-    def _worker(self) -> XrootSession:
-        """One that is not busy: two are where a copy goes from one server to another."""
+    def _worker(self, server: str) -> XrootSession:
+        """One that is logged in there and not busy: two are where a copy goes from a server to itself."""
         self.check()
-        self._workers = [worker for worker in self._workers if worker.is_alive]
-        for worker in self._workers:
-            if not worker.busy:
-                worker.patience = self.patience
-                return worker
-        worker = XrootSession(self._wake, delegates=False)
+        for key, worker in list(self._workers.items()):
+            if not worker.is_alive:
+                del self._workers[key]
+        number = 0
+        while (server, number) in self._workers and self._workers[server, number].busy:
+            number += 1
+        if (server, number) not in self._workers:
+            self._workers[server, number] = XrootSession(self._wake, delegates=False)
+        worker = self._workers[server, number]
         worker.patience = self.patience
-        self._workers.append(worker)
         return worker
 
     def _delegator(self) -> XrootSession:
@@ -322,7 +326,7 @@ class XrootSide(Side):
         super().resume()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        for worker in self._workers:
+        for worker in self._workers.values():
             if worker.busy:
                 worker.close()
 
