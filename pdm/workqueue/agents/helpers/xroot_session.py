@@ -53,8 +53,7 @@ _ON_THE_WAY = range(100, 300)
 _AUTHENTICATION_NUMBERS = (3029, 3030)
 _EXPIRED = re.compile(r"expired certificates|[Pp]roxy.{0,40}expired|certificate has expired")
 _UNTRUSTED = re.compile(
-    r"GetCA: certificate not found|cannot verify server certificate|server certificate|certificate verify failed"
-    r"|[Hh]ost ?name|not (?:match|allowed)"
+    r"GetCA: certificate not found|cannot verify server certificate|server certificate.{0,200}does not match"
 )
 #: The library shall not try for minutes what does not answer, follow files that pretend to be lists of places, or log
 #: in with anything but this proxy. The name of the server is the one in its URL, not one that DNS gives.
