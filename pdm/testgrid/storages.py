@@ -87,7 +87,7 @@ class TestStorages:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def server(self, protocol: str, site: str) -> Daemon:
+    def server(self, protocol: str, site: str) -> SftpServer | XrootdServer:
         """What serves a site by a protocol."""
         return self.sftp[site] if protocol == "ssh" else self.xrootd[site]
 
