@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import http.client
 import json
 import re
 import time
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 from xml.sax.saxutils import unescape
 
-from pdm.workqueue.agents.helpers.dav_client import DavClient, errno_of
+from pdm.workqueue.agents.helpers.dav_client import Answer, DavClient, errno_of
 from pdm.workqueue.agents.helpers.side import Pieces, Side
 from pdm.workqueue.agents.helpers.storage import (
     Arrived,
@@ -101,7 +100,7 @@ class DavSide(Side):
         waiting = b""
         whole = False
         try:
-            while piece := self._client.read(url, answer, _PIECE):
+            while piece := answer.read(_PIECE):
                 self.check()
                 waiting += piece
                 while end := _RESPONSE_END.search(waiting):
@@ -112,7 +111,7 @@ class DavSide(Side):
             whole = True
         finally:
             if not whole:
-                self._client.drop(url)
+                answer.drop()
         if not re.search(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?multistatus\s{0,8}>", waiting):
             raise StorageError(f"{url}: the server's listing is cut short", code="CONNECTION", lost=True)
 
@@ -161,7 +160,7 @@ class DavSide(Side):
         return raw + b"?pdm=1"
 
     def size(self, url: str) -> int:
-        length = self._client.call("HEAD", url).getheader("Content-Length")
+        length = self._client.call("HEAD", url).header("Content-Length")
         if length is None or not length.isdecimal():
             raise StorageError(f"{url}: the server tells no size", code="UNSUPPORTED")
         return int(length)
@@ -169,7 +168,7 @@ class DavSide(Side):
     def checksum(self, url: str) -> str:
         """As the server gives it; by reading the file where it gives none."""
         answer = self._client.call("HEAD", url, headers={"Want-Digest": "adler32"})
-        digest = _DIGEST.search(answer.getheader("Digest") or "")
+        digest = _DIGEST.search(answer.header("Digest") or "")
         return digest.group(1).lower().rjust(8, "0") if digest else super().checksum(url)
 
     # -- bytes
@@ -180,19 +179,18 @@ class DavSide(Side):
             # Servers give a page for people.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         answer = self._client.open("GET", url)
-        length = int(answer.getheader("Content-Length") or -1)
+        length = int(answer.header("Content-Length") or -1)
         read = 0
         whole = False
         try:
-            while piece := self._client.read(url, answer, _PIECE):
+            while piece := answer.read(_PIECE):
                 read += len(piece)
                 yield piece
             whole = True
         finally:
             if not whole:
-                self._client.drop(url)
+                answer.drop()
         if length not in (-1, read):
-            self._client.drop(url)
             raise StorageError(f"{url}: {read} of {length} bytes came", code="CONNECTION", lost=True)
 
     def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
@@ -200,14 +198,10 @@ class DavSide(Side):
         try:
             self._client.call("PUT", url, headers=headers, body=_exactly(pieces, size), good=(200, 201, 204))
         except StorageError as trouble:
-            self._client.drop(url)
             if not trouble.lost:
                 raise
             # A server that refuses ends the connection while we still write: its reason is lost with it.
             raise self._refused(url, trouble) from trouble
-        except BaseException:
-            self._client.drop(url)
-            raise
 
     def _refused(self, url: str, trouble: StorageError) -> StorageError:
         """Why a PUT was cut off, as a PUT of nothing beside it tells."""
@@ -259,14 +253,14 @@ class DavSide(Side):
             raise
         finally:
             if not ended:
-                self._client.drop(temporary)
+                answer.drop()
         return verdict
 
     def _answers(self, url: str) -> bool:
         """Whether a server that may be dead says anything, soon."""
         patience = self.patience
         self.patience = Patience(_SOON_S, 0, time.monotonic() + 2 * _SOON_S)
-        self._client.drop(url)
+        self._client.hang_up(url)
         try:
             self._client.call("HEAD", url)
         except StorageError as trouble:
@@ -289,10 +283,10 @@ class DavSide(Side):
                 raise StorageError(trouble.message, errno=errno.EOPNOTSUPP) from trouble
             raise trouble.at("source") from trouble.__cause__
         said = b""
-        while piece := self._client.read(source, answer, _PIECE):
+        while piece := answer.read(_PIECE):
             said += piece
             if len(said) > _LONGEST_LINE:
-                self._client.drop(source)
+                answer.drop()
                 break
         try:
             token = json.loads(said)["macaroon"]
@@ -302,11 +296,11 @@ class DavSide(Side):
             raise StorageError(f"{source}: the server gives no macaroon", errno=errno.EOPNOTSUPP)
         return f"Bearer {token}"
 
-    def _followed(self, url: str, answer: http.client.HTTPResponse, arrived: Arrived) -> str:
+    def _followed(self, url: str, answer: Answer, arrived: Arrived) -> str:
         """The last line of a COPY's answer; what comes before are markers of its progress."""
         waiting, last = b"", b""
         moved, moved_at = 0, time.monotonic()
-        while piece := self._client.read(url, answer, _PIECE, _MARKERS_S):
+        while piece := answer.read(_PIECE, _MARKERS_S):
             self.check()
             *lines, waiting = (waiting + piece).split(b"\n")
             for line in lines:
