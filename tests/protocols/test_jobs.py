@@ -15,7 +15,9 @@ from tests.protocols.places import Places
 
 #: Sites by protocol and letter.
 PROTOCOLS = ("ssh", "https", "file", "xroot")
-SITES = {(protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)}
+SITES = {
+    (protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)
+}
 ONLY_DUMMY = 9
 pytestmark = pytest.mark.timeout(180)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import time
@@ -94,9 +95,7 @@ def test_certificates(proxy: str, trust: str, verdict: str, storages: TestStorag
         assert judged("xroot", helper.list(places.url("xroot", places.a))[-1]) == verdict
 
 
-def test_clients_are_never_sent_to_files_of_this_machine(
-    own: HelperProcess, places: Places, tmp_path: Path
-) -> None:
+def test_clients_are_never_sent_to_files_of_this_machine(own: HelperProcess, places: Places, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"the service's own")
     answers = {
@@ -109,6 +108,9 @@ def test_clients_are_never_sent_to_files_of_this_machine(
     assert list(places.b.iterdir()) == []
 
 
+@pytest.mark.skipif(
+    ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint(1)) < 1, reason="no Landlock in this kernel"
+)
 def test_servers_cannot_have_files_made_on_this_machine(own: HelperProcess, places: Places, tmp_path: Path) -> None:
     made = tmp_path / "made"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import io
 import os
 import re
 import select
@@ -21,10 +22,13 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pdm.workqueue.agents.helpers.endpoints import credential_at
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _LONGEST_ERROR = 4000
 _LEAST_S = 0.05
@@ -83,6 +87,29 @@ class _Server(NamedTuple):
     known: bool
 
 
+class _Begun(io.RawIOBase):
+    """What a server says, of which a piece has been read already; looks like its socket to `HTTPResponse`."""
+
+    def __init__(self, sock: ssl.SSLSocket, begun: bytes) -> None:
+        self._sock = sock
+        self._begun = begun
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if self._begun:
+            view = memoryview(buffer).cast("B")
+            count = min(len(self._begun), len(view))
+            view[:count] = self._begun[:count]
+            self._begun = self._begun[count:]
+            return count
+        return self._sock.recv_into(buffer)
+
+
 class Answer:
     """The answer to a request: its head is there, its body is to be read to the end or dropped."""
 
@@ -114,6 +141,13 @@ class Answer:
         """Read what is left, which does not matter."""
         while self.read(_LONGEST_ERROR):
             pass
+
+    def cut_off(self) -> None:
+        """Have whoever reads it read no more; from any thread."""
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def drop(self) -> None:
         """End the connection, and with it what is under way there."""
@@ -277,27 +311,45 @@ class DavClient:
             connection.putheader("Expect", "100-continue")
         connection.endheaders()
         sock = connection.sock
-        response = HTTPResponse(sock, method=method)
-        if not asks or self._wanted(server, sock, response):
-            for piece in body:
-                connection.send(piece)
+        said = self._first_words(sock) if asks else None
+        if said is None:
+            self._hasty.add(server)
+        response = HTTPResponse(_Begun(sock, said or b""), method=method)  # type: ignore[arg-type]  # only makefile
+        if said is not None and _INTERIM.match(said) is None:
             response.begin()
+            # It may wait for bytes that will never come: this connection is of no more use.
+            response.will_close = True
             return response
+        while said and response.fp.readline(_LONGEST_ERROR).strip():
+            pass
+        for piece in body:
+            connection.send(piece)
         response.begin()
-        # It may wait for bytes that will never come: this connection is of no more use.
-        response.will_close = True
         return response
 
-    def _wanted(self, server: _Server, sock: ssl.SSLSocket, response: HTTPResponse) -> bool:
-        """Whether the server says that it wants the bytes, or nothing; an answer of any other kind is left unread."""
-        if not (sock.pending() or select.select([sock], [], [], min(_CONTINUE_S, self._timeout_s()))[0]):
-            self._hasty.add(server)
-            return True
-        if _INTERIM.match(response.fp.peek(_STATUS_LENGTH)) is None:
-            return False
-        while response.fp.readline(_LONGEST_ERROR).strip():
-            pass
-        return True
+    def _first_words(self, sock: ssl.SSLSocket) -> bytes | None:
+        """What a server says before it gets the bytes of a file; None if it does not speak, soon."""
+        give_up_at = time.monotonic() + min(_CONTINUE_S, self._timeout_s())
+        said = b""
+        timeout = sock.gettimeout()
+        # To wait by a timeout would not do: what makes a socket of TLS readable need not be for us.
+        sock.setblocking(False)
+        try:
+            while len(said) < _STATUS_LENGTH:
+                try:
+                    piece = sock.recv(_LONGEST_ERROR)
+                except ssl.SSLWantReadError:
+                    left = give_up_at - time.monotonic()
+                    if left <= 0:
+                        return said or None
+                    select.select([sock], [], [], left)
+                    continue
+                if not piece:
+                    break
+                said += piece
+            return said
+        finally:
+            sock.settimeout(timeout)
 
     def _elsewhere(self, url: str, answer: Answer) -> str:
         """Where a redirect leads.

@@ -11,6 +11,7 @@ import email.utils
 import errno
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
@@ -34,7 +35,8 @@ _PIECE = 256 * 1024
 _LONGEST_ENTRY = 256 * 1024
 #: Seconds without a marker after which a server that copies is taken for dead; most send one every five.
 _MARKERS_S = 12.0
-_SOON_S = 3.0
+#: Seconds between two looks at a copy between servers, and for a server to answer that may be dead.
+_LOOK_S, _SOON_S = 0.5, 3.0
 _BLANK = 0x20
 _LONGEST_LINE = 64 * 1024
 _TOKEN_REQUEST = json.dumps({"caveats": ["activity:DOWNLOAD,LIST"], "validity": "PT60M"}).encode()
@@ -243,31 +245,22 @@ class DavSide(Side):
 
     def _asked_to_copy(self, source: str, temporary: str, headers: dict[str, str], arrived: Arrived) -> str:
         answer = self._client.open("COPY", temporary, headers=headers, good=(200, 201, 202))
-        ended = False
+        watch = _Watch(source, self.patience.stall_s, answer)
+        verdict = ""
         try:
-            verdict = self._followed(temporary, answer, arrived)
-            ended = True
-        except StorageError as trouble:
-            if trouble.code == "STALLED" and not self._answers(source):
-                trouble.scope = "source"
-            raise
+            with watch:
+                verdict = self._followed(temporary, answer, watch, arrived)
+        except StorageError:
+            if not watch.gave_up:
+                raise
         finally:
-            if not ended:
+            if not verdict:
                 answer.drop()
+        if watch.gave_up and not verdict:
+            raise StorageError(
+                f"{source}: no byte comes, and the server does not answer", code="STALLED", scope="source"
+            )
         return verdict
-
-    def _answers(self, url: str) -> bool:
-        """Whether a server that may be dead says anything, soon."""
-        patience = self.patience
-        self.patience = Patience(_SOON_S, 0, time.monotonic() + 2 * _SOON_S)
-        self._client.hang_up(url)
-        try:
-            self._client.call("HEAD", url)
-        except StorageError as trouble:
-            return trouble.code not in ("STALLED", "TIMEOUT", "CONNECTION")
-        finally:
-            self.patience = patience
-        return True
 
     def _token(self, source: str) -> str:
         """What lets another server read the source for us."""
@@ -296,20 +289,21 @@ class DavSide(Side):
             raise StorageError(f"{source}: the server gives no macaroon", errno=errno.EOPNOTSUPP)
         return f"Bearer {token}"
 
-    def _followed(self, url: str, answer: Answer, arrived: Arrived) -> str:
+    def _followed(self, url: str, answer: Answer, watch: _Watch, arrived: Arrived) -> str:
         """The last line of a COPY's answer; what comes before are markers of its progress."""
         waiting, last = b"", b""
-        moved, moved_at = 0, time.monotonic()
+        moved = 0
         while piece := answer.read(_PIECE, _MARKERS_S):
             self.check()
             *lines, waiting = (waiting + piece).split(b"\n")
             for line in lines:
                 marker = _MARKER.search(line)
                 if marker is not None and int(marker.group(1)) > moved:
-                    moved, moved_at = int(marker.group(1)), time.monotonic()
+                    moved = int(marker.group(1))
+                    watch.moved_at = time.monotonic()
                     arrived(moved)
                 last = line.strip() or last
-            if time.monotonic() - moved_at > max(self.patience.stall_s, _MARKERS_S):
+            if time.monotonic() - watch.moved_at > max(self.patience.stall_s, _MARKERS_S):
                 raise StorageError(f"{url}: no byte has come for too long", code="STALLED")
             if len(waiting) > _LONGEST_LINE:
                 raise StorageError(f"{url}: the server's answer is not valid", code="BAD_LISTING")
@@ -333,6 +327,56 @@ class DavSide(Side):
     def resume(self) -> None:
         super().resume()
         self._client.interrupted = False
+
+
+class _Watch:
+    """Ends a copy between servers whose source has died: the destination says nothing of it, for a long time.
+
+    Args:
+        source: URL of the file.
+        stall_s: seconds without a byte after which the source is asked whether it lives.
+        answer: of the destination, which is cut off if it does not.
+    """
+
+    def __init__(self, source: str, stall_s: float, answer: Answer) -> None:
+        #: When the last byte came, as far as is known.
+        self.moved_at = time.monotonic()
+        self.gave_up = False
+        self._source = source
+        self._stall_s = stall_s
+        self._answer = answer
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            if time.monotonic() - self.moved_at < self._stall_s:
+                continue
+            if self._answers():
+                # The others, then: their markers tell.
+                return
+            self.gave_up = True
+            self._answer.cut_off()
+            return
+
+    def _answers(self) -> bool:
+        """Whether the source's server says anything, soon."""
+        client = DavClient()
+        client.patience = Patience(_SOON_S, 0, time.monotonic() + _SOON_S)
+        try:
+            client.call("HEAD", self._source)
+        except StorageError as trouble:
+            return trouble.code not in ("STALLED", "TIMEOUT", "CONNECTION")
+        finally:
+            client.hang_up(self._source)
+        return True
 
 
 def _response(block: bytes, *, raw: bool) -> tuple[bytes, Thing]:

@@ -355,4 +355,3 @@ def _place(url: str) -> tuple[str, str]:
         # What follows the question mark would be taken for options, and the rest for the name.
         raise StorageError(f"{url}: XRootD cannot be told such a name", errno=errno.EILSEQ)
     return f"{scheme}://{authority}", "/" + name.lstrip("/")
-
