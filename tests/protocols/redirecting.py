@@ -57,7 +57,7 @@ class RedirectingServer:
                     self.end_headers()
                 return True
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -86,7 +86,7 @@ class RedirectingServer:
 
     def _serve(self, request: http.server.BaseHTTPRequestHandler) -> None:
         method, path = request.command, request.path.partition("?")[0]
-        certificate = bool(request.connection.getpeercert())  # type: ignore[attr-defined]
+        certificate = bool(request.connection.getpeercert())
         self.seen.append(Seen(method, request.path, request.headers["Authorization"], certificate))
         if method in self.elsewhere:
             # The bytes are not read, as at a door that keeps none: the connection is of no more use.

@@ -1,9 +1,9 @@
 """HTTPS to WebDAV servers: kept connections, client certificate or token, redirects, errors as storage knows them.
 
 ``X509_CERT_DIR`` names the trusted authorities, ``X509_USER_PROXY`` the client's certificate with its key,
-``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only. Where a server sends its clients on to another
-for the bytes of a file, that one gets neither: what it needs to know is in the URL, as dCache, EOS and XRootD have it. With
-the user's proxy, a server could have us do anything in the user's name at any other.
+``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only. Where a server sends its clients on to
+another for the bytes of a file, that one gets neither: what it needs to know is in the URL, as dCache, EOS and XRootD
+have it. With the user's proxy, a server could have us do anything in the user's name at any other.
 """
 
 from __future__ import annotations

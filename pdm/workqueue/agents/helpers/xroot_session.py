@@ -128,6 +128,8 @@ class XrootSession:
         self.patience: Patience
         #: Whether a request is under way: the session can take no other.
         self.busy = False
+        #: Entries of folders that came through it.
+        self.listed = 0
         self._wake = wake
         self._noise = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 - `close` closes it
         try:

@@ -38,6 +38,8 @@ _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{
 #: Names that can be written into the query of another name.
 _PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
 _ADLER32 = re.compile(r"adler32 ([0-9A-Fa-f]{1,8})")
+#: Entries after which a worker is replaced: the library (5.5) keeps some 200 bytes of each for ever.
+_MOST_LISTED = 200_000
 #: What a server says that could not compute a checksum.
 _SERVER_ERROR = 3012
 #: Seconds without a byte after which it is asked which server is to blame, and that it gets to answer.
@@ -79,7 +81,9 @@ class XrootSide(Side):
             worker.begin("entries", server=server, path=path)
             for content in frames(worker, b"E"):
                 self.check()
-                for name, told in json.loads(content):
+                found = json.loads(content)
+                worker.listed += len(found)
+                for name, told in found:
                     if told is None:
                         raise StorageError(f"{url}: the server tells nothing of {name[:200]!r}", code="BAD_LISTING")
                     yield name.encode("utf-8", "surrogateescape"), _thing(told)
@@ -314,8 +318,8 @@ class XrootSide(Side):
 
     @staticmethod
     def _let_go(worker: XrootSession) -> None:
-        """End what a worker is doing for somebody who has gone."""
-        if worker.busy:
+        """End what a worker is doing for somebody who has gone; and the worker, when it has become large."""
+        if worker.busy or worker.listed > _MOST_LISTED:
             worker.close()
 
     def interrupt(self) -> None:

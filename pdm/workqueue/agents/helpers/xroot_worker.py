@@ -19,6 +19,7 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from pyxrootd import client
@@ -33,12 +34,14 @@ _FOLDER_MODE = _MODE | AccessMode.UX | AccessMode.GX | AccessMode.OX
 _MARKER_S = 0.5
 _SOON_S = 3
 _CONTINUES = 1
+#: Parts of a listing, of some hundred entries each, that may wait to be told.
+_MOST_WAITING = 16
 
 _requests = os.fdopen(os.dup(0), "rb", buffering=0)
 _answers = os.fdopen(os.dup(1), "wb", buffering=0)
 
 
-class Failure(Exception):
+class FailureError(Exception):
     """What is told of a request that failed; with the status of the library, where it comes from there."""
 
     def __init__(self, status: dict[str, Any]) -> None:
@@ -46,8 +49,8 @@ class Failure(Exception):
         self.status = status
 
 
-def said(message: str, what: str) -> Failure:
-    return Failure({"message": message, "what": what})
+def said(message: str, what: str) -> FailureError:
+    return FailureError({"message": message, "what": what})
 
 
 # -- what this process may do
@@ -62,8 +65,8 @@ _WITH_REFER, _WITH_TRUNCATE = 2, 3
 def confine() -> None:
     """Give up all writing to this machine's files, where the kernel can (Linux 5.13).
 
-    The library opens local files for servers that send it there; what is opened is refused afterwards, but an empty file
-    would have been made.
+    The library opens local files for servers that send it there; what is opened is refused afterwards, but an empty
+    file would have been made.
     """
     system = ctypes.CDLL(None, use_errno=True)
     version = system.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(_LANDLOCK_VERSION))
@@ -111,7 +114,7 @@ def checked(result: tuple[dict[str, Any], Any]) -> Any:
     """What a call gives, if it went well."""
     status, given = result
     if not status["ok"]:
-        raise Failure(status)
+        raise FailureError(status)
     return given
 
 
@@ -140,7 +143,7 @@ class Call:
 def begun(status: dict[str, Any], call: Call) -> Call:
     """A call that was accepted."""
     if not status["ok"]:
-        raise Failure(status)
+        raise FailureError(status)
     return call
 
 
@@ -188,10 +191,13 @@ class Listing:
             info = entry["statinfo"]
             entries.append([entry["name"], thing(info) if info else None])
         with self.changed:
+            # Who keeps this thread keeps the server from sending more.
+            while len(self.waiting) >= _MOST_WAITING:
+                self.changed.wait()
             self.waiting.append(entries)
             if status["code"] != _CONTINUES or not status["ok"]:
                 self.status = status
-            self.changed.notify()
+            self.changed.notify_all()
 
     def broken(self, kind: Any, error: Any, where: Any) -> None:
         """The bindings could not make text of a name; they tell it nobody else."""
@@ -207,12 +213,13 @@ def entries(server: str, path: str) -> None:
         system = client.FileSystem(server)
         status = system.dirlist(path, DirListFlags.STAT | DirListFlags.CHUNKED, 0, listing)
         if not status["ok"]:
-            raise Failure(status)
+            raise FailureError(status)
         while True:
             with listing.changed:
                 while not listing.waiting and listing.status is None:
                     listing.changed.wait()
                 found = listing.waiting.popleft() if listing.waiting else None
+                listing.changed.notify()
             if found is None:
                 break
             if found:
@@ -221,7 +228,7 @@ def entries(server: str, path: str) -> None:
         sys.excepthook = sys.__excepthook__
     assert listing.status is not None
     if not listing.status["ok"]:
-        raise Failure(listing.status)
+        raise FailureError(listing.status)
 
 
 def make(server: str, path: str) -> None:
@@ -329,7 +336,7 @@ def pull(server: str, path: str, cgi: str) -> None:
         raise
 
 
-WORK = {
+WORK: dict[str, Callable[..., Any]] = {
     "look": look,
     "entries": entries,
     "make": make,
@@ -357,7 +364,7 @@ def main() -> None:
         request = json.loads(content)
         try:
             answer = {"ok": True, "value": WORK[request.pop("op")](**request)}
-        except Failure as failure:
+        except FailureError as failure:
             answer = {"ok": False, **{key: failure.status.get(key) for key in ("message", "code", "errno", "what")}}
         except Exception as error:
             answer = {"ok": False, "message": f"{type(error).__name__}: {error}", "what": "INTERNAL"}
