@@ -42,6 +42,16 @@ def test_large_files_go_from_server_to_server(own: HelperProcess, places: Places
     assert places.left() == []
 
 
+def test_all_of_it_by_tls(own: HelperProcess, places: Places) -> None:
+    for size in (5, 9_000_001):
+        source = places.put(places.a / str(size), os.urandom(size))
+        item = places.item("xroot", source, places.b / "new" / str(size))
+        item = copy_item(1, f"roots{item.source[4:]}", f"roots{item.destination[4:]}", size)
+        done = own.copy([item])[1]
+        assert isinstance(done, wire.Done) and done.checksum == adler(source.read_bytes()), done
+    assert places.left() == []
+
+
 def _read_by(helper: HelperProcess) -> int:
     """Bytes that the relay has read from its workers."""
     return int(re.findall(r"rchar: (\d+)", Path(f"/proc/{helper.process.pid}/io").read_text())[0])
@@ -93,6 +103,9 @@ def test_certificates(proxy: str, trust: str, verdict: str, storages: TestStorag
     }
     with HelperProcess(RELAY, environment) as helper:
         assert judged("xroot", helper.list(places.url("xroot", places.a))[-1]) == verdict
+        if verdict.endswith("CERTIFICATE"):
+            tls = f"roots{places.url('xroot', places.a)[4:]}"
+            assert judged("xroot", helper.list(tls)[-1]) == verdict
 
 
 def test_clients_are_never_sent_to_files_of_this_machine(own: HelperProcess, places: Places, tmp_path: Path) -> None:
