@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import http.client
 import io
 import os
@@ -114,12 +115,19 @@ class Answer:
     """The answer to a request: its head is there, its body is to be read to the end or dropped."""
 
     def __init__(
-        self, client: DavClient, server: _Server, connection: http.client.HTTPSConnection, response: HTTPResponse
+        self,
+        client: DavClient,
+        server: _Server,
+        connection: http.client.HTTPSConnection,
+        response: HTTPResponse,
+        *,
+        keep: bool,
     ) -> None:
         self._client = client
         self._server = server
         self._connection = connection
         self._response = response
+        self._keep = keep
         self.status = response.status
         self.reason = response.reason
 
@@ -134,7 +142,10 @@ class Answer:
         if not piece:
             # Without this the connection would not take the next request.
             self._response.close()
-            self._client.give_back(self._server, self._connection)
+            if self._keep:
+                self._client.give_back(self._server, self._connection)
+            else:
+                self.drop()
         return piece
 
     def finish(self) -> None:
@@ -284,14 +295,14 @@ class DavClient:
             with self.guarded(server.authority, connection):
                 if body is None or isinstance(body, bytes):
                     connection.request(method, path, body, headers)
-                    response = connection.getresponse()
+                    response, whole = connection.getresponse(), True
                 else:
-                    response = self._given(server, connection, method, path, headers, body)
+                    response, whole = self._given(server, connection, method, path, headers, body)
         except BaseException:
             self.forget(connection)
             raise
         self._kinds[server.authority] = (response.getheader("Server") or "").lower()
-        return Answer(self, server, connection, response)
+        return Answer(self, server, connection, response, keep=whole)
 
     def _given(
         self,
@@ -301,8 +312,12 @@ class DavClient:
         path: str,
         headers: Mapping[str, str | bytes],
         body: Iterator[bytes],
-    ) -> HTTPResponse:
-        """The answer to a request whose bytes are sent when the server wants them: it may refuse, or send us on."""
+    ) -> tuple[HTTPResponse, bool]:
+        """The answer to a request whose bytes are sent when the server wants them: it may refuse, or send us on.
+
+        Returns:
+            The answer, and whether the bytes were sent: else the connection is of no more use.
+        """
         connection.putrequest(method, path, skip_accept_encoding=True)
         for name, value in headers.items():
             connection.putheader(name, value)
@@ -314,18 +329,17 @@ class DavClient:
         said = self._first_words(sock) if asks else None
         if said is None:
             self._hasty.add(server)
-        response = HTTPResponse(_Begun(sock, said or b""), method=method)  # type: ignore[arg-type]  # only makefile
-        if said is not None and _INTERIM.match(said) is None:
-            response.begin()
-            # It may wait for bytes that will never come: this connection is of no more use.
-            response.will_close = True
-            return response
-        while said and response.fp.readline(_LONGEST_ERROR).strip():
-            pass
-        for piece in body:
-            connection.send(piece)
-        response.begin()
-        return response
+        wanted = said is None or _INTERIM.match(said) is not None
+        if wanted:
+            for piece in body:
+                connection.send(piece)
+        begun = functools.partial(HTTPResponse, _Begun(sock, said or b""))  # type: ignore[arg-type]  # only makefile
+        connection.response_class = lambda sock, method: begun(method=method)  # type: ignore[assignment]
+        try:
+            # A word that the bytes may come is passed over by itself.
+            return connection.getresponse(), wanted
+        finally:
+            del connection.response_class
 
     def _first_words(self, sock: ssl.SSLSocket) -> bytes | None:
         """What a server says before it gets the bytes of a file; None if it does not speak, soon."""

@@ -197,8 +197,9 @@ class DavSide(Side):
 
     def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
         headers = {"Content-Length": str(size)}
+        body = _exactly(pieces, size)
         try:
-            self._client.call("PUT", url, headers=headers, body=_exactly(pieces, size), good=(200, 201, 204))
+            self._client.call("PUT", url, headers, body if size else b"".join(body), good=(200, 201, 204))
         except StorageError as trouble:
             if not trouble.lost:
                 raise

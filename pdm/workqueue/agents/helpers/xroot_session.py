@@ -31,6 +31,8 @@ _HEAD = struct.Struct(">cI")
 _LONGEST_FRAME = 16 * 1024 * 1024
 _PIPE = 256 * 1024
 _LEAST_S = 0.05
+#: Seconds that the first answer may take at least: there is a login before it, with keys that are made for it.
+_LOGIN_S = 15.0
 _MOST_NOISE = 64 * 1024
 #: What servers mean by their numbers; texts are more exact, where there is one.
 _BY_NUMBER = {
@@ -151,6 +153,7 @@ class XrootSession:
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
         self._waiting = bytearray()
+        self._logged_in = False
 
     @property
     def is_alive(self) -> bool:
@@ -185,6 +188,7 @@ class XrootSession:
             StorageError: that it failed.
         """
         self.busy = False
+        self._logged_in = True
         told = json.loads(content)
         if told["ok"]:
             return told["value"]
@@ -237,7 +241,7 @@ class XrootSession:
             StoppedError: it must end.
         """
         left = self.patience.until - time.monotonic()
-        longest = max(min(self.patience.stall_s, left), _LEAST_S)
+        longest = max(min(max(self.patience.stall_s, 0.0 if self._logged_in else _LOGIN_S), left), _LEAST_S)
         if wait_s is not None:
             longest = wait_s
         wanted = [self._in] if writing else []

@@ -44,6 +44,8 @@ _MOST_LISTED = 200_000
 _SERVER_ERROR = 3012
 #: Seconds without a byte after which it is asked which server is to blame, and that it gets to answer.
 _SUSPICIOUS_S, _SOON_S = 2.0, 3.0
+#: Seconds that the first byte may take at least: a program is started at the destination, and logs in at the source.
+_BEGIN_S = 20.0
 
 
 class XrootSide(Side):
@@ -257,7 +259,7 @@ class XrootSide(Side):
                 asked_at = now
                 arrived(moved)
             quiet_s = now - moved_at
-            if quiet_s > self.patience.stall_s:
+            if quiet_s > (self.patience.stall_s if moved > 0 else max(self.patience.stall_s, _BEGIN_S)):
                 raise self._stalled(source)
             if now - asked_at > _SUSPICIOUS_S:
                 asked_at = now
