@@ -122,6 +122,7 @@ def test_removing(protocol: str, relay: HelperProcess, places: Places) -> None:
     assert judged(protocol, removed(full, directory=True)) == "source NOT_EMPTY"
     assert judged(protocol, removed(full, directory=False)) == "source IS_A_DIRECTORY"
     assert (full / "file").exists()
+    assert judged(protocol, removed(places.a / "empty", directory=False)) == "source IS_A_DIRECTORY"
     assert isinstance(removed(places.a / "empty", directory=True), wire.Done)
     assert not (places.a / "empty").exists()
 

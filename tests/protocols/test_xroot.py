@@ -6,12 +6,15 @@ import ctypes
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from pdm.testgrid.daemons import descendants
 from pdm.testgrid.storages import TestStorages
+from pdm.testgrid.xrootd_server import XrootdServer
 from pdm.workqueue.agents.helpers import xroot_side
 from pdm.workqueue.agents.helpers.storage import Patience, StorageError
 from pdm.workqueue.agents.helpers.xroot_side import XrootSide
@@ -55,6 +58,31 @@ def test_all_of_it_by_tls(own: HelperProcess, places: Places) -> None:
 def _read_by(helper: HelperProcess) -> int:
     """Bytes that the relay has read from its workers."""
     return int(re.findall(r"rchar: (\d+)", Path(f"/proc/{helper.process.pid}/io").read_text())[0])
+
+
+class Distrustful(XrootdServer):
+    """One whose program for copies knows no authorities, so that it gets into no other server."""
+
+    def environment(self) -> Mapping[str, str]:
+        return {"X509_CERT_DIR": "/nonexistent"}
+
+
+def test_what_servers_cannot_copy_goes_through_here(own: HelperProcess, places: Places) -> None:
+    storages, content = places.storages, os.urandom(9_000_001)
+    assert storages.credentials is not None
+    server = Distrustful(storages.folder, "distrustful", storages.root("B"), storages.credentials, storages.account)
+    source = places.put(places.a / "large", content)
+    server.start()
+    try:
+        item = copy_item(
+            1, places.url("xroot", source), f"{server.root_url}/{quote(str(places.b / 'large'))}", len(content)
+        )
+        done = own.copy([item])[1]
+    finally:
+        server.stop()
+    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert (places.b / "large").read_bytes() == content
+    assert places.left() == []
 
 
 def test_a_cancelled_copy_ends_at_the_servers_too(own: HelperProcess, places: Places) -> None:

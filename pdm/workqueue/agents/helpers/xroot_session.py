@@ -52,7 +52,7 @@ _BY_NUMBER = {
 }
 _SAID_BY_SERVER, _AUTHENTICATION, _TLS, _NOT_VALID, _NOT_FOUND = 400, (203, 204), 110, (201, 303), 304
 _ON_THE_WAY = range(100, 300)
-_AUTHENTICATION_NUMBERS = (3029, 3030)
+_AUTHENTICATION_NUMBER = 3030
 _EXPIRED = re.compile(r"expired certificates|[Pp]roxy.{0,40}expired|certificate has expired")
 _UNTRUSTED = re.compile(
     r"GetCA: certificate not found|cannot verify server certificate|server certificate.{0,200}does not match"
@@ -276,7 +276,7 @@ class XrootSession:
         if told.get("what"):
             scope = "service" if told["what"] == "INTERNAL" else None
             return XrootError(text, code=told["what"], scope=scope)
-        if code in _AUTHENTICATION or (code == _SAID_BY_SERVER and number in _AUTHENTICATION_NUMBERS):
+        if code in _AUTHENTICATION or (code == _SAID_BY_SERVER and number == _AUTHENTICATION_NUMBER):
             return self._refused(text)
         if code == _TLS:
             return XrootError(text, code="CERTIFICATE")

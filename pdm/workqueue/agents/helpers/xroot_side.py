@@ -3,8 +3,8 @@
 ``X509_USER_PROXY`` names the proxy, ``X509_CERT_DIR`` the authorities that servers are checked against. The client is
 XRootD's own, in worker processes of which each keeps its connections; only those for copies between servers delegate.
 
-What servers do that nobody would expect is preceded by a look: they say that they have made a folder that was there,
-and a new name replaces whatever has it.
+What servers do that nobody would expect is preceded by a look: they say that they have made a folder that was there, a
+new name replaces whatever has it, and an empty folder is removed like a file.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _SMALL = 4 * 1024 * 1024
 _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 #: Names that can be written into the query of another name.
 _PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
+_PORT = 1094
+#: Failures of a copy between servers that a copy through here need not meet.
+_BETWEEN_SERVERS = ("CREDENTIAL_REFUSED", "CERTIFICATE", "UNSUPPORTED")
 _ADLER32 = re.compile(r"adler32 ([0-9A-Fa-f]{1,8})")
 #: Entries after which a worker is replaced: the library (5.5) keeps some 200 bytes of each for ever.
 _MOST_LISTED = 200_000
@@ -57,6 +60,8 @@ class XrootSide(Side):
         self._delegating: XrootSession | None = None
         #: Server → whether it fetches files with a delegated proxy.
         self._pulls: dict[str, bool] = {}
+        #: Pairs of servers of which the destination did not get into the source.
+        self._no_third_party: set[tuple[str, str]] = set()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # -- names
@@ -110,18 +115,16 @@ class XrootSide(Side):
 
     def remove(self, url: str, *, directory: bool) -> None:
         server, path = _place(url)
+        there = self._there(url)
+        if there.kind == "directory" and not directory:
+            raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
+        if there.kind != "directory" and directory:
+            raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
         try:
             self._worker(server).call("remove_folder" if directory else "remove", server=server, path=path)
         except StorageError as trouble:
-            if trouble.lost or trouble.code is not None or trouble.errno == errno.ENOENT:
-                raise
-            # The servers' words for it differ.
-            there = self._there(url)
-            if there.kind == "directory" and not directory:
-                raise StorageError(f"{url} is a directory", errno=errno.EISDIR) from trouble
-            if there.kind != "directory" and directory:
-                raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR) from trouble
             if directory and trouble.errno == errno.EEXIST:
+                # Some have only one word for both.
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY) from trouble
             raise
 
@@ -188,9 +191,19 @@ class XrootSide(Side):
             worker.answer(content)
 
     def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
-        if size >= _SMALL and self._can_pull(source, temporary):
-            scoped("destination", self._pull, source, temporary, size, arrived)
-            return None
+        pair = (scoped("source", _place, source)[0], scoped("destination", _place, temporary)[0])
+        if size >= _SMALL and pair not in self._no_third_party and self._can_pull(source, temporary):
+            try:
+                scoped("destination", self._pull, source, temporary, size, arrived)
+            except StorageError as trouble:
+                if trouble.scope != "destination" or trouble.code not in _BETWEEN_SERVERS:
+                    raise
+                # We can read there, and the destination cannot log in there, or does not reach it.
+                self._no_third_party.add(pair)
+                with contextlib.suppress(StorageError):
+                    self.remove(temporary, directory=False)
+            else:
+                return None
         return super().transfer(source, temporary, size, checksum, arrived)
 
     def _can_pull(self, source: str, temporary: str) -> bool:
@@ -214,6 +227,8 @@ class XrootSide(Side):
         server, path = _place(temporary)
         origin, origin_path = _place(source)
         protocol, _, host = origin.partition("://")
+        if not host.rpartition("]")[2].partition(":")[1]:
+            host += f":{_PORT}"
         cgi = {
             "oss.asize": str(size),
             "tpc.dlg": host,
@@ -224,7 +239,7 @@ class XrootSide(Side):
             "tpc.src": host,
             "tpc.stage": "copy",
             "tpc.str": "1",
-            "tpc.tpr": protocol,
+            "tpc.tpr": server.partition("://")[0],
         }
         # What is wrong with the source is told at once only by itself.
         there = scoped("source", self._there, source)
