@@ -136,6 +136,12 @@ def test_certificates(proxy: str, trust: str, verdict: str, storages: TestStorag
             assert judged("xroot", helper.list(tls)[-1]) == verdict
 
 
+@pytest.mark.parametrize("scheme", ["root", "roots"])
+def test_a_certificate_must_be_for_the_name_in_the_url(scheme: str, relay: HelperProcess, places: Places) -> None:
+    url = places.url("xroot", places.a).replace("root://localhost", f"{scheme}://127.0.0.2")
+    assert judged("xroot", relay.list(url)[-1]) == "source CERTIFICATE"
+
+
 def test_clients_are_never_sent_to_files_of_this_machine(own: HelperProcess, places: Places, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"the service's own")

@@ -54,8 +54,9 @@ _SAID_BY_SERVER, _AUTHENTICATION, _TLS, _NOT_VALID, _NOT_FOUND = 400, (203, 204)
 _ON_THE_WAY = range(100, 300)
 _AUTHENTICATION_NUMBER = 3030
 _EXPIRED = re.compile(r"expired certificates|[Pp]roxy.{0,40}expired|certificate has expired")
+_REFUSED = re.compile(r"Authentication with \w{1,20} failed: ")
 _UNTRUSTED = re.compile(
-    r"GetCA: certificate not found|cannot verify server certificate|server certificate.{0,200}does not match"
+    r"GetCA: certificate not found|cannot verify server certificate|Unable to verify server hostname"
 )
 #: The library shall not try for minutes what does not answer, follow files that pretend to be lists of places, or log
 #: in with anything but this proxy. The name of the server is the one in its URL, not one that DNS gives.
@@ -154,6 +155,7 @@ class XrootSession:
         os.set_blocking(self._out, False)
         self._waiting = bytearray()
         self._logged_in = False
+        self._said_before = 0
 
     @property
     def is_alive(self) -> bool:
@@ -178,6 +180,7 @@ class XrootSession:
         """Send a request; its frames come by `next`, the last is one of kind ``A``."""
         if os.fstat(self._noise.fileno()).st_size > _MOST_NOISE:
             self._noise.truncate(0)
+        self._said_before = os.fstat(self._noise.fileno()).st_size
         self.busy = True
         self.send(b"R", json.dumps({"op": op, **arguments}).encode("ascii"))
 
@@ -267,7 +270,7 @@ class XrootSession:
 
     def _said(self) -> str:
         end = self._noise.seek(0, os.SEEK_END)
-        self._noise.seek(max(end - _MOST_NOISE, 0))
+        self._noise.seek(max(end - _MOST_NOISE, self._said_before))
         return self._noise.read().decode("utf-8", "backslashreplace")
 
     def _trouble(self, told: dict[str, Any]) -> StorageError:
@@ -296,7 +299,9 @@ class XrootSession:
             text = f"{text}: {shortened(reasons[-1], 300)}"
         if _EXPIRED.search(noise):
             return XrootError(text, code="CREDENTIAL_EXPIRED", scope="service")
-        return XrootError(text, code="CERTIFICATE" if _UNTRUSTED.search(noise) else "CREDENTIAL_REFUSED")
+        # Of several authorities that a server names, not all need be known here: what the server says comes first.
+        untrusted = not _REFUSED.search(noise) and _UNTRUSTED.search(noise)
+        return XrootError(text, code="CERTIFICATE" if untrusted else "CREDENTIAL_REFUSED")
 
 
 def frames(session: XrootSession, kind: bytes) -> Iterator[bytes]:
