@@ -87,7 +87,7 @@ class TestStorages:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def server(self, protocol: str, site: str) -> Daemon:
+    def server(self, protocol: str, site: str) -> SftpServer | XrootdServer:
         """What serves a site by a protocol."""
         return self.sftp[site] if protocol == "ssh" else self.xrootd[site]
 
@@ -98,6 +98,8 @@ class TestStorages:
             return f"{self.sftp[site].url}{place}"
         if protocol == "https":
             return f"{self.xrootd[site].url}{place}"
+        if protocol == "xroot":
+            return f"{self.xrootd[site].root_url}/{place}"
         return f"file://{place}"
 
     def give(self, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""An XRootD server of HTTPS, with WebDAV and third-party copies."""
+"""An XRootD server: root:// with GSI, and HTTPS with WebDAV; third-party copies by both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 64
 
 
 class XrootdServer(Daemon):
-    """``https://localhost:PORT``; paths at it are the real ones.
+    """``https://localhost:PORT`` and ``root://localhost:PORT``; paths at it are the real ones.
 
     XRootD refuses to run as root: started by root it runs as ``account``.
 
@@ -37,11 +37,18 @@ class XrootdServer(Daemon):
         self._credentials = credentials
         self._account = account
         self._own = folder / name
+        #: Where it speaks its own protocol; kept over `stop` and `start`, as `port` is.
+        self.root_port = 0
         self._prepare()
 
     @property
     def url(self) -> str:
         return f"https://localhost:{self.port}"
+
+    @property
+    def root_url(self) -> str:
+        """Where it speaks its own protocol."""
+        return f"root://localhost:{self.root_port}"
 
     def account(self) -> tuple[int, int] | None:
         if self._account is None:
@@ -75,23 +82,25 @@ class XrootdServer(Daemon):
     def command(self) -> Sequence[str]:
         own, trust = self._own, self._credentials.trust
         configuration = self.folder / f"{self.name}.conf"
+        self.root_port = self.root_port or free_port()
         configuration.write_text(f"""\
 all.sitename {self.name}
 all.adminpath {own}/admin
 all.pidpath {own}/pid
 all.export {self._exported}
-xrd.port {free_port()}
+xrd.port {self.root_port}
 xrd.network nodnr
 xrd.allow host localhost
 xrd.tls {own}/host.pem {own}/host.key
 xrd.tlsca certdir {trust}
 xrootd.seclib libXrdSec.so
-sec.protocol gsi -certdir:{trust} -cert:{own}/host.pem -key:{own}/host.key -gridmap:{own}/gridmap -gmapopt:1 \
--crl:0 -vomsat:0
+sec.protocol gsi -certdir:{trust} -cert:{own}/host.pem -key:{own}/host.key -gridmap:{own}/gridmap -gmapopt:2 \
+-crl:0 -vomsat:0 -dlgpxy:1 -exppxy:=creds
 sec.protbind * only gsi
 ofs.authorize 1
 ofs.authlib ++ libXrdMacaroons.so
 acc.authdb {own}/authdb
+ofs.tpc fcreds ?gsi =X509_USER_PROXY ttl 60 60 xfr 100 autorm pgm {program("xrdcp")} --server
 macaroons.secretkey {own}/macaroon.secret
 xrootd.chksum max 4 adler32 crc32 md5
 xrd.protocol http:{self.port} libXrdHttp.so

@@ -8,7 +8,8 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.execution.ends import kept_out
 from pdm.workqueue.sites.registry import SiteRegistry
 
-FILE, SSH, HTTPS, GRIDFTP = JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.GRIDFTP
+FILE, SSH, HTTPS = JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS
+GRIDFTP, XROOT = JobProtocol.GRIDFTP, JobProtocol.XROOT
 
 
 def test_what_would_go_there_through_the_service_is_kept_out_too(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_what_would_go_there_through_the_service_is_kept_out_too(tmp_path: Path)
     )
     sites = SiteRegistry.read(tmp_path)
     assert kept_out(sites, []) == frozenset()
-    assert kept_out(sites, [(1, HTTPS)]) == {(1, HTTPS), (1, SSH), (1, FILE)}
+    assert kept_out(sites, [(1, HTTPS)]) == {(1, HTTPS), (1, SSH), (1, FILE), (1, XROOT)}
     assert kept_out(sites, [(2, HTTPS)]) == {(2, HTTPS)}
-    assert kept_out(sites, [(2, SSH)]) == {(2, SSH), (2, FILE)}
+    assert kept_out(sites, [(2, SSH)]) == {(2, SSH), (2, FILE), (2, XROOT)}
     assert kept_out(sites, [(9, GRIDFTP)]) == {(9, GRIDFTP)}

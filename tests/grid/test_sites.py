@@ -80,17 +80,17 @@ def test_a_check_says_what_works(service: TestService, grid: TestGrid, grid_fold
     number = add(
         service,
         "TwoDoors",
-        endpoints={"gridftp": [url, "gsiftp://localhost:1"], "xroot": "root://localhost:1094"},
+        endpoints={"gridftp": [url, "gsiftp://localhost:1"], "xroot": "root://localhost:1"},
         default_folder=str(grid_folders.a),
     )
     status, checks = service.call("alice", "POST", f"/sites/{number}/check")
     assert status == 200
-    works, away, unknown = checks
+    works, away, other = checks
     assert (works["ok"], works["reachable"], works["login"], works["listing"]) == (True, True, True, True), works
     assert works["seconds"] > 0
     assert (away["ok"], away["reachable"], away["login"]) == (False, False, None)
     assert (away["error"]["code"], away["error"]["scope"]) == ("CONNECTION", "source")
-    assert unknown["error"]["code"] == "UNSUPPORTED"
+    assert (other["protocol"], other["error"]["code"]) == ("XROOT", "CONNECTION")
     printed = service.pdm("alice", "site", "check", "TwoDoors")
     assert printed.returncode == 6
     assert f"gridftp {url}: reachable yes, login yes, listing yes" in printed.stdout

@@ -1,4 +1,4 @@
-"""Real servers of SSH and HTTPS, shared by the tests of this folder."""
+"""Real servers of SSH, HTTPS and XROOT, shared by the tests of this folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def storages(open_folder: Path) -> Iterator[TestStorages]:
-    missing = missing_of("sshd", "ssh", "xrootd")
+    missing = missing_of("sshd", "ssh", "xrootd", "xrdcp")
     if missing:
         text = f"THE TESTS OF PROTOCOLS CANNOT RUN: {', '.join(missing)} not found: run script/bootstrap as root"
         if os.environ.get("CI") == "true":

@@ -104,6 +104,10 @@ class Renewals:
         return int(submitted["id"])
 
 
+def _endpoint(storages: TestStorages, protocol: str, site: str) -> str:
+    return "/".join(storages.url(protocol, site, Path("/")).split("/")[:3])
+
+
 @contextmanager
 def renewals(folder: Path, storages: TestStorages, grid: TestGrid) -> Iterator[Renewals]:
     """The daemon, running; it trusts the servers of both, and has no SSH key of its own."""
@@ -119,7 +123,7 @@ def renewals(folder: Path, storages: TestStorages, grid: TestGrid) -> Iterator[R
         ssh={"known_hosts": storages.environment()["PDM_SSH_KNOWN_HOSTS"]},
     )
     sections = [
-        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {storages.server(protocol, letter).url}\n"  # type: ignore[attr-defined]
+        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {_endpoint(storages, protocol, letter)}\n"
         for (protocol, letter), number in SITES.items()
         if protocol != "gridftp"
     ]

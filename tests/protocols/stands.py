@@ -142,9 +142,9 @@ def _runs(pid: int) -> bool:
     return any(text.rpartition(")")[2].split()[0] not in "TZX" for text in tasks)
 
 
-def unread(server: Daemon | GridFtpServer) -> int:
-    """Bytes that were sent to a server and lie in the kernel, unread."""
-    port = f":{urlsplit(server.url).port:04X}"  # type: ignore[union-attr]
+def unread(url: str) -> int:
+    """Bytes that were sent to the server of a URL and lie in the kernel, unread."""
+    port = f":{urlsplit(url).port:04X}"
     count = 0
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
@@ -154,10 +154,10 @@ def unread(server: Daemon | GridFtpServer) -> int:
     return count
 
 
-def wait_for_unread(server: Daemon | GridFtpServer, more_than: int) -> None:
+def wait_for_unread(url: str, more_than: int) -> None:
     """Wait until something has reached a frozen server."""
     give_up_at = time.monotonic() + _WAIT_S
-    while unread(server) <= more_than:
+    while unread(url) <= more_than:
         assert time.monotonic() < give_up_at, "nothing was sent to the server"
         time.sleep(0.005)
 
@@ -244,6 +244,21 @@ def _with_tokens(storages: TestStorages, scratch: Path, name: str, tokens: Mappi
 
 
 @contextmanager
+def _xroot(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
+    storages: TestStorages = request.getfixturevalue("storages")
+    credentials = storages.credentials
+    assert credentials is not None
+    stranger = scratch / "stranger to xroot"
+    Authority.create("/DC=org/DC=unknown/CN=Unknown CA").user("nobody knows").proxy().write_bundle(stranger)
+    with _stored("xroot", request) as stand:
+        bad = {
+            "proxy expired": {"X509_USER_PROXY": str(credentials.users["alice"].expired_proxy)},
+            "proxy not accepted": {"X509_USER_PROXY": str(stranger)},
+        }
+        yield evolve(stand, bad=bad)
+
+
+@contextmanager
 def _file(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     storages: TestStorages = request.getfixturevalue("storages")
     with _stored("file", request) as stand:
@@ -258,5 +273,6 @@ STANDS: Mapping[str, Callable[[pytest.FixtureRequest, Path], AbstractContextMana
     "gridftp": _gridftp,
     "ssh": _ssh,
     "https": _https,
+    "xroot": _xroot,
     "file": _file,
 }

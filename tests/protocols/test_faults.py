@@ -14,7 +14,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
 
-PROTOCOLS = ["ssh", "https"]
+PROTOCOLS = ["ssh", "https", "xroot"]
 #: Larger than any machine copies before a test can say stop.
 HUGE = 64 * 1024**3
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -1,4 +1,4 @@
-"""Jobs through the daemon: SSH and HTTPS sites, and copies between unlike ones."""
+"""Jobs through the daemon: SSH, HTTPS and XROOT sites, and copies between unlike ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from tests.agents.helpers.driver import tree
 from tests.protocols.places import Places
 
 #: Sites by protocol and letter.
-SITES = {("ssh", "A"): 1, ("ssh", "B"): 2, ("https", "A"): 3, ("https", "B"): 4, ("file", "A"): 5, ("file", "B"): 6}
-ONLY_DUMMY = 7
+PROTOCOLS = ("ssh", "https", "file", "xroot")
+SITES = {
+    (protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)
+}
+ONLY_DUMMY = 9
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -55,7 +58,9 @@ def service(storages: TestStorages, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def _endpoint(storages: TestStorages, protocol: str, letter: str) -> str:
-    return "file:///" if protocol == "file" else str(storages.server(protocol, letter).url)  # type: ignore[attr-defined]
+    if protocol == "file":
+        return "file:///"
+    return storages.xrootd[letter].root_url if protocol == "xroot" else storages.server(protocol, letter).url
 
 
 def run(service: TestService, type_: str, protocol: str, letter: str, path: Path, **more: Any) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def run(service: TestService, type_: str, protocol: str, letter: str, path: Path
     return service.wait_for("alice", submitted["id"], timeout_s=150.0)
 
 
-@pytest.mark.parametrize("protocol", ["ssh", "https"])
+@pytest.mark.parametrize("protocol", ["ssh", "https", "xroot"])
 def test_all_five_job_types(protocol: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"
     for number in range(30):
@@ -92,7 +97,7 @@ def test_all_five_job_types(protocol: str, service: TestService, places: Places)
 
 @pytest.mark.parametrize(
     ("protocol", "other"),
-    [(one, other) for one in ("ssh", "https", "file") for other in ("ssh", "https", "file") if one != other],
+    [(one, other) for one in PROTOCOLS for other in PROTOCOLS if one != other],
 )
 def test_copies_between_unlike_protocols(protocol: str, other: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"
@@ -133,5 +138,5 @@ def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) 
     status, problem = service.call("alice", "POST", "/copy", body)
     assert status == 400
     assert problem["detail"] == (
-        "site nothing offers DUMMY; by SSH this service can copy SSH to SSH, SSH to FILE, SSH to HTTPS"
+        "site nothing offers DUMMY; by SSH this service can copy SSH to SSH, SSH to FILE, SSH to HTTPS, SSH to XROOT"
     )

@@ -280,9 +280,9 @@ def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.Event:
             else:
                 request = ground.request(job, number)
                 freeze(server)
-                before = unread(server)
+                before = unread(stand.url(stand.b))
                 helper.send(request)
-                wait_for_unread(server, before)
+                wait_for_unread(stand.url(stand.b), before)
             server.kill()
             event = helper.rest(number)[-1]
         finally:

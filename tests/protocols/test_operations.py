@@ -11,9 +11,12 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
 from tests.protocols.places import Places, judged
 
-PROTOCOLS = ["ssh", "https"]
+PROTOCOLS = ["ssh", "https", "xroot"]
 #: Names that a protocol cannot carry, whatever the client does.
-CANNOT: dict[str, list[bytes]] = {"https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"]}
+CANNOT: dict[str, list[bytes]] = {
+    "https": [b"new\nline", b"#?*;&'", b"tab\t", b"cr\rx"],
+    "xroot": [b"new\nline", b"#?*;&'", b"\xe9"],
+}
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 pytestmark = pytest.mark.timeout(180)
 
@@ -119,6 +122,7 @@ def test_removing(protocol: str, relay: HelperProcess, places: Places) -> None:
     assert judged(protocol, removed(full, directory=True)) == "source NOT_EMPTY"
     assert judged(protocol, removed(full, directory=False)) == "source IS_A_DIRECTORY"
     assert (full / "file").exists()
+    assert judged(protocol, removed(places.a / "empty", directory=False)) == "source IS_A_DIRECTORY"
     assert isinstance(removed(places.a / "empty", directory=True), wire.Done)
     assert not (places.a / "empty").exists()
 

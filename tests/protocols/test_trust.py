@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.wire import agent_messages as wire
@@ -14,30 +16,33 @@ from tests.protocols.places import Places, judged
 RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
 
 
-def test_each_https_server_is_vouched_for_by_its_own(storages: TestStorages, places: Places, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["https", "xroot"])
+def test_each_server_is_vouched_for_by_its_own(
+    protocol: str, storages: TestStorages, places: Places, tmp_path: Path
+) -> None:
     """Also when another server of the same copy has the authority that has signed this one."""
     assert storages.credentials is not None
     for name in ("usual", "other"):
         Authority.create(f"/DC=org/DC={name}/CN={name} CA").write_trust(tmp_path / name)
     right, other = str(storages.credentials.trust), str(tmp_path / "other")
-    urls = {site: storages.xrootd[site].url for site in "AB"}
+    urls = {site: "/".join(storages.url(protocol, site, tmp_path).split("/")[:3]) for site in "AB"}
     source = places.put(places.a / "file")
 
     def run(told: dict[str, str]) -> tuple[wire.Event, wire.Event, wire.Event]:
         changes = {"X509_CERT_DIR": str(tmp_path / "usual"), "PDM_TRUST": json.dumps(told)}
         with HelperProcess(RELAY, {**storages.environment(), **changes}) as helper:
-            at_a, at_b = (helper.list(places.url("https", folder))[-1] for folder in (places.a, places.b))
-            return at_a, at_b, helper.copy([places.item("https", source, places.b / "copy")])[1]
+            at_a, at_b = (helper.list(places.url(protocol, folder))[-1] for folder in (places.a, places.b))
+            return at_a, at_b, helper.copy([places.item(protocol, source, places.b / "copy")])[1]
 
     at_a, at_b, copied = run({urls["A"]: right, urls["B"]: other})
     assert isinstance(at_a, wire.Done)
-    assert judged("https", at_b) == "source CERTIFICATE"
-    assert judged("https", copied) == "destination CERTIFICATE"
+    assert judged(protocol, at_b) == "source CERTIFICATE"
+    assert judged(protocol, copied) == "destination CERTIFICATE"
     assert list(places.b.iterdir()) == []
     # Of the second nothing is told, or two things under two names: only what is trusted everywhere counts, or nothing.
     for told in (
         {urls["A"]: right},
-        {urls["A"]: right, urls["B"]: right, urls["B"].upper().replace("HTTPS", "https"): other},
+        {urls["A"]: right, urls["B"]: right, urls["B"].replace("localhost", "LOCALHOST"): other},
     ):
-        assert judged("https", run(told)[1]) == "source CERTIFICATE"
+        assert judged(protocol, run(told)[1]) == "source CERTIFICATE"
     assert all(isinstance(event, wire.Done) for event in run(dict.fromkeys(urls.values(), right)))

@@ -15,6 +15,7 @@ from pdm.workqueue.movers.gridftp import GridFtpMover
 from pdm.workqueue.movers.https import HttpsMover
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.movers.ssh import SshMover
+from pdm.workqueue.movers.xroot import XrootMover
 
 _log = Logger()
 
@@ -27,6 +28,7 @@ BUILT_IN: Mapping[JobProtocol, Mover] = MappingProxyType(
         JobProtocol.GRIDFTP: GridFtpMover(),
         JobProtocol.SSH: SshMover(),
         JobProtocol.HTTPS: HttpsMover(),
+        JobProtocol.XROOT: XrootMover(),
         JobProtocol.FILE: FileMover(),
         JobProtocol.DUMMY: DummyMover(),
     }

@@ -14,7 +14,7 @@ from pdm.workqueue.movers.mover import Access
 
 #: The helper, and what it reaches.
 RELAY = "pdm.workqueue.agents.helpers.relay"
-RELAYED = frozenset({JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS})
+RELAYED = frozenset({JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.XROOT})
 
 
 def relay_environment(access: Access) -> Mapping[str, str]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import http.client
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 from xml.sax.saxutils import unescape
 
-from pdm.workqueue.agents.helpers.dav_client import DavClient, errno_of
+from pdm.workqueue.agents.helpers.dav_client import Answer, DavClient, errno_of
 from pdm.workqueue.agents.helpers.side import Pieces, Side
 from pdm.workqueue.agents.helpers.storage import (
     Arrived,
@@ -35,7 +35,8 @@ _PIECE = 256 * 1024
 _LONGEST_ENTRY = 256 * 1024
 #: Seconds without a marker after which a server that copies is taken for dead; most send one every five.
 _MARKERS_S = 12.0
-_SOON_S = 3.0
+#: Seconds between two looks at a copy between servers, and for a server to answer that may be dead.
+_LOOK_S, _SOON_S = 0.5, 3.0
 _BLANK = 0x20
 _LONGEST_LINE = 64 * 1024
 _TOKEN_REQUEST = json.dumps({"caveats": ["activity:DOWNLOAD,LIST"], "validity": "PT60M"}).encode()
@@ -101,7 +102,7 @@ class DavSide(Side):
         waiting = b""
         whole = False
         try:
-            while piece := self._client.read(url, answer, _PIECE):
+            while piece := answer.read(_PIECE):
                 self.check()
                 waiting += piece
                 while end := _RESPONSE_END.search(waiting):
@@ -112,7 +113,7 @@ class DavSide(Side):
             whole = True
         finally:
             if not whole:
-                self._client.drop(url)
+                answer.drop()
         if not re.search(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?multistatus\s{0,8}>", waiting):
             raise StorageError(f"{url}: the server's listing is cut short", code="CONNECTION", lost=True)
 
@@ -161,7 +162,7 @@ class DavSide(Side):
         return raw + b"?pdm=1"
 
     def size(self, url: str) -> int:
-        length = self._client.call("HEAD", url).getheader("Content-Length")
+        length = self._client.call("HEAD", url).header("Content-Length")
         if length is None or not length.isdecimal():
             raise StorageError(f"{url}: the server tells no size", code="UNSUPPORTED")
         return int(length)
@@ -169,7 +170,7 @@ class DavSide(Side):
     def checksum(self, url: str) -> str:
         """As the server gives it; by reading the file where it gives none."""
         answer = self._client.call("HEAD", url, headers={"Want-Digest": "adler32"})
-        digest = _DIGEST.search(answer.getheader("Digest") or "")
+        digest = _DIGEST.search(answer.header("Digest") or "")
         return digest.group(1).lower().rjust(8, "0") if digest else super().checksum(url)
 
     # -- bytes
@@ -180,34 +181,30 @@ class DavSide(Side):
             # Servers give a page for people.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         answer = self._client.open("GET", url)
-        length = int(answer.getheader("Content-Length") or -1)
+        length = int(answer.header("Content-Length") or -1)
         read = 0
         whole = False
         try:
-            while piece := self._client.read(url, answer, _PIECE):
+            while piece := answer.read(_PIECE):
                 read += len(piece)
                 yield piece
             whole = True
         finally:
             if not whole:
-                self._client.drop(url)
+                answer.drop()
         if length not in (-1, read):
-            self._client.drop(url)
             raise StorageError(f"{url}: {read} of {length} bytes came", code="CONNECTION", lost=True)
 
     def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
         headers = {"Content-Length": str(size)}
+        body = _exactly(pieces, size)
         try:
-            self._client.call("PUT", url, headers=headers, body=_exactly(pieces, size), good=(200, 201, 204))
+            self._client.call("PUT", url, headers, body if size else b"".join(body), good=(200, 201, 204))
         except StorageError as trouble:
-            self._client.drop(url)
             if not trouble.lost:
                 raise
             # A server that refuses ends the connection while we still write: its reason is lost with it.
             raise self._refused(url, trouble) from trouble
-        except BaseException:
-            self._client.drop(url)
-            raise
 
     def _refused(self, url: str, trouble: StorageError) -> StorageError:
         """Why a PUT was cut off, as a PUT of nothing beside it tells."""
@@ -249,31 +246,22 @@ class DavSide(Side):
 
     def _asked_to_copy(self, source: str, temporary: str, headers: dict[str, str], arrived: Arrived) -> str:
         answer = self._client.open("COPY", temporary, headers=headers, good=(200, 201, 202))
-        ended = False
+        watch = _Watch(source, self.patience.stall_s, answer)
+        verdict = ""
         try:
-            verdict = self._followed(temporary, answer, arrived)
-            ended = True
-        except StorageError as trouble:
-            if trouble.code == "STALLED" and not self._answers(source):
-                trouble.scope = "source"
-            raise
+            with watch:
+                verdict = self._followed(temporary, answer, watch, arrived)
+        except StorageError:
+            if not watch.gave_up:
+                raise
         finally:
-            if not ended:
-                self._client.drop(temporary)
+            if not verdict:
+                answer.drop()
+        if watch.gave_up and not verdict:
+            raise StorageError(
+                f"{source}: no byte comes, and the server does not answer", code="STALLED", scope="source"
+            )
         return verdict
-
-    def _answers(self, url: str) -> bool:
-        """Whether a server that may be dead says anything, soon."""
-        patience = self.patience
-        self.patience = Patience(_SOON_S, 0, time.monotonic() + 2 * _SOON_S)
-        self._client.drop(url)
-        try:
-            self._client.call("HEAD", url)
-        except StorageError as trouble:
-            return trouble.code not in ("STALLED", "TIMEOUT", "CONNECTION")
-        finally:
-            self.patience = patience
-        return True
 
     def _token(self, source: str) -> str:
         """What lets another server read the source for us."""
@@ -289,10 +277,10 @@ class DavSide(Side):
                 raise StorageError(trouble.message, errno=errno.EOPNOTSUPP) from trouble
             raise trouble.at("source") from trouble.__cause__
         said = b""
-        while piece := self._client.read(source, answer, _PIECE):
+        while piece := answer.read(_PIECE):
             said += piece
             if len(said) > _LONGEST_LINE:
-                self._client.drop(source)
+                answer.drop()
                 break
         try:
             token = json.loads(said)["macaroon"]
@@ -302,20 +290,21 @@ class DavSide(Side):
             raise StorageError(f"{source}: the server gives no macaroon", errno=errno.EOPNOTSUPP)
         return f"Bearer {token}"
 
-    def _followed(self, url: str, answer: http.client.HTTPResponse, arrived: Arrived) -> str:
+    def _followed(self, url: str, answer: Answer, watch: _Watch, arrived: Arrived) -> str:
         """The last line of a COPY's answer; what comes before are markers of its progress."""
         waiting, last = b"", b""
-        moved, moved_at = 0, time.monotonic()
-        while piece := self._client.read(url, answer, _PIECE, _MARKERS_S):
+        moved = 0
+        while piece := answer.read(_PIECE, _MARKERS_S):
             self.check()
             *lines, waiting = (waiting + piece).split(b"\n")
             for line in lines:
                 marker = _MARKER.search(line)
                 if marker is not None and int(marker.group(1)) > moved:
-                    moved, moved_at = int(marker.group(1)), time.monotonic()
+                    moved = int(marker.group(1))
+                    watch.moved_at = time.monotonic()
                     arrived(moved)
                 last = line.strip() or last
-            if time.monotonic() - moved_at > max(self.patience.stall_s, _MARKERS_S):
+            if time.monotonic() - watch.moved_at > max(self.patience.stall_s, _MARKERS_S):
                 raise StorageError(f"{url}: no byte has come for too long", code="STALLED")
             if len(waiting) > _LONGEST_LINE:
                 raise StorageError(f"{url}: the server's answer is not valid", code="BAD_LISTING")
@@ -339,6 +328,56 @@ class DavSide(Side):
     def resume(self) -> None:
         super().resume()
         self._client.interrupted = False
+
+
+class _Watch:
+    """Ends a copy between servers whose source has died: the destination says nothing of it, for a long time.
+
+    Args:
+        source: URL of the file.
+        stall_s: seconds without a byte after which the source is asked whether it lives.
+        answer: of the destination, which is cut off if it does not.
+    """
+
+    def __init__(self, source: str, stall_s: float, answer: Answer) -> None:
+        #: When the last byte came, as far as is known.
+        self.moved_at = time.monotonic()
+        self.gave_up = False
+        self._source = source
+        self._stall_s = stall_s
+        self._answer = answer
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            if time.monotonic() - self.moved_at < self._stall_s:
+                continue
+            if self._answers():
+                # The others, then: their markers tell.
+                return
+            self.gave_up = True
+            self._answer.cut_off()
+            return
+
+    def _answers(self) -> bool:
+        """Whether the source's server says anything, soon."""
+        client = DavClient()
+        client.patience = Patience(_SOON_S, 0, time.monotonic() + _SOON_S)
+        try:
+            client.call("HEAD", self._source)
+        except StorageError as trouble:
+            return trouble.code not in ("STALLED", "TIMEOUT", "CONNECTION")
+        finally:
+            client.hang_up(self._source)
+        return True
 
 
 def _response(block: bytes, *, raw: bool) -> tuple[bytes, Thing]:

@@ -101,4 +101,4 @@ def _trusted(text: str) -> Mapping[str, str]:
 
 def _plain(authority: str) -> str:
     """One spelling of a server's address: libraries keep connections by what it means."""
-    return authority.rpartition("@")[2].lower().removesuffix(":2811").removesuffix(":443")
+    return authority.rpartition("@")[2].lower().removesuffix(":2811").removesuffix(":443").removesuffix(":1094")

@@ -25,6 +25,7 @@ from pdm.workqueue.agents.helpers.lanes import Lanes
 from pdm.workqueue.agents.helpers.sftp_side import SftpSide
 from pdm.workqueue.agents.helpers.side import Side, stream
 from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Patience, Storage, StorageError, Thing
+from pdm.workqueue.agents.helpers.xroot_side import XrootSide
 
 _MOST_LANES = 4
 _ITEMS_A_LANE = 16
@@ -40,6 +41,8 @@ SIDES: Mapping[str, Callable[[], Side]] = {
     "sftp": SftpSide,
     "https": DavSide,
     "davs": DavSide,
+    "root": XrootSide,
+    "roots": XrootSide,
 }
 
 

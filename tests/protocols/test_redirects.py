@@ -1,0 +1,150 @@
+"""HTTPS servers that send their clients elsewhere for bytes: followed, and with no credential of the user's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid.storages import TestStorages
+from pdm.workqueue.wire import agent_messages as wire
+from tests.agents.helpers.driver import HelperProcess, adler, copy_item
+from tests.protocols.places import Places, judged
+from tests.protocols.redirecting import RedirectingServer
+
+RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+TOKEN = "canary-token"
+pytestmark = pytest.mark.timeout(180)
+
+
+def server_of(storages: TestStorages) -> RedirectingServer:
+    credentials = storages.credentials
+    assert credentials is not None
+    return RedirectingServer(credentials.host.certificate, credentials.host.key, credentials.trust)
+
+
+@pytest.fixture
+def door(storages: TestStorages) -> Iterator[RedirectingServer]:
+    with server_of(storages) as running:
+        yield running
+
+
+@pytest.fixture
+def pool(storages: TestStorages) -> Iterator[RedirectingServer]:
+    with server_of(storages) as running:
+        yield running
+
+
+@pytest.fixture
+def helper(storages: TestStorages, door: RedirectingServer, tmp_path: Path) -> Iterator[HelperProcess]:
+    (tmp_path / "token").write_text(TOKEN)
+    told = json.dumps({door.url: {"file": str(tmp_path / "token"), "account": None}})
+    with HelperProcess(RELAY, {**storages.environment(), "PDM_CREDENTIALS": told}) as running:
+        yield running
+
+
+def alone(server: RedirectingServer) -> bool:
+    """Whether nothing of the user's came with any request."""
+    return bool(server.seen) and all(seen.token is None and not seen.certificate for seen in server.seen)
+
+
+def test_bytes_are_read_where_the_door_sends_us(
+    door: RedirectingServer, pool: RedirectingServer, helper: HelperProcess, places: Places
+) -> None:
+    content = os.urandom(700_000)
+    door.files["/folder/f"] = pool.files["/folder/f"] = content
+    door.elsewhere["GET"] = pool.url
+    item = copy_item(1, f"{door.url}/folder/f", places.url("file", places.b / "f"), len(content))
+    done = helper.copy([item])[1]
+    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert (places.b / "f").read_bytes() == content
+    assert alone(pool)
+    assert all(seen.token == f"Bearer {TOKEN}" and seen.certificate for seen in door.seen)
+
+
+@pytest.mark.parametrize("wants_first", [True, False])
+def test_bytes_are_written_where_the_door_sends_us(
+    wants_first: bool, door: RedirectingServer, pool: RedirectingServer, helper: HelperProcess, places: Places
+) -> None:
+    content = os.urandom(2_000_000)
+    # One store, as the pool is the door's.
+    pool.files = door.files
+    pool.wants_first = wants_first
+    door.elsewhere["PUT"] = f"{pool.url}"
+    source = places.put(places.a / "f", content)
+    item = copy_item(1, places.url("file", source), f"{door.url}/folder/f", len(content))
+    done = helper.copy([item])[1]
+    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert door.files == {"/folder/f": content}
+    assert [seen.method for seen in pool.seen] == ["PUT"] and alone(pool)
+
+
+def test_a_copy_between_servers_is_asked_for_where_the_door_sends_us(
+    door: RedirectingServer, pool: RedirectingServer, helper: HelperProcess
+) -> None:
+    pool.files = door.files
+    door.files["/folder/f"] = b"content"
+    door.elsewhere["COPY"] = pool.url
+    done = helper.copy([copy_item(1, f"{door.url}/folder/f", f"{door.url}/folder/g", 7)])[1]
+    assert isinstance(done, wire.Done) and done.checksum == adler(b"content"), done
+    assert door.files == {"/folder/f": b"content", "/folder/g": b"content"}
+    assert [seen.method for seen in pool.seen] == ["COPY"] and alone(pool)
+
+
+def test_the_token_goes_on_to_the_same_server_only(
+    door: RedirectingServer, helper: HelperProcess, places: Places
+) -> None:
+    door.files["/folder/f"] = door.files["/other/folder/f"] = b"content"
+    door.elsewhere["GET"] = "/other"
+    item = copy_item(1, f"{door.url}/folder/f", places.url("file", places.b / "f"), 7)
+    outcome = helper.copy([item])[1]
+    # It goes round in circles, for the door sends on what it has sent on.
+    assert judged("https", outcome) == "source UNSUPPORTED"
+    gets = [seen for seen in door.seen if seen.method == "GET"]
+    assert len(gets) == 6 and all(seen.token == f"Bearer {TOKEN}" for seen in gets)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "http://localhost:1",
+        "file:///etc",
+        "https://user:secret@localhost:1",
+        "ftp://localhost",
+        "//-oProxy",
+        "https://localhost:1:2",
+        "gopher:x",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_only_https_is_followed(
+    method: str, where: str, door: RedirectingServer, helper: HelperProcess, places: Places
+) -> None:
+    door.files["/folder/f"] = b"content"
+    door.elsewhere[method] = where
+    there = places.url("file", places.b / "f")
+    if method == "GET":
+        item = copy_item(1, f"{door.url}/folder/f", there, 7)
+    else:
+        item = copy_item(1, places.url("file", places.put(places.a / "f")), f"{door.url}/folder/g", 7)
+    assert judged("https", helper.copy([item])[1]).endswith(" UNSUPPORTED")
+    assert list(places.b.iterdir()) == []
+    assert door.files == {"/folder/f": b"content"}
+
+
+@pytest.mark.parametrize("method", ["PROPFIND", "DELETE", "MOVE"])
+def test_names_are_the_doors_own(
+    method: str, door: RedirectingServer, pool: RedirectingServer, helper: HelperProcess
+) -> None:
+    door.files["/folder/f"] = pool.files["/folder/f"] = b"content"
+    door.elsewhere[method] = pool.url
+    url = f"{door.url}/folder/f"
+    if method == "MOVE":
+        outcome = helper.rename(url, f"{door.url}/folder/g")
+    else:
+        outcome = helper.remove(wire.PathItem(0, url))[0]
+    assert judged("https", outcome).endswith(" UNSUPPORTED")
+    assert pool.seen == [] and pool.files == {"/folder/f": b"content"}
