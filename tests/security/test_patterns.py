@@ -31,7 +31,11 @@ _DELIMITED = {
 def modules() -> Iterator[Any]:
     for found in pkgutil.walk_packages(pdm.workqueue.__path__, "pdm.workqueue."):
         if ".migrations." not in found.name and not found.name.endswith("__main__"):
-            yield importlib.import_module(found.name)
+            try:
+                yield importlib.import_module(found.name)
+            except ModuleNotFoundError as error:
+                # Of another interpreter.
+                assert error.name == "pyxrootd"
 
 
 def patterns_in(value: Any, depth: int = 3) -> Iterator[str]:

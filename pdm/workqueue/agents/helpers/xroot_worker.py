@@ -367,7 +367,9 @@ def main() -> None:
         except FailureError as failure:
             answer = {"ok": False, **{key: failure.status.get(key) for key in ("message", "code", "errno", "what")}}
         except Exception as error:
-            answer = {"ok": False, "message": f"{type(error).__name__}: {error}", "what": "INTERNAL"}
+            # The bindings say this of a file, too, whose connection has gone while it was open.
+            what = "CONNECTION" if "closed file" in str(error) else "INTERNAL"
+            answer = {"ok": False, "message": f"{type(error).__name__}: {error}", "what": what}
         send(b"A", json.dumps(answer).encode("ascii"))
 
 
