@@ -20,8 +20,10 @@ from pdm.testgrid.errors import GridError
 
 #: Seconds between SIGTERM and SIGKILL, and after SIGKILL until the grid gives up.
 GRACE_S = 1.0
-# How often, and after how many seconds, an environment that seems empty is looked at again.
-_LOOKS, _LOOK_S = 10, 0.002
+# After how many seconds an environment that is not there yet is looked at again, and for how long.
+_LOOK_S, _LONGEST_LOOK_S = 0.002, 2.0
+# Where in /proc/PID/stat begin and end of the environment stand, counted from behind the name.
+_ENV_START, _ENV_END = 47, 48
 # The state of a listening socket in /proc/net/tcp.
 _LISTEN = "0A"
 
@@ -142,14 +144,15 @@ def _carries(entry: Path, marks: Marks) -> bool:
 def _environment(entry: Path) -> bytes:
     """What a process was started with; empty for threads of the kernel, zombies, and who was started with nothing.
 
-    While a program takes the place of another in a process (exec), its environment reads as empty: then it is worth
-    a second look.
+    While a program takes the place of another in a process (exec), its environment reads as empty, on a busy machine
+    for long: then it is looked at again. One that is empty for good has a place in memory, and no length.
     """
-    for _ in range(_LOOKS):
-        environment = (entry / "environ").read_bytes()
-        if environment:
-            return environment
+    give_up_at = time.monotonic() + _LONGEST_LOOK_S
+    while not (environment := (entry / "environ").read_bytes()) and time.monotonic() < give_up_at:
         # Only what runs a program can be read here.
         (entry / "exe").readlink()
+        fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+        if fields[_ENV_START] == fields[_ENV_END] != b"0":
+            break
         time.sleep(_LOOK_S)
-    return b""
+    return environment
