@@ -144,8 +144,8 @@ def _carries(entry: Path, marks: Marks) -> bool:
 def _environment(entry: Path) -> bytes:
     """What a process was started with; empty for threads of the kernel, zombies, and who was started with nothing.
 
-    While a program takes the place of another in a process (exec), its environment reads as empty, and on a busy machine
-    that may last: then it is looked at again. One that is empty for good has a place in memory, and no length.
+    While a program takes the place of another in a process (exec), its environment reads as empty, on a busy machine
+    for long: then it is looked at again. One that is empty for good has a place in memory, and no length.
     """
     give_up_at = time.monotonic() + _LONGEST_LOOK_S
     while not (environment := (entry / "environ").read_bytes()) and time.monotonic() < give_up_at:
