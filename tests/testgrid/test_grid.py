@@ -127,7 +127,8 @@ def test_killed_sessions_end_and_new_ones_are_served(grid: TestGrid) -> None:
     server = grid.sites["A"].server
     with connected(server) as old:
         assert greeting(old) == b"220 "
-        assert server.kill_sessions() == 1
+        # That of a test before may still be on its way out.
+        assert server.kill_sessions() >= 1
         while old.recv(4096):
             pass
     with connected(server) as new:
