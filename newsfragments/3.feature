@@ -6,3 +6,5 @@ Progress of jobs (bytes proven and moving, files, rates, time left) in the API, 
 can be read (``?live=1``) and followed (``pdm logs -f``). Polls of a job are answered from memory, exactly; long answers begin at
 once. ``script/bench`` measures every figure against the bare tool or a floor in the same run, checks that what was copied is
 identical and logged, and makes the page of figures.
+Limits of streams in all and by route, site, user and job; routes adapt to what they bear (``GET /routes``, ``pdm routes``); users have
+weighted turns, and the helpers of those who take turns are kept.
