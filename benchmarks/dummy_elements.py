@@ -37,6 +37,7 @@ class Work:
     elements: int
     number: int = 0
     holder: int = 0
+    last: int = 0
     job: dict[str, Any] = field(factory=dict)
     submitted_per_s: list[float] = field(factory=list)
 
@@ -72,6 +73,7 @@ class Work:
                 requests=self.elements,
             )
         self.submitted_per_s.append(loaded.rate)
+        self.last = max(job["id"] for job in self._jobs("SUBMITTED"))
         early = self._jobs("DONE")
         if early:
             raise BenchmarkError(f"{len(early)} jobs ran although all places were taken")
@@ -84,6 +86,8 @@ class Work:
         return timed(free_and_wait)
 
     def _wait(self) -> None:
+        # The status of one job costs next to nothing; to look for unfinished ones again and again would be a load.
+        self.caller.wait(self.last, _TIMEOUT_S)
         path = f"/jobs?status=SUBMITTED,RUNNING&label=run{self.number}&limit=1"
         wait_for(lambda: self.caller.call("GET", path), lambda found: not found, _TIMEOUT_S)
 

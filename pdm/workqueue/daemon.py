@@ -114,6 +114,7 @@ class Daemon(OrderedServices):
         # garbage, would hold up the reactor for a tenth of a second each time.
         gc.collect()
         gc.freeze()
+        self.assembly.lag.start()
         _log.info("ready {url}", url=self.assembly.url)
         # Not sys.stdout: twistd has made that a part of its log.
         if sys.__stdout__ is not None:
