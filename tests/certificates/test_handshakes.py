@@ -27,6 +27,7 @@ from pdm.workqueue.certificates.client_tls import refusal_reason
 from pdm.workqueue.certificates.pem_files import CertificateFilesError, to_pem
 from pdm.workqueue.certificates.proxies import PROXY_CERT_INFO, key_usage, sign_proxy
 from pdm.workqueue.certificates.server_tls import ServerTls
+from tests.security.odd_certificates import INFORMATION_ACCESS, ODD_NAMES
 
 ALICE = "/DC=org/DC=test/CN=Alice Jones"
 
@@ -144,6 +145,36 @@ async def test_bad_certificate_dies_in_the_handshake(
     assert found is not None, line
     assert found[2] == logged
     assert server.refused == [logged]
+
+
+@pytest.mark.parametrize("kind", sorted(ODD_NAMES))
+@pytest_twisted.ensureDeferred
+async def test_proxy_that_cannot_be_read_is_refused_in_words(
+    serve: Any, pki: Any, tls_lines: list[str], kind: str
+) -> None:
+    """OpenSSL finds nothing wrong with it, and any user can sign one."""
+    key = rsa.generate_private_key(65537, 2048)
+    plain = pki.alice.proxy()
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(plain.certificate.subject)
+        .issuer_name(pki.alice.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(plain.serial)
+        .not_valid_before(plain.certificate.not_valid_before_utc)
+        .not_valid_after(plain.certificate.not_valid_after_utc)
+        .add_extension(x509.UnrecognizedExtension(INFORMATION_ACCESS, ODD_NAMES[kind]), critical=False)
+    )
+    for extension in plain.certificate.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    odd = Credential(builder.sign(pki.alice.key, hashes.SHA256()), key, (pki.alice.certificate,))
+    server = serve()
+    assert "its operator finds the reason" in await refusal(server.client(odd))
+    (line,) = tls_lines
+    assert " reason=certificate cannot be read: " in line
+    assert len(server.refused) == 1
+    code, _ = await server.client(pki.alice)()
+    assert code == 200
 
 
 @pytest_twisted.ensureDeferred

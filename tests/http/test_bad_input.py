@@ -131,6 +131,16 @@ async def test_bad_bodies(service: Service, path: str) -> None:
     assert (await service.call("bad", "GET", "/jobs")).json == []
 
 
+@pytest.mark.parametrize("path", [*sorted(_GOOD), "/sites", "/credentials", "/sites/4/session"])
+@pytest_twisted.ensureDeferred
+async def test_keys_that_read_like_a_place(service: Service, path: str) -> None:
+    for key in ("a` - at `$.nowhere", "a` - at `$.label", "a` - at `$", "` - at `$.protocol.x`", " - at `$" * 1000):
+        for body in ({key: 1}, {"extra_opts": {key: 1}}):
+            answer = await service.call("bad", "POST", path, body)
+            assert answer.status == 400, answer.body
+            assert answer.problem.startswith("invalid-input $"), answer.body
+
+
 @pytest.mark.parametrize("path", sorted(_GOOD))
 @pytest_twisted.ensureDeferred
 async def test_the_good_bodies_are_good(service: Service, path: str) -> None:

@@ -12,7 +12,7 @@ from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import Answer, Service
 
 #: Routes that name something which belongs to one user.
-_PRIVATE = [each for each in ENDPOINTS if {"job_id", "delegation_id", "credential_id"} & set(each.parameters)]
+PRIVATE = [each for each in ENDPOINTS if {"job_id", "delegation_id", "credential_id"} & set(each.parameters)]
 
 
 _MISSING = {"job_id": 999_999, "delegation_id": "f" * 16, "credential_id": 999_999}
@@ -33,14 +33,14 @@ async def _values(service: Service, owner: str) -> dict[str, Any]:
 
 
 def test_the_table_has_what_it_should() -> None:
-    assert len(_PRIVATE) == 15
+    assert len(PRIVATE) == 15
 
 
 @pytest_twisted.ensureDeferred
 async def test_another_users_things_are_404_everywhere(service: Service) -> None:
     values = await _values(service, "owner")
     before = await service.job(values["job_id"])
-    for endpoint in _PRIVATE:
+    for endpoint in PRIVATE:
         answer = await _call(service, "stranger", endpoint, values)
         assert answer.status == 404, (endpoint.name, answer.body)
         missing = await _call(service, "stranger", endpoint, values | _MISSING)
@@ -55,7 +55,7 @@ async def test_another_users_things_are_404_everywhere(service: Service) -> None
 async def test_ones_own_things_are_there(service: Service) -> None:
     """Else the test above would prove nothing."""
     values = await _values(service, "owning")
-    for endpoint in _PRIVATE:
+    for endpoint in PRIVATE:
         answer = await _call(service, "owning", endpoint, values)
         # The PUT finds the delegation, and that its body is no proxy.
         assert answer.status in ((400,) if endpoint.method == "PUT" else (200, 204)), (endpoint.name, answer.body)
@@ -64,7 +64,7 @@ async def test_ones_own_things_are_there(service: Service) -> None:
 @pytest_twisted.ensureDeferred
 async def test_an_operator_sees_and_steers_the_jobs_of_all(service: Service) -> None:
     values = await _values(service, "overseen")
-    for endpoint in _PRIVATE:
+    for endpoint in PRIVATE:
         if "job_id" in endpoint.parameters:
             answer = await _call(service, "operator", endpoint, values)
             assert answer.status == 200, (endpoint.name, answer.body)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import pytest_twisted
 
@@ -9,7 +11,8 @@ from tests.http.service import Service
 
 LOCAL = (
     "localhost", "LOCALHOST", "localhost.", "a.localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "0.0.0.0",
-    "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "[fe80::1]", "[::]",
+    "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "[fe80::1]", "[::]", "localhost6", "ip6-localhost",
+    "IP6-loopback", "localhost6.localdomain6", socket.gethostname(),
 )  # fmt: skip
 
 
@@ -38,3 +41,29 @@ async def test_operators_know_what_they_do(service: Service, host: str) -> None:
     name = f"here-{host.replace('.', '-')}"
     site = {"name": name, "endpoints": {"gridftp": f"gsiftp://{host}:2811"}}
     assert (await service.call("operator", "POST", "/sites", site)).status == 201
+
+
+@pytest_twisted.ensureDeferred
+async def test_hosts_of_users_sites_are_hosts(service: Service) -> None:
+    for server in (
+        "-p:7512",
+        "--help:7512",
+        "far.example.org:80:7512",
+        "me@far.example.org:7512",
+        "far.example.org\n:7512",
+    ):
+        site = {"name": "odd", "endpoints": {"gridftp": "gsiftp://far.example.org"}, "myproxy": server}
+        answer = await service.call("inward", "POST", "/sites", site)
+        assert (answer.status, answer.problem) == (400, "invalid-input $.myproxy"), server
+    for host in (
+        "-oProxyCommand=x",
+        "me:secret@far.example.org",
+        "far.example.org\r\nX: y",
+        "far.example.org\x1b[2J",
+        "a b",
+    ):
+        for protocol, scheme in (("ssh", "sftp"), ("gridftp", "gsiftp"), ("https", "https"), ("xroot", "root")):
+            site = {"name": "odd", "endpoints": {protocol: f"{scheme}://{host}:22"}}
+            answer = await service.call("inward", "POST", "/sites", site)
+            assert (answer.status, answer.problem) == (400, f"invalid-input $.endpoints.{protocol}"), host
+            assert b"secret" not in answer.body

@@ -6,11 +6,11 @@ from datetime import datetime
 
 from attrs import field, frozen
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.proxies import end_entity, lifetime_end
+from pdm.workqueue.certificates.unreadable import UNREADABLE
 from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 _LONGEST_CHAIN = 16
@@ -53,7 +53,7 @@ def read_bundle(pem: bytes) -> FetchedProxy:
         if key.public_key().public_bytes(*spki) != chain[0].public_key().public_bytes(*spki):
             raise ProxyBundleError("the key does not belong to the first certificate")
         return FetchedProxy(_subject(chain), lifetime_end(chain), voms_attributes(chain), pem)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except (TypeError, *UNREADABLE) as error:
         # What cryptography says of a damaged key holds nothing of it.
         raise ProxyBundleError(f"it cannot be read ({type(error).__name__})") from None
 

@@ -30,6 +30,7 @@ from pdm.workqueue.certificates.names import dn, parse_dn
 from pdm.workqueue.certificates.pem_files import CertificateFilesError, to_pem
 from pdm.workqueue.certificates.proxies import end_entity, is_proxy, lifetime_end, lifetime_start, sign_proxy
 from pdm.workqueue.certificates.trust import ChainRefusedError, Trust
+from pdm.workqueue.certificates.unreadable import UNREADABLE
 from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 _LONGEST_BODY = 64 * 1024
@@ -184,7 +185,8 @@ def _read_chain(body: bytes) -> list[x509.Certificate]:
         chain = x509.load_pem_x509_certificates(body)
         for certificate in chain:
             _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        _ = lifetime_start(chain), lifetime_end(chain)
+    except UNREADABLE as error:
         looks = _form_data(body)
         raise DelegationError(looks or f"a certificate in the body cannot be read ({error})") from error
     if len(chain) > _LONGEST_CHAIN:

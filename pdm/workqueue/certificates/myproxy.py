@@ -33,6 +33,8 @@ TIMEOUT_S = 30.0
 _AT_ONCE = 4
 _MOST_BYTES = 256 * 1024
 _LONGEST_WORDS = 300
+#: Characters of what the program says that are read: servers may be hostile, and the patterns take the square of it.
+_MOST_READ = 4000
 
 
 class MyProxyError(Exception):
@@ -45,6 +47,10 @@ class WrongPasswordError(MyProxyError):
 
 class NoSuchUserError(MyProxyError):
     """The server holds nothing under this name."""
+
+
+class RefusedError(MyProxyError):
+    """The server gave nothing, for a reason that is not known here; a wrong password may be behind it."""
 
 
 class LogonUnderWayError(MyProxyError):
@@ -232,8 +238,9 @@ class _Logon(ProcessProtocol):
 
 
 def _meaning(said: str) -> MyProxyError:
+    said = said[:_MOST_READ]
     for pattern, kind, text in _READINGS:
         if pattern.search(said):
             return kind(text)
     words = " ".join("".join(c if c.isprintable() else " " for c in said).split())
-    return MyProxyError(f"the MyProxy server gave no proxy: {words[:_LONGEST_WORDS] or 'it did not say why'}")
+    return RefusedError(f"the MyProxy server gave no proxy: {words[:_LONGEST_WORDS] or 'it did not say why'}")

@@ -32,6 +32,7 @@ from pdm.workqueue.certificates.pem_files import CertificateFilesError, Identity
 from pdm.workqueue.certificates.refusals import misuse, reason_of
 from pdm.workqueue.certificates.trust import CrlPolicy, Trust
 from pdm.workqueue.certificates.trust_files import read_trust, state_of
+from pdm.workqueue.certificates.unreadable import UNREADABLE
 
 __all__ = ["PeerIdentity", "ServerTls", "peer_identity"]
 
@@ -221,7 +222,7 @@ class ServerTls:
                 self._open[protocol] = certificate
             elif not _is_missing_list(error) or trust.must_be_listed(certificate.issuer):
                 reason = reason_of(error)
-        except ValueError as unreadable:
+        except UNREADABLE as unreadable:
             subject, reason = "(unreadable)", f"certificate cannot be read: {unreadable}"
         if reason is None:
             return True

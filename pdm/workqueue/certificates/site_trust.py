@@ -12,6 +12,7 @@ from cryptography import x509
 
 from pdm.workqueue.certificates.names import dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.unreadable import UNREADABLE
 
 #: Authorities of one site.
 _MOST = 20
@@ -31,7 +32,7 @@ def read_authorities(pem: str) -> tuple[x509.Certificate, ...]:
         raise ValueError("there is a private key in it: give the certificates alone, and make a new key")
     try:
         found = x509.load_pem_x509_certificates(pem.encode("ascii"))
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ValueError("a certificate is damaged") from error
     if len(found) > _MOST:
         raise ValueError(f"at most {_MOST} certificates are expected")
@@ -40,7 +41,7 @@ def read_authorities(pem: str) -> tuple[x509.Certificate, ...]:
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
             is_authority = constraints.ca
             name = dn(certificate.subject)
-        except (x509.ExtensionNotFound, ValueError):
+        except (x509.ExtensionNotFound, *UNREADABLE):
             is_authority, name = False, "one"
         if not name.isprintable() or "'" in name:
             # It is written into a signing policy.

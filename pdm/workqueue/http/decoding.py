@@ -18,7 +18,8 @@ from pdm.workqueue.store.jobs import IdempotencyKey
 _S = TypeVar("_S", bound=msgspec.Struct)
 _E = TypeVar("_E", JobType, JobStatus)
 
-_PLACE = re.compile(r"(?P<what>.*?)(?: - at `(?P<place>\$.*)`)?", re.DOTALL)
+#: What msgspec puts between what is wrong and where.
+_AT = " - at `$"
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -70,26 +71,35 @@ def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], r
         type_: what was expected at the root.
         root: what stands for ``$`` in the pointer (``$.extra_opts``).
     """
-    match = _PLACE.fullmatch(str(error))
-    what, place = (match["what"], match["place"] or "$") if match else (str(error), "$")
-    pointer = root + place[1:]
+    text = str(error)
+    what, at, place = text.removesuffix("`").rpartition(_AT)
+    if not at or not text.endswith("`"):
+        what, place = text, ""
     if unknown := _UNKNOWN.fullmatch(what):
-        known = ", ".join(_keys_at(type_, place)) or "none"
-        return InvalidInputError(f"unknown key {unknown[1][:100]!r}; known are {known}", f"{pointer}.{unknown[1]}")
+        keys = _keys_at(type_, place)
+        if keys is None and (whole := _UNKNOWN.fullmatch(text)):
+            # The unknown key itself reads like a place.
+            unknown, place, keys = whole, "", _keys_at(type_, "")
+        known = ", ".join(keys or ()) or "none"
+        return InvalidInputError(f"unknown key {unknown[1][:100]!r}; known are {known}", f"{root}{place}.{unknown[1]}")
+    pointer = root + place
     if missing := _MISSING.fullmatch(what):
         return InvalidInputError(f"the key {missing[1]!r} is missing", f"{pointer}.{missing[1]}")
     return InvalidInputError(what[:1].lower() + what[1:].replace("`", ""), pointer)
 
 
-def _keys_at(type_: type[msgspec.Struct], place: str) -> list[str]:
-    """The keys of the struct at a place such as ``$.dummy``."""
+def _keys_at(type_: type[msgspec.Struct], place: str) -> list[str] | None:
+    """The keys of the struct at a place such as ``.dummy``; None if there is no struct."""
     for name in place.split(".")[1:]:
-        hint = typing.get_type_hints(type_)[name]
-        type_ = next(
+        hint = typing.get_type_hints(type_).get(name)
+        structs = (
             candidate
             for candidate in (hint, *typing.get_args(hint))
             if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct)
         )
+        if (found := next(structs, None)) is None:
+            return None
+        type_ = found
     return [field.encode_name for field in msgspec.structs.fields(type_)]
 
 

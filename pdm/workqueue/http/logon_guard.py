@@ -16,7 +16,10 @@ _MOST_USERS = 10_000
 
 @define(eq=False)
 class LogonGuard:
-    """Failed logons of users, in this daemon; nothing of what they sent."""
+    """Failed logons of users, in this daemon; nothing of what they sent.
+
+    Only time makes them forgotten: a logon that succeeds may be at a server of the user's own.
+    """
 
     _failures: dict[int, deque[datetime]] = field(factory=dict)
 
@@ -37,7 +40,3 @@ class LogonGuard:
         self._failures[user_id] = failures
         if len(self._failures) > _MOST_USERS:
             del self._failures[next(iter(self._failures))]
-
-    def succeeded(self, user_id: int) -> None:
-        """A user has logged on."""
-        self._failures.pop(user_id, None)

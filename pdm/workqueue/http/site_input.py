@@ -25,6 +25,10 @@ from pdm.workqueue.sites.registry import (
 )
 from pdm.workqueue.wire.sites import SiteBody, SiteChanges
 
+#: What /etc/hosts of usual systems, and resolvers by themselves, call this machine.
+_LOCAL_NAMES = frozenset({"localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"})
+_LOCAL_DOMAINS = (".localhost", ".localdomain", ".localdomain4", ".localdomain6")
+
 
 def site_from(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
     """The site that a body describes.
@@ -111,7 +115,8 @@ def _elsewhere(address: str, pointer: str, *, local: bool) -> str:
 def _is_local(authority: str) -> bool:
     host = authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
     host = host.rstrip(".").lower()
-    if host == "localhost" or host.endswith((".localhost", ".localdomain")):
+    own = socket.gethostname().lower()
+    if host in _LOCAL_NAMES or host.endswith(_LOCAL_DOMAINS) or host in (own, own.partition(".")[0]):
         return True
     try:
         found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)

@@ -48,7 +48,9 @@ _LONGEST_NAME = 64
 _LONGEST_DESCRIPTION = 500
 #: As many helpers as there can be.
 _LARGEST_LIMIT = 1000
-_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
+_NAME = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])"
+_HOST = re.compile(_NAME, re.ASCII)
+_AUTHORITY = re.compile(_NAME + r"(?::[0-9]{1,5})?", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 
@@ -287,7 +289,7 @@ def _root(rest: str) -> str:
 
 def _server(protocol: JobProtocol, text: str) -> str:
     parts = urlsplit(text)
-    if not _HOST.fullmatch(parts.netloc):
+    if not _AUTHORITY.fullmatch(parts.netloc):
         raise ValueError("SCHEME://HOST:PORT is expected")
     if parts.port == 0:  # urlsplit itself refuses one beyond 65535, with a ValueError
         raise ValueError("a port from 1 to 65535 is expected")

@@ -14,7 +14,7 @@ from pdm.workqueue.agents.helpers.gsi import Gsi
 _UNFIT_S = 30.0
 #: What listings and looks shall tell.
 _FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
-_PASSIVE = re.compile(r"227 .*?((?:\d{1,3},){5}\d{1,3})")
+_PASSIVE = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 
 
 class Connections:

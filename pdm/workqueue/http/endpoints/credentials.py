@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import re
 
-from pdm.workqueue.certificates.myproxy import LogonUnderWayError, MyProxyError, NoSuchUserError, WrongPasswordError
+from pdm.workqueue.certificates.myproxy import (
+    LogonUnderWayError,
+    MyProxyError,
+    NoSuchUserError,
+    RefusedError,
+    WrongPasswordError,
+)
 from pdm.workqueue.certificates.ssh_keys import SshKey, SshKeyError, make_key, read_key
 from pdm.workqueue.certificates.tokens import TokenError, describe
 from pdm.workqueue.domain.credentials import ALL_SITES, LEAST_LEFT, CredentialKind
@@ -177,8 +183,9 @@ async def log_on(
         api.logons.failed(caller.user_id, api.clock())
         raise InvalidInputError(str(error), "$.username") from error
     except MyProxyError as error:
+        if isinstance(error, RefusedError):
+            api.logons.failed(caller.user_id, api.clock())
         raise SiteFailedError(f"{error} ({site.name}: {site.myproxy})") from error
-    api.logons.succeeded(caller.user_id)
     if proxy.valid_until <= api.clock() + LEAST_LEFT:
         raise SiteFailedError(f"the MyProxy server of {site.name} gave a proxy that has expired")
     kind = CredentialKind.PROXY
