@@ -10,4 +10,4 @@ seconds of a new one; jobs that will outlast theirs say so.
 Endpoints that cannot be reached are paused and probed and cost no attempts; operators drain sites and ban users with a message
 that users see; who did what is in the audit log.
 A threat model with a test for each line. Requests have a time to arrive, connections have limits, passwords cannot be tried, users' sites
-do not lead to the service's own machine; ``script/fuzz`` sends thousands of requests made from the OpenAPI document.
+do not lead to the service's own machine; certificates that cannot be read are refused in words; ``script/fuzz`` sends thousands of requests made from the OpenAPI document.
