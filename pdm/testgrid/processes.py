@@ -135,10 +135,13 @@ def _opened(pid: int, marks: Marks) -> Iterator[int | None]:
 
 def _carries(entry: Path, marks: Marks) -> bool:
     try:
-        environment = _environment(entry).split(b"\0")
+        environment = b"\0" + _environment(entry) + b"\0"
     except OSError:
         return False
-    return all(os.fsencode(f"{name}={value}") in environment for name, value in marks.items())
+    # The shell, while it begins, has NUL for the sign between name and value: it reads its environment so.
+    return all(
+        any(os.fsencode(f"\0{name}{sign}{value}\0") in environment for sign in "=\0") for name, value in marks.items()
+    )
 
 
 def _environment(entry: Path) -> bytes:
