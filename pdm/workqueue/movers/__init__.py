@@ -8,14 +8,12 @@ from types import MappingProxyType
 
 from twisted.logger import Logger
 
+from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers.dummy import DummyMover
-from pdm.workqueue.movers.file import FileMover
 from pdm.workqueue.movers.gridftp import GridFtpMover
-from pdm.workqueue.movers.https import HttpsMover
 from pdm.workqueue.movers.mover import Mover
-from pdm.workqueue.movers.ssh import SshMover
-from pdm.workqueue.movers.xroot import XrootMover
+from pdm.workqueue.movers.relayed import RelayedMover
 
 _log = Logger()
 
@@ -26,10 +24,12 @@ ENTRY_POINTS = "pdm_workqueue.movers"
 BUILT_IN: Mapping[JobProtocol, Mover] = MappingProxyType(
     {
         JobProtocol.GRIDFTP: GridFtpMover(),
-        JobProtocol.SSH: SshMover(),
-        JobProtocol.HTTPS: HttpsMover(),
-        JobProtocol.XROOT: XrootMover(),
-        JobProtocol.FILE: FileMover(),
+        JobProtocol.SSH: RelayedMover(JobProtocol.SSH, CredentialKind.SSH_KEY),
+        JobProtocol.HTTPS: RelayedMover(
+            JobProtocol.HTTPS, CredentialKind.PROXY, prefers_credential=CredentialKind.TOKEN
+        ),
+        JobProtocol.XROOT: RelayedMover(JobProtocol.XROOT, CredentialKind.PROXY),
+        JobProtocol.FILE: RelayedMover(JobProtocol.FILE, needs_credential=None),
         JobProtocol.DUMMY: DummyMover(),
     }
 )

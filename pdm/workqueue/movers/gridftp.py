@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from attrs import frozen
@@ -17,39 +16,34 @@ from pdm.workqueue.movers.requests import build_request
 from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
 from pdm.workqueue.wire.options import Options
 
-
-def _reading(pattern: str, code: FailureCode, scope: Scope | None = None) -> Reading:
-    return Reading(re.compile(pattern, re.DOTALL | re.MULTILINE), code, scope)
-
-
 #: What Globus servers and libraries say where they give no number; tests/movers/data has each as it was recorded.
 #: The order matters: a reply about a certificate also says that the login failed.
 READINGS = (
-    _reading(
+    Reading.of(
         r"Error with credential: The (?:proxy )?credential:.*\bexpired\b", FailureCode.CREDENTIAL_EXPIRED, Scope.SERVICE
     ),
-    _reading(r"^530[ -].*(?:certificate|[Cc]redential).*has expired", FailureCode.CREDENTIAL_EXPIRED, Scope.SERVICE),
-    _reading(
+    Reading.of(r"^530[ -].*(?:certificate|[Cc]redential).*has expired", FailureCode.CREDENTIAL_EXPIRED, Scope.SERVICE),
+    Reading.of(
         r"Valid credentials could not be found|Error reading proxy credential",
         FailureCode.CREDENTIAL_MISSING,
         Scope.SERVICE,
     ),
-    _reading(
+    Reading.of(
         r"Untrusted self-signed certificate|Can't get the local trusted CA certificate|certificate verify failed"
         r"|Authorization denied: The name of the remote entity|certificate has been revoked",
         FailureCode.CERTIFICATE,
     ),
-    _reading(
+    Reading.of(
         r"Gridmap lookup failure|^530[ -]|Unable to set the [ug]id of the server process",
         FailureCode.CREDENTIAL_REFUSED,
     ),
-    _reading(
+    Reading.of(
         r"Unable to connect to|getaddrinfo failed|Connection refused|Connection reset by peer|Broken pipe"
         r"|Connection timed out|No route to host|Network is unreachable|an end-of-file was reached|^421[ -]"
         r"|Error while searching for end of reply|not in the proper state|the operation was aborted",
         FailureCode.CONNECTION,
     ),
-    _reading(r"^50[0-4][ -][^\n]*(?:[Uu]nrecognized|[Nn]ot implemented|[Uu]nknown command)", FailureCode.UNSUPPORTED),
+    Reading.of(r"^50[0-4][ -][^\n]*(?:[Uu]nrecognized|[Nn]ot implemented|[Uu]nknown command)", FailureCode.UNSUPPORTED),
 )
 
 

@@ -27,6 +27,11 @@ class Reading:
     code: FailureCode
     scope: Scope | None = None
 
+    @classmethod
+    def of(cls, pattern: str, code: FailureCode, scope: Scope | None = None) -> Reading:
+        """One whose pattern sees each line of a message, and reaches over them."""
+        return cls(re.compile(pattern, re.DOTALL | re.MULTILINE), code, scope)
+
 
 def judge(fault: Fault, readings: Sequence[Reading] = ()) -> AttemptFailure:
     """The failure behind a fault.

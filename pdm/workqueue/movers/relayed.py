@@ -1,52 +1,73 @@
-"""Protocols that one helper reaches all of, so that a copy may go from any of them to any other through the service."""
+"""Protocols that one helper, the relay, reaches all of: a copy may go from any to any other through the service."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 
-from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.domain.failures import FailureCode, Scope
+from attrs import frozen
+
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
+from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.paths import encoded
-from pdm.workqueue.movers.judging import Reading
-from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.movers.judging import Reading, judge
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
+from pdm.workqueue.movers.requests import build_request
+from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
+from pdm.workqueue.wire.options import Options
 
-#: The helper, and what it reaches.
-RELAY = "pdm.workqueue.agents.helpers.relay"
+#: What the relay reaches.
 RELAYED = frozenset({JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.XROOT})
-
-
-def relay_environment(access: Access) -> Mapping[str, str]:
-    """What the relay is told; the same for each of its protocols, for one process may serve them all."""
-    values = {
-        "X509_USER_PROXY": access.credential,
-        "X509_CERT_DIR": access.trust_dir,
-        "PDM_SSH_KEY": access.ssh_key,
-        "PDM_SSH_KNOWN_HOSTS": access.ssh_known_hosts,
-        "PDM_SSH_USER": access.ssh_user or None,
-        "PDM_FILE_ROOTS": json.dumps([encoded(root) for root in access.roots]),
-    }
-    return {name: str(value) for name, value in values.items() if value is not None}
-
-
-def _reading(pattern: str, code: FailureCode, scope: Scope | None = None) -> Reading:
-    return Reading(re.compile(pattern, re.DOTALL | re.MULTILINE), code, scope)
 
 
 #: What ssh(1) says where no session comes of it, as recorded from OpenSSH 9.2; and what a dead connection looks like.
 READINGS = (
-    _reading(
+    Reading.of(
         r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|host key is known for",
         FailureCode.CERTIFICATE,
     ),
-    _reading(
+    Reading.of(
         r"Permission denied \(|Too many authentication failures|Load key|no such identity",
         FailureCode.CREDENTIAL_REFUSED,
     ),
-    _reading(
+    Reading.of(
         r"the connection ended|Connection (?:refused|reset|closed|timed out)|Could not resolve hostname"
         r"|No route to host|Network is unreachable|Broken pipe",
         FailureCode.CONNECTION,
     ),
 )
+
+
+@frozen
+class RelayedMover:
+    """Has the relay move one of its protocols."""
+
+    protocol: JobProtocol
+    needs_credential: CredentialKind | None
+    prefers_credential: CredentialKind | None = None
+    job_types: frozenset[JobType] = ALL_JOB_TYPES
+    helper: str = "pdm.workqueue.agents.helpers.relay"
+
+    @property
+    def relays_to(self) -> frozenset[JobProtocol]:
+        return RELAYED - {self.protocol}
+
+    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
+        return build_request(batch, urls, options, limits, request_id)
+
+    def environment(self, access: Access) -> Mapping[str, str]:
+        # The same for each protocol, for one process may serve them all.
+        values = {
+            "X509_USER_PROXY": access.credential,
+            "X509_CERT_DIR": access.trust_dir,
+            "PDM_SSH_KEY": access.ssh_key,
+            "PDM_SSH_KNOWN_HOSTS": access.ssh_known_hosts,
+            "PDM_SSH_USER": access.ssh_user or None,
+            "PDM_FILE_ROOTS": json.dumps([encoded(root) for root in access.roots]),
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+    def judge(self, fault: Fault) -> AttemptFailure:
+        return judge(fault, READINGS)
