@@ -23,7 +23,7 @@ from urllib.parse import unquote_to_bytes
 from pdm.workqueue.agents.helpers import sftp_session as sftp
 from pdm.workqueue.agents.helpers.endpoints import credential_at
 from pdm.workqueue.agents.helpers.sftp_session import Reader, SftpSession, StatusError, string
-from pdm.workqueue.agents.helpers.side import Pieces, Side
+from pdm.workqueue.agents.helpers.side import Pieces, WakingSide
 from pdm.workqueue.agents.helpers.storage import Entries, Patience, StorageError, Thing
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
@@ -46,14 +46,13 @@ _POSIX_RENAME, _FSYNC, _STATVFS, _LIMITS = (
 )
 
 
-class SftpSide(Side):
+class SftpSide(WakingSide):
     """One lane's sessions, one for each server."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sessions: dict[str, SftpSession] = {}
         self._pieces: dict[str, int] = {}
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # -- names
 
@@ -251,15 +250,6 @@ class SftpSide(Side):
             session.forget([request for request, _ in under_way])
 
     # -- sessions
-
-    def interrupt(self) -> None:
-        super().interrupt()
-        os.eventfd_write(self._wake, 1)
-
-    def resume(self) -> None:
-        super().resume()
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
 
     def _at(self, url: str) -> tuple[SftpSession, bytes]:
         """The session with the server of a URL, and the path there."""

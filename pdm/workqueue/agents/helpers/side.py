@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -60,6 +61,24 @@ class Side(Storage):
 
     def resume(self) -> None:
         self._interrupted = False
+
+
+class WakingSide(Side):
+    """One that waits for descriptors: an interruption is seen there as something to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Readable while what is under way must end.
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def interrupt(self) -> None:
+        super().interrupt()
+        os.eventfd_write(self._wake, 1)
+
+    def resume(self) -> None:
+        super().resume()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
 
 
 def stream(

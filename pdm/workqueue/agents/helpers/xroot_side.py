@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import re
 import secrets
 import time
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.agents.helpers.endpoints import trust_at
-from pdm.workqueue.agents.helpers.side import Pieces, Side
+from pdm.workqueue.agents.helpers.side import Pieces, WakingSide
 from pdm.workqueue.agents.helpers.storage import (
     Arrived,
     Entries,
@@ -53,7 +52,7 @@ _SUSPICIOUS_S, _SOON_S = 2.0, 3.0
 _BEGIN_S = 20.0
 
 
-class XrootSide(Side):
+class XrootSide(WakingSide):
     """One lane's workers."""
 
     def __init__(self) -> None:
@@ -65,7 +64,6 @@ class XrootSide(Side):
         self._pulls: dict[str, bool] = {}
         #: Pairs of servers of which the destination did not get into the source.
         self._no_third_party: set[tuple[str, str]] = set()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # -- names
 
@@ -345,14 +343,8 @@ class XrootSide(Side):
         if worker.busy or worker.listed > _MOST_LISTED:
             worker.close()
 
-    def interrupt(self) -> None:
-        super().interrupt()
-        os.eventfd_write(self._wake, 1)
-
     def resume(self) -> None:
         super().resume()
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
         for worker in self._workers.values():
             if worker.busy:
                 worker.close()
