@@ -6,11 +6,11 @@ at a time: ``GET /jobs/N`` and ``POST /list`` of simulated work in turn.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from caller import API, tls_context
@@ -25,13 +25,8 @@ _BODY = json.dumps({"src_siteid": 1, "src_filepath": "/x", "protocol": "DUMMY"})
 
 def median_ms(kept: Connections, path: str, requests: int) -> float:
     """The median of some requests, one after the other."""
-    taken = []
-    for number in range(requests):
-        request = get("localhost", path) if number % 2 else post("localhost", f"{API}/list", _BODY)
-        began = time.perf_counter()
-        kept.load(lambda request=request: request, requests=1)  # type: ignore[misc]
-        taken.append((time.perf_counter() - began) * 1000)
-    return statistics.median(taken)
+    asked = itertools.cycle([post("localhost", f"{API}/list", _BODY), get("localhost", path)])
+    return statistics.median(kept.load(lambda: next(asked), requests=1).seconds * 1000 for _ in range(requests))
 
 
 def main() -> None:

@@ -452,7 +452,7 @@ class WorkqueueClient:
 
     def session(self, site: int) -> Deferred[CredentialView | None]:
         """The proxy of the caller's logon at a site; None for none."""
-        return self._ask(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]
+        return self._ask(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]  # a union
 
     def log_on(
         self, site: int, username: str, password: str, lifetime: timedelta | None = None

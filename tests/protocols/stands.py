@@ -19,6 +19,7 @@ import pytest
 from attrs import evolve, field, frozen
 
 from pdm.testgrid import GridFtpServer, TestGrid
+from pdm.testgrid.credentials import GridCredentials
 from pdm.testgrid.daemons import Daemon, descendants
 from pdm.testgrid.sftp_server import make_key
 from pdm.testgrid.storages import TestStorages
@@ -213,18 +214,24 @@ def _ssh(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
         yield evolve(stand, bad={"key not accepted": {"PDM_SSH_KEY": str(scratch / "other key")}})
 
 
+def _bad_proxies(credentials: GridCredentials, scratch: Path) -> Mapping[str, Changes]:
+    stranger = scratch / "stranger"
+    Authority.create("/DC=org/DC=unknown/CN=Unknown CA").user("nobody knows").proxy().write_bundle(stranger)
+    return {
+        "proxy expired": {"X509_USER_PROXY": str(credentials.users["alice"].expired_proxy)},
+        "proxy not accepted": {"X509_USER_PROXY": str(stranger)},
+    }
+
+
 @contextmanager
 def _https(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     storages: TestStorages = request.getfixturevalue("storages")
     credentials = storages.credentials
     assert credentials is not None
-    stranger = scratch / "stranger"
-    Authority.create("/DC=org/DC=unknown/CN=Unknown CA").user("nobody knows").proxy().write_bundle(stranger)
     with _stored("https", request) as stand:
         ended = {site: macaroon(storages, site, folder, 1) for site, folder in (("A", stand.a), ("B", stand.b))}
         bad = {
-            "proxy expired": {"X509_USER_PROXY": str(credentials.users["alice"].expired_proxy)},
-            "proxy not accepted": {"X509_USER_PROXY": str(stranger)},
+            **_bad_proxies(credentials, scratch),
             "token expired": _with_tokens(storages, scratch, "ended", ended),
             "token not accepted": _with_tokens(storages, scratch, "wrong", dict.fromkeys("AB", "no.such.token")),
         }
@@ -248,14 +255,8 @@ def _xroot(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     storages: TestStorages = request.getfixturevalue("storages")
     credentials = storages.credentials
     assert credentials is not None
-    stranger = scratch / "stranger to xroot"
-    Authority.create("/DC=org/DC=unknown/CN=Unknown CA").user("nobody knows").proxy().write_bundle(stranger)
     with _stored("xroot", request) as stand:
-        bad = {
-            "proxy expired": {"X509_USER_PROXY": str(credentials.users["alice"].expired_proxy)},
-            "proxy not accepted": {"X509_USER_PROXY": str(stranger)},
-        }
-        yield evolve(stand, bad=bad)
+        yield evolve(stand, bad=_bad_proxies(credentials, scratch))
 
 
 @contextmanager

@@ -346,7 +346,7 @@ class DavClient:
             for piece in body:
                 connection.send(piece)
         begun = functools.partial(HTTPResponse, _Begun(sock, said or b""))  # type: ignore[arg-type]  # only makefile
-        connection.response_class = lambda sock, method: begun(method=method)  # type: ignore[assignment]
+        connection.response_class = lambda sock, method: begun(method=method)  # type: ignore[assignment]  # what is begun has its socket
         try:
             # A word that the bytes may come is passed over by itself.
             return connection.getresponse(), wanted
