@@ -42,6 +42,7 @@ from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.health import SiteHealth
 from pdm.workqueue.execution.housekeeping import Housekeeping
+from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.execution.streams import StreamLimits, Streams
@@ -157,28 +158,31 @@ class Assembly:
             ssh_known_hosts=settings.ssh.known_hosts,
             ssh_user=settings.ssh.user,
         )
+        tools = AttemptTools(
+            reactor,
+            utc_now,
+            socket.gethostname(),
+            RetryPolicy(queue.first_pause_s, queue.longest_pause_s),
+            self.logs,
+            self.board,
+            settler,
+            agents.cancel_grace_s,
+            health,
+        )
+        preparation = Preparation(
+            self.sites, self.pool, credentials, tools, limits, access, trust=partial(in_thread, trust.folder_for)
+        )
         self.executor = Executor(
             self.database,
             self.sites,
             self.pool,
             credentials,
             worker,
-            AttemptTools(
-                reactor,
-                utc_now,
-                socket.gethostname(),
-                RetryPolicy(queue.first_pause_s, queue.longest_pause_s),
-                self.logs,
-                self.board,
-                settler,
-                agents.cancel_grace_s,
-                health,
-            ),
-            ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements, limits),
+            tools,
+            ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements),
             self.streams,
-            access,
+            preparation,
             self._room,
-            trust=partial(in_thread, trust.folder_for),
             restricted=self.catalogue.restricted,
         )
         self.claimer = Claimer(
@@ -211,7 +215,7 @@ class Assembly:
                 lambda: self.tls.trust,
                 MyProxyLogons(reactor, settings.credentials.trust_dir, trust=partial(in_thread, trust.folder_for)),
                 self.catalogue,
-                SiteCheck(self.executor, self.pool).check,
+                SiteCheck(preparation, self.pool).check,
                 _relays_to,
                 self.executor.credentials_changed,
                 self.executor.steer_on,

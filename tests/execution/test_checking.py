@@ -19,7 +19,7 @@ SITE = Site(1, "ONE", "", "~", {DUMMY: "dummy://0"}, {DUMMY: tuple(f"dummy://{nu
 
 
 class Busy:
-    """Stands for an executor and a pool of which all helpers are at work."""
+    """Stands for a preparation and a pool of which all helpers are at work."""
 
     def __init__(self) -> None:
         self.clock = Clock()

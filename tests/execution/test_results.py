@@ -18,9 +18,7 @@ from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.execution.streams import StreamLimits, Streams
-from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.wire.agent_messages import Limits
 from tests.store.stores import START, Store, done
 
 reactor: Any = _reactor
@@ -38,9 +36,9 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 def executor_of(settler: Settler) -> Executor:
     tools = AttemptTools(reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0)
-    limits = ExecutionLimits(4, 1, 100, Limits())
+    limits = ExecutionLimits(4, 1, 100)
     streams = Streams(StreamLimits(4, 4, 2, 5.0, 4, 4, 4, 4), UNUSED, lambda: START)
-    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, streams, Access(), lambda: None)
+    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, streams, UNUSED, lambda: None)
 
 
 @pytest_twisted.ensureDeferred

@@ -13,8 +13,8 @@ from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.execution.credentials import CredentialUnusableError
-from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.health import Door
+from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import Site, storage_url
 from pdm.workqueue.wire import agent_messages as wire
@@ -83,7 +83,7 @@ class SiteCheck:
         longest_s: seconds after which what was not looked at by then is given up.
     """
 
-    executor: Executor
+    preparation: Preparation
     pool: AgentPool
     longest_s: float = LONGEST_ALL_S
     _turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
@@ -99,7 +99,7 @@ class SiteCheck:
         if user_id in self._busy:
             raise BusyError
         self._busy.add(user_id)
-        until = self.executor.tools.reactor.seconds() + self.longest_s
+        until = self.preparation.tools.reactor.seconds() + self.longest_s
         doors = [Door(site.id, protocol, url) for protocol in sorted(site.endpoints) for url in site.doors(protocol)]
         found: dict[Door, DoorCheck] = {}
         looks = [Deferred.fromCoroutine(self._in_turn(user_id, site, door, until, found)) for door in doors]
@@ -120,7 +120,7 @@ class SiteCheck:
                 enough.callback(None)
             return result
 
-        timer = self.executor.tools.reactor.callLater(self.longest_s, end, None)
+        timer = self.preparation.tools.reactor.callLater(self.longest_s, end, None)
         over.addCallback(end)
         try:
             await enough
@@ -131,7 +131,7 @@ class SiteCheck:
     async def _in_turn(self, user_id: int, site: Site, door: Door, until: float, found: dict[Door, DoorCheck]) -> None:
         await self._turns.acquire()
         try:
-            if self.executor.tools.reactor.seconds() < until:
+            if self.preparation.tools.reactor.seconds() < until:
                 found[door] = await self._door(user_id, site, door, until)
         except Exception:
             self._log.failure("an endpoint of site {site} could not be looked at", site=site.id)
@@ -141,7 +141,7 @@ class SiteCheck:
             self._turns.release()
 
     async def _door(self, user_id: int, site: Site, door: Door, until: float) -> DoorCheck:
-        tools = self.executor.tools
+        tools = self.preparation.tools
         began = tools.reactor.seconds()
         failure = await self._listed(user_id, site, door, until)
         checked = DoorCheck(door, failure, tools.reactor.seconds() - began)
@@ -155,13 +155,13 @@ class SiteCheck:
         if protocol not in MOVERS:
             return _failure(FailureCode.UNSUPPORTED, f"this service cannot move by {protocol.name}")
         try:
-            kind = await self.executor.kind_for(user_id, protocol, [(site, protocol)])
+            kind = await self.preparation.kind_for(user_id, protocol, [(site, protocol)])
         except CredentialUnusableError as error:
             return error.failure
         try:
             agent = await self.pool.lend(kind, alone=True)
             try:
-                if self.executor.tools.reactor.seconds() >= until:
+                if self.preparation.tools.reactor.seconds() >= until:
                     return _failure(FailureCode.TIMEOUT, "there was no free helper in time: the service is busy")
                 return await self._ask(agent, protocol, storage_url(site, protocol, site.default_folder, door.url))
             finally:
@@ -169,10 +169,10 @@ class SiteCheck:
         except AgentStartError as error:
             return _failure(FailureCode.CRASHED, str(error))
         finally:
-            self.executor.let_go(kind)
+            self.preparation.let_go(kind)
 
     async def _ask(self, agent: AgentProcess, protocol: JobProtocol, url: str) -> AttemptFailure | None:
-        mover, number = MOVERS[protocol], self.executor.next_request_id()
+        mover, number = MOVERS[protocol], self.preparation.next_request_id()
         over: Deferred[None] = Deferred()
         failure: AttemptFailure | None = None
         finished = False
@@ -196,7 +196,7 @@ class SiteCheck:
             failure = AttemptFailure(Scope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_LONGEST_S:g} s")
             agent.kill("a site was not looked at in time")
 
-        timer = self.executor.tools.reactor.callLater(_LONGEST_S, too_long)
+        timer = self.preparation.tools.reactor.callLater(_LONGEST_S, too_long)
         limits = wire.Limits(stall_s=_LONGEST_S / 2, total_s=_LONGEST_S - 2)
         agent.give(wire.ListRequest(number, 0, url, 0, limits), Borrower(on_event, on_end))
         try:

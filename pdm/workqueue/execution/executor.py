@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from datetime import datetime
-from pathlib import Path
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
@@ -16,7 +14,7 @@ from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
-from pdm.workqueue.domain.credentials import ALL_SITES, Need
+from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -25,63 +23,43 @@ from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
-from pdm.workqueue.execution.ends import End, kept_out, reached_by, takers
+from pdm.workqueue.execution.credentials import Credentials
+from pdm.workqueue.execution.ends import kept_out, takers
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
+from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, Prepared
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access, need_of
-from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.options import Options, RemoveOptions, read_options
+from pdm.workqueue.wire.options import RemoveOptions
 
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
-#: Where a helper finds the folders of authorities for single endpoints: a JSON object, URL → folder.
-TRUST_VARIABLE = "PDM_TRUST"
 #: Seconds until it is seen that a credential was removed through another daemon.
 _CREDENTIALS_PERIOD_S = 2.0
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
 
 
-class _NotPossibleError(Exception):
-    """A batch that cannot be begun."""
-
-    def __init__(self, failure: AttemptFailure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
 @frozen
 class ExecutionLimits:
-    """How much runs at once, and how long an element may take.
+    """How much runs at once.
 
     Attributes:
         batches: copies, removals and the like at once, as far as streams allow; as many may wait, each for its agent.
         listings: listings at once, on a lane of their own.
         batch_elements: elements of one batch at most.
-        element: how long an element may take.
     """
 
     batches: int
     listings: int
     batch_elements: int
-    element: wire.Limits
-
-
-@define
-class _Prepared:
-    kind: AgentKind
-    request: wire.Work
-    options: Options
-    doors: Mapping[int, Door]
 
 
 @define(eq=False)
@@ -90,10 +68,9 @@ class Executor:
 
     Attributes:
         streams: say where more may run.
-        access: what every helper may know; roots and the user's credential are added for each.
+        preparation: finds what a batch needs.
         on_room: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
-        trust: makes the folder of authorities where a site has some of its own.
         restricted: numbers of the sites, or users, that operators have put out of use.
     """
 
@@ -105,14 +82,12 @@ class Executor:
     tools: AttemptTools
     limits: ExecutionLimits
     streams: Streams
-    access: Access
+    preparation: Preparation
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
-    trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
     restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
     #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
     _running: dict[RunningBatch, str] = field(factory=dict)
-    _next_id: int = 0
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
     _cleaning: bool = False
@@ -205,7 +180,7 @@ class Executor:
         """Take up what a daemon had no time to bring to its end: cancellations, retries, what was held."""
         for job_id in await self.database.read("what is being changed", claims.being_steered):
             await self._steer_on(job_id)
-        for kind, protocols in takers(self.access).items():
+        for kind, protocols in takers(self.preparation.access).items():
             for user_id in await self.database.read("who is held", claims.held_too_long, kind, protocols):
                 await self.resume(user_id, ALL_SITES, protocols, (0, -1))
 
@@ -243,7 +218,7 @@ class Executor:
         kind: AgentKind | None = None
         doors: Collection[Door] = ()
         try:
-            prepared = await self._prepare(running.batch)
+            prepared = await self.preparation.prepare(running.batch)
             kind, doors = prepared.kind, prepared.doors.values()
             self._running[running] = kind.credential
             self.tools.health.begin(doors)
@@ -255,7 +230,7 @@ class Executor:
                 running.run(agent, prepared.request, intake, prepared.doors)
             await following(running.finished)
             self._note_seconds(running)
-        except _NotPossibleError as error:
+        except NotPossibleError as error:
             running.refuse(error.failure)
         except AgentStartError as error:
             self._refuse(running, FailureCode.CRASHED, str(error))
@@ -272,7 +247,7 @@ class Executor:
             if agent is not None and kind is not None:
                 self.pool.give_back(agent, kind)
             if kind is not None:
-                self.let_go(kind)
+                self.preparation.let_go(kind)
             # Who waits for a stream may be of any kind, and the agent may be gone.
             self.pool.look_again()
             self.on_room()
@@ -283,12 +258,6 @@ class Executor:
         if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
             size = self.batch_sizes.get(kind, FIRST_SIZE)
             self.batch_sizes[kind] = next_size(size, len(elements), running.seconds, self.limits.batch_elements)
-
-    def let_go(self, kind: AgentKind) -> None:
-        """Work that asked for a kind has ended."""
-        if kind.credential and self.credentials.let_go(kind.credential) and not self.pool.works_with(kind.credential):
-            # No agent was started with it after all.
-            self.credentials.released(kind.credential)
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""
@@ -310,103 +279,7 @@ class Executor:
         else:
             running.refuse(AttemptFailure(Scope.SERVICE, code, message))
 
-    # -- before the agent
-
-    async def _prepare(self, batch: Batch) -> _Prepared:
-        job = batch.job
-        mover = MOVERS[job.protocol]
-        ends = [self._end(job, number) for number in sorted(job.sites)]
-        try:
-            kind = await self.kind_for(job.user_id, job.protocol, ends)
-        except CredentialUnusableError as error:
-            raise _NotPossibleError(error.failure) from error
-        now = self.tools.clock()
-        doors = {site.id: self.tools.health.choose(site, protocol, now) for site, protocol in ends}
-        by_number = {site.id: (site, protocol) for site, protocol in ends}
-
-        def url_of(site_id: int, path: str) -> str:
-            site, protocol = by_number[site_id]
-            return storage_url(site, protocol, path, doors[site_id].url)
-
-        options = read_options(job.type, job.options)
-        try:
-            request = mover.request_for(batch, url_of, options, self.limits.element, self.next_request_id())
-        except BaseException:
-            self.let_go(kind)
-            raise
-        return _Prepared(kind, request, options, doors)
-
-    def next_request_id(self) -> int:
-        """A number that no other request has."""
-        self._next_id += 1
-        return self._next_id
-
-    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[End]) -> AgentKind:
-        """The kind of agent that works for a user at some sites; its credential is held until `let_go`.
-
-        Args:
-            user_id: whose.
-            protocol: whose mover does the work.
-            ends: the sites, with the protocol by which each is reached.
-
-        Raises:
-            CredentialUnusableError: the user has none that works.
-        """
-        mover = MOVERS[protocol]
-        access, trusted = await self._trusting(ends)
-        usable = Usable("", {})
-        if needs := self._needs_at(ends):
-            usable = await self.credentials.usable_each(user_id, needs, self.tools.clock())
-        environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
-        # Of all doors: agents are the same whichever a batch takes.
-        if told := usable.told({site.id: site.doors(reached_by) for site, reached_by in ends}):
-            environment[CREDENTIALS_VARIABLE] = told
-        if trusted:
-            environment[TRUST_VARIABLE] = json.dumps(trusted, sort_keys=True)
-        return AgentKind(mover.helper, usable.fingerprint, environment)
-
-    async def _trusting(self, ends: Sequence[End]) -> tuple[Access, dict[str, str]]:
-        """What a helper may know, with the authorities for all servers; or those of each endpoint, where they differ.
-
-        A site's own authorities vouch for its endpoints alone: with both sites' for a whole route, the one could pass a
-        server off as the other's.
-        """
-        if self.trust is None or not any(site.authorities for site, _ in ends):
-            return self.access, {}
-        usual = self.access.trust_dir
-        folders = {
-            site.id: await self.trust(usual, {site.authorities} if site.authorities else set()) for site, _ in ends
-        }
-        if len(set(folders.values())) == 1:
-            return evolve(self.access, trust_dir=folders.popitem()[1]), {}
-        told: dict[str, str] = {}
-        for site, protocol in ends:
-            for url in site.doors(protocol):
-                # Of an endpoint that two sites share, and trust by unlike authorities, nothing is told: that fails.
-                if told.setdefault(url, str(folders[site.id])) != str(folders[site.id]):
-                    told[url] = str(usual or "")
-        return self.access, told
-
-    def _needs_at(self, ends: Sequence[End]) -> dict[int, Need]:
-        needs = [(site, need_of(MOVERS[protocol], self.access)) for site, protocol in ends]
-        return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
-
-    def _end(self, job: JobRecord, number: int) -> End:
-        site = self.sites.by_id(number)
-        protocol = None if site is None else reached_by(job, site)
-        if site is None or protocol is None:
-            what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
-            raise _NotPossibleError(AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}"))
-        return site, protocol
-
-    def _roots(self) -> list[str]:
-        return [
-            decoded(site.endpoints[JobProtocol.FILE].removeprefix("file://"))
-            for site in self.sites.all()
-            if JobProtocol.FILE in site.endpoints
-        ]
-
-    async def _intake_for(self, batch: Batch, agent: AgentProcess, prepared: _Prepared) -> ListingIntake | None:
+    async def _intake_for(self, batch: Batch, agent: AgentProcess, prepared: Prepared) -> ListingIntake | None:
         if batch.type is not JobType.LIST:
             return None
         element, job = batch.elements[0], batch.job
@@ -452,8 +325,8 @@ class Executor:
 
     async def _discard(self, batch: Batch) -> None:
         try:
-            prepared = await self._prepare(batch)
-        except _NotPossibleError as error:
+            prepared = await self.preparation.prepare(batch)
+        except NotPossibleError as error:
             self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
             return
         if not isinstance(prepared.request, wire.CopyRequest):
@@ -468,7 +341,7 @@ class Executor:
             self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
             return
         finally:
-            self.let_go(prepared.kind)
+            self.preparation.let_go(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
         if tokens:
             await self.database.run("residues are gone", claims.clear_residue, tokens)

@@ -1,0 +1,178 @@
+"""What a batch needs before an agent carries it out: endpoints, a credential, whom to trust, and the request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from attrs import define, evolve
+
+from pdm.workqueue.agents.pool import AgentKind, AgentPool
+from pdm.workqueue.domain.credentials import Need
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import Batch, JobRecord
+from pdm.workqueue.domain.paths import decoded
+from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
+from pdm.workqueue.execution.ends import End, reached_by
+from pdm.workqueue.execution.health import Door
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access, need_of
+from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.wire import agent_messages as wire
+from pdm.workqueue.wire.options import Options, read_options
+
+#: Where a helper finds the folders of authorities for single endpoints: a JSON object, URL → folder.
+TRUST_VARIABLE = "PDM_TRUST"
+
+
+class NotPossibleError(Exception):
+    """A batch that cannot be begun."""
+
+    def __init__(self, failure: AttemptFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@define
+class Prepared:
+    """What was found for a batch.
+
+    Attributes:
+        kind: of agent; its credential is held until `Preparation.let_go`.
+        request: for the agent.
+        options: of the job.
+        doors: the endpoints that are used, by site.
+    """
+
+    kind: AgentKind
+    request: wire.Work
+    options: Options
+    doors: Mapping[int, Door]
+
+
+@define(eq=False)
+class Preparation:
+    """Finds what batches, and looks at sites, need.
+
+    Attributes:
+        element: how long an element may take.
+        access: what every helper may know; roots and the user's credential are added for each.
+        trust: makes the folder of authorities where a site has some of its own.
+    """
+
+    sites: SiteRegistry
+    pool: AgentPool
+    credentials: Credentials
+    tools: AttemptTools
+    element: wire.Limits
+    access: Access
+    trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
+    _next_id: int = 0
+
+    async def prepare(self, batch: Batch) -> Prepared:
+        """All that a batch needs.
+
+        Raises:
+            NotPossibleError: a site, an endpoint or a credential is missing.
+        """
+        job = batch.job
+        mover = MOVERS[job.protocol]
+        ends = [self._end(job, number) for number in sorted(job.sites)]
+        try:
+            kind = await self.kind_for(job.user_id, job.protocol, ends)
+        except CredentialUnusableError as error:
+            raise NotPossibleError(error.failure) from error
+        now = self.tools.clock()
+        doors = {site.id: self.tools.health.choose(site, protocol, now) for site, protocol in ends}
+        by_number = {site.id: (site, protocol) for site, protocol in ends}
+
+        def url_of(site_id: int, path: str) -> str:
+            site, protocol = by_number[site_id]
+            return storage_url(site, protocol, path, doors[site_id].url)
+
+        options = read_options(job.type, job.options)
+        try:
+            request = mover.request_for(batch, url_of, options, self.element, self.next_request_id())
+        except BaseException:
+            self.let_go(kind)
+            raise
+        return Prepared(kind, request, options, doors)
+
+    def next_request_id(self) -> int:
+        """A number that no other request has."""
+        self._next_id += 1
+        return self._next_id
+
+    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[End]) -> AgentKind:
+        """The kind of agent that works for a user at some sites; its credential is held until `let_go`.
+
+        Args:
+            user_id: whose.
+            protocol: whose mover does the work.
+            ends: the sites, with the protocol by which each is reached.
+
+        Raises:
+            CredentialUnusableError: the user has none that works.
+        """
+        mover = MOVERS[protocol]
+        access, trusted = await self._trusting(ends)
+        usable = Usable("", {})
+        if needs := self._needs_at(ends):
+            usable = await self.credentials.usable_each(user_id, needs, self.tools.clock())
+        environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
+        # Of all doors: agents are the same whichever a batch takes.
+        if told := usable.told({site.id: site.doors(reached_by) for site, reached_by in ends}):
+            environment[CREDENTIALS_VARIABLE] = told
+        if trusted:
+            environment[TRUST_VARIABLE] = json.dumps(trusted, sort_keys=True)
+        return AgentKind(mover.helper, usable.fingerprint, environment)
+
+    async def _trusting(self, ends: Sequence[End]) -> tuple[Access, dict[str, str]]:
+        """What a helper may know, with the authorities for all servers; or those of each endpoint, where they differ.
+
+        A site's own authorities vouch for its endpoints alone: with both sites' for a whole route, the one could pass a
+        server off as the other's.
+        """
+        if self.trust is None or not any(site.authorities for site, _ in ends):
+            return self.access, {}
+        usual = self.access.trust_dir
+        folders = {
+            site.id: await self.trust(usual, {site.authorities} if site.authorities else set()) for site, _ in ends
+        }
+        if len(set(folders.values())) == 1:
+            return evolve(self.access, trust_dir=folders.popitem()[1]), {}
+        told: dict[str, str] = {}
+        for site, protocol in ends:
+            for url in site.doors(protocol):
+                # Of an endpoint that two sites share, and trust by unlike authorities, nothing is told: that fails.
+                if told.setdefault(url, str(folders[site.id])) != str(folders[site.id]):
+                    told[url] = str(usual or "")
+        return self.access, told
+
+    def _needs_at(self, ends: Sequence[End]) -> dict[int, Need]:
+        needs = [(site, need_of(MOVERS[protocol], self.access)) for site, protocol in ends]
+        return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
+
+    def _end(self, job: JobRecord, number: int) -> End:
+        site = self.sites.by_id(number)
+        protocol = None if site is None else reached_by(job, site)
+        if site is None or protocol is None:
+            what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
+            raise NotPossibleError(AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}"))
+        return site, protocol
+
+    def _roots(self) -> list[str]:
+        return [
+            decoded(site.endpoints[JobProtocol.FILE].removeprefix("file://"))
+            for site in self.sites.all()
+            if JobProtocol.FILE in site.endpoints
+        ]
+
+    def let_go(self, kind: AgentKind) -> None:
+        """Work that asked for a kind has ended."""
+        if kind.credential and self.credentials.let_go(kind.credential) and not self.pool.works_with(kind.credential):
+            # No agent was started with it after all.
+            self.credentials.released(kind.credential)
