@@ -117,32 +117,37 @@ def _candidates(session: Session, lane: due.Lane, room: Room, now: datetime) -> 
     counted = _MOST_COUNTED // sharers
     columns: list[deque[int]] = []
     beyond = {}
-    room.users = 0
+    users_due = 0
     # Users of whom all is kept out hide nobody, however many they are: chance finds the others in time.
     others = users[few:]
     random.shuffle(others)
     for user in [*users[:few], *others[:_MOST_PASSED_OVER]]:
         if len(columns) == few:
             # Further users get nothing now, but their work is something for other agents.
-            if room.users >= room.limits.sharers:
+            if users_due >= room.limits.sharers:
                 break
-            room.users += session.execute(statement, {"user": user, "now": now, "most": 1}).first() is not None
+            users_due += session.execute(statement, {"user": user, "now": now, "most": 1}).first() is not None
             continue
         rows = session.execute(statement, {"user": user, "now": now, "most": few}).all()
-        if lane is due.WORK and len(rows) == few < counted and sum(row.num_submitted for row in rows) < room.elements:
+        if limited and len(rows) == few < counted and _waiting_in(rows) < room.elements:
             rows = session.execute(statement, {"user": user, "now": now, "most": counted}).all()
-            could_be_taken = room.most_elements(sum(row.num_submitted for row in rows), sharers)
+            could_be_taken = room.most_elements(_waiting_in(rows), sharers)
             most = max(min(could_be_taken, _MOST_CANDIDATES // sharers), few)
-            beyond[user] = sum(row.num_submitted for row in rows[most:])
+            beyond[user] = _waiting_in(rows[most:])
             rows = rows[:most]
         if rows:
-            room.users += 1
+            users_due += 1
             columns.append(deque(row.id for row in rows))
     turns: list[int] = []
     while columns:
         turns += [column.popleft() for column in columns if column]
         columns = [column for column in columns if column]
+    room.users = users_due
     return _Candidates(turns, beyond)
+
+
+def _waiting_in(rows: Sequence[sa.Row[Any]]) -> int:
+    return sum(row.num_submitted for row in rows)
 
 
 def _no_conditions(_columns: Any) -> list[sa.ColumnElement[bool]]:
