@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.telemetry.background import Background, Periodic, start_background
 
 
 def test_a_failure_is_logged_under_its_name(lost_errors: list[LogEvent], result_of: Callable[[Any], Any]) -> None:
@@ -37,6 +37,25 @@ def test_cancelled_work_is_no_failure(result_of: Callable[[Any], Any]) -> None:
     running.cancel()
     assert result_of(running) is None
     assert ended == [True]
+
+
+def test_an_owner_waits_for_what_it_has_started_and_for_what_that_starts(result_of: Callable[[Any], Any]) -> None:
+    owner = Background()
+    first: Deferred[None] = Deferred()
+    second: Deferred[None] = Deferred()
+
+    async def wait_for(one: Deferred[None]) -> None:
+        await one
+        if one is first:
+            owner.start("second", wait_for(second))
+
+    assert result_of(owner.over()) is None
+    owner.start("first", wait_for(first))
+    over = Deferred.fromCoroutine(owner.over())
+    first.callback(None)
+    assert not over.called
+    second.callback(None)
+    assert result_of(over) is None
 
 
 class Runs:

@@ -33,7 +33,7 @@ from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.telemetry.background import Periodic, following, start_background
+from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import RemoveOptions
@@ -91,6 +91,7 @@ class Executor:
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
     _cleaning: bool = False
+    _background: Background = field(factory=Background)
     _steering: set[int] = field(factory=set)
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
@@ -100,7 +101,7 @@ class Executor:
     def start(self) -> None:
         self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
-        start_background("take up what was left", self._take_up())
+        self._background.start("take up what was left", self._take_up())
         self._credentials_watch = Periodic(
             self.tools.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
         )
@@ -109,11 +110,14 @@ class Executor:
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
         self._stopping = True
+        # First: what is waited for below may itself wait for an agent.
+        await self.end_all(Ending.STOPPED)
         if self._janitor is not None:
             await self._janitor.stop()
         if self._credentials_watch is not None:
             await self._credentials_watch.stop()
-        await self.end_all(Ending.STOPPED)
+        # All of it works with the database, which is closed soon.
+        await self._background.over()
 
     async def end_all(self, why: Ending) -> None:
         running = list(self._running)
@@ -161,7 +165,7 @@ class Executor:
 
     def steer_on(self, job_id: int) -> None:
         """Cancel or retry what is left of a job that is being cancelled or retried, in the background."""
-        start_background("go on with a change of a job", self._steer_on(job_id))
+        self._background.start("go on with a change of a job", self._steer_on(job_id))
 
     async def _steer_on(self, job_id: int) -> None:
         """Cancel or retry a part of a job at a time, so that others can write in between."""
@@ -261,7 +265,7 @@ class Executor:
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""
-        start_background("look at credentials", self._look_at_credentials())
+        self._background.start("look at credentials", self._look_at_credentials())
 
     async def _look_at_credentials(self) -> None:
         """End what works with credentials that are not to be used any more; it is done again with what there is."""
@@ -303,7 +307,8 @@ class Executor:
 
     def clean_up_soon(self) -> None:
         """There may be something to remove, perhaps of elements that were cancelled."""
-        start_background("remove what crashed attempts left", self.clean_up())
+        if not self._stopping:
+            self._background.start("remove what crashed attempts left", self.clean_up())
 
     async def clean_up(self) -> None:
         """Remove temporary files of ended elements whose agent died.
@@ -319,6 +324,8 @@ class Executor:
             for element, job in left:
                 groups.setdefault(job.id, (job, []))[1].append(element)
             for job, elements in groups.values():
+                if self._stopping:
+                    break
                 await self._discard(Batch.of_one(job, JobType.COPY, elements))
         finally:
             self._cleaning = False

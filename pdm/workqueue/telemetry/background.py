@@ -46,6 +46,25 @@ def following(source: Deferred[_T]) -> Deferred[_T]:
     return follower
 
 
+class Background:
+    """Work of one owner beside everything else, which is over before its owner has stopped."""
+
+    def __init__(self) -> None:
+        self._under_way: set[Deferred[None]] = set()
+
+    def start(self, name: str, coroutine: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Run a coroutine; a failure is logged under its name."""
+        work = start_background(name, coroutine)
+        if not work.called:
+            self._under_way.add(work)
+            work.addCallback(lambda _: self._under_way.discard(work))
+
+    async def over(self) -> None:
+        """Wait until all that was started has ended."""
+        while self._under_way:
+            await following(next(iter(self._under_way)))
+
+
 class Periodic:
     """Does something again and again: waits for it to end, logs its failure, goes on.
 
