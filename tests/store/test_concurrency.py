@@ -50,8 +50,11 @@ class Daemon(threading.Thread):
             self.fault = error
             self._board.over.set()
 
+    def _identity(self) -> claims.WorkerIdentity:
+        return claims.WorkerIdentity(self.name, self.name)
+
     def _work(self) -> None:
-        repeated(self._store, claims.register_worker, self.name, self._store.now, LEASE_S)
+        repeated(self._store, claims.register_worker, self._identity(), self._store.now, LEASE_S)
         while not self._board.over.is_set():
             batches = repeated(self._store, claims.claim, self.name, LIMITS, self._store.now)
             if not batches:
@@ -66,7 +69,7 @@ class Daemon(threading.Thread):
                 self._board.end(tokens)
                 repeated(self._store, claims.release_worker, self.name, self._store.now)
                 self.name += "'"
-                repeated(self._store, claims.register_worker, self.name, self._store.now, LEASE_S)
+                repeated(self._store, claims.register_worker, self._identity(), self._store.now, LEASE_S)
                 continue
             self._board.end(tokens)
             self._settle(batches)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store import jobs, schema
-from pdm.workqueue.store.engines import Engines, create_sqlite_file, make_engines
+from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
     DatabaseClosedError,
     DatabaseMissingError,
@@ -25,7 +26,7 @@ from pdm.workqueue.store.errors import (
 from pdm.workqueue.store.job_memory import MOST_JOBS, JobMemory
 from pdm.workqueue.store.lane import Lane, Work
 
-__all__ = ["Database", "DatabaseClosedError", "DatabaseUnusableError", "SchemaTooNewError"]
+__all__ = ["Database", "DatabaseClosedError", "DatabaseTimeouts", "DatabaseUnusableError", "SchemaTooNewError"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -48,25 +49,48 @@ class Database:
         self._engines = engines
         # Of a database that several daemons share nothing can be remembered: the others change it, too.
         self._memory = JobMemory(0 if engines.shared else MOST_JOBS)
-        self._writer = Lane(reactor, engines.writer, engines.writers, engines.together, "database-writer", self._memory)
-        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory)
+        # What hangs on a server elsewhere is cut; on a file there is only its lock to wait for, which has a timeout.
+        hangs_s = engines.timeouts.transaction_s if engines.shared else None
+        self._writer = Lane(
+            reactor, engines.writer, engines.writers, engines.together, "database-writer", self._memory, hangs_s
+        )
+        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory, hangs_s)
+        # A thread and a connection of its own, where there can be one: nothing else may hold up the renewal of a lease.
+        self._lease = Lane(reactor, engines.lease, 1, 1, "database-lease", self._memory, hangs_s)
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
 
     @classmethod
-    def open(cls, url: str, reactor: IReactorFromThreads, threads: int = 4) -> Database:
+    def open(
+        cls,
+        url: str,
+        reactor: IReactorFromThreads,
+        threads: int = 4,
+        timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS,
+    ) -> Database:
         """The database of a URL; nothing is read or written yet.
 
         Args:
             url: of SQLAlchemy, for SQLite or PostgreSQL.
             reactor: where results are delivered.
             threads: how many work at once.
+            timeouts: how long PostgreSQL may take.
 
         Raises:
             DatabaseUrlError: the URL cannot work.
         """
-        return cls(reactor, make_engines(url, threads))
+        return cls(reactor, make_engines(url, threads, timeouts))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other daemons may use it at the same time."""
+        return self._engines.shared
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database."""
+        return None if self.is_shared else Path(str(self._engines.writer.url.database)).resolve()
 
     async def start(self) -> None:
         """Start the threads, and make or migrate the tables.
@@ -75,8 +99,8 @@ class Database:
             DatabaseUnusableError: it cannot be opened, or is not ours; `SchemaTooNewError` where a newer version of
                 the service has used it.
         """
-        self._writer.start()
-        self._reader.start()
+        for lane in self._lanes:
+            lane.start()
         self._open = True
         try:
             await self.run("migrate", _migrate)
@@ -98,9 +122,18 @@ class Database:
             self._idle = Deferred()
             await self._idle
         # Nothing runs any more: this joins idle threads.
-        self._writer.stop()
-        self._reader.stop()
+        for lane in self._lanes:
+            lane.stop()
         self._engines.dispose()
+
+    def give_up(self) -> None:
+        """Carry out no more, for it takes too long: what waits or is under way fails, and so does all that comes."""
+        for lane in self._lanes:
+            lane.give_up()
+
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (self._writer, self._reader, self._lease)
 
     async def run(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
@@ -124,6 +157,13 @@ class Database:
         """Run a function that only reads; as `run`, beside the writers."""
         return cast(_R, await self._submit(self._reader, name, partial(_call, function, args, kwargs)))
 
+    async def run_for_lease(
+        self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """As `run`, without waiting for what else there is to write; SQLite has one writer for all."""
+        lane = self._lease if self.is_shared else self._writer
+        return cast(_R, await self._submit(lane, name, partial(_call, function, args, kwargs)))
+
     async def job(self, job_id: int) -> JobRecord | None:
         """A job as it stands in the database, None if there is none; asks the database only where it must.
 
@@ -140,8 +180,8 @@ class Database:
         if not self._open:
             raise DatabaseClosedError(f"the database is closed; {name!r} was not carried out")
         work = Work(name, function)
-        self._under_way += 1
         lane.submit(work)
+        self._under_way += 1
         # The caller may cancel what it waits for; that must not be what counts the work.
         watched: Deferred[Any] = Deferred()
         work.result.addBoth(self._ended, name, watched)
@@ -166,5 +206,4 @@ def _line(reason: object) -> str:
 
 
 def _migrate(session: Session) -> None:
-    create_sqlite_file(session.get_bind())
     schema.migrate(session.connection())

@@ -23,6 +23,8 @@ def migrate(connection: sa.Connection) -> None:
         ForeignSchemaError: there are tables, but no record of which version made them.
     """
     if connection.dialect.name == "postgresql":
+        # A large table takes its time, and so may another daemon that migrates.
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
     scripts = ScriptDirectory.from_config(config())
     known = {script.revision for script in scripts.walk_revisions()}
