@@ -14,6 +14,7 @@ from pdm.workqueue.store.leases import (
     release_unknown,
     release_worker,
     renew,
+    resign,
     running_of,
 )
 from pdm.workqueue.store.residues import clear_residue, residues
@@ -43,6 +44,7 @@ __all__ = [
     "release_worker",
     "renew",
     "residues",
+    "resign",
     "resume_held",
     "running_of",
     "settle",

@@ -27,7 +27,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import JobRecord, Token
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_crash
-from pdm.workqueue.store.columns import AT_ONCE
+from pdm.workqueue.store.columns import AT_ONCE, UtcDateTime
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, attempt_row
 from pdm.workqueue.store.phases import close_phases
@@ -105,8 +105,7 @@ def _moment(session: Session, now: datetime) -> datetime:
     """The present moment of the clock that measures leases."""
     if not _is_shared(session):
         return now
-    moment: datetime = session.scalar(sa.select(sa.cast(sa.func.clock_timestamp(), workers.c.lease_until.type)))
-    return moment
+    return session.scalars(sa.select(sa.cast(sa.func.clock_timestamp(), UtcDateTime()))).one()
 
 
 #: Whether work on an attempt had begun, as far as the daemon that asks can know.
@@ -232,7 +231,12 @@ def release_worker(session: Session, name: str, now: datetime) -> int:
     if not numbers:
         return 0
     session.execute(sa.update(workers).where(workers.c.id.in_(numbers)).values(lease_until=None))
-    return _release(session, workers.c.id.in_(numbers), now)
+    return _release(session, workers.c.id.in_(numbers), now, skip_locked=False)
+
+
+def resign(session: Session, worker: str) -> None:
+    """Give the lease of an incarnation up: what it has not settled may be taken away at once."""
+    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(lease_until=None))
 
 
 def running_of(session: Session, worker: str) -> list[Token]:
@@ -304,8 +308,9 @@ def _release(
     begun: Begun = _always,
     only: Collection[Token] | None = None,
     most: int | None = None,
+    skip_locked: bool = True,
 ) -> int:
-    """Put what some workers run back into the queue, as far as nobody else holds its jobs.
+    """Put what some workers run back into the queue.
 
     Args:
         session: of the database.
@@ -314,6 +319,7 @@ def _release(
         begun: whether work on an attempt had begun; what was not begun has not crashed.
         only: of which attempts; None for all.
         most: elements, at most.
+        skip_locked: whether to leave jobs that another session holds.
     """
     held = sa.and_(sa.text(IS_RUNNING), elements.c.worker_id.in_(sa.select(workers.c.id).where(of_workers)))
     if only is not None:
@@ -321,7 +327,7 @@ def _release(
     numbers = session.scalars(sa.select(elements.c.job_id).where(held).distinct().limit(most)).all()
     if not numbers:
         return 0
-    locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=True)}
+    locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
     # Read again: between the first look and the lock some may have been settled.
     rows = session.execute(
         sa.select(
