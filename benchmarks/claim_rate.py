@@ -65,7 +65,7 @@ class Queue:
         create_sqlite_file(queue.engine)
         queue.transact(lambda session: schema.migrate(session.connection()))
         user = queue.transact(lambda session: users.register(session, "/DC=bench/CN=user", "user", _now())).id
-        queue.transact(lambda session: claims.register_worker(session, _WORKER, _now(), _LEASE_S))
+        queue.transact(lambda session: claims.register_worker(session, claims.WorkerIdentity(_WORKER, _WORKER), _now(), _LEASE_S))
         for _ in range(job_count):
             queue.transact(lambda session: jobs.submit(session, _new_job(user), None, _now()))
         lanes = claims.ClaimLimits(job_count, job_count, 1, 1, frozenset({JobType.LIST}))
