@@ -16,14 +16,14 @@ from tests.http.service import Answer, Service
 _LIST = {"src_siteid": 1, "src_filepath": "data", "protocol": "DUMMY"}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite waits for a lock for a moment only."""
     monkeypatch.setattr(engines, "_BUSY_TIMEOUT_S", 0.2)
 
 
 @pytest.fixture
-def lock(hurried: None, own_service: Service) -> Iterator[sqlite3.Connection]:
+def lock(own_service: Service) -> Iterator[sqlite3.Connection]:
     """Another process (a backup, an administrator's shell) holds the write lock of the database."""
     connection = sqlite3.connect(own_service.folder / "workqueue.sqlite", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
