@@ -23,7 +23,7 @@ from twisted.logger import Logger
 import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
-from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.credential_files import CredentialFiles, CredentialFilesError
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem_files import CertificateFilesError
 from pdm.workqueue.certificates.server_tls import ServerTls
@@ -76,6 +76,7 @@ _LONGEST_SITE_PAUSE_S = 120.0
 EXPECTED = (
     ConfigError,
     CertificateFilesError,
+    CredentialFilesError,
     VaultError,
     InstanceLockedError,
     LeaseTakenError,
@@ -85,17 +86,6 @@ EXPECTED = (
 )
 #: Where the helpers' interpreter finds this package.
 _PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
-
-
-def check(settings: Settings) -> None:
-    """Read everything that the configuration names, and change nothing.
-
-    Raises:
-        ConfigError: something is missing or wrong.
-    """
-    SiteRegistry.read(settings.sites.folder)
-    AccessList.read(settings.users)
-    _server_tls(settings)
 
 
 class Assembly:
@@ -120,7 +110,7 @@ class Assembly:
         self._database_lock_fd: int | None = None
         worker = secrets.token_hex(16)
         self.sites = SiteRegistry.read(settings.sites.folder)
-        self.tls = _server_tls(settings)
+        self.tls = server_tls(settings)
         self.database = Database.open(
             settings.database.url, reactor, settings.database.threads, _timeouts(settings.database)
         )
@@ -386,7 +376,12 @@ def _timeouts(settings: DatabaseSettings) -> DatabaseTimeouts:
     )
 
 
-def _server_tls(settings: Settings) -> ServerTls:
+def server_tls(settings: Settings) -> ServerTls:
+    """TLS of the listener, from the files that the settings name.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+    """
     tls = settings.tls
     try:
         return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl)

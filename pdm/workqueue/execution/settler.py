@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.jobs import Token, Verdict
 from pdm.workqueue.store import claims
-from pdm.workqueue.store.database import Database, DatabaseClosedError
+from pdm.workqueue.store.database import Database, DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
 
 #: Verdicts of one transaction at most; bounds how long the writer is busy with them.
@@ -105,6 +105,10 @@ class Settler:
                     self._pending.clear()
                     self._tokens.clear()
                     return
+                except DatabaseUnavailableError:
+                    skip_locked = True
+                    await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
+                    continue
                 except Exception:
                     # A full disk or a database that is away: what was proven stays in memory until it is back.
                     self._log.failure("{count} verdicts could not be stored; trying again", count=len(verdicts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,17 +17,26 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store import jobs, schema
+from pdm.workqueue.store.availability import Availability
 from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
     DatabaseClosedError,
     DatabaseMissingError,
+    DatabaseUnavailableError,
     DatabaseUnusableError,
     SchemaTooNewError,
 )
 from pdm.workqueue.store.job_memory import MOST_JOBS, JobMemory
 from pdm.workqueue.store.lane import Lane, Work
 
-__all__ = ["Database", "DatabaseClosedError", "DatabaseTimeouts", "DatabaseUnusableError", "SchemaTooNewError"]
+__all__ = [
+    "Database",
+    "DatabaseClosedError",
+    "DatabaseTimeouts",
+    "DatabaseUnavailableError",
+    "DatabaseUnusableError",
+    "SchemaTooNewError",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -57,6 +67,8 @@ class Database:
         self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory, hangs_s)
         # A thread and a connection of its own, where there can be one: nothing else may hold up the renewal of a lease.
         self._lease = Lane(reactor, engines.lease, 1, 1, "database-lease", self._memory, hangs_s)
+        self._writing = Availability("writing", time.monotonic)
+        self._reading = Availability("reading", time.monotonic)
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
@@ -103,8 +115,9 @@ class Database:
             lane.start()
         self._open = True
         try:
-            await self.run("migrate", _migrate)
-        except (sa.exc.DBAPIError, OSError) as error:
+            # An operator is told by the exception: there is no service yet that could be out.
+            await self._submit(self._writer, None, "migrate", _migrate)
+        except (DatabaseUnavailableError, sa.exc.DBAPIError, OSError) as error:
             await self.stop()
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             where = self._engines.writer.url.render_as_string(hide_password=True)
@@ -135,6 +148,11 @@ class Database:
     def _lanes(self) -> tuple[Lane, ...]:
         return (self._writer, self._reader, self._lease)
 
+    @property
+    def unavailable(self) -> str | None:
+        """Why the newest transactions could not be carried out; None while they can."""
+        return self._writing.reason or self._reading.reason
+
     async def run(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
@@ -148,21 +166,22 @@ class Database:
 
         Raises:
             DatabaseClosedError: the service is stopping.
+            DatabaseUnavailableError: the database is away, locked or full; that is logged.
         """
-        return cast(_R, await self._submit(self._writer, name, partial(_call, function, args, kwargs)))
+        return cast(_R, await self._submit(self._writer, self._writing, name, partial(_call, function, args, kwargs)))
 
     async def read(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         """Run a function that only reads; as `run`, beside the writers."""
-        return cast(_R, await self._submit(self._reader, name, partial(_call, function, args, kwargs)))
+        return cast(_R, await self._submit(self._reader, self._reading, name, partial(_call, function, args, kwargs)))
 
     async def run_for_lease(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         """As `run`, without waiting for what else there is to write; SQLite has one writer for all."""
         lane = self._lease if self.is_shared else self._writer
-        return cast(_R, await self._submit(lane, name, partial(_call, function, args, kwargs)))
+        return cast(_R, await self._submit(lane, self._writing, name, partial(_call, function, args, kwargs)))
 
     async def job(self, job_id: int) -> JobRecord | None:
         """A job as it stands in the database, None if there is none; asks the database only where it must.
@@ -176,7 +195,9 @@ class Database:
                 record = loading.record = await self.read("fetch a job", jobs.fetch, job_id, None)
         return record
 
-    def _submit(self, lane: Lane, name: str, function: Callable[[Session], Any]) -> Deferred[Any]:
+    def _submit(
+        self, lane: Lane, availability: Availability | None, name: str, function: Callable[[Session], Any]
+    ) -> Deferred[Any]:
         if not self._open:
             raise DatabaseClosedError(f"the database is closed; {name!r} was not carried out")
         work = Work(name, function)
@@ -184,12 +205,17 @@ class Database:
         self._under_way += 1
         # The caller may cancel what it waits for; that must not be what counts the work.
         watched: Deferred[Any] = Deferred()
-        work.result.addBoth(self._ended, name, watched)
+        work.result.addBoth(self._ended, availability, name, watched)
         return watched
 
-    def _ended(self, result: Any, name: str, watched: Deferred[Any]) -> None:
+    def _ended(self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any]) -> None:
         self._under_way -= 1
-        if watched.called and isinstance(result, Failure):
+        outage = result.value if isinstance(result, Failure) else None
+        if availability is not None and isinstance(outage, DatabaseUnavailableError):
+            availability.failed(outage)
+        elif availability is not None and outage is None:
+            availability.worked()
+        if watched.called and isinstance(result, Failure) and not isinstance(outage, DatabaseUnavailableError):
             self._log.failure("transaction {name!r}, whose caller is gone, failed", failure=result, name=name)
         watched.callback(result)
         if self._idle is not None and not self._under_way:

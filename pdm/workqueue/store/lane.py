@@ -24,11 +24,14 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.store.availability import unavailable
 from pdm.workqueue.store.engines import cut_connection
 from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.job_memory import JobMemory, written
 
 _MOST_TRIES = 6
+#: SQLite has waited for its busy timeout by then.
+_MOST_TRIES_LOCKED = 2
 _FIRST_PAUSE_S = 0.01
 #: How often it is looked for transactions that hang.
 _LOOK_EVERY_S = 1.0
@@ -114,13 +117,9 @@ class Lane:
         """Carry out no more: what waits fails with `DatabaseClosedError`, what is under way is cut off."""
         with self._lock:
             self._closing = True
-            given_up = list(self._waiting)
-            self._waiting.clear()
             for _, connection in self._under_way.values():
                 cut_connection(connection)
-        for work in given_up:
-            error = DatabaseClosedError(f"the service is stopping; {work.name!r} was not carried out")
-            self._reactor.callFromThread(work.result.errback, Failure(error))
+        self._fail(self._take_waiting(), DatabaseClosedError("the service is stopping"))
 
     def submit(self, work: Work) -> None:
         """Queue a function; its Deferred fires in the reactor thread, after the commit."""
@@ -169,11 +168,27 @@ class Lane:
             try:
                 self._transact([work])
             except Exception as error:
-                if tries < _MOST_TRIES and not self._closing and (_may_pass(error) or _was_cut_before(error, work)):
+                if tries < _most_tries(error, committing=work.committing) and not self._closing:
                     time.sleep(_FIRST_PAUSE_S * 2**tries * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
                     continue
-                self._reactor.callFromThread(work.result.errback, Failure())
+                outage = unavailable(error)
+                if outage is None:
+                    self._reactor.callFromThread(work.result.errback, Failure())
+                else:
+                    outage.__cause__ = error
+                    self._fail([work] if outage.alone else [work, *self._take_waiting()], outage)
             return
+
+    def _take_waiting(self) -> Sequence[Work]:
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            return waiting
+
+    def _fail(self, works: Sequence[Work], outage: Exception) -> None:
+        """Fail all that waited for the database while it could not be used: each would wait as long again."""
+        for work in works:
+            self._reactor.callFromThread(work.result.errback, Failure(outage))
 
     def _transact(self, works: Sequence[Work]) -> None:
         """Run functions in one transaction, commit it, and let their results be delivered."""
@@ -239,19 +254,17 @@ class Lane:
             work.result.callback(work.outcome)
 
 
-def _was_cut_before(error: Exception, work: Work) -> bool:
-    """Whether the connection broke before the commit was sent: then nothing was written."""
-    return isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated and not work.committing
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same transaction may succeed if it is run again."""
+def _most_tries(error: Exception, *, committing: bool = False) -> int:
+    """How often a transaction is run that fails so."""
     if isinstance(error, sa.exc.IntegrityError):
         # Another transaction inserted the same at the same moment: the second run finds it there.
-        return True
+        return _MOST_TRIES
     if not isinstance(error, sa.exc.DBAPIError):
-        return False
+        return 1
     if getattr(error.orig, "sqlstate", None) in _PASSING_STATES:
-        return True
+        return _MOST_TRIES
+    if error.connection_invalidated:
+        # PostgreSQL: the next connection may be good; but a commit that was sent may have gone through unanswered.
+        return 1 if committing else _MOST_TRIES_LOCKED
     # SQLite: another process (a backup, somebody's shell) holds the file.
-    return "database is locked" in str(error.orig)
+    return _MOST_TRIES_LOCKED if "database is locked" in str(error.orig) else 1
