@@ -51,6 +51,7 @@ from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.execution.streams import StreamLimits, Streams
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.logon_guard import LogonGuard
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance
 from pdm.workqueue.logstore.files import LogRef, LogStore
 from pdm.workqueue.movers import MOVERS
@@ -61,6 +62,7 @@ from pdm.workqueue.store.claims import WorkerIdentity
 from pdm.workqueue.store.credentials import change_key_check, key_check
 from pdm.workqueue.store.database import Database, DatabaseTimeouts, DatabaseUnusableError
 from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.telemetry.clocks import ClockWatch, SteadyUtc
 from pdm.workqueue.telemetry.reactor_lag import ReactorLag
 from pdm.workqueue.wire.agent_messages import Limits
 from pdm.workqueue.WorkqueueService import WorkqueueService
@@ -160,7 +162,7 @@ class Assembly:
                 queue.job_limit,
             ),
             self.sites,
-            utc_now,
+            SteadyUtc(),
         )
         limits = Limits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
         access = Access(
@@ -214,6 +216,8 @@ class Assembly:
             on_cancelled=self.executor.cancel,
             on_work=self._wake,
         )
+        logons = LogonGuard()
+        clock_watch = ClockWatch(reactor, (health.clock_was_set, self.claimer.clock_was_set, logons.clock_was_set))
         self.api = WorkqueueService(
             ApiContext(
                 self.database,
@@ -237,6 +241,7 @@ class Assembly:
                 self.executor.credentials_changed,
                 self.executor.steer_on,
                 self.executor.resume,
+                logons=logons,
             ),
             AccessList.read(settings.users),
         )
@@ -257,6 +262,7 @@ class Assembly:
         services.add("settler", _nothing, settler.drained)
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
+        services.add("clock", clock_watch.start, clock_watch.stop)
         services.add("tls refresh", tls_refresher.start, tls_refresher.stop)
         services.add("housekeeping", housekeeping.start, housekeeping.stop)
         # It begins when all is ready: what the start itself takes holds up nobody.

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from twisted.python.failure import Failure
 from pdm.workqueue.config.reading import ConfigError, read
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.services import OrderedServices
+from pdm.workqueue.telemetry.clocks import steady
 from pdm.workqueue.telemetry.logging import capture_stdlib, log_observer
 
 if TYPE_CHECKING:
@@ -89,14 +89,6 @@ def makeService(options: Options) -> OrderedServices:
         _tell_operator(f"cannot start: {error}")
         raise SystemExit(1) from None
     return daemon
-
-
-def steady(reactor: Any) -> None:
-    """Have a reactor that does not run yet measure time by a clock that no step of the system's time changes.
-
-    Twisted takes the time of day: after a step forward all timers fire at once, after one back none does.
-    """
-    reactor.seconds = time.monotonic
 
 
 def _leave_no_core() -> None:

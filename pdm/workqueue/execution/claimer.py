@@ -94,6 +94,17 @@ class Claimer:
         self.wake()
         self._end_rest()
 
+    def clock_was_set(self, step: timedelta) -> None:
+        """The time of day was moved; back, what was put off until a moment of the old time would wait too long."""
+        if step < timedelta(0) and self._running:
+            start_background("bring forward what was put off", self._bring_forward(-step))
+        self.wake()
+
+    async def _bring_forward(self, step: timedelta) -> None:
+        now = self.clock()
+        await self.database.run("bring forward what was put off", claims.bring_forward, now + step, now)
+        self.wake()
+
     async def _loop(self) -> None:
         try:
             while self._running:

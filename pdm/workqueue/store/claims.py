@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pdm.workqueue.store.claiming import claim
-from pdm.workqueue.store.due import next_due
+from pdm.workqueue.store.due import bring_forward, next_due
 from pdm.workqueue.store.leases import (
     RELEASED_AT_ONCE,
     Registration,
@@ -31,6 +31,7 @@ __all__ = [
     "Settled",
     "WorkerIdentity",
     "being_steered",
+    "bring_forward",
     "claim",
     "clear_residue",
     "extend",
