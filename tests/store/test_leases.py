@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.jobs import Counters
+from pdm.workqueue.domain.jobs import Counters, Token
 from pdm.workqueue.domain.retry import MOST_CRASHES
 from pdm.workqueue.store import claims, jobs
-from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, token_of
+from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, token_of, verdict
 
 
 def test_a_renewed_lease_is_not_taken_away(store: Store) -> None:
@@ -149,3 +151,100 @@ def test_any_other_end_begins_the_count_of_crashes_anew(store: Store) -> None:
         store.pass_time(700)
         store.worker()
         assert store.element(job.id, 1).status is JobStatus.SUBMITTED
+
+
+def _as(incarnation: str, instance: str = "", name: str = "w") -> claims.WorkerIdentity:
+    return claims.WorkerIdentity(name, incarnation, instance, f"host of {incarnation}")
+
+
+def _register(store: Store, worker: claims.WorkerIdentity, **more: bool) -> claims.Registration:
+    return store.run(claims.register_worker, worker, store.now, LEASE_S, **more)
+
+
+def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
+    assert _register(store, _as("first", "folder 1")).held_by is None
+    store.submit(store.user())
+    batches = store.claim("first")
+    copy = _as("second", "folder 2")
+    held = _register(store, copy)
+    assert held.held_by == "host of first"
+    assert 0 < held.held_for_s <= LEASE_S
+    assert store.claim("second") == []
+    # It is alive: the lease ends later and later.
+    store.pass_time(20)
+    store.run(claims.renew, "first", store.now, LEASE_S)
+    again = _register(store, copy)
+    assert again.held_until is not None and held.held_until is not None
+    assert again.held_until > held.held_until - timedelta(seconds=20 if store.engine.dialect.name != "sqlite" else 0)
+    assert not store.settle(done(*batches), "first").lost
+    # It is not: what it held is free, and it has lost.
+    store.pass_time(LEASE_S + 1)
+    assert _register(store, copy).held_by is None
+    assert store.run(claims.renew, "first", store.now, LEASE_S).lost
+    assert store.settle(done(*batches), "first").lost
+
+
+def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
+    _register(store, _as("first", "folder"))
+    job = store.submit(store.user())
+    (batch,) = store.claim("first")
+    assert _register(store, _as("second", "folder")) == claims.Registration(back=1)
+    # What the earlier life says now fits nothing.
+    assert store.settle(done(batch), "first").lost == (token_of(batch),)
+    assert not store.run(claims.extend, "first", token_of(batch), [])
+    assert store.claim("first") == []
+    (again,) = store.claim("second")
+    assert (again.job.id, token_of(again).attempt) == (job.id, 2)
+
+
+def test_who_has_the_lock_on_the_database_is_alone(store: Store) -> None:
+    """On SQLite: whatever leases the clock says there are, nobody else lives."""
+    _register(store, _as("other", name="other"))
+    store.submit(store.user())
+    store.claim("other")
+    assert _register(store, _as("mine"), alone=True).back == 1
+    assert store.run(claims.renew, "other", store.now, LEASE_S).lost
+
+
+def test_a_lease_that_was_given_up_is_free(store: Store) -> None:
+    _register(store, _as("first"))
+    store.run(claims.resign, "first")
+    assert _register(store, _as("second")).held_by is None
+
+
+def test_twenty_crashes_end_only_what_was_begun(store: Store) -> None:
+    """A daemon that is killed again and again: what waited in a batch had nothing to do with it."""
+    job = store.copy_job(store.user(), [1, 1], store.worker())
+    for crash in range(MOST_CRASHES):
+        claimed = {token_of(batch, n) for batch in store.claim() for n in range(len(batch.elements))}
+        assert Token(job.id, 2, crash + 1) in claimed
+        store.pass_time(700)
+        worker = claims.WorkerIdentity("w", "w")
+        store.run(claims.register_worker, worker, store.now, LEASE_S, begun=lambda job, token: token.element_id == 1)
+    begun, waited = store.elements(job.id)[1:]
+    assert (begun.status, begun.attempts) == (JobStatus.FAILED, MOST_CRASHES)
+    assert (waited.status, waited.attempts, waited.lost) == (JobStatus.SUBMITTED, MOST_CRASHES, MOST_CRASHES)
+    # It has no attempt that could have said anything, so there is no log that could be missing.
+    assert store.run(jobs.attempts, job.id, 2) == []
+    (batch,) = store.claim()
+    store.settle(done(batch))
+    assert store.element(job.id, 2).status is JobStatus.DONE
+
+
+def test_what_was_put_off_until_a_later_hour_comes_back_with_the_clock(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    put_off, listing, soon = store.submit(user), store.submit(user, JobType.LIST), store.submit(user)
+    batches = store.claim(batch_elements=1)
+    old = store.now + timedelta(hours=2)
+    store.settle(
+        [
+            verdict(token_of(batch), JobStatus.SUBMITTED, not_before=at + timedelta(seconds=30), failure=BROKEN)
+            for batch in batches
+            for at in [store.now if batch.job.id == soon.id else old]
+        ]
+    )
+    assert store.run(claims.bring_forward, old, store.now) == 2
+    assert {batch.job.id for batch in store.claim(batch_elements=1)} == {put_off.id, listing.id}
+    store.pass_time(31)
+    assert [batch.job.id for batch in store.claim(batch_elements=1)] == [soon.id]

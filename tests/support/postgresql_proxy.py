@@ -1,0 +1,104 @@
+"""A TCP proxy before a PostgreSQL server that loses answers, or goes silent, as it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
+
+
+class PostgresqlProxy:
+    """Carries the connections of one test.
+
+    Attributes:
+        url: of the database behind it.
+        cut_commits: of so many COMMITs from now on the answer is lost: the server has committed, the connection ends.
+        only_after: a COMMIT counts only if its connection has sent these bytes since the last one.
+        frozen: nothing goes through in either direction; the connections stay open.
+        lost: answers so far.
+    """
+
+    def __init__(self, url: sa.URL) -> None:
+        self._target = str(Path(str(url.query["host"])) / ".s.PGSQL.5432")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        host, port = self._listener.getsockname()
+        self.url = url.set(host=host, port=port, query={}).render_as_string(hide_password=False)
+        self.cut_commits = 0
+        self.only_after = b""
+        self.lost = 0
+        self._moving = threading.Event()
+        self._moving.set()
+        self._closed = False
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def frozen(self) -> bool:
+        return not self._moving.is_set()
+
+    @frozen.setter
+    def frozen(self, value: bool) -> None:
+        if value:
+            self._moving.clear()
+        else:
+            self._moving.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._moving.set()
+        for one in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._target)
+            self._open |= {client, server}
+            threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        sent = b""
+        with client, server, contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
+            for one in (client, server):
+                selector.register(one, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    source = client if key.fileobj is client else server
+                    data = source.recv(65536)
+                    self._moving.wait()
+                    if not data:
+                        return
+                    if source is server:
+                        client.sendall(data)
+                        continue
+                    sent += data
+                    server.sendall(data)
+                    # A simple query: its letter, its length, its text.
+                    if data.startswith(b"Q") and data[5:].rstrip(b"\0").upper() == b"COMMIT":
+                        if self.cut_commits and self.only_after in sent:
+                            self.cut_commits -= 1
+                            server.recv(65536)
+                            self.lost += 1
+                            return
+                        sent = b""
+
+
+@contextlib.contextmanager
+def postgresql_proxy(url: sa.URL) -> Iterator[PostgresqlProxy]:
+    """A proxy before the server of a URL, which listens on a Unix socket."""
+    proxy = PostgresqlProxy(url)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
