@@ -218,9 +218,10 @@ def test_twenty_crashes_end_only_what_was_begun(store: Store) -> None:
     for crash in range(MOST_CRASHES):
         claimed = {token_of(batch, n) for batch in store.claim() for n in range(len(batch.elements))}
         assert Token(job.id, 2, crash + 1) in claimed
-        store.pass_time(700)
         worker = claims.WorkerIdentity("w", "w")
         store.run(claims.register_worker, worker, store.now, LEASE_S, begun=lambda job, token: token.element_id == 1)
+        store.pass_time(700)
+        store.worker()
     begun, waited = store.elements(job.id)[1:]
     assert (begun.status, begun.attempts) == (JobStatus.FAILED, MOST_CRASHES)
     assert (waited.status, waited.attempts, waited.lost) == (JobStatus.SUBMITTED, MOST_CRASHES, MOST_CRASHES)
