@@ -77,8 +77,8 @@ class TestService:
         if settings:
             set_keys(self.directory / "workqueue.conf", settings)
 
-    def start(self, timeout_s: float = 30.0) -> str:
-        """Start the daemon; returns its URL once it serves."""
+    def start(self, timeout_s: float = 30.0, **environment: str) -> str:
+        """Start the daemon, with more in its environment; returns its URL once it serves."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -88,7 +88,7 @@ class TestService:
                     "--config",
                     str(self.directory / "workqueue.conf"),
                 ],
-                env=service_environment(),
+                env=service_environment(**environment),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -10,6 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from pdm.workqueue.telemetry.background import ReportedError
+
 Step = Callable[[], Awaitable[None] | None]
 
 
@@ -105,5 +107,7 @@ class OrderedServices(Service):
             part = self._started.pop()
             try:
                 await _taken(part.stop)
+            except ReportedError:
+                self._log.info("{part} could not be stopped as it should be", part=part.name)
             except Exception:  # the parts below must be stopped, whatever happened to this one
                 self._log.failure("{part} did not stop cleanly", part=part.name)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+#: Its major version.
+_PROTOCOL = 3
+
 
 class PostgresqlProxy:
     """Carries the connections of one test.
@@ -68,7 +71,7 @@ class PostgresqlProxy:
             threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        sent = b""
+        sent, statements = b"", _Statements()
         with client, server, contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
             for one in (client, server):
                 selector.register(one, selectors.EVENT_READ)
@@ -82,16 +85,49 @@ class PostgresqlProxy:
                     if source is server:
                         client.sendall(data)
                         continue
-                    sent += data
                     server.sendall(data)
-                    # A simple query: its letter, its length, its text.
-                    if data.startswith(b"Q") and data[5:].rstrip(b"\0").upper() == b"COMMIT":
+                    for text in statements.said(data):
+                        if text.upper() != b"COMMIT":
+                            sent += text
+                            continue
                         if self.cut_commits and self.only_after in sent:
                             self.cut_commits -= 1
                             server.recv(65536)
                             self.lost += 1
                             return
                         sent = b""
+
+
+class _Statements:
+    """What a client of the frontend protocol has carried out, as text; what it has prepared is remembered."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._started = False
+        self._prepared: dict[bytes, bytes] = {}
+
+    def said(self, data: bytes) -> Iterator[bytes]:
+        self._buffer += data
+        while True:
+            # A message: its letter (not in those before the session has begun), its length, its content.
+            head = 5 if self._started else 4
+            if len(self._buffer) < head:
+                return
+            end = head - 4 + int.from_bytes(self._buffer[head - 4 : head])
+            if len(self._buffer) < end:
+                return
+            letter, content = self._buffer[: head - 4], self._buffer[head:end]
+            self._buffer = self._buffer[end:]
+            if not self._started:
+                # Requests for TLS or GSSAPI come before.
+                self._started = int.from_bytes(content[:4]) >> 16 == _PROTOCOL
+            elif letter == b"Q":
+                yield content.rstrip(b"\0")
+            elif letter == b"P":
+                name, text, _ = content.split(b"\0", 2)
+                self._prepared[name] = text
+            elif letter == b"B":
+                yield self._prepared.get(content.split(b"\0", 2)[1], b"")
 
 
 @contextlib.contextmanager

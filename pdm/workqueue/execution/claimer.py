@@ -22,6 +22,8 @@ from pdm.workqueue.store.database import Database, DatabaseClosedError
 from pdm.workqueue.telemetry.background import Periodic, following, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
+#: A step of the time of day is noticed so soon.
+_NOTICED_WITHIN = timedelta(seconds=5)
 #: Users with weights may come; they are looked for so often.
 _WEIGH_EVERY_S = 20.0
 #: Before it is tried again to claim what is due and was not to be had; doubles while nothing happens.
@@ -102,7 +104,9 @@ class Claimer:
 
     async def _bring_forward(self, step: timedelta) -> None:
         now = self.clock()
-        await self.database.run("bring forward what was put off", claims.bring_forward, now + step, now)
+        # The step was noticed a little after it was made.
+        since = max(now, now + step - _NOTICED_WITHIN)
+        await self.database.run("bring forward what was put off", claims.bring_forward, since, now)
         self.wake()
 
     async def _loop(self) -> None:

@@ -37,5 +37,5 @@ class DatabaseUnavailableError(ReportedError):
         self.alone = alone
 
 
-class DatabaseClosedError(Exception):
+class DatabaseClosedError(ReportedError):
     """The service is stopping: nothing is taken any more."""
