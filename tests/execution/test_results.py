@@ -14,6 +14,7 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution import executor as executor_module
 from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.batch import RunningBatch
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
@@ -66,3 +67,32 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     assert (settler.backlog, executor.room()) == (0, (8, 1))
     assert told and not any(told)
     assert store.job(job.id).status is JobStatus.DONE
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim is committed, its result is on its way to the reactor, and the user cancels the job."""
+    ended: list[int] = []
+    monkeypatch.setattr(RunningBatch, "cancel", lambda batch, job_id: ended.append(job_id))
+    settler = Settler(reactor, database, "w", lambda: START, lambda residue: None)
+    executor = executor_of(settler)
+    executor.database = database
+    monkeypatch.setattr(Executor, "_carry_out", _nothing)
+    store.worker()
+    user = store.user()
+    before, during, other = (store.submit(user).id for _ in range(3))
+    executor.cancel(before)
+    executor.before_claims()
+    batches = store.claim(batch_elements=1)
+    executor.cancel(during)
+    for batch in batches:
+        executor.begin(batch)
+    assert ended == [during]
+    assert {token.job_id for token in executor.attempts()} == {before, during, other}
+    await executor._background.over()
+
+
+async def _nothing(*_: object) -> None:
+    """Stands for the work of a batch."""

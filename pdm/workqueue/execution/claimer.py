@@ -19,7 +19,7 @@ from pdm.workqueue.execution.lease import Lease
 from pdm.workqueue.store import claims, users
 from pdm.workqueue.store.claims import ClaimLimits
 from pdm.workqueue.store.database import Database, DatabaseClosedError
-from pdm.workqueue.telemetry.background import Periodic, following, start_background
+from pdm.workqueue.telemetry.background import Periodic, ReportedError, following, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
 #: A step of the time of day is noticed so soon.
@@ -119,8 +119,9 @@ class Claimer:
                     begun, due = await self._claim()
                 except DatabaseClosedError:
                     return
-                except Exception:
-                    self._log.failure("claiming failed; trying again")
+                except Exception as error:
+                    if not isinstance(error, ReportedError):
+                        self._log.failure("claiming failed; trying again")
                     self.lease.compare_soon()
                     self._answered()
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)

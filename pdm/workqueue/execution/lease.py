@@ -194,17 +194,20 @@ class Lease:
             told(self.ends_at)
 
     async def _renew(self) -> None:
+        is_failing = False
         while not self._stopping:
             try:
                 await self._renew_once()
             except DatabaseClosedError:
                 return
             except Exception as error:
-                self._log.warn(
-                    "the lease could not be renewed ({why}); it ends in {left:.0f} s",
-                    why=_line(error),
-                    left=max(self.ends_at - boot_seconds(), 0.0),
-                )
+                if not is_failing:
+                    self._log.warn(
+                        "the lease could not be renewed ({why}), and is tried again; it ends in {left:.0f} s",
+                        why=_line(error),
+                        left=max(self.ends_at - boot_seconds(), 0.0),
+                    )
+                is_failing = True
                 await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
             else:
                 return

@@ -7,8 +7,11 @@ such write is ever kept in memory instead.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -20,6 +23,8 @@ from typing import Any
 from pdm.workqueue.agents.helpers.storage import StorageError, shortened
 
 _REQUESTS, _EVENTS = 0, 3
+#: prctl(2)
+_PR_SET_DUMPABLE = 4
 _PIECE = 1024 * 1024
 #: A request of this size is a mistake of the daemon, which we do not want to run out of memory for.
 _LONGEST_REQUEST = 64 * 1024 * 1024
@@ -280,6 +285,14 @@ def _end(batch: Batch, keys: list[int] | None) -> None:
         batch.end(keys)
 
 
+def leave_no_core() -> None:
+    """Have no image of this process's memory written: credentials are in it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # The limit does not hold for a program that collects the images.
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def serve(tools: str, carry_out: Callable[[Batch], None]) -> None:
     """Work until the requests end; never returns.
 
@@ -291,6 +304,7 @@ def serve(tools: str, carry_out: Callable[[Batch], None]) -> None:
         tools: what the helper works with.
         carry_out: does all of a batch but `Batch.finish`.
     """
+    leave_no_core()
     events = Events()
     batches = _Queue(carry_out)
     events.write({"event": "ready", "tools": tools}, at_once=True)

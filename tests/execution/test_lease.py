@@ -1,0 +1,112 @@
+"""The lease of a daemon: taken, renewed, lost; both databases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from attrs import evolve
+from twisted.internet import reactor as _reactor
+from twisted.logger import LogEvent
+
+from pdm.workqueue.execution.lease import Lease, LeaseTakenError, boot_seconds
+from pdm.workqueue.store import claims
+from pdm.workqueue.store.claims import WorkerIdentity
+from pdm.workqueue.store.database import Database
+from tests.store.stores import START, Store
+
+reactor: Any = _reactor
+_FIRST = WorkerIdentity("w", "first", "folder 1", "host 1")
+
+
+@pytest_twisted.async_yield_fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = Database.open(url, reactor, threads=2)
+    await database.start()
+    yield database
+    await database.stop()
+
+
+def lease_of(database: Database, worker: WorkerIdentity, lease_s: float = 600.0) -> Lease:
+    return Lease(reactor, database, worker, lambda: START, lease_s)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+@pytest.mark.postgresql
+@pytest_twisted.ensureDeferred
+async def test_a_live_lease_is_respected_and_a_dead_one_waited_for(database: Database, store: Store) -> None:
+    first = lease_of(database, _FIRST, 1.5)
+    await first.start()
+    copy = lease_of(database, evolve(_FIRST, incarnation="second", instance="folder 2"), 1.5)
+    # It renews every half second.
+    with pytest.raises(LeaseTakenError, match=r"another daemon \(host 1\) claims under the name w"):
+        await copy.start()
+    assert not copy.is_held
+    for task in first._tasks:
+        await task.stop()
+    await copy.start()
+    assert copy.is_held
+    await copy.stop()
+    first._is_ours = False
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_told_of_the_end_of_the_lease_is_never_too_late(database: Database) -> None:
+    lease = lease_of(database, _FIRST)
+    told: list[float] = []
+    lease.on_renewed.append(told.append)
+    before = boot_seconds()
+    await lease.start()
+    assert before + 600 <= lease.ends_at <= boot_seconds() + 600
+    await lease._renew()
+    assert told == [told[0], lease.ends_at]
+    assert told[1] > told[0]
+    await lease.stop()
+    assert not lease.is_held
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lease_that_was_taken_away_ends_what_runs_and_is_taken_again(
+    database: Database, store: Store, lost_errors: list[LogEvent]
+) -> None:
+    lease = lease_of(database, _FIRST)
+    seen: list[bool] = []
+
+    async def lost() -> None:
+        seen.append(lease.is_held)
+
+    async def nothing() -> None:
+        return
+
+    lease.serves(list, nothing, lost, lambda job: None, lambda: None)
+    await lease.start()
+    store.run(claims.release_worker, "w", START)
+    await lease._renew()
+    assert seen == [False]
+    assert lease.is_held
+    assert "taken away" in str(lost_errors.pop()["log_format"])
+    await lease.stop()
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+@pytest.mark.postgresql
+@pytest_twisted.ensureDeferred
+async def test_who_was_replaced_claims_nothing(database: Database, store: Store, lost_errors: list[LogEvent]) -> None:
+    lease = lease_of(database, _FIRST)
+    await lease.start()
+    # It was suspended, and another took its name when its lease had ended.
+    store.pass_time(601)
+    store.run(claims.register_worker, evolve(_FIRST, incarnation="x", instance="y", host="host 2"), START, 600.0)
+    await lease._renew()
+    await lease._renew()
+    assert not lease.is_held
+    texts = [event["log_format"].format(**event) for event in lost_errors]
+    assert len(texts) == 2
+    assert "nothing is claimed: another daemon (host 2) claims under the name w" in texts[1]
+    lost_errors.clear()
+    store.run(claims.resign, "x")
+    await lease._renew()
+    assert lease.is_held
+    await lease.stop()
