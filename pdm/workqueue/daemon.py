@@ -121,15 +121,21 @@ class Daemon(OrderedServices):
         capture_stdlib(self._settings.logs.level)
         # Threads, locks and sockets belong to the process that stays: twistd may fork before the reactor runs.
         self._reactor.callWhenRunning(self._start_in_reactor)
+        # A signal that comes when the reactor has its own handlers and not yet ours stops it, too.
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._forget_signal)
+
+    def _forget_signal(self) -> None:
+        # twistd would end by that signal.
+        self._reactor._exitSignal = None
 
     def _start_in_reactor(self) -> None:
-        gc.collect()
-        # Threads that compute let the reactor wait for so long each time it wants to go on.
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         # After the reactor has set its own: with those, a clean stop would look like a death by signal.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop_reactor))
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.assembly.reload))
+        gc.collect()
+        # Threads that compute let the reactor wait for so long each time it wants to go on.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         super().startService()
 
     def stopService(self) -> Deferred[None]:

@@ -274,7 +274,8 @@ def test_answers_of_the_database_are_lost_and_then_the_database(make: Make, prox
         give_up_at = time.monotonic() + 30
         while proxy.cut_commits:
             assert time.monotonic() < give_up_at, service.tail()
-            time.sleep(0.02)
+            jobs.append(submit(service, delay=0.1))
+            time.sleep(0.1)
     for job in jobs:
         assert service.wait_for("admin", job)["status"] == "DONE", service.tail()
     hanging = submit(service, hang=True)
