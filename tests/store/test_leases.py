@@ -157,8 +157,8 @@ def _as(incarnation: str, instance: str = "", name: str = "w") -> claims.WorkerI
     return claims.WorkerIdentity(name, incarnation, instance, f"host of {incarnation}")
 
 
-def _register(store: Store, worker: claims.WorkerIdentity, **more: bool) -> claims.Registration:
-    return store.run(claims.register_worker, worker, store.now, LEASE_S, **more)
+def _register(store: Store, worker: claims.WorkerIdentity, *, alone: bool = False) -> claims.Registration:
+    return store.run(claims.register_worker, worker, store.now, LEASE_S, alone=alone)
 
 
 def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
