@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -79,6 +80,8 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     settler = Settler(reactor, database, "w", lambda: START, lambda residue: None)
     executor = executor_of(settler)
     executor.database = database
+    executor.pool = cast(Any, SimpleNamespace(look_again=lambda: None))
+    executor.streams = cast(Any, SimpleNamespace(place=lambda batch: None))
     monkeypatch.setattr(Executor, "_carry_out", _nothing)
     store.worker()
     user = store.user()

@@ -231,7 +231,8 @@ class Lease:
                 await self._on_lost()
             await self._take_again()
             return
-        self._extend(began)
+        if self.database.is_shared:
+            self._extend(began)
         for job_id in renewal.cancelled_jobs:
             self._on_cancelled(job_id)
 
