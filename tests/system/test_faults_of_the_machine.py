@@ -219,6 +219,7 @@ def test_a_stop_ends_while_the_database_is_locked(make: Make) -> None:
     assert service.stop() == 0
 
 
+@pytest.mark.full
 def test_a_start_can_be_stopped_at_any_moment(make: Make) -> None:
     service = make("instance", database={"stop_timeout": "1s"})
     service.start()
@@ -264,6 +265,7 @@ def proxy(postgresql: sa.URL) -> Iterator[PostgresqlProxy]:
         yield proxy
 
 
+@pytest.mark.full
 @pytest.mark.postgresql
 def test_answers_of_the_database_are_lost_and_then_the_database(make: Make, proxy: PostgresqlProxy) -> None:
     service = make("instance", database={"url": proxy.url, "stop_timeout": "1s"}, queue={"lease": "3s"})
