@@ -303,7 +303,7 @@ def test_the_time_of_day_is_set_and_nothing_stands_still_or_dies(make: Make, tmp
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "FAKETIME_DISABLE_SHM": "1",
     }
-    # Under the library a sleep whose end has passed fails with EINVAL: the start waits so for its look at the interpreter.
+    # Under the library a sleep whose end has passed fails with EINVAL, as may the look at the interpreter.
     for tries_left in (3, 2, 1, 0):
         try:
             service.start(**faked)
