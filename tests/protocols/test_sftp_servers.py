@@ -12,11 +12,14 @@ from pdm.testgrid import accounts
 from pdm.testgrid.programs import missing_of
 from pdm.testgrid.service import TestService
 from tests.support.everyday_session import SessionEnd, everyday_session, failed_steps
-from tests.support.sftp_servers import MAKES, SftpMake
+from tests.support.sftp_servers import MAKES, AsyncSsh, SftpMake
 
 pytestmark = [pytest.mark.full, pytest.mark.server, pytest.mark.timeout(180)]
 _LOCAL = 1
-_SITES = {name: number for number, name in enumerate(MAKES, start=2)}
+#: Servers with quirks, by the account that each is played for.
+_QUIRKY = ("no-types", "no-permissions", "no-extensions")
+_MAKES: dict[str, type[SftpMake]] = {**MAKES, **dict.fromkeys(_QUIRKY, AsyncSsh)}
+_SITES = {name: number for number, name in enumerate(_MAKES, start=2)}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def servers(open_folder: Path) -> Iterator[dict[str, SftpMake]]:
         accounts.unlock(account)
     made: dict[str, SftpMake] = {}
     try:
-        for name, make in MAKES.items():
+        for name, make in _MAKES.items():
             if missing_of(*make.programs) or (make.needs_root and account is None):
                 continue
             made[name] = make(folder, name, account)
@@ -59,14 +62,17 @@ def service(servers: dict[str, SftpMake], tmp_path_factory: pytest.TempPathFacto
     sections += [f"[{name}]\nid = {_SITES[name]}\nssh = {server.url}\n" for name, server in servers.items()]
     (service.directory / "sites.d" / "sites.conf").write_text("\n".join(sections))
     with service.running():
+        for quirk in _QUIRKY:
+            key = {"kind": "ssh-key", "site": _SITES[quirk], "account": quirk, "secret": first.client_key.read_text()}
+            assert service.call("admin", "POST", "/credentials", key)[0] == 201
         yield service
     assert "Traceback" not in service.log_path.read_text()
 
 
-@pytest.mark.parametrize("name", MAKES)
+@pytest.mark.parametrize("name", _MAKES)
 def test_the_everyday_session(name: str, servers: dict[str, SftpMake], service: TestService, tmp_path: Path) -> None:
     if name not in servers:
-        pytest.skip(f"{name} cannot be started here: it needs {MAKES[name].programs}, or root")
+        pytest.skip(f"{name} cannot be started here: it needs {_MAKES[name].programs}, or root")
     server = servers[name]
     local = SessionEnd(_LOCAL, "FILE", str(tmp_path))
     remote = SessionEnd(_SITES[name], "SSH", server.served)

@@ -1,6 +1,7 @@
 """An SFTP server made of AsyncSSH, and the quirks of servers that no package has. A program of its own.
 
-A quirk is named on the command line; ``QUIRKS`` says which real servers have it.
+A session has the quirks that its account is named for, as in ``no-types,silent``: one server plays them all. Any other
+name is that of an account without quirks.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ QUIRKS = {
     "no-permissions": "neither types nor permissions",
     "bare-long-names": "the long name of a listing is no line of ls -l",
     "renaming-replaces": "RENAME replaces the file that has the new name, as that of rclone",
+    "rename-by-links": "RENAME makes a hard link, as that of OpenSSH, where the file system refuses them",
+    "rival": "in the moment before a file gets the name 'contested', somebody else makes a file of that name",
     "no-links": "no hard links: neither the extension nor the file system has them",
     "no-extensions": "none of the extensions of OpenSSH",
+    "like-openssh": "the extensions of OpenSSH, in its order",
     "made-again": "MKDIR of a folder that is there succeeds",
     "across": "RENAME fails: the two names are on two file systems",
     "full": "a write fails: no space is left",
@@ -37,12 +41,15 @@ QUIRKS = {
 }
 _SMALL = 8192
 _OPEN_FOR_WRITING, _READDIR = 2, 12
+_OPENSSH = ("posix-rename", "statvfs", "fstatvfs", "hardlink", "fsync")
 
 
 class Server(sftp.SFTPServer):
     """The file system of the account, with quirks."""
 
-    quirks: frozenset[str] = frozenset()
+    def __init__(self, chan: Any) -> None:
+        super().__init__(chan)
+        self.quirks = frozenset(chan.get_extra_info("username").split(",")) & frozenset(QUIRKS)
 
     def lstat(self, path: bytes) -> Any:
         return self._bent(super().lstat(path))
@@ -74,7 +81,14 @@ class Server(sftp.SFTPServer):
             return None
         return super().mkdir(path, attrs)
 
+    def _meet_rival(self, path: bytes) -> None:
+        if "rival" in self.quirks and path.endswith(b"/contested"):
+            Path(os.fsdecode(path)).write_bytes(b"the rival's")
+
     def rename(self, oldpath: bytes, newpath: bytes) -> Any:
+        self._meet_rival(newpath)
+        if "rename-by-links" in self.quirks:
+            self._fail("Failure")
         if "across" in self.quirks:
             self._fail("Invalid cross-device link")
         if "renaming-replaces" in self.quirks:
@@ -87,7 +101,8 @@ class Server(sftp.SFTPServer):
         return super().posix_rename(oldpath, newpath)
 
     def link(self, oldpath: bytes, newpath: bytes) -> Any:
-        if "no-links" in self.quirks or "across" in self.quirks:
+        self._meet_rival(newpath)
+        if self.quirks & {"no-links", "across", "rename-by-links"}:
             self._fail("Operation not permitted")
         return super().link(oldpath, newpath)
 
@@ -127,32 +142,44 @@ class Server(sftp.SFTPServer):
         raise asyncssh.SFTPFailure("Failure" if "silent" in self.quirks else text)
 
 
-def _bend_protocol(quirks: frozenset[str]) -> None:
+class Handler(sftp.SFTPServerHandler):
     """The quirks below the file system: of the extensions and the answers."""
-    handler = sftp.SFTPServerHandler
-    if "no-extensions" in quirks:
-        handler._extensions = []
-    if "no-links" in quirks:
-        handler._extensions = [each for each in handler._extensions if b"hardlink" not in each[0]]
-    if "small-writes" in quirks:
-        sftp.MAX_SFTP_WRITE_LEN = _SMALL
-    if "endless-names" in quirks:
-        plain = handler._process_readdir
 
-        async def readdir(self: Any, packet: Any) -> Any:
-            try:
-                return await plain(self, packet)
-            except asyncssh.SFTPEOFError:
+    def __init__(self, server: Any, *more: Any) -> None:
+        super().__init__(server, *more)
+        self._quirks: frozenset[str] = server.quirks
+        if "no-extensions" in self._quirks:
+            self._extensions = []
+        if "no-links" in self._quirks:
+            self._extensions = [each for each in self._extensions if b"hardlink" not in each[0]]
+        if "like-openssh" in self._quirks:
+            first = [name.encode() + b"@openssh.com" for name in _OPENSSH]
+            self._extensions = [(name, b"1") for name in first]
+
+    async def _limits(self, packet: Any) -> Any:
+        found = await self._process_limits(packet)
+        if "small-writes" in self._quirks:
+            found.max_write_len = _SMALL
+        return found
+
+    async def _readdir(self, packet: Any) -> Any:
+        try:
+            return await self._process_readdir(packet)
+        except asyncssh.SFTPEOFError:
+            if "endless-names" in self._quirks:
                 return [], False
+            raise
 
-        handler._process_readdir = readdir  # type: ignore[method-assign]
-        handler._packet_handlers[_READDIR] = readdir
+    _packet_handlers = {  # noqa: RUF012 - as in the class that it extends
+        **sftp.SFTPServerHandler._packet_handlers,
+        _READDIR: _readdir,  # type: ignore[dict-item]
+        b"limits@openssh.com": _limits,  # type: ignore[dict-item]
+    }
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    quirks = frozenset(arguments.quirk)
-    Server.quirks = quirks
-    _bend_protocol(quirks)
+    # It has no parameter for this.
+    sftp.SFTPServerHandler = Handler  # type: ignore[assignment, misc]
     await asyncssh.listen(
         "127.0.0.1",
         arguments.port,
@@ -176,7 +203,6 @@ def main() -> None:
     parser.add_argument("--host-key", required=True)
     parser.add_argument("--authorized", required=True)
     parser.add_argument("--account", help="become this one")
-    parser.add_argument("--quirk", action="append", default=[], choices=sorted(QUIRKS))
     asyncio.run(_serve(parser.parse_args()))
 
 

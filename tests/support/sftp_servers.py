@@ -167,6 +167,18 @@ class OpenSshNoSubsystem(OpenSsh):
     subsystem = ""
 
 
+class OpenSshMissing(OpenSsh):
+    """The program of the subsystem is not installed."""
+
+    subsystem = "/nonexistent/sftp-server"
+
+
+class OpenSshOld(OpenSsh):
+    """Algorithms that today's clients refuse."""
+
+    lines = "KexAlgorithms diffie-hellman-group1-sha1\n"
+
+
 class Dropbear(SftpMake):
     """Dropbear, which starts OpenSSH's ``sftp-server``."""
 
@@ -237,19 +249,14 @@ class Rclone(SftpMake):
 
 
 class AsyncSsh(SftpMake):
-    """AsyncSSH, with the quirks that are asked for."""
-
-    def __init__(self, folder: Path, name: str, account: str | None, quirks: Sequence[str] = ()) -> None:
-        super().__init__(folder, name, account)
-        self._quirks = quirks
+    """AsyncSSH, with the quirks that an account is named for."""
 
     def command(self) -> Sequence[str]:
-        quirks = [each for quirk in self._quirks for each in ("--quirk", quirk)]
         keys = ["--host-key", str(self._host_key), "--authorized", str(self._authorized)]
         # It becomes the account by itself: that account may not be able to start this interpreter.
         self._give(self._host_key)
         account = ["--account", self.user] if os.geteuid() == 0 else []
-        return [sys.executable, str(_ASYNCSSH), "--port", str(self.port), *keys, *account, *quirks]
+        return [sys.executable, str(_ASYNCSSH), "--port", str(self.port), *keys, *account]
 
 
 #: What the everyday session is held against.
