@@ -7,8 +7,8 @@ from datetime import datetime
 from msgspec import UNSET
 
 from pdm.workqueue.domain.credentials import ALL_SITES
-from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, hint_for
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
@@ -86,7 +86,8 @@ def hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
     if first is None or first.failure is None or not job.counters.held:
         return None
     failure = first.failure
-    return HoldView(count=job.counters.held, code=failure.code.value, reason=failure.message, hint=failure.hint)
+    hint = hint_for(failure.code, job.type)
+    return HoldView(count=job.counters.held, code=failure.code.value, reason=failure.message, hint=hint)
 
 
 def job_progress_view(progress: JobProgress) -> JobProgressView:
@@ -106,19 +107,20 @@ def job_progress_view(progress: JobProgress) -> JobProgressView:
     )
 
 
-def failure_view(failure: AttemptFailure) -> FailureView:
-    """Why an attempt failed, as the API gives it out."""
+def failure_view(failure: AttemptFailure, type_: JobType) -> FailureView:
+    """Why an attempt failed, as the API gives it out; the hint depends on the type of the job."""
     return FailureView(
         scope=failure.scope.value,
         code=failure.code.value,
         retryable=failure.retryable,
-        hint=failure.hint,
+        hint=hint_for(failure.code, type_),
         message=failure.message,
     )
 
 
-def element_view(element: ElementRecord) -> ElementView:
-    """An element as the API gives it out, its listing left empty."""
+def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
+    """An element of a job as the API gives it out, its listing left empty."""
+    failure = None if element.status is JobStatus.DONE else element.failure
     return ElementView(
         id=element.id,
         job_id=element.job_id,
@@ -132,7 +134,7 @@ def element_view(element: ElementRecord) -> ElementView:
         timestamp=element.timestamp.replace(microsecond=0),
         not_before=whole_seconds(element.not_before),
         checksum=element.checksum,
-        failure=None if element.failure is None or element.status is JobStatus.DONE else failure_view(element.failure),
+        failure=None if failure is None else failure_view(failure, job.type),
     )
 
 
