@@ -144,6 +144,13 @@ class Executor:
             next_change=health.next_change(now),
         )
 
+    def full(self, job: JobRecord, listing: bool) -> list[str]:
+        """Limits of this daemon that let no more of a job begin now, a sentence each; ``listing``: of its listing."""
+        if not listing:
+            return self.streams.full(job)
+        most = self.limits.listings
+        return [] if self.room()[1] > 0 else [f"all {most} listings that may run at once are running"]
+
     # -- work
 
     def begin(self, batch: Batch) -> None:

@@ -59,6 +59,10 @@ async def _none_left(*_: object) -> int:
     return 0
 
 
+def _never_full(_job: JobRecord, _listing: bool) -> Sequence[str]:
+    return ()
+
+
 def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
     return frozenset()
 
@@ -84,6 +88,7 @@ class ApiContext:
         relays_to: to which protocols copies by another can go, through the service.
         credentials_changed: says that a credential was removed or replaced, which may be in use.
         steered: says that a job is being retried, of which there may be more to do.
+        full: the limits that let no more of a job (of its listing) begin now, a sentence each.
         known_ends: when credentials of jobs end that run.
         resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
     """
@@ -109,6 +114,7 @@ class ApiContext:
     credentials_changed: Callable[[], None] = _no_matter
     steered: Callable[[int], None] = _no_matter
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
+    full: Callable[[JobRecord, bool], Sequence[str]] = _never_full
     known_ends: KnownEnds = field(factory=KnownEnds)
     logons: LogonGuard = field(factory=LogonGuard)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus, JobType
@@ -14,6 +14,7 @@ from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.store.credentials import CredentialRecord
+from pdm.workqueue.store.queue_place import QueuePlace, Waiting
 from pdm.workqueue.wire.responses import (
     CredentialView,
     ElementStatusView,
@@ -22,9 +23,14 @@ from pdm.workqueue.wire.responses import (
     HoldView,
     JobProgressView,
     JobView,
+    NextTryView,
+    QueueView,
     RouteView,
     VomsView,
 )
+
+#: Jobs ahead in the queue that are named by their numbers.
+NAMED_AHEAD = 5
 
 
 def whole_seconds(moment: datetime | None) -> datetime | None:
@@ -37,8 +43,12 @@ def job_view(
     progress: JobProgress | None = None,
     waiting: list[str] | None = None,
     hold: HoldView | None = None,
+    found: Waiting | None = None,
+    owner: str | None = None,
 ) -> JobView:
-    """A job as the API gives it out, with its progress and why it waits or is held, where that was looked up."""
+    """A job as the API gives it out, with what was looked up: its progress, why it waits or is held, its owner."""
+    place = None if found is None else found.place
+    next_try = None if found is None else found.next_try
     counters = job.counters
     return JobView(
         id=job.id,
@@ -73,6 +83,30 @@ def job_view(
         progress=UNSET if progress is None else job_progress_view(progress),
         waiting=waiting or UNSET,
         hold=UNSET if hold is None else hold,
+        queue=UNSET if place is None else _queue_view(place),
+        next_try=UNSET if next_try is None else _next_try_view(job, next_try),
+        owner=UNSET if owner is None else owner,
+    )
+
+
+def _queue_view(place: QueuePlace) -> QueueView:
+    return QueueView(
+        place=len(place.ahead) + 1,
+        behind=list(place.ahead[:NAMED_AHEAD]),
+        other_users=place.other_users,
+        listing=place.listing,
+    )
+
+
+def _next_try_view(job: JobRecord, element: ElementRecord) -> NextTryView | UnsetType:
+    if element.not_before is None or element.failure is None:
+        return UNSET
+    return NextTryView(
+        element=element.id,
+        at=element.not_before.replace(microsecond=0),
+        attempt=element.next_try,
+        max_tries=element.max_tries,
+        failure=failure_view(element.failure, job.type),
     )
 
 
