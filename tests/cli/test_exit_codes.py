@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pdm.workqueue.cli.exit_codes import MEANINGS, ExitCode, exit_codes_text
-from pdm.workqueue.cli.following import exit_code_of_job, failure_lines
+from pdm.workqueue.cli.following import exit_code_of_job, failure_lines, hint_of
 from pdm.workqueue.cli.session import exit_code_of
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
@@ -77,10 +77,35 @@ def test_the_page_documents_each_code() -> None:
     assert all(f"{code.value}  {MEANINGS[code]}" in page for code in ExitCode)
 
 
-def test_failures_are_shown_with_hint_and_without_tricks() -> None:
-    element = failed_element(3, src_filepath="/a\x1b[2Jb")
-    lines = failure_lines([element], total=12)
+def test_failures_are_shown_with_one_hint_a_code_and_without_tricks() -> None:
+    elements = [failed_element(3, src_filepath="/a\x1b[2Jb"), failed_element(4), failed_element(5, "EXISTS")]
+    lines = failure_lines(elements, job_view(status="FAILED", num_failed=12))
     assert lines[0] == r"  7.3  /a\x1b[2Jb"
     assert "NOT_FOUND (source): No such file" in lines[1]
-    assert "Check the path." in lines[2]
-    assert "11 more" in lines[3]
+    assert lines[-3:] == [
+        "  and 9 more: pdm status 7",
+        "  NOT_FOUND: Check the path: list the folder that should contain it.",
+        "  EXISTS: Choose another destination, or allow to overwrite: --overwrite always, or --overwrite different.",
+    ]
+    assert len(lines) == 9
+    assert failure_lines(elements[:1], job_view(num_failed=1))[-1].startswith("  Check the path")
+
+
+@pytest.mark.parametrize(
+    ("code", "type_", "words"),
+    [
+        ("IS_A_DIRECTORY", "REMOVE", "pdm rm -r"),
+        ("EXISTS", "MKDIR", "-p"),
+        ("NOT_FOUND", "MKDIR", "-p"),
+        ("EXISTS", "COPY", "--overwrite different"),
+        ("EXISTS", "RENAME", "--overwrite always."),
+        ("UNSUPPORTED", "COPY", "--verify size"),
+        ("UNSUPPORTED", "LIST", "ask the site"),
+        ("NO_SPACE", "COPY", "'pdm retry 7'"),
+        ("A_WORD_OF_A_LATER_SERVICE", "COPY", "said by the service"),
+    ],
+)
+def test_hints_name_the_options_of_the_command(code: str, type_: str, words: str) -> None:
+    hint = hint_of(code, "said by the service", type_, 7)
+    assert words in hint
+    assert "=" not in hint

@@ -123,7 +123,7 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     owner = caller.subject
     if job.user_id != caller.user_id:
         owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
-    view = job_view(job, progress, waiting + sentences, hold_view(job, first), found, owner)
+    view = job_view(job, progress, waiting + sentences, hold_view(job, first), found=found, owner=owner)
     warning = await _outlasted(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
 
