@@ -127,7 +127,7 @@ def _table(found: Sequence[JobView], names: dict[int, str], width: int | None) -
     header[header.index("SUBMITTED (UTC)")] = "UTC"
     for row, job in zip(rows, found, strict=True):
         row[header.index("BYTES")] = shown_bytes(job.bytes_total)
-        row[header.index("UTC")] = row[header.index("UTC")].removeprefix(f"{datetime.now(UTC):%Y}-")
+        row[header.index("UTC")] = _short_time(job.timestamp)
     for name, nothing in (("FAILED", "0"), ("LABEL", "")):
         column = header.index(name)
         if all(row[column] == nothing for row in rows) or (name == "LABEL" and _room(header, rows, width) < _GOOD_WHAT):
@@ -140,6 +140,14 @@ def _table(found: Sequence[JobView], names: dict[int, str], width: int | None) -
         row[what] = _what(job, names, room)
     flexible = [header.index(name) for name in ("OWNER", "LABEL", "WHAT") if name in header]
     return table(header, rows, right=_numbers(header), width=width, flexible=flexible)
+
+
+def _short_time(moment: datetime) -> str:
+    """``16:05`` today, ``11-28`` this year, ``2025-11`` before."""
+    now, then = datetime.now(UTC), moment.astimezone(UTC)
+    if then.date() == now.date():
+        return f"{then:%H:%M}"
+    return f"{then:%m-%d}" if then.year == now.year else f"{then:%Y-%m}"
 
 
 def _room(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:

@@ -8,7 +8,7 @@ from pdm.workqueue.cli.arguments import format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import print_json
 from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, table
+from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, stdout_table
 from pdm.workqueue.wire.responses import RouteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -46,7 +46,7 @@ def routes(form: str) -> None:
             for route in found
         ]
         head = ["FROM", "TO", "RUNNING", "LIMIT", "MOST", "THROUGHPUT", "SINCE", "WHY"]
-        click.echo(table(head, rows, right=[2, 3, 4, 5]))
+        click.echo(stdout_table(head, rows, right=[2, 3, 4, 5], flexible=[0, 1, 6, 7]))
         return ExitCode.DONE
 
     run(action)

@@ -149,6 +149,13 @@ def terminal_width(stream: TextIO) -> int | None:
         return 80
 
 
+def stdout_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), flexible: Sequence[int] = ()
+) -> str:
+    """A `table` for stdout: on a terminal the flexible columns are made to fit, elsewhere nothing is cut."""
+    return table(header, rows, right, width=terminal_width(sys.stdout), flexible=flexible)
+
+
 #: A column is not made narrower than this, so that something can be read in it.
 _LEAST_COLUMN = 8
 
