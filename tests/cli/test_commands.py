@@ -413,3 +413,28 @@ def test_nobody_listens(service: TestService) -> None:
     assert done.returncode == 5
     assert "cannot be reached" in done.stderr
     assert time.monotonic() - begun < 10
+
+
+def test_the_daemons_log_tells_who_submitted_what_and_how_it_ended(service: TestService, folder: Path) -> None:
+    (folder / "t").mkdir()
+    (folder / "t" / "one").write_bytes(b"12345")
+    done = int(json.loads(pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}", "-F", "json").stdout)["id"])
+    failed = int(json.loads(pdm(service, "rm", "1:/not/there", "-F", "json", code=3).stdout)["id"])
+    waiting = ("--protocol", "dummy", "--option", "dummy.fail=TIMEOUT", "--option", "dummy.fail_times=9")
+    cancelled = submitted(service, "mkdir", "1:/a", *waiting, "--max-tries", "10")
+    while not service.call("admin", "GET", f"/jobs/{cancelled}")[1].get("next_try"):
+        pass
+    for _ in range(2):
+        service.call("admin", "DELETE", f"/jobs/{cancelled}")
+    ends = {
+        done: r"info .* ended DONE: COPY, 2 of 2 elements done, 0 failed, 0 cancelled, 5 bytes in \d+\.\d s$",
+        failed: r"warn .* ended FAILED: REMOVE, 0 of 1 elements done, 1 failed, ",
+        cancelled: r"info .* ended CANCELLED: MKDIR, 0 of 1 elements done, 0 failed, 1 cancelled, ",
+    }
+    lines = service.log_path.read_text().splitlines()
+    for number, end in ends.items():
+        of_job = [line for line in lines if f"job {number} of user 1 " in line]
+        assert len(of_job) == 2, of_job
+        assert re.search(rf"\[request_id=\w+ job={number} subject=.*submitted: \w+ by \w+, site 1", of_job[0])
+        assert re.search(end, of_job[1]), of_job[1]
+    assert any(re.search(r"POST /workqueue/api/v1.0/remove 200 \d+\.\d ms$", line) for line in lines)

@@ -25,6 +25,7 @@ from pdm.workqueue.http.submission import needs_of
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.store import users
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
+from pdm.workqueue.telemetry.job_lines import log_ended
 from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
 from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView
 
@@ -165,12 +166,15 @@ async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
 
     A job that has ended stays as it is and is given out: so the request may be repeated.
     """
+    now = api.clock()
 
     def tell(job: JobRecord) -> None:
+        if job.status.is_final and job.finished_at == now:
+            log_ended(job)
         api.cancelled(job.id)
         api.wake()
 
-    job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, api.clock(), then=tell)
+    job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, now, then=tell)
     return job_view(*await with_progress(api, job))
 
 
