@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pdm.workqueue.cli.exit_codes import MEANINGS, ExitCode, exit_codes_text
 from pdm.workqueue.cli.following import exit_code_of_job, failure_lines, hint_of
-from pdm.workqueue.cli.session import exit_code_of
+from pdm.workqueue.cli.session import exit_code_of, words_of
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
     ConflictError,
@@ -109,3 +111,28 @@ def test_hints_name_the_options_of_the_command(code: str, type_: str, words: str
     hint = hint_of(code, "said by the service", type_, 7)
     assert words in hint
     assert "=" not in hint
+
+
+@pytest.mark.parametrize(
+    ("detail", "pointer", "words"),
+    [
+        (
+            "you have no job 9; GET /jobs lists those you have",
+            None,
+            "you have no job 9; 'pdm jobs' lists those you have",
+        ),
+        ("job 9 has no element 3; GET /jobs/9/elements lists those it has", None, "'pdm status 9' lists those it has"),
+        ("only operators may list the jobs of others", "?user", "only operators may list the jobs of others"),
+        ("not one of never, always", "$.extra_opts.overwrite", "--option overwrite: not one of never, always"),
+        (
+            "there is no site 9; GET /sites lists those there are",
+            "?site",
+            "--site: there is no site 9; 'pdm sites' lists",
+        ),
+        ("too long", "$.src_filepath", "source path: too long"),
+    ],
+)
+def test_refusals_are_said_in_words_of_the_command_line(detail: str, pointer: str | None, words: str) -> None:
+    said = words_of(InvalidRequestError(400, "Not valid", detail, pointer=pointer))
+    assert words in said
+    assert not re.search(r"[$?]|GET", said)

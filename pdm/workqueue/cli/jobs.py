@@ -20,7 +20,7 @@ from pdm.workqueue.cli.following import (
 )
 from pdm.workqueue.cli.places import common_name, user_number
 from pdm.workqueue.cli.progress import shown_fraction
-from pdm.workqueue.cli.session import complain, exit_code_of, run
+from pdm.workqueue.cli.session import complain, exit_code_of, run, words_of
 from pdm.workqueue.cli.text import (
     cut,
     shown_bytes,
@@ -331,7 +331,7 @@ def _each(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int
             try:
                 results.append(await one(client, job_id))
             except WorkqueueClientError as error:
-                complain(f"job {job_id}: {error.what}", error.advice)
+                complain(f"job {job_id}: {words_of(error)}", error.advice)
                 code = code or exit_code_of(error)
         if form == "json":
             print_json(results if len(job_ids) > 1 else results[0] if results else None)
