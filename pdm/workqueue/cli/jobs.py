@@ -215,7 +215,7 @@ def status(job_id: int, form: str) -> None:
             return ExitCode.DONE
         names = {each.id: shown_name(each.name) for each in await client.sites()}
         click.echo(f"job {job.id}  {job.type} {_what(job, names)}")
-        if job.owner and job.owner != (await client.whoami()).subject:
+        if job.owner:
             click.echo(f"owner     {shown_line(job.owner)} (user {job.user_id})")
         if job.label:
             click.echo(f"label     {shown_name(job.label)}")

@@ -142,6 +142,7 @@ _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
             " inside it, then {retry}."
         ),
         (FailureCode.INVALID_NAME, _COPY): "The site cannot store that name: rename it at the source.",
+        (FailureCode.NO_SPACE, _COPY): "Free space or ask for quota at the destination, then {retry}.",
         (FailureCode.UNSUPPORTED, _COPY): "A server cannot do this: copy with {verify}, or ask the site.",
         (FailureCode.UNSUPPORTED, _RENAME): "The server cannot do this: copy it, then remove the source.",
     }

@@ -41,23 +41,40 @@ async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, Job
 
 #: A job that was registered just now is about to be claimed: no look at the queue for it.
 _SETTLING_TIME = timedelta(seconds=1)
+#: However often a job is asked for, its place is looked up no more often; and for so many jobs it is remembered.
+_LOOKS_AGAIN_AFTER, _MOST_REMEMBERED = timedelta(seconds=1), 1000
 
 
-async def why_waiting(api: ApiContext, job: JobRecord, now: datetime) -> tuple[Waiting, list[str]]:
+async def why_waiting(
+    api: ApiContext, job: JobRecord, now: datetime, kept_out: Sequence[str]
+) -> tuple[Waiting, Sequence[str]]:
     """Why a job waits of which nothing runs; nothing for all others.
 
     Args:
         api: what is known.
         job: as it was just found.
         now: the present moment, UTC.
+        kept_out: why it may not begin at all; then its place in the queue means nothing.
 
     Returns:
-        Its place and its next try, and the same in sentences.
+        Its place and its next try, and all reasons in sentences.
     """
     counters = job.counters
-    if counters.running or not counters.submitted or job.cancel_requested or now < job.timestamp + _SETTLING_TIME:
-        return Waiting(None, None), []
+    is_settling = now < job.timestamp + _SETTLING_TIME
+    if kept_out or counters.running or not counters.submitted or job.cancel_requested or is_settling:
+        return Waiting(None, None), kept_out
+    known = api.waiting.get(job.id)
+    if known is not None and known[0] == counters and known[1] <= now < known[1] + _LOOKS_AGAIN_AFTER:
+        return known[2], known[3]
     found = await api.database.read("why a job waits", queue_place.waiting, job, now)
+    sentences = _sentences(api, job, found)
+    if len(api.waiting) >= _MOST_REMEMBERED:
+        api.waiting.clear()
+    api.waiting[job.id] = (counters, now, found, sentences)
+    return found, sentences
+
+
+def _sentences(api: ApiContext, job: JobRecord, found: Waiting) -> list[str]:
     sentences = []
     if found.next_try is not None and found.next_try.not_before is not None:
         element, failure = found.next_try, found.next_try.failure
@@ -69,7 +86,7 @@ async def why_waiting(api: ApiContext, job: JobRecord, now: datetime) -> tuple[W
     if found.place is not None:
         sentences += api.full(job, found.place.listing)
         sentences.append(_place_sentence(found.place))
-    return found, sentences
+    return sentences
 
 
 def _place_sentence(place: QueuePlace) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from msgspec import UNSET, UnsetType
@@ -41,7 +42,7 @@ def whole_seconds(moment: datetime | None) -> datetime | None:
 def job_view(
     job: JobRecord,
     progress: JobProgress | None = None,
-    waiting: list[str] | None = None,
+    waiting: Sequence[str] = (),
     hold: HoldView | None = None,
     found: Waiting | None = None,
     owner: str | None = None,
@@ -81,7 +82,7 @@ def job_view(
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
-        waiting=waiting or UNSET,
+        waiting=list(waiting) or UNSET,
         hold=UNSET if hold is None else hold,
         queue=UNSET if place is None else _queue_view(place),
         next_try=UNSET if next_try is None else _next_try_view(job, next_try),

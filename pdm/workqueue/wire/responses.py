@@ -137,7 +137,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ] = UNSET
     owner: Annotated[
         str | UnsetType,
-        Meta(description="Subject of its user; of one job, and in arrays where an operator asks for jobs of others."),
+        Meta(description="Subject of its user, for operators: of others' jobs, and in arrays that ``user`` asks for."),
     ] = UNSET
 
 

@@ -120,11 +120,11 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     first = None
     if job.counters.held:
         first = await api.database.read("why elements are held", lookups.first_held, job.id)
-    found, sentences = await why_waiting(api, job, api.clock())
-    owner = caller.subject
+    found, sentences = await why_waiting(api, job, api.clock(), waiting)
+    owner = None
     if job.user_id != caller.user_id:
         owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
-    view = job_view(job, progress, waiting + sentences, hold_view(job, first), found=found, owner=owner)
+    view = job_view(job, progress, sentences, hold_view(job, first), found=found, owner=owner)
     warning = await _outlasted(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
 
@@ -151,12 +151,12 @@ async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> 
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
     """The status, how far it is, and what it waits for."""
     job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
-    _, sentences = await why_waiting(api, job, api.clock())
+    _, sentences = await why_waiting(api, job, api.clock(), waiting)
     return JobStatusView(
         jobid=job.id,
         status=job.status.name,
         progress=job_progress_view(progress),
-        waiting=waiting + sentences or UNSET,
+        waiting=list(sentences) or UNSET,
     )
 
 
