@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pdm.workqueue.cli.exit_codes import MEANINGS, ExitCode, exit_codes_text
-from pdm.workqueue.cli.following import exit_code_of_job, failure_lines, hint_of
+from pdm.workqueue.cli.following import WaitingReasons, exit_code_of_job, failure_lines, hint_of
 from pdm.workqueue.cli.session import exit_code_of, words_of
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
@@ -136,3 +136,15 @@ def test_refusals_are_said_in_words_of_the_command_line(detail: str, pointer: st
     said = words_of(InvalidRequestError(400, "Not valid", detail, pointer=pointer))
     assert words in said
     assert not re.search(r"[$?]|GET", said)
+
+
+def test_reasons_are_said_once_a_kind_and_what_is_held_too(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = WaitingReasons(7)
+    for place in (12, 11, 3):
+        reasons.tell(job_view(status="SUBMITTED", num_running=0, waiting=[f"it is number {place} of its user"]))
+    hold = {"count": 1, "code": "CREDENTIAL_EXPIRED", "reason": "the proxy expired.", "hint": "x"}
+    for _ in range(2):
+        reasons.tell(job_view(status="HELD", num_running=0, held=1, hold=hold))
+    first, held = capsys.readouterr().err.splitlines()
+    assert first == "job 7 waits: it is number 12 of its user"
+    assert held.startswith("job 7 is held: the proxy expired. Run 'pdm delegate'")

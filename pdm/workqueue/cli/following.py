@@ -70,14 +70,26 @@ class WaitingReasons:
     def __init__(self, job_id: int) -> None:
         self._job_id = job_id
         self._told: set[str] = set()
+        self._held_told = False
 
     def tell(self, job: JobView) -> None:
         """Look at a job."""
+        if job.status == JobStatus.HELD.name and not self._held_told:
+            self._held_told = True
+            say(_held_line(job))
         for reason in (job.waiting or ()) if is_waiting(job) else ():
             kind = re.sub(r"\d\S*", "", reason)[:_KIND_LENGTH]
             if kind not in self._told:
                 self._told.add(kind)
                 say(f"job {self._job_id} waits: {shown_line(reason)}")
+
+
+def _held_line(job: JobView) -> str:
+    advice = "it needs a valid credential. Run 'pdm delegate', and it goes on by itself."
+    if job.hold:
+        hint = hint_of(job.hold.code, job.hold.hint, job.type, job.id)
+        advice = f"{shown_line(job.hold.reason).rstrip('.')}. {hint}"
+    return f"job {job.id} is held: {advice}"
 
 
 async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, form: str) -> JobView:
@@ -95,11 +107,7 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         nonlocal held
         if job.status == JobStatus.HELD.name and not held:
             held = True
-            advice = "it needs a valid credential. Run 'pdm delegate', and it goes on by itself."
-            if job.hold:
-                hint = hint_of(job.hold.code, job.hold.hint, job.type, job_id)
-                advice = f"{shown_line(job.hold.reason).rstrip('.')}. {hint}"
-            display.say(f"job {job_id} is held: {advice}")
+            display.say(_held_line(job))
         display.show(job)
 
     try:
