@@ -9,11 +9,12 @@ import msgspec
 from twisted.internet.defer import CancelledError
 
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.outcome import SHOWN_SKIPPED, is_partial, outcome_line, skipped_lines
 from pdm.workqueue.cli.progress import display_for_stderr, summary
 from pdm.workqueue.cli.session import say
 from pdm.workqueue.cli.text import shown_json, shown_line, shown_name
 from pdm.workqueue.client.errors import JobTimeoutError
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.wire.responses import ElementView, JobView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
@@ -89,22 +90,26 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
         failures = await client.elements(job.id, status=JobStatus.FAILED, limit=SHOWN_FAILURES)
     if form == "json":
         print_json(job)
-    say(summary(job))
+    head = f"job {job.id} {job.status}"
+    say(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
     for line in failure_lines(failures, job.num_failed):
+        say(line)
+    if job.skipped:
+        for line in skipped_lines(await client.skipped(job.id, limit=SHOWN_SKIPPED), job.skipped):
+            say(line)
+    if line := outcome_line(job):
         say(line)
     return exit_code_of_job(job, failures)
 
 
 def exit_code_of_job(job: JobView, failures: Sequence[ElementView]) -> ExitCode:
     """The exit status for an ended job; `failures` are some of its failed elements."""
-    if job.status == JobStatus.DONE.name:
-        return ExitCode.DONE
     if job.status == JobStatus.CANCELLED.name:
         return ExitCode.CANCELLED
-    # The listing that a copy or a removal begins with is not what was asked for.
-    listed_only = 1 if job.type in (JobType.COPY.name, JobType.REMOVE.name) else 0
-    if job.num_done > listed_only:
+    if is_partial(job):
         return ExitCode.PARTIAL
+    if job.status == JobStatus.DONE.name:
+        return ExitCode.DONE
     codes = {element.failure.code for element in failures if element.failure is not None}
     if len(codes) == 1:
         return _SPECIAL_CODES.get(codes.pop(), ExitCode.FAILED)
@@ -120,7 +125,7 @@ def failure_lines(failures: Sequence[ElementView], total: int) -> list[str]:
             lines.append(f"      {failure.code} ({failure.scope}): {shown_line(failure.message)}")
             lines.append(f"      {shown_line(failure.hint)}")
     if total > len(failures) and failures:
-        lines.append(f"  and {total - len(failures)} more: pdm status {failures[0].job_id}")
+        lines.append(f"  and {total - len(failures)} more: pdm status {failures[0].job_id} --all")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from typing import Any
 
 import click
 from msgspec import UNSET
@@ -17,13 +18,14 @@ from pdm.workqueue.cli.following import (
     print_json,
     report_end,
 )
+from pdm.workqueue.cli.outcome import SHOWN_SKIPPED, skip_words, skipped_lines
 from pdm.workqueue.cli.progress import shown_fraction
 from pdm.workqueue.cli.session import complain, exit_code_of, run
 from pdm.workqueue.cli.text import shown_bytes, shown_duration, shown_line, shown_moment, shown_name, shown_time, table
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.wire.responses import JobView
-from pdm.workqueue.WorkqueueClient import WorkqueueClient
+from pdm.workqueue.WorkqueueClient import Filters, WorkqueueClient
 
 _STATUSES = click.Choice([member.name.lower() for member in JobStatus], case_sensitive=False)
 _TYPES = click.Choice([member.name.lower() for member in JobType], case_sensitive=False)
@@ -104,14 +106,15 @@ def _what(job: JobView, names: dict[int, str]) -> str:
 
 @click.command()
 @click.argument("job_id", metavar="N", type=JOB_NUMBER)
+@click.option("--all", "all_", is_flag=True, help="Name all that failed or was left out, not only the first of it.")
 @format_option
-def status(job_id: int, form: str) -> None:
-    """Show where job N stands, how far it is and how fast it goes, and what failed and why."""
+def status(job_id: int, all_: bool, form: str) -> None:
+    """Show where job N stands, how far it is and how fast it goes, and what failed or was left out and why."""
 
     async def action(client: WorkqueueClient) -> int:
         job = await client.job(job_id)
         if form == "json":
-            print_json(job)
+            print_json(await _with_all(client, job) if all_ else job)
             return ExitCode.DONE
         names = {each.id: shown_name(each.name) for each in await client.sites()}
         click.echo(f"job {job.id}  {job.type} {_what(job, names)}")
@@ -121,7 +124,13 @@ def status(job_id: int, form: str) -> None:
         ended = "" if job.finished_at is None else f", ended {shown_moment(job.finished_at)}"
         click.echo(f"times     submitted {shown_moment(job.timestamp)}{ended}")
         waiting = job.num_new + job.num_submitted - job.held
-        counts = [(job.num_done, "done"), (job.num_running, "running"), (waiting, "waiting"), (job.held, "held")]
+        there = f" ({job.already_there} were there already)" if job.already_there else ""
+        counts = [
+            (job.num_done, f"done{there}"),
+            (job.num_running, "running"),
+            (waiting, "waiting"),
+            (job.held, "held"),
+        ]
         counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
         click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
         if job.hold is not UNSET:
@@ -134,15 +143,45 @@ def status(job_id: int, form: str) -> None:
         for reason in () if job.waiting is UNSET else job.waiting:
             click.echo(f"waits     {shown_line(reason)}")
         if job.skipped:
-            click.echo(f"skipped   {job.skipped} entries of the source: 'pdm status -F json', 'pdm logs {job_id}.0'")
+            words = skip_words(job)
+            click.echo(f"skipped   {job.skipped}{': ' if words else ''}{words}")
+            await _echo_skipped(client, job, all_)
         if job.num_failed:
-            failures = await client.elements(job_id, status=JobStatus.FAILED, limit=_SHOWN_FAILURES)
             click.echo("failed")
-            for line in failure_lines(failures, job.num_failed):
-                click.echo(line)
+            await _echo_failed(client, job, all_)
         return ExitCode.DONE
 
     run(action)
+
+
+async def _with_all(client: WorkqueueClient, job: JobView) -> dict[str, Any]:
+    """A job with all that failed and was left out, for ``-F json``."""
+    failed = [each async for each in client.iterate_elements(job.id, status=JobStatus.FAILED)]
+    return {"job": job, "failed": failed, "skipped": [each async for each in client.iterate_skipped(job.id)]}
+
+
+async def _echo_skipped(client: WorkqueueClient, job: JobView, all_: bool) -> None:
+    if all_:
+        async for entry in client.iterate_skipped(job.id):
+            click.echo(skipped_lines([entry], entry.count)[0])
+        return
+    for line in skipped_lines(await client.skipped(job.id, limit=SHOWN_SKIPPED), job.skipped):
+        click.echo(line)
+
+
+async def _echo_failed(client: WorkqueueClient, job: JobView, all_: bool) -> None:
+    shown, after = 0, -1
+    while shown == 0 or (all_ and shown < job.num_failed):
+        filters: Filters = {"status": JobStatus.FAILED}
+        if after >= 0:
+            filters["after"] = after
+        failures = await client.elements(job.id, limit=_SHOWN_FAILURES, **filters)
+        if not failures:
+            return
+        shown += len(failures)
+        for line in failure_lines(failures, len(failures) if all_ else job.num_failed):
+            click.echo(line)
+        after = failures[-1].id
 
 
 def _progress_lines(job: JobView) -> list[str]:

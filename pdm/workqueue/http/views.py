@@ -14,6 +14,7 @@ from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.store.credentials import CredentialRecord
+from pdm.workqueue.store.listings import Note
 from pdm.workqueue.wire.responses import (
     CredentialView,
     ElementStatusView,
@@ -23,6 +24,7 @@ from pdm.workqueue.wire.responses import (
     JobProgressView,
     JobView,
     RouteView,
+    SkippedView,
     VomsView,
 )
 
@@ -37,8 +39,12 @@ def job_view(
     progress: JobProgress | None = None,
     waiting: list[str] | None = None,
     hold: HoldView | None = None,
+    skipped_by_code: dict[str, int] | None = None,
 ) -> JobView:
-    """A job as the API gives it out, with its progress and why it waits or is held, where that was looked up."""
+    """A job as the API gives it out.
+
+    With its progress, why it waits or is held, and how much it leaves out for which reason, where that was looked up.
+    """
     counters = job.counters
     return JobView(
         id=job.id,
@@ -68,6 +74,9 @@ def job_view(
         num_cancelled=counters.cancelled,
         held=counters.held,
         skipped=job.skipped,
+        skipped_by_code=skipped_by_code or UNSET,
+        already_there=job.already_there,
+        bytes_already_there=job.bytes_already_there,
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
@@ -117,6 +126,20 @@ def failure_view(failure: AttemptFailure) -> FailureView:
     )
 
 
+def skipped_view(job_id: int, note: Note) -> SkippedView:
+    """An entry that is left out, as the API gives it out."""
+    skipped = note.skipped
+    return SkippedView(
+        id=note.number,
+        job_id=job_id,
+        path=skipped.path,
+        type=skipped.type,
+        code=skipped.code,
+        reason=skipped.reason,
+        count=skipped.count,
+    )
+
+
 def element_view(element: ElementRecord) -> ElementView:
     """An element as the API gives it out, its listing left empty."""
     return ElementView(
@@ -132,6 +155,7 @@ def element_view(element: ElementRecord) -> ElementView:
         timestamp=element.timestamp.replace(microsecond=0),
         not_before=whole_seconds(element.not_before),
         checksum=element.checksum,
+        already_there=element.already_there,
         failure=None if element.failure is None or element.status is JobStatus.DONE else failure_view(element.failure),
     )
 
@@ -144,8 +168,10 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
         progress: of its transfer; None if it does not run in this daemon.
     """
     if element.status is not JobStatus.RUNNING:
-        transferred, elapsed = element.transferred, element.elapsed_s
-        average = transferred / elapsed if transferred is not None and elapsed else None
+        # What was there already has not been moved: it has no rate.
+        transferred = 0 if element.already_there else element.transferred
+        elapsed = element.elapsed_s
+        average = transferred / elapsed if transferred is not None and elapsed and not element.already_there else None
         progress = ElementProgress(transferred, None, average, elapsed)
     elif progress is None:
         progress = ElementProgress(None, None, None, None)

@@ -133,6 +133,7 @@ class Entries:
         if self._entries:
             self._tell()
         if unnamed:
+            self._batch.unnamed(self._key, self._path, unnamed)
             self._batch.log(
                 self._key,
                 f"the server does not name {unnamed} of the entries of"
@@ -197,6 +198,7 @@ class _Tree:
         if not is_listed(self._batch.request, there):
             self._batch.entries(self._key, [_entry("", there)])
             return
+        self._batch.root(self._key, first.real_path(bare_url(self._root), there))
         # The root itself: its trouble is that of the whole listing.
         self._folder(first, "")
         self._walk(first)
@@ -293,4 +295,5 @@ def _entry(path: str, thing: Thing) -> list[Any]:
         thing.mtime,
         quote_from_bytes(thing.target, safe="/") if thing.target is not None else None,
         thing.target_kind == "file",
+        thing.target_kind == "directory",
     ]

@@ -80,6 +80,9 @@ class Relay(Storage):
     def look(self, url: str) -> Thing | None:
         return self._side(url).look(url)
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        return self._side(url).real_path(url, there)
+
     def entries(self, url: str) -> Entries:
         return self._side(url).entries(url)
 

@@ -118,6 +118,14 @@ class SftpSide(WakingSide):
             things.append(link._replace(size=size, target=where, target_kind=target.kind))
         return things
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        session, path = self._at(url)
+        try:
+            reader = Reader(session.call(sftp.REALPATH, string(path)).body)
+        except StatusError:
+            return there.target
+        return reader.string() if reader.number() else there.target
+
     def make_directory(self, url: str) -> None:
         session, path = self._at(url)
         try:

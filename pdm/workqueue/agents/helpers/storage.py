@@ -108,6 +108,15 @@ class Storage(abc.ABC):
     def look(self, url: str) -> Thing | None:
         """What is at a URL, links not followed; None if nothing is."""
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        """Absolute path of the directory at a URL, links resolved; None where the server does not tell.
+
+        Args:
+            url: of the directory, or of a link to it.
+            there: what `look` has found at the URL.
+        """
+        return there.target
+
     @abc.abstractmethod
     def entries(self, url: str) -> Entries:
         """Names and things in a directory, as they arrive; never all in memory."""

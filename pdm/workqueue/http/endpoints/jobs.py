@@ -19,14 +19,15 @@ from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.lasting import outlasted_by
+from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.progress import with_progress
 from pdm.workqueue.http.submission import needs_of
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
-from pdm.workqueue.store import jobs
+from pdm.workqueue.store import jobs, listings
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
-from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
-from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView
+from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery, SkippedQuery
+from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView, SkippedView
 
 
 @endpoint(
@@ -111,9 +112,13 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     first = None
     if job.counters.held:
         first = await api.database.read("why elements are held", lookups.first_held, job.id)
-    view = job_view(job, progress, waiting, hold_view(job, first))
+    view = job_view(job, progress, waiting, hold_view(job, first), await _skipped_by_code(api, job))
     warning = await _outlasted(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
+
+
+async def _skipped_by_code(api: ApiContext, job: JobRecord) -> dict[str, int] | None:
+    return await api.database.read("count notes", listings.count_notes, job.id) if job.skipped else None
 
 
 async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
@@ -139,8 +144,31 @@ async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobSta
     """The status, how far it is, and what it waits for."""
     job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
     return JobStatusView(
-        jobid=job.id, status=job.status.name, progress=job_progress_view(progress), waiting=waiting or UNSET
+        jobid=job.id,
+        status=job.status.name,
+        skipped=job.skipped,
+        skipped_by_code=await _skipped_by_code(api, job) or UNSET,
+        already_there=job.already_there,
+        progress=job_progress_view(progress),
+        waiting=waiting or UNSET,
     )
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/skipped",
+    summary="What a job leaves out of its source",
+    query=SkippedQuery,
+    result=list[SkippedView],
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def list_skipped(api: ApiContext, caller: Caller, job_id: int, query: SkippedQuery) -> JsonStream:
+    """Each entry with its reason, in the order in which they were found; all of them, or a page.
+
+    While a listing that failed is repeated, what the attempt before had found is gone.
+    """
+    job = await api.job(job_id, caller.scope)
+    return JsonStream(array(skipped_entries(api, job.id, query.after or 0, query.limit)))
 
 
 @endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))
