@@ -26,6 +26,7 @@ from pdm.workqueue.agents.helpers.storage import (
     StorageError,
     Thing,
     bare_url,
+    link_to_directory,
     parent_url,
     scoped,
     shortened,
@@ -44,9 +45,8 @@ _RESPONSE_END = re.compile(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?response\s{0,8}>")
 _HREF = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?href\s{0,8}>(.*?)</(?:[A-Za-z0-9_.-]{1,32}:)?href\s{0,8}>", re.DOTALL)
 _LENGTH = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?getcontentlength[^>]{0,200}>\s{0,8}([0-9]{1,19})\s{0,8}<")
 _MODIFIED = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?getlastmodified[^>]{0,200}>([^<]{1,100})<")
-_COLLECTION = re.compile(
-    rb"<(?:[A-Za-z0-9_.-]{1,32}:)?collection[^>]{0,200}>|<(?:[A-Za-z0-9_.-]{1,32}:)?iscollection[^>]{0,200}>1<"
-)
+#: Not ``iscollection``: XRootD (5.5) says that of every file that may be executed.
+_COLLECTION = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?collection[^>]{0,200}>")
 _ENTITIES = {"&quot;": '"', "&apos;": "'", "&#39;": "'", "&#34;": '"'}
 _DIGEST = re.compile(r"adler32=([0-9A-Fa-f]{1,8})\b", re.IGNORECASE | re.ASCII)
 _MARKER = re.compile(rb"Stripe Bytes Transferred:\s{0,8}([0-9]{1,19})", re.IGNORECASE)
@@ -117,6 +117,31 @@ class DavSide(Side):
         if not re.search(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?multistatus\s{0,8}>", waiting):
             raise StorageError(f"{url}: the server's listing is cut short", code="CONNECTION", lost=True)
 
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        """XRootD removes no link to a directory and no folder that is not empty: the reasons differ.
+
+        Others (Apache) show no links in listings, but do when asked for one by its name.
+        """
+        if self._client.is_xrootd(url):
+            try:
+                self._client.call("DELETE", bare_url(url), good=(200, 204))
+            except StorageError as trouble:
+                if trouble.errno == errno.ENOTDIR:
+                    return link_to_directory(url)
+                if trouble.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+            return None
+        name = _path(bare_url(url)).rpartition(b"/")[2]
+        if listed or not name:
+            return None
+        try:
+            with contextlib.closing(self.entries(parent_url(url))) as found:
+                if any(one == name for one, _ in found):
+                    return None
+        except StorageError:
+            return None
+        return f"{url} is not shown in the folder above: it may be a symbolic link, so nothing in it was removed"
+
     def make_directory(self, url: str) -> None:
         if self.look(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
@@ -138,6 +163,8 @@ class DavSide(Side):
         if directory:
             with contextlib.closing(self.entries(url)) as entries:
                 if next(entries, None) is not None:
+                    if self._client.is_xrootd(url) and (link := self.link_at(url, listed=True)):
+                        raise StorageError(link, code="UNSUPPORTED")
                     raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
         self._client.call("DELETE", bare_url(url), good=(200, 204))
 

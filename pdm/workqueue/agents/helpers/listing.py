@@ -254,12 +254,26 @@ class _Tree:
         # Each folder has its own time: a tree may take as long as it goes on.
         storage.patience = patience(self._batch.request["limits"], 0)
         entries = Entries(self._batch, self._teller, path, deeper=is_deeper(self._depth, path))
+        looked = self._batch.request.get("follow", True)
         with contextlib.closing(storage.entries(folder_url(self._root, path))) as found:
             for name, thing in found:
+                if not looked and self._is_left_alone(storage, path):
+                    return
+                looked = True
                 entries.add(name, thing)
                 self._remember(entries.folders)
                 entries.folders = []
         entries.end(storage.unnamed)
+
+    def _is_left_alone(self, storage: Storage, path: str) -> bool:
+        """Whether a folder is a link, into which a removal must not descend; raises `StorageError` for the root."""
+        link = storage.link_at(bare_url(folder_url(self._root, path)), listed=bool(path))
+        if link is None:
+            return False
+        if not path:
+            raise StorageError(link, code="UNSUPPORTED")
+        self._batch.log(self._key, link)
+        return True
 
     def _remember(self, folders: list[str]) -> None:
         if not folders:

@@ -86,6 +86,9 @@ class Relay(Storage):
     def entries(self, url: str) -> Entries:
         return self._side(url).entries(url)
 
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        return self._side(url).link_at(url, listed=listed)
+
     def make_directory(self, url: str) -> None:
         self._side(url).make_directory(url)
 
