@@ -105,11 +105,13 @@ def test_what_a_copy_leaves_out_is_told_and_no_copy_is_whole_without_it(service:
     (tree / "file").write_bytes(b"content")
     (tree / "link").symlink_to(tree / "file")
     (tree / "\x1bdangling").symlink_to("nowhere")
-    for number in range(12):
-        (tree / f"folder {number}").symlink_to(folder)
+    for at in range(12):
+        (tree / f"folder {at}").symlink_to(folder)
     place, there = f"1:/{folder.name}", f"2:/{folder.name}"
     done = pdm(service, "cp", f"{place}/tree", f"{there}/new", code=6)
-    number = re.match(r"job (\d+) submitted\n", done.stderr)[1]  # type: ignore[index]
+    found = re.match(r"job (\d+) submitted\n", done.stderr)
+    assert found is not None
+    number = found[1]
     assert f"job {number} DONE, partly  3/3 elements" in done.stderr
     last = "copied 2, already there 0, skipped 13 (1 link that leads nowhere, 12 links to directories), failed 0"
     assert done.stderr.splitlines()[-1] == last
