@@ -276,6 +276,19 @@ def test_a_removal_does_not_follow_links_to_folders(protocol: str, service: Test
         assert "symbolic link to a directory" in _error(service, named)["message"]
 
 
+@pytest.mark.parametrize(("protocol", "warned"), [("ssh", False), ("https", True), ("xroot", True)])
+def test_who_removes_a_tree_is_warned_of_links_before(
+    protocol: str, warned: bool, service: TestService, places: Places
+) -> None:
+    places.put(places.a / "tree" / "file")
+    done = service.pdm("alice", "rm", "-r", f"{protocol}-A:{places.a / 'tree'}")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert ("symbolic links" in lines[0]) == warned
+    assert lines[1 if warned else 0].endswith("submitted")
+    assert lines[-1] == "removed 2, skipped 0, failed 0"
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_files_that_are_there_already_are_counted_apart(protocol: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"
