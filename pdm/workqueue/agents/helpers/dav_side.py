@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 from xml.sax.saxutils import unescape
@@ -136,7 +137,7 @@ class DavSide(Side):
             return None
         try:
             with contextlib.closing(self.entries(parent_url(url))) as found:
-                if any(one == name for one, _ in found):
+                if any(_alike(one) == _alike(name) for one, _ in found):
                     return None
         except StorageError:
             return None
@@ -444,6 +445,11 @@ def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 def _path(url: str) -> bytes:
     return unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])
+
+
+def _alike(name: bytes) -> str:
+    """The same for names that a server which ignores case, or composes letters in its own way, takes for one."""
+    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape")).casefold()
 
 
 def _https(url: str) -> str:
