@@ -73,6 +73,7 @@ _BY_TEXT = (
     ("name too long", errno.ENAMETOOLONG),
     ("too many levels of symbolic links", errno.ELOOP),
     ("read-only", errno.EROFS),
+    ("cross-device link", errno.EXDEV),
 )
 
 
