@@ -109,10 +109,10 @@ class SftpSide(WakingSide):
     def real_path(self, url: str, there: Thing) -> bytes | None:
         session, path = self._at(url)
         try:
-            reader = Reader(session.call(sftp.REALPATH, string(path)).body)
+            names = list(names_of(session.call(sftp.REALPATH, string(path))))
         except StatusError:
             return there.target
-        return reader.string() if reader.number() else there.target
+        return names[0][0] if names else there.target
 
     def make_directory(self, url: str) -> None:
         session, path = self._at(url)
