@@ -43,12 +43,13 @@ from pdm.workqueue.wire.responses import (
     RetriedJobView,
     RouteView,
     SiteView,
+    SkippedView,
     WhoamiView,
 )
 from pdm.workqueue.wire.sites import AuditView, UserView
 
 _T = TypeVar("_T")
-_Numbered = TypeVar("_Numbered", JobView, ElementView)
+_Numbered = TypeVar("_Numbered", JobView, ElementView, SkippedView)
 #: Jobs or elements asked for at a time when all of them are read.
 _PAGE = 500
 
@@ -288,6 +289,17 @@ class WorkqueueClient:
     def element_status(self, job_id: int, element_id: int) -> Deferred[ElementStatusView]:
         """Where an element stands, and how fast it moves."""
         return self._ask(ElementStatusView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/status")
+
+    def skipped(
+        self, job_id: int, *, limit: int | None = None, after: int | None = None
+    ) -> Deferred[Sequence[SkippedView]]:
+        """What a job leaves out of its source, each entry with its reason; at most `limit`."""
+        path = f"/jobs/{job_id:d}/skipped"
+        return self._ask(tuple[SkippedView, ...], "GET", path, query(limit=limit, after=after))
+
+    def iterate_skipped(self, job_id: int) -> AsyncIterator[SkippedView]:
+        """All that a job leaves out of its source, read page by page."""
+        return self._pages(partial(self.skipped, job_id), {})
 
     def output(self, job_id: int) -> Deferred[Sequence[OutputView]]:
         """The latest log (and listing) of each element that has one."""

@@ -100,6 +100,67 @@ def test_a_listing_of_nothing_fails_in_words(service: TestService) -> None:
     assert "Check the path" in done.stderr
 
 
+def test_what_a_copy_leaves_out_is_told_and_no_copy_is_whole_without_it(service: TestService, folder: Path) -> None:
+    tree = folder / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"content")
+    (tree / "link").symlink_to(tree / "file")
+    (tree / "\x1bdangling").symlink_to("nowhere")
+    for at in range(12):
+        (tree / f"folder {at}").symlink_to(folder)
+    place, there = f"1:/{folder.name}", f"2:/{folder.name}"
+    done = pdm(service, "cp", f"{place}/tree", f"{there}/new", code=6)
+    found = re.match(r"job (\d+) submitted\n", done.stderr)
+    assert found is not None
+    number = found[1]
+    assert f"job {number} DONE, partly  3/3 elements" in done.stderr
+    last = "copied 2, already there 0, skipped 13 (1 link that leads nowhere, 12 links to directories), failed 0"
+    assert done.stderr.splitlines()[-1] == last
+    assert f"and 3 more: pdm status {number} --all" in done.stderr
+    status = pdm(service, "status", number).stdout
+    assert "skipped   13: 1 link that leads nowhere, 12 links to directories" in status
+    assert f"and 3 more: pdm status {number} --all" in status
+    shown = pdm(service, "status", number, "--all").stdout
+    for path in tree.iterdir():
+        assert (f"skipped /{folder.name}/tree/{path.name}:".replace("\x1b", r"\x1b") in shown) == (
+            path.name not in ("file", "link")
+        )
+    told = json.loads(pdm(service, "status", number, "--all", "-F", "json").stdout)
+    assert (told["job"]["skipped"], len(told["skipped"]), told["failed"]) == (13, 13, [])
+    pdm(service, "wait", number, code=6)
+
+    again = pdm(service, "cp", f"{place}/tree", f"{there}/new", code=6).stderr
+    assert again.splitlines()[-1] == last.replace("copied 2, already there 0", "copied 0, already there 2")
+    assert "/s" not in again.splitlines()[-1] and "B/s" not in again
+    alone = pdm(service, "cp", f"{place}/tree/link", f"{there}/alone").stderr
+    assert alone.splitlines()[-1] == "copied 1, already there 0, skipped 0, failed 0"
+    missing = pdm(service, "cp", f"{place}/tree/\x1bdangling", f"{there}/none", code=3)
+    assert "NOT_FOUND (source)" in missing.stderr
+
+
+def test_every_failure_can_be_reached(service: TestService, folder: Path) -> None:
+    number = submitted(
+        service,
+        "cp",
+        f"1:/{folder.name}",
+        "2:/b",
+        "--protocol",
+        "dummy",
+        "--option",
+        "dummy.files=60",
+        "--option",
+        "dummy.fail=EXISTS",
+    )
+    (folder / "x").write_bytes(b"")
+    pdm(service, "wait", str(number), code=1)
+    status = pdm(service, "status", str(number)).stdout
+    assert status.count("EXISTS (transfer)") == 50
+    assert f"and 10 more: pdm status {number} --all" in status
+    assert pdm(service, "status", str(number), "--all").stdout.count("EXISTS (transfer)") == 60
+    told = json.loads(pdm(service, "status", str(number), "--all", "-F", "json").stdout)
+    assert len({each["id"] for each in told["failed"]}) == 60
+
+
 def test_a_tree_is_copied_listed_moved_and_removed(service: TestService, folder: Path) -> None:
     (folder / "t" / "empty").mkdir(parents=True)
     (folder / "t" / "-x %41").write_bytes(b"content")

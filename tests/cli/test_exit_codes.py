@@ -8,6 +8,7 @@ import pytest
 
 from pdm.workqueue.cli.exit_codes import MEANINGS, ExitCode, exit_codes_text
 from pdm.workqueue.cli.following import WaitingReasons, exit_code_of_job, failure_lines, hint_of
+from pdm.workqueue.cli.outcome import outcome_line
 from pdm.workqueue.cli.session import exit_code_of, words_of
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
@@ -26,13 +27,17 @@ from pdm.workqueue.client.errors import (
     UnreachableError,
     WorkqueueClientError,
 )
-from tests.client.samples import failed_element, job_view
+from tests.client.samples import failed_element, job_view, progress_of
 
 
 @pytest.mark.parametrize(
     ("job", "codes", "expected"),
     [
         ({"status": "DONE"}, [], 0),
+        ({"status": "DONE", "skipped": 1}, [], 6),
+        ({"status": "DONE", "skipped": 1, "type": "LIST"}, [], 6),
+        # The listing has failed, for a folder is closed; one file was copied.
+        ({"status": "FAILED", "num_done": 1, "progress": progress_of(files_done=1)}, ["PERMISSION_DENIED"], 6),
         ({"status": "CANCELLED", "num_done": 3}, [], 7),
         ({"status": "FAILED", "num_done": 2}, ["EXISTS"], 6),
         ({"status": "FAILED", "num_done": 1}, ["EXISTS"], 1),
@@ -85,7 +90,7 @@ def test_failures_are_shown_with_one_hint_a_code_and_without_tricks() -> None:
     assert lines[0] == r"  7.3  /a\x1b[2Jb"
     assert "NOT_FOUND (source): No such file" in lines[1]
     assert lines[-3:] == [
-        "  and 9 more: pdm status 7",
+        "  and 9 more: pdm status 7 --all",
         "  NOT_FOUND: Check the path: list the folder that should contain it.",
         "  EXISTS: Choose another destination, or allow to overwrite: --overwrite always, or --overwrite different.",
     ]
@@ -148,3 +153,23 @@ def test_reasons_are_said_once_a_kind_and_what_is_held_too(capsys: pytest.Captur
     first, held = capsys.readouterr().err.splitlines()
     assert first == "job 7 waits: it is number 12 of its user"
     assert held.startswith("job 7 is held: the proxy expired. Run 'pdm delegate'")
+
+
+def test_the_last_line_counts_what_was_done_and_what_was_not() -> None:
+    counts = {"LINK_OUTSIDE": 1, "SPECIAL_FILE": 2, "NO_SUCH_CODE_YET": 1}
+    copied = job_view(
+        status="DONE",
+        num_done=5,
+        already_there=1,
+        skipped=4,
+        skipped_by_code=counts,
+        progress=progress_of(files_done=4),
+    )
+    assert outcome_line(copied) == (
+        "copied 3, already there 1, skipped 4 (1 link out of the tree, 2 special files, 1 directory"
+        " (NO_SUCH_CODE_YET)), failed 0"
+    )
+    removed = job_view(type="REMOVE", status="FAILED", num_done=2, num_failed=1, num_cancelled=3)
+    assert outcome_line(removed) == "removed 1, skipped 0, failed 1, cancelled 3"
+    assert outcome_line(job_view(type="RENAME", status="DONE", num_done=1)) == ""
+    assert outcome_line(job_view(type="LIST", status="DONE", skipped=1)) == "skipped 1"

@@ -33,7 +33,7 @@ async def _values(service: Service, owner: str) -> dict[str, Any]:
 
 
 def test_the_table_has_what_it_should() -> None:
-    assert len(PRIVATE) == 15
+    assert len(PRIVATE) == 16
 
 
 @pytest_twisted.ensureDeferred

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import click
 import msgspec
@@ -11,6 +11,7 @@ from msgspec import UNSET
 from twisted.internet.defer import CancelledError
 
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.outcome import SHOWN_SKIPPED, is_partial, outcome_line, skipped_lines
 from pdm.workqueue.cli.progress import display_for_stderr, is_waiting, summary
 from pdm.workqueue.cli.session import say
 from pdm.workqueue.cli.text import shown_json, shown_line, shown_name
@@ -131,22 +132,26 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
         failures = await client.elements(job.id, status=JobStatus.FAILED, limit=SHOWN_FAILURES)
     if form == "json":
         print_json(job)
-    say(summary(job))
+    head = f"job {job.id} {job.status}"
+    say(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
     for line in failure_lines(failures, job):
+        say(line)
+    if job.skipped:
+        for line in skipped_lines(await client.skipped(job.id, limit=SHOWN_SKIPPED), job.skipped):
+            say(line)
+    if line := outcome_line(job):
         say(line)
     return exit_code_of_job(job, failures)
 
 
 def exit_code_of_job(job: JobView, failures: Sequence[ElementView]) -> ExitCode:
     """The exit status for an ended job; `failures` are some of its failed elements."""
-    if job.status == JobStatus.DONE.name:
-        return ExitCode.DONE
     if job.status == JobStatus.CANCELLED.name:
         return ExitCode.CANCELLED
-    # The listing that a copy or a removal begins with is not what was asked for.
-    listed_only = 1 if job.type in (JobType.COPY.name, JobType.REMOVE.name) else 0
-    if job.num_done > listed_only:
+    if is_partial(job):
         return ExitCode.PARTIAL
+    if job.status == JobStatus.DONE.name:
+        return ExitCode.DONE
     codes = {element.failure.code for element in failures if element.failure is not None}
     if len(codes) == 1:
         return _SPECIAL_CODES.get(codes.pop(), ExitCode.FAILED)
@@ -155,21 +160,31 @@ def exit_code_of_job(job: JobView, failures: Sequence[ElementView]) -> ExitCode:
 
 def failure_lines(failures: Sequence[ElementView], job: JobView) -> list[str]:
     """What failed, where and why: two lines an element; how many are not shown; then once for each code what to do."""
-    lines = []
-    hints: dict[str, str] = {}
-    for element in failures:
-        failure = element.failure
-        at_destination = (
-            failure is not None and failure.scope == Scope.DESTINATION and element.dst_filepath is not UNSET
-        )
-        path = element.dst_filepath if at_destination and element.dst_filepath is not UNSET else element.src_filepath
-        lines.append(f"  {element.job_id}.{element.id}  {shown_name(path)}")
-        if failure is not None:
-            lines.append(f"      {failure.code} ({failure.scope}): {shown_line(failure.message)}")
-            hints.setdefault(failure.code, hint_of(failure.code, failure.hint, job.type, job.id))
+    lines = [line for element in failures for line in element_lines(element)]
     if job.num_failed > len(failures) and failures:
-        lines.append(f"  and {job.num_failed - len(failures)} more: pdm status {job.id}")
-    # A hint that two codes share is said once, too.
+        lines.append(f"  and {job.num_failed - len(failures)} more: pdm status {job.id} --all")
+    return lines + hint_lines(failures, job)
+
+
+def element_lines(element: ElementView) -> list[str]:
+    """What failed, where and why."""
+    failure = element.failure
+    at_destination = failure is not None and failure.scope == Scope.DESTINATION and element.dst_filepath is not UNSET
+    path = element.dst_filepath if at_destination and element.dst_filepath is not UNSET else element.src_filepath
+    lines = [f"  {element.job_id}.{element.id}  {shown_name(path)}"]
+    if failure is not None:
+        lines.append(f"      {failure.code} ({failure.scope}): {shown_line(failure.message)}")
+    return lines
+
+
+def hint_lines(failures: Iterable[ElementView], job: JobView) -> list[str]:
+    """What to do about failures: a line for each hint, however many elements and codes have it."""
+    hints = {
+        failure.code: hint_of(failure.code, failure.hint, job.type, job.id)
+        for failure in (element.failure for element in failures)
+        if failure is not None
+    }
+    lines = []
     for hint in dict.fromkeys(hints.values()):
         codes = ", ".join(code for code, its in hints.items() if its == hint)
         lines.append(f"  {hint}" if len(set(hints.values())) == 1 else f"  {codes}: {hint}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 from msgspec import UNSET
@@ -12,12 +13,15 @@ from msgspec import UNSET
 from pdm.workqueue.cli.arguments import DURATION, JOB_NUMBER, MOMENT, format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import (
+    element_lines,
     failure_lines,
     follow,
+    hint_lines,
     hint_of,
     print_json,
     report_end,
 )
+from pdm.workqueue.cli.outcome import SHOWN_SKIPPED, skip_words, skipped_lines
 from pdm.workqueue.cli.places import common_name, user_number
 from pdm.workqueue.cli.progress import shown_fraction
 from pdm.workqueue.cli.session import complain, exit_code_of, run, words_of
@@ -35,7 +39,7 @@ from pdm.workqueue.cli.text import (
 )
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.wire.responses import JobView
+from pdm.workqueue.wire.responses import ElementView, JobView
 from pdm.workqueue.WorkqueueClient import JobFilters, WorkqueueClient
 
 _STATUSES = click.Choice([member.name.lower() for member in JobStatus], case_sensitive=False)
@@ -204,14 +208,15 @@ def _what(job: JobView, names: dict[int, str], width: int | None = None) -> str:
 
 @click.command()
 @click.argument("job_id", metavar="N", type=JOB_NUMBER)
+@click.option("--all", "all_", is_flag=True, help="Name all that failed or was left out, not only the first of it.")
 @format_option
-def status(job_id: int, form: str) -> None:
-    """Show where job N stands, how far it is and how fast it goes, and what failed and why."""
+def status(job_id: int, all_: bool, form: str) -> None:
+    """Show where job N stands, how far it is and how fast it goes, and what failed or was left out and why."""
 
     async def action(client: WorkqueueClient) -> int:
         job = await client.job(job_id)
         if form == "json":
-            print_json(job)
+            print_json(await _with_all(client, job) if all_ else job)
             return ExitCode.DONE
         names = {each.id: shown_name(each.name) for each in await client.sites()}
         click.echo(f"job {job.id}  {job.type} {_what(job, names)}")
@@ -223,7 +228,13 @@ def status(job_id: int, form: str) -> None:
         ended = "" if job.finished_at is None else f", ended {shown_moment(job.finished_at)}"
         click.echo(f"times     submitted {shown_moment(job.timestamp)}{ended}")
         waiting = job.num_new + job.num_submitted - job.held
-        counts = [(job.num_done, "done"), (job.num_running, "running"), (waiting, "waiting"), (job.held, "held")]
+        there = f" ({job.already_there} were there already)" if job.already_there else ""
+        counts = [
+            (job.num_done, f"done{there}"),
+            (job.num_running, "running"),
+            (waiting, "waiting"),
+            (job.held, "held"),
+        ]
         counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
         click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
         if job.hold is not UNSET:
@@ -236,15 +247,47 @@ def status(job_id: int, form: str) -> None:
         for reason in () if job.waiting is UNSET else job.waiting:
             click.echo(f"waits     {shown_line(reason)}")
         if job.skipped:
-            click.echo(f"skipped   {job.skipped} entries of the source: 'pdm status -F json', 'pdm logs {job_id}.0'")
+            words = skip_words(job)
+            click.echo(f"skipped   {job.skipped}{': ' if words else ''}{words}")
+            await _echo_skipped(client, job, all_)
         if job.num_failed:
-            failures = await client.elements(job_id, status=JobStatus.FAILED, limit=_SHOWN_FAILURES)
             click.echo("failed")
-            for line in failure_lines(failures, job):
-                click.echo(line)
+            await _echo_failed(client, job, all_)
         return ExitCode.DONE
 
     run(action)
+
+
+async def _with_all(client: WorkqueueClient, job: JobView) -> dict[str, Any]:
+    """A job with all that failed and was left out, for ``-F json``."""
+    failed = [each async for each in client.iterate_elements(job.id, status=JobStatus.FAILED)]
+    return {"job": job, "failed": failed, "skipped": [each async for each in client.iterate_skipped(job.id)]}
+
+
+async def _echo_skipped(client: WorkqueueClient, job: JobView, all_: bool) -> None:
+    if all_:
+        async for entry in client.iterate_skipped(job.id):
+            click.echo(skipped_lines([entry], entry.count)[0])
+        return
+    for line in skipped_lines(await client.skipped(job.id, limit=SHOWN_SKIPPED), job.skipped):
+        click.echo(line)
+
+
+async def _echo_failed(client: WorkqueueClient, job: JobView, all_: bool) -> None:
+    if not all_:
+        failures = await client.elements(job.id, status=JobStatus.FAILED, limit=_SHOWN_FAILURES)
+        for line in failure_lines(failures, job):
+            click.echo(line)
+        return
+    # One element of each code says what to do about it.
+    examples: dict[str, ElementView] = {}
+    async for element in client.iterate_elements(job.id, status=JobStatus.FAILED):
+        for line in element_lines(element):
+            click.echo(line)
+        if element.failure is not None:
+            examples.setdefault(element.failure.code, element)
+    for line in hint_lines(examples.values(), job):
+        click.echo(line)
 
 
 def _progress_lines(job: JobView) -> list[str]:

@@ -45,6 +45,7 @@ class FailureCode(enum.StrEnum):
     NO_SPACE = "NO_SPACE"
     READ_ONLY = "READ_ONLY"
     UNSUPPORTED = "UNSUPPORTED"
+    SPECIAL_FILE = "SPECIAL_FILE"
     SIZE_CHANGED = "SIZE_CHANGED"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     TIMEOUT = "TIMEOUT"
@@ -92,6 +93,9 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.NO_SPACE: _Meaning(_RETRY, "Free space or ask for quota at the site, then {retry}."),
         FailureCode.READ_ONLY: _Meaning(_GIVE_UP, "The storage is read-only: ask the site when it will take writes."),
         FailureCode.UNSUPPORTED: _Meaning(_GIVE_UP, "The server cannot do this: ask the site."),
+        FailureCode.SPECIAL_FILE: _Meaning(
+            _GIVE_UP, "It is a pipe, a socket or a device, which has no content to copy: name a file or a directory."
+        ),
         FailureCode.SIZE_CHANGED: _Meaning(
             _RETRY, "The source is being written: wait until its writer has ended, then {retry}."
         ),

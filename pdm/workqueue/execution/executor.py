@@ -311,7 +311,8 @@ class Executor:
         options = prepared.options
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
-        return ListingIntake(self.database, self.worker, token, plan, known, agent.pause, agent.resume, self.on_room)
+        hooks = agent.pause, agent.resume, self.on_room
+        return ListingIntake(self.database, self.worker, token, plan, job.src_filepath, known, *hooks)
 
     # -- what was left behind
 

@@ -15,6 +15,7 @@ from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.store.credentials import CredentialRecord
+from pdm.workqueue.store.listings import Note
 from pdm.workqueue.store.queue_place import QueuePlace, Waiting
 from pdm.workqueue.wire.responses import (
     CredentialView,
@@ -27,6 +28,7 @@ from pdm.workqueue.wire.responses import (
     NextTryView,
     QueueView,
     RouteView,
+    SkippedView,
     VomsView,
 )
 
@@ -44,10 +46,14 @@ def job_view(
     progress: JobProgress | None = None,
     waiting: Sequence[str] = (),
     hold: HoldView | None = None,
+    skipped_by_code: dict[str, int] | None = None,
     found: Waiting | None = None,
     owner: str | None = None,
 ) -> JobView:
-    """A job as the API gives it out, with what was looked up: its progress, why it waits or is held, its owner."""
+    """A job as the API gives it out, with what was looked up.
+
+    That is its progress, why it waits or is held, how much it leaves out for which reason, and its owner.
+    """
     place = None if found is None else found.place
     next_try = None if found is None else found.next_try
     counters = job.counters
@@ -79,6 +85,9 @@ def job_view(
         num_cancelled=counters.cancelled,
         held=counters.held,
         skipped=job.skipped,
+        skipped_by_code=skipped_by_code or UNSET,
+        already_there=job.already_there,
+        bytes_already_there=job.bytes_already_there,
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
@@ -153,6 +162,20 @@ def failure_view(failure: AttemptFailure, type_: JobType) -> FailureView:
     )
 
 
+def skipped_view(job_id: int, note: Note) -> SkippedView:
+    """An entry that is left out, as the API gives it out."""
+    skipped = note.skipped
+    return SkippedView(
+        id=note.number,
+        job_id=job_id,
+        path=skipped.path,
+        type=skipped.type,
+        code=skipped.code,
+        reason=skipped.reason,
+        count=skipped.count,
+    )
+
+
 def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
     """An element of a job as the API gives it out, its listing left empty."""
     failure = None if element.status is JobStatus.DONE else element.failure
@@ -169,6 +192,7 @@ def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
         timestamp=element.timestamp.replace(microsecond=0),
         not_before=whole_seconds(element.not_before),
         checksum=element.checksum,
+        already_there=element.already_there,
         failure=None if failure is None else failure_view(failure, job.type),
     )
 
@@ -181,8 +205,10 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
         progress: of its transfer; None if it does not run in this daemon.
     """
     if element.status is not JobStatus.RUNNING:
-        transferred, elapsed = element.transferred, element.elapsed_s
-        average = transferred / elapsed if transferred is not None and elapsed else None
+        # What was there already has not been moved: it has no rate.
+        transferred = 0 if element.already_there else element.transferred
+        elapsed = element.elapsed_s
+        average = transferred / elapsed if transferred is not None and elapsed and not element.already_there else None
         progress = ElementProgress(transferred, None, average, elapsed)
     elif progress is None:
         progress = ElementProgress(None, None, None, None)

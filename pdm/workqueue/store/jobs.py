@@ -173,6 +173,8 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "bytes_total": new.first.size,
         "bytes_done": 0,
         "skipped": 0,
+        "already_there": 0,
+        "bytes_already_there": 0,
         "list_due_at": AT_ONCE if listing else None,
         "work_due_at": None if listing else AT_ONCE,
     }

@@ -23,6 +23,10 @@ WaitingFor = Annotated[
     ),
 ]
 
+SkipCounts = Annotated[
+    dict[str, int], Meta(description="How many entries are left out, by code; of one job that has any, not in arrays.")
+]
+
 #: Directory → names in it.
 Names = dict[str, list[str]]
 
@@ -92,7 +96,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job.
 
     ``num_new`` to ``num_cancelled`` sum to ``num_elements``; elements that are held count as submitted, and once more
-    in ``held``. ``skipped`` are entries of the source that are not carried out (dangling links, sockets ...).
+    in ``held``. ``skipped`` are entries of the source that are left out: links that lead out of the tree, to
+    directories or nowhere, sockets, directories that cannot be listed ...; ``GET /jobs/N/skipped`` names each.
+    ``already_there`` are files that the destination had before; they are among those that are done, and moved no byte.
     """
 
     id: int
@@ -121,6 +127,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     num_cancelled: int
     held: int
     skipped: int
+    skipped_by_code: SkipCounts | UnsetType = UNSET
+    already_there: int = 0
+    bytes_already_there: int = 0
     bytes_total: int
     bytes_done: int
     progress: Annotated[JobProgressView | UnsetType, Meta(description="Of one job; not in arrays.")] = UNSET
@@ -158,6 +167,28 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     target: Annotated[str | UnsetType, Meta(description="Where a link leads.")] = UNSET
 
 
+class SkippedView(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of a job's source that is left out.
+
+    ``id`` grows from one to the next, not by one: ``after`` takes it. ``count`` is more than 1 only of entries that the
+    server counts and does not name: ``path`` is then the directory that holds them.
+    """
+
+    id: int
+    job_id: int
+    path: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["file", "directory", "link", "other", "unknown"]})]
+    code: Annotated[
+        str,
+        Meta(
+            description="Stable word: SPECIAL_FILE, DANGLING_LINK, LINK_TO_DIRECTORY, LINK_OUTSIDE, UNNAMED, or of a"
+            " directory that cannot be listed the code of the failure."
+        ),
+    ]
+    reason: str
+    count: int = 1
+
+
 class NoteView(msgspec.Struct, frozen=True, kw_only=True):
     """An entry that was left out, and why."""
 
@@ -189,6 +220,7 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: datetime
     not_before: Annotated[datetime | None, Meta(description="When a waiting element is tried again.")]
     checksum: str | None
+    already_there: Annotated[bool, Meta(description="Whether the destination had the file before.")] = False
     failure: FailureView | None = field(name="error")
     listing: list[Names] = []
     entries: Entries | UnsetType = UNSET
@@ -222,6 +254,9 @@ class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
 
     jobid: int
     status: StatusName
+    skipped: Annotated[int, Meta(description="Entries of the source that are left out.")] = 0
+    skipped_by_code: SkipCounts | UnsetType = UNSET
+    already_there: Annotated[int, Meta(description="Files that the destination had before.")] = 0
     progress: JobProgressView | UnsetType = UNSET
     waiting: WaitingFor | UnsetType = UNSET
 

@@ -19,15 +19,16 @@ from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.lasting import outlasted_by
+from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.progress import why_waiting, with_progress
 from pdm.workqueue.http.submission import needs_of
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
-from pdm.workqueue.store import users
+from pdm.workqueue.store import listings, users
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
 from pdm.workqueue.telemetry.job_lines import log_ended
-from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
-from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView
+from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery, SkippedQuery
+from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView, SkippedView
 
 
 @endpoint(
@@ -124,9 +125,22 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     owner = None
     if job.user_id != caller.user_id:
         owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
-    view = job_view(job, progress, sentences, hold_view(job, first), found=found, owner=owner)
+    skipped_by_code = await _skipped_by_code(api, job)
+    view = job_view(
+        job,
+        progress,
+        sentences,
+        hold_view(job, first),
+        skipped_by_code=skipped_by_code,
+        found=found,
+        owner=owner,
+    )
     warning = await _outlasted(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
+
+
+async def _skipped_by_code(api: ApiContext, job: JobRecord) -> dict[str, int] | None:
+    return await api.database.read("count notes", listings.count_notes, job.id) if job.skipped else None
 
 
 async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
@@ -155,9 +169,29 @@ async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobSta
     return JobStatusView(
         jobid=job.id,
         status=job.status.name,
+        skipped=job.skipped,
+        skipped_by_code=await _skipped_by_code(api, job) or UNSET,
+        already_there=job.already_there,
         progress=job_progress_view(progress),
         waiting=list(sentences) or UNSET,
     )
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/skipped",
+    summary="What a job leaves out of its source",
+    query=SkippedQuery,
+    result=list[SkippedView],
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def list_skipped(api: ApiContext, caller: Caller, job_id: int, query: SkippedQuery) -> JsonStream:
+    """Each entry with its reason, in the order in which they were found; all of them, or a page.
+
+    While a listing that failed is repeated, what the attempt before had found is gone.
+    """
+    job = await api.job(job_id, caller.scope)
+    return JsonStream(array(skipped_entries(api, job.id, query.after or 0, query.limit)))
 
 
 @endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))
