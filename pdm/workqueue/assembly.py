@@ -241,6 +241,7 @@ class Assembly:
                 self.executor.credentials_changed,
                 self.executor.steer_on,
                 self.executor.resume,
+                self.executor.full,
                 logons=logons,
             ),
             AccessList.read(settings.users),

@@ -306,7 +306,7 @@ def test_the_time_of_day_is_set_and_nothing_stands_still_or_dies(make: Make, tmp
     # Under the library a sleep whose end has passed fails with EINVAL, as may the look at the interpreter.
     for tries_left in (3, 2, 1, 0):
         try:
-            service.start(**faked)
+            service.start(30.0, **faked)
             break
         except GridError as error:
             if "Invalid argument" not in str(error) or not tries_left:

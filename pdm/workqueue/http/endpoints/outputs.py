@@ -100,7 +100,7 @@ async def _log(api: ApiContext, ended: Ended) -> str:
             return f"there is no log: {ended.failure.message}\n"
         raise LogMissingError(
             f"the log of job {ended.job.id}, element {ended.element.id}, attempt {ended.attempt} is gone from disk: "
-            "tell an operator, if it is not old enough to have been tidied away"
+            "old logs are tidied away"
         ) from error
 
 

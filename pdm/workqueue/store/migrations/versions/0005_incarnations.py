@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005_incarnations"
-down_revision = "0003_sites"
+down_revision = "0004_left_out"
 branch_labels = None
 depends_on = None
 
