@@ -6,6 +6,7 @@ Its environment tells the credential (``X509_USER_PROXY``) and the trusted autho
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,22 @@ class _Agent:
         """Carry out what can be done the fast way; returns the items that are left."""
         if self._connections is None:
             return items
-        if batch.request["op"] == "copy":
-            return pipelined_copy.copy(batch, items, self._connections, self._waker)
-        if batch.request["op"] in ("remove", "mkdir"):
-            return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
+        try:
+            if batch.request["op"] == "copy":
+                return pipelined_copy.copy(batch, items, self._connections, self._waker)
+            if batch.request["op"] in ("remove", "mkdir"):
+                return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
+        except Exception:
+            # One item may be to blame, and which is not known here: the careful way fails each by itself.
+            traceback.print_exc()
+            self._connections.drop_all()
+            opened = set(batch.open_keys())
+            items = [item for item in items if item["key"] in opened]
+            for item in items:
+                if batch.request["op"] == "copy":
+                    item["stale"] = [*item["stale"], item["temporary"]]
+                else:
+                    item["again"] = True
         return items
 
     def _list(self, batch: Batch) -> None:

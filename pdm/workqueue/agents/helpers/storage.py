@@ -185,7 +185,8 @@ def joined_url(directory: str, encoded_name: str) -> str:
 
 
 def shortened(text: str, longest: int = 2000) -> str:
-    """The text, its middle left out if it is long."""
+    """The text, its middle left out if it is long; without half surrogates, which no JSON reader takes."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) <= longest:
         return text
     half = (longest - 5) // 2
