@@ -44,6 +44,7 @@ class FailureCode(enum.StrEnum):
     READ_ONLY = "READ_ONLY"
     UNSUPPORTED = "UNSUPPORTED"
     SIZE_CHANGED = "SIZE_CHANGED"
+    CHANGED = "CHANGED"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     TIMEOUT = "TIMEOUT"
     STALLED = "STALLED"
@@ -93,6 +94,9 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.UNSUPPORTED: _Meaning(_GIVE_UP, "The server cannot do this: ask for verify=size, or ask the site."),
         FailureCode.SIZE_CHANGED: _Meaning(
             _RETRY, "The source is being written: wait until its writer has ended, then retry the job."
+        ),
+        FailureCode.CHANGED: _Meaning(
+            _GIVE_UP, "It is not what was listed: look at it, and submit the removal again if it is to go."
         ),
         FailureCode.CHECKSUM_MISMATCH: _Meaning(
             _RETRY, "The bytes arrived damaged and were removed: if it happens again, report it to the site."

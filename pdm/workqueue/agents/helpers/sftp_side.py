@@ -24,7 +24,7 @@ from pdm.workqueue.agents.helpers import sftp_session as sftp
 from pdm.workqueue.agents.helpers.endpoints import credential_at
 from pdm.workqueue.agents.helpers.sftp_session import Reader, SftpSession, StatusError, string
 from pdm.workqueue.agents.helpers.side import Pieces, WakingSide
-from pdm.workqueue.agents.helpers.storage import Entries, Patience, StorageError, Thing
+from pdm.workqueue.agents.helpers.storage import Entries, Patience, StorageError, Thing, Version
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 _READ, _CREATE_NEW = 0x01, 0x02 | 0x08 | 0x20
@@ -169,11 +169,15 @@ class SftpSide(WakingSide):
             raise self._diagnosed(session, error, new) from error
 
     def size(self, url: str) -> int:
+        return self.version(url).size
+
+    def version(self, url: str) -> Version:
         session, path = self._at(url)
         try:
-            return _thing(Reader(session.call(sftp.STAT, string(path)).body)).size
+            there = _thing(Reader(session.call(sftp.STAT, string(path)).body))
         except StatusError as error:
             raise _about(error, path) from error
+        return Version(there.size, there.mtime)
 
     # -- bytes
 
