@@ -63,7 +63,13 @@ class _Copier:
                 item["source"], item["temporary"], item["size"], self._checksums or doubted, arrival.update
             )
             self._batch.log(key, f"transferred to {item['temporary']} in {arrival.elapsed:.3f} s")
-            checksum = self._prove(storage, item, source_sum)
+            try:
+                checksum = self._prove(storage, item, source_sum)
+            except StorageError as error:
+                if error.code == "CHECKSUM_MISMATCH":
+                    # Most likely because the source is being written: then it is not the way that damages bytes.
+                    self._check_version(storage, item, version)
+                raise
             self._check_unchanged(storage, item, version, source_sum, doubted=doubted)
             self._rename(storage, item, checksum)
         except (StoppedError, StorageError) as error:
@@ -167,7 +173,11 @@ class _Copier:
             except StorageError as trouble:
                 if trouble.code != "UNSUPPORTED" or self._checksums:
                     raise
-        if scoped("source", storage.version, source) != version:
+        self._check_version(storage, item, version)
+
+    @staticmethod
+    def _check_version(storage: Storage, item: dict[str, Any], version: Version) -> None:
+        if scoped("source", storage.version, item["source"]) != version:
             raise StorageError(CHANGED, code="SIZE_CHANGED", scope="source")
 
     def _rename(self, storage: Storage, item: dict[str, Any], checksum: str | None) -> None:
