@@ -37,6 +37,7 @@ class Ending(enum.StrEnum):
     CANCELLED = "the job was cancelled"
     STOPPED = "the service stopped"
     LOST = "the lease was lost"
+    LAPSED = "the lease was not renewed in time"
     CREDENTIAL = "the credential that it used was removed or replaced"
 
 
@@ -304,6 +305,9 @@ class RunningBatch:
 
     def _unreported(self, key: int, why: str) -> None:
         attempt = self._open[key]
+        if self._agent is not None and self._agent.lease_over and self._ending is None:
+            # It has stopped by itself, and knows of no fault of the element.
+            self._ending = Ending.LAPSED
         # Its transfer may have left something behind: that is looked after before anything else happens there. That it
         # was begun may be among what the agent had no time to tell.
         residue = self._turn_at is not None and self.batch.type is JobType.COPY

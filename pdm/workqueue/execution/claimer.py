@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from pdm.workqueue.agents.pool import boot_seconds
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.turns import Turns
@@ -62,11 +63,13 @@ class Claimer:
     _log: Logger = field(factory=Logger)
 
     async def start(self) -> None:
+        began = boot_seconds()
         back = await self.database.run(
             "register a worker", claims.register_worker, self.worker, self.clock(), self.lease_s
         )
         if back:
             self._log.info("{count} elements of the last run go back to the queue", count=back)
+        self.executor.pool.hold_lease(began + self.lease_s)
         self._turns = {types: Turns() for types in (_LISTINGS, _OTHERS)}
         await self._weigh()
         self._renewer = Periodic(self.reactor, "renew the lease", self.lease_s / 3, self._renew)
@@ -209,14 +212,16 @@ class Claimer:
             timer.cancel()
 
     async def _renew(self) -> None:
-        now = self.clock()
+        now, began = self.clock(), boot_seconds()
         renewal = await self.database.run("renew the lease", claims.renew, self.worker, now, self.lease_s)
         if renewal.lost:
             self._log.error("the lease of {worker} ran out; what it ran is given up", worker=self.worker)
             await self.executor.end_all(Ending.LOST)
+            began = boot_seconds()
             await self.database.run(
                 "register a worker", claims.register_worker, self.worker, self.clock(), self.lease_s
             )
+        self.executor.pool.hold_lease(began + self.lease_s)
         for job_id in renewal.cancelled_jobs:
             self.executor.cancel(job_id)
         released = await self.database.run("release expired claims", claims.release_expired, now)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower, LeaseOverError
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
@@ -240,6 +240,9 @@ class Executor:
             self._note_seconds(running)
         except NotPossibleError as error:
             running.refuse(error.failure)
+        except LeaseOverError:
+            running.end(Ending.LAPSED)
+            running.drop()
         except AgentStartError as error:
             self._refuse(running, FailureCode.CRASHED, str(error))
         except Exception as error:
