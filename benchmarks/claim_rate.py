@@ -29,6 +29,7 @@ from pdm.workqueue.store import claims, jobs, schema, users
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 
 _WORKER = "benchmark"
+_IDENTITY = claims.WorkerIdentity(_WORKER, _WORKER)
 _LEASE_S = 86_400.0
 _BATCHES, _BATCH_ELEMENTS = 4, 50
 _ADDED_AT_ONCE = 1000
@@ -65,7 +66,7 @@ class Queue:
         create_sqlite_file(queue.engine)
         queue.transact(lambda session: schema.migrate(session.connection()))
         user = queue.transact(lambda session: users.register(session, "/DC=bench/CN=user", "user", _now())).id
-        queue.transact(lambda session: claims.register_worker(session, _WORKER, _now(), _LEASE_S))
+        queue.transact(lambda session: claims.register_worker(session, _IDENTITY, _now(), _LEASE_S))
         for _ in range(job_count):
             queue.transact(lambda session: jobs.submit(session, _new_job(user), None, _now()))
         lanes = claims.ClaimLimits(job_count, job_count, 1, 1, frozenset({JobType.LIST}))

@@ -29,6 +29,7 @@ __all__ = [
     "JobElement",
     "Attempt",
     "Worker",
+    "KeyCheck",
     "ListingChunk",
     "ListingNotes",
     "Credential",
@@ -194,13 +195,32 @@ class JobElement(Base):
 
 
 class Worker(Base):
-    """A daemon that claims. ``lease_until`` is null once its lease was taken away."""
+    """A daemon that claims.
+
+    Attributes:
+        lease_until: null once its lease was taken away.
+        incarnation: the start of the daemon that has the lease; each start takes a new one.
+        instance: what only one state folder has; see `pdm.workqueue.store.leases.WorkerIdentity`.
+        host: where it runs, for the operator.
+    """
 
     __tablename__ = "workers"
 
     id: Mapped[int] = mapped_column(Key, primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     lease_until: Mapped[datetime | None]
+    incarnation: Mapped[str | None] = mapped_column(String(64))
+    instance: Mapped[str | None] = mapped_column(String(256))
+    host: Mapped[str | None] = mapped_column(String(256))
+
+
+class KeyCheck(Base):
+    """One row: something encrypted with the key of the credentials, by which a daemon with another key is found."""
+
+    __tablename__ = "key_checks"
+
+    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
+    secret: Mapped[bytes]
 
 
 class Attempt(Base):

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from attrs import evolve
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
@@ -22,19 +23,20 @@ from twisted.logger import Logger
 import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
-from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.credential_files import CredentialFiles, CredentialFilesError
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem_files import CertificateFilesError
 from pdm.workqueue.certificates.server_tls import ServerTls
 from pdm.workqueue.certificates.site_trust import TrustFolders
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.ini import ConfigError
-from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.config.settings import DatabaseSettings, Settings
 from pdm.workqueue.domain.breaker import BreakerPolicy
 from pdm.workqueue.domain.credentials import Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.batch import Ending
 from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import SiteCheck
 from pdm.workqueue.execution.claimer import Claimer
@@ -42,20 +44,25 @@ from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.health import SiteHealth
 from pdm.workqueue.execution.housekeeping import Housekeeping
+from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.execution.streams import StreamLimits, Streams
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.instance_lock import InstanceLockedError, lock_instance
-from pdm.workqueue.logstore.files import LogStore
+from pdm.workqueue.http.logon_guard import LogonGuard
+from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance
+from pdm.workqueue.logstore.files import LogRef, LogStore
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store.database import Database, DatabaseUnusableError
+from pdm.workqueue.store.claims import WorkerIdentity
+from pdm.workqueue.store.credentials import change_key_check, key_check
+from pdm.workqueue.store.database import Database, DatabaseTimeouts, DatabaseUnusableError
 from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.telemetry.clocks import ClockWatch, SteadyUtc
 from pdm.workqueue.telemetry.reactor_lag import ReactorLag
 from pdm.workqueue.wire.agent_messages import Limits
 from pdm.workqueue.WorkqueueService import WorkqueueService
@@ -63,31 +70,24 @@ from pdm.workqueue.WorkqueueService import WorkqueueService
 _T = TypeVar("_T")
 
 _BACKLOG = 1024
+#: What is kept in the database, sealed, to find a daemon that has another key.
+_KEY_CHECK, _KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
 #: A site that is back is found within so many seconds, however long it was away.
 _LONGEST_SITE_PAUSE_S = 120.0
 #: What `start` steps raise when the operator can mend it; each has a text of one line.
 EXPECTED = (
     ConfigError,
     CertificateFilesError,
+    CredentialFilesError,
     VaultError,
     InstanceLockedError,
+    LeaseTakenError,
     DatabaseUnusableError,
     CannotListenError,
     OSError,
 )
 #: Where the helpers' interpreter finds this package.
 _PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
-
-
-def check(settings: Settings) -> None:
-    """Read everything that the configuration names, and change nothing.
-
-    Raises:
-        ConfigError: something is missing or wrong.
-    """
-    SiteRegistry.read(settings.sites.folder)
-    AccessList.read(settings.users)
-    _server_tls(settings)
 
 
 class Assembly:
@@ -109,11 +109,24 @@ class Assembly:
         self.url = ""
 
         queue, agents = settings.queue, settings.agents
-        worker = worker_name(settings.state.folder)
+        self._database_lock_fd: int | None = None
+        worker = secrets.token_hex(16)
         self.sites = SiteRegistry.read(settings.sites.folder)
-        self.tls = _server_tls(settings)
-        self.database = Database.open(settings.database.url, reactor, threads=settings.database.threads)
+        self.tls = server_tls(settings)
+        self.database = Database.open(
+            settings.database.url, reactor, settings.database.threads, _timeouts(settings.database)
+        )
         self.logs = LogStore(reactor, settings.logs.folder, settings.logs.head_bytes, settings.logs.tail_bytes)
+        self.lease = Lease(
+            reactor,
+            self.database,
+            WorkerIdentity(
+                worker_name(settings.state.folder), worker, host=f"{socket.gethostname()}, pid {os.getpid()}"
+            ),
+            utc_now,
+            queue.lease_s,
+            lambda job, token: self.logs.is_begun(LogRef(job.log_uid, token.element_id, token.attempt)),
+        )
         self.vault = Vault.open(settings.credentials.key_file)
         files = CredentialFiles(settings.credentials.folder)
         credentials = Credentials(self.database, self.vault, files)
@@ -149,7 +162,7 @@ class Assembly:
                 queue.job_limit,
             ),
             self.sites,
-            utc_now,
+            SteadyUtc(),
         )
         limits = Limits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
         access = Access(
@@ -189,14 +202,23 @@ class Assembly:
             reactor,
             self.database,
             self.executor,
-            worker,
             utc_now,
             queue.batch_elements,
             queue.batch_bytes,
             queue.poll_interval_s,
-            queue.lease_s,
+            self.lease,
             settings.users.weights,
         )
+        self.lease.serves(
+            known=lambda: self.executor.attempts() | settler.attempts(),
+            claims_over=self.claimer.claims_over,
+            on_lost=partial(self.executor.end_all, Ending.LOST),
+            on_cancelled=self.executor.cancel,
+            on_work=self._wake,
+        )
+        self.lease.on_renewed.append(self.pool.hold_lease)
+        logons = LogonGuard()
+        clock_watch = ClockWatch(reactor, (health.clock_was_set, self.claimer.clock_was_set, logons.clock_was_set))
         self.api = WorkqueueService(
             ApiContext(
                 self.database,
@@ -220,6 +242,7 @@ class Assembly:
                 self.executor.credentials_changed,
                 self.executor.steer_on,
                 self.executor.resume,
+                logons=logons,
             ),
             AccessList.read(settings.users),
         )
@@ -228,8 +251,10 @@ class Assembly:
         self.lag = ReactorLag(reactor)
         housekeeping = Housekeeping(reactor, self.database, utc_now)
 
-        services.add("instance lock", self._lock, _nothing)
+        services.add("instance lock", self._lock, _nothing, interruptible=True)
         services.add("database", self.database.start, self.database.stop)
+        services.add("lease", self.lease.start, self.lease.stop, interruptible=True)
+        services.add("key of the credentials", self._check_key, _nothing)
         services.add("credential files", lambda: _swept(files), lambda: _swept(files))
         services.add("folders of authorities", partial(in_thread, trust.sweep), _nothing)
         services.add("sites", self.catalogue.start, self.catalogue.stop)
@@ -238,6 +263,7 @@ class Assembly:
         services.add("settler", _nothing, settler.drained)
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
+        services.add("clock", clock_watch.start, clock_watch.stop)
         services.add("tls refresh", tls_refresher.start, tls_refresher.stop)
         services.add("housekeeping", housekeeping.start, housekeeping.stop)
         # It begins when all is ready: what the start itself takes holds up nobody.
@@ -248,6 +274,28 @@ class Assembly:
 
     async def _lock(self) -> None:
         self._lock_fd = await in_thread(lock_instance, self._settings.state.folder)
+        if self.database.file is not None:
+            self._database_lock_fd = await in_thread(lock_database, self.database.file)
+        self.lease.worker = evolve(self.lease.worker, instance=instance_mark(self._lock_fd))
+
+    async def _check_key(self) -> None:
+        sealed = self.vault.seal(_KEY_CHECK, _KEY_CHECK_CONTEXT)
+        present, may_change = await self.database.run("check the key", key_check, sealed, self.lease.worker.incarnation)
+        try:
+            self.vault.unseal(present, _KEY_CHECK_CONTEXT)
+        except VaultError as error:
+            if not may_change:
+                raise VaultError(
+                    f"the key file {self.vault.path} does not open the credentials in this database, which another "
+                    "key has sealed: restore that key file, or copy it from the daemon that shares the database"
+                ) from error
+            self._log.warn("the key of the credentials was changed while none was stored")
+            await self.database.run("change the key", change_key_check, sealed)
+
+    def give_up(self) -> None:
+        """The stop takes too long: have the database fail what waits for it."""
+        self._log.error("the database does not take what is left; it is given up")
+        self.database.give_up()
 
     def _listen(self) -> None:
         server = self._settings.server
@@ -290,7 +338,11 @@ class Assembly:
             environment["LD_LIBRARY_PATH"] = agents.library_path
         python = str(agents.python)
         return AgentCommand(
-            kind.helper.rpartition(".")[2], [python, "-m", kind.helper], environment, lock_fd=self._lock_fd
+            kind.helper.rpartition(".")[2],
+            # The folder tells whose helper it is: of a dead daemon, `lock_instance` ends those that hang.
+            [python, "-m", kind.helper, str(self._settings.state.folder)],
+            environment,
+            lock_fd=self._lock_fd,
         )
 
 
@@ -321,7 +373,22 @@ def worker_name(state_folder: Path) -> str:
     return name
 
 
-def _server_tls(settings: Settings) -> ServerTls:
+def _timeouts(settings: DatabaseSettings) -> DatabaseTimeouts:
+    return DatabaseTimeouts(
+        settings.connect_timeout_s,
+        settings.lock_timeout_s,
+        settings.statement_timeout_s,
+        settings.idle_timeout_s,
+        settings.network_timeout_s,
+    )
+
+
+def server_tls(settings: Settings) -> ServerTls:
+    """TLS of the listener, from the files that the settings name.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+    """
     tls = settings.tls
     try:
         return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl)

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from pdm.workqueue.client.settings import ClientSettings
+from pdm.workqueue.telemetry.clocks import steady
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _P = ParamSpec("_P")
@@ -83,6 +84,7 @@ class _ReactorThread:
 
     def _start(self, reactor: Any) -> None:
         started = threading.Event()
+        steady(reactor)
         reactor.callWhenRunning(started.set)
         thread = threading.Thread(
             target=reactor.run, kwargs={"installSignalHandlers": False}, name="pdm-reactor", daemon=True

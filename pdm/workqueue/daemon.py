@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +20,7 @@ from twisted.python.failure import Failure
 from pdm.workqueue.config.reading import ConfigError, read
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.services import OrderedServices
+from pdm.workqueue.telemetry.clocks import steady
 from pdm.workqueue.telemetry.logging import capture_stdlib, log_observer
 
 if TYPE_CHECKING:
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
+#: After the database was given up, a stop that still does not end is cut off.
+_LAST_PATIENCE_S = 10.0
+#: prctl(2)
+_PR_SET_DUMPABLE = 4
 #: A tenth of what Python has by default.
 _SWITCH_INTERVAL_S = 0.0005
 
@@ -51,14 +59,24 @@ def makeService(options: Options) -> OrderedServices:
     Raises:
         SystemExit: the configuration is wrong, or was only to be checked.
     """
+    # Until the reactor has its own: nothing is begun yet that would have to be ended.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+    _leave_no_core()
     # These import SQLAlchemy, OpenSSL and more: "twistd --help" must not wait for them.
     from twisted.internet import reactor
 
-    from pdm.workqueue.assembly import EXPECTED, Assembly, check
+    steady(reactor)
+    from pdm.workqueue.assembly import EXPECTED, Assembly
+    from pdm.workqueue.startup_checks import problems
 
     try:
         settings = read(Path(options["config"]))
-        check(settings)
+        found = problems(settings, database=bool(options["check-config"]))
+        if found:
+            for problem in found:
+                _tell_operator(problem)
+            raise SystemExit(1)
         if options["check-config"]:
             sys.stdout.write(f"{options['config']}: the configuration is good\n")
             raise SystemExit(0)
@@ -73,6 +91,14 @@ def makeService(options: Options) -> OrderedServices:
     return daemon
 
 
+def _leave_no_core() -> None:
+    """Neither this process nor its helpers leave an image of their memory, with keys in it, on a disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, AttributeError):
+        # The limit does not hold for a program that collects the images.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 class Daemon(OrderedServices):
     """The parts under twistd: its log, its signals, its ready line, its exit status."""
 
@@ -83,6 +109,7 @@ class Daemon(OrderedServices):
         self._reactor = reactor
         self._settings = settings
         self._expected = expected
+        self._stopping = False
         self._observer = log_observer(settings.logs)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -107,7 +134,23 @@ class Daemon(OrderedServices):
 
     def stopService(self) -> Deferred[None]:
         _log.info("stopping")
-        return super().stopService()
+        patience_s = self._settings.database.stop_timeout_s
+        timers = [
+            self._reactor.callLater(patience_s, self.assembly.give_up),
+            self._reactor.callLater(patience_s + _LAST_PATIENCE_S, self._cut_off),
+        ]
+
+        def ended(result: Any) -> Any:
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
+            return result
+
+        return super().stopService().addBoth(ended)
+
+    def _cut_off(self) -> None:
+        _log.error("the stop does not end; it is cut off")
+        _leave_with_failure()
 
     def _ready(self) -> None:
         # What the modules and the start have made stays for good. To walk through it again and again, looking for
@@ -122,6 +165,9 @@ class Daemon(OrderedServices):
             sys.__stdout__.flush()
 
     def _failed(self, failure: Failure) -> None:
+        if self._stopping:
+            _log.info("the start was broken off: {why}", why=failure.getErrorMessage())
+            return
         if failure.check(*self._expected):
             _tell_operator(f"cannot start: {failure.value}")
         else:
@@ -132,7 +178,10 @@ class Daemon(OrderedServices):
         self._stop_reactor()
 
     def _stop_reactor(self) -> None:
-        if self._reactor.running:
+        if self._stopping:
+            _log.info("stopping already; SIGKILL ends what does not wait")
+        elif self._reactor.running:
+            self._stopping = True
             self._reactor.stop()
 
 

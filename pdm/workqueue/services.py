@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from attrs import frozen
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -15,11 +15,15 @@ Step = Callable[[], Awaitable[None] | None]
 
 @frozen
 class Part:
-    """One part of the daemon: its name for the log, how it starts, how it stops."""
+    """One part of the daemon: its name for the log, how it starts, how it stops.
+
+    A start that is interruptible may be cancelled, and leaves nothing to stop then.
+    """
 
     name: str
     start: Step
     stop: Step
+    interruptible: bool
 
 
 async def _taken(step: Step) -> None:
@@ -47,11 +51,12 @@ class OrderedServices(Service):
         self._parts: list[Part] = []
         self._started: list[Part] = []
         self._stop_asked = False
+        self._interruptible: Deferred[None] | None = None
         self._start_ended: Deferred[None] = Deferred()
 
-    def add(self, name: str, start: Step, stop: Step) -> None:
+    def add(self, name: str, start: Step, stop: Step, *, interruptible: bool = False) -> None:
         """Add a part; it starts after those added before it."""
-        self._parts.append(Part(name, start, stop))
+        self._parts.append(Part(name, start, stop, interruptible))
 
     def startService(self) -> None:
         super().startService()
@@ -61,9 +66,11 @@ class OrderedServices(Service):
         starting.addBoth(lambda _: self._start_ended.callback(None))
 
     def stopService(self) -> Deferred[None]:
-        """Stop what has started; a start that is going on ends with the part it is at."""
+        """Stop what has started; a start that is going on ends with the part it is at, or before."""
         super().stopService()
         self._stop_asked = True
+        if self._interruptible is not None:
+            self._interruptible.cancel()
         return Deferred.fromCoroutine(self._stop())
 
     async def _start(self) -> None:
@@ -71,10 +78,17 @@ class OrderedServices(Service):
             if self._stop_asked:
                 return
             try:
-                await _taken(part.start)
+                starting = Deferred.fromCoroutine(_taken(part.start))
+                if part.interruptible:
+                    self._interruptible = starting
+                await starting
+            except CancelledError:
+                # Only a stop cancels; it stops what had started.
+                return
             except BaseException:
                 await self._stop_started()
                 raise
+            self._interruptible = None
             self._started.append(part)
         if not self._stop_asked:
             self._on_ready()

@@ -91,8 +91,25 @@ async def test_a_service_that_keeps_cutting_is_given_up(server: FaultServer, cli
 async def test_silence_ends_after_the_timeout_and_is_not_repeated(server: FaultServer, client_of: Make) -> None:
     server.behaviours[:] = [server.silent]
     with pytest.raises(NoAnswerError, match=r"did not answer within 0\.5 s"):
-        await client_of(server.url, timeout_s=0.5).copy(1, "/a", 2, "/b")
+        await client_of(server.url, timeout_s=0.5).job(7)
     assert len(server.seen) == 1
+
+
+@ensure
+async def test_a_submission_that_is_not_answered_is_sent_once_more_with_its_key(
+    server: FaultServer, client_of: Make
+) -> None:
+    """It may have been registered: who types the command again would have two."""
+    server.behaviours[:] = [server.silent, answer("200 OK", JOB)]
+    job = await client_of(server.url, timeout_s=0.5).copy(1, "/a", 2, "/b")
+    assert job.id
+    first, second = (seen.headers["idempotency-key"] for seen in server.seen)
+    assert first == second
+    server.seen.clear()
+    server.behaviours[:] = [server.silent]
+    with pytest.raises(NoAnswerError, match="may have been done"):
+        await client_of(server.url, timeout_s=0.5).copy(1, "/a", 2, "/b")
+    assert len(server.seen) == 2
 
 
 @ensure

@@ -188,7 +188,8 @@ class Service:
         site = WorkqueueService(context, AccessList.read(self.users)).site(reactor)
         port = reactor.listenTCP(0, tls.wrap(site), interface="127.0.0.1")
         self._parts.update(database=database, logs=logs, context=context, site=site, port=port)
-        await database.run("register a worker", claims.register_worker, "worker", self.now(), 3600.0)
+        worker = claims.WorkerIdentity("worker", "worker")
+        await database.run("register a worker", claims.register_worker, worker, self.now(), 3600.0)
 
     async def stop(self) -> None:
         for pool in self._pools:

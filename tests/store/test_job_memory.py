@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement, Token, Verdict
 from pdm.workqueue.store import claims, jobs, users
-from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.store.claims import ClaimLimits, WorkerIdentity
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.job_memory import LONGEST_TEXT, JobMemory
 from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, new_job
@@ -26,6 +26,7 @@ from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, new_job
 # What mypy knows of it is less than what it can do.
 reactor: Any = _reactor
 
+_WORKER = WorkerIdentity("w", "w")
 _LIMITS = ClaimLimits(elements=1000, batches=10, batch_elements=100, batch_bytes=2**40)
 
 
@@ -88,7 +89,7 @@ async def test_memory_is_what_the_database_says_after_every_change(
         assert {name: getattr(known, name) for name in expected} == expected
 
     await check(status=JobStatus.SUBMITTED)
-    await database.run("register", claims.register_worker, "w", START, LEASE_S)
+    await database.run("register", claims.register_worker, _WORKER, START, LEASE_S)
     (listing,) = await _claim(database)
     await check(status=JobStatus.RUNNING)
     files = [NewElement(JobType.COPY, f"a/{n}", f"b/{n}", size=7) for n in range(4)]
@@ -107,7 +108,9 @@ async def test_memory_is_what_the_database_says_after_every_change(
     await database.run("resume", claims.resume_held, job.user_id, START)
     await check(status=JobStatus.RUNNING)
     # A daemon that comes back under its name gives up what it ran.
-    assert await database.run("register", claims.register_worker, "w", START, LEASE_S) == 1
+    assert await database.run("register", claims.register_worker, _WORKER, START, LEASE_S) == claims.Registration(
+        back=1
+    )
     await check(status=JobStatus.RUNNING)
     await database.run("cancel", jobs.cancel, job.id, START + timedelta(seconds=9))
     await check(status=JobStatus.CANCELLED, cancel_requested=True, finished_at=START + timedelta(seconds=9))

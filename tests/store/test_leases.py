@@ -80,7 +80,7 @@ def test_who_registers_again_runs_nothing(store: Store) -> None:
     store.worker()
     job = store.submit(store.user())
     store.claim()
-    assert store.run(claims.register_worker, "w", store.now, LEASE_S) == 1
+    assert store.register().back == 1
     assert store.element(job.id, 0).status is JobStatus.SUBMITTED
 
 

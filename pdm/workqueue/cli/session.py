@@ -27,6 +27,7 @@ from pdm.workqueue.client.errors import (
     WorkqueueClientError,
 )
 from pdm.workqueue.client.settings import find_settings
+from pdm.workqueue.telemetry.clocks import steady
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 #: What a command does with the client; it returns the exit status.
@@ -66,7 +67,12 @@ def exit_code_of(error: WorkqueueClientError) -> ExitCode:
 
 def run(action: Action) -> NoReturn:
     """Carry out a command with a client made from the environment, and leave the process with its exit status."""
-    react(lambda reactor: Deferred.fromCoroutine(_run(reactor, action)))
+
+    def begin(reactor: Any) -> Deferred[NoReturn]:
+        steady(reactor)
+        return Deferred.fromCoroutine(_run(reactor, action))
+
+    react(begin)
 
 
 async def _run(reactor: Any, action: Action) -> NoReturn:

@@ -41,6 +41,7 @@ API = "/workqueue/api/v1.0"
 
 #: Seconds before the second, third ... try of a request whose connection broke.
 _PAUSES_S = (0.2, 1.0, 3.0)
+_MAYBE_DONE = "What it asked for may have been done all the same: look before you ask for it again."
 #: The service may ask for a longer pause than ours, up to this.
 _LONGEST_PAUSE_S = 10.0
 _BROKEN = (
@@ -93,7 +94,8 @@ class Connection:
         """Send a request and return the body of the answer.
 
         When the connection breaks, or the service says "not now", a request that changes nothing when repeated is
-        sent again: each but a POST without a key.
+        sent again: each but a POST without a key. One that is not answered in time is sent again only if it has a key,
+        and once: what it asked for may have been done, and the repetition finds that.
 
         Args:
             method: of HTTP.
@@ -111,12 +113,16 @@ class Connection:
             headers.setRawHeaders("Content-Type", [content_type])
         if key is not None:
             headers.setRawHeaders("Idempotency-Key", [key])
-        sent_before = False
+        sent_before = timed_out = False
         for pause in self._pauses_s if key is not None or method != "POST" else ():
             try:
                 return await self._send(method, path, query, body, headers)
-            except NoAnswerError:
-                raise
+            except NoAnswerError as error:
+                if key is None:
+                    raise
+                if timed_out:
+                    raise NoAnswerError(error.what, _MAYBE_DONE) from error
+                timed_out = sent_before = True
             except TemporaryRefusalError as error:
                 asked_s = error.retry_after_s or 0.0
                 if asked_s > _LONGEST_PAUSE_S:

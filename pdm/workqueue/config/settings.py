@@ -58,6 +58,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         connections: at once; when there are more, those that are silent for the longest make room.
         connections_per_address: at once.
         new_connections: of one address in a second, on average; 0 for no limit.
+        anonymous_connections: at once without a client certificate; when there are more, the oldest make room.
     """
 
     host: Text = "127.0.0.1"
@@ -68,6 +69,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections: Count = 5000
     connections_per_address: Count = 2500
     new_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 100
+    anonymous_connections: Count = 250
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,10 +113,22 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         url: SQLAlchemy URL; after reading never empty (empty in the file: ``workqueue.sqlite`` in the state folder).
         threads: threads (and connections) for database work.
+        connect_timeout_s: until a connection to PostgreSQL is made.
+        lock_timeout_s: to wait for a row that another session of PostgreSQL holds.
+        statement_timeout_s: for one statement of PostgreSQL.
+        idle_timeout_s: PostgreSQL ends a session that has begun a transaction and is silent for so long.
+        network_timeout_s: a connection whose other end does not acknowledge what was sent for so long is dead.
+        stop_timeout_s: when the service stops, results that the database does not take for so long are given up.
     """
 
     url: str = ""
     threads: Annotated[int, Meta(ge=1, le=64)] = 4
+    connect_timeout_s: Duration = field(default=10.0, name="connect_timeout")
+    lock_timeout_s: Duration = field(default=10.0, name="lock_timeout")
+    statement_timeout_s: Duration = field(default=60.0, name="statement_timeout")
+    idle_timeout_s: Duration = field(default=30.0, name="idle_timeout")
+    network_timeout_s: Duration = field(default=30.0, name="network_timeout")
+    stop_timeout_s: Duration = field(default=20.0, name="stop_timeout")
 
 
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -67,6 +67,11 @@ class Breaker:
         pause_s = min(policy.first_pause_s * 2.0 ** min(self.opened, 40), policy.longest_pause_s)
         return Breaker(failures, since, self.opened + 1, now + timedelta(seconds=pause_s))
 
+    def moved(self, step: timedelta) -> Breaker:
+        """The same by a clock that was set ahead by a step."""
+        since, until = self.failing_since, self.open_until
+        return Breaker(self.failures, since and since + step, self.opened, until and until + step)
+
     def worked(self) -> Breaker:
         """After a success: closed, and all is forgotten."""
         return Breaker()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
@@ -59,6 +59,7 @@ class RunningAttempt:
     started: bool = False
     doors: Mapping[int, Door] = field(factory=dict)
     _began_at: datetime = field(init=False)
+    _began_s: float = field(init=False)
     _ref: LogRef = field(init=False)
 
     def begin(self) -> None:
@@ -67,6 +68,7 @@ class RunningAttempt:
             return
         self.started = True
         self._began_at = self.tools.clock()
+        self._began_s = self.tools.reactor.seconds()
         self.tools.board.begin(self.job.id, self.record.id)
         record, job = self.record, self.job
         self._ref = LogRef(job.log_uid, record.id, record.attempts)
@@ -171,7 +173,8 @@ class RunningAttempt:
         # A listing is none of the files that a job is about.
         finished = status.is_final and self.record.type is not JobType.LIST
         self.tools.board.drop(self.job.id, self.record.id, finished=finished, proven=transferred)
-        now = self.tools.clock()
+        # Not by the time of day, which may have been set since.
+        now = self._began_at + timedelta(seconds=self.tools.reactor.seconds() - self._began_s)
         outcome = status.name if failure is None else "FAILED"
         code = 0 if failure is None and status is JobStatus.DONE else 1
         seconds = (now - self._began_at).total_seconds()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from attrs import define, field
@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.process import AgentProcess, Borrower
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.domain.jobs import Batch, Token
 from pdm.workqueue.domain.pacing import ROUTE_FAILURES, Run
 from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempt import AttemptTools, RunningAttempt
@@ -144,6 +144,10 @@ class RunningBatch:
             self._cancelled |= keys
             if self._agent is not None:
                 self._ask_to_cancel()
+
+    def attempts_open(self) -> Iterator[Token]:
+        """Those without a verdict."""
+        return (self.batch.token(attempt.record) for attempt in self._open.values())
 
     @property
     def run_so_far(self) -> Run:

@@ -11,18 +11,19 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from pdm.workqueue.agents.pool import boot_seconds
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.turns import Turns
-from pdm.workqueue.execution.batch import Ending
 from pdm.workqueue.execution.executor import Executor
+from pdm.workqueue.execution.lease import Lease
 from pdm.workqueue.store import claims, users
 from pdm.workqueue.store.claims import ClaimLimits
-from pdm.workqueue.store.database import Database
-from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.store.database import Database, DatabaseClosedError
+from pdm.workqueue.telemetry.background import Periodic, following, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
+#: Users with weights may come; they are looked for so often.
+_WEIGH_EVERY_S = 20.0
 #: Before it is tried again to claim what is due and was not to be had; doubles while nothing happens.
 _FIRST_PAUSE_S = 0.05
 #: After a claim in vain there is no other for so many times as long as it took, and at most for so many seconds.
@@ -33,23 +34,22 @@ _MOST_AT_ONCE = 1000
 
 @define(eq=False)
 class Claimer:
-    """The loop that claims, and the lease under which it does.
+    """The loop that claims.
 
     Attributes:
         poll_s: seconds after which it looks without being woken (other daemons add work, too).
-        lease_s: seconds for which claims hold without being renewed.
+        lease: under which it claims.
         weights: subject → share of the work, where it is not 1.
     """
 
     reactor: IReactorTime
     database: Database
     executor: Executor
-    worker: str
     clock: Callable[[], datetime]
     batch_elements: int
     batch_bytes: int
     poll_s: float
-    lease_s: float
+    lease: Lease
     weights: Mapping[str, float] = field(factory=dict)
     _turns: dict[frozenset[JobType], Turns] = field(factory=dict)
     _in_vain: int = 0
@@ -59,21 +59,15 @@ class Claimer:
     _woken: bool = False
     _room_made: bool = False
     _over: Deferred[None] | None = None
-    _renewer: Periodic | None = None
+    _claiming: Deferred[None] | None = None
+    _weigher: Periodic | None = None
     _log: Logger = field(factory=Logger)
 
     async def start(self) -> None:
-        began = boot_seconds()
-        back = await self.database.run(
-            "register a worker", claims.register_worker, self.worker, self.clock(), self.lease_s
-        )
-        if back:
-            self._log.info("{count} elements of the last run go back to the queue", count=back)
-        self.executor.pool.hold_lease(began + self.lease_s)
         self._turns = {types: Turns() for types in (_LISTINGS, _OTHERS)}
         await self._weigh()
-        self._renewer = Periodic(self.reactor, "renew the lease", self.lease_s / 3, self._renew)
-        self._renewer.start()
+        self._weigher = Periodic(self.reactor, "look for users with weights", _WEIGH_EVERY_S, self._weigh)
+        self._weigher.start()
         self._running = True
         self._over = Deferred()
         start_background("claim", self._loop())
@@ -84,8 +78,8 @@ class Claimer:
         self.wake_for_room()
         if self._over is not None:
             await self._over
-        if self._renewer is not None:
-            await self._renewer.stop()
+        if self._weigher is not None:
+            await self._weigher.stop()
 
     def wake(self) -> None:
         """There may be work, or room for it."""
@@ -100,17 +94,35 @@ class Claimer:
         self.wake()
         self._end_rest()
 
+    def clock_was_set(self, step: timedelta) -> None:
+        """The time of day was moved; back, what was put off until a moment of the old time would wait too long."""
+        if step < timedelta(0) and self._running:
+            start_background("bring forward what was put off", self._bring_forward(-step))
+        self.wake()
+
+    async def _bring_forward(self, step: timedelta) -> None:
+        now = self.clock()
+        await self.database.run("bring forward what was put off", claims.bring_forward, now + step, now)
+        self.wake()
+
     async def _loop(self) -> None:
         try:
             while self._running:
                 self._woken = self._room_made = False
                 began = self.reactor.seconds()
+                self._claiming = Deferred()
                 try:
                     begun, due = await self._claim()
+                except DatabaseClosedError:
+                    return
                 except Exception:
                     self._log.failure("claiming failed; trying again")
+                    self.lease.compare_soon()
+                    self._answered()
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
                     continue
+                finally:
+                    self._answered()
                 if self._in_vain and not self._room_made and self._running:
                     await self._rest(self.reactor.seconds() - began)
                 if not begun and not self._woken and self._running:
@@ -119,9 +131,23 @@ class Claimer:
             if self._over is not None:
                 self._over.callback(None)
 
+    def _answered(self) -> None:
+        if self._claiming is not None:
+            claiming, self._claiming = self._claiming, None
+            claiming.callback(None)
+
+    async def claims_over(self) -> None:
+        """Wait until the claim that is under way now, if one is, is answered and all that it brought has begun."""
+        if self._claiming is not None:
+            await following(self._claiming)
+
     async def _claim(self) -> tuple[int, datetime | None]:
         """Claim and begin; returns how many batches began, and when it is worth claiming again."""
+        if not self.lease.is_held:
+            # It is being renewed, or taken again; then this loop is woken.
+            return 0, None
         now = self.clock()
+        self.executor.before_claims()
         batches, listings = self.executor.room()
         wanted = [(types, room) for types, room in ((_LISTINGS, listings), (_OTHERS, batches)) if room > 0]
         # Both at once: they share a commit where there is one writer.
@@ -170,7 +196,7 @@ class Claimer:
             bounds=self.executor.bounds(now),
             turns=self._turns[types].copy(),
         )
-        batches = await self.database.run("claim", claims.claim, self.worker, limits, now)
+        batches = await self.database.run("claim", claims.claim, self.lease.worker.incarnation, limits, now)
         limits.note(self._turns[types], batches)
         return batches
 
@@ -210,25 +236,6 @@ class Claimer:
         await self._asleep
         if timer.active():
             timer.cancel()
-
-    async def _renew(self) -> None:
-        now, began = self.clock(), boot_seconds()
-        renewal = await self.database.run("renew the lease", claims.renew, self.worker, now, self.lease_s)
-        if renewal.lost:
-            self._log.error("the lease of {worker} ran out; what it ran is given up", worker=self.worker)
-            await self.executor.end_all(Ending.LOST)
-            began = boot_seconds()
-            await self.database.run(
-                "register a worker", claims.register_worker, self.worker, self.clock(), self.lease_s
-            )
-        self.executor.pool.hold_lease(began + self.lease_s)
-        for job_id in renewal.cancelled_jobs:
-            self.executor.cancel(job_id)
-        released = await self.database.run("release expired claims", claims.release_expired, now)
-        if released:
-            self._log.warn("{count} elements of a daemon that is gone go back to the queue", count=released)
-            self.wake()
-        await self._weigh()
 
 
 _LISTINGS = frozenset({JobType.LIST})

@@ -17,7 +17,7 @@ from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
+from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord, Token
 from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
@@ -88,6 +88,8 @@ class Executor:
     restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
     #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
     _running: dict[RunningBatch, str] = field(factory=dict)
+    #: Jobs that were cancelled since the claims that are under way were sent.
+    _just_cancelled: set[int] = field(factory=set)
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
     _cleaning: bool = False
@@ -146,6 +148,14 @@ class Executor:
 
     # -- work
 
+    def before_claims(self) -> None:
+        """Claims are sent now: each sees the cancellations of which `cancel` was told before."""
+        self._just_cancelled.clear()
+
+    def attempts(self) -> set[Token]:
+        """What runs here."""
+        return {token for running in self._running for token in running.attempts_open()}
+
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
         running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
@@ -154,9 +164,13 @@ class Executor:
         place = None if batch.type is JobType.LIST else self.streams.place(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
             start_background("carry out a batch", self._carry_out(running, place))
+        for job_id in self._just_cancelled.intersection(batch.jobs):
+            # The cancellation came when the claim was through and not answered.
+            running.cancel(job_id)
 
     def cancel(self, job_id: int) -> None:
         """End what runs of a job whose cancellation is in the database."""
+        self._just_cancelled.add(job_id)
         for running in list(self._running):
             if job_id in running.batch.jobs:
                 running.cancel(job_id)

@@ -183,6 +183,11 @@ class SiteHealth:
                 del self._breakers[door]
                 self._reasons.pop(door, None)
 
+    def clock_was_set(self, step: timedelta) -> None:
+        """The time of day was moved: pauses end after as many seconds as they would have."""
+        for door, breaker in self._breakers.items():
+            self._breakers[door] = breaker.moved(step)
+
     # -- outcomes
 
     def worked(self, doors: Iterable[Door], now: datetime) -> None:

@@ -10,9 +10,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.jobs import Verdict
+from pdm.workqueue.domain.jobs import Token, Verdict
 from pdm.workqueue.store import claims
-from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.database import Database, DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
 
 #: Verdicts of one transaction at most; bounds how long the writer is busy with them.
@@ -26,7 +26,7 @@ class Settler:
     Args:
         reactor: times the pause after an error.
         database: where to.
-        worker: whose claims are settled.
+        worker: the incarnation whose claims are settled.
         clock: the present moment, UTC.
         on_settled: called after each transaction; with True if an attempt may have left a temporary file.
     """
@@ -48,9 +48,9 @@ class Settler:
         self._on_settled = on_settled
         self._pending: list[Verdict] = []
         self._awaited = 0
+        self._tokens: set[Token] = set()
         self._busy = False
         self._idle_waiters: list[Deferred[None]] = []
-        self._abandoned = False
 
     def submit(self, verdict: Verdict, log_closed: Deferred[bool]) -> None:
         """Settle a verdict once its log is on disk; a log that could not be written does not hold it up.
@@ -60,6 +60,7 @@ class Settler:
             log_closed: of the log store, which says itself when a log is not complete; never fails.
         """
         self._awaited += 1
+        self._tokens.add(verdict.token)
 
         def ready(complete: bool) -> None:
             self._awaited -= 1
@@ -75,6 +76,10 @@ class Settler:
         """Verdicts that are not in the database yet."""
         return self._awaited + len(self._pending)
 
+    def attempts(self) -> set[Token]:
+        """Those whose results are not in the database yet."""
+        return set(self._tokens)
+
     async def drained(self) -> None:
         """Wait until every verdict handed in is settled."""
         while self._awaited or self._busy:
@@ -82,32 +87,54 @@ class Settler:
             self._idle_waiters.append(waiter)
             await waiter
 
-    def abandon(self) -> None:
-        """Write no more: the lease is lost, or the database is being closed."""
-        self._abandoned = True
-
     async def _settle_all(self) -> None:
+        # After a fault, which may be a session that hangs and holds a job: the others need not wait for it.
+        skip_locked = False
         try:
-            while self._pending and not self._abandoned:
+            while self._pending:
                 verdicts = self._pending[:_MOST_AT_ONCE]
                 try:
-                    settled = await self._database.run("settle", claims.settle, self._worker, verdicts, self._clock())
+                    settled = await self._database.run(
+                        "settle", claims.settle, self._worker, verdicts, self._clock(), skip_locked=skip_locked
+                    )
+                except DatabaseClosedError:
+                    self._log.error(
+                        "{count} verdicts are lost, for the database took none: what they are about runs again",
+                        count=len(self._pending),
+                    )
+                    self._pending.clear()
+                    self._tokens.clear()
+                    return
+                except DatabaseUnavailableError:
+                    skip_locked = True
+                    await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
+                    continue
                 except Exception:
                     # A full disk or a database that is away: what was proven stays in memory until it is back.
                     self._log.failure("{count} verdicts could not be stored; trying again", count=len(verdicts))
+                    skip_locked = True
                     await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 del self._pending[: len(verdicts)]
+                self._tokens.difference_update(verdict.token for verdict in verdicts)
                 for token in settled.lost:
-                    self._log.warn(
-                        "job {job} element {element} attempt {attempt}: result dropped, the claim was lost",
-                        job=token.job_id,
-                        element=token.element_id,
-                        attempt=token.attempt,
-                    )
+                    if token not in settled.repeated:
+                        self._log.warn(
+                            "job {job} element {element} attempt {attempt}: result dropped, the claim was lost",
+                            job=token.job_id,
+                            element=token.element_id,
+                            attempt=token.attempt,
+                        )
                 for job in settled.finished:
                     self._log.info("job {job} ended {status}", job=job.id, status=job.status.name)
                 self._on_settled(any(verdict.residue for verdict in verdicts))
+                skip_locked = bool(settled.passed_over)
+                if settled.passed_over:
+                    self._tokens.update(verdict.token for verdict in settled.passed_over)
+                    is_stuck = not self._pending
+                    self._pending += settled.passed_over
+                    if is_stuck:
+                        await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
         finally:
             self._busy = False
             waiters, self._idle_waiters = self._idle_waiters, []

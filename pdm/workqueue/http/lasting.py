@@ -35,7 +35,7 @@ class KnownEnds:
     def find(self, key: object, now: datetime) -> tuple[End | None] | None:
         """What is known; None if nothing is, or not any more."""
         asked_at, end = self._ends.get(key, (None, None))
-        return None if asked_at is None or now - asked_at > _KNOWN_FOR else (end,)
+        return None if asked_at is None or abs(now - asked_at) > _KNOWN_FOR else (end,)
 
     def note(self, key: object, now: datetime, end: End | None) -> None:
         """Remember for a moment."""

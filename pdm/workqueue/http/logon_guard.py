@@ -32,6 +32,12 @@ class LogonGuard:
             return 0
         return max(int((failures[0] + WITHIN - now).total_seconds()) + 1, 1)
 
+    def clock_was_set(self, step: timedelta) -> None:
+        """The time of day was moved: nobody waits longer, or less, for that."""
+        for failures in self._failures.values():
+            for number, moment in enumerate(failures):
+                failures[number] = moment + step
+
     def failed(self, user_id: int, now: datetime) -> None:
         """A server has refused a user's name or password."""
         failures = self._failures.pop(user_id, None) or deque(maxlen=MOST_FAILURES)

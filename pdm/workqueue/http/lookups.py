@@ -20,6 +20,7 @@ from pdm.workqueue.domain.credentials import (
     kinds_of,
 )
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
+from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import Lifetimes
@@ -55,13 +56,18 @@ class Needed:
 
 @frozen
 class Ended:
-    """An attempt that has ended."""
+    """An attempt that has ended.
+
+    Attributes:
+        failure: why it failed.
+    """
 
     job: JobRecord
     element: ElementRecord
     attempt: int
     status: JobStatus
     is_latest: bool
+    failure: AttemptFailure | None
 
 
 @frozen
@@ -236,7 +242,9 @@ def ended_attempts(
     """
     owner, found = element(session, job_id, element_id, scope)
     records = jobs.attempts(session, job_id, element_id)
-    return found, [Ended(owner, found, record.attempt, record.status, record is records[-1]) for record in records]
+    return found, [
+        Ended(owner, found, record.attempt, record.status, record is records[-1], record.failure) for record in records
+    ]
 
 
 def latest_attempts(session: Session, job_id: int, scope: int | None, after: int | None) -> OutputPage:
@@ -251,11 +259,11 @@ def latest_attempts(session: Session, job_id: int, scope: int | None, after: int
     for found in page:
         if found.status in (JobStatus.DONE, JobStatus.FAILED):
             # Its last attempt is what made it so; only of others the attempts have to be looked up.
-            latest.append(Ended(owner, found, found.attempts, found.status, True))
+            latest.append(Ended(owner, found, found.attempts, found.status, True, found.failure))
         else:
             records = jobs.attempts(session, job_id, found.id)
             if records:
-                latest.append(Ended(owner, found, records[-1].attempt, records[-1].status, True))
+                latest.append(Ended(owner, found, records[-1].attempt, records[-1].status, True, records[-1].failure))
     return OutputPage(latest, page[-1].id if len(page) == PAGE else None)
 
 

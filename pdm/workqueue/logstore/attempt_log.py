@@ -93,6 +93,8 @@ class AttemptLog:
             self._in_tail -= gone
             self._left_out_lines += 1
             self._left_out_bytes += gone
+        # A clock that was set back must not silence it.
+        self._next_life_at = min(self._next_life_at, now + self._life_pause_s)
         if now >= self._next_life_at:
             self._life_pause_s = min(self._life_pause_s * 2, _LONGEST_LIFE_S)
             self._next_life_at = now + self._life_pause_s

@@ -108,6 +108,10 @@ class LogStore:
         self._writer.put(partial(self._writer.end, ref, last_line, self._now(), missing, answer))
         return answer
 
+    def is_begun(self, ref: LogRef) -> bool:
+        """Whether there is a log on disk; any thread may ask."""
+        return Path(ref.place(str(self._folder))).exists()
+
     def read(self, ref: LogRef) -> Deferred[str]:
         """The text of a log, as far as it is.
 

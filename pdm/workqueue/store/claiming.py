@@ -42,14 +42,14 @@ def claim(session: Session, worker: str, limits: ClaimLimits, now: datetime) -> 
 
     Args:
         session: of the database.
-        worker: who takes it; without a lease it gets nothing.
+        worker: the incarnation that takes it; without a lease it gets nothing.
         limits: how much.
         now: the present moment, UTC.
 
     Returns:
         Batches; listings first.
     """
-    worker_id = live_worker(session, worker, now)
+    worker_id = live_worker(session, worker)
     if worker_id is None:
         return []
     room = Room.measure(session, limits)
@@ -69,13 +69,16 @@ def _claim_lane(
     room: Room,
     now: datetime,
 ) -> list[Batch]:
-    # First what no other daemon is busy with; only if that is nothing, wait for the others.
+    # First what no other daemon is busy with; only if that is nothing, wait for the others, and not for long: one of
+    # them may hang.
     for skip_locked in (True, False):
         candidates = _candidates(session, lane, room, now) if room.is_left else _Candidates()
         numbers = candidates.numbers
         if not numbers:
             return []
         by_number = {job.id: job for job in lock_due_jobs(session, lane.due_at, numbers, now, skip_locked=skip_locked)}
+        if not by_number:
+            continue
         locked = [by_number[number] for number in numbers if number in by_number]
         stock = make_stock(session, locked, room, now)
         packed = _take_in_turn(stock, locked, room, candidates.beyond)

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from pdm.workqueue.store.claiming import claim
-from pdm.workqueue.store.due import next_due
-from pdm.workqueue.store.leases import Renewal, register_worker, release_expired, release_worker, renew
+from pdm.workqueue.store.due import bring_forward, next_due
+from pdm.workqueue.store.leases import (
+    RELEASED_AT_ONCE,
+    Registration,
+    Renewal,
+    WorkerIdentity,
+    register_worker,
+    release_expired,
+    release_unknown,
+    release_worker,
+    renew,
+    resign,
+    running_of,
+)
 from pdm.workqueue.store.residues import clear_residue, residues
 from pdm.workqueue.store.room import ClaimLimits
 from pdm.workqueue.store.settling import Settled, extend, known_paths, path_mark, settle
 from pdm.workqueue.store.steering import Resumed, being_steered, held_too_long, resume_held, steer_on
 
 __all__ = [
+    "RELEASED_AT_ONCE",
     "ClaimLimits",
+    "Registration",
     "Renewal",
     "Resumed",
     "Settled",
+    "WorkerIdentity",
     "being_steered",
+    "bring_forward",
     "claim",
     "clear_residue",
     "extend",
@@ -25,10 +41,13 @@ __all__ = [
     "path_mark",
     "register_worker",
     "release_expired",
+    "release_unknown",
     "release_worker",
     "renew",
     "residues",
+    "resign",
     "resume_held",
+    "running_of",
     "settle",
     "steer_on",
 ]

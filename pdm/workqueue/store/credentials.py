@@ -12,7 +12,7 @@ from attrs import field, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
-from pdm.workqueue.store.tables import credentials, matched, pending_delegations
+from pdm.workqueue.store.tables import credentials, key_checks, matched, pending_delegations, workers
 
 
 @frozen
@@ -161,3 +161,34 @@ def _some(session: Session, *conditions: sa.ColumnElement[bool]) -> list[Credent
 def _record(row: Sequence[Any]) -> CredentialRecord:
     values = [*row[:2], CredentialKind(row[2]), *row[3:]]
     return CredentialRecord(*values)
+
+
+_KEY_CHECK = 1
+
+
+def key_check(session: Session, sealed: bytes, worker: str) -> tuple[bytes, bool]:
+    """What the first daemon on this database has sealed with its key; kept now if there is nothing.
+
+    Args:
+        session: of the database.
+        sealed: the same, sealed by the daemon that asks.
+        worker: its incarnation.
+
+    Returns:
+        What is kept, and whether another key may take its place: nothing else was sealed, and nobody else works here.
+    """
+    present: bytes | None = session.scalar(sa.select(key_checks.c.secret).where(key_checks.c.id == _KEY_CHECK))
+    if present is None:
+        session.execute(sa.insert(key_checks).values(id=_KEY_CHECK, secret=sealed))
+        return sealed, False
+    in_use = (
+        sa.exists().select_from(credentials),
+        sa.exists().select_from(pending_delegations),
+        sa.exists().where(workers.c.lease_until.is_not(None), workers.c.incarnation != worker),
+    )
+    return present, not any(session.scalar(sa.select(condition)) for condition in in_use)
+
+
+def change_key_check(session: Session, sealed: bytes) -> None:
+    """Keep what another key has sealed."""
+    session.execute(sa.update(key_checks).where(key_checks.c.id == _KEY_CHECK).values(secret=sealed))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import sqlalchemy as sa
@@ -15,17 +17,26 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store import jobs, schema
-from pdm.workqueue.store.engines import Engines, create_sqlite_file, make_engines
+from pdm.workqueue.store.availability import Availability
+from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
     DatabaseClosedError,
     DatabaseMissingError,
+    DatabaseUnavailableError,
     DatabaseUnusableError,
     SchemaTooNewError,
 )
 from pdm.workqueue.store.job_memory import MOST_JOBS, JobMemory
 from pdm.workqueue.store.lane import Lane, Work
 
-__all__ = ["Database", "DatabaseClosedError", "DatabaseUnusableError", "SchemaTooNewError"]
+__all__ = [
+    "Database",
+    "DatabaseClosedError",
+    "DatabaseTimeouts",
+    "DatabaseUnavailableError",
+    "DatabaseUnusableError",
+    "SchemaTooNewError",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -48,25 +59,50 @@ class Database:
         self._engines = engines
         # Of a database that several daemons share nothing can be remembered: the others change it, too.
         self._memory = JobMemory(0 if engines.shared else MOST_JOBS)
-        self._writer = Lane(reactor, engines.writer, engines.writers, engines.together, "database-writer", self._memory)
-        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory)
+        # What hangs on a server elsewhere is cut; on a file there is only its lock to wait for, which has a timeout.
+        hangs_s = engines.timeouts.transaction_s if engines.shared else None
+        self._writer = Lane(
+            reactor, engines.writer, engines.writers, engines.together, "database-writer", self._memory, hangs_s
+        )
+        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory, hangs_s)
+        # A thread and a connection of its own, where there can be one: nothing else may hold up the renewal of a lease.
+        self._lease = Lane(reactor, engines.lease, 1, 1, "database-lease", self._memory, hangs_s)
+        self._writing = Availability("writing", time.monotonic)
+        self._reading = Availability("reading", time.monotonic)
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
 
     @classmethod
-    def open(cls, url: str, reactor: IReactorFromThreads, threads: int = 4) -> Database:
+    def open(
+        cls,
+        url: str,
+        reactor: IReactorFromThreads,
+        threads: int = 4,
+        timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS,
+    ) -> Database:
         """The database of a URL; nothing is read or written yet.
 
         Args:
             url: of SQLAlchemy, for SQLite or PostgreSQL.
             reactor: where results are delivered.
             threads: how many work at once.
+            timeouts: how long PostgreSQL may take.
 
         Raises:
             DatabaseUrlError: the URL cannot work.
         """
-        return cls(reactor, make_engines(url, threads))
+        return cls(reactor, make_engines(url, threads, timeouts))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other daemons may use it at the same time."""
+        return self._engines.shared
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database."""
+        return None if self.is_shared else Path(str(self._engines.writer.url.database)).resolve()
 
     async def start(self) -> None:
         """Start the threads, and make or migrate the tables.
@@ -75,12 +111,13 @@ class Database:
             DatabaseUnusableError: it cannot be opened, or is not ours; `SchemaTooNewError` where a newer version of
                 the service has used it.
         """
-        self._writer.start()
-        self._reader.start()
+        for lane in self._lanes:
+            lane.start()
         self._open = True
         try:
-            await self.run("migrate", _migrate)
-        except (sa.exc.DBAPIError, OSError) as error:
+            # An operator is told by the exception: there is no service yet that could be out.
+            await self._submit(self._writer, None, "migrate", _migrate)
+        except (DatabaseUnavailableError, sa.exc.DBAPIError, OSError) as error:
             await self.stop()
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             where = self._engines.writer.url.render_as_string(hide_password=True)
@@ -98,9 +135,23 @@ class Database:
             self._idle = Deferred()
             await self._idle
         # Nothing runs any more: this joins idle threads.
-        self._writer.stop()
-        self._reader.stop()
+        for lane in self._lanes:
+            lane.stop()
         self._engines.dispose()
+
+    def give_up(self) -> None:
+        """Carry out no more, for it takes too long: what waits or is under way fails, and so does all that comes."""
+        for lane in self._lanes:
+            lane.give_up()
+
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (self._writer, self._reader, self._lease)
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why the newest transactions could not be carried out; None while they can."""
+        return self._writing.reason or self._reading.reason
 
     async def run(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
@@ -115,14 +166,22 @@ class Database:
 
         Raises:
             DatabaseClosedError: the service is stopping.
+            DatabaseUnavailableError: the database is away, locked or full; that is logged.
         """
-        return cast(_R, await self._submit(self._writer, name, partial(_call, function, args, kwargs)))
+        return cast(_R, await self._submit(self._writer, self._writing, name, partial(_call, function, args, kwargs)))
 
     async def read(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         """Run a function that only reads; as `run`, beside the writers."""
-        return cast(_R, await self._submit(self._reader, name, partial(_call, function, args, kwargs)))
+        return cast(_R, await self._submit(self._reader, self._reading, name, partial(_call, function, args, kwargs)))
+
+    async def run_for_lease(
+        self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """As `run`, without waiting for what else there is to write; SQLite has one writer for all."""
+        lane = self._lease if self.is_shared else self._writer
+        return cast(_R, await self._submit(lane, self._writing, name, partial(_call, function, args, kwargs)))
 
     async def job(self, job_id: int) -> JobRecord | None:
         """A job as it stands in the database, None if there is none; asks the database only where it must.
@@ -136,20 +195,27 @@ class Database:
                 record = loading.record = await self.read("fetch a job", jobs.fetch, job_id, None)
         return record
 
-    def _submit(self, lane: Lane, name: str, function: Callable[[Session], Any]) -> Deferred[Any]:
+    def _submit(
+        self, lane: Lane, availability: Availability | None, name: str, function: Callable[[Session], Any]
+    ) -> Deferred[Any]:
         if not self._open:
             raise DatabaseClosedError(f"the database is closed; {name!r} was not carried out")
         work = Work(name, function)
-        self._under_way += 1
         lane.submit(work)
+        self._under_way += 1
         # The caller may cancel what it waits for; that must not be what counts the work.
         watched: Deferred[Any] = Deferred()
-        work.result.addBoth(self._ended, name, watched)
+        work.result.addBoth(self._ended, availability, name, watched)
         return watched
 
-    def _ended(self, result: Any, name: str, watched: Deferred[Any]) -> None:
+    def _ended(self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any]) -> None:
         self._under_way -= 1
-        if watched.called and isinstance(result, Failure):
+        outage = result.value if isinstance(result, Failure) else None
+        if availability is not None and isinstance(outage, DatabaseUnavailableError):
+            availability.failed(outage)
+        elif availability is not None and outage is None:
+            availability.worked()
+        if watched.called and isinstance(result, Failure) and not isinstance(outage, DatabaseUnavailableError):
             self._log.failure("transaction {name!r}, whose caller is gone, failed", failure=result, name=name)
         watched.callback(result)
         if self._idle is not None and not self._under_way:
@@ -166,5 +232,4 @@ def _line(reason: object) -> str:
 
 
 def _migrate(session: Session) -> None:
-    create_sqlite_file(session.get_bind())
     schema.migrate(session.connection())

@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.store.columns import AT_ONCE, NEVER
-from pdm.workqueue.store.locks import LockedJob
+from pdm.workqueue.store.locks import LockedJob, lock_jobs
 from pdm.workqueue.store.phases import close_phases
 from pdm.workqueue.store.records import ELEMENT_COLUMNS
-from pdm.workqueue.store.tables import elements, jobs
+from pdm.workqueue.store.tables import elements, jobs, matched
 from pdm.workqueue.WorkqueueDB import HAS_LISTING, HAS_WORK, IS_HELD, IS_RUNNING, IS_WAITING_WORK
 
 #: Due jobs of a user that are looked at, at most, to find some that no limit keeps out.
@@ -211,3 +211,33 @@ def open_phase(session: Session, job: LockedJob) -> int | None:
     if job.counters.held and session.scalar(_EARLIER_HELD, earlier) is not None:
         return None
     return phase
+
+
+def bring_forward(session: Session, since: datetime, now: datetime) -> int:
+    """The clock was set back: what was put off until a moment of the old time is due now, not hours later.
+
+    Args:
+        session: of the database.
+        since: the present moment by the old time; nothing else is put off for so long.
+        now: the present moment, UTC.
+
+    Returns:
+        How many elements that were.
+    """
+    jobs_late = sa.or_(
+        sa.and_(sa.text(HAS_WORK), jobs.c.work_due_at >= since, jobs.c.work_due_at < NEVER),
+        sa.and_(sa.text(HAS_LISTING), jobs.c.list_due_at >= since),
+    )
+    late = [job.id for job in lock_jobs(session, session.scalars(sa.select(jobs.c.id).where(jobs_late)).all())]
+    if not late:
+        return 0
+    for column in (jobs.c.work_due_at, jobs.c.list_due_at):
+        session.execute(
+            sa.update(jobs).where(jobs.c.id.in_(late), column >= since, column < NEVER).values({column: now})
+        )
+    return matched(
+        session,
+        sa.update(elements)
+        .where(elements.c.job_id.in_(late), elements.c.status == JobStatus.SUBMITTED, elements.c.due_at >= since)
+        .values(due_at=now),
+    )

@@ -3,11 +3,16 @@
 SQLite runs with a write-ahead log and ``synchronous=FULL``. With NORMAL a power cut may take back the last commits:
 jobs whose registration was answered would be gone, results that were reported would not be. FULL costs one flush of the
 disk a commit; `pdm.workqueue.store.lane` puts all work that waits into one commit, so the price is shared.
+
+PostgreSQL is on the other side of a network, where any session may hang, ours or another daemon's. Each wait has an
+end: `DatabaseTimeouts`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sqlite3
 import time
 from pathlib import Path
@@ -20,8 +25,38 @@ from sqlalchemy.engine import URL, make_url
 
 from pdm.workqueue.store.errors import DatabaseUrlError
 
-_BUSY_TIMEOUT_S = 30
+#: Of one try; a transaction is tried again, unless the service stops.
+_BUSY_TIMEOUT_S = 5
 _BUSY_PAUSE_S = 0.01
+#: Of the operating system, for a connection that is silent: probes so many seconds apart, and how many stay unanswered.
+_PROBE_EVERY_S, _MOST_PROBES = 10, 3
+
+
+@frozen
+class DatabaseTimeouts:
+    """How long PostgreSQL, or the network before it, may take; SQLite needs none of these.
+
+    Attributes:
+        connect_s: until a connection is made.
+        lock_s: to wait for a row or table that another session holds.
+        statement_s: for one statement.
+        idle_in_transaction_s: after which the server ends a session that has begun a transaction and says nothing.
+        network_s: for what was sent and is not acknowledged by the other end; then the connection is dead.
+    """
+
+    connect_s: float = 10.0
+    lock_s: float = 10.0
+    statement_s: float = 60.0
+    idle_in_transaction_s: float = 30.0
+    network_s: float = 30.0
+
+    @property
+    def transaction_s(self) -> float:
+        """After which a transaction hangs, and its connection is cut from this side."""
+        return self.statement_s + self.lock_s
+
+
+DEFAULT_TIMEOUTS = DatabaseTimeouts()
 
 
 @frozen
@@ -31,31 +66,36 @@ class Engines:
     Attributes:
         writer: for transactions that change something.
         reader: for those that do not; the same engine on PostgreSQL.
+        lease: for the renewal of leases, which waits for nothing else; the same engine on SQLite, which has one writer.
         writers: threads that may write at once.
         readers: threads that may read at once.
         together: how many transactions may share one commit.
         shared: whether other daemons may use the database at the same time.
+        timeouts: how long it may take.
     """
 
     writer: sa.Engine
     reader: sa.Engine
+    lease: sa.Engine
     writers: int
     readers: int
     together: int
     shared: bool
+    timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS
 
     def dispose(self) -> None:
         """Close all connections."""
-        self.writer.dispose()
-        self.reader.dispose()
+        for engine in (self.writer, self.reader, self.lease):
+            engine.dispose()
 
 
-def make_engines(url: str, threads: int) -> Engines:
+def make_engines(url: str, threads: int, timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS) -> Engines:
     """Engines for a URL; nothing is connected yet.
 
     Args:
         url: ``sqlite:////folder/file`` or ``postgresql://user:password@host/database``.
         threads: how many threads, and so connections, there may be.
+        timeouts: how long PostgreSQL may take.
 
     Raises:
         DatabaseUrlError: it names another database, or an SQLite database without a file.
@@ -68,7 +108,7 @@ def make_engines(url: str, threads: int) -> Engines:
     if backend == "sqlite":
         return _sqlite(parsed, threads)
     if backend == "postgresql":
-        return _postgresql(parsed, threads)
+        return _postgresql(parsed, threads, timeouts)
     raise DatabaseUrlError(f"[database] url: {backend} is not supported: use sqlite or postgresql")
 
 
@@ -77,9 +117,11 @@ def _sqlite(url: URL, threads: int) -> Engines:
         raise DatabaseUrlError("[database] url: SQLite needs a file: write sqlite:////folder/file")
     # SQLite has one writer at a time. One thread that writes waits for nobody; the others read beside it.
     readers = max(threads - 1, 1)
+    writer = _sqlite_engine(url, 1, "BEGIN IMMEDIATE", read_only=False)
     return Engines(
-        _sqlite_engine(url, 1, "BEGIN IMMEDIATE", read_only=False),
+        writer,
         _sqlite_engine(url, readers, "BEGIN", read_only=True),
+        writer,
         writers=1,
         readers=readers,
         together=64,
@@ -112,6 +154,10 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
             cursor.execute("PRAGMA query_only=on")
         cursor.close()
 
+    @event.listens_for(engine, "do_connect")
+    def make_file(*_: Any) -> None:
+        create_sqlite_file(engine)
+
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
@@ -136,16 +182,71 @@ def _write_ahead(cursor: Any) -> None:
             return
 
 
-def _postgresql(url: URL, threads: int) -> Engines:
+def _postgresql(url: URL, threads: int, timeouts: DatabaseTimeouts) -> Engines:
+    engine, lease = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1))
+    return Engines(engine, engine, lease, writers=threads, readers=threads, together=1, shared=True, timeouts=timeouts)
+
+
+def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -> sa.Engine:
     try:
         engine = sa.create_engine(
-            url.set(drivername="postgresql+psycopg"), pool_size=threads, max_overflow=0, pool_pre_ping=True
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=connections,
+            max_overflow=0,
+            connect_args={
+                "connect_timeout": max(round(timeouts.connect_s), 2),
+                "keepalives": 1,
+                "keepalives_idle": _PROBE_EVERY_S,
+                "keepalives_interval": _PROBE_EVERY_S,
+                "keepalives_count": _MOST_PROBES,
+                "tcp_user_timeout": _milliseconds(timeouts.network_s),
+            },
         )
     except ModuleNotFoundError as error:
         raise DatabaseUrlError(
             "[database] url: PostgreSQL needs its driver: install pdm-workqueue[postgresql]"
         ) from error
-    return Engines(engine, engine, writers=threads, readers=threads, together=1, shared=True)
+    # By statement, not as options of the connection: a pooler before the server would refuse those.
+    session_settings = "; ".join(
+        f"SET {name} = {value}"
+        for name, value in {
+            "lock_timeout": _milliseconds(timeouts.lock_s),
+            "statement_timeout": _milliseconds(timeouts.statement_s),
+            "idle_in_transaction_session_timeout": _milliseconds(timeouts.idle_in_transaction_s),
+            # The server's side: the session of a daemon whose machine is gone must not keep its locks for two hours.
+            "tcp_keepalives_idle": _PROBE_EVERY_S,
+            "tcp_keepalives_interval": _PROBE_EVERY_S,
+            "tcp_keepalives_count": _MOST_PROBES,
+            "tcp_user_timeout": _milliseconds(timeouts.network_s),
+        }.items()
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.autocommit = True
+        connection.execute(session_settings)
+        connection.autocommit = False
+
+    return engine
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(round(seconds * 1000), 1)
+
+
+def cut_connection(connection: Any) -> None:
+    """End what a connection of either driver does, from another thread; its statement fails.
+
+    Args:
+        connection: of the driver. One that was closed in the meantime is left alone.
+    """
+    if isinstance(connection, sqlite3.Connection):
+        with contextlib.suppress(sqlite3.ProgrammingError):
+            connection.interrupt()
+        return
+    # Not closed: its thread waits on this descriptor, which must not become another file's.
+    with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def create_sqlite_file(bind: sa.Engine | sa.Connection) -> None:
@@ -157,4 +258,6 @@ def create_sqlite_file(bind: sa.Engine | sa.Connection) -> None:
     if bind.dialect.name == "sqlite":
         path = Path(str(bind.engine.url.database))
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        # One that is there is not even opened: to close it would end all locks that this process has on it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

@@ -6,11 +6,12 @@ another function of the same commit fails, it is rolled back and run again.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,10 +24,17 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.store.availability import unavailable
+from pdm.workqueue.store.engines import cut_connection
+from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.job_memory import JobMemory, written
 
 _MOST_TRIES = 6
+#: SQLite has waited for its busy timeout by then.
+_MOST_TRIES_LOCKED = 2
 _FIRST_PAUSE_S = 0.01
+#: How often it is looked for transactions that hang.
+_LOOK_EVERY_S = 1.0
 #: A transaction that takes longer is told of in the log.
 _SLOW_S = 1.0
 #: PostgreSQL: serialization failure, deadlock.
@@ -42,6 +50,8 @@ class Work:
     result: Deferred[Any] = field(factory=Deferred)
     seconds: float = 0.0
     outcome: Any = None
+    #: Its commit was sent, so that what becomes of a connection that breaks now is not known.
+    committing: bool = False
 
     def run(self, session: Session) -> None:
         began = time.perf_counter()
@@ -61,6 +71,7 @@ class Lane:
         together: how many functions may share a commit; those that wait do.
         name: of the threads.
         memory: is told of the jobs that are written.
+        transaction_s: a transaction that takes longer hangs, and is cut off; None where none can.
     """
 
     _log = Logger()
@@ -73,6 +84,7 @@ class Lane:
         together: int,
         name: str,
         memory: JobMemory,
+        transaction_s: float | None = None,
     ) -> None:
         self._reactor = reactor
         self._engine = engine
@@ -83,17 +95,37 @@ class Lane:
         self._waiting: deque[Work] = deque()
         self._draining = 0
         self._lock = threading.Lock()
+        #: What runs: since when (`time.monotonic`), and on which connection of the driver.
+        self._under_way: dict[int, tuple[float, Any]] = {}
+        self._transaction_s = transaction_s
+        self._closing = False
+        self._watch: threading.Thread | None = None
+        self._ended = threading.Event()
 
     def start(self) -> None:
         self._pool.start()
+        if self._transaction_s is not None:
+            self._watch = threading.Thread(target=self._cut_what_hangs, name="database-watch", daemon=True)
+            self._watch.start()
 
     def stop(self) -> None:
         """End the threads; blocks until what they run has ended."""
+        self._ended.set()
         self._pool.stop()
+
+    def give_up(self) -> None:
+        """Carry out no more: what waits fails with `DatabaseClosedError`, what is under way is cut off."""
+        with self._lock:
+            self._closing = True
+            for _, connection in self._under_way.values():
+                cut_connection(connection)
+        self._fail(self._take_waiting(), DatabaseClosedError("the service is stopping"))
 
     def submit(self, work: Work) -> None:
         """Queue a function; its Deferred fires in the reactor thread, after the commit."""
         with self._lock:
+            if self._closing:
+                raise DatabaseClosedError(f"the service is stopping; {work.name!r} was not carried out")
             self._waiting.append(work)
             if self._draining == self._threads:
                 # All are at work, and look here again before they rest.
@@ -136,27 +168,80 @@ class Lane:
             try:
                 self._transact([work])
             except Exception as error:
-                if tries < _MOST_TRIES and _may_pass(error):
+                if tries < _most_tries(error, committing=work.committing) and not self._closing:
                     time.sleep(_FIRST_PAUSE_S * 2**tries * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
                     continue
-                self._reactor.callFromThread(work.result.errback, Failure())
+                outage = unavailable(error)
+                if outage is None:
+                    self._reactor.callFromThread(work.result.errback, Failure())
+                else:
+                    outage.__cause__ = error
+                    self._fail([work] if outage.alone else [work, *self._take_waiting()], outage)
             return
+
+    def _take_waiting(self) -> Sequence[Work]:
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            return waiting
+
+    def _fail(self, works: Sequence[Work], outage: Exception) -> None:
+        """Fail all that waited for the database while it could not be used: each would wait as long again."""
+        for work in works:
+            self._reactor.callFromThread(work.result.errback, Failure(outage))
 
     def _transact(self, works: Sequence[Work]) -> None:
         """Run functions in one transaction, commit it, and let their results be delivered."""
         commit = 0
         records: Mapping[int, JobRecord] = {}
+        for work in works:
+            work.committing = False
         try:
-            with Session(self._engine, autoflush=False, expire_on_commit=False) as session, session.begin():
+            with (
+                self._connected() as connection,
+                Session(connection, autoflush=False, expire_on_commit=False) as session,
+                session.begin(),
+            ):
                 for work in works:
                     work.run(session)
                 records = written(session)
                 if records:
                     commit = self._memory.doubt(records)
+                for work in works:
+                    work.committing = True
         except BaseException:
             self._memory.settle(commit, records, committed=False)
             raise
         self._reactor.callFromThread(self._fire, works, commit, records)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        """A connection that is known while it is used: it may have to be cut."""
+        thread = threading.get_ident()
+        try:
+            with self._engine.connect() as connection:
+                with self._lock:
+                    self._under_way[thread] = (time.monotonic(), connection.connection.driver_connection)
+                yield connection
+        finally:
+            with self._lock:
+                self._under_way.pop(thread, None)
+
+    def _cut_what_hangs(self) -> None:
+        """The server ends what takes too long, unless it is the server, or the way to it, that hangs."""
+        while not self._ended.wait(_LOOK_EVERY_S):
+            before = time.monotonic() - (self._transaction_s or 0.0)
+            with self._lock:
+                # Under the lock: a connection that is free again may be another transaction's.
+                hanging = [connection for since, connection in self._under_way.values() if since < before]
+                for connection in hanging:
+                    cut_connection(connection)
+            if hanging:
+                self._log.warn(
+                    "{count} transactions that hang are cut off after {seconds:g} s",
+                    count=len(hanging),
+                    seconds=self._transaction_s,
+                )
 
     # -- in the reactor thread
 
@@ -169,14 +254,17 @@ class Lane:
             work.result.callback(work.outcome)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the same transaction may succeed if it is run again."""
+def _most_tries(error: Exception, *, committing: bool = False) -> int:
+    """How often a transaction is run that fails so."""
     if isinstance(error, sa.exc.IntegrityError):
         # Another transaction inserted the same at the same moment: the second run finds it there.
-        return True
+        return _MOST_TRIES
     if not isinstance(error, sa.exc.DBAPIError):
-        return False
+        return 1
     if getattr(error.orig, "sqlstate", None) in _PASSING_STATES:
-        return True
+        return _MOST_TRIES
+    if error.connection_invalidated:
+        # PostgreSQL: the next connection may be good; but a commit that was sent may have gone through unanswered.
+        return 1 if committing else _MOST_TRIES_LOCKED
     # SQLite: another process (a backup, somebody's shell) holds the file.
-    return "database is locked" in str(error.orig)
+    return _MOST_TRIES_LOCKED if "database is locked" in str(error.orig) else 1

@@ -1,13 +1,20 @@
 """Who may claim, until when, and what becomes of the elements of a daemon that is gone.
 
-The lease stands on the worker's row: one update renews it for all that the worker runs. An element belongs to its
-worker under the number of its attempt; once its lease is taken away the element waits again, the next claim has another
-number, and a late result of the old one fits nothing.
+The lease stands on the worker's row: one update renews it for all that the worker runs. The row also has the
+*incarnation*, a name that each start of a daemon takes anew and under which it claims: where two daemons have one
+worker's name (a state folder that was copied), the second finds a live lease and claims nothing.
+
+An element belongs to its worker under the number of its attempt; once its lease is taken away the element waits again,
+the next claim has another number, and a late result of the old one fits nothing.
+
+On PostgreSQL the database's clock measures leases, so that a daemon whose clock is wrong neither loses its lease nor
+takes another's. SQLite has no clock of its own and one daemon at a time, which holds a lock on the file: there a lease
+ends only when it is taken away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from itertools import takewhile
 
@@ -17,15 +24,18 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Token
+from pdm.workqueue.domain.jobs import JobRecord, Token
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_crash
-from pdm.workqueue.store.columns import AT_ONCE
+from pdm.workqueue.store.columns import AT_ONCE, UtcDateTime
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, attempt_row
 from pdm.workqueue.store.phases import close_phases
 from pdm.workqueue.store.tables import attempts, elements, jobs, matched, workers
 from pdm.workqueue.WorkqueueDB import HAS_RUNNING, IS_RUNNING
+
+#: Elements that one transaction takes away from daemons that are gone: others who write get their turn.
+RELEASED_AT_ONCE = 1000
 
 #: What is said of an attempt whose daemon did not live to tell.
 _GONE = AttemptFailure(
@@ -36,6 +46,41 @@ _GONE_TOO_OFTEN = AttemptFailure(
     FailureCode.CRASHED,
     f"{MOST_CRASHES} times in a row what ran it died before it told the result; it is not tried again",
 )
+
+
+@frozen
+class WorkerIdentity:
+    """Who claims.
+
+    Attributes:
+        name: of the worker; the same after each start of an instance.
+        incarnation: of this start; what claims and results are written under.
+        instance: what only this instance has, and only while it holds the lock of its state folder: an earlier
+            incarnation with the same one is known to be dead. Empty if there is no such lock.
+        host: where it runs and its process number, for the operator.
+    """
+
+    name: str
+    incarnation: str
+    instance: str = ""
+    host: str = ""
+
+
+@frozen
+class Registration:
+    """What came of `register_worker`.
+
+    Attributes:
+        held_by: the host of another incarnation with a live lease; None if the name is ours now.
+        held_for_s: seconds until that lease ends if it is not renewed.
+        held_until: the same as a moment of the clock that measures leases; a later one next time is a sign of life.
+        back: how many elements of an earlier incarnation went back to the queue.
+    """
+
+    held_by: str | None = None
+    held_for_s: float = 0.0
+    held_until: datetime | None = None
+    back: int = 0
 
 
 @frozen
@@ -51,30 +96,81 @@ class Renewal:
     cancelled_jobs: frozenset[int]
 
 
-def register_worker(session: Session, worker: str, now: datetime, lease_s: float) -> int:
-    """Begin to claim under a name.
+def _is_shared(session: Session) -> bool:
+    """Whether the database has a clock of its own, by which several daemons measure."""
+    return session.get_bind().dialect.name == "postgresql"
 
-    Whoever registers runs nothing: what an earlier life under the same name has left goes back to the queue.
 
-    Returns:
-        How many elements that were.
+def _moment(session: Session, now: datetime) -> datetime:
+    """The present moment of the clock that measures leases."""
+    if not _is_shared(session):
+        return now
+    return session.scalars(sa.select(sa.cast(sa.func.clock_timestamp(), UtcDateTime()))).one()
+
+
+#: Whether work on an attempt had begun, as far as the daemon that asks can know.
+Begun = Callable[[JobRecord, Token], bool]
+
+
+def register_worker(
+    session: Session,
+    worker: WorkerIdentity,
+    now: datetime,
+    lease_s: float,
+    *,
+    alone: bool = False,
+    begun: Begun | None = None,
+) -> Registration:
+    """Begin to claim under a name, unless another daemon does.
+
+    Whoever registers runs nothing: what an earlier incarnation under the name has left goes back to the queue.
+
+    Args:
+        session: of the database.
+        worker: who begins.
+        now: the present moment, UTC.
+        lease_s: for how long the lease holds without being renewed.
+        alone: no other daemon can use the database, for this one holds the lock on it.
+        begun: whether work on an attempt of an earlier incarnation had begun; None if that is not known.
     """
-    lease_until = now + timedelta(seconds=lease_s)
-    known = session.scalar(sa.select(workers.c.id).where(workers.c.name == worker).with_for_update())
-    if known is None:
-        session.execute(sa.insert(workers).values(name=worker, lease_until=lease_until))
-        return 0
-    session.execute(sa.update(workers).where(workers.c.id == known).values(lease_until=lease_until))
-    return _release(session, [known], now)
+    number = session.scalar(sa.select(workers.c.id).where(workers.c.name == worker.name))
+    if number is None:
+        number = session.scalar(sa.insert(workers).values(name=worker.name).returning(workers.c.id))
+    moment = _moment(session, now)
+    # Not waited for: a session of an earlier incarnation that hangs may hold the row.
+    row = session.execute(
+        sa.select(workers).where(workers.c.id == number).with_for_update(skip_locked=True)
+    ).one_or_none()
+    if row is None:
+        return Registration("a session that has not ended", lease_s)
+    is_ours = row.incarnation in (None, worker.incarnation) or (worker.instance and row.instance == worker.instance)
+    if not (alone or is_ours) and row.lease_until is not None and row.lease_until > moment:
+        return Registration(row.host or "an unknown host", (row.lease_until - moment).total_seconds(), row.lease_until)
+    session.execute(
+        sa.update(workers)
+        .where(workers.c.id == number)
+        .values(
+            lease_until=moment + timedelta(seconds=lease_s),
+            incarnation=worker.incarnation,
+            instance=worker.instance,
+            host=worker.host,
+        )
+    )
+    left = [number]
+    if alone:
+        session.execute(sa.update(workers).where(workers.c.id != number).values(lease_until=None))
+        left = list(session.scalars(sa.select(workers.c.id)))
+    return Registration(back=_release(session, workers.c.id.in_(left), now, begun=begun or _always))
 
 
 def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renewal:
-    """Show life."""
+    """Show life; ``worker`` is the incarnation. It waits for no claim, and for no other daemon."""
+    lease = timedelta(seconds=lease_s)
     renewed = matched(
         session,
         sa.update(workers)
-        .where(workers.c.name == worker, workers.c.lease_until.is_not(None))
-        .values(lease_until=now + timedelta(seconds=lease_s)),
+        .where(workers.c.incarnation == worker, workers.c.lease_until.is_not(None))
+        .values(lease_until=sa.func.clock_timestamp() + lease if _is_shared(session) else now + lease),
     )
     if not renewed:
         return Renewal(lost=True, cancelled_jobs=frozenset())
@@ -83,53 +179,86 @@ def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renew
             sa.text(HAS_RUNNING),
             jobs.c.cancel_requested,
             sa.exists()
-            .where(
-                elements.c.job_id == jobs.c.id,
-                elements.c.status == JobStatus.RUNNING,
-                elements.c.worker_id == sa.select(workers.c.id).where(workers.c.name == worker).scalar_subquery(),
-            )
+            .where(elements.c.job_id == jobs.c.id, elements.c.status == JobStatus.RUNNING, _is_of(worker))
             .correlate(jobs),
         )
     )
     return Renewal(lost=False, cancelled_jobs=frozenset(cancelled))
 
 
-_LIVE_WORKER = (
+def _is_of(worker: str) -> sa.ColumnElement[bool]:
+    return elements.c.worker_id == sa.select(workers.c.id).where(workers.c.incarnation == worker).scalar_subquery()
+
+
+# KEY SHARE lets the renewal of the lease through, and nobody who would take it away.
+_OF_WORKER = (
     sa.select(workers.c.id)
-    .where(workers.c.name == sa.bindparam("worker"), workers.c.lease_until > sa.bindparam("now"))
-    .with_for_update(read=True)
+    .where(workers.c.incarnation == sa.bindparam("worker"))
+    .with_for_update(read=True, key_share=True)
 )
+_LIVE_WORKER = {
+    True: _OF_WORKER.where(workers.c.lease_until > sa.func.clock_timestamp()),
+    False: _OF_WORKER.where(workers.c.lease_until.is_not(None)),
+}
 
 
-def live_worker(session: Session, worker: str, now: datetime) -> int | None:
+def live_worker(session: Session, worker: str) -> int | None:
     """The number of a worker that holds a lease; until this transaction ends, nobody can take it away."""
-    number: int | None = session.scalar(_LIVE_WORKER, {"worker": worker, "now": now})
+    number: int | None = session.scalar(_LIVE_WORKER[_is_shared(session)], {"worker": worker})
     return number
 
 
 def release_expired(session: Session, now: datetime) -> int:
     """Take away the leases that have run out; what those daemons ran goes back to the queue.
 
+    It waits for nobody: a worker or a job that a session holds which hangs is left for the next time.
+
     Returns:
-        How many elements that were.
+        How many elements that were; `RELEASED_AT_ONCE` if there may be more.
     """
+    has_ended = workers.c.lease_until <= (sa.func.clock_timestamp() if _is_shared(session) else now)
     expired = session.scalars(
-        sa.select(workers.c.id).where(workers.c.lease_until <= now).order_by(workers.c.id).with_for_update()
+        sa.select(workers.c.id).where(has_ended).order_by(workers.c.id).with_for_update(skip_locked=True)
     ).all()
-    return _take_away(session, expired, now)
+    if expired:
+        session.execute(sa.update(workers).where(workers.c.id.in_(expired)).values(lease_until=None))
+    return _release(session, workers.c.lease_until.is_(None), now, most=RELEASED_AT_ONCE)
 
 
-def release_worker(session: Session, worker: str, now: datetime) -> int:
+def release_worker(session: Session, name: str, now: datetime) -> int:
     """Take away the lease of one daemon that is known to be gone; returns how many elements go back to the queue."""
-    numbers = session.scalars(sa.select(workers.c.id).where(workers.c.name == worker).with_for_update()).all()
-    return _take_away(session, numbers, now)
-
-
-def _take_away(session: Session, worker_ids: Collection[int], now: datetime) -> int:
-    if not worker_ids:
+    numbers = session.scalars(sa.select(workers.c.id).where(workers.c.name == name).with_for_update()).all()
+    if not numbers:
         return 0
-    session.execute(sa.update(workers).where(workers.c.id.in_(worker_ids)).values(lease_until=None))
-    return _release(session, worker_ids, now)
+    session.execute(sa.update(workers).where(workers.c.id.in_(numbers)).values(lease_until=None))
+    return _release(session, workers.c.id.in_(numbers), now, skip_locked=False)
+
+
+def resign(session: Session, worker: str) -> None:
+    """Give the lease of an incarnation up: what it has not settled may be taken away at once."""
+    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(lease_until=None))
+
+
+def running_of(session: Session, worker: str) -> list[Token]:
+    """What runs in an incarnation, as the database knows it."""
+    rows = session.execute(
+        sa.select(elements.c.job_id, elements.c.id, elements.c.attempts).where(sa.text(IS_RUNNING), _is_of(worker))
+    )
+    return [Token(*row) for row in rows]
+
+
+def release_unknown(session: Session, worker: str, tokens: Collection[Token], now: datetime) -> int:
+    """Give back claims of which the daemon that holds them knows nothing, for the answer to its claim was lost.
+
+    What was settled in the meantime is passed over, and so are jobs that another session holds.
+
+    Returns:
+        How many elements go back to the queue.
+    """
+    number = session.scalar(sa.select(workers.c.id).where(workers.c.incarnation == worker))
+    if number is None:
+        return 0
+    return _release(session, workers.c.id == number, now, begun=lambda _job, _token: False, only=frozenset(tokens))
 
 
 _RELEASE = (
@@ -140,11 +269,13 @@ _RELEASE = (
         lost=elements.c.lost + 1,
         due_at=sa.bindparam("due_again_at"),
         worker_id=None,
-        residue=sa.bindparam("may_leave_residue"),
-        failure_scope=sa.bindparam("scope"),
-        failure_code=sa.bindparam("code"),
-        failure_message=sa.bindparam("message"),
     )
+)
+_RELEASE_CRASHED = _RELEASE.values(
+    residue=sa.bindparam("may_leave_residue"),
+    failure_scope=sa.bindparam("scope"),
+    failure_code=sa.bindparam("code"),
+    failure_message=sa.bindparam("message"),
 )
 _ENDED_CODES = (
     sa.select(attempts.c.failure_code)
@@ -155,19 +286,48 @@ _ENDED_CODES = (
 
 
 def _crashes(session: Session, token: Token) -> int:
-    """How many attempts of an element have crashed one after the other, the one that runs now included."""
+    """How many attempts of an element have crashed one after the other, the one that runs now included.
+
+    Those that were claimed and never begun have left no row, and do not count: the crash was none of their doing.
+    """
     if token.attempt == 1:
         return 1
     codes = session.scalars(_ENDED_CODES, {"of_job": token.job_id, "number": token.element_id})
     return 1 + sum(1 for _ in takewhile(lambda code: code == FailureCode.CRASHED.value, codes))
 
 
-def _release(session: Session, worker_ids: Collection[int], now: datetime) -> int:
-    held = sa.and_(sa.text(IS_RUNNING), elements.c.worker_id.in_(worker_ids))
-    numbers = session.scalars(sa.select(elements.c.job_id).where(held).distinct()).all()
+def _always(_job: JobRecord, _token: Token) -> bool:
+    return True
+
+
+def _release(
+    session: Session,
+    of_workers: sa.ColumnElement[bool],
+    now: datetime,
+    *,
+    begun: Begun = _always,
+    only: Collection[Token] | None = None,
+    most: int | None = None,
+    skip_locked: bool = True,
+) -> int:
+    """Put what some workers run back into the queue.
+
+    Args:
+        session: of the database.
+        of_workers: which rows of the table of workers.
+        now: the present moment, UTC.
+        begun: whether work on an attempt had begun; what was not begun has not crashed.
+        only: of which attempts; None for all.
+        most: elements, at most.
+        skip_locked: whether to leave jobs that another session holds.
+    """
+    held = sa.and_(sa.text(IS_RUNNING), elements.c.worker_id.in_(sa.select(workers.c.id).where(of_workers)))
+    if only is not None:
+        held = sa.and_(held, elements.c.job_id.in_({token.job_id for token in only}))
+    numbers = session.scalars(sa.select(elements.c.job_id).where(held).distinct().limit(most)).all()
     if not numbers:
         return 0
-    locked = {job.id: job for job in lock_jobs(session, numbers)}
+    locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
     # Read again: between the first look and the lock some may have been settled.
     rows = session.execute(
         sa.select(
@@ -178,45 +338,47 @@ def _release(session: Session, worker_ids: Collection[int], now: datetime) -> in
             elements.c.residue,
             elements.c.claimed_at,
             elements.c.worker_id,
-        ).where(held, elements.c.job_id.in_(numbers))
+        )
+        .where(held, elements.c.job_id.in_(locked))
+        .limit(most)
     ).all()
-    changes, ended = [], []
+    released, crashed, ended = [], [], []
     for row in rows:
         job = locked[row.job_id]
         token = Token(row.job_id, row.id, row.attempts)
-        decision = after_crash(RetryPolicy(), _crashes(session, token), now)
-        failure, due_at, status = _GONE, AT_ONCE, JobStatus.FAILED
-        if isinstance(decision, GiveUp):
-            failure = _GONE_TOO_OFTEN
-        else:
-            status = settled_status(JobStatus.SUBMITTED, cancel_requested=job.record.cancel_requested)
-            due_at = decision.not_before if decision.not_before > now else AT_ONCE
+        if only is not None and token not in only:
+            continue
+        failure, due_at = None, AT_ONCE
+        status = settled_status(JobStatus.SUBMITTED, cancel_requested=job.record.cancel_requested)
+        if begun(job.record, token):
+            failure = _GONE
+            decision = after_crash(RetryPolicy(), _crashes(session, token), now)
+            if isinstance(decision, GiveUp):
+                failure, status = _GONE_TOO_OFTEN, JobStatus.FAILED
+            elif decision.not_before > now:
+                due_at = decision.not_before
         job.move(JobStatus.RUNNING, status)
         if status is JobStatus.SUBMITTED and row.type is JobType.LIST:
             job.list_waits(due_at)
         else:
             # Of a REMOVE, the next phase may begin.
             job.work_waits(due_at)
-        changes.append(
-            {
-                "of_job": row.job_id,
-                "number": row.id,
-                "new_status": status,
-                "due_again_at": due_at,
-                "scope": failure.scope.value,
-                "code": failure.code.value,
-                "message": failure.message,
-                # A copy that was cut off may have left its temporary file.
-                "may_leave_residue": row.residue or row.type is JobType.COPY,
-            }
-        )
-        ended.append(attempt_row(token, JobStatus.FAILED, row.claimed_at, now, row.worker_id, 0, failure))
+        change = {"of_job": row.job_id, "number": row.id, "new_status": status, "due_again_at": due_at}
+        if failure is None:
+            released.append(change)
+        else:
+            # A copy that was cut off may have left its temporary file.
+            residue = row.residue or row.type is JobType.COPY
+            said = {"scope": failure.scope.value, "code": failure.code.value, "message": failure.message}
+            crashed.append({**change, **said, "may_leave_residue": residue})
+            ended.append(attempt_row(token, JobStatus.FAILED, row.claimed_at, now, row.worker_id, 0, failure))
         if row.type is JobType.LIST and status is JobStatus.FAILED:
             close_phases(session, job)
-    if rows:
-        session.execute(_RELEASE, changes)
-        session.execute(INSERT_ATTEMPTS, ended)
+    for statement, changes in ((_RELEASE, released), (_RELEASE_CRASHED, crashed), (INSERT_ATTEMPTS, ended)):
+        if changes:
+            session.execute(statement, changes)
+    if released or crashed:
         for job in locked.values():
             job.roll_up(now)
         save_jobs(session, locked.values())
-    return len(rows)
+    return len(released) + len(crashed)

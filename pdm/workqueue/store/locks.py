@@ -120,7 +120,12 @@ class LockedJob:
 
 
 _LOCK = sa.select(*_COLUMNS).order_by(jobs.c.id)
-_LOCK_BY_NUMBER = _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True))).with_for_update(key_share=True)
+_LOCK_BY_NUMBER = {
+    skip_locked: _LOCK.where(jobs.c.id.in_(bindparam("numbers", expanding=True))).with_for_update(
+        key_share=True, skip_locked=skip_locked
+    )
+    for skip_locked in (False, True)
+}
 _LOCK_DUE = {
     (column, skip_locked): _LOCK.where(
         jobs.c.id.in_(bindparam("numbers", expanding=True)), column <= bindparam("now")
@@ -135,9 +140,14 @@ def lock_job(session: Session, job_id: int) -> LockedJob | None:
     return next(iter(lock_jobs(session, [job_id])), None)
 
 
-def lock_jobs(session: Session, numbers: Collection[int]) -> list[LockedJob]:
-    """Lock the jobs of these numbers."""
-    return _locked(session, _LOCK_BY_NUMBER, {"numbers": list(numbers)})
+def lock_jobs(session: Session, numbers: Collection[int], *, skip_locked: bool = False) -> list[LockedJob]:
+    """Lock the jobs of these numbers; with ``skip_locked`` only those that no other transaction holds."""
+    return _locked(session, _LOCK_BY_NUMBER[skip_locked], {"numbers": list(numbers)})
+
+
+#: PostgreSQL: the lock did not come within ``lock_timeout``.
+LOCK_NOT_AVAILABLE = "55P03"
+_WAIT_BRIEFLY = sa.text("SET LOCAL lock_timeout = '250ms'")
 
 
 def lock_due_jobs(
@@ -150,9 +160,22 @@ def lock_due_jobs(
         due_at: the column that says so.
         numbers: of the jobs.
         now: the present moment, UTC.
-        skip_locked: leave out jobs that another transaction holds, rather than wait for it.
+        skip_locked: leave out jobs that another transaction holds, rather than wait for it a little.
+
+    Returns:
+        The jobs; none where another transaction did not end within a moment.
     """
-    return _locked(session, _LOCK_DUE[due_at, skip_locked], {"numbers": list(numbers), "now": now})
+    parameters = {"numbers": list(numbers), "now": now}
+    if skip_locked or session.get_bind().dialect.name != "postgresql":
+        return _locked(session, _LOCK_DUE[due_at, skip_locked], parameters)
+    try:
+        with session.begin_nested():
+            session.execute(_WAIT_BRIEFLY)
+            return _locked(session, _LOCK_DUE[due_at, False], parameters)
+    except sa.exc.OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        return []
 
 
 def _locked(session: Session, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[LockedJob]:

@@ -21,7 +21,7 @@ from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, INSERT_ELEMENTS, attempt_row, element_row
 from pdm.workqueue.store.phases import close_phases
 from pdm.workqueue.store.records import failure_columns
-from pdm.workqueue.store.tables import elements, workers
+from pdm.workqueue.store.tables import attempts, elements, workers
 
 
 @frozen
@@ -30,17 +30,21 @@ class Settled:
 
     Attributes:
         lost: whose claim was gone: nothing was written about them.
+        repeated: those of them that were written already, by a transaction whose commit was not answered.
         finished: jobs that became final.
+        passed_over: nothing was written about them, for another session holds their jobs.
     """
 
     lost: tuple[Token, ...]
     finished: tuple[JobRecord, ...]
+    repeated: frozenset[Token] = frozenset()
+    passed_over: tuple[Verdict, ...] = ()
 
 
 #: Before an element tries a credential that came while it was at work; long enough to do no harm if that is no good.
 _RENEWED_PAUSE = timedelta(seconds=1)
 
-_WORKER = sa.select(workers.c.id).where(workers.c.name == bindparam("worker"))
+_WORKER = sa.select(workers.c.id).where(workers.c.incarnation == bindparam("worker"))
 _SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
 #: Most attempts succeed: what that always means stands in the statement, for each value of each row costs.
 _SETTLE_DONE = _SETTLE.values(
@@ -55,7 +59,9 @@ _SETTLE_DONE = _SETTLE.values(
 )
 
 
-def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: datetime) -> Settled:
+def settle(
+    session: Session, worker: str, verdicts: Sequence[Verdict], now: datetime, *, skip_locked: bool = False
+) -> Settled:
     """Write how claimed attempts ended.
 
     A verdict whose element does not run any more under this worker and attempt writes nothing. An element that would
@@ -63,14 +69,21 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
 
     Args:
         session: of the database.
-        worker: whose claims they are.
+        worker: the incarnation whose claims they are.
         verdicts: in any order; of one attempt at most one.
         now: the present moment, UTC.
+        skip_locked: pass verdicts over whose jobs another session holds, rather than wait for it.
     """
     worker_id = session.scalar(_WORKER, {"worker": worker})
-    locked = {job.id: job for job in lock_jobs(session, {verdict.token.job_id for verdict in verdicts})}
+    numbers = {verdict.token.job_id for verdict in verdicts}
+    locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
+    passed_over: tuple[Verdict, ...] = ()
+    if skip_locked and len(locked) < len(numbers):
+        passed_over = tuple(verdict for verdict in verdicts if verdict.token.job_id not in locked)
+        verdicts = [verdict for verdict in verdicts if verdict.token.job_id in locked]
     running = _running(session, worker_id, [verdict.token for verdict in verdicts])
     lost: list[Token] = []
+    repeated: set[Token] = set()
     done: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
@@ -80,6 +93,8 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
         row = running.get((token.job_id, token.element_id))
         if row is None or row.attempts != token.attempt:
             lost.append(token)
+            if _is_written(session, worker_id, given):
+                repeated.add(token)
             continue
         del running[token.job_id, token.element_id]
         job = locked[token.job_id]
@@ -95,12 +110,10 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
             done.append(_done_change(verdict))
         else:
             others.append(_element_change(verdict, status, row))
-        outcome = verdict.status if verdict.failure is None else JobStatus.FAILED
         ended.append(
             attempt_row(
                 token,
-                # The attempt of an element that waits again without a failure was broken off.
-                outcome if outcome.is_final else JobStatus.CANCELLED,
+                _outcome(verdict),
                 verdict.started_at,
                 verdict.ended_at,
                 row.worker_id,
@@ -112,7 +125,7 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
         if row.type is JobType.LIST and status.is_final and status is not JobStatus.DONE:
             close_phases(session, job)
     if not ended:
-        return Settled(tuple(lost), ())
+        return Settled(tuple(lost), (), frozenset(repeated), passed_over)
     for statement, changes in ((_SETTLE_DONE, done), (_SETTLE, others)):
         if changes:
             session.execute(statement, changes)
@@ -123,7 +136,31 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
             job.work_waits()
     finished = tuple(job.record for job in locked.values() if job.roll_up(now))
     save_jobs(session, locked.values())
-    return Settled(tuple(lost), finished)
+    return Settled(tuple(lost), finished, frozenset(repeated), passed_over)
+
+
+def _outcome(verdict: Verdict) -> JobStatus:
+    """How the attempt ended; that of an element that waits again without a failure was broken off."""
+    outcome = verdict.status if verdict.failure is None else JobStatus.FAILED
+    return outcome if outcome.is_final else JobStatus.CANCELLED
+
+
+_WRITTEN = sa.select(attempts.c.status, attempts.c.started_at, attempts.c.ended_at).where(
+    attempts.c.job_id == bindparam("of_job"),
+    attempts.c.element_id == bindparam("number"),
+    attempts.c.attempt == bindparam("attempt"),
+    attempts.c.worker_id == bindparam("worker"),
+)
+
+
+def _is_written(session: Session, worker_id: int | None, verdict: Verdict) -> bool:
+    """Whether a transaction before this one has written a verdict: then its commit went through unanswered."""
+    token = verdict.token
+    row = session.execute(
+        _WRITTEN,
+        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "worker": worker_id},
+    ).one_or_none()
+    return row is not None and tuple(row) == (_outcome(verdict), verdict.started_at, verdict.ended_at)
 
 
 _RUNNING = sa.select(

@@ -16,6 +16,7 @@ from pdm.workqueue.WorkqueueDB import (
     IdempotentRequest,
     Job,
     JobElement,
+    KeyCheck,
     ListingChunk,
     ListingNotes,
     PendingDelegation,
@@ -35,6 +36,7 @@ elements = _table(JobElement)
 attempts = _table(Attempt)
 users = _table(User)
 workers = _table(Worker)
+key_checks = _table(KeyCheck)
 listing_chunks = _table(ListingChunk)
 listing_notes = _table(ListingNotes)
 credentials = _table(Credential)

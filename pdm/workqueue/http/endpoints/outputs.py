@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ElementRecord
 from pdm.workqueue.http import lookups
 from pdm.workqueue.http.access import Caller
@@ -94,6 +95,9 @@ async def _log(api: ApiContext, ended: Ended) -> str:
     try:
         return await api.logstore.read(LogRef(ended.job.log_uid, ended.element.id, ended.attempt))
     except LogFileMissingError as error:
+        if ended.failure is not None and ended.failure.code is FailureCode.CRASHED:
+            # A daemon that is killed has written no log of what it was about to begin, or has it on another machine.
+            return f"there is no log: {ended.failure.message}\n"
         raise LogMissingError(
             f"the log of job {ended.job.id}, element {ended.element.id}, attempt {ended.attempt} is gone from disk: "
             "tell an operator, if it is not old enough to have been tidied away"

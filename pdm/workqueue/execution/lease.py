@@ -1,0 +1,255 @@
+"""The lease under which a daemon claims: taken at the start, renewed, lost; and claims that nobody knows of.
+
+Renewal, the release of what dead daemons ran and the comparison with the database are tasks of their own: none of them
+waits for another, and the renewal waits for no other transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
+
+from attrs import define, field
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from pdm.workqueue.agents.pool import boot_seconds
+from pdm.workqueue.domain.jobs import JobRecord, Token
+from pdm.workqueue.store import claims
+from pdm.workqueue.store.claims import Registration, WorkerIdentity
+from pdm.workqueue.store.database import Database, DatabaseClosedError
+from pdm.workqueue.telemetry.background import Background, Periodic
+
+#: After a renewal that failed.
+_PAUSE_AFTER_ERROR_S = 1.0
+#: Between two looks whether the lease of another incarnation is still renewed.
+_LOOK_AGAIN_S = 1.0
+
+
+class LeaseTakenError(Exception):
+    """Another daemon claims under the same name; the text says what to do."""
+
+
+@define(eq=False)
+class Lease:
+    """What a daemon may rely on while it claims and moves.
+
+    Attributes:
+        worker: who claims.
+        clock: the present moment, UTC.
+        lease_s: seconds for which claims hold without being renewed.
+        begun: whether work on an attempt of an earlier run had begun.
+        ends_at: until then nobody takes the claims away (`boot_seconds`); 0 while there is no lease.
+        on_renewed: each is called with a new `ends_at`, as soon as it is certain.
+    """
+
+    reactor: IReactorTime
+    database: Database
+    worker: WorkerIdentity
+    clock: Callable[[], datetime]
+    lease_s: float
+    begun: Callable[[JobRecord, Token], bool] | None = None
+    ends_at: float = 0.0
+    on_renewed: list[Callable[[float], None]] = field(factory=list)
+    _known: Callable[[], Collection[Token]] = tuple
+    _claims_over: Callable[[], Awaitable[None]] | None = None
+    _on_lost: Callable[[], Awaitable[None]] | None = None
+    _on_cancelled: Callable[[int], None] = lambda job_id: None
+    _on_work: Callable[[], None] = lambda: None
+    _is_ours: bool = False
+    _stopping: bool = False
+    _told: bool = False
+    _tasks: list[Periodic] = field(factory=list)
+    _background: Background = field(factory=Background)
+    _comparing: bool = False
+    _log: Logger = field(factory=Logger)
+
+    def serves(
+        self,
+        known: Callable[[], Collection[Token]],
+        claims_over: Callable[[], Awaitable[None]],
+        on_lost: Callable[[], Awaitable[None]],
+        on_cancelled: Callable[[int], None],
+        on_work: Callable[[], None],
+    ) -> None:
+        """Join it to those who claim and run.
+
+        Args:
+            known: the attempts that run here or whose results wait to be stored.
+            claims_over: returns when each claim that is under way now is answered, and what it brought is known.
+            on_lost: ends all that runs.
+            on_cancelled: ends what runs of a job.
+            on_work: there is something to claim.
+        """
+        self._known = known
+        self._claims_over = claims_over
+        self._on_lost = on_lost
+        self._on_cancelled = on_cancelled
+        self._on_work = on_work
+
+    @property
+    def is_held(self) -> bool:
+        """Whether what is claimed now would be ours."""
+        return self._is_ours and boot_seconds() < self.ends_at
+
+    async def start(self) -> None:
+        """Take the lease; waits for the end of another one under the same name that is not renewed any more.
+
+        Raises:
+            LeaseTakenError: it is renewed.
+        """
+        seen: Registration | None = None
+        give_up_at = self.reactor.seconds() + 2 * self.lease_s
+        while (held := await self._register()) is not None:
+            is_renewed = seen and seen.held_until and held.held_until and held.held_until > seen.held_until
+            if is_renewed or self.reactor.seconds() > give_up_at:
+                raise LeaseTakenError(_taken(self.worker, held))
+            if seen is None:
+                self._log.info(
+                    "waiting up to {seconds:.0f} s for the lease of an earlier run on {host} to end",
+                    seconds=held.held_for_s,
+                    host=held.held_by,
+                )
+            seen = held
+            await deferLater(self.reactor, min(max(held.held_for_s, 0.05), _LOOK_AGAIN_S))
+        every_s = self.lease_s / 3
+        self._tasks = [
+            Periodic(self.reactor, "renew the lease", every_s, self._renew),
+            Periodic(self.reactor, "compare claims", every_s, self.compare),
+        ]
+        if self.database.is_shared:
+            self._tasks.append(Periodic(self.reactor, "release expired claims", every_s, self._release_expired))
+        for task in self._tasks:
+            task.start()
+
+    async def stop(self) -> None:
+        """Renew no more, and let the next daemon begin at once."""
+        self._stopping = True
+        for task in self._tasks:
+            await task.stop()
+        await self._background.over()
+        if self._is_ours:
+            self._is_ours = False
+            await self.database.run_for_lease("give the lease up", claims.resign, self.worker.incarnation)
+
+    def compare_soon(self) -> None:
+        """A claim has failed: it may have gone through all the same."""
+        if not self._stopping:
+            self._background.start("compare claims", self.compare())
+
+    async def compare(self) -> None:
+        """Give back what the database says runs here and does not: the answer to its claim was lost."""
+        if self._comparing or not self._is_ours or self._claims_over is None:
+            return
+        self._comparing = True
+        try:
+            running = await self.database.read("what runs here", claims.running_of, self.worker.incarnation)
+            # What was claimed before that look is known, or lost, once these are answered.
+            await self._claims_over()
+            unknown = set(running).difference(self._known())
+            if unknown and not self._stopping:
+                back = await self.database.run(
+                    "give back lost claims", claims.release_unknown, self.worker.incarnation, unknown, self.clock()
+                )
+                if back:
+                    self._log.warn("{count} elements go back to the queue: their claim was not answered", count=back)
+                    self._on_work()
+        finally:
+            self._comparing = False
+
+    async def _register(self) -> Registration | None:
+        """Take the lease; returns who else has it, None if it is ours now."""
+        began = boot_seconds()
+        registration = await self.database.run_for_lease(
+            "register a worker",
+            claims.register_worker,
+            self.worker,
+            self.clock(),
+            self.lease_s,
+            alone=not self.database.is_shared,
+            begun=self.begun,
+        )
+        if registration.held_by is not None:
+            return registration
+        if registration.back:
+            self._log.info("{count} elements of the last run go back to the queue", count=registration.back)
+        self._is_ours = True
+        self._told = False
+        self._extend(began)
+        return None
+
+    def _extend(self, began: float) -> None:
+        # Counted from before the question was sent: in the database the lease ends later.
+        self.ends_at = began + self.lease_s
+        for told in self.on_renewed:
+            told(self.ends_at)
+
+    async def _renew(self) -> None:
+        while not self._stopping:
+            try:
+                await self._renew_once()
+            except DatabaseClosedError:
+                return
+            except Exception as error:
+                self._log.warn(
+                    "the lease could not be renewed ({why}); it ends in {left:.0f} s",
+                    why=_line(error),
+                    left=max(self.ends_at - boot_seconds(), 0.0),
+                )
+                await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
+            else:
+                return
+
+    async def _renew_once(self) -> None:
+        if not self._is_ours:
+            await self._take_again()
+            return
+        began = boot_seconds()
+        if not self.database.is_shared:
+            # This process has locked the file: whatever becomes of the row, nobody else can claim.
+            self._extend(began)
+        renewal = await self.database.run_for_lease(
+            "renew the lease", claims.renew, self.worker.incarnation, self.clock(), self.lease_s
+        )
+        if renewal.lost:
+            self._log.error("the lease of {worker} was taken away; what it ran is given up", worker=self.worker.name)
+            self._is_ours = False
+            self.ends_at = 0.0
+            if self._on_lost is not None:
+                await self._on_lost()
+            await self._take_again()
+            return
+        self._extend(began)
+        for job_id in renewal.cancelled_jobs:
+            self._on_cancelled(job_id)
+
+    async def _take_again(self) -> None:
+        held = await self._register()
+        if held is None:
+            self._on_work()
+        elif not self._told:
+            self._told = True
+            self._log.error("nothing is claimed: {why}", why=_taken(self.worker, held))
+
+    async def _release_expired(self) -> None:
+        released = count = claims.RELEASED_AT_ONCE
+        total = 0
+        while count == released and not self._stopping:
+            count = await self.database.run("release expired claims", claims.release_expired, self.clock())
+            total += count
+        if total:
+            self._log.warn("{count} elements of a daemon that is gone go back to the queue", count=total)
+            self._on_work()
+
+
+def _taken(worker: WorkerIdentity, held: Registration) -> str:
+    return (
+        f"another daemon ({held.held_by}) claims under the name {worker.name}: stop it, or, if this state folder is a "
+        "copy of its own, remove the file worker-name here"
+    )
+
+
+def _line(error: Exception) -> str:
+    lines = str(getattr(error, "orig", None) or error).splitlines()
+    return lines[0] if lines else type(error).__name__
