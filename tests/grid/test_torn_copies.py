@@ -121,3 +121,56 @@ def test_a_session_that_thaws_after_the_copy_was_done_changes_nothing(own: Helpe
     assert {name: content for name, content in tree(sites.b).items() if name in names} == {
         file.name: file.read_bytes() for file in files
     }
+
+
+def boot_seconds() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_a_transfer_between_servers_ends_with_the_lease(own: HelperProcess, sites: Sites) -> None:
+    """Its connections end with the helper, and with them what the servers do."""
+    item = sites.item(sites.huge(), sites.b / "copy")
+    own.send(wire.LeaseRequest(boot_seconds() + 3.0))
+    own.send(wire.CopyRequest(own.new_id(), [item], "never", "size", wire.Limits()))
+    assert own.process.wait(30) == wire.LEASE_OVER_STATUS
+    arrived = -1
+    give_up_at = time.monotonic() + 20
+    while arrived != sites.arriving():
+        assert time.monotonic() < give_up_at, "the servers go on"
+        arrived = sites.arriving()
+        time.sleep(0.5)
+    assert arrived > 0
+    assert [path.name for path in sites.b.iterdir() if not path.name.startswith(".pdm-")] == []
+
+
+def test_a_helper_that_was_suspended_beyond_the_lease_gives_no_file_its_name(own: HelperProcess, sites: Sites) -> None:
+    files = [sites.put(sites.a / f"f{number}", os.urandom(1024)) for number in range(1500)]
+    items = [sites.item(file, sites.b / "new" / file.name, key) for key, file in enumerate(files)]
+    own.send(wire.LeaseRequest(boot_seconds() + 4.0))
+    own.send(wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.Limits()))
+    give_up_at = time.monotonic() + 30
+    while not any((sites.b / "new").glob("f*")):
+        assert time.monotonic() < give_up_at, "nothing arrives"
+        time.sleep(0.002)
+    own.process.send_signal(signal.SIGSTOP)
+    time.sleep(4.2)
+    named = set((sites.b / "new").glob("f*"))
+    assert len(named) < len(files), "all was done before it was suspended"
+    own.process.send_signal(signal.SIGCONT)
+    assert own.process.wait(30) == wire.LEASE_OVER_STATUS
+    time.sleep(0.5)
+    assert set((sites.b / "new").glob("f*")) == named
+
+
+def test_what_was_written_after_it_was_listed_is_not_removed(own: HelperProcess, sites: Sites) -> None:
+    """By an attempt that follows one that was lost: it may have removed the file that was listed."""
+    files = [sites.put(sites.b / f"f{number}") for number in range(40)]
+    for file in files[:-2]:
+        os.utime(file, (OLD, OLD))
+    listed_at = float(OLD + 100)
+    items = [wire.PathItem(key, sites.url(file), again=True, listed_at=listed_at) for key, file in enumerate(files)]
+    files[0].unlink()
+    ended = own.remove(*items)
+    assert {key for key, event in ended.items() if isinstance(event, wire.Failed)} == {38, 39}
+    assert {fault(ended[key]) for key in (38, 39)} == {("source", "CHANGED")}
+    assert {path.name for path in sites.b.iterdir()} == {"f38", "f39"}

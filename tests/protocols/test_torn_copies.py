@@ -72,3 +72,20 @@ def test_a_source_that_is_rewritten_in_place_while_it_is_copied(
     assert fault(outcome) == ("source", "SIZE_CHANGED"), outcome
     assert not destination.exists()
     assert places.left() == []
+
+
+@pytest.mark.parametrize("protocol", ["ssh", "https", "xroot"])
+def test_what_was_written_after_it_was_listed_is_not_removed(
+    relay: HelperProcess, places: Places, protocol: str
+) -> None:
+    """By an attempt that follows one that was lost: it may have removed the file that was listed."""
+    old, new = places.put(places.b / "old"), places.put(places.b / "new")
+    os.utime(old, (OLD, OLD))
+    items = [
+        wire.PathItem(key, places.url(protocol, path), again=True, listed_at=OLD + 100)
+        for key, path in enumerate((old, new, places.b / "gone"))
+    ]
+    ended = relay.remove(*items)
+    assert [type(ended[key]) for key in range(3)] == [wire.Done, wire.Failed, wire.Done]
+    assert fault(ended[1]) == ("source", "CHANGED")
+    assert [path.name for path in places.b.iterdir()] == ["new"]
