@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -59,3 +61,25 @@ def test_the_account_of_the_unit_is_made(tmp_path: Path) -> None:
         timeout=30,
     )
     assert re.search(rf"^{user[1]}:", (tmp_path / "etc" / "passwd").read_text(), re.MULTILINE)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(240)
+def test_the_source_archive_passes_its_own_tests(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, _ROOT], check=True, timeout=100)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    # Rooms whose tests need no server, those with data files among them.
+    rooms = [f"tests/{room}" for room in ("certificates", "config", "domain", "movers", "sites")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *rooms],
+        cwd=unpacked,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -241,6 +241,10 @@ async def test_openapi_is_valid_and_complete(service: Service) -> None:
     validate(document)
     listed = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert listed == {(endpoint.path, endpoint.method) for endpoint in ENDPOINTS}
+    schemas = document["components"]["schemas"]
+    options = schemas["SubmitCopy"]["properties"]["extra_opts"]["anyOf"]
+    assert {"$ref": "#/components/schemas/CopyOptions"} in options
+    assert schemas["CopyOptions"]["properties"]["verify"]["enum"] == ["checksum", "size"]
     submit = document["paths"]["/copy"]["post"]
     assert set(submit["responses"]) >= {"200", "400", "401", "403", "409", "413", "415", "422", "500"}
     schemas = document["components"]["schemas"]
