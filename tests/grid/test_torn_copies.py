@@ -130,8 +130,13 @@ def boot_seconds() -> float:
 def test_a_transfer_between_servers_ends_with_the_lease(own: HelperProcess, sites: Sites) -> None:
     """Its connections end with the helper, and with them what the servers do."""
     item = sites.item(sites.huge(), sites.b / "copy")
-    own.send(wire.LeaseRequest(boot_seconds() + 3.0))
+    own.send(wire.LeaseRequest(boot_seconds() + 60.0))
     own.send(wire.CopyRequest(own.new_id(), [item], "never", "size", wire.Limits()))
+    give_up_at = time.monotonic() + 60
+    while not sites.arriving():
+        assert time.monotonic() < give_up_at, "no byte arrives"
+        time.sleep(0.01)
+    own.send(wire.LeaseRequest(boot_seconds() + 0.5))
     assert own.process.wait(30) == wire.LEASE_OVER_STATUS
     arrived = -1
     give_up_at = time.monotonic() + 20
@@ -143,17 +148,18 @@ def test_a_transfer_between_servers_ends_with_the_lease(own: HelperProcess, site
     assert [path.name for path in sites.b.iterdir() if not path.name.startswith(".pdm-")] == []
 
 
+@pytest.mark.full
 def test_a_helper_that_was_suspended_beyond_the_lease_gives_no_file_its_name(own: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.a / f"f{number}", os.urandom(1024)) for number in range(1500)]
     items = [sites.item(file, sites.b / "new" / file.name, key) for key, file in enumerate(files)]
-    own.send(wire.LeaseRequest(boot_seconds() + 4.0))
+    own.send(wire.LeaseRequest(boot_seconds() + 10.0))
     own.send(wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.Limits()))
     give_up_at = time.monotonic() + 30
     while not any((sites.b / "new").glob("f*")):
         assert time.monotonic() < give_up_at, "nothing arrives"
         time.sleep(0.002)
     own.process.send_signal(signal.SIGSTOP)
-    time.sleep(4.2)
+    time.sleep(10.2)
     named = set((sites.b / "new").glob("f*"))
     assert len(named) < len(files), "all was done before it was suspended"
     own.process.send_signal(signal.SIGCONT)
