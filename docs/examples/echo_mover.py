@@ -11,9 +11,9 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.judging import judge
-from pdm.workqueue.movers.mover import Access, SiteUrl
+from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl
 from pdm.workqueue.movers.requests import build_request
-from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
+from pdm.workqueue.wire.agent_messages import Fault, Limits
 from pdm.workqueue.wire.options import Options
 
 
@@ -27,7 +27,9 @@ class EchoMover:
     prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = frozenset()
 
-    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
+    def request_for(
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+    ) -> BuiltRequest:
         return build_request(batch, urls, options, limits, request_id)
 
     def environment(self, access: Access) -> Mapping[str, str]:

@@ -216,6 +216,7 @@ class Assembly:
             on_cancelled=self.executor.cancel,
             on_work=self._wake,
         )
+        self.lease.on_renewed.append(self.pool.hold_lease)
         logons = LogonGuard()
         clock_watch = ClockWatch(reactor, (health.clock_was_set, self.claimer.clock_was_set, logons.clock_was_set))
         self.api = WorkqueueService(

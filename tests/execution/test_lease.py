@@ -11,7 +11,8 @@ from attrs import evolve
 from twisted.internet import reactor as _reactor
 from twisted.logger import LogEvent
 
-from pdm.workqueue.execution.lease import Lease, LeaseTakenError, boot_seconds
+from pdm.workqueue.agents.pool import boot_seconds
+from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.store import claims
 from pdm.workqueue.store.claims import WorkerIdentity
 from pdm.workqueue.store.database import Database

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
@@ -212,3 +213,16 @@ def test_thousands_are_removed_and_made(own: HelperProcess, sites: Sites) -> Non
     assert judged(outcome.pop(600)) == "source NOT_FOUND"
     assert all(isinstance(event, wire.Done) for event in outcome.values())
     assert not list(sites.a.iterdir())
+
+
+def test_an_item_that_the_pipelined_way_stumbles_over_fails_alone(own: HelperProcess, sites: Sites) -> None:
+    files = files_of_one_size(sites, 20)
+    items = items_of(sites, files)
+    items[7] = msgspec.structs.replace(items[7], source="gsiftp://localhost")
+    outcome = own.copy(items)
+    assert {key for key, event in outcome.items() if isinstance(event, wire.Failed)} == {7}
+    removals = [wire.PathItem(key, sites.url(sites.b / file.relative_to(sites.a))) for key, file in enumerate(files)]
+    removals[7] = wire.PathItem(7, "gsiftp://localhost")
+    removed = own.remove(*removals)
+    assert {key for key, event in removed.items() if isinstance(event, wire.Failed)} == {7}
+    assert tree(sites.b) == {}

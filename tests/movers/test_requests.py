@@ -13,7 +13,7 @@ import pytest
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch, Counters, ElementRecord, JobRecord
-from pdm.workqueue.domain.paths import encoded
+from pdm.workqueue.domain.paths import checked, encoded
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.wire import agent_messages as wire
@@ -81,7 +81,10 @@ def element(number: int, source: str, destination: str | None = None, attempts: 
 
 def request(claimed: Batch, protocol: JobProtocol = JobProtocol.GRIDFTP) -> wire.Work:
     options = read_options(claimed.job.type, claimed.job.options)
-    made = MOVERS[protocol].request_for(claimed, url, options, LIMITS, 9)
+    built = MOVERS[protocol].request_for(claimed, url, options, LIMITS, 9)
+    assert not built.refused
+    made = built.request
+    assert made is not None
     # What is sent must be what is read.
     assert msgspec.json.decode(msgspec.json.encode(made), type=wire.Request) == made
     return made
@@ -148,8 +151,8 @@ def test_listings(type_: JobType, options: dict[str, Any], depth: int | None, fo
 def test_removals() -> None:
     made = request(batch(JobType.REMOVE, element(1, "/from/f"), element(2, "/from", is_directory=True)))
     items = [
-        wire.PathItem(0, "gsiftp://site1:2811/from/f"),
-        wire.PathItem(1, "gsiftp://site1:2811/from", directory=True),
+        wire.PathItem(0, "gsiftp://site1:2811/from/f", listed_at=NOW.timestamp()),
+        wire.PathItem(1, "gsiftp://site1:2811/from", directory=True, listed_at=NOW.timestamp()),
     ]
     assert made == wire.RemoveRequest(9, items, LIMITS)
 
@@ -174,6 +177,53 @@ def test_every_mover_asks_for_every_job_type(protocol: JobProtocol, type_: JobTy
     assert type_ in MOVERS[protocol].job_types
     made = request(batch(type_, element(0, "/from", destination)), protocol)
     assert made.id == 9
+
+
+def site_url(site: int, path: str) -> str:
+    """As the daemon makes it: refuses what no site can hold."""
+    return url(site, checked(path))
+
+
+@pytest.mark.parametrize("protocol", MOVERS)
+@pytest.mark.parametrize("type_", [JobType.COPY, JobType.REMOVE, JobType.RENAME, JobType.MKDIR])
+def test_an_element_that_no_site_can_hold_fails_alone(protocol: JobProtocol, type_: JobType) -> None:
+    """A destination of more than 4,096 bytes, a source of them, and one whose temporary name would have them."""
+    long = "/".join(["x" * 200] * 20)
+    destinations = [f"/to/{number}" if type_ in (JobType.COPY, JobType.RENAME) else None for number in range(5)]
+    elements = [element(number, f"/from/{number}", destinations[number], type=type_) for number in range(5)]
+    elements[1] = element(1, f"/{long}/{long}", destinations[1], type=type_)
+    bad = {1}
+    if type_ in (JobType.COPY, JobType.RENAME):
+        elements[3] = element(3, "/from/3", f"/{long}/{long}", type=type_)
+        bad.add(3)
+    if type_ is JobType.COPY:
+        elements[4] = element(4, "/from/4", f"/{long}/{'y' * 50}/z", type=type_)
+        bad.add(4)
+    claimed = batch(JobType.COPY if type_ is JobType.COPY else type_, *elements)
+    built = MOVERS[protocol].request_for(
+        claimed, site_url, read_options(claimed.job.type, claimed.job.options), LIMITS, 9
+    )
+    assert {key: failure.code for key, failure in built.refused.items()} == dict.fromkeys(bad, "INVALID_NAME")
+    assert built.request is not None
+    assert {item.key for item in built.request.items} == set(range(5)) - bad  # type: ignore[union-attr]
+    whole = MOVERS[protocol].request_for(
+        batch(claimed.job.type, elements[1]), site_url, read_options(claimed.job.type, {}), LIMITS, 9
+    )
+    assert whole.request is None
+    assert set(whole.refused) == {0}
+
+
+def test_what_has_no_room_in_a_line_waits_for_the_next_batch() -> None:
+    folder = "/" + "/".join(["%" * 250] * 15)
+    claimed = batch(JobType.COPY, *[element(n, f"{folder}/{n}", f"{folder}/{n}", attempts=11) for n in range(400)])
+    built = MOVERS[JobProtocol.GRIDFTP].request_for(claimed, url, read_options(JobType.COPY, {}), LIMITS, 9)
+    assert built.request is not None
+    asked = [item.key for item in built.request.items]  # type: ignore[union-attr]
+    assert asked == list(range(len(asked)))
+    assert built.postponed == frozenset(range(len(asked), 400))
+    assert built.postponed
+    # A helper ends when a line is longer than this.
+    assert len(msgspec.json.encode(built.request)) < 64 * 1024 * 1024
 
 
 def test_dummies_carry_their_behaviour_and_attempt() -> None:

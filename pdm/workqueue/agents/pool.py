@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 from attrs import define, field, frozen
@@ -9,9 +10,17 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.logger import Logger
 
-from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, watched_start
+from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, LeaseOverError, watched_start
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.telemetry.background import Periodic, following
+
+#: The part of what is left of a lease for which agents stop before its end.
+_LEASE_MARGIN = 0.1
+
+
+def boot_seconds() -> float:
+    """The moment by CLOCK_BOOTTIME: one clock for all processes of the machine, which also counts a suspended one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @frozen
@@ -112,6 +121,8 @@ class AgentPool:
         #: Credentials whose agents end as soon as they have no work.
         self._retired: set[str] = set()
         self._stopping = False
+        #: Until when agents may work; None for ever.
+        self._lease_until: float | None = None
         self._sweeper = Periodic(timer, "end idle agents", max(idle_s / 4, 0.5), self._end_idle)
 
     def start(self) -> None:
@@ -135,6 +146,17 @@ class AgentPool:
         if killer.active():
             killer.cancel()
 
+    def hold_lease(self, until: float) -> None:
+        """The lease was renewed; agents end themselves a little before its end, unless they are told of another.
+
+        Args:
+            until: its end by `boot_seconds`, counted from when its renewal was begun.
+        """
+        left_s = max(until - boot_seconds(), 0.0)
+        self._lease_until = until - _LEASE_MARGIN * left_s
+        for agent in self._living:
+            agent.hold_lease(self._lease_until)
+
     async def lend(self, kind: AgentKind, *, alone: bool = False, place: Place | None = None) -> AgentProcess:
         """An agent that is ready, or is about to be; waits while all are busy, or limits allow no stream more.
 
@@ -145,7 +167,10 @@ class AgentPool:
 
         Raises:
             AgentStartError: it could not be started.
+            LeaseOverError: there is no lease under which it could work.
         """
+        if self._lease_until is not None and boot_seconds() >= self._lease_until:
+            raise LeaseOverError
         waiting = _Waiting(kind, place)
         self._waiting.append(waiting)
         try:
@@ -249,6 +274,8 @@ class AgentPool:
         except AgentStartError:
             self._forget(agent)
             raise
+        if self._lease_until is not None:
+            agent.hold_lease(self._lease_until)
         ready = await watched_start(agent, self._timer, self._start_timeout_s)
         self._log.info("agent {name} ready, pid {pid}: {tools}", name=kind.helper, pid=agent.pid, tools=ready.tools)
         return agent

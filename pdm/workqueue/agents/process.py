@@ -21,7 +21,15 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.wire.agent_messages import LONGEST_LINE, CancelRequest, Event, Ready, Work
+from pdm.workqueue.wire.agent_messages import (
+    LEASE_OVER_STATUS,
+    LONGEST_LINE,
+    CancelRequest,
+    Event,
+    LeaseRequest,
+    Ready,
+    Work,
+)
 
 #: The agent's descriptors: requests in, noise, noise, events out.
 _REQUESTS, _NOISE, _EVENTS = 0, (1, 2), 3
@@ -35,6 +43,13 @@ _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 class AgentStartError(Exception):
     """An agent could not be started; the text says why."""
+
+
+class LeaseOverError(AgentStartError):
+    """The lease of this daemon is over: nothing may be moved until it is renewed."""
+
+    def __init__(self) -> None:
+        super().__init__("the lease of this daemon is over")
 
 
 @frozen
@@ -77,6 +92,7 @@ class AgentProcess(ProcessProtocol):
     Attributes:
         ready: fires with the `Ready` event, or fails with `AgentStartError`.
         ended: fires with a sentence about its end once the process is gone.
+        lease_over: whether it has ended itself because the lease that it was told of was over.
     """
 
     _log = Logger()
@@ -89,6 +105,7 @@ class AgentProcess(ProcessProtocol):
         self._borrowers: dict[int, Borrower] = {}
         self.pid: int | None = None
         self.alive = False
+        self.lease_over = False
         self._transport: IProcessTransport | None = None
         self._buffer: bytearray = bytearray()
         self._why: str | None = None
@@ -147,7 +164,11 @@ class AgentProcess(ProcessProtocol):
         """Whether the only work that it has is nearly done."""
         return self.alive and len(self._borrowers) == 1 and all(one.nearly_done for one in self._borrowers.values())
 
-    def _send(self, request: Work | CancelRequest) -> None:
+    def hold_lease(self, until: float) -> None:
+        """Tell it until when it may work, a moment of CLOCK_BOOTTIME; it ends itself then."""
+        self._send(LeaseRequest(until))
+
+    def _send(self, request: Work | CancelRequest | LeaseRequest) -> None:
         # To a dead agent it is dropped, for its end is being reported.
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")
@@ -245,11 +266,12 @@ class AgentProcess(ProcessProtocol):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         signal_number = getattr(reason.value, "signal", None)
+        self.lease_over = getattr(reason.value, "exitCode", None) == LEASE_OVER_STATUS
         how = f"signal {signal_number}" if signal_number else f"exit status {getattr(reason.value, 'exitCode', '?')}"
         sentence = f"the helper process {self.pid} ended ({how}{'; ' + self._why if self._why else ''})"
         self._log.debug("agent {name}: {sentence}", name=self.command.name, sentence=sentence)
         if not self.ready.called:
-            self.ready.errback(AgentStartError(sentence))
+            self.ready.errback(LeaseOverError() if self.lease_over else AgentStartError(sentence))
         borrowers, self._borrowers = self._borrowers, {}
         for borrower in borrowers.values():
             borrower.on_end(sentence)

@@ -47,6 +47,7 @@ class FailureCode(enum.StrEnum):
     UNSUPPORTED = "UNSUPPORTED"
     SPECIAL_FILE = "SPECIAL_FILE"
     SIZE_CHANGED = "SIZE_CHANGED"
+    CHANGED = "CHANGED"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     TIMEOUT = "TIMEOUT"
     STALLED = "STALLED"
@@ -98,6 +99,9 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         ),
         FailureCode.SIZE_CHANGED: _Meaning(
             _RETRY, "The source is being written: wait until its writer has ended, then {retry}."
+        ),
+        FailureCode.CHANGED: _Meaning(
+            _GIVE_UP, "It is not what was listed: look at it, and submit the removal again if it is to go."
         ),
         FailureCode.CHECKSUM_MISMATCH: _Meaning(
             _RETRY, "The bytes arrived damaged and were removed: if it happens again, report it to the site."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from attrs import define, field
@@ -37,11 +37,14 @@ class Ending(enum.StrEnum):
     CANCELLED = "the job was cancelled"
     STOPPED = "the service stopped"
     LOST = "the lease was lost"
+    LAPSED = "the lease was not renewed in time"
     CREDENTIAL = "the credential that it used was removed or replaced"
 
 
 #: Said of an element whose agent had to be ended because of another job's element.
 _DRAGGED_ALONG = "another job's cancellation ended the helper"
+#: Said of an element that waits for the next batch.
+_POSTPONED = "the batch had no room for it"
 
 
 @define(eq=False)
@@ -164,6 +167,16 @@ class RunningBatch:
                 self._fail(key, failure)
         self._agent_free = True
         self._check_finished()
+
+    def leave_out(self, refused: Mapping[int, AttemptFailure], postponed: Collection[int]) -> None:
+        """Before it is begun: fail elements that can never be done, and give others, for which is no room, back."""
+        for key, failure in refused.items():
+            if self._ending is not None or key in self._cancelled:
+                self._end_element(key, residue=False)
+            else:
+                self._fail(key, failure)
+        for key in postponed:
+            self._end_element(key, residue=False, why=_POSTPONED)
 
     def drop(self) -> None:
         """Nothing of it was begun and it is to end."""
@@ -307,6 +320,9 @@ class RunningBatch:
 
     def _unreported(self, key: int, why: str) -> None:
         attempt = self._open[key]
+        if self._agent is not None and self._agent.lease_over and self._ending is None:
+            # It has stopped by itself, and knows of no fault of the element.
+            self._ending = Ending.LAPSED
         # Its transfer may have left something behind: that is looked after before anything else happens there. That it
         # was begun may be among what the agent had no time to tell.
         residue = self._turn_at is not None and self.batch.type is JobType.COPY
@@ -363,13 +379,12 @@ class RunningBatch:
         self._open.pop(key).fail(failure, residue=residue, counts=counts, skipped=self._skipped)
         self._check_finished()
 
-    def _end_element(self, key: int, *, residue: bool) -> None:
+    def _end_element(self, key: int, *, residue: bool, why: str = _DRAGGED_ALONG) -> None:
         attempt = self._open.pop(key)
         if self._ending is Ending.LOST:
             attempt.forget(Ending.LOST)
         elif self._ending is Ending.CANCELLED or key in self._cancelled:
             attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", residue=residue, skipped=self._skipped)
         else:
-            why = self._ending or _DRAGGED_ALONG
-            attempt.end(JobStatus.SUBMITTED, f" {why}", residue=residue, counts=False)
+            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", residue=residue, counts=False)
         self._check_finished()

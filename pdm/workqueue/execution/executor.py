@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower, LeaseOverError
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
@@ -27,7 +27,7 @@ from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.ends import kept_out, takers
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ListingIntake
-from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, Prepared
+from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry
@@ -37,7 +37,7 @@ from pdm.workqueue.telemetry.background import Background, Periodic, following, 
 from pdm.workqueue.telemetry.job_lines import log_ended
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.options import RemoveOptions
+from pdm.workqueue.wire.options import Options, RemoveOptions
 
 #: Files of crashed attempts that are looked after in one go.
 _RESIDUES_AT_ONCE = 500
@@ -254,16 +254,23 @@ class Executor:
             kind, doors = prepared.kind, prepared.doors.values()
             self._running[running] = kind.credential
             self.tools.health.begin(doors)
-            agent = await self.pool.lend(kind, alone=place is None, place=place)
-            intake = await self._intake_for(running.batch, agent, prepared)
-            if running.ending is not None:
+            request = prepared.built.request
+            running.leave_out(prepared.built.refused, prepared.built.postponed)
+            intake = None
+            if request is not None:
+                agent = await self.pool.lend(kind, alone=place is None, place=place)
+                intake = await self._intake_for(running.batch, agent, request, prepared.options)
+            if running.ending is not None or request is None or agent is None:
                 running.drop()
             else:
-                running.run(agent, prepared.request, intake, prepared.doors)
+                running.run(agent, request, intake, prepared.doors)
             await following(running.finished)
             self._note_seconds(running)
         except NotPossibleError as error:
             running.refuse(error.failure)
+        except LeaseOverError:
+            running.end(Ending.LAPSED)
+            running.drop()
         except AgentStartError as error:
             self._refuse(running, FailureCode.CRASHED, str(error))
         except Exception as error:
@@ -311,7 +318,9 @@ class Executor:
         else:
             running.refuse(AttemptFailure(Scope.SERVICE, code, message))
 
-    async def _intake_for(self, batch: Batch, agent: AgentProcess, prepared: Prepared) -> ListingIntake | None:
+    async def _intake_for(
+        self, batch: Batch, agent: AgentProcess, request: wire.Work, options: Options
+    ) -> ListingIntake | None:
         if batch.type is not JobType.LIST:
             return None
         element, job = batch.elements[0], batch.job
@@ -321,8 +330,7 @@ class Executor:
             # An earlier attempt may have come half way: what it planned stands, and is not planned again.
             known = await self.database.read("what is planned", claims.known_paths, job.id)
         await self.database.run("begin a listing", listings.begin, token)
-        tree = prepared.request.url if isinstance(prepared.request, wire.ListRequest) else ""
-        options = prepared.options
+        tree = request.url if isinstance(request, wire.ListRequest) else ""
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
         hooks = agent.pause, agent.resume, self.on_room
@@ -365,14 +373,18 @@ class Executor:
         except NotPossibleError as error:
             self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
             return
-        if not isinstance(prepared.request, wire.CopyRequest):
+        request = prepared.built.request
+        if not isinstance(request, wire.CopyRequest | None):
             raise TypeError("only copies leave files behind")
+        # What no helper can be asked for was never begun.
+        cleaned = set(prepared.built.refused)
         try:
-            agent = await self.pool.lend(prepared.kind)
-            try:
-                cleaned = await _discarded(agent, prepared.request)
-            finally:
-                self.pool.give_back(agent, prepared.kind)
+            if request is not None:
+                agent = await self.pool.lend(prepared.kind)
+                try:
+                    cleaned |= await _discarded(agent, request)
+                finally:
+                    self.pool.give_back(agent, prepared.kind)
         except AgentStartError as error:
             self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
             return

@@ -6,7 +6,6 @@ waits for another, and the renewal waits for no other transaction.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 
@@ -15,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from pdm.workqueue.agents.pool import boot_seconds
 from pdm.workqueue.domain.jobs import JobRecord, Token
 from pdm.workqueue.store import claims
 from pdm.workqueue.store.claims import Registration, WorkerIdentity
@@ -29,14 +29,6 @@ _LOOK_AGAIN_S = 1.0
 
 class LeaseTakenError(Exception):
     """Another daemon claims under the same name; the text says what to do."""
-
-
-def boot_seconds() -> float:
-    """Seconds since the machine has started: one clock for all its processes, which no step of the time changes.
-
-    Unlike CLOCK_MONOTONIC, CLOCK_BOOTTIME goes on while the machine is suspended, and so does a lease.
-    """
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @define(eq=False)

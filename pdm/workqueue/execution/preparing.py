@@ -19,7 +19,7 @@ from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credential
 from pdm.workqueue.execution.ends import End, reached_by
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access, need_of
+from pdm.workqueue.movers.mover import Access, BuiltRequest, need_of
 from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, read_options
@@ -42,13 +42,13 @@ class Prepared:
 
     Attributes:
         kind: of agent; its credential is held until `Preparation.let_go`.
-        request: for the agent.
+        built: the request for the agent, and the elements that are not in it.
         options: of the job.
         doors: the endpoints that are used, by site.
     """
 
     kind: AgentKind
-    request: wire.Work
+    built: BuiltRequest
     options: Options
     doors: Mapping[int, Door]
 
@@ -95,11 +95,11 @@ class Preparation:
 
         options = read_options(job.type, job.options)
         try:
-            request = mover.request_for(batch, url_of, options, self.element, self.next_request_id())
+            built = mover.request_for(batch, url_of, options, self.element, self.next_request_id())
         except BaseException:
             self.let_go(kind)
             raise
-        return Prepared(kind, request, options, doors)
+        return Prepared(kind, built, options, doors)
 
     def next_request_id(self) -> int:
         """A number that no other request has."""

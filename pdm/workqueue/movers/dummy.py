@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.judging import judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl
 from pdm.workqueue.movers.requests import build_request
 from pdm.workqueue.wire.agent_messages import (
     CopyItem,
@@ -22,7 +22,6 @@ from pdm.workqueue.wire.agent_messages import (
     ListRequest,
     PathItem,
     RenameItem,
-    Work,
 )
 from pdm.workqueue.wire.options import DummyOptions, Options
 
@@ -40,16 +39,22 @@ class DummyMover:
     prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = frozenset()
 
-    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
-        plain = build_request(batch, urls, options, limits, request_id)
+    def request_for(
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+    ) -> BuiltRequest:
+        built = build_request(batch, urls, options, limits, request_id)
+        plain = built.request
+        if plain is None:
+            return built
         dummy = options.dummy or DummyOptions()
         if isinstance(plain, ListRequest):
             expanded = batch.job.type is not JobType.LIST
             query = _query(dummy, leave_out=_BEHAVIOUR if expanded else ())
-            return msgspec.structs.replace(plain, url=f"{plain.url}{query}{batch.elements[0].attempts}")
+            url = f"{plain.url}{query}{batch.elements[0].attempts}"
+            return evolve(built, request=msgspec.structs.replace(plain, url=url))
         query = _query(dummy)
         items = [_asking(item, f"{query}{batch.elements[item.key].attempts}") for item in plain.items]
-        return msgspec.structs.replace(plain, items=items)
+        return evolve(built, request=msgspec.structs.replace(plain, items=items))
 
     def environment(self, access: Access) -> Mapping[str, str]:
         return {}

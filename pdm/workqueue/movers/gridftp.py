@@ -12,9 +12,9 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.judging import Reading, judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl
 from pdm.workqueue.movers.requests import build_request
-from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
+from pdm.workqueue.wire.agent_messages import Fault, Limits
 from pdm.workqueue.wire.options import Options
 
 #: What Globus servers and libraries say where they give no number; tests/movers/data has each as it was recorded.
@@ -58,7 +58,9 @@ class GridFtpMover:
     prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = frozenset()
 
-    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
+    def request_for(
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+    ) -> BuiltRequest:
         return build_request(batch, urls, options, limits, request_id)
 
     def environment(self, access: Access) -> Mapping[str, str]:

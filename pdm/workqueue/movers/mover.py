@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from attrs import frozen
@@ -18,6 +19,7 @@ from pdm.workqueue.wire.options import Options
 #: URL of a path at a site: ``(site number, path) -> URL``.
 SiteUrl = Callable[[int, str], str]
 
+NO_FAILURES: Mapping[int, AttemptFailure] = MappingProxyType({})
 ALL_JOB_TYPES = frozenset(JobType)
 
 
@@ -48,6 +50,21 @@ class Access:
         return frozenset() if self.ssh_key is None else frozenset({CredentialKind.SSH_KEY})
 
 
+@frozen
+class BuiltRequest:
+    """What a helper is asked for a batch.
+
+    Attributes:
+        request: None if no element of the batch can be in one.
+        refused: why elements are not in it that can never be, by key.
+        postponed: keys of elements that are left to a later batch, because the request would be too long with them.
+    """
+
+    request: Work | None
+    refused: Mapping[int, AttemptFailure] = NO_FAILURES
+    postponed: frozenset[int] = frozenset()
+
+
 class Mover(Protocol):
     """How one protocol lists, copies, removes, renames and makes directories."""
 
@@ -76,7 +93,9 @@ class Mover(Protocol):
         """A kind that is used instead at each site for which the user has given one; None if there is no such."""
         ...
 
-    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
+    def request_for(
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+    ) -> BuiltRequest:
         """What the helper is asked for a batch; the key of each item is its element's place in there."""
         ...
 

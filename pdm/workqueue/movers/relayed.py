@@ -13,9 +13,9 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.paths import encoded
 from pdm.workqueue.movers.judging import Reading, judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl
 from pdm.workqueue.movers.requests import build_request
-from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
+from pdm.workqueue.wire.agent_messages import Fault, Limits
 from pdm.workqueue.wire.options import Options
 
 #: What ssh(1) says where a login fails, as recorded from OpenSSH 9.2; and what a dead connection looks like.
@@ -46,7 +46,9 @@ class RelayedMover:
     def relays_to(self) -> frozenset[JobProtocol]:
         return RELAYED - {self.protocol}
 
-    def request_for(self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
+    def request_for(
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+    ) -> BuiltRequest:
         return build_request(batch, urls, options, limits, request_id)
 
     def environment(self, access: Access) -> Mapping[str, str]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Generic, TypeVar
+from urllib.parse import unquote_to_bytes
+
 from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
-from pdm.workqueue.movers.mover import SiteUrl
+from pdm.workqueue.domain.paths import LONGEST_PATH, InvalidPathError
+from pdm.workqueue.movers.mover import BuiltRequest, SiteUrl
 from pdm.workqueue.wire.agent_messages import (
     CopyItem,
     CopyRequest,
@@ -26,9 +32,23 @@ from pdm.workqueue.wire.options import (
     RenameOptions,
 )
 
+#: Bytes of URLs in one request. A helper reads no longer line than 64 MiB; what does not fit waits for the next batch.
+_LARGEST_REQUEST = 32 * 1024 * 1024
+#: What the names of further ways add to a temporary name, at most (`agents/helpers/copying.py`).
+LONGEST_SUFFIX = 8
+_Item = TypeVar("_Item", CopyItem, PathItem, RenameItem)
 
-def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> Work:
-    """The request for a batch.
+
+class _UnusableError(Exception):
+    """An element that no helper can be asked for."""
+
+    def __init__(self, failure: AttemptFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> BuiltRequest:
+    """The request for a batch, without the elements that cannot be in one.
 
     Args:
         batch: elements of one type; the key of each item is its place in there.
@@ -41,22 +61,72 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: Limits,
         case JobType.LIST:
             return _list(batch, urls, options, limits, request_id)
         case JobType.COPY:
-            return _copy(batch, urls, options, limits, request_id)
+            if not isinstance(options, CopyOptions):
+                raise TypeError(f"a copy with {type(options).__name__}")
+            copies = _Items[CopyItem](batch, lambda key, element: _copy_item(key, batch.job_of(element), element, urls))
+            return copies.built(CopyRequest(request_id, copies.items, options.overwrite, options.verify, limits))
         case JobType.REMOVE:
-            items = [
-                PathItem(
-                    key,
-                    urls(batch.job.src_siteid, element.src_filepath),
-                    element.is_directory,
-                    again=element.may_be_done,
-                )
-                for key, element in enumerate(batch.elements)
-            ]
-            return RemoveRequest(request_id, items, limits)
+            removals = _Items[PathItem](batch, lambda key, element: _remove_item(key, batch.job, element, urls))
+            return removals.built(RemoveRequest(request_id, removals.items, limits))
         case JobType.RENAME:
-            return _rename(batch, urls, options, limits, request_id)
+            if not isinstance(options, RenameOptions):
+                raise TypeError(f"a rename with {type(options).__name__}")
+            renames = _Items[RenameItem](batch, lambda key, element: _rename_item(key, batch.job, element, urls))
+            return renames.built(RenameRequest(request_id, renames.items, options.overwrite, limits))
         case JobType.MKDIR:
-            return _make(batch, urls, options, limits, request_id)
+            # The empty directories of a copied tree are made where it goes to.
+            parents = options.parents if isinstance(options, MkdirOptions) else True
+            made = _Items[PathItem](batch, lambda key, element: _make_item(key, batch.job, element, urls))
+            return made.built(MakeRequest(request_id, made.items, parents, limits))
+
+
+class _Items(Generic[_Item]):
+    """The items of a batch: an element that cannot be one fails alone, and what is too much for one line waits.
+
+    Args:
+        batch: the elements.
+        build: makes the item of a key and an element; raises `_UnusableError`.
+
+    Attributes:
+        items: for the request.
+    """
+
+    def __init__(self, batch: Batch, build: Callable[[int, ElementRecord], _Item]) -> None:
+        self.items: list[_Item] = []
+        self._refused: dict[int, AttemptFailure] = {}
+        self._postponed: set[int] = set()
+        left = _LARGEST_REQUEST
+        for key, element in enumerate(batch.elements):
+            try:
+                item = build(key, element)
+            except _UnusableError as error:
+                self._refused[key] = error.failure
+                continue
+            left -= _length(item)
+            if left < 0 and self.items:
+                self._postponed.add(key)
+            else:
+                self.items.append(item)
+
+    def built(self, request: Work) -> BuiltRequest:
+        return BuiltRequest(request if self.items else None, self._refused, frozenset(self._postponed))
+
+
+def _length(item: CopyItem | PathItem | RenameItem) -> int:
+    """Bytes of an item's URLs; they are ASCII."""
+    if isinstance(item, PathItem):
+        return len(item.url)
+    length = len(item.source) + len(item.destination)
+    if isinstance(item, CopyItem):
+        length += len(item.temporary) + sum(map(len, item.stale))
+    return length
+
+
+def _url(urls: SiteUrl, site: int, path: str, scope: Scope) -> str:
+    try:
+        return urls(site, path)
+    except InvalidPathError as error:
+        raise _UnusableError(AttemptFailure(scope, FailureCode.INVALID_NAME, str(error))) from error
 
 
 def temporary_name(log_uid: str, element_id: int, attempt: int) -> str:
@@ -64,7 +134,7 @@ def temporary_name(log_uid: str, element_id: int, attempt: int) -> str:
     return f".pdm-{log_uid[:16]}.{element_id}.{attempt}.part"
 
 
-def _list(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> ListRequest:
+def _list(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> BuiltRequest:
     if len(batch.elements) != 1:
         raise ValueError("a listing is a batch of its own")
     element, job = batch.elements[0], batch.job
@@ -74,58 +144,54 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request
     elif isinstance(options, RemoveOptions) and not options.recursive:
         # What the path itself is decides all.
         depth = 0
+    try:
+        url = _url(urls, job.src_siteid, element.src_filepath, Scope.SOURCE)
+    except _UnusableError as error:
+        return BuiltRequest(None, {0: error.failure})
     # The removal of a link must not empty the directory that it leads to.
     follow = job.type is not JobType.REMOVE
-    return ListRequest(request_id, 0, urls(job.src_siteid, element.src_filepath), depth, limits, follow=follow)
-
-
-def _copy(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> CopyRequest:
-    if not isinstance(options, CopyOptions):
-        raise TypeError(f"a copy with {type(options).__name__}")
-    items = [_copy_item(key, batch.job_of(element), element, urls) for key, element in enumerate(batch.elements)]
-    return CopyRequest(request_id, items, options.overwrite, options.verify, limits)
+    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow=follow))
 
 
 def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> CopyItem:
     if job.dst_siteid is None or element.dst_filepath is None:
         raise ValueError(f"element {element.id} of job {job.id} has no destination")
-    site = job.dst_siteid
-    destination = urls(site, element.dst_filepath)
+    source = _url(urls, job.src_siteid, element.src_filepath, Scope.SOURCE)
+    destination = _url(urls, job.dst_siteid, element.dst_filepath, Scope.DESTINATION)
     folder, _, _ = destination.rpartition("/")
     names = [temporary_name(job.log_uid, element.id, attempt) for attempt in range(1, element.attempts + 1)]
     urls_of_names = [f"{folder}/{name}" for name in names]
-    return CopyItem(
-        key,
-        urls(job.src_siteid, element.src_filepath),
-        destination,
-        urls_of_names[-1],
-        urls_of_names[:-1],
-        element.size,
-    )
+    _check_length(urls_of_names[-1])
+    return CopyItem(key, source, destination, urls_of_names[-1], urls_of_names[:-1], element.size)
 
 
-def _rename(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> RenameRequest:
-    if not isinstance(options, RenameOptions):
-        raise TypeError(f"a rename with {type(options).__name__}")
-    job = batch.job
-    items = []
-    for key, element in enumerate(batch.elements):
-        if element.dst_filepath is None:
-            raise ValueError(f"element {element.id} of job {element.job_id} has no new name")
-        source, destination = (urls(job.src_siteid, path) for path in (element.src_filepath, element.dst_filepath))
-        items.append(RenameItem(key, source, destination, again=element.may_be_done))
-    return RenameRequest(request_id, items, options.overwrite, limits)
+def _check_length(temporary: str) -> None:
+    """Refuse a destination next to which the temporary name has no room."""
+    if len(temporary) <= LONGEST_PATH:
+        return
+    path = unquote_to_bytes("/" + temporary.partition("://")[2].partition("/")[2])
+    if len(path) + LONGEST_SUFFIX > LONGEST_PATH:
+        message = f"the path is too long: with its temporary name it has more than {LONGEST_PATH} bytes"
+        raise _UnusableError(AttemptFailure(Scope.DESTINATION, FailureCode.INVALID_NAME, message))
 
 
-def _make(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> MakeRequest:
-    job = batch.job
-    # The empty directories of a copied tree are made where it goes to.
-    parents = options.parents if isinstance(options, MkdirOptions) else True
-    items = []
-    for key, element in enumerate(batch.elements):
-        if element.dst_filepath is not None and job.dst_siteid is not None:
-            url = urls(job.dst_siteid, element.dst_filepath)
-        else:
-            url = urls(job.src_siteid, element.src_filepath)
-        items.append(PathItem(key, url, directory=True, again=element.may_be_done))
-    return MakeRequest(request_id, items, parents, limits)
+def _remove_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
+    url = _url(urls, job.src_siteid, element.src_filepath, Scope.SOURCE)
+    listed_at = element.timestamp.timestamp()
+    return PathItem(key, url, element.is_directory, again=element.may_be_done, listed_at=listed_at)
+
+
+def _rename_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> RenameItem:
+    if element.dst_filepath is None:
+        raise ValueError(f"element {element.id} of job {element.job_id} has no new name")
+    source = _url(urls, job.src_siteid, element.src_filepath, Scope.SOURCE)
+    destination = _url(urls, job.src_siteid, element.dst_filepath, Scope.DESTINATION)
+    return RenameItem(key, source, destination, again=element.may_be_done)
+
+
+def _make_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
+    site, path = job.src_siteid, element.src_filepath
+    if element.dst_filepath is not None and job.dst_siteid is not None:
+        site, path = job.dst_siteid, element.dst_filepath
+    url = _url(urls, site, path, Scope.DESTINATION)
+    return PathItem(key, url, directory=True, again=element.may_be_done)

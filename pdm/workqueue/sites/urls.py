@@ -32,6 +32,9 @@ def storage_url(site: Site, protocol: JobProtocol, path: str, door: str | None =
         offered = ", ".join(sorted(other.name for other in site.endpoints))
         raise NotOfferedError(f"site {site.name} does not offer {protocol.name}: it offers {offered}")
     place = resolved(checked(path), site.default_folder)
+    if place != path:
+        # A relative path may be short enough by itself only.
+        checked(place)
     if protocol is JobProtocol.FILE:
         return endpoint.removesuffix("/") + _confined(place)
     if protocol is JobProtocol.XROOT:

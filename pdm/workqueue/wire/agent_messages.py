@@ -17,6 +17,8 @@ import msgspec
 
 #: The longest line either side accepts, in bytes; a longer one ends the agent.
 LONGEST_LINE = 4 * 1024 * 1024
+#: How an agent exits whose lease has ended (EX_TEMPFAIL of sysexits.h).
+LEASE_OVER_STATUS = 75
 
 
 class CopyItem(msgspec.Struct, frozen=True):
@@ -42,13 +44,15 @@ class CopyItem(msgspec.Struct, frozen=True):
 class PathItem(msgspec.Struct, frozen=True):
     """One thing to remove or to make.
 
-    ``again``: an attempt whose end nobody knows may have done it already; then it counts as done.
+    ``again``: an attempt whose end nobody knows may have done it already; then it counts as done. ``listed_at``: of a
+    removal: when it was listed, seconds since 1970; a file that was written later is not the one that was to go.
     """
 
     key: int
     url: str
     directory: bool = False
     again: bool = False
+    listed_at: float | None = None
 
 
 class RenameItem(msgspec.Struct, frozen=True):
@@ -132,6 +136,16 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
     limits: Limits
 
 
+class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
+    """Until when the daemon may have work done: a moment of this machine's CLOCK_BOOTTIME, in seconds.
+
+    Sent before the first work and at each renewal. Once it is over the agent ends itself, and all it started, without
+    another word to any server: another daemon may do the same work by then. Exit status: `LEASE_OVER_STATUS`.
+    """
+
+    until: float
+
+
 class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
 
@@ -144,7 +158,16 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     keys: list[int] | None = None
 
 
-Request = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest | CancelRequest
+Request = (
+    ListRequest
+    | CopyRequest
+    | RemoveRequest
+    | RenameRequest
+    | MakeRequest
+    | DiscardRequest
+    | CancelRequest
+    | LeaseRequest
+)
 #: The requests that are work; each ends with `Finished`.
 Work = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest
 

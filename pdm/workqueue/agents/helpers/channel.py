@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote_from_bytes
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.storage import StorageError, shortened
 
 _REQUESTS, _EVENTS = 0, 3
@@ -172,6 +173,7 @@ class Batch:
 
     def started(self, key: int) -> bool:
         """Tell that work on an item begins; says no where it must not, because the item was cancelled."""
+        lease.check()
         with self._lock:
             if key not in self._open or key in self._ended:
                 return False
@@ -328,6 +330,10 @@ def serve(tools: str, carry_out: Callable[[Batch], None]) -> None:
     events.write({"event": "ready", "tools": tools}, at_once=True)
     try:
         for request in _requests():
+            if request["op"] == "lease":
+                lease.hold(request["until"])
+                continue
+            lease.check()
             if request["op"] == "cancel":
                 batches.cancel(request["id"], request.get("keys"))
             else:

@@ -99,6 +99,10 @@ class Connections:
         for channel in set(channels):
             channel.dispose()
 
+    def drop_all(self) -> None:
+        """End all channels: what is under way on them is not known."""
+        self.drop(*self._single.values(), *(channel for pair in self._pairs.values() for channel in pair))
+
     def interrupt(self) -> None:
         """End the logins that are under way."""
         with self._guard:

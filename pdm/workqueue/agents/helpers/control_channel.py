@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.endpoints import trusting
 from pdm.workqueue.agents.helpers.gsi import Gsi, GsiError, SecurityContext
 from pdm.workqueue.agents.helpers.storage import StorageError
@@ -188,6 +189,7 @@ class ControlChannel:
         """
         answers: list[Reply] = []
         self.send(command, answers.append)
+        lease.check()
         connection = self._connected()
         blocking = connection.gettimeout()
         connection.settimeout(self._login_s)
@@ -245,6 +247,7 @@ class ControlChannel:
 
     def flush(self) -> None:
         """Send as much as the connection takes now; raises `ChannelError`."""
+        lease.check()
         while self._unsent:
             try:
                 sent = self._connected().send(self._unsent)

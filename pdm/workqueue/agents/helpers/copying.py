@@ -10,13 +10,15 @@ from typing import Any
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.folders import Folders
 from pdm.workqueue.agents.helpers.lanes import Lanes, patience
-from pdm.workqueue.agents.helpers.storage import StoppedError, Storage, StorageError, Thing, scoped
+from pdm.workqueue.agents.helpers.storage import StoppedError, Storage, StorageError, Thing, Version, scoped
 
 #: Seconds that removing what a failed transfer left may take; fewer after a cancel, for which somebody waits, and at
 #: a server that did not answer just now.
 _CLEAN_UP_S, _CLEAN_UP_HURRY_S = 10.0, 3.0
 #: Errors of a new file that every new file in its folder would meet.
 _OF_THE_FOLDER = frozenset({errno.EACCES, errno.EROFS})
+#: Said of a source whose copy cannot be trusted.
+CHANGED = "the source was written to while it was copied"
 #: A server whose session was cut may open its file a moment later.
 _SETTLE_S = 0.05
 
@@ -54,11 +56,21 @@ class _Copier:
             scoped("source", storage.can_read, item["source"])
         arrival = _Arrival(self._batch, key)
         try:
+            version = scoped("source", storage.version, item["source"])
+            # Then its bytes must tell what its version may not.
+            doubted = version.may_hide_writes
             source_sum = storage.transfer(
-                item["source"], item["temporary"], item["size"], self._checksums, arrival.update
+                item["source"], item["temporary"], item["size"], self._checksums or doubted, arrival.update
             )
             self._batch.log(key, f"transferred to {item['temporary']} in {arrival.elapsed:.3f} s")
-            checksum = self._prove(storage, item, source_sum)
+            try:
+                checksum = self._prove(storage, item, source_sum)
+            except StorageError as error:
+                if error.code == "CHECKSUM_MISMATCH":
+                    # Most likely because the source is being written: then it is not the way that damages bytes.
+                    self._check_version(storage, item, version)
+                raise
+            self._check_unchanged(storage, item, version, source_sum, doubted=doubted)
             self._rename(storage, item, checksum)
         except (StoppedError, StorageError) as error:
             residue = self._clean_up(storage, item["temporary"], error)
@@ -139,6 +151,35 @@ class _Copier:
             )
         return f"ADLER32:{source_sum}"
 
+    def _check_unchanged(
+        self, storage: Storage, item: dict[str, Any], version: Version, source_sum: str | None, *, doubted: bool
+    ) -> None:
+        """Refuse a copy of a source that was written to meanwhile: it may be of two states, and equal to neither.
+
+        Args:
+            storage: of both ends.
+            item: the copy.
+            version: of the source before the transfer.
+            source_sum: checksum of the bytes that were sent, where they came by here.
+            doubted: whether the version may be the same in spite of a write.
+        """
+        source = item["source"]
+        if doubted and (source_sum is not None or not self._checksums):
+            # Where servers have sent it among themselves, the proof has read the source already.
+            try:
+                sent = source_sum or scoped("destination", storage.checksum, item["temporary"])
+                if scoped("source", storage.checksum, source) != sent:
+                    raise StorageError(CHANGED, code="SIZE_CHANGED", scope="source")
+            except StorageError as trouble:
+                if trouble.code != "UNSUPPORTED" or self._checksums:
+                    raise
+        self._check_version(storage, item, version)
+
+    @staticmethod
+    def _check_version(storage: Storage, item: dict[str, Any], version: Version) -> None:
+        if scoped("source", storage.version, item["source"]) != version:
+            raise StorageError(CHANGED, code="SIZE_CHANGED", scope="source")
+
     def _rename(self, storage: Storage, item: dict[str, Any], checksum: str | None) -> None:
         try:
             scoped(
@@ -171,6 +212,15 @@ class _Copier:
             # Where nothing can be written nothing was.
             return getattr(error, "errno", None) != errno.EROFS
         return False
+
+
+def temporary_of(temporary: str, way: int) -> str:
+    """The temporary name for a further way of the same attempt; 0 is the first.
+
+    A session that was given up may open its file later, when a frozen server goes on. Under a name of its own it finds
+    none that another way has proven.
+    """
+    return f"{temporary.removesuffix('.part')}.{way}.part" if way else temporary
 
 
 def _discard(storage: Storage, url: str) -> None:

@@ -26,6 +26,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.endpoints import credential_at, trust_at
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
@@ -301,6 +302,7 @@ class DavClient:
         headers: Mapping[str, str | bytes],
         body: bytes | Iterator[bytes] | None,
     ) -> Answer:
+        lease.check()
         path = _path(url)
         if server.known:
             headers = {**self.credentials(server.authority), **headers}

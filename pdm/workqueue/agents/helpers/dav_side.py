@@ -26,6 +26,7 @@ from pdm.workqueue.agents.helpers.storage import (
     Patience,
     StorageError,
     Thing,
+    Version,
     bare_url,
     link_to_directory,
     parent_url,
@@ -194,6 +195,16 @@ class DavSide(Side):
         if length is None or not length.isdecimal():
             raise StorageError(f"{url}: the server tells no size", code="UNSUPPORTED")
         return int(length)
+
+    def version(self, url: str) -> Version:
+        head = self._client.call("HEAD", url)
+        tag, modified = (head.header("ETag") or "").removeprefix("W/"), head.header("Last-Modified")
+        if not tag and not modified:
+            return super().version(url)
+        mtime: float | None = None
+        with contextlib.suppress(ValueError, TypeError):
+            mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
+        return Version(0, mtime, f"{head.header('Content-Length')} {tag}")
 
     def checksum(self, url: str) -> str:
         """As the server gives it; by reading the file where it gives none."""

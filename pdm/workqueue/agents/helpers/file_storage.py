@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Iterator
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.confined import Place, Roots, rename_without_replacing
-from pdm.workqueue.agents.helpers.storage import Arrived, Entries, StoppedError, Storage, StorageError, Thing
+from pdm.workqueue.agents.helpers.storage import Arrived, Entries, StoppedError, Storage, StorageError, Thing, Version
 
 _CHUNK = 1024 * 1024
 #: What the kernel copies in one call: a cancel waits for no more than this.
@@ -95,43 +96,42 @@ class FileStorage(Storage):
 
     def make_directory(self, url: str) -> None:
         with _about(url), self._roots.place(url) as place:
+            lease.check()
             os.mkdir(place.name, dir_fd=place.folder)
 
     def remove(self, url: str, *, directory: bool) -> None:
         with _about(url), self._roots.place(url) as place:
             _refuse_root(place)
+            lease.check()
             (os.rmdir if directory else os.unlink)(place.name, dir_fd=place.folder)
 
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
         with _about(source), self._roots.place(source) as old, self._roots.place(destination) as new:
             _refuse_root(old)
             _refuse_root(new)
+            lease.check()
             if replace:
                 os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
             else:
                 rename_without_replacing(old, new)
 
     def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
-        with self._opened(source, "source") as reading:
-            before = os.fstat(reading)
-            with self._created(temporary) as writing:
-                copy = _Copy(self, reading, writing, arrived)
-                digest = None
-                if checksum:
-                    digest = copy.with_checksum()
-                else:
-                    copy.in_kernel()
-                try:
-                    os.fsync(writing)
-                except OSError as error:
-                    raise _at("destination", error) from error
-            after = os.fstat(reading)
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise StorageError("the source was written to while it was copied", code="SIZE_CHANGED", scope="source")
+        with self._opened(source, "source") as reading, self._created(temporary) as writing:
+            copy = _Copy(self, reading, writing, arrived)
+            digest = None
+            if checksum:
+                digest = copy.with_checksum()
+            else:
+                copy.in_kernel()
+            try:
+                os.fsync(writing)
+            except OSError as error:
+                raise _at("destination", error) from error
         return digest
 
     def check(self) -> None:
         """Raise if the operation must end now."""
+        lease.check()
         if self._interrupted:
             raise StoppedError
         if time.monotonic() > self.patience.until:
@@ -161,6 +161,7 @@ class FileStorage(Storage):
     def _created(self, url: str) -> Iterator[int]:
         try:
             with _about(url), self._roots.place(url) as place:
+                lease.check()
                 file = os.open(place.name, _CREATE, 0o666, dir_fd=place.folder)
         except StorageError as error:
             raise error.at("destination") from error.__cause__
@@ -172,6 +173,12 @@ class FileStorage(Storage):
     def size(self, url: str) -> int:
         with _about(url), self._roots.place(url, follow=True) as place:
             return os.stat(place.name, dir_fd=place.folder, follow_symlinks=False).st_size
+
+    def version(self, url: str) -> Version:
+        with _about(url), self._roots.place(url, follow=True) as place:
+            status = os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
+        tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+        return Version(status.st_size, status.st_mtime, tag, is_exact=True)
 
     def checksum(self, url: str) -> str:
         with _about(url), self._opened(url) as file:

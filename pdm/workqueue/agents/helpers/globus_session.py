@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from ctypes import byref, c_size_t, c_void_p
 from typing import Any
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.globus import ABORT_GRACE_S, Globus, News, Operation
 from pdm.workqueue.agents.helpers.globus_library import GlobusError
 from pdm.workqueue.agents.helpers.replies import error_from, is_refused_login
@@ -230,6 +231,7 @@ class Session:
                 handle = self._opened()
                 operation.arguments = (*arguments, handle, number)
                 self.operation = operation
+                lease.check()
                 self._library.call(name, byref(handle), *arguments, switchboard.completed, c_void_p(number))
             except GlobusError as error:
                 self.operation = None

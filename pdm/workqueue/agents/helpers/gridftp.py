@@ -6,6 +6,8 @@ Its environment tells the credential (``X509_USER_PROXY``) and the trusted autho
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-from pdm.workqueue.agents.helpers import listing, pipelined_copy, pipelined_operations, pipelined_tree, requests
+from pdm.workqueue.agents.helpers import (
+    copying,
+    listing,
+    pipelined_copy,
+    pipelined_operations,
+    pipelined_tree,
+    requests,
+)
 from pdm.workqueue.agents.helpers.channel import Batch, serve
 from pdm.workqueue.agents.helpers.connections import Connections
 from pdm.workqueue.agents.helpers.control_channel import LOGIN_S
@@ -56,7 +65,13 @@ class _Agent:
             if batch.request["op"] == "list":
                 listing.carry_out(batch, lambda: self._list(batch))
             else:
-                items = self._fast(batch, batch.request["items"])
+                items = batch.request["items"]
+                if batch.request["op"] in ("copy", "discard"):
+                    _add_ways(items)
+                items = self._fast(batch, items)
+                if batch.request["op"] == "copy":
+                    for item in items:
+                        item["temporary"] = copying.temporary_of(item["temporary"], pipelined_copy.WAYS - 1)
                 if items:
                     requests.carry_out_items(batch, items, self._lanes, _ITEMS_A_LANE)
         finally:
@@ -72,10 +87,23 @@ class _Agent:
         """Carry out what can be done the fast way; returns the items that are left."""
         if self._connections is None:
             return items
-        if batch.request["op"] == "copy":
-            return pipelined_copy.copy(batch, items, self._connections, self._waker)
-        if batch.request["op"] in ("remove", "mkdir"):
-            return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
+        try:
+            if batch.request["op"] == "copy":
+                return pipelined_copy.copy(batch, items, self._connections, self._waker)
+            if batch.request["op"] in ("remove", "mkdir"):
+                return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
+        except Exception:
+            # One item may be to blame, and which is not known here: the careful way fails each by itself.
+            traceback.print_exc()
+            self._connections.drop_all()
+            opened = set(batch.open_keys())
+            items = [item for item in items if item["key"] in opened]
+            for item in items:
+                if batch.request["op"] == "copy":
+                    ways = range(pipelined_copy.WAYS - 1)
+                    item["stale"] += [copying.temporary_of(item["temporary"], way) for way in ways]
+                else:
+                    item["again"] = True
         return items
 
     def _list(self, batch: Batch) -> None:
@@ -91,6 +119,14 @@ class _Agent:
         self._globus.cut()
         for storage in self._storages:
             storage.drop()
+
+
+def _add_ways(items: Sequence[dict[str, Any]]) -> None:
+    """Let what earlier attempts may have left be removed under each name that they may have used."""
+    ways = range(pipelined_copy.WAYS)
+    for item in items:
+        known = item["stale"] if "stale" in item else [item["url"]]
+        item["stale"] = [copying.temporary_of(name, way) for name in known for way in ways]
 
 
 def _connections() -> Connections | None:

@@ -27,6 +27,7 @@ from pdm.workqueue.agents.helpers.storage import (
     Storage,
     StorageError,
     Thing,
+    Version,
     parent_url,
     scoped,
 )
@@ -181,14 +182,24 @@ class GridFtpStorage(Storage):
         try:
             self._twice_if_dead(self._session, once)
         except StorageError as error:
-            if error.code == "STALLED" and not began:
-                # One that says nothing to anybody is as good as one that cannot be reached.
+            if not began:
                 for scope, url in (("source", source), ("destination", temporary)):
-                    if not greets(_host(url), min(_GREETING_S, self.patience.stall_s)):
-                        message = f"{_host(url)} takes connections and says nothing; {error.message}"
-                        raise StorageError(message, code="CONNECTION", scope=scope, lost=True) from None
+                    self._check_greeting(error, url, scope)
             raise self._blamed(error, source, temporary) from None
         return None
+
+    def version(self, url: str) -> Version:
+        try:
+            return super().version(url)
+        except StorageError as error:
+            self._check_greeting(error, url, "source")
+            raise
+
+    def _check_greeting(self, error: StorageError, url: str, scope: str) -> None:
+        """Call a server that says nothing to anybody what it is as good as: one that cannot be reached."""
+        if error.code == "STALLED" and not greets(_host(url), min(_GREETING_S, self.patience.stall_s)):
+            message = f"{_host(url)} takes connections and says nothing; {error.message}"
+            raise StorageError(message, code="CONNECTION", scope=scope, lost=True) from None
 
     def _connect(self, source: str, temporary: str) -> None:
         """Log in to both ends before a transfer, where each has authorities of its own; the connections are kept."""

@@ -23,6 +23,8 @@ _MOST_WAITING = 2_000_000
 #: Folders waiting for each further lane.
 _WAITING_A_LANE = 16
 _LARGEST_SIZE = 2**63 - 1
+#: A percent-encoded path below the listed folder: no site can hold a longer one, and events must fit into a line.
+_LONGEST_BELOW = 64 * 1024
 
 
 def carry_out(batch: Batch, work: Callable[[], None]) -> None:
@@ -121,6 +123,11 @@ class Entries:
         """Take one entry; raises `StorageError` if it cannot be one."""
         encoded = _checked_name(name)
         below = f"{self._path}/{encoded}" if self._path else encoded
+        if len(below) > _LONGEST_BELOW or not 0 <= thing.size <= _LARGEST_SIZE:
+            raise StorageError(
+                f"the server's listing is not valid: {below[:200]} has {len(below)} characters and {thing.size} bytes",
+                code="BAD_LISTING",
+            )
         self._entries.append(_entry(below, thing))
         self._bytes += len(below) + 3 * len(thing.target or b"") + 60
         if self._deeper and thing.kind == "directory":

@@ -73,14 +73,15 @@ def _thing(kind: bytes, facts: dict[bytes, bytes], line: bytes) -> Thing:
         size = int(text)
     mode = facts.get(b"unix.mode", b"")
     target = facts.get(b"unix.slink")
-    common = (size, int(mode, 8) & 0o7777 if _MODE.match(mode) else None, _moment(facts.get(b"modify", b"")))
+    common = (size, int(mode, 8) & 0o7777 if _MODE.match(mode) else None, moment(facts.get(b"modify", b"")))
     if target is not None or kind.startswith(b"os.unix=slink"):
         return Thing("link", *common, unquote_to_bytes(target) if target else None, plain)
     return Thing(plain, *common)
 
 
 @functools.lru_cache(maxsize=4096)
-def _moment(text: bytes) -> int | None:
+def moment(text: bytes) -> int | None:
+    """The seconds since 1970 of a time as FTP servers write it; None if it is none."""
     if len(text) < 14 or not _DIGITS.match(text[:14]):
         return None
     year, month, day, hour, minute, second = (int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2)))

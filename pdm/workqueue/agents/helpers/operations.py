@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.folders import ensure_directory
 from pdm.workqueue.agents.helpers.lanes import Lanes
-from pdm.workqueue.agents.helpers.storage import Storage, StorageError, parent_url, scoped
+from pdm.workqueue.agents.helpers.storage import FRESH_S, Storage, StorageError, Thing, parent_url, scoped
+
+#: Seconds after which what was listed is looked at again before it is removed.
+_LISTED_LONG_AGO_S = 1800.0
 
 
 def remove(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
@@ -17,6 +21,8 @@ def remove(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: i
 
     def work(storage: Storage, item: dict[str, Any]) -> None:
         try:
+            if must_look(item):
+                check_listed(item, scoped("source", storage.look, item["url"]))
             scoped("source", storage.remove, item["url"], directory=item.get("directory", False))
         except StorageError as trouble:
             if not (item.get("again") and trouble.errno == errno.ENOENT):
@@ -28,15 +34,38 @@ def remove(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: i
     lanes.share(batch, items, count, work)
 
 
+def must_look(item: dict[str, Any]) -> bool:
+    """Whether a file may be another by now than the one that was listed: after a pause, or a lost attempt.
+
+    An attempt that was lost may have removed it, and its owner made a new one. Directories are removed only when they
+    are empty.
+    """
+    listed_at = item.get("listed_at")
+    if listed_at is None or item.get("directory", False):
+        return False
+    return bool(item.get("again")) or time.time() - listed_at > _LISTED_LONG_AGO_S
+
+
+def check_listed(item: dict[str, Any], there: Thing | None) -> None:
+    """Raise `StorageError` if what is to be removed was written later than it was listed."""
+    if there is not None and there.mtime is not None and there.mtime > item["listed_at"] + FRESH_S:
+        raise StorageError(
+            f"{item['url']} was written to after it was listed, or is another file: it was not removed",
+            code="CHANGED",
+            scope="source",
+        )
+
+
 def discard(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
     """Carry out a ``discard`` request: what is not there is done."""
 
     def work(storage: Storage, item: dict[str, Any]) -> None:
-        try:
-            storage.remove(item["url"], directory=item.get("directory", False))
-        except StorageError as trouble:
-            if trouble.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise trouble.at("destination") from None
+        for url in item.get("stale", [item["url"]]):
+            try:
+                storage.remove(url, directory=item.get("directory", False))
+            except StorageError as trouble:
+                if trouble.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise trouble.at("destination") from None
         batch.done(item["key"])
 
     lanes.share(batch, items, count, work)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,9 +21,10 @@ from typing import Any
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, parent_of, path_of, place_of
 from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply, SilentServerError
+from pdm.workqueue.agents.helpers.copying import CHANGED, temporary_of
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
 from pdm.workqueue.agents.helpers.pipelined_folders import NEW, Folders, NewFolder
-from pdm.workqueue.agents.helpers.replies import errno_of_reply, thing_in
+from pdm.workqueue.agents.helpers.replies import errno_of_reply, may_hide_writes, thing_in
 from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError
 
 #: Larger files go alone, with progress and their own watch.
@@ -31,6 +33,8 @@ _LARGEST = 64 * 1024 * 1024
 _MOST_FILES, _MOST_BYTES = 128, 256 * 1024 * 1024
 #: Failures of transfers after which the rest of a batch is left to the careful way: each costs two logins.
 _MOST_FAILURES = 3
+#: Every temporary name that an attempt may use: one each time both channels are opened, the last for the careful way.
+WAYS = _MOST_FAILURES + 1
 #: A server whose session was cut may open its file a moment later.
 _SETTLE_S = 0.1
 #: Seconds that removing what a cancelled batch left may take.
@@ -44,7 +48,9 @@ class _File:
     """One file of the batch.
 
     Attributes:
-        moving: whether something of it may be under the temporary name.
+        temporary: the name under which it arrives this time.
+        used: the names under which something of it may be.
+        version: what the source's server said of it before the transfer.
         checksum: what one side has told, until the other has told the same.
         unproven: answers still to come before it is proven.
         over: whether it has an outcome here, or was left to the careful way; later answers change nothing.
@@ -52,8 +58,8 @@ class _File:
     """
 
     __slots__ = (
-        *("checksum", "destination", "folder", "folder_listing", "item", "key", "moving", "over", "size", "source"),
-        *("temporary", "unproven"),
+        *("checksum", "destination", "folder", "folder_listing", "item", "key", "over", "size", "source"),
+        *("temporary", "unproven", "used", "version"),
     )
 
     def __init__(self, item: dict[str, Any]) -> None:
@@ -64,7 +70,8 @@ class _File:
         self.destination = path_of(item["destination"])
         self.temporary = path_of(item["temporary"])
         self.folder = parent_of(self.destination)
-        self.moving = False
+        self.used: list[bytes] = []
+        self.version: str | None = None
         self.checksum: str | None = None
         self.unproven = 0
         self.over = False
@@ -117,6 +124,8 @@ class _Route:
         self._overwrite: str = batch.request["overwrite"]
         self._limits: dict[str, Any] = batch.request["limits"]
         self._open: dict[int, _File] = {}
+        #: How often both channels were given up: each time has temporary names of its own.
+        self._way = 0
         self._ready: collections.deque[_File] = collections.deque()
         self._under_way: dict[int, _File] = {}
         self._bytes = 0
@@ -143,7 +152,7 @@ class _Route:
                 for file in list(self._open.values()):
                     self._close(file)
                     scope = "source" if error.place == self._places[0] else "destination"
-                    self._batch.failed(file.key, error.trouble(scope), residue=file.moving)
+                    self._batch.failed(file.key, error.trouble(scope), residue=bool(file.used))
             except ChannelError as error:
                 # There is no connection to be had: the careful way finds out why.
                 self._give_up(str(error))
@@ -270,17 +279,20 @@ class _Route:
             file = self._ready.popleft()
             if self._batch.is_ended(file.key) or not self._batch.started(file.key):
                 self._close(file)
-                self._batch.cancelled(file.key, residue=file.moving)
+                self._batch.cancelled(file.key, residue=bool(file.used))
             else:
                 self._begin(file)
 
     def _begin(self, file: _File) -> None:
         self._under_way[file.key] = file
         self._bytes += file.size
-        file.moving = True
-        file.checksum = None
+        for stale in file.used:
+            self._destination.send(b"DELE " + stale, lambda reply: None)
+        file.temporary = path_of(temporary_of(file.item["temporary"], self._way))
+        file.used.append(file.temporary)
+        file.checksum = file.version = None
         self._moving += 2
-        file.unproven = (2 if file.folder_listing else 3) + (2 if self._checksums else 0)
+        file.unproven = 2 if file.folder_listing else 3
 
         def transferred(reply: Reply) -> None:
             if not reply.good:
@@ -294,6 +306,16 @@ class _Route:
                 self._leave(file, f"what arrived has not {file.size} bytes: {reply.text}")
             self._proven(file)
 
+        self._destination.send(b"STOR " + file.temporary, transferred)
+        self._ask_version(file, self._versioned)
+        self._source.send(b"RETR " + file.source, transferred)
+        if file.folder_listing is None:
+            self._destination.send(b"SIZE " + file.temporary, sized)
+        if self._checksums:
+            self._ask_sums(file)
+        self._ask_version(file, self._versioned_again)
+
+    def _ask_sums(self, file: _File) -> None:
         def summed(reply: Reply) -> None:
             checksum = _sum_in(reply)
             if checksum is None or file.checksum not in (None, checksum):
@@ -301,13 +323,32 @@ class _Route:
             file.checksum = checksum
             self._proven(file)
 
-        self._destination.send(b"STOR " + file.temporary, transferred)
-        self._source.send(b"RETR " + file.source, transferred)
-        if file.folder_listing is None:
-            self._destination.send(b"SIZE " + file.temporary, sized)
-        if self._checksums:
-            self._source.send(_CKSM + file.source, summed)
-            self._destination.send(_CKSM + file.temporary, summed)
+        file.unproven += 2
+        self._source.send(_CKSM + file.source, summed)
+        self._destination.send(_CKSM + file.temporary, summed)
+
+    # -- whether the source was written to meanwhile
+
+    def _ask_version(self, file: _File, answered: Callable[[_File, Reply], None]) -> None:
+        # One short line for each, in the row of the others: the listing that gave the size has its time no more.
+        if "MDTM" in self._source.features:
+            file.unproven += 1
+            self._source.send(b"MDTM " + file.source, lambda reply: answered(file, reply))
+
+    def _versioned(self, file: _File, reply: Reply) -> None:
+        file.version = reply.text
+        if not self._checksums and may_hide_writes(reply.text):
+            # Only checksums can tell a copy of it from a torn one.
+            if self._can_sum():
+                self._ask_sums(file)
+            else:
+                self._leave(file, "the source was written to just now")
+        self._proven(file)
+
+    def _versioned_again(self, file: _File, reply: Reply) -> None:
+        if not reply.good or reply.text != file.version:
+            self._leave(file, CHANGED)
+        self._proven(file)
 
     def _proven(self, file: _File) -> None:
         """Count one more answer that is as it must be; with the last of them the file gets its name."""
@@ -362,7 +403,8 @@ class _Route:
 
     def _done(self, file: _File, transferred: int, *, already_there: bool = False) -> None:
         self._close(file)
-        checksum = f"ADLER32:{file.checksum}" if file.checksum else None
+        asked = self._checksums or not transferred
+        checksum = f"ADLER32:{file.checksum}" if asked and file.checksum else None
         self._batch.done(file.key, file.size, transferred, checksum, already_there=already_there)
 
     def _leave(self, file: _File, why: str) -> None:
@@ -370,8 +412,9 @@ class _Route:
         if file.over:
             return
         self._close(file)
-        if file.moving:
-            file.item["stale"] = [*file.item["stale"], file.item["temporary"]]
+        if file.used:
+            ways = [temporary_of(file.item["temporary"], way) for way in range(self._way + 1)]
+            file.item["stale"] = [*file.item["stale"], *ways]
         self._batch.log(file.key, f"to be done with care: {why}")
         self._left.append(file.item)
 
@@ -407,30 +450,31 @@ class _Route:
         self._ready.clear()
         self._under_way.clear()
         self._bytes = self._moving = 0
+        self._way += 1
         time.sleep(_SETTLE_S)
 
     def _clean_up(self) -> None:
         """After a cancel: remove what is under temporary names, on a new channel."""
-        begun = [file for file in self._open.values() if file.moving]
-        self._left += [file.item for file in self._open.values() if not file.moving]
-        gone: set[int] = set()
+        begun = [file for file in self._open.values() if file.used]
+        self._left += [file.item for file in self._open.values() if not file.used]
+        gone: set[bytes] = set()
         if begun:
             self._start_over()
             deadline = time.monotonic() + _CLEAN_UP_S
-            # Who is not in `gone` afterwards may have left something, and says so.
+            # What is not in `gone` afterwards may have been left, and is told so.
             with contextlib.suppress(ChannelError, BrokenError, SilenceError, StoppedError):
                 channel = self._connections.single(self._places[1])
-                for file in begun:
-                    channel.send(b"DELE " + file.temporary, _noting(gone, file.key))
+                for temporary in itertools.chain.from_iterable(file.used for file in begun):
+                    channel.send(b"DELE " + temporary, _noting(gone, temporary))
                 carry_on((channel,), self._waker, lambda: time.monotonic() > deadline, lambda: None, lambda: 1.0)
         for file in begun:
-            self._batch.cancelled(file.key, residue=file.key not in gone)
+            self._batch.cancelled(file.key, residue=not gone.issuperset(file.used))
 
 
-def _noting(gone: set[int], key: int) -> Callable[[Reply], None]:
+def _noting(gone: set[bytes], temporary: bytes) -> Callable[[Reply], None]:
     def answered(reply: Reply) -> None:
         if reply.good or errno_of_reply(reply.text) == errno.ENOENT:
-            gone.add(key)
+            gone.add(temporary)
 
     return answered
 

@@ -9,8 +9,10 @@ from typing import Any
 from pdm.workqueue.agents.helpers.channel import Batch
 from pdm.workqueue.agents.helpers.connections import Connections, can_be_said, path_of, place_of
 from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply, SilentServerError
+from pdm.workqueue.agents.helpers.operations import check_listed, must_look
 from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
-from pdm.workqueue.agents.helpers.storage import StoppedError
+from pdm.workqueue.agents.helpers.replies import thing_in
+from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError
 
 #: Commands that may be under way at once.
 _MOST_UNDER_WAY = 256
@@ -49,6 +51,8 @@ class _Run:
         self._removes = batch.request["op"] == "remove"
         self._waiting = collections.deque(items)
         self._under_way: collections.deque[dict[str, Any]] = collections.deque()
+        #: By key: those that are looked at before they are removed.
+        self._looked_at: dict[int, dict[str, Any]] = {}
         self._left: list[dict[str, Any]] = []
 
     def on(self, connections: Connections, place: str, waker: Waker) -> list[dict[str, Any]]:
@@ -67,15 +71,39 @@ class _Run:
             connections.drop(channel)
             for item in self._under_way:
                 item["again"] = True
-        return [*self._left, *self._under_way, *self._waiting]
+        return [*self._left, *self._looked_at.values(), *self._under_way, *self._waiting]
 
     def _refill(self, channel: ControlChannel) -> None:
-        while self._waiting and len(self._under_way) < _MOST_UNDER_WAY:
+        while self._waiting and len(self._under_way) + len(self._looked_at) < _MOST_UNDER_WAY:
             item = self._waiting.popleft()
             if not self._batch.started(item["key"]):
                 continue
-            self._under_way.append(item)
-            channel.send(self._command(item) + path_of(item["url"]), self._answered)
+            if self._removes and must_look(item):
+                self._look(channel, item)
+            else:
+                self._carry_out(channel, item)
+
+    def _look(self, channel: ControlChannel, item: dict[str, Any]) -> None:
+        self._looked_at[item["key"]] = item
+
+        def looked(reply: Reply) -> None:
+            del self._looked_at[item["key"]]
+            there = thing_in(reply)
+            try:
+                if there is None:
+                    raise StorageError(reply.text)
+                check_listed(item, there)
+            except StorageError:
+                # The careful way finds out, and says, what is wrong.
+                self._left.append(item)
+            else:
+                self._carry_out(channel, item)
+
+        channel.send(b"MLST " + path_of(item["url"]), looked)
+
+    def _carry_out(self, channel: ControlChannel, item: dict[str, Any]) -> None:
+        self._under_way.append(item)
+        channel.send(self._command(item) + path_of(item["url"]), self._answered)
 
     def _command(self, item: dict[str, Any]) -> bytes:
         if not self._removes:

@@ -24,7 +24,7 @@ from pdm.workqueue.agents.helpers.file_side import FileSide
 from pdm.workqueue.agents.helpers.lanes import Lanes
 from pdm.workqueue.agents.helpers.sftp_side import SftpSide
 from pdm.workqueue.agents.helpers.side import Side, stream
-from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Patience, Storage, StorageError, Thing
+from pdm.workqueue.agents.helpers.storage import Arrived, Entries, Patience, Storage, StorageError, Thing, Version
 from pdm.workqueue.agents.helpers.xroot_side import XrootSide
 
 _MOST_LANES = 4
@@ -106,6 +106,9 @@ class Relay(Storage):
 
     def size(self, url: str) -> int:
         return self._side(url).size(url)
+
+    def version(self, url: str) -> Version:
+        return self._side(url).version(url)
 
     def checksum(self, url: str) -> str:
         return self._side(url).checksum(url)

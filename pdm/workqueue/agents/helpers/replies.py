@@ -7,8 +7,8 @@ import os
 import re
 
 from pdm.workqueue.agents.helpers.control_channel import Reply
-from pdm.workqueue.agents.helpers.mlsx import read_entry
-from pdm.workqueue.agents.helpers.storage import StorageError, Thing
+from pdm.workqueue.agents.helpers.mlsx import moment, read_entry
+from pdm.workqueue.agents.helpers.storage import StorageError, Thing, Version
 
 #: Newer Globus servers end a failed reply in structured lines.
 _ERRNO = re.compile(r"^\d{3}-GridFTP-Errno: (\d+)", re.MULTILINE)
@@ -29,6 +29,8 @@ _PROSE = re.compile(
 )
 #: A reply of the server, as opposed to what the client library itself met with.
 _REPLY = re.compile(r"the server responded with an error")
+#: The reply to MDTM.
+_MOMENT = re.compile(r"213 ([0-9]{14})")
 #: A refused login, whose reasons are about the server's files and certificates.
 _LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
 #: The connection is gone: another one may do.
@@ -78,6 +80,12 @@ def is_refused_login(trouble: StorageError) -> bool:
 def lacks_checksum(trouble: StorageError) -> bool:
     """Whether a refused CKSM means that the server has none."""
     return trouble.errno is None and not trouble.lost and _NO_CHECKSUM.search(trouble.message) is not None
+
+
+def may_hide_writes(text: str) -> bool:
+    """Whether a file may be written to again and the reply to an MDTM stay the same: it counts whole seconds."""
+    found = _MOMENT.match(text)
+    return found is None or Version(0, moment(found.group(1).encode())).may_hide_writes
 
 
 def thing_in(reply: Reply) -> Thing | None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.ssh_command import explained
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError
 
@@ -217,6 +218,7 @@ class SftpSession:
 
     def send(self, kind: int, *parts: bytes | memoryview) -> int:
         """Send a request; returns its number."""
+        lease.check()
         self._last_id = (self._last_id + 1) & 0xFFFFFFFF
         length = 5 + sum(map(len, parts))
         self._to_write += struct.pack(">IBI", length, kind, self._last_id)

@@ -30,7 +30,7 @@ from pdm.workqueue.agents.helpers.sftp_transfer import PieceSizes, Reading, writ
 from pdm.workqueue.agents.helpers.sftp_types import close_handle, followed, typed
 from pdm.workqueue.agents.helpers.side import Pieces, WakingSide
 from pdm.workqueue.agents.helpers.ssh_command import ssh_command, ssh_environment
-from pdm.workqueue.agents.helpers.storage import Entries, StorageError, Thing
+from pdm.workqueue.agents.helpers.storage import Entries, StorageError, Thing, Version
 
 _READ, _CREATE_NEW = 0x01, 0x02 | 0x08 | 0x20
 _NO_ATTRIBUTES = struct.pack(">I", 0)
@@ -242,14 +242,17 @@ class SftpSide(WakingSide):
         return self._linking[session]
 
     def size(self, url: str) -> int:
+        return self.version(url).size
+
+    def version(self, url: str) -> Version:
         session, path = self._at(url)
         try:
-            size = attributes_of(session.call(sftp.STAT, string(path))).size
+            there = attributes_of(session.call(sftp.STAT, string(path)))
         except StatusError as error:
             raise _about(error, path) from error
-        if size is None:
+        if there.size is None:
             raise StorageError(f"the server does not tell the size of {_shown(path)}", code="UNSUPPORTED")
-        return size
+        return Version(there.size, there.mtime)
 
     # -- bytes
 

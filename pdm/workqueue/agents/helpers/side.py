@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.storage import Arrived, StoppedError, Storage, StorageError, scoped
 
 #: Seconds between two words about a running copy.
@@ -51,6 +52,7 @@ class Side(Storage):
 
     def check(self) -> None:
         """Raise if what is under way must end now."""
+        lease.check()
         if self._interrupted:
             raise StoppedError
         if time.monotonic() > self.patience.until:

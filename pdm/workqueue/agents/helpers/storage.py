@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import abc
+import errno
+import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
+
+#: A file of whole seconds that was written to within so many may be written to again without a sign of it.
+FRESH_S = 2.0
 
 
 class Thing(NamedTuple):
@@ -25,6 +30,29 @@ class Thing(NamedTuple):
     mtime: int | None = None
     target: bytes | None = None
     target_kind: str | None = None
+
+
+class Version(NamedTuple):
+    """What shows that a file was written to, or replaced by another.
+
+    Attributes:
+        size: bytes.
+        mtime: seconds since 1970 UTC, where known.
+        tag: what else the storage tells of it: inode and change time, an entity tag.
+        is_exact: whether no write can go unseen because two come within one tick of the storage's clock.
+    """
+
+    size: int
+    mtime: float | None = None
+    tag: str = ""
+    is_exact: bool = False
+
+    @property
+    def may_hide_writes(self) -> bool:
+        """Whether a write that comes now may leave the same version: most servers count whole seconds."""
+        if self.mtime is None:
+            return not self.tag
+        return not self.is_exact and abs(time.time() - self.mtime) < FRESH_S
 
 
 class StorageError(Exception):
@@ -160,6 +188,13 @@ class Storage(abc.ABC):
     def size(self, url: str) -> int:
         """Bytes of a file, as its storage tells now."""
 
+    def version(self, url: str) -> Version:
+        """The version of a file, links followed: what the storage tells of it now."""
+        there = self.look(url)
+        if there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        return Version(there.size, there.mtime)
+
     @abc.abstractmethod
     def checksum(self, url: str) -> str:
         """ADLER32 of a file, 8 hex digits, as its storage reads it now."""
@@ -213,7 +248,8 @@ def joined_url(directory: str, encoded_name: str) -> str:
 
 
 def shortened(text: str, longest: int = 2000) -> str:
-    """The text, its middle left out if it is long."""
+    """The text, its middle left out if it is long; without half surrogates, which no JSON reader takes."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) <= longest:
         return text
     half = (longest - 5) // 2

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.dav_client import errno_of
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
@@ -203,6 +204,7 @@ class XrootSession:
 
     def send(self, kind: bytes, content: bytes) -> None:
         """Send a frame."""
+        lease.check()
         rest = memoryview(_HEAD.pack(kind, len(content)) + content)
         while rest:
             self._wait(writing=True)

@@ -1,0 +1,142 @@
+"""Two daemons on one database: what one was doing when it was suspended is done by the other, and by it alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from pdm.testgrid.daemons import descendants
+from pdm.testgrid.service import TestService
+from tests.store.clusters import cluster, programs
+
+LEASE_S = 2
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    found = programs()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed")
+    with cluster(found) as url:
+        yield url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, database: str) -> Iterator[tuple[TestService, TestService]]:
+    """Two instances with one database and the same folders as sites; the first runs."""
+    name = f"lease_{secrets.token_hex(4)}"
+    engine = sa.create_engine(database.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    first, second = (TestService(tmp_path / each) for each in ("first", "second"))
+    for service in (first, second):
+        service.init(
+            # A suspended daemon may hold rows in a transaction: its database ends that.
+            database={"url": database.replace("/postgres?", f"/{name}?"), "idle_timeout": "1s"},
+            queue={"lease": f"{LEASE_S}s", "poll_interval": "200ms"},
+        )
+    # As an operator sets up the second: with the sites, certificates and keys of the first.
+    for part in ("sites.d", "certificates"):
+        shutil.rmtree(second.directory / part)
+        shutil.copytree(first.directory / part, second.directory / part)
+    first.start()
+    keys = first.directory / "var" / "credentials.key"
+    if keys.exists():
+        shutil.copy(keys, second.directory / "var")
+    yield first, second
+    for service in (first, second):
+        if service.process is not None:
+            signal_all(service, signal.SIGCONT)
+            service.kill()
+
+
+def signal_all(service: TestService, number: int) -> list[int]:
+    """Signal a daemon and its helpers, as a suspended machine would; returns the pids of the helpers."""
+    assert service.process is not None
+    pids = descendants(service.process.pid)
+    for pid in (service.process.pid, *pids):
+        os.kill(pid, number)
+    return pids
+
+
+def until(what: str, condition: Any, timeout_s: float = 60.0) -> None:
+    give_up_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_at, f"waited in vain: {what}"
+        time.sleep(0.002)
+
+
+def test_a_removal_that_was_suspended_removes_none_of_the_files_that_have_come_since(
+    pair: tuple[TestService, TestService],
+) -> None:
+    first, second = pair
+    tree = first.directory / "storage" / "a" / "tree"
+    tree.mkdir()
+    names = [f"file{number}" for number in range(4000)]
+    for name in names:
+        (tree / name).write_bytes(b"old")
+    job = first.submit("admin", "remove", src_siteid=1, src_filepath="/tree", protocol="FILE")
+    until("some files are removed", lambda: len(list(tree.iterdir())) < len(names) - 50)
+    helpers = signal_all(first, signal.SIGSTOP)
+    assert helpers
+    assert list(tree.iterdir()), "it was suspended too late"
+    second.start()
+    ended = second.wait_for("admin", job["id"], timeout_s=60)
+    assert (ended["status"], tree.exists()) == ("DONE", False), ended
+
+    tree.mkdir()
+    for name in names:
+        (tree / name).write_bytes(b"new")
+    signal_all(first, signal.SIGCONT)
+    until("its helpers end", lambda: first.process and not set(helpers) & set(descendants(first.process.pid)))
+    # It takes its lease again, and work.
+    made = first.submit("admin", "mkdir", src_siteid=1, src_filepath="/after", protocol="FILE")
+    assert first.wait_for("admin", made["id"])["status"] == "DONE"
+    assert {path.name for path in tree.iterdir()} == set(names)
+    assert first.call("admin", "GET", f"/jobs/{job['id']}")[1]["status"] == "DONE"
+
+
+def test_helpers_of_a_suspended_daemon_are_gone_before_another_one_takes_over(
+    pair: tuple[TestService, TestService],
+) -> None:
+    """The daemon alone is suspended: its helpers, which nobody tells of a renewal, stop in time by themselves."""
+    first, second = pair
+    places = {"src_siteid": 1, "src_filepath": "/t", "dst_siteid": 2, "dst_filepath": "/c"}
+    options = {"dummy": {"files": 3, "delay": 1.5 * LEASE_S}}
+    job = first.submit("admin", "copy", **places, protocol="DUMMY", extra_opts=options)
+    until("work runs", lambda: first.call("admin", "GET", f"/jobs/{job['id']}")[1]["num_running"] > 0)
+    assert first.process is not None
+    helpers = descendants(first.process.pid)
+    first.process.send_signal(signal.SIGSTOP)
+    second.start()
+    until("the helpers end", lambda: not any(map(runs, helpers)))
+    gone_at = datetime.now(UTC)
+    ended = second.wait_for("admin", job["id"], timeout_s=50)
+    assert ended["status"] == "DONE", ended
+    logs = [log for log in (second.directory / "var" / "logs").rglob("attempt2.log") if log.stat().st_size]
+    assert logs, "nothing was under way when the daemon was suspended"
+    for log in logs:
+        assert gone_at <= datetime.fromisoformat(log.read_text().split()[0]), log.read_text()
+    signal_all(first, signal.SIGCONT)
+    made = first.submit("admin", "mkdir", src_siteid=1, src_filepath="/after", protocol="FILE")
+    assert first.wait_for("admin", made["id"])["status"] == "DONE"
+    # What the first says of its attempts, late, changes nothing.
+    assert first.call("admin", "GET", f"/jobs/{job['id']}")[1] == ended
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
