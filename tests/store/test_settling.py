@@ -302,6 +302,19 @@ def test_residues_are_found_until_they_are_cleared(store: Store) -> None:
     assert store.run(claims.residues, 10) == []
 
 
+def test_residues_of_several_elements_are_cleared_at_once_and_read_page_by_page(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    job = store.copy_job(user, [1, 1, 1])
+    store.settle(ended(JobStatus.FAILED, *store.claim(), failure=MISSING, residue=True))
+    first = store.run(claims.residues, 2)
+    assert [element.id for element, _ in first] == [1, 2]
+    assert [element.id for element, _ in store.run(claims.residues, 2, (job.id, 2))] == [3]
+    assert store.run(claims.residues, 2, (job.id, 3)) == []
+    store.run(claims.clear_residue, [Token(job.id, element.id, 1) for element, _ in first])
+    assert [element.id for element, _ in store.run(claims.residues, 10)] == [3]
+
+
 def test_only_the_running_listing_extends_its_job(store: Store) -> None:
     store.worker()
     store.worker("other")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentPool
@@ -21,6 +22,7 @@ from pdm.workqueue.wire import agent_messages as wire
 
 #: Seconds for one endpoint, its login and its listing.
 _LONGEST_S = 20.0
+_TOO_SILENT = "the helper was silent for too long"
 #: Seconds for all of a site, waiting for a free agent included: clients are told what was found by then.
 LONGEST_ALL_S = 45.0
 #: Endpoints that are looked at at once, for all users: their agents work beside the limits that are for jobs.
@@ -173,42 +175,72 @@ class SiteCheck:
 
     async def _ask(self, agent: AgentProcess, protocol: JobProtocol, url: str) -> AttemptFailure | None:
         mover, number = MOVERS[protocol], self.preparation.next_request_id()
-        over: Deferred[None] = Deferred()
         failure: AttemptFailure | None = None
-        finished = False
 
         def on_event(event: wire.Event) -> None:
-            nonlocal failure, finished
+            nonlocal failure
             if isinstance(event, (wire.Failed, wire.Unreadable)):
                 failure = failure or mover.judge(event.fault)
-            elif isinstance(event, wire.Finished):
-                finished = True
-                over.callback(None)
 
-        def on_end(sentence: str) -> None:
-            nonlocal failure
-            if not over.called:
-                failure = failure or _failure(FailureCode.CRASHED, sentence)
-                over.callback(None)
-
-        def too_long() -> None:
-            nonlocal failure
-            failure = AttemptFailure(Scope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_LONGEST_S:g} s")
-            agent.kill("a site was not looked at in time")
-
-        timer = self.preparation.tools.reactor.callLater(_LONGEST_S, too_long)
         limits = wire.Limits(stall_s=_LONGEST_S / 2, total_s=_LONGEST_S - 2)
-        agent.give(wire.ListRequest(number, 0, url, 0, limits), Borrower(on_event, on_end))
-        try:
-            await over
-        finally:
-            if timer.active():
-                timer.cancel()
-            if not finished:
-                # Whoever has asked may be gone: nothing else is to wait behind this.
-                agent.kill("a look at a site was broken off")
-            agent.take_back(number)
-        return failure
+        request = wire.ListRequest(number, 0, url, 0, limits)
+        died = await ask(agent, request, on_event, self.preparation.tools.reactor, _LONGEST_S)
+        if died == _TOO_SILENT:
+            return AttemptFailure(Scope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_LONGEST_S:g} s")
+        return failure or (None if died is None else _failure(FailureCode.CRASHED, died))
+
+
+async def ask(
+    agent: AgentProcess,
+    request: wire.Work,
+    on_event: Callable[[wire.Event], None],
+    reactor: IReactorTime,
+    silence_s: float,
+) -> str | None:
+    """Have a helper carry out a request that is not of a job; a helper that does not finish it is killed.
+
+    Args:
+        agent: the helper.
+        request: what it is asked.
+        on_event: called with each event of the request, but the last.
+        reactor: for the time.
+        silence_s: seconds without an event after which it is killed.
+
+    Returns:
+        Why the helper ended before it had finished; None if it finished.
+    """
+    over: Deferred[str | None] = Deferred()
+    finished = silent = False
+
+    def heard(event: wire.Event) -> None:
+        nonlocal finished
+        if isinstance(event, wire.Finished):
+            finished = True
+            over.callback(None)
+            return
+        timer.reset(silence_s)
+        on_event(event)
+
+    def ended(sentence: str) -> None:
+        if not over.called:
+            over.callback(_TOO_SILENT if silent else sentence)
+
+    def too_long() -> None:
+        nonlocal silent
+        silent = True
+        agent.kill(_TOO_SILENT)
+
+    timer = reactor.callLater(silence_s, too_long)
+    agent.give(request, Borrower(heard, ended))
+    try:
+        return await over
+    finally:
+        if timer.active():
+            timer.cancel()
+        if not finished:
+            # Whoever has asked may be gone: nothing else is to wait behind this.
+            agent.kill("its request was broken off")
+        agent.take_back(request.id)
 
 
 def _failure(code: FailureCode, message: str) -> AttemptFailure:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from attrs import define, field, frozen
-from twisted.internet.defer import Deferred, DeferredList
+from attrs import Factory, define, field, frozen
+from twisted.internet.defer import DeferredList
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
+from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
@@ -26,6 +26,7 @@ from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.ends import kept_out, takers
 from pdm.workqueue.execution.health import Door
+from pdm.workqueue.execution.leftovers import LeftoverFiles
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, Prepared
 from pdm.workqueue.execution.streams import Streams
@@ -38,8 +39,6 @@ from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import RemoveOptions
 
-#: Files of crashed attempts that are looked after in one go.
-_RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until it is seen that a credential was removed through another daemon.
 _CREDENTIALS_PERIOD_S = 2.0
@@ -90,8 +89,11 @@ class Executor:
     _running: dict[RunningBatch, str] = field(factory=dict)
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
-    _cleaning: bool = False
     _background: Background = field(factory=Background)
+    _leftovers: LeftoverFiles = field(
+        init=False,
+        default=Factory(lambda self: LeftoverFiles(self.database, self.pool, self.preparation), takes_self=True),
+    )
     _steering: set[int] = field(factory=set)
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
@@ -110,6 +112,7 @@ class Executor:
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
         self._stopping = True
+        self._leftovers.stop()
         # First: what is waited for below may itself wait for an agent.
         await self.end_all(Ending.STOPPED)
         if self._janitor is not None:
@@ -180,13 +183,19 @@ class Executor:
             self._steering.discard(job_id)
         self.on_room()
 
-    async def _take_up_steering(self) -> None:
-        """Take up what a daemon had no time to bring to its end: cancellations, retries, what was held."""
+    async def _take_up_changes(self) -> None:
+        """Go on with cancellations and retries that a daemon had no time to bring to their end."""
         for job_id in await self.database.read("what is being changed", claims.being_steered):
-            await self._steer_on(job_id)
+            await start_background(f"go on with a change of job {job_id}", self._steer_on(job_id))
+
+    async def _take_up_held(self) -> None:
+        """Put back what is held although its user has given a credential since."""
         for kind, protocols in takers(self.preparation.access).items():
             for user_id in await self.database.read("who is held", claims.held_too_long, kind, protocols):
-                await self.resume(user_id, ALL_SITES, protocols, (0, -1))
+                await start_background(f"resume what is held of user {user_id}", self._resume_all(user_id, protocols))
+
+    async def _resume_all(self, user_id: int, protocols: Collection[JobProtocol]) -> None:
+        await self.resume(user_id, ALL_SITES, protocols, (0, -1))
 
     async def resume(
         self, user_id: int, site_id: int, protocols: Collection[JobProtocol], after: tuple[int, int] | None
@@ -302,87 +311,18 @@ class Executor:
     # -- what was left behind
 
     async def _take_up(self) -> None:
-        await self._take_up_steering()
-        await self.clean_up()
+        for what, work in (
+            ("go on with changes of jobs", self._take_up_changes),
+            ("resume what is held", self._take_up_held),
+            ("remove unfinished files", self._leftovers.remove),
+        ):
+            # On its own: where one fails, again and again, the others still have their turn.
+            await start_background(what, work())
 
     def clean_up_soon(self) -> None:
         """There may be something to remove, perhaps of elements that were cancelled."""
         if not self._stopping:
-            self._background.start("remove what crashed attempts left", self.clean_up())
-
-    async def clean_up(self) -> None:
-        """Remove temporary files of ended elements whose agent died.
-
-        Those of elements that will be tried again go with their next attempt.
-        """
-        if self._cleaning:
-            return
-        self._cleaning = True
-        try:
-            left = await self.database.read("find residues", claims.residues, _RESIDUES_AT_ONCE)
-            groups: dict[int, tuple[JobRecord, list[ElementRecord]]] = {}
-            for element, job in left:
-                groups.setdefault(job.id, (job, []))[1].append(element)
-            for job, elements in groups.values():
-                if self._stopping:
-                    break
-                await self._discard(Batch.of_one(job, JobType.COPY, elements))
-        finally:
-            self._cleaning = False
-
-    async def _discard(self, batch: Batch) -> None:
-        try:
-            prepared = await self.preparation.prepare(batch)
-        except NotPossibleError as error:
-            self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
-            return
-        if not isinstance(prepared.request, wire.CopyRequest):
-            raise TypeError("only copies leave files behind")
-        try:
-            agent = await self.pool.lend(prepared.kind)
-            try:
-                cleaned = await _discarded(agent, prepared.request)
-            finally:
-                self.pool.give_back(agent, prepared.kind)
-        except AgentStartError as error:
-            self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
-            return
-        finally:
-            self.preparation.let_go(prepared.kind)
-        tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
-        if tokens:
-            await self.database.run("residues are gone", claims.clear_residue, tokens)
-            self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
-
-
-async def _discarded(agent: AgentProcess, request: wire.CopyRequest) -> set[int]:
-    """Have the temporary files of a copy removed; returns the keys for which all are gone."""
-    urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
-    failed: set[int] = set()
-    over: Deferred[None] = Deferred()
-
-    def finish() -> None:
-        if not over.called:
-            over.callback(None)
-
-    def on_event(event: wire.Event) -> None:
-        if isinstance(event, (wire.Failed, wire.Cancelled)):
-            failed.add(urls[event.key][0])
-        elif isinstance(event, wire.Finished):
-            finish()
-
-    died = False
-
-    def on_end(sentence: str) -> None:
-        nonlocal died
-        died = not over.called
-        finish()
-
-    items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
-    agent.give(wire.DiscardRequest(request.id, items, request.limits), Borrower(on_event, on_end))
-    await over
-    agent.take_back(request.id)
-    return set() if died else {item.key for item in request.items} - failed
+            self._background.start("remove unfinished files", self._leftovers.remove())
 
 
 def _path_of(url: str) -> str:

@@ -17,9 +17,15 @@ from pdm.workqueue.WorkqueueDB import HAS_RESIDUE
 _FINAL = [status for status in JobStatus if status.is_final]
 
 
-def residues(session: Session, limit: int) -> list[tuple[ElementRecord, JobRecord]]:
-    """Final elements that may have left something, with their jobs; at most ``limit``, the oldest jobs first."""
-    rows: list[sa.Row[Any]] = list(session.execute(residues_statement(limit)))
+def residues(session: Session, limit: int, after: tuple[int, int] = (0, -1)) -> list[tuple[ElementRecord, JobRecord]]:
+    """Final elements that may have left something, with their jobs; the oldest jobs first.
+
+    Args:
+        session: of the database.
+        limit: at most so many.
+        after: job and number of the element where the last call ended.
+    """
+    rows: list[sa.Row[Any]] = list(session.execute(residues_statement(limit, after)))
     by_number = {
         row.id: job_record(row)
         for row in session.execute(sa.select(*JOB_COLUMNS).where(jobs.c.id.in_({row.job_id for row in rows})))
@@ -27,21 +33,26 @@ def residues(session: Session, limit: int) -> list[tuple[ElementRecord, JobRecor
     return [(element_record(row), by_number[row.job_id]) for row in rows]
 
 
-def residues_statement(limit: int) -> sa.Select[Any]:
+def residues_statement(limit: int, after: tuple[int, int]) -> sa.Select[Any]:
     """The query for elements of `residues`."""
     return (
         sa.select(*ELEMENT_COLUMNS)
-        .where(sa.text(HAS_RESIDUE), elements.c.status.in_(_FINAL))
+        .where(
+            sa.text(HAS_RESIDUE),
+            elements.c.status.in_(_FINAL),
+            sa.tuple_(elements.c.job_id, elements.c.id) > sa.tuple_(*after),
+        )
         .order_by(elements.c.job_id, elements.c.id)
         .limit(limit)
     )
 
 
+# No IN: for executemany, SQLAlchemy cannot expand a list into parameters of the statement.
 _CLEAR = sa.update(elements).where(
     elements.c.job_id == sa.bindparam("of_job"),
     elements.c.id == sa.bindparam("number"),
     elements.c.attempts == sa.bindparam("attempt"),
-    elements.c.status.in_(_FINAL),
+    sa.or_(*(elements.c.status == status for status in _FINAL)),
 )
 
 
