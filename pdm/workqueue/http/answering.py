@@ -14,6 +14,7 @@ from zope.interface import implementer
 from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.problems import ApiError
 from pdm.workqueue.http.request import ApiRequest
+from pdm.workqueue.telemetry.background import ReportedError
 from pdm.workqueue.telemetry.logging import log_incident
 from pdm.workqueue.wire.problems import MEDIA_TYPE
 
@@ -86,10 +87,11 @@ async def answer_stream(request: ApiRequest, status: int, stream: JsonStream) ->
                 await flow.open()
     except CancelledError:
         raise
-    except Exception:
+    except Exception as error:
         if flow is None:
             raise
-        log_incident(_log, Failure())
+        if not isinstance(error, ReportedError):
+            log_incident(_log, Failure())
         request.abort()
         # The connection's end cancels this handler; until then nothing may be added to what was sent.
         await Deferred()

@@ -15,6 +15,7 @@ from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parame
 from pdm.workqueue.http.problems import (
     ApiError,
     BodyTooLargeError,
+    DatabaseAwayError,
     ForbiddenError,
     InternalFaultError,
     InvalidInputError,
@@ -40,7 +41,7 @@ def errors_of(endpoint: Endpoint) -> list[type[ApiError]]:
     """Everything that may go wrong at an endpoint, by status."""
     found: list[type[ApiError]] = [*endpoint.errors, InternalFaultError]
     if endpoint.allow is not Allow.EVERYBODY:
-        found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, StoppingError]
+        found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, StoppingError, DatabaseAwayError]
     if endpoint.body is not None:
         found += [BodyTooLargeError, TooSlowError]
     if endpoint.body not in (None, bytes):

@@ -143,6 +143,18 @@ class StoppingError(ApiError):
         )
 
 
+class DatabaseAwayError(ApiError):
+    status, word, title = 503, "database-unavailable", "The database cannot be used now"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the service cannot use its database now; nothing was done, send the same request again in a moment (with"
+            " its Idempotency-Key nothing is done twice)",
+            None,
+            {"Retry-After": "10"},
+        )
+
+
 class LogMissingError(ApiError):
     status, word, title = 500, "log-missing", "The log is gone from disk"
 

@@ -25,6 +25,7 @@ from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_k
 from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, Text
 from pdm.workqueue.http.problems import (
     ApiError,
+    DatabaseAwayError,
     ForbiddenError,
     InternalFaultError,
     InvalidInputError,
@@ -33,7 +34,7 @@ from pdm.workqueue.http.problems import (
     StoppingError,
 )
 from pdm.workqueue.http.request import ApiRequest
-from pdm.workqueue.store.errors import DatabaseClosedError
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.logging import log_context, log_incident
 from pdm.workqueue.wire.requests import LARGEST_ID
 
@@ -126,6 +127,8 @@ class _Door:
                 raise
             except DatabaseClosedError:
                 answer_problem(request, StoppingError())
+            except DatabaseUnavailableError:
+                answer_problem(request, DatabaseAwayError())
             except ApiError as error:
                 if error.status >= 500:
                     _log.error("{word}: {detail}", word=error.word, detail=error.detail)
