@@ -5,10 +5,12 @@ Nothing else constructs a collaborator: who wants to know how the service hangs 
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import SiteCheck
 from pdm.workqueue.execution.claimer import Claimer
+from pdm.workqueue.execution.condition import Part, ServiceCondition, check_resources
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.health import SiteHealth
@@ -54,6 +57,7 @@ from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store.availability import write_probe
 from pdm.workqueue.store.database import Database, DatabaseUnusableError
 from pdm.workqueue.telemetry.background import Periodic, start_background
 from pdm.workqueue.telemetry.reactor_lag import ReactorLag
@@ -63,6 +67,9 @@ from pdm.workqueue.WorkqueueService import WorkqueueService
 _T = TypeVar("_T")
 
 _BACKLOG = 1024
+_PREREQUISITES = "pdm.workqueue.agents.helpers.prerequisites"
+#: Seconds that looking for missing programs and libraries may take.
+_LONGEST_LOOK_S = 60.0
 #: A site that is back is found within so many seconds, however long it was away.
 _LONGEST_SITE_PAUSE_S = 120.0
 #: What `start` steps raise when the operator can mend it; each has a text of one line.
@@ -158,6 +165,18 @@ class Assembly:
             ssh_known_hosts=settings.ssh.known_hosts,
             ssh_user=settings.ssh.user,
         )
+        self.condition = ServiceCondition(
+            reactor,
+            utc_now,
+            {
+                Part.DATABASE: lambda: self.database.run("is the database written", write_probe, worker),
+                Part.CREDENTIAL_FILES: partial(in_thread, files.check),
+                Part.HELPERS: partial(in_thread, check_resources),
+                Part.ATTEMPT_LOGS: partial(in_thread, self.logs.check),
+            },
+            self._room,
+            lambda: self.logs.errors,
+        )
         tools = AttemptTools(
             reactor,
             utc_now,
@@ -167,6 +186,7 @@ class Assembly:
             self.board,
             settler,
             agents.cancel_grace_s,
+            self.condition,
             health,
         )
         preparation = Preparation(
@@ -184,6 +204,7 @@ class Assembly:
             preparation,
             self._room,
             restricted=self.catalogue.restricted,
+            find_missing=self._find_missing,
         )
         self.claimer = Claimer(
             reactor,
@@ -191,6 +212,7 @@ class Assembly:
             self.executor,
             worker,
             utc_now,
+            self.condition,
             queue.batch_elements,
             queue.batch_bytes,
             queue.poll_interval_s,
@@ -220,6 +242,8 @@ class Assembly:
                 self.executor.credentials_changed,
                 self.executor.steer_on,
                 self.executor.resume,
+                faults=lambda: self.condition.faults,
+                may_claim=lambda: self.condition.may_claim,
             ),
             AccessList.read(settings.users),
         )
@@ -235,6 +259,7 @@ class Assembly:
         services.add("sites", self.catalogue.start, self.catalogue.stop)
         services.add("attempt logs", self.logs.start, self.logs.stop)
         services.add("agents", self.pool.start, self.pool.stop)
+        services.add("condition", self.condition.start, self.condition.stop)
         services.add("settler", _nothing, settler.drained)
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
@@ -283,6 +308,9 @@ class Assembly:
         self.catalogue.health.take_sites(self.sites.all())
         start_background("tls files", self._refresh_tls())
 
+    async def _find_missing(self) -> Mapping[str, str]:
+        return await in_thread(missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
+
     def _command_for(self, kind: AgentKind) -> AgentCommand:
         agents = self._settings.agents
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": _PACKAGE_PARENT, **kind.environment}
@@ -298,6 +326,37 @@ async def in_thread(function: Callable[..., _T], /, *arguments: Any) -> _T:
     """The result of a function that runs off the reactor."""
     result: _T = await deferToThread(function, *arguments)
     return result
+
+
+def missing_software(command: AgentCommand) -> Mapping[str, str]:
+    """What is missing for each protocol, by its name; blocks.
+
+    Args:
+        command: runs `pdm.workqueue.agents.helpers.prerequisites`.
+
+    Raises:
+        OSError: no process could be made.
+    """
+    try:
+        done = subprocess.run(
+            command.arguments,
+            env=dict(command.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_LOOK_S,
+            check=False,
+        )
+        if done.returncode == 0:
+            found: dict[str, str] = json.loads(done.stdout)
+            return found
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except (FileNotFoundError, PermissionError) as error:
+        why = f"{error.strerror}"
+    except subprocess.TimeoutExpired:
+        why = f"it did not end within {_LONGEST_LOOK_S:g} s"
+    # Nothing can be moved without helpers.
+    return dict.fromkeys(JobProtocol.__members__, f"the interpreter of the helpers, {command.arguments[0]}: {why}")
 
 
 def utc_now() -> datetime:

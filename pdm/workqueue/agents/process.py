@@ -37,6 +37,10 @@ class AgentStartError(Exception):
     """An agent could not be started; the text says why."""
 
 
+class AgentMissingError(AgentStartError):
+    """The program of an agent is not installed."""
+
+
 @frozen
 class AgentCommand:
     """How an agent is started.
@@ -104,6 +108,10 @@ class AgentProcess(ProcessProtocol):
             child_fds[_LOCK] = self.command.lock_fd
         # The pid stays the same through setsid(1), so that it is also the number of the group.
         setsid = shutil.which("setsid") or "/usr/bin/setsid"
+        for program in (setsid, self.command.arguments[0]):
+            # The child would find out too late for an error that says what is missing.
+            if shutil.which(program) is None:
+                raise AgentMissingError(f"{program} is not there, or cannot be run")
         try:
             transport = reactor.spawnProcess(
                 self,

@@ -54,6 +54,7 @@ class FailureCode(enum.StrEnum):
     CERTIFICATE = "CERTIFICATE"
     CRASHED = "CRASHED"
     BAD_LISTING = "BAD_LISTING"
+    DEPENDENCY_MISSING = "DEPENDENCY_MISSING"
     INTERNAL = "INTERNAL"
     UNKNOWN = "UNKNOWN"
 
@@ -119,6 +120,10 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         ),
         FailureCode.CRASHED: _Meaning(_RETRY, "The transfer helper died: it is tried again; if not, tell an operator."),
         FailureCode.BAD_LISTING: _Meaning(_GIVE_UP, "The server's listing is not valid: report it to the site."),
+        FailureCode.DEPENDENCY_MISSING: _Meaning(
+            _HOLD,
+            "The service lacks a program or library: tell an operator; once it is installed the job goes on by itself.",
+        ),
         FailureCode.INTERNAL: _Meaning(_RETRY, "A fault of the service: tell an operator the job and element numbers."),
         FailureCode.UNKNOWN: _Meaning(_RETRY, "See the log of the attempt; if it does not explain it, ask the site."),
     }

@@ -40,7 +40,13 @@ class GiveUp:
 
 
 def decide(
-    policy: RetryPolicy, failure: AttemptFailure, tries: int, max_tries: int, now: datetime, jitter: float
+    policy: RetryPolicy,
+    failure: AttemptFailure,
+    tries: int,
+    max_tries: int,
+    now: datetime,
+    jitter: float,
+    uncounted: int = 0,
 ) -> RetryAt | Hold | GiveUp:
     """What follows a failed attempt.
 
@@ -51,15 +57,19 @@ def decide(
         max_tries: how many may count.
         now: the moment of the failure (UTC).
         jitter: chance, 0 to 1; spreads the retries of many elements over half of each pause.
+        uncounted: attempts that do not count; they make the pause longer all the same.
     """
     if failure.remedy is Remedy.HOLD:
         return Hold()
     if failure.remedy is Remedy.GIVE_UP or tries >= max_tries:
         return GiveUp()
-    pause = min(policy.first_pause_s * 2.0 ** (tries - 1), policy.longest_pause_s)
+    pause = min(policy.first_pause_s * 2.0 ** min(tries + uncounted - 1, 40), policy.longest_pause_s)
     return RetryAt(now + timedelta(seconds=pause * (0.5 + 0.5 * jitter)))
 
 
+#: So many attempts of an element may stay uncounted because the service, or a site, was to blame; what fails more often
+#: by itself must come to an end.
+MOST_UNCOUNTED = 10
 #: So many attempts in a row may end with the death of who runs them; then the element has failed.
 MOST_CRASHES = 20
 #: So many are tried again at once: a daemon is killed now and then, whatever it runs.

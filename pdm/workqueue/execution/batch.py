@@ -18,10 +18,12 @@ from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.pacing import ROUTE_FAILURES, Run
 from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempt import AttemptTools, RunningAttempt
+from pdm.workqueue.execution.condition import Part, is_exhausted
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
 from pdm.workqueue.execution.progress import Progress
 from pdm.workqueue.movers.mover import Mover
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire import agent_messages as wire
 
@@ -243,6 +245,8 @@ class RunningBatch:
             attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
             self._require_intake().unreadable(event.path, failure)
         elif isinstance(event, wire.Failed):
+            if event.fault.scope == "service" and is_exhausted(event.fault.errno):
+                self.tools.condition.report(Part.HELPERS, event.fault.message)
             self._fail(key, self.mover.judge(event.fault), residue=event.residue)
         elif isinstance(event, wire.Cancelled):
             self._end_element(key, residue=event.residue)
@@ -260,8 +264,9 @@ class RunningBatch:
         except ClaimLostError:
             self._end_element(key, residue=False)
         except Exception as error:
-            self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
-            self._fail(key, AttemptFailure(Scope.SERVICE, FailureCode.INTERNAL, f"the listing was not kept: {error}"))
+            if not isinstance(error, DatabaseUnavailableError):
+                self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
+            self._fail(key, self.tools.condition.blame(error, Part.DATABASE))
         else:
             self._open[key].write(f"listed entries={outcome.entries} skipped={outcome.skipped}")
             if outcome.failure is not None:

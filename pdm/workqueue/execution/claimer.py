@@ -15,10 +15,11 @@ from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.turns import Turns
 from pdm.workqueue.execution.batch import Ending
+from pdm.workqueue.execution.condition import Part, ServiceCondition
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.store import claims, users
 from pdm.workqueue.store.claims import ClaimLimits
-from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.database import Database, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Periodic, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -35,6 +36,7 @@ class Claimer:
     """The loop that claims, and the lease under which it does.
 
     Attributes:
+        condition: of the service: nothing is claimed that it could not carry out.
         poll_s: seconds after which it looks without being woken (other daemons add work, too).
         lease_s: seconds for which claims hold without being renewed.
         weights: subject → share of the work, where it is not 1.
@@ -45,6 +47,7 @@ class Claimer:
     executor: Executor
     worker: str
     clock: Callable[[], datetime]
+    condition: ServiceCondition
     batch_elements: int
     batch_bytes: int
     poll_s: float
@@ -102,8 +105,18 @@ class Claimer:
             while self._running:
                 self._woken = self._room_made = False
                 began = self.reactor.seconds()
+                if not self.condition.may_claim:
+                    # What would be claimed could not be carried out.
+                    await self._sleep(None)
+                    continue
                 try:
                     begun, due = await self._claim()
+                except DatabaseUnavailableError as error:
+                    if error.alone:
+                        await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
+                    else:
+                        self.condition.report(Part.DATABASE, str(error))
+                    continue
                 except Exception:
                     self._log.failure("claiming failed; trying again")
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import DeferredList
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentStartError
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
@@ -23,17 +24,20 @@ from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
+from pdm.workqueue.execution.condition import Part, check_resources
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.ends import kept_out, takers
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.leftovers import LeftoverFiles
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, Prepared
+from pdm.workqueue.execution.prerequisites import Prerequisites
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import claims, listings
-from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.database import Database, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
@@ -44,6 +48,10 @@ _JANITOR_PERIOD_S = 20.0
 _CREDENTIALS_PERIOD_S = 2.0
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
+
+
+async def _nothing_missing() -> Mapping[str, str]:
+    return {}
 
 
 @frozen
@@ -70,6 +78,7 @@ class Executor:
         preparation: finds what a batch needs.
         on_room: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
+        find_missing: as of `Prerequisites`.
         restricted: numbers of the sites, or users, that operators have put out of use.
     """
 
@@ -85,6 +94,7 @@ class Executor:
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
+    find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
     #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
     _running: dict[RunningBatch, str] = field(factory=dict)
     _janitor: Periodic | None = None
@@ -93,6 +103,12 @@ class Executor:
     _leftovers: LeftoverFiles = field(
         init=False,
         default=Factory(lambda self: LeftoverFiles(self.database, self.pool, self.preparation), takes_self=True),
+    )
+    _prerequisites: Prerequisites = field(
+        init=False,
+        default=Factory(
+            lambda self: Prerequisites(self.database, self.sites, self.find_missing, self._resume_at), takes_self=True
+        ),
     )
     _steering: set[int] = field(factory=set)
     _stopping: bool = False
@@ -103,6 +119,7 @@ class Executor:
     def start(self) -> None:
         self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
+        self._background.start("look for missing software", self._prerequisites.warn())
         self._background.start("take up what was left", self._take_up())
         self._credentials_watch = Periodic(
             self.tools.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
@@ -151,7 +168,11 @@ class Executor:
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
-        running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
+        mover = MOVERS.get(batch.job.protocol)
+        running = RunningBatch(batch, mover or DummyMover(), self.tools, on_nearly_done=self.pool.look_again)
+        if mover is None:
+            running.refuse(_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
+            return
         self._running[running] = ""
         # Counted at once: the next claim must know.
         place = None if batch.type is JobType.LIST else self.streams.place(batch)
@@ -192,10 +213,11 @@ class Executor:
         """Put back what is held although its user has given a credential since."""
         for kind, protocols in takers(self.preparation.access).items():
             for user_id in await self.database.read("who is held", claims.held_too_long, kind, protocols):
-                await start_background(f"resume what is held of user {user_id}", self._resume_all(user_id, protocols))
+                work = self._resume_at(user_id, ALL_SITES, protocols)
+                await start_background(f"resume what is held of user {user_id}", work)
 
-    async def _resume_all(self, user_id: int, protocols: Collection[JobProtocol]) -> None:
-        await self.resume(user_id, ALL_SITES, protocols, (0, -1))
+    async def _resume_at(self, user_id: int, site_id: int, protocols: Collection[JobProtocol]) -> None:
+        await self.resume(user_id, site_id, protocols, (0, -1))
 
     async def resume(
         self, user_id: int, site_id: int, protocols: Collection[JobProtocol], after: tuple[int, int] | None
@@ -245,11 +267,17 @@ class Executor:
             self._note_seconds(running)
         except NotPossibleError as error:
             running.refuse(error.failure)
+        except AgentMissingError as error:
+            self._log.error("no helper can be started: {why}", why=str(error))
+            self._refuse(running, _missing("the service cannot run its helpers: a program is missing"))
         except AgentStartError as error:
-            self._refuse(running, FailureCode.CRASHED, str(error))
+            if running.ending is None and kind is not None and not self._stopping:
+                self._report_helpers(kind, error)
+            self._refuse(running, AttemptFailure(Scope.SERVICE, FailureCode.INTERNAL, "no helper could be started"))
         except Exception as error:
-            self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
-            self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
+            if not isinstance(error, (DatabaseUnavailableError, OSError)):
+                self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
+            self._refuse(running, self.tools.condition.blame(error, Part.CREDENTIAL_FILES))
         finally:
             self._running.pop(running, None)
             self.tools.health.end(doors)
@@ -286,11 +314,20 @@ class Executor:
                 self._log.info("what runs with a credential that was removed is ended", job=running.batch.job.id)
                 running.end(Ending.CREDENTIAL)
 
-    def _refuse(self, running: RunningBatch, code: FailureCode, message: str) -> None:
+    def _report_helpers(self, kind: AgentKind, error: AgentStartError) -> None:
+        async def check() -> None:
+            await deferToThread(check_resources)
+            # Without the user's credentials: it is not asked to do anything.
+            await self.pool.try_start(AgentKind(kind.helper, "", {}))
+
+        self.tools.condition.report(Part.HELPERS, str(error), check)
+
+    @staticmethod
+    def _refuse(running: RunningBatch, failure: AttemptFailure) -> None:
         if running.ending is not None:
             running.drop()
         else:
-            running.refuse(AttemptFailure(Scope.SERVICE, code, message))
+            running.refuse(failure)
 
     async def _intake_for(self, batch: Batch, agent: AgentProcess, prepared: Prepared) -> ListingIntake | None:
         if batch.type is not JobType.LIST:
@@ -314,6 +351,7 @@ class Executor:
         for what, work in (
             ("go on with changes of jobs", self._take_up_changes),
             ("resume what is held", self._take_up_held),
+            ("resume what was held for missing software", self._prerequisites.resume_held),
             ("remove unfinished files", self._leftovers.remove),
         ):
             # On its own: where one fails, again and again, the others still have their turn.
@@ -323,6 +361,10 @@ class Executor:
         """There may be something to remove, perhaps of elements that were cancelled."""
         if not self._stopping:
             self._background.start("remove unfinished files", self._leftovers.remove())
+
+
+def _missing(message: str) -> AttemptFailure:
+    return AttemptFailure(Scope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)
 
 
 def _path_of(url: str) -> str:

@@ -87,20 +87,26 @@ class Settler:
         self._abandoned = True
 
     async def _settle_all(self) -> None:
+        at_once = _MOST_AT_ONCE
         try:
             while self._pending and not self._abandoned:
-                verdicts = self._pending[:_MOST_AT_ONCE]
+                verdicts = self._pending[:at_once]
                 try:
                     settled = await self._database.run("settle", claims.settle, self._worker, verdicts, self._clock())
                 except DatabaseUnavailableError:
                     await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 except Exception:
-                    # A full disk or a database that is away: what was proven stays in memory until it is back.
+                    # What was proven stays in memory. One that cannot be stored must not keep the others from it: each
+                    # by itself, and that one last.
                     self._log.failure("{count} verdicts could not be stored; trying again", count=len(verdicts))
+                    if len(verdicts) == 1:
+                        self._pending.append(self._pending.pop(0))
+                    at_once = 1
                     await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 del self._pending[: len(verdicts)]
+                at_once = min(2 * at_once, _MOST_AT_ONCE)
                 for token in settled.lost:
                     self._log.warn(
                         "job {job} element {element} attempt {attempt}: result dropped, the claim was lost",

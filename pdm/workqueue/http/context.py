@@ -19,6 +19,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import DoorCheck
+from pdm.workqueue.execution.condition import PartFault
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.lasting import KnownEnds
@@ -85,6 +86,8 @@ class ApiContext:
         credentials_changed: says that a credential was removed or replaced, which may be in use.
         steered: says that a job is being retried, of which there may be more to do.
         known_ends: when credentials of jobs end that run.
+        faults: parts of the service that do not work.
+        may_claim: whether jobs are begun in spite of them.
         resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
     """
 
@@ -109,6 +112,8 @@ class ApiContext:
     credentials_changed: Callable[[], None] = _no_matter
     steered: Callable[[int], None] = _no_matter
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
+    faults: Callable[[], Sequence[PartFault]] = tuple
+    may_claim: Callable[[], bool] = lambda: True
     known_ends: KnownEnds = field(factory=KnownEnds)
     logons: LogonGuard = field(factory=LogonGuard)
 

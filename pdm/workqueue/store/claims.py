@@ -8,10 +8,19 @@ from pdm.workqueue.store.leases import Renewal, register_worker, release_expired
 from pdm.workqueue.store.residues import clear_residue, residues
 from pdm.workqueue.store.room import ClaimLimits
 from pdm.workqueue.store.settling import Settled, extend, known_paths, path_mark, settle
-from pdm.workqueue.store.steering import Resumed, being_steered, held_too_long, resume_held, steer_on
+from pdm.workqueue.store.steering import (
+    HeldRoute,
+    Resumed,
+    being_steered,
+    held_routes,
+    held_too_long,
+    resume_held,
+    steer_on,
+)
 
 __all__ = [
     "ClaimLimits",
+    "HeldRoute",
     "Renewal",
     "Resumed",
     "Settled",
@@ -19,6 +28,7 @@ __all__ = [
     "claim",
     "clear_residue",
     "extend",
+    "held_routes",
     "held_too_long",
     "known_paths",
     "next_due",

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError
+from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, not_started
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 15, 16, 17, 18
@@ -113,9 +113,7 @@ class SftpSession:
             )
         except OSError as error:
             self._noise.close()
-            raise StorageError(
-                f"ssh cannot be started ({error}): install the package openssh-client", code="INTERNAL", scope="service"
-            ) from error
+            raise not_started("ssh", "openssh-client", error) from error
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         for descriptor in (self._in, self._out):

@@ -167,6 +167,14 @@ def scoped(scope: str, function: Callable[..., Any], *arguments: Any, **named: A
         raise trouble.at(scope) from trouble.__cause__
 
 
+def not_started(program: str, package: str, error: OSError) -> StorageError:
+    """Why a program of this machine could not be started: it is not installed, or the machine lacks something else."""
+    if isinstance(error, (FileNotFoundError, PermissionError)):
+        text = f"{program} cannot be run ({error.strerror}): install the package {package}"
+        return StorageError(text, code="DEPENDENCY_MISSING", scope="service")
+    return StorageError(f"{program} cannot be started: {error}", errno=error.errno, code="INTERNAL", scope="service")
+
+
 def bare_url(url: str) -> str:
     """The URL without trailing slashes, but for the one that is all of its path."""
     root = url.find("/", url.find("//") + 2) + 1

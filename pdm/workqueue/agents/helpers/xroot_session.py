@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pdm.workqueue.agents.helpers.dav_client import errno_of
-from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
+from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, not_started, shortened
 
 #: Debian's package that brings the bindings, for the interpreter here.
 PACKAGE, SYSTEM_PYTHON = "python3-xrootd", "/usr/bin/python3"
@@ -152,7 +152,7 @@ class XrootSession:
             self._noise.close()
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(f"{SYSTEM_PYTHON}: {error}", code="INTERNAL", scope="service") from error
+            raise not_started(interpreter(), PACKAGE, error) from error
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
@@ -268,8 +268,8 @@ class XrootSession:
         self.close()
         if "No module named" in noise:
             text = f"XRootD's Python bindings are missing: install the package {PACKAGE}"
-        else:
-            text = f"the worker ended: {shortened(noise.strip(), 500)}"
+            return StorageError(text, code="DEPENDENCY_MISSING", scope="service")
+        text = f"the worker ended: {shortened(noise.strip(), 500)}"
         return StorageError(text, code="INTERNAL", scope="service")
 
     def _said(self) -> str:
