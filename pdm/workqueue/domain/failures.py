@@ -48,6 +48,11 @@ class FailureCode(enum.StrEnum):
     TIMEOUT = "TIMEOUT"
     STALLED = "STALLED"
     CONNECTION = "CONNECTION"
+    BUSY = "BUSY"
+    LOCKED = "LOCKED"
+    TOO_LARGE = "TOO_LARGE"
+    SERVER_ERROR = "SERVER_ERROR"
+    NO_CHECKSUM = "NO_CHECKSUM"
     CREDENTIAL_EXPIRED = "CREDENTIAL_EXPIRED"
     CREDENTIAL_MISSING = "CREDENTIAL_MISSING"
     CREDENTIAL_REFUSED = "CREDENTIAL_REFUSED"
@@ -91,7 +96,7 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.INVALID_NAME: _Meaning(_GIVE_UP, "The site cannot store that name: rename it at the source."),
         FailureCode.NO_SPACE: _Meaning(_RETRY, "Free space or ask for quota at the destination, then retry the job."),
         FailureCode.READ_ONLY: _Meaning(_GIVE_UP, "The storage is read-only: ask the site when it will take writes."),
-        FailureCode.UNSUPPORTED: _Meaning(_GIVE_UP, "The server cannot do this: ask for verify=size, or ask the site."),
+        FailureCode.UNSUPPORTED: _Meaning(_GIVE_UP, "The server cannot do this: ask the site."),
         FailureCode.SIZE_CHANGED: _Meaning(
             _RETRY, "The source is being written: wait until its writer has ended, then retry the job."
         ),
@@ -101,6 +106,17 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.TIMEOUT: _Meaning(_RETRY, "The server did not finish in time: retry later, or ask the site."),
         FailureCode.STALLED: _Meaning(_RETRY, "No byte moved for too long: retry later, or ask the site."),
         FailureCode.CONNECTION: _Meaning(_RETRY, "The server could not be reached: check that the site is up."),
+        FailureCode.BUSY: _Meaning(
+            _RETRY, "The server is busy and asks to come back later: if it stays so, ask the site."
+        ),
+        FailureCode.LOCKED: _Meaning(_RETRY, "Another client has locked it: retry the job once the lock has ended."),
+        FailureCode.TOO_LARGE: _Meaning(_GIVE_UP, "The file is larger than the site takes: ask it to raise its limit."),
+        FailureCode.SERVER_ERROR: _Meaning(
+            _RETRY, "The server failed at this request: if it happens again, report the message to the site."
+        ),
+        FailureCode.NO_CHECKSUM: _Meaning(
+            _GIVE_UP, "The server gives no ADLER32 checksum: ask for verify=size, or ask the site."
+        ),
         FailureCode.CREDENTIAL_EXPIRED: _Meaning(
             _HOLD,
             "Your credential has expired: run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site),"
@@ -136,6 +152,7 @@ ENDS_UNHEARD = frozenset(
         FailureCode.CONNECTION,
         FailureCode.STALLED,
         FailureCode.TIMEOUT,
+        FailureCode.SERVER_ERROR,
         FailureCode.INTERNAL,
         FailureCode.UNKNOWN,
     }
@@ -159,6 +176,7 @@ _BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
         errno.EROFS: FailureCode.READ_ONLY,
         errno.EOPNOTSUPP: FailureCode.UNSUPPORTED,
         errno.ENOSYS: FailureCode.UNSUPPORTED,
+        errno.EFBIG: FailureCode.TOO_LARGE,
         errno.ETIMEDOUT: FailureCode.TIMEOUT,
         errno.ECONNREFUSED: FailureCode.CONNECTION,
         errno.ECONNRESET: FailureCode.CONNECTION,
@@ -182,11 +200,13 @@ class AttemptFailure:
         scope: whose side failed.
         code: the stable word.
         message: what the tool or server said, bounded, for people.
+        retry_after_s: seconds for which the server asks not to be asked again; None if it did not say.
     """
 
     scope: Scope
     code: FailureCode
     message: str
+    retry_after_s: float | None = None
 
     @property
     def remedy(self) -> Remedy:

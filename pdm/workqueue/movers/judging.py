@@ -43,7 +43,7 @@ def judge(fault: Fault, readings: Sequence[Reading] = ()) -> AttemptFailure:
     scope = Scope(fault.scope)
     message = fault.message[:_LONGEST_MESSAGE]
     if fault.code is not None and fault.code in FailureCode.__members__:
-        return AttemptFailure(scope, FailureCode(fault.code), message)
+        return AttemptFailure(scope, FailureCode(fault.code), message, fault.retry_after_s)
     code = code_for_errno(fault.errno)
     if code is not FailureCode.UNKNOWN:
         return AttemptFailure(scope, code, message)

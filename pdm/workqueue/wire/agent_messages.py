@@ -213,12 +213,14 @@ class Fault(msgspec.Struct, frozen=True):
         message: what server or tool said (at most 2000 characters).
         errno: where one is known.
         code: a `FailureCode`, where the agent itself knows (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...).
+        retry_after_s: seconds until the server wants to be asked again, where it has said so.
     """
 
     scope: Literal["source", "destination", "transfer", "service"]
     message: str
     errno: int | None = None
     code: str | None = None
+    retry_after_s: float | None = None
 
 
 class Unreadable(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True):

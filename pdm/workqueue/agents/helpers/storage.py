@@ -36,6 +36,7 @@ class StorageError(Exception):
         code: a failure code, where we know it ourselves.
         scope: ``source``, ``destination``, ``transfer`` or ``service``; None until somebody knows.
         lost: whether a connection ended.
+        retry_after_s: seconds until the server wants to be asked again, where it has said so.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StorageError(Exception):
         code: str | None = None,
         scope: str | None = None,
         lost: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -53,6 +55,7 @@ class StorageError(Exception):
         self.code = code
         self.scope = scope
         self.lost = lost
+        self.retry_after_s = retry_after_s
 
     def at(self, scope: str) -> StorageError:
         """The same, with its scope set if it had none."""
@@ -66,6 +69,7 @@ class StorageError(Exception):
             "message": shortened(self.message),
             "errno": self.errno,
             "code": self.code,
+            "retry_after_s": self.retry_after_s,
         }
 
 
