@@ -46,6 +46,7 @@ from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.health import SiteHealth
 from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.probing import EndpointProbes
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.execution.streams import StreamLimits, Streams
@@ -206,6 +207,8 @@ class Assembly:
             restricted=self.catalogue.restricted,
             find_missing=self._find_missing,
         )
+        site_check = SiteCheck(preparation, self.pool)
+        self.probes = EndpointProbes(reactor, utc_now, self.sites, health, site_check.look)
         self.claimer = Claimer(
             reactor,
             self.database,
@@ -237,7 +240,7 @@ class Assembly:
                 lambda: self.tls.trust,
                 MyProxyLogons(reactor, settings.credentials.trust_dir, trust=partial(in_thread, trust.folder_for)),
                 self.catalogue,
-                SiteCheck(preparation, self.pool).check,
+                site_check.check,
                 _relays_to,
                 self.executor.credentials_changed,
                 self.executor.steer_on,
@@ -258,6 +261,8 @@ class Assembly:
         services.add("folders of authorities", partial(in_thread, trust.sweep), _nothing)
         services.add("sites", self.catalogue.start, self.catalogue.stop)
         services.add("attempt logs", self.logs.start, self.logs.stop)
+        # Stopped when the helpers that look have ended.
+        services.add("probes of endpoints", self.probes.start, self.probes.stop)
         services.add("agents", self.pool.start, self.pool.stop)
         services.add("condition", self.condition.start, self.condition.stop)
         services.add("settler", _nothing, settler.drained)

@@ -187,6 +187,14 @@ _BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
 )
 
 
+_UNREACHABLE_ERRNOS = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+
+
+def shows_no_server(number: int | None) -> bool:
+    """Whether an operating system's error number says that nothing answers there."""
+    return number in _UNREACHABLE_ERRNOS
+
+
 def code_for_errno(number: int | None) -> FailureCode:
     """The code for an operating system's error number; `FailureCode.UNKNOWN` for one that has none."""
     return FailureCode.UNKNOWN if number is None else _BY_ERRNO.get(number, FailureCode.UNKNOWN)
@@ -201,12 +209,14 @@ class AttemptFailure:
         code: the stable word.
         message: what the tool or server said, bounded, for people.
         retry_after_s: seconds for which the server asks not to be asked again; None if it did not say.
+        unreachable: whether it shows that no server answered: it was not connected, or never greeted.
     """
 
     scope: Scope
     code: FailureCode
     message: str
     retry_after_s: float | None = None
+    unreachable: bool = False
 
     @property
     def remedy(self) -> Remedy:

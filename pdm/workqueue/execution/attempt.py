@@ -109,7 +109,7 @@ class RunningAttempt:
         decision = decide(
             self.tools.policy,
             failure,
-            max(record.attempts - record.lost - uncounted, 1),
+            max(record.attempts - record.lost - uncounted + self.tools.health.own_faults(self.job.id, record.id), 1),
             record.max_tries + uncounted,
             now,
             random.random(),  # noqa: S311 - spreads retries, guards nothing

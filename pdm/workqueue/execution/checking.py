@@ -31,7 +31,13 @@ _NOT_REACHED = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCo
 _NOT_LET_IN = frozenset({FailureCode.CERTIFICATE, FailureCode.CREDENTIAL_REFUSED, FailureCode.CREDENTIAL_EXPIRED})
 #: The look came to its end before the endpoint was asked.
 _NOT_ASKED = frozenset(
-    {FailureCode.CREDENTIAL_MISSING, FailureCode.CRASHED, FailureCode.INTERNAL, FailureCode.UNSUPPORTED}
+    {
+        FailureCode.CREDENTIAL_MISSING,
+        FailureCode.DEPENDENCY_MISSING,
+        FailureCode.CRASHED,
+        FailureCode.INTERNAL,
+        FailureCode.UNSUPPORTED,
+    }
 )
 
 
@@ -61,6 +67,12 @@ class DoorCheck:
         if late or self.failure.code in _NOT_ASKED:
             return None
         return self.failure.code not in _NOT_REACHED
+
+    @property
+    def answers(self) -> bool | None:
+        """Whether a server is there, also one that breaks the connection when it is asked for the default folder."""
+        broken = self.failure is not None and self.failure.code is FailureCode.CONNECTION
+        return True if broken and self.failure is not None and not self.failure.unreachable else self.reachable
 
     @property
     def login(self) -> bool | None:
@@ -110,6 +122,14 @@ class SiteCheck:
         await self._waited(over)
         late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
         return [found.get(door) or DoorCheck(door, late, self.longest_s) for door in doors]
+
+    async def look(self, user_id: int, site: Site, door: Door) -> DoorCheck:
+        """Look at one endpoint, for the service itself."""
+        until = self.preparation.tools.reactor.seconds() + self.longest_s
+        found: dict[Door, DoorCheck] = {}
+        await self._in_turn(user_id, site, door, until, found)
+        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
+        return found.get(door) or DoorCheck(door, late, self.longest_s)
 
     async def _waited(self, over: Deferred[None]) -> None:
         """Wait for the end of all looks, or of the time for them."""

@@ -33,6 +33,11 @@ READINGS = (
         FailureCode.CREDENTIAL_REFUSED,
     ),
     Reading.of(
+        r"^ssh: connect to host |Could not resolve hostname|kex_exchange_identification: |during banner exchange",
+        FailureCode.CONNECTION,
+        unreachable=True,
+    ),
+    Reading.of(
         r"the connection ended|Connection (?:refused|reset|closed|timed out)|Could not resolve hostname"
         r"|No route to host|Network is unreachable|Broken pipe",
         FailureCode.CONNECTION,

@@ -214,6 +214,7 @@ class Fault(msgspec.Struct, frozen=True):
         errno: where one is known.
         code: a `FailureCode`, where the agent itself knows (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...).
         retry_after_s: seconds until the server wants to be asked again, where it has said so.
+        unreachable: whether the agent knows that no server answered: it was not connected, or never greeted.
     """
 
     scope: Literal["source", "destination", "transfer", "service"]
@@ -221,6 +222,7 @@ class Fault(msgspec.Struct, frozen=True):
     errno: int | None = None
     code: str | None = None
     retry_after_s: float | None = None
+    unreachable: bool = False
 
 
 class Unreadable(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True):

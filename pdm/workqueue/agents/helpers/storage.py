@@ -37,6 +37,7 @@ class StorageError(Exception):
         scope: ``source``, ``destination``, ``transfer`` or ``service``; None until somebody knows.
         lost: whether a connection ended.
         retry_after_s: seconds until the server wants to be asked again, where it has said so.
+        unreachable: whether no server answered: it was not connected, or never greeted.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class StorageError(Exception):
         scope: str | None = None,
         lost: bool = False,
         retry_after_s: float | None = None,
+        unreachable: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -56,6 +58,7 @@ class StorageError(Exception):
         self.scope = scope
         self.lost = lost
         self.retry_after_s = retry_after_s
+        self.unreachable = unreachable
 
     def at(self, scope: str) -> StorageError:
         """The same, with its scope set if it had none."""
@@ -70,6 +73,7 @@ class StorageError(Exception):
             "errno": self.errno,
             "code": self.code,
             "retry_after_s": self.retry_after_s,
+            "unreachable": self.unreachable,
         }
 
 

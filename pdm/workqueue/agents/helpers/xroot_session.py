@@ -52,6 +52,8 @@ _BY_NUMBER = {
 }
 _SAID_BY_SERVER, _AUTHENTICATION, _TLS, _NOT_VALID, _NOT_FOUND = 400, (203, 204), 110, (201, 303), 304
 _ON_THE_WAY = range(100, 300)
+#: No address of that name, no connection.
+_NO_SERVER = (101, 108)
 _AUTHENTICATION_NUMBER = 3030
 _EXPIRED = re.compile(r"expired certificates|[Pp]roxy.{0,40}expired|certificate has expired")
 _REFUSED = re.compile(r"Authentication with \w{1,20} failed: ")
@@ -290,7 +292,7 @@ class XrootSession:
         if code in _NOT_VALID:
             return XrootError(text, code="BAD_LISTING")
         if code in _ON_THE_WAY:
-            return XrootError(text, code="CONNECTION", lost=True)
+            return XrootError(text, code="CONNECTION", lost=True, unreachable=code in _NO_SERVER)
         # Names come first in what servers say, and anybody may have chosen them.
         trouble = XrootError(text, errno=errno_of(text.rpartition(";")[2]) or _BY_NUMBER.get(number))
         trouble.number = number
