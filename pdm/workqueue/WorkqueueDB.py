@@ -191,6 +191,7 @@ class JobElement(Base):
     failure_scope: Mapped[str | None] = mapped_column(String(16))
     failure_code: Mapped[str | None] = mapped_column(String(32))
     failure_message: Mapped[str | None] = mapped_column(ForeignText)
+    begun: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
 
 class Worker(Base):

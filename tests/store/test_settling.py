@@ -339,3 +339,23 @@ def test_a_job_that_is_to_end_does_not_grow(store: Store) -> None:
     (listing,) = store.claim()
     store.run(jobs.cancel, job.id, store.now)
     assert not store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.COPY, "/src/a", "/dst/a")])
+
+
+def test_what_a_rename_found_outlives_its_daemon_and_needs_a_claim(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.RENAME)
+    (batch,) = store.claim()
+    found = {"source": ["file", 7, 12.5], "destination": None}
+    assert batch.elements[0].found_before is None
+    assert not store.run(claims.note_begun, "w", Token(job.id, 0, 2), found)
+    assert not store.run(claims.note_begun, "another", token_of(batch), found)
+    assert store.run(claims.note_begun, "w", token_of(batch), found)
+    store.run(claims.release_worker, "w", store.now)
+    store.worker("v")
+    (again,) = store.claim("v")
+    assert again.elements[0].found_before == found
+    # A refusal shows that it was not done.
+    store.settle(ended(JobStatus.FAILED, again, failure=MISSING), "v")
+    store.run(jobs.retry, job.id, store.now)
+    (last,) = store.claim("v")
+    assert last.elements[0].found_before is None

@@ -21,7 +21,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.wire.agent_messages import LONGEST_LINE, CancelRequest, Event, Ready, Work
+from pdm.workqueue.wire.agent_messages import LONGEST_LINE, CancelRequest, Event, GoRequest, Ready, Work
 
 #: The agent's descriptors: requests in, noise, noise, events out.
 _REQUESTS, _NOISE, _EVENTS = 0, (1, 2), 3
@@ -141,6 +141,10 @@ class AgentProcess(ProcessProtocol):
         """Ask it to end some work, or some items of it."""
         self._send(CancelRequest(request_id, None if keys is None else list(keys)))
 
+    def go(self, request_id: int, key: int) -> None:
+        """Let it do what it has told of by `Begun`."""
+        self._send(GoRequest(request_id, key))
+
     def take_back(self, request_id: int) -> None:
         """Forget who gave some work: it is finished, or nobody waits for it any more."""
         was_first = next(iter(self._borrowers), None) == request_id
@@ -155,7 +159,7 @@ class AgentProcess(ProcessProtocol):
         """Whether the only work that it has is nearly done."""
         return self.alive and len(self._borrowers) == 1 and all(one.nearly_done for one in self._borrowers.values())
 
-    def _send(self, request: Work | CancelRequest) -> None:
+    def _send(self, request: Work | CancelRequest | GoRequest) -> None:
         # To a dead agent it is dropped, for its end is being reported.
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")

@@ -122,6 +122,7 @@ class ElementRecord:
         attempts: attempts begun so far; the newest has this number.
         lost: attempts that do not count (the daemon died, or the credential had expired).
         failure: of the last failed attempt.
+        begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
     """
 
     job_id: int
@@ -141,6 +142,13 @@ class ElementRecord:
     elapsed_s: float | None
     checksum: str | None
     failure: AttemptFailure | None
+    begun: Mapping[str, Any] | None = None
+
+    @property
+    def found_before(self) -> Mapping[str, Any] | None:
+        """What an earlier attempt found, if it had begun the work and nobody knows whether it was done."""
+        unheard = self.failure is None or self.failure.code in ENDS_UNHEARD
+        return self.begun if self.attempts > 1 and unheard else None
 
     @property
     def may_be_done(self) -> bool:

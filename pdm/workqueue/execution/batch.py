@@ -228,6 +228,9 @@ class RunningBatch:
             self._log.warn("an agent spoke of element {key}, which is not open: {event!r}", key=key, event=event)
         elif isinstance(event, wire.Started):
             attempt.begin()
+        elif isinstance(event, wire.Begun):
+            attempt.begin()
+            start_background("note what is begun", self._note_begun(key, event))
         elif isinstance(event, wire.Done):
             if self._intake is not None:
                 self._listing_awaited = True
@@ -250,6 +253,18 @@ class RunningBatch:
             self._fail(key, self.mover.judge(event.fault), residue=event.residue)
         elif isinstance(event, wire.Cancelled):
             self._end_element(key, residue=event.residue)
+
+    async def _note_begun(self, key: int, event: wire.Begun) -> None:
+        """Keep what an agent has found, and let it go on; it must not where that cannot be kept."""
+        kept = False
+        try:
+            kept = await self.tools.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
+        finally:
+            if self._agent is not None and key in self._open:
+                if kept:
+                    self._agent.go(self._request_id, key)
+                else:
+                    self._agent.cancel(self._request_id, [key])
 
     def _require_intake(self) -> ListingIntake:
         if self._intake is None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.jobs import Verdict
+from pdm.workqueue.domain.jobs import Token, Verdict
 from pdm.workqueue.store import claims
 from pdm.workqueue.store.database import Database, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
@@ -69,6 +70,10 @@ class Settler:
                 start_background("settle", self._settle_all())
 
         log_closed.addCallback(ready)
+
+    async def note_begun(self, token: Token, found: Mapping[str, Any]) -> bool:
+        """Keep what an attempt has found before it does anything; False if it must not, for its claim is lost."""
+        return await self._database.run("note what is begun", claims.note_begun, self._worker, token, found)
 
     @property
     def backlog(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.movers.mover import SiteUrl
@@ -104,6 +106,10 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     )
 
 
+def _found_before(element: ElementRecord) -> dict[str, Any] | None:
+    return None if element.found_before is None else dict(element.found_before)
+
+
 def _rename(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int) -> RenameRequest:
     if not isinstance(options, RenameOptions):
         raise TypeError(f"a rename with {type(options).__name__}")
@@ -113,7 +119,7 @@ def _rename(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, reque
         if element.dst_filepath is None:
             raise ValueError(f"element {element.id} of job {element.job_id} has no new name")
         source, destination = (urls(job.src_siteid, path) for path in (element.src_filepath, element.dst_filepath))
-        items.append(RenameItem(key, source, destination, again=element.may_be_done))
+        items.append(RenameItem(key, source, destination, found=_found_before(element)))
     return RenameRequest(request_id, items, options.overwrite, limits)
 
 
@@ -127,5 +133,5 @@ def _make(batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request
             url = urls(job.dst_siteid, element.dst_filepath)
         else:
             url = urls(job.src_siteid, element.src_filepath)
-        items.append(PathItem(key, url, directory=True, again=element.may_be_done))
+        items.append(PathItem(key, url, directory=True, found=_found_before(element)))
     return MakeRequest(request_id, items, parents, limits)

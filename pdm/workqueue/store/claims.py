@@ -5,7 +5,7 @@ from __future__ import annotations
 from pdm.workqueue.store.claiming import claim
 from pdm.workqueue.store.due import next_due
 from pdm.workqueue.store.leases import Renewal, register_worker, release_expired, release_worker, renew
-from pdm.workqueue.store.residues import clear_residue, residues
+from pdm.workqueue.store.residues import clear_residue, note_begun, residues
 from pdm.workqueue.store.room import ClaimLimits
 from pdm.workqueue.store.settling import Settled, extend, known_paths, path_mark, settle
 from pdm.workqueue.store.steering import (
@@ -32,6 +32,7 @@ __all__ = [
     "held_too_long",
     "known_paths",
     "next_due",
+    "note_begun",
     "path_mark",
     "register_worker",
     "release_expired",

@@ -1,8 +1,8 @@
-"""Temporary files that attempts may have left at destinations, of elements that will not run again by themselves."""
+"""What attempts have left: temporary files of elements that have ended, and what renames found before they began."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, Token
 from pdm.workqueue.store.records import ELEMENT_COLUMNS, JOB_COLUMNS, element_record, job_record
-from pdm.workqueue.store.tables import elements, jobs
+from pdm.workqueue.store.tables import elements, jobs, matched, workers
 from pdm.workqueue.WorkqueueDB import HAS_RESIDUE
 
 _FINAL = [status for status in JobStatus if status.is_final]
@@ -64,3 +64,29 @@ def clear_residue(session: Session, tokens: Iterable[Token]) -> None:
     ]
     if gone:
         session.execute(_CLEAR, gone)
+
+
+def note_begun(session: Session, worker: str, token: Token, found: Mapping[str, Any]) -> bool:
+    """Keep what an attempt has found, before it does anything.
+
+    Args:
+        session: of the database.
+        worker: whose claim it is.
+        token: of the attempt.
+        found: what is there before.
+
+    Returns:
+        False if the claim is lost: then it must not be done.
+    """
+    statement = (
+        sa.update(elements)
+        .where(
+            elements.c.job_id == token.job_id,
+            elements.c.id == token.element_id,
+            elements.c.attempts == token.attempt,
+            elements.c.status == JobStatus.RUNNING,
+            elements.c.worker_id == sa.select(workers.c.id).where(workers.c.name == worker).scalar_subquery(),
+        )
+        .values(begun=dict(found))
+    )
+    return bool(matched(session, statement))

@@ -11,7 +11,7 @@ Order of events of a batch: for each key ``started``, any number of ``log`` and 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -42,22 +42,26 @@ class CopyItem(msgspec.Struct, frozen=True):
 class PathItem(msgspec.Struct, frozen=True):
     """One thing to remove or to make.
 
-    ``again``: an attempt whose end nobody knows may have done it already; then it counts as done.
+    ``again``: an attempt whose end nobody knows may have removed it already; then it counts as done.
+
+    ``found``: of a directory to make: what `Begun` told of an earlier attempt whose end nobody knows. By that alone it
+    is decided whether that attempt has made it.
     """
 
     key: int
     url: str
     directory: bool = False
     again: bool = False
+    found: dict[str, Any] | None = None
 
 
 class RenameItem(msgspec.Struct, frozen=True):
-    """One thing to give a new name; ``again`` as in `PathItem`."""
+    """One thing to give a new name; ``found`` as in `PathItem`."""
 
     key: int
     source: str
     destination: str
-    again: bool = False
+    found: dict[str, Any] | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -132,6 +136,13 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
     limits: Limits
 
 
+class GoRequest(msgspec.Struct, tag="go", tag_field="op", frozen=True):
+    """What `Begun` told of an item is kept: it may be done."""
+
+    id: int
+    key: int
+
+
 class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
 
@@ -144,7 +155,9 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     keys: list[int] | None = None
 
 
-Request = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest | CancelRequest
+Request = (
+    ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest | CancelRequest | GoRequest
+)
 #: The requests that are work; each ends with `Finished`.
 Work = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest
 
@@ -160,6 +173,20 @@ class Started(msgspec.Struct, tag="started", tag_field="event", frozen=True):
 
     id: int
     key: int
+
+
+class Begun(msgspec.Struct, tag="begun", tag_field="event", frozen=True):
+    """The next thing that the agent does to an item cannot be told from somebody else's doing afterwards.
+
+    The agent waits for a `GoRequest`, so that what it has found is kept before anything is done.
+
+    Attributes:
+        found: what was there before: ``source`` and ``destination``, each null or kind, size and mtime.
+    """
+
+    id: int
+    key: int
+    found: dict[str, Any]
 
 
 class Log(msgspec.Struct, tag="log", tag_field="event", frozen=True):
@@ -273,4 +300,4 @@ class Finished(msgspec.Struct, tag="finished", tag_field="event", frozen=True):
     id: int
 
 
-Event = Ready | Started | Log | Progress | Entries | Unreadable | Done | Failed | Cancelled | Finished
+Event = Ready | Started | Begun | Log | Progress | Entries | Unreadable | Done | Failed | Cancelled | Finished

@@ -74,7 +74,8 @@ class _Agent:
             return items
         if batch.request["op"] == "copy":
             return pipelined_copy.copy(batch, items, self._connections, self._waker)
-        if batch.request["op"] in ("remove", "mkdir"):
+        # Whether a directory was there before is to be seen first, unless that makes no difference.
+        if batch.request["op"] == "remove" or (batch.request["op"] == "mkdir" and batch.request["parents"]):
             return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
         return items
 
