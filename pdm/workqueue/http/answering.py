@@ -44,20 +44,6 @@ def answer_problem(request: ApiRequest, error: ApiError, incident: str | None = 
     answer(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
 
 
-async def earlier_answers_taken(request: ApiRequest) -> None:
-    """Wait until the client has read what it asked for before.
-
-    A client may send many requests without reading any answer; Twisted would keep all of them in memory.
-    """
-    # Twisted has no public name for it, and tells a new producer nothing of a pause that has begun already.
-    if request.channel._waitingForTransport:
-        flow = _Flow()
-        flow.pauseProducing()
-        request.registerProducer(flow, True)
-        await flow.open()
-        request.unregisterProducer()
-
-
 async def answer_stream(request: ApiRequest, status: int, stream: JsonStream) -> None:
     """Write pieces at the pace of the client.
 

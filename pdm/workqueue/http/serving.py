@@ -18,7 +18,7 @@ from werkzeug.routing import BaseConverter, Map
 
 from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.http.access import Caller, Callers
-from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream, earlier_answers_taken
+from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream
 from pdm.workqueue.http.at_once import carried_out
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
@@ -170,7 +170,6 @@ class _Door:
 
     async def _answer(self, request: ApiRequest, result: object) -> None:
         status = self.endpoint.status
-        await earlier_answers_taken(request)
         if isinstance(result, JsonStream):
             await answer_stream(request, status, result)
         elif isinstance(result, Text):
