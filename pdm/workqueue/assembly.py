@@ -161,7 +161,7 @@ class Assembly:
             utc_now,
             {
                 Part.DATABASE: lambda: self.database.run("is the database written", write_probe, worker),
-                Part.CREDENTIAL_FILES: partial(in_thread, files.check),
+                Part.CREDENTIAL_FILES: partial(in_thread, _check_all, files.check, trust.check),
                 Part.HELPERS: partial(in_thread, check_resources),
                 Part.ATTEMPT_LOGS: partial(in_thread, self.logs.check),
             },
@@ -405,6 +405,11 @@ def _relays_to(protocol: JobProtocol) -> frozenset[JobProtocol]:
 async def _swept(files: CredentialFiles) -> None:
     """Without the files that a daemon which was killed has left."""
     await in_thread(files.sweep)
+
+
+def _check_all(*checks: Callable[[], None]) -> None:
+    for check in checks:
+        check()
 
 
 def _nothing() -> None:
