@@ -96,7 +96,12 @@ class Looks:
 
     def __init__(self, watched: Watched) -> None:
         self.asked: list[tuple[str, int]] = []
-        watched.health.look = lambda door, user: self.asked.append((door.url, user))
+        self._health = watched.health
+        watched.health.look = self._look
+
+    def _look(self, door: Door, user: int) -> None:
+        self.asked.append((door.url, user))
+        self._health.begin_look(door)
 
 
 def test_a_broken_connection_counts_once_a_look_has_found_the_server(watched: Watched) -> None:
@@ -104,7 +109,11 @@ def test_a_broken_connection_counts_once_a_look_has_found_the_server(watched: Wa
     door = watched.doors[2]
     assert watched.fail(BROKEN)
     assert looks.asked == [(door.url, 1)]
+    # What fails after the look has begun is not what it tells about.
+    watched.health.look = lambda door, user: None
+    assert watched.fail(BROKEN, element=evolve(element(), id=2))
     watched.health.seen(door, None, True, NOW)
+    assert watched.health.own_faults(1, 2) == 0
     # The first was not counted, and should have been.
     assert watched.health.own_faults(1, 1) == 1
     assert not watched.fail(BROKEN, element=element(lost=1))

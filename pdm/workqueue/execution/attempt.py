@@ -115,6 +115,8 @@ class RunningAttempt:
             random.random(),  # noqa: S311 - spreads retries, guards nothing
             record.lost,
         )
+        if isinstance(decision, GiveUp):
+            self.tools.health.forget(self.job.id, record.id)
         self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}")
         if excused:
             self.write("not counted: the site cannot be reached, which is no fault of this element")

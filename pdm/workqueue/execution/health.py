@@ -95,6 +95,8 @@ class SiteHealth:
     _users: dict[Door, int] = field(factory=dict)
     #: Elements, job and number, that got no answer there, until a look shows why.
     _suspects: dict[Door, set[tuple[int, int]]] = field(factory=dict)
+    #: Those of them about which a look that is under way will tell.
+    _examined: dict[Door, set[tuple[int, int]]] = field(factory=dict)
     #: Element → how many attempts that were not counted were its own fault.
     _culprits: dict[tuple[int, int], int] = field(factory=dict)
     #: Endpoints of which a look could tell nothing: an element is the probe.
@@ -210,7 +212,7 @@ class SiteHealth:
                 del self._breakers[door]
                 self._reasons.pop(door, None)
                 self._unseen.discard(door)
-        for known_of in (self._users, self._suspects):
+        for known_of in (self._users, self._suspects, self._examined):
             for door in [door for door in known_of if door not in self._doors.get((door.site_id, door.protocol), ())]:
                 del known_of[door]
 
@@ -285,6 +287,14 @@ class SiteHealth:
         self.look(door, job.user_id)
         return True
 
+    def begin_look(self, door: Door) -> None:
+        """A look at an endpoint begins: it tells about failures before it, and not about those that come meanwhile."""
+        self._examined.setdefault(door, set()).update(self._suspects.pop(door, set()))
+
+    def forget(self, job_id: int, element_id: int) -> None:
+        """An element has failed for good: if its user has it tried again, it begins anew."""
+        self._culprits.pop((job_id, element_id), None)
+
     def own_faults(self, job_id: int, element_id: int) -> int:
         """How many attempts of an element were not counted although it was to blame."""
         return self._culprits.get((job_id, element_id), 0)
@@ -298,7 +308,7 @@ class SiteHealth:
             reachable: whether a server answers; None if the look could not tell.
             now: the present moment, UTC.
         """
-        suspects = self._suspects.pop(door, set())
+        suspects = self._examined.pop(door, set())
         if reachable is False and failure is not None:
             self._note(door, failure, now, certain=True)
             return

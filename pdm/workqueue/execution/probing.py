@@ -88,6 +88,7 @@ class EndpointProbes:
             site = self.sites.by_id(door.site_id)
             if site is None:
                 return
+            self.health.begin_look(door)
             checked = await self.check(user_id, site, door)
             self.health.seen(door, checked.failure, checked.answers, self.clock())
         finally:
