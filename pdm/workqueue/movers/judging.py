@@ -52,5 +52,7 @@ def judge(fault: Fault, readings: Sequence[Reading] = ()) -> AttemptFailure:
         return AttemptFailure(scope, code, message, unreachable=unreachable)
     for reading in readings:
         if reading.pattern.search(message):
-            return AttemptFailure(reading.scope or scope, reading.code, message, unreachable=reading.unreachable)
+            return AttemptFailure(
+                reading.scope or scope, reading.code, message, unreachable=fault.unreachable or reading.unreachable
+            )
     return AttemptFailure(scope, FailureCode.UNKNOWN, message)
