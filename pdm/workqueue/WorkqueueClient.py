@@ -93,6 +93,20 @@ class Filters(TypedDict, total=False):
     after: int | None
 
 
+class JobFilters(Filters, total=False):
+    """Which jobs, and in which order; None is the same as leaving it away.
+
+    Attributes:
+        user: for operators: only those of this user, by number, or ``all``; the caller's own without it.
+        order: ``oldest`` or ``newest`` first; with a limit, ``newest`` leaves the newest.
+        before: only those with a smaller number.
+    """
+
+    user: int | str | None
+    order: Literal["oldest", "newest"] | None
+    before: int | None
+
+
 class SiteOptions(TypedDict, total=False):
     """What may be said about a site besides its name and endpoints.
 
@@ -241,12 +255,12 @@ class WorkqueueClient:
 
     # Questions
 
-    def jobs(self, *, limit: int | None = None, **filters: Unpack[Filters]) -> Deferred[Sequence[JobView]]:
-        """The caller's jobs that fit the filters, newest last; at most `limit`."""
+    def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> Deferred[Sequence[JobView]]:
+        """The caller's jobs that fit the filters, newest last unless asked otherwise; at most `limit`."""
         return self._ask(tuple[JobView, ...], "GET", "/jobs", query(limit=limit, **filters))
 
-    def iterate_jobs(self, /, **filters: Unpack[Filters]) -> AsyncIterator[JobView]:
-        """All the caller's jobs that fit the filters, newest last, read page by page."""
+    def iterate_jobs(self, /, **filters: Unpack[JobFilters]) -> AsyncIterator[JobView]:
+        """All the caller's jobs that fit the filters, newest last unless asked otherwise, read page by page."""
         return self._pages(self.jobs, filters)
 
     def job(self, job_id: int) -> Deferred[JobView]:
@@ -526,14 +540,16 @@ class WorkqueueClient:
     async def _pages(
         self, page: Callable[..., Deferred[Sequence[_Numbered]]], filters: Filters
     ) -> AsyncIterator[_Numbered]:
-        after = filters.get("after")
+        # Where the next page begins; of the newest first, where the one before it ended.
+        bound = "before" if filters.get("order") == "newest" else "after"
+        begins = dict(filters)
         while True:
-            found = await page(limit=_PAGE, **{**filters, "after": after})
+            found = await page(limit=_PAGE, **begins)
             for each in found:
                 yield each
             if len(found) < _PAGE:
                 return
-            after = found[-1].id
+            begins[bound] = found[-1].id
 
 
 def _new_key() -> str:

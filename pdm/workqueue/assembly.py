@@ -235,6 +235,7 @@ class Assembly:
                 self.executor.credentials_changed,
                 self.executor.steer_on,
                 self.executor.resume,
+                self.executor.full,
                 faults=lambda: self.condition.faults,
                 may_claim=lambda: self.condition.may_claim,
             ),

@@ -84,5 +84,6 @@ async def test_lists_are_ones_own_unless_an_operator_asks_for_more(service: Serv
         answer = await service.call("list owner", "GET", f"/jobs?user={user}")
         assert (answer.status, answer.problem) == (403, "forbidden ?user")
     del job["progress"]
+    job["owner"] = service.certificates.of("list owner").dn
     assert (await service.call("list owner", "GET", f"/jobs?user={owner}")).json == [job]
     assert (await service.call("operator", "GET", "/jobs?user=x")).problem == "invalid-input ?user"

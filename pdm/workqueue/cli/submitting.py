@@ -91,8 +91,11 @@ def carry_out(places: list[Place], request: Request, submit: Submit) -> NoReturn
         if not request.wait:
             for reason in job.waiting or ():
                 say(f"job {job.id} waits: {shown_line(reason)}")
+            # Data for scripts: id=$(pdm cp --no-wait ...)
             if request.form == "json":
                 print_json(job)
+            else:
+                click.echo(job.id)
             return ExitCode.DONE
         ended = await follow(client, job.id, request.timeout_s, request.form)
         return await report_end(client, ended, request.form)

@@ -151,6 +151,11 @@ class ElementRecord:
         return self.begun if self.attempts > 1 and unheard else None
 
     @property
+    def next_try(self) -> int:
+        """Which try comes next, without those that do not count."""
+        return min(self.attempts - self.lost + 1, self.max_tries)
+
+    @property
     def may_be_done(self) -> bool:
         """Whether an earlier attempt may have done the work without anybody having been told."""
         unheard = self.failure is not None and self.failure.code in ENDS_UNHEARD

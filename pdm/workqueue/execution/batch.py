@@ -244,13 +244,13 @@ class RunningBatch:
         elif isinstance(event, wire.Entries):
             self._require_intake().feed(event.entries)
         elif isinstance(event, wire.Unreadable):
-            failure = self.mover.judge(event.fault)
+            failure = self._judged(attempt, event.fault)
             attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
             self._require_intake().unreadable(event.path, failure)
         elif isinstance(event, wire.Failed):
             if event.fault.scope == "service" and is_exhausted(event.fault.errno):
                 self.tools.condition.report(Part.HELPERS, event.fault.message)
-            self._fail(key, self.mover.judge(event.fault), residue=event.residue)
+            self._fail(key, self._judged(attempt, event.fault), residue=event.residue)
         elif isinstance(event, wire.Cancelled):
             self._end_element(key, residue=event.residue)
 
@@ -265,6 +265,13 @@ class RunningBatch:
                     self._agent.go(self._request_id, key)
                 else:
                     self._agent.cancel(self._request_id, [key])
+
+    def _judged(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
+        """What a fault means; where people get other words for it, the log has what was said."""
+        failure = self.mover.judge(fault)
+        if not fault.message.startswith(failure.message):
+            attempt.write(f"the server or its library said: {fault.message}")
+        return failure
 
     def _require_intake(self) -> ListingIntake:
         if self._intake is None:

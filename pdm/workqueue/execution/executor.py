@@ -18,7 +18,7 @@ from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.domain.jobs import Batch, JobRecord
 from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
@@ -39,6 +39,7 @@ from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
+from pdm.workqueue.telemetry.job_lines import log_ended
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import RemoveOptions
@@ -164,6 +165,13 @@ class Executor:
             next_change=health.next_change(now),
         )
 
+    def full(self, job: JobRecord, listing: bool) -> list[str]:
+        """Limits of this daemon that let no more of a job begin now, a sentence each; ``listing``: of its listing."""
+        if not listing:
+            return self.streams.full(job)
+        most = self.limits.listings
+        return [] if self.room()[1] > 0 else [f"all {most} listings that may run at once are running"]
+
     # -- work
 
     def begin(self, batch: Batch) -> None:
@@ -196,12 +204,18 @@ class Executor:
         if job_id in self._steering:
             return
         self._steering.add(job_id)
+        now = None
         try:
             more = True
             while more and not self._stopping:
-                more = await self.database.run("change a part of a job", claims.steer_on, job_id, self.tools.clock())
+                now = self.tools.clock()
+                more = await self.database.run("change a part of a job", claims.steer_on, job_id, now)
         finally:
             self._steering.discard(job_id)
+        job = await self.database.job(job_id)
+        if job is not None and now is not None and job.finished_at == now:
+            # Its last part made it final; whatever else does that says so itself.
+            log_ended(job)
         self.on_room()
 
     async def _take_up_changes(self) -> None:

@@ -228,3 +228,7 @@ class JobQuery(ElementQuery, frozen=True, kw_only=True):
     user: Annotated[
         str | None, Meta(description="For operators: the number of a user, or 'all'; without it, one's own jobs.")
     ] = None
+    order: Annotated[
+        Literal["oldest", "newest"], Meta(description="Which comes first; with a limit, newest leaves the newest.")
+    ] = "oldest"
+    before: Annotated[_After | None, Meta(description="Only those with a smaller id.")] = None

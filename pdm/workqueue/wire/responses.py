@@ -16,7 +16,11 @@ StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__mem
 ProtocolName = Annotated[str, Meta(extra_json_schema={"enum": list(JobProtocol.__members__)})]
 
 WaitingFor = Annotated[
-    list[str], Meta(description="Why what is submitted has to wait: sites that are away or drained. Not in arrays.")
+    list[str],
+    Meta(
+        description="Why what is submitted has to wait, a sentence each: sites that are away or drained, the next try"
+        " of what failed, what comes first in the queue. Not in arrays."
+    ),
 ]
 
 #: Directory → names in it.
@@ -53,6 +57,35 @@ class HoldView(msgspec.Struct, frozen=True, kw_only=True):
     code: Annotated[str, Meta(description="Stable word; of the first of them.")]
     reason: Annotated[str, Meta(description="What was found.")]
     hint: Annotated[str, Meta(description="What to do.")]
+
+
+class FailureView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an attempt failed."""
+
+    scope: Annotated[str, Meta(description="Whose side: source, destination, transfer or service.")]
+    code: Annotated[str, Meta(description="Stable word.")]
+    retryable: Annotated[bool, Meta(description="Whether the same may pass later.")]
+    hint: Annotated[str, Meta(description="What to do.")]
+    message: Annotated[str, Meta(description="What tool or server said.")]
+
+
+class QueueView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job stands in the queue; users take turns, so jobs of others are not counted."""
+
+    place: Annotated[int, Meta(description="Among the jobs of its user that wait, from 1; by priority, then number.")]
+    behind: Annotated[list[int], Meta(description="Numbers of the first of the jobs that come before it.")]
+    other_users: Annotated[int, Meta(description="Other users with jobs that wait.")]
+    listing: Annotated[bool, Meta(description="Whether it waits for its listing: listings have a queue of their own.")]
+
+
+class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
+    """The next try of an element that failed, while nothing else of its job can be done."""
+
+    element: int
+    at: Annotated[datetime, Meta(description="Not before this moment.")]
+    attempt: Annotated[int, Meta(description="Which try it will be, without those that do not count.")]
+    max_tries: int
+    failure: FailureView = field(name="error")
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,22 +129,22 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ] = UNSET
     warnings: Annotated[list[str] | UnsetType, Meta(description="What the user should know; of one job.")] = UNSET
     waiting: WaitingFor | UnsetType = UNSET
+    queue: Annotated[
+        QueueView | UnsetType, Meta(description="Of one job of which nothing runs and something could; not in arrays.")
+    ] = UNSET
+    next_try: Annotated[
+        NextTryView | UnsetType, Meta(description="Of one job that waits after a failure; not in arrays.")
+    ] = UNSET
+    owner: Annotated[
+        str | UnsetType,
+        Meta(description="Subject of its user, for operators: of others' jobs, and in arrays that ``user`` asks for."),
+    ] = UNSET
 
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
     """A job that was asked to try again; ``retried`` elements went back to the queue."""
 
     retried: int
-
-
-class FailureView(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an attempt failed."""
-
-    scope: Annotated[str, Meta(description="Whose side: source, destination, transfer or service.")]
-    code: Annotated[str, Meta(description="Stable word.")]
-    retryable: Annotated[bool, Meta(description="Whether the same may pass later.")]
-    hint: Annotated[str, Meta(description="What to do.")]
-    message: Annotated[str, Meta(description="What tool or server said.")]
 
 
 class EntryView(msgspec.Struct, frozen=True, kw_only=True):
