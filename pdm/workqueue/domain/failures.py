@@ -115,9 +115,7 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.SERVER_ERROR: _Meaning(
             _RETRY, "The server failed at this request: if it happens again, report the message to the site."
         ),
-        FailureCode.NO_CHECKSUM: _Meaning(
-            _GIVE_UP, "The server gives no ADLER32 checksum: ask for verify=size, or ask the site."
-        ),
+        FailureCode.NO_CHECKSUM: _Meaning(_GIVE_UP, "The server gives no ADLER32 checksum: ask the site for it."),
         FailureCode.CREDENTIAL_EXPIRED: _Meaning(
             _HOLD,
             _GIVE_CREDENTIAL,
@@ -171,6 +169,7 @@ _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
         (FailureCode.INVALID_NAME, _COPY): "The site cannot store that name: rename it at the source.",
         (FailureCode.NO_SPACE, _COPY): "Free space or ask for quota at the destination, then {retry}.",
         (FailureCode.UNSUPPORTED, _COPY): "A server cannot do this: copy with {verify}, or ask the site.",
+        (FailureCode.NO_CHECKSUM, _COPY): "A server gives no ADLER32 checksum: copy with {verify}, or ask the site.",
         (FailureCode.UNSUPPORTED, _RENAME): "The server cannot do this: copy it, then remove the source.",
     }
 )
