@@ -196,6 +196,7 @@ class JobElement(Base):
     failure_code: Mapped[str | None] = mapped_column(String(32))
     failure_message: Mapped[str | None] = mapped_column(ForeignText)
     already_there: Mapped[bool] = mapped_column(server_default=sa.false())
+    begun: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
 
 class Worker(Base):

@@ -5,10 +5,12 @@ Nothing else constructs a collaborator: who wants to know how the service hangs 
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -40,12 +42,14 @@ from pdm.workqueue.execution.batch import Ending
 from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import SiteCheck
 from pdm.workqueue.execution.claimer import Claimer
+from pdm.workqueue.execution.condition import Part, ServiceCondition, check_resources
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.health import SiteHealth
 from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.probing import EndpointProbes
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.settler import Settler
 from pdm.workqueue.execution.streams import StreamLimits, Streams
@@ -58,6 +62,7 @@ from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access, need_of
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store.availability import write_probe
 from pdm.workqueue.store.claims import WorkerIdentity
 from pdm.workqueue.store.credentials import change_key_check, key_check
 from pdm.workqueue.store.database import Database, DatabaseTimeouts, DatabaseUnusableError
@@ -72,6 +77,9 @@ _T = TypeVar("_T")
 _BACKLOG = 1024
 #: What is kept in the database, sealed, to find a daemon that has another key.
 _KEY_CHECK, _KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
+_PREREQUISITES = "pdm.workqueue.agents.helpers.prerequisites"
+#: Seconds that looking for missing programs and libraries may take.
+_LONGEST_LOOK_S = 60.0
 #: A site that is back is found within so many seconds, however long it was away.
 _LONGEST_SITE_PAUSE_S = 120.0
 #: What `start` steps raise when the operator can mend it; each has a text of one line.
@@ -171,6 +179,18 @@ class Assembly:
             ssh_known_hosts=settings.ssh.known_hosts,
             ssh_user=settings.ssh.user,
         )
+        self.condition = ServiceCondition(
+            reactor,
+            utc_now,
+            {
+                Part.DATABASE: lambda: self.database.run("is the database written", write_probe, worker),
+                Part.CREDENTIAL_FILES: partial(in_thread, _check_all, files.check, trust.check),
+                Part.HELPERS: partial(in_thread, check_resources),
+                Part.ATTEMPT_LOGS: partial(in_thread, self.logs.check),
+            },
+            self._room,
+            lambda: self.logs.errors,
+        )
         tools = AttemptTools(
             reactor,
             utc_now,
@@ -180,6 +200,7 @@ class Assembly:
             self.board,
             settler,
             agents.cancel_grace_s,
+            self.condition,
             health,
         )
         preparation = Preparation(
@@ -197,12 +218,16 @@ class Assembly:
             preparation,
             self._room,
             restricted=self.catalogue.restricted,
+            find_missing=self._find_missing,
         )
+        site_check = SiteCheck(preparation, self.pool)
+        self.probes = EndpointProbes(reactor, utc_now, self.sites, health, site_check.look)
         self.claimer = Claimer(
             reactor,
             self.database,
             self.executor,
             utc_now,
+            self.condition,
             queue.batch_elements,
             queue.batch_bytes,
             queue.poll_interval_s,
@@ -237,13 +262,15 @@ class Assembly:
                 lambda: self.tls.trust,
                 MyProxyLogons(reactor, settings.credentials.trust_dir, trust=partial(in_thread, trust.folder_for)),
                 self.catalogue,
-                SiteCheck(preparation, self.pool).check,
+                site_check.check,
                 _relays_to,
                 self.executor.credentials_changed,
                 self.executor.steer_on,
                 self.executor.resume,
                 self.executor.full,
                 logons=logons,
+                faults=lambda: self.condition.faults,
+                may_claim=lambda: self.condition.may_claim,
             ),
             AccessList.read(settings.users),
         )
@@ -260,7 +287,10 @@ class Assembly:
         services.add("folders of authorities", partial(in_thread, trust.sweep), _nothing)
         services.add("sites", self.catalogue.start, self.catalogue.stop)
         services.add("attempt logs", self.logs.start, self.logs.stop)
+        # Stopped when the helpers that look have ended.
+        services.add("probes of endpoints", self.probes.start, self.probes.stop)
         services.add("agents", self.pool.start, self.pool.stop)
+        services.add("condition", self.condition.start, self.condition.stop)
         services.add("settler", _nothing, settler.drained)
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
@@ -332,6 +362,9 @@ class Assembly:
         self.catalogue.health.take_sites(self.sites.all())
         start_background("tls files", self._refresh_tls())
 
+    async def _find_missing(self) -> Mapping[str, str]:
+        return await in_thread(missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
+
     def _command_for(self, kind: AgentKind) -> AgentCommand:
         agents = self._settings.agents
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": _PACKAGE_PARENT, **kind.environment}
@@ -351,6 +384,37 @@ async def in_thread(function: Callable[..., _T], /, *arguments: Any) -> _T:
     """The result of a function that runs off the reactor."""
     result: _T = await deferToThread(function, *arguments)
     return result
+
+
+def missing_software(command: AgentCommand) -> Mapping[str, str]:
+    """What is missing for each protocol, by its name; blocks.
+
+    Args:
+        command: runs `pdm.workqueue.agents.helpers.prerequisites`.
+
+    Raises:
+        OSError: no process could be made.
+    """
+    try:
+        done = subprocess.run(
+            command.arguments,
+            env=dict(command.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_LOOK_S,
+            check=False,
+        )
+        if done.returncode == 0:
+            found: dict[str, str] = json.loads(done.stdout)
+            return found
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except (FileNotFoundError, PermissionError) as error:
+        why = f"{error.strerror}"
+    except subprocess.TimeoutExpired:
+        why = f"it did not end within {_LONGEST_LOOK_S:g} s"
+    # Nothing can be moved without helpers.
+    return dict.fromkeys(JobProtocol.__members__, f"the interpreter of the helpers, {command.arguments[0]}: {why}")
 
 
 def utc_now() -> datetime:
@@ -414,6 +478,11 @@ def _relays_to(protocol: JobProtocol) -> frozenset[JobProtocol]:
 async def _swept(files: CredentialFiles) -> None:
     """Without the files that a daemon which was killed has left."""
     await in_thread(files.sweep)
+
+
+def _check_all(*checks: Callable[[], None]) -> None:
+    for check in checks:
+        check()
 
 
 def _nothing() -> None:

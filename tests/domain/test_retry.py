@@ -90,3 +90,17 @@ def test_an_unknown_errno_is_unknown() -> None:
     assert code_for_errno(None) is FailureCode.UNKNOWN
     assert code_for_errno(99999) is FailureCode.UNKNOWN
     assert code_for_errno(2) is FailureCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(("asked_for_s", "soonest_s"), [(0.0, 1.0), (90.0, 90.0), (1e9, 3600.0)])
+def test_a_server_says_when_it_wants_to_be_asked_again(asked_for_s: float, soonest_s: float) -> None:
+    busy = AttemptFailure(Scope.SOURCE, FailureCode.BUSY, "503", asked_for_s)
+    decision = decide(RetryPolicy(0.001, 0.001), busy, 1, 10, NOW, 0.5)
+    assert isinstance(decision, RetryAt)
+    assert soonest_s <= (decision.not_before - NOW).total_seconds() <= 1.1 * soonest_s
+
+
+@pytest.mark.parametrize("code", [FailureCode.BUSY, FailureCode.LOCKED, FailureCode.SERVER_ERROR])
+def test_a_busy_server_is_not_asked_twice_within_a_second(code: FailureCode) -> None:
+    decision = decide(RetryPolicy(0.001, 0.001), failure(code), 1, 10, NOW, 0.0)
+    assert isinstance(decision, RetryAt) and (decision.not_before - NOW).total_seconds() >= 1.0

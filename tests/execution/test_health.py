@@ -19,7 +19,8 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GRIDFTP = JobProtocol.GRIDFTP
 ONE = Site(1, "ONE", "", "~", {GRIDFTP: "gsiftp://one:1"})
 TWO = Site(2, "TWO", "", "~", {GRIDFTP: "gsiftp://two:1"}, {GRIDFTP: ("gsiftp://two:2",)})
-AWAY = AttemptFailure(Scope.DESTINATION, FailureCode.CONNECTION, "refused")
+AWAY = AttemptFailure(Scope.DESTINATION, FailureCode.CONNECTION, "refused", unreachable=True)
+BROKEN = AttemptFailure(Scope.DESTINATION, FailureCode.CONNECTION, "reset")
 
 
 def job(**changes: Any) -> JobRecord:
@@ -85,11 +86,71 @@ def test_failures_in_a_row_pause_an_endpoint_and_burn_nothing(watched: Watched) 
 
 
 def test_what_always_breaks_the_connection_by_itself_is_not_excused_for_ever(watched: Watched) -> None:
+    assert [watched.fail(BROKEN, element=element(lost=lost)) for lost in (0, 1, 1, 1)] == [True, False, False, False]
+    # Nor does it pause the endpoint for others.
+    assert watched.health.phase(watched.doors[2], NOW) is Phase.CLOSED
+
+
+class Looks:
+    """Stands for the looks at endpoints."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self._health = watched.health
+        watched.health.look = self._look
+
+    def _look(self, door: Door, user: int) -> None:
+        self.asked.append((door.url, user))
+        self._health.begin_look(door)
+
+
+def test_a_broken_connection_counts_once_a_look_has_found_the_server(watched: Watched) -> None:
+    looks = Looks(watched)
+    door = watched.doors[2]
+    assert watched.fail(BROKEN)
+    assert looks.asked == [(door.url, 1)]
+    # What fails after the look has begun is not what it tells about.
+    watched.health.look = lambda door, user: None
+    assert watched.fail(BROKEN, element=evolve(element(), id=2))
+    watched.health.seen(door, None, True, NOW)
+    assert watched.health.own_faults(1, 2) == 0
+    # The first was not counted, and should have been.
+    assert watched.health.own_faults(1, 1) == 1
+    assert not watched.fail(BROKEN, element=element(lost=1))
+    assert watched.health.phase(door, NOW) is Phase.CLOSED
+
+
+def test_a_look_that_finds_nothing_pauses_at_once_and_blames_no_element(watched: Watched) -> None:
+    looks = Looks(watched)
+    door, pauses = watched.doors[2], []
+    watched.health.on_pause = lambda door, until: pauses.append((door, until))
+    assert watched.fail(BROKEN)
+    watched.health.seen(door, AWAY, False, NOW)
+    assert pauses == [(door, NOW + timedelta(seconds=5))]
+    assert watched.health.own_faults(1, 1) == 0
+    # When the pause has ended a look comes first, and no element.
+    watched.doors[2] = Door(2, GRIDFTP, "gsiftp://two:2")
+    watched.fail(BROKEN)
+    watched.health.seen(watched.doors[2], AWAY, False, NOW)
+    later = NOW + timedelta(seconds=6)
+    assert watched.health.paused(later) == {(2, GRIDFTP)} and not watched.health.probed(later)
+    # One that cannot tell leaves it to an element.
+    watched.health.seen(door, None, None, later)
+    assert watched.health.probed(later) == {(2, GRIDFTP)}
+    watched.health.seen(door, None, True, later)
+    assert not watched.health.paused(later) | watched.health.probed(later)
+    assert len(looks.asked) == 2
+
+
+def test_what_breaks_the_server_itself_each_time_comes_to_an_end(watched: Watched) -> None:
+    Looks(watched)
     excused = []
-    for lost in (0, 1, 2, 2):
-        excused.append(watched.fail(element=element(lost=lost)))
-        watched.health.worked([watched.doors[2]], NOW)
-    assert excused == [True, True, False, False]
+    for lost in range(20):
+        excused.append(watched.fail(BROKEN, element=element(lost=lost), at=lost))
+        watched.health.seen(watched.doors[2], AWAY, False, NOW + timedelta(seconds=lost))
+    assert excused == [True] * 10 + [False] * 10
+    # To wait for a server that is not there has no such end.
+    assert watched.fail(element=element(lost=500), at=30)
 
 
 def test_patience_ends() -> None:
@@ -165,7 +226,7 @@ def test_who_says_no_is_there(watched: Watched) -> None:
 
 def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
     for _ in range(3):
-        watched.fail(AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, ""), element=element(JobType.LIST))
+        watched.fail(evolve(AWAY, scope=Scope.SOURCE), element=element(JobType.LIST))
     assert watched.health.phase(watched.doors[1], NOW) is Phase.OPEN
     # The work of one site may call it the destination.
     for _ in range(3):

@@ -37,7 +37,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 
 def executor_of(settler: Settler) -> Executor:
-    tools = AttemptTools(reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0)
+    tools = AttemptTools(reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0, UNUSED)
     limits = ExecutionLimits(4, 1, 100)
     streams = Streams(StreamLimits(4, 4, 2, 5.0, 4, 4, 4, 4), UNUSED, lambda: START)
     return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, streams, UNUSED, lambda: None)

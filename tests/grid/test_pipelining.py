@@ -191,17 +191,8 @@ def test_hostile_names_in_a_listing_forge_no_end(own: HelperProcess, sites: Site
 
 def test_what_an_earlier_attempt_has_done_unheard_counts_as_done(own: HelperProcess, sites: Sites) -> None:
     gone = sites.url(sites.a / "gone")
-    folder = sites.a / "folder"
-    folder.mkdir()
-    sites.put(sites.a / "new name")
-    sites.grid.give(sites.a)
     assert judged(own.remove(wire.PathItem(1, gone))[1]) == "source NOT_FOUND"
     assert isinstance(own.remove(wire.PathItem(1, gone, again=True))[1], wire.Done)
-    made = wire.MakeRequest(own.new_id(), [wire.PathItem(1, sites.url(folder), True, True)], False, wire.Limits())
-    assert isinstance(outcomes(own.run(made))[1], wire.Done)
-    items = [wire.RenameItem(1, gone, sites.url(sites.a / "new name"), again=True)]
-    renamed = wire.RenameRequest(own.new_id(), items, "never", wire.Limits())
-    assert isinstance(outcomes(own.run(renamed))[1], wire.Done)
 
 
 def test_thousands_are_removed_and_made(own: HelperProcess, sites: Sites) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+_FOLDERS = ("/folder", "/bad")
+
 
 class Seen(NamedTuple):
     """A request that came."""
@@ -32,12 +34,14 @@ class RedirectingServer:
         files: path → content.
         elsewhere: method → what the ``Location`` of its answer is put together of: this, and the path.
         seen: all requests.
+        broken: what paths of PUT begin with → the status that answers them; 0 ends the connection instead.
         wants_first: whether it says that it wants the bytes of a file, where it is asked.
     """
 
     def __init__(self, certificate: Path, key: Path, trust: Path) -> None:
         self.files: dict[str, bytes] = {}
         self.elsewhere: dict[str, str] = {}
+        self.broken: dict[str, int] = {}
         self.seen: list[Seen] = []
         self.wants_first = True
         outer = self
@@ -92,11 +96,16 @@ class RedirectingServer:
             # The bytes are not read, as at a door that keeps none: the connection is of no more use.
             request.close_connection = True
             _answer(request, 307, Location=self.elsewhere[method] + path)
+        elif method == "PUT" and (failing := [self.broken[each] for each in self.broken if path.startswith(each)]):
+            request.close_connection = True
+            if failing[0]:
+                request.rfile.read(int(request.headers["Content-Length"]))
+                _answer(request, failing[0])
         elif method == "PUT":
             self.files[path] = request.rfile.read(int(request.headers["Content-Length"]))
             _answer(request, 201)
-        elif method == "PROPFIND" and (path in self.files or path == "/folder"):
-            kind = "<D:collection/>" if path == "/folder" else ""
+        elif method == "PROPFIND" and (path in self.files or path in _FOLDERS):
+            kind = "<D:collection/>" if path in _FOLDERS else ""
             size = len(self.files.get(path, b""))
             _answer(
                 request,

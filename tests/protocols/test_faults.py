@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
@@ -75,7 +77,11 @@ def test_an_unreachable_server(protocol: str, own: HelperProcess, places: Places
     places.storages.server(protocol, "B").stop()
     assert judged(protocol, copied(own, places.item(protocol, file, places.b / "f"))) == "destination CONNECTION"
     url = places.url(protocol, places.b)
-    assert judged(protocol, own.list(url)[-1]) == "source CONNECTION"
+    event = own.list(url)[-1]
+    assert judged(protocol, event) == "source CONNECTION"
+    # It is known that no server is there, not only that the connection ended.
+    assert isinstance(event, wire.Failed)
+    assert MOVERS[JobProtocol.parse(protocol)].judge(event.fault).unreachable
     assert judged(protocol, own.make(url)[0]) == "destination CONNECTION"
     places.storages.server(protocol, "B").start()
     assert isinstance(copied(own, places.item(protocol, file, places.b / "f")), wire.Done)

@@ -302,6 +302,19 @@ def test_residues_are_found_until_they_are_cleared(store: Store) -> None:
     assert store.run(claims.residues, 10) == []
 
 
+def test_residues_of_several_elements_are_cleared_at_once_and_read_page_by_page(store: Store) -> None:
+    store.worker()
+    user = store.user()
+    job = store.copy_job(user, [1, 1, 1])
+    store.settle(ended(JobStatus.FAILED, *store.claim(), failure=MISSING, residue=True))
+    first = store.run(claims.residues, 2)
+    assert [element.id for element, _ in first] == [1, 2]
+    assert [element.id for element, _ in store.run(claims.residues, 2, (job.id, 2))] == [3]
+    assert store.run(claims.residues, 2, (job.id, 3)) == []
+    store.run(claims.clear_residue, [Token(job.id, element.id, 1) for element, _ in first])
+    assert [element.id for element, _ in store.run(claims.residues, 10)] == [3]
+
+
 def test_only_the_running_listing_extends_its_job(store: Store) -> None:
     store.worker()
     store.worker("other")
@@ -326,3 +339,23 @@ def test_a_job_that_is_to_end_does_not_grow(store: Store) -> None:
     (listing,) = store.claim()
     store.run(jobs.cancel, job.id, store.now)
     assert not store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.COPY, "/src/a", "/dst/a")])
+
+
+def test_what_a_rename_found_outlives_its_daemon_and_needs_a_claim(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.RENAME)
+    (batch,) = store.claim()
+    found = {"source": ["file", 7, 12.5], "destination": None}
+    assert batch.elements[0].found_before is None
+    assert not store.run(claims.note_begun, "w", Token(job.id, 0, 2), found)
+    assert not store.run(claims.note_begun, "another", token_of(batch), found)
+    assert store.run(claims.note_begun, "w", token_of(batch), found)
+    store.run(claims.release_worker, "w", store.now)
+    store.worker("v")
+    (again,) = store.claim("v")
+    assert again.elements[0].found_before == found
+    # A refusal shows that it was not done.
+    store.settle(ended(JobStatus.FAILED, again, failure=MISSING), "v")
+    store.run(jobs.retry, job.id, store.now)
+    (last,) = store.claim("v")
+    assert last.elements[0].found_before is None

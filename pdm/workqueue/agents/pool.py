@@ -280,6 +280,18 @@ class AgentPool:
         self._log.info("agent {name} ready, pid {pid}: {tools}", name=kind.helper, pid=agent.pid, tools=ready.tools)
         return agent
 
+    async def try_start(self, kind: AgentKind) -> None:
+        """Start an agent beside all others, and end it.
+
+        Raises:
+            AgentStartError: it could not be started.
+        """
+        agent = AgentProcess(self._command_for(kind))
+        agent.start(self._spawner)
+        await watched_start(agent, self._timer, self._start_timeout_s)
+        agent.end()
+        await following(agent.ended)
+
     def _gone(self, sentence: str, agent: AgentProcess) -> str:
         self._forget(agent)
         return sentence

@@ -26,6 +26,7 @@ from pdm.workqueue.wire.agent_messages import (
     LONGEST_LINE,
     CancelRequest,
     Event,
+    GoRequest,
     LeaseRequest,
     Ready,
     Work,
@@ -50,6 +51,10 @@ class LeaseOverError(AgentStartError):
 
     def __init__(self) -> None:
         super().__init__("the lease of this daemon is over")
+
+
+class AgentMissingError(AgentStartError):
+    """The program of an agent is not installed."""
 
 
 @frozen
@@ -121,6 +126,10 @@ class AgentProcess(ProcessProtocol):
             child_fds[_LOCK] = self.command.lock_fd
         # The pid stays the same through setsid(1), so that it is also the number of the group.
         setsid = shutil.which("setsid") or "/usr/bin/setsid"
+        for program in (setsid, self.command.arguments[0]):
+            # The child would find out too late for an error that says what is missing.
+            if shutil.which(program) is None:
+                raise AgentMissingError(f"{program} is not there, or cannot be run")
         try:
             transport = reactor.spawnProcess(
                 self,
@@ -150,6 +159,10 @@ class AgentProcess(ProcessProtocol):
         """Ask it to end some work, or some items of it."""
         self._send(CancelRequest(request_id, None if keys is None else list(keys)))
 
+    def go(self, request_id: int, key: int) -> None:
+        """Let it do what it has told of by `Begun`."""
+        self._send(GoRequest(request_id, key))
+
     def take_back(self, request_id: int) -> None:
         """Forget who gave some work: it is finished, or nobody waits for it any more."""
         was_first = next(iter(self._borrowers), None) == request_id
@@ -168,7 +181,7 @@ class AgentProcess(ProcessProtocol):
         """Tell it until when it may work, a moment of CLOCK_BOOTTIME; it ends itself then."""
         self._send(LeaseRequest(until))
 
-    def _send(self, request: Work | CancelRequest | LeaseRequest) -> None:
+    def _send(self, request: Work | CancelRequest | LeaseRequest | GoRequest) -> None:
         # To a dead agent it is dropped, for its end is being reported.
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")

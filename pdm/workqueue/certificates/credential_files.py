@@ -10,6 +10,9 @@ from pathlib import Path
 #: What the names of files begin with: a proxy as Globus names it, others by their kind.
 KINDS = ("x509up", "ssh-key", "token")
 
+#: Bytes of a larger credential than any user has.
+_LARGEST = 256 * 1024
+
 
 class CredentialFilesError(Exception):
     """The folder for credential files is not safe, or cannot be made."""
@@ -63,6 +66,14 @@ class CredentialFiles:
         if path.parent != self._folder:
             raise ValueError(f"{path} is not in {self._folder}")
         path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """See that the folder takes files; blocks.
+
+        Raises:
+            OSError: it does not.
+        """
+        self.remove(self.write(bytes(_LARGEST)))
 
     def sweep(self) -> int:
         """Remove what a daemon before left behind; to be called at the start, before the first `write`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pdm.workqueue.certificates.unreadable import UNREADABLE
 
 #: Authorities of one site.
 _MOST = 20
+#: A disk with less room than this is full.
+_LEAST_ROOM = 256 * 1024
 #: Any name: what an authority of a site may vouch for is the site itself.
 _POLICY = "access_id_CA   X509   '{name}'\npos_rights     globus CA:sign\ncond_subjects  globus '\"*\"'\n"
 
@@ -67,6 +70,16 @@ class TrustFolders:
         """Begin with an empty folder, mode 0700."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """See that a folder can be made; blocks.
+
+        Raises:
+            OSError: it cannot.
+        """
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.write(bytes(_LEAST_ROOM))
+            file.flush()
 
     def folder_for(self, usual: Path | None, authorities: Collection[str]) -> Path:
         """The folder in which the usual authorities are, and these; the same for the same, made at first use.

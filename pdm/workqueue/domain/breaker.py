@@ -57,11 +57,17 @@ class Breaker:
             return Phase.CLOSED
         return Phase.OPEN if now < self.open_until else Phase.HALF_OPEN
 
-    def failed(self, policy: BreakerPolicy, now: datetime) -> Breaker:
-        """After one more failure; what comes late, while it is open already, prolongs nothing."""
+    def failed(self, policy: BreakerPolicy, now: datetime, *, certain: bool = False) -> Breaker:
+        """After one more failure; what comes late, while it is open already, prolongs nothing.
+
+        Args:
+            policy: how patient it is.
+            now: the present moment, UTC.
+            certain: whether it opens at once, whatever the threshold.
+        """
         failures, since = self.failures + 1, self.failing_since or now
         phase = self.phase(now)
-        if phase is Phase.OPEN or (phase is Phase.CLOSED and failures < policy.threshold):
+        if phase is Phase.OPEN or (phase is Phase.CLOSED and failures < policy.threshold and not certain):
             return Breaker(failures, since, self.opened, self.open_until)
         # The exponent is bounded: a site may be away for years.
         pause_s = min(policy.first_pause_s * 2.0 ** min(self.opened, 40), policy.longest_pause_s)

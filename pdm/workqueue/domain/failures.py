@@ -52,6 +52,11 @@ class FailureCode(enum.StrEnum):
     TIMEOUT = "TIMEOUT"
     STALLED = "STALLED"
     CONNECTION = "CONNECTION"
+    BUSY = "BUSY"
+    LOCKED = "LOCKED"
+    TOO_LARGE = "TOO_LARGE"
+    SERVER_ERROR = "SERVER_ERROR"
+    NO_CHECKSUM = "NO_CHECKSUM"
     CREDENTIAL_EXPIRED = "CREDENTIAL_EXPIRED"
     CREDENTIAL_MISSING = "CREDENTIAL_MISSING"
     CREDENTIAL_REFUSED = "CREDENTIAL_REFUSED"
@@ -59,6 +64,7 @@ class FailureCode(enum.StrEnum):
     HOST_KEY = "HOST_KEY"
     CRASHED = "CRASHED"
     BAD_LISTING = "BAD_LISTING"
+    DEPENDENCY_MISSING = "DEPENDENCY_MISSING"
     INTERNAL = "INTERNAL"
     UNKNOWN = "UNKNOWN"
 
@@ -109,6 +115,15 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.TIMEOUT: _Meaning(_RETRY, "The server did not finish in time: retry later, or ask the site."),
         FailureCode.STALLED: _Meaning(_RETRY, "No byte moved for too long: retry later, or ask the site."),
         FailureCode.CONNECTION: _Meaning(_RETRY, "The server could not be reached: check that the site is up."),
+        FailureCode.BUSY: _Meaning(
+            _RETRY, "The server is busy and asks to come back later: if it stays so, ask the site."
+        ),
+        FailureCode.LOCKED: _Meaning(_RETRY, "Another client has locked it: retry the job once the lock has ended."),
+        FailureCode.TOO_LARGE: _Meaning(_GIVE_UP, "The file is larger than the site takes: ask it to raise its limit."),
+        FailureCode.SERVER_ERROR: _Meaning(
+            _RETRY, "The server failed at this request: if it happens again, report the message to the site."
+        ),
+        FailureCode.NO_CHECKSUM: _Meaning(_GIVE_UP, "The server gives no ADLER32 checksum: ask the site for it."),
         FailureCode.CREDENTIAL_EXPIRED: _Meaning(
             _HOLD,
             _GIVE_CREDENTIAL,
@@ -131,6 +146,10 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         ),
         FailureCode.CRASHED: _Meaning(_RETRY, "The transfer helper died: it is tried again; if not, tell an operator."),
         FailureCode.BAD_LISTING: _Meaning(_GIVE_UP, "The server's listing is not valid: report it to the site."),
+        FailureCode.DEPENDENCY_MISSING: _Meaning(
+            _HOLD,
+            "The service lacks a program or library: tell an operator; once it is installed the job goes on by itself.",
+        ),
         FailureCode.INTERNAL: _Meaning(_RETRY, "A fault of the service: tell an operator the job and element numbers."),
         FailureCode.UNKNOWN: _Meaning(_RETRY, "See the log of the attempt; if it does not explain it, ask the site."),
     }
@@ -158,6 +177,7 @@ _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
         (FailureCode.INVALID_NAME, _COPY): "The site cannot store that name: rename it at the source.",
         (FailureCode.NO_SPACE, _COPY): "Free space or ask for quota at the destination, then {retry}.",
         (FailureCode.UNSUPPORTED, _COPY): "A server cannot do this: copy with {verify}, or ask the site.",
+        (FailureCode.NO_CHECKSUM, _COPY): "A server gives no ADLER32 checksum: copy with {verify}, or ask the site.",
         (FailureCode.UNSUPPORTED, _RENAME): "The server cannot do this: copy it, then remove the source.",
     }
 )
@@ -193,6 +213,7 @@ ENDS_UNHEARD = frozenset(
         FailureCode.CONNECTION,
         FailureCode.STALLED,
         FailureCode.TIMEOUT,
+        FailureCode.SERVER_ERROR,
         FailureCode.INTERNAL,
         FailureCode.UNKNOWN,
     }
@@ -217,6 +238,7 @@ _BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
         errno.EOPNOTSUPP: FailureCode.UNSUPPORTED,
         errno.EXDEV: FailureCode.UNSUPPORTED,
         errno.ENOSYS: FailureCode.UNSUPPORTED,
+        errno.EFBIG: FailureCode.TOO_LARGE,
         errno.ETIMEDOUT: FailureCode.TIMEOUT,
         errno.ECONNREFUSED: FailureCode.CONNECTION,
         errno.ECONNRESET: FailureCode.CONNECTION,
@@ -225,6 +247,14 @@ _BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
         errno.EPIPE: FailureCode.CONNECTION,
     }
 )
+
+
+_UNREACHABLE_ERRNOS = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+
+
+def shows_no_server(number: int | None) -> bool:
+    """Whether an operating system's error number says that nothing answers there."""
+    return number in _UNREACHABLE_ERRNOS
 
 
 def code_for_errno(number: int | None) -> FailureCode:
@@ -240,11 +270,15 @@ class AttemptFailure:
         scope: whose side failed.
         code: the stable word.
         message: what the tool or server said, bounded, for people.
+        retry_after_s: seconds for which the server asks not to be asked again; None if it did not say.
+        unreachable: whether it shows that no server answered: it was not connected, or never greeted.
     """
 
     scope: Scope
     code: FailureCode
     message: str
+    retry_after_s: float | None = None
+    unreachable: bool = False
 
     @property
     def remedy(self) -> Remedy:

@@ -126,6 +126,7 @@ class ElementRecord:
         lost: attempts that do not count (the daemon died, or the credential had expired).
         failure: of the last failed attempt.
         already_there: whether the destination had the file before, so that nothing was moved.
+        begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
     """
 
     job_id: int
@@ -146,6 +147,13 @@ class ElementRecord:
     checksum: str | None
     failure: AttemptFailure | None
     already_there: bool = False
+    begun: Mapping[str, Any] | None = None
+
+    @property
+    def found_before(self) -> Mapping[str, Any] | None:
+        """What an earlier attempt found, if it had begun the work and nobody knows whether it was done."""
+        unheard = self.failure is None or self.failure.code in ENDS_UNHEARD
+        return self.begun if self.attempts > 1 and unheard else None
 
     @property
     def next_try(self) -> int:

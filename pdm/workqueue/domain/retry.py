@@ -6,7 +6,13 @@ from datetime import datetime, timedelta
 
 from attrs import frozen
 
-from pdm.workqueue.domain.failures import AttemptFailure, Remedy
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Remedy
+
+#: Bounds, in seconds, of what a server can ask for by ``Retry-After``: its next try comes neither in the same second,
+#: nor after the user has forgotten the job.
+_SOONEST_S, _LATEST_S = 1.0, 3600.0
+#: A server that says these is not asked again within the same second, whatever the policy.
+_OF_A_BUSY_SERVER = frozenset({FailureCode.BUSY, FailureCode.LOCKED, FailureCode.SERVER_ERROR})
 
 
 @frozen
@@ -40,7 +46,13 @@ class GiveUp:
 
 
 def decide(
-    policy: RetryPolicy, failure: AttemptFailure, tries: int, max_tries: int, now: datetime, jitter: float
+    policy: RetryPolicy,
+    failure: AttemptFailure,
+    tries: int,
+    max_tries: int,
+    now: datetime,
+    jitter: float,
+    uncounted: int = 0,
 ) -> RetryAt | Hold | GiveUp:
     """What follows a failed attempt.
 
@@ -51,15 +63,26 @@ def decide(
         max_tries: how many may count.
         now: the moment of the failure (UTC).
         jitter: chance, 0 to 1; spreads the retries of many elements over half of each pause.
+        uncounted: attempts that do not count; they make the pause longer all the same.
     """
     if failure.remedy is Remedy.HOLD:
         return Hold()
     if failure.remedy is Remedy.GIVE_UP or tries >= max_tries:
         return GiveUp()
-    pause = min(policy.first_pause_s * 2.0 ** (tries - 1), policy.longest_pause_s)
-    return RetryAt(now + timedelta(seconds=pause * (0.5 + 0.5 * jitter)))
+    pause = min(policy.first_pause_s * 2.0 ** min(tries + uncounted - 1, 40), policy.longest_pause_s)
+    pause *= 0.5 + 0.5 * jitter
+    if failure.retry_after_s is not None:
+        # A moment more for each: all elements were given the same time.
+        asked_for = min(max(failure.retry_after_s, _SOONEST_S), _LATEST_S)
+        pause = max(pause, asked_for * (1.0 + 0.1 * jitter))
+    elif failure.code in _OF_A_BUSY_SERVER:
+        pause = max(pause, _SOONEST_S)
+    return RetryAt(now + timedelta(seconds=pause))
 
 
+#: So many attempts of an element may stay uncounted because the service, or a site, was to blame; what fails more often
+#: by itself must come to an end.
+MOST_UNCOUNTED = 10
 #: So many attempts in a row may end with the death of who runs them; then the element has failed.
 MOST_CRASHES = 20
 #: So many are tried again at once: a daemon is killed now and then, whatever it runs.

@@ -11,9 +11,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, Token, Verdict
-from pdm.workqueue.domain.retry import GiveUp, Hold, RetryAt, RetryPolicy, decide
+from pdm.workqueue.domain.retry import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide
+from pdm.workqueue.execution.condition import ServiceCondition
 from pdm.workqueue.execution.health import Door, SiteHealth, touched
 from pdm.workqueue.execution.progress import Progress, ProgressBoard
 from pdm.workqueue.execution.settler import Settler
@@ -30,6 +31,7 @@ class AttemptTools:
     Attributes:
         host: name of this machine, for the logs.
         cancel_grace_s: seconds an agent has to show that it obeys a cancellation before it is killed.
+        condition: of the service itself.
         health: learns from outcomes which endpoints can be reached.
     """
 
@@ -41,6 +43,7 @@ class AttemptTools:
     board: ProgressBoard
     settler: Settler
     cancel_grace_s: float
+    condition: ServiceCondition
     health: SiteHealth = field(factory=SiteHealth)
 
 
@@ -99,19 +102,28 @@ class RunningAttempt:
         record = self.record
         now = self.tools.clock()
         excused = self.tools.health.failed(self.job, record, self.doors, failure, now)
-        counts = counts and not excused
+        # A helper that dies may do so because of the element. For the rest no element can do anything; but what would
+        # always fail so comes to an end.
+        ours = failure.scope is Scope.SERVICE and failure.code is not FailureCode.CRASHED
+        blameless = ours and record.lost < MOST_UNCOUNTED
+        counts = counts and not excused and not blameless
         uncounted = 0 if counts else 1
         decision = decide(
             self.tools.policy,
             failure,
-            max(record.attempts - record.lost - uncounted, 1),
+            max(record.attempts - record.lost - uncounted + self.tools.health.own_faults(self.job.id, record.id), 1),
             record.max_tries + uncounted,
             now,
             random.random(),  # noqa: S311 - spreads retries, guards nothing
+            record.lost,
         )
+        if isinstance(decision, GiveUp):
+            self.tools.health.forget(self.job.id, record.id)
         self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}")
         if excused:
             self.write("not counted: the site cannot be reached, which is no fault of this element")
+        elif blameless:
+            self.write("not counted: a fault of the service, not of this element")
         _log.info(
             "attempt failed: {scope} {code}: {message}; {decision}",
             job=record.job_id,

@@ -18,10 +18,12 @@ from pdm.workqueue.domain.jobs import Batch, Token
 from pdm.workqueue.domain.pacing import ROUTE_FAILURES, Run
 from pdm.workqueue.domain.planning import BadListingError
 from pdm.workqueue.execution.attempt import AttemptTools, RunningAttempt
+from pdm.workqueue.execution.condition import Part, is_exhausted
 from pdm.workqueue.execution.health import Door
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
 from pdm.workqueue.execution.progress import Progress
 from pdm.workqueue.movers.mover import Mover
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire import agent_messages as wire
 
@@ -243,6 +245,9 @@ class RunningBatch:
             self._log.warn("an agent spoke of element {key}, which is not open: {event!r}", key=key, event=event)
         elif isinstance(event, wire.Started):
             attempt.begin()
+        elif isinstance(event, wire.Begun):
+            attempt.begin()
+            start_background("note what is begun", self._note_begun(key, event))
         elif isinstance(event, wire.Done):
             if self._intake is not None:
                 self._listing_awaited = True
@@ -264,9 +269,23 @@ class RunningBatch:
         elif isinstance(event, wire.Unnamed):
             self._require_intake().unnamed(event.path, event.count)
         elif isinstance(event, wire.Failed):
+            if event.fault.scope == "service" and is_exhausted(event.fault.errno):
+                self.tools.condition.report(Part.HELPERS, event.fault.message)
             self._fail(key, self._judged(attempt, event.fault), residue=event.residue)
         elif isinstance(event, wire.Cancelled):
             self._end_element(key, residue=event.residue)
+
+    async def _note_begun(self, key: int, event: wire.Begun) -> None:
+        """Keep what an agent has found, and let it go on; it must not where that cannot be kept."""
+        kept = False
+        try:
+            kept = await self.tools.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
+        finally:
+            if self._agent is not None and key in self._open:
+                if kept:
+                    self._agent.go(self._request_id, key)
+                else:
+                    self._agent.cancel(self._request_id, [key])
 
     def _judged(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
         """What a fault means; where people get other words for it, the log has what was said."""
@@ -288,8 +307,9 @@ class RunningBatch:
         except ClaimLostError:
             self._end_element(key, residue=False)
         except Exception as error:
-            self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
-            self._fail(key, AttemptFailure(Scope.SERVICE, FailureCode.INTERNAL, f"the listing was not kept: {error}"))
+            if not isinstance(error, DatabaseUnavailableError):
+                self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
+            self._fail(key, self.tools.condition.blame(error, Part.DATABASE))
         else:
             self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}")
             if outcome.failure is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentPool
@@ -21,6 +22,7 @@ from pdm.workqueue.wire import agent_messages as wire
 
 #: Seconds for one endpoint, its login and its listing.
 _LONGEST_S = 20.0
+_TOO_SILENT = "the helper was silent for too long"
 #: Seconds for all of a site, waiting for a free agent included: clients are told what was found by then.
 LONGEST_ALL_S = 45.0
 #: Endpoints that are looked at at once, for all users: their agents work beside the limits that are for jobs.
@@ -36,7 +38,13 @@ _NOT_LET_IN = frozenset(
 )
 #: The look came to its end before the endpoint was asked.
 _NOT_ASKED = frozenset(
-    {FailureCode.CREDENTIAL_MISSING, FailureCode.CRASHED, FailureCode.INTERNAL, FailureCode.UNSUPPORTED}
+    {
+        FailureCode.CREDENTIAL_MISSING,
+        FailureCode.DEPENDENCY_MISSING,
+        FailureCode.CRASHED,
+        FailureCode.INTERNAL,
+        FailureCode.UNSUPPORTED,
+    }
 )
 
 
@@ -66,6 +74,12 @@ class DoorCheck:
         if late or self.failure.code in _NOT_ASKED:
             return None
         return self.failure.code not in _NOT_REACHED
+
+    @property
+    def answers(self) -> bool | None:
+        """Whether a server is there, also one that breaks the connection when it is asked for the default folder."""
+        broken = self.failure is not None and self.failure.code is FailureCode.CONNECTION
+        return True if broken and self.failure is not None and not self.failure.unreachable else self.reachable
 
     @property
     def login(self) -> bool | None:
@@ -115,6 +129,14 @@ class SiteCheck:
         await self._waited(over)
         late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
         return [found.get(door) or DoorCheck(door, late, self.longest_s) for door in doors]
+
+    async def look(self, user_id: int, site: Site, door: Door) -> DoorCheck:
+        """Look at one endpoint, for the service itself."""
+        until = self.preparation.tools.reactor.seconds() + self.longest_s
+        found: dict[Door, DoorCheck] = {}
+        await self._in_turn(user_id, site, door, until, found)
+        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
+        return found.get(door) or DoorCheck(door, late, self.longest_s)
 
     async def _waited(self, over: Deferred[None]) -> None:
         """Wait for the end of all looks, or of the time for them."""
@@ -180,42 +202,72 @@ class SiteCheck:
 
     async def _ask(self, agent: AgentProcess, protocol: JobProtocol, url: str) -> AttemptFailure | None:
         mover, number = MOVERS[protocol], self.preparation.next_request_id()
-        over: Deferred[None] = Deferred()
         failure: AttemptFailure | None = None
-        finished = False
 
         def on_event(event: wire.Event) -> None:
-            nonlocal failure, finished
+            nonlocal failure
             if isinstance(event, (wire.Failed, wire.Unreadable)):
                 failure = failure or mover.judge(event.fault)
-            elif isinstance(event, wire.Finished):
-                finished = True
-                over.callback(None)
 
-        def on_end(sentence: str) -> None:
-            nonlocal failure
-            if not over.called:
-                failure = failure or _failure(FailureCode.CRASHED, sentence)
-                over.callback(None)
-
-        def too_long() -> None:
-            nonlocal failure
-            failure = AttemptFailure(Scope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_LONGEST_S:g} s")
-            agent.kill("a site was not looked at in time")
-
-        timer = self.preparation.tools.reactor.callLater(_LONGEST_S, too_long)
         limits = wire.Limits(stall_s=_LONGEST_S / 2, total_s=_LONGEST_S - 2)
-        agent.give(wire.ListRequest(number, 0, url, 0, limits), Borrower(on_event, on_end))
-        try:
-            await over
-        finally:
-            if timer.active():
-                timer.cancel()
-            if not finished:
-                # Whoever has asked may be gone: nothing else is to wait behind this.
-                agent.kill("a look at a site was broken off")
-            agent.take_back(number)
-        return failure
+        request = wire.ListRequest(number, 0, url, 0, limits)
+        died = await ask(agent, request, on_event, self.preparation.tools.reactor, _LONGEST_S)
+        if died == _TOO_SILENT:
+            return AttemptFailure(Scope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_LONGEST_S:g} s")
+        return failure or (None if died is None else _failure(FailureCode.CRASHED, died))
+
+
+async def ask(
+    agent: AgentProcess,
+    request: wire.Work,
+    on_event: Callable[[wire.Event], None],
+    reactor: IReactorTime,
+    silence_s: float,
+) -> str | None:
+    """Have a helper carry out a request that is not of a job; a helper that does not finish it is killed.
+
+    Args:
+        agent: the helper.
+        request: what it is asked.
+        on_event: called with each event of the request, but the last.
+        reactor: for the time.
+        silence_s: seconds without an event after which it is killed.
+
+    Returns:
+        Why the helper ended before it had finished; None if it finished.
+    """
+    over: Deferred[str | None] = Deferred()
+    finished = silent = False
+
+    def heard(event: wire.Event) -> None:
+        nonlocal finished
+        if isinstance(event, wire.Finished):
+            finished = True
+            over.callback(None)
+            return
+        timer.reset(silence_s)
+        on_event(event)
+
+    def ended(sentence: str) -> None:
+        if not over.called:
+            over.callback(_TOO_SILENT if silent else sentence)
+
+    def too_long() -> None:
+        nonlocal silent
+        silent = True
+        agent.kill(_TOO_SILENT)
+
+    timer = reactor.callLater(silence_s, too_long)
+    agent.give(request, Borrower(heard, ended))
+    try:
+        return await over
+    finally:
+        if timer.active():
+            timer.cancel()
+        if not finished:
+            # Whoever has asked may be gone: nothing else is to wait behind this.
+            agent.kill("its request was broken off")
+        agent.take_back(request.id)
 
 
 def _failure(code: FailureCode, message: str) -> AttemptFailure:

@@ -14,11 +14,12 @@ from twisted.logger import Logger
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.turns import Turns
+from pdm.workqueue.execution.condition import Part, ServiceCondition
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
 from pdm.workqueue.store import claims, users
 from pdm.workqueue.store.claims import ClaimLimits
-from pdm.workqueue.store.database import Database, DatabaseClosedError
+from pdm.workqueue.store.database import Database, DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, following, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -39,6 +40,7 @@ class Claimer:
     """The loop that claims.
 
     Attributes:
+        condition: of the service: nothing is claimed that it could not carry out.
         poll_s: seconds after which it looks without being woken (other daemons add work, too).
         lease: under which it claims.
         weights: subject → share of the work, where it is not 1.
@@ -48,6 +50,7 @@ class Claimer:
     database: Database
     executor: Executor
     clock: Callable[[], datetime]
+    condition: ServiceCondition
     batch_elements: int
     batch_bytes: int
     poll_s: float
@@ -114,6 +117,10 @@ class Claimer:
             while self._running:
                 self._woken = self._room_made = False
                 began = self.reactor.seconds()
+                if not self.condition.may_claim:
+                    # What would be claimed could not be carried out.
+                    await self._sleep(None)
+                    continue
                 self._claiming = Deferred()
                 try:
                     begun, due = await self._claim()
@@ -124,6 +131,9 @@ class Claimer:
                         self._log.failure("claiming failed; trying again")
                     self.lease.compare_soon()
                     self._answered()
+                    if isinstance(error, DatabaseUnavailableError) and not error.alone:
+                        self.condition.report(Part.DATABASE, str(error))
+                        continue
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 finally:

@@ -19,9 +19,15 @@ End = tuple[Site, JobProtocol]
 
 def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
     """The protocol that reaches a site of a job; None if the site does not offer it any more."""
-    mover = MOVERS.get(job.protocol)
-    relays_to = frozenset() if mover is None or site.id == job.src_siteid else mover.relays_to
-    return protocol_at(site.endpoints, job.protocol, relays_to)
+    if site.id == job.src_siteid:
+        return protocol_at(site.endpoints, job.protocol, frozenset())
+    return reached_by_protocol(job.protocol, site)
+
+
+def reached_by_protocol(asked: JobProtocol, destination: Site) -> JobProtocol | None:
+    """The protocol that reaches the destination of jobs of a protocol; None if the site does not offer it."""
+    mover = MOVERS.get(asked)
+    return protocol_at(destination.endpoints, asked, frozenset() if mover is None else mover.relays_to)
 
 
 def takers(access: Access) -> Mapping[CredentialKind, frozenset[JobProtocol]]:

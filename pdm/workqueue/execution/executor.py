@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 
-from attrs import define, field, frozen
-from twisted.internet.defer import Deferred, DeferredList
+from attrs import Factory, define, field, frozen
+from twisted.internet.defer import DeferredList
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError, Borrower, LeaseOverError
+from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentStartError, LeaseOverError
 from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
 from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord, Token
+from pdm.workqueue.domain.jobs import Batch, JobRecord, Token
 from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.streams import Place
 from pdm.workqueue.execution.attempt import AttemptTools
 from pdm.workqueue.execution.batch import Ending, RunningBatch
+from pdm.workqueue.execution.condition import Part, check_resources
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.ends import kept_out, takers
 from pdm.workqueue.execution.health import Door
+from pdm.workqueue.execution.leftovers import LeftoverFiles
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
+from pdm.workqueue.execution.prerequisites import Prerequisites
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import claims, listings
-from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.database import Database, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.job_lines import log_ended
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, RemoveOptions
 
-#: Files of crashed attempts that are looked after in one go.
-_RESIDUES_AT_ONCE = 500
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until it is seen that a credential was removed through another daemon.
 _CREDENTIALS_PERIOD_S = 2.0
 #: Results that may wait for the database; as many again are at work.
 _MOST_UNSETTLED = 2000
+
+
+async def _nothing_missing() -> Mapping[str, str]:
+    return {}
 
 
 @frozen
@@ -72,6 +79,7 @@ class Executor:
         preparation: finds what a batch needs.
         on_room: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
+        find_missing: as of `Prerequisites`.
         restricted: numbers of the sites, or users, that operators have put out of use.
     """
 
@@ -87,14 +95,24 @@ class Executor:
     on_room: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
+    find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
     #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
     _running: dict[RunningBatch, str] = field(factory=dict)
     #: Jobs that were cancelled since the claims that are under way were sent.
     _just_cancelled: set[int] = field(factory=set)
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
-    _cleaning: bool = False
     _background: Background = field(factory=Background)
+    _leftovers: LeftoverFiles = field(
+        init=False,
+        default=Factory(lambda self: LeftoverFiles(self.database, self.pool, self.preparation), takes_self=True),
+    )
+    _prerequisites: Prerequisites = field(
+        init=False,
+        default=Factory(
+            lambda self: Prerequisites(self.database, self.sites, self.find_missing, self._resume_at), takes_self=True
+        ),
+    )
     _steering: set[int] = field(factory=set)
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
@@ -104,6 +122,7 @@ class Executor:
     def start(self) -> None:
         self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
+        self._background.start("look for missing software", self._prerequisites.warn())
         self._background.start("take up what was left", self._take_up())
         self._credentials_watch = Periodic(
             self.tools.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
@@ -113,6 +132,7 @@ class Executor:
     async def stop(self) -> None:
         """End all batches; what was not done goes back to the queue."""
         self._stopping = True
+        self._leftovers.stop()
         # First: what is waited for below may itself wait for an agent.
         await self.end_all(Ending.STOPPED)
         if self._janitor is not None:
@@ -166,7 +186,11 @@ class Executor:
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
-        running = RunningBatch(batch, MOVERS[batch.job.protocol], self.tools, on_nearly_done=self.pool.look_again)
+        mover = MOVERS.get(batch.job.protocol)
+        running = RunningBatch(batch, mover or DummyMover(), self.tools, on_nearly_done=self.pool.look_again)
+        if mover is None:
+            running.refuse(_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
+            return
         self._running[running] = ""
         # Counted at once: the next claim must know.
         place = None if batch.type is JobType.LIST else self.streams.place(batch)
@@ -208,13 +232,20 @@ class Executor:
             log_ended(job)
         self.on_room()
 
-    async def _take_up_steering(self) -> None:
-        """Take up what a daemon had no time to bring to its end: cancellations, retries, what was held."""
+    async def _take_up_changes(self) -> None:
+        """Go on with cancellations and retries that a daemon had no time to bring to their end."""
         for job_id in await self.database.read("what is being changed", claims.being_steered):
-            await self._steer_on(job_id)
+            await start_background(f"go on with a change of job {job_id}", self._steer_on(job_id))
+
+    async def _take_up_held(self) -> None:
+        """Put back what is held although its user has given a credential since."""
         for kind, protocols in takers(self.preparation.access).items():
             for user_id in await self.database.read("who is held", claims.held_too_long, kind, protocols):
-                await self.resume(user_id, ALL_SITES, protocols, (0, -1))
+                work = self._resume_at(user_id, ALL_SITES, protocols)
+                await start_background(f"resume what is held of user {user_id}", work)
+
+    async def _resume_at(self, user_id: int, site_id: int, protocols: Collection[JobProtocol]) -> None:
+        await self.resume(user_id, site_id, protocols, (0, -1))
 
     async def resume(
         self, user_id: int, site_id: int, protocols: Collection[JobProtocol], after: tuple[int, int] | None
@@ -271,11 +302,17 @@ class Executor:
         except LeaseOverError:
             running.end(Ending.LAPSED)
             running.drop()
+        except AgentMissingError as error:
+            self._log.error("no helper can be started: {why}", why=str(error))
+            self._refuse(running, _missing("the service cannot run its helpers: a program is missing"))
         except AgentStartError as error:
-            self._refuse(running, FailureCode.CRASHED, str(error))
+            if running.ending is None and kind is not None and not self._stopping:
+                self._report_helpers(kind, error)
+            self._refuse(running, AttemptFailure(Scope.SERVICE, FailureCode.INTERNAL, "no helper could be started"))
         except Exception as error:
-            self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
-            self._refuse(running, FailureCode.INTERNAL, f"the service could not begin: {error}")
+            if not isinstance(error, (DatabaseUnavailableError, OSError)):
+                self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
+            self._refuse(running, self.tools.condition.blame(error, Part.CREDENTIAL_FILES))
         finally:
             self._running.pop(running, None)
             self.tools.health.end(doors)
@@ -312,11 +349,20 @@ class Executor:
                 self._log.info("what runs with a credential that was removed is ended", job=running.batch.job.id)
                 running.end(Ending.CREDENTIAL)
 
-    def _refuse(self, running: RunningBatch, code: FailureCode, message: str) -> None:
+    def _report_helpers(self, kind: AgentKind, error: AgentStartError) -> None:
+        async def check() -> None:
+            await deferToThread(check_resources)
+            # Without the user's credentials: it is not asked to do anything.
+            await self.pool.try_start(AgentKind(kind.helper, "", {}))
+
+        self.tools.condition.report(Part.HELPERS, str(error), check)
+
+    @staticmethod
+    def _refuse(running: RunningBatch, failure: AttemptFailure) -> None:
         if running.ending is not None:
             running.drop()
         else:
-            running.refuse(AttemptFailure(Scope.SERVICE, code, message))
+            running.refuse(failure)
 
     async def _intake_for(
         self, batch: Batch, agent: AgentProcess, request: wire.Work, options: Options
@@ -339,91 +385,23 @@ class Executor:
     # -- what was left behind
 
     async def _take_up(self) -> None:
-        await self._take_up_steering()
-        await self.clean_up()
+        for what, work in (
+            ("go on with changes of jobs", self._take_up_changes),
+            ("resume what is held", self._take_up_held),
+            ("resume what was held for missing software", self._prerequisites.resume_held),
+            ("remove unfinished files", self._leftovers.remove),
+        ):
+            # On its own: where one fails, again and again, the others still have their turn.
+            await start_background(what, work())
 
     def clean_up_soon(self) -> None:
         """There may be something to remove, perhaps of elements that were cancelled."""
         if not self._stopping:
-            self._background.start("remove what crashed attempts left", self.clean_up())
-
-    async def clean_up(self) -> None:
-        """Remove temporary files of ended elements whose agent died.
-
-        Those of elements that will be tried again go with their next attempt.
-        """
-        if self._cleaning:
-            return
-        self._cleaning = True
-        try:
-            left = await self.database.read("find residues", claims.residues, _RESIDUES_AT_ONCE)
-            groups: dict[int, tuple[JobRecord, list[ElementRecord]]] = {}
-            for element, job in left:
-                groups.setdefault(job.id, (job, []))[1].append(element)
-            for job, elements in groups.values():
-                if self._stopping:
-                    break
-                await self._discard(Batch.of_one(job, JobType.COPY, elements))
-        finally:
-            self._cleaning = False
-
-    async def _discard(self, batch: Batch) -> None:
-        try:
-            prepared = await self.preparation.prepare(batch)
-        except NotPossibleError as error:
-            self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
-            return
-        request = prepared.built.request
-        if not isinstance(request, wire.CopyRequest | None):
-            raise TypeError("only copies leave files behind")
-        # What no helper can be asked for was never begun.
-        cleaned = set(prepared.built.refused)
-        try:
-            if request is not None:
-                agent = await self.pool.lend(prepared.kind)
-                try:
-                    cleaned |= await _discarded(agent, request)
-                finally:
-                    self.pool.give_back(agent, prepared.kind)
-        except AgentStartError as error:
-            self._log.warn("files of job {job} wait to be removed: {why}", job=batch.job.id, why=str(error))
-            return
-        finally:
-            self.preparation.let_go(prepared.kind)
-        tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in cleaned]
-        if tokens:
-            await self.database.run("residues are gone", claims.clear_residue, tokens)
-            self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
+            self._background.start("remove unfinished files", self._leftovers.remove())
 
 
-async def _discarded(agent: AgentProcess, request: wire.CopyRequest) -> set[int]:
-    """Have the temporary files of a copy removed; returns the keys for which all are gone."""
-    urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
-    failed: set[int] = set()
-    over: Deferred[None] = Deferred()
-
-    def finish() -> None:
-        if not over.called:
-            over.callback(None)
-
-    def on_event(event: wire.Event) -> None:
-        if isinstance(event, (wire.Failed, wire.Cancelled)):
-            failed.add(urls[event.key][0])
-        elif isinstance(event, wire.Finished):
-            finish()
-
-    died = False
-
-    def on_end(sentence: str) -> None:
-        nonlocal died
-        died = not over.called
-        finish()
-
-    items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
-    agent.give(wire.DiscardRequest(request.id, items, request.limits), Borrower(on_event, on_end))
-    await over
-    agent.take_back(request.id)
-    return set() if died else {item.key for item in request.items} - failed
+def _missing(message: str) -> AttemptFailure:
+    return AttemptFailure(Scope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)
 
 
 def _path_of(url: str) -> str:

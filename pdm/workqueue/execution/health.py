@@ -14,14 +14,13 @@ from pdm.workqueue.domain.breaker import Breaker, BreakerPolicy, Phase
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.domain.retry import MOST_UNCOUNTED
 from pdm.workqueue.sites.site import Site
 
 _log = Logger()
 
-#: The endpoint, not the element, is to blame for these.
-_UNREACHABLE = frozenset({FailureCode.CONNECTION})
-#: It may be to blame for these: they count for the element, unless the endpoint is out of reach anyway.
-_SILENT = frozenset({FailureCode.TIMEOUT, FailureCode.STALLED})
+#: The server may be away, or this one request fails so.
+_NO_ANSWER = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED})
 #: After these nobody knows whether the server was reached.
 _TELLS_NOTHING = frozenset(
     {
@@ -30,12 +29,13 @@ _TELLS_NOTHING = frozenset(
         FailureCode.UNKNOWN,
         FailureCode.CREDENTIAL_EXPIRED,
         FailureCode.CREDENTIAL_MISSING,
+        FailureCode.DEPENDENCY_MISSING,
         FailureCode.BAD_LISTING,
     }
 )
-#: So often an element is excused while its endpoint is only suspected; what always breaks the connection by itself must
-#: not be tried for ever.
-_MOST_SUSPICIONS = 2
+#: Elements of which it is remembered how many attempts, not counted at first, were their own fault; of more the oldest
+#: are forgotten, and may have so many attempts more.
+_MOST_CULPRITS = 10_000
 
 
 class Door(NamedTuple):
@@ -73,16 +73,34 @@ class SiteHealth:
         policy: of the breakers.
         patience_s: seconds after which failures count for elements again, so that jobs end in the end.
         on_change: called when an endpoint is paused, or is back.
+
+    What fails without an answer may be the fault of the server, or of the one request: the endpoint is then looked at
+    by a request of our own (`execution.probing`). Only what shows that the server is away counts for its breaker, and
+    an endpoint whose pause has ended is looked at before an element goes there.
     """
 
     policy: BreakerPolicy = field(factory=BreakerPolicy)
     patience_s: float = 86400.0
     on_change: Callable[[], None] = lambda: None
+    #: Has an endpoint looked at, with the credential of a user.
+    look: Callable[[Door, int], None] | None = None
+    #: Has an endpoint looked at when its pause ends.
+    on_pause: Callable[[Door, datetime], None] = lambda door, until: None
     _breakers: dict[Door, Breaker] = field(factory=dict)
     _reasons: dict[Door, str] = field(factory=dict)
     _busy: Counter[Door] = field(factory=Counter)
     #: All endpoints of the sites that were used so far.
     _doors: dict[tuple[int, JobProtocol], tuple[Door, ...]] = field(factory=dict)
+    #: Whose work failed there last.
+    _users: dict[Door, int] = field(factory=dict)
+    #: Elements, job and number, that got no answer there, until a look shows why.
+    _suspects: dict[Door, set[tuple[int, int]]] = field(factory=dict)
+    #: Those of them about which a look that is under way will tell.
+    _examined: dict[Door, set[tuple[int, int]]] = field(factory=dict)
+    #: Element → how many attempts that were not counted were its own fault.
+    _culprits: dict[tuple[int, int], int] = field(factory=dict)
+    #: Endpoints of which a look could tell nothing: an element is the probe.
+    _unseen: set[Door] = field(factory=set)
 
     # -- before work
 
@@ -98,7 +116,7 @@ class SiteHealth:
         self._doors[site.id, protocol] = doors
 
         def rank(door: Door) -> tuple[int, int]:
-            phase = self.phase(door, now)
+            phase = self._usable_phase(door, now)
             if phase is Phase.HALF_OPEN:
                 return (0 if not self._busy[door] else 2), self._busy[door]
             return (1 if phase is Phase.CLOSED else 3), self._busy[door]
@@ -167,7 +185,18 @@ class SiteHealth:
     def _routes(self, now: datetime) -> Iterator[tuple[tuple[int, JobProtocol], set[Phase]]]:
         suspects = {(door.site_id, door.protocol) for door, breaker in self._breakers.items() if breaker.open_until}
         for route in suspects:
-            yield route, {self.phase(door, now) for door in self._doors[route]}
+            yield route, {self._usable_phase(door, now) for door in self._doors[route]}
+
+    def _usable_phase(self, door: Door, now: datetime) -> Phase:
+        """The phase as elements see it: they wait for the look at an endpoint whose pause has ended."""
+        phase = self.phase(door, now)
+        if phase is Phase.HALF_OPEN and self.look is not None and not self._is_probed_by_elements(door, now):
+            return Phase.OPEN
+        return phase
+
+    def _is_probed_by_elements(self, door: Door, now: datetime) -> bool:
+        # After the patience has ended each element finds out by itself, so that jobs end.
+        return door in self._unseen or _seconds(self._breakers.get(door, Breaker()), now) >= self.patience_s
 
     def take_sites(self, sites: Iterable[Site]) -> None:
         """Sites have changed: what is known of endpoints that are no more is forgotten, and new ones may be used."""
@@ -182,6 +211,10 @@ class SiteHealth:
             if door not in self._doors.get((door.site_id, door.protocol), ()):
                 del self._breakers[door]
                 self._reasons.pop(door, None)
+                self._unseen.discard(door)
+        for known_of in (self._users, self._suspects, self._examined):
+            for door in [door for door in known_of if door not in self._doors.get((door.site_id, door.protocol), ())]:
+                del known_of[door]
 
     def clock_was_set(self, step: timedelta) -> None:
         """The time of day was moved: pauses end after as many seconds as they would have."""
@@ -195,6 +228,7 @@ class SiteHealth:
         for door in doors:
             breaker = self._breakers.pop(door, None)
             self._reasons.pop(door, None)
+            self._unseen.discard(door)
             if breaker is not None and breaker.open_until is not None:
                 _log.info("site {site}: {url} can be reached again", site=door.site_id, url=door.url)
                 self.on_change()
@@ -221,31 +255,96 @@ class SiteHealth:
         """
         used = [doors[site] for site in touched(job, element) if site in doors]
         blamed = _blamed(job, used, doors, failure.scope)
-        if failure.code not in _UNREACHABLE | _SILENT:
+        if failure.code not in _NO_ANSWER:
             if failure.code not in _TELLS_NOTHING and blamed is not None:
                 # It has said no: so it is there.
                 self.worked([blamed], now)
             return False
+        suspected = False
         if blamed is not None:
-            self._note(blamed, failure, now)
-        down = [self._breakers[door] for door in used if door in self._breakers]
+            self._users[blamed] = job.user_id
+            if failure.unreachable:
+                self._note(blamed, failure, now)
+                suspected = True
+            elif failure.code is FailureCode.CONNECTION:
+                suspected = self._suspect(blamed, job, element)
+            elif self.look is None:
+                self._note(blamed, failure, now)
+            else:
+                self.look(blamed, job.user_id)
         # A site of which another endpoint works is not away, however long one of them is.
         alone = [self._breakers[door] for door in used if door in self._breakers and self._is_last(door, now)]
         if any(_seconds(breaker, now) >= self.patience_s for breaker in alone):
             return False
-        if any(breaker.open_until is not None for breaker in down):
-            return True
-        suspected = bool(down) and failure.code in _UNREACHABLE
-        return suspected and element.lost < _MOST_SUSPICIONS
+        open_ = [door for door in used if door in self._breakers and self._breakers[door].open_until is not None]
+        # What cannot reach a server does no harm there, so it may wait for long. The rest has an end.
+        return (suspected or bool(open_)) and (failure.unreachable or element.lost < MOST_UNCOUNTED)
+
+    def _suspect(self, door: Door, job: JobRecord, element: ElementRecord) -> bool:
+        """Whether an attempt whose connection broke may have been the server's fault; a look will tell."""
+        key = job.id, element.id
+        if self._culprits.get(key):
+            # When it did the same before, the server was there.
+            return False
+        if self.look is None:
+            return element.lost == 0
+        self._suspects.setdefault(door, set()).add(key)
+        self.look(door, job.user_id)
+        return True
+
+    def begin_look(self, door: Door) -> None:
+        """A look at an endpoint begins: it tells about failures before it, and not about those that come meanwhile."""
+        self._examined.setdefault(door, set()).update(self._suspects.pop(door, set()))
+
+    def forget(self, job_id: int, element_id: int) -> None:
+        """An element has failed for good: if its user has it tried again, it begins anew."""
+        self._culprits.pop((job_id, element_id), None)
+
+    def own_faults(self, job_id: int, element_id: int) -> int:
+        """How many attempts of an element were not counted although it was to blame."""
+        return self._culprits.get((job_id, element_id), 0)
+
+    def seen(self, door: Door, failure: AttemptFailure | None, reachable: bool | None, now: datetime) -> None:
+        """A look at an endpoint has ended.
+
+        Args:
+            door: the endpoint.
+            failure: what went wrong with it.
+            reachable: whether a server answers; None if the look could not tell.
+            now: the present moment, UTC.
+        """
+        suspects = self._examined.pop(door, set())
+        if reachable is False and failure is not None:
+            self._note(door, failure, now, certain=True)
+            return
+        for key in suspects:
+            self._culprits[key] = self._culprits.get(key, 0) + 1
+        while len(self._culprits) > _MOST_CULPRITS:
+            del self._culprits[next(iter(self._culprits))]
+        if reachable:
+            self.worked([door], now)
+        elif self.phase(door, now) is Phase.HALF_OPEN:
+            self._unseen.add(door)
+            self.on_change()
+
+    def user_of(self, door: Door) -> int | None:
+        """Whose credential a look at an endpoint can use: whose work failed there last."""
+        return self._users.get(door)
+
+    def waits_for_look(self, door: Door, now: datetime) -> bool:
+        """Whether an endpoint is not used until a look has found it to answer."""
+        breaker = self._breakers.get(door)
+        is_paused = breaker is not None and breaker.open_until is not None
+        return is_paused and not self._is_probed_by_elements(door, now)
 
     def _is_last(self, door: Door, now: datetime) -> bool:
         """Whether no other endpoint of the site works by the same protocol."""
         others = self._doors.get((door.site_id, door.protocol), ())
         return not any(self.phase(other, now) is Phase.CLOSED for other in others if other != door)
 
-    def _note(self, door: Door, failure: AttemptFailure, now: datetime) -> None:
+    def _note(self, door: Door, failure: AttemptFailure, now: datetime, *, certain: bool = False) -> None:
         before = self._breakers.get(door, Breaker())
-        after = before.failed(self.policy, now)
+        after = before.failed(self.policy, now, certain=certain)
         self._breakers[door] = after
         self._doors.setdefault((door.site_id, door.protocol), (door,))
         self._reasons[door] = f"{failure.code}: {' '.join(failure.message.split())[:300]}"
@@ -258,6 +357,8 @@ class SiteHealth:
                 failures=after.failures,
                 reason=self._reasons[door],
             )
+            self._unseen.discard(door)
+            self.on_pause(door, after.open_until)
             self.on_change()
 
 

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.store import purging
-from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.database import Database, DatabaseClosedError
 from pdm.workqueue.telemetry.background import Periodic
 
 #: For so long a request with an ``Idempotency-Key`` may be repeated.
@@ -38,14 +38,21 @@ class Housekeeping:
             await self._periodic.stop()
 
     async def purge(self) -> None:
-        """Forget the keys of requests that are older than `KEYS_KEPT`."""
+        """Forget the keys of requests that are older than `KEYS_KEPT`; a part that fails does not keep the others."""
         before = self.clock() - KEYS_KEPT
         after, count = (0, ""), 0
         while True:
             keys = await self.database.read("find old keys", purging.old_keys, before, after, _AT_ONCE)
             if not keys:
                 break
-            await self.database.run("forget old keys", purging.forget_keys, keys, before)
-            after, count = keys[-1], count + len(keys)
+            after = keys[-1]
+            try:
+                await self.database.run("forget old keys", purging.forget_keys, keys, before)
+            except DatabaseClosedError:
+                raise
+            except Exception:
+                self._log.failure("{count} old Idempotency-Keys could not be forgotten", count=len(keys))
+            else:
+                count += len(keys)
         if count:
             self._log.info("{count} Idempotency-Keys of old requests are forgotten", count=count)

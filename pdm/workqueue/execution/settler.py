@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -72,6 +73,10 @@ class Settler:
 
         log_closed.addCallback(ready)
 
+    async def note_begun(self, token: Token, found: Mapping[str, Any]) -> bool:
+        """Keep what an attempt has found before it does anything; False if it must not, for its claim is lost."""
+        return await self._database.run("note what is begun", claims.note_begun, self._worker, token, found)
+
     @property
     def backlog(self) -> int:
         """Verdicts that are not in the database yet."""
@@ -91,9 +96,10 @@ class Settler:
     async def _settle_all(self) -> None:
         # After a fault, which may be a session that hangs and holds a job: the others need not wait for it.
         skip_locked = False
+        at_once = _MOST_AT_ONCE
         try:
             while self._pending:
-                verdicts = self._pending[:_MOST_AT_ONCE]
+                verdicts = self._pending[:at_once]
                 try:
                     settled = await self._database.run(
                         "settle", claims.settle, self._worker, verdicts, self._clock(), skip_locked=skip_locked
@@ -111,12 +117,17 @@ class Settler:
                     await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 except Exception:
-                    # A full disk or a database that is away: what was proven stays in memory until it is back.
+                    # What was proven stays in memory. One that cannot be stored must not keep the others from it: each
+                    # by itself, and that one last.
                     self._log.failure("{count} verdicts could not be stored; trying again", count=len(verdicts))
                     skip_locked = True
+                    if len(verdicts) == 1:
+                        self._pending.append(self._pending.pop(0))
+                    at_once = 1
                     await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 del self._pending[: len(verdicts)]
+                at_once = min(2 * at_once, _MOST_AT_ONCE)
                 self._tokens.difference_update(verdict.token for verdict in verdicts)
                 for token in settled.lost:
                     if token not in settled.repeated:

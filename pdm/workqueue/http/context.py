@@ -19,6 +19,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import DoorCheck
+from pdm.workqueue.execution.condition import PartFault
 from pdm.workqueue.execution.progress import ProgressBoard
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.lasting import KnownEnds
@@ -92,6 +93,8 @@ class ApiContext:
         full: the limits that let no more of a job (of its listing) begin now, a sentence each.
         waiting: why jobs wait, by number, as it was found last: with their counters and the moment.
         known_ends: when credentials of jobs end that run.
+        faults: parts of the service that do not work.
+        may_claim: whether jobs are begun in spite of them.
         resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
     """
 
@@ -118,6 +121,8 @@ class ApiContext:
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
     full: Callable[[JobRecord, bool], Sequence[str]] = _never_full
     waiting: dict[int, tuple[Counters, datetime, Waiting, list[str]]] = field(factory=dict)
+    faults: Callable[[], Sequence[PartFault]] = tuple
+    may_claim: Callable[[], bool] = lambda: True
     known_ends: KnownEnds = field(factory=KnownEnds)
     logons: LogonGuard = field(factory=LogonGuard)
 

@@ -8,6 +8,7 @@ to the operating system: it outlives the death of the daemon, not the loss of po
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,8 @@ __all__ = ["LogMissingError", "LogPiece", "LogRef", "LogStore"]
 
 #: Most characters that wait for a disk that hangs; what comes beyond is counted and left out.
 MOST_WAITING = 64 * 1024**2
+#: A disk with less room than this is full.
+_LEAST_ROOM = 256 * 1024
 
 
 class LogStore:
@@ -61,6 +64,16 @@ class LogStore:
     def errors(self) -> int:
         """How many writes have failed since the start."""
         return self._writer.errors
+
+    def check(self) -> None:
+        """See that the folder takes files; blocks.
+
+        Raises:
+            OSError: it does not.
+        """
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.write(bytes(_LEAST_ROOM))
+            file.flush()
 
     def start(self) -> None:
         """Begin to write.

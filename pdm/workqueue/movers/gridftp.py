@@ -38,6 +38,14 @@ READINGS = (
         r"Gridmap lookup failure|^530[ -]|Unable to set the [ug]id of the server process",
         FailureCode.CREDENTIAL_REFUSED,
     ),
+    # Not what a server says of another server, or of its data connections: those lines begin with a reply's number.
+    Reading.of(
+        r"\A(?!.*^[1-5]\d\d[ -]).*(?:Unable to connect to|getaddrinfo failed|Connection refused|Connection timed out"
+        r"|No route to host|Network is unreachable)",
+        FailureCode.CONNECTION,
+        unreachable=True,
+    ),
+    Reading.of(r"^421[ -]", FailureCode.CONNECTION, unreachable=True),
     Reading.of(
         r"Unable to connect to|getaddrinfo failed|Connection refused|Connection reset by peer|Broken pipe"
         r"|Connection timed out|No route to host|Network is unreachable|an end-of-file was reached|^421[ -]"

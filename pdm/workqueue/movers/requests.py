@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.domain.enums import JobType
@@ -186,7 +186,7 @@ def _rename_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl
         raise ValueError(f"element {element.id} of job {element.job_id} has no new name")
     source = _url(urls, job.src_siteid, element.src_filepath, Scope.SOURCE)
     destination = _url(urls, job.src_siteid, element.dst_filepath, Scope.DESTINATION)
-    return RenameItem(key, source, destination, again=element.may_be_done)
+    return RenameItem(key, source, destination, found=_found_before(element))
 
 
 def _make_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
@@ -194,4 +194,8 @@ def _make_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     if element.dst_filepath is not None and job.dst_siteid is not None:
         site, path = job.dst_siteid, element.dst_filepath
     url = _url(urls, site, path, Scope.DESTINATION)
-    return PathItem(key, url, directory=True, again=element.may_be_done)
+    return PathItem(key, url, directory=True, found=_found_before(element))
+
+
+def _found_before(element: ElementRecord) -> dict[str, Any] | None:
+    return None if element.found_before is None else dict(element.found_before)

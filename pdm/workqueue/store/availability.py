@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 from attrs import define, field
+from sqlalchemy.orm import Session
 from twisted.logger import Logger
 
 from pdm.workqueue.store.errors import DatabaseUnavailableError
+from pdm.workqueue.store.tables import workers
 
 _log = Logger()
 
@@ -58,6 +60,11 @@ def unavailable(error: Exception) -> DatabaseUnavailableError | None:
         # Never with the statement: its parameters are the users'.
         return DatabaseUnavailableError(" ".join(str(cause).split())[:300] or "the connection was lost", alone=alone)
     return None
+
+
+def write_probe(session: Session, worker: str) -> None:
+    """Write something without changing anything: a transaction that only reads tells nothing of a full disk."""
+    session.execute(sa.update(workers).where(workers.c.name == worker).values(name=workers.c.name))
 
 
 @define(eq=False)

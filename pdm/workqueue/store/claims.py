@@ -17,14 +17,23 @@ from pdm.workqueue.store.leases import (
     resign,
     running_of,
 )
-from pdm.workqueue.store.residues import clear_residue, residues
+from pdm.workqueue.store.residues import clear_residue, note_begun, residues
 from pdm.workqueue.store.room import ClaimLimits
 from pdm.workqueue.store.settling import Settled, extend, known_paths, path_mark, settle
-from pdm.workqueue.store.steering import Resumed, being_steered, held_too_long, resume_held, steer_on
+from pdm.workqueue.store.steering import (
+    HeldRoute,
+    Resumed,
+    being_steered,
+    held_routes,
+    held_too_long,
+    resume_held,
+    steer_on,
+)
 
 __all__ = [
     "RELEASED_AT_ONCE",
     "ClaimLimits",
+    "HeldRoute",
     "Registration",
     "Renewal",
     "Resumed",
@@ -35,9 +44,11 @@ __all__ = [
     "claim",
     "clear_residue",
     "extend",
+    "held_routes",
     "held_too_long",
     "known_paths",
     "next_due",
+    "note_begun",
     "path_mark",
     "register_worker",
     "release_expired",

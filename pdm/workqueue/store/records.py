@@ -35,7 +35,7 @@ ELEMENT_COLUMNS = (
     *_columns(elements, "job_id", "id", "type", "status", "src_filepath", "dst_filepath", "size", "is_directory"),
     *_columns(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
     *_columns(elements, "transferred", "elapsed_s", "checksum"),
-    *_columns(elements, "failure_scope", "failure_code", "failure_message", "already_there"),
+    *_columns(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
 )
 #: What `attempt_record` reads, in its order; of `attempts` joined with `workers`.
 ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
@@ -67,7 +67,8 @@ def element_record(row: Sequence[Any]) -> ElementRecord:
 
 def claimed_record(row: Sequence[Any]) -> ElementRecord:
     """An element as it is once claimed, from a row that was read before: RUNNING, one attempt more."""
-    values = [*row[:3], JobStatus.RUNNING, *row[4:8], row[8] + 1, *row[9:12], None, *row[13:16], _failure(*row[16:19])]
+    begun = (*row[9:12], None, *row[13:16], _failure(*row[16:19]), row[19])
+    values = [*row[:3], JobStatus.RUNNING, *row[4:8], row[8] + 1, *begun]
     return ElementRecord(*values)
 
 

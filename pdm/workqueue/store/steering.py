@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
 from attrs import evolve, frozen
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.columns import AT_ONCE, CLOCKS_DIFFER, MOST_BYTES, NEVER
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
@@ -190,6 +191,15 @@ _HELD_AFTER = (
 )
 
 
+class HeldRoute(NamedTuple):
+    """Where something of a user is held."""
+
+    user_id: int
+    protocol: JobProtocol
+    source: int
+    destination: int | None
+
+
 def resume_held(
     session: Session,
     user_id: int,
@@ -296,6 +306,23 @@ def held_too_long(session: Session, kind: CredentialKind, protocols: Collection[
             and row.stored_at >= row.claimed_at - CLOCKS_DIFFER
         }
     )
+
+
+def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
+    """Whose jobs, on which routes, have something that is held for a reason."""
+    rows = session.execute(
+        sa.select(jobs.c.user_id, jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid)
+        .where(
+            sa.text(HAS_HELD),
+            sa.exists().where(
+                elements.c.job_id == jobs.c.id,
+                elements.c.status == JobStatus.HELD,
+                elements.c.failure_code == code.value,
+            ),
+        )
+        .distinct()
+    )
+    return [HeldRoute(*row) for row in rows]
 
 
 def _locked(session: Session, job_id: int) -> LockedJob:

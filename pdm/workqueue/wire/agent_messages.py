@@ -11,7 +11,7 @@ Order of events of a batch: for each key ``started``, any number of ``log`` and 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -44,8 +44,15 @@ class CopyItem(msgspec.Struct, frozen=True):
 class PathItem(msgspec.Struct, frozen=True):
     """One thing to remove or to make.
 
-    ``again``: an attempt whose end nobody knows may have done it already; then it counts as done. ``listed_at``: of a
-    removal: when it was listed, seconds since 1970; a file that was written later is not the one that was to go.
+    Attributes:
+        key: names the item in events.
+        url: of the thing.
+        directory: whether it is one.
+        again: of a removal: an attempt whose end nobody knows may have removed it already; then it counts as done.
+        listed_at: of a removal: when it was listed, seconds since 1970; a file that was written later is not the one
+            that was to go.
+        found: of a directory to make: what `Begun` told of an earlier attempt whose end nobody knows. By that alone it
+            is decided whether that attempt has made it.
     """
 
     key: int
@@ -53,15 +60,16 @@ class PathItem(msgspec.Struct, frozen=True):
     directory: bool = False
     again: bool = False
     listed_at: float | None = None
+    found: dict[str, Any] | None = None
 
 
 class RenameItem(msgspec.Struct, frozen=True):
-    """One thing to give a new name; ``again`` as in `PathItem`."""
+    """One thing to give a new name; ``found`` as in `PathItem`."""
 
     key: int
     source: str
     destination: str
-    again: bool = False
+    found: dict[str, Any] | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -146,6 +154,13 @@ class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
     until: float
 
 
+class GoRequest(msgspec.Struct, tag="go", tag_field="op", frozen=True):
+    """What `Begun` told of an item is kept: it may be done."""
+
+    id: int
+    key: int
+
+
 class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
 
@@ -166,6 +181,7 @@ Request = (
     | MakeRequest
     | DiscardRequest
     | CancelRequest
+    | GoRequest
     | LeaseRequest
 )
 #: The requests that are work; each ends with `Finished`.
@@ -183,6 +199,20 @@ class Started(msgspec.Struct, tag="started", tag_field="event", frozen=True):
 
     id: int
     key: int
+
+
+class Begun(msgspec.Struct, tag="begun", tag_field="event", frozen=True):
+    """The next thing that the agent does to an item cannot be told from somebody else's doing afterwards.
+
+    The agent waits for a `GoRequest`, so that what it has found is kept before anything is done.
+
+    Attributes:
+        found: what was there before: ``source`` and ``destination``, each null or kind, size and mtime.
+    """
+
+    id: int
+    key: int
+    found: dict[str, Any]
 
 
 class Log(msgspec.Struct, tag="log", tag_field="event", frozen=True):
@@ -237,12 +267,16 @@ class Fault(msgspec.Struct, frozen=True):
         message: what server or tool said (at most 2000 characters).
         errno: where one is known.
         code: a `FailureCode`, where the agent itself knows (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...).
+        retry_after_s: seconds until the server wants to be asked again, where it has said so.
+        unreachable: whether the agent knows that no server answered: it was not connected, or never greeted.
     """
 
     scope: Literal["source", "destination", "transfer", "service"]
     message: str
     errno: int | None = None
     code: str | None = None
+    retry_after_s: float | None = None
+    unreachable: bool = False
 
 
 class Unreadable(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True):
@@ -312,4 +346,18 @@ class Finished(msgspec.Struct, tag="finished", tag_field="event", frozen=True):
     id: int
 
 
-Event = Ready | Started | Log | Progress | Root | Entries | Unreadable | Unnamed | Done | Failed | Cancelled | Finished
+Event = (
+    Ready
+    | Started
+    | Begun
+    | Log
+    | Progress
+    | Root
+    | Entries
+    | Unreadable
+    | Unnamed
+    | Done
+    | Failed
+    | Cancelled
+    | Finished
+)

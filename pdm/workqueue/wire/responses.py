@@ -397,11 +397,27 @@ class CredentialView(msgspec.Struct, frozen=True, kw_only=True):
     public_key: Annotated[str | None, Meta(description="Of an SSH key: the line to install at the site.")]
 
 
+class FaultView(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the service that does not work; its log says why."""
+
+    part: Annotated[
+        str, Meta(description="``database``, ``credential files``, ``helpers`` or ``attempt logs``; more may come.")
+    ]
+    since: datetime
+
+
 class HealthView(msgspec.Struct, frozen=True, kw_only=True):
     """That the service answers."""
 
-    status: str
+    status: Annotated[
+        str,
+        Meta(
+            description="``ok``; ``degraded``: something does not work, jobs run all the same; ``paused``: no job is"
+            " begun until it works again."
+        ),
+    ]
     version: str
+    faults: list[FaultView] = []
 
 
 def moment_text(moment: datetime) -> str:

@@ -71,6 +71,9 @@ class HelperProcess:
         self._decoder = msgspec.json.Decoder(wire.Event)
         self._reader = threading.Thread(target=self._read, args=(events,))
         self._ids = 0
+        #: Whether it lets items begin that wait for that; and what they have found, by request and key.
+        self.lets_go = True
+        self.begun: dict[tuple[int, int], dict[str, Any]] = {}
         #: When the event given out last arrived (`time.monotonic`).
         self.at = 0.0
         self.noise = b""
@@ -105,9 +108,13 @@ class HelperProcess:
         self._events.put((time.monotonic(), None))
 
     def event(self, timeout_s: float = _EVENT_TIMEOUT_S) -> wire.Event | None:
-        """The next event; None once the pipe has closed."""
-        self.at, event = self._events.get(timeout=timeout_s)
-        return event
+        """The next event; None once the pipe has closed. An item that is to begin is let go on."""
+        while True:
+            self.at, event = self._events.get(timeout=timeout_s)
+            if not isinstance(event, wire.Begun) or not self.lets_go:
+                return event
+            self.begun[event.id, event.key] = event.found
+            self.send(wire.GoRequest(event.id, event.key))
 
     def new_id(self) -> int:
         self._ids += 1

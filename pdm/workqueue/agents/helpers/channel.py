@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from pdm.workqueue.agents.helpers import lease
-from pdm.workqueue.agents.helpers.storage import StorageError, shortened
+from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError, shortened
 
 _REQUESTS, _EVENTS = 0, 3
 #: prctl(2)
@@ -33,6 +33,8 @@ _LONGEST_REQUEST = 64 * 1024 * 1024
 _LONGEST_LOG = 4000
 #: How long an event may wait for others. A crash costs what was not reported: it must not become much.
 _TOGETHER_S = 0.004
+#: How soon an item that waits for the daemon sees that it was cancelled.
+_LOOK_AGAIN_S = 0.1
 _LARGEST_WRITE = 32 * 1024
 
 
@@ -102,6 +104,8 @@ class Batch:
         self._begun: set[int] = set()
         self._ended: set[int] = set()
         self._on_end: list[Callable[[set[int]], None]] = []
+        self._may_go = threading.Condition()
+        self._going: set[int] = set()
 
     @property
     def stopped(self) -> bool:
@@ -180,6 +184,36 @@ class Batch:
             self._begun.add(key)
         self._write("started", key)
         return True
+
+    def begin(self, key: int, found: dict[str, Any], longest_s: float) -> None:
+        """Tell what is there, and wait until the daemon has kept it: what is done next cannot be told afterwards.
+
+        Args:
+            key: of the item.
+            found: what is there before.
+            longest_s: seconds to wait at most.
+
+        Raises:
+            StoppedError: the item was cancelled.
+            StorageError: the daemon did not answer.
+        """
+        until = time.monotonic() + longest_s
+        self._write("begun", key, found=found)
+        self.flush()
+        with self._may_go:
+            while key not in self._going:
+                if self.is_ended(key):
+                    raise StoppedError
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise StorageError("the service did not let it begin in time", code="INTERNAL", scope="service")
+                self._may_go.wait(min(left, _LOOK_AGAIN_S))
+
+    def go(self, key: int) -> None:
+        """The daemon has kept what an item has found."""
+        with self._may_go:
+            self._going.add(key)
+            self._may_go.notify_all()
 
     def log(self, key: int, text: str) -> None:
         """A line for the log of an item that has no outcome yet."""
@@ -281,6 +315,13 @@ class _Queue:
             # On a thread of its own: what it interrupts may take a moment.
             threading.Thread(target=_end, args=(running, keys), name="cancel").start()
 
+    def go(self, batch_id: int, key: int) -> None:
+        """An item of the batch under way may be done."""
+        with self._change:
+            running = self._running
+        if running is not None and running.id == batch_id:
+            running.go(key)
+
     def _work(self) -> None:
         while True:
             with self._change:
@@ -336,6 +377,8 @@ def serve(tools: str, carry_out: Callable[[Batch], None]) -> None:
             lease.check()
             if request["op"] == "cancel":
                 batches.cancel(request["id"], request.get("keys"))
+            elif request["op"] == "go":
+                batches.go(request["id"], request["key"])
             else:
                 batches.add(Batch(request, events))
     except (ValueError, KeyError, TypeError) as error:

@@ -115,7 +115,7 @@ class _Copier:
         try:
             at_source, at_destination = storage.checksums(item["source"], item["destination"], item["size"])
         except StorageError as trouble:
-            if trouble.code == "UNSUPPORTED":
+            if trouble.code in ("NO_CHECKSUM", "UNSUPPORTED"):
                 # Without checksums nothing shows that they are the same.
                 return None
             raise

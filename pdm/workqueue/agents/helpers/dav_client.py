@@ -428,6 +428,10 @@ class DavClient:
             try:
                 with self.guarded(server.authority, connection):
                     connection.connect()
+            except StorageError as trouble:
+                trouble.unreachable = trouble.code in ("CONNECTION", "STALLED", "TIMEOUT")
+                self.forget(connection)
+                raise
             except BaseException:
                 self.forget(connection)
                 raise

@@ -90,7 +90,8 @@ class _Agent:
         try:
             if batch.request["op"] == "copy":
                 return pipelined_copy.copy(batch, items, self._connections, self._waker)
-            if batch.request["op"] in ("remove", "mkdir"):
+            # Whether a directory was there before is to be seen first, unless that makes no difference.
+            if batch.request["op"] == "remove" or (batch.request["op"] == "mkdir" and batch.request["parents"]):
                 return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
         except Exception:
             # One item may be to blame, and which is not known here: the careful way fails each by itself.
@@ -138,20 +139,30 @@ def _connections() -> Connections | None:
         return None
 
 
-def main() -> None:
-    """Serve until the requests end."""
+def _agent_or_reason() -> _Agent | StorageError:
     try:
-        agent = _Agent(Globus(), _connections())
+        return _Agent(Globus(), _connections())
     except (OSError, GlobusError) as error:
         why = f"the Globus client library cannot be used ({error}): install the package {PACKAGE}"
+        return StorageError(why, code="DEPENDENCY_MISSING", scope="service")
 
-        def refuse(batch: Batch) -> None:
+
+def main() -> None:
+    """Serve until the requests end."""
+    agent = _agent_or_reason()
+
+    def carry_out(batch: Batch) -> None:
+        nonlocal agent
+        if isinstance(agent, StorageError):
+            # It may have been installed since.
+            agent = _agent_or_reason()
+        if isinstance(agent, StorageError):
             for key in batch.open_keys():
-                batch.failed(key, StorageError(why, code="INTERNAL", scope="service"))
+                batch.failed(key, agent)
+        else:
+            agent.carry_out(batch)
 
-        serve(why, refuse)
-    else:
-        serve("libglobus_ftp_client.so.2", agent.carry_out)
+    serve(agent.message if isinstance(agent, StorageError) else "libglobus_ftp_client.so.2", carry_out)
 
 
 if __name__ == "__main__":

@@ -303,11 +303,11 @@ class GridFtpStorage(Storage):
         except StorageError as trouble:
             if lacks_checksum(trouble):
                 raise StorageError(
-                    f"the server computes no ADLER32 checksums: {trouble.message}", code="UNSUPPORTED"
+                    f"the server computes no ADLER32 checksums: {trouble.message}", code="NO_CHECKSUM"
                 ) from None
             raise
         if not _ADLER32.match(digest):
-            raise StorageError(f"the server's checksum is no ADLER32: {digest[:80]!r}", code="UNSUPPORTED")
+            raise StorageError(f"the server's checksum is no ADLER32: {digest[:80]!r}", code="NO_CHECKSUM")
         return digest.lower().zfill(8)
 
     def _digest(self, session: Session, url: str, length: int) -> str:

@@ -76,9 +76,9 @@ def _one(batch: Batch, storage: Storage, item: dict[str, Any], work: Work) -> No
     except StorageError as trouble:
         batch.failed(key, trouble)
     except Exception as error:
-        batch.failed(
-            key, StorageError(f"the helper failed: {type(error).__name__}: {error}", code="INTERNAL", scope="service")
-        )
+        text = f"the helper failed: {type(error).__name__}: {error}"
+        number = error.errno if isinstance(error, OSError) else None
+        batch.failed(key, StorageError(text, errno=number, code="INTERNAL", scope="service"))
 
 
 def patience(limits: dict[str, Any], size: int) -> Patience:

@@ -78,12 +78,25 @@ def make(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int
     def work(storage: Storage, item: dict[str, Any]) -> None:
         if parents or item.get("again"):
             scoped("destination", ensure_directory, storage, item["url"])
-        else:
+        elif not _is_made(batch, storage, item):
             scoped("destination", storage.make_directory, item["url"])
         scoped("destination", storage.settle, parent_url(item["url"]))
         batch.done(item["key"])
 
     lanes.share(batch, items, count, work)
+
+
+def _is_made(batch: Batch, storage: Storage, item: dict[str, Any]) -> bool:
+    """Whether an earlier attempt has made a directory; if not, this one has begun when it returns."""
+    url, found = item["url"], item.get("found")
+    there = scoped("destination", storage.look, url)
+    if there is not None:
+        if found is not None and found["destination"] is None and there.kind == "directory":
+            batch.log(item["key"], "it is there: an earlier attempt, which had found nothing there, has made it")
+            return True
+        raise StorageError(f"{url} is there", errno=errno.EEXIST, scope="destination")
+    batch.begin(item["key"], {"source": None, "destination": None}, storage.patience.stall_s)
+    return False
 
 
 def rename(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
@@ -93,21 +106,49 @@ def rename(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: i
     def work(storage: Storage, item: dict[str, Any]) -> None:
         source, destination = item["source"], item["destination"]
         there = scoped("source", storage.look, source)
-        if there is None and item.get("again") and scoped("destination", storage.look, destination) is not None:
-            batch.log(item["key"], "it has its new name: an earlier attempt has given it")
+        in_the_way = scoped("destination", storage.look, destination)
+        if there is None:
+            if not _is_renamed(destination, item.get("found"), in_the_way):
+                raise StorageError(f"{source} is not there", errno=errno.ENOENT, code="NOT_FOUND", scope="source")
+            batch.log(item["key"], "it has its new name: an earlier attempt, which had found it, has given it")
             batch.done(item["key"])
             return
-        if there is None:
-            raise StorageError(f"{source} is not there", errno=errno.ENOENT, code="NOT_FOUND", scope="source")
-        in_the_way = scoped("destination", storage.look, destination)
         if in_the_way is not None:
             _check_room(destination, there.kind, in_the_way.kind, replace=replace)
+        found = {"source": _evidence(there), "destination": _evidence(in_the_way)}
+        batch.begin(item["key"], found, storage.patience.stall_s)
         scoped("destination", storage.rename, source, destination, replace=replace)
         for folder in {parent_url(source), parent_url(destination)}:
             scoped("destination", storage.settle, folder)
         batch.done(item["key"])
 
     lanes.share(batch, items, count, work)
+
+
+def _evidence(thing: Thing | None) -> list[Any] | None:
+    """What a thing is told by later: kind, and size and mtime of what is no directory."""
+    if thing is None:
+        return None
+    return [thing.kind] if thing.kind == "directory" else [thing.kind, thing.size, thing.mtime]
+
+
+def _is_renamed(destination: str, found: dict[str, Any] | None, there: Thing | None) -> bool:
+    """Whether what is at the destination is what an attempt that had begun found at the source.
+
+    Args:
+        destination: its URL.
+        found: what that attempt found; None if none had begun.
+        there: what is at the destination now.
+    """
+    now = _evidence(there)
+    if found is None or now is None or now[:2] != found["source"][:2]:
+        return False
+    if now == found["destination"] != found["source"]:
+        # What was there before.
+        return False
+    # WebDAV servers may rename by copying.
+    keeps_mtime = not destination.startswith(("https:", "davs:"))
+    return not keeps_mtime or None in (*now[2:], *found["source"][2:]) or now[2:] == found["source"][2:]
 
 
 def _check_room(destination: str, kind: str, in_the_way: str, *, replace: bool) -> None:

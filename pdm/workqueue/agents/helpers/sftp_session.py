@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import struct
 import subprocess
@@ -19,12 +20,17 @@ from typing import NamedTuple
 
 from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.ssh_command import explained
-from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError
+from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, not_started
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK = 11, 12, 13, 14, 15, 16, 17, 18, 19
 STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
 OK, EOF, FAILURE = 0, 1, 4
+#: What ssh(1) says where no SSH server answers.
+_NO_SERVER = re.compile(
+    r"^ssh: connect to host |Could not resolve hostname|kex_exchange_identification: |during banner exchange",
+    re.MULTILINE,
+)
 #: What servers mean by a status. Those above 8 are of later versions; servers send them all the same.
 _ERRNOS = {
     2: errno.ENOENT,
@@ -174,9 +180,7 @@ class SftpSession:
             )
         except OSError as error:
             self._noise.close()
-            raise StorageError(
-                f"ssh cannot be started ({error}): install the package openssh-client", code="INTERNAL", scope="service"
-            ) from error
+            raise not_started("ssh", "openssh-client", error) from error
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         for descriptor in (self._in, self._out):
@@ -349,7 +353,7 @@ class SftpSession:
         return packet
 
     def _broken(self, why: str) -> StorageError:
-        code = None
+        code, unreachable = None, False
         if not self.closed:
             # ssh(1) ends by itself once its pipe has; what it says on the way out is the reason.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -363,10 +367,11 @@ class SftpSession:
                 reason = " (the program was not found)" if status in _NOT_FOUND else ""
                 why = f"the account cannot use SFTP: what the server runs for it ended with status {status}{reason}"
                 code = "UNSUPPORTED"
+            unreachable = not self._greeted and _NO_SERVER.search(said) is not None
             if said:
                 said, known = explained(said)
                 why, code = f"{why}: {said}", known or code
-        return StorageError(why, code=code, lost=code is None)
+        return StorageError(why, code=code, lost=code is None, unreachable=unreachable and code is None)
 
     def _not_sftp(self, came: bytes) -> StorageError:
         """Something else than SFTP came: output of the account's start-up files, most often, which breaks SFTP."""

@@ -64,6 +64,8 @@ class StorageError(Exception):
         code: a failure code, where we know it ourselves.
         scope: ``source``, ``destination``, ``transfer`` or ``service``; None until somebody knows.
         lost: whether a connection ended.
+        retry_after_s: seconds until the server wants to be asked again, where it has said so.
+        unreachable: whether no server answered: it was not connected, or never greeted.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class StorageError(Exception):
         code: str | None = None,
         scope: str | None = None,
         lost: bool = False,
+        retry_after_s: float | None = None,
+        unreachable: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -81,6 +85,8 @@ class StorageError(Exception):
         self.code = code
         self.scope = scope
         self.lost = lost
+        self.retry_after_s = retry_after_s
+        self.unreachable = unreachable
 
     def at(self, scope: str) -> StorageError:
         """The same, with its scope set if it had none."""
@@ -94,6 +100,8 @@ class StorageError(Exception):
             "message": shortened(self.message),
             "errno": self.errno,
             "code": self.code,
+            "retry_after_s": self.retry_after_s,
+            "unreachable": self.unreachable,
         }
 
 
@@ -228,6 +236,14 @@ def link_to_directory(url: str) -> str:
     return (
         f"{url} is a symbolic link to a directory: this server does not remove it, and what it leads to is left alone"
     )
+
+
+def not_started(program: str, package: str, error: OSError) -> StorageError:
+    """Why a program of this machine could not be started: it is not installed, or the machine lacks something else."""
+    if isinstance(error, (FileNotFoundError, PermissionError)):
+        text = f"{program} cannot be run ({error.strerror}): install the package {package}"
+        return StorageError(text, code="DEPENDENCY_MISSING", scope="service")
+    return StorageError(f"{program} cannot be started: {error}", errno=error.errno, code="INTERNAL", scope="service")
 
 
 def bare_url(url: str) -> str:

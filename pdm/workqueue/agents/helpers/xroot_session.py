@@ -23,7 +23,7 @@ from typing import Any
 
 from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.dav_client import errno_of
-from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
+from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, not_started, shortened
 
 #: Debian's package that brings the bindings, for the interpreter here.
 PACKAGE, SYSTEM_PYTHON = "python3-xrootd", "/usr/bin/python3"
@@ -53,6 +53,8 @@ _BY_NUMBER = {
 }
 _SAID_BY_SERVER, _AUTHENTICATION, _TLS, _NOT_VALID, _NOT_FOUND = 400, (203, 204), 110, (201, 303), 304
 _ON_THE_WAY = range(100, 300)
+#: No address of that name, no connection.
+_NO_SERVER = (101, 108)
 _AUTHENTICATION_NUMBER = 3030
 _EXPIRED = re.compile(r"expired certificates|[Pp]roxy.{0,40}expired|certificate has expired")
 _REFUSED = re.compile(r"Authentication with \w{1,20} failed: ")
@@ -153,7 +155,7 @@ class XrootSession:
             self._noise.close()
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(f"{SYSTEM_PYTHON}: {error}", code="INTERNAL", scope="service") from error
+            raise not_started(interpreter(), PACKAGE, error) from error
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: PT018
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
@@ -270,8 +272,8 @@ class XrootSession:
         self.close()
         if "No module named" in noise:
             text = f"XRootD's Python bindings are missing: install the package {PACKAGE}"
-        else:
-            text = f"the worker ended: {shortened(noise.strip(), 500)}"
+            return StorageError(text, code="DEPENDENCY_MISSING", scope="service")
+        text = f"the worker ended: {shortened(noise.strip(), 500)}"
         return StorageError(text, code="INTERNAL", scope="service")
 
     def _said(self) -> str:
@@ -292,7 +294,7 @@ class XrootSession:
         if code in _NOT_VALID:
             return XrootError(text, code="BAD_LISTING")
         if code in _ON_THE_WAY:
-            return XrootError(text, code="CONNECTION", lost=True)
+            return XrootError(text, code="CONNECTION", lost=True, unreachable=code in _NO_SERVER)
         # Names come first in what servers say, and anybody may have chosen them.
         trouble = XrootError(text, errno=errno_of(text.rpartition(";")[2]) or _BY_NUMBER.get(number))
         trouble.number = number

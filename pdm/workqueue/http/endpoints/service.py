@@ -13,7 +13,7 @@ from pdm.workqueue.http.endpoint import Allow, endpoint
 from pdm.workqueue.http.endpoints.delegation import delegation_id
 from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.store import credentials
-from pdm.workqueue.wire.responses import HealthView, WhoamiView
+from pdm.workqueue.wire.responses import FaultView, HealthView, WhoamiView
 
 
 @endpoint("GET", "/whoami", summary="Who the service takes the caller for", result=WhoamiView)
@@ -48,5 +48,7 @@ def _openapi() -> dict[str, Any]:
 
 @endpoint("GET", "/health", summary="That the service answers", result=HealthView, allow=Allow.EVERYBODY)
 async def health(api: ApiContext) -> HealthView:
-    """For monitors; needs no certificate."""
-    return HealthView(status="ok", version=__version__)
+    """For monitors; needs no certificate. It answers 200 also while parts do not work, with what they are."""
+    faults = [FaultView(part=each.part.value, since=each.since.replace(microsecond=0)) for each in api.faults()]
+    status = "ok" if not faults else "degraded" if api.may_claim() else "paused"
+    return HealthView(status=status, version=__version__, faults=faults)

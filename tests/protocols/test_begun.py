@@ -1,0 +1,90 @@
+"""Renames and new directories count as done unheard only by evidence of an attempt that had begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pdm.workqueue.wire import agent_messages as wire
+from tests.agents.helpers.driver import HelperProcess
+from tests.protocols.places import judged
+from tests.protocols.stands import LIMITS, STANDS, Ground, Stand
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module", params=STANDS)
+def stand(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    with STANDS[request.param](request, tmp_path_factory.mktemp(request.param)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def helper(stand: Stand) -> Iterator[HelperProcess]:
+    with stand.helper() as running:
+        yield running
+
+
+def renamed(helper: HelperProcess, stand: Stand, source: Any, destination: Any, found: Any) -> wire.Event:
+    item = wire.RenameItem(1, stand.url(source), stand.url(destination), found=found)
+    return helper.run(wire.RenameRequest(helper.new_id(), [item], "always", LIMITS))[-1]
+
+
+def made(helper: HelperProcess, stand: Stand, path: Any, found: Any) -> wire.Event:
+    item = wire.PathItem(1, stand.url(path), directory=True, found=found)
+    return helper.run(wire.MakeRequest(helper.new_id(), [item], False, LIMITS))[-1]
+
+
+def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: HelperProcess) -> None:
+    ground = Ground(stand, "rename")
+    old, new, others = ground.here, ground.new, stand.put(ground.folder / "others", b"somebody else's")
+    # Never begun: what is there is somebody else's, whatever became of the attempt before.
+    assert judged(stand.protocol, renamed(helper, stand, ground.absent, others, None)) == "source NOT_FOUND"
+    number = helper.new_id() + 1
+    assert isinstance(renamed(helper, stand, old, new, None), wire.Done)
+    found = helper.begun[number, 1]
+    assert found["source"][:2] == ["file", 7] and found["destination"] is None
+    # Done, and nobody was told: the second attempt sees that it was this file.
+    assert isinstance(renamed(helper, stand, old, new, found), wire.Done)
+    assert judged(stand.protocol, renamed(helper, stand, old, others, found)) == "source NOT_FOUND"
+    # Begun and not done, and the source taken away: what was there before is not it, however alike.
+    helper.lets_go = False
+    other = stand.put(ground.folder / "other")
+    item = wire.RenameItem(1, stand.url(other), stand.url(new))
+    request = wire.RenameRequest(helper.new_id(), [item], "always", LIMITS)
+    helper.send(request)
+    while not isinstance(begun := helper.event(), wire.Begun):
+        pass
+    helper.send(wire.CancelRequest(request.id))
+    assert isinstance(helper.rest(request.id)[-1], wire.Cancelled)
+    helper.lets_go = True
+    found = {**begun.found, "source": ["file", 7, begun.found["destination"][2] - 60]}
+    other.unlink()
+    assert judged(stand.protocol, renamed(helper, stand, other, new, found)) == "source NOT_FOUND"
+
+
+def test_only_evidence_makes_an_unheard_directory_done(stand: Stand, helper: HelperProcess) -> None:
+    ground = Ground(stand, "mkdir")
+    assert judged(stand.protocol, made(helper, stand, ground.folder, None)) == "destination EXISTS"
+    number = helper.new_id() + 1
+    assert isinstance(made(helper, stand, ground.folder / "made", None), wire.Done)
+    found = helper.begun[number, 1]
+    assert isinstance(made(helper, stand, ground.folder / "made", found), wire.Done)
+    assert judged(stand.protocol, made(helper, stand, ground.here, found)) == "destination EXISTS"
+
+
+def test_nothing_is_done_before_the_service_has_kept_what_was_found(stand: Stand) -> None:
+    ground = Ground(stand, "waits")
+    with stand.helper() as helper:
+        helper.lets_go = False
+        item = wire.RenameItem(1, stand.url(ground.here), stand.url(ground.new))
+        request = wire.RenameRequest(helper.new_id(), [item], "never", LIMITS)
+        helper.send(request)
+        assert isinstance(helper.event(), wire.Started)
+        assert isinstance(helper.event(), wire.Begun)
+        assert ground.here.exists() and not ground.new.exists()
+        helper.send(wire.CancelRequest(request.id, [1]))
+        assert isinstance(helper.rest(request.id)[-1], wire.Cancelled)
+        assert ground.here.exists() and not ground.new.exists()
