@@ -324,7 +324,7 @@ def worker_name(state_folder: Path) -> str:
 def _server_tls(settings: Settings) -> ServerTls:
     tls = settings.tls
     try:
-        return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl)
+        return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl, signing=tls.signing_policy)
     except CertificateFilesError as error:
         raise ConfigError(f"{settings.source}: [tls]: {error}") from error
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.certificates.names import dn, normal_subject, parse_dn, subject_hash, subject_hash_old
+from pdm.workqueue.certificates.names import dn, parse_dn, subject_hash, subject_hash_old
+from pdm.workqueue.domain.subjects import normal_subject
 
 
 def name(*parts: tuple[x509.ObjectIdentifier, str]) -> x509.Name:

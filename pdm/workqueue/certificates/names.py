@@ -12,7 +12,7 @@ promise that: a single value ``alice/CN=admin`` reads like two parts. Here:
 ``=`` needs no mark: the first one ends the type, and no type contains one. Printable names without backslash and
 without ``/CN=`` in a value, which is nearly every name there is, look as everywhere else on the grid.
 
-`normal_subject` reads what people write elsewhere (configuration, lists of users): other spellings of types
+`pdm.workqueue.domain.subjects` reads what people write elsewhere (configuration, lists of users): other spellings of types
 (``/Email=``), and bytes as OpenSSL prints them (``\xC3\xA9``).
 """
 
@@ -24,7 +24,7 @@ import re
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from pdm.workqueue.domain.signing_policy import plain_form
+from pdm.workqueue.domain.subjects import BEGINNING, decoded_bytes, escaped_value, plain_form
 
 # OpenSSL's short names, where they differ from those of RFC 4514 or are missing there.
 _SHORT_NAMES = {
@@ -48,23 +48,8 @@ _KNOWN_TYPES = {
     "STREET": NameOID.STREET_ADDRESS,
     "UID": NameOID.USER_ID,
 }
-#: Spellings of types, in lower case → ours.
-_SPELLINGS = {
-    **{each.lower(): each for each in _KNOWN_TYPES},
-    "e": "emailAddress",
-    "email": "emailAddress",
-    "userid": "UID",
-    "s": "ST",
-    "sp": "ST",
-}
-#: Where a part begins, but for the slash.
-_BEGINNING = r"[A-Za-z0-9.]+="
-_PART = re.compile(rf"/([A-Za-z0-9.]+)=((?:[^/\\]|/(?!{_BEGINNING})|\\[/\\]|\\x[0-9A-Fa-f]{{2}})*)")
+_PART = re.compile(rf"/([A-Za-z0-9.]+)=((?:[^/\\]|/(?!{BEGINNING})|\\[/\\]|\\x[0-9A-Fa-f]{{2}})*)")
 _ESCAPES = re.compile(r"((?:\\x[0-9A-Fa-f]{2})+)|\\([/\\])")
-#: The same as people write it, who do not know that a backslash is to be doubled.
-_WRITTEN_PART = re.compile(rf"/([A-Za-z0-9.]+)=((?:[^/\\]|/(?!{_BEGINNING})|\\[/\\+#]|\\(?![/\\+#]))*)")
-_WRITTEN = re.compile(r"((?:\\x[0-9A-Fa-f]{2})+)|\\([/\\])|(\\[+#])|([^\\]+|\\)")
-_AMBIGUOUS = re.compile(rf"/(?={_BEGINNING})")
 
 
 def dn(name: x509.Name) -> str:
@@ -87,36 +72,6 @@ def parse_dn(text: str) -> x509.Name:
         parts.append(x509.NameAttribute(_type_of(found[1]), _ESCAPES.sub(_unescaped, found[2])))
         end = found.end()
     return x509.Name(parts)
-
-
-def normal_subject(text: str) -> str:
-    """A subject that somebody has written, in the form that `dn` gives to it.
-
-    Raises:
-        ValueError: it is not the slash form of a name, or has a type that no name has; the text says what is wrong.
-    """
-    parts = []
-    end = 0
-    while end < len(text) or not parts:
-        found = _WRITTEN_PART.match(text, end)
-        if found is None:
-            raise ValueError(f"{text[:200]!r} is no subject: /C=XX/O=Organisation/CN=Name is expected")
-        kind = _SPELLINGS.get(found[1].lower(), found[1])
-        _type_of(kind)
-        parts.append(f"/{kind}={_normal_value(found[2])}")
-        end = found.end()
-    return "".join(parts)
-
-
-def _normal_value(text: str) -> str:
-    done, value = "", ""
-    for found in _WRITTEN.finditer(text):
-        if found[3]:
-            # Between the values of one part, or before the hex digits of one that is no text.
-            done, value = done + _escaped_text(value) + found[3], ""
-        else:
-            value += found[0] if found[4] else _unescaped(found)
-    return done + _escaped_text(value)
 
 
 def plain(name: x509.Name) -> str:
@@ -155,21 +110,7 @@ def _attribute(attribute: x509.NameAttribute[str | bytes]) -> str:
     value = attribute.value
     if isinstance(value, bytes):
         return rf"{kind}=\#{value.hex()}"
-    return f"{kind}={_escaped_text(value)}"
-
-
-def _escaped_text(value: str) -> str:
-    """A value with its marks; of a value alone it can be seen where a slash would be taken for the end of it."""
-    ends = {found.start() for found in _AMBIGUOUS.finditer(value)}
-    return "".join(r"\/" if at in ends else _escaped(character) for at, character in enumerate(value))
-
-
-def _escaped(character: str) -> str:
-    if character == "\\":
-        return r"\\"
-    if character.isprintable():
-        return character
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+    return f"{kind}={escaped_value(value)}"
 
 
 def _type_of(kind: str) -> x509.ObjectIdentifier:
@@ -184,7 +125,7 @@ def _type_of(kind: str) -> x509.ObjectIdentifier:
 def _unescaped(found: re.Match[str]) -> str:
     if found[2]:
         return found[2]
-    return bytes.fromhex(found[1].replace("\\x", "")).decode("utf-8", "surrogatepass")
+    return decoded_bytes(found[1])
 
 
 def _canonical_attribute(attribute: x509.NameAttribute[str | bytes]) -> bytes:

@@ -79,7 +79,10 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         trust: a PEM file of authorities, or a hashed directory of them (as ``/etc/grid-security/certificates``).
         crl: ``require`` refuses clients of an authority without a revocation list, ``if-present`` checks the lists
             that are there, ``off`` checks none.
-        crl_refresh_s: how often authorities and revocation lists are read again.
+        crl_refresh_s: how often authorities, revocation lists and signing policies are read again.
+        signing_policy: ``require`` refuses clients of an authority without a signing policy (or namespaces file),
+            ``if-present`` applies the policies that are there and binds other users to the authority of their first
+            connection, ``off`` does neither.
     """
 
     certificate: FilePath = Path("certificates/host.crt")
@@ -87,6 +90,7 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trust: FilePath = Path("certificates/trust")
     crl: Literal["require", "if-present", "off"] = "if-present"
     crl_refresh_s: Duration = field(default=300.0, name="crl_refresh")
+    signing_policy: Literal["require", "if-present", "off"] = "if-present"
 
 
 class UserSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

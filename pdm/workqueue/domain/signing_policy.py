@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
+from pdm.workqueue.domain.subjects import SPELLINGS, decoded_bytes
+
 #: ``require`` refuses what an authority without a policy has signed, ``if-present`` applies the policies there are,
 #: ``off`` applies none.
 PolicyMode = Literal["require", "if-present", "off"]
@@ -28,8 +30,6 @@ _MOST_ALTERNATIVES = 64
 _MOST_TOKENS = 1000
 _LONGEST_SUBJECT = 4096
 
-#: Spellings of attribute types in such files → OpenSSL's short name of today.
-_TYPES = {"email": "emailAddress", "e": "emailAddress", "emailaddress": "emailAddress", "userid": "UID"}
 _TYPE = re.compile(r"(?<=/)[A-Za-z]+(?==)")
 _BYTES = re.compile(r"(?:\\x[0-9A-Fa-f]{2})+")
 _EACL_TOKEN = re.compile(r"\s+|#.*|'([^']*)'|\"([^\"]*)\"|([^\s#'\"]+)")
@@ -235,19 +235,13 @@ def _permitted(subject: str, statements: Sequence[Statement]) -> bool:
     return bool(matching) and all(matching)
 
 
-def plain_form(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
-    """A name in the form that policies are compared with.
-
-    Args:
-        parts: the relative distinguished names; each the OpenSSL short names and values of its attributes.
-    """
-    return "".join("/" + "+".join(f"{kind}={value}" for kind, value in part) for part in parts)
-
-
 def _normal(text: str) -> str:
     r"""A subject or pattern of a file, with today's names of types, and with characters in place of ``\xC3\xA9``."""
-    text = _BYTES.sub(lambda found: bytes.fromhex(found[0].replace("\\x", "")).decode("utf-8", "replace"), text)
-    return _TYPE.sub(lambda found: _TYPES.get(found[0].lower(), found[0]), text)
+    try:
+        text = _BYTES.sub(lambda found: decoded_bytes(found[0]), text)
+    except ValueError:
+        raise PolicyError("the bytes of a subject are no UTF-8") from None
+    return _TYPE.sub(lambda found: SPELLINGS.get(found[0].lower(), found[0]), text)
 
 
 # -- Globus: EACL
