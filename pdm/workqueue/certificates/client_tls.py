@@ -32,6 +32,7 @@ _ALERTS = {
     " or the chain you sent is not complete",
     "unsupported certificate": "the service refused your certificate: it is not meant for clients",
     "bad certificate": "the service refused your certificate: it is damaged, or not signed as it says",
+    "decrypt error": "the service refused your certificate: a signature of its chain is wrong",
     "certificate unknown": "the service refused your certificate; its operator finds the reason in the service's log",
     # What OpenSSL says when it is our own server, not OpenSSL itself, that refuses a certificate.
     "internal error": "the service ended the handshake; its operator finds the reason in the service's log",
