@@ -74,8 +74,8 @@ class User(Base):
     """Who may call the service: an end entity's subject.
 
     Attributes:
-        authority: subject of the authority to which the user's certificate led; null until the next connection of a user
-            who was registered before this was recorded.
+        authority: subject of the authority to which the user's certificate led; null for a user who was registered
+            before this was recorded and has not connected since.
     """
 
     __tablename__ = "users"

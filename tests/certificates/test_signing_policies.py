@@ -190,7 +190,9 @@ async def test_an_authority_makes_no_namesake_of_another(serve: Any, pki: Any, t
 
 
 @pytest_twisted.ensureDeferred
-async def test_policies_are_read_again_with_the_trust(serve: Any, pki: Any, tmp_path: Path, tls_lines: list[str]) -> None:
+async def test_policies_are_read_again_with_the_trust(
+    serve: Any, pki: Any, tmp_path: Path, tls_lines: list[str]
+) -> None:
     server = serve("off")
     trust = tmp_path / "trust"
     pki.stranger_authority.write_trust(trust)
@@ -278,7 +280,7 @@ async def test_name_constraints_hold_for_users_and_their_proxies(serve: Any, pki
 
 
 _LEGACY = "a legacy proxy (GT2 or GT3): make an RFC 3820 proxy instead"
-_ODD_PROXIES = {
+_ODD_PROXIES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "independent": ((forging.INDEPENDENT,), {}, "an independent proxy, which has no rights of its user"),
     "unknown": ((forging.UNKNOWN_POLICY,), {}, "a proxy of an unknown policy"),
     "not critical": ((forging.INHERIT_ALL,), {"critical": False}, "a proxy whose ProxyCertInfo is not critical"),

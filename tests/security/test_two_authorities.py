@@ -8,7 +8,7 @@ import json
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,9 @@ class Caller:
 
 
 def test_nobody_becomes_somebody_else(daemon: Any, tmp_path: Path) -> None:
+    service, own, other = daemon
     with contextlib.ExitStack() as stack:
-        attempt(*daemon, tmp_path, stack)
+        attempt(service, own, other, tmp_path, stack)
 
 
 def attempt(
@@ -68,8 +69,9 @@ def attempt(
 ) -> None:
     url = service.url or ""
 
-    def caller(authority: Authority, subject: str, make: Callable[[Credential], Credential] = lambda one: one) -> Caller:
-        made = Caller(service, make(certified(authority, subject)), tmp_path, url)
+    def caller(authority: Authority, subject: str, *, proxy: bool = False) -> Caller:
+        credential = certified(authority, subject)
+        made = Caller(service, credential.proxy() if proxy else credential, tmp_path, url)
         stack.callback(made.connection.close)
         return made
 
@@ -80,7 +82,7 @@ def attempt(
     status, robot = caller(other, HOST_OPERATOR).whoami()
     assert (status, robot["subject"], robot["role"]) == (200, HOST_OPERATOR, "operator")
     assert caller(other, boss).whoami()[1]["role"] == "operator"
-    for thief in (caller(other, alice), caller(other, alice, Credential.proxy)):
+    for thief in (caller(other, alice), caller(other, alice, proxy=True)):
         status, answer = thief.whoami()
         assert (status, answer["title"]) == (403, "Not allowed")
         assert "/CN=alice is known here by the authority /DC=org/DC=a/CN=CA of a" in answer["detail"]

@@ -1,4 +1,4 @@
-"""Certificates that nobody should sign: of others' subjects, proxies of odd kinds, subordinate and cross-signed authorities."""
+"""Certificates that nobody should sign: of others' subjects, proxies of odd kinds, authorities below others."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ promise that: a single value ``alice/CN=admin`` reads like two parts. Here:
 ``=`` needs no mark: the first one ends the type, and no type contains one. Printable names without backslash and
 without ``/CN=`` in a value, which is nearly every name there is, look as everywhere else on the grid.
 
-`pdm.workqueue.domain.subjects` reads what people write elsewhere (configuration, lists of users): other spellings of types
-(``/Email=``), and bytes as OpenSSL prints them (``\xC3\xA9``).
+`pdm.workqueue.domain.subjects` reads what people write elsewhere (configuration, lists of users): other spellings of
+types (``/Email=``), and bytes as OpenSSL prints them (``\xC3\xA9``).
 """
 
 from __future__ import annotations

@@ -69,12 +69,12 @@ def is_legacy_proxy(certificate: x509.Certificate) -> bool:
         return False
     if any(each.oid == _DRAFT_CERT_INFO for each in certificate.extensions):
         return True
-    *parts, last = certificate.subject.rdns or [None]
-    return (
-        last is not None
-        and parts == certificate.issuer.rdns
-        and [(each.oid, each.value) for each in last] in [[(NameOID.COMMON_NAME, name)] for name in _LEGACY_NAMES]
-    )
+    if not certificate.subject.rdns:
+        return False
+    *parts, last = certificate.subject.rdns
+    return parts == certificate.issuer.rdns and [(each.oid, each.value) for each in last] in [
+        [(NameOID.COMMON_NAME, name)] for name in _LEGACY_NAMES
+    ]
 
 
 def end_entity(chain: Sequence[x509.Certificate]) -> x509.Certificate:

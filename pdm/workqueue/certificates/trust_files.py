@@ -2,8 +2,8 @@
 
 They come from one PEM file (which may hold revocation lists too) or from a grid-style directory, as
 ``/etc/grid-security/certificates``: ``HASH.0`` is an authority, ``HASH.r0`` its revocation list,
-``HASH.signing_policy`` and ``HASH.namespaces`` say which subjects it may sign. Beside a PEM file ``NAME.pem`` such files
-are ``NAME.signing_policy`` and ``NAME.namespaces``, for all authorities in it.
+``HASH.signing_policy`` and ``HASH.namespaces`` say which subjects it may sign. Beside a PEM file ``NAME.pem`` such
+files are ``NAME.signing_policy`` and ``NAME.namespaces``, for all authorities in it.
 """
 
 from __future__ import annotations

@@ -132,9 +132,9 @@ class PolicyFile:
     @classmethod
     def read(cls, name: str, content: bytes, owners: Iterable[str]) -> PolicyFile:
         """Parse the content of a file; the end of its name tells its kind."""
+        if len(content) > LONGEST_FILE:
+            return cls(name, frozenset(owners), problem=f"it has more than {LONGEST_FILE} bytes")
         try:
-            if len(content) > LONGEST_FILE:
-                raise PolicyError(f"it has more than {LONGEST_FILE} bytes")
             text = content.decode("utf-8-sig")
             parse = _namespaces if name.endswith(NAMESPACES) else _signing_policy
             return cls(name, frozenset(owners), tuple(parse(text)))
@@ -173,7 +173,8 @@ class SigningPolicies:
     def problems(self) -> list[str]:
         """The malformed files, a sentence each, for the log."""
         return [
-            f"{each.name} is no policy that can be applied: {each.problem}; nothing that its authority signs is accepted"
+            f"{each.name} is no policy that can be applied: {each.problem};"
+            " nothing that its authority has signed is accepted"
             for each in self.files
             if each.problem and self.mode != "off"
         ]

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 #: The types of attributes that have a short name; others are written by their number.
 KNOWN_TYPES = frozenset(
-    "CN C DC L O OU ST STREET UID emailAddress serialNumber GN SN title pseudonym dnQualifier".split()
+    {"CN", "C", "DC", "L", "O", "OU", "ST", "STREET", "UID", "emailAddress", "serialNumber", "GN", "SN", "title"}
+    | {"pseudonym", "dnQualifier"}
 )
 #: Spellings of types, in lower case → ours.
 SPELLINGS = {
@@ -52,7 +53,7 @@ def normal_subject(text: str) -> str:
     Raises:
         ValueError: it is not the slash form of a name, or has a type that no name has; the text says what is wrong.
     """
-    parts = []
+    parts: list[str] = []
     end = 0
     while end < len(text) or not parts:
         found = _PART.match(text, end)
@@ -61,8 +62,8 @@ def normal_subject(text: str) -> str:
         kind = SPELLINGS.get(found[1].lower(), found[1])
         if kind not in KNOWN_TYPES and not kind[0].isdigit():
             raise ValueError(
-                f"{text[:60]!r} is no subject: {kind[:20]} is no known part of one (/ before it, if it belongs to the value,"
-                " is written \\/)"
+                f"{text[:60]!r} is no subject: {kind[:20]} is no known part of one (if it belongs to a value, write the"
+                " / before it as \\/)"
             )
         parts.append(f"/{kind}={_normal_value(found[2])}")
         end = found.end()

@@ -14,7 +14,7 @@ from pdm.workqueue.store.tables import users
 
 @frozen
 class UserRecord:
-    """A user: number, end entity's subject, role (``user``, ``operator``), first sight, the authority of the certificate."""
+    """A user: number, end entity's subject, role (``user``, ``operator``), first sight, the certificate's authority."""
 
     id: int
     subject: str
@@ -32,6 +32,10 @@ def register(
     """The user of a subject, made at first sight; with the role that the configuration gives today.
 
     Args:
+        session: of the database.
+        subject: of the end entity.
+        role: ``user`` or ``operator``.
+        now: the present.
         authority: to which the certificate of the user leads; None if that is not known.
         rebind: whether the user may come from another authority than the one that is recorded. If not, the record of
             that user is returned as it is, and its `authority` shows the difference.
