@@ -92,7 +92,9 @@ def _unlocked(settings: ClientSettings) -> ClientSettings:
         if path is None or settings.certificate is None or not sys.stdin.isatty() or not is_encrypted(path):
             return settings
         for tries_left in reversed(range(_PASSPHRASE_TRIES)):
-            answer = click.prompt(f"Passphrase of {shown_line(str(path))}", hide_input=True, err=True, default="")
+            answer = click.prompt(
+                f"Passphrase of {shown_line(str(path))}", hide_input=True, err=True, default="", show_default=False
+            )
             try:
                 read_identity(settings.certificate, settings.key, answer.encode())
             except WeakKeyError:
