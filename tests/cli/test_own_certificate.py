@@ -80,7 +80,7 @@ def test_a_passphrase_is_asked_for(home: Path, typed: list[str], code: int, word
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(home)
-        os.execve(_PDM[0], [*_PDM, "jobs"], environment(home))  # noqa: S606
+        os.execve(_PDM[0], [*_PDM, "jobs"], environment(home))
     said, asked, deadline = "", 0, time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

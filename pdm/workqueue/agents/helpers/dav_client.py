@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pdm.workqueue.agents.helpers.endpoints import credential_at, trust_at
+from pdm.workqueue.agents.helpers.signing_policies import check_server
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
 if TYPE_CHECKING:
@@ -424,6 +425,8 @@ class DavClient:
             try:
                 with self.guarded(server.authority, connection):
                     connection.connect()
+                    if server.trust:
+                        check_server(connection.sock, server.trust)
             except BaseException:
                 self.forget(connection)
                 raise
