@@ -235,6 +235,7 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         expected_duration_s: a job is expected to take at least so long; on a credential that ends sooner it is accepted
             with a warning.
         key_bits: length of the RSA key of a delegated proxy.
+        longest_lifetime_s: a delegated proxy that is valid for longer is not accepted.
     """
 
     key_file: StatePath = Path("credentials.key")
@@ -243,6 +244,7 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     minimum_lifetime_s: DurationOrZero = field(default=600.0, name="minimum_lifetime")
     expected_duration_s: DurationOrZero = field(default=1800.0, name="expected_duration")
     key_bits: Literal[2048, 3072, 4096] = 2048
+    longest_lifetime_s: Duration = field(default=30 * _DAY, name="longest_lifetime")
 
 
 class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
