@@ -426,7 +426,7 @@ class DavClient:
                 with self.guarded(server.authority, connection):
                     connection.connect()
                     if server.trust:
-                        check_server(connection.sock, server.trust)
+                        check_server(connection, server.trust)
             except BaseException:
                 self.forget(connection)
                 raise

@@ -6,6 +6,7 @@ GridFTP and MyProxy go through Globus' own libraries, which apply signing polici
 from __future__ import annotations
 
 import functools
+import http.client
 import os
 import re
 import ssl
@@ -32,18 +33,18 @@ _SHORT_NAMES = {
 }
 
 
-def check_server(sock: ssl.SSLSocket, folder: str) -> None:
+def check_server(connection: http.client.HTTPSConnection, folder: str) -> None:
     """Raise `ssl.SSLCertVerificationError` if an authority of the server's chain may not sign what it has signed.
 
     Args:
-        sock: after its handshake.
+        connection: after its handshake.
         folder: of the trusted authorities.
     """
     policies = _policies(folder, _state(folder))
     if not policies.files:
         return
     # Part of the public interface from Python 3.13 on only.
-    chain: list[Any] = sock._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+    chain: list[Any] = connection.sock._sslobj.get_verified_chain()
     refusal = policies.judge([_plain(each.get_info()["subject"]) for each in chain]).refusal
     if refusal is not None:
         raise ssl.SSLCertVerificationError(f"certificate verify failed: {refusal}")

@@ -19,7 +19,6 @@ from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
 from pdm.workqueue.wire.responses import DelegationView
 
-
 _UNITS_S = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 #: Clocks of who signs and who accepts a proxy differ.
 _SKEW = timedelta(minutes=5)
@@ -115,9 +114,10 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
         raise InvalidInputError(str(error), "$") from error
     longest = timedelta(seconds=api.settings.credentials.longest_lifetime_s)
     if proxy.valid_until > now + longest + _SKEW:
+        bound = shown_duration(longest)
         raise InvalidInputError(
-            f"the proxy is valid until {proxy.valid_until:%Y-%m-%dT%H:%M:%SZ}, and this service accepts"
-            f" {shown_duration(longest)} at most: sign one for less (pdm delegate --lifetime {shown_duration(longest)})",
+            f"the proxy is valid until {proxy.valid_until:%Y-%m-%dT%H:%M:%SZ}, and this service accepts {bound} at"
+            f" most: sign one for less (pdm delegate --lifetime {bound})",
             "$",
         )
     new = NewCredential(
