@@ -44,7 +44,8 @@ def check_server(connection: http.client.HTTPSConnection, folder: str) -> None:
     if not policies.files:
         return
     # Part of the public interface from Python 3.13 on only.
-    chain: list[Any] = connection.sock._sslobj.get_verified_chain()
+    sock: Any = connection.sock
+    chain: list[Any] = sock._sslobj.get_verified_chain()
     refusal = policies.judge([_plain(each.get_info()["subject"]) for each in chain]).refusal
     if refusal is not None:
         raise ssl.SSLCertVerificationError(f"certificate verify failed: {refusal}")
