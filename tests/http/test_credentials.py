@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope, hint_for
 from tests.http.service import Service
 
 _EXPIRED = AttemptFailure(Scope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "the token of x expired")
@@ -108,7 +108,11 @@ def keys() -> dict[str, tuple[str, str]]:
     return {
         "ecdsa": (_private(curve), ""),
         "PKCS#8": (_private(curve, form=PrivateFormat.PKCS8), ""),
+        "byte order mark": ("\ufeff" + _private(curve), ""),
+        "lines of Windows": (_private(curve).replace("\n", "\r\n"), ""),
+        "UTF-16": (_private(curve).encode("utf-16-le").decode("latin-1"), "no plain text"),
         "locked": (_LOCKED, "passphrase"),
+        "locked, of Windows": ("\ufeff" + _LOCKED.replace("\n", "\r\n"), "passphrase"),
         "locked PKCS#8": (_private(curve, locked=True, form=PrivateFormat.PKCS8), "passphrase"),
         "small": (_private(small), "1024 bits"),
         "dsa": (_private(dsa.generate_private_key(1024), form=PrivateFormat.PKCS8), "DSA"),
@@ -129,6 +133,17 @@ async def test_uploaded_keys_are_checked(service: Service, keys: dict[str, tuple
         else:
             assert answer.status == 201, (what, answer.body)
             assert answer.json["public_key"].startswith("ecdsa-sha2-nistp256 ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_accounts_of_windows_domains(service: Service) -> None:
+    asked = {"kind": "ssh-key", "account": "DOM\\some.user"}
+    answer = await service.call("windows", "POST", "/credentials", asked)
+    assert (answer.status, answer.json["account"]) == (201, "DOM\\some.user")
+    refused = await service.call("windows", "POST", "/credentials", {"kind": "ssh-key", "account": "DOM\\a b"})
+    assert refused.problem == "invalid-input $.account"
+    assert "DOMAIN\\alice" in refused.json["detail"]
+    assert "regex" not in refused.json["detail"]
 
 
 _BAD_CREDENTIALS: list[tuple[dict[str, Any], str]] = [
@@ -202,7 +217,7 @@ async def test_a_new_credential_lets_go_on_what_its_site_holds(service: Service)
         "count": 1,
         "code": "CREDENTIAL_EXPIRED",
         "reason": _EXPIRED.message,
-        "hint": _EXPIRED.hint,
+        "hint": hint_for(_EXPIRED.code, JobType.LIST),
     }
     await service.call("waiting", "POST", "/credentials", {"kind": "token", "secret": "abc", "site": 2})
     held = [(await service.call("waiting", "GET", f"/jobs/{job['id']}")).json["held"] for job in jobs]

@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 from xml.sax.saxutils import unescape
@@ -26,6 +27,7 @@ from pdm.workqueue.agents.helpers.storage import (
     StorageError,
     Thing,
     bare_url,
+    link_to_directory,
     parent_url,
     scoped,
     shortened,
@@ -44,9 +46,8 @@ _RESPONSE_END = re.compile(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?response\s{0,8}>")
 _HREF = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?href\s{0,8}>(.*?)</(?:[A-Za-z0-9_.-]{1,32}:)?href\s{0,8}>", re.DOTALL)
 _LENGTH = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?getcontentlength[^>]{0,200}>\s{0,8}([0-9]{1,19})\s{0,8}<")
 _MODIFIED = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?getlastmodified[^>]{0,200}>([^<]{1,100})<")
-_COLLECTION = re.compile(
-    rb"<(?:[A-Za-z0-9_.-]{1,32}:)?collection[^>]{0,200}>|<(?:[A-Za-z0-9_.-]{1,32}:)?iscollection[^>]{0,200}>1<"
-)
+#: Not ``iscollection``: XRootD (5.5) says that of every file that may be executed.
+_COLLECTION = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?collection[^>]{0,200}>")
 _ENTITIES = {"&quot;": '"', "&apos;": "'", "&#39;": "'", "&#34;": '"'}
 _DIGEST = re.compile(r"adler32=([0-9A-Fa-f]{1,8})\b", re.IGNORECASE | re.ASCII)
 _MARKER = re.compile(rb"Stripe Bytes Transferred:\s{0,8}([0-9]{1,19})", re.IGNORECASE)
@@ -117,6 +118,31 @@ class DavSide(Side):
         if not re.search(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?multistatus\s{0,8}>", waiting):
             raise StorageError(f"{url}: the server's listing is cut short", code="CONNECTION", lost=True)
 
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        """XRootD removes no link to a directory and no folder that is not empty: the reasons differ.
+
+        Others (Apache) show no links in listings, but do when asked for one by its name.
+        """
+        if self._client.is_xrootd(url):
+            try:
+                self._client.call("DELETE", bare_url(url), good=(200, 204))
+            except StorageError as trouble:
+                if trouble.errno == errno.ENOTDIR:
+                    return link_to_directory(url)
+                if trouble.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+            return None
+        name = _path(bare_url(url)).rpartition(b"/")[2]
+        if listed or not name:
+            return None
+        try:
+            with contextlib.closing(self.entries(parent_url(url))) as found:
+                if any(_alike(one) == _alike(name) for one, _ in found):
+                    return None
+        except StorageError:
+            return None
+        return f"{url} is not shown in the folder above: it may be a symbolic link, so nothing in it was removed"
+
     def make_directory(self, url: str) -> None:
         if self.look(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
@@ -138,6 +164,8 @@ class DavSide(Side):
         if directory:
             with contextlib.closing(self.entries(url)) as entries:
                 if next(entries, None) is not None:
+                    if self._client.is_xrootd(url) and (link := self.link_at(url, listed=True)):
+                        raise StorageError(link, code="UNSUPPORTED")
                     raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
         self._client.call("DELETE", bare_url(url), good=(200, 204))
 
@@ -417,6 +445,11 @@ def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 def _path(url: str) -> bytes:
     return unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])
+
+
+def _alike(name: bytes) -> str:
+    """The same for names that a server which ignores case, or composes letters in its own way, takes for one."""
+    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape")).casefold()
 
 
 def _https(url: str) -> str:

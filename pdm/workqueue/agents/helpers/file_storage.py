@@ -68,6 +68,10 @@ class FileStorage(Storage):
         target_kind = _kind(target)
         return Thing("link", target.st_size if target_kind == "file" else 0, *common, place.path, target_kind)
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        with _about(url), self._roots.place(url, follow=True) as place:
+            return place.path
+
     def entries(self, url: str) -> Entries:
         with _about(url), self._roots.place(url, follow=True) as place:
             folder = os.open(
@@ -189,7 +193,12 @@ class FileStorage(Storage):
 
     def settle(self, directory_url: str) -> None:
         with _about(directory_url), self._roots.place(directory_url, follow=True) as place:
-            folder = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.folder)
+            try:
+                folder = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.folder)
+            except PermissionError:
+                # A drop box, which can be written to and not be opened: all that is on disks' way is written out.
+                os.sync()
+                return
             try:
                 os.fsync(folder)
             finally:

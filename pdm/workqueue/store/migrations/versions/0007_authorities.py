@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007_authorities"
-down_revision = "0003_sites"
+down_revision = "0004_left_out"
 branch_labels = None
 depends_on = None
 
