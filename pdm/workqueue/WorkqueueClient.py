@@ -23,10 +23,10 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.web.iweb import IPolicyForHTTPS
 
-from pdm.workqueue.certificates.client_tls import ClientCredentialError, client_policy
+from pdm.workqueue.certificates.client_tls import ClientCredentialError, WeakCredentialError, client_policy
 from pdm.workqueue.client.connection import Connection
 from pdm.workqueue.client.delegating import Delegating
-from pdm.workqueue.client.errors import CredentialError, UnexpectedAnswerError
+from pdm.workqueue.client.errors import CredentialError, SettingsError, UnexpectedAnswerError
 from pdm.workqueue.client.queries import Query, query
 from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.waiting import Waiting
@@ -155,6 +155,7 @@ class WorkqueueClient:
             `pdm.workqueue.certificates.client_tls.client_policy`.
         certificate: PEM file that `delegate` signs with, None for a client that never delegates.
         key: PEM file of its key, None where it is in the same file.
+        passphrase: of an encrypted key.
         timeout_s: how many seconds the service may be silent.
     """
 
@@ -166,11 +167,13 @@ class WorkqueueClient:
         *,
         certificate: Path | None = None,
         key: Path | None = None,
+        passphrase: bytes | None = None,
         timeout_s: float = 60.0,
     ) -> None:
         self._reactor = reactor
         self._certificate = certificate
         self._key = key
+        self._passphrase = passphrase
         self._connection = Connection(reactor, base_url, policy, timeout_s)
 
     @classmethod
@@ -181,11 +184,25 @@ class WorkqueueClient:
             SettingsError, CredentialError: a file is missing, expired or does not fit; in words.
         """
         try:
-            policy = client_policy(settings.ca, settings.certificate, settings.key)
+            policy = client_policy(
+                settings.ca,
+                settings.certificate,
+                settings.key,
+                passphrase=settings.passphrase,
+                ca_named_by=settings.ca_named_by,
+            )
+        except WeakCredentialError as error:
+            raise SettingsError(str(error).rstrip(".")) from error
         except ClientCredentialError as error:
             raise CredentialError(str(error).rstrip(".")) from error
         return cls(
-            reactor, settings.url, policy, certificate=settings.certificate, key=settings.key, timeout_s=timeout_s
+            reactor,
+            settings.url,
+            policy,
+            certificate=settings.certificate,
+            key=settings.key,
+            passphrase=settings.passphrase,
+            timeout_s=timeout_s,
         )
 
     @classmethod
@@ -534,7 +551,7 @@ class WorkqueueClient:
         return Deferred.fromCoroutine(told())
 
     def _delegating(self) -> Delegating:
-        return Delegating(self._connection, self._certificate, self._key)
+        return Delegating(self._connection, self._certificate, self._key, self._passphrase)
 
     def _ask(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> Deferred[_T]:
         return Deferred.fromCoroutine(self._asked(type_, method, path, query, **more))

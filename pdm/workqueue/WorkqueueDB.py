@@ -72,7 +72,12 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """Who may call the service: an end entity's subject."""
+    """Who may call the service: an end entity's subject.
+
+    Attributes:
+        authority: subject of the authority to which the user's certificate led; null for a user who was registered
+            before this was recorded and has not connected since.
+    """
 
     __tablename__ = "users"
 
@@ -80,6 +85,7 @@ class User(Base):
     subject: Mapped[str] = mapped_column(unique=True)
     role: Mapped[str] = mapped_column(String(16))
     registered_at: Mapped[datetime]
+    authority: Mapped[str | None]
 
 
 class Job(Base):

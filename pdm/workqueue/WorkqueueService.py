@@ -46,7 +46,8 @@ class WorkqueueService:
         identify: Callable[[Any], PeerIdentity | None] = peer_identity,
     ) -> None:
         self._context = context
-        callers = Callers(context.database, access, identify, context.clock)
+        binds = context.settings.tls.signing_policy != "off"
+        callers = Callers(context.database, access, identify, context.clock, binds)
         #: The Klein application.
         self.app: Klein = klein_for(ENDPOINTS, ROOT, context, callers)
 

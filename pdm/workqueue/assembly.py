@@ -456,7 +456,7 @@ def server_tls(settings: Settings) -> ServerTls:
     """
     tls = settings.tls
     try:
-        return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl)
+        return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl, signing=tls.signing_policy)
     except CertificateFilesError as error:
         raise ConfigError(f"{settings.source}: [tls]: {error}") from error
 

@@ -384,7 +384,7 @@ async def test_user_is_no_authority(serve: Any, pki: Any) -> None:
     victim = x509.Name([*list(pki.alice.certificate.subject)[:-1], *_common_name("Victim")])
     for forged in (_signed_by(pki.bob, victim), _signed_by(pki.bob_proxy, victim)):
         await refusal(server.client(forged))
-    assert server.refused == ["signed by a certificate that is no authority (or an old-style proxy)"] * 2
+    assert server.refused == ["signed by a certificate that is no authority"] * 2
 
 
 @pytest_twisted.ensureDeferred

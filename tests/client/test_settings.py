@@ -65,6 +65,24 @@ def test_the_usual_proxy_of_the_user_is_the_last_resort(tmp_path: Path) -> None:
         proxy.unlink()
 
 
+def test_the_pair_and_the_authorities_of_globus_are_the_last_resort(tmp_path: Path) -> None:
+    folder = tmp_path / ".globus"
+    (folder / "certificates").mkdir(parents=True)
+    (folder / "usercert.pem").write_text("")
+    found = find_settings(URL, tmp_path, NOBODY)
+    assert (found.certificate, found.ca) == (None, folder / "certificates")
+    (folder / "userkey.pem").write_text("")
+    found = find_settings(URL, tmp_path, NOBODY)
+    assert (found.certificate, found.key) == (folder / "usercert.pem", folder / "userkey.pem")
+    found = find_settings({**URL, "X509_USER_PROXY": "/p", "X509_CERT_DIR": "/ca.d"}, tmp_path, NOBODY)
+    assert (found.certificate, found.key, found.ca, found.ca_named_by) == (
+        Path("/p"),
+        None,
+        Path("/ca.d"),
+        "X509_CERT_DIR",
+    )
+
+
 def test_certificate_and_key_are_never_mixed(tmp_path: Path) -> None:
     write(tmp_path, "[client]\ncertificate = /file.crt\nkey = /file.key\n")
     found = find_settings({**URL, "PDM_CERT": "/both.pem"}, tmp_path, NOBODY)

@@ -54,6 +54,19 @@ async def test_the_whole_way(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_proxy_for_too_long_is_refused_with_the_bound(service: Service) -> None:
+    place = await _place(service, "patient")
+    request = (await service.call("patient", "GET", f"{place}/request")).body
+    long = _signed(service, "patient", request, timedelta(days=400))
+    answer = await service.call("patient", "PUT", f"{place}/credential", raw=long)
+    assert answer.status == 400
+    assert "accepts 30d at most: sign one for less (pdm delegate --lifetime 30d)" in answer.json["detail"]
+    # The request is still there to be signed for less.
+    short = _signed(service, "patient", request, timedelta(days=30))
+    assert (await service.call("patient", "PUT", f"{place}/credential", raw=short)).status == 201
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_is_stored_is_sealed(service: Service) -> None:
     place = await _place(service, "sealed")
     request = await service.call("sealed", "GET", f"{place}/request")

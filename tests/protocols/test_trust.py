@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,27 @@ def test_each_server_is_vouched_for_by_its_own(
     ):
         assert judged(protocol, run(told)[1]) == "source CERTIFICATE"
     assert all(isinstance(event, wire.Done) for event in run(dict.fromkeys(urls.values(), right)))
+
+
+def test_an_authority_signs_no_server_of_another(storages: TestStorages, places: Places, tmp_path: Path) -> None:
+    """A signing policy that does not permit the server's subject, beside the authority that has signed it."""
+    assert storages.credentials is not None
+    trust = tmp_path / "trust"
+    shutil.copytree(storages.credentials.trust, trust)
+    good = {each: each.read_text() for each in trust.glob("*.signing_policy")}
+    assert good
+    places.put(places.a / "file")
+    listed = places.url("https", places.a)
+    changes = {"X509_CERT_DIR": str(trust)}
+    with HelperProcess(RELAY, {**storages.environment(), **changes}) as helper:
+        assert isinstance(helper.list(listed)[-1], wire.Done)
+        for text in ("cond_subjects globus '\"/DC=org/DC=elsewhere/*\"'\n", "nonsense\n"):
+            for path, before in good.items():
+                path.write_text(before.partition("cond_subjects")[0] + text)
+            with HelperProcess(RELAY, {**storages.environment(), **changes}) as another:
+                event = another.list(listed)[-1]
+            assert judged("https", event) == "source CERTIFICATE"
+            assert "may not sign such a subject" in str(event)
+        for path, before in good.items():
+            path.write_text(before)
+        assert isinstance(helper.list(listed)[-1], wire.Done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 import re
@@ -16,6 +17,8 @@ import pytest
 
 import pdm.workqueue
 from pdm.workqueue.agents.helpers.connections import _PASSIVE
+from pdm.workqueue.certificates import names
+from pdm.workqueue.domain import subjects
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from pdm.workqueue.http.openapi import document
 
@@ -27,6 +30,8 @@ _DELIMITED = {
     r"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ",
     r"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )",
     r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
+    # The inner repetition looks ahead from a slash, and stops at the next one.
+    *(each.pattern for each in (names._PART, subjects._PART)),
 }
 
 
@@ -115,6 +120,16 @@ def _nested(items: Any, *, within: bool) -> bool:
 )
 def test_the_check_itself(pattern: str, expected: bool) -> None:
     assert nested(pattern) is expected
+
+
+def test_a_hostile_subject_is_read_in_no_time() -> None:
+    before = time.process_time()
+    for text in ("/CN=" + "/" * 64_000, "/CN=" + "/a" * 32_000, "/CN=" + "a" * 64_000 + "\n/", "/CN=" + "\\" * 64_000):
+        with contextlib.suppress(ValueError):
+            subjects.normal_subject(text)
+        with contextlib.suppress(ValueError):
+            names.parse_dn(text)
+    assert time.process_time() - before < 8
 
 
 def test_no_pattern_repeats_within_a_repetition() -> None:

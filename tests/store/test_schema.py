@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateTable
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.subjects import normal_subject
 from pdm.workqueue.store import claims, credentials, schema
 from pdm.workqueue.store.credentials import NewCredential
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
@@ -159,6 +160,22 @@ def test_credentials_of_the_first_schema_are_kept(connection: sa.Connection) -> 
         new = NewCredential(CredentialKind.TOKEN, "a token", None, b"sealed", 5)
         assert credentials.put(session, 3, new, found.stored_at).id == 9
         assert credentials.put(session, 3, new, found.stored_at).id == 9
+
+
+def test_subjects_of_users_get_their_new_form(connection: sa.Connection) -> None:
+    """A slash in a value was marked always, and now only where it could be taken for the beginning of a part."""
+    command.upgrade(schema.config(connection), "0003_sites")
+    before = [r"/CN=host\/a.b", r"/CN=alice\/CN=admin", r"/CN=a\\\/b\\", "/CN=plain/O=x", r"/CN=a\/b\/1.2=c\\/O=d\\"]
+    after = ["/CN=host/a.b", r"/CN=alice\/CN=admin", r"/CN=a\\/b\\", "/CN=plain/O=x", r"/CN=a/b\/1.2=c\\/O=d\\"]
+    for number, subject in enumerate(before, 1):
+        connection.execute(
+            sa.text("INSERT INTO users (id, subject, role, registered_at) VALUES (:id, :subject, 'user', :now)"),
+            {**_AT, "id": number, "subject": subject},
+        )
+    schema.migrate(connection)
+    found = connection.execute(sa.text("SELECT subject, authority FROM users ORDER BY id")).all()
+    assert found == [(subject, None) for subject in after]
+    assert [normal_subject(subject) for subject in after] == after
 
 
 def _back_to_the_first_schema(connection: sa.Connection) -> None:

@@ -119,7 +119,12 @@ def accept(
 
 
 def sign_request(
-    request_pem: bytes, certificate: Path, key: Path | None, lifetime: timedelta, now: datetime | None = None
+    request_pem: bytes,
+    certificate: Path,
+    key: Path | None,
+    lifetime: timedelta,
+    now: datetime | None = None,
+    passphrase: bytes | None = None,
 ) -> bytes:
     """Sign a proxy for a request: the caller's side of delegation.
 
@@ -129,6 +134,7 @@ def sign_request(
         key: PEM of its key; None if it stands in the file of the certificate.
         lifetime: of the new proxy; cut to what is left of the certificates behind it.
         now: the present (aware), None for the clock's.
+        passphrase: of an encrypted key.
 
     Returns:
         What to send: the proxy and the certificates behind it, PEM.
@@ -139,7 +145,7 @@ def sign_request(
     """
     moment = now or datetime.now(UTC)
     try:
-        signer = read_valid_identity(certificate, key, moment)
+        signer = read_valid_identity(certificate, key, moment, passphrase)
     except CertificateFilesError as error:
         raise ClientCredentialError(str(error)) from error
     try:

@@ -3,13 +3,17 @@ r"""Distinguished names as the grid writes them: ``/DC=org/DC=example/CN=Alice J
 A subject decides who may do what, so two different names must never give the same text. The plain slash form does not
 promise that: a single value ``alice/CN=admin`` reads like two parts. Here:
 
-* within a value ``/`` is written ``\/`` and a backslash ``\\``;
+* within a value a ``/`` is written ``\/`` where the beginning of a part (``/CN=``) seems to follow, and as it is
+  elsewhere (``CN=host/www.example.org``); a backslash is written ``\\``;
 * what cannot be printed (line ends, control and direction marks, odd blanks) is written as its UTF-8 bytes, ``\x0a``;
 * the values of one multi-valued part are joined by ``\+`` (a plain ``+`` is part of a value);
 * a value that is no text is written ``\#`` and its bytes in hex.
 
-``=`` needs no mark: the first one ends the type, and no type contains one. Printable names without ``/`` and backslash,
-which is nearly every name there is, look as everywhere else on the grid.
+``=`` needs no mark: the first one ends the type, and no type contains one. Printable names without backslash and
+without ``/CN=`` in a value, which is nearly every name there is, look as everywhere else on the grid.
+
+`pdm.workqueue.domain.subjects` reads what people write elsewhere (configuration, lists of users): other spellings of
+types (``/Email=``), and bytes as OpenSSL prints them (``\xC3\xA9``).
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import re
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+
+from pdm.workqueue.domain.subjects import BEGINNING, decoded_bytes, escaped_value, plain_form
 
 # OpenSSL's short names, where they differ from those of RFC 4514 or are missing there.
 _SHORT_NAMES = {
@@ -42,8 +48,8 @@ _KNOWN_TYPES = {
     "STREET": NameOID.STREET_ADDRESS,
     "UID": NameOID.USER_ID,
 }
-_PART = re.compile(r"/([A-Za-z0-9.]+)=((?:[^/\\]|\\[/\\]|\\x[0-9a-f]{2})*)")
-_ESCAPES = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\([/\\])")
+_PART = re.compile(rf"/([A-Za-z0-9.]+)=((?:[^/\\]|/(?!{BEGINNING})|\\[/\\]|\\x[0-9A-Fa-f]{{2}})*)")
+_ESCAPES = re.compile(r"((?:\\x[0-9A-Fa-f]{2})+)|\\([/\\])")
 
 
 def dn(name: x509.Name) -> str:
@@ -68,6 +74,20 @@ def parse_dn(text: str) -> x509.Name:
     return x509.Name(parts)
 
 
+def plain(name: x509.Name) -> str:
+    """The form in which signing policies are compared; nothing in it is escaped."""
+    return plain_form(
+        [
+            (
+                _SHORT_NAMES.get(each.oid, each.rfc4514_attribute_name),
+                each.value if isinstance(each.value, str) else f"#{each.value.hex()}",
+            )
+            for each in part
+        ]
+        for part in name.rdns
+    )
+
+
 def canonical(name: x509.Name) -> bytes:
     """The form in which OpenSSL compares names: UTF-8, ASCII in lower case, blanks trimmed, runs of them made one."""
     return b"".join(
@@ -90,15 +110,7 @@ def _attribute(attribute: x509.NameAttribute[str | bytes]) -> str:
     value = attribute.value
     if isinstance(value, bytes):
         return rf"{kind}=\#{value.hex()}"
-    return f"{kind}={''.join(_escaped(character) for character in value)}"
-
-
-def _escaped(character: str) -> str:
-    if character in "/\\":
-        return "\\" + character
-    if character.isprintable():
-        return character
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+    return f"{kind}={escaped_value(value)}"
 
 
 def _type_of(kind: str) -> x509.ObjectIdentifier:
@@ -113,7 +125,7 @@ def _type_of(kind: str) -> x509.ObjectIdentifier:
 def _unescaped(found: re.Match[str]) -> str:
     if found[2]:
         return found[2]
-    return bytes.fromhex(found[1].replace("\\x", "")).decode("utf-8", "surrogatepass")
+    return decoded_bytes(found[1])
 
 
 def _canonical_attribute(attribute: x509.NameAttribute[str | bytes]) -> bytes:

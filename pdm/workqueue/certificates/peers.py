@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from attrs import frozen
+from attrs import define, field, frozen
 from cryptography import x509
 from OpenSSL import SSL
 
@@ -23,12 +23,34 @@ class PeerIdentity:
         chain_ends_at: when the first certificate of the chain expires (UTC). A kept connection outlives it, and
             OpenSSL does not look again: compare with the clock on each request.
         limited: a limited proxy is in the chain; such a one may move files, but not start work.
+        authority: subject of the trusted root to which the chain leads, slash form.
+        constrained: whether signing policies say that the authorities of the chain may sign the subject.
     """
 
     subject: str
     chain_ends_at: datetime
     limited: bool
+    authority: str = ""
+    constrained: bool = True
 
+
+@define(eq=False)
+class Handshake:
+    """What is known about a connection whose certificate is being verified.
+
+    Attributes:
+        shown: the certificates that OpenSSL has found good, the root first: it shows one at a time.
+        condemned: why the chain is refused as soon as its leaf has been seen; None if it is not.
+        constrained: whether its authorities are all bound by policies.
+    """
+
+    shown: list[x509.Certificate] = field(factory=list)
+    condemned: str | None = None
+    constrained: bool = False
+
+
+#: By the protocol that speaks TLS on the connection.
+handshakes: WeakKeyDictionary[Any, Handshake] = WeakKeyDictionary()
 
 # To read a chain costs as much as the rest of a request; a connection keeps its certificate for life.
 _known: WeakKeyDictionary[Any, PeerIdentity] = WeakKeyDictionary()
@@ -49,8 +71,13 @@ def peer_identity(transport: Any) -> PeerIdentity | None:
     chain = verified_chain(transport)
     if not chain:
         return None
+    handshake = handshakes.get(transport)
     identity = PeerIdentity(
-        dn(end_entity(chain).subject), lifetime_end(chain), any(is_limited(certificate) for certificate in chain)
+        dn(end_entity(chain).subject),
+        lifetime_end(chain),
+        any(is_limited(certificate) for certificate in chain),
+        dn(chain[-1].subject),
+        handshake is not None and handshake.constrained,
     )
     _known[transport] = identity
     return identity
@@ -60,5 +87,8 @@ def verified_chain(transport: Any) -> list[x509.Certificate]:
     """The chain that OpenSSL verified, leaf first, root last; empty without a certificate or without TLS."""
     handle = transport.getHandle() if hasattr(transport, "getHandle") else None
     if not isinstance(handle, SSL.Connection):
+        return []
+    handshake = handshakes.get(transport)
+    if handshake is not None and handshake.condemned is not None:
         return []
     return handle.get_verified_chain(as_cryptography=True) or []

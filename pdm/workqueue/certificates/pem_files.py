@@ -17,11 +17,18 @@ from pdm.workqueue.certificates.proxies import is_proxy
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
+#: OpenSSL's level of security of today refuses shorter RSA keys.
+_SHORTEST_RSA_BITS = 2048
+_ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _KEY_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----[\r\n]*", re.DOTALL)
 
 
 class CertificateFilesError(Exception):
     """A file with certificates or a key is missing or unfit. The text names it and says what to do."""
+
+
+class WeakKeyError(CertificateFilesError):
+    """A key is shorter than TLS allows today."""
 
 
 @frozen
@@ -39,24 +46,42 @@ class Identity:
     chain: tuple[x509.Certificate, ...]
 
 
-def read_identity(certificate_path: Path, key_path: Path | None) -> Identity:
+def read_identity(certificate_path: Path, key_path: Path | None, passphrase: bytes | None = None) -> Identity:
     """Read a certificate with its chain and its key.
 
     Args:
         certificate_path: PEM; the certificate first, then its chain. May hold the key too (a proxy file does).
         key_path: PEM of the key; None if it stands in the same file.
+        passphrase: of an encrypted key.
 
     Raises:
         CertificateFilesError: a file is missing, holds something else, the key is encrypted or another one's.
+        WeakKeyError: the key is too short.
     """
     certificate, *chain = read_certificates(certificate_path)
-    key = _read_key(key_path or certificate_path)
+    key = _read_key(key_path or certificate_path, passphrase)
     if _public_der(key.public_key()) != _public_der(certificate.public_key()):
         raise CertificateFilesError(
             f"the key in {key_path or certificate_path} does not belong to the first certificate in"
             f" {certificate_path} ({dn(certificate.subject)}): name the pair that was made together"
         )
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _SHORTEST_RSA_BITS:
+        advice = "make a new proxy" if is_proxy(certificate) else "get a new certificate from your authority"
+        raise WeakKeyError(
+            f"the key of the certificate in {certificate_path} ({dn(certificate.subject)}) has only {key.key_size}"
+            f" bits, and TLS needs {_SHORTEST_RSA_BITS}: {advice}"
+        )
     return Identity(certificate, key, tuple(chain))
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether the key in a PEM file needs a passphrase.
+
+    Raises:
+        CertificateFilesError: the file cannot be read.
+    """
+    content = read_bytes(path)
+    return any(mark in content for mark in _ENCRYPTED)
 
 
 def require_valid(certificates_path: Path, chain: tuple[x509.Certificate, ...], now: datetime) -> None:
@@ -112,20 +137,23 @@ def to_pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
-def _read_key(path: Path) -> PrivateKey:
+def _read_key(path: Path, passphrase: bytes | None) -> PrivateKey:
     found = _KEY_BLOCK.search(read_bytes(path))
     if found is None:
         raise CertificateFilesError(f"{path} holds no private key in PEM form (-----BEGIN ... PRIVATE KEY-----)")
     try:
         # The test of the numbers of an RSA key takes 0.1 s, which each command of a user would pay. It is meant for
         # keys from strangers; this one is our own, and compared with its certificate.
-        key = load_pem_private_key(found[0], password=None, unsafe_skip_rsa_key_validation=True)
+        password = passphrase if any(mark in found[0] for mark in _ENCRYPTED) else None
+        key = load_pem_private_key(found[0], password=password, unsafe_skip_rsa_key_validation=True)
     except TypeError as error:
         raise CertificateFilesError(
-            f"the key in {path} is encrypted with a passphrase: make a proxy from it (grid-proxy-init) and use that,"
-            " or decrypt it (openssl pkey -in KEY -out NEW)"
+            f"the key in {path} is encrypted with a passphrase, which pdm asks for on a terminal: make a proxy from it"
+            " (grid-proxy-init) and use that, or decrypt it (openssl pkey -in KEY -out NEW)"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
+        if passphrase is not None:
+            raise CertificateFilesError(f"that is not the passphrase of the key in {path}") from error
         raise CertificateFilesError(f"{path} holds a damaged private key ({error})") from error
     if not isinstance(key, PrivateKey):
         raise CertificateFilesError(f"the key in {path} is of a kind that TLS does not use")

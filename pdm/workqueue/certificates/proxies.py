@@ -14,12 +14,19 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 
+from pdm.workqueue.certificates.voms import der_elements
+
+#: The extension ProxyCertInfo, and that of the draft before RFC 3820 (GT3).
 PROXY_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14")
-# ProxyCertInfo without a path length; the policy is "inherit all" (1.3.6.1.5.5.7.21.1) or Globus' "limited"
-# (1.3.6.1.4.1.3536.1.1.1.9): good for moving files, not for starting work.
-_INHERIT_ALL = bytes.fromhex("300c300a06082b06010505071501")
-_LIMITED = bytes.fromhex("300f300d060b2b060104019b5001010109")
-_LIMITED_POLICY = bytes.fromhex("060b2b060104019b5001010109")
+_DRAFT_CERT_INFO = x509.ObjectIdentifier("1.3.6.1.4.1.3536.1.222")
+# Object identifiers of policies, their content in DER: "inherit all" (1.3.6.1.5.5.7.21.1), "independent" (21.2), and
+# Globus' "limited" (1.3.6.1.4.1.3536.1.1.1.9): good for moving files, not for starting work.
+_INHERIT_ALL = bytes.fromhex("2b06010505071501")
+_INDEPENDENT = bytes.fromhex("2b06010505071502")
+_LIMITED = bytes.fromhex("2b060104019b5001010109")
+_SEQUENCE, _INTEGER, _OBJECT_IDENTIFIER = 0x30, 0x02, 0x06
+#: The last common name of a legacy proxy.
+_LEGACY_NAMES = ("proxy", "limited proxy")
 
 
 def is_proxy(certificate: x509.Certificate) -> bool:
@@ -30,7 +37,44 @@ def is_proxy(certificate: x509.Certificate) -> bool:
 def is_limited(certificate: x509.Certificate) -> bool:
     """Whether the certificate is a limited proxy."""
     info = _proxy_cert_info(certificate)
-    return info is not None and _LIMITED_POLICY in info
+    try:
+        return info is not None and _policy_of(info.value) == _LIMITED
+    except (ValueError, IndexError):
+        return False
+
+
+def proxy_problem(certificate: x509.Certificate) -> str | None:
+    """Why a proxy does not speak for the user who has signed it; None if it does, or is no proxy.
+
+    RFC 3820 leaves this to who accepts a proxy (3.8.2): only "inherit all" and "limited" pass rights on that we know.
+    """
+    info = _proxy_cert_info(certificate)
+    if info is None:
+        return "a legacy proxy (GT2 or GT3): make an RFC 3820 proxy instead" if is_legacy_proxy(certificate) else None
+    try:
+        critical = certificate.extensions.get_extension_for_oid(PROXY_CERT_INFO).critical
+        policy = _policy_of(info.value)
+    except (ValueError, IndexError):
+        return "a proxy whose ProxyCertInfo is malformed"
+    if not critical:
+        return "a proxy whose ProxyCertInfo is not critical"
+    if policy == _INDEPENDENT:
+        return "an independent proxy, which has no rights of its user"
+    return None if policy in (_INHERIT_ALL, _LIMITED) else "a proxy of an unknown policy"
+
+
+def is_legacy_proxy(certificate: x509.Certificate) -> bool:
+    """Whether it is a proxy of a kind before RFC 3820: of GT2 (``CN=proxy``, no extension), or of GT3's draft."""
+    if _proxy_cert_info(certificate) is not None:
+        return False
+    if any(each.oid == _DRAFT_CERT_INFO for each in certificate.extensions):
+        return True
+    if not certificate.subject.rdns:
+        return False
+    *parts, last = certificate.subject.rdns
+    return parts == certificate.issuer.rdns and [(each.oid, each.value) for each in last] in [
+        [(NameOID.COMMON_NAME, name)] for name in _LEGACY_NAMES
+    ]
 
 
 def end_entity(chain: Sequence[x509.Certificate]) -> x509.Certificate:
@@ -76,7 +120,10 @@ def sign_proxy(
     """
     serial = x509.random_serial_number()
     name = x509.Name([*issuer.subject.rdns, x509.RelativeDistinguishedName([_common_name(serial)])])
-    info = _LIMITED if limited or is_limited(issuer) else _INHERIT_ALL
+    policy = _LIMITED if limited or is_limited(issuer) else _INHERIT_ALL
+    language = bytes([_OBJECT_IDENTIFIER, len(policy)]) + policy
+    # Two sequences, one in the other; without a path length.
+    info = bytes([_SEQUENCE, len(language) + 2, _SEQUENCE, len(language)]) + language
     return (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -117,11 +164,27 @@ def _common_name(serial: int) -> x509.NameAttribute[str]:
     return x509.NameAttribute(NameOID.COMMON_NAME, str(serial % 10**18))
 
 
-def _proxy_cert_info(certificate: x509.Certificate) -> bytes | None:
+def _policy_of(info: bytes) -> bytes:
+    """The object identifier of the policy in a ProxyCertInfo.
+
+    Raises:
+        ValueError, IndexError: it is malformed.
+    """
+    ((tag, content),) = der_elements(info)
+    elements = [each for each in der_elements(content) if each[0] != _INTEGER]
+    if tag != _SEQUENCE or len(elements) != 1:
+        raise ValueError("no proxy policy")
+    (kind, language), *_ = der_elements(elements[0][1])
+    if kind != _OBJECT_IDENTIFIER:
+        raise ValueError("no object identifier")
+    return language
+
+
+def _proxy_cert_info(certificate: x509.Certificate) -> x509.UnrecognizedExtension | None:
     try:
         extension = certificate.extensions.get_extension_for_oid(PROXY_CERT_INFO)
     except x509.ExtensionNotFound:
         return None
     value = extension.value
     assert isinstance(value, x509.UnrecognizedExtension)
-    return value.value
+    return value

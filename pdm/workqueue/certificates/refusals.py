@@ -5,7 +5,7 @@ from __future__ import annotations
 from cryptography import x509
 from OpenSSL.SSL import X509VerificationCodes as Code
 
-from pdm.workqueue.certificates.proxies import is_proxy
+from pdm.workqueue.certificates.proxies import is_proxy, proxy_problem
 
 # pyOpenSSL has no names for these: X509_V_ERR_EE_KEY_TOO_SMALL and its neighbours.
 _EE_KEY_TOO_SMALL, _CA_KEY_TOO_SMALL, _WEAK_DIGEST, _PROXY_SUBJECT = 66, 67, 68, 72
@@ -21,7 +21,7 @@ _REASONS = {
     Code.ERR_UNABLE_TO_GET_ISSUER_CERT: _UNKNOWN_AUTHORITY,
     Code.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: _UNKNOWN_AUTHORITY,
     Code.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: _UNKNOWN_AUTHORITY,
-    Code.ERR_INVALID_CA: "signed by a certificate that is no authority (or an old-style proxy)",
+    Code.ERR_INVALID_CA: "signed by a certificate that is no authority",
     Code.ERR_INVALID_NON_CA: "a proxy of an authority's certificate",
     Code.ERR_INVALID_PURPOSE: "certificate is not meant for clients",
     Code.ERR_PATH_LENGTH_EXCEEDED: "chain is longer than an authority allows",
@@ -33,6 +33,9 @@ _REASONS = {
     Code.ERR_CRL_NOT_YET_VALID: "the revocation list of its authority is not yet valid",
     Code.ERR_CRL_SIGNATURE_FAILURE: "the revocation list of its authority has a bad signature",
     Code.ERR_UNABLE_TO_GET_CRL_ISSUER: "the revocation list of its authority is signed by somebody else",
+    Code.ERR_UNHANDLED_CRITICAL_EXTENSION: "it has a critical extension that is not known here (a draft proxy of GT3?)",
+    Code.ERR_PERMITTED_VIOLATION: "an authority of its chain may not sign such a subject (name constraints)",
+    Code.ERR_EXCLUDED_VIOLATION: "an authority of its chain may not sign such a subject (name constraints)",
     _EE_KEY_TOO_SMALL: "key too short (2048 bits are needed)",
     _CA_KEY_TOO_SMALL: "the key of its authority is too short",
     _WEAK_DIGEST: "signed with an algorithm that is too weak",
@@ -46,7 +49,7 @@ def reason_of(error: int) -> str:
 
 
 def misuse(certificate: x509.Certificate, issuer: x509.Certificate | None, *, is_leaf: bool) -> str | None:
-    """What OpenSSL lets pass in a chain it trusts, and we do not: an authority that acts as a client.
+    """What OpenSSL lets pass in a chain it trusts, and we do not: an authority as a client, a proxy without rights.
 
     Args:
         certificate: one of the chain.
@@ -60,6 +63,8 @@ def misuse(certificate: x509.Certificate, issuer: x509.Certificate | None, *, is
         return "certificate of an authority, not of a client"
     if is_proxy(certificate) and issuer is not None and _is_authority(issuer):
         return _REASONS[Code.ERR_INVALID_NON_CA]
+    if problem := proxy_problem(certificate):
+        return problem
     return "certificate has no subject" if not certificate.subject.rdns else None
 
 

@@ -1,4 +1,7 @@
-"""TLS of the service: asks clients for a certificate, accepts RFC 3820 proxies, checks revocation along the chain.
+"""TLS of the service: asks clients for a certificate, accepts RFC 3820 proxies, checks what their chains say.
+
+Revocation lists and signing policies are applied to each certificate of the chain, once for a connection, and again to
+open connections when the files have changed.
 
 A client without a certificate is let in; the API answers it 401. A client with a bad one is refused in the handshake,
 and the log says why. How the daemon uses it::
@@ -15,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from attrs import frozen
 from cryptography import x509
@@ -27,12 +30,14 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from pdm.workqueue.certificates.names import dn
-from pdm.workqueue.certificates.peers import PeerIdentity, peer_identity, verified_chain
+from pdm.workqueue.certificates.peers import Handshake, PeerIdentity, handshakes, peer_identity, verified_chain
 from pdm.workqueue.certificates.pem_files import CertificateFilesError, Identity, read_identity, require_valid
+from pdm.workqueue.certificates.proxies import proxy_problem
 from pdm.workqueue.certificates.refusals import misuse, reason_of
 from pdm.workqueue.certificates.trust import CrlPolicy, Trust
 from pdm.workqueue.certificates.trust_files import read_trust, state_of
 from pdm.workqueue.certificates.unreadable import UNREADABLE
+from pdm.workqueue.domain.signing_policy import PolicyMode
 
 __all__ = ["PeerIdentity", "ServerTls", "peer_identity"]
 
@@ -63,6 +68,7 @@ class ServerTls:
         key: PEM of its key.
         trust: PEM file or grid-style directory of the authorities that may vouch for clients.
         crl: which revocation lists are checked.
+        signing: which signing policies are applied.
         refused: called with the reason of each refused certificate, for counting.
         now: the clock, for warnings.
 
@@ -77,6 +83,7 @@ class ServerTls:
         trust: Path,
         crl: CrlPolicy = "if-present",
         *,
+        signing: PolicyMode = "if-present",
         refused: Callable[[str], None] = lambda reason: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -84,10 +91,10 @@ class ServerTls:
         self._key = key
         self._trust = trust
         self._crl: CrlPolicy = crl
+        self._signing: PolicyMode = signing
         self._refused = refused
         self._now = now
-        # Connections, each with the certificate that OpenSSL showed last: it shows one at a time, the root first.
-        self._open: WeakKeyDictionary[TLSMemoryBIOProtocol, x509.Certificate | None] = WeakKeyDictionary()
+        self._open: WeakSet[TLSMemoryBIOProtocol] = WeakSet()
         self._warned: set[object] = set()
         self._loaded = self._load()
         # Only at the start: later an expired host certificate must not keep new revocation lists out.
@@ -108,7 +115,8 @@ class ServerTls:
         """Make the OpenSSL side of a new connection; called by Twisted."""
         connection = SSL.Connection(self._loaded.context, None)
         connection.set_app_data(tlsProtocol)
-        self._open[tlsProtocol] = None
+        handshakes[tlsProtocol] = Handshake()
+        self._open.add(tlsProtocol)
         return connection
 
     def reload(self) -> None:
@@ -159,23 +167,47 @@ class ServerTls:
     def swap(self, loaded: _Loaded) -> None:
         """Put what was loaded into force; on the reactor's thread.
 
-        New connections are judged by it. Open ones go on, but for those whose certificate is now revoked: they are
-        closed.
+        New connections are judged by it. Open ones go on, but for those that would not be let in again: whose
+        certificate is now revoked, whose authority is gone, or may not sign their subject any more.
         """
-        self._loaded = loaded
+        before, self._loaded = self._loaded.trust, loaded
         self._tell(loaded)
+        gone = frozenset(before.authorities).difference(loaded.trust.authorities)
         for protocol in list(self._open):
-            chain = verified_chain(protocol)
-            revoked = loaded.trust.revoked(chain) if self._crl != "off" else None
-            if revoked is not None:
-                self._report("closed", protocol, dn(revoked.subject), "certificate revoked")
+            try:
+                found = self._outdated(verified_chain(protocol), loaded.trust, gone)
+            except UNREADABLE:  # it was read in the handshake
+                continue
+            if found is not None:
+                certificate, reason = found
+                self._report("closed", protocol, dn(certificate.subject), reason)
                 protocol.abortConnection()
+
+    def _outdated(
+        self, chain: list[x509.Certificate], trust: Trust, gone: frozenset[x509.Certificate]
+    ) -> tuple[x509.Certificate, str] | None:
+        """What is held against a chain that was good before: the certificate, and the reason.
+
+        Args:
+            chain: of a connection; empty without a certificate.
+            trust: what is in force now.
+            gone: authorities that were trusted before.
+        """
+        if not chain:
+            return None
+        revoked = trust.revoked(chain) if self._crl != "off" else None
+        if revoked is not None:
+            return revoked, "certificate revoked"
+        if not gone.isdisjoint(chain):
+            return chain[0], "its authority is no longer trusted here"
+        refusal = trust.judge_signatures(chain).refusal
+        return None if refusal is None else (chain[0], refusal)
 
     def _load(self) -> _Loaded:
         # Looked at before reading: a file that changes meanwhile is seen as changed the next time.
         state = self._state()
         identity = read_identity(self._certificate, self._key)
-        trust = read_trust(self._trust, self._crl)
+        trust = read_trust(self._trust, self._crl, self._signing)
         return _Loaded(identity, trust, self._make_context(identity, trust), state)
 
     def _state(self) -> tuple[object, ...]:
@@ -208,27 +240,55 @@ class ServerTls:
         return context
 
     def _judge(self, trust: Trust, connection: SSL.Connection, shown: X509, error: int, depth: int, ok: bool) -> bool:
-        """Record why OpenSSL says no, and never say yes to it, but for the one exception of `Trust.fill`."""
+        """Record why a certificate is refused, and never accept what OpenSSL refuses.
+
+        There are two exceptions: the missing list of `Trust.fill`; and an issuer that is no authority, which is refused
+        at depth 0, which is always seen last: only the leaf tells that it is a legacy proxy.
+        """
         protocol: TLSMemoryBIOProtocol = connection.get_app_data()
+        handshake = handshakes[protocol]
         try:
             certificate = shown.to_cryptography()
             subject = dn(certificate.subject)
             reason: str | None = None
-            if ok and trust is not self.trust and self.trust.revoked((certificate,)):
-                # New lists came in the middle of this handshake, too late for its context.
-                reason = "certificate revoked"
+            if handshake.condemned is not None:
+                reason = None if depth else proxy_problem(certificate) or handshake.condemned
             elif ok:
-                reason = misuse(certificate, self._open[protocol], is_leaf=depth == 0)
-                self._open[protocol] = certificate
+                reason = self._objection(trust, handshake, certificate, is_leaf=depth == 0)
+                handshake.shown.append(certificate)
+            elif error == SSL.X509VerificationCodes.ERR_INVALID_CA and depth:
+                handshake.condemned = reason_of(error)
             elif not _is_missing_list(error) or trust.must_be_listed(certificate.issuer):
                 reason = reason_of(error)
         except UNREADABLE as unreadable:
             subject, reason = "(unreadable)", f"certificate cannot be read: {unreadable}"
         if reason is None:
             return True
+        handshake.condemned = reason
         self._report("refused", protocol, subject, reason)
         self._refused(reason)
         return False
+
+    def _objection(
+        self, trust: Trust, handshake: Handshake, certificate: x509.Certificate, *, is_leaf: bool
+    ) -> str | None:
+        """The reason to refuse a certificate that OpenSSL accepts; at the leaf, to refuse the chain."""
+        issuer = handshake.shown[-1] if handshake.shown else None
+        reason = misuse(certificate, issuer, is_leaf=is_leaf)
+        if reason is not None:
+            return reason
+        chain = [certificate, *reversed(handshake.shown)]
+        if trust is not self.trust:
+            # New files came in the middle of this handshake, too late for its context.
+            if self.trust.revoked((certificate,)):
+                return "certificate revoked"
+            if is_leaf and chain[-1] not in self.trust.authorities:
+                return "its authority is no longer trusted here"
+        if is_leaf:
+            verdict = self.trust.judge_signatures(chain)
+            handshake.constrained = verdict.constrained
+            return verdict.refusal
+        return None
 
     def _report(self, what: str, protocol: TLSMemoryBIOProtocol, subject: str, reason: str) -> None:
         _log.warn(
@@ -248,6 +308,13 @@ class ServerTls:
                     "tls no revocation list of {subject}: its clients are refused (get one, or set crl = if-present)",
                     subject=subject,
                 )
+        unbound = loaded.trust.unbound()
+        if unbound and len({each.subject for each in loaded.trust.authorities}) > 1:
+            _log.warn(
+                "tls these authorities have no signing policy, and may sign any subject: {subjects}."
+                " Users are bound to the authority of their first connection",
+                subjects=", ".join(unbound[:5]) + (f" and {len(unbound) - 5} more" if len(unbound) > 5 else ""),
+            )
         self._warn_of_ends(loaded)
 
     def _warn_of_ends(self, loaded: _Loaded) -> None:

@@ -15,9 +15,10 @@ from attrs import field, frozen
 from cryptography import x509
 from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError, X509StoreFlags
 
-from pdm.workqueue.certificates.names import canonical, dn
-from pdm.workqueue.certificates.proxies import is_proxy
+from pdm.workqueue.certificates.names import canonical, dn, plain
+from pdm.workqueue.certificates.proxies import is_legacy_proxy, is_proxy, proxy_problem
 from pdm.workqueue.certificates.refusals import misuse, reason_of
+from pdm.workqueue.domain.signing_policy import SigningPolicies, Verdict
 
 CrlPolicy = Literal["require", "if-present", "off"]
 
@@ -46,6 +47,7 @@ class Trust:
         policy: which lists are checked.
         problems: what could not be read, a sentence each, for the log.
         listed: canonical subjects of the authorities that have a list, usable or not.
+        signing: which subjects the authorities may sign.
     """
 
     authorities: tuple[x509.Certificate, ...]
@@ -53,6 +55,7 @@ class Trust:
     policy: CrlPolicy
     problems: tuple[str, ...] = ()
     listed: frozenset[bytes] = field(default=frozenset(), repr=False)
+    signing: SigningPolicies = field(factory=SigningPolicies, repr=False)
     _by_issuer: dict[bytes, list[x509.CertificateRevocationList]] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -110,7 +113,25 @@ class Trust:
             if not is_proxy(certificate) and self.must_be_listed(certificate.issuer):
                 first, *rest = (X509.from_cryptography(each) for each in verified[depth:])
                 _verified(checking, first, rest)
+        refusal = self.judge_signatures(verified).refusal
+        if refusal is not None:
+            raise ChainRefusedError(refusal, dn(_behind_proxies(verified)[0].subject))
         return verified
+
+    def judge_signatures(self, chain: Sequence[x509.Certificate]) -> Verdict:
+        """Whether the authorities of a chain may sign what they have signed; compares texts, no cryptography.
+
+        Args:
+            chain: as verified: leaf first, root last.
+        """
+        return self.signing.judge([plain(each.subject) for each in _behind_proxies(chain)])
+
+    def unbound(self) -> list[str]:
+        """Subjects of the authorities that may sign any subject, for want of a policy."""
+        if self.signing.mode != "if-present":
+            return []
+        subjects = {plain(each.subject): dn(each.subject) for each in self.authorities}
+        return [shown for subject, shown in subjects.items() if not self.signing.covers(subject)]
 
     def revoked(self, chain: Iterable[x509.Certificate]) -> x509.Certificate | None:
         """The first certificate of a chain, verified before, that a list names now; a look-up, no cryptography."""
@@ -138,9 +159,19 @@ class Trust:
             store.add_crl(crl)
 
 
+def _behind_proxies(chain: Sequence[x509.Certificate]) -> Sequence[x509.Certificate]:
+    """The chain from the end entity on."""
+    return chain[next((at for at, each in enumerate(chain) if not is_proxy(each)), 0) :]
+
+
 def _verified(store: X509Store, leaf: X509, others: Sequence[X509]) -> tuple[x509.Certificate, ...]:
     try:
         chain = X509StoreContext(store, leaf, others).get_verified_chain()
     except X509StoreContextError as error:
+        for certificate in (leaf, *others):
+            # OpenSSL would only say that who signed it is no authority.
+            if is_legacy_proxy(certificate.to_cryptography()):
+                legacy = certificate.to_cryptography()
+                raise ChainRefusedError(proxy_problem(legacy) or "a legacy proxy", dn(legacy.subject)) from error
         raise ChainRefusedError(reason_of(error.errors[0]), dn(error.certificate.to_cryptography().subject)) from error
     return tuple(each.to_cryptography() for each in chain)

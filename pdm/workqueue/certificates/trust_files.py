@@ -1,8 +1,9 @@
 """Authorities and revocation lists read from files.
 
 They come from one PEM file (which may hold revocation lists too) or from a grid-style directory, as
-``/etc/grid-security/certificates``: ``HASH.0`` is an authority, ``HASH.r0`` its revocation list. ``signing_policy``
-files, which limit what an authority may sign, are not looked at.
+``/etc/grid-security/certificates``: ``HASH.0`` is an authority, ``HASH.r0`` its revocation list,
+``HASH.signing_policy`` and ``HASH.namespaces`` say which subjects it may sign. Beside a PEM file ``NAME.pem`` such
+files are ``NAME.signing_policy`` and ``NAME.namespaces``, for all authorities in it.
 """
 
 from __future__ import annotations
@@ -16,25 +17,34 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes, CertificatePublicKeyTypes
 
-from pdm.workqueue.certificates.names import canonical, dn, subject_hash, subject_hash_old
+from pdm.workqueue.certificates.names import canonical, dn, plain, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem_files import CertificateFilesError, read_bytes, read_certificates
 from pdm.workqueue.certificates.trust import CrlPolicy, Trust
+from pdm.workqueue.domain.signing_policy import (
+    LONGEST_FILE,
+    NAMESPACES,
+    SIGNING_POLICY,
+    PolicyFile,
+    PolicyMode,
+    SigningPolicies,
+)
 
 _GRID_FILE = re.compile(r"(?P<stem>[0-9a-f]{8})\.(?P<crl>r?)\d+")
 _CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----[\r\n]*", re.DOTALL)
 
 
-def read_trust(path: Path, policy: CrlPolicy = "if-present") -> Trust:
+def read_trust(path: Path, policy: CrlPolicy = "if-present", signing: PolicyMode = "if-present") -> Trust:
     """Read authorities and lists. File work: to be called in a thread when a reactor runs.
 
     Args:
         path: PEM file or grid-style directory.
         policy: which revocation lists are checked.
+        signing: which signing policies are applied.
 
     Raises:
         CertificateFilesError: nothing there can be trusted.
     """
-    return _read_directory(path, policy) if path.is_dir() else _read_file(path, policy)
+    return _read_directory(path, policy, signing) if path.is_dir() else _read_file(path, policy, signing)
 
 
 def state_of(path: Path) -> tuple[object, ...]:
@@ -42,7 +52,7 @@ def state_of(path: Path) -> tuple[object, ...]:
     try:
         if path.is_dir():
             return tuple(sorted((each.name, *_stamp(each)) for each in path.iterdir()))
-        return _stamp(path)
+        return tuple(_stamp(each) for each in (path, *_policies_beside(path)))
     except OSError:
         return ()
 
@@ -55,7 +65,11 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _read_file(path: Path, policy: CrlPolicy) -> Trust:
+def _policies_beside(path: Path) -> tuple[Path, Path]:
+    return path.with_suffix(SIGNING_POLICY), path.with_suffix(NAMESPACES)
+
+
+def _read_file(path: Path, policy: CrlPolicy, signing: PolicyMode) -> Trust:
     authorities = read_certificates(path)
     crls: list[x509.CertificateRevocationList] = []
     for block in _CRL_BLOCK.findall(read_bytes(path)):
@@ -63,11 +77,20 @@ def _read_file(path: Path, policy: CrlPolicy) -> Trust:
             crls.append(x509.load_pem_x509_crl(block))
         except ValueError as error:
             raise CertificateFilesError(f"{path} holds a damaged revocation list ({error})") from error
-    return _trust(authorities, [(crl, str(path)) for crl in crls], frozenset(), policy, [])
+    policies = [_read_policy(each, authorities) for each in _policies_beside(path) if each.exists()]
+    return _trust(
+        authorities,
+        [(crl, str(path)) for crl in crls],
+        frozenset(),
+        policy,
+        [],
+        SigningPolicies(tuple(policies), signing),
+    )
 
 
-def _read_directory(path: Path, policy: CrlPolicy) -> Trust:
-    authorities: list[x509.Certificate] = []
+def _read_directory(path: Path, policy: CrlPolicy, signing: PolicyMode) -> Trust:
+    beside: dict[str, list[x509.Certificate]] = {}
+    policies: dict[str, str] = {}
     crls: list[tuple[x509.CertificateRevocationList, str]] = []
     listed_stems: set[str] = set()
     problems: list[str] = []
@@ -78,21 +101,43 @@ def _read_directory(path: Path, policy: CrlPolicy) -> Trust:
     for name in names:
         found = _GRID_FILE.fullmatch(name)
         if found is None:
+            if name.endswith((SIGNING_POLICY, NAMESPACES)) and not name.startswith("."):
+                policies[name] = name.rpartition(".")[0]
             continue
         try:
             if found["crl"]:
                 listed_stems.add(found["stem"])
                 crls.append((_read_crl(path / name), str(path / name)))
             else:
-                authorities.extend(read_certificates(path / name))
+                beside.setdefault(found["stem"], []).extend(read_certificates(path / name))
         except CertificateFilesError as error:
             # One bad file of a hundred must not stop the service; who depends on it is refused.
             problems.append(str(error))
-    if not authorities:
+    if not beside:
         raise CertificateFilesError(
             f"{path} holds no authority: files must be named HASH.0 (openssl rehash makes the names)"
         )
-    return _trust(authorities, crls, frozenset(listed_stems), policy, problems)
+    read = (_read_policy(path / name, beside.get(stem, ())) for name, stem in sorted(policies.items()))
+    # Both hashes of a name lead to the same file, or to copies of it.
+    files = {(each.owners, each.statements, each.problem): each for each in read}
+    return _trust(
+        [authority for group in beside.values() for authority in group],
+        crls,
+        frozenset(listed_stems),
+        policy,
+        problems,
+        SigningPolicies(tuple(files.values()), signing),
+    )
+
+
+def _read_policy(path: Path, authorities: Sequence[x509.Certificate]) -> PolicyFile:
+    owners = {plain(each.subject) for each in authorities}
+    try:
+        with path.open("rb") as file:
+            content = file.read(LONGEST_FILE + 1)
+    except OSError as error:
+        return PolicyFile(str(path), frozenset(owners), problem=f"it cannot be read ({error.strerror})")
+    return PolicyFile.read(str(path), content, owners)
 
 
 def _read_crl(path: Path) -> x509.CertificateRevocationList:
@@ -112,6 +157,7 @@ def _trust(
     listed_stems: frozenset[str],
     policy: CrlPolicy,
     problems: list[str],
+    signing: SigningPolicies,
 ) -> Trust:
     """Join what was read: each authority and list once (both hashes lead to the same), lists with good signatures."""
     keys: dict[bytes, list[x509.Certificate]] = {}
@@ -133,8 +179,9 @@ def _trust(
         tuple(dict.fromkeys(authorities)),
         tuple(usable.values()),
         policy,
-        tuple(dict.fromkeys(problems)),
+        tuple(dict.fromkeys([*problems, *signing.problems()])),
         frozenset(listed),
+        signing,
     )
 
 

@@ -60,7 +60,7 @@ def _read(der: bytes) -> tuple[VomsAttributes, ...]:
 
 def _attribute_values(der: bytes, depth: int) -> Iterator[bytes]:
     """The contents of all attributes with FQANs, wherever they stand."""
-    for tag, content in _members(der):
+    for tag, content in der_elements(der):
         if tag == _SEQUENCE and content.startswith(_FQAN_ATTRIBUTE):
             yield content[len(_FQAN_ATTRIBUTE) :]
         elif tag & _CONSTRUCTED and depth:
@@ -82,7 +82,7 @@ def _attributes(der: bytes) -> VomsAttributes:
 
 
 def _leaves(der: bytes, depth: int) -> Iterator[tuple[int, bytes]]:
-    for tag, content in _members(der):
+    for tag, content in der_elements(der):
         if tag & _CONSTRUCTED:
             if depth:
                 yield from _leaves(content, depth - 1)
@@ -90,7 +90,7 @@ def _leaves(der: bytes, depth: int) -> Iterator[tuple[int, bytes]]:
             yield tag, content
 
 
-def _members(der: bytes) -> Iterator[tuple[int, bytes]]:
+def der_elements(der: bytes) -> Iterator[tuple[int, bytes]]:
     """Tag and content of each element that stands in there, one behind the other.
 
     Raises:

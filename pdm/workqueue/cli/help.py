@@ -16,9 +16,11 @@ Where the service is, who calls, and whom to trust; the first that is set counts
                X509_USER_PROXY
                X509_USER_CERT with X509_USER_KEY
                /tmp/x509up_u<uid>
+               ~/.globus/usercert.pem with userkey.pem (asks for the passphrase on a terminal)
   authorities  PDM_CA (a file or a grid-style directory)
                ca in client.conf
                X509_CERT_DIR
+               ~/.globus/certificates
                /etc/grid-security/certificates
 
 client.conf is ~/.config/pdm/client.conf (below XDG_CONFIG_HOME where that is set):

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from attrs import evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
+from pdm.workqueue.certificates.pem_files import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.text import shown_line
 from pdm.workqueue.client.errors import (
@@ -28,9 +30,11 @@ from pdm.workqueue.client.errors import (
     UnreachableError,
     WorkqueueClientError,
 )
-from pdm.workqueue.client.settings import find_settings
+from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.telemetry.clocks import steady
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
+
+_PASSPHRASE_TRIES = 3
 
 #: What a command does with the client; it returns the exit status.
 Action = Callable[[WorkqueueClient], Awaitable[int]]
@@ -102,18 +106,55 @@ def exit_code_of(error: WorkqueueClientError) -> ExitCode:
 
 def run(action: Action) -> NoReturn:
     """Carry out a command with a client made from the environment, and leave the process with its exit status."""
+    try:
+        # Before the reactor takes the signals: ^C at the question for a passphrase ends the command.
+        settings = _unlocked(find_settings(os.environ, Path.home(), os.getuid()))
+    except WorkqueueClientError as error:
+        complain(error.what, error.advice)
+        raise SystemExit(exit_code_of(error)) from None
+    except click.Abort:
+        complain("interrupted")
+        raise SystemExit(ExitCode.INTERRUPTED) from None
 
     def begin(reactor: Any) -> Deferred[NoReturn]:
         steady(reactor)
-        return Deferred.fromCoroutine(_run(reactor, action))
+        return Deferred.fromCoroutine(_run(reactor, settings, action))
 
     react(begin)
 
 
-async def _run(reactor: Any, action: Action) -> NoReturn:
+def _unlocked(settings: ClientSettings) -> ClientSettings:
+    """The settings with the passphrase of an encrypted key, which is asked for on a terminal.
+
+    Where there is none, the key stays locked, and whoever reads it says what can be done.
+    """
+    path = settings.key or settings.certificate
+    try:
+        if path is None or settings.certificate is None or not sys.stdin.isatty() or not is_encrypted(path):
+            return settings
+        for tries_left in reversed(range(_PASSPHRASE_TRIES)):
+            answer = click.prompt(
+                f"Passphrase of {shown_line(str(path))}", hide_input=True, err=True, default="", show_default=False
+            )
+            try:
+                read_identity(settings.certificate, settings.key, answer.encode())
+            except WeakKeyError:
+                break  # it is open; what is wrong with it is said by who uses it
+            except CertificateFilesError:
+                if not tries_left:
+                    raise
+                say("That is not it.")
+                continue
+            break
+        return evolve(settings, passphrase=answer.encode())
+    except CertificateFilesError as error:
+        raise CredentialError(str(error).rstrip(".")) from error
+
+
+async def _run(reactor: Any, settings: ClientSettings, action: Action) -> NoReturn:
     received = _SignalsCancel(reactor)
     try:
-        code = await received.over(_with_client(reactor, action))
+        code = await received.over(_with_client(reactor, settings, action))
     except CommandError as error:
         if error.what:
             complain(error.what, error.advice)
@@ -131,8 +172,7 @@ async def _run(reactor: Any, action: Action) -> NoReturn:
     raise SystemExit(received.exit_code(code))
 
 
-async def _with_client(reactor: Any, action: Action) -> int:
-    settings = find_settings(os.environ, Path.home(), os.getuid())
+async def _with_client(reactor: Any, settings: ClientSettings, action: Action) -> int:
     client = WorkqueueClient.from_settings(reactor, settings)
     try:
         code = await action(client)

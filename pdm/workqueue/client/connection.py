@@ -25,7 +25,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IPolicyForHTTPS, IResponse
 
-from pdm.workqueue.certificates.client_tls import refusal_reason
+from pdm.workqueue.certificates.client_tls import refusal_of
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
     ConnectionBrokenError,
@@ -68,6 +68,7 @@ class Connection:
         self._base_url = base_url.rstrip("/").removesuffix(API)
         self._where = urlsplit(self._base_url).netloc
         self._timeout_s = timeout_s
+        self._policy = policy
         self._pauses_s: tuple[float, ...] = _PAUSES_S
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = 8
@@ -187,9 +188,9 @@ class Connection:
         causes = [failure, *getattr(failure.value, "reasons", [])]
         if any(cause.check(CancelledError, ConnectingCancelledError) for cause in causes):
             return CancelledError()
-        reason = refusal_reason(failure)
-        if reason is not None:
-            return CertificateRefusedError(reason.rstrip("."))
+        refused = refusal_of(failure, self._policy)
+        if refused is not None:
+            return CertificateRefusedError(refused.what.rstrip("."), refused.advice)
         return ConnectionBrokenError(
             f"the connection to {self._where} broke ({_first_line(failure.value)})", "Try again in a minute."
         )

@@ -21,12 +21,16 @@ class Delegating:
         connection: to the service.
         certificate: PEM file to sign with, None where there is none.
         key: PEM file of its key, None where it is in the same file.
+        passphrase: of an encrypted key.
     """
 
-    def __init__(self, connection: Connection, certificate: Path | None, key: Path | None) -> None:
+    def __init__(
+        self, connection: Connection, certificate: Path | None, key: Path | None, passphrase: bytes | None = None
+    ) -> None:
         self._connection = connection
         self._certificate = certificate
         self._key = key
+        self._passphrase = passphrase
 
     async def held(self) -> DelegationView | None:
         """What the service holds; None for nothing."""
@@ -47,7 +51,7 @@ class Delegating:
         request = await self._connection.request("GET", f"{place}/request")
         try:
             # Reads two small files and signs once: some milliseconds, which a client's reactor can spare.
-            proxy = sign_request(request, self._certificate, self._key, lifetime)
+            proxy = sign_request(request, self._certificate, self._key, lifetime, passphrase=self._passphrase)
         except ClientCredentialError as error:
             raise CredentialError(str(error).rstrip(".")) from error
         except DelegationError as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
 from pdm.workqueue.client.errors import SettingsError
 
@@ -26,12 +26,16 @@ class ClientSettings:
         key: PEM file of its key.
         ca: PEM file or grid-style directory of the authorities that may vouch for the service, None for those of
             the system.
+        ca_named_by: where `ca` comes from, for messages.
+        passphrase: of an encrypted key.
     """
 
     url: str
     certificate: Path | None = None
     key: Path | None = None
     ca: Path | None = None
+    ca_named_by: str = field(default="", eq=False)
+    passphrase: bytes | None = field(default=None, repr=False)
 
 
 def find_settings(environ: Mapping[str, str], home: Path, uid: int, url: str | None = None) -> ClientSettings:
@@ -39,8 +43,9 @@ def find_settings(environ: Mapping[str, str], home: Path, uid: int, url: str | N
 
     Looked at in this order: ``PDM_URL``, ``PDM_CERT`` with ``PDM_KEY``, ``PDM_CA``; the file ``pdm/client.conf``
     below ``XDG_CONFIG_HOME`` or ``~/.config``; ``X509_USER_PROXY``, ``X509_USER_CERT`` with ``X509_USER_KEY``,
-    ``/tmp/x509up_u<uid>``; ``X509_CERT_DIR``, ``/etc/grid-security/certificates``. Certificate and key always
-    come from the same place.
+    ``/tmp/x509up_u<uid>``, ``~/.globus/usercert.pem`` with ``userkey.pem``; ``X509_CERT_DIR``,
+    ``~/.globus/certificates``, ``/etc/grid-security/certificates``. Certificate and key always come from the same
+    place.
 
     Args:
         environ: the environment variables.
@@ -58,11 +63,13 @@ def find_settings(environ: Mapping[str, str], home: Path, uid: int, url: str | N
         raise SettingsError(
             "no service is named", f"Set PDM_URL=https://HOST:PORT, or write 'url = ...' under [client] into {path}."
         )
-    certificate, key = _identity(environ, stored, uid)
-    return ClientSettings(_checked_url(found), certificate, key, _authorities(environ, stored))
+    certificate, key = _identity(environ, stored, home, uid)
+    return ClientSettings(_checked_url(found), certificate, key, *_authorities(environ, stored, home))
 
 
-def _identity(environ: Mapping[str, str], stored: Mapping[str, str], uid: int) -> tuple[Path | None, Path | None]:
+def _identity(
+    environ: Mapping[str, str], stored: Mapping[str, str], home: Path, uid: int
+) -> tuple[Path | None, Path | None]:
     for certificate, key, names in (
         (environ.get("PDM_CERT"), environ.get("PDM_KEY"), "PDM_KEY is set, but not PDM_CERT"),
         (stored.get("certificate"), stored.get("key"), "client.conf has a key, but no certificate"),
@@ -76,15 +83,25 @@ def _identity(environ: Mapping[str, str], stored: Mapping[str, str], uid: int) -
     if (certificate := environ.get("X509_USER_CERT")) and (key := environ.get("X509_USER_KEY")):
         return Path(certificate), Path(key)
     usual = Path(f"/tmp/x509up_u{uid}")  # noqa: S108 - the grid's fixed place; only read, and checked by who reads it
-    return (usual, None) if usual.is_file() and usual.stat().st_uid == uid else (None, None)
+    if usual.is_file() and usual.stat().st_uid == uid:
+        return usual, None
+    pair = home / ".globus" / "usercert.pem", home / ".globus" / "userkey.pem"
+    return pair if all(each.is_file() for each in pair) else (None, None)
 
 
-def _authorities(environ: Mapping[str, str], stored: Mapping[str, str]) -> Path | None:
-    named = environ.get("PDM_CA") or stored.get("ca") or environ.get("X509_CERT_DIR")
-    if named:
-        return Path(named)
-    usual = Path("/etc/grid-security/certificates")
-    return usual if usual.is_dir() else None
+def _authorities(environ: Mapping[str, str], stored: Mapping[str, str], home: Path) -> tuple[Path | None, str]:
+    """Where the authorities are, and what says so."""
+    for named, by in (
+        (environ.get("PDM_CA"), "PDM_CA"),
+        (stored.get("ca"), "ca in client.conf"),
+        (environ.get("X509_CERT_DIR"), "X509_CERT_DIR"),
+    ):
+        if named:
+            return Path(named), by
+    for usual in (home / ".globus" / "certificates", Path("/etc/grid-security/certificates")):
+        if usual.is_dir():
+            return usual, ""
+    return None, ""
 
 
 def _read_file(path: Path, home: Path) -> Mapping[str, str]:

@@ -81,7 +81,10 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         trust: a PEM file of authorities, or a hashed directory of them (as ``/etc/grid-security/certificates``).
         crl: ``require`` refuses clients of an authority without a revocation list, ``if-present`` checks the lists
             that are there, ``off`` checks none.
-        crl_refresh_s: how often authorities and revocation lists are read again.
+        crl_refresh_s: how often authorities, revocation lists and signing policies are read again.
+        signing_policy: ``require`` refuses clients of an authority without a signing policy (or namespaces file),
+            ``if-present`` applies the policies that are there and binds other users to the authority of their first
+            connection, ``off`` does neither.
     """
 
     certificate: FilePath = Path("certificates/host.crt")
@@ -89,6 +92,7 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trust: FilePath = Path("certificates/trust")
     crl: Literal["require", "if-present", "off"] = "if-present"
     crl_refresh_s: Duration = field(default=300.0, name="crl_refresh")
+    signing_policy: Literal["require", "if-present", "off"] = "if-present"
 
 
 class UserSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,6 +249,7 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         expected_duration_s: a job is expected to take at least so long; on a credential that ends sooner it is accepted
             with a warning.
         key_bits: length of the RSA key of a delegated proxy.
+        longest_lifetime_s: a delegated proxy that is valid for longer is not accepted.
     """
 
     key_file: StatePath = Path("credentials.key")
@@ -253,6 +258,7 @@ class CredentialSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     minimum_lifetime_s: DurationOrZero = field(default=600.0, name="minimum_lifetime")
     expected_duration_s: DurationOrZero = field(default=1800.0, name="expected_duration")
     key_bits: Literal[2048, 3072, 4096] = 2048
+    longest_lifetime_s: Duration = field(default=30 * _DAY, name="longest_lifetime")
 
 
 class SshSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

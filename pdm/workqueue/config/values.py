@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pdm.workqueue.domain.subjects import normal_subject
+
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS_BYTES = {
     "": 1,
@@ -26,7 +28,6 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _SHARE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?", re.ASCII)
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 100
-_SUBJECT = re.compile(r"/[A-Za-z0-9.]+=")
 _YES = frozenset({"yes", "true", "on", "1"})
 _NO = frozenset({"no", "false", "off", "0"})
 
@@ -92,16 +93,12 @@ def yes_or_no(text: str) -> bool:
 
 
 def subjects(text: str) -> tuple[str, ...]:
-    """Subjects of certificates, one a line.
+    """Subjects of certificates, one a line; in the form in which they are compared.
 
     Raises:
         ValueError: a line is no subject in slash form.
     """
-    found = tuple(line.strip() for line in text.splitlines() if line.strip())
-    for subject in found:
-        if not _SUBJECT.match(subject):
-            raise ValueError(f"{subject[:60]!r} is no subject: /C=XX/O=Organisation/CN=Name is expected, one a line")
-    return found
+    return tuple(normal_subject(line.strip()) for line in text.splitlines() if line.strip())
 
 
 def weights(text: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 from pdm.workqueue.certificates.server_tls import PeerIdentity
 from pdm.workqueue.config.ini import ConfigError
 from pdm.workqueue.config.settings import UserSettings
+from pdm.workqueue.domain.subjects import normal_subject
 from pdm.workqueue.http.problems import ForbiddenError, NotAuthenticatedError
 from pdm.workqueue.store import users
 from pdm.workqueue.store.database import Database
@@ -96,12 +97,17 @@ class AccessList:
 
 
 def _listed(line: str, place: str) -> tuple[Role, str]:
+    """Role and subject of a line; of a grid-mapfile (``"/SUBJECT" account``) the subject."""
     word, _, rest = line.partition(" ")
-    if line.startswith("/"):
-        return Role.USER, line
-    if word not in list(Role) or not rest.strip().startswith("/"):
+    role, subject = (Role(word), rest.strip()) if word in list(Role) else (Role.USER, line)
+    if subject.startswith('"'):
+        subject = subject[1:].partition('"')[0]
+    if not subject.startswith("/"):
         raise ConfigError(f"{place}: /SUBJECT is expected, or a role ({', '.join(Role)}) and /SUBJECT")
-    return Role(word), rest.strip()
+    try:
+        return role, normal_subject(subject)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 @define(eq=False)
@@ -111,13 +117,15 @@ class Callers:
     Attributes:
         identify: the verified identity of a connection, None without a certificate.
         clock: the present moment, UTC.
+        binds: whether a user whom no signing policy covers is bound to the authority of the first connection.
     """
 
     database: Database
     access: AccessList
     identify: Callable[[Any], PeerIdentity | None]
     clock: Callable[[], datetime]
-    _known: dict[str, tuple[int, Role]] = field(factory=dict)
+    binds: bool = True
+    _known: dict[tuple[str, str, bool], tuple[int, Role]] = field(factory=dict)
     _connected: WeakKeyDictionary[Any, Caller] = field(factory=WeakKeyDictionary)
 
     async def caller_on(self, transport: Any) -> Caller:
@@ -140,17 +148,28 @@ class Callers:
         if identity.chain_ends_at <= now:
             end = moment_text(identity.chain_ends_at)
             raise NotAuthenticatedError(f"your certificate or proxy ended at {end}: make a new one and connect again")
-        known = self._known.get(identity.subject) or await self._register(identity.subject, now)
+        # An authority that no signing policy binds could sign the subject of a user of another one.
+        key = (identity.subject, identity.authority, identity.constrained)
+        known = self._known.get(key) or await self._register(key, now)
         caller = Caller(known[0], identity.subject, known[1], identity.chain_ends_at, identity.limited)
         self._connected[transport] = caller
         return caller
 
-    async def _register(self, subject: str, now: datetime) -> tuple[int, Role]:
+    async def _register(self, key: tuple[str, str, bool], now: datetime) -> tuple[int, Role]:
+        subject, authority, constrained = key
+        rebind = constrained or not self.binds
         role = self.access.role_of(subject)
         if role is None:
             raise ForbiddenError(f"{subject} is not a user of this service: ask its operator to be listed")
-        record = await self.database.run("register a user", users.register, subject, role.value, now)
+        record = await self.database.run(
+            "register a user", users.register, subject, role.value, now, authority or None, rebind=rebind
+        )
+        if not rebind and authority and record.authority != authority:
+            raise ForbiddenError(
+                f"{subject} is known here by the authority {record.authority}, and your certificate is of {authority}:"
+                " an operator has to say in a signing policy which of the two may sign it"
+            )
         if len(self._known) >= _MOST_REMEMBERED:
             self._known.clear()
-        self._known[subject] = (record.id, role)
-        return self._known[subject]
+        self._known[key] = (record.id, role)
+        return self._known[key]

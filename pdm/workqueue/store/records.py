@@ -61,13 +61,13 @@ def job_record(row: Sequence[Any]) -> JobRecord:
 
 def element_record(row: Sequence[Any]) -> ElementRecord:
     """An element from a row that begins with `ELEMENT_COLUMNS`."""
-    values = [*row[:12], _put_off(row[3], row[12]), *row[13:16], _failure(*row[16:19]), row[19]]
+    values = [*row[:12], _put_off(row[3], row[12]), *row[13:16], _failure(*row[16:19]), *row[19:21]]
     return ElementRecord(*values)
 
 
 def claimed_record(row: Sequence[Any]) -> ElementRecord:
     """An element as it is once claimed, from a row that was read before: RUNNING, one attempt more."""
-    begun = (*row[9:12], None, *row[13:16], _failure(*row[16:19]), row[19])
+    begun = (*row[9:12], None, *row[13:16], _failure(*row[16:19]), *row[19:21])
     values = [*row[:3], JobStatus.RUNNING, *row[4:8], row[8] + 1, *begun]
     return ElementRecord(*values)
 

@@ -14,24 +14,40 @@ from pdm.workqueue.store.tables import users
 
 @frozen
 class UserRecord:
-    """A user: number, end entity's subject, role (``user``, ``operator``), first sight."""
+    """A user: number, end entity's subject, role (``user``, ``operator``), first sight, the certificate's authority."""
 
     id: int
     subject: str
     role: str
     registered_at: datetime
+    authority: str | None = None
 
 
-_COLUMNS = (users.c.id, users.c.subject, users.c.role, users.c.registered_at)
+_COLUMNS = (users.c.id, users.c.subject, users.c.role, users.c.registered_at, users.c.authority)
 
 
-def register(session: Session, subject: str, role: str, now: datetime) -> UserRecord:
-    """The user of a subject, made at first sight; with the role that the configuration gives today."""
+def register(
+    session: Session, subject: str, role: str, now: datetime, authority: str | None = None, *, rebind: bool = True
+) -> UserRecord:
+    """The user of a subject, made at first sight; with the role that the configuration gives today.
+
+    Args:
+        session: of the database.
+        subject: of the end entity.
+        role: ``user`` or ``operator``.
+        now: the present.
+        authority: to which the certificate of the user leads; None if that is not known.
+        rebind: whether the user may come from another authority than the one that is recorded. If not, the record of
+            that user is returned as it is, and its `authority` shows the difference.
+    """
     known = find(session, subject)
     if known is None:
-        session.execute(sa.insert(users).values(subject=subject, role=role, registered_at=now))
-    elif known.role != role:
-        session.execute(sa.update(users).where(users.c.id == known.id).values(role=role))
+        session.execute(sa.insert(users).values(subject=subject, role=role, registered_at=now, authority=authority))
+    elif not rebind and None not in (known.authority, authority) and known.authority != authority:
+        return known
+    elif (known.role, known.authority) != (role, authority or known.authority):
+        new = {"role": role, "authority": authority or known.authority}
+        session.execute(sa.update(users).where(users.c.id == known.id).values(new))
     else:
         return known
     return UserRecord(*session.execute(sa.select(*_COLUMNS).where(users.c.subject == subject)).one())

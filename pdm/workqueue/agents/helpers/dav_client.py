@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pdm.workqueue.agents.helpers import lease
 from pdm.workqueue.agents.helpers.endpoints import credential_at, trust_at
+from pdm.workqueue.agents.helpers.signing_policies import check_server
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
 if TYPE_CHECKING:
@@ -428,6 +429,8 @@ class DavClient:
             try:
                 with self.guarded(server.authority, connection):
                     connection.connect()
+                    if server.trust:
+                        check_server(connection, server.trust)
             except StorageError as trouble:
                 trouble.unreachable = trouble.code in ("CONNECTION", "STALLED", "TIMEOUT")
                 self.forget(connection)

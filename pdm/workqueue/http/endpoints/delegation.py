@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pdm.workqueue.certificates.delegation import DelegationError, accept, new_request
 from pdm.workqueue.certificates.vault import VaultError
@@ -18,6 +18,17 @@ from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFou
 from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
 from pdm.workqueue.wire.responses import DelegationView
+
+_UNITS_S = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+#: Clocks of who signs and who accepts a proxy differ.
+_SKEW = timedelta(minutes=5)
+
+
+def shown_duration(lifetime: timedelta) -> str:
+    """A duration as the command line takes it, in the largest unit that leaves no rest: ``30d``, ``12h``, ``90s``."""
+    seconds = int(lifetime.total_seconds())
+    unit, length = next((unit, length) for unit, length in _UNITS_S if seconds % length == 0)
+    return f"{seconds // length}{unit}"
 
 
 def delegation_id(subject: str) -> str:
@@ -101,6 +112,14 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
         proxy = await api.in_thread(accept, key_pem, body, caller.subject, api.trust(), now)
     except DelegationError as error:
         raise InvalidInputError(str(error), "$") from error
+    longest = timedelta(seconds=api.settings.credentials.longest_lifetime_s)
+    if proxy.valid_until > now + longest + _SKEW:
+        bound = shown_duration(longest)
+        raise InvalidInputError(
+            f"the proxy is valid until {proxy.valid_until:%Y-%m-%dT%H:%M:%SZ}, and this service accepts {bound} at"
+            f" most: sign one for less (pdm delegate --lifetime {bound})",
+            "$",
+        )
     new = NewCredential(
         kind=CredentialKind.PROXY,
         subject=proxy.subject,
