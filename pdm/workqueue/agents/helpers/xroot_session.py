@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pdm.workqueue.agents.helpers.dav_client import errno_of
+from pdm.workqueue.agents.helpers.dav_errors import errno_of
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
 
 #: Debian's package that brings the bindings, for the interpreter here.
