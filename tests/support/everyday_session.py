@@ -263,9 +263,7 @@ class _Session:
 
     def _compare(self, name: str) -> None:
         back = self._folder / name
-        found = {
-            os.path.relpath(path, back): path.read_bytes() if path.is_file() else None for path in back.rglob("*")
-        }
+        found = {os.path.relpath(path, back): path.read_bytes() if path.is_file() else None for path in back.rglob("*")}
         wanted: dict[str, bytes | None] = {path: self._tree.get(path) for path in self._sizes()}
         if found != wanted:
             unlike = sorted(path for path in found.keys() | wanted.keys() if found.get(path, 0) != wanted.get(path, 0))

@@ -81,6 +81,8 @@ class _Incoming(io.RawIOBase):
 
     def __init__(self, sock: ssl.SSLSocket, timeout_s: Callable[[], float], begun: bytes = b"") -> None:
         self._sock = sock
+        # Keeps the socket open until the body is read, even where its connection is to be closed.
+        self._raw = sock.makefile("rb", buffering=0)
         #: Seconds to wait for a piece; raises `TimeoutError` if there is no more time.
         self._timeout_s = timeout_s
         self._begun = begun
@@ -92,7 +94,7 @@ class _Incoming(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
         if self._begun:
             view = memoryview(buffer).cast("B")
             count = min(len(self._begun), len(view))
@@ -100,7 +102,11 @@ class _Incoming(io.RawIOBase):
             self._begun = self._begun[count:]
             return count
         self._sock.settimeout(max(self._timeout_s(), self.least_s))
-        return self._sock.recv_into(buffer)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class _Response(HTTPResponse):

@@ -256,9 +256,9 @@ class DavSide(Side):
     def _check_name_is_kept(self, url: str) -> None:
         """Raise `StorageError` if the server would store a name under another one, over a file of that name.
 
-        Some take ``;`` or ``?`` in ``Destination`` for the end of the path, or decode it twice. So an empty file of ours
-        is moved to a name of that kind first, in a folder above all such names; whatever becomes of it, it is none of
-        the user's.
+        Some take ``;`` or ``?`` in ``Destination`` for the end of the path, or decode it twice. So an empty file of
+        ours is moved to a name of that kind first, in a folder above all such names; whatever becomes of it, it is
+        none of the user's.
         """
         start, _, path = url.partition("://")[2].partition("/")
         names = path.rstrip("/").split("/")

@@ -98,16 +98,28 @@ def ensure_directory(storage: Storage, url: str) -> bool:
     if _is_directory(storage.look(url), url):
         return True
     missing = [url]
+    #: Folders of which the storage has said already that what is above them is not there.
+    orphans: set[str] = set()
     while missing:
+        folder = missing[-1]
         try:
-            storage.make_directory(missing[-1])
+            storage.make_directory(folder)
         except StorageError as trouble:
-            if trouble.errno == errno.ENOENT and parent_url(missing[-1]) != missing[-1]:
-                missing.append(parent_url(missing[-1]))
+            parent = parent_url(folder)
+            if trouble.errno == errno.ENOENT and parent != folder and folder not in orphans:
+                orphans.add(folder)
+                missing.append(parent)
                 continue
+            if trouble.errno == errno.ENOENT and folder in orphans:
+                # The folder above was made, or is there: the storage means something else.
+                raise StorageError(
+                    f"{folder} cannot be made, although the folder above it is there: {trouble.message}",
+                    code="SERVER_ERROR",
+                    retry_after_s=trouble.retry_after_s,
+                ) from trouble
             if trouble.errno != errno.EEXIST:
                 raise
-            _is_directory(storage.look(missing[-1]), missing[-1])
+            _is_directory(storage.look(folder), folder)
         missing.pop()
     return False
 

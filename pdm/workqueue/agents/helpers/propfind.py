@@ -64,7 +64,8 @@ class MultistatusParser:
     def __init__(self, url: str, *, raw: bool = False) -> None:
         self._url = url
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape") if raw else None
-        self._parser = expat.ParserCreate(namespace_separator=" ")
+        # Without namespaces: some servers use prefixes that they never declare, and local names tell all here.
+        self._parser = expat.ParserCreate()
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
@@ -119,7 +120,7 @@ class MultistatusParser:
         raise self._invalid("it declares a document type")
 
     def _start(self, tag: str, _attributes: object) -> None:
-        name = tag.rpartition(" ")[2].lower()
+        name = tag.rpartition(":")[2].lower()
         self._elements += 1
         if len(self._path) >= _DEEPEST or self._elements > _MOST_ELEMENTS:
             raise self._invalid("too many elements")
