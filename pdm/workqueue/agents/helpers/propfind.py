@@ -132,8 +132,8 @@ class MultistatusParser:
                 self._reset()
             case ["response", "propstat"]:
                 self._pending, self._propstat = {}, _GOOD
-            case ["response", "propstat", "prop", "resourcetype", "collection"]:
-                self._pending["collection"] = "1"
+            case ["response", *_, "resourcetype", "collection"]:
+                self._properties_here()["collection"] = "1"
         is_ours = len(self._path) <= 5 and name in _TEXTS
         self._text, self._length = ([], 0) if is_ours else (None, 0)
 
@@ -155,10 +155,8 @@ class MultistatusParser:
                 self._status = _status(text) or self._status
             case ["response", "propstat", "status"]:
                 self._propstat = str(_status(text) or _GOOD)
-            case ["response", "propstat", "prop", name] if name in _TEXTS:
-                self._pending[name] = text.strip()
-            case ["response", "prop", name] if name in _TEXTS:
-                self._properties[name] = text.strip()
+            case ["response", *_, name] if name in _TEXTS and name != "href":
+                self._properties_here()[name] = text.strip()
             case ["response", "propstat"] if self._propstat == _GOOD:
                 self._properties |= self._pending
             case ["response"]:
@@ -166,6 +164,10 @@ class MultistatusParser:
             case []:
                 self._ended = True
         self._path.pop()
+
+    def _properties_here(self) -> dict[str, str]:
+        """Where the property belongs that is read: those of a propstat count if its status, which follows, is good."""
+        return self._pending if "propstat" in self._path else self._properties
 
     def _resource(self) -> Resource:
         if self._href is None:
