@@ -46,7 +46,7 @@ def judge(fault: Fault, readings: Sequence[Reading] = ()) -> AttemptFailure:
         return AttemptFailure(scope, FailureCode(fault.code), message, fault.retry_after_s)
     code = code_for_errno(fault.errno)
     if code is not FailureCode.UNKNOWN:
-        return AttemptFailure(scope, code, message)
+        return AttemptFailure(scope, code, message, fault.retry_after_s)
     for reading in readings:
         if reading.pattern.search(message):
             return AttemptFailure(reading.scope or scope, reading.code, message)

@@ -46,8 +46,10 @@ class _Copier:
             if folder.may_hold(stale):
                 scoped("destination", _discard, storage, stale)
         there = scoped("destination", folder.look, storage, destination)
-        if there is not None and self._is_there_already(storage, item, there):
-            return
+        if there is not None:
+            scoped("destination", folder.check_own_name, storage, destination)
+            if self._is_there_already(storage, item, there):
+                return
         if folder.url in self._closed:
             raise self._closed[folder.url]
         if self._doubts_sources:
@@ -59,7 +61,12 @@ class _Copier:
             )
             self._batch.log(key, f"transferred to {item['temporary']} in {arrival.elapsed:.3f} s")
             checksum = self._prove(storage, item, source_sum)
-            self._rename(storage, item, checksum)
+            if self._overwrite == "never" or there is not None:
+                self._rename(storage, item, checksum)
+            else:
+                with folder.alone(storage, item["temporary"], destination):
+                    scoped("destination", folder.check_free, storage, destination)
+                    self._rename(storage, item, checksum)
         except (StoppedError, StorageError) as error:
             residue = self._clean_up(storage, item["temporary"], error)
             if isinstance(error, StoppedError):

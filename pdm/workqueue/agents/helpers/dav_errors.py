@@ -25,7 +25,6 @@ _BY_STATUS: Mapping[int, int] = {
     412: errno.EEXIST,
     414: errno.ENAMETOOLONG,
     415: errno.EOPNOTSUPP,
-    417: errno.EOPNOTSUPP,
     501: errno.EOPNOTSUPP,
     507: errno.ENOSPC,
 }
@@ -33,6 +32,7 @@ _BY_STATUS: Mapping[int, int] = {
 _CODES: Mapping[int, str] = {
     408: "TIMEOUT",
     413: "TOO_LARGE",
+    417: "UNSUPPORTED",
     423: "LOCKED",
     425: "BUSY",
     429: "BUSY",

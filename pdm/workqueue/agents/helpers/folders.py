@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Iterable
-from typing import Any
-from urllib.parse import unquote_to_bytes
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from pdm.workqueue.agents.helpers.storage import Storage, StorageError, Thing, parent_url
+from pdm.workqueue.agents.helpers.storage import Storage, StorageError, Thing, joined_url, parent_url, scoped
 
 #: From so many files on, one listing of their folder is cheaper than a look at each.
 _WORTH_A_LISTING = 8
 #: A folder with more entries than this for each file that comes is not read to its end.
 _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 
 class Folder:
@@ -28,6 +30,9 @@ class Folder:
     def __init__(self, url: str, known: dict[bytes, Thing] | None) -> None:
         self.url = url
         self.known = known
+        self._lock = threading.Lock()
+        #: Whether it takes two names for one that differ in case only; None while that was not looked for.
+        self._ignores_case: bool | None = None
 
     def look(self, storage: Storage, url: str) -> Thing | None:
         """What is at a URL in this folder, or was when the batch began."""
@@ -35,6 +40,76 @@ class Folder:
 
     def may_hold(self, url: str) -> bool:
         return self.known is None or name_of(url) in self.known
+
+    def check_own_name(self, storage: Storage, url: str) -> None:
+        """Raise `StorageError` if what is found at a URL has another name: the storage takes the two for one.
+
+        Such are storages that ignore case or normalise Unicode. What they found may be another file of the same job.
+        """
+        if self.known is not None:
+            # A listing has told this very name.
+            return
+        name = name_of(url)
+        others = {variant for variant in _variants(name) if variant != name}
+        if any(storage.look(joined_url(self.url, quote_from_bytes(other, safe=""))) for other in others):
+            self._check_listed(storage, name, url)
+
+    def check_free(self, storage: Storage, url: str) -> None:
+        """Raise `StorageError` if a name that was free leads to a file of another name by now."""
+        if (self._ignores_case or not name_of(url).isascii()) and storage.look(url) is not None:
+            self._check_listed(storage, name_of(url), url)
+
+    @contextlib.contextmanager
+    def alone(self, storage: Storage, temporary: str, url: str) -> Iterator[None]:
+        """Let only one file at a time get its name, where two names may be one.
+
+        Args:
+            storage: of the folder.
+            temporary: a file of ours in the folder, whose name has letters.
+            url: of the file that gets its name.
+        """
+        with self._lock:
+            if self._ignores_case is None:
+                swapped = quote_from_bytes(name_of(temporary).swapcase(), safe="")
+                self._ignores_case = scoped("destination", storage.look, joined_url(self.url, swapped)) is not None
+        if not self._ignores_case and name_of(url).isascii():
+            yield
+            return
+        with self._lock:
+            yield
+
+    def _check_listed(self, storage: Storage, name: bytes, url: str) -> None:
+        variants = set(_variants(name))
+        folded = {variant.casefold() for variant in map(_text, variants)}
+        found: bytes | None = None
+        with contextlib.closing(storage.entries(self.url)) as entries:
+            for other, _ in entries:
+                if other == name:
+                    return
+                if other in variants or _text(other).casefold() in folded:
+                    found = other
+        if found is not None:
+            raise StorageError(
+                f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
+                " it ignores case, or the way in which letters are composed",
+                errno=errno.EILSEQ,
+                code="INVALID_NAME",
+                scope="destination",
+            )
+
+
+def _variants(name: bytes) -> Iterator[bytes]:
+    """Other names that a storage may take for one: of other case, or with other ways to write a letter."""
+    yield name.swapcase()
+    text = _text(name)
+    for form in _FORMS:
+        yield unicodedata.normalize(form, text).encode("utf-8", "surrogateescape")
+    if not name.isascii():
+        yield text.swapcase().encode("utf-8", "surrogateescape")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 class Folders:
