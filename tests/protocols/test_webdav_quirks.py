@@ -214,7 +214,8 @@ def test_odd_names_of_servers_that_keep_them(server: QuirkServer, helper: Helper
         b'<response xmlns="DAV:">\n <href>\n  http://behind:80{}\n </href><propstat><prop>'
         b"<getcontentlength>7</getcontentlength></prop></propstat></response>",
         b"<D:response><D:href>{}</D:href><D:propstat><D:prop><D:resourcetype/></D:prop>"
-        b"<D:status>HTTP/1.1 200 OK</D:status></D:propstat><D:propstat><D:prop><D:getcontentlength>9</D:getcontentlength></D:prop>"
+        b"<D:status>HTTP/1.1 200 OK</D:status></D:propstat>"
+        b"<D:propstat><D:prop><D:getcontentlength>9</D:getcontentlength></D:prop>"
         b"<D:status>HTTP/1.1 404 Not Found</D:status></D:propstat></D:response>",
     ],
 )

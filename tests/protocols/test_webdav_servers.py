@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from pdm.testgrid.service import TestService
@@ -199,7 +200,10 @@ def test_many_files_into_one_new_folder(
     def job(number: int) -> list[wire.Event]:
         own = tmp_path / str(number)
         own.mkdir()
-        items = [item_of(own, f"{number}.{key}", f"{url}/new/deep", b"x", key) for key in range(40)]
+        items = []
+        for key in range(40):
+            item = item_of(own, f"{number}.{key}", f"{url}/new/deep", b"x", key)
+            items.append(msgspec.structs.replace(item, temporary=f"{url}/new/deep/.pdm-job{number}.{key}.1.part"))
         with HelperProcess(RELAY, environment) as running:
             return list(running.copy(items).values())
 
