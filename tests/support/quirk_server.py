@@ -84,10 +84,6 @@ class QuirkServer:
         )
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.reset()
-
-    def reset(self) -> None:
-        """As new."""
         self.tree: dict[bytes, bytes | None] = {b"": None, b"/d": None}
         self.rules: list[Rule] = []
         self.name_of: Callable[[bytes], bytes] = lambda path: path

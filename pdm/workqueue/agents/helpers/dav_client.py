@@ -343,10 +343,9 @@ class DavClient:
         """
         if not trouble.lost or trouble.code != "CONNECTION" or self.interrupted:
             return trouble
-        if isinstance(trouble.__cause__, _HUNG_UP) and (why := self._why_hung_up(server)):
-            return why
         if not self._answers(server):
-            return trouble
+            why = self._why_hung_up(server) if isinstance(trouble.__cause__, _HUNG_UP) else None
+            return why or trouble
         text = f"the server ended the connection at this request, and answers others: {trouble.message}"
         return StorageError(text, code="SERVER_ERROR", lost=True)
 

@@ -16,6 +16,8 @@ from pdm.workqueue.agents.helpers.storage import Storage, StorageError, Thing, j
 _WORTH_A_LISTING = 8
 #: A folder with more entries than this for each file that comes is not read to its end.
 _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
+#: In a URL without a path but ``/``.
+_ROOT_SLASHES = 3
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 
@@ -52,12 +54,12 @@ class Folder:
         name = name_of(url)
         others = {variant for variant in _variants(name) if variant != name}
         if any(storage.look(joined_url(self.url, quote_from_bytes(other, safe=""))) for other in others):
-            self._check_listed(storage, name, url)
+            _check_listed(storage, name, url)
 
     def check_free(self, storage: Storage, url: str) -> None:
         """Raise `StorageError` if a name that was free leads to a file of another name by now."""
         if (self._ignores_case or not name_of(url).isascii()) and storage.look(url) is not None:
-            self._check_listed(storage, name_of(url), url)
+            _check_listed(storage, name_of(url), url)
 
     @contextlib.contextmanager
     def alone(self, storage: Storage, temporary: str, url: str) -> Iterator[None]:
@@ -78,24 +80,26 @@ class Folder:
         with self._lock:
             yield
 
-    def _check_listed(self, storage: Storage, name: bytes, url: str) -> None:
-        variants = set(_variants(name))
-        folded = {variant.casefold() for variant in map(_text, variants)}
-        found: bytes | None = None
-        with contextlib.closing(storage.entries(self.url)) as entries:
-            for other, _ in entries:
-                if other == name:
-                    return
-                if other in variants or _text(other).casefold() in folded:
-                    found = other
-        if found is not None:
-            raise StorageError(
-                f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
-                " it ignores case, or the way in which letters are composed",
-                errno=errno.EILSEQ,
-                code="INVALID_NAME",
-                scope="destination",
-            )
+
+def _check_listed(storage: Storage, name: bytes, url: str) -> None:
+    """Raise `StorageError` if the folder of a URL lists what is there by another name."""
+    variants = set(_variants(name))
+    folded = {variant.casefold() for variant in map(_text, variants)}
+    found: bytes | None = None
+    with contextlib.closing(storage.entries(parent_url(url))) as entries:
+        for other, _ in entries:
+            if other == name:
+                return
+            if other in variants or _text(other).casefold() in folded:
+                found = other
+    if found is not None:
+        raise StorageError(
+            f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
+            " it ignores case, or the way in which letters are composed",
+            errno=errno.EILSEQ,
+            code="INVALID_NAME",
+            scope="destination",
+        )
 
 
 def _variants(name: bytes) -> Iterator[bytes]:
@@ -122,6 +126,11 @@ class Folders:
             wanted.update(map(name_of, (item["destination"], *item["stale"])))
         self._locks = {url: threading.Lock() for url in self._wanted}
         self._ready: dict[str, Folder | StorageError] = {}
+        #: Folded path → its spellings in this batch.
+        self._spellings: dict[str, set[str]] = {}
+        for url in self._wanted:
+            for above in _with_parents(url):
+                self._spellings.setdefault(_folded(above), set()).add(above)
 
     def of(self, storage: Storage, destination: str) -> Folder:
         """The folder of a destination, made if it was missing.
@@ -145,7 +154,12 @@ class Folders:
         return ready
 
     def _prepared(self, storage: Storage, url: str) -> Folder:
-        if not ensure_directory(storage, url):
+        is_new = not ensure_directory(storage, url)
+        for above in _with_parents(url):
+            if len(self._spellings[_folded(above)]) > 1:
+                # What is below both would meet.
+                _check_listed(storage, name_of(above), above)
+        if is_new:
             return Folder(url, {})
         wanted = self._wanted[url]
         if len(wanted) < _WORTH_A_LISTING:
@@ -205,6 +219,18 @@ def _is_directory(thing: Thing | None, url: str) -> bool:
     if "directory" not in (thing.kind, thing.target_kind):
         raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR, code="NOT_A_DIRECTORY")
     return True
+
+
+def _with_parents(url: str) -> Iterator[str]:
+    """A URL and those of the folders above it, without the root."""
+    while (above := parent_url(url)) != url:
+        yield url
+        url = above.rstrip("/") if above.count("/") > _ROOT_SLASHES else above
+
+
+def _folded(url: str) -> str:
+    """What is the same for all spellings of a path that a storage may take for one."""
+    return unicodedata.normalize("NFC", _text(unquote_to_bytes(url))).casefold()
 
 
 def name_of(url: str) -> bytes:
