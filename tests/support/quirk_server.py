@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import ssl
 import threading
@@ -138,7 +139,9 @@ class QuirkServer:
             handler.send_header("Content-Length", str(len(reply.body)))
         handler.end_headers()
         if request.method != "HEAD":
-            handler.wfile.write(reply.body)
+            # A client may have heard enough.
+            with contextlib.suppress(OSError):
+                handler.wfile.write(reply.body)
         handler.close_connection = handler.close_connection or self.hangs_up
 
     def _own(self, request: Request, body: bytes) -> Reply:

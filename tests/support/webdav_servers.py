@@ -72,10 +72,6 @@ class WebDavServer(Daemon):
     def environment(self) -> Mapping[str, str]:
         return {"HOME": str(self.own), "TMPDIR": str(self.own)}
 
-    def version(self) -> str:
-        """Make and version, as its own package says."""
-        raise NotImplementedError
-
     def configured(self, text: str) -> Path:
         """The file that holds a configuration."""
         path = self.own / "conf"
