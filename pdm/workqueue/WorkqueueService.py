@@ -75,6 +75,7 @@ class WorkqueueService:
                 most,
                 server.connections_per_address,
                 server.new_connections,
+                server.anonymous_connections,
             ),
             log_reads=settings.logs.level == "debug",
         )

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
-from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.credential_files import CredentialFiles, CredentialFilesError
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem_files import CertificateFilesError
 from pdm.workqueue.certificates.server_tls import ServerTls
@@ -69,6 +69,7 @@ _LONGEST_SITE_PAUSE_S = 120.0
 EXPECTED = (
     ConfigError,
     CertificateFilesError,
+    CredentialFilesError,
     VaultError,
     InstanceLockedError,
     DatabaseUnusableError,
@@ -77,17 +78,6 @@ EXPECTED = (
 )
 #: Where the helpers' interpreter finds this package.
 _PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
-
-
-def check(settings: Settings) -> None:
-    """Read everything that the configuration names, and change nothing.
-
-    Raises:
-        ConfigError: something is missing or wrong.
-    """
-    SiteRegistry.read(settings.sites.folder)
-    AccessList.read(settings.users)
-    _server_tls(settings)
 
 
 class Assembly:
@@ -111,7 +101,7 @@ class Assembly:
         queue, agents = settings.queue, settings.agents
         worker = worker_name(settings.state.folder)
         self.sites = SiteRegistry.read(settings.sites.folder)
-        self.tls = _server_tls(settings)
+        self.tls = server_tls(settings)
         self.database = Database.open(settings.database.url, reactor, threads=settings.database.threads)
         self.logs = LogStore(reactor, settings.logs.folder, settings.logs.head_bytes, settings.logs.tail_bytes)
         self.vault = Vault.open(settings.credentials.key_file)
@@ -321,7 +311,12 @@ def worker_name(state_folder: Path) -> str:
     return name
 
 
-def _server_tls(settings: Settings) -> ServerTls:
+def server_tls(settings: Settings) -> ServerTls:
+    """TLS of the listener, from the files that the settings name.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+    """
     tls = settings.tls
     try:
         return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl)

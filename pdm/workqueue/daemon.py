@@ -54,11 +54,16 @@ def makeService(options: Options) -> OrderedServices:
     # These import SQLAlchemy, OpenSSL and more: "twistd --help" must not wait for them.
     from twisted.internet import reactor
 
-    from pdm.workqueue.assembly import EXPECTED, Assembly, check
+    from pdm.workqueue.assembly import EXPECTED, Assembly
+    from pdm.workqueue.startup_checks import problems
 
     try:
         settings = read(Path(options["config"]))
-        check(settings)
+        found = problems(settings, database=bool(options["check-config"]))
+        if found:
+            for problem in found:
+                _tell_operator(problem)
+            raise SystemExit(1)
         if options["check-config"]:
             sys.stdout.write(f"{options['config']}: the configuration is good\n")
             raise SystemExit(0)

@@ -28,14 +28,23 @@ async def test_by_its_announced_length(service: Service) -> None:
     """Nothing of the body is sent, and the answer comes all the same."""
     for more in (b"", b"Expect: 100-continue\r\n"):
         head = _HEAD + b"Content-Length: 999999999999\r\n" + more + b"\r\n"
-        _assert_refused(await deferToThread(raw_exchange, service, head))
+        _assert_refused(await deferToThread(raw_exchange, service, head, user="alice"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_certificate_a_long_one_is_not_read(service: Service) -> None:
+    head = _HEAD + b"Content-Length: 20000\r\n\r\n"
+    answer = await deferToThread(raw_exchange, service, head)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"].endswith(":certificate-needed")
 
 
 @pytest_twisted.ensureDeferred
 async def test_by_what_comes_in_chunks(service: Service) -> None:
     chunk = b"40000\r\n" + b" " * 0x40000 + b"\r\n"
     head = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-    _assert_refused(await deferToThread(raw_exchange, service, head, chunk, chunk, chunk, chunk, b"1\r\n \r\n"))
+    sent = (head, chunk, chunk, chunk, chunk, b"1\r\n \r\n")
+    _assert_refused(await deferToThread(raw_exchange, service, *sent, user="alice"))
 
 
 @pytest_twisted.ensureDeferred

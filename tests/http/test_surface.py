@@ -213,9 +213,13 @@ async def test_an_address_that_comes_again_is_judged_as_at_first(
         assert (await service.call(None, "GET", own)).problem == "certificate-needed"
 
 
-def raw_exchange(service: Service, *sent: bytes) -> bytes:
+def raw_exchange(service: Service, *sent: bytes, user: str | None = None) -> bytes:
     """Send bytes as they are and read until the service closes; blocks."""
     context = ssl.create_default_context(cadata=to_pem(service.certificates.authority.certificate).decode())
+    if user is not None:
+        bundle = service.folder / f"raw-{user}.pem"
+        service.certificates.of(user).write_bundle(bundle)
+        context.load_cert_chain(bundle)
     with (
         socket.create_connection(("localhost", service.port), timeout=20) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as secure,
@@ -237,6 +241,10 @@ async def test_openapi_is_valid_and_complete(service: Service) -> None:
     validate(document)
     listed = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert listed == {(endpoint.path, endpoint.method) for endpoint in ENDPOINTS}
+    schemas = document["components"]["schemas"]
+    options = schemas["SubmitCopy"]["properties"]["extra_opts"]["anyOf"]
+    assert {"$ref": "#/components/schemas/CopyOptions"} in options
+    assert schemas["CopyOptions"]["properties"]["verify"]["enum"] == ["checksum", "size"]
     submit = document["paths"]["/copy"]["post"]
     assert set(submit["responses"]) >= {"200", "400", "401", "403", "409", "413", "415", "422", "500"}
     schemas = document["components"]["schemas"]

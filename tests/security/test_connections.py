@@ -158,3 +158,107 @@ def test_a_flood_of_connections_is_refused_before_the_handshakes(start: Start, h
     assert sum(is_open(one) for one in flood) <= 20
     assert is_open(plain(service, held, "127.0.0.2"))
     assert "opens more than 1 connections a second" in service.tail()
+
+
+#: What an attack may send, and by how much the daemon may grow: a leak grows by what is sent, or by more.
+_SENT, _GROWTH_KB = 48 * 1024 * 1024, 16 * 1024
+_TRAILERS = (
+    f"POST {_PATH}/list HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n".encode(),
+    b"X-Trailer: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 400,
+)
+_NO_CERTIFICATE: dict[str, tuple[bytes, bytes]] = {
+    "trailers without end": _TRAILERS,
+    "a trailer line without end": (_TRAILERS[0], b"a" * 16384),
+    "headers without end": (b"GET / HTTP/1.1\r\n", b"X-Header: aaaaaaaaaaaaaaaa\r\n" * 500),
+    "a header line without end": (b"GET / HTTP/1.1\r\nX-Header: ", b"a" * 16384),
+    "a folded header without end": (b"GET / HTTP/1.1\r\nX-Header: a\r\n", b" a\r\n" * 4000),
+    "a chunk extension without end": (_TRAILERS[0][:-3] + b"1;", b"a" * 16384),
+    "empty lines": (b"", b"\r\n" * 8192),
+    "answers that nobody reads": (b"", f"GET {_PATH}/health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 200),
+    "problems that nobody reads": (b"", b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n" * 300),
+    "refusals that nobody reads": (b"", f"GET {_PATH}/jobs HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 200),
+    "a body without a certificate": (
+        f"POST {_PATH}/list HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n".encode(),
+        b" " * 16384,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def patient(open_folder: Path) -> Iterator[TestService]:
+    service = TestService(open_folder / "patient")
+    service.init()
+    with service.running():
+        yield service
+
+
+def memory_kb(service: TestService) -> int:
+    assert service.process is not None
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+@pytest.mark.parametrize("attack", _NO_CERTIFICATE)
+def test_a_connection_without_a_certificate_takes_little_memory(
+    patient: TestService, held: contextlib.ExitStack, attack: str
+) -> None:
+    opening, more = _NO_CERTIFICATE[attack]
+    connection = shaken(patient, held)
+    assert serves(patient)
+    before, sent, give_up_at = memory_kb(patient), 0, time.monotonic() + 5
+    # What the service does not read fills the buffers of the system, and then stops us: that is the bound.
+    connection.settimeout(1.0)
+    try:
+        connection.sendall(opening)
+        while sent < _SENT and time.monotonic() < give_up_at:
+            connection.sendall(more)
+            sent += len(more)
+    except OSError:
+        pass
+    assert memory_kb(patient) - before < _GROWTH_KB
+    assert serves(patient)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 700 + b"\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA: " + b"a" * 20000 + b"\r\n\r\n",
+        _TRAILERS[0] + _TRAILERS[1] * 5,
+        _TRAILERS[0][:-3] + b"zz\r\n",
+    ],
+    ids=["request line", "700 headers", "no colon", "long header", "trailers", "chunk length"],
+)
+def test_what_is_no_request_is_answered_400_and_leaves_no_error(
+    patient: TestService, held: contextlib.ExitStack, bad: bytes
+) -> None:
+    connection = shaken(patient, held)
+    # In two pieces, a moment apart: the second one comes when the connection is being closed.
+    connection.sendall(bad[:-5])
+    time.sleep(0.1)
+    with contextlib.suppress(OSError):
+        connection.sendall(bad[-5:] + b"A: b\r\n" * 10)
+    received = b""
+    with contextlib.suppress(OSError):
+        while piece := connection.recv(65536):
+            received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["type"].endswith(":invalid-input")
+    assert "Traceback" not in patient.tail()
+    assert "AttributeError" not in patient.tail()
+
+
+def test_connections_without_a_certificate_are_few(start: Start, held: contextlib.ExitStack) -> None:
+    service = start(anonymous_connections="3")
+    request = f"GET {_PATH}/health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    known = shaken(service, held, "admin")
+    strangers = [shaken(service, held) for _ in range(5)]
+    for connection in [known, *strangers]:
+        connection.sendall(request)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert is_cut(strangers[0])
+    assert is_cut(strangers[1])
+    assert all(map(is_open, [known, *strangers[2:]]))

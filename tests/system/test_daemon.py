@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid.service import TestService, service_environment, set_keys
+from pdm.workqueue.config.reading import read
+from pdm.workqueue.startup_checks import problems
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
@@ -78,6 +82,56 @@ def test_a_job_runs_between_local_folders(service: TestService) -> None:
 def test_the_configuration_can_be_checked(service: TestService) -> None:
     done = run(service.directory / "workqueue.conf", "--check-config")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "named"),
+    [
+        ("database", "url", "mysql://root@localhost/pdm", "mysql"),
+        ("database", "url", "postgresql://pdm@127.0.0.1:1/pdm", "cannot be opened"),
+        ("database", "url", "sqlite:////dev/null/queue.sqlite", "cannot be made"),
+        ("agents", "python", "/nope", "[agents] python: /nope"),
+        ("agents", "python", "/bin/false", "no Python 3.11"),
+        ("state", "folder", "/dev/null", "[state] folder"),
+        ("logs", "folder", "/dev/null/logs", "[logs] folder"),
+        ("credentials", "folder", "/dev/null/credentials", "[credentials] folder"),
+        ("server", "host", "192.0.2.1", "no address of this machine"),
+    ],
+)
+def test_what_cannot_work_is_found(service: TestService, section: str, key: str, value: str, named: str) -> None:
+    config = service.directory / "workqueue.conf"
+    before = sorted(service.directory.rglob("*"))
+    set_keys(config, {section: {key: value}})
+    found = problems(read(config), database=True)
+    assert any(named in problem for problem in found), found
+    assert not any("\n" in problem for problem in found)
+    assert sorted(service.directory.rglob("*")) == before
+
+
+def test_all_that_is_wrong_is_told_at_once(service: TestService) -> None:
+    config = service.directory / "workqueue.conf"
+    set_keys(config, {"agents": {"python": "/nope"}, "credentials": {"folder": "/dev/null/credentials"}})
+    for arguments in (["--check-config"], []):
+        done = run(config, *arguments)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        told = [line for line in done.stderr.splitlines() if line.startswith("pdmworkqueue: ")]
+        assert [sum(word in line for line in told) for word in ("/nope", "[credentials] folder")] == [1, 1]
+
+
+def test_a_newer_schema_is_found(service: TestService) -> None:
+    path = service.directory / "var" / "workqueue.sqlite"
+    config = service.directory / "workqueue.conf"
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
+        database.commit()
+    (problem,) = problems(read(config), database=True)
+    assert "9999" in problem
+    path.write_bytes(b"not a database" * 100)
+    (problem,) = problems(read(config), database=True)
+    assert "cannot be opened" in problem
 
 
 def test_an_unknown_key_is_named_with_file_and_section(service: TestService) -> None:

@@ -58,6 +58,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         connections: at once; when there are more, those that are silent for the longest make room.
         connections_per_address: at once.
         new_connections: of one address in a second, on average; 0 for no limit.
+        anonymous_connections: at once without a client certificate; when there are more, the oldest make room.
     """
 
     host: Text = "127.0.0.1"
@@ -68,6 +69,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections: Count = 5000
     connections_per_address: Count = 2500
     new_connections: Annotated[int, Meta(ge=0, le=1_000_000)] = 100
+    anonymous_connections: Count = 250
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

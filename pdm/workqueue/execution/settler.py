@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.jobs import Verdict
 from pdm.workqueue.store import claims
-from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.database import Database, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
 
 #: Verdicts of one transaction at most; bounds how long the writer is busy with them.
@@ -92,6 +92,9 @@ class Settler:
                 verdicts = self._pending[:_MOST_AT_ONCE]
                 try:
                     settled = await self._database.run("settle", claims.settle, self._worker, verdicts, self._clock())
+                except DatabaseUnavailableError:
+                    await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
+                    continue
                 except Exception:
                     # A full disk or a database that is away: what was proven stays in memory until it is back.
                     self._log.failure("{count} verdicts could not be stored; trying again", count=len(verdicts))

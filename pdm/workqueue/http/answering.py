@@ -14,6 +14,7 @@ from zope.interface import implementer
 from pdm.workqueue.http.endpoint import JsonStream
 from pdm.workqueue.http.problems import ApiError
 from pdm.workqueue.http.request import ApiRequest
+from pdm.workqueue.telemetry.background import ReportedError
 from pdm.workqueue.telemetry.logging import log_incident
 from pdm.workqueue.wire.problems import MEDIA_TYPE
 
@@ -41,20 +42,6 @@ def answer_problem(request: ApiRequest, error: ApiError, incident: str | None = 
     for name, value in error.headers.items():
         request.setHeader(name, value)
     answer(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
-
-
-async def earlier_answers_taken(request: ApiRequest) -> None:
-    """Wait until the client has read what it asked for before.
-
-    A client may send many requests without reading any answer; Twisted would keep all of them in memory.
-    """
-    # Twisted has no public name for it, and tells a new producer nothing of a pause that has begun already.
-    if request.channel._waitingForTransport:
-        flow = _Flow()
-        flow.pauseProducing()
-        request.registerProducer(flow, True)
-        await flow.open()
-        request.unregisterProducer()
 
 
 async def answer_stream(request: ApiRequest, status: int, stream: JsonStream) -> None:
@@ -86,10 +73,11 @@ async def answer_stream(request: ApiRequest, status: int, stream: JsonStream) ->
                 await flow.open()
     except CancelledError:
         raise
-    except Exception:
+    except Exception as error:
         if flow is None:
             raise
-        log_incident(_log, Failure())
+        if not isinstance(error, ReportedError):
+            log_incident(_log, Failure())
         request.abort()
         # The connection's end cancels this handler; until then nothing may be added to what was sent.
         await Deferred()

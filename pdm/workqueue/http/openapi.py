@@ -15,6 +15,7 @@ from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parame
 from pdm.workqueue.http.problems import (
     ApiError,
     BodyTooLargeError,
+    DatabaseAwayError,
     ForbiddenError,
     InternalFaultError,
     InvalidInputError,
@@ -23,8 +24,10 @@ from pdm.workqueue.http.problems import (
     TooSlowError,
     UnsupportedMediaTypeError,
 )
+from pdm.workqueue.wire.options import OPTIONS
 from pdm.workqueue.wire.problems import MEDIA_TYPE, Problem
-from pdm.workqueue.wire.requests import LARGEST_ID
+from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS_OF
+from pdm.workqueue.wire.responses import JobView, RetriedJobView
 
 _REF = "#/components/schemas/{name}"
 _PATH_SCHEMAS: Mapping[Parameter, dict[str, Any]] = MappingProxyType(
@@ -40,7 +43,7 @@ def errors_of(endpoint: Endpoint) -> list[type[ApiError]]:
     """Everything that may go wrong at an endpoint, by status."""
     found: list[type[ApiError]] = [*endpoint.errors, InternalFaultError]
     if endpoint.allow is not Allow.EVERYBODY:
-        found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, StoppingError]
+        found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, StoppingError, DatabaseAwayError]
     if endpoint.body is not None:
         found += [BodyTooLargeError, TooSlowError]
     if endpoint.body not in (None, bytes):
@@ -57,7 +60,12 @@ def document(endpoints: Iterable[Endpoint], root: str) -> dict[str, Any]:
     """
     table = list(endpoints)
     types = [part for endpoint in table for part in (endpoint.body, endpoint.result) if part not in (None, bytes, str)]
+    types += OPTIONS.values()
     schemas, components = msgspec.json.schema_components([*types, Problem], ref_template=_REF)
+    for body, options in OPTIONS_OF.items():
+        _type_options(components[body.__name__], options)
+    for view in (JobView, RetriedJobView):
+        _type_options(components[view.__name__], OPTIONS.values())
     schema_of = dict(zip(map(repr, types), schemas, strict=False))
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in table:
@@ -101,6 +109,15 @@ def _operation(endpoint: Endpoint, schema_of: Mapping[str, Any]) -> dict[str, An
     if endpoint.allow is Allow.EVERYBODY:
         operation["security"] = []
     return operation
+
+
+def _type_options(schema: dict[str, Any], options: Iterable[type[msgspec.Struct]]) -> None:
+    """Replace the free object of ``extra_opts`` by the structs that it may be."""
+    old = schema["properties"]["extra_opts"]
+    references = [{"$ref": _REF.format(name=struct.__name__)} for struct in options]
+    null = [{"type": "null"}] if "default" in old else []
+    kept = {key: old[key] for key in ("description", "default") if key in old}
+    schema["properties"]["extra_opts"] = {"anyOf": references + null, **kept}
 
 
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:

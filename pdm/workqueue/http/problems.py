@@ -7,9 +7,12 @@ lists them from the endpoint table.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import ClassVar
 
-from pdm.workqueue.wire.problems import PROBLEM_TYPE_PREFIX, Problem
+import msgspec
+
+from pdm.workqueue.wire.problems import MEDIA_TYPE, PROBLEM_TYPE_PREFIX, Problem
 
 _LONGEST_DETAIL, _LONGEST_POINTER = 1000, 200
 
@@ -47,6 +50,16 @@ class ApiError(Exception):
             pointer=self.pointer,
             incident=incident,
         )
+
+
+def refusal(error: ApiError, request_id: str) -> bytes:
+    """A whole answer for a request that is not waited for; the connection is closed after it."""
+    body = msgspec.json.encode(error.problem(request_id))
+    return (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
+        f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nConnection: close\r\n\r\n".encode("ascii")
+        + body
+    )
 
 
 def _shortened(text: str, longest: int) -> str:
@@ -140,6 +153,18 @@ class StoppingError(ApiError):
     def __init__(self) -> None:
         super().__init__(
             "the service is stopping; nothing was done, try again in a minute", None, {"Retry-After": "10"}
+        )
+
+
+class DatabaseAwayError(ApiError):
+    status, word, title = 503, "database-unavailable", "The database cannot be used now"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the service cannot use its database now; nothing was done, send the same request again in a moment (with"
+            " its Idempotency-Key nothing is done twice)",
+            None,
+            {"Retry-After": "10"},
         )
 
 

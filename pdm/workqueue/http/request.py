@@ -5,25 +5,21 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from http import HTTPStatus
 from io import BytesIO
 from typing import Any, cast
 
-import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimits, Connections
-from pdm.workqueue.http.problems import ApiError, BodyTooLargeError, TooSlowError
+from pdm.workqueue.http.problems import ApiError, BodyTooLargeError, NotAuthenticatedError, TooSlowError, refusal
 from pdm.workqueue.telemetry.background import Periodic, start_background
-from pdm.workqueue.wire.problems import MEDIA_TYPE
 
-#: How long a refused client may go on sending before the connection is cut.
-_LINGER_S = 5.0
+#: Bytes of a body from a client without a certificate: no route takes one, and an error says so.
+_ANONYMOUS_BODY = 16384
 #: How often slow connections are looked for.
 _SWEEP_S = 5.0
 
@@ -41,6 +37,8 @@ class ApiRequest(Request):
         route: what serves it, and the values in its path, once that is known.
     """
 
+    channel: ApiChannel
+
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
         self.request_id = f"{random.getrandbits(64):016x}"
@@ -51,7 +49,6 @@ class ApiRequest(Request):
         self._received = 0
         self._refused = False
         self._served = False
-        self._cut: IDelayedCall | None = None
         self._body = BytesIO()
         self._hostname: bytes | None = None
 
@@ -70,17 +67,22 @@ class ApiRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         self.content = self._body
-        if length is not None and length > self._site.body_limit:
-            self._refuse(BodyTooLargeError(self._site.body_limit))
+        if length is not None:
+            self._bound_body(length)
 
     def handleContentChunk(self, data: bytes) -> None:
         if self._refused:
             return
         self._received += len(data)
-        if self._received > self._site.body_limit:
-            self._refuse(BodyTooLargeError(self._site.body_limit))
-        else:
+        self._bound_body(self._received)
+        if not self._refused:
             self._body.write(data)
+
+    def _bound_body(self, length: int) -> None:
+        if length > self._site.body_limit:
+            self._refuse(BodyTooLargeError(self._site.body_limit))
+        elif length > _ANONYMOUS_BODY and not self.channel.identified:
+            self._refuse(NotAuthenticatedError("no client certificate was presented, and a body needs one"))
 
     def refuse_slow(self) -> None:
         """Wait no longer for the rest of it."""
@@ -93,16 +95,9 @@ class ApiRequest(Request):
         self._body.truncate(0)
         # Else the channel would ask for the body that was just refused.
         self.requestHeaders.removeHeader("Expect")
-        body = msgspec.json.encode(error.problem(self.request_id))
-        phrase = HTTPStatus(error.status).phrase
-        self._connection().write(
-            f"HTTP/1.1 {error.status} {phrase}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
-            f"X-Request-Id: {self.request_id}\r\nConnection: close\r\n\r\n".encode("ascii")
-            + body
-        )
+        self._connection().write(refusal(error, self.request_id))
         _log.info("{title}: {status}", title=error.title, status=error.status, request_id=self.request_id)
-        self._cut = self.channel.callLater(_LINGER_S, self.abort)
-        self.channel.loseConnection()
+        self.channel.refuse()
 
     def process(self) -> None:
         if self._refused:
@@ -112,7 +107,7 @@ class ApiRequest(Request):
         headers.setRawHeaders(b"X-Request-Id", [self.request_id.encode()])
         headers.setRawHeaders(b"Cache-Control", _NO_STORE)
         headers.setRawHeaders(b"X-Content-Type-Options", _NO_SNIFF)
-        super().process()
+        self.channel.when_read(super().process)
 
     def body(self) -> bytes:
         """The whole body."""
@@ -134,8 +129,6 @@ class ApiRequest(Request):
         return self.channel.transport
 
     def connectionLost(self, reason: Failure) -> None:
-        if self._cut is not None and self._cut.active():
-            self._cut.cancel()
         super().connectionLost(reason)
         if self._served:
             self._log_end(reason)

@@ -18,13 +18,14 @@ from werkzeug.routing import BaseConverter, Map
 
 from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.http.access import Caller, Callers
-from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream, earlier_answers_taken
+from pdm.workqueue.http.answering import TEXT, answer, answer_problem, answer_stream
 from pdm.workqueue.http.at_once import carried_out
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
 from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, Text
 from pdm.workqueue.http.problems import (
     ApiError,
+    DatabaseAwayError,
     ForbiddenError,
     InternalFaultError,
     InvalidInputError,
@@ -33,7 +34,7 @@ from pdm.workqueue.http.problems import (
     StoppingError,
 )
 from pdm.workqueue.http.request import ApiRequest
-from pdm.workqueue.store.errors import DatabaseClosedError
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.logging import log_context, log_incident
 from pdm.workqueue.wire.requests import LARGEST_ID
 
@@ -126,6 +127,8 @@ class _Door:
                 raise
             except DatabaseClosedError:
                 answer_problem(request, StoppingError())
+            except DatabaseUnavailableError:
+                answer_problem(request, DatabaseAwayError())
             except ApiError as error:
                 if error.status >= 500:
                     _log.error("{word}: {detail}", word=error.word, detail=error.detail)
@@ -167,7 +170,6 @@ class _Door:
 
     async def _answer(self, request: ApiRequest, result: object) -> None:
         status = self.endpoint.status
-        await earlier_answers_taken(request)
         if isinstance(result, JsonStream):
             await answer_stream(request, status, result)
         elif isinstance(result, Text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -15,17 +16,19 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store import jobs, schema
+from pdm.workqueue.store.availability import Availability
 from pdm.workqueue.store.engines import Engines, create_sqlite_file, make_engines
 from pdm.workqueue.store.errors import (
     DatabaseClosedError,
     DatabaseMissingError,
+    DatabaseUnavailableError,
     DatabaseUnusableError,
     SchemaTooNewError,
 )
 from pdm.workqueue.store.job_memory import MOST_JOBS, JobMemory
 from pdm.workqueue.store.lane import Lane, Work
 
-__all__ = ["Database", "DatabaseClosedError", "DatabaseUnusableError", "SchemaTooNewError"]
+__all__ = ["Database", "DatabaseClosedError", "DatabaseUnavailableError", "DatabaseUnusableError", "SchemaTooNewError"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -50,6 +53,8 @@ class Database:
         self._memory = JobMemory(0 if engines.shared else MOST_JOBS)
         self._writer = Lane(reactor, engines.writer, engines.writers, engines.together, "database-writer", self._memory)
         self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory)
+        self._writing = Availability("writing", time.monotonic)
+        self._reading = Availability("reading", time.monotonic)
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
@@ -79,8 +84,9 @@ class Database:
         self._reader.start()
         self._open = True
         try:
-            await self.run("migrate", _migrate)
-        except (sa.exc.DBAPIError, OSError) as error:
+            # An operator is told by the exception: there is no service yet that could be out.
+            await self._submit(self._writer, None, "migrate", _migrate)
+        except (DatabaseUnavailableError, sa.exc.DBAPIError, OSError) as error:
             await self.stop()
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             where = self._engines.writer.url.render_as_string(hide_password=True)
@@ -102,6 +108,11 @@ class Database:
         self._reader.stop()
         self._engines.dispose()
 
+    @property
+    def unavailable(self) -> str | None:
+        """Why the newest transactions could not be carried out; None while they can."""
+        return self._writing.reason or self._reading.reason
+
     async def run(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
@@ -115,14 +126,15 @@ class Database:
 
         Raises:
             DatabaseClosedError: the service is stopping.
+            DatabaseUnavailableError: the database is away, locked or full; that is logged.
         """
-        return cast(_R, await self._submit(self._writer, name, partial(_call, function, args, kwargs)))
+        return cast(_R, await self._submit(self._writer, self._writing, name, partial(_call, function, args, kwargs)))
 
     async def read(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         """Run a function that only reads; as `run`, beside the writers."""
-        return cast(_R, await self._submit(self._reader, name, partial(_call, function, args, kwargs)))
+        return cast(_R, await self._submit(self._reader, self._reading, name, partial(_call, function, args, kwargs)))
 
     async def job(self, job_id: int) -> JobRecord | None:
         """A job as it stands in the database, None if there is none; asks the database only where it must.
@@ -136,7 +148,9 @@ class Database:
                 record = loading.record = await self.read("fetch a job", jobs.fetch, job_id, None)
         return record
 
-    def _submit(self, lane: Lane, name: str, function: Callable[[Session], Any]) -> Deferred[Any]:
+    def _submit(
+        self, lane: Lane, availability: Availability | None, name: str, function: Callable[[Session], Any]
+    ) -> Deferred[Any]:
         if not self._open:
             raise DatabaseClosedError(f"the database is closed; {name!r} was not carried out")
         work = Work(name, function)
@@ -144,12 +158,17 @@ class Database:
         lane.submit(work)
         # The caller may cancel what it waits for; that must not be what counts the work.
         watched: Deferred[Any] = Deferred()
-        work.result.addBoth(self._ended, name, watched)
+        work.result.addBoth(self._ended, availability, name, watched)
         return watched
 
-    def _ended(self, result: Any, name: str, watched: Deferred[Any]) -> None:
+    def _ended(self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any]) -> None:
         self._under_way -= 1
-        if watched.called and isinstance(result, Failure):
+        outage = result.value if isinstance(result, Failure) else None
+        if availability is not None and isinstance(outage, DatabaseUnavailableError):
+            availability.failed(outage)
+        elif availability is not None and outage is None:
+            availability.worked()
+        if watched.called and isinstance(result, Failure) and not isinstance(outage, DatabaseUnavailableError):
             self._log.failure("transaction {name!r}, whose caller is gone, failed", failure=result, name=name)
         watched.callback(result)
         if self._idle is not None and not self._under_way:

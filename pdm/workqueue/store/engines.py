@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 
 from pdm.workqueue.store.errors import DatabaseUrlError
 
-_BUSY_TIMEOUT_S = 30
+_BUSY_TIMEOUT_S = 10
 _BUSY_PAUSE_S = 0.01
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pdm.workqueue.telemetry.background import ReportedError
+
 
 class DatabaseUnusableError(Exception):
     """The service cannot start with this database."""
@@ -21,6 +23,18 @@ class SchemaTooNewError(DatabaseUnusableError):
 
 class ForeignSchemaError(DatabaseUnusableError):
     """The database holds tables of the same names that are not ours."""
+
+
+class DatabaseUnavailableError(ReportedError):
+    """The database is away, locked or full; the same may succeed later. The text is the reason, without any SQL.
+
+    Attributes:
+        alone: another transaction may succeed at the same moment (this one waited for a lock).
+    """
+
+    def __init__(self, reason: str, *, alone: bool = False) -> None:
+        super().__init__(reason)
+        self.alone = alone
 
 
 class DatabaseClosedError(Exception):

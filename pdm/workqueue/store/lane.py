@@ -23,9 +23,12 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.store.availability import unavailable
 from pdm.workqueue.store.job_memory import JobMemory, written
 
 _MOST_TRIES = 6
+#: SQLite has waited for its busy timeout by then.
+_MOST_TRIES_LOCKED = 2
 _FIRST_PAUSE_S = 0.01
 #: A transaction that takes longer is told of in the log.
 _SLOW_S = 1.0
@@ -136,11 +139,27 @@ class Lane:
             try:
                 self._transact([work])
             except Exception as error:
-                if tries < _MOST_TRIES and _may_pass(error):
+                if tries < _most_tries(error):
                     time.sleep(_FIRST_PAUSE_S * 2**tries * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
                     continue
-                self._reactor.callFromThread(work.result.errback, Failure())
+                outage = unavailable(error)
+                if outage is None:
+                    self._reactor.callFromThread(work.result.errback, Failure())
+                else:
+                    outage.__cause__ = error
+                    self._give_up([work] if outage.alone else [work, *self._take_waiting()], outage)
             return
+
+    def _take_waiting(self) -> Sequence[Work]:
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            return waiting
+
+    def _give_up(self, works: Sequence[Work], outage: Exception) -> None:
+        """Fail all that waited for the database while it could not be used: each would wait as long again."""
+        for work in works:
+            self._reactor.callFromThread(work.result.errback, Failure(outage))
 
     def _transact(self, works: Sequence[Work]) -> None:
         """Run functions in one transaction, commit it, and let their results be delivered."""
@@ -169,14 +188,16 @@ class Lane:
             work.result.callback(work.outcome)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the same transaction may succeed if it is run again."""
+def _most_tries(error: Exception) -> int:
+    """How often a transaction is run that fails so."""
     if isinstance(error, sa.exc.IntegrityError):
         # Another transaction inserted the same at the same moment: the second run finds it there.
-        return True
+        return _MOST_TRIES
     if not isinstance(error, sa.exc.DBAPIError):
-        return False
+        return 1
     if getattr(error.orig, "sqlstate", None) in _PASSING_STATES:
-        return True
-    # SQLite: another process (a backup, somebody's shell) holds the file.
-    return "database is locked" in str(error.orig)
+        return _MOST_TRIES
+    # SQLite: another process (a backup, somebody's shell) holds the file. PostgreSQL: the connection was cut, and the
+    # next one may be good.
+    locked = "database is locked" in str(error.orig)
+    return _MOST_TRIES_LOCKED if locked or error.connection_invalidated else 1

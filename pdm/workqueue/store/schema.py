@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from pdm.workqueue.store.errors import ForeignSchemaError, SchemaTooNewError
+from pdm.workqueue.store.engines import make_engines
+from pdm.workqueue.store.errors import DatabaseMissingError, ForeignSchemaError, SchemaTooNewError
 from pdm.workqueue.WorkqueueDB import Base
 
 #: Key of the lock under which one of several daemons migrates a PostgreSQL database; any number, always the same.
@@ -24,6 +28,42 @@ def migrate(connection: sa.Connection) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    if _revision(connection) != ScriptDirectory.from_config(config()).get_current_head():
+        command.upgrade(config(connection), "head")
+
+
+def check(url: str) -> None:
+    """Connect to a database that a daemon is to use, and change nothing.
+
+    Raises:
+        DatabaseUnusableError: the URL is wrong, its driver is missing, the server cannot be reached, or the tables are
+            those of a newer version or of something else.
+    """
+    engines = make_engines(url, 1)
+    where = engines.reader.url.render_as_string(hide_password=True)
+    path = Path(engines.reader.url.database or "") if engines.reader.dialect.name == "sqlite" else None
+    try:
+        if path is not None and not path.exists():
+            # A daemon makes it at its first start.
+            nearest = next(parent for parent in path.parents if parent.exists())
+            if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+                raise DatabaseMissingError(f"the database {where} cannot be made: {nearest} cannot be written")
+            return
+        with engines.reader.connect() as connection:
+            _revision(connection)
+    except sa.exc.DBAPIError as error:
+        raise DatabaseMissingError(f"the database {where} cannot be opened: {error.orig}") from error
+    finally:
+        engines.dispose()
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """The schema that a database has, None for an empty database.
+
+    Raises:
+        SchemaTooNewError: this version does not know the schema.
+        ForeignSchemaError: there are tables, but no record of which version made them.
+    """
     scripts = ScriptDirectory.from_config(config())
     known = {script.revision for script in scripts.walk_revisions()}
     present = MigrationContext.configure(connection).get_current_revision()
@@ -39,8 +79,7 @@ def migrate(connection: sa.Connection) -> None:
             f"the database has schema {present}, which this version does not know: "
             "install the version of the service that last used it, or a newer one"
         )
-    if present != scripts.get_current_head():
-        command.upgrade(config(connection), "head")
+    return present
 
 
 def config(connection: sa.Connection | None = None) -> Config:

@@ -15,6 +15,10 @@ _T = TypeVar("_T")
 _log = Logger()
 
 
+class ReportedError(Exception):
+    """A failure that its source has logged already: who meets it need not log it again."""
+
+
 def start_background(name: str, coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
     """Run a coroutine beside everything else; a failure is logged under its name.
 
@@ -28,7 +32,7 @@ def start_background(name: str, coroutine: Coroutine[Deferred[Any], Any, None]) 
     work = Deferred.fromCoroutine(coroutine)
 
     def failed(failure: Failure) -> None:
-        if not failure.check(CancelledError):
+        if not failure.check(CancelledError, ReportedError):
             _log.failure("{name} failed", failure, name=name)
 
     return work.addErrback(failed)

@@ -6,7 +6,9 @@ and protocols also by name; all other numbers are JSON numbers. A key that is le
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,6 +17,7 @@ from msgspec import Meta
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_TRIES
 from pdm.workqueue.domain.paths import LONGEST_PATH
+from pdm.workqueue.wire.options import OPTIONS
 
 #: The largest number of a job, an element or a site that a database holds.
 LARGEST_ID = 2**63 - 1
@@ -116,6 +119,18 @@ class SubmitJob(_Submission, frozen=True, kw_only=True):
     dst_siteid: SiteNumber | None = None
     dst_filepath: FilePath | None = None
 
+
+#: The options that a body may have in ``extra_opts``; read after the body, so that a job gives them back as sent.
+OPTIONS_OF: Mapping[type[msgspec.Struct], tuple[type[msgspec.Struct], ...]] = MappingProxyType(
+    {
+        SubmitList: (OPTIONS[JobType.LIST],),
+        SubmitRemove: (OPTIONS[JobType.REMOVE],),
+        SubmitMkdir: (OPTIONS[JobType.MKDIR],),
+        SubmitCopy: (OPTIONS[JobType.COPY],),
+        SubmitRename: (OPTIONS[JobType.RENAME],),
+        SubmitJob: tuple(OPTIONS.values()),
+    }
+)
 
 Submission = SubmitList | SubmitRemove | SubmitMkdir | SubmitCopy | SubmitRename | SubmitJob
 
