@@ -314,6 +314,23 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     assert server.tree[b"/d/two"] == b"content"
 
 
+def test_a_copy_that_tells_by_its_status_alone_is_proven(server: QuirkServer, helper: HelperProcess) -> None:
+    server.tree[b"/d/f"] = b"content"
+
+    def pull(request: Request) -> Reply | None:
+        if request.method != "COPY":
+            return None
+        server.tree[request.path] = b"content" if b"good" in server.tree else b"damaged"
+        return Reply(201)
+
+    server.rules += [on("POST", 200, b'{"macaroon": "xyz"}'), pull]
+    item = copy_item(1, f"{server.url}/d/f", f"{server.url}/d/g", 7)
+    assert judged("https", helper.copy([item])[1]) == "transfer CHECKSUM_MISMATCH"
+    server.tree[b"good"] = b""
+    assert isinstance(helper.copy([item])[1], wire.Done)
+    assert server.methods().count("COPY") == 2 and server.tree[b"/d/g"] == b"content"
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 415])
 def test_copies_from_a_source_without_macaroons_go_through_here(
     status: int, server: QuirkServer, helper: HelperProcess

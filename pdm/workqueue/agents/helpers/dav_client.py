@@ -219,9 +219,9 @@ class DavClient:
             StorageError: there was no answer, or a status that is not good.
         """
         self.check_name(url)
-        first, at = _server(url), url
+        first, at = server_of(url), url
         for _ in range(_MOST_REDIRECTS + 1):
-            authority = _server(at)
+            authority = server_of(at)
             server = _Server(authority, authority == first, trust_at(first))
             answer = self._sent(server, method, at, headers or {}, body)
             if answer.status not in _REDIRECTS:
@@ -266,9 +266,9 @@ class DavClient:
 
     def is_xrootd(self, url: str) -> bool:
         """Whether a server is XRootD's, as it tells itself."""
-        authority = _server(url)
+        authority = server_of(url)
         if authority not in self._kinds:
-            self._sent(_named(url), "OPTIONS", f"https://{authority}/", {}, None).finish()
+            self._sent(named(url), "OPTIONS", f"https://{authority}/", {}, None).finish()
         return self._kinds[authority].startswith("xrootd")
 
     def check_name(self, url: str) -> None:
@@ -281,7 +281,7 @@ class DavClient:
 
     def hang_up(self, url: str) -> None:
         """End the connections with a server on which nothing is under way."""
-        self.hang_up_all(_named(url))
+        self.hang_up_all(named(url))
 
     def interrupt(self) -> None:
         """End what is under way, from any thread."""
@@ -628,13 +628,14 @@ def _only_adds_slash(url: str, location: str | None) -> bool:
     )
 
 
-def _named(url: str) -> _Server:
+def named(url: str) -> _Server:
     """The server that the user has named by a URL."""
-    authority = _server(url)
+    authority = server_of(url)
     return _Server(authority, True, trust_at(authority))
 
 
-def _server(url: str) -> str:
+def server_of(url: str) -> str:
+    """Host and port of a URL."""
     return url.partition("://")[2].partition("/")[0]
 
 

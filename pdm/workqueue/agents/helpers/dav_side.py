@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import re
-import threading
-import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from pdm.workqueue.agents.helpers.dav_client import Answer, DavClient
-from pdm.workqueue.agents.helpers.dav_errors import RefusedError, errno_of
+from pdm.workqueue.agents.helpers.dav_client import Answer, DavClient, server_of
+from pdm.workqueue.agents.helpers.dav_errors import RefusedError
 from pdm.workqueue.agents.helpers.odd_names import check_kept, is_odd, shape_of
 from pdm.workqueue.agents.helpers.propfind import Resource, path_of, plain_path, resources
 from pdm.workqueue.agents.helpers.side import Pieces, Side
@@ -30,28 +27,12 @@ from pdm.workqueue.agents.helpers.storage import (
     bare_url,
     joined_url,
     parent_url,
-    scoped,
-    shortened,
 )
+from pdm.workqueue.agents.helpers.third_party import NotBegunError, ThirdPartyCopies
 
 _PIECE = 256 * 1024
-#: Seconds without a marker after which a server that copies is taken for dead; most send one every five.
-_MARKERS_S = 12.0
-#: Seconds between two looks at a copy between servers, and for a server to answer that may be dead.
-_LOOK_S, _SOON_S = 0.5, 3.0
 _BLANK = 0x20
-_LONGEST_LINE = 64 * 1024
-_TOKEN_REQUEST = json.dumps({"caveats": ["activity:DOWNLOAD,LIST"], "validity": "PT60M"}).encode()
 _DIGEST = re.compile(r"adler32=([0-9A-Fa-f]{1,8})\b", re.IGNORECASE | re.ASCII)
-_MARKER = re.compile(rb"Stripe Bytes Transferred:\s{0,8}([0-9]{1,19})", re.IGNORECASE)
-
-
-#: What a server says to a COPY from elsewhere that it does not know how to do.
-_COPY_UNKNOWN = frozenset({400, 404, 405, 409, 500, 501})
-#: Pairs of servers between which no third-party copy can be begun, and until when that is believed (`time.monotonic`);
-#: for all lanes of the process.
-_no_third_party: dict[tuple[str, str], float] = {}
-_MOST_PAIRS, _REMEMBERED_S = 1000, 3600.0
 #: The ways to write ``Destination``. The second is for servers behind a proxy, which know neither the scheme nor the
 #: port that we see; WebDAV allows it since RFC 4918.
 _DESTINATION_FORMS = ("https://{authority}{path}", "{path}", "http://{authority}{path}")
@@ -62,16 +43,13 @@ _MOST_PROBES = 4
 _LONGEST_NUMBER = 20
 
 
-class _NotBegunError(StorageError):
-    """A third-party copy was not begun: the bytes go through here."""
-
-
 class DavSide(Side):
     """One lane's connections."""
 
     def __init__(self) -> None:
         super().__init__()
         self._client = DavClient()
+        self._third_party = ThirdPartyCopies(self, self._client)
         #: What was looked at last, and what was there.
         self._last_seen: tuple[str, Thing | None] = "", None
 
@@ -237,7 +215,7 @@ class DavSide(Side):
             source, destination = self._folder_url(source), self._folder_url(destination)
         else:
             source, destination = bare_url(source), bare_url(destination)
-        server = _server(source)
+        server = server_of(source)
         forms = _DESTINATION_FORMS[_form_of.get(server, 0) :]
         if self._client.is_xrootd(source):
             forms = _DESTINATION_FORMS[:1]
@@ -303,7 +281,7 @@ class DavSide(Side):
         """The header of a MOVE; XRootD does not decode it: encoded, the file would be called ``%20`` and the like."""
         url = _https(url)
         if not self._client.is_xrootd(url):
-            authority, path = _server(url), "/" + url.partition("://")[2].partition("/")[2]
+            authority, path = server_of(url), "/" + url.partition("://")[2].partition("/")[2]
             return form.format(authority=authority, path=path)
         self._client.check_name(url)
         raw = unquote_to_bytes(url)
@@ -374,117 +352,16 @@ class DavSide(Side):
         return trouble
 
     def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
-        pair = _server(source), _server(temporary)
-        if _no_third_party.get(pair, 0.0) > time.monotonic():
+        if not self._third_party.may_work(source, temporary):
             return super().transfer(source, temporary, size, checksum, arrived)
         try:
-            self._third_party(source, temporary, arrived)
-        except _NotBegunError:
+            self._third_party.copy(source, temporary, arrived)
+        except NotBegunError:
             digest = super().transfer(source, temporary, size, checksum, arrived)
             # Only now is it sure that it was the way that was wrong, and not the file.
-            if len(_no_third_party) > _MOST_PAIRS:
-                _no_third_party.clear()
-            _no_third_party[pair] = time.monotonic() + _REMEMBERED_S
+            self._third_party.remember_failure(source, temporary)
             return digest
         return None
-
-    def _third_party(self, source: str, temporary: str, arrived: Arrived) -> None:
-        """Have the destination pull; `_NotBegunError` if one of the two does not know how."""
-        headers = {
-            "Source": _https(source),
-            "Overwrite": "F",
-            "Credential": "none",
-            "RequireChecksumVerification": "false",
-        }
-        headers["TransferHeaderAuthorization"] = self._token(source)
-        self._client.check_name(source)
-        verdict = scoped("destination", self._asked_to_copy, source, temporary, headers, arrived)
-        if not verdict.lower().startswith("success"):
-            raise self._blamed(source, verdict)
-
-    def _asked_to_copy(self, source: str, temporary: str, headers: dict[str, str], arrived: Arrived) -> str:
-        try:
-            answer = self._client.open("COPY", temporary, headers=headers, good=(200, 201, 202))
-        except RefusedError as refused:
-            if refused.status in _COPY_UNKNOWN:
-                raise _NotBegunError(refused.message) from refused
-            raise
-        watch = _Watch(source, self.patience.stall_s, answer)
-        verdict = ""
-        try:
-            with watch:
-                verdict = self._followed(temporary, answer, watch, arrived)
-        except StorageError:
-            if not watch.gave_up:
-                raise
-        finally:
-            if not verdict:
-                answer.drop()
-        if watch.gave_up and not verdict:
-            raise StorageError(
-                f"{source}: no byte comes, and the server does not answer", code="STALLED", scope="source"
-            )
-        return verdict
-
-    def _token(self, source: str) -> str:
-        """What lets another server read the source for us."""
-        own = self._client.credentials(_server(source)).get("Authorization")
-        if own is not None:
-            return own
-        headers = {"Content-Type": "application/macaroon-request"}
-        try:
-            answer = self._client.open("POST", source, headers=headers, body=_TOKEN_REQUEST)
-        except RefusedError as refused:
-            if refused.status < HTTPStatus.INTERNAL_SERVER_ERROR or refused.status == HTTPStatus.NOT_IMPLEMENTED:
-                # It does not know what a macaroon is.
-                raise _NotBegunError(refused.message) from refused
-            raise refused.at("source") from refused.__cause__
-        except StorageError as trouble:
-            raise trouble.at("source") from trouble.__cause__
-        said = b""
-        while piece := answer.read(_PIECE):
-            said += piece
-            if len(said) > _LONGEST_LINE:
-                answer.drop()
-                break
-        try:
-            token = json.loads(said)["macaroon"]
-        except (ValueError, KeyError, TypeError):
-            token = None
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise _NotBegunError(f"{source}: the server gives no macaroon")
-        return f"Bearer {token}"
-
-    def _followed(self, url: str, answer: Answer, watch: _Watch, arrived: Arrived) -> str:
-        """The last line of a COPY's answer; what comes before are markers of its progress."""
-        waiting, last = b"", b""
-        moved = 0
-        while piece := answer.read(_PIECE, _MARKERS_S):
-            self.check()
-            *lines, waiting = (waiting + piece).split(b"\n")
-            for line in lines:
-                marker = _MARKER.search(line)
-                if marker is not None and int(marker.group(1)) > moved:
-                    moved = int(marker.group(1))
-                    watch.moved_at = time.monotonic()
-                    arrived(moved)
-                last = line.strip() or last
-            if time.monotonic() - watch.moved_at > max(self.patience.stall_s, _MARKERS_S):
-                raise StorageError(f"{url}: no byte has come for too long", code="STALLED")
-            if len(waiting) > _LONGEST_LINE:
-                raise StorageError(f"{url}: the server's answer is not valid", code="BAD_LISTING")
-        last = waiting.strip() or last
-        return last.decode("utf-8", "backslashreplace")
-
-    def _blamed(self, source: str, verdict: str) -> StorageError:
-        """Whose fault the failure of a third-party copy is: a source that cannot be read now is at fault."""
-        text = shortened(verdict or "the server did not say how the copy ended", 1000)
-        try:
-            with contextlib.closing(self.read(source)) as pieces:
-                next(pieces, None)
-        except StorageError as trouble:
-            return trouble.at("source")
-        return StorageError(text, errno=errno_of(text), code=None if verdict else "CONNECTION", scope="destination")
 
     def interrupt(self) -> None:
         super().interrupt()
@@ -493,56 +370,6 @@ class DavSide(Side):
     def resume(self) -> None:
         super().resume()
         self._client.interrupted = False
-
-
-class _Watch:
-    """Ends a copy between servers whose source has died: the destination says nothing of it, for a long time.
-
-    Args:
-        source: URL of the file.
-        stall_s: seconds without a byte after which the source is asked whether it lives.
-        answer: of the destination, which is cut off if it does not.
-    """
-
-    def __init__(self, source: str, stall_s: float, answer: Answer) -> None:
-        #: When the last byte came, as far as is known.
-        self.moved_at = time.monotonic()
-        self.gave_up = False
-        self._source = source
-        self._stall_s = stall_s
-        self._answer = answer
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watch")
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_S):
-            if time.monotonic() - self.moved_at < self._stall_s:
-                continue
-            if self._answers():
-                # The others, then: their markers tell.
-                return
-            self.gave_up = True
-            self._answer.cut_off()
-            return
-
-    def _answers(self) -> bool:
-        """Whether the source's server says anything, soon."""
-        client = DavClient()
-        client.patience = Patience(_SOON_S, 0, time.monotonic() + _SOON_S)
-        try:
-            client.call("HEAD", self._source)
-        except StorageError as trouble:
-            return trouble.code not in ("STALLED", "TIMEOUT", "CONNECTION")
-        finally:
-            client.hang_up(self._source)
-        return True
 
 
 def _number(text: str | None) -> int | None:
@@ -582,7 +409,3 @@ def _path(url: str) -> bytes:
 def _https(url: str) -> str:
     """The URL as servers know it: ``davs`` is a word of clients."""
     return "https://" + url.partition("://")[2]
-
-
-def _server(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0]
