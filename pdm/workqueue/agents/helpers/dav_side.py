@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -40,6 +40,8 @@ _WRONG_FORM = (HTTPStatus.BAD_REQUEST, HTTPStatus.BAD_GATEWAY)
 #: The form that a server has taken.
 _form_of: dict[str, int] = {}
 _MOST_PROBES = 4
+#: Of one that was asked for.
+_MOST_RESOURCES = 1000
 _LONGEST_NUMBER = 20
 
 
@@ -65,7 +67,13 @@ class DavSide(Side):
 
     def look(self, url: str) -> Thing | None:
         try:
-            found = next(iter(list(self._found(bare_url(url), "0"))), None)
+            found = None
+            # To its end, for the connection is kept then; but some servers list more than they were asked for.
+            with contextlib.closing(self._found(bare_url(url), "0")) as resources_found:
+                for count, each in enumerate(resources_found):
+                    found = found or each
+                    if count > _MOST_RESOURCES:
+                        break
         except StorageError as trouble:
             if trouble.errno in (errno.ENOENT, errno.ENOTDIR):
                 return None
@@ -99,7 +107,7 @@ class DavSide(Side):
             name = path[len(own) + 1 :]
             yield name, self._thing(joined_url(folder, quote_from_bytes(name)), resource)
 
-    def _found(self, url: str, depth: str) -> Iterator[tuple[bytes, Resource]]:
+    def _found(self, url: str, depth: str) -> Generator[tuple[bytes, Resource]]:
         """Paths, without a slash at the end, and resources of a PROPFIND, as they arrive."""
         answer = self._client.open("PROPFIND", url, headers={"Depth": depth}, good=(207,))
         # XRootD writes names as they are, not percent-encoded.
