@@ -19,6 +19,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess, copy_item
 from tests.protocols.places import judged, owner
 from tests.support.everyday_session import SessionEnd, Step, everyday_session, failed_steps
+from tests.support.quirk_server import QuirkServer, Rule, on
 from tests.support.webdav_servers import (
     APACHE_CLIENT_CERTIFICATE,
     MAKES,
@@ -29,7 +30,7 @@ from tests.support.webdav_servers import (
 )
 
 RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
-LOCAL, XROOTD = 1, "xrootd"
+LOCAL, QUIRKS, XROOTD = 1, 99, "xrootd"
 _numbers = iter(range(1_000_000))
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -62,8 +63,19 @@ def _found(program: str) -> bool:
 
 
 @pytest.fixture(scope="module")
+def quirks(storages: TestStorages) -> Iterator[QuirkServer]:
+    credentials = storages.credentials
+    assert credentials is not None
+    with QuirkServer(credentials.host.certificate, credentials.host.key) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def service(
-    storages: TestStorages, servers: Mapping[str, WebDavServer], tmp_path_factory: pytest.TempPathFactory
+    storages: TestStorages,
+    servers: Mapping[str, WebDavServer],
+    quirks: QuirkServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[TestService]:
     credentials = storages.credentials
     assert credentials is not None
@@ -81,7 +93,10 @@ def service(
     for file in credentials.trust.iterdir():
         (trust / file.name).write_bytes(file.read_bytes())
     urls = {make: server.url for make, server in servers.items()} | {XROOTD: storages.xrootd["A"].url}
-    sections = [f"[local]\nid = {LOCAL}\nfile = file:///\n"]
+    sections = [
+        f"[local]\nid = {LOCAL}\nfile = file:///\n",
+        f"[quirks]\nid = {QUIRKS}\nhttps = {quirks.url}\n",
+    ]
     sections += [f"[{make}]\nid = {LOCAL + n}\nhttps = {url}\n" for n, (make, url) in enumerate(urls.items(), start=1)]
     (service.directory / "sites.d" / "sites.conf").write_text("\n".join(sections))
     with service.running():
@@ -139,6 +154,31 @@ def test_a_new_site_can_be_checked_and_listed(
         assert checked.returncode == 0, checked.stdout + checked.stderr
         listed = service.pdm("alice", "ls", f"{make}://session/./../session//")
         assert listed.returncode == 0, listed.stderr
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [(on("PUT", 503, at=b"/d/bad", Retry_After="1"), "BUSY"), (on("PUT", 0, at=b"/d/bad"), "SERVER_ERROR")],
+)
+def test_a_folder_that_always_fails_holds_up_no_other_job(
+    rule: Rule, code: str, service: TestService, quirks: QuirkServer, tmp_path: Path
+) -> None:
+    """The server refuses, or hangs up, below one folder: its tries count, and the site is not paused."""
+    quirks.rules[:] = [rule]
+    (tmp_path / "f").write_bytes(b"content")
+
+    def copy(to: str) -> int:
+        fields = {"src_siteid": LOCAL, "src_filepath": str(tmp_path / "f"), "dst_siteid": QUIRKS, "dst_filepath": to}
+        job: int = service.submit("alice", "copy", protocol="file", max_tries=2, **fields)["id"]
+        return job
+
+    bad = [copy(f"/d/bad/{code}{number}") for number in range(4)]
+    good = [copy(f"/d/{code}{number}") for number in range(4)]
+    assert [service.wait_for("alice", job)["status"] for job in good] == ["DONE"] * 4
+    assert [service.wait_for("alice", job)["status"] for job in bad] == ["FAILED"] * 4
+    for job in bad:
+        _, element = service.call("alice", "GET", f"/jobs/{job}/elements/1")
+        assert (element["type"], element["attempts"], element["error"]["code"]) == ("COPY", 2, code)
 
 
 # -- what servers of one make do in their own way, by the helper
