@@ -186,6 +186,19 @@ def test_a_name_that_is_gone_after_the_move_is_told(server: QuirkServer, helper:
     assert judged("https", outcome) == "destination INVALID_NAME"
 
 
+def test_a_busy_server_is_not_taken_for_one_that_keeps_names(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    def busy(request: Request) -> Reply | None:
+        return Reply(503) if request.method == "PUT" and request.path.endswith(b".probe") else None
+
+    server.rules += [busy, on("MOVE", 201)]
+    assert failure(helper.copy([upload(server, tmp_path, "f", "/d/a%3Bb")])[1]).code == "BUSY"
+    server.rules.remove(busy)
+    assert failure(helper.copy([upload(server, tmp_path, "f", "/d/a%3Bb")])[1]).code == "INVALID_NAME"
+    assert server.tree == {b"": None, b"/d": None}
+
+
 def test_odd_names_of_servers_that_keep_them(server: QuirkServer, helper: HelperProcess, tmp_path: Path) -> None:
     names = ["a;b", "q?q", "x&amp;y", "100%41", "a b+c", "#1", "%2F"]
     items = [

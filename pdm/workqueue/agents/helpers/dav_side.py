@@ -39,6 +39,8 @@ _DESTINATION_FORMS = ("https://{authority}{path}", "{path}", "http://{authority}
 _WRONG_FORM = (HTTPStatus.BAD_REQUEST, HTTPStatus.BAD_GATEWAY)
 #: The form that a server has taken.
 _form_of: dict[str, int] = {}
+#: What a server says to a name that it cannot hold, or has mistaken for another.
+_NAME_REFUSED = frozenset({400, 404, 409, 412, 414, 422})
 _MOST_PROBES = 4
 #: Of one that was asked for.
 _MOST_RESOURCES = 1000
@@ -253,18 +255,20 @@ class DavSide(Side):
             return
         folder = _https("://" + "/".join((start, *names[: odd[0]]))) + "/"
 
-        def moved(probe: str, to: str) -> bool:
+        def moved(probe: str, to: str) -> bool | None:
             source, destination = joined_url(folder, probe), joined_url(folder, to)
             try:
                 self._client.call("PUT", source, {"Content-Length": "0"}, b"", good=(200, 201, 204))
-            except RefusedError:
+            except RefusedError as refused:
+                if refused.errno not in (errno.EACCES, errno.EOPNOTSUPP):
+                    raise
                 # Where we may make nothing, nothing of the user's can be overwritten either.
-                return True
+                return None
             try:
                 self._move(source, destination, is_directory=False, replace=False)
                 return self.look(destination) is not None
             except RefusedError as refused:
-                if refused.code is not None:
+                if refused.status not in _NAME_REFUSED:
                     raise
                 return False
             finally:

@@ -38,19 +38,22 @@ def shape_of(encoded_name: str) -> bytes:
     return _PLAIN.sub(b"x", b"x" + name)[:_LONGEST]
 
 
-def check_kept(server: str, shape: bytes, moved: Callable[[str, str], bool]) -> bool:
+def check_kept(server: str, shape: bytes, moved: Callable[[str, str], bool | None]) -> bool:
     """Whether a server keeps names of a shape; found out once.
 
     Args:
         server: host and port.
         shape: of `shape_of`.
-        moved: makes a file of the first percent-encoded name, moves it to the second, and tells whether it is there.
+        moved: makes a file of the first percent-encoded name, moves it to the second, and tells whether it is there;
+            None where that could not be tried.
     """
     with _guard:
         known = _known.get((server, shape))
     if known is None:
         probe = f".pdm-{secrets.token_hex(8)}.probe"
         known = moved(probe, probe + quote_from_bytes(shape, safe=""))
+        if known is None:
+            return True
         with _guard:
             if len(_known) > _MOST_SHAPES:
                 _known.clear()
