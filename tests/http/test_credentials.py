@@ -108,7 +108,11 @@ def keys() -> dict[str, tuple[str, str]]:
     return {
         "ecdsa": (_private(curve), ""),
         "PKCS#8": (_private(curve, form=PrivateFormat.PKCS8), ""),
+        "byte order mark": ("\ufeff" + _private(curve), ""),
+        "lines of Windows": (_private(curve).replace("\n", "\r\n"), ""),
+        "UTF-16": (_private(curve).encode("utf-16-le").decode("latin-1"), "no plain text"),
         "locked": (_LOCKED, "passphrase"),
+        "locked, of Windows": ("\ufeff" + _LOCKED.replace("\n", "\r\n"), "passphrase"),
         "locked PKCS#8": (_private(curve, locked=True, form=PrivateFormat.PKCS8), "passphrase"),
         "small": (_private(small), "1024 bits"),
         "dsa": (_private(dsa.generate_private_key(1024), form=PrivateFormat.PKCS8), "DSA"),
@@ -129,6 +133,17 @@ async def test_uploaded_keys_are_checked(service: Service, keys: dict[str, tuple
         else:
             assert answer.status == 201, (what, answer.body)
             assert answer.json["public_key"].startswith("ecdsa-sha2-nistp256 ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_accounts_of_windows_domains(service: Service) -> None:
+    asked = {"kind": "ssh-key", "account": "DOM\\some.user"}
+    answer = await service.call("windows", "POST", "/credentials", asked)
+    assert (answer.status, answer.json["account"]) == (201, "DOM\\some.user")
+    refused = await service.call("windows", "POST", "/credentials", {"kind": "ssh-key", "account": "DOM\\a b"})
+    assert refused.problem == "invalid-input $.account"
+    assert "DOMAIN\\alice" in refused.json["detail"]
+    assert "regex" not in refused.json["detail"]
 
 
 _BAD_CREDENTIALS: list[tuple[dict[str, Any], str]] = [

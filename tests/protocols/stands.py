@@ -75,6 +75,12 @@ class Stand:
         return path
 
 
+def relay_as(account: str) -> tuple[str, ...]:
+    """Arguments of the interpreter for a relay that becomes an account."""
+    who = pwd.getpwnam(account)
+    return ("-c", _AS.format(module=_RELAY, uid=who.pw_uid, gid=who.pw_gid))
+
+
 class Ground:
     """Paths for one cell: a file at A, and at B a folder with a file in it."""
 
@@ -266,8 +272,7 @@ def _file(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
         if storages.account is None:
             yield stand
         else:
-            who = pwd.getpwnam(storages.account)
-            yield evolve(stand, code=("-c", _AS.format(module=_RELAY, uid=who.pw_uid, gid=who.pw_gid)))
+            yield evolve(stand, code=relay_as(storages.account))
 
 
 STANDS: Mapping[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Stand]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
+from tests.protocols.stands import relay_as
 
 PROTOCOLS = ["ssh", "https", "xroot"]
 #: Larger than any machine copies before a test can say stop.
@@ -155,3 +157,91 @@ def test_a_full_disk(protocol: str, relay: HelperProcess, places: Places, small_
     outcome = copied(relay, places.item(protocol, source, small_disk / "large"))
     assert judged(protocol, outcome) == "destination NO_SPACE"
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.fixture
+def other_disk(places: Places) -> Iterator[Path]:
+    """Another file system in the folder at B."""
+    folder = places.b / "other disk"
+    folder.mkdir()
+    options = ["-o", "size=8m,mode=0777"]
+    done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(folder)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
+@as_root
+def test_a_read_only_file_system(protocol: str, relay: HelperProcess, places: Places, other_disk: Path) -> None:
+    file, old = places.put(places.a / "file"), other_disk / "old"
+    old.write_bytes(b"old")
+    places.storages.give(other_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(other_disk)], check=True)
+    url = places.url(protocol, other_disk / "new")
+    outcomes = {
+        "copy": judged(protocol, copied(relay, places.item(protocol, file, other_disk / "new"))),
+        "mkdir": judged(protocol, relay.make(url)[0]),
+        "rename": judged(protocol, relay.rename(places.url(protocol, old), url)),
+        "remove": judged(protocol, relay.remove(wire.PathItem(1, places.url(protocol, old)))[1]),
+    }
+    assert {job: said.partition(" ")[2] for job, said in outcomes.items()} == dict.fromkeys(outcomes, "READ_ONLY")
+
+
+@pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
+@as_root
+def test_a_rename_to_another_file_system(protocol: str, relay: HelperProcess, places: Places, other_disk: Path) -> None:
+    file = places.put(places.b / "file")
+    (places.b / "folder").mkdir()
+    places.storages.give(places.b)
+    for name in ("file", "folder"):
+        event = relay.rename(places.url(protocol, places.b / name), places.url(protocol, other_disk / name))
+        assert judged(protocol, event).partition(" ")[2] == "UNSUPPORTED", (name, event)
+    assert file.read_bytes() == b"content"
+    assert list(other_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
+@as_root
+def test_a_drop_box(protocol: str, relay: HelperProcess, places: Places) -> None:
+    """A folder of another owner that takes files and cannot be listed."""
+    box = places.b / "box"
+    box.mkdir()
+    items = [
+        places.item(protocol, places.put(places.a / f"{number}"), box / f"{number}", number) for number in range(1, 41)
+    ]
+    os.chown(box, 0, 0)
+    box.chmod(0o733)
+    account = places.storages.account
+    assert account is not None
+    if protocol == "file":
+        # Other servers act as the account by themselves.
+        with HelperProcess(relay_as(account), places.storages.environment()) as as_account:
+            outcomes = as_account.copy(items)
+    else:
+        outcomes = relay.copy(items)
+    assert {key: event for key, event in outcomes.items() if not isinstance(event, wire.Done)} == {}
+    assert len(list(box.iterdir())) == 40
+
+
+@protocols
+def test_what_comes_during_a_copy_is_not_overwritten(protocol: str, own: HelperProcess, places: Places) -> None:
+    source = places.put(places.a / "source", b"")
+    os.truncate(source, 64 * 1024**2)
+    number = own.new_id()
+    item = places.item(protocol, source, places.b / "new")
+    own.send(wire.CopyRequest(number, [item], "never", "size", wire.Limits(60.0, 120.0, 500_000.0)))
+    give_up_at = time.monotonic() + 30
+    while not places.left():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.001)
+    own.process.send_signal(signal.SIGSTOP)
+    try:
+        assert places.left(), "the copy was done before it could be stopped"
+        places.put(places.b / "new", b"the rival's")
+    finally:
+        own.process.send_signal(signal.SIGCONT)
+    assert judged(protocol, own.rest(number)[-1]) == "destination EXISTS"
+    assert (places.b / "new").read_bytes() == b"the rival's"
+    assert places.left() == []

@@ -11,7 +11,7 @@ import pytest
 
 from pdm.testgrid.sftp_server import make_key
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.agents.helpers.sftp_side import _command
+from pdm.workqueue.agents.helpers.ssh_command import ssh_command
 from pdm.workqueue.agents.helpers.storage import Patience, StorageError
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess, entries
@@ -28,9 +28,9 @@ def outcome(storages: TestStorages, places: Places, **changes: str) -> str:
 def test_a_server_without_a_known_host_key_is_refused(storages: TestStorages, places: Places, tmp_path: Path) -> None:
     nobody = tmp_path / "known hosts"
     nobody.write_text("")
-    assert outcome(storages, places, PDM_SSH_KNOWN_HOSTS=str(nobody)) == "source CERTIFICATE"
+    assert outcome(storages, places, PDM_SSH_KNOWN_HOSTS=str(nobody)) == "source HOST_KEY"
     assert nobody.read_text() == ""
-    assert outcome(storages, places, PDM_SSH_KNOWN_HOSTS="") == "source CERTIFICATE"
+    assert outcome(storages, places, PDM_SSH_KNOWN_HOSTS="") == "source HOST_KEY"
 
 
 def test_a_server_with_another_host_key_is_refused(storages: TestStorages, places: Places, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_server_with_another_host_key_is_refused(storages: TestStorages, place
     _, key, *_ = (tmp_path / "other.pub").read_text().split()
     changed = tmp_path / "known_hosts"
     changed.write_text(f"[localhost]:{storages.sftp['A'].port} ssh-ed25519 {key}\n")
-    assert outcome(storages, places, PDM_SSH_KNOWN_HOSTS=str(changed)) == "source CERTIFICATE"
+    assert outcome(storages, places, PDM_SSH_KNOWN_HOSTS=str(changed)) == "source HOST_KEY"
 
 
 def test_a_key_that_the_server_does_not_know(storages: TestStorages, places: Places, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_authority_never_becomes_an_option(authority: str, monkeypatch: pytes
     monkeypatch.setenv("PDM_SSH_KEY", "/k")
     monkeypatch.setenv("PDM_SSH_KNOWN_HOSTS", "/h")
     with pytest.raises(StorageError, match="HOST:PORT"):
-        _command(authority, Patience(1, 0, 1))
+        ssh_command(authority, Patience(1, 0, 1))
 
 
 def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:

@@ -1,19 +1,21 @@
-"""The everyday session: twelve ``pdm`` commands that every user runs, against a server of any make.
+"""The everyday session: what twelve commands that every user runs do, against a server of any make.
 
-Nothing here looks at the disk of the server under test: what is there is asked for by ``pdm ls`` and proven by bringing
-it back. So the same session runs against any protocol.
+Each command is the job that ``pdm`` submits for it, sent to a real daemon by REST: to start ``pdm`` for each would cost
+more than all the rest. Nothing here looks at the disk of the server under test: what is there is asked for by LIST jobs
+and proven by bringing it back. So the same session runs against any protocol.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from attrs import frozen
+
+from pdm.testgrid.errors import GridError
+from pdm.testgrid.service import TestService
 
 #: Names that are legal at every storage and that servers have mistaken: blanks, per cent signs, non-ASCII letters.
 TREE: Mapping[str, bytes] = {
@@ -26,16 +28,10 @@ TREE: Mapping[str, bytes] = {
     "many/2": b"22",
     "many/3": b"333",
 }
-#: The command lasts no longer than this; a server that hangs fails the step with what the service says of it.
-COMMAND_TIMEOUT_S = 60.0
+#: A job lasts no longer than this; at a server that hangs the step fails with what the service says of the job.
+JOB_TIMEOUT_S = 60.0
 _LONGEST_DETAIL = 600
 _LISTED_TYPES = ("file", "directory")
-
-
-class RunPdm(Protocol):
-    """Runs ``pdm`` with arguments as a user of a daemon, as `TestService.pdm` does."""
-
-    def __call__(self, *arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]: ...
 
 
 @frozen
@@ -43,18 +39,18 @@ class SessionEnd:
     """One end of the copies.
 
     Attributes:
-        site: name or number of the site.
-        protocol: by which the site is read, as ``--protocol`` takes it.
+        site: number of the site.
+        protocol: by which the site is read.
         path: folder at the site that exists and that the session may fill.
     """
 
-    site: str | int
+    site: int
     protocol: str
     path: str
 
-    def place(self, below: str = "") -> str:
-        """The argument of ``pdm`` for a path below the folder."""
-        return f"{self.site}:{self.path.rstrip('/')}/{below}".rstrip("/")
+    def at(self, below: str = "") -> str:
+        """The path at the site of what is below the folder."""
+        return f"{self.path.rstrip('/')}/{below}".rstrip("/") or "/"
 
 
 class Step(NamedTuple):
@@ -76,7 +72,8 @@ class _StepError(Exception):
 
 
 def everyday_session(
-    run: RunPdm,
+    service: TestService,
+    user: str,
     remote: SessionEnd,
     local: SessionEnd,
     local_folder: Path,
@@ -86,7 +83,8 @@ def everyday_session(
     """Run the twelve commands; a step that fails does not end the session.
 
     Args:
-        run: runs ``pdm`` with arguments.
+        service: a daemon that knows both sites.
+        user: of the daemon, who submits the jobs.
         remote: the site under test.
         local: a site of this machine, a FILE or an SSH site, which is the other end of the copies.
         local_folder: the same folder as ``local.path``, on disk.
@@ -96,7 +94,7 @@ def everyday_session(
     Returns:
         The steps in their order, always twelve.
     """
-    session = _Session(run, remote, local, local_folder, tree, give)
+    session = _Session(service, user, remote, local, local_folder, tree, give)
     return [_step(name, action) for name, action in session.steps()]
 
 
@@ -116,14 +114,16 @@ def _step(name: str, action: Callable[[], None]) -> Step:
 class _Session:
     def __init__(
         self,
-        run: RunPdm,
+        service: TestService,
+        user: str,
         remote: SessionEnd,
         local: SessionEnd,
         local_folder: Path,
         tree: Mapping[str, bytes],
         give: Callable[[Path], object],
     ) -> None:
-        self._run = run
+        self._service = service
+        self._user = user
         self._remote = remote
         self._local = local
         self._folder = local_folder
@@ -155,22 +155,23 @@ class _Session:
     # -- the steps
 
     def _make_parents(self) -> None:
-        self._pdm("mkdir", "-p", self._remote.place("a/b c/d"), by=self._remote)
+        self._make("a/b c/d")
         # The second time it is there, and that is fine.
-        self._pdm("mkdir", "-p", self._remote.place("a/b c/d"), by=self._remote)
+        self._make("a/b c/d")
         self._expect("a", {"b c": None, "b c/d": None})
 
     def _copy_file(self) -> None:
         name = next(iter(self._tree))
-        self._pdm("cp", self._local.place(f"source/{name}"), self._remote.place(f"a/b c/{name}"), by=self._local)
-        self._expect("a", {"b c": None, "b c/d": None, f"b c/{name}": len(self._tree[name])})
+        self._copy(self._local, f"source/{name}", self._remote, f"a/b c/{name}")
+        self._expect("a", self._one_file())
 
     def _copy_tree(self) -> None:
-        self._pdm("cp", self._local.place("source"), self._remote.place("tree"), by=self._local)
+        self._copy(self._local, "source", self._remote, "tree")
         self._expect("tree", self._sizes())
 
     def _copy_again(self) -> None:
-        self._pdm("cp", self._local.place("source"), self._remote.place("tree"), by=self._local)
+        # Identical files count as copied.
+        self._copy(self._local, "source", self._remote, "tree")
         self._expect("tree", self._sizes())
 
     def _overwrite(self) -> None:
@@ -178,46 +179,48 @@ class _Session:
         # As long as before: only the bytes tell whether it was overwritten, and `_copy_back` compares them.
         self._tree[name] = content[::-1]
         (self._source / name).write_bytes(self._tree[name])
-        source, destination = self._local.place(f"source/{name}"), self._remote.place(f"tree/{name}")
-        refused = self._call("cp", source, destination, by=self._local)
-        if refused.returncode == 0 or "EXISTS" not in refused.stderr + refused.stdout:
-            raise _StepError(f"overwritten without being asked: {_shown(refused)}")
-        self._pdm("cp", "--overwrite", "always", source, destination, by=self._local)
+        try:
+            self._copy(self._local, f"source/{name}", self._remote, f"tree/{name}")
+        except _StepError as error:
+            if "EXISTS" not in str(error):
+                raise
+        else:
+            raise _StepError("overwritten without being asked")
+        self._copy(self._local, f"source/{name}", self._remote, f"tree/{name}", overwrite="always")
         self._expect("tree", self._sizes())
 
     def _list(self) -> None:
         self._expect("", {"a": None, **_below("a", self._one_file()), "tree": None, **_below("tree", self._sizes())})
 
     def _copy_back(self) -> None:
-        self._pdm("cp", self._remote.place("tree"), self._local.place("back"), by=self._remote)
+        self._copy(self._remote, "tree", self._local, "back")
         self._compare("back")
 
     def _copy_within(self) -> None:
-        self._pdm("cp", self._remote.place("tree"), self._remote.place("copy"), by=self._remote)
+        self._copy(self._remote, "tree", self._remote, "copy")
         self._expect("copy", self._sizes())
 
     def _move_tree(self) -> None:
-        self._pdm("mv", self._remote.place("copy"), self._remote.place("moved tree"), by=self._remote)
+        self._move("copy", "moved tree")
         self._expect("moved tree", self._sizes())
         self._expect_nothing("copy")
 
     def _move_file(self) -> None:
         name = next(iter(self._tree))
-        old, new = self._remote.place(f"moved tree/{name}"), self._remote.place("moved tree/new näme")
-        self._pdm("mv", old, new, by=self._remote)
+        self._move(f"moved tree/{name}", "moved tree/new näme")
         sizes = self._sizes()
         sizes["new näme"] = sizes.pop(name)
         self._expect("moved tree", sizes)
 
     def _remove_file(self) -> None:
-        self._pdm("rm", self._remote.place("moved tree/new näme"), by=self._remote)
+        self._remove("moved tree/new näme")
         sizes = self._sizes()
         del sizes[next(iter(self._tree))]
         self._expect("moved tree", sizes)
 
     def _remove_tree(self) -> None:
         for name in ("moved tree", "tree", "a"):
-            self._pdm("rm", "-r", self._remote.place(name), by=self._remote)
+            self._remove(name, recursive=True)
         # Nothing is left, no temporary file either.
         self._expect("", {})
 
@@ -242,13 +245,18 @@ class _Session:
             raise _StepError(f"{path or 'the folder'} has {sorted(more)[:5]} and should have {sorted(missing)[:5]}")
 
     def _expect_nothing(self, path: str) -> None:
-        done = self._call("ls", self._remote.place(path), by=self._remote)
-        if done.returncode == 0 or "NOT_FOUND" not in done.stderr:
-            raise _StepError(f"{path} is still there: {_shown(done)}")
+        try:
+            found = self._listed(path)
+        except _StepError as error:
+            if "NOT_FOUND" not in str(error):
+                raise
+        else:
+            raise _StepError(f"{path} is still there, with {sorted(found)[:5]}")
 
     def _listed(self, path: str) -> dict[str, int | None]:
-        done = self._pdm("ls", "-R", "-F", "json", self._remote.place(path), by=self._remote)
-        folders: dict[str, list[dict[str, object]]] = json.loads(done.stdout)
+        job = self._run("list", self._remote, path)
+        (output,) = self._get(f"/jobs/{job['id']}/output")
+        folders: dict[str, list[dict[str, Any]]] = output["entries"]
         # The keys are paths at the site; the shortest is the listed folder itself, whatever the site calls it.
         top = min(folders, key=len, default="").rstrip("/")
         found: dict[str, int | None] = {}
@@ -257,8 +265,7 @@ class _Session:
                 if entry["type"] not in _LISTED_TYPES:
                     raise _StepError(f"{entry['name']} is listed as {entry['type']}")
                 below = f"{folder.rstrip('/')}/{entry['name']}"[len(top) + 1 :]
-                size = entry["size"]
-                found[below] = size if entry["type"] == "file" and isinstance(size, int) else None
+                found[below] = entry["size"] if entry["type"] == "file" else None
         return found
 
     def _compare(self, name: str) -> None:
@@ -271,21 +278,42 @@ class _Session:
 
     # -- commands
 
-    def _pdm(self, *arguments: str, by: SessionEnd) -> subprocess.CompletedProcess[str]:
-        done = self._call(*arguments, by=by)
-        if done.returncode:
-            raise _StepError(f"pdm {' '.join(arguments)}: {_shown(done)}")
-        return done
+    def _make(self, path: str) -> None:
+        self._run("mkdir", self._remote, path, extra_opts={"parents": True})
 
-    def _call(self, command: str, *arguments: str, by: SessionEnd) -> subprocess.CompletedProcess[str]:
-        protocol = f"--protocol={by.protocol}"
-        timeout = f"--timeout={COMMAND_TIMEOUT_S:g}s"
-        return self._run(command, protocol, timeout, *arguments, timeout_s=2 * COMMAND_TIMEOUT_S)
+    def _copy(self, source: SessionEnd, path: str, destination: SessionEnd, to: str, **options: object) -> None:
+        self._run(
+            "copy", source, path, dst_siteid=destination.site, dst_filepath=destination.at(to), extra_opts=options
+        )
+
+    def _move(self, path: str, to: str) -> None:
+        self._run("rename", self._remote, path, dst_filepath=self._remote.at(to))
+
+    def _remove(self, path: str, **options: object) -> None:
+        self._run("remove", self._remote, path, extra_opts=options)
+
+    def _run(self, type_: str, end: SessionEnd, path: str, **fields: object) -> dict[str, Any]:
+        """Submit a job and wait for its end; `_StepError` if it is not DONE, with what failed."""
+        where = {"src_siteid": end.site, "src_filepath": end.at(path), "protocol": end.protocol}
+        try:
+            submitted = self._service.submit(self._user, type_, **where, **fields)
+            job = self._service.wait_for(self._user, submitted["id"], timeout_s=JOB_TIMEOUT_S)
+        except GridError as error:
+            raise _StepError(f"{type_} {path}: {error}") from error
+        if job["status"] != "DONE":
+            elements = self._get(f"/jobs/{job['id']}/elements")
+            failures = [
+                f"{each['src_filepath']}: {failure['code']} / {failure['scope']}: {failure['message']}"
+                for each in elements
+                if (failure := each["error"])
+            ]
+            raise _StepError(f"{type_} {path}: {job['status']}: {'; '.join(failures[:3])}")
+        return job
+
+    def _get(self, path: str) -> Any:
+        _, found = self._service.call(self._user, "GET", path)
+        return found
 
 
 def _below(folder: str, entries: Mapping[str, int | None]) -> dict[str, int | None]:
     return {f"{folder}/{path}": size for path, size in entries.items()}
-
-
-def _shown(done: subprocess.CompletedProcess[str]) -> str:
-    return f"exit status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"

@@ -55,7 +55,7 @@ def read_key(text: bytes, comment: str) -> SshKey:
     Raises:
         SshKeyError: it has a passphrase, is of a weak or strange type, or no private key at all.
     """
-    key = _loaded(text.strip() + b"\n")
+    key = _loaded(_plain(text))
     if isinstance(key, rsa.RSAPrivateKey):
         if not _FEWEST_RSA_BITS <= key.key_size <= _MOST_RSA_BITS:
             raise SshKeyError(
@@ -67,6 +67,13 @@ def read_key(text: bytes, comment: str) -> SshKey:
         return _described(key, comment)
     except (ValueError, UnsupportedAlgorithm):
         raise SshKeyError("a key on a curve that SSH does not know: use an ed25519 key") from None
+
+
+def _plain(text: bytes) -> bytes:
+    """The key as ssh-keygen writes it: editors on Windows put a mark before it and end its lines in two characters."""
+    if b"\0" in text or text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise SshKeyError("this is no plain text, UTF-16 perhaps: send the file as ssh-keygen wrote it, or as UTF-8")
+    return text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").strip() + b"\n"
 
 
 def _loaded(text: bytes) -> object:

@@ -105,7 +105,7 @@ def logout(site: str) -> None:
 @click.command(name="ssh-key")
 @click.argument("site", metavar="[SITE]", required=False)
 @click.option("--upload", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A private key of mine.")
-@click.option("--account", help="Who to be at the site.")
+@click.option("--account", help="Who to be at the site: alice, alice@site.org, 'DOMAIN\\alice'.")
 @click.option("--label", help="A word of my own for it.")
 @format_option
 def ssh_key(site: str | None, upload: Path | None, account: str | None, label: str | None, form: str) -> None:
@@ -114,9 +114,14 @@ def ssh_key(site: str | None, upload: Path | None, account: str | None, label: s
     Install that line at the site, in ~/.ssh/authorized_keys. The private part never leaves the service.
     """
     try:
-        private = None if upload is None else upload.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{upload} is no private key that can be read.") from error
+        # The service says what is wrong with a key; here only what is no text at all.
+        private = None if upload is None else upload.read_text(encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{upload} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(
+            f"{upload} is no plain text: save it as UTF-8, or give the file as ssh-keygen wrote it."
+        ) from error
 
     async def action(client: WorkqueueClient) -> int:
         number = None if site is None else await _number(client, site)

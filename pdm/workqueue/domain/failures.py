@@ -57,6 +57,7 @@ class FailureCode(enum.StrEnum):
     CREDENTIAL_MISSING = "CREDENTIAL_MISSING"
     CREDENTIAL_REFUSED = "CREDENTIAL_REFUSED"
     CERTIFICATE = "CERTIFICATE"
+    HOST_KEY = "HOST_KEY"
     CRASHED = "CRASHED"
     BAD_LISTING = "BAD_LISTING"
     INTERNAL = "INTERNAL"
@@ -133,6 +134,11 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.CERTIFICATE: _Meaning(
             _GIVE_UP, "A certificate is not trusted: check that service and site trust each other's authorities."
         ),
+        FailureCode.HOST_KEY: _Meaning(
+            _GIVE_UP,
+            "The service does not know the host key of this server: an operator compares its fingerprint with the site"
+            " (ssh-keyscan, ssh-keygen -lf) and puts the key into the file known_hosts of [ssh].",
+        ),
         FailureCode.CRASHED: _Meaning(_RETRY, "The transfer helper died: it is tried again; if not, tell an operator."),
         FailureCode.BAD_LISTING: _Meaning(_GIVE_UP, "The server's listing is not valid: report it to the site."),
         FailureCode.INTERNAL: _Meaning(_RETRY, "A fault of the service: tell an operator the job and element numbers."),
@@ -170,6 +176,7 @@ _BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
         errno.EDQUOT: FailureCode.NO_SPACE,
         errno.EROFS: FailureCode.READ_ONLY,
         errno.EOPNOTSUPP: FailureCode.UNSUPPORTED,
+        errno.EXDEV: FailureCode.UNSUPPORTED,
         errno.ENOSYS: FailureCode.UNSUPPORTED,
         errno.EFBIG: FailureCode.TOO_LARGE,
         errno.ETIMEDOUT: FailureCode.TIMEOUT,

@@ -26,7 +26,14 @@ LONGEST_ALL_S = 45.0
 #: Endpoints that are looked at at once, for all users: their agents work beside the limits that are for jobs.
 _AT_ONCE = 4
 _NOT_REACHED = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED})
-_NOT_LET_IN = frozenset({FailureCode.CERTIFICATE, FailureCode.CREDENTIAL_REFUSED, FailureCode.CREDENTIAL_EXPIRED})
+_NOT_LET_IN = frozenset(
+    {
+        FailureCode.CERTIFICATE,
+        FailureCode.HOST_KEY,
+        FailureCode.CREDENTIAL_REFUSED,
+        FailureCode.CREDENTIAL_EXPIRED,
+    }
+)
 #: The look came to its end before the endpoint was asked.
 _NOT_ASKED = frozenset(
     {FailureCode.CREDENTIAL_MISSING, FailureCode.CRASHED, FailureCode.INTERNAL, FailureCode.UNSUPPORTED}

@@ -14,6 +14,7 @@ import msgspec
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.wire.requests import PATTERN_WORDS
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _E = TypeVar("_E", JobType, JobStatus)
@@ -21,6 +22,7 @@ _E = TypeVar("_E", JobType, JobStatus)
 #: What msgspec puts between what is wrong and where.
 _AT = " - at `$"
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_PATTERN = re.compile(r"Expected `str` matching regex (.*)", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MOST_PARAMETERS = 100
@@ -85,6 +87,8 @@ def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], r
     pointer = root + place
     if missing := _MISSING.fullmatch(what):
         return InvalidInputError(f"the key {missing[1]!r} is missing", f"{pointer}.{missing[1]}")
+    if pattern := _PATTERN.fullmatch(what):
+        what = next((words for each, words in PATTERN_WORDS.items() if repr(each) == pattern[1]), what)
     return InvalidInputError(what[:1].lower() + what[1:].replace("`", ""), pointer)
 
 

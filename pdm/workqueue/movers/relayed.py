@@ -22,12 +22,8 @@ from pdm.workqueue.wire.options import Options
 RELAYED = frozenset({JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.XROOT})
 
 
-#: What ssh(1) says where no session comes of it, as recorded from OpenSSH 9.2; and what a dead connection looks like.
+#: What ssh(1) says where a login fails, as recorded from OpenSSH 9.2; and what a dead connection looks like.
 READINGS = (
-    Reading.of(
-        r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|host key is known for",
-        FailureCode.CERTIFICATE,
-    ),
     Reading.of(
         r"Permission denied \(|Too many authentication failures|Load key|no such identity",
         FailureCode.CREDENTIAL_REFUSED,

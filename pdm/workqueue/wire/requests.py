@@ -138,8 +138,18 @@ Submission = SubmitList | SubmitRemove | SubmitMkdir | SubmitCopy | SubmitRename
 _END = r"(?![\s\S])"
 #: Who somebody is at a site: no option of a program, and one line.
 _ACCOUNT = rf"^[A-Za-z0-9_.@/=+:,][A-Za-z0-9_.@/=+:, -]{{0,254}}{_END}"
+_SSH_ACCOUNT = rf"^[A-Za-z0-9_][A-Za-z0-9_.@+$\\-]{{0,63}}{_END}"
 #: What is sent once and never shown again; one line.
 _ONE_LINE = rf"^[^\x00-\x1f\x7f]+{_END}"
+#: What a pattern asks for, in words: nobody should have to read it.
+PATTERN_WORDS: Mapping[str, str] = {
+    _ACCOUNT: "a user name of one line is expected, at most 255 letters, digits, blanks and . _ @ / = + : , -",
+    _SSH_ACCOUNT: (
+        "the name of an account is expected, such as alice, alice@site.org or DOMAIN\\alice:"
+        " at most 64 letters, digits and . _ @ + $ \\ -"
+    ),
+    _ONE_LINE: "one line without control characters is expected",
+}
 
 
 class SiteLogon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,8 +175,8 @@ class NewCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     site: Annotated[SiteNumber | None, Meta(description="For which site; null for every one.")] = None
     label: Label = None
     account: Annotated[
-        Annotated[str, Meta(pattern=rf"^[A-Za-z0-9_][A-Za-z0-9_.@-]{{0,63}}{_END}")] | None,
-        Meta(description="ssh-key: the account at the site."),
+        Annotated[str, Meta(pattern=_SSH_ACCOUNT)] | None,
+        Meta(description="ssh-key: the account at the site; one of a Windows domain with its backslash."),
     ] = None
     secret: Annotated[
         Annotated[str, Meta(min_length=1, max_length=16384)] | None,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from pdm.workqueue.agents.helpers import confined
+from pdm.workqueue.agents.helpers.file_storage import FileStorage
+from pdm.workqueue.agents.helpers.storage import StorageError
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, entries, fault, put
 
@@ -177,3 +181,20 @@ def test_new_directories(file_helper: HelperProcess, site: Path) -> None:
     assert [isinstance(outcome[key], wire.Done) for key in range(5)] == [True, True, True, False, False]
     assert [fault(outcome[key]) for key in (3, 4)] == [("destination", "NOT_A_DIRECTORY"), ("destination", 20)]
     assert (site / "a" / "b" / "c").is_dir()
+
+
+def test_a_file_system_with_neither_exclusive_renames_nor_links(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FAT and many of FUSE: what is there is not replaced, what is not is named."""
+
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(confined, "_libc", object())
+    monkeypatch.setattr(os, "link", refuse)
+    storage = FileStorage(confined.Roots([str(site)]))
+    old, there = put(site / "old", b"ours"), put(site / "there", b"theirs")
+    with pytest.raises(StorageError) as refused:
+        storage.rename(old.as_uri(), there.as_uri(), replace=False)
+    assert refused.value.errno == errno.EEXIST
+    storage.rename(old.as_uri(), (site / "new").as_uri(), replace=False)
+    assert ((site / "new").read_bytes(), there.read_bytes(), old.exists()) == (b"ours", b"theirs", False)

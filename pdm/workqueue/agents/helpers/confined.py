@@ -142,6 +142,8 @@ def _outside(path: bytes) -> StorageError:
     )
 
 
+#: How a file system without hard links refuses one.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -158,18 +160,24 @@ def rename_without_replacing(source: Place, destination: Place) -> None:
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(number, os.strerror(number), destination.path)
-    # A file system that cannot (NFS, say): a link never replaces; directories have no links.
-    if stat.S_ISDIR(os.stat(source.name, dir_fd=source.folder, follow_symlinks=False).st_mode):
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(destination.name, dir_fd=destination.folder, follow_symlinks=False)
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), destination.path)
-        os.rename(source.name, destination.name, src_dir_fd=source.folder, dst_dir_fd=destination.folder)
-        return
-    os.link(
-        source.name,
-        destination.name,
-        src_dir_fd=source.folder,
-        dst_dir_fd=destination.folder,
-        follow_symlinks=False,
-    )
-    os.unlink(source.name, dir_fd=source.folder)
+    # A file system that cannot (NFS, say): a link never replaces.
+    if not stat.S_ISDIR(os.stat(source.name, dir_fd=source.folder, follow_symlinks=False).st_mode):
+        try:
+            os.link(
+                source.name,
+                destination.name,
+                src_dir_fd=source.folder,
+                dst_dir_fd=destination.folder,
+                follow_symlinks=False,
+            )
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            os.unlink(source.name, dir_fd=source.folder)
+            return
+    # Directories have no links, and some file systems (FAT, many of FUSE) have none: a look right before the rename.
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(destination.name, dir_fd=destination.folder, follow_symlinks=False)
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), destination.path)
+    os.rename(source.name, destination.name, src_dir_fd=source.folder, dst_dir_fd=destination.folder)

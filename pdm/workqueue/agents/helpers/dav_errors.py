@@ -52,6 +52,7 @@ _BY_TEXT = (
     ("file exists", errno.EEXIST),
     ("name too long", errno.ENAMETOOLONG),
     ("read-only", errno.EROFS),
+    ("cross-device link", errno.EXDEV),
 )
 
 

@@ -189,7 +189,12 @@ class FileStorage(Storage):
 
     def settle(self, directory_url: str) -> None:
         with _about(directory_url), self._roots.place(directory_url, follow=True) as place:
-            folder = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.folder)
+            try:
+                folder = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.folder)
+            except PermissionError:
+                # A drop box, which can be written to and not be opened: all that is on disks' way is written out.
+                os.sync()
+                return
             try:
                 os.fsync(folder)
             finally:

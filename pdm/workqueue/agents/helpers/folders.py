@@ -19,6 +19,8 @@ _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
 #: In a URL without a path but ``/``.
 _ROOT_SLASHES = 3
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+#: Errors of a folder that may be written to all the same.
+_NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM})
 
 
 class Folder:
@@ -164,6 +166,17 @@ class Folders:
         wanted = self._wanted[url]
         if len(wanted) < _WORTH_A_LISTING:
             return Folder(url, None)
+        try:
+            return Folder(url, self._known(storage, url, wanted))
+        except StorageError as trouble:
+            if trouble.errno not in _NOT_SHOWN and trouble.code != "PERMISSION_DENIED":
+                raise
+            # A drop box takes files and shows none: each name is looked for by itself.
+            return Folder(url, None)
+
+    @staticmethod
+    def _known(storage: Storage, url: str, wanted: set[bytes]) -> dict[bytes, Thing] | None:
+        """What is in a folder of the names that are wanted; None if it holds too much to be listed."""
         known: dict[bytes, Thing] = {}
         most = _MOST_ENTRIES + _MOST_ENTRIES_EACH * len(wanted)
         with contextlib.closing(storage.entries(url)) as entries:
@@ -171,8 +184,8 @@ class Folders:
                 if name in wanted:
                     known[name] = thing
                 if count > most:
-                    return Folder(url, None)
-        return Folder(url, known)
+                    return None
+        return known
 
 
 def ensure_directory(storage: Storage, url: str) -> bool:

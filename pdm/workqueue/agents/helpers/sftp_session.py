@@ -17,15 +17,68 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pdm.workqueue.agents.helpers.ssh_command import explained
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
-OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME = 11, 12, 13, 14, 15, 16, 17, 18
+OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK = 11, 12, 13, 14, 15, 16, 17, 18, 19
 STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
-OK, EOF = 0, 1
-#: What servers mean by a status; 4, "Failure", may be anything.
-_ERRNOS = {2: errno.ENOENT, 3: errno.EACCES, 5: errno.EINVAL, 8: errno.EOPNOTSUPP}
+OK, EOF, FAILURE = 0, 1, 4
+#: What servers mean by a status. Those above 8 are of later versions; servers send them all the same.
+_ERRNOS = {
+    2: errno.ENOENT,
+    3: errno.EACCES,
+    5: errno.EINVAL,
+    8: errno.EOPNOTSUPP,
+    10: errno.ENOENT,
+    11: errno.EEXIST,
+    12: errno.EROFS,
+    14: errno.ENOSPC,
+    15: errno.EDQUOT,
+    18: errno.ENOTEMPTY,
+    19: errno.ENOTDIR,
+    20: errno.EINVAL,
+    21: errno.ELOOP,
+    24: errno.EISDIR,
+}
+#: "Failure" may be anything. OpenSSH says no more; others end their message with the text of the system's error.
+_TEXTS = {
+    **{
+        os.strerror(number).lower(): number
+        for number in (
+            errno.EACCES,
+            errno.EDQUOT,
+            errno.EEXIST,
+            errno.EISDIR,
+            errno.ELOOP,
+            errno.ENAMETOOLONG,
+            errno.ENOENT,
+            errno.ENOSPC,
+            errno.ENOTDIR,
+            errno.ENOTEMPTY,
+            errno.EPERM,
+            errno.EROFS,
+            errno.EXDEV,
+        )
+    },
+    "already exists": errno.EEXIST,
+    "file does not exist": errno.ENOENT,
+}
 _VERSION = 3
+#: Extensions of OpenSSH's sftp-server in its order; no other server names these first.
+_OPENSSH = (
+    b"posix-rename@openssh.com",
+    b"statvfs@openssh.com",
+    b"fstatvfs@openssh.com",
+    b"hardlink@openssh.com",
+    b"fsync@openssh.com",
+)
+#: Of what came in place of SFTP, so much is shown; it is waited for so long.
+_SHOWN_NOISE, _NOISE_WAIT_S = 200, 0.5
+#: Exit status of ssh(1) where no session came of it, or a session was cut; any other is that of the remote program.
+_SSH_FAILED = 255
+#: Exit statuses of a shell for a program that it cannot start.
+_NOT_FOUND = (126, 127)
 #: OpenSSH sends no more than 256 KiB; a server that sends more than this is not one.
 _LONGEST_ANSWER = 1024 * 1024
 _PIPE = 256 * 1024
@@ -36,8 +89,14 @@ class StatusError(StorageError):
     """The server refused; its status is more exact than the error number made of it."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message, errno=_ERRNOS.get(status))
+        number = _errno_of(message) if status == FAILURE else _ERRNOS.get(status)
+        super().__init__(message, errno=number)
         self.status = status
+
+
+def _errno_of(message: str) -> int | None:
+    text = message.rstrip(". \n").lower()
+    return next((number for ending, number in _TEXTS.items() if text.endswith(ending)), None)
 
 
 class Answer(NamedTuple):
@@ -101,6 +160,7 @@ class SftpSession:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], patience: Patience, wake: int) -> None:
         self.patience = patience
         self._wake = wake
+        self._noise_from = 0
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         try:
             self._process = subprocess.Popen(
@@ -132,7 +192,13 @@ class SftpSession:
         self._moved_at = time.monotonic()
         self.closed = False
         self.extensions: dict[bytes, bytes] = {}
+        self._greeted = False
         self._greet()
+
+    @property
+    def is_openssh(self) -> bool:
+        """Whether the server is OpenSSH's: its MKDIR and RENAME never replace what is there."""
+        return tuple(self.extensions)[: len(_OPENSSH)] == _OPENSSH
 
     def _greet(self) -> None:
         self._to_write += struct.pack(">IBI", 5, INIT, _VERSION)
@@ -140,7 +206,10 @@ class SftpSession:
         while (packet := self._packet()) is None:
             self._turn()
         if packet[0] != VERSION:
-            raise self._broken("the server does not speak SFTP")
+            raise self._not_sftp(packet)
+        self._greeted = True
+        # What was said until now is the server's banner.
+        self._noise_from = os.fstat(self._noise.fileno()).st_size
         reader = Reader(packet[5:])
         while reader.left:
             name, value = reader.string(), reader.string()
@@ -258,6 +327,8 @@ class SftpSession:
         except BlockingIOError:
             return
         if not piece:
+            if self._received and not self._greeted:
+                raise self._not_sftp(bytes(self._received))
             raise self._broken("the connection ended")
         self._received += piece
         self._moved_at = time.monotonic()
@@ -268,7 +339,7 @@ class SftpSession:
             return None
         length = int.from_bytes(self._received[:4], "big")
         if not 5 <= length <= _LONGEST_ANSWER:
-            raise self._broken("the server does not speak SFTP")
+            raise self._not_sftp(bytes(self._received))
         if len(self._received) < 4 + length:
             return None
         packet = bytes(memoryview(self._received)[4 : 4 + length])
@@ -276,12 +347,48 @@ class SftpSession:
         return packet
 
     def _broken(self, why: str) -> StorageError:
+        code = None
         if not self.closed:
             # ssh(1) ends by itself once its pipe has; what it says on the way out is the reason.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1.0)
-            self._noise.seek(0)
+            status = self._process.returncode
+            self._noise.seek(self._noise_from)
             said = self._noise.read(4000).decode("utf-8", "backslashreplace").strip()
             self.close()
-            why = f"{why}: {said}" if said else why
-        return StorageError(why, lost=True)
+            if not self._greeted and status not in (None, _SSH_FAILED):
+                # The connection was good: what the server ran for SFTP has ended.
+                reason = " (the program was not found)" if status in _NOT_FOUND else ""
+                why = f"the account cannot use SFTP: what the server runs for it ended with status {status}{reason}"
+                code = "UNSUPPORTED"
+            if said:
+                said, known = explained(said)
+                why, code = f"{why}: {said}", known or code
+        return StorageError(why, code=code, lost=code is None)
+
+    def _not_sftp(self, came: bytes) -> StorageError:
+        """Something else than SFTP came: output of the account's start-up files, most often, which breaks SFTP."""
+        if self._greeted:
+            self.close()
+            return StorageError("the server's answers are not valid SFTP", code="BAD_LISTING", lost=True)
+        give_up_at = time.monotonic() + _NOISE_WAIT_S
+        while len(came) < _SHOWN_NOISE and (left_s := give_up_at - time.monotonic()) > 0:
+            if not self._poll.poll(left_s * 1000):
+                break
+            try:
+                piece = os.read(self._out, _SHOWN_NOISE)
+            except BlockingIOError:
+                # It was the wake-up: somebody waits for the end.
+                break
+            if not piece:
+                break
+            came += piece
+        self.close()
+        # The SFTP server has begun behind it; its greeting has bytes of zero.
+        shown = came.partition(b"\0")[0][:_SHOWN_NOISE].decode("utf-8", "backslashreplace").strip()
+        return StorageError(
+            f"the server does not speak SFTP, it began with {shown!r}: either a start-up file of the account (.bashrc,"
+            " .profile, .cshrc, /etc/profile.d) or a ForceCommand prints this, and must print nothing in sessions"
+            " without a terminal; or the account may not use SFTP",
+            code="UNSUPPORTED",
+        )
