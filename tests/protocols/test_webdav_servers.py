@@ -58,6 +58,10 @@ def servers(storages: TestStorages, open_folder: Path) -> Iterator[dict[str, Web
             server.stop()
 
 
+def _site_ids(servers: Mapping[str, WebDavServer]) -> Mapping[str, int]:
+    return {make: LOCAL + number for number, make in enumerate([*servers, XROOTD], start=1)}
+
+
 def _found(program: str) -> bool:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin") is not None
 
@@ -97,7 +101,8 @@ def service(
         f"[local]\nid = {LOCAL}\nfile = file:///\n",
         f"[quirks]\nid = {QUIRKS}\nhttps = {quirks.url}\n",
     ]
-    sections += [f"[{make}]\nid = {LOCAL + n}\nhttps = {url}\n" for n, (make, url) in enumerate(urls.items(), start=1)]
+    numbers = _site_ids(servers)
+    sections += [f"[{make}]\nid = {numbers[make]}\nhttps = {url}\n" for make, url in urls.items()]
     (service.directory / "sites.d" / "sites.conf").write_text("\n".join(sections))
     with service.running():
         service.delegate("alice")
@@ -112,14 +117,15 @@ def sessions(
     storages: TestStorages,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Future[list[Step]]]]:
-    """The session against each make, some side by side: most of its time is that of the commands."""
+    """The session against each make, some side by side."""
 
     def run(make: str, path: str) -> list[Step]:
         folder = tmp_path_factory.mktemp(make)
         return everyday_session(
-            lambda *arguments, timeout_s: service.pdm("alice", *arguments, timeout_s=timeout_s),
-            SessionEnd(make, "https", path),
-            SessionEnd("local", "file", str(folder)),
+            service,
+            "alice",
+            SessionEnd(_site_ids(servers)[make], "https", path),
+            SessionEnd(LOCAL, "file", str(folder)),
             folder,
         )
 
