@@ -289,6 +289,20 @@ def test_a_listing_that_is_cut_short_is_none(server: QuirkServer, helper: Helper
     assert judged("https", helper.list(f"{server.url}/d")[-1]) == "source SERVER_ERROR"
 
 
+def test_a_listing_that_is_broken_off_fails_no_copy(server: QuirkServer, helper: HelperProcess, tmp_path: Path) -> None:
+    """As rclone does when a file goes while it lists: it writes an error behind the end of the document."""
+
+    def broken_off(request: Request) -> Reply | None:
+        if request.method != "PROPFIND" or request.headers["Depth"] != "1":
+            return None
+        return Reply(207, server._listing(b"/d", "1") + b"Internal Server Error")
+
+    server.rules.append(broken_off)
+    items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", key=key) for key in range(10)]
+    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert judged("https", helper.list(f"{server.url}/d")[-1]) == "source SERVER_ERROR"
+
+
 # -- bytes
 
 

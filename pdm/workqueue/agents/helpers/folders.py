@@ -169,9 +169,11 @@ class Folders:
         try:
             return Folder(url, self._known(storage, url, wanted))
         except StorageError as trouble:
-            if trouble.errno not in _NOT_SHOWN and trouble.code != "PERMISSION_DENIED":
+            broken_off = trouble.code == "SERVER_ERROR" and not trouble.lost
+            if trouble.errno not in _NOT_SHOWN and trouble.code != "PERMISSION_DENIED" and not broken_off:
                 raise
-            # A drop box takes files and shows none: each name is looked for by itself.
+            # A drop box takes files and shows none, and rclone breaks off when a file goes meanwhile: each name is
+            # looked for by itself.
             return Folder(url, None)
 
     @staticmethod

@@ -102,6 +102,11 @@ class MultistatusParser:
         try:
             self._parser.Parse(piece, False)
         except expat.ExpatError as error:
+            if self._ended:
+                # rclone and others of Go's library append an error so, as when a file goes while they list.
+                raise StorageError(
+                    f"{self._url}: the server broke off its listing: {error}", code="SERVER_ERROR"
+                ) from None
             raise self._invalid(str(error)) from None
         if self._fed - max(self._parser.CurrentByteIndex, 0) > _LONGEST_UNPARSED:
             raise self._invalid("an element is too long")
