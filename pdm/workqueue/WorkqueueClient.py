@@ -43,12 +43,13 @@ from pdm.workqueue.wire.responses import (
     RetriedJobView,
     RouteView,
     SiteView,
+    SkippedView,
     WhoamiView,
 )
 from pdm.workqueue.wire.sites import AuditView, UserView
 
 _T = TypeVar("_T")
-_Numbered = TypeVar("_Numbered", JobView, ElementView)
+_Numbered = TypeVar("_Numbered", JobView, ElementView, SkippedView)
 #: Jobs or elements asked for at a time when all of them are read.
 _PAGE = 500
 
@@ -91,6 +92,20 @@ class Filters(TypedDict, total=False):
     label: str | None
     since: datetime | None
     after: int | None
+
+
+class JobFilters(Filters, total=False):
+    """Which jobs, and in which order; None is the same as leaving it away.
+
+    Attributes:
+        user: for operators: only those of this user, by number, or ``all``; the caller's own without it.
+        order: ``oldest`` or ``newest`` first; with a limit, ``newest`` leaves the newest.
+        before: only those with a smaller number.
+    """
+
+    user: int | str | None
+    order: Literal["oldest", "newest"] | None
+    before: int | None
 
 
 class SiteOptions(TypedDict, total=False):
@@ -241,12 +256,12 @@ class WorkqueueClient:
 
     # Questions
 
-    def jobs(self, *, limit: int | None = None, **filters: Unpack[Filters]) -> Deferred[Sequence[JobView]]:
-        """The caller's jobs that fit the filters, newest last; at most `limit`."""
+    def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> Deferred[Sequence[JobView]]:
+        """The caller's jobs that fit the filters, newest last unless asked otherwise; at most `limit`."""
         return self._ask(tuple[JobView, ...], "GET", "/jobs", query(limit=limit, **filters))
 
-    def iterate_jobs(self, /, **filters: Unpack[Filters]) -> AsyncIterator[JobView]:
-        """All the caller's jobs that fit the filters, newest last, read page by page."""
+    def iterate_jobs(self, /, **filters: Unpack[JobFilters]) -> AsyncIterator[JobView]:
+        """All the caller's jobs that fit the filters, newest last unless asked otherwise, read page by page."""
         return self._pages(self.jobs, filters)
 
     def job(self, job_id: int) -> Deferred[JobView]:
@@ -274,6 +289,17 @@ class WorkqueueClient:
     def element_status(self, job_id: int, element_id: int) -> Deferred[ElementStatusView]:
         """Where an element stands, and how fast it moves."""
         return self._ask(ElementStatusView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/status")
+
+    def skipped(
+        self, job_id: int, *, limit: int | None = None, after: int | None = None
+    ) -> Deferred[Sequence[SkippedView]]:
+        """What a job leaves out of its source, each entry with its reason; at most `limit`."""
+        path = f"/jobs/{job_id:d}/skipped"
+        return self._ask(tuple[SkippedView, ...], "GET", path, query(limit=limit, after=after))
+
+    def iterate_skipped(self, job_id: int) -> AsyncIterator[SkippedView]:
+        """All that a job leaves out of its source, read page by page."""
+        return self._pages(partial(self.skipped, job_id), {})
 
     def output(self, job_id: int) -> Deferred[Sequence[OutputView]]:
         """The latest log (and listing) of each element that has one."""
@@ -526,14 +552,16 @@ class WorkqueueClient:
     async def _pages(
         self, page: Callable[..., Deferred[Sequence[_Numbered]]], filters: Filters
     ) -> AsyncIterator[_Numbered]:
-        after = filters.get("after")
+        # Where the next page begins; of the newest first, where the one before it ended.
+        bound = "before" if filters.get("order") == "newest" else "after"
+        begins = dict(filters)
         while True:
-            found = await page(limit=_PAGE, **{**filters, "after": after})
+            found = await page(limit=_PAGE, **begins)
             for each in found:
                 yield each
             if len(found) < _PAGE:
                 return
-            after = found[-1].id
+            begins[bound] = found[-1].id
 
 
 def _new_key() -> str:

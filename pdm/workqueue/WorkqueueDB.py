@@ -142,6 +142,8 @@ class Job(Base):
     bytes_total: Mapped[int]
     bytes_done: Mapped[int]
     skipped: Mapped[int]
+    already_there: Mapped[int] = mapped_column(server_default="0")
+    bytes_already_there: Mapped[int] = mapped_column(server_default="0")
     list_due_at: Mapped[datetime | None]
     work_due_at: Mapped[datetime | None]
 
@@ -155,6 +157,7 @@ class JobElement(Base):
         attempts: attempts begun; the newest has this number and, while RUNNING, belongs to ``worker_id``.
         lost: attempts that do not count towards ``max_tries``.
         residue: whether attempts may have left a temporary file at the destination.
+        already_there: whether the destination had the file before, so that nothing was moved.
     """
 
     __tablename__ = "job_elements"
@@ -191,6 +194,7 @@ class JobElement(Base):
     failure_scope: Mapped[str | None] = mapped_column(String(16))
     failure_code: Mapped[str | None] = mapped_column(String(32))
     failure_message: Mapped[str | None] = mapped_column(ForeignText)
+    already_there: Mapped[bool] = mapped_column(server_default=sa.false())
 
 
 class Worker(Base):
@@ -238,7 +242,12 @@ class ListingChunk(Base):
 
 
 class ListingNotes(Base):
-    """Some entries that a LIST element could not read or does not carry out, and why; ``content`` is JSON text."""
+    """Some entries that a LIST element could not read or does not carry out, and why.
+
+    Attributes:
+        content: JSON text.
+        counts: how many by code, JSON text; null in rows of earlier versions.
+    """
 
     __tablename__ = "listing_notes"
     __table_args__ = (ForeignKeyConstraint(["job_id", "element_id"], ["job_elements.job_id", "job_elements.id"]),)
@@ -247,6 +256,7 @@ class ListingNotes(Base):
     element_id: Mapped[int] = mapped_column(primary_key=True)
     sequence: Mapped[int] = mapped_column(Integer, primary_key=True)
     content: Mapped[str]
+    counts: Mapped[str | None]
 
 
 class Credential(Base):

@@ -210,6 +210,7 @@ class Assembly:
                 self.executor.credentials_changed,
                 self.executor.steer_on,
                 self.executor.resume,
+                self.executor.full,
             ),
             AccessList.read(settings.users),
         )

@@ -168,6 +168,8 @@ class BlockingWorkqueueClient:
     element = _blocking(WorkqueueClient.element)
     status = _blocking(WorkqueueClient.status)
     element_status = _blocking(WorkqueueClient.element_status)
+    skipped = _blocking(WorkqueueClient.skipped)
+    iterate_skipped = _iterating(WorkqueueClient.iterate_skipped)
     output = _blocking(WorkqueueClient.output)
     element_output = _blocking(WorkqueueClient.element_output)
     live_output = _blocking(WorkqueueClient.live_output)

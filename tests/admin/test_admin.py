@@ -115,6 +115,7 @@ def test_it_says_what_to_do_next(instance: Path) -> None:
         "pdm ls local-a:",
     ):
         assert line in said
+    assert "delegate" not in said, "folders of this machine need no proxy"
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -276,7 +277,7 @@ def test_an_instance_on_a_grid(tmp_path: Path, grid: Path) -> None:
     assert shake_hands(tmp_path / "i", str(grid / "alice"), "localhost") == "alice"
     assert shake_hands(tmp_path / "i", str(tmp_path / "i/certificates/admin"), "localhost") == "admin"
     assert f"export PDM_CERT={grid}/alice.crt" in result.output
-    assert "pdm ls A:" in result.output
+    assert "  pdm delegate\n  pdm ls A:" in result.output
 
 
 def _without_users(said: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -99,6 +100,67 @@ def test_a_listing_of_nothing_fails_in_words(service: TestService) -> None:
     assert "Check the path" in done.stderr
 
 
+def test_what_a_copy_leaves_out_is_told_and_no_copy_is_whole_without_it(service: TestService, folder: Path) -> None:
+    tree = folder / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"content")
+    (tree / "link").symlink_to(tree / "file")
+    (tree / "\x1bdangling").symlink_to("nowhere")
+    for at in range(12):
+        (tree / f"folder {at}").symlink_to(folder)
+    place, there = f"1:/{folder.name}", f"2:/{folder.name}"
+    done = pdm(service, "cp", f"{place}/tree", f"{there}/new", code=6)
+    found = re.match(r"job (\d+) submitted\n", done.stderr)
+    assert found is not None
+    number = found[1]
+    assert f"job {number} DONE, partly  3/3 elements" in done.stderr
+    last = "copied 2, already there 0, skipped 13 (1 link that leads nowhere, 12 links to directories), failed 0"
+    assert done.stderr.splitlines()[-1] == last
+    assert f"and 3 more: pdm status {number} --all" in done.stderr
+    status = pdm(service, "status", number).stdout
+    assert "skipped   13: 1 link that leads nowhere, 12 links to directories" in status
+    assert f"and 3 more: pdm status {number} --all" in status
+    shown = pdm(service, "status", number, "--all").stdout
+    for path in tree.iterdir():
+        assert (f"skipped /{folder.name}/tree/{path.name}:".replace("\x1b", r"\x1b") in shown) == (
+            path.name not in ("file", "link")
+        )
+    told = json.loads(pdm(service, "status", number, "--all", "-F", "json").stdout)
+    assert (told["job"]["skipped"], len(told["skipped"]), told["failed"]) == (13, 13, [])
+    pdm(service, "wait", number, code=6)
+
+    again = pdm(service, "cp", f"{place}/tree", f"{there}/new", code=6).stderr
+    assert again.splitlines()[-1] == last.replace("copied 2, already there 0", "copied 0, already there 2")
+    assert "/s" not in again.splitlines()[-1] and "B/s" not in again
+    alone = pdm(service, "cp", f"{place}/tree/link", f"{there}/alone").stderr
+    assert alone.splitlines()[-1] == "copied 1, already there 0, skipped 0, failed 0"
+    missing = pdm(service, "cp", f"{place}/tree/\x1bdangling", f"{there}/none", code=3)
+    assert "NOT_FOUND (source)" in missing.stderr
+
+
+def test_every_failure_can_be_reached(service: TestService, folder: Path) -> None:
+    number = submitted(
+        service,
+        "cp",
+        f"1:/{folder.name}",
+        "2:/b",
+        "--protocol",
+        "dummy",
+        "--option",
+        "dummy.files=60",
+        "--option",
+        "dummy.fail=EXISTS",
+    )
+    (folder / "x").write_bytes(b"")
+    pdm(service, "wait", str(number), code=1)
+    status = pdm(service, "status", str(number)).stdout
+    assert status.count("EXISTS (transfer)") == 50
+    assert f"and 10 more: pdm status {number} --all" in status
+    assert pdm(service, "status", str(number), "--all").stdout.count("EXISTS (transfer)") == 60
+    told = json.loads(pdm(service, "status", str(number), "--all", "-F", "json").stdout)
+    assert len({each["id"] for each in told["failed"]}) == 60
+
+
 def test_a_tree_is_copied_listed_moved_and_removed(service: TestService, folder: Path) -> None:
     (folder / "t" / "empty").mkdir(parents=True)
     (folder / "t" / "-x %41").write_bytes(b"content")
@@ -133,7 +195,7 @@ def test_a_copy_that_partly_fails_is_6_and_says_why(service: TestService, folder
     (target / "old").write_bytes(b"another")
     done = pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}", code=6)
     assert "EXISTS (destination)" in done.stderr
-    assert "overwrite=always" in done.stderr
+    assert "--overwrite always, or --overwrite different" in done.stderr
     number = re.match(r"job (\d+) ", done.stderr)
     assert number is not None
     status = pdm(service, "status", number[1]).stdout
@@ -154,6 +216,82 @@ def test_a_job_can_be_left_waited_for_and_cancelled(service: TestService) -> Non
     assert cancelled.stdout.startswith(f"job {number} ")
     assert "job 999999999: " in cancelled.stderr
     assert "CANCELLED" in pdm(service, "wait", str(number), code=7).stderr
+
+
+def test_a_script_gets_the_number_of_the_job(service: TestService) -> None:
+    done = pdm(service, "mkdir", "1:/a", "--no-wait", "--protocol", "dummy")
+    assert re.fullmatch(r"\d+\n", done.stdout)
+    assert "submitted" in done.stderr
+    pdm(service, "wait", done.stdout.strip())
+
+
+def test_the_logs_of_a_job_that_runs_are_there(service: TestService) -> None:
+    number = submitted(service, "cp", "1:/a", "2:/b", *ENDLESS)
+    shown = ""
+    while f"==> {number}.1 attempt 1 COPY RUNNING <==" not in shown:
+        done = pdm(service, "logs", str(number))
+        shown = done.stdout
+        assert shown or "has no log yet" in done.stderr
+    assert "element=1 attempt=1" in shown
+    assert f"==> {number}.0 attempt 1 LIST DONE <==" in shown
+    for which in ([f"{number}.1"], [f"{number}.1.1"], [f"{number}.1", "-a", "-1"]):
+        assert "element=1 attempt=1" in pdm(service, "logs", *which).stdout
+    pdm(service, "logs", f"{number}.1.2", code=3)
+    assert json.loads(pdm(service, "logs", str(number), "-F", "json").stdout)[-1]["status"] == "RUNNING"
+    service.call("admin", "DELETE", f"/jobs/{number}")
+
+
+def test_a_job_in_the_queue_has_no_log_and_says_why_it_waits(service: TestService) -> None:
+    failing = ("--protocol", "dummy", "--option", "dummy.fail=CHECKSUM_MISMATCH", "--option", "dummy.fail_times=9")
+    number = submitted(service, "mkdir", "1:/a", *failing, "--max-tries", "10")
+    shown = ""
+    while "waits" not in shown:
+        shown = pdm(service, "status", str(number)).stdout
+        assert "status    FAILED" not in shown
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    because = rf"element 0 is tried again at {moment} \(try \d+ of 10\), after CHECKSUM_MISMATCH: "
+    assert re.search(rf"^waits     {because}", shown, re.MULTILINE)
+    assert "waits: element 0 is tried again" in pdm(service, "wait", str(number), "--timeout", "1s", code=10).stderr
+    service.call("admin", "DELETE", f"/jobs/{number}")
+
+
+def test_the_newest_jobs_are_shown_and_of_whom(service: TestService) -> None:
+    numbers = [submitted(service, "mkdir", "1:/a", "--protocol", "dummy") for _ in range(3)]
+    listed = pdm(service, "jobs", "-n", "2").stdout.splitlines()
+    assert [int(line.split()[0]) for line in listed[1:]] == numbers[1:]
+    everything = [job["id"] for job in json.loads(pdm(service, "jobs", "--all", "-F", "json").stdout)]
+    assert everything == sorted(everything)
+    assert everything[-3:] == numbers
+
+    other = next(
+        path.stem for path in (service.directory / "certificates").glob("*.crt") if path.stem not in _NOT_USERS
+    )
+    done = service.pdm(other, "-F", "json", "mkdir", "1:/a", "--protocol", "dummy", "--no-wait")
+    job = json.loads(done.stdout)
+    assert "OWNER" not in pdm(service, "jobs").stdout
+    assert {owner(line) for line in pdm(service, "jobs", "--all-users").stdout.splitlines()[1:]} == {"admin", other}
+    for user in (str(job["user_id"]), other):
+        assert [owner(line) for line in pdm(service, "jobs", "--user", user).stdout.splitlines()[1:]] == [other]
+    shown = status_of(service, job["id"])
+    assert re.search(rf"^owner     /.*CN={other} \(user {job['user_id']}\)$", shown, re.MULTILINE)
+    assert "owner" not in status_of(service, numbers[0])
+    pdm(service, "jobs", "--user", "nobody", code=3)
+    for option in (["--all-users"], ["--user", "1"]):
+        refused = service.pdm(other, "jobs", *option)
+        assert (refused.returncode, refused.stdout) == (4, "")
+        assert "only operators" in refused.stderr
+
+
+#: Certificates of an instance that are no user's.
+_NOT_USERS = frozenset({"ca", "host", "admin"})
+
+
+def owner(line: str) -> str:
+    return line.split()[1]
+
+
+def status_of(service: TestService, number: int) -> str:
+    return pdm(service, "status", str(number)).stdout
 
 
 def test_logs(service: TestService, folder: Path) -> None:
@@ -245,8 +383,10 @@ def test_interrupting_detaches(service: TestService, number: int, code: int) -> 
     service.call("admin", "DELETE", f"/jobs/{match[1]}")
 
 
-def test_a_terminal_gets_a_bar(service: TestService) -> None:
+def on_a_terminal(service: TestService, *arguments: str, term: str = "xterm", columns: int = 80) -> str:
+    """What a command writes to a terminal of so many columns, cursor movements and all."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
     seen: list[bytes] = []
 
     def read() -> None:
@@ -258,27 +398,43 @@ def test_a_terminal_gets_a_bar(service: TestService) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    environment = {**service.environment("admin"), "TERM": "xterm"}
-    arguments = [
-        "cp",
-        "1:/a",
-        "2:/b",
-        "--protocol",
-        "dummy",
-        "--option",
-        "dummy.files=3",
-        "--option",
-        "dummy.delay=0.3",
-    ]
-    done = subprocess.run([*PDM, *arguments], env=environment, stdout=subprocess.PIPE, stderr=theirs, check=False)
+    environment = {**service.environment("admin"), "TERM": term, "PYTHONIOENCODING": "utf-8"}
+    environment.pop("COLUMNS", None)
+    done = subprocess.run([*PDM, *arguments], env=environment, stdout=theirs, stderr=theirs, check=False)
     os.close(theirs)
     reader.join(10)
     os.close(ours)
-    shown = b"".join(seen).decode()
-    assert (done.returncode, done.stdout) == (0, b"")
-    assert "\x1b[" in shown
-    assert "━" in shown
+    assert done.returncode == 0
+    return b"".join(seen).decode().replace("\r\n", "\n")
+
+
+_SLOW_COPY = ("cp", "1:/a", "2:/b", "--protocol", "dummy", "--option", "dummy.files=3", "--option", "dummy.delay=0.3")
+
+
+def test_a_terminal_gets_a_bar_that_fits(service: TestService) -> None:
+    shown = on_a_terminal(service, *_SLOW_COPY, "--option", "dummy.size=1000000000000")
     assert "DONE  4/4 elements" in shown
+    frames = [frame for frame in re.split(r"\r(?:\x1b\[\dA)?\x1b\[J|\n", shown) if "RUNNING" in frame]
+    assert frames
+    assert all(len(frame) < 80 for frame in frames)
+    assert any(re.search(r" [━─]{10,} +\d+%  .* of 2\.7 TiB", frame) for frame in frames), frames
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(service: TestService) -> None:
+    shown = on_a_terminal(service, *_SLOW_COPY, term="dumb")
+    assert "\x1b" not in shown
+    assert re.search(r"^job \d+ RUNNING  ", shown, re.MULTILINE)
+    assert "DONE  4/4 elements" in shown
+
+
+def test_tables_fit_a_terminal(service: TestService) -> None:
+    path = f"/{'long/' * 20}name"
+    number = submitted(service, "cp", f"1:{path}", f"2:{path}", "--protocol", "dummy", "--label", "x" * 60)
+    for columns in (80, 100):
+        lines = on_a_terminal(service, "jobs", columns=columns).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert re.search(rf"^ *{number}  COPY .*\.\.\..*name -> .*\.\.\..*name", lines[-1]), lines[-1]
+    assert path in pdm(service, "jobs").stdout, "what is no terminal gets all"
 
 
 @pytest.mark.parametrize(
@@ -318,3 +474,28 @@ def test_nobody_listens(service: TestService) -> None:
     assert done.returncode == 5
     assert "cannot be reached" in done.stderr
     assert time.monotonic() - begun < 10
+
+
+def test_the_daemons_log_tells_who_submitted_what_and_how_it_ended(service: TestService, folder: Path) -> None:
+    (folder / "t").mkdir()
+    (folder / "t" / "one").write_bytes(b"12345")
+    done = int(json.loads(pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}", "-F", "json").stdout)["id"])
+    failed = int(json.loads(pdm(service, "rm", "1:/not/there", "-F", "json", code=3).stdout)["id"])
+    waiting = ("--protocol", "dummy", "--option", "dummy.fail=TIMEOUT", "--option", "dummy.fail_times=9")
+    cancelled = submitted(service, "mkdir", "1:/a", *waiting, "--max-tries", "10")
+    while not service.call("admin", "GET", f"/jobs/{cancelled}")[1].get("next_try"):
+        pass
+    for _ in range(2):
+        service.call("admin", "DELETE", f"/jobs/{cancelled}")
+    ends = {
+        done: r"info .* ended DONE: COPY, 2 of 2 elements done, 0 failed, 0 cancelled, 5 bytes in \d+\.\d s$",
+        failed: r"warn .* ended FAILED: REMOVE, 0 of 1 elements done, 1 failed, ",
+        cancelled: r"info .* ended CANCELLED: MKDIR, 0 of 1 elements done, 0 failed, 1 cancelled, ",
+    }
+    lines = service.log_path.read_text().splitlines()
+    for number, end in ends.items():
+        of_job = [line for line in lines if f"job {number} of user 1 " in line]
+        assert len(of_job) == 2, of_job
+        assert re.search(rf"\[request_id=\w+ job={number} subject=.*submitted: \w+ by \w+, site 1", of_job[0])
+        assert re.search(end, of_job[1]), of_job[1]
+    assert any(re.search(r"POST /workqueue/api/v1.0/remove 200 \d+\.\d ms$", line) for line in lines)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import re
+import sys
 from typing import Any
 
 import pytest
 from attrs import define
 from msgspec import UNSET
 
-from pdm.workqueue.cli.progress import LineDisplay, fraction, progress_parts, shown_fraction, summary
+from pdm.workqueue.cli.progress import (
+    BarDisplay,
+    LineDisplay,
+    bar_line,
+    display_for_stderr,
+    fraction,
+    progress_parts,
+    shown_fraction,
+    summary,
+)
+from pdm.workqueue.cli.text import shown_width
 from pdm.workqueue.wire.responses import JobProgressView, JobView
 from tests.client.samples import job_view, progress_of
 
@@ -106,3 +119,54 @@ def test_lines_say_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert shown.startswith("job 7 RUNNING  46%  1.3 KiB of 2.9 KiB  1/3 files")
     assert shown.count("\n") == 1
+
+
+def test_a_line_says_why_a_job_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    display = LineDisplay(clock)
+    waiting = {"status": "SUBMITTED", "num_running": 0, "progress": progress_of(listing=True)}
+    display.show(job_view(**waiting))
+    assert "waits" not in capsys.readouterr().err
+    clock.seconds = 1.0
+    display.show(job_view(**waiting, waiting=["site A is drained: new\x1b[2J disks", "it is number 3"]))
+    assert capsys.readouterr().err == "job 7 SUBMITTED, waits: site A is drained: new\\x1b[2J disks; it is number 3\n"
+    clock.seconds = 2.0
+    display.show(job_view(**waiting, waiting=["it is number 2"]))
+    assert capsys.readouterr().err == ""
+    clock.seconds = 7.0
+    display.show(job_view(**waiting, waiting=["it is number 1"]))
+    assert capsys.readouterr().err == "job 7 SUBMITTED, waits: it is number 1\n"
+
+
+@pytest.mark.parametrize("width", range(20, 160))
+def test_the_bar_line_fits_and_keeps_the_percentage(width: int) -> None:
+    busy = seen(instant=518.4 * 2**20, bytes_total=3 * 2**40, bytes_moving=2**40, eta=7500.0)
+    line = bar_line(busy, width)
+    assert shown_width(line) <= width
+    assert width < 21 or " 33%" in line
+    if width >= 79:
+        assert re.search(r"━+─+  33%  1\.0 TiB of 3\.0 TiB  .*  ETA 2 h 5 m", line)
+
+
+def test_what_cannot_be_known_has_no_bar() -> None:
+    assert bar_line(seen(bytes_total=None, files_total=None, listing=True, eta=None, instant=None), 79) == (
+        "job 7 RUNNING  listing, 3 found  1 files done  2 files/s  running 2"
+    )
+    assert "#" in bar_line(seen(), 79, unicode=False)
+    assert bar_line(seen(), 79, unicode=False).isascii()
+
+
+@pytest.mark.parametrize(("term", "kind"), [("xterm-256color", BarDisplay), ("dumb", LineDisplay), ("", LineDisplay)])
+def test_only_a_terminal_that_can_move_its_cursor_gets_a_bar(
+    monkeypatch: pytest.MonkeyPatch, term: str, kind: type
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", term)
+    assert type(display_for_stderr()) is kind
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setenv("TERM", "xterm")
+    assert type(display_for_stderr()) is LineDisplay

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdm.workqueue.cli.text import (
+    cut,
     shown_bytes,
     shown_duration,
     shown_json,
@@ -18,6 +19,7 @@ from pdm.workqueue.cli.text import (
     shown_name,
     shown_text,
     shown_time,
+    shown_width,
     table,
 )
 from pdm.workqueue.domain.paths import text_from_bytes
@@ -92,3 +94,24 @@ def test_modes_and_times() -> None:
 
 def test_tables_line_up() -> None:
     assert table(["ID", "NAME"], [["7", "a"], ["12", "bb"]], right=[0]) == "ID  NAME\n 7  a\n12  bb"
+
+
+def test_a_table_is_made_to_fit() -> None:
+    rows = [["7", "a" * 40, "b" * 30], ["12", "日本語" * 10, "short"]]
+    for width in range(30, 100):
+        lines = table(["ID", "WHAT", "LABEL"], rows, right=[0], width=width, flexible=[1, 2]).splitlines()
+        assert max(map(shown_width, lines)) <= width
+        assert len(lines) == 3
+    assert table(["ID", "WHAT", "LABEL"], rows, right=[0], flexible=[1, 2]).count("a") == 40
+
+
+@given(st.text(), st.integers(4, 30), st.booleans())
+def test_what_is_cut_fits(text: str, width: int, keep_end: bool) -> None:
+    shown = cut(shown_name(text), width, keep_end=keep_end)
+    assert shown_width(shown) <= width
+
+
+def test_paths_keep_their_end() -> None:
+    assert cut("/data/2026/run7", 9, keep_end=True) == "...6/run7"
+    assert cut("/data", 9, keep_end=True) == "/data"
+    assert cut("a message that is long", 10) == "a messa..."

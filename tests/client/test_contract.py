@@ -33,6 +33,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "element": (1, 0),
     "status": (1,),
     "element_status": (1, 0),
+    "skipped": (1,),
     "output": (1,),
     "element_output": (1, 0),
     "live_output": (1, 0),
@@ -65,7 +66,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "log_off": (1,),
 }
 #: Methods that call others, or nothing.
-HELPERS = {"from_settings", "from_environment", "close", "pause", "iterate_jobs", "iterate_elements"}
+HELPERS = {"from_settings", "from_environment", "close", "pause", "iterate_jobs", "iterate_elements", "iterate_skipped"}
 
 
 class Recorder:

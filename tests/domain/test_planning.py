@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.failures import FailureCode, Scope
 from pdm.workqueue.domain.jobs import Entry, NewElement
 from pdm.workqueue.domain.planning import BadListingError, Plan, Planned, first_element, plan_for
 
@@ -72,6 +72,37 @@ def test_a_single_file_goes_to_the_destination_or_into_it(destination: str, expe
     assert planned.elements == (NewElement(JobType.COPY, "/a/file", expected, size=7),)
 
 
+@pytest.mark.parametrize("target", ["/elsewhere/real", None])
+def test_a_link_to_a_file_that_is_the_source_is_followed_wherever_it_leads(target: str | None) -> None:
+    planned = run(copy_plan("/b/", "/a/link"), [Entry("", "link", 7, target=target, target_is_file=True)])
+    assert planned == Planned((NewElement(JobType.COPY, "/a/link", "/b/link", size=7),))
+
+
+@pytest.mark.parametrize(
+    ("entry", "code"),
+    [
+        (Entry("", "link"), FailureCode.NOT_FOUND),
+        (Entry("", "other"), FailureCode.SPECIAL_FILE),
+        (Entry("", "link", target="/a/pipe"), FailureCode.SPECIAL_FILE),
+    ],
+)
+def test_a_source_that_has_no_content_fails_and_makes_nothing(entry: Entry, code: FailureCode) -> None:
+    planned = run(copy_plan(), [entry])
+    assert (planned.elements, planned.skipped) == ((), ())
+    assert planned.failure is not None
+    assert (planned.failure.scope, planned.failure.code) == (Scope.SOURCE, code)
+
+
+def test_links_in_a_tree_are_inside_where_the_tree_really_is() -> None:
+    entries = [
+        Entry("real", "link", 5, target="/real/tree/f", target_is_file=True),
+        Entry("named", "link", 5, target="/a/tree/f", target_is_file=True),
+    ]
+    plan = copy_plan()
+    plan.locate("/real/tree")
+    assert [element.src_filepath for element in run(plan, entries).elements] == ["/a/tree/real"]
+
+
 def test_links_are_followed_to_files_inside_the_tree_only() -> None:
     planned = run(
         copy_plan(),
@@ -79,15 +110,21 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
             Entry("good", "link", 5, target="/a/tree/real", target_is_file=True),
             Entry("outside", "link", 5, target="/etc/passwd", target_is_file=True),
             Entry("beside", "link", 5, target="/a/tree2/x", target_is_file=True),
-            Entry("folder", "link", target="/a/tree", target_is_file=False),
+            Entry("folder", "link", target="/a/tree", target_is_directory=True),
             Entry("broken", "link"),
             Entry("pipe", "other"),
+            Entry("to pipe", "link", target="/a/tree/pipe"),
         ],
     )
     assert [element.src_filepath for element in planned.elements] == ["/a/tree/good"]
-    assert [skipped.path for skipped in planned.skipped] == [
-        f"/a/tree/{name}" for name in ("outside", "beside", "folder", "broken", "pipe")
-    ]
+    assert {skipped.path.removeprefix("/a/tree/"): (skipped.type, skipped.code) for skipped in planned.skipped} == {
+        "outside": ("link", "LINK_OUTSIDE"),
+        "beside": ("link", "LINK_OUTSIDE"),
+        "folder": ("link", "LINK_TO_DIRECTORY"),
+        "broken": ("link", "DANGLING_LINK"),
+        "pipe": ("other", "SPECIAL_FILE"),
+        "to pipe": ("link", "SPECIAL_FILE"),
+    }
     assert all(skipped.reason for skipped in planned.skipped)
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdm.workqueue.domain.failures import MEANINGS, AttemptFailure, FailureCode, Remedy, Scope, code_for_errno
+from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.failures import (
+    API_WORDS,
+    MEANINGS,
+    AttemptFailure,
+    FailureCode,
+    Remedy,
+    Scope,
+    code_for_errno,
+    hint_for,
+)
 from pdm.workqueue.domain.retry import GiveUp, Hold, RetryAt, RetryPolicy, decide
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -21,9 +32,26 @@ def failure(code: FailureCode) -> AttemptFailure:
 
 def test_every_code_says_what_to_do() -> None:
     assert set(MEANINGS) == set(FailureCode)
-    for meaning in MEANINGS.values():
-        assert meaning.hint.endswith(".")
-        assert "\n" not in meaning.hint
+    for code, type_ in itertools.product(FailureCode, JobType):
+        hint = hint_for(code, type_)
+        assert hint.endswith(".")
+        assert "\n" not in hint
+
+
+def test_hints_name_only_what_the_job_can_do() -> None:
+    """Options by the words of who reads it, and none that the type of the job does not have."""
+    words = dict.fromkeys(API_WORDS, "") | {
+        "overwrite": "<COPY RENAME>",
+        "overwrite_or_different": "<COPY>",
+        "recursive": "<REMOVE>",
+        "parents": "<MKDIR>",
+        "verify": "<COPY>",
+    }
+    for code, type_ in itertools.product(FailureCode, JobType):
+        hint = hint_for(code, type_, words)
+        assert "=" not in hint
+        assert "<" not in hint or type_.name in hint, hint
+        assert "destination" not in hint or type_ is JobType.COPY, hint
 
 
 def test_what_would_fail_again_is_given_up_at_once() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Token
+from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.listing import ListingIntake
 
 
@@ -18,25 +19,31 @@ class Notes:
     def __init__(self) -> None:
         self.paths: list[str] = []
 
-    async def run(self, what: str, function: Any, token: Token, notes: list[dict[str, str]]) -> None:
-        self.paths += [note["path"] for note in notes]
+    async def run(self, what: str, function: Any, token: Token, notes: list[Skipped]) -> bool:
+        self.paths += [note.path for note in notes]
+        return True
 
 
 @pytest.mark.parametrize(
     ("codes", "failed", "noted"),
     [
-        ([FailureCode.PERMISSION_DENIED], None, ["folder 0"]),
-        ([FailureCode.UNKNOWN], None, ["folder 0"]),
-        ([FailureCode.CONNECTION], FailureCode.CONNECTION, []),
-        ([FailureCode.PERMISSION_DENIED, FailureCode.STALLED], FailureCode.STALLED, []),
+        ([FailureCode.PERMISSION_DENIED], None, ["/top/folder 0"]),
+        ([FailureCode.UNKNOWN], None, ["/top/folder 0"]),
+        ([FailureCode.CONNECTION], FailureCode.CONNECTION, ["/top/folder 0"]),
+        (
+            [FailureCode.PERMISSION_DENIED, FailureCode.STALLED],
+            FailureCode.STALLED,
+            ["/top/folder 0", "/top/folder 1"],
+        ),
     ],
 )
 def test_a_tree_whose_server_went_away_is_not_whole(
     result_of: Callable[[Any], Any], codes: list[FailureCode], failed: FailureCode | None, noted: list[str]
 ) -> None:
     notes: Any = Notes()
-    intake = ListingIntake(notes, "worker", Token(1, 0, 1), None, set(), *[lambda: None] * 3)
+    intake = ListingIntake(notes, "worker", Token(1, 0, 1), None, "/top", set(), *[lambda: None] * 3)
     for number, code in enumerate(codes):
         intake.unreadable(f"folder%20{number}", AttemptFailure(Scope.SOURCE, code, "so it is"))
     outcome = result_of(intake.finish())
     assert (outcome.failure and outcome.failure.code, notes.paths) == (failed, noted)
+    assert intake.skipped == len(codes)

@@ -100,6 +100,70 @@ def test_a_tree_is_copied_with_every_name(service: TestService, grid_folders: An
     assert not list(grid_folders.b.rglob(".pdm-*"))
 
 
+def test_a_link_that_is_the_source_itself_is_followed_and_what_has_no_content_fails(
+    service: TestService, grid_folders: Any
+) -> None:
+    real = grid_folders.a / "real"
+    real.mkdir()
+    (real / "file").write_bytes(b"content")
+    os.symlink(real / "file", real / "link inside")
+    os.symlink(real / "file", grid_folders.a / "to file")
+    os.symlink(real, grid_folders.a / "to folder")
+    os.symlink("/nowhere/at/all", grid_folders.a / "dangling")
+    os.symlink("loop", grid_folders.a / "loop")
+    os.mkfifo(grid_folders.a / "fifo")
+    os.symlink(grid_folders.a / "fifo", grid_folders.a / "to fifo")
+    grid_folders.give()
+
+    def copied(name: str) -> dict[str, Any]:
+        place = {"src_siteid": 1, "src_filepath": str(grid_folders.a / name), "dst_siteid": 2}
+        return service.submit("alice", "copy", **place, dst_filepath=str(grid_folders.b / name))
+
+    jobs = {name: copied(name) for name in ("to file", "to folder", "dangling", "loop", "fifo", "to fifo")}
+    for name in ("to file", "to folder"):
+        ended = service.wait_for("alice", jobs[name]["id"])
+        assert (ended["status"], ended["skipped"]) == ("DONE", 0), name
+    assert (grid_folders.b / "to file").read_bytes() == b"content"
+    assert sorted(path.name for path in (grid_folders.b / "to folder").iterdir()) == ["file", "link inside"]
+    expected = {"dangling": "NOT_FOUND", "loop": "NOT_FOUND", "fifo": "SPECIAL_FILE", "to fifo": "SPECIAL_FILE"}
+    for name, code in expected.items():
+        error = fail(service, jobs[name])
+        assert (error["code"], error["scope"]) == (code, "source")
+    assert sorted(path.name for path in grid_folders.b.iterdir()) == ["to file", "to folder"]
+
+
+def test_all_that_is_left_out_is_counted_and_named(service: TestService, grid_folders: Any) -> None:
+    tree = grid_folders.a / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "file").write_bytes(b"content")
+    os.symlink("/nowhere/at/all", tree / "sub" / "dangling")
+    os.symlink("loop", tree / "sub" / "loop")
+    os.symlink("/etc/hostname", tree / "outside")
+    os.symlink(tree, tree / "folder")
+    os.mkfifo(tree / "fifo")
+    (tree / "shut").mkdir()
+    grid_folders.give()
+    (tree / "shut").chmod(0)
+    job = service.submit(
+        "alice", "copy", src_siteid=1, src_filepath=str(tree), dst_siteid=2, dst_filepath=str(grid_folders.b / "copy")
+    )
+    ended = service.wait_for("alice", job["id"])
+    (tree / "shut").chmod(0o755)
+    assert sums(grid_folders.b / "copy").keys() == {"sub", "sub/file"}
+    _, skipped = service.call("alice", "GET", f"/jobs/{job['id']}/skipped")
+    # The server counts links that lead nowhere, and does not name them.
+    expected = {
+        "fifo": ("SPECIAL_FILE", 1),
+        "folder": ("LINK_TO_DIRECTORY", 1),
+        "outside": ("LINK_OUTSIDE", 1),
+        "sub": ("UNNAMED", 2),
+        "shut": ("PERMISSION_DENIED", 1),
+    }
+    assert {each["path"].removeprefix(f"{tree}/"): (each["code"], each["count"]) for each in skipped} == expected
+    assert (ended["status"], ended["skipped"]) == ("FAILED", 6)
+    assert ended["skipped_by_code"] == dict(sorted(expected.values()))
+
+
 def test_a_file_goes_to_a_name_or_into_a_folder(service: TestService, grid_folders: Any) -> None:
     file = grid_folders.a / "one file"
     file.write_bytes(os.urandom(3_000_000))

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope, hint_for
 from tests.http.service import Service
 
 _EXPIRED = AttemptFailure(Scope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "the token of x expired")
@@ -217,7 +217,7 @@ async def test_a_new_credential_lets_go_on_what_its_site_holds(service: Service)
         "count": 1,
         "code": "CREDENTIAL_EXPIRED",
         "reason": _EXPIRED.message,
-        "hint": _EXPIRED.hint,
+        "hint": hint_for(_EXPIRED.code, JobType.LIST),
     }
     await service.call("waiting", "POST", "/credentials", {"kind": "token", "secret": "abc", "site": 2})
     held = [(await service.call("waiting", "GET", f"/jobs/{job['id']}")).json["held"] for job in jobs]

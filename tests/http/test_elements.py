@@ -10,6 +10,7 @@ import pytest_twisted
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
 from pdm.workqueue.domain.jobs import Entry, NewElement
+from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.progress import Progress
 from pdm.workqueue.logstore.files import LogRef
 from pdm.workqueue.store import listings
@@ -49,7 +50,8 @@ async def test_an_unreadable_folder_is_told_of(service: Service) -> None:
     (token,) = await service.claim(job["id"])
     await service.list_with(token, _TREE)
     note = {"path": "sub", "reason": "PERMISSION_DENIED: no"}
-    await service.database.run("note", listings.add_notes, token, [note])
+    kept = Skipped("data/sub", "directory", "PERMISSION_DENIED", note["reason"])
+    await service.database.run("note", listings.add_notes, token, [kept])
     assert (await service.call("unreadable", "GET", f"/jobs/{job['id']}/elements/0")).json["listing"] == []
     await service.settle(token)
     assert (await service.call("unreadable", "GET", f"/jobs/{job['id']}/elements/0")).json["unreadable"] == [note]

@@ -35,8 +35,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def lasting(job: dict[str, Any]) -> dict[str, Any]:
-    """A job without its progress, which goes on from answer to answer, and which no array has."""
-    return {key: value for key, value in job.items() if key != "progress"}
+    """A job without what goes on from answer to answer and no array has, and without what operators alone see."""
+    passing = {"progress", "queue", "next_try", "waiting", "owner"}
+    return {key: value for key, value in job.items() if key not in passing}
 
 
 async def _status(service: Service, user: str, job_id: int) -> str:

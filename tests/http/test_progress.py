@@ -29,7 +29,7 @@ async def progress(service: Service, user: str, job_id: int) -> dict[str, Any]:
     """Of a job; the same by both of its routes, but for the time that has passed."""
     job = (await service.call(user, "GET", f"/jobs/{job_id}")).json
     status = (await service.call(user, "GET", f"/jobs/{job_id}/status")).json
-    assert status.keys() == {"jobid", "status", "progress"}
+    assert status.keys() == {"jobid", "status", "skipped", "already_there", "progress"}
     assert job["progress"].keys() == status["progress"].keys() == KEYS
     assert job["progress"]["bytes_done"] == job["bytes_done"]
     seen: dict[str, Any] = job["progress"]

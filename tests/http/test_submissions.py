@@ -42,6 +42,8 @@ async def test_defaults(service: Service) -> None:
         "num_cancelled": 0,
         "held": 0,
         "skipped": 0,
+        "already_there": 0,
+        "bytes_already_there": 0,
         "bytes_total": 0,
         "bytes_done": 0,
         "progress": {

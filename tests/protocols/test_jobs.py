@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
 from tests.agents.helpers.driver import tree
-from tests.protocols.places import Places
+from tests.protocols.places import Places, owner
 
 #: Sites by protocol and letter.
 PROTOCOLS = ("ssh", "https", "file", "xroot")
@@ -131,6 +134,180 @@ def test_a_users_own_key_is_used_in_place_of_the_services(
     finally:
         server.authorized.write_text(services)
         service.call("alice", "DELETE", f"/credentials/{made['id']}")
+
+
+#: Those that show links as links; XRootD shows them as what they lead to.
+SHOWS_LINKS = ("file", "ssh")
+
+
+def _copy(service: TestService, protocol: str, source: Path, destination: Path) -> dict[str, Any]:
+    return run(service, "copy", protocol, "A", source, dst_siteid=SITES[protocol, "B"], dst_filepath=str(destination))
+
+
+def _error(service: TestService, job: dict[str, Any], element: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = service.call("alice", "GET", f"/jobs/{job['id']}/elements/{element}")[1]["error"]
+    return found
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_link_that_is_the_source_itself_is_followed(protocol: str, service: TestService, places: Places) -> None:
+    inside = places.put(places.a / "real" / "inside", b"content")
+    (inside.parent / "link inside").symlink_to("inside")
+    inside.chmod(0o755)
+    (places.a / "to file").symlink_to(inside)
+    (places.a / "to folder").symlink_to("real")
+    places.storages.give(places.a)
+    copied = _copy(service, protocol, places.a / "to file", places.b / "file")
+    assert (copied["status"], copied["skipped"]) == ("DONE", 0)
+    assert (places.b / "file").read_bytes() == b"content"
+    copied = _copy(service, protocol, places.a / "to folder", places.b / "folder")
+    assert (copied["status"], copied["skipped"], copied["num_done"]) == ("DONE", 0, 3)
+    assert tree(places.b / "folder") == {"inside": b"content", "link inside": b"content"}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_source_without_content_fails_and_leaves_nothing(protocol: str, service: TestService, places: Places) -> None:
+    (places.a / "dangling").symlink_to("/nowhere/at/all")
+    (places.a / "loop").symlink_to("loop")
+    os.mkfifo(places.a / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(places.a / "socket"))
+        places.storages.give(places.a)
+        expected = {"dangling": "NOT_FOUND", "loop": "NOT_FOUND", "fifo": "SPECIAL_FILE", "socket": "SPECIAL_FILE"}
+        if protocol == "https":
+            # XRootD shows these as empty files, and is found not to give their bytes: of a pipe, after a long wait.
+            expected = {"dangling": "NOT_FOUND", "loop": "NOT_FOUND", "socket": "UNKNOWN"}
+        for name, code in expected.items():
+            copied = _copy(service, protocol, places.a / name, places.b / "new" / "er")
+            assert (copied["status"], copied["bytes_done"]) == ("FAILED", 0), name
+            error = _error(service, copied, copied["num_elements"] - 1)
+            assert (error["code"], error["scope"]) == (code, "source"), error
+            assert not (places.b / "new" / "er").exists()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_all_that_is_left_out_is_counted_and_named(protocol: str, service: TestService, places: Places) -> None:
+    source = places.a / "tree"
+    for name in ("a", "z", "deep/er"):
+        places.put(source / name, name.encode()).chmod(0o755)
+    os.mkfifo(source / "deep" / "fifo")
+    if protocol != "https":
+        # By HTTPS an XRootD server hides all that comes after a link that leads nowhere.
+        (source / "dangling").symlink_to("/nowhere/at/all")
+        (source / "loop").symlink_to("loop")
+    if protocol in SHOWS_LINKS:
+        (source / "outside").symlink_to(places.put(places.a / "outside"))
+        (source / "folder").symlink_to(places.a)
+    expected = {
+        "deep/fifo": ("other", "SPECIAL_FILE"),
+        "dangling": ("link", "DANGLING_LINK"),
+        "loop": ("link", "DANGLING_LINK"),
+        "outside": ("link", "LINK_OUTSIDE"),
+        "folder": ("link", "LINK_TO_DIRECTORY"),
+        "shut": ("directory", "PERMISSION_DENIED"),
+    }
+    if protocol == "https":
+        (source / "deep" / "fifo").unlink()
+        del expected["deep/fifo"]
+    (source / "shut").mkdir()
+    places.storages.give(places.a)
+    (source / "shut").chmod(0)
+    if protocol == "file" or not owner():
+        # The daemon of the tests may read everything.
+        (source / "shut").rmdir()
+    there = {name: what for name, what in expected.items() if os.path.lexists(source / name)}
+
+    copied = _copy(service, protocol, source, places.b / "new")
+    path = f"/jobs/{copied['id']}"
+    assert copied["status"] == ("FAILED" if "shut" in there else "DONE")
+    assert tree(places.b / "new") == {"a": b"a", "z": b"z", "deep/er": b"deep/er"}
+    assert copied["skipped"] == len(there)
+    _, job = service.call("alice", "GET", path)
+    _, status = service.call("alice", "GET", f"{path}/status")
+    counts: dict[str, int] = dict(Counter(code for _, code in there.values()))
+    assert job["skipped_by_code"] == status["skipped_by_code"] == counts
+    assert status["skipped"] == len(there)
+    _, skipped = service.call("alice", "GET", f"{path}/skipped")
+    assert {each["path"]: (each["type"], each["code"]) for each in skipped} == {
+        str(source / name): what for name, what in there.items()
+    }
+    assert all(each["reason"] and each["count"] == 1 for each in skipped)
+    pages, after = [], 0
+    while page := service.call("alice", "GET", f"{path}/skipped?limit=2&after={after}")[1]:
+        pages += page
+        after = page[-1]["id"]
+    assert pages == skipped
+    if copied["status"] == "DONE":
+        _, output = service.call("alice", "GET", f"{path}/elements/0/output")
+        assert output["skipped"] == [{"path": each["path"], "reason": each["reason"]} for each in skipped]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_removal_does_not_follow_links_to_folders(protocol: str, service: TestService, places: Places) -> None:
+    precious = places.put(places.a / "outside" / "deep" / "precious")
+    tree_ = places.a / "tree"
+    places.put(tree_ / "sub" / "file")
+    (tree_ / "empty").mkdir()
+    (tree_ / "sub" / "folder").symlink_to(precious.parent.parent)
+    (places.a / "named").symlink_to(precious.parent.parent)
+    if protocol == "xroot":
+        (tree_ / "dangling").symlink_to("/nowhere/at/all")
+        (tree_ / "loop").symlink_to("loop")
+    places.storages.give(places.a)
+    removed = run(service, "remove", protocol, "A", tree_, extra_opts={"recursive": True})
+    assert precious.read_bytes() == b"content"
+    named = run(service, "remove", protocol, "A", places.a / "named", extra_opts={"recursive": True})
+    assert precious.read_bytes() == b"content"
+    if protocol in SHOWS_LINKS:
+        assert (removed["status"], named["status"]) == ("DONE", "DONE")
+        assert sorted(path.name for path in places.a.iterdir()) == ["outside"]
+    else:
+        # The server removes no such link, so the folders above it stay: nothing else does.
+        assert (removed["status"], removed["num_failed"], named["status"]) == ("FAILED", 3, "FAILED")
+        assert [path.name for path in tree_.rglob("*")] == ["sub", "folder"]
+        _, failed = service.call("alice", "GET", f"/jobs/{removed['id']}/elements?status=FAILED")
+        errors = {Path(each["src_filepath"]).name: each["error"] for each in failed}
+        assert {name: error["code"] for name, error in errors.items()} == {
+            "folder": "UNSUPPORTED",
+            "sub": "NOT_EMPTY",
+            "tree": "NOT_EMPTY",
+        }
+        assert "symbolic link to a directory" in errors["folder"]["message"]
+        assert "symbolic link to a directory" in _error(service, named)["message"]
+
+
+@pytest.mark.parametrize(("protocol", "warned"), [("ssh", False), ("https", True), ("xroot", True)])
+def test_who_removes_a_tree_is_warned_of_links_before(
+    protocol: str, warned: bool, service: TestService, places: Places
+) -> None:
+    places.put(places.a / "tree" / "file")
+    done = service.pdm("alice", "rm", "-r", f"{protocol}-A:{places.a / 'tree'}")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert ("symbolic links" in lines[0]) == warned
+    assert lines[1 if warned else 0].endswith("submitted")
+    assert lines[-1] == "removed 2, skipped 0, failed 0"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_files_that_are_there_already_are_counted_apart(protocol: str, service: TestService, places: Places) -> None:
+    source = places.a / "tree"
+    for name in ("one", "two", "three", "nothing"):
+        places.put(source / name, b"" if name == "nothing" else b"x" * 300_000)
+    first = _copy(service, protocol, source, places.b / "new")
+    assert (first["already_there"], first["bytes_already_there"]) == (0, 0)
+    assert first["progress"]["average"] > 0
+    again = _copy(service, protocol, source, places.b / "new")
+    assert (again["status"], again["already_there"], again["bytes_already_there"]) == ("DONE", 4, 900_000)
+    assert (again["bytes_done"], again["progress"]["average"]) == (900_000, None)
+    _, element = service.call("alice", "GET", f"/jobs/{again['id']}/elements/1")
+    _, status = service.call("alice", "GET", f"/jobs/{again['id']}/elements/1/status")
+    assert (element["already_there"], status["transferred"], status["average"]) == (True, 0, None)
+    (places.b / "new" / "two").unlink()
+    mixed = _copy(service, protocol, source, places.b / "new")
+    assert (mixed["already_there"], mixed["bytes_already_there"]) == (3, 600_000)
+    rate = 300_000 / mixed["progress"]["elapsed"]
+    assert mixed["progress"]["average"] == pytest.approx(rate)
 
 
 def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) -> None:

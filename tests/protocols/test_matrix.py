@@ -20,8 +20,8 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.daemons import Daemon
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Remedy, Scope
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Remedy, Scope, hint_for
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess
@@ -132,7 +132,7 @@ def _keep(seen: Seen, file: Path) -> None:
         for protocol in STANDS
     }
     codes = [
-        [code, "yes" if failure.retryable else "no", _DOES[failure.remedy], failure.hint]
+        [code, "yes" if failure.retryable else "no", _DOES[failure.remedy], hint_for(failure.code, JobType.COPY)]
         for code, failure in sorted(seen.codes.items())
     ]
     told = {"jobs": JOBS, "protocols": protocols, "notes": NOTES, "codes": codes}

@@ -18,7 +18,7 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
-from pdm.workqueue.store import claims, jobs, sites, steering
+from pdm.workqueue.store import claims, jobs, queue_place, sites, steering
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
 
@@ -216,3 +216,16 @@ def test_the_plan_of_a_scan_would_be_seen(busy: Store, explained: Explained) -> 
     busy.run(scan)
     with pytest.raises(AssertionError, match="job_elements"):
         explained.assert_indexed()
+
+
+def test_why_jobs_wait_and_the_newest_jobs(busy: Store, explained: Explained) -> None:
+    newest = busy.run(jobs.page, JobFilter(owner_id=busy.user("alice"), limit=3, newest_first=True))
+    for job in newest:
+        explained.plans.clear()
+        busy.run(queue_place.waiting, job, busy.now)
+        explained.assert_indexed()
+    explained.plans.clear()
+    busy.run(jobs.page, JobFilter(owner_id=busy.user("alice"), limit=3, newest_first=True, before=newest[-1].id))
+    explained.assert_indexed()
+    assert "TEMP B-TREE" not in explained.plans[0][1]
+    assert "Sort" not in explained.plans[0][1]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import sqlalchemy as sa
+
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Entry, Token
+from pdm.workqueue.domain.planning import Skipped, unnamed
 from pdm.workqueue.store import claims, credentials, jobs, listings, purging, users
 from pdm.workqueue.store.credentials import NewCredential, PendingDelegation
 from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.tables import listing_notes
 from tests.store.stores import BROKEN, START, Store, ended, new_job, token_of
 
 
@@ -62,14 +66,33 @@ def test_a_listing_comes_back_as_it_went_in(store: Store) -> None:
     assert store.run(listings.begin, token)
     assert store.run(listings.add, token, 0, ENTRIES)
     assert store.run(listings.add, token, 1, [])
-    notes = [{"path": "d \0", "reason": "PERMISSION_DENIED: no"}]
+    shut = Skipped("d \0\udc80", "directory", "PERMISSION_DENIED", "PERMISSION_DENIED: no")
+    notes = [shut, unnamed("d", 3)]
     assert store.run(listings.add_notes, token, notes)
     assert store.run(listings.add_notes, token, notes)
     assert store.run(listings.chunks, job.id, 0) == [0, 1]
     assert store.run(listings.chunk, job.id, 0, 0) == ENTRIES
     assert store.run(listings.chunk, job.id, 0, 1) == []
     assert store.run(listings.chunk, job.id, 0, 2) == []
-    assert store.run(listings.notes, job.id, 0) == notes * 2
+    found = store.run(listings.notes, job.id, 0, 0, 10)
+    assert [note.skipped for note in found] == notes * 2
+    for number, note in enumerate(found):
+        assert store.run(listings.notes, job.id, 0, note.number, 10) == found[number + 1 :]
+    assert store.run(listings.notes, job.id, 0, found[0].number, 2) == found[1:3]
+    assert store.run(listings.notes, job.id, 0, 2**63 - 1, 2) == []
+    assert store.run(listings.count_notes, job.id) == {"PERMISSION_DENIED": 2, "UNNAMED": 6}
+
+
+def test_notes_of_an_earlier_version_are_counted_and_given_out(store: Store) -> None:
+    store.worker()
+    job = store.submit(store.user(), JobType.LIST)
+    old = sa.insert(listing_notes).values(
+        job_id=job.id, element_id=0, sequence=0, content='[{"path": "d", "reason": "no"}]'
+    )
+    store.run(lambda session: session.execute(old).close())
+    (note,) = store.run(listings.notes, job.id, 0, 0, 10)
+    assert note.skipped == Skipped("d", "unknown", "UNKNOWN", "no")
+    assert store.run(listings.count_notes, job.id) == {"UNKNOWN": 1}
 
 
 def test_a_second_attempt_begins_its_listing_anew(store: Store) -> None:
@@ -77,12 +100,12 @@ def test_a_second_attempt_begins_its_listing_anew(store: Store) -> None:
     job = store.submit(store.user(), JobType.LIST)
     (first,) = store.claim()
     store.run(listings.add, token_of(first), 0, ENTRIES)
-    store.run(listings.add_notes, token_of(first), [{"path": "d", "reason": "r"}])
+    store.run(listings.add_notes, token_of(first), [unnamed("d", 1)])
     store.settle(ended(JobStatus.SUBMITTED, first, failure=BROKEN))
     (second,) = store.claim()
     assert store.run(listings.begin, token_of(second))
     assert store.run(listings.chunks, job.id, 0) == []
-    assert store.run(listings.notes, job.id, 0) == []
+    assert store.run(listings.notes, job.id, 0, 0, 10) == []
 
 
 def test_a_lost_listing_writes_nothing(store: Store) -> None:
@@ -96,7 +119,7 @@ def test_a_lost_listing_writes_nothing(store: Store) -> None:
     store.claim("heir")
     assert not store.run(listings.begin, token)
     assert not store.run(listings.add, token, 1, ENTRIES)
-    assert not store.run(listings.add_notes, token, [{"path": "d", "reason": "r"}])
+    assert not store.run(listings.add_notes, token, [unnamed("d", 1)])
     assert store.run(listings.chunks, job.id, 0) == [0]
     assert not store.run(listings.add, Token(job.id, 5, 1), 1, ENTRIES)
 

@@ -102,6 +102,16 @@ def test_fields_of_the_context(log: Log, json_log: Log) -> None:
     assert not set(FIELDS) & set(third)
 
 
+def test_what_the_words_of_a_line_say_are_fields_of_json(log: Log, json_log: Log) -> None:
+    for each in (log, json_log):
+        each.logger.info("{method} {path} {ms} ms", method="GET", path="/jobs" * 1000, status=404, ms=1.5, other=1)
+    assert "[" not in log.text()
+    (line,) = json_log.objects()
+    assert (line["method"], line["status"], line["ms"]) == ("GET", 404, 1.5)
+    assert len(line["path"]) < 2100
+    assert "other" not in line
+
+
 def test_a_field_with_blanks_is_quoted(log: Log) -> None:
     log.logger.info("x", subject="/CN=One Two", job=1)
     assert '[job=1 subject="/CN=One Two"] x' in log.text()

@@ -10,7 +10,7 @@ from pdm.workqueue.cli.arguments import DURATION, format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import print_json
 from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, table
+from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, stdout_table
 from pdm.workqueue.wire.responses import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -68,7 +68,8 @@ def show_sites(form: str) -> None:
             ]
             for site in found
         ]
-        click.echo(table(["ID", "NAME", "PROTOCOLS", "FOLDER", "DESCRIPTION"], rows, right=[0]))
+        header = ["ID", "NAME", "PROTOCOLS", "FOLDER", "DESCRIPTION"]
+        click.echo(stdout_table(header, rows, right=[0], flexible=[3, 4]))
         return ExitCode.DONE
 
     run(action)

@@ -53,7 +53,7 @@ def init(folder: Path, port: int, host: str, grid: Path | None, operators: tuple
         )
     except InstanceError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(_next_steps(instance))
+    click.echo(_next_steps(instance, delegates=grid is not None))
 
 
 @admin.command()
@@ -80,15 +80,18 @@ def _login_name() -> str:
     return name if is_user_name(name) else "user"
 
 
-def _next_steps(instance: Instance) -> str:
+def _next_steps(instance: Instance, *, delegates: bool) -> str:
+    """What to type next; ``delegates``: its sites let nobody in without a proxy."""
     first = instance.identities[0]
     others = ", ".join(identity.name for identity in instance.identities[1:])
+    delegate = "  pdm delegate\n" if delegates else ""
     return (
         f"An instance of the service is ready in {instance.folder}\n\n"
-        "Start the daemon:\n"
+        "Start the daemon, in a terminal of its own, for it writes its log there:\n"
         f"  twistd --nodaemon pdmworkqueue --config {shlex.quote(str(instance.config))}\n\n"
         f"Call it as {first.name} (there are also: {others}):\n"
         f"{_exports(first, instance.url, instance.authority)}\n"
+        f"{delegate}"
         f"  pdm ls {instance.site}:"
     )
 

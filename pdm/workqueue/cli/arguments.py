@@ -160,7 +160,9 @@ def submit_options(command: _Command) -> _Command:
             multiple=True,
             help="Further option of the job; VALUE is JSON, KEY may be nested (dummy.delay=1).",
         ),
-        click.option("--no-wait", is_flag=True, help="Return as soon as the job is registered."),
+        click.option(
+            "--no-wait", is_flag=True, help="Print the number of the job as soon as it is registered, and return."
+        ),
         click.option("--timeout", type=DURATION, help="Wait no longer than this (90s, 5m, 12h); the job goes on."),
         format_option,
     ]

@@ -30,7 +30,7 @@ MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
         ExitCode.NOT_FOUND: "no such job, site or path",
         ExitCode.CREDENTIAL: "a certificate or a delegation is needed, or is not accepted",
         ExitCode.TEMPORARY: "server or network trouble that may pass; safe to repeat",
-        ExitCode.PARTIAL: "partly done: some elements failed, see 'pdm status'",
+        ExitCode.PARTIAL: "partly done: something failed or was left out, see 'pdm status'",
         ExitCode.CANCELLED: "the job was cancelled",
         ExitCode.TIMED_OUT: "--timeout is over and the job goes on",
         ExitCode.INTERRUPTED: "interrupted by ^C; a job that was submitted goes on (143: ended by TERM, the same)",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+import sys
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
 import click
 from msgspec import UNSET
@@ -12,23 +13,43 @@ from msgspec import UNSET
 from pdm.workqueue.cli.arguments import DURATION, JOB_NUMBER, MOMENT, format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import (
+    element_lines,
     failure_lines,
     follow,
+    hint_lines,
+    hint_of,
     print_json,
     report_end,
 )
+from pdm.workqueue.cli.outcome import SHOWN_SKIPPED, skip_words, skipped_lines
+from pdm.workqueue.cli.places import common_name, user_number
 from pdm.workqueue.cli.progress import shown_fraction
-from pdm.workqueue.cli.session import complain, exit_code_of, run
-from pdm.workqueue.cli.text import shown_bytes, shown_duration, shown_line, shown_moment, shown_name, shown_time, table
+from pdm.workqueue.cli.session import complain, exit_code_of, run, words_of
+from pdm.workqueue.cli.text import (
+    cut,
+    shown_bytes,
+    shown_duration,
+    shown_line,
+    shown_moment,
+    shown_name,
+    shown_time,
+    shown_width,
+    table,
+    terminal_width,
+)
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.wire.responses import JobView
-from pdm.workqueue.WorkqueueClient import WorkqueueClient
+from pdm.workqueue.wire.responses import ElementView, JobView
+from pdm.workqueue.WorkqueueClient import JobFilters, WorkqueueClient
 
 _STATUSES = click.Choice([member.name.lower() for member in JobStatus], case_sensitive=False)
 _TYPES = click.Choice([member.name.lower() for member in JobType], case_sensitive=False)
 #: How many failed elements ``pdm status`` names.
 _SHOWN_FAILURES = 50
+#: Jobs that are asked for at a time.
+_PAGE = 500
+#: Columns that the paths of a job have at least; those below which they count more than a label; and those of one path.
+_LEAST_WHAT, _GOOD_WHAT, _LEAST_PATH = 16, 30, 6
 
 
 @click.command()
@@ -39,6 +60,8 @@ _SHOWN_FAILURES = 50
 @click.option("--since", type=MOMENT, help="Only jobs registered since (12h, 7d, 2026-03-02).")
 @click.option("-n", "--last", type=click.IntRange(min=1), default=20, help="Show so many, the newest (default 20).")
 @click.option("--all", "all_", is_flag=True, help="Show all.")
+@click.option("--all-users", is_flag=True, help="For operators: the jobs of all users.")
+@click.option("--user", metavar="USER", help="For operators: the jobs of one user: number, subject or its last CN.")
 @format_option
 def jobs(
     status: str | None,
@@ -48,29 +71,98 @@ def jobs(
     since: datetime | None,
     last: int,
     all_: bool,
+    all_users: bool,
+    user: str | None,
     form: str,
 ) -> None:
-    """Show my jobs, newest last."""
+    """Show my jobs, newest last.
+
+    On a terminal the table is made to fit its width; into a file or a pipe it goes whole.
+    """
+    if all_users and user is not None:
+        raise click.UsageError("--all-users and --user contradict each other: leave one away.")
 
     async def action(client: WorkqueueClient) -> int:
-        found: deque[JobView] = deque(maxlen=None if all_ else last)
-        async for job in client.iterate_jobs(
+        filters = JobFilters(
             status=None if status is None else JobStatus.parse(status),
             type=None if type_ is None else JobType.parse(type_),
             site=site,
             label=label,
             since=since,
-        ):
-            found.append(job)
+            user="all" if all_users else None if user is None else await user_number(client, user),
+        )
+        found = [job async for job in client.iterate_jobs(**filters)] if all_ else await _newest(client, last, filters)
         if form == "json":
-            print_json(list(found))
+            print_json(found)
         elif found:
             names = {each.id: shown_name(each.name) for each in await client.sites()}
-            header = ["ID", "TYPE", "STATUS", "DONE", "FAILED", "BYTES", "SUBMITTED (UTC)", "WHAT", "LABEL"]
-            click.echo(table(header, [_row(job, names) for job in found], right=[0, 3, 4, 5]))
+            click.echo(_table(found, names, terminal_width(sys.stdout)))
         return ExitCode.DONE
 
     run(action)
+
+
+async def _newest(client: WorkqueueClient, count: int, filters: JobFilters) -> list[JobView]:
+    """So many of the newest jobs, the newest last, without reading those before."""
+    found: list[JobView] = []
+    newest = filters.copy()
+    newest["order"] = "newest"
+    while len(found) < count:
+        wanted = min(count - len(found), _PAGE)
+        page = await client.jobs(limit=wanted, **newest)
+        found += page
+        if len(page) < wanted:
+            break
+        newest["before"] = page[-1].id
+    return found[::-1]
+
+
+def _table(found: Sequence[JobView], names: dict[int, str], width: int | None) -> str:
+    """The jobs, a line each; where the terminal is narrow, without what says nothing and with shorter paths."""
+    header = ["ID", "TYPE", "STATUS", "DONE", "FAILED", "BYTES", "SUBMITTED (UTC)", "WHAT", "LABEL"]
+    rows = [_row(job, names) for job in found]
+    if any(job.owner for job in found):
+        header.insert(1, "OWNER")
+        for row, job in zip(rows, found, strict=True):
+            row.insert(1, common_name(job.owner or str(job.user_id)))
+    whole = table(header, rows, right=_numbers(header))
+    if width is None or max(map(shown_width, whole.splitlines())) <= width:
+        return whole
+    header[header.index("SUBMITTED (UTC)")] = "UTC"
+    for row, job in zip(rows, found, strict=True):
+        row[header.index("BYTES")] = shown_bytes(job.bytes_total)
+        row[header.index("UTC")] = _short_time(job.timestamp)
+    for name, nothing in (("FAILED", "0"), ("LABEL", "")):
+        column = header.index(name)
+        if all(row[column] == nothing for row in rows) or (name == "LABEL" and _room(header, rows, width) < _GOOD_WHAT):
+            del header[column]
+            for row in rows:
+                del row[column]
+    what = header.index("WHAT")
+    room = max(_room(header, rows, width), _LEAST_WHAT)
+    for row, job in zip(rows, found, strict=True):
+        row[what] = _what(job, names, room)
+    flexible = [header.index(name) for name in ("OWNER", "LABEL", "WHAT") if name in header]
+    return table(header, rows, right=_numbers(header), width=width, flexible=flexible)
+
+
+def _short_time(moment: datetime) -> str:
+    """``16:05`` today, ``11-28`` this year, ``2025-11`` before."""
+    now, then = datetime.now(UTC), moment.astimezone(UTC)
+    if then.date() == now.date():
+        return f"{then:%H:%M}"
+    return f"{then:%m-%d}" if then.year == now.year else f"{then:%Y-%m}"
+
+
+def _room(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
+    """Columns of a terminal that all but WHAT leave to it."""
+    what = header.index("WHAT")
+    others = [[*row[:what], *row[what + 1 :]] for row in [header, *rows]]
+    return width - sum(2 + max(map(shown_width, cells)) for cells in zip(*others, strict=True))
+
+
+def _numbers(header: Sequence[str]) -> list[int]:
+    return [header.index(name) for name in ("ID", "DONE", "FAILED", "BYTES") if name in header]
 
 
 def _row(job: JobView, names: dict[int, str]) -> list[str]:
@@ -94,39 +186,60 @@ def _moved(job: JobView) -> str:
     return f"{shown_bytes(job.bytes_done)} of {shown_bytes(job.bytes_total)}"
 
 
-def _what(job: JobView, names: dict[int, str]) -> str:
-    """``cern:/data -> ral:/data``."""
-    text = f"{names.get(job.src_siteid, job.src_siteid)}:{shown_name(job.src_filepath)}"
+def _what(job: JobView, names: dict[int, str], width: int | None = None) -> str:
+    """``cern:/data -> ral:/data``; in at most `width` columns ``cern:.../run7 -> ral:.../run7``."""
+    places = [(f"{names.get(job.src_siteid, job.src_siteid)}:", shown_name(job.src_filepath))]
     if job.dst_filepath is not UNSET and job.dst_siteid is not UNSET:
-        text += f" -> {names.get(job.dst_siteid, job.dst_siteid)}:{shown_name(job.dst_filepath)}"
-    return text
+        places.append((f"{names.get(job.dst_siteid, job.dst_siteid)}:", shown_name(job.dst_filepath)))
+    texts = [site + path for site, path in places]
+    arrow = " -> "
+    if width is not None and shown_width(arrow.join(texts)) > width:
+        # The end of a path says more than its beginning; what one place does not need is the other's.
+        share = (width - len(arrow) * (len(places) - 1)) // len(places)
+        spare = sum(max(share - shown_width(text), 0) for text in texts)
+        texts = [
+            site + cut(path, max(share + spare - shown_width(site), _LEAST_PATH), keep_end=True)
+            if shown_width(site + path) > share
+            else site + path
+            for site, path in places
+        ]
+    return arrow.join(texts)
 
 
 @click.command()
 @click.argument("job_id", metavar="N", type=JOB_NUMBER)
+@click.option("--all", "all_", is_flag=True, help="Name all that failed or was left out, not only the first of it.")
 @format_option
-def status(job_id: int, form: str) -> None:
-    """Show where job N stands, how far it is and how fast it goes, and what failed and why."""
+def status(job_id: int, all_: bool, form: str) -> None:
+    """Show where job N stands, how far it is and how fast it goes, and what failed or was left out and why."""
 
     async def action(client: WorkqueueClient) -> int:
         job = await client.job(job_id)
         if form == "json":
-            print_json(job)
+            print_json(await _with_all(client, job) if all_ else job)
             return ExitCode.DONE
         names = {each.id: shown_name(each.name) for each in await client.sites()}
         click.echo(f"job {job.id}  {job.type} {_what(job, names)}")
+        if job.owner:
+            click.echo(f"owner     {shown_line(job.owner)} (user {job.user_id})")
         if job.label:
             click.echo(f"label     {shown_name(job.label)}")
         click.echo(f"status    {job.status}, {job.protocol}, priority {job.priority}")
         ended = "" if job.finished_at is None else f", ended {shown_moment(job.finished_at)}"
         click.echo(f"times     submitted {shown_moment(job.timestamp)}{ended}")
         waiting = job.num_new + job.num_submitted - job.held
-        counts = [(job.num_done, "done"), (job.num_running, "running"), (waiting, "waiting"), (job.held, "held")]
+        there = f" ({job.already_there} were there already)" if job.already_there else ""
+        counts = [
+            (job.num_done, f"done{there}"),
+            (job.num_running, "running"),
+            (waiting, "waiting"),
+            (job.held, "held"),
+        ]
         counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
         click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
         if job.hold is not UNSET:
             click.echo(f"held      {job.hold.code}: {shown_line(job.hold.reason)}")
-            click.echo(f"          {shown_line(job.hold.hint)}")
+            click.echo(f"          {hint_of(job.hold.code, job.hold.hint, job.type, job.id)}")
         for line in _progress_lines(job):
             click.echo(line)
         for warning in () if job.warnings is UNSET else job.warnings:
@@ -134,15 +247,47 @@ def status(job_id: int, form: str) -> None:
         for reason in () if job.waiting is UNSET else job.waiting:
             click.echo(f"waits     {shown_line(reason)}")
         if job.skipped:
-            click.echo(f"skipped   {job.skipped} entries of the source: 'pdm status -F json', 'pdm logs {job_id}.0'")
+            words = skip_words(job)
+            click.echo(f"skipped   {job.skipped}{': ' if words else ''}{words}")
+            await _echo_skipped(client, job, all_)
         if job.num_failed:
-            failures = await client.elements(job_id, status=JobStatus.FAILED, limit=_SHOWN_FAILURES)
             click.echo("failed")
-            for line in failure_lines(failures, job.num_failed):
-                click.echo(line)
+            await _echo_failed(client, job, all_)
         return ExitCode.DONE
 
     run(action)
+
+
+async def _with_all(client: WorkqueueClient, job: JobView) -> dict[str, Any]:
+    """A job with all that failed and was left out, for ``-F json``."""
+    failed = [each async for each in client.iterate_elements(job.id, status=JobStatus.FAILED)]
+    return {"job": job, "failed": failed, "skipped": [each async for each in client.iterate_skipped(job.id)]}
+
+
+async def _echo_skipped(client: WorkqueueClient, job: JobView, all_: bool) -> None:
+    if all_:
+        async for entry in client.iterate_skipped(job.id):
+            click.echo(skipped_lines([entry], entry.count)[0])
+        return
+    for line in skipped_lines(await client.skipped(job.id, limit=SHOWN_SKIPPED), job.skipped):
+        click.echo(line)
+
+
+async def _echo_failed(client: WorkqueueClient, job: JobView, all_: bool) -> None:
+    if not all_:
+        failures = await client.elements(job.id, status=JobStatus.FAILED, limit=_SHOWN_FAILURES)
+        for line in failure_lines(failures, job):
+            click.echo(line)
+        return
+    # One element of each code says what to do about it.
+    examples: dict[str, ElementView] = {}
+    async for element in client.iterate_elements(job.id, status=JobStatus.FAILED):
+        for line in element_lines(element):
+            click.echo(line)
+        if element.failure is not None:
+            examples.setdefault(element.failure.code, element)
+    for line in hint_lines(examples.values(), job):
+        click.echo(line)
 
 
 def _progress_lines(job: JobView) -> list[str]:
@@ -229,7 +374,7 @@ def _each(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int
             try:
                 results.append(await one(client, job_id))
             except WorkqueueClientError as error:
-                complain(f"job {job_id}: {error.what}", error.advice)
+                complain(f"job {job_id}: {words_of(error)}", error.advice)
                 code = code or exit_code_of(error)
         if form == "json":
             print_json(results if len(job_ids) > 1 else results[0] if results else None)

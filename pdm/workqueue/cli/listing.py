@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError
 
 from pdm.workqueue.cli.arguments import DURATION, PLACE, Place, format_option, protocol_option
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.following import WaitingReasons, exit_code_of_job, print_json
+from pdm.workqueue.cli.following import WaitingReasons, exit_code_of_job, hint_of, print_json
 from pdm.workqueue.cli.places import Found, find, protocol_for
 from pdm.workqueue.cli.session import complain, run
 from pdm.workqueue.cli.text import shown_mode, shown_name, shown_time, write_bytes
@@ -81,7 +81,9 @@ def _failed(found: Found, job: JobView, element: ElementView) -> CommandError:
     code = exit_code_of_job(job, [element])
     if element.failure is None:
         return CommandError(code, f"{what}: the listing was {job.status.lower()}")
-    return CommandError(code, f"{what}: {element.failure.code}: {element.failure.message}", element.failure.hint)
+    failure = element.failure
+    hint = hint_of(failure.code, failure.hint, job.type)
+    return CommandError(code, f"{what}: {failure.code}: {failure.message}", hint)
 
 
 def rows_of(element: ElementView, top: str) -> list[tuple[str, EntryView]]:

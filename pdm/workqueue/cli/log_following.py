@@ -1,10 +1,11 @@
-"""``pdm logs -f``: the logs of attempts as they are written, until nothing more will be."""
+"""Logs of attempts that run: as far as they are written, or with ``-f`` until nothing more will be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import click
+import msgspec
 
 from pdm.workqueue.cli.text import shown_text
 from pdm.workqueue.domain.enums import JobStatus
@@ -17,6 +18,8 @@ _ELEMENT_EVERY_S, _JOB_EVERY_S = 0.5, 1.0
 _MOST_LIVE = 32
 #: Pieces of a running attempt's log that are shown before others have their turn.
 _PIECES_AT_ONCE = 8
+#: Pieces of one log that are read where it is not followed; the service keeps logs shorter than that.
+_MOST_PIECES = 100
 #: What has a log, or never will have one more.
 _BEGUN = ",".join(status.name for status in (JobStatus.RUNNING, JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED))
 _GONE = "(this log is gone from the service's disk)\n"
@@ -31,6 +34,36 @@ def print_log(output: OutputView) -> None:
 
 def _print_header(output: OutputView) -> None:
     click.echo(f"==> {output.jobid}.{output.elementid} attempt {output.attempt} {output.type} {output.status} <==")
+
+
+async def element_log(client: WorkqueueClient, job_id: int, element_id: int, attempt: int | None) -> OutputView:
+    """The log of an attempt, the latest without a number: of one that runs, what is written so far.
+
+    Raises:
+        OutputNotReadyError: nothing was begun, or there is no such attempt.
+    """
+    element = await client.element_status(job_id, element_id)
+    if element.status == JobStatus.RUNNING.name and attempt in (None, -1, element.attempts):
+        return await _written_so_far(client, job_id, element_id, element.attempts)
+    return await client.element_output(job_id, element_id, attempt)
+
+
+async def live_outputs(client: WorkqueueClient, job_id: int) -> list[OutputView]:
+    """What is written so far of the first attempts that run of a job."""
+    running = await client.elements(job_id, status=JobStatus.RUNNING, limit=_MOST_LIVE)
+    return [await _written_so_far(client, job_id, element.id, element.attempts) for element in running]
+
+
+async def _written_so_far(client: WorkqueueClient, job_id: int, element_id: int, attempt: int) -> OutputView:
+    """A log as far as it is written; one that grows faster than it is read comes without its last lines."""
+    whole = await client.live_output(job_id, element_id, attempt)
+    piece = whole
+    for _ in range(_MOST_PIECES):
+        if piece.end is True or not piece.log or not isinstance(piece.offset, int):
+            break
+        piece = await client.live_output(job_id, element_id, attempt, piece.offset)
+        whole = msgspec.structs.replace(piece, log=(whole.log or "") + (piece.log or ""))
+    return whole
 
 
 class LogFollower:

@@ -12,9 +12,9 @@ from attrs import frozen
 from pdm.workqueue.cli.arguments import format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import print_json
-from pdm.workqueue.cli.log_following import LogFollower, print_log
-from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import shown_text
+from pdm.workqueue.cli.log_following import LogFollower, element_log, live_outputs, print_log
+from pdm.workqueue.cli.session import run, say
+from pdm.workqueue.cli.text import shown_line, shown_text
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _REFERENCE = re.compile(r"(\d{1,18})(?:\.(\d{1,18})(?:\.(-?\d{1,9}))?)?")
@@ -50,7 +50,7 @@ class _ReferenceType(click.ParamType[_Reference]):
 def logs(reference: _Reference, attempt: int | None, follow: bool, form: str) -> None:
     """Show the log of element E of job N, or of its attempt K, or the latest log of each element.
 
-    Without -f a log is shown once its attempt has ended. Control characters are shown as escapes.
+    Of an attempt that runs, what is written so far. Control characters are shown as escapes.
     """
     if attempt is not None and reference.element_id is None:
         raise click.UsageError("-a is about one element: write N.E, such as 214.0.")
@@ -71,14 +71,15 @@ def logs(reference: _Reference, attempt: int | None, follow: bool, form: str) ->
                 await follower.attempt(reference.element_id, attempt)
             return ExitCode.DONE
         if reference.element_id is None:
-            outputs = await client.output(reference.job_id)
+            outputs = [*await client.output(reference.job_id), *await live_outputs(client, reference.job_id)]
             if form == "json":
                 print_json(outputs)
-            else:
-                for output in outputs:
-                    print_log(output)
+            for output in outputs if form == "text" else ():
+                print_log(output)
+            if not outputs:
+                await _say_why_there_is_none(client, reference.job_id)
             return ExitCode.DONE
-        output = await client.element_output(reference.job_id, reference.element_id, attempt)
+        output = await element_log(client, reference.job_id, reference.element_id, attempt)
         if form == "json":
             print_json(output)
         else:
@@ -86,3 +87,10 @@ def logs(reference: _Reference, attempt: int | None, follow: bool, form: str) ->
         return ExitCode.DONE
 
     run(action)
+
+
+async def _say_why_there_is_none(client: WorkqueueClient, job_id: int) -> None:
+    job = await client.job(job_id)
+    say(f"job {job_id} has no log yet: it is {job.status}, and nothing of it was begun")
+    for reason in job.waiting or ():
+        say(f"job {job_id} waits: {shown_line(reason)}")

@@ -8,7 +8,7 @@ from pdm.workqueue.cli.arguments import format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import print_json
 from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import shown_line, shown_moment, table
+from pdm.workqueue.cli.text import shown_line, shown_moment, stdout_table
 from pdm.workqueue.wire.sites import AuditView, UserView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -34,7 +34,7 @@ def list_(form: str) -> None:
             print_json(found)
         else:
             rows = [[str(one.id), one.role, shown_line(one.subject), shown_line(one.banned or "")] for one in found]
-            click.echo(table(["ID", "ROLE", "SUBJECT", "BANNED"], rows, right=[0]))
+            click.echo(stdout_table(["ID", "ROLE", "SUBJECT", "BANNED"], rows, right=[0], flexible=[2, 3]))
         return ExitCode.DONE
 
     run(action)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from msgspec import UNSET
 
 from pdm.workqueue.cli.session import say
-from pdm.workqueue.cli.text import shown_bytes, shown_duration
+from pdm.workqueue.cli.text import cut, shown_bytes, shown_duration, shown_line, terminal_width
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.wire.responses import JobProgressView, JobView
 
 #: Seconds between two plain lines about a job whose numbers change: soon at first, then a line a minute.
 _FIRST_LINE_S, _LONGEST_LINE_S, _GROWTH = 5.0, 60.0, 1.5
+#: Columns of a bar.
+_SHORTEST_BAR, _LONGEST_BAR = 10, 30
+#: Lines of one reason for which a job waits, on a terminal.
+_REASON_LINES = 4
 
 
 class ProgressDisplay(Protocol):
@@ -24,13 +30,23 @@ class ProgressDisplay(Protocol):
     def show(self, job: JobView) -> None:
         """The job as it is now."""
 
+    def say(self, line: str) -> None:
+        """A line for people that stays."""
+
     def close(self) -> None:
         """Nothing more follows."""
 
 
 def display_for_stderr() -> ProgressDisplay:
-    """A bar where stderr is a terminal, lines otherwise."""
-    return BarDisplay() if sys.stderr.isatty() else LineDisplay()
+    """A bar where stderr is a terminal that can move its cursor, lines otherwise (``TERM=dumb``, files, pipes)."""
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"):
+        return BarDisplay(sys.stderr)
+    return LineDisplay()
+
+
+def is_waiting(job: JobView) -> bool:
+    """Whether nothing of a job runs, for reasons that are known."""
+    return bool(job.waiting) and not job.num_running and not JobStatus.parse(job.status).is_final
 
 
 def summary(job: JobView) -> str:
@@ -60,26 +76,31 @@ def shown_fraction(progress: JobProgressView) -> str:
 
 def progress_parts(job: JobView) -> list[str]:
     """``1.6 GiB of 3.4 GiB``, ``553/1204 files``, ``518 MiB/s``, ``ETA 59 m``, ``failed 3``: what is known of it."""
+    return [part for _, part in _ranked_parts(job)]
+
+
+def _ranked_parts(job: JobView) -> list[tuple[int, str]]:
+    """The parts of a line in their order, each with a rank: where there is little room the largest go first."""
     progress = job.progress
     if progress is UNSET:
-        return [*summary(job).split("  ")[1:]]
+        return [(rank, part) for rank, part in enumerate(summary(job).split("  ")[1:])]
     parts = []
     if progress.listing:
         # How much there is, nobody knows yet; what has been found so far says that it goes on.
-        parts.append(f"listing, {max(job.num_elements - 1, 0)} found")
-        parts.append(f"{progress.files_done} files done")
+        parts.append((1, f"listing, {max(job.num_elements - 1, 0)} found"))
+        parts.append((3, f"{progress.files_done} files done"))
     else:
         if progress.bytes_total:
             moved = progress.bytes_done + (progress.bytes_moving or 0)
-            parts.append(f"{shown_bytes(moved)} of {shown_bytes(progress.bytes_total)}")
-        parts.append(f"{progress.files_done}/{progress.files_total} files")
+            parts.append((3, f"{shown_bytes(moved)} of {shown_bytes(progress.bytes_total)}"))
+        parts.append((5, f"{progress.files_done}/{progress.files_total} files"))
     if progress.instant is not None:
-        parts.append(f"{shown_bytes(progress.instant)}/s")
+        parts.append((4, f"{shown_bytes(progress.instant)}/s"))
     if progress.files_per_second is not None and progress.files_per_second >= 1:
-        parts.append(f"{progress.files_per_second:.0f} files/s")
+        parts.append((6, f"{progress.files_per_second:.0f} files/s"))
     if progress.eta is not None:
-        parts.append(f"ETA {shown_duration(progress.eta)}")
-    return [*parts, *_troubles(job)]
+        parts.append((2, f"ETA {shown_duration(progress.eta)}"))
+    return [*parts, *((7 if part.startswith("running") else 0, part) for part in _troubles(job))]
 
 
 def _troubles(job: JobView) -> list[str]:
@@ -96,60 +117,108 @@ class LineDisplay:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._status: str | None = None
+        self._state: tuple[str, bool] | None = None
         self._line = ""
         self._next_at = 0.0
         self._pause_s = _FIRST_LINE_S
 
     def show(self, job: JobView) -> None:
-        percent = [] if job.progress is UNSET else [shown_fraction(job.progress)]
-        line = "  ".join(part for part in (f"job {job.id} {job.status}", *percent, *progress_parts(job)) if part)
+        if is_waiting(job):
+            reasons = "; ".join(shown_line(reason) for reason in job.waiting or ())
+            line = f"job {job.id} {job.status}, waits: {reasons}"
+        else:
+            percent = [] if job.progress is UNSET else [shown_fraction(job.progress)]
+            line = "  ".join(part for part in (f"job {job.id} {job.status}", *percent, *progress_parts(job)) if part)
         if line == self._line or JobStatus.parse(job.status).is_final:
             return
         now = self._clock()
-        if job.status != self._status:
+        # Why it waits is said soon, and what it waits for changes all the time.
+        state = (job.status, is_waiting(job))
+        if state != self._state:
             self._pause_s = _FIRST_LINE_S
         elif now < self._next_at:
             return
         else:
             self._pause_s = min(self._pause_s * _GROWTH, _LONGEST_LINE_S)
         say(line)
-        self._status, self._line, self._next_at = job.status, line, now + self._pause_s
+        self._state, self._line, self._next_at = state, line, now + self._pause_s
+
+    def say(self, line: str) -> None:
+        say(line)
 
     def close(self) -> None:
         """Lines need no end."""
 
 
 class BarDisplay:
-    """One line with a bar: of bytes where there are any, else of files; what is done, the rates, the time left."""
+    """A line with a bar that is drawn over and over, and below it why the job waits, as long as it does.
 
-    def __init__(self) -> None:
-        # Only a terminal pays for importing rich.
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+    Args:
+        stream: a terminal.
+    """
 
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[percent]:>4}", markup=False),
-            TextColumn("{task.fields[parts]}", markup=False),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._bar = self._progress.add_task("", total=None, percent="", parts="")
-        self._progress.start()
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._drawn = 0
 
     def show(self, job: JobView) -> None:
-        known = None if job.progress is UNSET else fraction(job.progress)
-        self._progress.update(
-            self._bar,
-            description=f"job {job.id} {job.status}",
-            completed=known or 0,
-            # Without a total the bar shows that something goes on, and no more.
-            total=None if known is None else 1.0,
-            percent="" if job.progress is UNSET else shown_fraction(job.progress),
-            parts="  ".join(progress_parts(job)),
-        )
+        # A line that fills the last column would make some terminals begin another one.
+        width = (terminal_width(self._stream) or 80) - 1
+        lines = [bar_line(job, width, unicode=_draws_blocks(self._stream))]
+        if is_waiting(job):
+            for reason in job.waiting or ():
+                lines += textwrap.wrap(f"waits: {shown_line(reason)}", width, subsequent_indent="  ")[:_REASON_LINES]
+        self._stream.write(self._erase() + "\n".join(lines))
+        self._stream.flush()
+        self._drawn = len(lines)
+
+    def say(self, line: str) -> None:
+        self.close()
+        say(line)
 
     def close(self) -> None:
-        self._progress.stop()
+        self._stream.write(self._erase())
+        self._stream.flush()
+
+    def _erase(self) -> str:
+        """What brings the cursor back to where the first line began, and clears all from there on."""
+        if not self._drawn:
+            return ""
+        up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
+        self._drawn = 0
+        return f"\r{up}\x1b[J"
+
+
+def _draws_blocks(stream: TextIO) -> bool:
+    try:
+        "━─".encode(stream.encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def bar_line(job: JobView, width: int, *, unicode: bool = True) -> str:
+    """``job 7 RUNNING ━━━━━━━─────────  46%  1.3 KiB of 2.9 KiB  ETA 3 s`` in at most so many columns.
+
+    Where there is little room the bar is made shorter first, then the least important numbers go; the percentage stays.
+
+    Args:
+        job: as it is now.
+        width: columns of the terminal.
+        unicode: whether the terminal can draw the bar.
+    """
+    head = f"job {job.id} {job.status}"
+    known = None if job.progress is UNSET else fraction(job.progress)
+    percent = "" if job.progress is UNSET or known is None else f"{shown_fraction(job.progress):>4}"
+    room = width - len(head) - (len(percent) + 1 if percent else 0)
+    parts = _ranked_parts(job)
+    least = _SHORTEST_BAR + 1 if percent else 0
+    while parts and sum(len(part) + 2 for _, part in parts) + least > room:
+        parts.remove(max(parts))
+    shown = "".join(f"  {part}" for _, part in parts)
+    length = min(room - len(shown) - 1, _LONGEST_BAR)
+    if percent and known is not None and length >= _SHORTEST_BAR:
+        full = int(length * known)
+        done, left = ("━", "─") if unicode else ("#", "-")
+        head += f" {done * full}{left * (length - full)}"
+    return cut(f"{head} {percent}{shown}" if percent else f"{head}{shown}", width)

@@ -8,7 +8,7 @@ from pdm.workqueue.cli.arguments import format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.following import print_json
 from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, table
+from pdm.workqueue.cli.text import shown_bytes, shown_line, shown_name, shown_time, stdout_table
 from pdm.workqueue.wire.responses import RouteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -40,17 +40,19 @@ def routes(form: str) -> None:
                 str(route.limit),
                 str(route.most),
                 _throughput(route),
-                shown_moment(route.changed_at),
+                shown_time(route.changed_at.timestamp()),
                 shown_line(route.reason),
             ]
             for route in found
         ]
-        head = ["FROM", "TO", "RUNNING", "LIMIT", "MOST", "THROUGHPUT", "SINCE", "WHY"]
-        click.echo(table(head, rows, right=[2, 3, 4, 5]))
+        head = ["FROM", "TO", "RUNNING", "LIMIT", "MOST", "THROUGHPUT", "SINCE (UTC)", "WHY"]
+        click.echo(stdout_table(head, rows, right=[2, 3, 4, 5], flexible=[0, 1, 7]))
         return ExitCode.DONE
 
     run(action)
 
 
 def _throughput(route: RouteView) -> str:
-    return "-" if route.throughput is None else f"{route.throughput:,.0f} {route.unit}"
+    if route.throughput is None:
+        return "-"
+    return f"{shown_bytes(route.throughput)}/s" if route.unit == "bytes/s" else f"{route.throughput:,.0f} {route.unit}"

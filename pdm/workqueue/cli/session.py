@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from pdm.workqueue.client.errors import (
     JobTimeoutError,
     NotFoundError,
     OutputNotReadyError,
+    RequestRefusedError,
     SettingsError,
     TemporaryRefusalError,
     UnreachableError,
@@ -55,6 +57,39 @@ def complain(what: str, advice: str = "") -> None:
     say(f"pdm: {what}. {shown_line(advice)}".rstrip())
 
 
+#: What the service's words name of its API → the command that does the same.
+_COMMANDS = (
+    (re.compile(r"GET /jobs/(\d+)/elements"), r"'pdm status \1'"),
+    (re.compile(r"GET /users"), "'pdm user list'"),
+    (re.compile(r"GET /(jobs|sites|credentials|whoami)\b"), r"'pdm \1'"),
+)
+#: The place in a request that is wrong → what was typed there; other places need no name.
+_TYPED = {
+    "$.src_filepath": "source path",
+    "$.dst_filepath": "destination path",
+    "$.protocol": "--protocol",
+    "$.priority": "--priority",
+    "$.max_tries": "--max-tries",
+    "$.label": "--label",
+    "?site": "--site",
+    "?since": "--since",
+    "?label": "--label",
+}
+
+
+def words_of(error: WorkqueueClientError) -> str:
+    """What happened, in the words of this command line: its options and commands, no keys and routes of the API."""
+    what = error.what
+    if isinstance(error, RequestRefusedError) and error.pointer is not None:
+        what = what.removeprefix(f"{error.pointer}: ")
+        key = error.pointer.removeprefix("$.extra_opts.")
+        typed = f"--option {key}" if key != error.pointer else _TYPED.get(error.pointer)
+        what = what if typed is None else f"{typed}: {what}"
+    for pattern, command in _COMMANDS:
+        what = pattern.sub(command, what)
+    return what
+
+
 def exit_code_of(error: WorkqueueClientError) -> ExitCode:
     """The exit status for an error of the client."""
     for kind, code in _CODES:
@@ -78,7 +113,7 @@ async def _run(reactor: Any, action: Action) -> NoReturn:
             complain(error.what, error.advice)
         code = error.code
     except WorkqueueClientError as error:
-        complain(error.what, error.advice)
+        complain(words_of(error), error.advice)
         code = exit_code_of(error)
     except CancelledError:
         complain("interrupted")

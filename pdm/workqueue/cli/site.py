@@ -12,11 +12,11 @@ from msgspec import UNSET
 from pdm.workqueue.cli.account import show_sites
 from pdm.workqueue.cli.arguments import format_option
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.following import print_json
+from pdm.workqueue.cli.following import hint_of, print_json
 from pdm.workqueue.cli.places import find_site
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.wire.responses import CheckView, SiteView
 from pdm.workqueue.WorkqueueClient import SiteChanges, SiteOptions, WorkqueueClient
 
@@ -192,7 +192,7 @@ def _print_check(found: CheckView) -> None:
     click.echo(f"{found.protocol.lower()} {found.url}: {words} ({found.seconds:.1f} s)")
     if found.failure is not None:
         click.echo(f"    {found.failure.scope} {found.failure.code}: {shown_line(found.failure.message)}")
-        click.echo(f"    {shown_line(found.failure.hint)}")
+        click.echo(f"    {hint_of(found.failure.code, found.failure.hint, JobType.LIST.name)}")
 
 
 @site.command("drain")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +16,7 @@ from pdm.workqueue.cli.following import follow, print_json, report_end
 from pdm.workqueue.cli.places import Found, find, protocol_for
 from pdm.workqueue.cli.session import run, say
 from pdm.workqueue.cli.text import shown_line
+from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import SubmitOptions, WorkqueueClient
 
@@ -69,6 +71,16 @@ class Request:
         return cls(submission, protocol, not no_wait, timeout, form)
 
 
+#: Protocol → what a recursive removal may do to what symbolic links lead to; the others show links as links.
+LINK_WARNINGS: Mapping[JobProtocol, str] = MappingProxyType(
+    {
+        JobProtocol.XROOT: "XRootD shows symbolic links as what they lead to: links to folders are left alone, but with"
+        " a link to a file it removes that file, too.",
+        JobProtocol.HTTPS: "WebDAV servers show symbolic links as what they lead to: where the server is not XRootD or"
+        " Apache, what links to folders lead to is removed, too. If the tree may hold links, remove those first.",
+    }
+)
+
 #: Submits the job; gets the client, the places found, and what goes with every submission.
 Submit = Callable[[WorkqueueClient, list[Found], SubmitOptions], Deferred[JobView]]
 
@@ -91,8 +103,11 @@ def carry_out(places: list[Place], request: Request, submit: Submit) -> NoReturn
         if not request.wait:
             for reason in job.waiting or ():
                 say(f"job {job.id} waits: {shown_line(reason)}")
+            # Data for scripts: id=$(pdm cp --no-wait ...)
             if request.form == "json":
                 print_json(job)
+            else:
+                click.echo(job.id)
             return ExitCode.DONE
         ended = await follow(client, job.id, request.timeout_s, request.form)
         return await report_end(client, ended, request.form)
@@ -138,11 +153,14 @@ def rm(place: Place, recursive: bool, **common: Any) -> None:
     """Remove what is at PLACE; a folder only with -r."""
     if not place.path.strip("/"):
         raise click.UsageError("rm needs the path of what is to be removed, not a whole site.")
-    carry_out(
-        [place],
-        Request.read(**common),
-        lambda client, found, more: client.remove(found[0].site.id, found[0].path, recursive=recursive, **more),
-    )
+
+    def submit(client: WorkqueueClient, found: list[Found], more: SubmitOptions) -> Deferred[JobView]:
+        warning = LINK_WARNINGS.get(JobProtocol.parse(more["protocol"]))
+        if recursive and warning is not None:
+            say(f"warning: {warning}")
+        return client.remove(found[0].site.id, found[0].path, recursive=recursive, **more)
+
+    carry_out([place], Request.read(**common), submit)
 
 
 @click.command()

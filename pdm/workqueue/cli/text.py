@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TextIO
 
 from pdm.workqueue.domain.paths import InvalidPathError, bytes_from_text
 
@@ -106,17 +108,89 @@ def shown_moment(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+def shown_width(text: str) -> int:
+    """How many columns of a terminal a text takes: wide characters (CJK, emoji) two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in unicodedata.normalize("NFC", text)
+    )
+
+
+def cut(text: str, width: int, *, keep_end: bool = False) -> str:
+    """The text in at most so many columns, an ellipsis (``...``) for what is left out at its end, or at its beginning.
+
+    Args:
+        text: on one line, safe to print.
+        width: columns, 4 or more.
+        keep_end: whether the end counts more, as in a path.
+    """
+    if shown_width(text) <= width:
+        return text
+    kept = text
+    # At least one character goes with each round; a wide one makes room for two.
+    while kept and shown_width(kept) > width - 3:
+        surplus = max((shown_width(kept) - width + 3) // 2, 1)
+        kept = kept[surplus:] if keep_end else kept[:-surplus]
+    return "..." + kept if keep_end else kept + "..."
+
+
+def terminal_width(stream: TextIO) -> int | None:
+    """Columns of the terminal that a stream writes to; None where it is no terminal, and nothing is to be cut."""
+    if not stream.isatty():
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def stdout_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), flexible: Sequence[int] = ()
+) -> str:
+    """A `table` for stdout: on a terminal the flexible columns are made to fit, elsewhere nothing is cut."""
+    return table(header, rows, right, width=terminal_width(sys.stdout), flexible=flexible)
+
+
+#: A column is not made narrower than this, so that something can be read in it.
+_LEAST_COLUMN = 8
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    *,
+    width: int | None = None,
+    flexible: Sequence[int] = (),
+) -> str:
     """Columns as wide as they must be, separated by two blanks.
 
     Args:
         header: one word a column.
         rows: cells, already safe to print.
         right: numbers of the columns that end at their right edge.
+        width: how many columns of a terminal there are; None for no bound.
+        flexible: numbers of the columns that are made narrower for it, the widest first.
     """
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    widths = [max(shown_width(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    surplus = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
+    while surplus > 0 and flexible:
+        widest = max(flexible, key=lambda i: widths[i])
+        if widths[widest] <= max(_LEAST_COLUMN, len(header[widest])):
+            break
+        widths[widest] -= 1
+        surplus -= 1
     lines = []
     for row in [header, *rows]:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = []
+        for i, (text, column) in enumerate(zip(row, widths, strict=True)):
+            shown = cut(text, column) if i in flexible else text
+            blanks = " " * max(column - shown_width(shown), 0)
+            cells.append(blanks + shown if i in right else shown + blanks)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

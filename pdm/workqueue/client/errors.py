@@ -87,7 +87,7 @@ class RequestRefusedError(WorkqueueClientError):
         what = (detail or title or f"the service answered {status}").rstrip(".")
         if pointer is not None and pointer not in what:
             what = f"{pointer}: {what}"
-        super().__init__(what, self._advice(status, request_id))
+        super().__init__(what, self._advice(status, request_id, detail))
         self.status = status
         self.word = word
         self.title = title
@@ -95,8 +95,9 @@ class RequestRefusedError(WorkqueueClientError):
         self.pointer = pointer
         self.request_id = request_id
 
-    def _advice(self, status: int, request_id: str | None) -> str:
-        if status >= 500:
+    def _advice(self, status: int, request_id: str | None, detail: str) -> str:
+        """What to do, as far as the service's own words (`detail`) do not say it: no advice comes twice."""
+        if status >= 500 and (request_id is None or request_id not in detail):
             return f"Tell an operator the number {request_id}." if request_id else "Tell an operator."
         return ""
 
@@ -112,7 +113,7 @@ class OutputNotReadyError(InvalidRequestError):
 class NotAuthenticatedError(RequestRefusedError, CredentialError):
     """401: the service saw no certificate."""
 
-    def _advice(self, status: int, request_id: str | None) -> str:
+    def _advice(self, status: int, request_id: str | None, detail: str) -> str:
         return "See 'pdm help environment' for where a certificate is looked for."
 
 
@@ -131,8 +132,8 @@ class ConflictError(RequestRefusedError):
 class DelegationNeededError(ConflictError, CredentialError):
     """409: the service holds no valid credential of the caller."""
 
-    def _advice(self, status: int, request_id: str | None) -> str:
-        return "Run 'pdm delegate', then submit again."
+    def _advice(self, status: int, request_id: str | None, detail: str) -> str:
+        return "" if detail else "Run 'pdm delegate', then submit again."
 
 
 class TemporaryRefusalError(RequestRefusedError):
@@ -144,8 +145,8 @@ class TemporaryRefusalError(RequestRefusedError):
 
     retry_after_s: float | None = None
 
-    def _advice(self, status: int, request_id: str | None) -> str:
-        return "Try again in a minute."
+    def _advice(self, status: int, request_id: str | None, detail: str) -> str:
+        return "" if detail else "Try again in a minute."
 
 
 class ServerFaultError(RequestRefusedError):

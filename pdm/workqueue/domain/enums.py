@@ -65,6 +65,10 @@ class JobProtocol(_NamedEnum):
     XROOT = 5
 
 
+#: Protocols that one helper, the relay, reaches all of: a copy goes from any of them to any other through the service.
+RELAYED = frozenset({JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.XROOT})
+
+
 class JobStatus(_NamedEnum):
     """Where a job or an element stands."""
 

@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 from attrs import frozen
 
+from pdm.workqueue.domain.enums import JobType
+
 
 class Scope(enum.StrEnum):
     """Where the fault lies."""
@@ -31,7 +33,7 @@ class Remedy(enum.StrEnum):
 
 
 class FailureCode(enum.StrEnum):
-    """Stable words for clients; `REMEDIES` and `HINTS` say the rest."""
+    """Stable words for clients; `MEANINGS` and `hint_for` say the rest."""
 
     NOT_FOUND = "NOT_FOUND"
     PERMISSION_DENIED = "PERMISSION_DENIED"
@@ -43,6 +45,7 @@ class FailureCode(enum.StrEnum):
     NO_SPACE = "NO_SPACE"
     READ_ONLY = "READ_ONLY"
     UNSUPPORTED = "UNSUPPORTED"
+    SPECIAL_FILE = "SPECIAL_FILE"
     SIZE_CHANGED = "SIZE_CHANGED"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     TIMEOUT = "TIMEOUT"
@@ -71,8 +74,12 @@ class _Meaning:
 
 
 _GIVE_UP, _RETRY, _HOLD = Remedy.GIVE_UP, Remedy.RETRY, Remedy.HOLD
+_GIVE_CREDENTIAL = (
+    "Run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site), and the job goes on by itself."
+)
 
-#: code → what the queue does and what the user can do. One sentence each, shown as it stands.
+#: code → what the queue does and what the user can do, where `_HINTS` has nothing for the type of the job. One
+#: sentence each; the words in braces are those of `API_WORDS`.
 MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
     {
         FailureCode.NOT_FOUND: _Meaning(_GIVE_UP, "Check the path: list the folder that should contain it."),
@@ -81,24 +88,21 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
             "Ask the owner of that folder, or the site, to let your account in; a token may be for another folder, or"
             " have ended.",
         ),
-        FailureCode.EXISTS: _Meaning(
-            _GIVE_UP, "Choose another destination, or ask to overwrite (overwrite=always or overwrite=different)."
-        ),
-        FailureCode.IS_A_DIRECTORY: _Meaning(
-            _GIVE_UP, "The path is a directory: end it in / to put a file into it, or ask for a recursive removal."
-        ),
+        FailureCode.EXISTS: _Meaning(_GIVE_UP, "Something is there already: choose another path."),
+        FailureCode.IS_A_DIRECTORY: _Meaning(_GIVE_UP, "The path is a directory: choose another one."),
         FailureCode.NOT_A_DIRECTORY: _Meaning(
             _GIVE_UP, "A part of the path is a file: choose another path, or move that file away."
         ),
-        FailureCode.NOT_EMPTY: _Meaning(
-            _GIVE_UP, "See the failed elements inside that directory, mend them, then retry the job."
-        ),
-        FailureCode.INVALID_NAME: _Meaning(_GIVE_UP, "The site cannot store that name: rename it at the source."),
-        FailureCode.NO_SPACE: _Meaning(_RETRY, "Free space or ask for quota at the destination, then retry the job."),
+        FailureCode.NOT_EMPTY: _Meaning(_GIVE_UP, "See what failed inside that directory, mend it, then {retry}."),
+        FailureCode.INVALID_NAME: _Meaning(_GIVE_UP, "The site cannot have such a name: choose another one."),
+        FailureCode.NO_SPACE: _Meaning(_RETRY, "Free space or ask for quota at the site, then {retry}."),
         FailureCode.READ_ONLY: _Meaning(_GIVE_UP, "The storage is read-only: ask the site when it will take writes."),
         FailureCode.UNSUPPORTED: _Meaning(_GIVE_UP, "The server cannot do this: ask the site."),
+        FailureCode.SPECIAL_FILE: _Meaning(
+            _GIVE_UP, "It is a pipe, a socket or a device, which has no content to copy: name a file or a directory."
+        ),
         FailureCode.SIZE_CHANGED: _Meaning(
-            _RETRY, "The source is being written: wait until its writer has ended, then retry the job."
+            _RETRY, "The source is being written: wait until its writer has ended, then {retry}."
         ),
         FailureCode.CHECKSUM_MISMATCH: _Meaning(
             _RETRY, "The bytes arrived damaged and were removed: if it happens again, report it to the site."
@@ -109,23 +113,19 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.BUSY: _Meaning(
             _RETRY, "The server is busy and asks to come back later: if it stays so, ask the site."
         ),
-        FailureCode.LOCKED: _Meaning(_RETRY, "Another client has locked it: retry the job once the lock has ended."),
+        FailureCode.LOCKED: _Meaning(_RETRY, "Another client has locked it: {retry} once the lock has ended."),
         FailureCode.TOO_LARGE: _Meaning(_GIVE_UP, "The file is larger than the site takes: ask it to raise its limit."),
         FailureCode.SERVER_ERROR: _Meaning(
             _RETRY, "The server failed at this request: if it happens again, report the message to the site."
         ),
-        FailureCode.NO_CHECKSUM: _Meaning(
-            _GIVE_UP, "The server gives no ADLER32 checksum: ask for verify=size, or ask the site."
-        ),
+        FailureCode.NO_CHECKSUM: _Meaning(_GIVE_UP, "The server gives no ADLER32 checksum: ask the site."),
         FailureCode.CREDENTIAL_EXPIRED: _Meaning(
             _HOLD,
-            "Your credential has expired: run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site),"
-            " and the job goes on by itself.",
+            _GIVE_CREDENTIAL,
         ),
         FailureCode.CREDENTIAL_MISSING: _Meaning(
             _HOLD,
-            "The service holds no credential of yours for this: run 'pdm delegate' (or 'pdm login', 'pdm ssh-key',"
-            " 'pdm token' for the site), and the job goes on by itself.",
+            _GIVE_CREDENTIAL,
         ),
         FailureCode.CREDENTIAL_REFUSED: _Meaning(
             _GIVE_UP,
@@ -145,6 +145,57 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.UNKNOWN: _Meaning(_RETRY, "See the log of the attempt; if it does not explain it, ask the site."),
     }
 )
+_COPY, _RENAME, _REMOVE, _MKDIR = JobType.COPY, JobType.RENAME, JobType.REMOVE, JobType.MKDIR
+
+#: code and type of the job → the hint, where another one fits that type better.
+_HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
+    {
+        (FailureCode.EXISTS, _COPY): "Choose another destination, or allow to overwrite: {overwrite_or_different}.",
+        (FailureCode.NO_CHECKSUM, _COPY): "The server gives no ADLER32 checksum: copy with {verify}, or ask the site.",
+        (FailureCode.EXISTS, _RENAME): "Choose another name, or allow to overwrite: {overwrite}.",
+        (FailureCode.EXISTS, _MKDIR): "Nothing needs to be done if it is a directory: with {parents} that is no error.",
+        (FailureCode.NOT_FOUND, _MKDIR): "The directory above it is missing: with {parents} it is made, too.",
+        (FailureCode.NOT_FOUND, _RENAME): (
+            "Check both paths: the source must be there, and so must the directory of the new name."
+        ),
+        (FailureCode.IS_A_DIRECTORY, _COPY): (
+            "The destination is a directory: end its path in / to put the file into it, or choose another path."
+        ),
+        (FailureCode.IS_A_DIRECTORY, _REMOVE): "To remove a directory with all that is in it: {recursive}.",
+        (FailureCode.NOT_EMPTY, _REMOVE): (
+            "To remove a directory with all that is in it: {recursive}; where that was asked for, see what failed"
+            " inside it, then {retry}."
+        ),
+        (FailureCode.INVALID_NAME, _COPY): "The site cannot store that name: rename it at the source.",
+        (FailureCode.NO_SPACE, _COPY): "Free space or ask for quota at the destination, then {retry}.",
+        (FailureCode.UNSUPPORTED, _COPY): "A server cannot do this: copy with {verify}, or ask the site.",
+        (FailureCode.UNSUPPORTED, _RENAME): "The server cannot do this: copy it, then remove the source.",
+    }
+)
+
+#: What a hint names, in the words of the REST API; the command line has its own.
+API_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "overwrite": "overwrite=always",
+        "overwrite_or_different": "overwrite=always or overwrite=different",
+        "recursive": "recursive=true",
+        "parents": "parents=true",
+        "verify": "verify=size",
+        "retry": "retry the job",
+    }
+)
+
+
+def hint_for(code: FailureCode, type_: JobType, words: Mapping[str, str] = API_WORDS) -> str:
+    """What a user can do about a failure: one sentence, for the API and the command line alike.
+
+    Args:
+        code: of the failure.
+        type_: of the job; a look at a site counts as a LIST.
+        words: what the options are called where the hint is read; has all keys of `API_WORDS`.
+    """
+    return (_HINTS.get((code, type_)) or MEANINGS[code].hint).format_map(words)
+
 
 #: After these nobody knows whether the server has done what it was asked for.
 ENDS_UNHEARD = frozenset(
@@ -218,7 +269,3 @@ class AttemptFailure:
     def retryable(self) -> bool:
         """Whether the same may pass later, by itself or once something outside is mended."""
         return self.remedy is not Remedy.GIVE_UP
-
-    @property
-    def hint(self) -> str:
-        return MEANINGS[self.code].hint

@@ -103,10 +103,13 @@ class JobRecord:
     counters: Counters
     bytes_total: int
     bytes_done: int
-    #: Entries of the source that were not copied, with the reason; bounded, newest left out.
+    #: Entries of the source that are left out; each is noted with its reason.
     skipped: int
     #: When the first of its elements was claimed for the first time.
     started_at: datetime | None = None
+    #: Files that the destination had before, and their bytes; they are among those that are done.
+    already_there: int = 0
+    bytes_already_there: int = 0
 
     @property
     def sites(self) -> frozenset[int]:
@@ -122,6 +125,7 @@ class ElementRecord:
         attempts: attempts begun so far; the newest has this number.
         lost: attempts that do not count (the daemon died, or the credential had expired).
         failure: of the last failed attempt.
+        already_there: whether the destination had the file before, so that nothing was moved.
     """
 
     job_id: int
@@ -141,6 +145,12 @@ class ElementRecord:
     elapsed_s: float | None
     checksum: str | None
     failure: AttemptFailure | None
+    already_there: bool = False
+
+    @property
+    def next_try(self) -> int:
+        """Which try comes next, without those that do not count."""
+        return min(self.attempts - self.lost + 1, self.max_tries)
 
     @property
     def may_be_done(self) -> bool:
@@ -217,8 +227,9 @@ class Verdict:
         counts: whether the attempt counts towards ``max_tries``.
         not_before: when it may be tried again (SUBMITTED only).
         transferred: bytes that arrived and are proven (0 if none).
+        already_there: whether the destination had the file before, so that nothing was moved.
         residue: whether a temporary file of the attempt may be left at the destination.
-        skipped: for a LIST: entries that will not be copied.
+        skipped: for a LIST: entries that are left out.
     """
 
     token: Token
@@ -229,6 +240,7 @@ class Verdict:
     not_before: datetime | None = None
     transferred: int = 0
     checksum: str | None = None
+    already_there: bool = False
     failure: AttemptFailure | None = None
     residue: bool = False
     skipped: int = 0
@@ -246,6 +258,7 @@ class Entry:
         mtime: seconds since 1970 UTC, or None.
         target: of a link: the absolute path it leads to, None if it leads nowhere.
         target_is_file: of a link: whether it leads to a regular file.
+        target_is_directory: of a link: whether it leads to a directory.
     """
 
     path: str
@@ -255,3 +268,4 @@ class Entry:
     mtime: int | None = None
     target: str | None = None
     target_is_file: bool = False
+    target_is_directory: bool = False

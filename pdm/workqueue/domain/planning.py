@@ -7,8 +7,10 @@ remembers directories only, never files.
 
 from __future__ import annotations
 
+import enum
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from attrs import Factory, define, frozen
@@ -28,12 +30,57 @@ class BadListingError(ValueError):
     """A listing that cannot be true; the text names the entry."""
 
 
+class SkipCode(enum.StrEnum):
+    """Stable words for why an entry is left out; of a directory that cannot be listed, a `FailureCode` says it."""
+
+    SPECIAL_FILE = "SPECIAL_FILE"
+    DANGLING_LINK = "DANGLING_LINK"
+    LINK_TO_DIRECTORY = "LINK_TO_DIRECTORY"
+    LINK_OUTSIDE = "LINK_OUTSIDE"
+    UNNAMED = "UNNAMED"
+
+
+_SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
+    {
+        SkipCode.SPECIAL_FILE: "neither a file nor a directory: a pipe, a socket or a device",
+        SkipCode.DANGLING_LINK: "a symbolic link that leads nowhere, or to where the site does not reach",
+        SkipCode.LINK_TO_DIRECTORY: "a symbolic link to a directory",
+        SkipCode.LINK_OUTSIDE: "a symbolic link to a file outside the tree",
+        SkipCode.UNNAMED: (
+            "the server counts more entries in this directory than it names:"
+            " most likely symbolic links that lead nowhere"
+        ),
+    }
+)
+
+
 @frozen
 class Skipped:
-    """An entry that is not carried out, and why."""
+    """An entry that is not carried out, and why.
+
+    Attributes:
+        path: as of an element; of entries without a name, of the directory that holds them.
+        type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries without a name.
+        code: a `SkipCode`, or a `FailureCode`.
+        reason: for people.
+        count: entries that this stands for; more than 1 only of those without a name.
+    """
 
     path: str
+    type: str
+    code: str
     reason: str
+    count: int = 1
+
+
+def unnamed(path: str, count: int) -> Skipped:
+    """Entries of a directory that its server counts and does not name."""
+    return Skipped(path, "unknown", SkipCode.UNNAMED, _SKIP_REASONS[SkipCode.UNNAMED], count)
+
+
+def unreadable(path: str, failure: AttemptFailure) -> Skipped:
+    """A directory that could not be listed."""
+    return Skipped(path, "directory", failure.code, f"{failure.code}: {failure.message}")
 
 
 @frozen
@@ -48,6 +95,10 @@ class Planned:
 
 class Plan(Protocol):
     """How a job type turns a listing into elements."""
+
+    def locate(self, tree: str) -> None:
+        """Note where the listed directory is, links resolved; comes before the entries in it, if at all."""
+        ...
 
     def take(self, entries: Iterable[Entry]) -> Planned:
         """What follows from the next entries.
@@ -111,9 +162,14 @@ class _CopyPlan:
     #: Directories in which nothing to copy has been seen yet.
     _childless: set[str] = Factory(set)
     _is_file: bool = False
+    #: Why the source itself cannot be copied.
+    _failure: AttemptFailure | None = None
 
     def __attrs_post_init__(self) -> None:
         self._childless.add("")
+
+    def locate(self, tree: str) -> None:
+        self._tree = tree
 
     def take(self, entries: Iterable[Entry]) -> Planned:
         elements: list[NewElement] = []
@@ -124,7 +180,11 @@ class _CopyPlan:
                     self._childless.add(entry.path)
                     self._has_child(entry.path)
                 continue
-            if entry.type == "file" or (entry.type == "link" and self._leads_inside(entry)):
+            if not entry.path and entry.type != "file" and not entry.target_is_file:
+                self._failure = _failure_of_source(self._source, entry)
+                continue
+            # A link that is the source itself was named by the user: it is followed wherever it leads.
+            if entry.type == "file" or (entry.type == "link" and (not entry.path or self._leads_inside(entry))):
                 self._has_child(entry.path)
                 elements.append(
                     NewElement(
@@ -132,10 +192,13 @@ class _CopyPlan:
                     )
                 )
                 continue
-            skipped.append(Skipped(joined(self._source, entry.path), _reason_to_skip(entry)))
+            code = _why_skipped(entry)
+            skipped.append(Skipped(joined(self._source, entry.path), entry.type, code, _SKIP_REASONS[code]))
         return Planned(tuple(elements), tuple(skipped))
 
     def end(self, unreadable: Iterable[str]) -> Planned:
+        if self._failure is not None:
+            return Planned(failure=self._failure)
         self._childless.difference_update(unreadable)
         if self._is_file:
             return Planned()
@@ -166,14 +229,22 @@ class _CopyPlan:
         return self._destination
 
 
-def _reason_to_skip(entry: Entry) -> str:
+def _why_skipped(entry: Entry) -> SkipCode:
     if entry.type != "link":
-        return "neither a file nor a directory"
-    if entry.target is None:
-        return "a symbolic link that leads nowhere"
-    if not entry.target_is_file:
-        return "a symbolic link to a directory"
-    return "a symbolic link to a file outside the tree"
+        return SkipCode.SPECIAL_FILE
+    if entry.target_is_directory:
+        return SkipCode.LINK_TO_DIRECTORY
+    if entry.target_is_file:
+        return SkipCode.LINK_OUTSIDE
+    return SkipCode.DANGLING_LINK if entry.target is None else SkipCode.SPECIAL_FILE
+
+
+def _failure_of_source(source: str, entry: Entry) -> AttemptFailure:
+    if entry.type == "link" and entry.target is None:
+        message = f"{source} is a symbolic link that leads nowhere, or to where the site does not reach"
+        return AttemptFailure(Scope.SOURCE, FailureCode.NOT_FOUND, message)
+    message = f"{source} is neither a file nor a directory: nothing was copied"
+    return AttemptFailure(Scope.SOURCE, FailureCode.SPECIAL_FILE, message)
 
 
 @define
@@ -181,6 +252,9 @@ class _RemovePlan:
     _source: str
     _recursive: bool
     _is_directory: bool = True
+
+    def locate(self, tree: str) -> None:
+        """A removal follows no links."""
 
     def take(self, entries: Iterable[Entry]) -> Planned:
         elements: list[NewElement] = []

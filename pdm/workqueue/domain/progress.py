@@ -152,6 +152,9 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
         bytes_left = max(job.bytes_total - job.bytes_done - (transferred or 0), 0)
         left = time_left(bytes_left, instant, files_left, files_per_second)
     has_bytes = job.bytes_total > 0
+    # What was there already has not been moved: it belongs into no rate.
+    moved = job.bytes_done - job.bytes_already_there + (transferred or 0)
+    has_rate = has_bytes and (moved > 0 or not job.already_there)
     return JobProgress(
         listing=not is_listed,
         bytes_done=job.bytes_done,
@@ -160,7 +163,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
         files_done=files_done,
         files_total=files_total,
         instant=instant if has_bytes else None,
-        average=(job.bytes_done + (transferred or 0)) / elapsed if elapsed and has_bytes else None,
+        average=moved / elapsed if elapsed and has_rate else None,
         files_per_second=files_per_second,
         elapsed=elapsed,
         eta=left,

@@ -144,6 +144,7 @@ class RunningAttempt:
         transferred: int = 0,
         moved: int = 0,
         checksum: str | None = None,
+        already_there: bool = False,
         failure: AttemptFailure | None = None,
         residue: bool = False,
         counts: bool = True,
@@ -158,6 +159,7 @@ class RunningAttempt:
             transferred: bytes proven at the destination.
             moved: bytes that went over the wire.
             checksum: where compared.
+            already_there: whether the destination had it before.
             failure: why it failed.
             residue: whether a temporary file may be left.
             counts: whether it counts towards ``max_tries``.
@@ -170,7 +172,9 @@ class RunningAttempt:
             self.tools.health.worked([self.doors[site] for site in sites if site in self.doors], self.tools.clock())
         # A listing is none of the files that a job is about.
         finished = status.is_final and self.record.type is not JobType.LIST
-        self.tools.board.drop(self.job.id, self.record.id, finished=finished, proven=transferred)
+        # What was there already has not gone over the wire: it belongs into no rate.
+        arrived = 0 if already_there else transferred
+        self.tools.board.drop(self.job.id, self.record.id, finished=finished, proven=arrived)
         now = self.tools.clock()
         outcome = status.name if failure is None else "FAILED"
         code = 0 if failure is None and status is JobStatus.DONE else 1
@@ -187,6 +191,7 @@ class RunningAttempt:
             not_before=not_before,
             transferred=transferred,
             checksum=checksum,
+            already_there=already_there,
             failure=failure,
             residue=residue,
             skipped=skipped,

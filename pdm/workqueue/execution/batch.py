@@ -239,13 +239,24 @@ class RunningBatch:
         elif isinstance(event, wire.Entries):
             self._require_intake().feed(event.entries)
         elif isinstance(event, wire.Unreadable):
-            failure = self.mover.judge(event.fault)
+            failure = self._judged(attempt, event.fault)
             attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
             self._require_intake().unreadable(event.path, failure)
+        elif isinstance(event, wire.Root):
+            self._require_intake().locate(event.path)
+        elif isinstance(event, wire.Unnamed):
+            self._require_intake().unnamed(event.path, event.count)
         elif isinstance(event, wire.Failed):
-            self._fail(key, self.mover.judge(event.fault), residue=event.residue)
+            self._fail(key, self._judged(attempt, event.fault), residue=event.residue)
         elif isinstance(event, wire.Cancelled):
             self._end_element(key, residue=event.residue)
+
+    def _judged(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
+        """What a fault means; where people get other words for it, the log has what was said."""
+        failure = self.mover.judge(fault)
+        if not fault.message.startswith(failure.message):
+            attempt.write(f"the server or its library said: {fault.message}")
+        return failure
 
     def _require_intake(self) -> ListingIntake:
         if self._intake is None:
@@ -263,11 +274,11 @@ class RunningBatch:
             self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
             self._fail(key, AttemptFailure(Scope.SERVICE, FailureCode.INTERNAL, f"the listing was not kept: {error}"))
         else:
-            self._open[key].write(f"listed entries={outcome.entries} skipped={outcome.skipped}")
+            self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}")
             if outcome.failure is not None:
-                self._fail(key, outcome.failure, skipped=outcome.skipped)
+                self._fail(key, outcome.failure)
             else:
-                self._done(key, wire.Done(id=0, key=key), skipped=outcome.skipped)
+                self._done(key, wire.Done(id=0, key=key))
         finally:
             self._listing_awaited = False
             self._check_finished()
@@ -314,14 +325,14 @@ class RunningBatch:
 
     # -- verdicts
 
-    def _done(self, key: int, event: wire.Done, skipped: int = 0) -> None:
+    def _done(self, key: int, event: wire.Done) -> None:
         listed = self._open[key].record.size
         if self.batch.type is JobType.COPY and event.size != listed:
             # The agent's proof and the listing must agree; an agent that says otherwise is not believed.
             message = f"listed with {listed} bytes, proven with {event.size}"
             self._fail(key, AttemptFailure(Scope.SOURCE, FailureCode.SIZE_CHANGED, message))
             return
-        note = "" if event.transferred or not event.size else " (already there)"
+        note = " (already there)" if event.already_there else ""
         proof = f" checksum={event.checksum}" if event.checksum else ""
         self.elements += 1
         self.moved += event.transferred
@@ -332,17 +343,20 @@ class RunningBatch:
             transferred=event.size,
             moved=event.transferred,
             checksum=event.checksum,
-            skipped=skipped,
+            already_there=event.already_there,
+            skipped=self._skipped,
         )
         self._check_finished()
 
-    def _fail(
-        self, key: int, failure: AttemptFailure, *, residue: bool = False, counts: bool = True, skipped: int = 0
-    ) -> None:
+    @property
+    def _skipped(self) -> int:
+        return 0 if self._intake is None else self._intake.skipped
+
+    def _fail(self, key: int, failure: AttemptFailure, *, residue: bool = False, counts: bool = True) -> None:
         if counts:
             self.attempts += 1
             self.failed += failure.code in ROUTE_FAILURES
-        self._open.pop(key).fail(failure, residue=residue, counts=counts, skipped=skipped)
+        self._open.pop(key).fail(failure, residue=residue, counts=counts, skipped=self._skipped)
         self._check_finished()
 
     def _end_element(self, key: int, *, residue: bool) -> None:
@@ -350,7 +364,7 @@ class RunningBatch:
         if self._ending is Ending.LOST:
             attempt.forget(Ending.LOST)
         elif self._ending is Ending.CANCELLED or key in self._cancelled:
-            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", residue=residue)
+            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", residue=residue, skipped=self._skipped)
         else:
             why = self._ending or _DRAGGED_ALONG
             attempt.end(JobStatus.SUBMITTED, f" {why}", residue=residue, counts=False)

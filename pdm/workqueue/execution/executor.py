@@ -34,6 +34,7 @@ from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import claims, listings
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
+from pdm.workqueue.telemetry.job_lines import log_ended
 from pdm.workqueue.telemetry.logging import log_context
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import RemoveOptions
@@ -144,6 +145,13 @@ class Executor:
             next_change=health.next_change(now),
         )
 
+    def full(self, job: JobRecord, listing: bool) -> list[str]:
+        """Limits of this daemon that let no more of a job begin now, a sentence each; ``listing``: of its listing."""
+        if not listing:
+            return self.streams.full(job)
+        most = self.limits.listings
+        return [] if self.room()[1] > 0 else [f"all {most} listings that may run at once are running"]
+
     # -- work
 
     def begin(self, batch: Batch) -> None:
@@ -172,12 +180,18 @@ class Executor:
         if job_id in self._steering:
             return
         self._steering.add(job_id)
+        now = None
         try:
             more = True
             while more and not self._stopping:
-                more = await self.database.run("change a part of a job", claims.steer_on, job_id, self.tools.clock())
+                now = self.tools.clock()
+                more = await self.database.run("change a part of a job", claims.steer_on, job_id, now)
         finally:
             self._steering.discard(job_id)
+        job = await self.database.job(job_id)
+        if job is not None and now is not None and job.finished_at == now:
+            # Its last part made it final; whatever else does that says so itself.
+            log_ended(job)
         self.on_room()
 
     async def _take_up_steering(self) -> None:
@@ -297,7 +311,8 @@ class Executor:
         options = prepared.options
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
-        return ListingIntake(self.database, self.worker, token, plan, known, agent.pause, agent.resume, self.on_room)
+        hooks = agent.pause, agent.resume, self.on_room
+        return ListingIntake(self.database, self.worker, token, plan, job.src_filepath, known, *hooks)
 
     # -- what was left behind
 

@@ -14,6 +14,7 @@ from pdm.workqueue.domain.jobs import Verdict
 from pdm.workqueue.store import claims
 from pdm.workqueue.store.database import Database, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
+from pdm.workqueue.telemetry.job_lines import log_ended
 
 #: Verdicts of one transaction at most; bounds how long the writer is busy with them.
 _MOST_AT_ONCE = 1000
@@ -109,7 +110,7 @@ class Settler:
                         attempt=token.attempt,
                     )
                 for job in settled.finished:
-                    self._log.info("job {job} ended {status}", job=job.id, status=job.status.name)
+                    log_ended(job)
                 self._on_settled(any(verdict.residue for verdict in verdicts))
         finally:
             self._busy = False

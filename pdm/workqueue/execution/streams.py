@@ -8,9 +8,19 @@ from datetime import datetime
 from attrs import frozen
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.domain.jobs import Batch, JobRecord
 from pdm.workqueue.domain.pacing import LEAST, Pacer, Run
-from pdm.workqueue.domain.streams import Key, Ledger, Limited, Openings, Place, Route, batch_keys, route_of
+from pdm.workqueue.domain.streams import (
+    Key,
+    Ledger,
+    Limited,
+    Openings,
+    Place,
+    Route,
+    batch_keys,
+    common_keys,
+    route_of,
+)
 from pdm.workqueue.sites.registry import SiteRegistry
 
 #: Routes that are remembered without anything running on them.
@@ -114,6 +124,35 @@ class Streams:
             {key: self._ledger.left(key, ahead) for key in keys},
             {kind: limit * ahead for kind, limit in starts.items()},
         )
+
+    def full(self, job: JobRecord) -> list[str]:
+        """The limits that let no stream more begin for a job, a sentence each."""
+        found = []
+        if self._ledger.streams >= self._limits.total:
+            found.append(f"all {self._limits.total} streams that may run at once are busy")
+        for key in common_keys(job):
+            # Without a stream there is nothing to count, and no pacer is made for a mere question.
+            running = self._ledger.running(key)
+            if running and running >= self._limit_of(key):
+                found.append(f"as many streams as there may be {self._place_of(key)} are busy ({running})")
+        return found
+
+    def _place_of(self, key: Key) -> str:
+        """What a limit is about: ``into site B``."""
+        kind, named = key
+        if isinstance(named, Route):
+            if named.destination is None:
+                return f"at {self._site_words(named.source)}"
+            return f"from {self._site_words(named.source)} to {self._site_words(named.destination)}"
+        return (
+            "for one user"
+            if kind is Limited.USER
+            else f"{'into' if kind is Limited.INTO else 'out of'} {self._site_words(named)}"
+        )
+
+    def _site_words(self, number: object) -> str:
+        site = self._sites.by_id(number) if isinstance(number, int) else None
+        return f"site {number}" if site is None else f"site {site.name}"
 
     def ended(self, batch: Batch, run: Run) -> None:
         """Let a route learn from a batch that had its turn."""

@@ -16,7 +16,7 @@ from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CredentialKind, Need
 from pdm.workqueue.domain.enums import JobProtocol, JobType
-from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.execution.catalogue import Catalogue
 from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.execution.progress import ProgressBoard
@@ -27,6 +27,7 @@ from pdm.workqueue.http.problems import JobNotFoundError
 from pdm.workqueue.logstore.files import LogStore
 from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.queue_place import Waiting
 from pdm.workqueue.telemetry.background import start_background
 
 _T = TypeVar("_T")
@@ -59,6 +60,10 @@ async def _none_left(*_: object) -> int:
     return 0
 
 
+def _never_full(_job: JobRecord, _listing: bool) -> Sequence[str]:
+    return ()
+
+
 def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
     return frozenset()
 
@@ -84,6 +89,8 @@ class ApiContext:
         relays_to: to which protocols copies by another can go, through the service.
         credentials_changed: says that a credential was removed or replaced, which may be in use.
         steered: says that a job is being retried, of which there may be more to do.
+        full: the limits that let no more of a job (of its listing) begin now, a sentence each.
+        waiting: why jobs wait, by number, as it was found last: with their counters and the moment.
         known_ends: when credentials of jobs end that run.
         resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
     """
@@ -109,6 +116,8 @@ class ApiContext:
     credentials_changed: Callable[[], None] = _no_matter
     steered: Callable[[int], None] = _no_matter
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
+    full: Callable[[JobRecord, bool], Sequence[str]] = _never_full
+    waiting: dict[int, tuple[Counters, datetime, Waiting, list[str]]] = field(factory=dict)
     known_ends: KnownEnds = field(factory=KnownEnds)
     logons: LogonGuard = field(factory=LogonGuard)
 

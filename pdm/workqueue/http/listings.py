@@ -9,10 +9,13 @@ import msgspec
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ElementRecord, Entry, JobRecord
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.listing_json import ListingJson
 from pdm.workqueue.http.lookups import PAGE
+from pdm.workqueue.http.views import skipped_view
 from pdm.workqueue.store import jobs, listings
 from pdm.workqueue.store.jobs import ElementFilter
+from pdm.workqueue.wire.responses import NoteView
 
 #: What follows from a listing, where the listing itself is not kept.
 _PLANNED = frozenset({JobType.COPY, JobType.REMOVE, JobType.MKDIR})
@@ -44,9 +47,33 @@ async def with_listing(
     yield b'],"entries":' if in_list else b',"entries":'
     async for piece in listing.details():
         yield piece
-    notes = await api.database.read("notes on a listing", listings.notes, job.id, element.id)
     name = b"unreadable" if job.type is JobType.LIST else b"skipped"
-    yield b',"' + name + b'":' + msgspec.json.encode(notes) + b"}"
+    yield b',"' + name + b'":'
+    async for piece in array(_notes(api, job, element)):
+        yield piece
+    yield b"}"
+
+
+async def _notes(api: ApiContext, job: JobRecord, element: ElementRecord) -> AsyncGenerator[bytes]:
+    # Of a listing the paths are those of its entries, below the listed one.
+    root = job.src_filepath.rstrip("/") + "/" if job.type is JobType.LIST else ""
+    after = 0
+    while page := await api.database.read("notes on a listing", listings.notes, job.id, element.id, after, PAGE):
+        after = page[-1].number
+        yield joined([NoteView(path=note.skipped.path.removeprefix(root), reason=note.skipped.reason) for note in page])
+
+
+async def skipped_entries(api: ApiContext, job_id: int, after: int, limit: int | None) -> AsyncGenerator[bytes]:
+    """Pages of the array of what is left out of a job."""
+    while limit is None or limit > 0:
+        size = PAGE if limit is None else min(PAGE, limit)
+        page = await api.database.read("notes on a listing", listings.notes, job_id, 0, after, size)
+        if page:
+            yield joined([skipped_view(job_id, note) for note in page])
+        if len(page) < size:
+            return
+        after = page[-1].number
+        limit = None if limit is None else limit - len(page)
 
 
 async def _pages(api: ApiContext, job: JobRecord, element: ElementRecord) -> AsyncGenerator[Sequence[Entry]]:

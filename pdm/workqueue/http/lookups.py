@@ -30,10 +30,10 @@ from pdm.workqueue.http.problems import (
     InvalidInputError,
     JobNotFoundError,
 )
-from pdm.workqueue.store import claims, credentials, jobs, sites
+from pdm.workqueue.store import claims, credentials, jobs, sites, users
 from pdm.workqueue.store.claims import Resumed
 from pdm.workqueue.store.credentials import CredentialRecord, NewCredential, PendingDelegation
-from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey
+from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
 from pdm.workqueue.wire.responses import moment_text
 
 #: How many rows are read in one transaction of a longer answer.
@@ -161,6 +161,12 @@ def job(session: Session, job_id: int, scope: int | None) -> JobRecord:
     if found is None:
         raise JobNotFoundError(job_id)
     return found
+
+
+def job_page(session: Session, wanted: JobFilter, with_owners: bool) -> tuple[list[JobRecord], Mapping[int, str]]:
+    """Some jobs, and the subjects of their users by number where these are asked for."""
+    page = jobs.page(session, wanted)
+    return page, users.subjects(session, {job.user_id for job in page}) if with_owners else {}
 
 
 def element(session: Session, job_id: int, element_id: int, scope: int | None) -> tuple[JobRecord, ElementRecord]:

@@ -143,12 +143,15 @@ class ApiRequest(Request):
         if quiet and not self._site.log_reads:
             return
         write = _log.debug if quiet else _log.info
+        uri = self.uri.decode("ascii", "replace")
         write(
-            "{method} {uri} {outcome} {ms:.1f} ms",
+            "{method} {uri} {end} {ms} ms",
             method=self.method.decode("ascii", "replace"),
-            uri=self.uri.decode("ascii", "replace"),
-            outcome=self.code if result is None else "the client went away",
-            ms=(time.perf_counter() - self._begun) * 1000,
+            uri=uri,
+            path=uri.partition("?")[0],
+            status=self.code if result is None else None,
+            end=self.code if result is None else "the client went away",
+            ms=round((time.perf_counter() - self._begun) * 1000, 1),
             request_id=self.request_id,
             subject=self.subject,
         )

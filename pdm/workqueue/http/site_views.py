@@ -10,6 +10,7 @@ from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.site_trust import read_authorities
 from pdm.workqueue.domain.breaker import Phase
 from pdm.workqueue.domain.catalogue import Restricted
+from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.execution.checking import DoorCheck
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.views import failure_view, whole_seconds
@@ -57,7 +58,7 @@ def check_view(check: DoorCheck) -> CheckView:
         login=check.login,
         listing=check.listing,
         seconds=round(check.seconds, 3),
-        failure=None if check.failure is None else failure_view(check.failure),
+        failure=None if check.failure is None else failure_view(check.failure, JobType.LIST),
     )
 
 

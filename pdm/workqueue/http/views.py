@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from pdm.workqueue.domain.credentials import ALL_SITES
-from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, hint_for
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.execution.progress import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.store.credentials import CredentialRecord
+from pdm.workqueue.store.listings import Note
+from pdm.workqueue.store.queue_place import QueuePlace, Waiting
 from pdm.workqueue.wire.responses import (
     CredentialView,
     ElementStatusView,
@@ -22,9 +25,15 @@ from pdm.workqueue.wire.responses import (
     HoldView,
     JobProgressView,
     JobView,
+    NextTryView,
+    QueueView,
     RouteView,
+    SkippedView,
     VomsView,
 )
+
+#: Jobs ahead in the queue that are named by their numbers.
+NAMED_AHEAD = 5
 
 
 def whole_seconds(moment: datetime | None) -> datetime | None:
@@ -35,10 +44,18 @@ def whole_seconds(moment: datetime | None) -> datetime | None:
 def job_view(
     job: JobRecord,
     progress: JobProgress | None = None,
-    waiting: list[str] | None = None,
+    waiting: Sequence[str] = (),
     hold: HoldView | None = None,
+    skipped_by_code: dict[str, int] | None = None,
+    found: Waiting | None = None,
+    owner: str | None = None,
 ) -> JobView:
-    """A job as the API gives it out, with its progress and why it waits or is held, where that was looked up."""
+    """A job as the API gives it out, with what was looked up.
+
+    That is its progress, why it waits or is held, how much it leaves out for which reason, and its owner.
+    """
+    place = None if found is None else found.place
+    next_try = None if found is None else found.next_try
     counters = job.counters
     return JobView(
         id=job.id,
@@ -68,11 +85,38 @@ def job_view(
         num_cancelled=counters.cancelled,
         held=counters.held,
         skipped=job.skipped,
+        skipped_by_code=skipped_by_code or UNSET,
+        already_there=job.already_there,
+        bytes_already_there=job.bytes_already_there,
         bytes_total=job.bytes_total,
         bytes_done=job.bytes_done,
         progress=UNSET if progress is None else job_progress_view(progress),
-        waiting=waiting or UNSET,
+        waiting=list(waiting) or UNSET,
         hold=UNSET if hold is None else hold,
+        queue=UNSET if place is None else _queue_view(place),
+        next_try=UNSET if next_try is None else _next_try_view(job, next_try),
+        owner=UNSET if owner is None else owner,
+    )
+
+
+def _queue_view(place: QueuePlace) -> QueueView:
+    return QueueView(
+        place=len(place.ahead) + 1,
+        behind=list(place.ahead[:NAMED_AHEAD]),
+        other_users=place.other_users,
+        listing=place.listing,
+    )
+
+
+def _next_try_view(job: JobRecord, element: ElementRecord) -> NextTryView | UnsetType:
+    if element.not_before is None or element.failure is None:
+        return UNSET
+    return NextTryView(
+        element=element.id,
+        at=element.not_before.replace(microsecond=0),
+        attempt=element.next_try,
+        max_tries=element.max_tries,
+        failure=failure_view(element.failure, job.type),
     )
 
 
@@ -86,7 +130,8 @@ def hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
     if first is None or first.failure is None or not job.counters.held:
         return None
     failure = first.failure
-    return HoldView(count=job.counters.held, code=failure.code.value, reason=failure.message, hint=failure.hint)
+    hint = hint_for(failure.code, job.type)
+    return HoldView(count=job.counters.held, code=failure.code.value, reason=failure.message, hint=hint)
 
 
 def job_progress_view(progress: JobProgress) -> JobProgressView:
@@ -106,19 +151,34 @@ def job_progress_view(progress: JobProgress) -> JobProgressView:
     )
 
 
-def failure_view(failure: AttemptFailure) -> FailureView:
-    """Why an attempt failed, as the API gives it out."""
+def failure_view(failure: AttemptFailure, type_: JobType) -> FailureView:
+    """Why an attempt failed, as the API gives it out; the hint depends on the type of the job."""
     return FailureView(
         scope=failure.scope.value,
         code=failure.code.value,
         retryable=failure.retryable,
-        hint=failure.hint,
+        hint=hint_for(failure.code, type_),
         message=failure.message,
     )
 
 
-def element_view(element: ElementRecord) -> ElementView:
-    """An element as the API gives it out, its listing left empty."""
+def skipped_view(job_id: int, note: Note) -> SkippedView:
+    """An entry that is left out, as the API gives it out."""
+    skipped = note.skipped
+    return SkippedView(
+        id=note.number,
+        job_id=job_id,
+        path=skipped.path,
+        type=skipped.type,
+        code=skipped.code,
+        reason=skipped.reason,
+        count=skipped.count,
+    )
+
+
+def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
+    """An element of a job as the API gives it out, its listing left empty."""
+    failure = None if element.status is JobStatus.DONE else element.failure
     return ElementView(
         id=element.id,
         job_id=element.job_id,
@@ -132,7 +192,8 @@ def element_view(element: ElementRecord) -> ElementView:
         timestamp=element.timestamp.replace(microsecond=0),
         not_before=whole_seconds(element.not_before),
         checksum=element.checksum,
-        failure=None if element.failure is None or element.status is JobStatus.DONE else failure_view(element.failure),
+        already_there=element.already_there,
+        failure=None if failure is None else failure_view(failure, job.type),
     )
 
 
@@ -144,8 +205,10 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
         progress: of its transfer; None if it does not run in this daemon.
     """
     if element.status is not JobStatus.RUNNING:
-        transferred, elapsed = element.transferred, element.elapsed_s
-        average = transferred / elapsed if transferred is not None and elapsed else None
+        # What was there already has not been moved: it has no rate.
+        transferred = 0 if element.already_there else element.transferred
+        elapsed = element.elapsed_s
+        average = transferred / elapsed if transferred is not None and elapsed and not element.already_there else None
         progress = ElementProgress(transferred, None, average, elapsed)
     elif progress is None:
         progress = ElementProgress(None, None, None, None)

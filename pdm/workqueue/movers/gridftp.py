@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
@@ -65,4 +66,41 @@ class GridFtpMover:
         return {name: str(path) for name, path in values.items() if path is not None}
 
     def judge(self, fault: Fault) -> AttemptFailure:
-        return judge(fault, READINGS)
+        failure = judge(fault, READINGS)
+        return evolve(failure, message=plain_text(failure.message))
+
+
+#: What begins a line of a reply: its code, or twice the code, and the module of Globus that speaks.
+_PREFIX = re.compile(r"^\d{3}[ -]+(?:\d{3}[ -]+)?|^\d{3}$")
+_MODULE = re.compile(r"^(?:Login incorrect\. : )?(?:globus_\w+)(?: ?: ?|$)")
+_STRUCTURED = re.compile(r"GridFTP-Error-String: ?([^\n]+)")
+_SYSTEM = re.compile(r"System error in \w+: ([^\n]+)")
+#: Lines that say only that something failed.
+_EMPTY_WORDS = re.compile(
+    r"^(?:the server responded with an error|End\.?|GSS failure:?|GSS Minor Status Error Chain:?|GSS Major Status.*"
+    r"|Command failed\..*|Error with (?:gss context|GSI credential|gss credential handle)|SSL handshake problems"
+    r"|Authentication Error|Could not verify credential|gss_init_sec_context failed|globus_\w+ failed\.?"
+    r"|GlobusError: .*|GridFTP-\w+: .*|OpenSSL Error: .*|\S+ read callback failed\.?|callback failed\.?"
+    r"|Attempt \d+|)$"
+)
+#: Lines that a message for people has at most.
+_MOST_LINES = 3
+
+
+def plain_text(text: str) -> str:
+    """What a Globus server or library said, for people: one line without reply codes and names of modules.
+
+    The attempt's log has the text as it was. A text of another kind comes back on one line.
+
+    Args:
+        text: an error of the client library, or a reply of several lines.
+    """
+    found = _STRUCTURED.search(text) or _SYSTEM.search(text)
+    named = re.search(r"Unable to (?:open file|connect to) [^\n]+", text)
+    if found is not None and re.match(r"globus_|\d{3}[ -]", text):
+        said = found.group(1).strip()
+        return f"{named.group(0).strip()}: {said}" if named is not None else said
+    # Indented lines go on with the one before.
+    lines = (_MODULE.sub("", _PREFIX.sub("", line)).strip() for line in re.sub(r"\n\s+", " ", text).splitlines())
+    kept = list(dict.fromkeys(line for line in lines if _EMPTY_WORDS.match(line) is None))
+    return "; ".join(line.rstrip(".;,") for line in kept[:_MOST_LINES]) or " ".join(text.split())

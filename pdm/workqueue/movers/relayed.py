@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import RELAYED, JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.paths import encoded
@@ -17,10 +17,6 @@ from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, SiteUrl
 from pdm.workqueue.movers.requests import build_request
 from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
 from pdm.workqueue.wire.options import Options
-
-#: What the relay reaches.
-RELAYED = frozenset({JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.XROOT})
-
 
 #: What ssh(1) says where a login fails, as recorded from OpenSSH 9.2; and what a dead connection looks like.
 READINGS = (

@@ -36,6 +36,7 @@ class Lane:
 
     def __init__(self, due_at: sa.Column[Any], condition: str) -> None:
         self.due_at = due_at
+        self.condition = condition
         waits = sa.text(condition)
         # Each user with such jobs is found by one jump in an index that begins with the user.
         first = sa.select(sa.func.min(jobs.c.user_id).label("id")).where(waits).cte("active", recursive=True)

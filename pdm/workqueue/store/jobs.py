@@ -75,6 +75,8 @@ class JobFilter:
         since: registered then or later.
         limit: at most so many.
         after: only those with a larger number.
+        before: only those with a smaller number.
+        newest_first: in descending order, so that a limit leaves the newest.
     """
 
     owner_id: int | None = None
@@ -85,6 +87,8 @@ class JobFilter:
     since: datetime | None = None
     limit: int | None = None
     after: int | None = None
+    before: int | None = None
+    newest_first: bool = False
 
 
 @frozen
@@ -169,12 +173,14 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "bytes_total": new.first.size,
         "bytes_done": 0,
         "skipped": 0,
+        "already_there": 0,
+        "bytes_already_there": 0,
         "list_due_at": AT_ONCE if listing else None,
         "work_due_at": None if listing else AT_ONCE,
     }
 
 
-_PAGE = sa.select(*JOB_COLUMNS).order_by(jobs.c.id)
+_PAGE = sa.select(*JOB_COLUMNS)
 
 
 def fetch(session: Session, job_id: int, owner_id: int | None) -> JobRecord | None:
@@ -193,8 +199,13 @@ def fetch(session: Session, job_id: int, owner_id: int | None) -> JobRecord | No
 
 
 def page(session: Session, wanted: JobFilter) -> list[JobRecord]:
-    """Jobs in ascending order, so the newest comes last."""
-    statement = _PAGE.limit(wanted.limit)
+    """Jobs in ascending order, so the newest comes last; or in descending order."""
+    return [job_record(row) for row in session.execute(page_statement(wanted))]
+
+
+def page_statement(wanted: JobFilter) -> sa.Select[Any]:
+    """The query of `page`."""
+    statement = _PAGE.order_by(jobs.c.id.desc() if wanted.newest_first else jobs.c.id).limit(wanted.limit)
     if wanted.owner_id is not None:
         statement = statement.where(jobs.c.user_id == wanted.owner_id)
     if wanted.statuses:
@@ -209,7 +220,9 @@ def page(session: Session, wanted: JobFilter) -> list[JobRecord]:
         statement = statement.where(jobs.c.timestamp >= wanted.since)
     if wanted.after is not None:
         statement = statement.where(jobs.c.id > wanted.after)
-    return [job_record(row) for row in session.execute(statement)]
+    if wanted.before is not None:
+        statement = statement.where(jobs.c.id < wanted.before)
+    return statement
 
 
 _FETCH_ELEMENT = sa.select(*ELEMENT_COLUMNS).where(

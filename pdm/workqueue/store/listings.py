@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import sqlalchemy as sa
+from attrs import frozen
+from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Entry, Token
+from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.store.tables import elements, listing_chunks, listing_notes
+
+#: Numbers of notes in one row of the table; no row has as many notes.
+_NUMBERS_A_ROW = 1_000_000
+_LARGEST_NUMBER = _NUMBERS_A_ROW * (2**31 - 1)
+#: Code of what was noted before notes had codes.
+_NO_CODE = "UNKNOWN"
+
+
+@frozen
+class Note:
+    """What was noted about an entry; ``number`` grows with each note of a job, not by one."""
+
+    number: int
+    skipped: Skipped
 
 
 def begin(session: Session, token: Token) -> bool:
@@ -38,7 +56,19 @@ def add(session: Session, token: Token, sequence: int, entries: Sequence[Entry])
         return False
     # ASCII: half surrogates and NUL stay what they are, and no database minds them.
     text = json.dumps(
-        [[one.path, one.type, one.size, one.mode, one.mtime, one.target, one.target_is_file] for one in entries],
+        [
+            [
+                one.path,
+                one.type,
+                one.size,
+                one.mode,
+                one.mtime,
+                one.target,
+                one.target_is_file,
+                one.target_is_directory,
+            ]
+            for one in entries
+        ],
         separators=(",", ":"),
     )
     session.execute(
@@ -49,8 +79,8 @@ def add(session: Session, token: Token, sequence: int, entries: Sequence[Entry])
     return True
 
 
-def add_notes(session: Session, token: Token, notes: Sequence[Mapping[str, str]]) -> bool:
-    """Keep notes, each ``{path, reason}``; False if the claim is lost."""
+def add_notes(session: Session, token: Token, notes: Sequence[Skipped]) -> bool:
+    """Keep notes, a thousand at most; False if the claim is lost."""
     if not _is_live(session, token):
         return False
     last = session.scalar(
@@ -58,12 +88,23 @@ def add_notes(session: Session, token: Token, notes: Sequence[Mapping[str, str]]
             listing_notes.c.job_id == token.job_id, listing_notes.c.element_id == token.element_id
         )
     )
+    counts: Counter[str] = Counter()
+    for note in notes:
+        counts[note.code] += note.count
     session.execute(
         sa.insert(listing_notes).values(
             job_id=token.job_id,
             element_id=token.element_id,
             sequence=0 if last is None else last + 1,
-            content=json.dumps([dict(note) for note in notes], separators=(",", ":")),
+            content=json.dumps(
+                [
+                    {"path": note.path, "reason": note.reason, "type": note.type, "code": note.code}
+                    | ({} if note.count == 1 else {"count": note.count})
+                    for note in notes
+                ],
+                separators=(",", ":"),
+            ),
+            counts=json.dumps(counts, separators=(",", ":")),
         )
     )
     return True
@@ -92,14 +133,51 @@ def chunk(session: Session, job_id: int, element_id: int, sequence: int) -> list
     return [] if text is None else [Entry(*values) for values in json.loads(text)]
 
 
-def notes(session: Session, job_id: int, element_id: int) -> list[dict[str, str]]:
-    """All notes, in the order in which they were made."""
-    texts = session.scalars(
-        sa.select(listing_notes.c.content)
-        .where(listing_notes.c.job_id == job_id, listing_notes.c.element_id == element_id)
+def notes(session: Session, job_id: int, element_id: int, after: int, limit: int) -> list[Note]:
+    """Notes with numbers above ``after``, in the order in which they were made; at most ``limit``."""
+    first, skip = divmod(min(after, _LARGEST_NUMBER), _NUMBERS_A_ROW)
+    statement = (
+        sa.select(listing_notes.c.sequence, listing_notes.c.content)
+        .where(
+            listing_notes.c.job_id == job_id,
+            listing_notes.c.element_id == element_id,
+            listing_notes.c.sequence >= bindparam("first"),
+        )
         .order_by(listing_notes.c.sequence)
+        .limit(1)
     )
-    return [note for text in texts for note in json.loads(text)]
+    found: list[Note] = []
+    while len(found) < limit:
+        row = session.execute(statement, {"first": first}).one_or_none()
+        if row is None:
+            break
+        kept = json.loads(row.content)
+        numbers = range(skip if row.sequence == first else 0, len(kept))
+        found += [Note(row.sequence * _NUMBERS_A_ROW + at + 1, _skipped(kept[at])) for at in numbers]
+        first, skip = row.sequence + 1, 0
+    return found[:limit]
+
+
+def _skipped(kept: dict[str, str | int]) -> Skipped:
+    return Skipped(
+        str(kept["path"]),
+        str(kept.get("type", "unknown")),
+        str(kept.get("code", _NO_CODE)),
+        str(kept["reason"]),
+        int(kept.get("count", 1)),
+    )
+
+
+def count_notes(session: Session, job_id: int) -> dict[str, int]:
+    """How many entries of a job's source were left out, by code."""
+    counts: Counter[str] = Counter()
+    for row in session.execute(
+        sa.select(listing_notes.c.counts, sa.case((listing_notes.c.counts.is_(None), listing_notes.c.content))).where(
+            listing_notes.c.job_id == job_id
+        )
+    ):
+        counts.update(json.loads(row[0]) if row[0] is not None else {_NO_CODE: len(json.loads(row[1]))})
+    return dict(sorted(counts.items()))
 
 
 def _is_live(session: Session, token: Token) -> bool:

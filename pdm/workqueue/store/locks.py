@@ -41,6 +41,8 @@ class LockedJob:
     _moves: dict[tuple[JobStatus, JobStatus], int] = field(init=False, factory=dict)
     _bytes_total: int = field(init=False)
     _bytes_done: int = field(init=False)
+    _already_there: int = field(init=False)
+    _bytes_already_there: int = field(init=False)
     _before: tuple[JobRecord, datetime | None, datetime | None] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -49,6 +51,8 @@ class LockedJob:
         self._counters = self.record.counters
         self._bytes_total = self.record.bytes_total
         self._bytes_done = self.record.bytes_done
+        self._already_there = self.record.already_there
+        self._bytes_already_there = self.record.bytes_already_there
 
     @property
     def id(self) -> int:
@@ -79,9 +83,12 @@ class LockedJob:
         self._counters = lifecycle.added(self.counters, JobStatus.SUBMITTED, count)
         self._bytes_total = min(self._bytes_total + size, MOST_BYTES)
 
-    def proven(self, size: int) -> None:
-        """Count bytes that arrived."""
+    def proven(self, size: int, *, already_there: bool) -> None:
+        """Count bytes that are at the destination: they arrived, or were there before."""
         self._bytes_done = min(self._bytes_done + size, MOST_BYTES)
+        if already_there:
+            self._already_there += 1
+            self._bytes_already_there = min(self._bytes_already_there + size, MOST_BYTES)
 
     def list_waits(self, due_at: datetime = AT_ONCE) -> None:
         """Its LIST element may be claimed, from this moment on."""
@@ -115,6 +122,8 @@ class LockedJob:
             finished_at=finished_at,
             bytes_total=self._bytes_total,
             bytes_done=self._bytes_done,
+            already_there=self._already_there,
+            bytes_already_there=self._bytes_already_there,
         )
         return status.is_final and not before.is_final
 
@@ -182,6 +191,8 @@ def _saved(job: LockedJob) -> dict[str, Any]:
         "bytes_total": record.bytes_total,
         "bytes_done": record.bytes_done,
         "skipped": record.skipped,
+        "already_there": record.already_there,
+        "bytes_already_there": record.bytes_already_there,
         "list_due_at": job.list_due_at,
         "work_due_at": job.work_due_at,
         "num_elements": counters.elements,

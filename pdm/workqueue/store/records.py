@@ -28,14 +28,14 @@ JOB_COLUMNS = (
     *_columns(jobs, "bytes_total", "bytes_done", "skipped"),
     *_columns(jobs, "num_elements", "num_submitted", "num_running", "num_done"),
     *_columns(jobs, "num_failed", "num_cancelled", "num_held"),
-    jobs.c.started_at,
+    *_columns(jobs, "started_at", "already_there", "bytes_already_there"),
 )
 #: What `element_record` reads, in its order.
 ELEMENT_COLUMNS = (
     *_columns(elements, "job_id", "id", "type", "status", "src_filepath", "dst_filepath", "size", "is_directory"),
     *_columns(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
     *_columns(elements, "transferred", "elapsed_s", "checksum"),
-    *_columns(elements, "failure_scope", "failure_code", "failure_message"),
+    *_columns(elements, "failure_scope", "failure_code", "failure_message", "already_there"),
 )
 #: What `attempt_record` reads, in its order; of `attempts` joined with `workers`.
 ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
@@ -55,13 +55,13 @@ ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
 
 def job_record(row: Sequence[Any]) -> JobRecord:
     """A job from a row that begins with `JOB_COLUMNS`."""
-    values = [*row[:17], Counters(*row[20:27]), *row[17:20], row[27]]
+    values = [*row[:17], Counters(*row[20:27]), *row[17:20], *row[27:30]]
     return JobRecord(*values)
 
 
 def element_record(row: Sequence[Any]) -> ElementRecord:
     """An element from a row that begins with `ELEMENT_COLUMNS`."""
-    values = [*row[:12], _put_off(row[3], row[12]), *row[13:16], _failure(*row[16:19])]
+    values = [*row[:12], _put_off(row[3], row[12]), *row[13:16], _failure(*row[16:19]), row[19]]
     return ElementRecord(*values)
 
 

@@ -91,7 +91,7 @@ def settle(session: Session, worker: str, verdicts: Sequence[Verdict], now: date
                 # The new credential came while nothing was HELD yet that it could have resumed.
                 verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
-        if status is JobStatus.DONE and verdict.counts and not verdict.residue:
+        if status is JobStatus.DONE and verdict.counts and not verdict.residue and not verdict.already_there:
             done.append(_done_change(verdict))
         else:
             others.append(_element_change(verdict, status, row))
@@ -181,6 +181,7 @@ def _element_change(verdict: Verdict, status: JobStatus, row: sa.Row[Any]) -> di
         "checksum": verdict.checksum,
         # An attempt that succeeds has removed first what earlier ones had left.
         "residue": verdict.residue or (row.residue and not done),
+        "already_there": done and verdict.already_there,
         **failure_columns(None if done else verdict.failure),
     }
 
@@ -194,7 +195,7 @@ def _count(job: LockedJob, verdict: Verdict, status: JobStatus, type_: JobType) 
         else:
             job.work_waits(due_at)
     if status is JobStatus.DONE:
-        job.proven(_bounded(verdict.transferred))
+        job.proven(_bounded(verdict.transferred), already_there=verdict.already_there)
     if type_ is JobType.LIST:
         job.record = evolve(job.record, skipped=verdict.skipped)
 

@@ -49,6 +49,12 @@ def numbers(session: Session, subjects: Collection[str]) -> dict[str, int]:
     return {row.subject: row.id for row in rows}
 
 
+def subjects(session: Session, user_ids: Collection[int]) -> dict[int, str]:
+    """The subjects of some users, by number."""
+    rows = session.execute(sa.select(users.c.id, users.c.subject).where(users.c.id.in_(user_ids)))
+    return {row.id: row.subject for row in rows}
+
+
 def fetch(session: Session, user_id: int) -> UserRecord | None:
     """The user of a number."""
     row = session.execute(sa.select(*_COLUMNS).where(users.c.id == user_id)).one_or_none()

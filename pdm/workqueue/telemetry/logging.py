@@ -29,6 +29,13 @@ from pdm.workqueue.telemetry.log_file import LogFile
 
 #: The fields that an event may carry, in the order in which a line shows them.
 FIELDS = ("request_id", "incident", "job", "element", "attempt", "site", "worker", "agent", "peer", "subject")
+#: Those that JSON has besides; a line of text says them in its words.
+JSON_FIELDS = (
+    *("method", "path", "status", "ms"),
+    *("user", "type", "outcome", "elements", "done", "failed", "cancelled", "bytes", "seconds"),
+)
+#: A field is cut after so many characters.
+_LONGEST_FIELD = 2000
 
 LogFormat = Literal["text", "json"]
 LevelName = Literal["debug", "info", "warn", "error"]
@@ -115,6 +122,10 @@ def _event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _json_field(value: object) -> object:
+    return value if isinstance(value, int | float) else redacted(bounded(str(value), _LONGEST_FIELD))
+
+
 def _message(event: dict[str, Any]) -> str:
     return redacted(bounded(_formatted(event)))
 
@@ -151,9 +162,8 @@ def _mark(value: object) -> str:
 
 
 def _json_lines(event: dict[str, Any], level: str) -> str:
-    fields = {
-        name: value if isinstance(value, int) else redacted(str(value)) for name, value in _event_fields(event).items()
-    }
+    more = {name: event[name] for name in JSON_FIELDS if event.get(name) is not None}
+    fields = {name: _json_field(value) for name, value in (_event_fields(event) | more).items()}
     line = {
         "time": _time(event),
         "level": level,

@@ -184,8 +184,8 @@ class Progress(msgspec.Struct, tag="progress", tag_field="event", frozen=True):
 class RawEntry(msgspec.Struct, array_like=True, frozen=True):
     """One entry as the server gives it: path below the listed folder, percent-encoded, parts joined by ``/``.
 
-    ``type`` is ``file``, ``directory``, ``link`` or ``other``; a listed file has one entry with an empty path.
-    ``target`` of a link is an absolute percent-encoded path.
+    ``type`` is ``file``, ``directory``, ``link`` or ``other``. The entry with an empty path is the listed thing itself,
+    where it is no directory or a link to one. ``target`` of a link is an absolute percent-encoded path.
     """
 
     path: str
@@ -195,6 +195,7 @@ class RawEntry(msgspec.Struct, array_like=True, frozen=True):
     mtime: int | None = None
     target: str | None = None
     target_is_file: bool = False
+    target_is_directory: bool = False
 
 
 class Entries(msgspec.Struct, tag="entries", tag_field="event", frozen=True):
@@ -232,12 +233,30 @@ class Unreadable(msgspec.Struct, tag="unreadable", tag_field="event", frozen=Tru
     fault: Fault
 
 
+class Root(msgspec.Struct, tag="root", tag_field="event", frozen=True):
+    """Where the listed directory is, links resolved: an absolute percent-encoded path. Comes before its entries."""
+
+    id: int
+    key: int
+    path: str
+
+
+class Unnamed(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True):
+    """The server counts ``count`` entries of a directory that it does not name; ``path`` as in `RawEntry`."""
+
+    id: int
+    key: int
+    path: str
+    count: int
+
+
 class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True):
     """An item is done and proven.
 
     Attributes:
         size: bytes proven at the destination (copy), else 0.
         transferred: bytes that were moved; 0 when it was already there.
+        already_there: whether the destination had it before, so that nothing was moved.
         checksum: ``ADLER32:8-hex-digits``, where compared.
     """
 
@@ -246,6 +265,7 @@ class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True):
     size: int = 0
     transferred: int = 0
     checksum: str | None = None
+    already_there: bool = False
 
 
 class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True):
@@ -271,4 +291,4 @@ class Finished(msgspec.Struct, tag="finished", tag_field="event", frozen=True):
     id: int
 
 
-Event = Ready | Started | Log | Progress | Entries | Unreadable | Done | Failed | Cancelled | Finished
+Event = Ready | Started | Log | Progress | Root | Entries | Unreadable | Unnamed | Done | Failed | Cancelled | Finished

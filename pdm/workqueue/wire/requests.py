@@ -210,6 +210,13 @@ class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
 
 
+class SkippedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which of the entries that a job leaves out; without parameters, all."""
+
+    limit: Annotated[_Limit | None, Meta(description="At most so many.")] = None
+    after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
+
+
 class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an output is read."""
 
@@ -228,3 +235,7 @@ class JobQuery(ElementQuery, frozen=True, kw_only=True):
     user: Annotated[
         str | None, Meta(description="For operators: the number of a user, or 'all'; without it, one's own jobs.")
     ] = None
+    order: Annotated[
+        Literal["oldest", "newest"], Meta(description="Which comes first; with a limit, newest leaves the newest.")
+    ] = "oldest"
+    before: Annotated[_After | None, Meta(description="Only those with a smaller id.")] = None

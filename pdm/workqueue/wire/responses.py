@@ -16,7 +16,15 @@ StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__mem
 ProtocolName = Annotated[str, Meta(extra_json_schema={"enum": list(JobProtocol.__members__)})]
 
 WaitingFor = Annotated[
-    list[str], Meta(description="Why what is submitted has to wait: sites that are away or drained. Not in arrays.")
+    list[str],
+    Meta(
+        description="Why what is submitted has to wait, a sentence each: sites that are away or drained, the next try"
+        " of what failed, what comes first in the queue. Not in arrays."
+    ),
+]
+
+SkipCounts = Annotated[
+    dict[str, int], Meta(description="How many entries are left out, by code; of one job that has any, not in arrays.")
 ]
 
 #: Directory → names in it.
@@ -55,11 +63,42 @@ class HoldView(msgspec.Struct, frozen=True, kw_only=True):
     hint: Annotated[str, Meta(description="What to do.")]
 
 
+class FailureView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an attempt failed."""
+
+    scope: Annotated[str, Meta(description="Whose side: source, destination, transfer or service.")]
+    code: Annotated[str, Meta(description="Stable word.")]
+    retryable: Annotated[bool, Meta(description="Whether the same may pass later.")]
+    hint: Annotated[str, Meta(description="What to do.")]
+    message: Annotated[str, Meta(description="What tool or server said.")]
+
+
+class QueueView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job stands in the queue; users take turns, so jobs of others are not counted."""
+
+    place: Annotated[int, Meta(description="Among the jobs of its user that wait, from 1; by priority, then number.")]
+    behind: Annotated[list[int], Meta(description="Numbers of the first of the jobs that come before it.")]
+    other_users: Annotated[int, Meta(description="Other users with jobs that wait.")]
+    listing: Annotated[bool, Meta(description="Whether it waits for its listing: listings have a queue of their own.")]
+
+
+class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
+    """The next try of an element that failed, while nothing else of its job can be done."""
+
+    element: int
+    at: Annotated[datetime, Meta(description="Not before this moment.")]
+    attempt: Annotated[int, Meta(description="Which try it will be, without those that do not count.")]
+    max_tries: int
+    failure: FailureView = field(name="error")
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job.
 
     ``num_new`` to ``num_cancelled`` sum to ``num_elements``; elements that are held count as submitted, and once more
-    in ``held``. ``skipped`` are entries of the source that are not carried out (dangling links, sockets ...).
+    in ``held``. ``skipped`` are entries of the source that are left out: links that lead out of the tree, to
+    directories or nowhere, sockets, directories that cannot be listed ...; ``GET /jobs/N/skipped`` names each.
+    ``already_there`` are files that the destination had before; they are among those that are done, and moved no byte.
     """
 
     id: int
@@ -88,6 +127,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     num_cancelled: int
     held: int
     skipped: int
+    skipped_by_code: SkipCounts | UnsetType = UNSET
+    already_there: int = 0
+    bytes_already_there: int = 0
     bytes_total: int
     bytes_done: int
     progress: Annotated[JobProgressView | UnsetType, Meta(description="Of one job; not in arrays.")] = UNSET
@@ -96,22 +138,22 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     ] = UNSET
     warnings: Annotated[list[str] | UnsetType, Meta(description="What the user should know; of one job.")] = UNSET
     waiting: WaitingFor | UnsetType = UNSET
+    queue: Annotated[
+        QueueView | UnsetType, Meta(description="Of one job of which nothing runs and something could; not in arrays.")
+    ] = UNSET
+    next_try: Annotated[
+        NextTryView | UnsetType, Meta(description="Of one job that waits after a failure; not in arrays.")
+    ] = UNSET
+    owner: Annotated[
+        str | UnsetType,
+        Meta(description="Subject of its user, for operators: of others' jobs, and in arrays that ``user`` asks for."),
+    ] = UNSET
 
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
     """A job that was asked to try again; ``retried`` elements went back to the queue."""
 
     retried: int
-
-
-class FailureView(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an attempt failed."""
-
-    scope: Annotated[str, Meta(description="Whose side: source, destination, transfer or service.")]
-    code: Annotated[str, Meta(description="Stable word.")]
-    retryable: Annotated[bool, Meta(description="Whether the same may pass later.")]
-    hint: Annotated[str, Meta(description="What to do.")]
-    message: Annotated[str, Meta(description="What tool or server said.")]
 
 
 class EntryView(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +165,28 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     mode: int | None
     mtime: int | None
     target: Annotated[str | UnsetType, Meta(description="Where a link leads.")] = UNSET
+
+
+class SkippedView(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of a job's source that is left out.
+
+    ``id`` grows from one to the next, not by one: ``after`` takes it. ``count`` is more than 1 only of entries that the
+    server counts and does not name: ``path`` is then the directory that holds them.
+    """
+
+    id: int
+    job_id: int
+    path: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["file", "directory", "link", "other", "unknown"]})]
+    code: Annotated[
+        str,
+        Meta(
+            description="Stable word: SPECIAL_FILE, DANGLING_LINK, LINK_TO_DIRECTORY, LINK_OUTSIDE, UNNAMED, or of a"
+            " directory that cannot be listed the code of the failure."
+        ),
+    ]
+    reason: str
+    count: int = 1
 
 
 class NoteView(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +220,7 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: datetime
     not_before: Annotated[datetime | None, Meta(description="When a waiting element is tried again.")]
     checksum: str | None
+    already_there: Annotated[bool, Meta(description="Whether the destination had the file before.")] = False
     failure: FailureView | None = field(name="error")
     listing: list[Names] = []
     entries: Entries | UnsetType = UNSET
@@ -189,6 +254,9 @@ class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
 
     jobid: int
     status: StatusName
+    skipped: Annotated[int, Meta(description="Entries of the source that are left out.")] = 0
+    skipped_by_code: SkipCounts | UnsetType = UNSET
+    already_there: Annotated[int, Meta(description="Files that the destination had before.")] = 0
     progress: JobProgressView | UnsetType = UNSET
     waiting: WaitingFor | UnsetType = UNSET
 

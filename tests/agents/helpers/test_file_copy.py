@@ -57,7 +57,7 @@ def test_what_is_at_the_destination(
     if isinstance(transferred, str):
         assert fault(outcome) == ("destination", transferred)
     else:
-        assert outcome == wire.Done(1, 1, 8, transferred, adler(b"same one"))
+        assert outcome == wire.Done(1, 1, 8, transferred, adler(b"same one"), already_there=not transferred)
 
 
 def test_a_large_folder_is_looked_into_once(file_helper: HelperProcess, site: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_large_folder_is_looked_into_once(file_helper: HelperProcess, site: Pa
     put(site / "to" / "f3", b"3")
     put(site / "to" / "f4", b"x")
     outcome = file_helper.copy([item(file, site / "to" / file.name, key) for key, file in enumerate(files)])
-    assert outcome[3] == wire.Done(1, 3, 1, 0, adler(b"3"))
+    assert outcome[3] == wire.Done(1, 3, 1, 0, adler(b"3"), already_there=True)
     assert fault(outcome[4]) == ("destination", "EXISTS")
     assert sum(isinstance(event, wire.Done) for event in outcome.values()) == 19
 

@@ -35,6 +35,9 @@ class Asked:
         self.request = {"key": 1, "url": "gsiftp://server:2811/d", "depth": None, "limits": {}}
         self.told: list[str] = []
 
+    def root(self, key: int, path: bytes | None) -> None:
+        assert path is None
+
     def entries(self, key: int, rows: list[list[Any]]) -> None:
         self.told += [row[0] for row in rows]
 

@@ -16,6 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import quote_from_bytes
 
 from pdm.workqueue.agents.helpers.storage import StorageError, shortened
 
@@ -190,8 +191,25 @@ class Batch:
     def unreadable(self, key: int, path: str, trouble: StorageError) -> None:
         self._write("unreadable", key, path=path, fault=trouble.fault())
 
-    def done(self, key: int, size: int = 0, transferred: int = 0, checksum: str | None = None) -> None:
-        self._close("done", key, size=size, transferred=transferred, checksum=checksum)
+    def root(self, key: int, path: bytes | None) -> None:
+        if path is not None:
+            self._write("root", key, path=quote_from_bytes(path, safe="/"))
+
+    def unnamed(self, key: int, path: str, count: int) -> None:
+        self._write("unnamed", key, path=path, count=count)
+
+    def done(
+        self,
+        key: int,
+        size: int = 0,
+        transferred: int = 0,
+        checksum: str | None = None,
+        *,
+        already_there: bool = False,
+    ) -> None:
+        # Left away where it is false, as in nearly all events.
+        more = {"already_there": True} if already_there else {}
+        self._close("done", key, size=size, transferred=transferred, checksum=checksum, **more)
 
     def failed(self, key: int, trouble: StorageError, *, residue: bool = False) -> None:
         self._close("failed", key, fault=trouble.fault(), residue=residue)

@@ -97,7 +97,7 @@ class _Copier:
         checksum = self._same(storage, item, there)
         if checksum is not None:
             self._batch.log(item["key"], f"already there: {destination} has the same size and {checksum}")
-            self._batch.done(item["key"], item["size"], 0, checksum)
+            self._batch.done(item["key"], item["size"], 0, checksum, already_there=True)
             return True
         if self._overwrite == "never":
             raise _exists(destination, there.size)

@@ -51,6 +51,7 @@ _BY_TEXT = (
     ("is a directory", errno.EISDIR),
     ("file exists", errno.EEXIST),
     ("name too long", errno.ENAMETOOLONG),
+    ("too many levels of symbolic links", errno.ELOOP),
     ("read-only", errno.EROFS),
     ("cross-device link", errno.EXDEV),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import unicodedata
 from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -26,6 +27,7 @@ from pdm.workqueue.agents.helpers.storage import (
     Thing,
     bare_url,
     joined_url,
+    link_to_directory,
     parent_url,
 )
 from pdm.workqueue.agents.helpers.third_party import NotBegunError, ThirdPartyCopies
@@ -152,6 +154,31 @@ class DavSide(Side):
         """The URL of a folder as WebDAV wants it, with a slash at its end; XRootD goes by the bare one."""
         return bare_url(url) if self._client.is_xrootd(url) else bare_url(url).rstrip("/") + "/"
 
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        """XRootD removes no link to a directory and no folder that is not empty: the reasons differ.
+
+        Others (Apache) show no links in listings, but do when asked for one by its name.
+        """
+        if self._client.is_xrootd(url):
+            try:
+                self._client.call("DELETE", bare_url(url), good=(200, 204))
+            except StorageError as trouble:
+                if trouble.errno == errno.ENOTDIR:
+                    return link_to_directory(url)
+                if trouble.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+            return None
+        name = _path(bare_url(url)).rpartition(b"/")[2]
+        if listed or not name:
+            return None
+        try:
+            with contextlib.closing(self.entries(parent_url(url))) as found:
+                if any(_alike(one) == _alike(name) for one, _ in found):
+                    return None
+        except StorageError:
+            return None
+        return f"{url} is not shown in the folder above: it may be a symbolic link, so nothing in it was removed"
+
     def make_directory(self, url: str) -> None:
         if self.look(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
@@ -187,12 +214,14 @@ class DavSide(Side):
         if there.kind != "directory" and directory:
             raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
         if directory:
-            self._check_empty(url)
+            self._check_empty(url, links=True)
         self._client.call("DELETE", self._folder_url(url) if directory else bare_url(url), good=(200, 202, 204))
 
-    def _check_empty(self, url: str) -> None:
+    def _check_empty(self, url: str, *, links: bool = False) -> None:
         with contextlib.closing(self.entries(url)) as entries:
             if next(entries, None) is not None:
+                if links and self._client.is_xrootd(url) and (link := self.link_at(url, listed=True)):
+                    raise StorageError(link, code="UNSUPPORTED")
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
 
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
@@ -416,6 +445,11 @@ def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 def _path(url: str) -> bytes:
     return unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])
+
+
+def _alike(name: bytes) -> str:
+    """The same for names that a server which ignores case, or composes letters in its own way, takes for one."""
+    return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape")).casefold()
 
 
 def _https(url: str) -> str:

@@ -68,6 +68,10 @@ class FileStorage(Storage):
         target_kind = _kind(target)
         return Thing("link", target.st_size if target_kind == "file" else 0, *common, place.path, target_kind)
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        with _about(url), self._roots.place(url, follow=True) as place:
+            return place.path
+
     def entries(self, url: str) -> Entries:
         with _about(url), self._roots.place(url, follow=True) as place:
             folder = os.open(

@@ -133,6 +133,7 @@ class Entries:
         if self._entries:
             self._tell()
         if unnamed:
+            self._batch.unnamed(self._key, self._path, unnamed)
             self._batch.log(
                 self._key,
                 f"the server does not name {unnamed} of the entries of"
@@ -197,6 +198,7 @@ class _Tree:
         if not is_listed(self._batch.request, there):
             self._batch.entries(self._key, [_entry("", there)])
             return
+        self._batch.root(self._key, first.real_path(bare_url(self._root), there))
         # The root itself: its trouble is that of the whole listing.
         self._folder(first, "")
         self._walk(first)
@@ -252,12 +254,26 @@ class _Tree:
         # Each folder has its own time: a tree may take as long as it goes on.
         storage.patience = patience(self._batch.request["limits"], 0)
         entries = Entries(self._batch, self._teller, path, deeper=is_deeper(self._depth, path))
+        looked = self._batch.request.get("follow", True)
         with contextlib.closing(storage.entries(folder_url(self._root, path))) as found:
             for name, thing in found:
+                if not looked and self._is_left_alone(storage, path):
+                    return
+                looked = True
                 entries.add(name, thing)
                 self._remember(entries.folders)
                 entries.folders = []
         entries.end(storage.unnamed)
+
+    def _is_left_alone(self, storage: Storage, path: str) -> bool:
+        """Whether a folder is a link, into which a removal must not descend; raises `StorageError` for the root."""
+        link = storage.link_at(bare_url(folder_url(self._root, path)), listed=bool(path))
+        if link is None:
+            return False
+        if not path:
+            raise StorageError(link, code="UNSUPPORTED")
+        self._batch.log(self._key, link)
+        return True
 
     def _remember(self, folders: list[str]) -> None:
         if not folders:
@@ -293,4 +309,5 @@ def _entry(path: str, thing: Thing) -> list[Any]:
         thing.mtime,
         quote_from_bytes(thing.target, safe="/") if thing.target is not None else None,
         thing.target_kind == "file",
+        thing.target_kind == "directory",
     ]

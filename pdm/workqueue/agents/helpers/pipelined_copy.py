@@ -243,7 +243,7 @@ class _Route:
                     self._batch.log(
                         file.key, f"already there: {file.item['destination']} has the same size and ADLER32:{first}"
                     )
-                self._done(file, 0)
+                self._done(file, 0, already_there=True)
             else:
                 self._is_another(file)
 
@@ -360,9 +360,10 @@ class _Route:
 
     # -- outcomes
 
-    def _done(self, file: _File, transferred: int) -> None:
+    def _done(self, file: _File, transferred: int, *, already_there: bool = False) -> None:
         self._close(file)
-        self._batch.done(file.key, file.size, transferred, f"ADLER32:{file.checksum}" if file.checksum else None)
+        checksum = f"ADLER32:{file.checksum}" if file.checksum else None
+        self._batch.done(file.key, file.size, transferred, checksum, already_there=already_there)
 
     def _leave(self, file: _File, why: str) -> None:
         """Leave a file to the careful way."""

@@ -57,6 +57,7 @@ def list_tree(batch: Batch, connections: Connections, waker: Waker) -> list[str]
         there = thing_in(looks[0])
         if not looks[0].good or there is None or not is_listed(batch.request, there):
             return None
+        batch.root(batch.request["key"], there.target)
         tree.begin("")
         tree.carry_on(waker)
     except (ChannelError, BrokenError, SilenceError) as error:

@@ -23,7 +23,7 @@ _MOST_ELEMENTS = 5000
 #: What is between the brackets of one element, attributes included; expat keeps that in memory.
 _LONGEST_UNPARSED = 1024 * 1024
 _DIGITS = 19
-_TEXTS = frozenset({"href", "status", "getcontentlength", "getlastmodified", "getetag", "iscollection"})
+_TEXTS = frozenset({"href", "status", "getcontentlength", "getlastmodified", "getetag"})
 _GOOD = "200"
 #: What XML cannot carry, and characters of the private use area in their place; those themselves are taken for bytes.
 _HIDDEN = {
@@ -178,7 +178,8 @@ class MultistatusParser:
         if self._href is None:
             raise self._invalid("an entry without a name")
         told = self._properties
-        is_directory = "collection" in told or told.get("iscollection") == "1"
+        # Not ``iscollection``: XRootD (5.5) says that of every file that may be executed.
+        is_directory = "collection" in told
         length, size = told.get("getcontentlength", ""), None
         if length.isascii() and length.isdecimal() and len(length) <= _DIGITS:
             size = int(length)

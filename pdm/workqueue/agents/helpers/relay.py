@@ -80,8 +80,14 @@ class Relay(Storage):
     def look(self, url: str) -> Thing | None:
         return self._side(url).look(url)
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        return self._side(url).real_path(url, there)
+
     def entries(self, url: str) -> Entries:
         return self._side(url).entries(url)
+
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        return self._side(url).link_at(url, listed=listed)
 
     def make_directory(self, url: str) -> None:
         self._side(url).make_directory(url)

@@ -106,6 +106,14 @@ class SftpSide(WakingSide):
         for (name, _), thing in zip(found, things, strict=True):
             yield name, next(targets) if thing.kind == "link" else thing
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        session, path = self._at(url)
+        try:
+            names = list(names_of(session.call(sftp.REALPATH, string(path))))
+        except StatusError:
+            return there.target
+        return names[0][0] if names else there.target
+
     def make_directory(self, url: str) -> None:
         session, path = self._at(url)
         if not session.is_openssh and self.look(url) is not None:

@@ -112,9 +112,30 @@ class Storage(abc.ABC):
     def look(self, url: str) -> Thing | None:
         """What is at a URL, links not followed; None if nothing is."""
 
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        """Absolute path of the directory at a URL, links resolved; None where the server does not tell.
+
+        Args:
+            url: of the directory, or of a link to it.
+            there: what `look` has found at the URL.
+        """
+        return there.target
+
     @abc.abstractmethod
     def entries(self, url: str) -> Entries:
         """Names and things in a directory, as they arrive; never all in memory."""
+
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        """Whether what `entries` shows as a directory is a link: asked before a removal descends into it.
+
+        Args:
+            url: of a directory that is not empty.
+            listed: whether `entries` of the folder above has shown it.
+
+        Returns:
+            Why it is taken for a link; None if it is none, or if that cannot be found out.
+        """
+        return None
 
     @abc.abstractmethod
     def make_directory(self, url: str) -> None:
@@ -169,6 +190,13 @@ def scoped(scope: str, function: Callable[..., Any], *arguments: Any, **named: A
         return function(*arguments, **named)
     except StorageError as trouble:
         raise trouble.at(scope) from trouble.__cause__
+
+
+def link_to_directory(url: str) -> str:
+    """What is said of a link that a server shows as the directory which it leads to."""
+    return (
+        f"{url} is a symbolic link to a directory: this server does not remove it, and what it leads to is left alone"
+    )
 
 
 def bare_url(url: str) -> str:

@@ -28,6 +28,7 @@ from pdm.workqueue.agents.helpers.storage import (
     StorageError,
     Thing,
     bare_url,
+    link_to_directory,
     parent_url,
     scoped,
 )
@@ -114,16 +115,38 @@ class XrootSide(WakingSide):
             raise StorageError(f"{parent_url(url)} is not a directory", errno=errno.ENOTDIR)
         self._worker(server).call("make", server=server, path=path)
 
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        """A folder that is not empty is not removed by ``rmdir``, and a link to one neither: the reasons differ."""
+        server, path = _place(url)
+        try:
+            self._worker(server).call("remove_folder", server=server, path=path)
+        except StorageError as trouble:
+            if trouble.errno == errno.ENOTDIR:
+                return link_to_directory(url)
+            if trouble.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+        return None
+
     def remove(self, url: str, *, directory: bool) -> None:
         server, path = _place(url)
-        there = self._there(url)
-        if there.kind == "directory" and not directory:
+        try:
+            there = self.look(url)
+        except StorageError as trouble:
+            if trouble.errno != errno.ELOOP:
+                raise
+            there = None
+        if there is not None and there.kind == "directory" and not directory:
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
-        if there.kind != "directory" and directory:
+        if directory and there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        if there is not None and there.kind != "directory" and directory:
             raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
+        # Where nothing is seen there may be a link that leads nowhere: it can be removed.
         try:
             self._worker(server).call("remove_folder" if directory else "remove", server=server, path=path)
         except StorageError as trouble:
+            if directory and trouble.errno == errno.ENOTDIR:
+                raise StorageError(link_to_directory(url), code="UNSUPPORTED") from trouble
             if directory and trouble.errno == errno.EEXIST:
                 # Some have only one word for both.
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY) from trouble
@@ -350,9 +373,10 @@ class XrootSide(WakingSide):
                 worker.close()
 
 
-def _thing(told: dict[str, int | str]) -> Thing:
-    kind, size = str(told["kind"]), int(told["size"])
-    return Thing(kind, size if kind == "file" else 0, None, int(told["mtime"]))
+def _thing(told: dict[str, int | str | None]) -> Thing:
+    kind, size = str(told["kind"]), int(told["size"] or 0)
+    mtime = told["mtime"]
+    return Thing(kind, size if kind == "file" else 0, None, None if mtime is None else int(mtime))
 
 
 def _trust(server: str) -> str | None:

@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyxrootd import client
@@ -36,6 +36,10 @@ _SOON_S = 3
 _CONTINUES = 1
 #: Parts of a listing, of some hundred entries each, that may wait to be told.
 _MOST_WAITING = 16
+#: Entries that are looked at one by one, at once.
+_LOOKS_AHEAD = 32
+#: What servers say: kXR_NotAuthorized, kXR_NotFound.
+_NOT_AUTHORIZED, _NOT_FOUND = 3010, 3011
 
 _requests = os.fdopen(os.dup(0), "rb", buffering=0)
 _answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -205,30 +209,80 @@ class Listing:
             self.status = {"ok": False, "message": f"a name that is not UTF-8: {error}", "what": "BAD_LISTING"}
             self.changed.notify()
 
+    def pieces(self, server: str, path: str, flags: int) -> Iterator[list[Any]]:
+        """The entries, some hundred at once: name and what is there, None without ``STAT``."""
+        sys.excepthook = self.broken
+        try:
+            status = client.FileSystem(server).dirlist(path, flags | DirListFlags.CHUNKED, 0, self)
+            if not status["ok"]:
+                raise FailureError(status)
+            while True:
+                with self.changed:
+                    while not self.waiting and self.status is None:
+                        self.changed.wait()
+                    found = self.waiting.popleft() if self.waiting else None
+                    self.changed.notify()
+                if found is None:
+                    break
+                yield found
+        finally:
+            sys.excepthook = sys.__excepthook__
+        assert self.status is not None
+        if not self.status["ok"]:
+            raise FailureError(self.status)
+
 
 def entries(server: str, path: str) -> None:
-    listing = Listing()
-    sys.excepthook = listing.broken
-    try:
-        system = client.FileSystem(server)
-        status = system.dirlist(path, DirListFlags.STAT | DirListFlags.CHUNKED, 0, listing)
-        if not status["ok"]:
-            raise FailureError(status)
-        while True:
-            with listing.changed:
-                while not listing.waiting and listing.status is None:
-                    listing.changed.wait()
-                found = listing.waiting.popleft() if listing.waiting else None
-                listing.changed.notify()
-            if found is None:
-                break
-            if found:
-                send(b"E", json.dumps(found).encode("ascii"))
-    finally:
-        sys.excepthook = sys.__excepthook__
-    assert listing.status is not None
-    if not listing.status["ok"]:
-        raise FailureError(listing.status)
+    """What is in a folder.
+
+    A server (5.5) ends the listing with ``STAT`` at the first entry that it cannot look at, as if that were all: a link
+    that leads nowhere hides all that comes after it. So the names are asked for once more, without.
+    """
+    # Of each name only a number: a folder may have very many.
+    seen: set[int] = set()
+    for found in Listing().pieces(server, path, DirListFlags.STAT):
+        seen.update(hash(name) for name, _ in found)
+        if found:
+            send(b"E", json.dumps(found).encode("ascii"))
+    anything = bool(seen)
+    for found in Listing().pieces(server, path, 0):
+        hidden = [name for name, _ in found if hash(name) not in seen]
+        for at in range(0, len(hidden), _LOOKS_AHEAD):
+            looked = looks(server, path, hidden[at : at + _LOOKS_AHEAD], anything)
+            anything = True
+            send(b"E", json.dumps(looked).encode("ascii"))
+
+
+def looks(server: str, path: str, names: list[str], anything: bool) -> list[list[Any]]:
+    """What is at some names of a folder; those that lead nowhere are links.
+
+    Args:
+        server: whose.
+        path: of the folder.
+        names: in it.
+        anything: whether anything else in the folder can be looked at: then it is no fault of the folder.
+    """
+    system = client.FileSystem(server)
+    calls = []
+    for name in names:
+        call = Call()
+        calls.append(begun(system.stat(f"{path.rstrip('/')}/{name}", 0, call), call))
+    found: list[list[Any]] = []
+    for name, call in zip(names, calls, strict=True):
+        try:
+            found.append([name, thing(call.result())])
+        except FailureError as failure:
+            denied = failure.status.get("errno") == _NOT_AUTHORIZED
+            if not (leads_nowhere(failure.status) or (denied and anything)):
+                raise
+            found.append([name, {"kind": "link", "size": 0, "mtime": None}])
+    return found
+
+
+def leads_nowhere(status: dict[str, Any]) -> bool:
+    """Whether nothing is there, or a link that leads to itself."""
+    loop = str(status.get("message")).rpartition(";")[2].strip() == "too many levels of symbolic links"
+    return status.get("errno") == _NOT_FOUND or loop
 
 
 def make(server: str, path: str) -> None:

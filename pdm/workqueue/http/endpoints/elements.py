@@ -70,9 +70,9 @@ async def _elements(
                 if plain:
                     yield joined(plain)
                     plain = []
-                yield with_listing(api, job, element, element_view(element), in_list=True)
+                yield with_listing(api, job, element, element_view(element, job), in_list=True)
             else:
-                plain.append(element_view(element))
+                plain.append(element_view(element, job))
         if plain:
             yield joined(plain)
         if limit is not None:
@@ -96,8 +96,8 @@ async def get_element(api: ApiContext, caller: Caller, job_id: int, element_id: 
     """A LIST element that is done has its listing."""
     job, element = await api.database.read("fetch an element", lookups.element, job_id, element_id, caller.scope)
     if not has_listing(element):
-        return element_view(element)
-    return JsonStream(with_listing(api, job, element, element_view(element), in_list=True))
+        return element_view(element, job)
+    return JsonStream(with_listing(api, job, element, element_view(element, job), in_list=True))
 
 
 @endpoint(

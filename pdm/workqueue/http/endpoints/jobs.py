@@ -19,14 +19,16 @@ from pdm.workqueue.http.decoding import words
 from pdm.workqueue.http.endpoint import JsonStream, endpoint
 from pdm.workqueue.http.json_pieces import array, joined
 from pdm.workqueue.http.lasting import outlasted_by
+from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
-from pdm.workqueue.http.progress import with_progress
+from pdm.workqueue.http.progress import why_waiting, with_progress
 from pdm.workqueue.http.submission import needs_of
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
-from pdm.workqueue.store import jobs
+from pdm.workqueue.store import listings, users
 from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
-from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery
-from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView
+from pdm.workqueue.telemetry.job_lines import log_ended
+from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery, SkippedQuery
+from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView, SkippedView
 
 
 @endpoint(
@@ -38,7 +40,10 @@ from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView
     errors=(InvalidInputError, ForbiddenError),
 )
 async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStream:
-    """The newest last; an empty array where there are none. Operators can ask for the jobs of others (``user``)."""
+    """The newest last, or first (``order``); an empty array where there are none.
+
+    Operators can ask for the jobs of others (``user``), and are told whose they are.
+    """
     wanted = JobFilter(
         owner_id=_owner(caller, query.user),
         statuses=words(JobStatus, query.status, "status"),
@@ -48,20 +53,25 @@ async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStr
         since=moment(query.since),
         limit=None,
         after=query.after,
+        before=query.before,
+        newest_first=query.order == "newest",
     )
-    return JsonStream(array(_jobs(api, wanted, query.limit)))
+    return JsonStream(array(_jobs(api, wanted, query.limit, with_owners=query.user is not None)))
 
 
-async def _jobs(api: ApiContext, wanted: JobFilter, limit: int | None) -> AsyncGenerator[bytes]:
+async def _jobs(api: ApiContext, wanted: JobFilter, limit: int | None, *, with_owners: bool) -> AsyncGenerator[bytes]:
     while True:
         size = lookups.PAGE if limit is None else min(lookups.PAGE, limit)
-        page = await api.database.read("page of jobs", jobs.page, attrs.evolve(wanted, limit=size))
+        page, owners = await api.database.read(
+            "page of jobs", lookups.job_page, attrs.evolve(wanted, limit=size), with_owners
+        )
         if page:
-            yield joined([job_view(job) for job in page])
+            yield joined([job_view(job, owner=owners.get(job.user_id)) for job in page])
         limit = None if limit is None else limit - len(page)
         if len(page) < size or limit == 0:
             return
-        wanted = attrs.evolve(wanted, after=page[-1].id)
+        last = page[-1].id
+        wanted = attrs.evolve(wanted, before=last) if wanted.newest_first else attrs.evolve(wanted, after=last)
 
 
 def _owner(caller: Caller, user: str | None) -> int | None:
@@ -111,9 +121,26 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     first = None
     if job.counters.held:
         first = await api.database.read("why elements are held", lookups.first_held, job.id)
-    view = job_view(job, progress, waiting, hold_view(job, first))
+    found, sentences = await why_waiting(api, job, api.clock(), waiting)
+    owner = None
+    if job.user_id != caller.user_id:
+        owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
+    skipped_by_code = await _skipped_by_code(api, job)
+    view = job_view(
+        job,
+        progress,
+        sentences,
+        hold_view(job, first),
+        skipped_by_code=skipped_by_code,
+        found=found,
+        owner=owner,
+    )
     warning = await _outlasted(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
+
+
+async def _skipped_by_code(api: ApiContext, job: JobRecord) -> dict[str, int] | None:
+    return await api.database.read("count notes", listings.count_notes, job.id) if job.skipped else None
 
 
 async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
@@ -138,9 +165,33 @@ async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> 
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
     """The status, how far it is, and what it waits for."""
     job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
+    _, sentences = await why_waiting(api, job, api.clock(), waiting)
     return JobStatusView(
-        jobid=job.id, status=job.status.name, progress=job_progress_view(progress), waiting=waiting or UNSET
+        jobid=job.id,
+        status=job.status.name,
+        skipped=job.skipped,
+        skipped_by_code=await _skipped_by_code(api, job) or UNSET,
+        already_there=job.already_there,
+        progress=job_progress_view(progress),
+        waiting=list(sentences) or UNSET,
     )
+
+
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/skipped",
+    summary="What a job leaves out of its source",
+    query=SkippedQuery,
+    result=list[SkippedView],
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def list_skipped(api: ApiContext, caller: Caller, job_id: int, query: SkippedQuery) -> JsonStream:
+    """Each entry with its reason, in the order in which they were found; all of them, or a page.
+
+    While a listing that failed is repeated, what the attempt before had found is gone.
+    """
+    job = await api.job(job_id, caller.scope)
+    return JsonStream(array(skipped_entries(api, job.id, query.after or 0, query.limit)))
 
 
 @endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))
@@ -149,12 +200,15 @@ async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
 
     A job that has ended stays as it is and is given out: so the request may be repeated.
     """
+    now = api.clock()
 
     def tell(job: JobRecord) -> None:
+        if job.status.is_final and job.finished_at == now:
+            log_ended(job)
         api.cancelled(job.id)
         api.wake()
 
-    job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, api.clock(), then=tell)
+    job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, now, then=tell)
     return job_view(*await with_progress(api, job))
 
 

@@ -96,7 +96,7 @@ async def _log(api: ApiContext, ended: Ended) -> str:
     except LogFileMissingError as error:
         raise LogMissingError(
             f"the log of job {ended.job.id}, element {ended.element.id}, attempt {ended.attempt} is gone from disk: "
-            "tell an operator, if it is not old enough to have been tidied away"
+            "old logs are tidied away"
         ) from error
 
 

@@ -15,6 +15,7 @@ from pdm.workqueue.http.progress import with_progress
 from pdm.workqueue.http.submission import job_from, needs_of
 from pdm.workqueue.http.views import job_view
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
+from pdm.workqueue.telemetry.job_lines import log_submitted
 from pdm.workqueue.wire.requests import (
     SubmitCopy,
     SubmitJob,
@@ -33,7 +34,10 @@ async def _submit(api: ApiContext, caller: Caller, asked: SubmitJob, key: Idempo
     needs = needs_of(api, new)
     needed = lookups.Needed(needs, api.lifetimes) if needs else None
 
-    def wake(_registered: tuple[JobRecord, list[str]]) -> None:
+    def wake(registered: tuple[JobRecord, list[str]]) -> None:
+        # A repeated request comes back with the job that was there.
+        if registered[0].log_uid == new.log_uid:
+            log_submitted(registered[0])
         api.wake()
 
     try:

@@ -1,0 +1,137 @@
+"""Why a job waits, whose it is, and the newest jobs first, as the API gives it out."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest_twisted
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.jobs import NewElement
+from tests.http.service import Service, certificates, service
+
+__all__ = ["certificates", "service"]
+
+_AWAY = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "no answer\nat all")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_in_the_queue_tells_its_place_and_what_comes_first(service: Service) -> None:
+    fresh = await service.submit("queued", "/mkdir", priority=3)
+    at_once = (await service.call("queued", "GET", f"/jobs/{fresh['id']}")).json
+    assert {"queue", "waiting"}.isdisjoint(at_once), "a job that has just come is about to begin"
+    later = [(await service.submit("queued", "/mkdir"))["id"] for _ in range(7)]
+    urgent = (await service.submit("queued", "/rename", priority=0))["id"]
+    listing = (await service.submit("queued", "/copy"))["id"]
+    await service.submit("another", "/mkdir")
+    service.skip[0] += timedelta(seconds=2)
+
+    last = (await service.call("queued", "GET", f"/jobs/{later[-1]}")).json
+    behind = [urgent, fresh["id"], *later[:-1]]
+    assert last["queue"] == {"place": 9, "behind": behind[:5], "other_users": 1, "listing": False}
+    assert last["waiting"] == [
+        f"in the queue for work it is number 9 of its user, behind jobs {', '.join(map(str, behind[:5]))} and 3 more;"
+        " another user has jobs waiting, and users take turns"
+    ]
+    assert (await service.call("queued", "GET", f"/jobs/{later[-1]}/status")).json["waiting"] == last["waiting"]
+    second = (await service.call("queued", "GET", f"/jobs/{fresh['id']}")).json
+    assert second["queue"]["behind"] == [urgent]
+    assert f"number 2 of its user, behind job {urgent};" in second["waiting"][0]
+    copy = (await service.call("queued", "GET", f"/jobs/{listing}")).json
+    assert copy["queue"] == {"place": 1, "behind": [], "other_users": 0, "listing": True}
+    assert copy["waiting"] == ["in the queue for listings it is the next of its user"]
+    assert "queue" not in (await service.call("queued", "GET", f"/jobs?after={later[-1] - 1}")).json[0]
+
+    await service.claim(fresh["id"])
+    running = (await service.call("queued", "GET", f"/jobs/{later[-1]}")).json
+    assert running["status"] == "RUNNING"
+    assert {"queue", "waiting", "next_try"}.isdisjoint(running)
+
+
+@pytest_twisted.ensureDeferred
+async def test_full_limits_stand_before_the_place(service: Service) -> None:
+    job = await service.submit("limited", "/mkdir")
+    service.skip[0] += timedelta(seconds=2)
+    before = service.context.full
+    service.context.full = lambda job, listing: [f"all are busy: {job.id} {listing}"]
+    try:
+        waiting = (await service.call("limited", "GET", f"/jobs/{job['id']}")).json["waiting"]
+    finally:
+        service.context.full = before
+    assert waiting[0] == f"all are busy: {job['id']} False"
+    assert len(waiting) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_that_waits_after_a_failure_tells_why_and_until_when(service: Service) -> None:
+    job = await service.submit("retrying", "/copy", max_tries=3)
+    (listing,) = await service.claim(job["id"])
+    due = (service.now() + timedelta(minutes=5)).replace(microsecond=0)
+    await service.settle(listing, JobStatus.SUBMITTED, _AWAY, not_before=due)
+    service.skip[0] += timedelta(seconds=2)
+    expected = {
+        "element": 0,
+        "at": f"{due:%Y-%m-%dT%H:%M:%SZ}",
+        "attempt": 2,
+        "max_tries": 3,
+        "error": {
+            "scope": "source",
+            "code": "CONNECTION",
+            "retryable": True,
+            "message": "no answer\nat all",
+            "hint": "The server could not be reached: check that the site is up.",
+        },
+    }
+    seen = (await service.call("retrying", "GET", f"/jobs/{job['id']}")).json
+    assert seen["next_try"] == expected
+    assert "queue" not in seen
+    assert seen["waiting"] == [
+        f"element 0 is tried again at {due:%Y-%m-%dT%H:%M:%SZ} (try 2 of 3), after CONNECTION: no answer at all"
+    ]
+
+    service.skip[0] += timedelta(minutes=6)
+    assert (await service.call("retrying", "GET", f"/jobs/{job['id']}")).json["queue"]["listing"]
+    (listing,) = await service.claim(job["id"])
+    files = [NewElement(JobType.COPY, f"data/{name}", f"copy/{name}", size=1) for name in "ab"]
+    await service.extend(listing, *files)
+    await service.settle(listing)
+    first, second = await service.claim(job["id"])
+    await service.settle(first)
+    # One that did not count: what is next is still the first try.
+    due += timedelta(minutes=10)
+    await service.settle(second, JobStatus.SUBMITTED, _AWAY, not_before=due, counts=False)
+    seen = (await service.call("retrying", "GET", f"/jobs/{job['id']}")).json
+    assert seen["next_try"] == {**expected, "element": 2, "at": f"{due:%Y-%m-%dT%H:%M:%SZ}", "attempt": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_newest_jobs_come_first_where_that_is_asked_for(service: Service) -> None:
+    numbers = [(await service.submit("newest"))["id"] for _ in range(5)]
+
+    async def listed(query: str) -> list[int]:
+        return [job["id"] for job in (await service.call("newest", "GET", f"/jobs{query}")).json]
+
+    assert await listed("") == numbers
+    assert await listed("?order=newest") == numbers[::-1]
+    assert await listed("?order=newest&limit=2") == numbers[:2:-1]
+    assert await listed(f"?order=newest&limit=2&before={numbers[3]}") == [numbers[2], numbers[1]]
+    assert await listed(f"?before={numbers[2]}") == numbers[:2]
+    refused = await service.call("newest", "GET", "/jobs?order=random")
+    assert (refused.status, refused.json["pointer"]) == (400, "?order")
+
+
+@pytest_twisted.ensureDeferred
+async def test_operators_see_whose_jobs_there_are(service: Service) -> None:
+    job = await service.submit("owner")
+    subject = service.certificates.of("owner").dn
+    assert "owner" not in (await service.call("owner", "GET", f"/jobs/{job['id']}")).json
+    assert (await service.call("operator", "GET", f"/jobs/{job['id']}")).json["owner"] == subject
+    everybody = (await service.call("operator", "GET", "/jobs?user=all&order=newest")).json
+    assert subject in [each["owner"] for each in everybody if each["id"] == job["id"]]
+    assert len({each["owner"] for each in everybody}) > 1
+    own = (await service.call("owner", "GET", "/jobs")).json
+    assert "owner" not in own[0]
+    for query in ("user=all", f"user={await service.user_id('operator')}"):
+        refused = await service.call("owner", "GET", f"/jobs?{query}")
+        assert (refused.status, refused.json["pointer"]) == (403, "?user")
