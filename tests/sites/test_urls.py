@@ -40,6 +40,17 @@ SITE = Site(
         (JobProtocol.GRIDFTP, "/a/", "gsiftp://h:2811/a/"),
         (JobProtocol.XROOT, "/a", "root://h:1094//a"),
         (JobProtocol.HTTPS, "/a", "https://h/dav/a"),
+        *[
+            (protocol, path, url + below)
+            for protocol, url in ((JobProtocol.HTTPS, "https://h/dav"), (JobProtocol.XROOT, "root://h:1094/"))
+            for path, below in (
+                ("~", "/"),
+                ("~/x", "/x"),
+                ("/a//./b/../c/", "/a/c"),
+                ("/~", "/~"),
+                ("x", "/store/user/x"),
+            )
+        ],
         (JobProtocol.DUMMY, "/a", "dummy://a/a"),
         (JobProtocol.FILE, "/", "file:///srv/data%20x/"),
         (JobProtocol.FILE, "~", "file:///srv/data%20x/"),
@@ -58,6 +69,8 @@ def test_urls(protocol: JobProtocol, path: str, url: str) -> None:
 def test_no_way_out_of_a_root(path: str) -> None:
     with pytest.raises(InvalidPathError, match="leads out of the site's folder"):
         storage_url(SITE, JobProtocol.FILE, path)
+    with pytest.raises(InvalidPathError, match="leads out of the site's server"):
+        storage_url(SITE, JobProtocol.HTTPS, path)
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "/" + "a" * 256, "/a" * 3000, "\ud800"])

@@ -35,6 +35,9 @@ _SPECIAL_CODES: Mapping[str, ExitCode] = {
     FailureCode.CONNECTION: ExitCode.TEMPORARY,
     FailureCode.TIMEOUT: ExitCode.TEMPORARY,
     FailureCode.STALLED: ExitCode.TEMPORARY,
+    FailureCode.BUSY: ExitCode.TEMPORARY,
+    FailureCode.LOCKED: ExitCode.TEMPORARY,
+    FailureCode.SERVER_ERROR: ExitCode.TEMPORARY,
 }
 
 

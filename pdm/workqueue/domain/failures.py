@@ -118,12 +118,12 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.BUSY: _Meaning(
             _RETRY, "The server is busy and asks to come back later: if it stays so, ask the site."
         ),
-        FailureCode.LOCKED: _Meaning(_RETRY, "Another client has locked it: retry the job once the lock has ended."),
+        FailureCode.LOCKED: _Meaning(_RETRY, "Another client has locked it: {retry} once the lock has ended."),
         FailureCode.TOO_LARGE: _Meaning(_GIVE_UP, "The file is larger than the site takes: ask it to raise its limit."),
         FailureCode.SERVER_ERROR: _Meaning(
             _RETRY, "The server failed at this request: if it happens again, report the message to the site."
         ),
-        FailureCode.NO_CHECKSUM: _Meaning(_GIVE_UP, "The server gives no ADLER32 checksum: ask the site for it."),
+        FailureCode.NO_CHECKSUM: _Meaning(_GIVE_UP, "The server gives no ADLER32 checksum: ask the site."),
         FailureCode.CREDENTIAL_EXPIRED: _Meaning(
             _HOLD,
             _GIVE_CREDENTIAL,
@@ -160,6 +160,7 @@ _COPY, _RENAME, _REMOVE, _MKDIR = JobType.COPY, JobType.RENAME, JobType.REMOVE, 
 _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
     {
         (FailureCode.EXISTS, _COPY): "Choose another destination, or allow to overwrite: {overwrite_or_different}.",
+        (FailureCode.NO_CHECKSUM, _COPY): "The server gives no ADLER32 checksum: copy with {verify}, or ask the site.",
         (FailureCode.EXISTS, _RENAME): "Choose another name, or allow to overwrite: {overwrite}.",
         (FailureCode.EXISTS, _MKDIR): "Nothing needs to be done if it is a directory: with {parents} that is no error.",
         (FailureCode.NOT_FOUND, _MKDIR): "The directory above it is missing: with {parents} it is made, too.",
@@ -177,7 +178,6 @@ _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
         (FailureCode.INVALID_NAME, _COPY): "The site cannot store that name: rename it at the source.",
         (FailureCode.NO_SPACE, _COPY): "Free space or ask for quota at the destination, then {retry}.",
         (FailureCode.UNSUPPORTED, _COPY): "A server cannot do this: copy with {verify}, or ask the site.",
-        (FailureCode.NO_CHECKSUM, _COPY): "A server gives no ADLER32 checksum: copy with {verify}, or ask the site.",
         (FailureCode.UNSUPPORTED, _RENAME): "The server cannot do this: copy it, then remove the source.",
     }
 )

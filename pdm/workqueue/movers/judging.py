@@ -49,7 +49,7 @@ def judge(fault: Fault, readings: Sequence[Reading] = ()) -> AttemptFailure:
     code = code_for_errno(fault.errno)
     if code is not FailureCode.UNKNOWN:
         unreachable = fault.unreachable or shows_no_server(fault.errno)
-        return AttemptFailure(scope, code, message, unreachable=unreachable)
+        return AttemptFailure(scope, code, message, fault.retry_after_s, unreachable)
     for reading in readings:
         if reading.pattern.search(message):
             return AttemptFailure(

@@ -32,6 +32,8 @@ _MOST_LINES, _LONGEST_KEPT_LINE = 200, 64 * 1024
 _DEFAULT_PORT = 2811
 _WRAPPED = (b"631", b"632", b"633")
 _TOKEN = re.compile(rb"ADAT=([A-Za-z0-9+/=]+)")
+#: Messages of a login that go to and fro: a handshake of TLS and the delegation of a proxy have about ten.
+_MOST_LOGIN_STEPS = 100
 
 
 class ChannelError(Exception):
@@ -150,7 +152,7 @@ class ControlChannel:
         # The first step reads who may vouch for the server.
         with trusting(self.place):
             answer, complete = context.step(token)
-        while True:
+        for _ in range(_MOST_LOGIN_STEPS):
             if answer:
                 self._send_plain(b"ADAT " + base64.b64encode(answer))
                 reply = self._plain_reply()
@@ -164,6 +166,8 @@ class ControlChannel:
             else:
                 raise ChannelError(f"{self.place}: the login does not go on")
             answer, complete = context.step(token)
+        else:
+            raise ChannelError(f"{self.place}: the login does not come to an end")
         # The account is the one that the server's grid map names for us.
         self._expect(self.ask(b"USER :globus-mapping:"), 230, 331)
         self._expect(self.ask(b"PASS dummy"), 230, 202)

@@ -48,8 +48,10 @@ class _Copier:
             if folder.may_hold(stale):
                 scoped("destination", _discard, storage, stale)
         there = scoped("destination", folder.look, storage, destination)
-        if there is not None and self._is_there_already(storage, item, there):
-            return
+        if there is not None:
+            scoped("destination", folder.check_own_name, storage, destination)
+            if self._is_there_already(storage, item, there):
+                return
         if folder.url in self._closed:
             raise self._closed[folder.url]
         if self._doubts_sources:
@@ -71,7 +73,12 @@ class _Copier:
                     self._check_version(storage, item, version)
                 raise
             self._check_unchanged(storage, item, version, source_sum, doubted=doubted)
-            self._rename(storage, item, checksum)
+            if self._overwrite == "never" or there is not None:
+                self._rename(storage, item, checksum)
+            else:
+                with folder.alone(storage, item["temporary"], destination):
+                    scoped("destination", folder.check_free, storage, destination)
+                    self._rename(storage, item, checksum)
         except (StoppedError, StorageError) as error:
             residue = self._clean_up(storage, item["temporary"], error)
             if isinstance(error, StoppedError):
@@ -171,7 +178,7 @@ class _Copier:
                 if scoped("source", storage.checksum, source) != sent:
                     raise StorageError(CHANGED, code="SIZE_CHANGED", scope="source")
             except StorageError as trouble:
-                if trouble.code != "UNSUPPORTED" or self._checksums:
+                if trouble.code != "NO_CHECKSUM" or self._checksums:
                     raise
         self._check_version(storage, item, version)
 

@@ -21,12 +21,13 @@ import socket
 import ssl
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pdm.workqueue.agents.helpers import lease
+from pdm.workqueue.agents.helpers.dav_errors import refusal
 from pdm.workqueue.agents.helpers.endpoints import credential_at, trust_at
 from pdm.workqueue.agents.helpers.signing_policies import check_server
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, shortened
@@ -40,6 +41,13 @@ _NOT_TWICE = frozenset({"PUT", "COPY", "MOVE", "DELETE", "MKCOL"})
 #: Redirects are for bytes: where servers of dCache, EOS and XRootD keep them is known to others of their kind.
 _FOLLOWED = frozenset({"GET", "HEAD", "PUT", "COPY"})
 _REDIRECTS, _MOST_REDIRECTS = (301, 302, 303, 307, 308), 5
+#: With these a redirect that adds a slash to a folder's name is followed. A DELETE is not: what was a file when we
+#: looked would be a whole tree now.
+_SLASHED = frozenset({"PROPFIND", "MKCOL", "MOVE", "COPY", "HEAD", "OPTIONS"})
+#: Answers that announce another one; a server that sends no end of them is not waited for.
+_MOST_INTERIM = 50
+#: Bytes of an answer that nobody needs, read only to keep the connection.
+_LARGEST_REST = 1024 * 1024
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 _ASCII = re.compile(r"[\x21-\x7e]+")
 #: Seconds for a server to say that it wants the bytes of a file; who says nothing gets them, this time and later.
@@ -51,41 +59,6 @@ _HANG_UP_S = 3.0
 #: How a connection ends under a server that does not want us, or that dies.
 _HUNG_UP = (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}", re.ASCII)
-_BY_STATUS = {
-    403: errno.EACCES,
-    404: errno.ENOENT,
-    405: errno.EOPNOTSUPP,
-    409: errno.ENOENT,
-    412: errno.EEXIST,
-    414: errno.ENAMETOOLONG,
-    501: errno.EOPNOTSUPP,
-    507: errno.ENOSPC,
-}
-#: What servers write into the body of any status; XRootD says so in the words of the system.
-_BY_TEXT = (
-    ("no space left", errno.ENOSPC),
-    ("quota exceeded", errno.EDQUOT),
-    ("permission denied", errno.EACCES),
-    ("operation not permitted", errno.EACCES),
-    ("no such file", errno.ENOENT),
-    ("not empty", errno.ENOTEMPTY),
-    ("not a directory", errno.ENOTDIR),
-    ("is a directory", errno.EISDIR),
-    ("file exists", errno.EEXIST),
-    ("name too long", errno.ENAMETOOLONG),
-    ("too many levels of symbolic links", errno.ELOOP),
-    ("read-only", errno.EROFS),
-    ("cross-device link", errno.EXDEV),
-)
-
-
-def errno_of(text: str) -> int | None:
-    """The error that a sentence of a server tells of.
-
-    What comes before the last semicolon names the file, which may be called ``permission denied``.
-    """
-    lowered = text.rpartition(";")[2].lower()
-    return next((number for words, number in _BY_TEXT if words in lowered), None)
 
 
 class _Server(NamedTuple):
@@ -102,12 +75,20 @@ class _Server(NamedTuple):
     trust: str | None
 
 
-class _Begun(io.RawIOBase):
-    """What a server says, of which a piece has been read already; looks like its socket to `HTTPResponse`."""
+class _Incoming(io.RawIOBase):
+    """What a server says, of which a piece may have been read already; looks like its socket to `HTTPResponse`.
 
-    def __init__(self, sock: ssl.SSLSocket, begun: bytes) -> None:
+    Before each piece the time is looked at: one byte a minute would not be the end of our patience otherwise.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket, timeout_s: Callable[[], float], begun: bytes = b"") -> None:
         self._sock = sock
+        # Keeps the socket open until the body is read, even where its connection is to be closed.
+        self._raw = sock.makefile("rb", buffering=0)
+        #: Seconds to wait for a piece; raises `TimeoutError` if there is no more time.
+        self._timeout_s = timeout_s
         self._begun = begun
+        self.least_s = 0.0
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -115,14 +96,31 @@ class _Begun(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
         if self._begun:
             view = memoryview(buffer).cast("B")
             count = min(len(self._begun), len(view))
             view[:count] = self._begun[:count]
             self._begun = self._begun[count:]
             return count
-        return self._sock.recv_into(buffer)
+        self._sock.settimeout(max(self._timeout_s(), self.least_s))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """One that passes over what comes before the answer, but not for ever."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(_MOST_INTERIM):
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # not in its stub
+            if not http.HTTPStatus.CONTINUE <= status < http.HTTPStatus.OK:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("the server announces an answer again and again")
 
 
 class Answer:
@@ -134,6 +132,7 @@ class Answer:
         server: _Server,
         connection: http.client.HTTPSConnection,
         response: HTTPResponse,
+        incoming: _Incoming,
         *,
         keep: bool,
     ) -> None:
@@ -141,6 +140,7 @@ class Answer:
         self._server = server
         self._connection = connection
         self._response = response
+        self._incoming = incoming
         self._keep = keep
         self.status = response.status
         self.reason = response.reason
@@ -150,9 +150,14 @@ class Answer:
 
     def read(self, most: int, least_s: float = 0.0) -> bytes:
         """A piece of it, waited for as long as we are patient, or ``least_s``; empty at its end."""
-        self._client.set_timeout(self._connection, least_s)
-        with self._client.guarded(self._server.authority, self._connection):
-            piece = self._response.read1(most)
+        self._incoming.least_s = least_s
+        try:
+            with self._client.guarded(self._server.authority, self._connection):
+                piece = self._response.read1(most)
+                if not piece and self._response.length:
+                    raise http.client.IncompleteRead(b"", self._response.length)
+        except StorageError as trouble:
+            raise self._client.explained(self._server, trouble) from trouble.__cause__
         if not piece:
             # Without this the connection would not take the next request.
             self._response.close()
@@ -163,9 +168,12 @@ class Answer:
         return piece
 
     def finish(self) -> None:
-        """Read what is left, which does not matter."""
-        while self.read(_LONGEST_ERROR):
-            pass
+        """Read what is left, which does not matter; too much of it is not worth the connection."""
+        left = _LARGEST_REST
+        while left > 0 and (piece := self.read(_LONGEST_ERROR)):
+            left -= len(piece)
+        if left <= 0:
+            self.drop()
 
     def cut_off(self) -> None:
         """Have whoever reads it read no more; from any thread."""
@@ -213,12 +221,18 @@ class DavClient:
             StorageError: there was no answer, or a status that is not good.
         """
         self.check_name(url)
-        first, at = _server(url), url
+        first, at = server_of(url), url
         for _ in range(_MOST_REDIRECTS + 1):
-            authority = _server(at)
+            authority = server_of(at)
             server = _Server(authority, authority == first, trust_at(first))
             answer = self._sent(server, method, at, headers or {}, body)
-            if answer.status not in _REDIRECTS or method not in _FOLLOWED:
+            if answer.status not in _REDIRECTS:
+                break
+            if method in _SLASHED and _only_adds_slash(at, answer.header("Location")):
+                answer.finish()
+                at += "/"
+                continue
+            if method not in _FOLLOWED:
                 break
             at = self._elsewhere(at, answer)
         if answer.status in good:
@@ -229,7 +243,15 @@ class DavClient:
             where = shortened(answer.header("Location") or "nowhere", 300)
             raise StorageError(f"{method} {url}: the server sends its clients on to {where}", code="UNSUPPORTED")
         # What comes behind the question mark lets whoever reads it have the file.
-        raise self._refusal(method, at.partition("?")[0], answer.status, answer.reason, said)
+        raise refusal(
+            method,
+            at.partition("?")[0],
+            answer.status,
+            answer.reason,
+            said,
+            answer.header("Retry-After"),
+            str((headers or {}).get("Content-Length", "")) or None,
+        )
 
     def call(
         self,
@@ -246,9 +268,9 @@ class DavClient:
 
     def is_xrootd(self, url: str) -> bool:
         """Whether a server is XRootD's, as it tells itself."""
-        authority = _server(url)
+        authority = server_of(url)
         if authority not in self._kinds:
-            self._sent(_named(url), "OPTIONS", f"https://{authority}/", {}, None).finish()
+            self._sent(named(url), "OPTIONS", f"https://{authority}/", {}, None).finish()
         return self._kinds[authority].startswith("xrootd")
 
     def check_name(self, url: str) -> None:
@@ -261,8 +283,7 @@ class DavClient:
 
     def hang_up(self, url: str) -> None:
         """End the connections with a server on which nothing is under way."""
-        for connection in self._idle.pop(_named(url), []):
-            connection.close()
+        self.hang_up_all(named(url))
 
     def interrupt(self) -> None:
         """End what is under way, from any thread."""
@@ -283,17 +304,64 @@ class DavClient:
         headers: Mapping[str, str | bytes],
         body: bytes | Iterator[bytes] | None,
     ) -> Answer:
-        kept = bool(self._idle.get(server))
+        kept = self._has_kept(server)
+        try:
+            answer = self._sent_once(server, method, url, headers, body)
+        except StorageError as trouble:
+            # A kept connection may have been closed meanwhile: once more, if nothing can have been done by it.
+            if not (kept and trouble.lost) or method in _NOT_TWICE:
+                raise self.explained(server, trouble) from trouble.__cause__
+        else:
+            if answer.status != http.HTTPStatus.EXPECTATION_FAILED or server in self._hasty:
+                return answer
+            # It does not know that one can ask before the bytes are sent; none of them was.
+            answer.drop()
+            self._hasty.add(server)
+        self.hang_up_all(server)
         try:
             return self._sent_once(server, method, url, headers, body)
         except StorageError as trouble:
-            if not kept and isinstance(trouble.__cause__, _HUNG_UP) and (why := self._why_hung_up(server)):
-                raise why from trouble
-            # A kept connection may have been closed meanwhile: once more, if nothing can have been done by it.
-            if not (kept and trouble.lost) or method in _NOT_TWICE:
-                raise
-            self._idle.pop(server, None)
-            return self._sent_once(server, method, url, headers, body)
+            raise self.explained(server, trouble) from trouble.__cause__
+
+    def _has_kept(self, server: _Server) -> bool:
+        """Whether there is a kept connection; those that the server has closed meanwhile are ended."""
+        kept = self._idle.get(server, [])
+        for connection in list(kept):
+            if not _is_quiet(connection):
+                kept.remove(connection)
+                connection.close()
+        return bool(kept)
+
+    def hang_up_all(self, server: _Server) -> None:
+        """End the kept connections with a server."""
+        for connection in self._idle.pop(server, []):
+            connection.close()
+
+    def explained(self, server: _Server, trouble: StorageError) -> StorageError:
+        """Why a connection ended: the server is away, does not want us, or cannot cope with this one request.
+
+        Only the first is CONNECTION. Some servers end the connection over one path (Apache over a folder that it cannot
+        enter, WsgiDAV over a name that is not UTF-8), and are well otherwise: that must not pause the site.
+        """
+        if not trouble.lost or trouble.code != "CONNECTION" or self.interrupted:
+            return trouble
+        if not self._answers(server):
+            why = self._why_hung_up(server) if isinstance(trouble.__cause__, _HUNG_UP) else None
+            return why or trouble
+        text = f"the server ended the connection at this request, and answers others: {trouble.message}"
+        return StorageError(text, code="SERVER_ERROR", lost=True)
+
+    def _answers(self, server: _Server) -> bool:
+        """Whether a server answers a request that asks for nothing, soon."""
+        timeout_s = min(self._timeout_s(), _HANG_UP_S)
+        connection = http.client.HTTPSConnection(server.authority, context=self._tls(server), timeout=timeout_s)
+        try:
+            connection.request("OPTIONS", "/")
+            return connection.getresponse().status > 0
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def _sent_once(
         self,
@@ -312,14 +380,15 @@ class DavClient:
             with self.guarded(server.authority, connection):
                 if body is None or isinstance(body, bytes):
                     connection.request(method, path, body, headers)
-                    response, whole = connection.getresponse(), True
+                    incoming, whole = _Incoming(connection.sock, self._time_left_s), True
                 else:
-                    response, whole = self._given(server, connection, method, path, headers, body)
+                    incoming, whole = self._given(server, connection, method, path, headers, body)
+                response = _answer_from(connection, incoming)
         except BaseException:
             self.forget(connection)
             raise
         self._kinds[server.authority] = (response.getheader("Server") or "").lower()
-        return Answer(self, server, connection, response, keep=whole)
+        return Answer(self, server, connection, response, incoming, keep=whole)
 
     def _given(
         self,
@@ -329,11 +398,12 @@ class DavClient:
         path: str,
         headers: Mapping[str, str | bytes],
         body: Iterator[bytes],
-    ) -> tuple[HTTPResponse, bool]:
-        """The answer to a request whose bytes are sent when the server wants them: it may refuse, or send us on.
+    ) -> tuple[_Incoming, bool]:
+        """Send a request whose bytes are sent when the server wants them: it may refuse, or send us on.
 
         Returns:
-            The answer, and whether the bytes were sent: else the connection is of no more use.
+            The answer, of which the beginning may have come; and whether the bytes were sent: else the connection is of
+            no more use.
         """
         connection.putrequest(method, path, skip_accept_encoding=True)
         for name, value in headers.items():
@@ -350,13 +420,8 @@ class DavClient:
         if wanted:
             for piece in body:
                 connection.send(piece)
-        begun = functools.partial(HTTPResponse, _Begun(sock, said or b""))  # type: ignore[arg-type]  # only makefile
-        connection.response_class = lambda sock, method: begun(method=method)  # type: ignore[assignment]  # what is begun has its socket
-        try:
-            # A word that the bytes may come is passed over by itself.
-            return connection.getresponse(), wanted
-        finally:
-            del connection.response_class
+        # A word that the bytes may come is passed over later.
+        return _Incoming(sock, self._time_left_s, said or b""), wanted
 
     def _first_words(self, sock: ssl.SSLSocket) -> bytes | None:
         """What a server says before it gets the bytes of a file; None if it does not speak, soon."""
@@ -456,6 +521,11 @@ class DavClient:
         left = self.patience.until - time.monotonic()
         return max(min(self.patience.stall_s, left), _LEAST_S)
 
+    def _time_left_s(self) -> float:
+        if time.monotonic() > self.patience.until:
+            raise TimeoutError("not finished in time")
+        return self._timeout_s()
+
     def set_timeout(self, connection: http.client.HTTPSConnection, least_s: float = 0.0) -> None:
         """Let a connection wait for as long as we are patient, or ``least_s``."""
         if connection.sock is not None:
@@ -485,15 +555,6 @@ class DavClient:
             return StorageError(text, code="CREDENTIAL_REFUSED")
         return StorageError(text, code="CONNECTION", lost=True)
 
-    @staticmethod
-    def _refusal(method: str, url: str, status: int, reason: str, said: str) -> StorageError:
-        text = f"{method} {url}: {status} {reason}: {shortened(said, 500)}"
-        if status == http.HTTPStatus.UNAUTHORIZED and errno_of(said) is None:
-            return StorageError(text, code="CREDENTIAL_REFUSED")
-        if status in (http.HTTPStatus.BAD_GATEWAY, http.HTTPStatus.SERVICE_UNAVAILABLE):
-            return StorageError(text, code="CONNECTION")
-        return StorageError(text, errno=errno_of(said) or _BY_STATUS.get(status))
-
     # -- who we are
 
     @staticmethod
@@ -517,6 +578,8 @@ class DavClient:
         kind = server.trust, server.known
         if kind not in self._contexts:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            # Apache asks for a certificate once it knows the path (SSLVerifyClient in a Location or Directory).
+            context.post_handshake_auth = True
             try:
                 context.load_verify_locations(capath=server.trust or None)
                 if server.known and (proxy := os.environ.get("X509_USER_PROXY")):
@@ -531,13 +594,57 @@ class DavClient:
         return self._contexts[kind]
 
 
-def _named(url: str) -> _Server:
+def _answer_from(connection: http.client.HTTPSConnection, incoming: _Incoming) -> HTTPResponse:
+    """The answer to the request that was sent, read through ``incoming``."""
+    begun = functools.partial(_Response, incoming)  # type: ignore[arg-type]  # only its makefile is used
+    connection.response_class = lambda _sock, method: begun(method=method)  # type: ignore[assignment]  # it has its socket
+    try:
+        return connection.getresponse()
+    finally:
+        del connection.response_class
+
+
+def _is_quiet(connection: http.client.HTTPSConnection) -> bool:
+    """Whether a kept connection is open, and nothing came that nobody has asked for."""
+    sock = connection.sock
+    if sock is None:
+        return False
+    if not select.select([sock], [], [], 0)[0]:
+        return True
+    sock.setblocking(False)
+    try:
+        sock.recv(1)
+    except ssl.SSLWantReadError:
+        # TLS has spoken for itself, with a session ticket for example.
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            sock.setblocking(True)
+    return False
+
+
+def _only_adds_slash(url: str, location: str | None) -> bool:
+    """Whether a redirect leads to the same path with a slash; its host and scheme may be those behind a proxy."""
+    try:
+        path = urllib.parse.urlsplit(urllib.parse.urljoin(url, location or "")).path
+    except ValueError:
+        return False
+    asked = _path(url).partition("?")[0]
+    return (
+        not asked.endswith("/") and urllib.parse.unquote_to_bytes(path) == urllib.parse.unquote_to_bytes(asked) + b"/"
+    )
+
+
+def named(url: str) -> _Server:
     """The server that the user has named by a URL."""
-    authority = _server(url)
+    authority = server_of(url)
     return _Server(authority, True, trust_at(authority))
 
 
-def _server(url: str) -> str:
+def server_of(url: str) -> str:
+    """Host and port of a URL."""
     return url.partition("://")[2].partition("/")[0]
 
 

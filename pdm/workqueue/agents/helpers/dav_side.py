@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import json
 import re
-import threading
-import time
 import unicodedata
-from collections.abc import Iterator
-from urllib.parse import unquote_to_bytes
-from xml.sax.saxutils import unescape
+from collections.abc import Generator, Iterator
+from http import HTTPStatus
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from pdm.workqueue.agents.helpers.dav_client import Answer, DavClient, errno_of
+from pdm.workqueue.agents.helpers.dav_client import Answer, DavClient, server_of
+from pdm.workqueue.agents.helpers.dav_errors import RefusedError
+from pdm.workqueue.agents.helpers.odd_names import check_kept, is_odd, shape_of
+from pdm.workqueue.agents.helpers.propfind import Resource, path_of, plain_path, resources
 from pdm.workqueue.agents.helpers.side import Pieces, Side
 from pdm.workqueue.agents.helpers.storage import (
     Arrived,
@@ -28,30 +28,27 @@ from pdm.workqueue.agents.helpers.storage import (
     Thing,
     Version,
     bare_url,
+    joined_url,
     link_to_directory,
     parent_url,
-    scoped,
-    shortened,
 )
+from pdm.workqueue.agents.helpers.third_party import NotBegunError, ThirdPartyCopies
 
 _PIECE = 256 * 1024
-_LONGEST_ENTRY = 256 * 1024
-#: Seconds without a marker after which a server that copies is taken for dead; most send one every five.
-_MARKERS_S = 12.0
-#: Seconds between two looks at a copy between servers, and for a server to answer that may be dead.
-_LOOK_S, _SOON_S = 0.5, 3.0
 _BLANK = 0x20
-_LONGEST_LINE = 64 * 1024
-_TOKEN_REQUEST = json.dumps({"caveats": ["activity:DOWNLOAD,LIST"], "validity": "PT60M"}).encode()
-_RESPONSE_END = re.compile(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?response\s{0,8}>")
-_HREF = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?href\s{0,8}>(.*?)</(?:[A-Za-z0-9_.-]{1,32}:)?href\s{0,8}>", re.DOTALL)
-_LENGTH = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?getcontentlength[^>]{0,200}>\s{0,8}([0-9]{1,19})\s{0,8}<")
-_MODIFIED = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?getlastmodified[^>]{0,200}>([^<]{1,100})<")
-#: Not ``iscollection``: XRootD (5.5) says that of every file that may be executed.
-_COLLECTION = re.compile(rb"<(?:[A-Za-z0-9_.-]{1,32}:)?collection[^>]{0,200}>")
-_ENTITIES = {"&quot;": '"', "&apos;": "'", "&#39;": "'", "&#34;": '"'}
 _DIGEST = re.compile(r"adler32=([0-9A-Fa-f]{1,8})\b", re.IGNORECASE | re.ASCII)
-_MARKER = re.compile(rb"Stripe Bytes Transferred:\s{0,8}([0-9]{1,19})", re.IGNORECASE)
+#: The ways to write ``Destination``. The second is for servers behind a proxy, which know neither the scheme nor the
+#: port that we see; WebDAV allows it since RFC 4918.
+_DESTINATION_FORMS = ("https://{authority}{path}", "{path}", "http://{authority}{path}")
+_WRONG_FORM = (HTTPStatus.BAD_REQUEST, HTTPStatus.BAD_GATEWAY)
+#: The form that a server has taken.
+_form_of: dict[str, int] = {}
+#: What a server says to a name that it cannot hold, or has mistaken for another.
+_NAME_REFUSED = frozenset({400, 404, 409, 412, 414, 422})
+_MOST_PROBES = 4
+#: Of one that was asked for.
+_MOST_RESOURCES = 1000
+_LONGEST_NUMBER = 20
 
 
 class DavSide(Side):
@@ -60,8 +57,9 @@ class DavSide(Side):
     def __init__(self) -> None:
         super().__init__()
         self._client = DavClient()
-        #: Pairs of servers between which a third-party copy could not be begun.
-        self._no_third_party: set[tuple[str, str]] = set()
+        self._third_party = ThirdPartyCopies(self, self._client)
+        #: What was looked at last, and what was there.
+        self._last_seen: tuple[str, Thing | None] = "", None
 
     @property
     def patience(self) -> Patience:  # a property here, so that the client has it too
@@ -75,49 +73,88 @@ class DavSide(Side):
 
     def look(self, url: str) -> Thing | None:
         try:
-            found = list(self._found(bare_url(url), "0"))
+            found = None
+            # To its end, for the connection is kept then; but some servers list more than they were asked for.
+            with contextlib.closing(self._found(bare_url(url), "0")) as resources_found:
+                for count, each in enumerate(resources_found):
+                    found = found or each
+                    if count > _MOST_RESOURCES:
+                        break
         except StorageError as trouble:
-            if trouble.errno == errno.ENOENT:
+            if trouble.errno in (errno.ENOENT, errno.ENOTDIR):
                 return None
             raise
-        if not found:
+        if found is None:
             raise StorageError(f"{url}: the server's answer names nothing", code="BAD_LISTING")
-        return found[0][1]
+        _, resource = found
+        if resource.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+            return None
+        if resource.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise StorageError(f"{url}: {resource.status} for this resource", errno=errno.EACCES)
+        there = self._thing(url, resource)
+        self._last_seen = url, there
+        return there
 
     def entries(self, url: str) -> Entries:
         folder = bare_url(url)
-        own = _path(folder).rstrip(b"/")
-        for path, thing in self._found(folder, "1"):
+        own = plain_path(_path(folder))
+        first = True
+        for path, resource in self._found(self._folder_url(folder), "1"):
+            if first and resource.is_directory and path != own and not path.startswith(own + b"/"):
+                # The folder itself, under the path that it has behind a proxy, or in the server's way of writing it.
+                own = path
+            first = False
             if path == own:
-                if thing.kind != "directory":
+                if not resource.is_directory:
                     raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
                 continue
             if not path.startswith(own + b"/"):
                 raise StorageError(f"{path[:200]!r} is not in {url}", code="BAD_LISTING")
-            yield path[len(own) + 1 :], thing
+            name = path[len(own) + 1 :]
+            yield name, self._thing(joined_url(folder, quote_from_bytes(name)), resource)
 
-    def _found(self, url: str, depth: str) -> Iterator[tuple[bytes, Thing]]:
-        """Paths, without a slash at the end, and things of a PROPFIND, as they arrive."""
+    def _found(self, url: str, depth: str) -> Generator[tuple[bytes, Resource]]:
+        """Paths, without a slash at the end, and resources of a PROPFIND, as they arrive."""
         answer = self._client.open("PROPFIND", url, headers={"Depth": depth}, good=(207,))
         # XRootD writes names as they are, not percent-encoded.
         raw = self._client.is_xrootd(url)
-        waiting = b""
+        base = plain_path(_path(url))
         whole = False
         try:
-            while piece := answer.read(_PIECE):
-                self.check()
-                waiting += piece
-                while end := _RESPONSE_END.search(waiting):
-                    yield _response(waiting[: end.start()], raw=raw)
-                    waiting = waiting[end.end() :]
-                if len(waiting) > _LONGEST_ENTRY:
-                    raise StorageError(f"{url}: the server's listing is not valid", code="BAD_LISTING")
+            for resource in resources(url, self._pieces(answer), raw=raw):
+                yield path_of(resource.href, base, raw=raw), resource
             whole = True
         finally:
             if not whole:
                 answer.drop()
-        if not re.search(rb"</(?:[A-Za-z0-9_.-]{1,32}:)?multistatus\s{0,8}>", waiting):
-            raise StorageError(f"{url}: the server's listing is cut short", code="CONNECTION", lost=True)
+
+    def _pieces(self, answer: Answer) -> Iterator[bytes]:
+        while piece := answer.read(_PIECE):
+            self.check()
+            yield piece
+
+    def _thing(self, url: str, resource: Resource) -> Thing:
+        if resource.status >= HTTPStatus.BAD_REQUEST:
+            # The server names it, and cannot say what it is: most likely a link that leads nowhere.
+            return Thing("other")
+        if resource.is_directory:
+            return Thing("directory", 0, None, resource.mtime)
+        size = self._length(url) if resource.size is None else resource.size
+        return Thing("file", size, None, resource.mtime)
+
+    def _length(self, url: str) -> int:
+        """Bytes of a file whose server does not list them: as HEAD tells, or by reading it."""
+        length = _number(self._client.call("HEAD", url).header("Content-Length"))
+        if length is not None:
+            return length
+        count = 0
+        for piece in self._pieces(self._client.open("GET", url)):
+            count += len(piece)
+        return count
+
+    def _folder_url(self, url: str) -> str:
+        """The URL of a folder as WebDAV wants it, with a slash at its end; XRootD goes by the bare one."""
+        return bare_url(url) if self._client.is_xrootd(url) else bare_url(url).rstrip("/") + "/"
 
     def link_at(self, url: str, *, listed: bool) -> str | None:
         """XRootD removes no link to a directory and no folder that is not empty: the reasons differ.
@@ -147,12 +184,28 @@ class DavSide(Side):
     def make_directory(self, url: str) -> None:
         if self.look(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
+        self._check_parent(url)
+        try:
+            self._client.call("MKCOL", self._folder_url(url), good=(200, 201))
+        except StorageError as trouble:
+            # Servers say 405, 301, 409 or 500 of what another client has made since, or of what is above and is gone.
+            if trouble.errno == errno.EACCES or trouble.retry_after_s is not None:
+                raise
+            if self.look(url) is not None:
+                raise StorageError(f"{url} is there", errno=errno.EEXIST) from trouble
+            self._check_parent(url)
+            if trouble.errno == errno.ENOENT:
+                raise StorageError(trouble.message, code="SERVER_ERROR") from trouble
+            raise
+        if self.look(url) is None:
+            raise _misplaced(url)
+
+    def _check_parent(self, url: str) -> None:
         above = self.look(parent_url(url))
         if above is None:
             raise StorageError(f"{parent_url(url)} is not there", errno=errno.ENOENT)
         if above.kind != "directory":
             raise StorageError(f"{parent_url(url)} is not a directory", errno=errno.ENOTDIR)
-        self._client.call("MKCOL", bare_url(url), good=(200, 201))
 
     def remove(self, url: str, *, directory: bool) -> None:
         there = self.look(url)
@@ -163,26 +216,116 @@ class DavSide(Side):
         if there.kind != "directory" and directory:
             raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
         if directory:
-            with contextlib.closing(self.entries(url)) as entries:
-                if next(entries, None) is not None:
-                    if self._client.is_xrootd(url) and (link := self.link_at(url, listed=True)):
-                        raise StorageError(link, code="UNSUPPORTED")
-                    raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
-        self._client.call("DELETE", bare_url(url), good=(200, 204))
+            self._check_empty(url, links=True)
+        self._client.call("DELETE", self._folder_url(url) if directory else bare_url(url), good=(200, 202, 204))
+
+    def _check_empty(self, url: str, *, links: bool = False) -> None:
+        with contextlib.closing(self.entries(url)) as entries:
+            if next(entries, None) is not None:
+                if links and self._client.is_xrootd(url) and (link := self.link_at(url, listed=True)):
+                    raise StorageError(link, code="UNSUPPORTED")
+                raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
 
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        old = self._last_seen[1] if self._last_seen[0] == source else self.look(source)
+        if old is None:
+            raise StorageError(f"{source} is not there", errno=errno.ENOENT, scope="source")
+        is_directory = old.kind == "directory"
+        self._check_name_is_kept(destination)
         there = self.look(destination)
         if there is not None and not replace:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
-        headers: dict[str, str | bytes] = {"Overwrite": "T" if replace else "F"}
-        headers["Destination"] = self._destination(bare_url(destination))
-        self._client.call("MOVE", bare_url(source), headers=headers, good=(200, 201, 204))
+        if there is not None and there.kind == "directory":
+            # A MOVE that overwrites would remove all that is in it.
+            if not is_directory:
+                raise StorageError(f"{destination} is a directory", errno=errno.EISDIR)
+            self._check_empty(destination)
+        try:
+            self._move(source, destination, is_directory=is_directory, replace=replace)
+        except StorageError as trouble:
+            if trouble.errno == errno.EOPNOTSUPP and not replace and self.look(destination) is not None:
+                raise StorageError(f"{destination} is there", errno=errno.EEXIST) from trouble
+            raise
+        now = self.look(destination)
+        if now is None or (not is_directory and now.size != old.size):
+            raise _misplaced(destination)
 
-    def _destination(self, url: str) -> str | bytes:
+    def _move(self, source: str, destination: str, *, is_directory: bool, replace: bool) -> None:
+        """MOVE, with the destination written in the first way that the server takes."""
+        if is_directory:
+            source, destination = self._folder_url(source), self._folder_url(destination)
+        else:
+            source, destination = bare_url(source), bare_url(destination)
+        server = server_of(source)
+        forms = _DESTINATION_FORMS[_form_of.get(server, 0) :]
+        if self._client.is_xrootd(source):
+            forms = _DESTINATION_FORMS[:1]
+        for form in forms:
+            headers: dict[str, str | bytes] = {"Overwrite": "T" if replace else "F"}
+            headers["Destination"] = self._destination(destination, form)
+            try:
+                self._client.call("MOVE", source, headers=headers, good=(200, 201, 204))
+            except RefusedError as refused:
+                if refused.status not in _WRONG_FORM or form is forms[-1] or self.look(source) is None:
+                    raise
+            else:
+                _form_of[server] = _DESTINATION_FORMS.index(form)
+                return
+
+    def _check_name_is_kept(self, url: str) -> None:
+        """Raise `StorageError` if the server would store a name under another one, over a file of that name.
+
+        Some take ``;`` or ``?`` in ``Destination`` for the end of the path, or decode it twice. So an empty file of
+        ours is moved to a name of that kind first, in a folder above all such names; whatever becomes of it, it is
+        none of the user's.
+        """
+        start, _, path = url.partition("://")[2].partition("/")
+        names = path.rstrip("/").split("/")
+        odd = [at for at, name in enumerate(names) if is_odd(name)]
+        if not odd or self._client.is_xrootd(url):
+            return
+        folder = _https("://" + "/".join((start, *names[: odd[0]]))) + "/"
+
+        def moved(probe: str, to: str) -> bool | None:
+            source, destination = joined_url(folder, probe), joined_url(folder, to)
+            try:
+                self._client.call("PUT", source, {"Content-Length": "0"}, b"", good=(200, 201, 204))
+            except RefusedError as refused:
+                if refused.errno not in (errno.EACCES, errno.EOPNOTSUPP):
+                    raise
+                # Where we may make nothing, nothing of the user's can be overwritten either.
+                return None
+            try:
+                self._move(source, destination, is_directory=False, replace=False)
+                return self.look(destination) is not None
+            except RefusedError as refused:
+                if refused.status not in _NAME_REFUSED:
+                    raise
+                return False
+            finally:
+                self._sweep(folder, probe, to)
+
+        for at in odd:
+            if not check_kept(start, shape_of(names[at]), moved):
+                raise _misplaced(url)
+
+    def _sweep(self, folder: str, probe: str, to: str) -> None:
+        """Remove the empty files of a probe, wherever the server has put them."""
+        with contextlib.suppress(StorageError):
+            self.remove(joined_url(folder, to), directory=False)
+            return
+        prefix = unquote_to_bytes(probe)
+        with contextlib.suppress(StorageError), contextlib.closing(self.entries(folder)) as entries:
+            left = [name for name, thing in entries if name.startswith(prefix) and thing.size == 0]
+            for name in left[:_MOST_PROBES]:
+                self.remove(joined_url(folder, quote_from_bytes(name)), directory=False)
+
+    def _destination(self, url: str, form: str) -> str | bytes:
         """The header of a MOVE; XRootD does not decode it: encoded, the file would be called ``%20`` and the like."""
         url = _https(url)
         if not self._client.is_xrootd(url):
-            return url
+            authority, path = server_of(url), "/" + url.partition("://")[2].partition("/")[2]
+            return form.format(authority=authority, path=path)
         self._client.check_name(url)
         raw = unquote_to_bytes(url)
         if any(byte < _BLANK for byte in raw):
@@ -191,10 +334,10 @@ class DavSide(Side):
         return raw + b"?pdm=1"
 
     def size(self, url: str) -> int:
-        length = self._client.call("HEAD", url).header("Content-Length")
-        if length is None or not length.isdecimal():
-            raise StorageError(f"{url}: the server tells no size", code="UNSUPPORTED")
-        return int(length)
+        there = self.look(url)
+        if there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        return there.size
 
     def version(self, url: str) -> Version:
         head = self._client.call("HEAD", url)
@@ -219,8 +362,13 @@ class DavSide(Side):
         if there is not None and there.kind == "directory":
             # Servers give a page for people.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
-        answer = self._client.open("GET", url)
-        length = int(answer.header("Content-Length") or -1)
+        answer = self._client.open("GET", url, headers={"Accept-Encoding": "identity"})
+        length = _number(answer.header("Content-Length"))
+        encoding = (answer.header("Content-Encoding") or "identity").lower()
+        if encoding != "identity" and there is not None and length != there.size:
+            # One that is stored compressed may be called so, too; then it has the size that was listed.
+            answer.drop()
+            raise StorageError(f"{url}: the server sends it in {encoding[:40]} unasked", code="UNSUPPORTED")
         read = 0
         whole = False
         try:
@@ -231,8 +379,8 @@ class DavSide(Side):
         finally:
             if not whole:
                 answer.drop()
-        if length not in (-1, read):
-            raise StorageError(f"{url}: {read} of {length} bytes came", code="CONNECTION", lost=True)
+        if length not in (None, read):
+            raise StorageError(f"{url}: {read} of {length} bytes came", code="SERVER_ERROR", lost=True)
 
     def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
         headers = {"Content-Length": str(size)}
@@ -257,108 +405,16 @@ class DavSide(Side):
         return trouble
 
     def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
-        pair = (_server(source), _server(temporary))
-        if pair not in self._no_third_party:
-            try:
-                self._third_party(source, temporary, arrived)
-            except StorageError as trouble:
-                if trouble.errno != errno.EOPNOTSUPP:
-                    raise
-                self._no_third_party.add(pair)
-            else:
-                return None
-        return super().transfer(source, temporary, size, checksum, arrived)
-
-    def _third_party(self, source: str, temporary: str, arrived: Arrived) -> None:
-        """Have the destination pull; EOPNOTSUPP if one of the two does not know how."""
-        headers = {
-            "Source": _https(source),
-            "Overwrite": "F",
-            "Credential": "none",
-            "RequireChecksumVerification": "false",
-        }
-        headers["TransferHeaderAuthorization"] = self._token(source)
-        self._client.check_name(source)
-        verdict = scoped("destination", self._asked_to_copy, source, temporary, headers, arrived)
-        if not verdict.lower().startswith("success"):
-            raise self._blamed(source, verdict)
-
-    def _asked_to_copy(self, source: str, temporary: str, headers: dict[str, str], arrived: Arrived) -> str:
-        answer = self._client.open("COPY", temporary, headers=headers, good=(200, 201, 202))
-        watch = _Watch(source, self.patience.stall_s, answer)
-        verdict = ""
+        if not self._third_party.may_work(source, temporary):
+            return super().transfer(source, temporary, size, checksum, arrived)
         try:
-            with watch:
-                verdict = self._followed(temporary, answer, watch, arrived)
-        except StorageError:
-            if not watch.gave_up:
-                raise
-        finally:
-            if not verdict:
-                answer.drop()
-        if watch.gave_up and not verdict:
-            raise StorageError(
-                f"{source}: no byte comes, and the server does not answer", code="STALLED", scope="source"
-            )
-        return verdict
-
-    def _token(self, source: str) -> str:
-        """What lets another server read the source for us."""
-        own = self._client.credentials(_server(source)).get("Authorization")
-        if own is not None:
-            return own
-        headers = {"Content-Type": "application/macaroon-request"}
-        try:
-            answer = self._client.open("POST", source, headers=headers, body=_TOKEN_REQUEST)
-        except StorageError as trouble:
-            if trouble.errno is None and trouble.code is None:
-                # It does not know what a macaroon is.
-                raise StorageError(trouble.message, errno=errno.EOPNOTSUPP) from trouble
-            raise trouble.at("source") from trouble.__cause__
-        said = b""
-        while piece := answer.read(_PIECE):
-            said += piece
-            if len(said) > _LONGEST_LINE:
-                answer.drop()
-                break
-        try:
-            token = json.loads(said)["macaroon"]
-        except (ValueError, KeyError, TypeError):
-            token = None
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise StorageError(f"{source}: the server gives no macaroon", errno=errno.EOPNOTSUPP)
-        return f"Bearer {token}"
-
-    def _followed(self, url: str, answer: Answer, watch: _Watch, arrived: Arrived) -> str:
-        """The last line of a COPY's answer; what comes before are markers of its progress."""
-        waiting, last = b"", b""
-        moved = 0
-        while piece := answer.read(_PIECE, _MARKERS_S):
-            self.check()
-            *lines, waiting = (waiting + piece).split(b"\n")
-            for line in lines:
-                marker = _MARKER.search(line)
-                if marker is not None and int(marker.group(1)) > moved:
-                    moved = int(marker.group(1))
-                    watch.moved_at = time.monotonic()
-                    arrived(moved)
-                last = line.strip() or last
-            if time.monotonic() - watch.moved_at > max(self.patience.stall_s, _MARKERS_S):
-                raise StorageError(f"{url}: no byte has come for too long", code="STALLED")
-            if len(waiting) > _LONGEST_LINE:
-                raise StorageError(f"{url}: the server's answer is not valid", code="BAD_LISTING")
-        last = waiting.strip() or last
-        return last.decode("utf-8", "backslashreplace")
-
-    def _blamed(self, source: str, verdict: str) -> StorageError:
-        """Whose fault the failure of a third-party copy is: a source that cannot be read now is at fault."""
-        text = shortened(verdict or "the server did not say how the copy ended", 1000)
-        try:
-            with contextlib.closing(self.read(source)) as pieces:
-                next(pieces, None)
-        except StorageError as trouble:
-            return trouble.at("source")
-        return StorageError(text, errno=errno_of(text), code=None if verdict else "CONNECTION", scope="destination")
+            self._third_party.copy(source, temporary, arrived)
+        except NotBegunError:
+            digest = super().transfer(source, temporary, size, checksum, arrived)
+            # Only now is it sure that it was the way that was wrong, and not the file.
+            self._third_party.remember_failure(source, temporary)
+            return digest
+        return None
 
     def interrupt(self) -> None:
         super().interrupt()
@@ -369,75 +425,20 @@ class DavSide(Side):
         self._client.interrupted = False
 
 
-class _Watch:
-    """Ends a copy between servers whose source has died: the destination says nothing of it, for a long time.
-
-    Args:
-        source: URL of the file.
-        stall_s: seconds without a byte after which the source is asked whether it lives.
-        answer: of the destination, which is cut off if it does not.
-    """
-
-    def __init__(self, source: str, stall_s: float, answer: Answer) -> None:
-        #: When the last byte came, as far as is known.
-        self.moved_at = time.monotonic()
-        self.gave_up = False
-        self._source = source
-        self._stall_s = stall_s
-        self._answer = answer
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watch")
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_S):
-            if time.monotonic() - self.moved_at < self._stall_s:
-                continue
-            if self._answers():
-                # The others, then: their markers tell.
-                return
-            self.gave_up = True
-            self._answer.cut_off()
-            return
-
-    def _answers(self) -> bool:
-        """Whether the source's server says anything, soon."""
-        client = DavClient()
-        client.patience = Patience(_SOON_S, 0, time.monotonic() + _SOON_S)
-        try:
-            client.call("HEAD", self._source)
-        except StorageError as trouble:
-            return trouble.code not in ("STALLED", "TIMEOUT", "CONNECTION")
-        finally:
-            client.hang_up(self._source)
-        return True
+def _number(text: str | None) -> int | None:
+    """A count of bytes in a header; None if there is none, or no such thing."""
+    return (
+        int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < _LONGEST_NUMBER else None
+    )
 
 
-def _response(block: bytes, *, raw: bool) -> tuple[bytes, Thing]:
-    href = _HREF.search(block)
-    if href is None:
-        raise StorageError("the server's listing is not valid: an entry without a name", code="BAD_LISTING")
-    name = unescape(href.group(1).decode("utf-8", "surrogateescape"), _ENTITIES)
-    path = name.encode("utf-8", "surrogateescape")
-    if not raw:
-        path = unquote_to_bytes(path.strip())
-        if b"://" in path:
-            path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
-    rest = block[href.end() :]
-    is_directory = _COLLECTION.search(rest) is not None
-    length, modified = _LENGTH.search(rest), _MODIFIED.search(rest)
-    mtime = None
-    if modified is not None:
-        with contextlib.suppress(ValueError, TypeError):
-            mtime = int(email.utils.parsedate_to_datetime(modified.group(1).decode("ascii", "replace")).timestamp())
-    size = int(length.group(1)) if length is not None and not is_directory else 0
-    return path.rstrip(b"/"), Thing("directory" if is_directory else "file", size, None, mtime)
+def _misplaced(url: str) -> StorageError:
+    return StorageError(
+        f"{url}: the server does not keep this name: it would store the file under another one",
+        errno=errno.EILSEQ,
+        code="INVALID_NAME",
+        scope="destination",
+    )
 
 
 def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -466,7 +467,3 @@ def _alike(name: bytes) -> str:
 def _https(url: str) -> str:
     """The URL as servers know it: ``davs`` is a word of clients."""
     return "https://" + url.partition("://")[2]
-
-
-def _server(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0]

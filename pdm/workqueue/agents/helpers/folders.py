@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Iterable
-from typing import Any
-from urllib.parse import unquote_to_bytes
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from pdm.workqueue.agents.helpers.storage import Storage, StorageError, Thing, parent_url
+from pdm.workqueue.agents.helpers.storage import Storage, StorageError, Thing, joined_url, parent_url, scoped
 
 #: From so many files on, one listing of their folder is cheaper than a look at each.
 _WORTH_A_LISTING = 8
 #: A folder with more entries than this for each file that comes is not read to its end.
 _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
+#: In a URL without a path but ``/``.
+_ROOT_SLASHES = 3
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 #: Errors of a folder that may be written to all the same.
 _NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM})
 
@@ -30,6 +34,9 @@ class Folder:
     def __init__(self, url: str, known: dict[bytes, Thing] | None) -> None:
         self.url = url
         self.known = known
+        self._lock = threading.Lock()
+        #: Whether it takes two names for one that differ in case only; None while that was not looked for.
+        self._ignores_case: bool | None = None
 
     def look(self, storage: Storage, url: str) -> Thing | None:
         """What is at a URL in this folder, or was when the batch began."""
@@ -37,6 +44,78 @@ class Folder:
 
     def may_hold(self, url: str) -> bool:
         return self.known is None or name_of(url) in self.known
+
+    def check_own_name(self, storage: Storage, url: str) -> None:
+        """Raise `StorageError` if what is found at a URL has another name: the storage takes the two for one.
+
+        Such are storages that ignore case or normalise Unicode. What they found may be another file of the same job.
+        """
+        if self.known is not None:
+            # A listing has told this very name.
+            return
+        name = name_of(url)
+        others = {variant for variant in _variants(name) if variant != name}
+        if any(storage.look(joined_url(self.url, quote_from_bytes(other, safe=""))) for other in others):
+            _check_listed(storage, name, url)
+
+    def check_free(self, storage: Storage, url: str) -> None:
+        """Raise `StorageError` if a name that was free leads to a file of another name by now."""
+        if (self._ignores_case or not name_of(url).isascii()) and storage.look(url) is not None:
+            _check_listed(storage, name_of(url), url)
+
+    @contextlib.contextmanager
+    def alone(self, storage: Storage, temporary: str, url: str) -> Iterator[None]:
+        """Let only one file at a time get its name, where two names may be one.
+
+        Args:
+            storage: of the folder.
+            temporary: a file of ours in the folder, whose name has letters.
+            url: of the file that gets its name.
+        """
+        with self._lock:
+            if self._ignores_case is None:
+                swapped = quote_from_bytes(name_of(temporary).swapcase(), safe="")
+                self._ignores_case = scoped("destination", storage.look, joined_url(self.url, swapped)) is not None
+        if not self._ignores_case and name_of(url).isascii():
+            yield
+            return
+        with self._lock:
+            yield
+
+
+def _check_listed(storage: Storage, name: bytes, url: str) -> None:
+    """Raise `StorageError` if the folder of a URL lists what is there by another name."""
+    variants = set(_variants(name))
+    folded = {variant.casefold() for variant in map(_text, variants)}
+    found: bytes | None = None
+    with contextlib.closing(storage.entries(parent_url(url))) as entries:
+        for other, _ in entries:
+            if other == name:
+                return
+            if other in variants or _text(other).casefold() in folded:
+                found = other
+    if found is not None:
+        raise StorageError(
+            f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
+            " it ignores case, or the way in which letters are composed",
+            errno=errno.EILSEQ,
+            code="INVALID_NAME",
+            scope="destination",
+        )
+
+
+def _variants(name: bytes) -> Iterator[bytes]:
+    """Other names that a storage may take for one: of other case, or with other ways to write a letter."""
+    yield name.swapcase()
+    text = _text(name)
+    for form in _FORMS:
+        yield unicodedata.normalize(form, text).encode("utf-8", "surrogateescape")
+    if not name.isascii():
+        yield text.swapcase().encode("utf-8", "surrogateescape")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 class Folders:
@@ -49,6 +128,11 @@ class Folders:
             wanted.update(map(name_of, (item["destination"], *item["stale"])))
         self._locks = {url: threading.Lock() for url in self._wanted}
         self._ready: dict[str, Folder | StorageError] = {}
+        #: Folded path → its spellings in this batch.
+        self._spellings: dict[str, set[str]] = {}
+        for url in self._wanted:
+            for above in _with_parents(url):
+                self._spellings.setdefault(_folded(above), set()).add(above)
 
     def of(self, storage: Storage, destination: str) -> Folder:
         """The folder of a destination, made if it was missing.
@@ -72,7 +156,12 @@ class Folders:
         return ready
 
     def _prepared(self, storage: Storage, url: str) -> Folder:
-        if not ensure_directory(storage, url):
+        is_new = not ensure_directory(storage, url)
+        for above in _with_parents(url):
+            if len(self._spellings[_folded(above)]) > 1:
+                # What is below both would meet.
+                _check_listed(storage, name_of(above), above)
+        if is_new:
             return Folder(url, {})
         wanted = self._wanted[url]
         if len(wanted) < _WORTH_A_LISTING:
@@ -80,9 +169,11 @@ class Folders:
         try:
             return Folder(url, self._known(storage, url, wanted))
         except StorageError as trouble:
-            if trouble.errno not in _NOT_SHOWN and trouble.code != "PERMISSION_DENIED":
+            broken_off = trouble.code == "SERVER_ERROR" and not trouble.lost
+            if trouble.errno not in _NOT_SHOWN and trouble.code != "PERMISSION_DENIED" and not broken_off:
                 raise
-            # A drop box takes files and shows none: each name is looked for by itself.
+            # A drop box takes files and shows none, and rclone breaks off when a file goes meanwhile: each name is
+            # looked for by itself.
             return Folder(url, None)
 
     @staticmethod
@@ -111,16 +202,28 @@ def ensure_directory(storage: Storage, url: str) -> bool:
     if _is_directory(storage.look(url), url):
         return True
     missing = [url]
+    #: Folders of which the storage has said already that what is above them is not there.
+    orphans: set[str] = set()
     while missing:
+        folder = missing[-1]
         try:
-            storage.make_directory(missing[-1])
+            storage.make_directory(folder)
         except StorageError as trouble:
-            if trouble.errno == errno.ENOENT and parent_url(missing[-1]) != missing[-1]:
-                missing.append(parent_url(missing[-1]))
+            parent = parent_url(folder)
+            if trouble.errno == errno.ENOENT and parent != folder and folder not in orphans:
+                orphans.add(folder)
+                missing.append(parent)
                 continue
+            if trouble.errno == errno.ENOENT and folder in orphans:
+                # The folder above was made, or is there: the storage means something else.
+                raise StorageError(
+                    f"{folder} cannot be made, although the folder above it is there: {trouble.message}",
+                    code="SERVER_ERROR",
+                    retry_after_s=trouble.retry_after_s,
+                ) from trouble
             if trouble.errno != errno.EEXIST:
                 raise
-            _is_directory(storage.look(missing[-1]), missing[-1])
+            _is_directory(storage.look(folder), folder)
         missing.pop()
     return False
 
@@ -131,6 +234,18 @@ def _is_directory(thing: Thing | None, url: str) -> bool:
     if "directory" not in (thing.kind, thing.target_kind):
         raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR, code="NOT_A_DIRECTORY")
     return True
+
+
+def _with_parents(url: str) -> Iterator[str]:
+    """A URL and those of the folders above it, without the root."""
+    while (above := parent_url(url)) != url:
+        yield url
+        url = above.rstrip("/") if above.count("/") > _ROOT_SLASHES else above
+
+
+def _folded(url: str) -> str:
+    """What is the same for all spellings of a path that a storage may take for one."""
+    return unicodedata.normalize("NFC", _text(unquote_to_bytes(url))).casefold()
 
 
 def name_of(url: str) -> bytes:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pdm.workqueue.agents.helpers import lease
-from pdm.workqueue.agents.helpers.dav_client import errno_of
+from pdm.workqueue.agents.helpers.dav_errors import errno_of
 from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError, not_started, shortened
 
 #: Debian's package that brings the bindings, for the interpreter here.

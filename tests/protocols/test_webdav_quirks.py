@@ -1,0 +1,506 @@
+"""What WebDAV servers do that the standard does not say, or says and nobody expects."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
+
+import pytest
+
+from pdm.testgrid.credentials import GridCredentials, make_credentials
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.wire import agent_messages as wire
+from tests.agents.helpers.driver import HelperProcess, copy_item, entries
+from tests.protocols.places import judged
+from tests.support.quirk_server import QuirkServer, Reply, Request, on
+
+RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def credentials(open_folder: Path) -> GridCredentials:
+    folder = open_folder / "quirks"
+    folder.mkdir()
+    return make_credentials(folder, ("alice",))
+
+
+@pytest.fixture
+def server(credentials: GridCredentials) -> Iterator[QuirkServer]:
+    # On a new port each time: the helper remembers what a server cannot do.
+    with QuirkServer(credentials.host.certificate, credentials.host.key) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def helper(credentials: GridCredentials, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HelperProcess]:
+    environment = {
+        "X509_USER_PROXY": str(credentials.users["alice"].proxy),
+        "X509_CERT_DIR": str(credentials.trust),
+        "PDM_FILE_ROOTS": json.dumps([quote(str(tmp_path_factory.getbasetemp()))]),
+    }
+    with HelperProcess(RELAY, environment) as process:
+        yield process
+
+
+def upload(
+    server: QuirkServer, folder: Path, name: str, to: str, content: bytes = b"content", key: int = 1
+) -> wire.CopyItem:
+    path = folder / name
+    path.write_bytes(content)
+    return copy_item(key, f"file://{quote(str(path))}", f"{server.url}{to}", len(content))
+
+
+def download(server: QuirkServer, source: str, to: Path, size: int = 7) -> wire.CopyItem:
+    return copy_item(1, f"{server.url}{source}", f"file://{quote(str(to))}", size)
+
+
+def failure(event: wire.Event) -> AttemptFailure:
+    assert isinstance(event, wire.Failed), event
+    return MOVERS[JobProtocol.HTTPS].judge(event.fault)
+
+
+def left(server: QuirkServer) -> list[bytes]:
+    return [path for path in server.tree if b".pdm-" in path]
+
+
+# -- folders
+
+
+def test_a_server_that_always_says_conflict_is_not_asked_for_ever(server: QuirkServer, helper: HelperProcess) -> None:
+    server.rules.append(on("MKCOL", 409))
+    assert judged("https", helper.make(f"{server.url}/d/x/y", parents=True)[0]) == "destination SERVER_ERROR"
+    assert len(server.seen) < 40
+
+
+@pytest.mark.parametrize("status", [405, 301, 409, 500])
+def test_a_folder_that_another_job_has_made_meanwhile_is_good(
+    status: int, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    def other_was_first(request: Request) -> Reply | None:
+        if request.method != "MKCOL":
+            return None
+        server.tree[request.path.rstrip(b"/")] = None
+        return Reply(status, headers={"Location": "/elsewhere"})
+
+    server.rules.append(other_was_first)
+    items = [upload(server, tmp_path, f"f{key}", f"/d/new/deep/f{key}", key=key) for key in range(12)]
+    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert judged("https", helper.make(f"{server.url}/d/other")[0]) == "destination EXISTS"
+
+
+def test_folders_have_a_slash_and_a_redirect_that_adds_it_is_followed(
+    server: QuirkServer, helper: HelperProcess
+) -> None:
+    server.tree |= {b"/d/sub": None, b"/d/sub/f": b"content"}
+
+    def wants_slash(request: Request) -> Reply | None:
+        path = request.path
+        if request.method in ("OPTIONS", "PUT") or path.endswith(b"/"):
+            return None
+        if request.method == "MKCOL" or server.tree.get(path, b"") is None:
+            # As from behind a proxy: neither scheme nor host are those that we know.
+            return Reply(301, headers={"Location": "http://behind:8080" + quote_from_bytes(path) + "/"})
+        return None
+
+    server.rules.append(wants_slash)
+    assert set(entries(helper.list(f"{server.url}/d"))) == {"sub", "sub/f"}
+    assert isinstance(helper.make(f"{server.url}/d/new")[0], wire.Done)
+    assert isinstance(helper.rename(f"{server.url}/d/sub", f"{server.url}/d/moved"), wire.Done)
+    assert server.tree == {b"": None, b"/d": None, b"/d/new": None, b"/d/moved": None, b"/d/moved/f": b"content"}
+    assert isinstance(helper.remove(wire.PathItem(0, f"{server.url}/d/new", directory=True))[0], wire.Done)
+    paths = [request.path for request in server.seen if request.method in ("MKCOL", "DELETE", "MOVE")]
+    assert paths and all(path.endswith(b"/") for path in paths)
+
+
+def test_a_redirect_elsewhere_is_no_slash(server: QuirkServer, helper: HelperProcess) -> None:
+    server.rules.append(on("PROPFIND", 301, Location="/other/"))
+    (event,) = [event for event in helper.list(f"{server.url}/d") if isinstance(event, wire.Failed)]
+    assert judged("https", event) == "source UNSUPPORTED"
+
+
+@pytest.mark.parametrize(("status", "form"), [(502, "/"), (400, "/"), (502, "http://")])
+def test_destination_is_written_as_a_proxy_needs_it(
+    status: int, form: str, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    def only(request: Request) -> Reply | None:
+        wrong = request.method == "MOVE" and not request.headers["Destination"].startswith(form)
+        return Reply(status) if wrong else None
+
+    server.rules.append(only)
+    items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", key=key) for key in range(2)]
+    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    moves = server.methods().count("MOVE")
+    assert moves == (3 if form == "/" else 4), "the form that works was not remembered"
+    assert not left(server)
+
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("a;b", b"a"),
+        ("q?q", b"q"),
+        ("x&amp;y", b"x&y"),
+        ("100%41", b"100A"),
+        ("tab\tx", b"tab"),
+        ("cr\rx", b"cr"),
+        ("lf\nx", b"lf"),
+    ],
+)
+def test_a_server_that_stores_under_another_name_harms_no_file(
+    name: str, stored: bytes, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    def cut(request: Request) -> Reply | None:
+        """MOVE of a server that decodes its Destination once too often, or cuts it."""
+        if request.method != "MOVE":
+            return None
+        path = unquote_to_bytes(urlsplit(request.headers["Destination"]).path)
+        path = re.split(rb"[?\t\r\n]|(?<!&amp);", path)[0].replace(b"&amp;", b"&")
+        return server._move(request.path, unquote_to_bytes(path), request.headers["Overwrite"] != "F")
+
+    server.rules.append(cut)
+    server.tree[b"/d/" + stored] = b"precious"
+    items = [upload(server, tmp_path, f"f{key}", f"/d/{quote(name)}{key or ''}", key=key) for key in range(3)]
+    outcomes = helper.copy(items, overwrite="always")
+    assert {judged("https", outcomes[key]) for key in range(3)} == {"destination INVALID_NAME"}
+    assert server.tree == {b"": None, b"/d": None, b"/d/" + stored: b"precious"}
+    # The server is not asked again.
+    before = server.methods().count("MOVE")
+    assert judged("https", helper.rename(f"{server.url}/d/{quote_from_bytes(stored)}", f"{server.url}/d/{quote(name)}"))
+    assert server.methods().count("MOVE") == before
+    assert server.tree[b"/d/" + stored] == b"precious"
+
+
+def test_a_name_that_is_gone_after_the_move_is_told(server: QuirkServer, helper: HelperProcess, tmp_path: Path) -> None:
+    server.rules.append(on("MOVE", 201))
+    outcome = helper.copy([upload(server, tmp_path, "f", "/d/plain")])[1]
+    assert judged("https", outcome) == "destination INVALID_NAME"
+
+
+def test_a_busy_server_is_not_taken_for_one_that_keeps_names(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    def busy(request: Request) -> Reply | None:
+        return Reply(503) if request.method == "PUT" and request.path.endswith(b".probe") else None
+
+    server.rules += [busy, on("MOVE", 201)]
+    assert failure(helper.copy([upload(server, tmp_path, "f", "/d/a%3Bb")])[1]).code == "BUSY"
+    server.rules.remove(busy)
+    assert failure(helper.copy([upload(server, tmp_path, "f", "/d/a%3Bb")])[1]).code == "INVALID_NAME"
+    assert server.tree == {b"": None, b"/d": None}
+
+
+def test_odd_names_of_servers_that_keep_them(server: QuirkServer, helper: HelperProcess, tmp_path: Path) -> None:
+    names = ["a;b", "q?q", "x&amp;y", "100%41", "a b+c", "#1", "%2F"]
+    items = [
+        upload(server, tmp_path, f"f{key}", f"/d/{quote(name, safe='')}", key=key) for key, name in enumerate(names)
+    ]
+    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert {path for path in server.tree if path.startswith(b"/d/")} == {b"/d/" + name.encode() for name in names}
+
+
+# -- listings
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b'<response xmlns="DAV:"><href>{}</href><propstat><prop><getcontentlength>7</getcontentlength></prop>'
+        b"</propstat></response>",
+        b'<x:response xmlns:x="DAV:"><x:href><![CDATA[{}]]></x:href><x:propstat><x:prop><x:getcontentlength>'
+        b"<![CDATA[7]]></x:getcontentlength></x:prop><x:status>HTTP/1.1 200 OK</x:status></x:propstat></x:response>",
+        b'<response xmlns="DAV:">\n <href>\n  http://behind:80{}\n </href><propstat><prop>'
+        b"<getcontentlength>7</getcontentlength></prop></propstat></response>",
+        b"<D:response><D:href>{}</D:href><D:propstat><D:prop><D:resourcetype/></D:prop>"
+        b"<D:status>HTTP/1.1 200 OK</D:status></D:propstat>"
+        b"<D:propstat><D:prop><D:getcontentlength>9</D:getcontentlength></D:prop>"
+        b"<D:status>HTTP/1.1 404 Not Found</D:status></D:propstat></D:response>",
+    ],
+)
+@pytest.mark.parametrize("itself", [True, False])
+def test_every_way_to_write_a_multistatus(
+    response: bytes, itself: bool, server: QuirkServer, helper: HelperProcess
+) -> None:
+    server.tree |= {b"/d/a&b <\xc3\xa9>": b"content"}
+    own = server.written
+
+    def write(path: bytes, content: bytes | None) -> bytes:
+        if content is None:
+            return own(path, content) if itself else b""
+        return response.replace(b"{}", quote_from_bytes(path).encode())
+
+    def without_itself(request: Request) -> Reply | None:
+        if request.method != "PROPFIND" or request.headers["Depth"] == "1":
+            server.written = write
+        else:
+            server.written = own
+        return None
+
+    server.rules.append(without_itself)
+    (found,) = entries(helper.list(f"{server.url}/d")).items()
+    assert (found[0], found[1].type, found[1].size) == ("a%26b%20%3C%C3%A9%3E", "file", 7)
+
+
+def test_relative_hrefs_and_inner_statuses(server: QuirkServer, helper: HelperProcess) -> None:
+    server.tree |= {b"/d/f": b"content"}
+    own = server.written
+
+    def write(path: bytes, content: bytes | None) -> bytes:
+        if content is None:
+            return own(path, content) + (
+                b"<D:response><D:href>/d/broken</D:href><D:status>HTTP/1.1 404 Not Found</D:status></D:response>"
+            )
+        return own(path, content).replace(b"<D:href>/d/f<", b"<D:href>f<")
+
+    server.written = write
+    found = entries(helper.list(f"{server.url}/d"))
+    assert {path: entry.type for path, entry in found.items()} == {"f": "file", "broken": "other"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><multistatus>&b;</multistatus>',
+        b'<!DOCTYPE m [<!ENTITY x SYSTEM "file:///etc/passwd">]><multistatus><response><href>&x;</href></response>',
+        b"<multistatus>" + b"<a>" * 100_000,
+        b"<multistatus><response><href>" + b"x" * 3_000_000,
+        b"<multistatus><response " + b"x" * 3_000_000,
+        b"<html><body>Log in</body></html>",
+        b"<multistatus><response></response></multistatus>",
+        b"<multistatus/>",
+    ],
+)
+def test_a_document_that_is_no_listing(document: bytes, server: QuirkServer, helper: HelperProcess) -> None:
+    server.rules.append(on("PROPFIND", 207, document))
+    assert judged("https", helper.list(f"{server.url}/d")[-1]) == "source BAD_LISTING"
+
+
+def test_a_listing_that_is_cut_short_is_none(server: QuirkServer, helper: HelperProcess) -> None:
+    server.rules.append(on("PROPFIND", 207, b"<multistatus><response><href>/d/</href></response>"))
+    assert judged("https", helper.list(f"{server.url}/d")[-1]) == "source SERVER_ERROR"
+
+
+def test_a_listing_that_is_broken_off_fails_no_copy(server: QuirkServer, helper: HelperProcess, tmp_path: Path) -> None:
+    """As rclone does when a file goes while it lists: it writes an error behind the end of the document."""
+
+    def broken_off(request: Request) -> Reply | None:
+        if request.method != "PROPFIND" or request.headers["Depth"] != "1":
+            return None
+        return Reply(207, server._listing(b"/d", "1") + b"Internal Server Error")
+
+    server.rules.append(broken_off)
+    items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", key=key) for key in range(10)]
+    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert judged("https", helper.list(f"{server.url}/d")[-1]) == "source SERVER_ERROR"
+
+
+# -- bytes
+
+
+def test_sizes_come_from_the_listing_where_head_tells_none_or_a_wrong_one(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.rules.append(on("HEAD", 200, b"what HEAD would have"))
+    for key, content in enumerate([b"", b"content"]):
+        item = upload(server, tmp_path, f"f{key}", f"/d/f{key}", content)
+        assert isinstance(helper.copy([item])[1], wire.Done)
+        assert isinstance(
+            helper.copy([download(server, f"/d/f{key}", tmp_path / f"b{key}", len(content))])[1], wire.Done
+        )
+        assert (tmp_path / f"b{key}").read_bytes() == content
+
+
+def test_a_server_that_compresses_unasked_is_refused(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.tree[b"/d/f"] = b"content"
+    server.rules.append(on("GET", 200, b"x" * 30, Content_Encoding="gzip"))
+    assert judged("https", helper.copy([download(server, "/d/f", tmp_path / "f")])[1]) == "source UNSUPPORTED"
+    assert {request.headers["Accept-Encoding"] for request in server.seen if request.method == "GET"} == {"identity"}
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 409, 500, 501])
+def test_copies_that_the_destination_does_not_begin_go_through_here(
+    status: int, server: QuirkServer, helper: HelperProcess
+) -> None:
+    server.tree[b"/d/f"] = b"content"
+    server.rules += [on("POST", 200, b'{"macaroon": "xyz"}'), on("COPY", status)]
+    for name in ("one", "two"):
+        done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/{name}", 7)])[1]
+        assert isinstance(done, wire.Done), done
+    assert server.methods().count("COPY") == 1, "it was asked again"
+    assert server.tree[b"/d/two"] == b"content"
+
+
+def test_a_copy_that_tells_by_its_status_alone_is_proven(server: QuirkServer, helper: HelperProcess) -> None:
+    server.tree[b"/d/f"] = b"content"
+
+    def pull(request: Request) -> Reply | None:
+        if request.method != "COPY":
+            return None
+        server.tree[request.path] = b"content" if b"good" in server.tree else b"damaged"
+        return Reply(201)
+
+    server.rules += [on("POST", 200, b'{"macaroon": "xyz"}'), pull]
+    item = copy_item(1, f"{server.url}/d/f", f"{server.url}/d/g", 7)
+    assert judged("https", helper.copy([item])[1]) == "transfer CHECKSUM_MISMATCH"
+    server.tree[b"good"] = b""
+    assert isinstance(helper.copy([item])[1], wire.Done)
+    assert server.methods().count("COPY") == 2 and server.tree[b"/d/g"] == b"content"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 415])
+def test_copies_from_a_source_without_macaroons_go_through_here(
+    status: int, server: QuirkServer, helper: HelperProcess
+) -> None:
+    server.tree[b"/d/f"] = b"content"
+    server.rules.append(on("POST", status))
+    for name in ("one", "two"):
+        done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/{name}", 7)])[1]
+        assert isinstance(done, wire.Done), done
+    assert server.methods().count("POST") == 1, "it was asked again"
+
+
+# -- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "retryable"),
+    [
+        (408, "TIMEOUT", True),
+        (413, "TOO_LARGE", False),
+        (417, "UNSUPPORTED", False),
+        (423, "LOCKED", True),
+        (425, "BUSY", True),
+        (429, "BUSY", True),
+        (500, "SERVER_ERROR", True),
+        (502, "SERVER_ERROR", True),
+        (503, "BUSY", True),
+        (504, "SERVER_ERROR", True),
+        (507, "NO_SPACE", True),
+    ],
+)
+def test_every_status_has_its_code(
+    status: int, code: str, retryable: bool, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.rules.append(on("PUT", status, b"<html>no such file or directory</html>", Retry_After="17"))
+    if status in (500, 502, 504, 507):
+        # Of these the page may tell more.
+        server.rules[-1] = on("PUT", status, Retry_After="17")
+    found = failure(helper.copy([upload(server, tmp_path, "f", "/d/f", b"x" * 300_000)])[1])
+    assert (found.scope, found.code, found.retryable, found.retry_after_s) == ("destination", code, retryable, 17.0)
+    assert server.methods().count("PUT") <= 2
+    if status == 413:
+        assert "300000 bytes" in found.message and "client_max_body_size" in found.message
+
+
+def test_an_expectation_that_fails_is_not_made_again(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.rules.append(lambda request: Reply(417) if "Expect" in request.headers else None)
+    items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", b"x" * 300_000, key) for key in range(3)]
+    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert [request.headers.get("Expect") for request in server.seen if request.method == "PUT"].count(
+        "100-continue"
+    ) == 1
+
+
+@pytest.mark.parametrize("method", ["PROPFIND", "GET", "PUT", "MOVE"])
+def test_a_server_that_hangs_up_on_one_path_is_not_away(
+    method: str, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.tree |= {b"/d/bad": None, b"/d/bad/f": b"content"}
+    server.rules.append(on(method, 0, at=b"/d/bad"))
+    if method == "GET":
+        event = helper.copy([download(server, "/d/bad/f", tmp_path / "f")])[1]
+    elif method == "PROPFIND":
+        event = helper.list(f"{server.url}/d/bad")[-1]
+    else:
+        event = helper.copy([upload(server, tmp_path, "f", "/d/bad/new")])[1]
+    assert failure(event).code == "SERVER_ERROR"
+
+
+def test_a_kept_connection_that_was_closed_costs_nothing(server: QuirkServer, helper: HelperProcess) -> None:
+    server.hangs_up = True
+    for number in range(3):
+        assert isinstance(helper.make(f"{server.url}/d/n{number}")[0], wire.Done)
+
+
+# -- destinations that take two names for one
+
+
+def folding(server: QuirkServer, path: bytes) -> bytes:
+    """The path as a storage that ignores case and normalises has it."""
+
+    def folded(name: bytes) -> str:
+        return unicodedata.normalize("NFC", name.decode()).casefold()
+
+    found = b""
+    for name in path.split(b"/")[1:]:
+        below = [key for key in server.tree if key.rpartition(b"/")[0] == found and key]
+        same = next((key for key in below if folded(key) == folded(found + b"/" + name)), found + b"/" + name)
+        found = same
+    return found
+
+
+def test_two_folders_that_meet_at_the_destination_are_found(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.name_of = lambda path: folding(server, path)
+    paths = ["/d/Sub/deep/f", "/d/sub/deep/f", "/d/plain/f"]
+    items = [
+        upload(server, tmp_path, f"f{key}", path, f"content {key}".encode(), key) for key, path in enumerate(paths)
+    ]
+    outcomes = helper.copy(items, overwrite="always")
+    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.Done)]
+    assert len(failed) == 1 and failed[0] in (0, 1), outcomes
+    assert judged("https", outcomes[failed[0]]) == "destination INVALID_NAME"
+    assert server.tree[paths[1 - failed[0]].encode()] == f"content {1 - failed[0]}".encode()
+
+
+@pytest.mark.parametrize("count", [2, 12])
+@pytest.mark.parametrize("overwrite", ["never", "always", "different"])
+@pytest.mark.parametrize("names", [("README", "readme"), ("caf\u00e9", "cafe\u0301")])
+def test_two_files_that_meet_at_the_destination_are_found(
+    names: tuple[str, str], overwrite: str, count: int, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    """On a server that ignores case and normalises: the second does not replace the first, whatever was asked."""
+
+    server.name_of = lambda path: folding(server, path)
+    many = [f"n{number}" for number in range(count - 2)]
+    items = [
+        upload(server, tmp_path, f"f{key}", f"/d/{quote(name)}", f"content {key}".encode(), key)
+        for key, name in enumerate([*names, *many])
+    ]
+    outcomes = helper.copy(items, overwrite=overwrite)
+    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.Done)]
+    assert len(failed) == 1 and failed[0] in (0, 1), outcomes
+    assert judged("https", outcomes[failed[0]]) in ("destination INVALID_NAME", "destination EXISTS")
+    if overwrite != "never":
+        assert failure(outcomes[failed[0]]).code == "INVALID_NAME"
+    winner = 1 - failed[0]
+    assert server.tree[b"/d/" + names[winner].encode()] == f"content {winner}".encode()
+    assert len(server.tree) == 2 + count - 1 and not left(server)
+
+
+@pytest.mark.parametrize("endless", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n"])
+def test_a_server_that_only_announces_answers(endless: bytes, server: QuirkServer, helper: HelperProcess) -> None:
+    # Sent in place of a body to an answer that was only announced.
+    server.rules.append(on("PROPFIND", 100, endless * 10_000))
+    assert failure(helper.list(f"{server.url}/d")[-1]).code in ("SERVER_ERROR", "CONNECTION")
+
+
+def test_announcements_before_an_answer_are_passed_over(server: QuirkServer, helper: HelperProcess) -> None:
+    listing = server._listing(b"/d", "0")
+    answer = b"HTTP/1.1 207 Multi-Status\r\nContent-Length: %d\r\n\r\n%s" % (len(listing), listing)
+    server.rules.append(on("PROPFIND", 102, answer, Content_Length="0"))
+    assert entries(helper.list(f"{server.url}/d", depth=0)).keys() == {""}

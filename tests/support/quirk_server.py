@@ -1,0 +1,205 @@
+"""A small WebDAV server over TLS that does what no packaged server does on demand: refuse, fold names, hang up."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
+
+
+class Request(NamedTuple):
+    """A request that came; the path is decoded and keeps its slash."""
+
+    method: str
+    path: bytes
+    headers: Mapping[str, str]
+
+
+class Reply(NamedTuple):
+    """What the server answers; a status of 0 closes the connection without a word."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+
+
+#: Answers a request in place of the server; None leaves it to the server.
+Rule = Callable[[Request], Reply | None]
+
+
+def on(method: str, status: int, body: bytes = b"", at: bytes = b"", **headers: str) -> Rule:
+    """A rule for each request of a method whose path begins with ``at``."""
+    reply = Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    return lambda request: reply if request.method == method and request.path.startswith(at) else None
+
+
+class QuirkServer:
+    """``https://localhost:PORT``, all in memory.
+
+    Args:
+        certificate: of the host.
+        key: of the certificate.
+
+    Attributes:
+        tree: path without a slash at its end → content; None for a folder.
+        rules: asked in turn before the server answers by itself.
+        name_of: what a name is stored and found under.
+        written: how a resource is written into a multistatus: href, content.
+        seen: all requests.
+        server: its ``Server`` header.
+        hangs_up: whether it ends each connection after an answer, without having said so.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def __getattr__(self, name: str) -> object:
+                if name.startswith("do_"):
+                    return lambda: outer._serve(self)
+                raise AttributeError(name)
+
+            def handle_expect_100(self) -> bool:
+                # The rules are asked before the bytes are: a refusal comes in place of the word that they may come.
+                if outer._ruled(self) is None:
+                    self.send_response_only(100)
+                    self.end_headers()
+                return True
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+        )
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.tree: dict[bytes, bytes | None] = {b"": None, b"/d": None}
+        self.rules: list[Rule] = []
+        self.name_of: Callable[[bytes], bytes] = lambda path: path
+        self.written = written
+        self.seen: list[Request] = []
+        self.server = "Quirks"
+        self.hangs_up = False
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self._server.server_address[1]}"
+
+    def methods(self, path: bytes = b"") -> list[str]:
+        """Of the requests that came for paths that begin so."""
+        return [request.method for request in self.seen if request.path.startswith(path)]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _ruled(self, handler: http.server.BaseHTTPRequestHandler) -> Reply | None:
+        request = _request(handler)
+        return next((reply for rule in self.rules if (reply := rule(request)) is not None), None)
+
+    def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        request = _request(handler)
+        self.seen.append(request)
+        reply = self._ruled(handler)
+        asked_first = "100-continue" in request.headers.get("Expect", "")
+        body = b""
+        if reply is None or not asked_first:
+            body = handler.rfile.read(int(request.headers.get("Content-Length") or 0))
+        else:
+            # Its bytes were never sent.
+            handler.close_connection = True
+        reply = reply or self._own(request, body)
+        if reply.status == 0:
+            handler.close_connection = True
+            return
+        handler.server_version, handler.sys_version = self.server, ""
+        handler.send_response(reply.status)
+        for name, value in reply.headers.items():
+            handler.send_header(name, value)
+        if "Content-Length" not in reply.headers and "Transfer-Encoding" not in reply.headers:
+            handler.send_header("Content-Length", str(len(reply.body)))
+        handler.end_headers()
+        if request.method != "HEAD":
+            # A client may have heard enough.
+            with contextlib.suppress(OSError):
+                handler.wfile.write(reply.body)
+        handler.close_connection = handler.close_connection or self.hangs_up
+
+    def _own(self, request: Request, body: bytes) -> Reply:
+        path = self.name_of(request.path.rstrip(b"/"))
+        there = path in self.tree
+        match request.method:
+            case "OPTIONS":
+                return Reply(200)
+            case "PROPFIND" if there:
+                return Reply(207, self._listing(path, request.headers.get("Depth", "1")))
+            case "GET" | "HEAD" if there and self.tree[path] is not None:
+                return Reply(200, self.tree[path] or b"")
+            case "PUT":
+                self.tree[path] = body
+                return Reply(201)
+            case "MKCOL":
+                if there:
+                    return Reply(405)
+                if path.rpartition(b"/")[0] not in self.tree:
+                    return Reply(409)
+                self.tree[path] = None
+                return Reply(201)
+            case "DELETE" if there:
+                for inner in [key for key in self.tree if key == path or key.startswith(path + b"/")]:
+                    del self.tree[inner]
+                return Reply(204)
+            case "MOVE" if there:
+                target = unquote_to_bytes(urlsplit(request.headers["Destination"]).path)
+                return self._move(path, self.name_of(target.rstrip(b"/")), request.headers.get("Overwrite") != "F")
+        return Reply(501 if request.method in ("COPY", "POST") else 404)
+
+    def _move(self, old: bytes, new: bytes, replace: bool) -> Reply:
+        if new in self.tree and not replace:
+            return Reply(412)
+        for inner in [key for key in self.tree if key == old or key.startswith(old + b"/")]:
+            self.tree[new + inner[len(old) :]] = self.tree.pop(inner)
+        return Reply(201)
+
+    def _listing(self, path: bytes, depth: str) -> bytes:
+        found = [path]
+        if depth == "1":
+            found += [key for key in sorted(self.tree) if key.rpartition(b"/")[0] == path and key != path]
+        entries = b"".join(self.written(key, self.tree[key]) for key in found)
+        return b'<?xml version="1.0"?>\n<D:multistatus xmlns:D="DAV:">' + entries + b"</D:multistatus>"
+
+
+def _request(handler: http.server.BaseHTTPRequestHandler) -> Request:
+    return Request(handler.command, unquote_to_bytes(handler.path.partition("?")[0]), dict(handler.headers.items()))
+
+
+def written(path: bytes, content: bytes | None) -> bytes:
+    """A response of a multistatus as most servers write it."""
+    if content is None:
+        href, properties = quote_from_bytes(path) + "/", "<D:resourcetype><D:collection/></D:resourcetype>"
+    else:
+        href = quote_from_bytes(path)
+        properties = f"<D:resourcetype/><D:getcontentlength>{len(content)}</D:getcontentlength>"
+    return (
+        f"<D:response><D:href>{href}</D:href><D:propstat><D:prop>{properties}</D:prop>"
+        "<D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>"
+    ).encode()
