@@ -1,5 +1,7 @@
 """The client of the service: one method for each thing the API can do, each returning a Deferred.
 
+For example::
+
     client = WorkqueueClient.from_environment(reactor)
     job = await client.copy(1, "/data/run7/", 2, "/archive/run7/")
     job = await client.wait(job.id, on_progress=lambda seen: print(seen.status, seen.progress))

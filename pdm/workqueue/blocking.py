@@ -1,5 +1,7 @@
 """The client for scripts and notebooks that have no reactor.
 
+For example::
+
     with BlockingWorkqueueClient.from_environment() as client:
         job = client.copy(1, "/data/run7/", 2, "/archive/run7/")
         job = client.wait(job.id)
