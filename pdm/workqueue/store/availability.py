@@ -64,7 +64,7 @@ def unavailable(error: Exception) -> DatabaseUnavailableError | None:
 
 def write_probe(session: Session, worker: str) -> None:
     """Write something without changing anything: a transaction that only reads tells nothing of a full disk."""
-    session.execute(sa.update(workers).where(workers.c.name == worker).values(name=workers.c.name))
+    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(name=workers.c.name))
 
 
 @define(eq=False)

@@ -71,7 +71,7 @@ def note_begun(session: Session, worker: str, token: Token, found: Mapping[str, 
 
     Args:
         session: of the database.
-        worker: whose claim it is.
+        worker: the incarnation whose claim it is.
         token: of the attempt.
         found: what is there before.
 
@@ -85,7 +85,7 @@ def note_begun(session: Session, worker: str, token: Token, found: Mapping[str, 
             elements.c.id == token.element_id,
             elements.c.attempts == token.attempt,
             elements.c.status == JobStatus.RUNNING,
-            elements.c.worker_id == sa.select(workers.c.id).where(workers.c.name == worker).scalar_subquery(),
+            elements.c.worker_id == sa.select(workers.c.id).where(workers.c.incarnation == worker).scalar_subquery(),
         )
         .values(begun=dict(found))
     )

@@ -53,7 +53,7 @@ class SilentServerError(ChannelError):
 
     def trouble(self, scope: str) -> StorageError:
         """The same as of a server that cannot be reached."""
-        return StorageError(str(self), code="CONNECTION", scope=scope, lost=True)
+        return StorageError(str(self), code="CONNECTION", scope=scope, lost=True, unreachable=True)
 
 
 class Reply(NamedTuple):
