@@ -196,6 +196,9 @@ def _what(job: JobView, names: dict[int, str], width: int | None = None) -> str:
     if width is not None and shown_width(arrow.join(texts)) > width:
         # The end of a path says more than its beginning; what one place does not need is the other's.
         share = (width - len(arrow) * (len(places) - 1)) // len(places)
+        if names and any(share - shown_width(site) < _LEAST_PATH for site, _ in places):
+            # The numbers of the sites are shorter than their names.
+            return _what(job, {}, width)
         spare = sum(max(share - shown_width(text), 0) for text in texts)
         texts = [
             site + cut(path, max(share + spare - shown_width(site), _LEAST_PATH), keep_end=True)

@@ -18,6 +18,8 @@ _WORTH_A_LISTING = 8
 _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
 #: In a URL without a path but ``/``.
 _ROOT_SLASHES = 3
+#: A path of 4,096 bytes, each of them encoded, and a host before it.
+_LONGEST_URL = 3 * 4096 + 512
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 #: Errors of a folder that may be written to all the same.
 _NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM})
@@ -132,7 +134,11 @@ class Folders:
         self._spellings: dict[str, set[str]] = {}
         for url in self._wanted:
             for above in _with_parents(url):
-                self._spellings.setdefault(_folded(above), set()).add(above)
+                spellings = self._spellings.setdefault(_folded(above), set())
+                if above in spellings:
+                    # Then those above it are known, too.
+                    break
+                spellings.add(above)
 
     def of(self, storage: Storage, destination: str) -> Folder:
         """The folder of a destination, made if it was missing.
@@ -237,7 +243,9 @@ def _is_directory(thing: Thing | None, url: str) -> bool:
 
 
 def _with_parents(url: str) -> Iterator[str]:
-    """A URL and those of the folders above it, without the root."""
+    """A URL and those of the folders above it, without the root; none of a URL that is too long for any storage."""
+    if len(url) > _LONGEST_URL:
+        return
     while (above := parent_url(url)) != url:
         yield url
         url = above.rstrip("/") if above.count("/") > _ROOT_SLASHES else above
