@@ -345,7 +345,7 @@ def test_an_unreachable_port(service: TestService, grid: TestGrid, grid_folders:
     error = fail(service, job, 1)
     assert (error["code"], error["scope"], error["retryable"]) == ("CONNECTION", "destination", True)
     _, element = service.call("alice", "GET", f"/jobs/{job['id']}/elements/1")
-    # A connection that was kept from an earlier test breaks first, which does not count: the server is found to be away.
+    # A connection kept from an earlier test breaks first, which does not count: the server is found to be away.
     assert element["max_tries"] == 2
     assert element["attempts"] in (2, 3), service.tail(60)
 

@@ -17,6 +17,8 @@ from tests.protocols.stands import freeze
 SIZE = 64 * 1024 * 1024
 EDGE = 1024 * 1024
 OLD = 1_700_000_000
+#: The machine may be too busy to stop a copy in its middle.
+_MOST_TRIES = 10
 #: The protocols of both ends. Between two servers of one kind the bytes pass the service by, but for SSH.
 _QUICK = [(("ssh", "file"), "checksum", "new"), (("file", "ssh"), "size", "old"), (("https", "https"), "size", "old")]
 _PAIRS = [
@@ -48,28 +50,37 @@ def test_a_source_that_is_rewritten_in_place_while_it_is_copied(
     own: HelperProcess, places: Places, route: tuple[str, str], verify: str, age: str
 ) -> None:
     """Head and tail of one size: of the first the old is copied, of the other the new."""
-    source = places.put(places.a / "source", b"o" * SIZE)
-    if age == "old":
-        os.utime(source, (OLD, OLD))
-    destination = places.b / "copy"
-    item = places.item(route[0], source, destination, to=route[1])
-    request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.Limits(stall_s=60.0))  # type: ignore[arg-type]
-    own.send(request)
-    give_up_at = time.monotonic() + 60
-    while not arriving(places.b):
-        assert time.monotonic() < give_up_at, "no byte arrives"
-        time.sleep(0.001)
-    own.process.send_signal(signal.SIGSTOP)
-    for daemon in places.storages.daemons:
-        freeze(daemon)
-    assert not destination.exists(), "it was copied before it could be rewritten"
-    assert arriving(places.b) < SIZE - EDGE, "nearly all of it was copied before it could be rewritten"
-    rewrite(source, b"n")
-    for daemon in places.storages.daemons:
-        daemon.thaw()
-    own.process.send_signal(signal.SIGCONT)
-    outcome = outcomes(own.rest(request.id))[1]
-    assert fault(outcome) == ("source", "SIZE_CHANGED"), outcome
+    for number in range(_MOST_TRIES):
+        source = places.put(places.a / f"source{number}", b"o" * SIZE)
+        if age == "old":
+            os.utime(source, (OLD, OLD))
+        destination = places.b / f"copy{number}"
+        item = places.item(route[0], source, destination, to=route[1])
+        request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.Limits(stall_s=60.0))  # type: ignore[arg-type]
+        own.send(request)
+        give_up_at = time.monotonic() + 60
+        while not arriving(places.b) and not destination.exists():
+            assert time.monotonic() < give_up_at, "no byte arrives"
+            time.sleep(0.001)
+        own.process.send_signal(signal.SIGSTOP)
+        for daemon in places.storages.daemons:
+            freeze(daemon)
+        in_time = not destination.exists() and arriving(places.b) < SIZE - EDGE
+        if in_time:
+            rewrite(source, b"n")
+        for daemon in places.storages.daemons:
+            daemon.thaw()
+        own.process.send_signal(signal.SIGCONT)
+        outcome = outcomes(own.rest(request.id))[1]
+        if in_time:
+            break
+        assert isinstance(outcome, wire.Done), outcome
+        destination.unlink()
+    else:
+        pytest.fail("it was always copied before it could be rewritten")
+    # Of a file that is younger than a tick of the server's clock, only its bytes may tell.
+    told = [("source", "SIZE_CHANGED"), *([("transfer", "CHECKSUM_MISMATCH")] if age == "new" else [])]
+    assert fault(outcome) in told, outcome
     assert not destination.exists()
     assert places.left() == []
 

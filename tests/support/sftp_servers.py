@@ -152,7 +152,7 @@ class OpenSshNoisy(OpenSsh):
         home = self.own / "home"
         home.mkdir(exist_ok=True)
         (home / ".bashrc").write_text(_CHATTY + "\n")
-        return self._in_namespace([(_users(self.own, self.user, home, "/bin/bash"), "/etc/passwd")], super().command())
+        return self._in_namespace([(_etc(self.own, self.user, home, "/bin/bash"), "/etc")], super().command())
 
 
 class OpenSshForced(OpenSsh):
@@ -193,7 +193,7 @@ class Dropbear(SftpMake):
         for path, mode in ((home, 0o755), (home / ".ssh", 0o700), (home / ".ssh" / "authorized_keys", 0o600)):
             path.chmod(mode)
         return self._in_namespace(
-            [(_users(self.own, self.user, home, "/bin/sh"), "/etc/passwd")],
+            [(_etc(self.own, self.user, home, "/bin/sh"), "/etc")],
             ["sh", "-c", self._script()],
         )
 
@@ -272,18 +272,24 @@ MAKES: dict[str, type[SftpMake]] = {
 }
 
 
-def _users(folder: Path, user: str, home: Path, shell: str) -> Path:
-    """A copy of the machine's accounts in which one has another home and shell."""
+def _etc(folder: Path, user: str, home: Path, shell: str) -> Path:
+    """A copy of ``/etc`` in which one account has another home and shell.
+
+    Of the folder, not of ``passwd`` alone: where another test adds an account, that file is replaced, and whatever is
+    mounted over it is gone.
+    """
+    copy = folder / "etc"
+    if copy.exists():
+        shutil.rmtree(copy)
+    shutil.copytree("/etc", copy, symlinks=True)
     lines = []
     for line in Path("/etc/passwd").read_text().splitlines():
         fields = line.split(":")
         if fields[0] == user:
             fields[5:] = [str(home), shell]
         lines.append(":".join(fields))
-    users = folder / "passwd"
-    users.write_text("\n".join(lines) + "\n")
-    users.chmod(0o644)
-    return users
+    (copy / "passwd").write_text("\n".join(lines) + "\n")
+    return copy
 
 
 def _rfc4716(key: Path, public: Path) -> None:

@@ -25,7 +25,7 @@ def test_files_of_several_elements_go_although_those_of_another_job_cannot(tmp_p
             jobs.append(job["id"])
             assert service.wait_for("admin", job["id"])["status"] == "DONE"
     # As a crash leaves them: the files are there, and the database knows that they may be.
-    (database,) = service.directory.rglob("*.sqlite*")
+    (database,) = service.directory.rglob("*.sqlite")
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE job_elements SET residue = 1 WHERE type = 'COPY'")
         connection.execute("UPDATE jobs SET extra_opts = '{\"overwrite\": 5}' WHERE id = ?", (jobs[0],))
