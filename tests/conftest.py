@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
@@ -20,6 +21,10 @@ from zope.interface import provider
 from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.programs import require_programs
 from tests.security import canary
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("pdm", deadline=None)
+hypothesis.settings.load_profile("pdm")
 
 #: Seconds for a test on the real grid: a login alone takes 0.2 s, and CI is slow.
 _GRID_TIMEOUT_S = 180

@@ -237,7 +237,12 @@ def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[
     with small_disk(ground.folder / "small", stand, options) as folder:
         ground.new = folder / "new"
         if job == "COPY":
-            return [run(helper, ground, ground.request(job, helper.new_id()))]
+            for _ in range(_MOST_TRIES_FULL):
+                ended = run(helper, ground, ground.request(job, helper.new_id()))
+                # Of two GridFTP servers the source may be heard first: its data connection was cut. It is tried again.
+                if not isinstance(ended, wire.Failed) or ended.fault.scope != "transfer":
+                    break
+            return [ended]
         item = wire.PathItem(1, stand.url(folder / "made"), directory=True)
         return [run(helper, ground, wire.MakeRequest(helper.new_id(), [item], False, LIMITS))]
 
@@ -319,6 +324,7 @@ def expected(stand: Stand, fault: str) -> Mapping[str, str]:
     return {} if fault in _OF_SERVERS and not stand.servers else EXPECTED[fault]
 
 
+_MOST_TRIES_FULL = 5
 _BY_ROOT = ("permission denied", "disk full")
 _OF_SERVERS = ("unreachable", "server killed")
 
