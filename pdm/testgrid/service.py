@@ -101,6 +101,8 @@ class TestService:
             while True:
                 line = lines.get(timeout=timeout_s)
                 if line is None:
+                    self.process.wait()
+                    self.process = None
                     raise GridError(f"the daemon ended before it was ready:\n{self.tail()}")
                 if line.startswith(_READY):
                     self.url = line.removeprefix(_READY).strip()
