@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("pdm")
 #: Seconds for a test on the real grid: a login alone takes 0.2 s, and CI is slow.
 _GRID_TIMEOUT_S = 180
 #: Folders of tests that start the daemon, its HTTP side, or a grid's programs.
-_WITH_SERVERS = frozenset({"cli", "client", "http", "reference", "system", "testgrid"})
+_WITH_SERVERS = frozenset({"cli", "client", "http", "protocols", "reference", "security", "system", "testgrid"})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
