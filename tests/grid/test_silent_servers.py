@@ -36,7 +36,8 @@ def test_a_login_that_hangs_is_the_servers_fault(
     server = sites.grid.sites[site].server
     server.freeze()
     try:
-        events = fresh.copy(items, stall_s=1.0)
+        # Long enough for the login to the other server, on a busy machine too.
+        events = fresh.copy(items, stall_s=3.0)
     finally:
         server.thaw()
     if scope == "source" or size < _LARGE:

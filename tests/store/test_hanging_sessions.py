@@ -108,6 +108,31 @@ def test_the_server_ends_a_session_that_hangs(url: str, store: Store) -> None:
     engines.dispose()
 
 
+def test_a_session_that_is_suspended_within_a_pipeline_is_ended_by_others(url: str, store: Store) -> None:
+    """For the server it is active, so that idle_in_transaction_session_timeout does not see it."""
+    store.worker()
+    engines = make_engines(url, 1, DatabaseTimeouts(idle_in_transaction_s=0.3))
+    with engines.writer.connect() as suspended, engines.lease.connect() as other:
+        driver: Any = suspended.connection.driver_connection
+        driver.pgconn.enter_pipeline_mode()
+        driver.pgconn.send_query_params(b"BEGIN", None)
+        driver.pgconn.send_query_params(b"SELECT 1 FROM workers FOR UPDATE", None)
+        driver.pgconn.send_flush_request()
+        driver.pgconn.flush()
+        ended = 0
+        give_up_at = time.monotonic() + 30.0
+        while not ended:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.1)
+            with Session(other) as session, session.begin():
+                ended = claims.end_suspended_sessions(session)
+        assert ended == 1
+        # The lock is free again.
+        store.worker()
+        suspended.invalidate()
+    engines.dispose()
+
+
 @pytest.mark.parametrize("by", ["watch", "stop"])
 @pytest_twisted.ensureDeferred
 async def test_a_server_process_that_is_stopped_is_given_up(url: str, by: str, lost_errors: list[LogEvent]) -> None:

@@ -237,6 +237,9 @@ class Lease:
             self._log.error("nothing is claimed: {why}", why=_taken(self.worker, held))
 
     async def _release_expired(self) -> None:
+        ended = await self.database.run_for_lease("end suspended sessions", claims.end_suspended_sessions)
+        if ended:
+            self._log.warn("{count} database sessions of a daemon that is suspended are ended", count=ended)
         released = count = claims.RELEASED_AT_ONCE
         total = 0
         while count == released and not self._stopping:

@@ -30,6 +30,8 @@ _BUSY_TIMEOUT_S = 5
 _BUSY_PAUSE_S = 0.01
 #: Of the operating system, for a connection that is silent: probes so many seconds apart, and how many stay unanswered.
 _PROBE_EVERY_S, _MOST_PROBES = 10, 3
+#: Of the sessions on PostgreSQL; shown by pg_stat_activity.
+APPLICATION_NAME = "pdm-workqueue"
 
 
 @frozen
@@ -210,6 +212,8 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
     session_settings = "; ".join(
         f"SET {name} = {value}"
         for name, value in {
+            # How `leases.end_suspended_sessions` tells our sessions from those of a backup.
+            "application_name": f"'{APPLICATION_NAME}'",
             "lock_timeout": _milliseconds(timeouts.lock_s),
             "statement_timeout": _milliseconds(timeouts.statement_s),
             "idle_in_transaction_session_timeout": _milliseconds(timeouts.idle_in_transaction_s),

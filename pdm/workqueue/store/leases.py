@@ -28,6 +28,7 @@ from pdm.workqueue.domain.jobs import JobRecord, Token
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_crash
 from pdm.workqueue.store.columns import AT_ONCE, UtcDateTime
+from pdm.workqueue.store.engines import APPLICATION_NAME
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, attempt_row
 from pdm.workqueue.store.phases import close_phases
@@ -223,6 +224,29 @@ def release_expired(session: Session, now: datetime) -> int:
     if expired:
         session.execute(sa.update(workers).where(workers.c.id.in_(expired)).values(lease_until=None))
     return _release(session, workers.c.lease_until.is_(None), now, most=RELEASED_AT_ONCE)
+
+
+def end_suspended_sessions(session: Session) -> int:
+    """End PostgreSQL sessions of daemons that are suspended within a statement, so that their locks are released.
+
+    `idle_in_transaction_session_timeout` does not see them: a client that stops in the middle of a pipeline (as psycopg
+    runs `executemany`), or of reading a result, leaves its session in the state "active", waiting for the client.
+
+    Returns:
+        How many were ended.
+    """
+    if not _is_shared(session):
+        return 0
+    return sum(session.scalars(_END_SUSPENDED, {"application": APPLICATION_NAME}))
+
+
+_END_SUSPENDED = sa.text("""
+    SELECT pg_terminate_backend(pid)::int FROM pg_stat_activity, pg_settings
+    WHERE pg_settings.name = 'idle_in_transaction_session_timeout'
+      AND datname = current_database() AND usename = current_user AND application_name = :application
+      AND pid <> pg_backend_pid() AND state = 'active' AND wait_event IN ('ClientRead', 'ClientWrite')
+      AND state_change < clock_timestamp() - setting::int * interval '1 millisecond'
+""")
 
 
 def release_worker(session: Session, name: str, now: datetime) -> int:
