@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pdm.workqueue.helpers import lease
-from pdm.workqueue.helpers.backends.webdav_responses import errno_from_text
+from pdm.workqueue.helpers.backends.http_errors import errno_from_text
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, start_error, truncated
 
 #: Debian's package that brings the bindings, for the interpreter here.
