@@ -359,25 +359,8 @@ class WebdavBackend(StorageBackend):
 
     def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
         body = _exactly(pieces, size)
-        try:
-            headers = {"Content-Length": str(size)}
-            self._client.call("PUT", url, headers, b"".join(body) if size <= _SMALL else body, ok=(200, 201, 204))
-        except StorageError as error:
-            if not error.lost:
-                raise
-            # A server that refuses may end the connection without a response.
-            raise self._write_error(url, error) from error
-
-    def _write_error(self, url: str, error: StorageError) -> StorageError:
-        """Why a PUT was cut off: the error of a short PUT beside it."""
-        probe = url + ".probe"
-        try:
-            self._client.call("PUT", probe, body=b"x", ok=(200, 201, 204))
-        except StorageError as found:
-            return found
-        with contextlib.suppress(StorageError):
-            self.remove(probe, directory=False)
-        return error
+        headers = {"Content-Length": str(size)}
+        self._client.call("PUT", url, headers, b"".join(body) if size <= _SMALL else body, ok=(200, 201, 204))
 
     def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
         if not self._third_party.may_work(source, temporary):
