@@ -217,7 +217,7 @@ class Assembly:
             find_missing=self._find_missing,
         )
         site_check = SiteCheck(preparation, self.pool)
-        self.probes = EndpointProbes(reactor, utc_now, self.sites, health, site_check.look)
+        self.probes = EndpointProbes(reactor, utc_now, self.sites, health, site_check.check_endpoint)
         self.claimer = Claimer(
             reactor,
             self.database,
@@ -263,7 +263,7 @@ class Assembly:
                 self.executor.credentials_changed,
                 self.executor.continue_change,
                 self.executor.resume,
-                self.executor.full,
+                self.executor.reached_limits,
                 logons=logons,
                 faults=lambda: self.service_health.faults,
                 may_claim=lambda: self.service_health.may_claim,

@@ -77,8 +77,8 @@ def test_a_limit_that_falls_lets_nobody_follow() -> None:
 
 
 def test_openings_know_what_is_not_named() -> None:
-    openings = StreamQuota({user(1): 0}, {LimitKind.USER: 3})
-    assert [openings.of(key) for key in (user(1), user(2), (LimitKind.JOB, 1))] == [0, 3, NO_LIMIT]
+    quota = StreamQuota({user(1): 0}, {LimitKind.USER: 3})
+    assert [quota.of(key) for key in (user(1), user(2), (LimitKind.JOB, 1))] == [0, 3, NO_LIMIT]
 
 
 class Agents(RuleBasedStateMachine):

@@ -13,8 +13,8 @@ from pdm.workqueue.domain.limits import FairQueue, batch_work
 def serve(turns: FairQueue, users: list[int], times: int, work: float = 1.0) -> dict[int, int]:
     served = dict.fromkeys(users, 0)
     for _ in range(times):
-        user = min(users, key=turns.time_of)
-        turns.give(user, work)
+        user = min(users, key=turns.virtual_time)
+        turns.charge(user, work)
         served[user] += 1
     return served
 
@@ -39,7 +39,7 @@ def test_a_copy_is_tried_out_without_an_effect() -> None:
     turns = FairQueue({1: 2.0})
     other = turns.copy()
     serve(other, [1, 2], 10)
-    assert (turns.time_of(1), turns.time_of(2)) == (0.0, 0.0)
+    assert (turns.virtual_time(1), turns.virtual_time(2)) == (0.0, 0.0)
     assert other.weight(1) == 2.0
 
 
@@ -58,9 +58,9 @@ def test_shares_differ_by_a_turn_at_most(weights: dict[int, float], works: list[
     turns = FairQueue(weights)
     given_to = dict.fromkeys(weights, 0.0)
     for number in range(200):
-        user = min(weights, key=turns.time_of)
+        user = min(weights, key=turns.virtual_time)
         work = works[number % len(works)]
-        turns.give(user, work)
+        turns.charge(user, work)
         given_to[user] += work
         shares = {user: given_to[user] / weights[user] for user in weights}
         for one, other in itertools.permutations(weights, 2):
