@@ -122,32 +122,36 @@ class Assembly:
         )
         self.logs = LogStore(reactor, settings.logs.folder, settings.logs.head_bytes, settings.logs.tail_bytes)
         self.lease = Lease(
-            reactor,
-            self.database,
-            WorkerIdentity(
+            reactor=reactor,
+            database=self.database,
+            worker=WorkerIdentity(
                 worker_name(settings.state.folder), worker, host=f"{socket.gethostname()}, pid {os.getpid()}"
             ),
-            utc_now,
-            queue.lease_s,
-            lambda job, token: self.logs.is_begun(LogRef(job.log_uid, token.element_id, token.attempt)),
+            clock=utc_now,
+            lease_s=queue.lease_s,
+            begun=lambda job, token: self.logs.is_begun(LogRef(job.log_uid, token.element_id, token.attempt)),
         )
         self.vault = Vault.open(settings.credentials.key_file)
         files = CredentialFiles(settings.credentials.folder)
-        credentials = Credentials(self.database, self.vault, files)
+        credentials = Credentials(database=self.database, vault=self.vault, files=files)
         self.board = ProgressBoard()
         patience_s = settings.sites.patience_s
         breakers = BreakerPolicy(
             first_pause_s=queue.first_pause_s,
             longest_pause_s=max(queue.first_pause_s, min(queue.longest_pause_s, _LONGEST_SITE_PAUSE_S)),
         )
-        health = SiteHealth(breakers, patience_s, self._wake)
-        self.catalogue = SiteDirectory(reactor, self.database, self.sites, health, self._wake)
+        health = SiteHealth(policy=breakers, patience_s=patience_s, on_change=self._wake)
+        self.catalogue = SiteDirectory(
+            reactor=reactor, database=self.database, sites=self.sites, health=health, on_change=self._wake
+        )
         trust = TrustDirectories(settings.state.folder / "trust")
-        settler = Settler(reactor, self.database, worker, utc_now, self._settled)
+        settler = Settler(
+            reactor=reactor, database=self.database, worker=worker, clock=utc_now, on_settled=self._settled
+        )
         self.pool = AgentPool(
-            reactor,
-            reactor,
-            self._command_for,
+            spawner=reactor,
+            timer=reactor,
+            command_for=self._command_for,
             most=agents.max_agents + agents.list_agents,
             kept_free=agents.list_agents,
             spare=agents.idle_agents,
@@ -155,18 +159,18 @@ class Assembly:
             unused=credentials.remove_unused,
         )
         self.streams = Streams(
-            StreamLimits(
-                agents.max_agents,
-                queue.route_limit,
-                queue.route_start,
-                queue.route_window_s,
-                queue.site_limit_in,
-                queue.site_limit_out,
-                queue.user_limit,
-                queue.job_limit,
+            limits=StreamLimits(
+                total=agents.max_agents,
+                route=queue.route_limit,
+                route_start=queue.route_start,
+                window_s=queue.route_window_s,
+                site_in=queue.site_limit_in,
+                site_out=queue.site_limit_out,
+                user=queue.user_limit,
+                job=queue.job_limit,
             ),
-            self.sites,
-            MonotonicUtc(),
+            sites=self.sites,
+            clock=MonotonicUtc(),
         )
         limits = TimeLimits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
         access = Access(
@@ -176,59 +180,69 @@ class Assembly:
             ssh_user=settings.ssh.user,
         )
         self.service_health = ServiceHealth(
-            reactor,
-            utc_now,
-            {
+            reactor=reactor,
+            clock=utc_now,
+            checks={
                 ServicePart.DATABASE: lambda: self.database.run("is the database written", write_probe, worker),
                 ServicePart.CREDENTIAL_FILES: partial(in_thread, _check_all, files.check, trust.check),
                 ServicePart.HELPERS: partial(in_thread, check_resources),
                 ServicePart.ATTEMPT_LOGS: partial(in_thread, self.logs.check),
             },
-            self._room,
-            lambda: self.logs.errors,
+            on_change=self._room,
+            log_errors=lambda: self.logs.errors,
         )
         context = AttemptContext(
-            reactor,
-            utc_now,
-            socket.gethostname(),
-            RetryPolicy(queue.first_pause_s, queue.longest_pause_s),
-            self.logs,
-            self.board,
-            settler,
-            agents.cancel_grace_s,
-            self.service_health,
-            health,
+            reactor=reactor,
+            clock=utc_now,
+            host=socket.gethostname(),
+            policy=RetryPolicy(queue.first_pause_s, queue.longest_pause_s),
+            logs=self.logs,
+            board=self.board,
+            settler=settler,
+            cancel_grace_s=agents.cancel_grace_s,
+            service_health=self.service_health,
+            health=health,
         )
         preparation = Preparation(
-            self.sites, self.pool, credentials, context, limits, access, trust=partial(in_thread, trust.directory_for)
+            sites=self.sites,
+            pool=self.pool,
+            credentials=credentials,
+            context=context,
+            element=limits,
+            access=access,
+            trust=partial(in_thread, trust.directory_for),
         )
         self.executor = Executor(
-            self.database,
-            self.sites,
-            self.pool,
-            credentials,
-            worker,
-            context,
-            ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements),
-            self.streams,
-            preparation,
-            self._room,
+            database=self.database,
+            sites=self.sites,
+            pool=self.pool,
+            credentials=credentials,
+            worker=worker,
+            context=context,
+            limits=ExecutionLimits(
+                batches=agents.max_agents, listings=agents.list_agents, batch_elements=queue.batch_elements
+            ),
+            streams=self.streams,
+            preparation=preparation,
+            on_capacity=self._room,
             restricted=self.catalogue.restricted,
             find_missing=self._find_missing,
         )
-        site_check = SiteCheck(preparation, self.pool)
-        self.probes = EndpointProbes(reactor, utc_now, self.sites, health, site_check.check_endpoint)
+        site_check = SiteCheck(preparation=preparation, pool=self.pool)
+        self.probes = EndpointProbes(
+            reactor=reactor, clock=utc_now, sites=self.sites, health=health, check=site_check.check_endpoint
+        )
         self.claimer = Claimer(
-            reactor,
-            self.database,
-            self.executor,
-            utc_now,
-            self.service_health,
-            queue.batch_elements,
-            queue.batch_bytes,
-            queue.poll_interval_s,
-            self.lease,
-            settings.users.weights,
+            reactor=reactor,
+            database=self.database,
+            executor=self.executor,
+            clock=utc_now,
+            service_health=self.service_health,
+            batch_elements=queue.batch_elements,
+            batch_bytes=queue.batch_bytes,
+            poll_s=queue.poll_interval_s,
+            lease=self.lease,
+            weights=settings.users.weights,
         )
         self.lease.connect(
             known=lambda: self.executor.attempts() | settler.attempts(),
@@ -273,7 +287,7 @@ class Assembly:
         tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
 
         self.lag = ReactorLag(reactor)
-        housekeeping = Housekeeping(reactor, self.database, utc_now)
+        housekeeping = Housekeeping(reactor=reactor, database=self.database, clock=utc_now)
 
         services.add("instance lock", self._lock, _nothing, interruptible=True)
         services.add("database", self.database.start, self.database.stop)

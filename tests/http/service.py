@@ -166,7 +166,7 @@ class Service:
             return await deferToThread(function, *args)
 
         sites = SiteRegistry.read(folder / "sites.d")
-        catalogue = SiteDirectory(reactor, database, sites, SiteHealth())
+        catalogue = SiteDirectory(reactor=reactor, database=database, sites=sites, health=SiteHealth())
         await catalogue.start()
         context = ApiContext(
             database=database,

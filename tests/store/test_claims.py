@@ -66,7 +66,7 @@ def test_both_lanes_at_once_give_listings_first(store: Store) -> None:
 
 def test_half_a_lane_is_refused() -> None:
     with pytest.raises(ValueError, match="all but listings"):
-        ClaimLimits(1, 1, 1, 1, types=frozenset({JobType.COPY}))
+        ClaimLimits(elements=1, batches=1, batch_elements=1, batch_bytes=1, types=frozenset({JobType.COPY}))
 
 
 def test_within_a_user_priority_counts_then_age(store: Store) -> None:

@@ -12,7 +12,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, NewElement
 from pdm.workqueue.store import claim_queries, credentials, job_changes, jobs, leases, results
 from pdm.workqueue.store.credentials import EncryptedCredential
-from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of, verdict
 
 
 def test_what_is_done_is_counted_and_kept(store: Store) -> None:
@@ -39,7 +39,7 @@ def test_what_is_done_is_counted_and_kept(store: Store) -> None:
     )
     attempt = store.run(jobs.fetch_attempt, job.id, 2, 1)
     assert attempt is not None
-    assert (attempt.status, attempt.worker, attempt.transferred) == (JobStatus.DONE, "w", 200)
+    assert (attempt.status, attempt.worker, attempt.transferred) == (JobStatus.DONE, name_of(), 200)
     assert (attempt.started_at, attempt.ended_at) == (START, START + timedelta(seconds=2))
     assert store.run(jobs.attempts, job.id, 2) == [attempt]
     assert store.run(jobs.fetch_attempt, job.id, 2, 2) is None
@@ -350,7 +350,7 @@ def test_what_a_rename_found_outlives_its_daemon_and_needs_a_claim(store: Store)
     assert not store.run(results.record_initial_state, "w", ClaimToken(job.id, 0, 2), found)
     assert not store.run(results.record_initial_state, "another", token_of(batch), found)
     assert store.run(results.record_initial_state, "w", token_of(batch), found)
-    store.run(leases.release_worker, "w", store.now)
+    store.run(leases.release_worker, name_of(), store.now)
     store.worker("v")
     (again,) = store.claim("v")
     assert again.elements[0].found_before == found

@@ -93,10 +93,10 @@ class AgentPool:
 
     def __init__(
         self,
+        *,
         spawner: IReactorProcess,
         timer: IReactorTime,
         command_for: Callable[[AgentKind], AgentCommand],
-        *,
         most: int,
         idle_s: float,
         unused: Callable[[str], None],

@@ -51,6 +51,7 @@ class Settler:
 
     def __init__(
         self,
+        *,
         reactor: IReactorTime,
         database: Database,
         worker: str,
@@ -172,7 +173,7 @@ _log = Logger()
 _DECISIONS = {RetryAt: "it will be tried again", Hold: "it is held", GiveUp: "given up"}
 
 
-@frozen
+@frozen(kw_only=True)
 class AttemptContext:
     """What every attempt uses.
 

@@ -48,7 +48,7 @@ _ENDED_WITH_ANOTHER = "another job's cancellation ended the helper"
 _POSTPONED = "the batch had no room for it"
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class RunningBatch:
     """A claimed batch until each of its elements has a verdict.
 

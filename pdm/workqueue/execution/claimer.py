@@ -36,7 +36,7 @@ _REST_FACTOR, _LONGEST_REST_S = 5, 0.2
 _MOST_AT_ONCE = 1000
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Claimer:
     """The loop that claims.
 

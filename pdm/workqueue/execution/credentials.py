@@ -107,7 +107,7 @@ class OutdatedCredentials:
     renewed: frozenset[str] = frozenset()
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Credentials:
     """Hands out credential files."""
 

@@ -14,8 +14,9 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from pdm.workqueue.agents.calls import ask
 from pdm.workqueue.agents.pool import AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError, BatchListener
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.execution.credentials import CredentialUnusableError
@@ -29,7 +30,6 @@ from pdm.workqueue.wire import agent_messages as wire
 
 #: Seconds for one endpoint, its login and its listing.
 _ENDPOINT_TIMEOUT_S = 20.0
-_SILENT = "the helper was silent for too long"
 #: Seconds for all of a site, waiting for a free agent included: clients are told what was found by then.
 SITE_CHECK_TIMEOUT_S = 45.0
 #: Endpoints that are looked at at once, for all users: their agents work beside the limits that are for jobs.
@@ -103,7 +103,7 @@ class EndpointCheck:
         return self.failure is None
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SiteCheck:
     """Lists the default folder of a site at each of its endpoints.
 
@@ -216,75 +216,17 @@ class SiteCheck:
             self.preparation.release_credential(kind)
 
     async def _ask(self, agent: AgentProcess, protocol: JobProtocol, url: str) -> AttemptFailure | None:
-        mover, number = MOVERS[protocol], self.preparation.next_request_id()
-        failure: AttemptFailure | None = None
-
-        def on_event(event: wire.AgentEvent) -> None:
-            nonlocal failure
-            if isinstance(event, (wire.FailedEvent, wire.UnreadableEvent)):
-                failure = failure or mover.classify(event.fault)
-
         limits = wire.TimeLimits(stall_s=_ENDPOINT_TIMEOUT_S / 2, total_s=_ENDPOINT_TIMEOUT_S - 2)
-        request = wire.ListRequest(number, 0, url, 0, limits)
-        died = await ask_agent(agent, request, on_event, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
-        if died == _SILENT:
+        request = wire.ListRequest(self.preparation.next_request_id(), 0, url, 0, limits)
+        answer = await ask(agent, request, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
+        if answer.timed_out:
             return AttemptFailure(
                 FailureScope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_ENDPOINT_TIMEOUT_S:g} s"
             )
-        return failure or (None if died is None else _failure(FailureCode.CRASHED, died))
-
-
-async def ask_agent(
-    agent: AgentProcess,
-    request: wire.WorkRequest,
-    on_event: Callable[[wire.AgentEvent], None],
-    reactor: IReactorTime,
-    silence_s: float,
-) -> str | None:
-    """Have a helper carry out a request that is not of a job; a helper that does not finish it is killed.
-
-    Args:
-        agent: the helper.
-        request: what it is asked.
-        on_event: called with each event of the request, but the last.
-        reactor: for the time.
-        silence_s: seconds without an event after which it is killed.
-
-    Returns:
-        Why the helper ended before it had finished; None if it finished.
-    """
-    over: Deferred[str | None] = Deferred()
-    finished = silent = False
-
-    def heard(event: wire.AgentEvent) -> None:
-        nonlocal finished
-        if isinstance(event, wire.FinishedEvent):
-            finished = True
-            over.callback(None)
-            return
-        timer.reset(silence_s)
-        on_event(event)
-
-    def ended(sentence: str) -> None:
-        if not over.called:
-            over.callback(_SILENT if silent else sentence)
-
-    def too_long() -> None:
-        nonlocal silent
-        silent = True
-        agent.kill(_SILENT)
-
-    timer = reactor.callLater(silence_s, too_long)
-    agent.submit(request, BatchListener(heard, ended))
-    try:
-        return await over
-    finally:
-        if timer.active():
-            timer.cancel()
-        if not finished:
-            # Whoever has asked may be gone: nothing else is to wait behind this.
-            agent.kill("its request was broken off")
-        agent.detach(request.id)
+        fault = answer.faults.get(request.key)
+        if fault is not None:
+            return MOVERS[protocol].classify(fault)
+        return None if answer.error is None else _failure(FailureCode.CRASHED, answer.error)
 
 
 def _failure(code: FailureCode, message: str) -> AttemptFailure:
@@ -295,7 +237,7 @@ def _failure(code: FailureCode, message: str) -> AttemptFailure:
 _LEAST_PAUSE_S = 1.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class EndpointProbes:
     """Logs in to an endpoint and lists the default folder of its site, as ``pdm site check`` does.
 

@@ -46,7 +46,7 @@ class SiteEndpoint(NamedTuple):
     url: str
 
 
-@frozen
+@frozen(kw_only=True)
 class EndpointHealth:
     """How an endpoint stands.
 
@@ -65,7 +65,7 @@ class EndpointHealth:
     reason: str
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SiteHealth:
     """The breakers of all endpoints, in memory: after a restart all count as reachable.
 
@@ -164,11 +164,11 @@ class SiteHealth:
                 yield (
                     endpoint,
                     EndpointHealth(
-                        breaker.phase(now),
-                        breaker.failures,
-                        breaker.failing_since,
-                        breaker.open_until,
-                        self._reasons.get(endpoint, ""),
+                        phase=breaker.phase(now),
+                        failures=breaker.failures,
+                        failing_since=breaker.failing_since,
+                        next_try=breaker.open_until,
+                        reason=self._reasons.get(endpoint, ""),
                     ),
                 )
 

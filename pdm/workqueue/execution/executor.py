@@ -59,7 +59,7 @@ async def _nothing_missing() -> Mapping[str, str]:
     return {}
 
 
-@frozen
+@frozen(kw_only=True)
 class ExecutionLimits:
     """How much runs at once.
 
@@ -74,7 +74,7 @@ class ExecutionLimits:
     batch_elements: int
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Executor:
     """Runs batches.
 
@@ -109,12 +109,18 @@ class Executor:
     _background: Background = field(factory=Background)
     _leftovers: LeftoverFiles = field(
         init=False,
-        default=Factory(lambda self: LeftoverFiles(self.database, self.pool, self.preparation), takes_self=True),
+        default=Factory(
+            lambda self: LeftoverFiles(database=self.database, pool=self.pool, preparation=self.preparation),
+            takes_self=True,
+        ),
     )
     _prerequisites: Prerequisites = field(
         init=False,
         default=Factory(
-            lambda self: Prerequisites(self.database, self.sites, self.find_missing, self._resume_at), takes_self=True
+            lambda self: Prerequisites(
+                database=self.database, sites=self.sites, find_missing=self.find_missing, resume=self._resume_at
+            ),
+            takes_self=True,
         ),
     )
     _changing: set[int] = field(factory=set)
@@ -191,7 +197,9 @@ class Executor:
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
         mover = MOVERS.get(batch.job.protocol)
-        running = RunningBatch(batch, mover or DummyMover(), self.context, on_nearly_done=self.pool.wake_waiting)
+        running = RunningBatch(
+            batch=batch, mover=mover or DummyMover(), context=self.context, on_nearly_done=self.pool.wake_waiting
+        )
         if mover is None:
             running.refuse(_dependency_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
             return
@@ -387,8 +395,17 @@ class Executor:
         tree = request.url if isinstance(request, wire.ListRequest) else ""
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
-        hooks = agent.pause, agent.resume, self.on_capacity
-        return ListingIntake(self.database, self.worker, token, plan, job.src_filepath, known, *hooks)
+        return ListingIntake(
+            database=self.database,
+            worker=self.worker,
+            token=token,
+            plan=plan,
+            source=job.src_filepath,
+            known=known,
+            pause=agent.pause,
+            resume=agent.resume,
+            on_elements=self.on_capacity,
+        )
 
     # -- what was left behind
 

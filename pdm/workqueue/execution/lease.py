@@ -32,7 +32,7 @@ class LeaseTakenError(Exception):
     """Another daemon claims under the same name; the text says what to do."""
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Lease:
     """What a daemon may rely on while it claims and moves.
 

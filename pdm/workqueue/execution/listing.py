@@ -104,6 +104,7 @@ class ListingIntake:
 
     def __init__(
         self,
+        *,
         database: Database,
         worker: str,
         token: ClaimToken,

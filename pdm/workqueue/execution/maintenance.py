@@ -12,12 +12,12 @@ from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from pdm.workqueue.agents.calls import ask
 from pdm.workqueue.agents.pool import AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
-from pdm.workqueue.execution.endpoint_checks import ask_agent
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
@@ -43,7 +43,7 @@ class _NotRemovedError(Exception):
     """Some files of a job are still there; the text says why."""
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class LeftoverFiles:
     """Has helpers remove temporary files of elements that will not run again by themselves.
 
@@ -128,21 +128,15 @@ class LeftoverFiles:
             The keys of the items of which all files are gone; and why others are still there, empty if none is.
         """
         urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
-        failed: dict[int, str] = {}
-
-        def on_event(event: wire.AgentEvent) -> None:
-            if isinstance(event, wire.FailedEvent):
-                failed[urls[event.key][0]] = event.fault.message
-            elif isinstance(event, wire.CancelledEvent):
-                failed[urls[event.key][0]] = "cancelled"
-
         items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
         discard = wire.DiscardRequest(request.id, items, request.limits)
         reactor = self.preparation.context.reactor
-        died = await ask_agent(agent, discard, on_event, reactor, request.limits.total_s + _SLACK_S)
-        if died is not None:
-            return set(), died
-        return {item.key for item in request.items} - failed.keys(), next(iter(failed.values()), "")
+        answer = await ask(agent, discard, reactor, request.limits.total_s + _SLACK_S)
+        if answer.error is not None:
+            return set(), answer.error
+        removed = {item.key for item in request.items} - {urls[number][0] for number in answer.faults}
+        reasons = ("cancelled" if fault is None else fault.message for fault in answer.faults.values())
+        return removed, next(reasons, "")
 
 
 def _by_job(left: Iterable[tuple[ElementRecord, JobRecord]]) -> list[tuple[JobRecord, list[ElementRecord]]]:
@@ -156,7 +150,7 @@ def _by_job(left: Iterable[tuple[ElementRecord, JobRecord]]) -> list[tuple[JobRe
 Resume = Callable[[int, int, Collection[JobProtocol]], Awaitable[object]]
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Prerequisites:
     """Programs and libraries of the protocols.
 
@@ -225,7 +219,7 @@ _PERIOD_S = 3600.0
 _KEYS_AT_ONCE = 1000
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Housekeeping:
     """Purges the database once an hour, a little in each transaction."""
 

@@ -81,7 +81,7 @@ class PartFault:
     check: PartCheck
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class ServiceHealth:
     """What is faulty at present.
 

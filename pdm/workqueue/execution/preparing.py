@@ -59,7 +59,7 @@ class PreparedBatch:
     endpoints: Mapping[int, SiteEndpoint]
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Preparation:
     """Finds what batches, and looks at sites, need.
 

@@ -82,7 +82,7 @@ def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]
 _PERIOD_S = 2.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SiteDirectory:
     """Keeps the registry of sites, and the restrictions, as the database has them.
 

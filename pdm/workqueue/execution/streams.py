@@ -27,7 +27,7 @@ from pdm.workqueue.sites.registry import SiteRegistry
 _MOST_IDLE = 1000
 
 
-@frozen
+@frozen(kw_only=True)
 class StreamLimits:
     """How many streams there may be at once.
 
@@ -52,7 +52,7 @@ class StreamLimits:
     job: int
 
 
-@frozen
+@frozen(kw_only=True)
 class RouteState:
     """What is known of a route.
 
@@ -88,7 +88,7 @@ class Streams:
 
     _log = Logger()
 
-    def __init__(self, limits: StreamLimits, sites: SiteRegistry, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, limits: StreamLimits, sites: SiteRegistry, clock: Callable[[], datetime]) -> None:
         self._limits = limits
         self._sites = sites
         self._clock = clock
@@ -166,16 +166,16 @@ class Streams:
         """What is known of all routes on which something ran, by their sites."""
         return [
             RouteState(
-                route,
-                self._ledger.running((LimitKind.ROUTE, route)),
-                pacer.limit,
-                MIN_STREAMS,
-                pacer.most,
-                pacer.throughput,
-                pacer.unit,
-                pacer.reason,
-                pacer.decided_at,
-                pacer.changed_at,
+                route=route,
+                running=self._ledger.running((LimitKind.ROUTE, route)),
+                limit=pacer.limit,
+                least=MIN_STREAMS,
+                most=pacer.most,
+                throughput=pacer.throughput,
+                unit=pacer.unit,
+                reason=pacer.reason,
+                decided_at=pacer.decided_at,
+                changed_at=pacer.changed_at,
             )
             for route, pacer in sorted(
                 self._pacers.items(), key=lambda item: (item[0].source, item[0].destination or 0)

@@ -34,7 +34,7 @@ _LISTINGS = frozenset({JobType.LIST})
 _WORK = frozenset(JobType) - _LISTINGS
 
 
-@frozen
+@frozen(kw_only=True)
 class ClaimLimits:
     """How much a claim may take.
 
@@ -99,7 +99,7 @@ _RUNNING_BY_ROUTE = (
 )
 
 
-@define
+@define(kw_only=True)
 class ClaimBudget:
     """What may still be taken.
 
@@ -129,7 +129,14 @@ class ClaimBudget:
         if limits.exclusions.probed:
             for row in session.execute(_RUNNING_BY_ROUTE):
                 tried |= limits.exclusions.probed & {(site, row.protocol) for site in (row.src_siteid, row.dst_siteid)}
-        return cls(limits, limits.elements, limits.batches, running, limits.fair_queue.copy(), tried)
+        return cls(
+            limits=limits,
+            elements=limits.elements,
+            batches=limits.batches,
+            running=running,
+            fair_queue=limits.fair_queue.copy(),
+            probing=tried,
+        )
 
     @property
     def has_capacity(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -69,28 +69,20 @@ class EncryptedCredential:
     details: Mapping[str, Any] = field(factory=dict)
 
 
-_PENDING = tuple(pending_delegations.c[name] for name in ("id", "user_id", "key", "csr_pem", "created_at"))
+_PENDING = tuple(pending_delegations.c[each.name] for each in attrs.fields(PendingDelegation))
 _CREDENTIAL = tuple(credentials.c[each.name] for each in attrs.fields(CredentialRecord))
 
 
 def put_pending(session: Session, pending: PendingDelegation) -> None:
     """Keep a delegation; one that the user began earlier is dropped."""
     drop_pending(session, pending.user_id)
-    session.execute(
-        sa.insert(pending_delegations).values(
-            id=pending.id,
-            user_id=pending.user_id,
-            key=pending.key,
-            csr_pem=pending.csr_pem,
-            created_at=pending.created_at,
-        )
-    )
+    session.execute(sa.insert(pending_delegations).values(attrs.asdict(pending)))
 
 
 def find_pending(session: Session, user_id: int) -> PendingDelegation | None:
     """The delegation that a user has begun."""
     row = session.execute(sa.select(*_PENDING).where(pending_delegations.c.user_id == user_id)).one_or_none()
-    return None if row is None else PendingDelegation(*row)
+    return None if row is None else PendingDelegation(**row._mapping)
 
 
 def drop_pending(session: Session, user_id: int) -> None:
@@ -158,9 +150,8 @@ def _some(session: Session, *conditions: sa.ColumnElement[bool]) -> list[Credent
     return [_record(row) for row in session.execute(statement)]
 
 
-def _record(row: Sequence[Any]) -> CredentialRecord:
-    values = [*row[:2], CredentialKind(row[2]), *row[3:]]
-    return CredentialRecord(*values)
+def _record(row: sa.Row[Any]) -> CredentialRecord:
+    return CredentialRecord(**{**row._mapping, "kind": CredentialKind(row.kind)})
 
 
 _KEY_CHECK = 1

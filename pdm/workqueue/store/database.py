@@ -62,13 +62,33 @@ class Database:
         # What hangs on a server elsewhere is cut; on a file there is only its lock to wait for, which has a timeout.
         hangs_s = engines.timeouts.transaction_s if engines.shared else None
         self._writer = TransactionThreads(
-            reactor, engines.writer, engines.writers, engines.together, "database-writer", self._cache, hangs_s
+            reactor=reactor,
+            engine=engines.writer,
+            threads=engines.writers,
+            together=engines.together,
+            name="database-writer",
+            cache=self._cache,
+            transaction_s=hangs_s,
         )
         self._reader = TransactionThreads(
-            reactor, engines.reader, engines.readers, 1, "database-reader", self._cache, hangs_s
+            reactor=reactor,
+            engine=engines.reader,
+            threads=engines.readers,
+            together=1,
+            name="database-reader",
+            cache=self._cache,
+            transaction_s=hangs_s,
         )
         # A thread and a connection of its own, where there can be one: nothing else may hold up the renewal of a lease.
-        self._lease = TransactionThreads(reactor, engines.lease, 1, 1, "database-lease", self._cache, hangs_s)
+        self._lease = TransactionThreads(
+            reactor=reactor,
+            engine=engines.lease,
+            threads=1,
+            together=1,
+            name="database-lease",
+            cache=self._cache,
+            transaction_s=hangs_s,
+        )
         self._writing = Availability("writing", time.monotonic)
         self._reading = Availability("reading", time.monotonic)
         self._open = False

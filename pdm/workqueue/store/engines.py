@@ -62,7 +62,7 @@ class DatabaseTimeouts:
 DEFAULT_TIMEOUTS = DatabaseTimeouts()
 
 
-@frozen
+@frozen(kw_only=True)
 class Engines:
     """Where to write and where to read.
 
@@ -122,9 +122,9 @@ def _sqlite(url: URL, threads: int) -> Engines:
     readers = max(threads - 1, 1)
     writer = _sqlite_engine(url, 1, "BEGIN IMMEDIATE", read_only=False)
     return Engines(
-        writer,
-        _sqlite_engine(url, readers, "BEGIN", read_only=True),
-        writer,
+        writer=writer,
+        reader=_sqlite_engine(url, readers, "BEGIN", read_only=True),
+        lease=writer,
         writers=1,
         readers=readers,
         together=64,
@@ -187,7 +187,16 @@ def _write_ahead(cursor: Any) -> None:
 
 def _postgresql(url: URL, threads: int, timeouts: DatabaseTimeouts) -> Engines:
     engine, lease = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1))
-    return Engines(engine, engine, lease, writers=threads, readers=threads, together=1, shared=True, timeouts=timeouts)
+    return Engines(
+        writer=engine,
+        reader=engine,
+        lease=lease,
+        writers=threads,
+        readers=threads,
+        together=1,
+        shared=True,
+        timeouts=timeouts,
+    )
 
 
 def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -> sa.Engine:

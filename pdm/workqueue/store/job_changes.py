@@ -361,7 +361,7 @@ def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
         )
         .distinct()
     )
-    return [HeldRoute(*row) for row in rows]
+    return [HeldRoute(row.user_id, row.protocol, row.src_siteid, row.dst_siteid) for row in rows]
 
 
 def _locked(session: Session, job_id: int) -> LockedJob:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -100,7 +101,7 @@ _FIND_KEY = sa.select(idempotent_requests.c.fingerprint, idempotent_requests.c.j
 )
 _INSERT_KEY = sa.insert(idempotent_requests)
 _INSERT_JOB = sa.insert(jobs).returning(jobs.c.id)
-_JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
+_EMPTY_ROW: dict[str, Any] = dict.fromkeys(column.name for column in JOB_COLUMNS)
 
 
 def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datetime) -> JobRecord:
@@ -126,7 +127,7 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
         connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
     # What was just written need not be read.
-    record = job_record([row.get(name) for name in _JOB_NAMES])
+    record = job_record(SimpleNamespace(**(_EMPTY_ROW | row)))
     note_written(session, record)
     return record
 

@@ -30,7 +30,17 @@ from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_
 from pdm.workqueue.store.engines import APPLICATION_NAME
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
-from pdm.workqueue.store.records import INSERT_ATTEMPTS, attempt_row, attempts, elements, jobs, matched, workers
+from pdm.workqueue.store.records import (
+    INSERT_ATTEMPTS,
+    IS_INCARNATION,
+    WORKER_ID,
+    attempt_row,
+    attempts,
+    elements,
+    jobs,
+    matched,
+    workers,
+)
 from pdm.workqueue.WorkqueueDB import AT_ONCE, HAS_RUNNING, IS_RUNNING, UtcDateTime
 
 #: Elements that one transaction takes away from daemons that are gone: others who write get their turn.
@@ -172,8 +182,9 @@ def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renew
     renewed = matched(
         session,
         sa.update(workers)
-        .where(workers.c.incarnation == worker, workers.c.lease_until.is_not(None))
+        .where(IS_INCARNATION, workers.c.lease_until.is_not(None))
         .values(lease_until=sa.func.clock_timestamp() + lease if _is_shared(session) else now + lease),
+        {"of_incarnation": worker},
     )
     if not renewed:
         return Renewal(lost=True, cancelled_jobs=frozenset())
@@ -182,37 +193,31 @@ def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renew
             sa.text(HAS_RUNNING),
             jobs.c.cancel_requested,
             sa.exists()
-            .where(elements.c.job_id == jobs.c.id, elements.c.status == JobStatus.RUNNING, _is_of(worker))
+            .where(elements.c.job_id == jobs.c.id, elements.c.status == JobStatus.RUNNING, _RUN_BY_WORKER)
             .correlate(jobs),
-        )
+        ),
+        {"of_incarnation": worker},
     )
     return Renewal(lost=False, cancelled_jobs=frozenset(cancelled))
 
 
 def write_probe(session: Session, worker: str) -> None:
     """Write without changing anything: a transaction that only reads does not notice a full disk."""
-    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(name=workers.c.name))
+    session.execute(sa.update(workers).where(IS_INCARNATION).values(name=workers.c.name), {"of_incarnation": worker})
 
 
-def _is_of(worker: str) -> sa.ColumnElement[bool]:
-    return elements.c.worker_id == sa.select(workers.c.id).where(workers.c.incarnation == worker).scalar_subquery()
-
-
+_RUN_BY_WORKER = elements.c.worker_id == WORKER_ID.scalar_subquery()
 # KEY SHARE lets the renewal of the lease through, and nobody who would take it away.
-_OF_WORKER = (
-    sa.select(workers.c.id)
-    .where(workers.c.incarnation == sa.bindparam("worker"))
-    .with_for_update(read=True, key_share=True)
-)
+_LOCK_WORKER = WORKER_ID.with_for_update(read=True, key_share=True)
 _LIVE_WORKER = {
-    True: _OF_WORKER.where(workers.c.lease_until > sa.func.clock_timestamp()),
-    False: _OF_WORKER.where(workers.c.lease_until.is_not(None)),
+    True: _LOCK_WORKER.where(workers.c.lease_until > sa.func.clock_timestamp()),
+    False: _LOCK_WORKER.where(workers.c.lease_until.is_not(None)),
 }
 
 
 def live_worker(session: Session, worker: str) -> int | None:
     """The number of a worker that holds a lease; until this transaction ends, nobody can take it away."""
-    number: int | None = session.scalar(_LIVE_WORKER[_is_shared(session)], {"worker": worker})
+    number: int | None = session.scalar(_LIVE_WORKER[_is_shared(session)], {"of_incarnation": worker})
     return number
 
 
@@ -267,15 +272,16 @@ def release_worker(session: Session, name: str, now: datetime) -> int:
 
 def give_up_lease(session: Session, worker: str) -> None:
     """Give the lease of an incarnation up: what it has not settled may be taken away at once."""
-    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(lease_until=None))
+    session.execute(sa.update(workers).where(IS_INCARNATION).values(lease_until=None), {"of_incarnation": worker})
 
 
 def running_tokens(session: Session, worker: str) -> list[ClaimToken]:
     """What runs in an incarnation, as the database knows it."""
     rows = session.execute(
-        sa.select(elements.c.job_id, elements.c.id, elements.c.attempts).where(sa.text(IS_RUNNING), _is_of(worker))
+        sa.select(elements.c.job_id, elements.c.id, elements.c.attempts).where(sa.text(IS_RUNNING), _RUN_BY_WORKER),
+        {"of_incarnation": worker},
     )
-    return [ClaimToken(*row) for row in rows]
+    return [ClaimToken(row.job_id, row.id, row.attempts) for row in rows]
 
 
 def release_unknown(session: Session, worker: str, tokens: Collection[ClaimToken], now: datetime) -> int:
@@ -286,7 +292,7 @@ def release_unknown(session: Session, worker: str, tokens: Collection[ClaimToken
     Returns:
         How many elements go back to the queue.
     """
-    number = session.scalar(sa.select(workers.c.id).where(workers.c.incarnation == worker))
+    number = session.scalar(WORKER_ID, {"of_incarnation": worker})
     if number is None:
         return 0
     return _release(session, workers.c.id == number, now, begun=lambda _job, _token: False, only=frozenset(tokens))

@@ -172,11 +172,12 @@ def count_notes(session: Session, job_id: int) -> dict[str, int]:
     """How many entries of a job's source were left out, by code."""
     counts: Counter[str] = Counter()
     for row in session.execute(
-        sa.select(listing_notes.c.counts, sa.case((listing_notes.c.counts.is_(None), listing_notes.c.content))).where(
-            listing_notes.c.job_id == job_id
-        )
+        sa.select(
+            listing_notes.c.counts,
+            sa.case((listing_notes.c.counts.is_(None), listing_notes.c.content)).label("content"),
+        ).where(listing_notes.c.job_id == job_id)
     ):
-        counts.update(json.loads(row[0]) if row[0] is not None else {_NO_CODE: len(json.loads(row[1]))})
+        counts.update({_NO_CODE: len(json.loads(row.content))} if row.counts is None else json.loads(row.counts))
     return dict(sorted(counts.items()))
 
 

@@ -188,7 +188,7 @@ def lock_due_jobs(
 
 def _locked(session: Session, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[LockedJob]:
     rows = session.execute(statement, parameters).all()
-    return [LockedJob(job_record(row), *row[len(JOB_COLUMNS) :]) for row in rows]
+    return [LockedJob(job_record(row), row.list_due_at, row.work_due_at) for row in rows]
 
 
 _SAVE = sa.update(jobs).where(jobs.c.id == bindparam("job_id"))

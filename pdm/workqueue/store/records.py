@@ -57,16 +57,21 @@ audit = _table(AuditRow)
 catalogue = _table(SiteVersionRow)
 
 
-def matched(session: Session, statement: sa.Update | sa.Delete) -> int:
-    """Run a change; the number of rows that it met."""
-    return cast(sa.CursorResult[Any], session.execute(statement)).rowcount
+#: The row of the daemon that claims under an incarnation. The parameter has no column's name: UPDATE would set that.
+IS_INCARNATION = workers.c.incarnation == sa.bindparam("of_incarnation")
+WORKER_ID = sa.select(workers.c.id).where(IS_INCARNATION)
+
+
+def matched(session: Session, statement: sa.Update | sa.Delete, parameters: dict[str, Any] | None = None) -> int:
+    """Execute a statement and return the number of rows that it matched."""
+    return cast(sa.CursorResult[Any], session.execute(statement, parameters)).rowcount
 
 
 def _columns(table: sa.Table, *names: str) -> Sequence[sa.Column[Any]]:
     return tuple(table.c[name] for name in names)
 
 
-#: What `job_record` reads, in its order.
+#: What `job_record` reads.
 JOB_COLUMNS = (
     *_columns(jobs, "id", "user_id", "type", "status", "protocol"),
     *_columns(jobs, "src_siteid", "src_filepath", "dst_siteid", "dst_filepath"),
@@ -77,22 +82,22 @@ JOB_COLUMNS = (
     *_columns(jobs, "num_failed", "num_cancelled", "num_held"),
     *_columns(jobs, "started_at", "already_there", "bytes_already_there"),
 )
-#: What `element_record` reads, in its order.
+#: What `element_record` reads.
 ELEMENT_COLUMNS = (
     *_columns(elements, "job_id", "id", "type", "status", "src_filepath", "dst_filepath", "size", "is_directory"),
     *_columns(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
     *_columns(elements, "transferred", "elapsed_s", "checksum"),
     *_columns(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
 )
-#: What `attempt_record` reads, in its order; of `attempts` joined with `workers`.
-ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
+#: What `attempt_record` reads; of `attempts` joined with `workers`.
+ATTEMPT_COLUMNS: Sequence[sa.ColumnElement[Any]] = (
     attempts.c.job_id,
     attempts.c.element_id,
     attempts.c.attempt,
     attempts.c.status,
     attempts.c.started_at,
     attempts.c.ended_at,
-    workers.c.name,
+    workers.c.name.label("worker"),
     attempts.c.transferred,
     attempts.c.failure_scope,
     attempts.c.failure_code,
@@ -100,29 +105,92 @@ ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
 )
 
 
-def job_record(row: Sequence[Any]) -> JobRecord:
-    """A job from a row that begins with `JOB_COLUMNS`."""
-    values = [*row[:17], Counters(*row[20:27]), *row[17:20], *row[27:30]]
-    return JobRecord(*values)
+def job_record(row: Any) -> JobRecord:
+    """A job from a row of `JOB_COLUMNS`."""
+    return JobRecord(
+        id=row.id,
+        user_id=row.user_id,
+        type=row.type,
+        status=row.status,
+        protocol=row.protocol,
+        src_siteid=row.src_siteid,
+        src_filepath=row.src_filepath,
+        dst_siteid=row.dst_siteid,
+        dst_filepath=row.dst_filepath,
+        options=row.extra_opts,
+        priority=row.priority,
+        max_tries=row.max_tries,
+        label=row.label,
+        log_uid=row.log_uid,
+        timestamp=row.timestamp,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        cancel_requested=row.cancel_requested,
+        counters=Counters(
+            elements=row.num_elements,
+            submitted=row.num_submitted,
+            running=row.num_running,
+            done=row.num_done,
+            failed=row.num_failed,
+            cancelled=row.num_cancelled,
+            held=row.num_held,
+        ),
+        bytes_total=row.bytes_total,
+        bytes_done=row.bytes_done,
+        skipped=row.skipped,
+        already_there=row.already_there,
+        bytes_already_there=row.bytes_already_there,
+    )
 
 
-def element_record(row: Sequence[Any]) -> ElementRecord:
-    """An element from a row that begins with `ELEMENT_COLUMNS`."""
-    values = [*row[:12], _put_off(row[3], row[12]), *row[13:16], _failure(*row[16:19]), *row[19:21]]
-    return ElementRecord(*values)
+def element_record(row: Any) -> ElementRecord:
+    """An element from a row of `ELEMENT_COLUMNS`."""
+    is_postponed = row.status is JobStatus.SUBMITTED and row.due_at != AT_ONCE
+    return _element(row, row.status, row.attempts, row.due_at if is_postponed else None)
 
 
-def claimed_record(row: Sequence[Any]) -> ElementRecord:
-    """An element as it is once claimed, from a row that was read before: RUNNING, one attempt more."""
-    begun = (*row[9:12], None, *row[13:16], _failure(*row[16:19]), *row[19:21])
-    values = [*row[:3], JobStatus.RUNNING, *row[4:8], row[8] + 1, *begun]
-    return ElementRecord(*values)
+def claimed_record(row: Any) -> ElementRecord:
+    """A claimed element, from a row of `ELEMENT_COLUMNS` read before the claim: RUNNING, one attempt more."""
+    return _element(row, JobStatus.RUNNING, row.attempts + 1, None)
 
 
-def attempt_record(row: Sequence[Any]) -> AttemptRecord:
+def _element(row: Any, status: JobStatus, attempts: int, not_before: datetime | None) -> ElementRecord:
+    return ElementRecord(
+        job_id=row.job_id,
+        id=row.id,
+        type=row.type,
+        status=status,
+        src_filepath=row.src_filepath,
+        dst_filepath=row.dst_filepath,
+        size=row.size,
+        is_directory=row.is_directory,
+        attempts=attempts,
+        lost=row.lost,
+        max_tries=row.max_tries,
+        timestamp=row.timestamp,
+        not_before=not_before,
+        transferred=row.transferred,
+        elapsed_s=row.elapsed_s,
+        checksum=row.checksum,
+        failure=_failure(row),
+        already_there=row.already_there,
+        begun=row.begun,
+    )
+
+
+def attempt_record(row: Any) -> AttemptRecord:
     """An attempt from a row of `ATTEMPT_COLUMNS`."""
-    values = [*row[:8], _failure(*row[8:11])]
-    return AttemptRecord(*values)
+    return AttemptRecord(
+        job_id=row.job_id,
+        element_id=row.element_id,
+        attempt=row.attempt,
+        status=row.status,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        worker=row.worker,
+        transferred=row.transferred,
+        failure=_failure(row),
+    )
 
 
 def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
@@ -136,14 +204,10 @@ def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
     }
 
 
-def _failure(scope: str | None, code: str | None, message: str | None) -> AttemptFailure | None:
-    if scope is None or code is None:
+def _failure(row: Any) -> AttemptFailure | None:
+    if row.failure_scope is None or row.failure_code is None:
         return None
-    return AttemptFailure(FailureScope(scope), FailureCode(code), message or "")
-
-
-def _put_off(status: JobStatus, due_at: datetime) -> datetime | None:
-    return due_at if status is JobStatus.SUBMITTED and due_at != AT_ONCE else None
+    return AttemptFailure(FailureScope(row.failure_scope), FailureCode(row.failure_code), row.failure_message or "")
 
 
 INSERT_ELEMENTS = sa.insert(elements)

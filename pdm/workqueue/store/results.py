@@ -23,6 +23,7 @@ from pdm.workqueue.store.records import (
     INSERT_ATTEMPTS,
     INSERT_ELEMENTS,
     JOB_COLUMNS,
+    WORKER_ID,
     attempt_row,
     attempts,
     element_record,
@@ -32,7 +33,6 @@ from pdm.workqueue.store.records import (
     job_record,
     jobs,
     matched,
-    workers,
 )
 from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
 
@@ -57,7 +57,6 @@ class SettleOutcome:
 #: Before an element tries a credential that came while it was at work; long enough to do no harm if that is no good.
 _RENEWED_PAUSE = timedelta(seconds=1)
 
-_WORKER = sa.select(workers.c.id).where(workers.c.incarnation == bindparam("worker"))
 _SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
 #: Most attempts succeed: what that always means stands in the statement, for each value of each row costs.
 _SETTLE_DONE = _SETTLE.values(
@@ -87,7 +86,7 @@ def settle(
         now: the present moment, UTC.
         skip_locked: pass verdicts over whose jobs another session holds, rather than wait for it.
     """
-    worker_id = session.scalar(_WORKER, {"worker": worker})
+    worker_id = session.scalar(WORKER_ID, {"of_incarnation": worker})
     numbers = {verdict.token.job_id for verdict in verdicts}
     locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
     passed_over: tuple[Verdict, ...] = ()
@@ -173,7 +172,11 @@ def _is_written(session: Session, worker_id: int | None, verdict: Verdict) -> bo
         _WRITTEN,
         {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "worker": worker_id},
     ).one_or_none()
-    return row is not None and tuple(row) == (_outcome(verdict), verdict.started_at, verdict.ended_at)
+    return (
+        row is not None
+        and row.status is _outcome(verdict)
+        and (row.started_at, row.ended_at) == (verdict.started_at, verdict.ended_at)
+    )
 
 
 _RUNNING = sa.select(
@@ -271,7 +274,7 @@ def add_elements(session: Session, worker: str, token: ClaimToken, new: Sequence
     job = lock_job(session, token.job_id)
     if job is None or job.record.cancel_requested:
         return False
-    worker_id = session.scalar(_WORKER, {"worker": worker})
+    worker_id = session.scalar(WORKER_ID, {"of_incarnation": worker})
     listing = _running(session, worker_id, [token]).get((token.job_id, token.element_id))
     if listing is None or listing.attempts != token.attempt:
         return False
@@ -376,8 +379,8 @@ def record_initial_state(session: Session, worker: str, token: ClaimToken, found
             elements.c.id == token.element_id,
             elements.c.attempts == token.attempt,
             elements.c.status == JobStatus.RUNNING,
-            elements.c.worker_id == sa.select(workers.c.id).where(workers.c.incarnation == worker).scalar_subquery(),
+            elements.c.worker_id == WORKER_ID.scalar_subquery(),
         )
         .values(begun=dict(found))
     )
-    return bool(matched(session, statement))
+    return bool(matched(session, statement, {"of_incarnation": worker}))

@@ -55,7 +55,7 @@ _ACTIONS = {RestrictionKind.SITE: ("site.drain", "site.resume"), RestrictionKind
 def all_restrictions(session: Session) -> Iterator[Restriction]:
     """All restrictions."""
     for row in session.execute(sa.select(*_RESTRICTION_COLUMNS)):
-        yield Restriction(RestrictionKind(row.kind), *row[1:])
+        yield Restriction(RestrictionKind(row.kind), row.number, row.message, by=row.subject, since=row.since)
 
 
 def restrict(

@@ -77,6 +77,7 @@ class TransactionThreads:
 
     def __init__(
         self,
+        *,
         reactor: IReactorFromThreads,
         engine: sa.Engine,
         threads: int,

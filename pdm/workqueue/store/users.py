@@ -54,13 +54,14 @@ def register(
         session.execute(sa.update(users).where(users.c.id == known.id).values(new))
     else:
         return known
-    return UserRecord(*session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one())
+    row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one()
+    return UserRecord(**row._mapping)
 
 
 def find(session: Session, subject: str) -> UserRecord | None:
     """The user of a subject."""
     row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one_or_none()
-    return None if row is None else UserRecord(*row)
+    return None if row is None else UserRecord(**row._mapping)
 
 
 def numbers(session: Session, subjects: Collection[str]) -> dict[str, int]:
@@ -78,13 +79,13 @@ def subjects(session: Session, user_ids: Collection[int]) -> dict[int, str]:
 def fetch(session: Session, user_id: int) -> UserRecord | None:
     """The user of a number."""
     row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.id == user_id)).one_or_none()
-    return None if row is None else UserRecord(*row)
+    return None if row is None else UserRecord(**row._mapping)
 
 
 def page(session: Session, after: int, limit: int) -> list[UserRecord]:
     """Users with larger numbers than ``after``, in their order."""
     rows = session.execute(sa.select(*_USER_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit))
-    return [UserRecord(*row) for row in rows]
+    return [UserRecord(**row._mapping) for row in rows]
 
 
 _AUDIT_COLUMNS = (audit.c.id, audit.c.at, audit.c.subject, audit.c.action, audit.c.target, audit.c.details)
@@ -102,4 +103,4 @@ def record_action(session: Session, by: Actor, action: str, target: str, details
 def page_audit(session: Session, after: int, limit: int) -> list[AuditRecord]:
     """Acts with larger numbers than ``after``, the oldest first."""
     rows = session.execute(sa.select(*_AUDIT_COLUMNS).where(audit.c.id > after).order_by(audit.c.id).limit(limit))
-    return [AuditRecord(*row) for row in rows]
+    return [AuditRecord(**row._mapping) for row in rows]
