@@ -38,11 +38,8 @@ class Answer:
 async def ask(agent: AgentProcess, request: WorkRequest, reactor: IReactorTime, silence_s: float) -> Answer:
     """Have an agent carry out a request. An agent that does not finish it is killed, also if the caller is cancelled.
 
-    Args:
-        agent: acquired from the pool; the caller releases it.
-        request: its events are reduced to the faults of its items.
-        reactor: times the silence.
-        silence_s: seconds without an event after which the agent is killed.
+    ``agent``: acquired from the pool; the caller releases it. ``request``: its events are reduced to the faults of its
+    items. ``silence_s``: seconds without an event after which the agent is killed.
     """
     over: Deferred[str | None] = Deferred()
     faults: dict[int, Fault | None] = {}

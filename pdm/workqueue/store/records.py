@@ -1,6 +1,6 @@
 """Tables, and the conversion of their rows to frozen records and back.
 
-Statements use the tables, not the ORM: they load no objects. What leaves the store is frozen and knows no session.
+Statements use the tables, not the ORM: they load no objects. The store returns frozen records without a session.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def attempt_record(row: Any) -> AttemptRecord:
 
 
 def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
-    """A failure as both tables that keep one store it."""
+    """A failure as columns of ``job_elements`` and ``attempts``."""
     if failure is None:
         return {"failure_scope": None, "failure_code": None, "failure_message": None}
     return {
@@ -215,7 +215,7 @@ INSERT_ATTEMPTS = sa.insert(attempts)
 
 
 def element_row(job_id: int, number: int, new: NewElement, max_tries: int, now: datetime) -> dict[str, Any]:
-    """A new element, SUBMITTED."""
+    """A new SUBMITTED element."""
     return {
         "job_id": job_id,
         "id": number,
@@ -244,7 +244,7 @@ def attempt_row(
     transferred: int,
     failure: AttemptFailure | None,
 ) -> dict[str, Any]:
-    """An attempt that has ended."""
+    """An ended attempt."""
     return {
         "job_id": token.job_id,
         "element_id": token.element_id,
