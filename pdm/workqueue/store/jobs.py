@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -99,7 +98,6 @@ _FIND_KEY = sa.select(idempotent_requests.c.fingerprint, idempotent_requests.c.j
 )
 _INSERT_KEY = sa.insert(idempotent_requests)
 _INSERT_JOB = sa.insert(jobs).returning(jobs.c.id)
-_EMPTY_ROW: dict[str, Any] = dict.fromkeys(column.name for column in JOB_COLUMNS)
 
 
 def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datetime) -> JobRecord:
@@ -125,7 +123,7 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
         connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
     # Built from the inserted values instead of reading the row back.
-    record = job_record(SimpleNamespace(**(_EMPTY_ROW | row)))
+    record = job_record(row.get(column.name) for column in JOB_COLUMNS)
     note_written(session, record)
     return record
 

@@ -5,10 +5,11 @@ Statements use the tables, not the ORM: they load no objects. The store returns 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 
+import attrs
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -105,92 +106,41 @@ ATTEMPT_COLUMNS: Sequence[sa.ColumnElement[Any]] = (
 )
 
 
-def job_record(row: Any) -> JobRecord:
-    """A job from a row of `JOB_COLUMNS`."""
-    return JobRecord(
-        id=row.id,
-        user_id=row.user_id,
-        type=row.type,
-        status=row.status,
-        protocol=row.protocol,
-        src_siteid=row.src_siteid,
-        src_filepath=row.src_filepath,
-        dst_siteid=row.dst_siteid,
-        dst_filepath=row.dst_filepath,
-        options=row.extra_opts,
-        priority=row.priority,
-        max_tries=row.max_tries,
-        label=row.label,
-        log_uid=row.log_uid,
-        timestamp=row.timestamp,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        cancel_requested=row.cancel_requested,
-        counters=Counters(
-            elements=row.num_elements,
-            submitted=row.num_submitted,
-            running=row.num_running,
-            done=row.num_done,
-            failed=row.num_failed,
-            cancelled=row.num_cancelled,
-            held=row.num_held,
-        ),
-        bytes_total=row.bytes_total,
-        bytes_done=row.bytes_done,
-        skipped=row.skipped,
-        already_there=row.already_there,
-        bytes_already_there=row.bytes_already_there,
-    )
+_JOB_NAMES, _ELEMENT_NAMES, _ATTEMPT_NAMES = (
+    tuple(column.name for column in columns) for columns in (JOB_COLUMNS, ELEMENT_COLUMNS, ATTEMPT_COLUMNS)
+)
+_COUNTERS = tuple((f"num_{counter.name}", counter.name) for counter in attrs.fields(Counters))
 
 
-def element_record(row: Any) -> ElementRecord:
+def job_record(row: Iterable[Any]) -> JobRecord:
+    """A job from a row that begins with `JOB_COLUMNS`."""
+    # A dict, not the attributes of `sa.Row`: those take twice as long for a whole record.
+    values = dict(zip(_JOB_NAMES, row, strict=False))
+    counters = Counters(**{counter: values.pop(column) for column, counter in _COUNTERS})
+    return JobRecord(options=values.pop("extra_opts"), counters=counters, **values)
+
+
+def element_record(row: Iterable[Any]) -> ElementRecord:
     """An element from a row of `ELEMENT_COLUMNS`."""
-    is_postponed = row.status is JobStatus.SUBMITTED and row.due_at != AT_ONCE
-    return _element(row, row.status, row.attempts, row.due_at if is_postponed else None)
+    values = dict(zip(_ELEMENT_NAMES, row, strict=True))
+    due_at = values.pop("due_at")
+    is_postponed = values["status"] is JobStatus.SUBMITTED and due_at != AT_ONCE
+    return ElementRecord(not_before=due_at if is_postponed else None, failure=_failure(values), **values)
 
 
-def claimed_record(row: Any) -> ElementRecord:
+def claimed_record(row: Iterable[Any]) -> ElementRecord:
     """A claimed element, from a row of `ELEMENT_COLUMNS` read before the claim: RUNNING, one attempt more."""
-    return _element(row, JobStatus.RUNNING, row.attempts + 1, None)
+    values = dict(zip(_ELEMENT_NAMES, row, strict=True))
+    del values["due_at"]
+    values["status"] = JobStatus.RUNNING
+    values["attempts"] += 1
+    return ElementRecord(not_before=None, failure=_failure(values), **values)
 
 
-def _element(row: Any, status: JobStatus, attempts: int, not_before: datetime | None) -> ElementRecord:
-    return ElementRecord(
-        job_id=row.job_id,
-        id=row.id,
-        type=row.type,
-        status=status,
-        src_filepath=row.src_filepath,
-        dst_filepath=row.dst_filepath,
-        size=row.size,
-        is_directory=row.is_directory,
-        attempts=attempts,
-        lost=row.lost,
-        max_tries=row.max_tries,
-        timestamp=row.timestamp,
-        not_before=not_before,
-        transferred=row.transferred,
-        elapsed_s=row.elapsed_s,
-        checksum=row.checksum,
-        failure=_failure(row),
-        already_there=row.already_there,
-        begun=row.begun,
-    )
-
-
-def attempt_record(row: Any) -> AttemptRecord:
+def attempt_record(row: Iterable[Any]) -> AttemptRecord:
     """An attempt from a row of `ATTEMPT_COLUMNS`."""
-    return AttemptRecord(
-        job_id=row.job_id,
-        element_id=row.element_id,
-        attempt=row.attempt,
-        status=row.status,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        worker=row.worker,
-        transferred=row.transferred,
-        failure=_failure(row),
-    )
+    values = dict(zip(_ATTEMPT_NAMES, row, strict=True))
+    return AttemptRecord(failure=_failure(values), **values)
 
 
 def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
@@ -204,10 +154,12 @@ def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
     }
 
 
-def _failure(row: Any) -> AttemptFailure | None:
-    if row.failure_scope is None or row.failure_code is None:
+def _failure(values: dict[str, Any]) -> AttemptFailure | None:
+    """Take the columns of a failure out of the values of a row."""
+    scope, code, message = values.pop("failure_scope"), values.pop("failure_code"), values.pop("failure_message")
+    if scope is None or code is None:
         return None
-    return AttemptFailure(FailureScope(row.failure_scope), FailureCode(row.failure_code), row.failure_message or "")
+    return AttemptFailure(FailureScope(scope), FailureCode(code), message or "")
 
 
 INSERT_ELEMENTS = sa.insert(elements)
