@@ -14,8 +14,8 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, entries, outcomes, put, tree
 from tests.grid.agent_sites import Sites, helper_as, judged
+from tests.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, entries, outcomes, put, tree
 
 # -- copies
 

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
 from tests.grid.agent_sites import Sites, judged
+from tests.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
 
 CAREFUL = "to be done with care"
 

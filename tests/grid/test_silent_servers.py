@@ -11,8 +11,8 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
 from tests.grid.agent_sites import Sites, helper_as, judged
+from tests.helpers.driver import HelperProcess
 
 FILES = 40
 #: More than goes the fast way.

@@ -14,7 +14,7 @@ import pytest
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
 from tests.protocols.stands import relay_as
 

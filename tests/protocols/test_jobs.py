@@ -13,7 +13,7 @@ import pytest
 
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
-from tests.agents.helpers.driver import tree
+from tests.helpers.driver import tree
 from tests.protocols.places import Places, owner
 
 #: Sites by protocol and letter.

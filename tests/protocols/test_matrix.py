@@ -24,7 +24,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope, Remedy, hint_for
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import owner
 from tests.protocols.renewals import LIFETIME_S, PROTOCOLS, RENEWED, SOON_S, renewals
 from tests.protocols.stands import LIMITS, STANDS, Ground, Stand, freeze, unread, wait_for_unread
