@@ -234,7 +234,7 @@ class Assembly:
         )
         site_check = make_site_check(preparation=preparation, pool=self.pool)
         self.probes = EndpointProbes(
-            reactor=reactor, clock=clock, sites=self.sites, health=health, check=site_check.look
+            reactor=reactor, clock=clock, sites=self.sites, health=health, check=site_check.check_endpoint
         )
         self.claimer = make_claimer(
             reactor=reactor,
@@ -280,7 +280,7 @@ class Assembly:
             credentials_changed=self.executor.credentials_changed,
             job_retried=self.executor.continue_change,
             resume=self.executor.resume,
-            full=self.executor.full,
+            full=self.executor.reached_limits,
             logons=logons,
             faults=lambda: self.service_health.faults,
             may_claim=lambda: self.service_health.may_claim,

@@ -37,7 +37,7 @@ _ELEMENTS_AT_ONCE = 500
 #: Seconds until the files of a job are tried again after a failure; doubles with each further failure.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 20.0, 3600.0
 #: Jobs of which failures are remembered; of more, the oldest are tried again early.
-_MOST_REMEMBERED = 10_000
+_MOST_FAILURES = 10_000
 _SLACK_S = 5.0
 _PREREQUISITES_TIMEOUT_S = 60.0
 
@@ -73,7 +73,7 @@ class LeftoverFiles:
             return
         self._busy = True
         try:
-            left = await self.database.read("find residues", results.leftovers, _ELEMENTS_AT_ONCE, self._after)
+            left = await self.database.read("find leftover files", results.leftovers, _ELEMENTS_AT_ONCE, self._after)
             last = left[-1][0] if len(left) == _ELEMENTS_AT_ONCE else None
             self._after = (0, -1) if last is None else (last.job_id, last.id)
             for job, elements in _by_job(left):
@@ -97,7 +97,7 @@ class LeftoverFiles:
             return
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(failures, 20), _LONGEST_PAUSE_S)
         self._failures[job.id] = failures + 1, now + pause_s
-        while len(self._failures) > _MOST_REMEMBERED:
+        while len(self._failures) > _MOST_FAILURES:
             del self._failures[next(iter(self._failures))]
 
     async def _discard(self, batch: Batch) -> None:
@@ -111,20 +111,20 @@ class LeftoverFiles:
             if request is not None:
                 agent = await self.pool.acquire(prepared.kind)
                 try:
-                    gone, why = await self._discarded(agent, request)
+                    gone, why = await self._ask_to_discard(agent, request)
                     removed |= gone
                 finally:
-                    self.pool.put_back(agent, prepared.kind)
+                    self.pool.release(agent, prepared.kind)
         finally:
-            self.preparation.release(prepared.kind)
+            self.preparation.release_credential(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in removed]
         if tokens:
-            await self.database.run("residues are gone", results.clear_leftovers, tokens)
+            await self.database.run("clear leftover files", results.clear_leftovers, tokens)
             self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
         if why:
             raise _NotRemovedError(why)
 
-    async def _discarded(self, agent: AgentProcess, request: wire.CopyRequest) -> tuple[set[int], str]:
+    async def _ask_to_discard(self, agent: AgentProcess, request: wire.CopyRequest) -> tuple[set[int], str]:
         """Have the temporary files of a copy removed.
 
         Returns:
@@ -239,7 +239,7 @@ class Housekeeping:
     _log: Logger = field(factory=Logger)
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "forget what is old", _PERIOD_S, self.purge)
+        self._periodic = Periodic(self.reactor, "expire idempotency keys", _PERIOD_S, self.purge)
         self._periodic.start()
 
     async def stop(self) -> None:
@@ -251,12 +251,12 @@ class Housekeeping:
         before = self.clock() - KEYS_KEPT
         after, count = (0, ""), 0
         while True:
-            keys = await self.database.read("find old keys", jobs.expired_keys, before, after, _KEYS_AT_ONCE)
+            keys = await self.database.read("find expired keys", jobs.expired_keys, before, after, _KEYS_AT_ONCE)
             if not keys:
                 break
             after = keys[-1]
             try:
-                await self.database.run("forget old keys", jobs.delete_keys, keys, before)
+                await self.database.run("delete expired keys", jobs.delete_keys, keys, before)
             except DatabaseClosedError:
                 raise
             except Exception:
