@@ -166,8 +166,8 @@ class Service:
             return await deferToThread(function, *args)
 
         sites = SiteRegistry.read(folder / "sites.d")
-        catalogue = SiteDirectory(reactor, database, sites, SiteHealth())
-        await catalogue.start()
+        site_directory = SiteDirectory(reactor, database, sites, SiteHealth())
+        await site_directory.start()
         context = ApiContext(
             database=database,
             sites=sites,
@@ -184,7 +184,7 @@ class Service:
             supports=lambda protocol, type_: protocol in _SUPPORTED,
             trust=lambda: tls.trust,
             myproxy=MyProxyLogons(reactor, folder / "trust"),
-            catalogue=catalogue,
+            site_directory=site_directory,
             check_site=self.check_site,
         )
         site = WorkqueueService(context, AccessList.read(self.users)).site(reactor)
@@ -197,7 +197,7 @@ class Service:
         for pool in self._pools:
             await pool.closeCachedConnections()
         await self._parts["port"].stopListening()
-        await self.context.catalogue.stop()
+        await self.context.site_directory.stop()
         await self.logs.stop()
         await self.database.stop()
 
