@@ -13,7 +13,6 @@ from pathlib import Path
 
 from attrs import field, frozen
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -151,7 +150,7 @@ def sign_request(
         request = x509.load_pem_x509_csr(request_pem)
         public_key = request.public_key()
         sound = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except PARSE_ERRORS as error:
         raise DelegationError(f"the service's request cannot be read ({error})") from error
     if not sound or not isinstance(public_key, rsa.RSAPublicKey) or public_key.key_size < _SHORTEST_KEY_BITS:
         raise DelegationError(f"the service's request is not signed by an RSA key of {_SHORTEST_KEY_BITS} bits or more")

@@ -16,9 +16,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cryptography import x509
+from OpenSSL.crypto import X509
 
 from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem import to_pem
+from pdm.workqueue.certificates.trust import UNREADABLE
 
 #: What the names of files begin with: a proxy as Globus names it, others by their kind.
 FILE_PREFIXES = ("x509up", "ssh-key", "token")
@@ -120,7 +122,10 @@ def read_authorities(pem: str) -> tuple[x509.Certificate, ...]:
         raise ValueError("there is a private key in it: give the certificates alone, and make a new key")
     try:
         found = x509.load_pem_x509_certificates(pem.encode("ascii"))
-    except PARSE_ERRORS as error:
+        for certificate in found:
+            # Helpers and myproxy-logon read it by OpenSSL.
+            X509.from_cryptography(certificate)
+    except UNREADABLE as error:
         raise ValueError("a certificate is damaged") from error
     if len(found) > _MOST_AUTHORITIES:
         raise ValueError(f"at most {_MOST_AUTHORITIES} certificates are expected")

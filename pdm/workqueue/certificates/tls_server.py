@@ -29,10 +29,10 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from pdm.workqueue.certificates.names import PARSE_ERRORS, dn
+from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, TlsIdentity, read_identity, require_valid
 from pdm.workqueue.certificates.proxies import end_entity, is_limited, lifetime_end, proxy_problem
-from pdm.workqueue.certificates.trust import CrlPolicy, Trust, file_state, misuse, read_trust, reason_of
+from pdm.workqueue.certificates.trust import UNREADABLE, CrlPolicy, Trust, file_state, misuse, read_trust, reason_of
 from pdm.workqueue.domain.signing_policy import PolicyMode
 
 
@@ -251,7 +251,7 @@ class ServerTls:
         for protocol in list(self._open):
             try:
                 found = self._outdated(verified_chain(protocol), loaded.trust, gone)
-            except PARSE_ERRORS:  # it was read in the handshake
+            except UNREADABLE:  # it was read in the handshake
                 continue
             if found is not None:
                 certificate, reason = found
@@ -335,7 +335,7 @@ class ServerTls:
                 handshake.condemned = reason_of(error)
             elif not _is_missing_list(error) or trust.must_be_listed(certificate.issuer):
                 reason = reason_of(error)
-        except PARSE_ERRORS as unreadable:
+        except UNREADABLE as unreadable:
             subject, reason = "(unreadable)", f"certificate cannot be read: {unreadable}"
         if reason is None:
             return True
