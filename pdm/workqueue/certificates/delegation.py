@@ -141,9 +141,9 @@ def sign_request(
         ClientCredentialError: certificate or key cannot be used.
         DelegationError: the request is none, or asks for a weak key.
     """
-    moment = now or datetime.now(UTC)
+    at = now or datetime.now(UTC)
     try:
-        signer = read_valid_identity(certificate, key, moment, passphrase)
+        signer = read_valid_identity(certificate, key, at, passphrase)
     except CertificateFilesError as error:
         raise ClientCredentialError(str(error)) from error
     try:
@@ -159,8 +159,8 @@ def sign_request(
         signer.certificate,
         signer.key,
         public_key,
-        max(moment - _SKEW, lifetime_start(behind)),
-        min(moment + lifetime, lifetime_end(behind)),
+        max(at - _SKEW, lifetime_start(behind)),
+        min(at + lifetime, lifetime_end(behind)),
     )
     return to_pem(proxy, *behind)
 

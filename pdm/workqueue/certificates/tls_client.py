@@ -282,13 +282,13 @@ class _ClientPolicy:
                 if names
                 else "",
             )
-        refusal = None if self._trust is None else self._trust.judge_signatures(chain).refusal
+        refusal = None if self._trust is None else self._trust.check_signatures(chain).refusal
         return None if refusal is None else CertificateRefusal(f"the certificate of {host} is not trusted: {refusal}")
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _ConnectionCreator:
-    """Makes the client side of connections to one host, and judges its certificate."""
+    """Makes the client side of connections to one host, and verifies its certificate."""
 
     def __init__(self, host: str, context: SSL.Context, policy: _ClientPolicy) -> None:
         self._host = host

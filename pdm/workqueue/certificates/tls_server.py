@@ -242,7 +242,7 @@ class ServerTls:
     def swap(self, loaded: _Loaded) -> None:
         """Put what was loaded into force; on the reactor's thread.
 
-        New connections are judged by it. Open ones go on, but for those that would not be let in again: whose
+        It applies to new connections. Open ones go on, but for those that would not be let in again: whose
         certificate is now revoked, whose authority is gone, or may not sign their subject any more.
         """
         before, self._loaded = self._loaded.trust, loaded
@@ -275,7 +275,7 @@ class ServerTls:
             return revoked, "certificate revoked"
         if not gone.isdisjoint(chain):
             return chain[0], "its authority is no longer trusted here"
-        refusal = trust.judge_signatures(chain).refusal
+        refusal = trust.check_signatures(chain).refusal
         return None if refusal is None else (chain[0], refusal)
 
     def _load(self) -> _Loaded:
@@ -308,10 +308,10 @@ class ServerTls:
         assert store is not None
         trust.fill(store)
 
-        def judge(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+        def verify(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
             return self._verify(trust, connection, certificate, error, depth, bool(ok))
 
-        context.set_verify(SSL.VERIFY_PEER, judge)
+        context.set_verify(SSL.VERIFY_PEER, verify)
         return context
 
     def _verify(self, trust: Trust, connection: SSL.Connection, shown: X509, error: int, depth: int, ok: bool) -> bool:
@@ -360,7 +360,7 @@ class ServerTls:
             if is_leaf and chain[-1] not in self.trust.authorities:
                 return "its authority is no longer trusted here"
         if is_leaf:
-            verdict = self.trust.judge_signatures(chain)
+            verdict = self.trust.check_signatures(chain)
             handshake.constrained = verdict.constrained
             return verdict.refusal
         return None

@@ -177,7 +177,7 @@ class Trust:
 
         Args:
             chain: leaf first; authorities may be missing.
-            now: the moment to check for (aware).
+            now: the time to check for (aware).
 
         Returns:
             The whole chain, from the leaf to a trusted root.
@@ -209,12 +209,12 @@ class Trust:
             if not is_proxy(certificate) and self.must_be_listed(certificate.issuer):
                 first, *rest = (X509.from_cryptography(each) for each in verified[depth:])
                 _verify_chain(checking, first, rest)
-        refusal = self.judge_signatures(verified).refusal
+        refusal = self.check_signatures(verified).refusal
         if refusal is not None:
             raise ChainRefusedError(refusal, dn(_behind_proxies(verified)[0].subject))
         return verified
 
-    def judge_signatures(self, chain: Sequence[x509.Certificate]) -> PolicyDecision:
+    def check_signatures(self, chain: Sequence[x509.Certificate]) -> PolicyDecision:
         """Whether the authorities of a chain may sign what they have signed; compares texts, no cryptography.
 
         Args:
