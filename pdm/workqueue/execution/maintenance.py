@@ -5,6 +5,8 @@ Removes leftover files of copies, resumes jobs that were HELD for missing softwa
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 
@@ -14,7 +16,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.calls import ask
 from pdm.workqueue.agents.pool import AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -37,6 +39,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 20.0, 3600.0
 #: Jobs whose failures are remembered; the oldest are dropped, and tried again early.
 _MOST_FAILURES = 10_000
 _SLACK_S = 5.0
+_PREREQUISITES_TIMEOUT_S = 60.0
 
 
 class _NotRemovedError(Exception):
@@ -256,3 +259,34 @@ class Housekeeping:
                 count += len(keys)
         if count:
             self._log.info("{count} expired idempotency keys deleted", count=count)
+
+
+def missing_software(command: AgentCommand) -> Mapping[str, str]:
+    """What is missing for each protocol, by its name; blocks.
+
+    Args:
+        command: runs `pdm.workqueue.helpers.prerequisites`.
+
+    Raises:
+        OSError: no process could be made.
+    """
+    try:
+        done = subprocess.run(
+            command.arguments,
+            env=dict(command.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PREREQUISITES_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode == 0:
+            found: dict[str, str] = json.loads(done.stdout)
+            return found
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except (FileNotFoundError, PermissionError) as error:
+        why = f"{error.strerror}"
+    except subprocess.TimeoutExpired:
+        why = f"it did not end within {_PREREQUISITES_TIMEOUT_S:g} s"
+    # Nothing can be moved without helpers.
+    return dict.fromkeys(JobProtocol.__members__, f"the interpreter of the helpers, {command.arguments[0]}: {why}")
