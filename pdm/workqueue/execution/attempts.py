@@ -88,7 +88,9 @@ class Settler:
 
     async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
         """Store what an attempt has found before it changes anything; False if the claim is lost."""
-        return await self._database.run("note what is begun", results.record_initial_state, self._worker, token, found)
+        return await self._database.run(
+            "store the initial state", results.record_initial_state, self._worker, token, found
+        )
 
     @property
     def backlog(self) -> int:
@@ -119,7 +121,7 @@ class Settler:
                     )
                 except DatabaseClosedError:
                     self._log.error(
-                        "{count} verdicts are lost, for the database took none: what they are about runs again",
+                        "{count} verdicts are lost: the database is closed; their elements run again",
                         count=len(self._pending),
                     )
                     self._pending.clear()
@@ -267,7 +269,7 @@ class RunningAttempt:
             self.context.health.forget(self.job.id, record.id)
         self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}")
         if excused:
-            self.write("not counted: the site cannot be reached, which is no fault of this element")
+            self.write("not counted: the site cannot be reached, which is not a fault of this element")
         elif blameless:
             self.write("not counted: a fault of the service, not of this element")
         _log.info(

@@ -206,7 +206,7 @@ class RunningBatch:
     def _cancel_timed_out(self) -> None:
         if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
             self._was_killed = True
-            self._agent.kill("it did not obey")
+            self._agent.kill("it did not react to a cancellation")
 
     # -- silence
 
@@ -244,12 +244,12 @@ class RunningBatch:
             if self._killer.active():
                 self._killer.reset(_CLEAN_UP_S)
         if attempt is None:
-            self._log.warn("an agent spoke of element {key}, which is not open: {event!r}", key=key, event=event)
+            self._log.warn("an agent sent an event for {key}, which is not open: {event!r}", key=key, event=event)
         elif isinstance(event, wire.StartedEvent):
             attempt.begin()
         elif isinstance(event, wire.BegunEvent):
             attempt.begin()
-            start_background("note what is begun", self._note_begun(key, event))
+            start_background("store the initial state", self._note_begun(key, event))
         elif isinstance(event, wire.DoneEvent):
             if self._intake is not None:
                 self._listing_awaited = True
@@ -310,7 +310,7 @@ class RunningBatch:
             self._end_element(key, leftover=False)
         except Exception as error:
             if not isinstance(error, DatabaseUnavailableError):
-                self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
+                self._log.failure("the listing of job {job} could not be stored", job=self.batch.job.id)
             self._fail(key, self.context.service_health.blame(error, ServicePart.DATABASE))
         else:
             self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}")
@@ -337,7 +337,7 @@ class RunningBatch:
                 timer.cancel()
         if not self._listing_awaited:
             for key in list(self._open):
-                self._unreported(key, why or "the helper ended the batch without a word about this element")
+                self._unreported(key, why or "the helper ended the batch without a result for this element")
         self._check_finished()
 
     def _unreported(self, key: int, why: str) -> None:

@@ -72,7 +72,7 @@ class Claimer:
     async def start(self) -> None:
         self._fair_queues = {types: FairQueue() for types in (_LISTINGS, _OTHERS)}
         await self._weigh()
-        self._weigher = Periodic(self.reactor, "look for users with weights", _WEIGH_EVERY_S, self._weigh)
+        self._weigher = Periodic(self.reactor, "find users with weights", _WEIGH_EVERY_S, self._weigh)
         self._weigher.start()
         self._running = True
         self._over = Deferred()
@@ -102,14 +102,14 @@ class Claimer:
     def clock_was_set(self, step: timedelta) -> None:
         """After the clock was set back, make due what was postponed to a time of the old clock."""
         if step < timedelta(0) and self._running:
-            start_background("bring forward what was put off", self._bring_forward(-step))
+            start_background("bring forward postponed elements", self._bring_forward(-step))
         self.wake()
 
     async def _bring_forward(self, step: timedelta) -> None:
         now = self.clock()
         # The step is noticed with a delay.
         since = max(now, now + step - _NOTICED_WITHIN)
-        await self.database.run("bring forward what was put off", claim_queries.bring_forward, since, now)
+        await self.database.run("bring forward postponed elements", claim_queries.bring_forward, since, now)
         self.wake()
 
     async def _loop(self) -> None:
@@ -187,7 +187,7 @@ class Claimer:
         if begun:
             self._empty_claims = 0
             return begun, None
-        due_at = await self.database.read("when is work due", claim_queries.next_due, now)
+        due_at = await self.database.read("find the next due time", claim_queries.next_due, now)
         if due_at is not None and due_at <= now:
             # It was due before: a limit excluded it, or another daemon had locked it. The end of a batch wakes this
             # loop; continuous polling would only cost.
@@ -218,7 +218,7 @@ class Claimer:
     async def _weigh(self) -> None:
         """Resolve the subjects of users with weights to ids."""
         if self.weights:
-            numbers = await self.database.read("who has a weight", users.numbers, list(self.weights))
+            numbers = await self.database.read("find users with weights", users.numbers, list(self.weights))
             weights = {number: self.weights[subject] for subject, number in numbers.items()}
             for fair_queue in self._fair_queues.values():
                 fair_queue.weights = weights

@@ -179,7 +179,7 @@ class SiteCheck:
                 found[endpoint] = await self._timed_check(user_id, site, endpoint, until)
         except Exception:
             self._log.failure("an endpoint of site {site} could not be checked", site=site.id)
-            why = _failure(FailureCode.INTERNAL, "a fault of the service: tell an operator")
+            why = _failure(FailureCode.INTERNAL, "a fault of the service: ask an operator")
             found[endpoint] = EndpointCheck(endpoint, why, 0.0)
         finally:
             self._turns.release()

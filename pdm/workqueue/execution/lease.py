@@ -152,7 +152,7 @@ class Lease:
                     "release lost claims", leases.release_unknown, self.worker.incarnation, unknown, self.clock()
                 )
                 if back:
-                    self._log.warn("{count} elements go back to the queue: their claim was not answered", count=back)
+                    self._log.warn("{count} elements go back to the queue: their claim had no answer", count=back)
                     self._on_work()
         finally:
             self._reconciling = False
@@ -215,7 +215,7 @@ class Lease:
             "renew the lease", leases.renew, self.worker.incarnation, self.clock(), self.lease_s
         )
         if renewal.lost:
-            self._log.error("the lease of {worker} was taken away; what it ran is given up", worker=self.worker.name)
+            self._log.error("the lease of {worker} was taken away; its attempts are given up", worker=self.worker.name)
             self._is_ours = False
             self.ends_at = 0.0
             if self._on_lost is not None:

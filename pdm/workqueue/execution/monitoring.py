@@ -124,7 +124,7 @@ class ServiceHealth:
         known = self._faults.get(part)
         check = check or self.checks[part]
         if known is None:
-            stops = "nothing is begun until it works again" if part in _REQUIRED else "work goes on without"
+            stops = "nothing is claimed until it works again" if part in _REQUIRED else "work continues without it"
             _log.error("{part} do not work: {reason}; {stops}", part=part.value, reason=reason, stops=stops)
             self._faults[part] = PartFault(part, self.clock(), reason, check)
         else:

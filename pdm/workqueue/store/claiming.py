@@ -90,7 +90,7 @@ class _Candidates:
 
     Attributes:
         numbers: ids of the jobs.
-        beyond: user → elements that wait in further jobs, as far as they were counted.
+        beyond: user → elements that wait in further jobs; at most `_MOST_COUNTED` jobs are counted.
     """
 
     numbers: Sequence[int] = ()

@@ -50,12 +50,12 @@ RELEASED_AT_ONCE = 1000
 _DAEMON_LOST = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    "the daemon that ran it was gone before it told the result; it runs again",
+    "the daemon that ran it died before it stored the result; it is retried",
 )
 _CRASHED_TOO_OFTEN = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    f"{MOST_CRASHES} times in a row what ran it died before it told the result; it is not tried again",
+    f"{MOST_CRASHES} times in a row its daemon or helper died before it reported the result; it is not retried",
 )
 
 
