@@ -118,7 +118,7 @@ async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unus
     pool.release(other, kept)
     pool.retire("gone")
     pool.retire("never seen")
-    assert pool.works_with("gone") and agent.alive, "what it does it may end, if nobody else ends it"
+    assert pool.works_with("gone") and agent.alive, "it may finish its work"
     pool.release(agent, gone)
     await following(agent.ended)
     assert (unused, pool.works_with("gone")) == (["gone"], False)

@@ -1,4 +1,4 @@
-"""Files of credentials: one for each, shared while they are the same, gone when nobody works with them."""
+"""Files of credentials: one for each, shared while they are the same, removed when no agent uses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a listing of which some folders could not be read."""
+"""Listings with unreadable directories."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_daemons_share_the_work(store: Store) -> None:
     assert {token.job_id for token in board.begun} == {job.id for job in found}
 
 
-def test_the_same_request_at_the_same_moment_registers_one_job(store: Store) -> None:
+def test_the_same_request_at_the_same_time_registers_one_job(store: Store) -> None:
     user = store.user()
     key = jobs.IdempotencyKey(user, "k", "f")
     barrier = threading.Barrier(4)

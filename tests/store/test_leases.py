@@ -54,7 +54,7 @@ def test_what_a_dead_daemon_ran_runs_again_elsewhere(store: Store) -> None:
 def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
     store.worker()
     store.pass_time(LEASE_S + 100)
-    # Late, but nobody has taken anything: all is well.
+    # Late, but no daemon has taken the claims.
     assert not store.run(leases.renew, "w", store.now, LEASE_S).lost
     store.pass_time(LEASE_S)
     store.run(leases.release_expired, store.now)
@@ -65,7 +65,7 @@ def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
     assert len(store.claim()) == 1
 
 
-def test_a_worker_nobody_knows_has_no_lease(store: Store) -> None:
+def test_an_unknown_worker_has_no_lease(store: Store) -> None:
     assert store.run(leases.renew, "nobody", store.now, LEASE_S).lost
 
 
@@ -203,7 +203,7 @@ def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
 
 
 def test_who_has_the_lock_on_the_database_is_alone(store: Store) -> None:
-    """On SQLite: whatever leases the clock says there are, nobody else lives."""
+    """On SQLite: whatever leases the clock says there are, no other daemon lives."""
     _register(store, _as("other", name="other"))
     store.submit(store.user())
     store.claim("other")

@@ -186,7 +186,7 @@ def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.Mon
         resumed = store.run(job_changes.resume_held, user, store.now, 1, None, after)
         counts.append(resumed.count)
         after = resumed.after
-        # Each goes on once, although the credential is no good and all of it is held again at once.
+        # Each is resumed once, although the credential is no good and all of it is held again at once.
         hold()
     assert (sum(counts), max(counts)) == (16, 4)
     assert {store.element(job.id, 0).attempts for job in elsewhere} == {1}
@@ -227,9 +227,9 @@ def test_many_later_phases_are_closed_in_parts(store: Store, monkeypatch: pytest
     store.worker()
     job = store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
-    folders = [NewElement(JobType.REMOVE, f"d{number}", None, phase=1) for number in range(8)]
+    directories = [NewElement(JobType.REMOVE, f"d{number}", None, phase=1) for number in range(8)]
     file = NewElement(JobType.REMOVE, "f", None)
-    assert store.run(results.add_elements, "w", token_of(listing), [*folders, file])
+    assert store.run(results.add_elements, "w", token_of(listing), [*directories, file])
     store.settle(ended(JobStatus.FAILED, listing, failure=MISSING))
     assert store.job(job.id).counters.cancelled == 3
     (batch,) = store.claim()
