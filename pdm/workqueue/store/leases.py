@@ -33,6 +33,7 @@ from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.records import (
     INSERT_ATTEMPTS,
     IS_INCARNATION,
+    UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
     attempts,
@@ -296,15 +297,11 @@ def release_unknown(session: Session, worker: str, tokens: Collection[ClaimToken
     return _release(session, workers.c.id == number, now, begun=lambda _job, _token: False, only=frozenset(tokens))
 
 
-_RELEASE = (
-    sa.update(elements)
-    .where(elements.c.job_id == sa.bindparam("of_job"), elements.c.id == sa.bindparam("number"))
-    .values(
-        status=sa.bindparam("new_status"),
-        lost=elements.c.lost + 1,
-        due_at=sa.bindparam("due_again_at"),
-        worker_id=None,
-    )
+_RELEASE = UPDATE_ELEMENT.values(
+    status=sa.bindparam("new_status"),
+    lost=elements.c.lost + 1,
+    due_at=sa.bindparam("due_again_at"),
+    worker_id=None,
 )
 _RELEASE_CRASHED = _RELEASE.values(
     residue=sa.bindparam("may_leave_file"),
