@@ -1,4 +1,4 @@
-"""What outcomes of attempts say about endpoints: who is blamed, who is excused, where the next batch goes."""
+"""Endpoint health: which endpoint is blamed, which attempt is excused, where the next batch goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sites of users and restrictions in the database: versions, numbers, names, and who waits for whom."""
+"""Sites of users and restrictions in the database: versions, numbers, names, locks."""
 
 from __future__ import annotations
 

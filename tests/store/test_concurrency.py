@@ -62,7 +62,7 @@ class Daemon(threading.Thread):
             tokens = [batch.token(element) for batch in batches for element in batch.elements]
             self._board.begin(tokens)
             if self._chance.random() < 0.1:
-                # It dies: whoever notices takes its lease away, and it comes back under a new name.
+                # It dies: its lease is taken away, and it restarts under a new name.
                 self._board.end(tokens)
                 repeated(self._store, leases.release_worker, name_of(self.name), self._store.now)
                 self.name += "'"
@@ -85,7 +85,7 @@ LIMITS = claim_limits.ClaimLimits(elements=20, batches=4, batch_elements=5, batc
 
 
 class Board:
-    """What runs, told by those that run it."""
+    """What runs, as reported by the daemons."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Jobs in memory: never older than the database, whatever is written, rolled back or read at the same time."""
+"""The job cache: never older than the database, whatever is written, rolled back or read at the same time."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_a_large_job_is_cancelled_in_parts(store: Store, monkeypatch: pytest.Mon
     record = store.run(job_changes.cancel, job.id, store.now)
     assert (record.status, record.cancel_requested) == (JobStatus.RUNNING, True)
     assert record.counters == Counters(elements=13, submitted=5, done=1, cancelled=4, held=3) == store.recount(job.id)
-    # Nothing of it is claimed or wanted any more, and who comes later finds what is left to do.
+    # Nothing of it is claimed any more, and a later call finds what is left to do.
     assert store.claim() == []
     assert store.run(claim_queries.next_due, store.now) is None
     assert store.run(job_changes.unfinished_changes) == [job.id]

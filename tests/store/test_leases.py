@@ -1,4 +1,4 @@
-"""Leases: who holds one, who lost it, and what happens to the elements of the dead."""
+"""Leases: taken, renewed, lost; release of what dead daemons ran."""
 
 from __future__ import annotations
 

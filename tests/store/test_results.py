@@ -1,4 +1,4 @@
-"""Results: what they change, and what they must not change."""
+"""Results of attempts: what they change, and what they must not change."""
 
 from __future__ import annotations
 
