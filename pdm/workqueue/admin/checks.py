@@ -31,8 +31,7 @@ def find_problems(settings: Settings, *, database: bool) -> list[str]:
     """What keeps a daemon with these settings from working; each is one line, empty if nothing does.
 
     Args:
-        settings: as read.
-        database: whether to connect to the database and look at its schema.
+        database: whether to connect to the database and check its schema.
     """
     checks: list[Callable[[Settings], None]] = [
         lambda settings: _discard(SiteRegistry.read(settings.sites.folder)),

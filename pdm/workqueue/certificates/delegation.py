@@ -1,8 +1,7 @@
-"""Delegation: the service gets a proxy of the caller, and no private key ever travels.
+"""Delegation: the service gets a proxy of the caller, and no private key is sent.
 
-The way of FTS3: the service makes a key and gives out a signing request (`new_request`); the caller signs a proxy for
-that key (`sign_request`, or plain openssl) and sends it with the certificates behind it; the service checks it
-(`accept_proxy`).
+As in FTS3, the service makes a key and a signing request (`new_request`); the caller signs a proxy for that key
+(`sign_request`, or plain openssl) and sends it with its chain; the service verifies it (`accept_proxy`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, parse_dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, to_pem
 from pdm.workqueue.certificates.proxies import end_entity, is_proxy, lifetime_end, lifetime_start, sign_proxy
 from pdm.workqueue.certificates.tls_client import ClientCredentialError, read_valid_identity
-from pdm.workqueue.certificates.trust import ChainRefusedError, Trust
+from pdm.workqueue.certificates.trust import Trust
+from pdm.workqueue.certificates.verification import ChainRefusedError
 from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 _LONGEST_BODY = 64 * 1024
@@ -39,7 +39,7 @@ _SKEW = timedelta(minutes=5)
 
 
 class DelegationError(Exception):
-    """What was sent is not the proxy that was asked for. The text says why, and what to do."""
+    """The body is not a good proxy for the request. The text says why, and what to do."""
 
 
 @frozen
@@ -63,8 +63,7 @@ def new_request(subject: str, key_bits: int = 2048) -> tuple[bytes, bytes]:
     """Make a key and a signing request for it. Takes some 0.1 s of computing: to be called in a thread.
 
     Args:
-        subject: of the caller, slash form; information for who signs, the proxy's own subject is made by the signer.
-        key_bits: size of the RSA key.
+        subject: of the caller, slash form; informational: the signer chooses the proxy's subject.
 
     Returns:
         The private key and the request, PEM each.
@@ -83,9 +82,8 @@ def accept_proxy(
     Args:
         private_key_pem: the key that `new_request` made.
         pem_from_client: the proxy, followed by the caller's certificate and what is between.
-        caller_subject: who sends it, as `peer_identity` says.
+        caller_subject: of the TLS peer (`peer_identity`).
         trust: authorities and revocation lists; those of the service's own TLS.
-        now: the present (aware).
 
     Raises:
         DelegationError: it is not a proxy of the caller for this key, or not a good one.
@@ -131,8 +129,6 @@ def sign_request(
         certificate: PEM of the caller's certificate or proxy, with its chain.
         key: PEM of its key; None if it stands in the file of the certificate.
         lifetime: of the new proxy; cut to what is left of the certificates behind it.
-        now: the present (aware), None for the clock's.
-        passphrase: of an encrypted key.
 
     Returns:
         What to send: the proxy and the certificates behind it, PEM.

@@ -20,7 +20,7 @@ from OpenSSL.crypto import X509
 
 from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem import to_pem
-from pdm.workqueue.certificates.trust import UNREADABLE
+from pdm.workqueue.certificates.verification import UNREADABLE
 
 #: What the names of files begin with: a proxy as Globus names it, others by their kind.
 FILE_PREFIXES = ("x509up", "ssh-key", "token")
@@ -62,7 +62,6 @@ class CredentialFiles:
         """Write a credential into a new file, mode 0600.
 
         Args:
-            content: what the file holds.
             kind: what its name begins with; one of `FILE_PREFIXES`.
 
         Raises:
@@ -178,7 +177,6 @@ class TrustDirectories:
 
         Args:
             usual: directory of the authorities that are trusted everywhere; None, or one that is not there, for none.
-            authorities: PEM texts.
 
         Raises:
             OSError: the disk is full.

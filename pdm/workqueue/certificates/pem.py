@@ -41,8 +41,6 @@ class TlsIdentity:
     """What one side of a connection shows and proves.
 
     Attributes:
-        certificate: its certificate, which may be a proxy.
-        key: the private key of the certificate.
         chain: the certificates behind it, leaf side first.
     """
 
@@ -57,7 +55,6 @@ def read_identity(certificate_path: Path, key_path: Path | None, passphrase: byt
     Args:
         certificate_path: PEM; the certificate first, then its chain. May hold the key too (a proxy file does).
         key_path: PEM of the key; None if it stands in the same file.
-        passphrase: of an encrypted key.
 
     Raises:
         CertificateFilesError: a file is missing, holds something else, the key is encrypted or another one's.
@@ -91,11 +88,6 @@ def is_encrypted(path: Path) -> bool:
 
 def require_valid(certificates_path: Path, chain: tuple[x509.Certificate, ...], now: datetime) -> None:
     """Check that no certificate of a chain has expired or is still to become valid.
-
-    Args:
-        certificates_path: where they come from, for the text.
-        chain: the certificates.
-        now: the present (aware).
 
     Raises:
         CertificateFilesError: one is not valid now.
@@ -188,8 +180,6 @@ class FetchedProxy:
     Attributes:
         subject: whose it is: subject of the end entity, slash form.
         valid_until: when the first certificate of its chain expires (UTC).
-        voms: attributes that it carries.
-        bundle_pem: secret.
     """
 
     subject: str

@@ -31,7 +31,6 @@ class SshKey:
 
     Attributes:
         fingerprint: ``SHA256:...``, as ssh-keygen shows it.
-        public_line: what goes into ``authorized_keys``.
         private: in OpenSSH's format, without a passphrase; secret.
     """
 
@@ -44,7 +43,7 @@ def make_ssh_key(comment: str) -> SshKey:
     """Make an ed25519 key.
 
     Args:
-        comment: one word behind the public key, that tells its owner what it is for.
+        comment: one word after the public key, which shows its purpose to its owner.
     """
     return _ssh_key(ed25519.Ed25519PrivateKey.generate(), comment)
 
@@ -99,7 +98,7 @@ def _load_private_key(text: bytes) -> object:
 
 
 _LOCKED = (
-    "the key has a passphrase, and nobody will be there to type it: let the service make a key of its own,"
+    "the key has a passphrase, which the service cannot type: let the service make a key of its own,"
     " or take the passphrase off a copy (ssh-keygen -p)"
 )
 

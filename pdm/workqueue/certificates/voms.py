@@ -27,7 +27,6 @@ class VomsAttributes:
     """What one attribute certificate says.
 
     Attributes:
-        vo: the virtual organisation.
         fqans: groups and roles in it, the primary one first: ``/vo/group/Role=NULL/Capability=NULL``.
     """
 

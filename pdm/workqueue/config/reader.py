@@ -25,7 +25,7 @@ class ConfigError(Exception):
 def parse_ini(source: Path) -> dict[str, dict[str, str]]:
     """The sections and keys of an ini file, as text.
 
-    Comments are whole lines that begin with ``#`` or ``;``. A value goes on in the lines that are indented below it.
+    Comments are whole lines that begin with ``#`` or ``;``. Indented lines continue a value.
 
     Raises:
         ConfigError: the file cannot be read, is not UTF-8, or has a line that is neither section, key nor comment.
@@ -84,7 +84,6 @@ def read_settings(path: Path, overrides: Mapping[str, str] | None = None) -> Set
     """Read and check the whole configuration.
 
     Args:
-        path: the file.
         overrides: ``section.key`` → text, stronger than the file (for tests and command lines).
 
     Returns:

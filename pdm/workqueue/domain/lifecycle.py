@@ -1,4 +1,4 @@
-"""Which way elements may go, and where a job stands: from counts, never from a maximum."""
+"""Legal transitions of elements, and the status of a job from its counters."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def counters_after_moving(counters: Counters, before: JobStatus, after: JobStatu
     """The counters after elements have changed their status.
 
     Raises:
-        IllegalTransitionError: elements do not go that way, or there are not so many.
+        IllegalTransitionError: the transition is not legal, or there are fewer elements.
     """
     if after not in TRANSITIONS[before]:
         raise IllegalTransitionError(f"an element cannot go from {before.name} to {after.name}")

@@ -10,7 +10,7 @@ of their own: a batch is also bounded in bytes, and a file that is larger goes a
 
 Users take turns by start-time fair queueing. Each user has a virtual time that advances by the work they are given,
 divided by their weight; the user with the lowest virtual time is next. A user who returns after a pause starts at the
-virtual time of the others, so that nobody accumulates credit while idle.
+virtual time of the others, so that an idle user accumulates no credit.
 """
 
 from __future__ import annotations
@@ -163,7 +163,6 @@ class StreamSlot:
     """Where a batch stands; `leave` in the end, whatever became of it.
 
     Attributes:
-        keys: what it counts for.
         has_stream: whether it has one of its own.
     """
 
@@ -275,7 +274,6 @@ def next_batch_size(size: int, elements: int, seconds: float, most: int) -> int:
         size: how many this one might have had.
         elements: how many it had.
         seconds: how long it took.
-        most: never more than this.
 
     Returns:
         Twice as many if a whole batch would have ended in less than half of `BATCH_TIME_S`; as many as are done in that
@@ -283,7 +281,7 @@ def next_batch_size(size: int, elements: int, seconds: float, most: int) -> int:
     """
     if seconds > BATCH_TIME_S:
         return min(max(int(elements * BATCH_TIME_S / seconds), 1), most)
-    # Too few elements say little about many: most of their time may be the way there and back.
+    # Too few elements say little about many: most of their time may be the round trip.
     says_something = elements * 4 >= size
     if says_something and seconds * size / elements < BATCH_TIME_S / 2:
         return min(size * 2, most)
@@ -304,7 +302,6 @@ def runs_alone(attempts: int, last_code: str | None) -> bool:
     """Whether an element is kept away from others, because agents die with it.
 
     Args:
-        attempts: begun so far.
         last_code: why the last one failed.
     """
     return attempts + 1 >= _ALONE_FROM and last_code == FailureCode.CRASHED.value
@@ -318,9 +315,7 @@ def batch_work(elements: int, size: int, total_bytes: int, batch_bytes: int) -> 
     """How much work a batch is; a full one is 1, a large file more.
 
     Args:
-        elements: of the batch.
         size: how many elements of its kind make a full one.
-        total_bytes: of all its elements.
         batch_bytes: how many make a full one.
     """
     return max(elements / max(size, 1), total_bytes / max(batch_bytes, 1))
@@ -331,7 +326,7 @@ class FairQueue:
     """Who was given how much.
 
     Attributes:
-        weights: user → share compared to others; 1 for those who are not named.
+        weights: user → share relative to others; 1 by default.
     """
 
     weights: Mapping[int, float] = field(factory=dict)

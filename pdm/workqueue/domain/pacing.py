@@ -49,7 +49,6 @@ class BatchRun:
 
     Attributes:
         seconds: that it took on its stream.
-        elements: done.
         moved: bytes.
         attempts: that ended and count.
         failed: how many of them with one of `ROUTE_FAILURES`.
@@ -92,12 +91,9 @@ class Pacer:
 
     Attributes:
         limit: streams at once.
-        most: never more than this.
         window_s: seconds of work between two decisions, at least.
         reason: why the limit is as it is: the latest decision, in a sentence.
-        decided_at: when that was.
         changed_at: when the limit changed last.
-        running: streams at present.
     """
 
     limit: int
@@ -288,7 +284,6 @@ class Breaker:
 
         Args:
             policy: how patient it is.
-            now: UTC.
             certain: whether it opens at once, whatever the threshold.
         """
         failures, since = self.failures + 1, self.failing_since or now

@@ -61,8 +61,6 @@ class Skipped:
     Attributes:
         path: as of an element; of entries without a name, of the directory that holds them.
         type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries without a name.
-        code: a `SkipCode`, or a `FailureCode`.
-        reason: for people.
         count: entries that this stands for; more than 1 only of those without a name.
     """
 
@@ -126,7 +124,6 @@ def plan_for(type_: JobType, source: str, destination: str | None, tree: str, *,
     """The plan of a job with a listing.
 
     Args:
-        type_: of the job.
         source: its ``src_filepath``.
         destination: its ``dst_filepath``.
         tree: absolute path of the source as its server names it; links are followed inside it only.

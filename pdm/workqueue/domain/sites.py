@@ -61,9 +61,6 @@ class Restriction:
     """What an operator has put out of use for a while.
 
     Attributes:
-        number: of the site or user.
-        message: why, for users.
-        by: subject of the operator.
         since: when, UTC.
     """
 
@@ -100,10 +97,8 @@ class AuditRecord:
     """One act.
 
     Attributes:
-        subject: who.
         action: what was done: ``site.create``, ``user.ban``.
         target: to whom or what: ``site 1000001``, ``user 3``.
-        details: more, in words.
     """
 
     id: int

@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.logstore.attempt_log import AttemptLog, LogRef
+from pdm.workqueue.logstore.attempt_log import AttemptLog, LogRef, TimestampFormatter
 from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
 
 #: How long lines may wait for others before they are written.
@@ -66,9 +66,7 @@ class LogWriter:
     """Carries out operations one after the other on its own thread.
 
     Args:
-        directory: of all logs.
         head_bytes: how much of the beginning of a log is kept.
-        tail_bytes: how much of its end.
         report: called on the thread with answers, and with a complaint for the daemon's log or None.
     """
 
@@ -87,7 +85,7 @@ class LogWriter:
         self._due_at = 0.0
         self._answers: list[Answer] = []
         self._finished = False
-        self._stamps = _Stamps()
+        self._stamps = TimestampFormatter()
         self._complaint = ""
         self._complain_at = 0.0
         #: Writes that failed, ever. Written by the thread, read by anyone.
@@ -103,7 +101,7 @@ class LogWriter:
         return self._thread.ident is not None
 
     def join(self) -> None:
-        """Wait for the thread, which has been told to finish."""
+        """Wait for the thread, after it was asked to finish."""
         self._thread.join()
 
     def put(self, operation: Operation) -> None:
@@ -295,22 +293,6 @@ class _OpenLog:
         return [safe.encode("utf-8", "backslashreplace") + b"\n"]
 
 
-class _Stamps:
-    """Writes times; most come from the same second as the one before."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
-
-    def stamp(self, at: float) -> bytes:
-        """The time in UTC, ISO 8601 with milliseconds, and a blank."""
-        second = int(at)
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return b"%b.%03dZ " % (self._text.encode(), int((at - second) * 1000))
-
-
 #: Most characters that wait for a disk that hangs; what comes beyond is counted and left out.
 MOST_WAITING = 64 * 1024**2
 #: A disk with less room than this is full.
@@ -323,10 +305,8 @@ class LogStore:
     All methods are called on the reactor's thread; none of them waits, none fails because of the disk.
 
     Args:
-        reactor: where answers are given.
         directory: of all logs; made, mode 0750, if it is missing.
         head_bytes: how much of the beginning of a log is kept.
-        tail_bytes: how much of its end.
         now: the time in seconds since 1970.
     """
 
@@ -414,7 +394,7 @@ class LogStore:
         return Path(ref.path_text(str(self._directory))).exists()
 
     def read(self, ref: LogRef) -> Deferred[str]:
-        """The text of a log, as far as it is.
+        """The text of a log that was written so far.
 
         Returns:
             Fires with the text, bounded like the log; fails with `LogMissingError` when it is not on disk.
@@ -429,11 +409,6 @@ class LogStore:
     def read_piece(self, ref: LogRef, offset: int, most: int) -> Deferred[LogPiece]:
         """A piece of a log that may still be written, as it stands in its file: what came later is never before it.
 
-        Args:
-            ref: which log.
-            offset: where the piece begins, in bytes.
-            most: bytes, at most.
-
         Returns:
             Fires with the piece; fails with `LogMissingError` when there is no such log.
         """
@@ -445,7 +420,7 @@ class LogStore:
         return answer
 
     async def flush(self) -> None:
-        """Wait until everything told so far is on disk."""
+        """Wait until all lines so far are on disk."""
         if not self._stopped:
             answer: Deferred[None] = Deferred()
             self._writer.put(partial(self._writer.flush, answer))

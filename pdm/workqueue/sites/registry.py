@@ -58,7 +58,6 @@ class SiteRegistry:
 
     Args:
         directory: whose ``*.conf`` files describe the sites.
-        sites: what they say.
     """
 
     _log = Logger()
@@ -82,7 +81,7 @@ class SiteRegistry:
         return self._sites.get(number)
 
     def is_of_file(self, number: int) -> bool:
-        """Whether a site is described in a file, so that nobody changes it from outside."""
+        """Whether a site is described in a file, and so cannot be changed through the API."""
         return number in self._of_files
 
     def has_file_name(self, name: str) -> bool:
@@ -99,7 +98,7 @@ class SiteRegistry:
             self._log.warn(
                 "site {number} of the database is hidden by the one of that number in the files", number=number
             )
-        # One assignment: who asks from another thread sees the old sites or the new ones.
+        # One assignment: another thread sees the old sites or the new ones.
         self._sites = self._stored | self._of_files
 
     def all(self) -> list[Site]:
@@ -257,7 +256,7 @@ def check_host_and_port(text: str) -> str:
 
 
 def check_endpoint(protocol: JobProtocol, text: str) -> str:
-    """An endpoint of a site, in the one way in which it is written everywhere.
+    """An endpoint of a site in its canonical form.
 
     Raises:
         ValueError: it is none for the protocol.

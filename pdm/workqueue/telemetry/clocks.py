@@ -51,7 +51,6 @@ class ClockWatch:
 
     Attributes:
         listeners: each is called with how far the time of day was moved, forward if it is positive.
-        wall: the time of day, in seconds.
         monotonic: seconds of a clock that is never set.
     """
 
@@ -67,27 +66,27 @@ class ClockWatch:
         self._ahead_s = self.wall() - self.monotonic()
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "look at the clock", _CLOCK_INTERVAL_S, self.look)
+        self._periodic = Periodic(self.reactor, "check the clock", _CLOCK_INTERVAL_S, self.check)
         self._periodic.start()
 
     async def stop(self) -> None:
         if self._periodic is not None:
             await self._periodic.stop()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Find out whether the time of day was set since the last look."""
         ahead_s = self.wall() - self.monotonic()
         step_s, self._ahead_s = ahead_s - self._ahead_s, ahead_s
         if abs(step_s) < _LEAST_STEP_S:
             return
         self._log.warn("the clock of this machine was set by {seconds:+.0f} s", seconds=step_s)
-        for told in self.listeners:
-            told(timedelta(seconds=step_s))
+        for listener in self.listeners:
+            listener(timedelta(seconds=step_s))
 
 
-#: How often it is looked at. What blocks for longer than this cannot be missed, less than this it may look shorter.
+#: How often the latency is measured. A longer block is always seen; a shorter one may be measured as less.
 _LAG_INTERVAL_S = 0.02
-#: More than this is told of.
+#: A longer latency is logged.
 LATE_S = 0.05
 #: At most one line in so many seconds.
 _LAG_LOG_INTERVAL_S = 60.0
@@ -95,9 +94,6 @@ _LAG_LOG_INTERVAL_S = 60.0
 
 class ReactorLag:
     """Plans a call again and again, and notes how much later than planned it comes.
-
-    Args:
-        reactor: that is watched.
 
     Attributes:
         worst_s: the most seconds ever.

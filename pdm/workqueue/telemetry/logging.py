@@ -31,10 +31,10 @@ from pdm.workqueue.config.settings import LogSettings
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import JobRecord
 
-#: A pile of text is cut before the patterns below look at it, so that a hostile one costs little.
+#: Long text is cut before the patterns below are applied, so that hostile input costs little.
 LONGEST_TEXT = 64 * 1024
 
-# A key that is cut off before its END is still a key, hence the second way to end.
+# A key that is cut off before its END is still a key, hence the second alternative.
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
 )
@@ -99,7 +99,7 @@ class LogFile:
     def write(self, lines: str) -> None:
         """Append whole lines.
 
-        Never raises for a full disk or a lost directory: a log that cannot be written must not stop what it tells of.
+        Never raises for a full disk or a lost directory: a log that cannot be written must not stop the service.
         """
         data = lines.encode("utf-8", "backslashreplace")
         with self._lock:
@@ -168,11 +168,10 @@ class log_context:  # noqa: N801 - used like a function; a class, for every requ
 
 
 def log_incident(log: Logger, failure: Failure, **fields: Any) -> str:
-    """Log a fault of ours with its traceback, under a name that can be told to the user.
+    """Log an internal fault with its traceback, under an incident id that the user is given.
 
     Args:
         log: whose fault it is.
-        failure: what happened.
         fields: more of `FIELDS`.
 
     Returns:
@@ -189,8 +188,6 @@ class LineObserver:
 
     Args:
         write: takes whole lines; may be called from any thread.
-        format: how lines look.
-        level: the least level written.
     """
 
     def __init__(self, write: Callable[[str], None], format: LogFormat = "text", level: LevelName = "info") -> None:  # noqa: A002 - the word of the configuration

@@ -141,7 +141,7 @@ _ACCOUNT = rf"^[A-Za-z0-9_.@/=+:,][A-Za-z0-9_.@/=+:, -]{{0,254}}{_END}"
 _SSH_ACCOUNT = rf"^[A-Za-z0-9_][A-Za-z0-9_.@+$\\-]{{0,63}}{_END}"
 #: What is sent once and never shown again; one line.
 _ONE_LINE = rf"^[^\x00-\x1f\x7f]+{_END}"
-#: What a pattern asks for, in words: nobody should have to read it.
+#: What a pattern asks for, in words, for error messages.
 PATTERN_WORDS: Mapping[str, str] = {
     _ACCOUNT: "a user name of one line is expected, at most 255 letters, digits, blanks and . _ @ / = + : , -",
     _SSH_ACCOUNT: (

@@ -1,4 +1,4 @@
-"""What the service answers: one struct for each object of the API. Times are UTC, sizes bytes."""
+"""What the service answers: one struct for each object of the API, and its errors. Times are UTC, sizes bytes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Names = dict[str, list[str]]
 class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
     """How far a job is and how fast it goes; null where that is not known.
 
-    What moves now is known to the daemon that moves it, and told of what that one moves. Proven bytes and those that
-    move are told apart; together they are never more than the total, and they go back only when a transfer has to be
-    done again. A file here is any element but the listing: also a directory that is made or removed.
+    What moves now is known only to the daemon that moves it. Proven bytes and moving ones are separate; together they
+    are never more than the total, and decrease only when a transfer has to be repeated. A file here is any element but
+    the listing: also a directory that is made or removed.
     """
 
     listing: Annotated[bool, Meta(description="Whether it is still being listed how much there is to do.")]
@@ -423,3 +423,24 @@ class HealthView(msgspec.Struct, frozen=True, kw_only=True):
 def timestamp_text(timestamp: datetime) -> str:
     """A time (UTC) as the API writes it: ``2026-11-23T19:30:12Z``."""
     return f"{timestamp:%Y-%m-%dT%H:%M:%S}Z"
+
+
+#: What the ``type`` of a problem begins with; the rest is its stable word.
+PROBLEM_TYPE_PREFIX = "urn:pdm:workqueue:problem:"
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Error response, ``application/problem+json`` of RFC 9457."""
+
+    type: Annotated[str, Meta(description="Stable name of the kind of problem.")]
+    title: Annotated[str, Meta(description="The kind of problem in words, the same for all of a kind.")]
+    status: Annotated[int, Meta(description="The HTTP status code once more.")]
+    detail: Annotated[str, Meta(description="What is wrong with this request, and what to do.")]
+    request_id: Annotated[str, Meta(description="Is on every line of the daemon's log about this request.")]
+    pointer: Annotated[
+        str | None,
+        Meta(description="What is wrong: $.key of the body, ?name of the query, or the name of a header."),
+    ] = None
+    incident: Annotated[str | None, Meta(description="For a fault of the service: what to tell an operator.")] = None
