@@ -34,6 +34,13 @@ keyUsage = critical, digitalSignature, keyEncipherment
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def now_is_when_the_tests_run(pki: Any) -> None:
+    """Tests may have been collected long before, when the certificates were not valid yet."""
+    global NOW  # noqa: PLW0603 - a constant for all tests here
+    NOW = datetime.now(UTC).replace(microsecond=0)
+
+
 @pytest.fixture(scope="module")
 def request_pems() -> tuple[bytes, bytes]:
     return new_request(ALICE)
