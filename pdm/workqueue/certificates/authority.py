@@ -138,7 +138,7 @@ class Authority:
         """Make a new self-signed authority.
 
         Args:
-            subject: slash form, such as ``/DC=org/DC=example/CN=My CA``; users and hosts stand beside it.
+            subject: slash form, such as ``/DC=org/DC=example/CN=My CA``; users and hosts are named beside it.
 
         Raises:
             ValueError: `subject` is no subject.

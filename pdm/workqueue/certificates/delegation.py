@@ -127,7 +127,7 @@ def sign_request(
     Args:
         request_pem: what the service gave out.
         certificate: PEM of the caller's certificate or proxy, with its chain.
-        key: PEM of its key; None if it stands in the file of the certificate.
+        key: PEM of its key; None if it is in the file of the certificate.
         lifetime: of the new proxy; cut to what is left of the certificates behind it.
 
     Returns:
@@ -187,8 +187,7 @@ def _read_chain(body: bytes) -> list[x509.Certificate]:
             _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key()
         _ = lifetime_start(chain), lifetime_end(chain)
     except PARSE_ERRORS as error:
-        looks = _form_data(body)
-        raise DelegationError(looks or f"a certificate in the body cannot be read ({error})") from error
+        raise DelegationError(_form_data(body) or f"a certificate in the body cannot be read ({error})") from error
     if len(chain) > _LONGEST_CHAIN:
         raise DelegationError(f"the body holds {len(chain)} certificates: send the proxy and those that it needs only")
     return chain
@@ -196,8 +195,8 @@ def _read_chain(body: bytes) -> list[x509.Certificate]:
 
 def _what_it_looks_like(body: bytes) -> str:
     start = body.lstrip()[:200].lower()
-    if looks := _form_data(body):
-        return looks
+    if problem := _form_data(body):
+        return problem
     if b"-----BEGIN CERTIFICATE REQUEST-----" in body or b"-----BEGIN NEW CERTIFICATE REQUEST-----" in body:
         return "the body is the signing request: sign it, and send the certificate that comes out"
     if start.startswith((b"<!doctype", b"<html", b"<")):

@@ -54,7 +54,7 @@ def read_identity(certificate_path: Path, key_path: Path | None, passphrase: byt
 
     Args:
         certificate_path: PEM; the certificate first, then its chain. May hold the key too (a proxy file does).
-        key_path: PEM of the key; None if it stands in the same file.
+        key_path: PEM of the key; None if it is in the same file.
 
     Raises:
         CertificateFilesError: a file is missing, holds something else, the key is encrypted or another one's.

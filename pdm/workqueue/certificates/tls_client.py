@@ -106,7 +106,7 @@ def client_policy(
         ca: PEM file or grid-style directory of the authorities that may vouch for the service; None for those of the
             system.
         certificate: PEM of the caller's certificate with its chain; a proxy file will do. None to show none.
-        key: PEM of its key; None if it stands in the file of the certificate.
+        key: PEM of its key; None if it is in the file of the certificate.
         ca_named_by: what has named `ca` (``PDM_CA``), for messages.
 
     Raises:

@@ -314,7 +314,7 @@ class ServerTls:
         """Record why a certificate is refused, and never accept what OpenSSL refuses.
 
         There are two exceptions: the missing list of `Trust.fill`; and an issuer that is no authority, which is refused
-        at depth 0, which is always seen last: only the leaf tells that it is a legacy proxy.
+        at depth 0, which is always verified last: only the leaf shows that it is a legacy proxy.
         """
         protocol: TLSMemoryBIOProtocol = connection.get_app_data()
         handshake = handshakes[protocol]

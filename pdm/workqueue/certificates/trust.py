@@ -81,7 +81,7 @@ class Trust:
         self._put_into(store)
         store.set_flags(X509StoreFlags.ALLOW_PROXY_CERTS)
         if self.policy != "off":
-            # Both: CRL_CHECK alone looks at the leaf only, and would let in the proxy of a revoked user.
+            # Both: CRL_CHECK alone looks at the leaf only, and would accept the proxy of a revoked user.
             store.set_flags(X509StoreFlags.CRL_CHECK | X509StoreFlags.CRL_CHECK_ALL)
 
     def verify(self, chain: Sequence[x509.Certificate], now: datetime) -> tuple[x509.Certificate, ...]:
@@ -141,7 +141,7 @@ class Trust:
         return [shown for subject, shown in subjects.items() if not self.signing.covers(subject)]
 
     def revoked(self, chain: Iterable[x509.Certificate]) -> x509.Certificate | None:
-        """The first certificate of a chain, verified before, that a list names now; a look-up, no cryptography."""
+        """The first certificate of a chain, verified before, that a list names now; by look-up, no cryptography."""
         for certificate in chain:
             for crl in self._by_issuer.get(canonical(certificate.issuer), ()):
                 if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:

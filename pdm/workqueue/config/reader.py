@@ -47,13 +47,11 @@ def parse_ini(source: Path) -> dict[str, dict[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: is not UTF-8 text (byte {error.start})") from error
     except configparser.MissingSectionHeaderError as error:
-        raise ConfigError(f"{source}: line {error.lineno}: a key stands before the first [section]") from error
+        raise ConfigError(f"{source}: line {error.lineno}: a key is before the first [section]") from error
     except configparser.DuplicateSectionError as error:
-        raise ConfigError(f"{source}: line {error.lineno}: section [{error.section}] stands there twice") from error
+        raise ConfigError(f"{source}: line {error.lineno}: section [{error.section}] is there twice") from error
     except configparser.DuplicateOptionError as error:
-        raise ConfigError(
-            f"{source}: line {error.lineno}: [{error.section}] {error.option} stands there twice"
-        ) from error
+        raise ConfigError(f"{source}: line {error.lineno}: [{error.section}] {error.option} is there twice") from error
     except configparser.ParsingError as error:
         line, _ = error.errors[0]
         raise ConfigError(f"{source}: line {line}: 'key = value' or '[section]' is expected") from error

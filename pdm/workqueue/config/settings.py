@@ -122,7 +122,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         statement_timeout_s: for one statement of PostgreSQL.
         idle_timeout_s: PostgreSQL ends a session that has begun a transaction and is silent for so long.
         network_timeout_s: a connection whose other end does not acknowledge what was sent for so long is dead.
-        stop_timeout_s: when the service stops, results that the database does not take for so long are given up.
+        stop_timeout_s: when the service stops, how long to wait for the database to store results.
     """
 
     url: str = ""
@@ -136,7 +136,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``folder``: what the daemon writes; database, keys and logs stand below it unless set elsewhere."""
+    """``folder``: what the daemon writes; database, keys and logs are below it by default."""
 
     folder: FilePath = Path("var")
 
@@ -198,7 +198,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How elements are claimed, tried again and given up.
+    """How elements are claimed and retried.
 
     Attributes:
         lease_s: a daemon that does not renew its lease for so long loses its elements.

@@ -68,7 +68,7 @@ class NewJob:
 
 @frozen
 class Counters:
-    """How many elements of a job stand where; all of them sum to ``elements``."""
+    """Number of elements of a job by status; their sum is ``elements``."""
 
     elements: int = 0
     submitted: int = 0

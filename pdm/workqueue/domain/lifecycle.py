@@ -71,7 +71,7 @@ def settled_status(verdict: JobStatus, *, cancel_requested: bool) -> JobStatus:
 
 
 def job_status(counters: Counters, *, started: bool, cancel_requested: bool) -> JobStatus:
-    """Where a job stands.
+    """Status of a job.
 
     Args:
         counters: of its elements; the listing is one of them, so a job that still grows is never final.

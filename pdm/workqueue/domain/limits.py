@@ -160,7 +160,7 @@ def _adjust(counter: Counter[LimitKey], key: LimitKey, by: int) -> None:
 
 @define(eq=False)
 class StreamSlot:
-    """Where a batch stands; `leave` in the end, whatever became of it.
+    """Streams and place of a batch; call `leave` at its end, in any case.
 
     Attributes:
         has_stream: whether it has one of its own.
@@ -229,7 +229,7 @@ class ClaimExclusions:
             once.
         drained: sites at which nothing starts.
         banned: users of whom nothing starts.
-        next_change: when that changes by itself; None if it does not.
+        next_change: when that changes without an event; None if never.
     """
 
     paused: frozenset[tuple[int, JobProtocol]] = frozenset()

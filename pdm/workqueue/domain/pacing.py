@@ -235,7 +235,7 @@ def _seconds(since: datetime, until: datetime) -> float:
 
 
 class BreakerState(enum.StrEnum):
-    """Where a breaker stands."""
+    """State of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"

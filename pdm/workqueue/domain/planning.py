@@ -56,12 +56,12 @@ _SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
 
 @frozen
 class Skipped:
-    """An entry that is not carried out, and why.
+    """An entry that is left out, and why.
 
     Attributes:
         path: as of an element; of entries without a name, of the directory that holds them.
         type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries without a name.
-        count: entries that this stands for; more than 1 only of those without a name.
+        count: number of entries; more than 1 only of those without a name.
     """
 
     path: str

@@ -80,7 +80,7 @@ class Moving:
 
 @frozen
 class JobProgress:
-    """How far a job is; None stands for what is not known.
+    """Progress of a job; None is unknown.
 
     Attributes:
         listing: whether it is still being found out how much there is to do.
@@ -126,7 +126,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
     """How far a job is.
 
     Args:
-        listing: where its listing stands.
+        listing: state of its listing.
         moving: what runs of it, None where that is not known.
     """
     counters, ended = job.counters, job.status.is_final

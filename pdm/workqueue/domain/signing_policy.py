@@ -52,7 +52,7 @@ class _Token:
     Attributes:
         characters: those that match; None for any.
         inverted: all others match instead.
-        repeats: it may stand more than once.
+        repeats: it may occur more than once.
     """
 
     characters: frozenset[str] | None
@@ -360,7 +360,7 @@ def _expression(pattern: str) -> tuple[tuple[_Token, ...], ...]:
 
 def _alternatives(pattern: str, at: int, depth: int) -> tuple[list[tuple[_Token, ...]], int]:
     if depth > 8:
-        raise PolicyError("brackets stand in brackets too often")
+        raise PolicyError("brackets are nested too deeply")
     done: list[tuple[_Token, ...]] = []
     current: list[tuple[_Token, ...]] = [()]
     while at < len(pattern) and pattern[at] != ")":

@@ -22,7 +22,7 @@ class NewSite:
         public: whether everybody sees and uses it; else only its owner.
         endpoints: protocol → URLs, the preferred one first.
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
-        limit_out: the same for what comes out of it.
+        limit_out: likewise, out of it.
         authorities: PEM of the authorities that are trusted for this site only, besides the usual ones; may be empty.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
     """

@@ -29,7 +29,7 @@ from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
 
 #: How long lines may wait for others before they are written.
 _FLUSH_S = 0.05
-#: Operations carried out before answers are given: bounds how long the first answer waits for the last.
+#: Operations run before answers are delivered: limits how long the first answer waits for the last.
 _MOST_AT_ONCE = 256
 _LONGEST_LINE = 8 * 1024
 _COMPLAINT_PAUSE_S = 10.0
@@ -105,7 +105,7 @@ class LogWriter:
         self._thread.join()
 
     def put(self, operation: Operation) -> None:
-        """Have an operation carried out; called on any thread."""
+        """Queue an operation; thread-safe."""
         self._queue.put(operation)
 
     # What follows runs on the thread.
@@ -407,7 +407,7 @@ class LogStore:
         return answer
 
     def read_piece(self, ref: LogRef, offset: int, most: int) -> Deferred[LogPiece]:
-        """A piece of a log that may still be written, as it stands in its file: what came later is never before it.
+        """A piece of a log that may still be written, as it is in its file: later text is never before it.
 
         Returns:
             Fires with the piece; fails with `LogMissingError` when there is no such log.

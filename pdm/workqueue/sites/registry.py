@@ -11,7 +11,7 @@
     myproxy = myproxy.example.org:7512
 
 A protocol may have several endpoints of one storage: a URL a line, those after the first indented. Sites that
-users have made come out of the database and stand beside those of the files, which win where two have one number.
+users registered come from the database; where two have one number, the site of the file wins.
 """
 
 from __future__ import annotations

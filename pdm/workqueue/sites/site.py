@@ -16,7 +16,7 @@ class Site:
 
     Attributes:
         id: the number in the REST API and in the database; stays when the site moves.
-        name: what people call it; never looks like a number.
+        name: what people call it; never a number.
         description: one line for people.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
@@ -25,7 +25,7 @@ class Site:
         owner_id: user that registered it; None for a site of the files.
         public: whether everybody may use it; else only its owner.
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
-        limit_out: the same for what comes out of it.
+        limit_out: likewise, out of it.
         authorities: PEM of authorities that are trusted for this site only; may be empty.
     """
 

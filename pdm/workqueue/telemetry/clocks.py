@@ -74,7 +74,7 @@ class ClockWatch:
             await self._periodic.stop()
 
     def check(self) -> None:
-        """Find out whether the time of day was set since the last look."""
+        """Detect whether the time of day was set since the last check."""
         ahead_s = self.wall() - self.monotonic()
         step_s, self._ahead_s = ahead_s - self._ahead_s, ahead_s
         if abs(step_s) < _LEAST_STEP_S:
@@ -110,7 +110,7 @@ class ReactorLag:
         self.worst_s = 0.0
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to measure."""
         self._tell_at = self._reactor.seconds()
         self._plan()
 
@@ -123,9 +123,9 @@ class ReactorLag:
 
     def _plan(self) -> None:
         self._planned_at = self._reactor.seconds() + _LAG_INTERVAL_S
-        self._timer = self._reactor.callLater(_LAG_INTERVAL_S, self._look)
+        self._timer = self._reactor.callLater(_LAG_INTERVAL_S, self._measure)
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         now = self._reactor.seconds()
         late_s = now - self._planned_at
         self.worst_s = max(self.worst_s, late_s)

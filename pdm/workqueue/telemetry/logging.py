@@ -175,7 +175,7 @@ def log_incident(log: Logger, failure: Failure, **fields: Any) -> str:
         fields: more of `FIELDS`.
 
     Returns:
-        The incident's short id; the same stands in the line.
+        The incident's short id; the same as in the line.
     """
     incident = secrets.token_hex(4)
     log.failure("incident {incident}: {kind}", failure, incident=incident, kind=type(failure.value).__name__, **fields)
@@ -350,7 +350,7 @@ _log = Logger()
 
 
 def log_submitted(job: JobRecord) -> None:
-    """A job was registered: by whom, and what it asks for. Paths stand in the logs of its attempts."""
+    """A job was registered: by whom, and what it asks for. Paths are in the logs of its attempts."""
     where = f"{job.src_siteid}" if job.dst_siteid is None else f"{job.src_siteid} -> {job.dst_siteid}"
     _log.info(
         "job {job} of user {user} submitted: {type} by {protocol}, site {where}, priority {priority}",
