@@ -93,10 +93,10 @@ _LAG_LOG_INTERVAL_S = 60.0
 
 
 class ReactorLag:
-    """Plans a call again and again, and notes how much later than planned it comes.
+    """Measures the latency of the reactor: how much later than scheduled a periodic call runs.
 
     Attributes:
-        worst_s: the most seconds ever.
+        worst_s: the highest latency so far.
     """
 
     _log = Logger()
@@ -105,17 +105,17 @@ class ReactorLag:
         self._reactor = reactor
         self._timer: IDelayedCall | None = None
         self._planned_at = 0.0
-        self._tell_at = 0.0
-        self._untold_s = 0.0
+        self._next_log_at = 0.0
+        self._unlogged_s = 0.0
         self.worst_s = 0.0
 
     def start(self) -> None:
         """Begin to measure."""
-        self._tell_at = self._reactor.seconds()
+        self._next_log_at = self._reactor.seconds()
         self._plan()
 
     def stop(self) -> None:
-        """Look no more, and log the worst."""
+        """Stop, and log the worst latency."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -129,9 +129,9 @@ class ReactorLag:
         now = self._reactor.seconds()
         late_s = now - self._planned_at
         self.worst_s = max(self.worst_s, late_s)
-        self._untold_s = max(self._untold_s, late_s)
-        if self._untold_s > LATE_S and now >= self._tell_at:
-            self._log.warn("the reactor was {lag:.0f} ms late: something blocks it", lag=self._untold_s * 1000)
-            self._untold_s = 0.0
-            self._tell_at = now + _LAG_LOG_INTERVAL_S
+        self._unlogged_s = max(self._unlogged_s, late_s)
+        if self._unlogged_s > LATE_S and now >= self._next_log_at:
+            self._log.warn("the reactor was {lag:.0f} ms late: something blocks it", lag=self._unlogged_s * 1000)
+            self._unlogged_s = 0.0
+            self._next_log_at = now + _LAG_LOG_INTERVAL_S
         self._plan()
