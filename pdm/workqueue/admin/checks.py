@@ -28,7 +28,7 @@ _PYTHON_TEST = "import sys; sys.exit(0 if sys.version_info >= (3, 11) else '%d.%
 
 
 def find_problems(settings: Settings, *, database: bool) -> list[str]:
-    """What keeps a daemon with these settings from working; each is one line, empty if nothing does.
+    """Problems of these settings, one line each; empty if there are none.
 
     Args:
         database: whether to connect to the database and check its schema.
@@ -54,7 +54,7 @@ def _problems_of(check: Callable[[Settings], None], settings: Settings) -> Itera
 
 
 def _discard(_: object) -> None:
-    """What a check has read is not needed."""
+    """Drop the result of a check."""
 
 
 def _check_directories(settings: Settings) -> None:

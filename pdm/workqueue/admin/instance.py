@@ -77,7 +77,7 @@ class Grid:
             raise InstanceError(f"{file} is no description of a grid: {type(error).__name__}: {error}") from error
 
 
-#: The entries of an instance directory; one that has any of them is somebody's already.
+#: The entries of an instance directory; a directory with one of them is in use.
 ENTRIES = ("workqueue.conf", "sites.d", "certificates", "var", "storage")
 DEFAULT_PORT = 8443
 _AUTHORITY = "/DC=org/DC=pdm/OU=Test instance/CN=PDM Test CA"

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pdm.workqueue.certificates.names import dn, parse_dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.proxies import key_usage, sign_proxy
 
-#: Certificates start a little in the past: clocks of the machines that check them differ.
+#: Certificates start a little in the past, because clocks differ.
 SKEW = timedelta(minutes=-5)
 
 

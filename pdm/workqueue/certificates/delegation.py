@@ -34,7 +34,7 @@ from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 _LONGEST_BODY = 64 * 1024
 _LONGEST_CHAIN = 16
 _SHORTEST_KEY_BITS = 2048
-#: A proxy starts a little in the past: the clocks of the servers that will see it differ.
+#: A proxy starts a little in the past, because clocks differ.
 _SKEW = timedelta(minutes=5)
 
 
@@ -77,7 +77,7 @@ def new_request(subject: str, key_bits: int = 2048) -> tuple[bytes, bytes]:
 def accept_proxy(
     private_key_pem: bytes, pem_from_client: bytes, caller_subject: str, trust: Trust, now: datetime
 ) -> DelegatedProxy:
-    """Check what a caller sent for a request.
+    """Verify the proxy that a caller sent for a request.
 
     Args:
         private_key_pem: the key that `new_request` made.

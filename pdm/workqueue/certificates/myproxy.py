@@ -31,7 +31,7 @@ TIMEOUT_S = 30.0
 _AT_ONCE = 4
 _MOST_BYTES = 256 * 1024
 _LONGEST_WORDS = 300
-#: Characters of what the program says that are read: servers may be hostile, and the patterns take the square of it.
+#: Characters of output that are read: servers may be hostile, and the patterns take quadratic time.
 _MOST_READ = 4000
 
 
@@ -40,7 +40,7 @@ class MyProxyError(Exception):
 
 
 class WrongPasswordError(MyProxyError):
-    """The server knows the user, and not this password."""
+    """The server refuses the password of a user it knows."""
 
 
 class NoSuchUserError(MyProxyError):
@@ -48,7 +48,7 @@ class NoSuchUserError(MyProxyError):
 
 
 class LogonRefusedError(MyProxyError):
-    """The server gave nothing, for a reason that is not known here; a wrong password may be behind it."""
+    """The server refused for an unknown reason; the password may be wrong."""
 
 
 class LogonUnderWayError(MyProxyError):

@@ -22,7 +22,7 @@ from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
-#: OpenSSL's level of security of today refuses shorter RSA keys.
+#: OpenSSL's default security level refuses shorter RSA keys.
 _SHORTEST_RSA_BITS = 2048
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _KEY_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----[\r\n]*", re.DOTALL)
@@ -38,7 +38,7 @@ class WeakKeyError(CertificateFilesError):
 
 @frozen
 class TlsIdentity:
-    """What one side of a connection shows and proves.
+    """Certificate, key and chain of one side of a connection.
 
     Attributes:
         chain: the certificates behind it, leaf side first.
@@ -170,7 +170,7 @@ _LONGEST_CHAIN = 16
 
 
 class ProxyBundleError(Exception):
-    """It is no proxy with its key; the text says why."""
+    """Not a proxy with its key; the text says why."""
 
 
 @frozen
@@ -189,7 +189,7 @@ class FetchedProxy:
 
 
 def read_bundle(pem: bytes) -> FetchedProxy:
-    """Look into a proxy file. Whether its chain can be trusted is for those to say to whom it is shown.
+    """Parse a proxy file. Its chain is not verified: the storage servers do that.
 
     Raises:
         ProxyBundleError: a certificate or the key is missing, damaged or does not belong to the other.
@@ -205,7 +205,7 @@ def read_bundle(pem: bytes) -> FetchedProxy:
             raise ProxyBundleError("the key does not belong to the first certificate")
         return FetchedProxy(_subject(chain), lifetime_end(chain), voms_attributes(chain), pem)
     except PARSE_ERRORS as error:
-        # What cryptography says of a damaged key holds nothing of it.
+        # Only the type: the text could contain parts of the key.
         raise ProxyBundleError(f"it cannot be read ({type(error).__name__})") from None
 
 

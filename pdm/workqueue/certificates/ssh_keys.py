@@ -22,7 +22,7 @@ _OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 
 
 class SshKeyError(Exception):
-    """It is no key that can be used; the text says why and what to do, and holds nothing of it."""
+    """The key cannot be used; the text says why and what to do, and never contains the key."""
 
 
 @frozen
@@ -93,7 +93,7 @@ def _load_private_key(text: bytes) -> object:
     except (ValueError, UnsupportedAlgorithm) as error:
         if "password" in str(error).lower():
             raise SshKeyError(_LOCKED) from None
-        # No word of the library: it might hold some of the key.
+        # Not the library's message: it might contain parts of the key.
         raise SshKeyError("the private key is damaged, or of a type that is not supported") from None
 
 

@@ -1,4 +1,4 @@
-"""Jobs, elements, attempts and claims as values that travel between the rooms."""
+"""Jobs, elements, attempts and claims as values."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class AttemptRecord:
 
 @frozen
 class ClaimToken:
-    """The right to run one attempt of one element: what every write about it must carry."""
+    """Fencing token: the right to run one attempt of one element, checked at every write about it."""
 
     job_id: int
     element_id: int

@@ -42,7 +42,7 @@ _COUNTER_OF: Mapping[JobStatus, str] = MappingProxyType(
 
 
 class IllegalTransitionError(Exception):
-    """A change of status that the table does not know: a fault of the service."""
+    """A change of status that the table does not allow: a bug of the service."""
 
 
 def counters_after_adding(counters: Counters, status: JobStatus, count: int) -> Counters:
@@ -64,7 +64,7 @@ def counters_after_moving(counters: Counters, before: JobStatus, after: JobStatu
 
 
 def settled_status(verdict: JobStatus, *, cancel_requested: bool) -> JobStatus:
-    """What an element becomes: one that would wait is cancelled instead, where its job is to end."""
+    """The next status of an element: one that would wait is cancelled if its job is being cancelled."""
     if cancel_requested and verdict in (JobStatus.SUBMITTED, JobStatus.HELD):
         return JobStatus.CANCELLED
     return verdict

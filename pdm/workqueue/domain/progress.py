@@ -42,7 +42,7 @@ class SmoothedRate:
     _events: int = 0
 
     def add(self, amount: float, now_s: float) -> None:
-        """Note that so much has happened since the last event."""
+        """Record an amount since the last event."""
         passed_s = now_s - self.last_s
         if passed_s > 0:
             self._gap_s += _NEWEST_GAP * (passed_s - self._gap_s) if self._events else passed_s
@@ -150,7 +150,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
         bytes_left = max(job.bytes_total - job.bytes_done - (transferred or 0), 0)
         left = time_left(bytes_left, instant, files_left, files_per_second)
     has_bytes = job.bytes_total > 0
-    # What was there already has not been moved: it belongs into no rate.
+    # Files that were there already were not moved: they do not count in rates.
     moved = job.bytes_done - job.bytes_already_there + (transferred or 0)
     has_rate = has_bytes and (moved > 0 or not job.already_there)
     return JobProgress(

@@ -115,7 +115,7 @@ class AttemptLog:
         return [note, *self._tail]
 
     def waiting_tail(self) -> bytes:
-        """What a reader would miss who sees the file alone."""
+        """What the file does not contain yet."""
         return b"".join(self._shown_tail())
 
     def write(self) -> OSError | None:

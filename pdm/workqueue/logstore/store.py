@@ -63,7 +63,7 @@ class LogPiece:
 
 
 class LogWriter:
-    """Carries out operations one after the other on its own thread.
+    """Runs operations one after the other on its own thread.
 
     Args:
         head_bytes: how much of the beginning of a log is kept.
@@ -108,7 +108,7 @@ class LogWriter:
         """Queue an operation; thread-safe."""
         self._queue.put(operation)
 
-    # What follows runs on the thread.
+    # The methods below run on the thread.
 
     def begin(self, ref: LogRef, text: str, at: float) -> None:
         """Open a log with its first line."""
@@ -166,7 +166,7 @@ class LogWriter:
         try:
             with ref.path(self._directory).open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                # An offset out of the air is taken back to the end: there nothing follows yet.
+                # An offset after the end is moved to the end.
                 begin = file.seek(min(offset, size))
                 data = file.read(most)
         except OSError as error:
@@ -334,7 +334,7 @@ class LogStore:
         return self._writer.errors
 
     def check(self) -> None:
-        """See that the directory takes files; blocks.
+        """Check that files can be written; blocks.
 
         Raises:
             OSError: it does not.

@@ -89,7 +89,7 @@ class SiteRegistry:
         return any(site.name.casefold() == name.casefold() for site in self._of_files.values())
 
     def take_stored(self, sites: Iterable[Site]) -> None:
-        """Have these as the sites of the database."""
+        """Replace the sites of the database."""
         self._stored = {site.id: site for site in sites}
         self._join()
 

@@ -12,7 +12,7 @@ from pdm.workqueue.domain.paths import InvalidPathError, checked, encoded, resol
 
 @frozen
 class Site:
-    """A place where files are.
+    """A storage site.
 
     Attributes:
         id: the number in the REST API and in the database; stays when the site moves.
@@ -52,7 +52,7 @@ class Site:
         return self.public or self.owner_id == user_id
 
 
-#: Whose servers have no home directories, or none that a client could ask for.
+#: Protocols without home directories, or without a way to ask for them.
 _WITHOUT_HOMES = frozenset({JobProtocol.FILE, JobProtocol.HTTPS, JobProtocol.XROOT})
 
 

@@ -227,7 +227,7 @@ def _message(event: dict[str, Any]) -> str:
 
 
 def _formatted(event: dict[str, Any]) -> str:
-    """What `formatEvent` says, at a tenth of the price where the format calls nothing."""
+    """As `formatEvent`, at a tenth of the cost where the format calls nothing."""
     pattern = event.get("log_format")
     if isinstance(pattern, str) and "(" not in pattern:
         with contextlib.suppress(Exception):
@@ -246,8 +246,8 @@ def _text_lines(event: dict[str, Any], level: str) -> str:
     head = f"{_time(event)} {level:<5} {event.get('log_namespace', '-')}"
     head = f"{head} [{marks}]" if marks else head
     lines = [f"{head} {escaped(_message(event))}\n"]
-    # Each line of a traceback has the head too: who looks for a request's id finds all of it, and nobody can
-    # forge a line by what an exception says.
+    # Each line of a traceback has the head too: a search for a request's id finds all of it, and the text of an
+    # exception cannot forge a line.
     lines += [f"{head} | {escaped(line)}\n" for line in _traceback(event).splitlines() if line.strip()]
     return "".join(lines)
 
