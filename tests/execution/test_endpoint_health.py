@@ -43,7 +43,7 @@ class Watched:
 
     def __init__(self, patience_s: float = 1000.0) -> None:
         self.changes = 0
-        self.health = SiteHealth(BreakerPolicy(3, 5.0, 120.0), patience_s, self._changed)
+        self.health = SiteHealth(policy=BreakerPolicy(3, 5.0, 120.0), patience_s=patience_s, on_change=self._changed)
         self.endpoints = {site.id: self.health.choose(site, GRIDFTP, NOW) for site in (ONE, TWO)}
 
     def _changed(self) -> None:
@@ -235,7 +235,7 @@ def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
 
 
 def test_load_is_shared_and_what_was_away_is_probed_once() -> None:
-    health = SiteHealth(BreakerPolicy(1, 5.0, 120.0))
+    health = SiteHealth(policy=BreakerPolicy(1, 5.0, 120.0))
     first = health.choose(TWO, GRIDFTP, NOW)
     health.begin([first])
     second = health.choose(TWO, GRIDFTP, NOW)
