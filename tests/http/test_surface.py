@@ -204,7 +204,7 @@ async def test_an_address_that_comes_again_is_judged_as_at_first(
             head = f"GET {ROOT}/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
             answer = await deferToThread(raw_exchange, service, head)
             assert answer.split(b" ", 2)[1] == (b"400" if host == "a..b" else b"200"), host
-        assert (await service.call("again", "GET", own)).json == job
+        assert (await service.call("again", "GET", own)).json["id"] == job["id"]
         assert (await service.call("again", "GET", f"{own}?a=b")).problem == "invalid-input ?a"
         assert (await service.call("again", "HEAD", own)).body == b""
         assert (await service.call("again", "PUT", own)).status == 405
