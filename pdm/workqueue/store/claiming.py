@@ -89,7 +89,6 @@ class _Candidates:
     """Jobs that a claim locks and reads.
 
     Attributes:
-        numbers: ids of the jobs.
         beyond: user → elements that wait in further jobs; at most `_MOST_COUNTED` jobs are counted.
     """
 

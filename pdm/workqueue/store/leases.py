@@ -344,14 +344,8 @@ def _release(
 ) -> int:
     """Put running elements of some workers back into the queue.
 
-    Args:
-        session: of the database.
-        of_workers: condition on workers.
-        now: UTC.
-        begun: whether work on an attempt had begun; otherwise it has not crashed.
-        only: which attempts; None for all.
-        most: elements, at most.
-        skip_locked: whether to skip jobs that another session has locked.
+    ``of_workers``: condition on workers. ``begun``: whether work on an attempt had begun; otherwise it has not crashed.
+    ``only``: which attempts; None for all. ``skip_locked``: whether to skip jobs that another session has locked.
     """
     held = sa.and_(sa.text(IS_RUNNING), elements.c.worker_id.in_(sa.select(workers.c.id).where(of_workers)))
     if only is not None:
