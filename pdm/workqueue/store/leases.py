@@ -51,12 +51,12 @@ RELEASED_AT_ONCE = 1000
 _DAEMON_LOST = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    "the daemon that ran it died before it stored the result; it is retried",
+    "the daemon that ran it died before it stored the result; it is tried again",
 )
 _CRASHED_TOO_OFTEN = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    f"{MOST_CRASHES} times in a row its daemon or helper died before it reported the result; it is not retried",
+    f"{MOST_CRASHES} times in a row its daemon or helper died before it reported the result; it is not tried again",
 )
 
 
