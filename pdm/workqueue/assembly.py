@@ -169,9 +169,9 @@ class Assembly:
             on_settled=self._settled,
         )
         self.pool = make_pool(
-            reactor,
-            reactor,
-            self._command_for,
+            spawner=reactor,
+            timer=reactor,
+            command_for=self._command_for,
             most=agents.max_agents + agents.list_agents,
             kept_free=agents.list_agents,
             spare=agents.idle_agents,
