@@ -141,7 +141,7 @@ def test_an_unreadable_folder_is_not_taken_for_an_empty_one() -> None:
 @pytest.mark.parametrize("path", ["..", "a/../b", "a//b", "/etc/passwd", "a/", ".", "a\0b"])
 def test_a_name_that_leaves_the_folder_is_no_listing(path: str) -> None:
     for plan in (copy_plan(), remove_plan()):
-        with pytest.raises(BadListingError, match="leave the listed folder"):
+        with pytest.raises(BadListingError, match="leave the listed directory"):
             plan.take([ListedEntry(path, "file")])
 
 

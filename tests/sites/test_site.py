@@ -67,7 +67,7 @@ def test_urls(protocol: JobProtocol, path: str, url: str) -> None:
 
 @pytest.mark.parametrize("path", ["/..", "/a/../..", "../../..", "~/..", "/a/../../srv/data x/b", "/./.."])
 def test_no_way_out_of_a_root(path: str) -> None:
-    with pytest.raises(InvalidPathError, match="leads out of the site's folder"):
+    with pytest.raises(InvalidPathError, match="leads out of the site's directory"):
         storage_url(SITE, JobProtocol.FILE, path)
     with pytest.raises(InvalidPathError, match="leads out of the site's server"):
         storage_url(SITE, JobProtocol.HTTPS, path)
