@@ -86,7 +86,7 @@ def test_a_protocol_that_is_not_offered() -> None:
         storage_url(SITE, JobProtocol.SSH, "/a")
 
 
-def test_the_root_folder_itself() -> None:
+def test_the_root_directory_itself() -> None:
     site = Site(1, "S", "", "/", {JobProtocol.FILE: "file:///"})
     assert storage_url(site, JobProtocol.FILE, "/a") == "file:///a"
 
