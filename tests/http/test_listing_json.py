@@ -85,7 +85,10 @@ def test_the_root_stays_as_the_user_gave_it() -> None:
 
 def test_what_was_not_looked_into_is_not_called_empty() -> None:
     assert _listed([[_directory("sub"), _file("a")]], depth=1)[0] == {"/data": ["sub", "a"]}
-    assert _listed([[_directory("sub"), _directory("sub/deep")]], depth=2)[0] == {"/data": ["sub"], "/data/sub": ["deep"]}
+    assert _listed([[_directory("sub"), _directory("sub/deep")]], depth=2)[0] == {
+        "/data": ["sub"],
+        "/data/sub": ["deep"],
+    }
     assert _listed([[_directory("")]], depth=0)[0] == {"/": ["data"]}
 
 
