@@ -48,7 +48,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         # twistd would write twistd.pid into the working directory, and two daemons there would shut each other
-        # out. The lock in the state folder guards what must be guarded: the instance.
+        # out. The lock in the state directory guards what must be guarded: the instance.
         if self.parent is not None and self.parent.get("pidfile") == "twistd.pid":
             self.parent["pidfile"] = ""
 
@@ -81,7 +81,7 @@ def makeService(options: Options) -> OrderedServices:
             sys.stdout.write(f"{options['config']}: the configuration is good\n")
             raise SystemExit(0)
         daemon = Daemon(reactor, settings, EXPECTED_ERRORS)
-        daemon.assembly = Assembly(reactor, settings, daemon)
+        daemon.assembly = Assembly(reactor=reactor, settings=settings, services=daemon)
     except ConfigError as error:
         _tell_operator(str(error))
         raise SystemExit(1) from None

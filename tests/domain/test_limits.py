@@ -95,8 +95,8 @@ def test_a_limit_that_falls_lets_nobody_follow() -> None:
 
 
 def test_openings_know_what_is_not_named() -> None:
-    openings = StreamQuota({user(1): 0}, {LimitKind.USER: 3})
-    assert [openings.of(key) for key in (user(1), user(2), (LimitKind.JOB, 1))] == [0, 3, NO_LIMIT]
+    quota = StreamQuota({user(1): 0}, {LimitKind.USER: 3})
+    assert [quota.of(key) for key in (user(1), user(2), (LimitKind.JOB, 1))] == [0, 3, NO_LIMIT]
 
 
 class Agents(RuleBasedStateMachine):
@@ -167,8 +167,8 @@ TestAgents.settings = settings(max_examples=60, stateful_step_count=40, deadline
 def serve(turns: FairQueue, users: list[int], times: int, work: float = 1.0) -> dict[int, int]:
     served = dict.fromkeys(users, 0)
     for _ in range(times):
-        user = min(users, key=turns.time_of)
-        turns.give(user, work)
+        user = min(users, key=turns.virtual_time)
+        turns.charge(user, work)
         served[user] += 1
     return served
 
@@ -193,7 +193,7 @@ def test_a_copy_is_tried_out_without_an_effect() -> None:
     turns = FairQueue({1: 2.0})
     other = turns.copy()
     serve(other, [1, 2], 10)
-    assert (turns.time_of(1), turns.time_of(2)) == (0.0, 0.0)
+    assert (turns.virtual_time(1), turns.virtual_time(2)) == (0.0, 0.0)
     assert other.weight(1) == 2.0
 
 
@@ -212,9 +212,9 @@ def test_shares_differ_by_a_turn_at_most(weights: dict[int, float], works: list[
     turns = FairQueue(weights)
     given_to = dict.fromkeys(weights, 0.0)
     for number in range(200):
-        user = min(weights, key=turns.time_of)
+        user = min(weights, key=turns.virtual_time)
         work = works[number % len(works)]
-        turns.give(user, work)
+        turns.charge(user, work)
         given_to[user] += work
         shares = {user: given_to[user] / weights[user] for user in weights}
         for one, other in itertools.permutations(weights, 2):
