@@ -17,7 +17,8 @@ from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results
 from pdm.workqueue.store.engines import _sqlite_engine
 from pdm.workqueue.store.jobs import JobFilter
 from pdm.workqueue.store.transaction_threads import _max_tries
-from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, new_job
+from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of
+from tests.support.records import new_job
 
 _DAEMONS = 4
 

@@ -10,7 +10,8 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, NewElement
 from pdm.workqueue.store import claim_queries, job_changes, jobs
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
-from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, new_job, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of
+from tests.support.records import new_job, verdict
 
 
 def test_a_registered_job_is_what_was_asked_for(store: Store) -> None:
