@@ -33,7 +33,7 @@ class Server:
     def __init__(self) -> None:
         ours, self.socket = socket.socketpair()
         ours.setblocking(False)
-        self.channel = ControlChannel(None, "server:2811")  # type: ignore[arg-type]
+        self.channel = ControlChannel(None, "server:2811")
         inside: Any = self.channel
         inside._socket = ours
         inside._context = PlainContext()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.agents.helpers.control_channel import LOGIN_S, ChannelError, ControlChannel, Reply, SilentServerError
 from pdm.workqueue.agents.helpers.gsi import Gsi
+from pdm.workqueue.agents.helpers.pipeline import Channel
 
 #: Seconds for which a server that does not fit is not tried again.
 _UNFIT_S = 30.0
 #: What listings and looks shall tell.
 _FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
+#: The server is about to close the connection.
+_CLOSING = 421
 _PASSIVE = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 
 
@@ -31,7 +36,7 @@ class Connections:
         self._gsi = gsi
         self.login_s = LOGIN_S
         self._single: dict[str, ControlChannel] = {}
-        self._pairs: dict[tuple[str, str], tuple[ControlChannel, ControlChannel]] = {}
+        self._pairs: dict[tuple[str, str, int], tuple[ControlChannel, ControlChannel]] = {}
         self._unfit: dict[str, float] = {}
         self._guard = threading.Lock()
         self._opening: set[ControlChannel] = set()
@@ -43,58 +48,77 @@ class Connections:
             ChannelError: there is none to be had.
         """
         # One that serves transfers does as well: batches come one after the other.
-        for (source, destination), (at_source, at_destination) in self._pairs.items():
+        for (source, destination, _), (at_source, at_destination) in self._pairs.items():
             for known, channel in ((source, at_source), (destination, at_destination)):
                 if known == place and not channel.is_dead:
                     return channel
+        return self.beside(place)
+
+    def beside(self, place: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
+        """A channel to a server that serves no transfers: of use while another one does.
+
+        Args:
+            place: ``host:port``.
+            again: whether to try also a server that could not be used just now.
+            plain: whether it lets everybody in.
+
+        Raises:
+            ChannelError: there is none to be had.
+        """
         kept = self._single.get(place)
         if kept is not None:
             if not kept.is_dead:
                 return kept
             self.drop(kept)
-        (opened,) = self._opened(place)
-        self._single[place] = opened
+        with self._opened(place, again=again, plain=plain) as (opened,):
+            self._single[place] = opened
         return opened
 
-    def pair(self, source: str, destination: str) -> tuple[ControlChannel, ControlChannel]:
+    def pair(
+        self, source: str, destination: str, *, streams: int = 1, again: bool = False
+    ) -> tuple[ControlChannel, ControlChannel]:
         """Channels to two servers that are ready to send files from the one to the other.
 
-        Their data connection is kept: each RETR goes with the STOR that was sent at the same time.
+        Their data connections are kept: each RETR goes with the STOR that was sent at the same time.
+
+        Args:
+            source: ``host:port`` of the server that sends.
+            destination: of the one that receives.
+            streams: data connections that share the bytes of a file.
+            again: whether to try also servers that could not be used just now.
 
         Raises:
             ChannelError: there are none to be had.
         """
-        pair = self._pairs.get((source, destination))
+        pair = self._pairs.get((source, destination, streams))
         if pair is not None:
             if not any(channel.is_dead for channel in pair):
                 return pair
             self.drop(*pair)
-        at_source, at_destination = self._opened(source, destination)
-        try:
-            for channel in (at_source, at_destination):
-                _accepted(channel, b"TYPE I")
-                _accepted(channel, b"MODE E")
-            _accepted(at_source, b"OPTS RETR Parallelism=1,1,1;")
-            found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
-            if found is None:
-                raise ChannelError(f"{destination} gives no address for data")
-            _accepted(at_source, b"PORT " + found.group(1).encode())
-        except ChannelError:
-            self._unfit[source] = self._unfit[destination] = time.monotonic() + _UNFIT_S
-            at_source.dispose()
-            at_destination.dispose()
-            raise
-        self._pairs[source, destination] = (at_source, at_destination)
+        with self._opened(source, destination, again=again) as (at_source, at_destination):
+            try:
+                for channel in (at_source, at_destination):
+                    _accepted(channel, b"TYPE I")
+                    _accepted(channel, b"MODE E")
+                _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
+                found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
+                if found is None:
+                    raise ChannelError(f"{destination} gives no address for data", destination, refused=True)
+                _accepted(at_source, b"PORT " + found.group(1).encode())
+            except ChannelError:
+                self._unfit[source] = self._unfit[destination] = time.monotonic() + _UNFIT_S
+                raise
+        self._pairs[source, destination, streams] = (at_source, at_destination)
         return at_source, at_destination
 
-    def drop(self, *channels: ControlChannel) -> None:
+    def drop(self, *channels: Channel) -> None:
         """End channels, and with each the other one of its pair."""
         for key, pair in list(self._pairs.items()):
             if any(channel in pair for channel in channels):
                 del self._pairs[key]
                 channels = (*channels, *pair)
-        for place, channel in list(self._single.items()):
-            if channel in channels:
+        for place, single in list(self._single.items()):
+            if single in channels:
                 del self._single[place]
         for channel in set(channels):
             channel.dispose()
@@ -109,12 +133,30 @@ class Connections:
             for channel in self._opening:
                 channel.close()
 
-    def _opened(self, *places: str) -> list[ControlChannel]:
-        """New channels, logged in side by side: a login is a tenth of a second of work for its server."""
+    @contextlib.contextmanager
+    def _opened(self, *places: str, again: bool = False, plain: bool = False) -> Iterator[list[ControlChannel]]:
+        """New channels, logged in side by side: a login is a tenth of a second of work for its server.
+
+        Until this ends they can be interrupted, and if it fails they are ended.
+        """
         for place in places:
-            if self._unfit.get(place, 0.0) > time.monotonic():
-                raise ChannelError(f"{place} could not be used just now")
-        channels = [ControlChannel(self._gsi, place, self.login_s) for place in places]
+            if not again and self._unfit.get(place, 0.0) > time.monotonic():
+                raise ChannelError(f"{place} could not be used just now", place)
+        channels = [ControlChannel(None if plain else self._gsi, place, self.login_s) for place in places]
+        with self._guard:
+            self._opening.update(channels)
+        try:
+            self._log_in(channels)
+            yield channels
+        except BaseException:
+            for channel in channels:
+                channel.dispose()
+            raise
+        finally:
+            with self._guard:
+                self._opening.clear()
+
+    def _log_in(self, channels: Sequence[ControlChannel]) -> None:
         troubles: list[ChannelError] = []
 
         def open_one(channel: ControlChannel) -> None:
@@ -123,33 +165,27 @@ class Connections:
                 if "MLST" in channel.features:
                     _accepted(channel, _FACTS)
             except SilentServerError as error:
-                # That is all that can be known of it: the careful way would find out no more.
+                # That is all that can be known of it.
                 troubles.insert(0, error)
             except ChannelError as error:
                 self._unfit[channel.place] = time.monotonic() + _UNFIT_S
                 troubles.append(error)
 
-        with self._guard:
-            self._opening.update(channels)
         threads = [threading.Thread(target=open_one, args=(channel,), name="login") for channel in channels[1:]]
         for thread in threads:
             thread.start()
         open_one(channels[0])
         for thread in threads:
             thread.join()
-        with self._guard:
-            self._opening.clear()
         if troubles:
-            for channel in channels:
-                channel.dispose()
             raise troubles[0]
-        return channels
 
 
 def _accepted(channel: ControlChannel, command: bytes) -> Reply:
     reply = channel.ask(command)
     if not reply.good:
-        raise ChannelError(f"{channel.place}: {command.decode('ascii')}: {reply.text}")
+        why = f"{channel.place} does not know {command.decode('ascii')}:\n{reply.text}"
+        raise ChannelError(why, channel.place, refused=reply.code != _CLOSING)
     return reply
 
 

@@ -1,4 +1,4 @@
-"""The GridFTP helper: third-party transfers, checksums and listings over kept sessions of the Globus client library.
+"""The GridFTP helper: third-party transfers, checksums and listings over control channels that are kept.
 
 Its environment tells the credential (``X509_USER_PROXY``) and the trusted authorities (``X509_CERT_DIR``).
 """
@@ -26,13 +26,11 @@ from pdm.workqueue.agents.helpers import (
 from pdm.workqueue.agents.helpers.channel import Batch, serve
 from pdm.workqueue.agents.helpers.connections import Connections
 from pdm.workqueue.agents.helpers.control_channel import LOGIN_S
-from pdm.workqueue.agents.helpers.globus import Globus
-from pdm.workqueue.agents.helpers.globus_library import PACKAGE, GlobusError
-from pdm.workqueue.agents.helpers.gridftp_storage import GridFtpStorage
-from pdm.workqueue.agents.helpers.gsi import Gsi, GsiError
+from pdm.workqueue.agents.helpers.gsi import LIBRARY, PACKAGE, Gsi, GsiError
 from pdm.workqueue.agents.helpers.lanes import Lanes
 from pdm.workqueue.agents.helpers.pipeline import Waker
 from pdm.workqueue.agents.helpers.storage import StorageError
+from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
 
 _MOST_LANES = 4
 #: From so many items on, one more lane: a login costs as much as a hundred small files.
@@ -42,51 +40,44 @@ _ITEMS_A_LANE = 100
 class _Agent:
     """Carries out batches: the fast way what goes well, the careful way the rest."""
 
-    def __init__(self, globus: Globus, connections: Connections | None) -> None:
-        self._globus = globus
-        self._connections = connections
+    def __init__(self, gsi: Gsi) -> None:
+        self._gsi = gsi
+        self._connections = Connections(gsi)
         self._waker = Waker()
-        self._storages: list[GridFtpStorage] = []
         self._lanes = Lanes(self._opened, _MOST_LANES)
+        self._is_shared = False
 
     def _opened(self) -> GridFtpStorage:
-        storage = GridFtpStorage(self._globus)
-        self._storages.append(storage)
-        return storage
+        if self._is_shared:
+            return GridFtpStorage(Connections(self._gsi))
+        # The first lane works on the thread of the batch, once the fast way is done: it has the same channels.
+        self._is_shared = True
+        return GridFtpStorage(self._connections)
 
     def carry_out(self, batch: Batch) -> None:
-        self._globus.destroy_buried()
         batch.on_stop(self._wake)
-        if self._connections is not None:
-            self._connections.login_s = min(LOGIN_S, float(batch.request["limits"].get("stall_s", LOGIN_S)))
+        self._connections.login_s = min(LOGIN_S, float(batch.request["limits"].get("stall_s", LOGIN_S)))
         if batch.request["op"] != "list":
             batch.ends_items(lambda keys: self._waker.wake())
-        try:
-            if batch.request["op"] == "list":
-                listing.carry_out(batch, lambda: self._list(batch))
-            else:
-                items = batch.request["items"]
-                if batch.request["op"] in ("copy", "discard"):
-                    _add_ways(items)
-                items = self._fast(batch, items)
-                if batch.request["op"] == "copy":
-                    for item in items:
-                        item["temporary"] = copying.temporary_of(item["temporary"], pipelined_copy.WAYS - 1)
-                if items:
-                    requests.carry_out_items(batch, items, self._lanes, _ITEMS_A_LANE)
-        finally:
-            if self._globus.abandoned:
-                self._cut()
+        if batch.request["op"] == "list":
+            listing.carry_out(batch, lambda: self._list(batch))
+            return
+        items = batch.request["items"]
+        if batch.request["op"] in ("copy", "discard"):
+            _add_ways(items)
+        items = self._fast(batch, items)
+        if batch.request["op"] == "copy":
+            for item in items:
+                item["temporary"] = copying.temporary_of(item["temporary"], pipelined_copy.WAYS - 1)
+        if items:
+            requests.carry_out_items(batch, items, self._lanes, _ITEMS_A_LANE)
 
     def _wake(self) -> None:
-        if self._connections is not None:
-            self._connections.interrupt()
+        self._connections.interrupt()
         self._waker.wake()
 
     def _fast(self, batch: Batch, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Carry out what can be done the fast way; returns the items that are left."""
-        if self._connections is None:
-            return items
         try:
             if batch.request["op"] == "copy":
                 return pipelined_copy.copy(batch, items, self._connections, self._waker)
@@ -108,18 +99,9 @@ class _Agent:
         return items
 
     def _list(self, batch: Batch) -> None:
-        left: list[str] | None = None
-        if self._connections is not None:
-            left = pipelined_tree.list_tree(batch, self._connections, self._waker)
+        left = pipelined_tree.list_tree(batch, self._connections, self._waker)
         if left is None or left:
             listing.list_tree(batch, self._lanes, _MOST_LANES, left)
-
-    def _cut(self) -> None:
-        """Cut the connections of handles that were left to themselves; the others make new ones."""
-        self._globus.abandoned = False
-        self._globus.cut()
-        for storage in self._storages:
-            storage.drop()
 
 
 def _add_ways(items: Sequence[dict[str, Any]]) -> None:
@@ -130,20 +112,11 @@ def _add_ways(items: Sequence[dict[str, Any]]) -> None:
         item["stale"] = [copying.temporary_of(name, way) for name in known for way in ways]
 
 
-def _connections() -> Connections | None:
-    """What the fast way needs; None where it cannot be had, so that all goes the careful way."""
-    try:
-        return Connections(Gsi())
-    except (OSError, GsiError) as error:
-        print(f"the fast way cannot be used: {error}", file=sys.stderr, flush=True)
-        return None
-
-
 def _agent_or_reason() -> _Agent | StorageError:
     try:
-        return _Agent(Globus(), _connections())
-    except (OSError, GlobusError) as error:
-        why = f"the Globus client library cannot be used ({error}): install the package {PACKAGE}"
+        return _Agent(Gsi())
+    except (OSError, GsiError) as error:
+        why = f"the Globus security library cannot be used ({error}): install the package {PACKAGE}"
         return StorageError(why, code="DEPENDENCY_MISSING", scope="service")
 
 
@@ -162,7 +135,7 @@ def main() -> None:
         else:
             agent.carry_out(batch)
 
-    serve(agent.message if isinstance(agent, StorageError) else "libglobus_ftp_client.so.2", carry_out)
+    serve(agent.message if isinstance(agent, StorageError) else LIBRARY, carry_out)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,51 @@ import contextlib
 import os
 import selectors
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel
+from pdm.workqueue.agents.helpers.control_channel import ChannelError
 from pdm.workqueue.agents.helpers.storage import StoppedError
 
 #: How often channels that are silent are looked at.
 _TICK_S = 1.0
 
 
+class Channel(Protocol):
+    """What a pipeline carries on: a control channel, or the data that belongs to one.
+
+    Attributes:
+        place: ``host:port`` of the server.
+        heard_at: when it last said anything (`time.monotonic`).
+    """
+
+    place: str
+    heard_at: float
+
+    @property
+    def waiting(self) -> int:
+        """How much is still to come; 0 if nothing is."""
+
+    @property
+    def unsent(self) -> object:
+        """True if `flush` has something to send."""
+
+    def fileno(self) -> int: ...
+
+    def flush(self) -> None:
+        """Send what can be sent now; raises `ChannelError`."""
+
+    def read(self) -> None:
+        """Take what has arrived; raises `ChannelError`."""
+
+    def dispose(self) -> None:
+        """End it."""
+
+
 class SilenceError(Exception):
     """A server has not answered in time."""
 
-    def __init__(self, channel: ControlChannel) -> None:
+    def __init__(self, channel: Channel) -> None:
         super().__init__(f"{channel.place} has not answered in time")
         self.channel = channel
 
@@ -26,7 +58,7 @@ class SilenceError(Exception):
 class BrokenError(Exception):
     """A channel is of no use any more."""
 
-    def __init__(self, channel: ControlChannel, why: str) -> None:
+    def __init__(self, channel: Channel, why: str) -> None:
         super().__init__(why)
         self.channel = channel
 
@@ -51,12 +83,24 @@ class Waker:
 
 
 def carry_on(
-    channels: Sequence[ControlChannel],
+    channels: Sequence[Channel],
     waker: Waker,
     stopped: Callable[[], bool],
     refill: Callable[[], None],
     patience_s: Callable[[], float],
 ) -> None:
+    """Do all of `steps`."""
+    for _ in steps(channels, waker, stopped, refill, patience_s):
+        pass
+
+
+def steps(
+    channels: Sequence[Channel],
+    waker: Waker,
+    stopped: Callable[[], bool],
+    refill: Callable[[], None],
+    patience_s: Callable[[], float],
+) -> Iterator[None]:
     """Exchange commands and replies until no channel waits for any.
 
     Args:
@@ -65,6 +109,9 @@ def carry_on(
         stopped: whether to stop.
         refill: called before each look at the channels: sends more commands where there is room.
         patience_s: seconds a server may be silent while it owes a reply.
+
+    Yields:
+        After each look at the channels, so that what has arrived can be passed on.
 
     Raises:
         StoppedError: we were told to stop.
@@ -98,9 +145,10 @@ def carry_on(
                 silent_s = now - channel.heard_at if channel.waiting else 0.0
                 if silent_s > _TICK_S and silent_s > patience_s():
                     raise SilenceError(channel)
+            yield
 
 
-def _attempt(channel: ControlChannel, action: Callable[[], None]) -> None:
+def _attempt(channel: Channel, action: Callable[[], None]) -> None:
     try:
         action()
     except ChannelError as error:

@@ -17,10 +17,10 @@ if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[4])
 
-from pdm.workqueue.agents.helpers import globus_library, xroot_session
+from pdm.workqueue.agents.helpers import gsi, xroot_session
 
 _LONGEST_S = 30.0
-_LIBRARIES = ("libglobus_common.so.0", "libglobus_ftp_client.so.2")
+_LIBRARIES = ("libglobus_common.so.0", gsi.LIBRARY)
 
 
 def _gridftp() -> str | None:
@@ -28,7 +28,7 @@ def _gridftp() -> str | None:
         try:
             ctypes.CDLL(name)
         except OSError as error:
-            return f"{error}: install the package {globus_library.PACKAGE}"
+            return f"{error}: install the package {gsi.PACKAGE}"
     return None
 
 

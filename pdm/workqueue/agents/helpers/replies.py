@@ -29,8 +29,12 @@ _PROSE = re.compile(
 )
 #: A reply of the server, as opposed to what the client library itself met with.
 _REPLY = re.compile(r"the server responded with an error")
+#: A first line, the entry, and a last line.
+_LINES_OF_MLST = 3
 #: The reply to MDTM.
 _MOMENT = re.compile(r"213 ([0-9]{14})")
+#: The server is about to close the connection.
+_CLOSING = 421
 #: A refused login, whose reasons are about the server's files and certificates.
 _LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
 #: The connection is gone: another one may do.
@@ -45,6 +49,14 @@ _NO_CHECKSUM = re.compile(
     r"|^50[0-4][ -].*(?:unrecognized|not (?:understood|implemented|supported)|unknown command|invalid command)",
     re.MULTILINE | re.IGNORECASE,
 )
+
+
+def refusal(reply: Reply) -> StorageError:
+    """The error behind a reply which says that a command was not carried out."""
+    text = reply.text
+    lost = reply.code == _CLOSING or _LOST.search(text) is not None
+    # What is wrong with the connection between two servers is not about the file.
+    return StorageError(text, errno=None if lost else errno_of_reply(text), lost=lost)
 
 
 def error_from(text: str) -> StorageError:
@@ -88,10 +100,26 @@ def may_hide_writes(text: str) -> bool:
     return found is None or Version(0, moment(found.group(1).encode())).may_hide_writes
 
 
+def status_in(reply: Reply, path: bytes) -> Thing:
+    """What the reply to an MLST tells of a path, which may hold line ends.
+
+    Raises:
+        StorageError: the server has refused, or its reply is not valid (BAD_LISTING).
+    """
+    if not reply.good:
+        raise refusal(reply)
+    lines = reply.text.split("\n")
+    if len(lines) == _LINES_OF_MLST:
+        return read_entry(lines[1].strip().encode()).thing
+    # The first line and the entry hold the path: the facts stand before the last of these, on one line.
+    before = reply.text.rpartition(path.decode("utf-8", "backslashreplace"))[0]
+    return read_entry(before.rpartition("\n")[2].strip().encode() + b" path").thing
+
+
 def thing_in(reply: Reply) -> Thing | None:
     """What the reply to an MLST tells of; None if it tells nothing that can be understood."""
     lines = reply.text.split("\n")
     try:
-        return read_entry(lines[1].strip().encode()).thing if reply.good and len(lines) == 3 else None
+        return read_entry(lines[1].strip().encode()).thing if reply.good and len(lines) == _LINES_OF_MLST else None
     except StorageError:
         return None

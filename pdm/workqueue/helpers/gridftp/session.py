@@ -1,0 +1,257 @@
+"""One command at a time: commands to GridFTP servers with timeouts, which another thread can interrupt.
+
+Channels are kept from command to command. A server may close one that is idle, so a command that meets a closed
+channel is sent once more on a new one, if the channel was idle before.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeVar
+
+from pdm.workqueue.agents.helpers.connections import Connections, place_of
+from pdm.workqueue.agents.helpers.control_channel import LOGIN_S, ChannelError, ControlChannel, Reply
+from pdm.workqueue.agents.helpers.mlsx import Line, WrappedEntries, read_listing
+from pdm.workqueue.agents.helpers.pipeline import BrokenError, Channel, SilenceError, Waker, steps
+from pdm.workqueue.agents.helpers.replies import refusal
+from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError
+from pdm.workqueue.helpers.gridftp.data import DataConnection
+
+#: A channel that was idle for so long may have been closed by the server.
+_IDLE_S = 1.0
+_LEAST_LOGIN_S = 0.001
+#: The server is about to close the connection.
+_CLOSING = 421
+_Channels = TypeVar("_Channels")
+_Result = TypeVar("_Result")
+
+
+class ControlSession:
+    """Used by one thread; `interrupt` may be called by any.
+
+    Args:
+        connections: the channels, of this thread alone.
+
+    Attributes:
+        connections: as given.
+        interrupted: whether commands end with `StoppedError`.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+        self.interrupted = False
+        self._waker = Waker()
+
+    def interrupt(self) -> None:
+        """End the command that is running, and every one before `resume`, with `StoppedError`; returns at once."""
+        self.interrupted = True
+        self.connections.interrupt()
+        self._waker.wake()
+
+    def resume(self) -> None:
+        """Be of use again after `interrupt`."""
+        self.interrupted = False
+
+    # -- channels
+
+    def channel(self, url: str, timeouts: Patience) -> ControlChannel:
+        """A channel to the server of a URL; raises `StorageError`, `StoppedError`."""
+        plain = url.startswith("ftp:")
+        return self._opened(lambda: self.connections.beside(place_of(url), again=True, plain=plain), timeouts)
+
+    def pair(self, source: str, destination: str, timeouts: Patience) -> tuple[ControlChannel, ControlChannel]:
+        """Channels for a transfer between the servers of two URLs; raises `StorageError` with its scope."""
+        at_source, at_destination = place_of(source), place_of(destination)
+
+        def scope_of(error: ChannelError) -> str:
+            return "source" if error.place == at_source else "destination"
+
+        return self._opened(lambda: self.connections.pair(at_source, at_destination, again=True), timeouts, scope_of)
+
+    def _opened(
+        self,
+        opens: Callable[[], _Channels],
+        timeouts: Patience,
+        scope_of: Callable[[ChannelError], str | None] = lambda error: None,
+    ) -> _Channels:
+        if self.interrupted:
+            raise StoppedError
+        left_s = timeouts.until - time.monotonic()
+        self.connections.login_s = max(min(LOGIN_S, timeouts.stall_s, left_s), _LEAST_LOGIN_S)
+        try:
+            return opens()
+        except ChannelError as error:
+            if self.interrupted:
+                raise StoppedError from None
+            storage_error = error.trouble(scope_of(error))
+            if time.monotonic() >= timeouts.until:
+                storage_error.code = "TIMEOUT"
+            raise storage_error from error
+
+    # -- commands
+
+    def ask(self, url: str, *commands: bytes, timeouts: Patience) -> Reply:
+        """Send commands to the server of a URL.
+
+        Returns:
+            The first reply that refuses, or the last.
+
+        Raises:
+            StorageError: there is no reply.
+            StoppedError: it was interrupted.
+        """
+        replies: list[Reply] = []
+
+        def sent(channel: ControlChannel) -> Iterator[None]:
+            for command in commands:
+                channel.send(command, replies.append, many_lines=True)
+            yield from self.steps((channel,), timeouts)
+            if replies[-1].code == _CLOSING:
+                self.connections.drop(channel)
+                raise refusal(replies.pop())
+
+        for _ in self._twice_if_closed(url, timeouts, sent):
+            pass
+        return next((reply for reply in replies if not reply.good), replies[-1])
+
+    def _twice_if_closed(
+        self, url: str, timeouts: Patience, use: Callable[[ControlChannel], Iterator[_Result]]
+    ) -> Iterator[_Result]:
+        channel = self.channel(url, timeouts)
+        may_be_closed = time.monotonic() - channel.heard_at > _IDLE_S
+        begun = False
+        try:
+            for result in use(channel):
+                begun = begun or result is not None
+                yield result
+        except StorageError as error:
+            if not error.lost or error.code is not None:
+                raise
+            if begun or not may_be_closed:
+                error.code = "CONNECTION"
+                raise
+        else:
+            return
+        yield from use(self.channel(url, timeouts))
+
+    def steps(
+        self, channels: Sequence[Channel], timeouts: Patience, check: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Exchange commands and replies until none is due; channels on which that fails are dropped.
+
+        Args:
+            channels: which ones.
+            timeouts: for each reply, and for all of them.
+            check: called at least once a second; may raise.
+
+        Raises:
+            StorageError: a reply does not come.
+            StoppedError: it was interrupted.
+        """
+
+        def check_time() -> None:
+            check()
+            if time.monotonic() > timeouts.until:
+                raise StorageError("not finished in time", code="TIMEOUT", lost=True)
+
+        complete = False
+        try:
+            yield from steps(channels, self._waker, lambda: self.interrupted, check_time, lambda: timeouts.stall_s)
+            complete = True
+        except SilenceError as error:
+            why = f"no answer of {error.channel.place} for {timeouts.stall_s:.0f} s"
+            raise StorageError(why, code="STALLED", lost=True) from error
+        except (BrokenError, ChannelError) as error:
+            if self.interrupted:
+                raise StoppedError from None
+            raise StorageError(str(error), lost=True) from error
+        finally:
+            if not complete:
+                self.connections.drop(*channels)
+
+    def run(
+        self, channels: Sequence[ControlChannel], timeouts: Patience, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Do all of `steps`."""
+        for _ in self.steps(channels, timeouts, check):
+            pass
+
+    # -- listings
+
+    def listing(self, url: str, path: bytes, timeouts: Patience) -> Generator[Line, None, None]:
+        """The entries of a directory, as they arrive; to be closed by who stops reading early.
+
+        Args:
+            url: of the directory.
+            path: of it, as its server takes it.
+            timeouts: for each part, and for all of it.
+
+        Raises:
+            StorageError: the directory cannot be listed, or the listing is not valid.
+            StoppedError: it was interrupted.
+        """
+
+        def listed(channel: ControlChannel) -> Iterator[Line | None]:
+            if "MLSC" in channel.features:
+                return self._wrapped_listing(channel, path, timeouts)
+            return self._data_listing(channel, path, timeouts)
+
+        for line in self._twice_if_closed(url, timeouts, listed):
+            if line is not None:
+                yield line
+
+    def _wrapped_listing(self, channel: ControlChannel, path: bytes, timeouts: Patience) -> Iterator[Line | None]:
+        found: collections.deque[Line] = collections.deque()
+        entries = WrappedEntries(found.append)
+        replies: list[Reply] = []
+        channel.send(b"MLSC " + path, replies.append, entries.take, many_lines=True)
+        for _ in self.steps((channel,), timeouts, lambda: _raise(entries.trouble)):
+            while found:
+                yield found.popleft()
+        if not replies[0].good:
+            raise refusal(replies[0])
+        entries.end()
+        _raise(entries.trouble)
+        yield from found
+
+    def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Patience) -> Iterator[Line | None]:
+        replies: list[Reply] = []
+        channel.send(b"PASV", replies.append)
+        self.run((channel,), timeouts)
+        passive = replies.pop()
+        if not passive.good:
+            raise refusal(passive)
+        try:
+            data = DataConnection(channel.gsi, channel.place, passive, self.connections.login_s)
+        except ChannelError as error:
+            self.connections.drop(channel)
+            raise error.trouble() from error
+
+        def check() -> None:
+            # While one of them is heard of the server is alive.
+            channel.heard_at = data.heard_at = max(channel.heard_at, data.heard_at)
+            if replies and not replies[0].good:
+                data.end()
+
+        def pieces() -> Iterator[bytes]:
+            for _ in self.steps((channel, data), timeouts, check):
+                while data.pieces:
+                    yield data.pieces.popleft()
+            yield from data.pieces
+
+        channel.send(b"MLSD " + path, replies.append, many_lines=True)
+        try:
+            yield from read_listing(pieces())
+            if not replies[0].good:
+                raise refusal(replies[0])
+            if data.error is not None:
+                raise data.error.trouble()
+        finally:
+            data.dispose()
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

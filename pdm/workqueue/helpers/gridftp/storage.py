@@ -1,0 +1,219 @@
+"""GridFTP servers as a storage: one operation at a time, so that each error is that of one server and one file."""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Callable
+
+from pdm.workqueue.agents.helpers.connections import Connections, path_of, place_of
+from pdm.workqueue.agents.helpers.control_channel import ControlChannel, Reply, greets
+from pdm.workqueue.agents.helpers.replies import lacks_checksum, refusal, status_in
+from pdm.workqueue.agents.helpers.storage import (
+    Arrived,
+    Entries,
+    Patience,
+    Storage,
+    StorageError,
+    Thing,
+    Version,
+)
+from pdm.workqueue.helpers.gridftp.session import ControlSession
+from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
+
+#: Seconds that a server may take to greet.
+_GREETING_S = 10.0
+#: Seconds for a server to answer whose connections have ended.
+_GONE_S = 5.0
+_CKSM = b"CKSM ADLER32 0 %d "
+_WHOLE_FILE = -1
+_CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
+
+
+class GridFtpStorage(Storage):
+    """One thread's channels to GridFTP servers.
+
+    Args:
+        connections: the channels.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._session = ControlSession(connections)
+
+    def look(self, url: str) -> Thing | None:
+        path = _path(url)
+        try:
+            return status_in(self._ask(url, b"MLST " + path), path)
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+
+    def entries(self, url: str) -> Entries:
+        seen, counted = 0, 0
+        for line in self._session.listing(url, _path(url), self.patience):
+            seen += 1
+            if line.role:
+                counted = line.counted or counted
+            else:
+                yield line.name, line.thing
+        self.unnamed = max(counted - seen, 0)
+
+    def make_directory(self, url: str) -> None:
+        self._accepted(url, b"MKD " + _path(url))
+
+    def remove(self, url: str, *, directory: bool) -> None:
+        self._accepted(url, (b"RMD " if directory else b"DELE ") + _path(url))
+
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        # The server's rename replaces files without a word.
+        if not replace and self.look(destination) is not None:
+            raise StorageError(f"{destination} is there", errno=errno.EEXIST)
+        self._accepted(source, b"RNFR " + _path(source), b"RNTO " + _path(destination))
+
+    def can_read(self, url: str) -> None:
+        reply = self._ask(url, _CKSM % 1 + _path(url))
+        if not reply.good:
+            error = refusal(reply)
+            if not lacks_checksum(error):
+                raise error
+
+    def size(self, url: str) -> int:
+        return size_in(self._ask(url, b"SIZE " + _path(url)))
+
+    def version(self, url: str) -> Version:
+        try:
+            return super().version(url)
+        except StorageError as error:
+            self._check_greeting(error, url, "source")
+            raise
+
+    # -- checksums
+
+    def checksum(self, url: str) -> str:
+        with_slack = self.patience._replace(stall_s=self.patience.stall_s + self.patience.slack_s)
+        return _checksum_in(self._session.ask(url, _CKSM % _WHOLE_FILE + _path(url), timeouts=with_slack))
+
+    def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
+        if place_of(source) == place_of(destination):
+            return super().checksums(source, destination, size)
+        urls = {"source": source, "destination": destination}
+        channels: dict[str, ControlChannel] = {}
+        replies: dict[str, Reply] = {}
+        for scope, url in urls.items():
+            try:
+                channels[scope] = self._session.channel(url, self.patience)
+            except StorageError as error:
+                raise error.at(scope) from error.__cause__
+        timeouts = self.patience._replace(stall_s=self.patience.stall_s + self.patience.slack_s)
+
+        def check() -> None:
+            for scope, reply in replies.items():
+                if not reply.good:
+                    # The other checksum is of no use any more.
+                    raise _checksum_error(reply).at(scope)
+
+        for scope, url in urls.items():
+            command = _CKSM % _WHOLE_FILE + _path(url)
+            channels[scope].send(command, _keeping(replies, scope), many_lines=True)
+        self._session.run(tuple(channels.values()), timeouts, check)
+        check()
+        return _checksum_in(replies["source"]), _checksum_in(replies["destination"])
+
+    # -- transfers
+
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
+        _path(source), _path(temporary)
+        transfer = ThirdPartyTransfer(self._session, source, temporary, self.patience, arrived)
+        try:
+            transfer.run(may_restart=_compute_checksums)
+        except StorageError as error:
+            if not transfer.begun:
+                for scope, url in (("source", source), ("destination", temporary)):
+                    self._check_greeting(error, url, scope)
+            if error.scope is None:
+                error.scope = self._gone(source, temporary) if error.lost else "transfer"
+            raise
+        if transfer.restarts and not checksum:
+            at_source, at_destination = self.checksums(source, temporary, size)
+            if at_source != at_destination:
+                raise StorageError(
+                    f"it was sent in {transfer.restarts + 1} parts: ADLER32 is {at_source} at the source and"
+                    f" {at_destination} at the destination",
+                    code="CHECKSUM_MISMATCH",
+                    scope="transfer",
+                )
+        return None
+
+    def _check_greeting(self, error: StorageError, url: str, scope: str) -> None:
+        """Call a server that says nothing to anybody what it is as good as: one that cannot be reached."""
+        if error.code == "STALLED" and not greets(place_of(url), min(_GREETING_S, self.patience.stall_s)):
+            message = f"{place_of(url)} takes connections and says nothing; {error.message}"
+            raise StorageError(message, code="CONNECTION", scope=scope, lost=True) from None
+
+    def _gone(self, source: str, temporary: str) -> str:
+        """Which end of a transfer whose connections broke does not answer any more; ``transfer`` if both do."""
+        timeouts = Patience(_GONE_S, 0.0, min(self.patience.until, time.monotonic() + _GONE_S))
+        for scope, url in (("source", source), ("destination", temporary)):
+            try:
+                self._session.ask(url, b"SIZE " + _path(url), timeouts=timeouts)
+            except StorageError:
+                return scope
+        return "transfer"
+
+    # -- commands
+
+    def _ask(self, url: str, *commands: bytes) -> Reply:
+        return self._session.ask(url, *commands, timeouts=self.patience)
+
+    def _accepted(self, url: str, *commands: bytes) -> None:
+        reply = self._ask(url, *commands)
+        if not reply.good:
+            raise refusal(reply)
+
+    def interrupt(self) -> None:
+        self._session.interrupt()
+
+    def resume(self) -> None:
+        self._session.resume()
+
+
+def _path(url: str) -> bytes:
+    """The path of a URL as its server takes it; raises `StorageError` if no command can hold it.
+
+    Servers take what stands before CR LF for the whole path: that may be another file.
+    """
+    path = path_of(url)
+    if b"\r\n" in path or b"\0" in path:
+        raise StorageError(
+            f"{url}: a GridFTP command cannot hold a name with CR LF or NUL", errno=errno.EILSEQ, code="INVALID_NAME"
+        )
+    return path
+
+
+def _keeping(replies: dict[str, Reply], scope: str) -> Callable[[Reply], None]:
+    def answered(reply: Reply) -> None:
+        replies[scope] = reply
+
+    return answered
+
+
+def _compute_checksums(*channels: ControlChannel) -> bool:
+    return all("ADLER32" in channel.features.get("CKSM", "") for channel in channels)
+
+
+def _checksum_in(reply: Reply) -> str:
+    if not reply.good:
+        raise _checksum_error(reply)
+    found = _CHECKSUM.match(reply.text)
+    if found is None:
+        raise StorageError(f"the server's checksum is no ADLER32: {reply.text[:80]!r}", code="NO_CHECKSUM")
+    return found.group(1).lower().zfill(8)
+
+
+def _checksum_error(reply: Reply) -> StorageError:
+    error = refusal(reply)
+    if lacks_checksum(error):
+        return StorageError(f"the server computes no ADLER32 checksums: {error.message}", code="NO_CHECKSUM")
+    return error
