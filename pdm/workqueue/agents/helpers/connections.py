@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.agents.helpers.control_channel import LOGIN_S, ChannelError, ControlChannel, Reply, SilentServerError
@@ -19,6 +19,8 @@ _UNFIT_S = 30.0
 _FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
 #: The server is about to close the connection.
 _CLOSING = 421
+#: Data connections of a large file between servers of which one answers later than that.
+_STREAMS_FAR_AWAY, _FAR_AWAY_S = 4, 0.02
 _PASSIVE = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 
 
@@ -41,21 +43,8 @@ class Connections:
         self._guard = threading.Lock()
         self._opening: set[ControlChannel] = set()
 
-    def single(self, place: str) -> ControlChannel:
+    def single(self, place: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
         """A channel to a server, for all but transfers.
-
-        Raises:
-            ChannelError: there is none to be had.
-        """
-        # One that serves transfers does as well: batches come one after the other.
-        for (source, destination, _), (at_source, at_destination) in self._pairs.items():
-            for known, channel in ((source, at_source), (destination, at_destination)):
-                if known == place and not channel.is_dead:
-                    return channel
-        return self.beside(place)
-
-    def beside(self, place: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
-        """A channel to a server that serves no transfers: of use while another one does.
 
         Args:
             place: ``host:port``.
@@ -65,6 +54,15 @@ class Connections:
         Raises:
             ChannelError: there is none to be had.
         """
+        # One that serves transfers does as well: batches come one after the other.
+        for (source, destination, _), (at_source, at_destination) in self._pairs.items():
+            for known, channel in ((source, at_source), (destination, at_destination)):
+                if known == place and not channel.is_dead:
+                    return channel
+        return self.beside(place, again=again, plain=plain)
+
+    def beside(self, place: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
+        """The same, but none that serves transfers: of use while such a one does."""
         kept = self._single.get(place)
         if kept is not None:
             if not kept.is_dead:
@@ -75,7 +73,7 @@ class Connections:
         return opened
 
     def pair(
-        self, source: str, destination: str, *, streams: int = 1, again: bool = False
+        self, source: str, destination: str, *, large: bool = False, again: bool = False
     ) -> tuple[ControlChannel, ControlChannel]:
         """Channels to two servers that are ready to send files from the one to the other.
 
@@ -84,27 +82,48 @@ class Connections:
         Args:
             source: ``host:port`` of the server that sends.
             destination: of the one that receives.
-            streams: data connections that share the bytes of a file.
+            large: whether files are so large that several data connections are worth it, if the servers are far away.
             again: whether to try also servers that could not be used just now.
 
         Raises:
             ChannelError: there are none to be had.
         """
-        pair = self._pairs.get((source, destination, streams))
-        if pair is not None:
+        for streams in (_STREAMS_FAR_AWAY, 1) if large else (1,):
+            pair = self._pairs.get((source, destination, streams))
+            if pair is None or streams < _streams(pair, large=large):
+                continue
             if not any(channel.is_dead for channel in pair):
                 return pair
             self.drop(*pair)
-        with self._opened(source, destination, again=again) as (at_source, at_destination):
+        spare = {place: channel for place in (source, destination) if (channel := self._spare(place)) is not None}
+        try:
+            return self._paired(source, destination, spare, large=large, again=again)
+        except ChannelError as error:
+            if not spare or error.refused:
+                raise
+        # It may be that the server had closed what we had kept.
+        return self._paired(source, destination, {}, large=large, again=True)
+
+    def _spare(self, place: str) -> ControlChannel | None:
+        channel = self._single.pop(place, None)
+        if channel is not None and channel.is_dead:
+            channel.dispose()
+            return None
+        return channel
+
+    def _paired(
+        self, source: str, destination: str, spare: Mapping[str, ControlChannel], *, large: bool, again: bool
+    ) -> tuple[ControlChannel, ControlChannel]:
+        """A pair of new channels and of such as are to spare."""
+        missing = [place for place in (source, destination) if place not in spare]
+        if source == destination and spare:
+            missing = [destination]
+        with self._opened(*missing, again=again, known=tuple(spare.values())) as opened:
+            new = iter(opened)
+            at_source = spare[source] if source in spare else next(new)
+            at_destination = spare[destination] if destination in spare and source != destination else next(new)
             try:
-                for channel in (at_source, at_destination):
-                    _accepted(channel, b"TYPE I")
-                    _accepted(channel, b"MODE E")
-                _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
-                found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
-                if found is None:
-                    raise ChannelError(f"{destination} gives no address for data", destination, refused=True)
-                _accepted(at_source, b"PORT " + found.group(1).encode())
+                streams = _prepare_transfers(at_source, at_destination, large=large)
             except ChannelError:
                 self._unfit[source] = self._unfit[destination] = time.monotonic() + _UNFIT_S
                 raise
@@ -134,22 +153,25 @@ class Connections:
                 channel.close()
 
     @contextlib.contextmanager
-    def _opened(self, *places: str, again: bool = False, plain: bool = False) -> Iterator[list[ControlChannel]]:
+    def _opened(
+        self, *places: str, again: bool = False, plain: bool = False, known: Sequence[ControlChannel] = ()
+    ) -> Iterator[list[ControlChannel]]:
         """New channels, logged in side by side: a login is a tenth of a second of work for its server.
 
-        Until this ends they can be interrupted, and if it fails they are ended.
+        Until this ends they, and those that were known, can be interrupted, and if it fails they are ended.
         """
-        for place in places:
-            if not again and self._unfit.get(place, 0.0) > time.monotonic():
-                raise ChannelError(f"{place} could not be used just now", place)
         channels = [ControlChannel(None if plain else self._gsi, place, self.login_s) for place in places]
         with self._guard:
-            self._opening.update(channels)
+            self._opening.update(channels, known)
         try:
-            self._log_in(channels)
+            for place in places:
+                if not again and self._unfit.get(place, 0.0) > time.monotonic():
+                    raise ChannelError(f"{place} could not be used just now", place, refused=True)
+            if channels:
+                self._log_in(channels)
             yield channels
         except BaseException:
-            for channel in channels:
+            for channel in (*channels, *known):
                 channel.dispose()
             raise
         finally:
@@ -179,6 +201,27 @@ class Connections:
             thread.join()
         if troubles:
             raise troubles[0]
+
+
+def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel, *, large: bool) -> int:
+    """Have two servers ready for transfers; returns the number of data connections."""
+    for channel in (at_source, at_destination):
+        _accepted(channel, b"TYPE I")
+        _accepted(channel, b"MODE E")
+    streams = _streams((at_source, at_destination), large=large)
+    _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
+    found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
+    if found is None:
+        place = at_destination.place
+        raise ChannelError(f"{place} gives no address for data", place, refused=True)
+    _accepted(at_source, b"PORT " + found.group(1).encode())
+    return streams
+
+
+def _streams(pair: tuple[ControlChannel, ControlChannel], *, large: bool) -> int:
+    """Data connections between two servers: one alone is limited by its window, if its way is long."""
+    is_far = max(channel.round_trip_s for channel in pair) > _FAR_AWAY_S
+    return _STREAMS_FAR_AWAY if large and is_far else 1
 
 
 def _accepted(channel: ControlChannel, command: bytes) -> Reply:

@@ -110,6 +110,7 @@ class ControlChannel:
         features: what the server can do, by the first words of its FEAT lines, in capitals.
         waiting: how many commands have no reply yet.
         heard_at: when the server last said anything (`time.monotonic`).
+        round_trip_s: seconds of the quickest answer to a command that was sent alone.
     """
 
     def __init__(self, gsi: Gsi | None, place: str, login_s: float = LOGIN_S) -> None:
@@ -118,6 +119,7 @@ class ControlChannel:
         self.place = place
         self.features: dict[str, str] = {}
         self.heard_at = 0.0
+        self.round_trip_s = float("inf")
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
         # What has arrived: whole lines, and the beginning of the next.
@@ -232,6 +234,7 @@ class ControlChannel:
         connection = self._connected()
         blocking = connection.gettimeout()
         connection.settimeout(self._login_s)
+        asked_at = time.monotonic()
         try:
             while not answers:
                 if self._unsent:
@@ -245,6 +248,7 @@ class ControlChannel:
             raise ChannelError(f"{self.place}: {error}", self.place) from error
         finally:
             connection.settimeout(blocking)
+        self.round_trip_s = min(self.round_trip_s, time.monotonic() - asked_at)
         return answers[0]
 
     def _read_features(self, reply: Reply) -> None:

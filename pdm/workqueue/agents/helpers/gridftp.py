@@ -56,7 +56,8 @@ class _Agent:
 
     def carry_out(self, batch: Batch) -> None:
         batch.on_stop(self._wake)
-        self._connections.login_s = min(LOGIN_S, float(batch.request["limits"].get("stall_s", LOGIN_S)))
+        limits = batch.request["limits"]
+        self._connections.login_s = min(LOGIN_S, *(float(limits.get(name, LOGIN_S)) for name in ("stall_s", "total_s")))
         if batch.request["op"] != "list":
             batch.ends_items(lambda keys: self._waker.wake())
         if batch.request["op"] == "list":

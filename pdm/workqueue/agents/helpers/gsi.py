@@ -6,6 +6,7 @@ The credential and the trusted authorities come from the environment: ``X509_USE
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 
@@ -58,20 +59,23 @@ class Gsi:
         if self._common.globus_module_activate(byref(c_char.in_dll(self._slow, "globus_i_gsi_gssapi_module"))) != 0:
             raise GsiError("the GSSAPI library could not be set up")
         self._host_based = c_void_p.in_dll(self._slow, "GSS_C_NT_HOSTBASED_SERVICE")
-        self._credential: c_void_p | None = None
+        #: By the folder of authorities, which the library reads with a credential, not with a login.
+        self._credentials: dict[str | None, c_void_p] = {}
         self._guard = threading.Lock()
 
     def credential(self) -> c_void_p:
-        """The credential of this process, which is read once; raises `GsiError`."""
+        """The credential of this process, to be used where the authorities of now are trusted; raises `GsiError`."""
+        trusted = os.environ.get("X509_CERT_DIR")
         with self._guard:
-            if self._credential is None:
+            credential = self._credentials.get(trusted)
+            if credential is None:
                 credential, minor = c_void_p(), c_uint32()
                 status = self._slow.gss_acquire_cred(
                     byref(minor), None, 0, None, _INITIATE_ONLY, byref(credential), None, None
                 )
                 self._check(status, minor, "the credential cannot be used")
-                self._credential = credential
-            return self._credential
+                self._credentials[trusted] = credential
+            return credential
 
     def _declare(self) -> None:
         common, slow, quick = self._common, self._slow, self._quick
@@ -112,7 +116,7 @@ class Gsi:
         if text:
             reason = ctypes.string_at(text).decode("utf-8", "backslashreplace").strip()
             self._c.free(text)
-        raise GsiError(f"{what}: {reason}")
+        raise GsiError(f"{what}:\n{reason}")
 
 
 class SecurityContext:
@@ -124,11 +128,12 @@ class SecurityContext:
             as the other end of a data connection has.
 
     Raises:
-        GsiError: the name is not usable.
+        GsiError: the name, or the credential, is not usable.
     """
 
     def __init__(self, gsi: Gsi, host: str | None) -> None:
         self._gsi = gsi
+        self._credential: c_void_p | None = None
         self._minor = c_uint32()
         self._context = c_void_p()
         self._name = c_void_p()
@@ -160,9 +165,11 @@ class SecurityContext:
         Raises:
             GsiError: the server, or we, are not trusted.
         """
+        if self._credential is None:
+            self._credential = self._gsi.credential()
         given = None if token is None else byref(_Given(len(token), token))
         status = self._gsi._slow.gss_init_sec_context(
-            *(byref(self._minor), self._gsi.credential(), byref(self._context), self._name),
+            *(byref(self._minor), self._credential, byref(self._context), self._name),
             *(None, self._wanted, 0, None, given, None, self._by_answer, None, None),
         )
         self._gsi._check(status, self._minor, "the login failed")

@@ -1,4 +1,4 @@
-"""What the replies of GridFTP servers and the errors of the client library mean, as far as the agent must know."""
+"""What the replies of GridFTP servers mean, as far as the agent must know."""
 
 from __future__ import annotations
 
@@ -27,20 +27,18 @@ _STRERRORS = {os.strerror(number): number for number in sorted(errno.errorcode, 
 _PROSE = re.compile(
     r"System error in [\w ./()-]+: (" + "|".join(re.escape(text) for text in sorted(_STRERRORS, key=len)[::-1]) + ")"
 )
-#: A reply of the server, as opposed to what the client library itself met with.
-_REPLY = re.compile(r"the server responded with an error")
 #: A first line, the entry, and a last line.
 _LINES_OF_MLST = 3
 #: The reply to MDTM.
 _MOMENT = re.compile(r"213 ([0-9]{14})")
 #: The server is about to close the connection.
 _CLOSING = 421
-#: A refused login, whose reasons are about the server's files and certificates.
-_LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
+#: We are not logged in, for reasons that are about the server's files and certificates: 530 to 539.
+_LOGIN = 53
 #: The connection is gone: another one may do.
 _LOST = re.compile(
     r"an end-of-file was reached|Connection reset by peer|Broken pipe|Connection timed out|No route to host"
-    r"|^421[ -]|Handle not in the proper state|not in the proper state CLOSING|the connection was closed",
+    r"|Handle not in the proper state|not in the proper state CLOSING|the connection was closed",
     re.MULTILINE,
 )
 #: CKSM, or its algorithm, is not known to the server.
@@ -55,21 +53,9 @@ def refusal(reply: Reply) -> StorageError:
     """The error behind a reply which says that a command was not carried out."""
     text = reply.text
     lost = reply.code == _CLOSING or _LOST.search(text) is not None
-    # What is wrong with the connection between two servers is not about the file.
-    return StorageError(text, errno=None if lost else errno_of_reply(text), lost=lost)
-
-
-def error_from(text: str) -> StorageError:
-    """The error behind an error's text.
-
-    The error number is taken from the server's reply only: "No such file or directory" about a file of this
-    machine (a missing credential) is not about the file that is to be moved.
-    """
-    lost = _LOST.search(text) is not None
-    number: int | None = None
-    if _REPLY.search(text) is not None and not lost and _LOGIN.search(text) is None:
-        number = errno_of_reply(text)
-    return StorageError(text, errno=number, lost=lost)
+    # What is wrong with a connection, or with the login, is not about the file.
+    is_of_the_file = not lost and reply.code // 10 != _LOGIN
+    return StorageError(text, errno=errno_of_reply(text) if is_of_the_file else None, lost=lost)
 
 
 def errno_of_reply(text: str) -> int | None:
@@ -82,11 +68,6 @@ def errno_of_reply(text: str) -> int | None:
         return _CODES[found.group(1)]
     found = _PROSE.search(text)
     return _STRERRORS[found.group(1)] if found is not None else None
-
-
-def is_refused_login(trouble: StorageError) -> bool:
-    """Whether a server has not let us in."""
-    return trouble.errno is None and _LOGIN.search(trouble.message) is not None
 
 
 def lacks_checksum(trouble: StorageError) -> bool:

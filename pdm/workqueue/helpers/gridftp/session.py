@@ -56,19 +56,27 @@ class ControlSession:
 
     # -- channels
 
-    def channel(self, url: str, timeouts: Patience) -> ControlChannel:
-        """A channel to the server of a URL; raises `StorageError`, `StoppedError`."""
+    def channel(self, url: str, timeouts: Patience, *, beside: bool = False) -> ControlChannel:
+        """A channel to the server of a URL, which is none for transfers if it is used beside one.
+
+        Raises:
+            StorageError: there is none to be had.
+            StoppedError: it was interrupted.
+        """
         plain = url.startswith("ftp:")
-        return self._opened(lambda: self.connections.beside(place_of(url), again=True, plain=plain), timeouts)
+        opens = self.connections.beside if beside else self.connections.single
+        return self._opened(lambda: opens(place_of(url), again=True, plain=plain), timeouts)
 
     def pair(self, source: str, destination: str, timeouts: Patience) -> tuple[ControlChannel, ControlChannel]:
-        """Channels for a transfer between the servers of two URLs; raises `StorageError` with its scope."""
+        """Channels for a large transfer between the servers of two URLs; raises `StorageError` with its scope."""
         at_source, at_destination = place_of(source), place_of(destination)
 
         def scope_of(error: ChannelError) -> str:
             return "source" if error.place == at_source else "destination"
 
-        return self._opened(lambda: self.connections.pair(at_source, at_destination, again=True), timeouts, scope_of)
+        return self._opened(
+            lambda: self.connections.pair(at_source, at_destination, large=True, again=True), timeouts, scope_of
+        )
 
     def _opened(
         self,
@@ -92,8 +100,14 @@ class ControlSession:
 
     # -- commands
 
-    def ask(self, url: str, *commands: bytes, timeouts: Patience) -> Reply:
+    def ask(self, url: str, *commands: bytes, timeouts: Patience, beside: bool = False) -> Reply:
         """Send commands to the server of a URL.
+
+        Args:
+            url: names the server.
+            commands: without line ends.
+            timeouts: for each reply, and for all of them.
+            beside: whether a transfer is under way.
 
         Returns:
             The first reply that refuses, or the last.
@@ -112,14 +126,14 @@ class ControlSession:
                 self.connections.drop(channel)
                 raise refusal(replies.pop())
 
-        for _ in self._twice_if_closed(url, timeouts, sent):
+        for _ in self._twice_if_closed(sent, lambda: self.channel(url, timeouts, beside=beside)):
             pass
         return next((reply for reply in replies if not reply.good), replies[-1])
 
     def _twice_if_closed(
-        self, url: str, timeouts: Patience, use: Callable[[ControlChannel], Iterator[_Result]]
+        self, use: Callable[[ControlChannel], Iterator[_Result]], opened: Callable[[], ControlChannel]
     ) -> Iterator[_Result]:
-        channel = self.channel(url, timeouts)
+        channel = opened()
         may_be_closed = time.monotonic() - channel.heard_at > _IDLE_S
         begun = False
         try:
@@ -134,7 +148,7 @@ class ControlSession:
                 raise
         else:
             return
-        yield from use(self.channel(url, timeouts))
+        yield from use(opened())
 
     def steps(
         self, channels: Sequence[Channel], timeouts: Patience, check: Callable[[], None] = lambda: None
@@ -196,9 +210,10 @@ class ControlSession:
         def listed(channel: ControlChannel) -> Iterator[Line | None]:
             if "MLSC" in channel.features:
                 return self._wrapped_listing(channel, path, timeouts)
-            return self._data_listing(channel, path, timeouts)
+            # The data connections of channels for transfers are those between servers.
+            return self._data_listing(self.channel(url, timeouts, beside=True), path, timeouts)
 
-        for line in self._twice_if_closed(url, timeouts, listed):
+        for line in self._twice_if_closed(listed, lambda: self.channel(url, timeouts)):
             if line is not None:
                 yield line
 
@@ -218,11 +233,14 @@ class ControlSession:
 
     def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Patience) -> Iterator[Line | None]:
         replies: list[Reply] = []
-        channel.send(b"PASV", replies.append)
+        # As text every LF of a name would come as CR LF.
+        for command in (b"TYPE I", b"PASV"):
+            channel.send(command, replies.append)
         self.run((channel,), timeouts)
-        passive = replies.pop()
+        _, passive = replies
         if not passive.good:
             raise refusal(passive)
+        replies.clear()
         try:
             data = DataConnection(channel.gsi, channel.place, passive, self.connections.login_s)
         except ChannelError as error:

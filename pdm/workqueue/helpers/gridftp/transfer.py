@@ -240,7 +240,7 @@ class ThirdPartyTransfer:
         temporary = self._urls["destination"]
         try:
             reply = self._session.ask(
-                temporary, b"SIZE " + path_of(temporary), timeouts=Patience(_MEASURE_S, 0.0, until)
+                temporary, b"SIZE " + path_of(temporary), timeouts=Patience(_MEASURE_S, 0.0, until), beside=True
             )
         except StorageError:
             return None
