@@ -151,14 +151,20 @@ class ControlSession:
         yield from use(opened())
 
     def steps(
-        self, channels: Sequence[Channel], timeouts: Patience, check: Callable[[], None] = lambda: None
+        self,
+        channels: Sequence[Channel],
+        timeouts: Patience,
+        check: Callable[[], None] = lambda: None,
+        *,
+        keep: bool = False,
     ) -> Iterator[None]:
-        """Exchange commands and replies until none is due; channels on which that fails are dropped.
+        """Exchange commands and replies until none is due.
 
         Args:
             channels: which ones.
             timeouts: for each reply, and for all of them.
             check: called at least once a second; may raise.
+            keep: whether to keep the channels if that fails: who calls drops them.
 
         Raises:
             StorageError: a reply does not come.
@@ -182,14 +188,19 @@ class ControlSession:
                 raise StoppedError from None
             raise StorageError(str(error), lost=True) from error
         finally:
-            if not complete:
+            if not complete and not keep:
                 self.connections.drop(*channels)
 
     def run(
-        self, channels: Sequence[ControlChannel], timeouts: Patience, check: Callable[[], None] = lambda: None
+        self,
+        channels: Sequence[ControlChannel],
+        timeouts: Patience,
+        check: Callable[[], None] = lambda: None,
+        *,
+        keep: bool = False,
     ) -> None:
         """Do all of `steps`."""
-        for _ in self.steps(channels, timeouts, check):
+        for _ in self.steps(channels, timeouts, check, keep=keep):
             pass
 
     # -- listings

@@ -6,6 +6,7 @@ itself ended the transfer: a session that was only lost might write later what n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import time
@@ -178,13 +179,27 @@ class ThirdPartyTransfer:
             channel.send(command, self._noting(scope), None, self._markers.take, many_lines=True)
         # The source says nothing while it sends: whether bytes arrive is what counts.
         endless = Patience(float("inf"), 0.0, float("inf"))
+        complete = False
         try:
-            self._session.run((at_source, at_destination), endless, self._watch)
+            self._session.run((at_source, at_destination), endless, self._watch, keep=True)
+            complete = True
         except StorageError as error:
             if error.code is not None or error.scope is not None or not error.lost:
                 raise
+            self._hear(at_destination)
+            self._raise_named()
             error.code = "CONNECTION"
             raise _BrokenTransferError(error, is_over="destination" in self._replies) from None
+        finally:
+            if not complete:
+                self._session.connections.drop(at_source, at_destination)
+
+    def _hear(self, at_destination: ControlChannel) -> None:
+        """Give the destination a moment to say how the transfer ended, once a connection broke."""
+        if "destination" not in self._replies:
+            soon = Patience(_OTHER_S, 0.0, time.monotonic() + _OTHER_S)
+            with contextlib.suppress(StorageError):
+                self._session.run((at_destination,), soon, keep=True)
 
     def _noting(self, scope: str) -> Callable[[Reply], None]:
         def answered(reply: Reply) -> None:
@@ -220,10 +235,7 @@ class ThirdPartyTransfer:
 
     def _judge(self, now: float) -> None:
         """Raise if it is known why the transfer has failed, or if no more will be said about it."""
-        errors = {scope: refusal(reply) for scope, reply in self._replies.items() if not reply.good}
-        for scope, error in errors.items():
-            if error.errno is not None and error.errno not in _OF_THE_CONNECTION:
-                raise error.at(scope)
+        errors = self._raise_named()
         if len(self._replies) < len(self._urls) and now - self._refused_at < _OTHER_S:
             return
         for scope, error in errors.items():
@@ -233,6 +245,14 @@ class ThirdPartyTransfer:
         error.errno = None
         error.code = "CONNECTION"
         raise _BrokenTransferError(error, is_over="destination" in self._replies)
+
+    def _raise_named(self) -> dict[str, StorageError]:
+        """Raise the error of a server that names a reason; returns those that name none."""
+        errors = {scope: refusal(reply) for scope, reply in self._replies.items() if not reply.good}
+        for scope, error in errors.items():
+            if error.errno is not None and error.errno not in _OF_THE_CONNECTION:
+                raise error.at(scope)
+        return errors
 
     def _length_so_far(self) -> int | None:
         """Bytes of the file that is arriving; None if the server does not say at once."""
