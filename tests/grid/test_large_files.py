@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pdm.testgrid import TestGrid
-from pdm.testgrid.daemons import descendants
+from pdm.testgrid.storage_servers import descendants
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, entries, outcomes
 from tests.grid.agent_sites import Sites, judged
@@ -20,20 +20,20 @@ MIB = 1024 * 1024
 MARKERS_S = 5.0
 #: A helper that sees servers as such without MLSC.
 WITHOUT_MLSC = """
-from pdm.workqueue.agents.helpers import control_channel, gridftp
-read = control_channel.ControlChannel._read_features
+from pdm.workqueue.helpers import control_channel, gridftp
+read = control.ControlChannel._read_features
 def read_features(self, reply):
     read(self, reply)
     self.features.pop("MLSC", None)
-control_channel.ControlChannel._read_features = read_features
-gridftp.main()
+control.ControlChannel._read_features = read_features
+main_gridftp.main()
 """
 
 
 def test_a_transfer_whose_source_is_lost_goes_on_with_what_is_missing(own: HelperProcess, sites: Sites) -> None:
     source = sites.put(sites.a / "large", os.urandom(MIB) * 400)
     item = sites.item(source, sites.b / "copy")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "size", wire.Limits())
+    request = wire.CopyRequest(own.new_id(), [item], "never", "size", wire.TimeLimits())
     own.send(request)
     give_up_at = time.monotonic() + 30
     while not sites.arriving():
@@ -53,7 +53,7 @@ def test_a_transfer_whose_source_is_lost_goes_on_with_what_is_missing(own: Helpe
     for pid in sessions:
         os.kill(pid, signal.SIGKILL)
     done = outcomes(own.rest(request.id))[1]
-    assert isinstance(done, wire.Done), done
+    assert isinstance(done, wire.DoneEvent), done
     assert (sites.b / "copy").read_bytes() == source.read_bytes()
     assert (sites.b / "copy").stat().st_ino == inode, "it was sent anew"
     assert [path.name for path in sites.b.iterdir()] == ["copy"]
@@ -82,7 +82,7 @@ def test_servers_without_listings_on_the_control_connection_are_listed_over_data
     found = entries(events)
     assert sum(path.startswith("names/") for path in found) == len(ODD_NAMES) + 3000
     assert found["link"].type == "link"
-    unreadable = [event for event in events if isinstance(event, wire.Unreadable)]
+    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
     assert [(event.path, event.fault.errno) for event in unreadable] == [("shut", 13)]
     assert judged(old.list(sites.url(sites.a / "gone"))[-1]) == "source NOT_FOUND"
 

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from pdm.workqueue.agents.helpers.control_channel import Reply
-from pdm.workqueue.agents.helpers.replies import lacks_checksum, refusal, status_in
+from pdm.workqueue.helpers.gridftp.control import Reply
+from pdm.workqueue.helpers.gridftp.replies import lacks_checksum, refusal, status_in
 
 
 def said(text: str) -> Reply:

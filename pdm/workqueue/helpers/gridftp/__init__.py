@@ -1,1 +1,1 @@
-"""GridFTP over control channels of our own: many commands at once, or one operation at a time."""
+"""GridFTP over our own control connections: pipelined commands, and one operation at a time as the fallback."""

@@ -13,9 +13,9 @@ import re
 import socket
 import time
 
-from pdm.workqueue.agents.helpers.control_channel import ChannelError, Reply
-from pdm.workqueue.agents.helpers.endpoints import trusting
-from pdm.workqueue.agents.helpers.gsi import Gsi, GsiError, SecurityContext
+from pdm.workqueue.helpers.credentials import trusting
+from pdm.workqueue.helpers.gridftp.control import ChannelError, Reply
+from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
 
 _PIECE = 256 * 1024
 _ADDRESS = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
@@ -28,12 +28,12 @@ class DataConnection:
 
     Args:
         gsi: of the control channel; None if that is a plain one.
-        place: ``host:port`` of the server.
+        address: ``host:port`` of the server.
         passive: its reply to PASV.
         connect_s: seconds that connecting may take.
 
     Attributes:
-        place: as given.
+        address: as given.
         pieces: what has arrived, for the reader to take away.
         heard_at: when the last of it did (`time.monotonic`).
         unsent: whether `flush` has something to send.
@@ -43,8 +43,8 @@ class DataConnection:
         ChannelError: it cannot be connected.
     """
 
-    def __init__(self, gsi: Gsi | None, place: str, passive: Reply, connect_s: float) -> None:
-        self.place = place
+    def __init__(self, gsi: Gsi | None, address: str, passive: Reply, connect_s: float) -> None:
+        self.address = address
         self.pieces: collections.deque[bytes] = collections.deque()
         self.heard_at = time.monotonic()
         self.unsent = b""
@@ -55,7 +55,7 @@ class DataConnection:
         self._record: bytes | None = None
         found = _ADDRESS.search(passive.text)
         if found is None:
-            raise ChannelError(f"{place} gives no address for data:\n{passive.text}", place, refused=True)
+            raise ChannelError(f"{address} gives no address for data:\n{passive.text}", address, refused=True)
         *host, high, low = found.group(1).split(",")
         try:
             self._socket = socket.create_connection((".".join(host), int(high) * 256 + int(low)), connect_s)
@@ -64,7 +64,7 @@ class DataConnection:
                 self._record = b""
                 self._step(None)
         except (OSError, OverflowError, GsiError) as error:
-            raise ChannelError(f"{place}: the data connection: {error}", place) from error
+            raise ChannelError(f"{address}: the data connection: {error}", address) from error
         self._socket.setblocking(False)
 
     @property
@@ -101,7 +101,7 @@ class DataConnection:
             self._broke(error)
 
     def _broke(self, error: Exception) -> None:
-        self.error = ChannelError(f"{self.place}: the data connection: {error}", self.place)
+        self.error = ChannelError(f"{self.address}: the data connection: {error}", self.address)
         self._ended = True
 
     def end(self) -> None:
@@ -133,7 +133,7 @@ class DataConnection:
     def _step(self, token: bytes | None) -> bool:
         """Go on with the handshake; whether it is complete."""
         assert self._context is not None
-        with trusting(self.place):
+        with trusting(self.address):
             answer, complete = self._context.step(token)
         self.unsent += answer
         return complete

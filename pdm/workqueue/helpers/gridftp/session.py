@@ -11,13 +11,19 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
-from pdm.workqueue.agents.helpers.connections import Connections, place_of
-from pdm.workqueue.agents.helpers.control_channel import LOGIN_S, ChannelError, ControlChannel, Reply
-from pdm.workqueue.agents.helpers.mlsx import Line, WrappedEntries, read_listing
-from pdm.workqueue.agents.helpers.pipeline import BrokenError, Channel, SilenceError, Waker, steps
-from pdm.workqueue.agents.helpers.replies import refusal
-from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, StorageError
+from pdm.workqueue.helpers.gridftp.connections import (
+    BrokenError,
+    Channel,
+    ChannelPool,
+    SilenceError,
+    Waker,
+    host_port,
+    steps,
+)
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, Reply
 from pdm.workqueue.helpers.gridftp.data import DataConnection
+from pdm.workqueue.helpers.gridftp.replies import ListingEntry, WrappedEntries, read_listing, refusal
+from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
 
 #: A channel that was idle for so long may have been closed by the server.
 _IDLE_S = 1.0
@@ -39,7 +45,7 @@ class ControlSession:
         interrupted: whether commands end with `StoppedError`.
     """
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: ChannelPool) -> None:
         self.connections = connections
         self.interrupted = False
         self._waker = Waker()
@@ -56,7 +62,7 @@ class ControlSession:
 
     # -- channels
 
-    def channel(self, url: str, timeouts: Patience, *, beside: bool = False) -> ControlChannel:
+    def channel(self, url: str, timeouts: Timeouts, *, beside: bool = False) -> ControlChannel:
         """A channel to the server of a URL, which is none for transfers if it is used beside one.
 
         Raises:
@@ -65,14 +71,14 @@ class ControlSession:
         """
         plain = url.startswith("ftp:")
         opens = self.connections.beside if beside else self.connections.single
-        return self._opened(lambda: opens(place_of(url), again=True, plain=plain), timeouts)
+        return self._opened(lambda: opens(host_port(url), again=True, plain=plain), timeouts)
 
-    def pair(self, source: str, destination: str, timeouts: Patience) -> tuple[ControlChannel, ControlChannel]:
+    def pair(self, source: str, destination: str, timeouts: Timeouts) -> tuple[ControlChannel, ControlChannel]:
         """Channels for a large transfer between the servers of two URLs; raises `StorageError` with its scope."""
-        at_source, at_destination = place_of(source), place_of(destination)
+        at_source, at_destination = host_port(source), host_port(destination)
 
         def scope_of(error: ChannelError) -> str:
-            return "source" if error.place == at_source else "destination"
+            return "source" if error.address == at_source else "destination"
 
         return self._opened(
             lambda: self.connections.pair(at_source, at_destination, large=True, again=True), timeouts, scope_of
@@ -81,7 +87,7 @@ class ControlSession:
     def _opened(
         self,
         opens: Callable[[], _Channels],
-        timeouts: Patience,
+        timeouts: Timeouts,
         scope_of: Callable[[ChannelError], str | None] = lambda error: None,
     ) -> _Channels:
         if self.interrupted:
@@ -93,14 +99,14 @@ class ControlSession:
         except ChannelError as error:
             if self.interrupted:
                 raise StoppedError from None
-            storage_error = error.trouble(scope_of(error))
+            storage_error = error.storage_error(scope_of(error))
             if time.monotonic() >= timeouts.until:
                 storage_error.code = "TIMEOUT"
             raise storage_error from error
 
     # -- commands
 
-    def ask(self, url: str, *commands: bytes, timeouts: Patience, beside: bool = False) -> Reply:
+    def ask(self, url: str, *commands: bytes, timeouts: Timeouts, beside: bool = False) -> Reply:
         """Send commands to the server of a URL.
 
         Args:
@@ -153,7 +159,7 @@ class ControlSession:
     def steps(
         self,
         channels: Sequence[Channel],
-        timeouts: Patience,
+        timeouts: Timeouts,
         check: Callable[[], None] = lambda: None,
         *,
         keep: bool = False,
@@ -181,7 +187,7 @@ class ControlSession:
             yield from steps(channels, self._waker, lambda: self.interrupted, check_time, lambda: timeouts.stall_s)
             complete = True
         except SilenceError as error:
-            why = f"no answer of {error.channel.place} for {timeouts.stall_s:.0f} s"
+            why = f"no answer of {error.channel.address} for {timeouts.stall_s:.0f} s"
             raise StorageError(why, code="STALLED", lost=True) from error
         except (BrokenError, ChannelError) as error:
             if self.interrupted:
@@ -194,7 +200,7 @@ class ControlSession:
     def run(
         self,
         channels: Sequence[ControlChannel],
-        timeouts: Patience,
+        timeouts: Timeouts,
         check: Callable[[], None] = lambda: None,
         *,
         keep: bool = False,
@@ -205,7 +211,7 @@ class ControlSession:
 
     # -- listings
 
-    def listing(self, url: str, path: bytes, timeouts: Patience) -> Generator[Line, None, None]:
+    def listing(self, url: str, path: bytes, timeouts: Timeouts) -> Generator[ListingEntry, None, None]:
         """The entries of a directory, as they arrive; to be closed by who stops reading early.
 
         Args:
@@ -218,7 +224,7 @@ class ControlSession:
             StoppedError: it was interrupted.
         """
 
-        def listed(channel: ControlChannel) -> Iterator[Line | None]:
+        def listed(channel: ControlChannel) -> Iterator[ListingEntry | None]:
             if "MLSC" in channel.features:
                 return self._wrapped_listing(channel, path, timeouts)
             # The data connections of channels for transfers are those between servers.
@@ -228,21 +234,23 @@ class ControlSession:
             if line is not None:
                 yield line
 
-    def _wrapped_listing(self, channel: ControlChannel, path: bytes, timeouts: Patience) -> Iterator[Line | None]:
-        found: collections.deque[Line] = collections.deque()
+    def _wrapped_listing(
+        self, channel: ControlChannel, path: bytes, timeouts: Timeouts
+    ) -> Iterator[ListingEntry | None]:
+        found: collections.deque[ListingEntry] = collections.deque()
         entries = WrappedEntries(found.append)
         replies: list[Reply] = []
         channel.send(b"MLSC " + path, replies.append, entries.take, many_lines=True)
-        for _ in self.steps((channel,), timeouts, lambda: _raise(entries.trouble)):
+        for _ in self.steps((channel,), timeouts, lambda: _raise(entries.storage_error)):
             while found:
                 yield found.popleft()
         if not replies[0].good:
             raise refusal(replies[0])
         entries.end()
-        _raise(entries.trouble)
+        _raise(entries.storage_error)
         yield from found
 
-    def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Patience) -> Iterator[Line | None]:
+    def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Timeouts) -> Iterator[ListingEntry | None]:
         replies: list[Reply] = []
         # As text every LF of a name would come as CR LF.
         for command in (b"TYPE I", b"PASV"):
@@ -253,10 +261,10 @@ class ControlSession:
             raise refusal(passive)
         replies.clear()
         try:
-            data = DataConnection(channel.gsi, channel.place, passive, self.connections.login_s)
+            data = DataConnection(channel.gsi, channel.address, passive, self.connections.login_s)
         except ChannelError as error:
             self.connections.drop(channel)
-            raise error.trouble() from error
+            raise error.storage_error() from error
 
         def check() -> None:
             # While one of them is heard of the server is alive.
@@ -276,7 +284,7 @@ class ControlSession:
             if not replies[0].good:
                 raise refusal(replies[0])
             if data.error is not None:
-                raise data.error.trouble()
+                raise data.error.storage_error()
         finally:
             data.dispose()
 

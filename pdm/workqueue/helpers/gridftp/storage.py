@@ -7,20 +7,20 @@ import re
 import time
 from collections.abc import Callable
 
-from pdm.workqueue.agents.helpers.connections import Connections, path_of, place_of
-from pdm.workqueue.agents.helpers.control_channel import ControlChannel, Reply, greets
-from pdm.workqueue.agents.helpers.replies import lacks_checksum, refusal, status_in
-from pdm.workqueue.agents.helpers.storage import (
-    Arrived,
-    Entries,
-    Patience,
-    Storage,
-    StorageError,
-    Thing,
-    Version,
-)
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
+from pdm.workqueue.helpers.gridftp.control import ControlChannel, Reply, greets
+from pdm.workqueue.helpers.gridftp.replies import lacks_checksum, refusal, status_in
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
+from pdm.workqueue.helpers.storage import (
+    EntryIterator,
+    FileStat,
+    FileVersion,
+    ProgressCallback,
+    Storage,
+    StorageError,
+    Timeouts,
+)
 
 #: Seconds that a server may take to greet.
 _GREETING_S = 10.0
@@ -38,10 +38,10 @@ class GridFtpStorage(Storage):
         connections: the channels.
     """
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: ChannelPool) -> None:
         self._session = ControlSession(connections)
 
-    def look(self, url: str) -> Thing | None:
+    def stat(self, url: str) -> FileStat | None:
         path = _path(url)
         try:
             return status_in(self._ask(url, b"MLST " + path), path)
@@ -50,14 +50,14 @@ class GridFtpStorage(Storage):
                 return None
             raise
 
-    def entries(self, url: str) -> Entries:
+    def entries(self, url: str) -> EntryIterator:
         seen, counted = 0, 0
-        for line in self._session.listing(url, _path(url), self.patience):
+        for line in self._session.listing(url, _path(url), self.timeouts):
             seen += 1
             if line.role:
                 counted = line.counted or counted
             else:
-                yield line.name, line.thing
+                yield line.name, line.file_stat
         self.unnamed = max(counted - seen, 0)
 
     def make_directory(self, url: str) -> None:
@@ -68,11 +68,11 @@ class GridFtpStorage(Storage):
 
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
         # The server's rename replaces files without a word.
-        if not replace and self.look(destination) is not None:
+        if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
         self._accepted(source, b"RNFR " + _path(source), b"RNTO " + _path(destination))
 
-    def can_read(self, url: str) -> None:
+    def check_readable(self, url: str) -> None:
         reply = self._ask(url, _CKSM % 1 + _path(url))
         if not reply.good:
             error = refusal(reply)
@@ -82,7 +82,7 @@ class GridFtpStorage(Storage):
     def size(self, url: str) -> int:
         return size_in(self._ask(url, b"SIZE " + _path(url)))
 
-    def version(self, url: str) -> Version:
+    def version(self, url: str) -> FileVersion:
         try:
             return super().version(url)
         except StorageError as error:
@@ -92,21 +92,21 @@ class GridFtpStorage(Storage):
     # -- checksums
 
     def checksum(self, url: str) -> str:
-        with_slack = self.patience._replace(stall_s=self.patience.stall_s + self.patience.slack_s)
+        with_slack = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
         return _checksum_in(self._session.ask(url, _CKSM % _WHOLE_FILE + _path(url), timeouts=with_slack))
 
     def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
-        if place_of(source) == place_of(destination):
+        if host_port(source) == host_port(destination):
             return super().checksums(source, destination, size)
         urls = {"source": source, "destination": destination}
         channels: dict[str, ControlChannel] = {}
         replies: dict[str, Reply] = {}
         for scope, url in urls.items():
             try:
-                channels[scope] = self._session.channel(url, self.patience)
+                channels[scope] = self._session.channel(url, self.timeouts)
             except StorageError as error:
                 raise error.at(scope) from error.__cause__
-        timeouts = self.patience._replace(stall_s=self.patience.stall_s + self.patience.slack_s)
+        timeouts = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
 
         def check() -> None:
             for scope, reply in replies.items():
@@ -123,9 +123,9 @@ class GridFtpStorage(Storage):
 
     # -- transfers
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
         _path(source), _path(temporary)
-        transfer = ThirdPartyTransfer(self._session, source, temporary, self.patience, arrived)
+        transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived)
         try:
             transfer.run(may_restart=_compute_checksums)
         except StorageError as error:
@@ -148,13 +148,13 @@ class GridFtpStorage(Storage):
 
     def _check_greeting(self, error: StorageError, url: str, scope: str) -> None:
         """Call a server that says nothing to anybody what it is as good as: one that cannot be reached."""
-        if error.code == "STALLED" and not greets(place_of(url), min(_GREETING_S, self.patience.stall_s)):
-            message = f"{place_of(url)} takes connections and says nothing; {error.message}"
+        if error.code == "STALLED" and not greets(host_port(url), min(_GREETING_S, self.timeouts.stall_s)):
+            message = f"{host_port(url)} takes connections and says nothing; {error.message}"
             raise StorageError(message, code="CONNECTION", scope=scope, lost=True) from None
 
     def _gone(self, source: str, temporary: str) -> str:
         """Which end of a transfer whose connections broke does not answer any more; ``transfer`` if both do."""
-        timeouts = Patience(_GONE_S, 0.0, min(self.patience.until, time.monotonic() + _GONE_S))
+        timeouts = Timeouts(_GONE_S, 0.0, min(self.timeouts.until, time.monotonic() + _GONE_S))
         for scope, url in (("source", source), ("destination", temporary)):
             try:
                 self._session.ask(url, b"SIZE " + _path(url), timeouts=timeouts)
@@ -165,7 +165,7 @@ class GridFtpStorage(Storage):
     # -- commands
 
     def _ask(self, url: str, *commands: bytes) -> Reply:
-        return self._session.ask(url, *commands, timeouts=self.patience)
+        return self._session.ask(url, *commands, timeouts=self.timeouts)
 
     def _accepted(self, url: str, *commands: bytes) -> None:
         reply = self._ask(url, *commands)
@@ -184,7 +184,7 @@ def _path(url: str) -> bytes:
 
     Servers take what stands before CR LF for the whole path: that may be another file.
     """
-    path = path_of(url)
+    path = server_path(url)
     if b"\r\n" in path or b"\0" in path:
         raise StorageError(
             f"{url}: a GridFTP command cannot hold a name with CR LF or NUL", errno=errno.EILSEQ, code="INVALID_NAME"

@@ -1,7 +1,7 @@
-"""Third-party transfer of one file: the servers send it among themselves, we follow the markers of the destination.
+"""Third-party transfer of one file: the bytes go from server to server, and the destination's markers are followed.
 
-A transfer whose connections break goes on where it was (REST), if the destination has told which bytes it has, and has
-itself ended the transfer: a session that was only lost might write later what nobody proves any more.
+A transfer whose connections break is resumed (REST), if the destination has reported which bytes it has, and has
+replied that its transfer ended. A session that is merely lost might write to the file after it was verified.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import re
 import time
 from collections.abc import Callable
 
-from pdm.workqueue.agents.helpers.connections import path_of
-from pdm.workqueue.agents.helpers.control_channel import ControlChannel, Reply
-from pdm.workqueue.agents.helpers.replies import refusal
-from pdm.workqueue.agents.helpers.storage import Arrived, Patience, StorageError
+from pdm.workqueue.helpers.gridftp.connections import server_path
+from pdm.workqueue.helpers.gridftp.control import ControlChannel, Reply
+from pdm.workqueue.helpers.gridftp.replies import refusal
 from pdm.workqueue.helpers.gridftp.session import ControlSession
+from pdm.workqueue.helpers.storage import ProgressCallback, StorageError, Timeouts
 
 #: Seconds between two questions for the length of the file at the destination: markers come every 5 s only.
 _MEASURE_EVERY_S = 1.0
@@ -124,8 +124,8 @@ class ThirdPartyTransfer:
         session: ControlSession,
         source: str,
         temporary: str,
-        timeouts: Patience,
-        arrived: Arrived,
+        timeouts: Timeouts,
+        arrived: ProgressCallback,
     ) -> None:
         self.begun = False
         self.restarts = 0
@@ -175,10 +175,10 @@ class ThirdPartyTransfer:
         for scope, channel in channels.items():
             if self._markers.ranges:
                 channel.send(b"REST " + self._markers.restart_marker(), lambda reply: None)
-            command = commands[scope] + path_of(self._urls[scope])
+            command = commands[scope] + server_path(self._urls[scope])
             channel.send(command, self._noting(scope), None, self._markers.take, many_lines=True)
         # The source says nothing while it sends: whether bytes arrive is what counts.
-        endless = Patience(float("inf"), 0.0, float("inf"))
+        endless = Timeouts(float("inf"), 0.0, float("inf"))
         complete = False
         try:
             self._session.run((at_source, at_destination), endless, self._watch, keep=True)
@@ -197,7 +197,7 @@ class ThirdPartyTransfer:
     def _hear(self, at_destination: ControlChannel) -> None:
         """Give the destination a moment to say how the transfer ended, once a connection broke."""
         if "destination" not in self._replies:
-            soon = Patience(_OTHER_S, 0.0, time.monotonic() + _OTHER_S)
+            soon = Timeouts(_OTHER_S, 0.0, time.monotonic() + _OTHER_S)
             with contextlib.suppress(StorageError):
                 self._session.run((at_destination,), soon, keep=True)
 
@@ -260,7 +260,7 @@ class ThirdPartyTransfer:
         temporary = self._urls["destination"]
         try:
             reply = self._session.ask(
-                temporary, b"SIZE " + path_of(temporary), timeouts=Patience(_MEASURE_S, 0.0, until), beside=True
+                temporary, b"SIZE " + server_path(temporary), timeouts=Timeouts(_MEASURE_S, 0.0, until), beside=True
             )
         except StorageError:
             return None

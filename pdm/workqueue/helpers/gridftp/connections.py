@@ -1,0 +1,406 @@
+"""Pool of control connections, and the event loop that drives pipelined commands on them.
+
+The pool keeps connections from batch to batch: one for each server, pairs for transfers between two servers. The loop
+runs until all commands are answered, one fails, or the batch is cancelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import selectors
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
+
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, Reply, SilentServerError
+from pdm.workqueue.helpers.gridftp.gsi import Gsi
+from pdm.workqueue.helpers.storage import StoppedError
+
+#: Seconds for which a server that does not fit is not tried again.
+_UNFIT_S = 30.0
+#: What listings and looks shall tell.
+_FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
+#: The server is about to close the connection.
+_CLOSING = 421
+#: Data connections of a large file between servers of which one answers later than that.
+_STREAMS_FAR_AWAY, _FAR_AWAY_S = 4, 0.02
+_PASSIVE = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
+
+
+class ChannelPool:
+    """Opens, keeps and drops channels. Used by one thread; `interrupt` by any.
+
+    Args:
+        gsi: the library and the credential.
+
+    Attributes:
+        login_s: seconds that each step of a login may take.
+    """
+
+    def __init__(self, gsi: Gsi) -> None:
+        self._gsi = gsi
+        self.login_s = LOGIN_S
+        self._single: dict[str, ControlChannel] = {}
+        self._pairs: dict[tuple[str, str, int], tuple[ControlChannel, ControlChannel]] = {}
+        self._unfit: dict[str, float] = {}
+        self._guard = threading.Lock()
+        self._opening: set[ControlChannel] = set()
+
+    def single(self, address: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
+        """A channel to a server, for all but transfers.
+
+        Args:
+            address: ``host:port``.
+            again: whether to try also a server that could not be used just now.
+            plain: whether it lets everybody in.
+
+        Raises:
+            ChannelError: there is none to be had.
+        """
+        # One that serves transfers does as well: batches come one after the other.
+        for (source, destination, _), (at_source, at_destination) in self._pairs.items():
+            for known, channel in ((source, at_source), (destination, at_destination)):
+                if known == address and not channel.is_dead:
+                    return channel
+        return self.beside(address, again=again, plain=plain)
+
+    def beside(self, address: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
+        """The same, but none that serves transfers: of use while such a one does."""
+        kept = self._single.get(address)
+        if kept is not None:
+            if not kept.is_dead:
+                return kept
+            self.drop(kept)
+        with self._opened(address, again=again, plain=plain) as (opened,):
+            self._single[address] = opened
+        return opened
+
+    def pair(
+        self, source: str, destination: str, *, large: bool = False, again: bool = False
+    ) -> tuple[ControlChannel, ControlChannel]:
+        """Channels to two servers that are ready to send files from the one to the other.
+
+        Their data connections are kept: each RETR goes with the STOR that was sent at the same time.
+
+        Args:
+            source: ``host:port`` of the server that sends.
+            destination: of the one that receives.
+            large: whether files are so large that several data connections are worth it, if the servers are far away.
+            again: whether to try also servers that could not be used just now.
+
+        Raises:
+            ChannelError: there are none to be had.
+        """
+        for streams in (_STREAMS_FAR_AWAY, 1) if large else (1,):
+            pair = self._pairs.get((source, destination, streams))
+            if pair is None or streams < _streams(pair, large=large):
+                continue
+            if not any(channel.is_dead for channel in pair):
+                return pair
+            self.drop(*pair)
+        spare = {address: channel for address in (source, destination) if (channel := self._spare(address)) is not None}
+        try:
+            return self._paired(source, destination, spare, large=large, again=again)
+        except ChannelError as error:
+            if not spare or error.refused:
+                raise
+        # It may be that the server had closed what we had kept.
+        return self._paired(source, destination, {}, large=large, again=True)
+
+    def _spare(self, address: str) -> ControlChannel | None:
+        channel = self._single.pop(address, None)
+        if channel is not None and channel.is_dead:
+            channel.dispose()
+            return None
+        return channel
+
+    def _paired(
+        self, source: str, destination: str, spare: Mapping[str, ControlChannel], *, large: bool, again: bool
+    ) -> tuple[ControlChannel, ControlChannel]:
+        """A pair of new channels and of such as are to spare."""
+        missing = [address for address in (source, destination) if address not in spare]
+        if source == destination and spare:
+            missing = [destination]
+        with self._opened(*missing, again=again, known=tuple(spare.values())) as opened:
+            new = iter(opened)
+            at_source = spare[source] if source in spare else next(new)
+            at_destination = spare[destination] if destination in spare and source != destination else next(new)
+            try:
+                streams = _prepare_transfers(at_source, at_destination, large=large)
+            except ChannelError:
+                self._unfit[source] = self._unfit[destination] = time.monotonic() + _UNFIT_S
+                raise
+        self._pairs[source, destination, streams] = (at_source, at_destination)
+        return at_source, at_destination
+
+    def drop(self, *channels: Channel) -> None:
+        """End channels, and with each the other one of its pair."""
+        for key, pair in list(self._pairs.items()):
+            if any(channel in pair for channel in channels):
+                del self._pairs[key]
+                channels = (*channels, *pair)
+        for address, single in list(self._single.items()):
+            if single in channels:
+                del self._single[address]
+        for channel in set(channels):
+            channel.dispose()
+
+    def drop_all(self) -> None:
+        """End all channels: what is under way on them is not known."""
+        self.drop(*self._single.values(), *(channel for pair in self._pairs.values() for channel in pair))
+
+    def interrupt(self) -> None:
+        """End the logins that are under way."""
+        with self._guard:
+            for channel in self._opening:
+                channel.close()
+
+    @contextlib.contextmanager
+    def _opened(
+        self, *addresses: str, again: bool = False, plain: bool = False, known: Sequence[ControlChannel] = ()
+    ) -> Iterator[list[ControlChannel]]:
+        """New channels, logged in side by side: a login is a tenth of a second of work for its server.
+
+        Until this ends they, and those that were known, can be interrupted, and if it fails they are ended.
+        """
+        channels = [ControlChannel(None if plain else self._gsi, address, self.login_s) for address in addresses]
+        with self._guard:
+            self._opening.update(channels, known)
+        try:
+            for address in addresses:
+                if not again and self._unfit.get(address, 0.0) > time.monotonic():
+                    raise ChannelError(f"{address} could not be used just now", address, refused=True)
+            if channels:
+                self._log_in(channels)
+            yield channels
+        except BaseException:
+            for channel in (*channels, *known):
+                channel.dispose()
+            raise
+        finally:
+            with self._guard:
+                self._opening.clear()
+
+    def _log_in(self, channels: Sequence[ControlChannel]) -> None:
+        errors: list[ChannelError] = []
+
+        def open_one(channel: ControlChannel) -> None:
+            try:
+                channel.open()
+                if "MLST" in channel.features:
+                    _accepted(channel, _FACTS)
+            except SilentServerError as error:
+                # That is all that can be known of it.
+                errors.insert(0, error)
+            except ChannelError as error:
+                self._unfit[channel.address] = time.monotonic() + _UNFIT_S
+                errors.append(error)
+
+        threads = [threading.Thread(target=open_one, args=(channel,), name="login") for channel in channels[1:]]
+        for thread in threads:
+            thread.start()
+        open_one(channels[0])
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+
+def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel, *, large: bool) -> int:
+    """Have two servers ready for transfers; returns the number of data connections."""
+    for channel in (at_source, at_destination):
+        _accepted(channel, b"TYPE I")
+        _accepted(channel, b"MODE E")
+    streams = _streams((at_source, at_destination), large=large)
+    _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
+    found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
+    if found is None:
+        address = at_destination.address
+        raise ChannelError(f"{address} gives no address for data", address, refused=True)
+    _accepted(at_source, b"PORT " + found.group(1).encode())
+    return streams
+
+
+def _streams(pair: tuple[ControlChannel, ControlChannel], *, large: bool) -> int:
+    """Data connections between two servers: one alone is limited by its window, if its way is long."""
+    is_far = max(channel.round_trip_s for channel in pair) > _FAR_AWAY_S
+    return _STREAMS_FAR_AWAY if large and is_far else 1
+
+
+def _accepted(channel: ControlChannel, command: bytes) -> Reply:
+    reply = channel.ask(command)
+    if not reply.good:
+        why = f"{channel.address} does not know {command.decode('ascii')}:\n{reply.text}"
+        raise ChannelError(why, channel.address, refused=reply.code != _CLOSING)
+    return reply
+
+
+def host_port(url: str) -> str:
+    """``host:port`` of a storage URL."""
+    return url.split("/", 3)[2].rpartition("@")[2]
+
+
+def server_path(url: str) -> bytes:
+    """The path of a storage URL as its server takes it; ``/~`` stands for the account's home."""
+    path = unquote_to_bytes("/" + url.split("/", 3)[3])
+    return path[1:] if path.startswith(b"/~") else path
+
+
+def fits_on_command_line(path: bytes) -> bool:
+    """Whether a path can stand in a command, which is one line."""
+    return not any(byte in path for byte in (b"\n", b"\r", b"\0"))
+
+
+def parent_path(path: bytes) -> bytes:
+    """The folder that holds the thing at a path; of the root, that is the root."""
+    head, _, _ = path.rstrip(b"/").rpartition(b"/")
+    if head:
+        return head
+    return b"/" if path.startswith(b"/") else b"~"
+
+
+#: How often channels that are silent are looked at.
+_TICK_S = 1.0
+
+
+class Channel(Protocol):
+    """What a pipeline carries on: a control channel, or the data that belongs to one.
+
+    Attributes:
+        address: ``host:port`` of the server.
+        heard_at: when it last said anything (`time.monotonic`).
+    """
+
+    address: str
+    heard_at: float
+
+    @property
+    def waiting(self) -> int:
+        """How much is still to come; 0 if nothing is."""
+
+    @property
+    def unsent(self) -> object:
+        """True if `flush` has something to send."""
+
+    def fileno(self) -> int: ...
+
+    def flush(self) -> None:
+        """Send what can be sent now; raises `ChannelError`."""
+
+    def read(self) -> None:
+        """Take what has arrived; raises `ChannelError`."""
+
+    def dispose(self) -> None:
+        """End it."""
+
+
+class SilenceError(Exception):
+    """A server has not answered in time."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(f"{channel.address} has not answered in time")
+        self.channel = channel
+
+
+class BrokenError(Exception):
+    """A channel is of no use any more."""
+
+    def __init__(self, channel: Channel, why: str) -> None:
+        super().__init__(why)
+        self.channel = channel
+
+
+class Waker:
+    """Wakes a pipeline from another thread."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b".")
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4096):
+                pass
+
+
+def run_until_answered(
+    channels: Sequence[Channel],
+    waker: Waker,
+    stopped: Callable[[], bool],
+    refill: Callable[[], None],
+    timeout_s: Callable[[], float],
+) -> None:
+    """Do all of `steps`."""
+    for _ in steps(channels, waker, stopped, refill, timeout_s):
+        pass
+
+
+def steps(
+    channels: Sequence[Channel],
+    waker: Waker,
+    stopped: Callable[[], bool],
+    refill: Callable[[], None],
+    timeout_s: Callable[[], float],
+) -> Iterator[None]:
+    """Exchange commands and replies until no channel waits for any.
+
+    Args:
+        channels: which ones.
+        waker: is looked at, too, so that a stop is seen at once.
+        stopped: whether to stop.
+        refill: called before each look at the channels: sends more commands where there is room.
+        timeout_s: seconds a server may be silent while it owes a reply.
+
+    Yields:
+        After each look at the channels, so that what has arrived can be passed on.
+
+    Raises:
+        StoppedError: we were told to stop.
+        SilenceError: a server owes a reply for too long.
+        BrokenError: a channel has failed.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(waker, selectors.EVENT_READ)
+        for channel in channels:
+            selector.register(channel.fileno(), selectors.EVENT_READ, channel)
+            channel.heard_at = time.monotonic()
+        while True:
+            if stopped():
+                raise StoppedError
+            refill()
+            busy = False
+            for channel in channels:
+                busy = busy or channel.waiting > 0
+                _attempt(channel, channel.flush)
+                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.unsent else 0)
+                selector.modify(channel.fileno(), wanted, channel)
+            if not busy:
+                return
+            for key, events in selector.select(_TICK_S):
+                if key.data is None:
+                    waker.clear()
+                elif events & selectors.EVENT_READ:
+                    _attempt(key.data, key.data.read)
+            now = time.monotonic()
+            for channel in channels:
+                silent_s = now - channel.heard_at if channel.waiting else 0.0
+                if silent_s > _TICK_S and silent_s > timeout_s():
+                    raise SilenceError(channel)
+            yield
+
+
+def _attempt(channel: Channel, action: Callable[[], None]) -> None:
+    try:
+        action()
+    except ChannelError as error:
+        raise BrokenError(channel, str(error)) from error
