@@ -20,7 +20,8 @@ MIB = 1024 * 1024
 MARKERS_S = 5.0
 #: A helper that sees servers as such without MLSC.
 WITHOUT_MLSC = """
-from pdm.workqueue.helpers import control_channel, gridftp
+from pdm.workqueue.helpers import main_gridftp
+from pdm.workqueue.helpers.gridftp import control
 read = control.ControlChannel._read_features
 def read_features(self, reply):
     read(self, reply)
