@@ -6,8 +6,7 @@ import errno
 
 import pytest
 
-from pdm.workqueue.helpers.gridftp.control import Reply
-from pdm.workqueue.helpers.gridftp.replies import lacks_checksum, refusal, status_in
+from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
 
 
 def said(text: str) -> Reply:

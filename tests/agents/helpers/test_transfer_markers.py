@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdm.workqueue.helpers.gridftp.control import Reply
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.gridftp.transfer import TransferMarkers
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import selectors
 import threading
 import time
@@ -16,19 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
-from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, Reply, SilentServerError
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, SilentServerError
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StoppedError
 
 #: Seconds for which a server that does not fit is not tried again.
 _UNFIT_S = 30.0
 #: What listings and looks shall tell.
 _FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
-#: The server is about to close the connection.
-_CLOSING = 421
 #: Data connections of a large file between servers of which one answers later than that.
 _STREAMS_FAR_AWAY, _FAR_AWAY_S = 4, 0.02
-_PASSIVE = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 
 
 class ChannelPool:
@@ -217,11 +214,11 @@ def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel
         _accepted(channel, b"MODE E")
     streams = _streams((at_source, at_destination), large=large)
     _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
-    found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
-    if found is None:
+    listens_at = _accepted(at_destination, b"PASV").data_address
+    if listens_at is None:
         address = at_destination.address
         raise ChannelError(f"{address} gives no address for data", address, refused=True)
-    _accepted(at_source, b"PORT " + found.group(1).encode())
+    _accepted(at_source, b"PORT " + listens_at[0])
     return streams
 
 
@@ -235,7 +232,7 @@ def _accepted(channel: ControlChannel, command: bytes) -> Reply:
     reply = channel.ask(command)
     if not reply.good:
         why = f"{channel.address} does not know {command.decode('ascii')}:\n{reply.text}"
-        raise ChannelError(why, channel.address, refused=reply.code != _CLOSING)
+        raise ChannelError(why, channel.address, refused=not reply.closes)
     return reply
 
 

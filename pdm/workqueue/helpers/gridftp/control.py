@@ -14,12 +14,12 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trusting
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StorageError
 
 #: Seconds a server may take to greet, and for each step of the login, where no one says less.
@@ -30,8 +30,6 @@ _LONGEST_LINE = 512 * 1024
 #: Of replies with more lines, or longer ones, the rest is dropped.
 _MOST_LINES, _LONGEST_KEPT_LINE = 200, 64 * 1024
 _DEFAULT_PORT = 2811
-#: The server is about to close the connection, or never opened it.
-_CLOSING = 421
 _WRAPPED = (b"631", b"632", b"633")
 _TOKEN = re.compile(rb"ADAT=([A-Za-z0-9+/=]+)")
 #: Messages of a login that go to and fro: a handshake of TLS and the delegation of a proxy have about ten.
@@ -69,23 +67,6 @@ class SilentServerError(ChannelError):
 
     def __init__(self, address: str, login_s: float) -> None:
         super().__init__(f"{address} did not answer to a login for {login_s:g} s", address, unreachable=True)
-
-
-class Reply(NamedTuple):
-    """What a server says to a command.
-
-    Attributes:
-        code: three digits, as a number.
-        text: all of its lines, without the wrapping.
-    """
-
-    code: int
-    text: str
-
-    @property
-    def good(self) -> bool:
-        """Whether the command was carried out, or waits for its second half (RNFR)."""
-        return self.code < 400
 
 
 #: Gets the reply to a command.
@@ -209,7 +190,7 @@ class ControlChannel:
 
     def _expect(self, reply: Reply, *codes: int) -> None:
         if reply.code not in codes:
-            busy = reply.code == _CLOSING
+            busy = reply.closes
             why = f"{self.address} does not let us in:\n{reply.text}"
             raise ChannelError(why, self.address, unreachable=busy, refused=not busy)
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import re
 import socket
 import time
 
 from pdm.workqueue.helpers.credentials import trusting
-from pdm.workqueue.helpers.gridftp.control import ChannelError, Reply
+from pdm.workqueue.helpers.gridftp.control import ChannelError
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
+from pdm.workqueue.helpers.gridftp.replies import Reply
 
 _PIECE = 256 * 1024
-_ADDRESS = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 #: Before each record of TLS: its type, two bytes of version, two of length.
 _RECORD_HEADER = 5
 
@@ -53,12 +52,11 @@ class DataConnection:
         self._context: SecurityContext | None = None
         # Of the handshake: what has arrived of a record that is not complete.
         self._record: bytes | None = None
-        found = _ADDRESS.search(passive.text)
-        if found is None:
+        listens_at = passive.data_address
+        if listens_at is None:
             raise ChannelError(f"{address} gives no address for data:\n{passive.text}", address, refused=True)
-        *host, high, low = found.group(1).split(",")
         try:
-            self._socket = socket.create_connection((".".join(host), int(high) * 256 + int(low)), connect_s)
+            self._socket = socket.create_connection(listens_at[1], connect_s)
             if gsi is not None:
                 self._context = SecurityContext(gsi, None)
                 self._record = b""

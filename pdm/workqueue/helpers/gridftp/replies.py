@@ -15,16 +15,47 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from pdm.workqueue.helpers.gridftp.control import Reply
 from pdm.workqueue.helpers.storage import FileStat, FileVersion, StorageError
 
 #: No honest entry is longer: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
 LONGEST_ENTRY = 64 * 1024
 LARGEST_SIZE = 2**63 - 1
 _FACTS = re.compile(rb"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ")
+_PASSIVE_ADDRESS = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 _BREAK = re.compile(rb"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )")
 _DIGITS = re.compile(rb"[0-9]{1,20}\Z")
 _MODE = re.compile(rb"[0-7]{1,6}\Z")
+
+
+class Reply(NamedTuple):
+    """What a server says to a command.
+
+    Attributes:
+        code: three digits, as a number.
+        text: all of its lines, without the wrapping.
+    """
+
+    code: int
+    text: str
+
+    @property
+    def good(self) -> bool:
+        """Whether the command was carried out, or waits for its second half (RNFR)."""
+        return self.code < 400
+
+    @property
+    def closes(self) -> bool:
+        """Whether the server is about to close the connection."""
+        return self.code == 421
+
+    @property
+    def data_address(self) -> tuple[bytes, tuple[str, int]] | None:
+        """Where a server listens for data, of its reply to PASV: as PORT takes it, and as sockets do."""
+        found = _PASSIVE_ADDRESS.match(self.text)
+        if found is None:
+            return None
+        *host, high, low = found.group(1).split(",")
+        return found.group(1).encode(), (".".join(host), int(high) * 256 + int(low))
 
 
 class ListingEntry(NamedTuple):
@@ -178,8 +209,6 @@ _PROSE = re.compile(
 _LINES_OF_MLST = 3
 #: The reply to MDTM.
 _MDTM_TIME = re.compile(r"213 ([0-9]{14})")
-#: The server is about to close the connection.
-_CLOSING = 421
 #: We are not logged in, for reasons that are about the server's files and certificates: 530 to 539.
 _LOGIN = 53
 #: The connection is gone: another one may do.
@@ -199,7 +228,7 @@ _NO_CHECKSUM = re.compile(
 def refusal(reply: Reply) -> StorageError:
     """The error behind a reply which says that a command was not carried out."""
     text = reply.text
-    lost = reply.code == _CLOSING or _LOST.search(text) is not None
+    lost = reply.closes or _LOST.search(text) is not None
     # What is wrong with a connection, or with the login, is not about the file.
     is_of_the_file = not lost and reply.code // 10 != _LOGIN
     return StorageError(text, errno=errno_of_reply(text) if is_of_the_file else None, lost=lost)

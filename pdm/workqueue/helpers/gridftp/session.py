@@ -20,16 +20,14 @@ from pdm.workqueue.helpers.gridftp.connections import (
     host_port,
     steps,
 )
-from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, Reply
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel
 from pdm.workqueue.helpers.gridftp.data import DataConnection
-from pdm.workqueue.helpers.gridftp.replies import ListingEntry, WrappedEntries, read_listing, refusal
+from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, read_listing, refusal
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
 
 #: A channel that was idle for so long may have been closed by the server.
 _IDLE_S = 1.0
 _LEAST_LOGIN_S = 0.001
-#: The server is about to close the connection.
-_CLOSING = 421
 _Channels = TypeVar("_Channels")
 _Result = TypeVar("_Result")
 
@@ -128,7 +126,7 @@ class ControlSession:
             for command in commands:
                 channel.send(command, replies.append, many_lines=True)
             yield from self.steps((channel,), timeouts)
-            if replies[-1].code == _CLOSING:
+            if replies[-1].closes:
                 self.connections.drop(channel)
                 raise refusal(replies.pop())
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
-from pdm.workqueue.helpers.gridftp.control import ControlChannel, Reply, greets
-from pdm.workqueue.helpers.gridftp.replies import lacks_checksum, refusal, status_in
+from pdm.workqueue.helpers.gridftp.control import ControlChannel, greets
+from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
 from pdm.workqueue.helpers.storage import (
@@ -109,16 +109,20 @@ class GridFtpStorage(Storage):
         timeouts = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
 
         def check() -> None:
+            if len(replies) < len(urls):
+                raise_refusal()
+
+        def raise_refusal() -> None:
             for scope, reply in replies.items():
                 if not reply.good:
-                    # The other checksum is of no use any more.
                     raise _checksum_error(reply).at(scope)
 
         for scope, url in urls.items():
             command = _CKSM % _WHOLE_FILE + _path(url)
             channels[scope].send(command, _keeping(replies, scope), many_lines=True)
+        # After a refusal the other checksum, which may take long, is of no use.
         self._session.run(tuple(channels.values()), timeouts, check)
-        check()
+        raise_refusal()
         return _checksum_in(replies["source"]), _checksum_in(replies["destination"])
 
     # -- transfers

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 from pdm.workqueue.helpers.gridftp.connections import server_path
-from pdm.workqueue.helpers.gridftp.control import ControlChannel, Reply
-from pdm.workqueue.helpers.gridftp.replies import refusal
+from pdm.workqueue.helpers.gridftp.control import ControlChannel
+from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, refusal
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.storage import ProgressCallback, StorageError, Timeouts
 
@@ -265,7 +265,9 @@ class ThirdPartyTransfer:
         except StorageError:
             return None
         found = _SIZE.match(reply.text)
-        return int(found.group(1)) if found is not None else None
+        if found is None:
+            return 0 if errno_of_reply(reply.text) == errno.ENOENT else None
+        return int(found.group(1))
 
 
 def size_in(reply: Reply) -> int:
