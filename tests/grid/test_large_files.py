@@ -12,8 +12,8 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.storage_servers import descendants
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, entries, outcomes
 from tests.grid.agent_sites import Sites, judged
+from tests.helpers.driver import ODD_NAMES, HelperProcess, entries, outcomes
 
 MIB = 1024 * 1024
 #: Seconds between two markers of a server.
