@@ -34,7 +34,7 @@ PACKAGES = {
     "myproxy-logon": "myproxy",
 }
 
-# Servers and account tools live in sbin folders, which an ordinary user's PATH lacks.
+# Servers and account tools live in sbin directories, which an ordinary user's PATH lacks.
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 

@@ -31,12 +31,12 @@ class ServerProcess:
     """A server that is started and stopped by its marks; it keeps its port over `stop` and `start`.
 
     Args:
-        folder: of the server, which exists.
+        directory: of the server, which exists.
         name: unique in its grid.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
         self.name = name
         self.port = 0
         self.pid: int | None = None
@@ -44,12 +44,12 @@ class ServerProcess:
 
     @property
     def marks(self) -> Marks:
-        return {GRID_MARK: str(self.folder), _SERVER_MARK: self.name}
+        return {GRID_MARK: str(self.directory), _SERVER_MARK: self.name}
 
     @property
     def output(self) -> Path:
         """What the server prints."""
-        return self.folder / f"{self.name}.out"
+        return self.directory / f"{self.name}.out"
 
     def command(self) -> Sequence[str]:
         """The program with its arguments, for `port`; it stays in the foreground."""
@@ -99,7 +99,7 @@ class ServerProcess:
             **self.environment(),
             **self.marks,
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-            "HOME": str(self.folder),
+            "HOME": str(self.directory),
         }
         account = self.account()
         who: dict[str, Any] = {}
@@ -204,19 +204,19 @@ class SftpServer(ServerProcess):
     """``sftp://localhost:PORT``; started by root it lets ``account`` in, else who started it.
 
     Args:
-        folder: for keys and configuration; accounts must be able to enter it.
+        directory: for keys and configuration; accounts must be able to enter it.
         name: of the server.
         account: local account that sessions become.
     """
 
-    def __init__(self, folder: Path, name: str, account: str | None = None) -> None:
-        super().__init__(folder, name)
+    def __init__(self, directory: Path, name: str, account: str | None = None) -> None:
+        super().__init__(directory, name)
         self.user = account or pwd.getpwuid(os.geteuid()).pw_name
-        self.client_key = folder / "id_ed25519"
-        self.known_hosts = folder / f"{name}.known_hosts"
+        self.client_key = directory / "id_ed25519"
+        self.known_hosts = directory / f"{name}.known_hosts"
         #: The keys that are let in, as sshd reads them at each login.
-        self.authorized = folder / f"{name}.authorized"
-        self._host_key = folder / f"{name}.host_ed25519"
+        self.authorized = directory / f"{name}.authorized"
+        self._host_key = directory / f"{name}.host_ed25519"
         for key in (self._host_key, self.client_key):
             if not key.exists():
                 make_key(key)
@@ -229,7 +229,7 @@ class SftpServer(ServerProcess):
     def command(self) -> Sequence[str]:
         kind, key, *_ = self._host_key.with_suffix(self._host_key.suffix + ".pub").read_text().split()
         self.known_hosts.write_text(f"[localhost]:{self.port} {kind} {key}\n")
-        configuration = self.folder / f"{self.name}.conf"
+        configuration = self.directory / f"{self.name}.conf"
         configuration.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self._host_key}\nPidFile none\n"
             f"AuthorizedKeysFile {self.authorized}\nStrictModes no\nUsePAM no\n"
@@ -262,21 +262,21 @@ class XrootdServer(ServerProcess):
     XRootD refuses to run as root: started by root it runs as ``account``.
 
     Args:
-        folder: of all servers; accounts must be able to enter it.
+        directory: of all servers; accounts must be able to enter it.
         name: of the server.
-        exported: the folder that it serves.
+        exported: the directory that it serves.
         credentials: whose certificates it has and trusts.
         account: local account that it runs as.
     """
 
     def __init__(
-        self, folder: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
+        self, directory: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
     ) -> None:
-        super().__init__(folder, name)
+        super().__init__(directory, name)
         self._exported = exported
         self._credentials = credentials
         self._account = account
-        self._own = folder / name
+        self._own = directory / name
         #: Where it speaks its own protocol; kept over `stop` and `start`, as `port` is.
         self.root_port = 0
         self._prepare()
@@ -321,7 +321,7 @@ class XrootdServer(ServerProcess):
 
     def command(self) -> Sequence[str]:
         own, trust = self._own, self._credentials.trust
-        configuration = self.folder / f"{self.name}.conf"
+        configuration = self.directory / f"{self.name}.conf"
         self.root_port = self.root_port or free_port()
         configuration.write_text(f"""\
 all.sitename {self.name}

@@ -48,7 +48,7 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         # twistd would write twistd.pid into the working directory, and two daemons there would shut each other
-        # out. The lock in the state folder guards what must be guarded: the instance.
+        # out. The lock in the state directory guards what must be guarded: the instance.
         if self.parent is not None and self.parent.get("pidfile") == "twistd.pid":
             self.parent["pidfile"] = ""
 

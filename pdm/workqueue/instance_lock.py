@@ -1,4 +1,4 @@
-"""One daemon per instance folder and per SQLite database, and none while helpers of an earlier one still run.
+"""One daemon per instance directory and per SQLite database, and none while helpers of an earlier one still run.
 
 The lock belongs to an open file that every helper inherits. A daemon that is killed leaves it locked until its last
 helper, and whatever that started, is gone: so nothing of the old run can overlap with the new one. Helpers that do not
@@ -18,18 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LOOK_AGAIN_S = 0.05
-#: In the command lines of helpers, before the state folder of the instance that has started them.
+#: In the command lines of helpers, before the state directory of the instance that has started them.
 _HELPER = b"pdm.workqueue.helpers."
 #: In the command line of a daemon.
 _DAEMON = b"pdmworkqueue"
 
 
 class InstanceLockedError(Exception):
-    """Another daemon, or a helper of one, is running; the text names the folder."""
+    """Another daemon, or a helper of one, is running; the text names the directory."""
 
 
-def lock_instance(folder: Path, patience_s: float = 10.0) -> int:
-    """Lock a state folder; blocks for as long as ``patience_s`` seconds while helpers of a dead daemon end.
+def lock_instance(directory: Path, patience_s: float = 10.0) -> int:
+    """Lock a state directory; blocks for as long as ``patience_s`` seconds while helpers of a dead daemon end.
 
     Those that are stopped are killed at once, and those that have not ended by then.
 
@@ -38,10 +38,10 @@ def lock_instance(folder: Path, patience_s: float = 10.0) -> int:
 
     Raises:
         InstanceLockedError: it stays locked.
-        OSError: the folder cannot be written.
+        OSError: the directory cannot be written.
     """
-    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    descriptor = _open(folder / "daemon.lock")
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    descriptor = _open(directory / "daemon.lock")
     give_up_at = time.monotonic() + patience_s
     has_killed = False
     while not _try_lock(descriptor):
@@ -49,10 +49,10 @@ def lock_instance(folder: Path, patience_s: float = 10.0) -> int:
         if _is_daemon(holder) or (has_killed and time.monotonic() >= give_up_at):
             os.close(descriptor)
             raise InstanceLockedError(
-                f"{folder} is in use by another daemon or its helpers (last started: pid {holder or 'unknown'})"
+                f"{directory} is in use by another daemon or its helpers (last started: pid {holder or 'unknown'})"
             )
         is_late = time.monotonic() >= give_up_at
-        for pid in _helpers_of(folder):
+        for pid in _helpers_of(directory):
             if is_late or _is_stopped(pid):
                 _kill(pid)
         if is_late:
@@ -70,7 +70,7 @@ def lock_database(file: Path) -> int:
 
     Raises:
         InstanceLockedError: another daemon has it.
-        OSError: the folder cannot be written.
+        OSError: the directory cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     # Not the file itself: to close a descriptor of that would end the locks that SQLite has on it.
@@ -88,7 +88,7 @@ def lock_database(file: Path) -> int:
 def instance_mark(descriptor: int) -> str:
     """What only the holder of this lock can say, until the machine starts anew.
 
-    Two folders that are copies of each other differ in it, and so do two machines that share one.
+    Two directories that are copies of each other differ in it, and so do two machines that share one.
     """
     status = os.fstat(descriptor)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -142,9 +142,9 @@ def _is_daemon(pid: str) -> bool:
     return command is None or _DAEMON in command
 
 
-def _helpers_of(folder: Path) -> Iterator[int]:
+def _helpers_of(directory: Path) -> Iterator[int]:
     """Helpers that an instance has started."""
-    ours = os.fsencode(folder)
+    ours = os.fsencode(directory)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             arguments = (_command_line(int(entry.name)) or b"").split(b"\0")

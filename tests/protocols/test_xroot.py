@@ -69,7 +69,7 @@ class Distrustful(XrootdServer):
 def test_what_servers_cannot_copy_goes_through_here(own: HelperProcess, places: Places) -> None:
     storages, content = places.storages, os.urandom(9_000_001)
     assert storages.credentials is not None
-    server = Distrustful(storages.folder, "distrustful", storages.root("B"), storages.credentials, storages.account)
+    server = Distrustful(storages.directory, "distrustful", storages.root("B"), storages.credentials, storages.account)
     source = places.put(places.a / "large", content)
     server.start()
     try:
@@ -122,7 +122,7 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     ],
 )
 def test_certificates(proxy: str, trust: str, verdict: str, storages: TestStorages, places: Places) -> None:
-    folder = storages.folder
+    folder = storages.directory
     environment = {
         **storages.environment(),
         "X509_USER_PROXY": str(folder / "users" / proxy),

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from attrs import field, frozen
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -142,16 +141,16 @@ def sign_request(
         ClientCredentialError: certificate or key cannot be used.
         DelegationError: the request is none, or asks for a weak key.
     """
-    moment = now or datetime.now(UTC)
+    at = now or datetime.now(UTC)
     try:
-        signer = read_valid_identity(certificate, key, moment, passphrase)
+        signer = read_valid_identity(certificate, key, at, passphrase)
     except CertificateFilesError as error:
         raise ClientCredentialError(str(error)) from error
     try:
         request = x509.load_pem_x509_csr(request_pem)
         public_key = request.public_key()
         sound = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except PARSE_ERRORS as error:
         raise DelegationError(f"the service's request cannot be read ({error})") from error
     if not sound or not isinstance(public_key, rsa.RSAPublicKey) or public_key.key_size < _SHORTEST_KEY_BITS:
         raise DelegationError(f"the service's request is not signed by an RSA key of {_SHORTEST_KEY_BITS} bits or more")
@@ -160,8 +159,8 @@ def sign_request(
         signer.certificate,
         signer.key,
         public_key,
-        max(moment - _SKEW, lifetime_start(behind)),
-        min(moment + lifetime, lifetime_end(behind)),
+        max(at - _SKEW, lifetime_start(behind)),
+        min(at + lifetime, lifetime_end(behind)),
     )
     return to_pem(proxy, *behind)
 

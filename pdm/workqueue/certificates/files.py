@@ -16,9 +16,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cryptography import x509
+from OpenSSL.crypto import X509
 
 from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem import to_pem
+from pdm.workqueue.certificates.trust import UNREADABLE
 
 #: What the names of files begin with: a proxy as Globus names it, others by their kind.
 FILE_PREFIXES = ("x509up", "ssh-key", "token")
@@ -28,31 +30,33 @@ _LARGEST_CREDENTIAL = 256 * 1024
 
 
 class CredentialFilesError(Exception):
-    """The folder for credential files is not safe, or cannot be made."""
+    """The directory for credential files is not safe, or cannot be made."""
 
 
 class CredentialFiles:
-    """A folder of files that only this account can read.
+    """A directory of files that only this account can read.
 
-    All methods work on files: in a thread where a reactor runs, unless the folder is in memory (``/run``).
+    All methods work on files: in a thread where a reactor runs, unless the directory is in memory (``/run``).
 
     Args:
-        folder: is made, mode 0700, if it is missing.
+        directory: is made, mode 0700, if it is missing.
 
     Raises:
-        CredentialFilesError: it cannot be made, belongs to another account, or is no real folder.
+        CredentialFilesError: it cannot be made, belongs to another account, or is no real directory.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = folder.lstat()
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = directory.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                raise CredentialFilesError(f"{folder} is a link, or belongs to another account: name another folder")
-            folder.chmod(0o700)
+                raise CredentialFilesError(
+                    f"{directory} is a link, or belongs to another account: name another directory"
+                )
+            directory.chmod(0o700)
         except OSError as error:
-            raise CredentialFilesError(f"{folder} cannot be used for credentials ({error.strerror})") from error
-        self._folder = folder
+            raise CredentialFilesError(f"{directory} cannot be used for credentials ({error.strerror})") from error
+        self._directory = directory
 
     def write(self, content: bytes, kind: str = "x509up") -> Path:
         """Write a credential into a new file, mode 0600.
@@ -62,9 +66,9 @@ class CredentialFiles:
             kind: what its name begins with; one of `FILE_PREFIXES`.
 
         Raises:
-            OSError: the disk is full, or the folder is gone; nothing is left behind.
+            OSError: the disk is full, or the directory is gone; nothing is left behind.
         """
-        path = self._folder / f"{kind}_{secrets.token_hex(12)}"
+        path = self._directory / f"{kind}_{secrets.token_hex(12)}"
         try:
             # No file is ever readable by others: the mode is that of its creation.
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -76,12 +80,12 @@ class CredentialFiles:
 
     def remove(self, path: Path) -> None:
         """Remove a file that `write` made; one that is gone already is no error."""
-        if path.parent != self._folder:
-            raise ValueError(f"{path} is not in {self._folder}")
+        if path.parent != self._directory:
+            raise ValueError(f"{path} is not in {self._directory}")
         path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """See that the folder takes files; blocks.
+        """See that the directory takes files; blocks.
 
         Raises:
             OSError: it does not.
@@ -94,7 +98,7 @@ class CredentialFiles:
         Returns:
             How many files there were.
         """
-        found = [path for kind in FILE_PREFIXES for path in self._folder.glob(f"{kind}_*")]
+        found = [path for kind in FILE_PREFIXES for path in self._directory.glob(f"{kind}_*")]
         for path in found:
             path.unlink(missing_ok=True)
         return len(found)
@@ -120,7 +124,10 @@ def read_authorities(pem: str) -> tuple[x509.Certificate, ...]:
         raise ValueError("there is a private key in it: give the certificates alone, and make a new key")
     try:
         found = x509.load_pem_x509_certificates(pem.encode("ascii"))
-    except PARSE_ERRORS as error:
+        for certificate in found:
+            # Helpers and myproxy-logon read it by OpenSSL.
+            X509.from_cryptography(certificate)
+    except UNREADABLE as error:
         raise ValueError("a certificate is damaged") from error
     if len(found) > _MOST_AUTHORITIES:
         raise ValueError(f"at most {_MOST_AUTHORITIES} certificates are expected")
@@ -140,37 +147,37 @@ def read_authorities(pem: str) -> tuple[x509.Certificate, ...]:
 
 
 class TrustDirectories:
-    """Grid-style folders, each of the usual authorities and those of some sites.
+    """Grid-style directories, each of the usual authorities and those of some sites.
 
     All methods work on files: in a thread where a reactor runs.
 
     Args:
-        folder: for them; private, and emptied by `sweep`.
+        directory: for them; private, and emptied by `sweep`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
     def sweep(self) -> None:
-        """Begin with an empty folder, mode 0700."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Begin with an empty directory, mode 0700."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check(self) -> None:
-        """See that a folder can be made; blocks.
+        """See that a directory can be made; blocks.
 
         Raises:
             OSError: it cannot.
         """
-        with tempfile.TemporaryFile(dir=self._folder) as file:
+        with tempfile.TemporaryFile(dir=self._directory) as file:
             file.write(bytes(_LEAST_FREE_BYTES))
             file.flush()
 
     def directory_for(self, usual: Path | None, authorities: Collection[str]) -> Path:
-        """The folder in which the usual authorities are, and these; the same for the same, made at first use.
+        """The directory in which the usual authorities are, and these; the same for the same, made at first use.
 
         Args:
-            usual: folder of the authorities that are trusted everywhere; None, or one that is not there, for none.
+            usual: directory of the authorities that are trusted everywhere; None, or one that is not there, for none.
             authorities: PEM texts.
 
         Raises:
@@ -179,13 +186,13 @@ class TrustDirectories:
         if usual is not None and not usual.is_dir():
             usual = None
         words = sorted(set(authorities))
-        # When something is added to the usual folder, another one has to be made of it.
+        # When something is added to the usual directory, another one has to be made of it.
         stamp = "" if usual is None else f"{usual}:{usual.stat().st_mtime_ns}"
         name = hashlib.sha256("\0".join([stamp, *words]).encode()).hexdigest()[:32]
-        path = self._folder / name
+        path = self._directory / name
         if not path.is_dir():
-            # Another thread may be making the same: each in a folder of its own, and the first one counts.
-            part = self._folder / f"{name}.{secrets.token_hex(8)}.part"
+            # Another thread may be making the same: each in a directory of its own, and the first one counts.
+            part = self._directory / f"{name}.{secrets.token_hex(8)}.part"
             part.mkdir(mode=0o700)
             for entry in sorted(usual.iterdir()) if usual is not None else ():
                 # What is written anew there, as revocation lists are, is seen here too.
@@ -202,11 +209,11 @@ class TrustDirectories:
         return path
 
 
-def _add_authority(folder: Path, certificate: x509.Certificate) -> None:
+def _add_authority(directory: Path, certificate: x509.Certificate) -> None:
     pem = to_pem(certificate)
     for stem in (subject_hash(certificate.subject), subject_hash_old(certificate.subject)):
-        number = next(n for n in range(1000) if not (folder / f"{stem}.{n}").exists())
-        (folder / f"{stem}.{number}").write_bytes(pem)
-        policy = folder / f"{stem}.signing_policy"
+        number = next(n for n in range(1000) if not (directory / f"{stem}.{n}").exists())
+        (directory / f"{stem}.{number}").write_bytes(pem)
+        policy = directory / f"{stem}.signing_policy"
         if not policy.exists():
             policy.write_text(_SIGNING_POLICY.format(name=dn(certificate.subject)), encoding="utf-8")

@@ -121,7 +121,7 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         raise CertificateFilesError(f"{path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError as error:
+    except PARSE_ERRORS as error:
         raise CertificateFilesError(f"{path} holds a damaged certificate ({error})") from error
 
 
@@ -170,8 +170,8 @@ def _public_der(key: object) -> bytes:
     return encoded
 
 
-def _timestamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _timestamp(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 _LONGEST_CHAIN = 16
@@ -214,7 +214,7 @@ def read_bundle(pem: bytes) -> FetchedProxy:
         if key.public_key().public_bytes(*spki) != chain[0].public_key().public_bytes(*spki):
             raise ProxyBundleError("the key does not belong to the first certificate")
         return FetchedProxy(_subject(chain), lifetime_end(chain), voms_attributes(chain), pem)
-    except (TypeError, *PARSE_ERRORS) as error:
+    except PARSE_ERRORS as error:
         # What cryptography says of a damaged key holds nothing of it.
         raise ProxyBundleError(f"it cannot be read ({type(error).__name__})") from None
 

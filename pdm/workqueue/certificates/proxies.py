@@ -114,8 +114,8 @@ def sign_proxy(
         issuer: certificate of the user, or a proxy of hers.
         issuer_key: its private key.
         public_key: of the proxy.
-        start: first moment of validity.
-        end: last moment of validity.
+        start: when it becomes valid.
+        end: when it expires.
         limited: make a limited proxy; of a limited one only limited ones can be made.
     """
     serial = x509.random_serial_number()

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from pdm.workqueue.certificates.names import PARSE_ERRORS, dn
+from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.pem import (
     CertificateFilesError,
     TlsIdentity,
@@ -35,7 +35,7 @@ from pdm.workqueue.certificates.pem import (
     require_valid,
 )
 from pdm.workqueue.certificates.proxies import proxy_problem
-from pdm.workqueue.certificates.trust import Trust, read_trust, reason_of
+from pdm.workqueue.certificates.trust import UNREADABLE, Trust, read_trust, reason_of
 
 # What a server says about the client's certificate when it ends a handshake (the end of OpenSSL's text of an alert).
 _ALERTS = {
@@ -282,13 +282,13 @@ class _ClientPolicy:
                 if names
                 else "",
             )
-        refusal = None if self._trust is None else self._trust.judge_signatures(chain).refusal
+        refusal = None if self._trust is None else self._trust.check_signatures(chain).refusal
         return None if refusal is None else CertificateRefusal(f"the certificate of {host} is not trusted: {refusal}")
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _ConnectionCreator:
-    """Makes the client side of connections to one host, and judges its certificate."""
+    """Makes the client side of connections to one host, and verifies its certificate."""
 
     def __init__(self, host: str, context: SSL.Context, policy: _ClientPolicy) -> None:
         self._host = host
@@ -317,7 +317,7 @@ class _ConnectionCreator:
             else:
                 chain.insert(0, certificate)
                 problem = self._policy.refusal_of_chain(self._host, chain) if depth == 0 else None
-        except PARSE_ERRORS as unreadable:
+        except UNREADABLE as unreadable:
             problem = CertificateRefusal(f"the certificate of {self._host} cannot be read: {unreadable}")
         if problem is not None:
             self._policy.problem = problem

@@ -29,10 +29,10 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from pdm.workqueue.certificates.names import PARSE_ERRORS, dn
+from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, TlsIdentity, read_identity, require_valid
 from pdm.workqueue.certificates.proxies import end_entity, is_limited, lifetime_end, proxy_problem
-from pdm.workqueue.certificates.trust import CrlPolicy, Trust, file_state, misuse, read_trust, reason_of
+from pdm.workqueue.certificates.trust import UNREADABLE, CrlPolicy, Trust, file_state, misuse, read_trust, reason_of
 from pdm.workqueue.domain.signing_policy import PolicyMode
 
 
@@ -242,7 +242,7 @@ class ServerTls:
     def swap(self, loaded: _Loaded) -> None:
         """Put what was loaded into force; on the reactor's thread.
 
-        New connections are judged by it. Open ones go on, but for those that would not be let in again: whose
+        It applies to new connections. Open ones go on, but for those that would not be let in again: whose
         certificate is now revoked, whose authority is gone, or may not sign their subject any more.
         """
         before, self._loaded = self._loaded.trust, loaded
@@ -251,7 +251,7 @@ class ServerTls:
         for protocol in list(self._open):
             try:
                 found = self._outdated(verified_chain(protocol), loaded.trust, gone)
-            except PARSE_ERRORS:  # it was read in the handshake
+            except UNREADABLE:  # it was read in the handshake
                 continue
             if found is not None:
                 certificate, reason = found
@@ -275,7 +275,7 @@ class ServerTls:
             return revoked, "certificate revoked"
         if not gone.isdisjoint(chain):
             return chain[0], "its authority is no longer trusted here"
-        refusal = trust.judge_signatures(chain).refusal
+        refusal = trust.check_signatures(chain).refusal
         return None if refusal is None else (chain[0], refusal)
 
     def _load(self) -> _Loaded:
@@ -308,10 +308,10 @@ class ServerTls:
         assert store is not None
         trust.fill(store)
 
-        def judge(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+        def verify(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
             return self._verify(trust, connection, certificate, error, depth, bool(ok))
 
-        context.set_verify(SSL.VERIFY_PEER, judge)
+        context.set_verify(SSL.VERIFY_PEER, verify)
         return context
 
     def _verify(self, trust: Trust, connection: SSL.Connection, shown: X509, error: int, depth: int, ok: bool) -> bool:
@@ -335,7 +335,7 @@ class ServerTls:
                 handshake.condemned = reason_of(error)
             elif not _is_missing_list(error) or trust.must_be_listed(certificate.issuer):
                 reason = reason_of(error)
-        except PARSE_ERRORS as unreadable:
+        except UNREADABLE as unreadable:
             subject, reason = "(unreadable)", f"certificate cannot be read: {unreadable}"
         if reason is None:
             return True
@@ -360,7 +360,7 @@ class ServerTls:
             if is_leaf and chain[-1] not in self.trust.authorities:
                 return "its authority is no longer trusted here"
         if is_leaf:
-            verdict = self.trust.judge_signatures(chain)
+            verdict = self.trust.check_signatures(chain)
             handshake.constrained = verdict.constrained
             return verdict.refusal
         return None

@@ -23,9 +23,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes, CertificatePublicKeyTypes
 from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError, X509StoreFlags
+from OpenSSL.crypto import Error as OpenSSLError
 from OpenSSL.SSL import X509VerificationCodes as Code
 
-from pdm.workqueue.certificates.names import canonical, dn, policy_form, subject_hash, subject_hash_old
+from pdm.workqueue.certificates.names import PARSE_ERRORS, canonical, dn, policy_form, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem import CertificateFilesError, read_bytes, read_certificates
 from pdm.workqueue.certificates.proxies import is_legacy_proxy, is_proxy, proxy_problem
 from pdm.workqueue.domain.signing_policy import (
@@ -37,6 +38,9 @@ from pdm.workqueue.domain.signing_policy import (
     PolicyMode,
     SigningPolicies,
 )
+
+#: What a malformed certificate raises: OpenSSL may refuse what `cryptography` accepts.
+UNREADABLE = (*PARSE_ERRORS, OpenSSLError)
 
 # pyOpenSSL has no names for these: X509_V_ERR_EE_KEY_TOO_SMALL and its neighbours.
 _EE_KEY_TOO_SMALL, _CA_KEY_TOO_SMALL, _WEAK_DIGEST, _PROXY_SUBJECT = 66, 67, 68, 72
@@ -173,14 +177,20 @@ class Trust:
 
         Args:
             chain: leaf first; authorities may be missing.
-            now: the moment to check for (aware).
+            now: the time to check for (aware).
 
         Returns:
             The whole chain, from the leaf to a trusted root.
 
         Raises:
-            ChainRefusedError: it is not trusted.
+            ChainRefusedError: it is not trusted, or a certificate in it is malformed.
         """
+        try:
+            return self._verify(chain, now)
+        except UNREADABLE as error:
+            raise ChainRefusedError(f"a certificate cannot be read: {error}", _subject(chain[0])) from error
+
+    def _verify(self, chain: Sequence[x509.Certificate], now: datetime) -> tuple[x509.Certificate, ...]:
         plain, checking = X509Store(), X509Store()
         for store in (plain, checking):
             self._put_into(store)
@@ -199,12 +209,12 @@ class Trust:
             if not is_proxy(certificate) and self.must_be_listed(certificate.issuer):
                 first, *rest = (X509.from_cryptography(each) for each in verified[depth:])
                 _verify_chain(checking, first, rest)
-        refusal = self.judge_signatures(verified).refusal
+        refusal = self.check_signatures(verified).refusal
         if refusal is not None:
             raise ChainRefusedError(refusal, dn(_behind_proxies(verified)[0].subject))
         return verified
 
-    def judge_signatures(self, chain: Sequence[x509.Certificate]) -> PolicyDecision:
+    def check_signatures(self, chain: Sequence[x509.Certificate]) -> PolicyDecision:
         """Whether the authorities of a chain may sign what they have signed; compares texts, no cryptography.
 
         Args:
@@ -248,6 +258,13 @@ class Trust:
 def _behind_proxies(chain: Sequence[x509.Certificate]) -> Sequence[x509.Certificate]:
     """The chain from the end entity on."""
     return chain[next((at for at, each in enumerate(chain) if not is_proxy(each)), 0) :]
+
+
+def _subject(certificate: x509.Certificate) -> str:
+    try:
+        return dn(certificate.subject)
+    except PARSE_ERRORS:
+        return "(unreadable)"
 
 
 def _verify_chain(store: X509Store, leaf: X509, others: Sequence[X509]) -> tuple[x509.Certificate, ...]:
@@ -304,12 +321,12 @@ def _policies_beside(path: Path) -> tuple[Path, Path]:
 
 
 def _read_file(path: Path, policy: CrlPolicy, signing: PolicyMode) -> Trust:
-    authorities = read_certificates(path)
+    authorities = _read_authorities(path)
     crls: list[x509.CertificateRevocationList] = []
     for block in _CRL_BLOCK.findall(read_bytes(path)):
         try:
-            crls.append(x509.load_pem_x509_crl(block))
-        except ValueError as error:
+            crls.append(_usable_crl(x509.load_pem_x509_crl(block)))
+        except UNREADABLE as error:
             raise CertificateFilesError(f"{path} holds a damaged revocation list ({error})") from error
     policies = [_read_policy(each, authorities) for each in _policies_beside(path) if each.exists()]
     return _combine(
@@ -343,7 +360,7 @@ def _read_directory(path: Path, policy: CrlPolicy, signing: PolicyMode) -> Trust
                 listed_stems.add(found["stem"])
                 crls.append((_read_crl(path / name), str(path / name)))
             else:
-                beside.setdefault(found["stem"], []).extend(read_certificates(path / name))
+                beside.setdefault(found["stem"], []).extend(_read_authorities(path / name))
         except CertificateFilesError as error:
             # One bad file of a hundred must not stop the service; who depends on it is refused.
             problems.append(str(error))
@@ -378,11 +395,34 @@ def _read_crl(path: Path) -> x509.CertificateRevocationList:
     content = read_bytes(path)
     try:
         load = x509.load_pem_x509_crl if b"-----BEGIN" in content else x509.load_der_x509_crl
-        return load(content)
-    except ValueError as error:
+        return _usable_crl(load(content))
+    except UNREADABLE as error:
         raise CertificateFilesError(
             f"{path} holds no revocation list that can be read ({error}): clients of its authority are refused"
         ) from error
+
+
+def _read_authorities(path: Path) -> list[x509.Certificate]:
+    """Certificates that OpenSSL can read, too.
+
+    Raises:
+        CertificateFilesError: one is malformed.
+    """
+    authorities = read_certificates(path)
+    try:
+        for each in authorities:
+            _ = policy_form(each.subject), canonical(each.subject), each.extensions, each.public_key()
+            X509.from_cryptography(each)
+    except UNREADABLE as error:
+        raise CertificateFilesError(f"{path} holds a damaged certificate ({error})") from error
+    return authorities
+
+
+def _usable_crl(crl: x509.CertificateRevocationList) -> x509.CertificateRevocationList:
+    """The list, if all that is used of it can be read, by OpenSSL too; else one of `UNREADABLE` is raised."""
+    _ = canonical(crl.issuer), crl.next_update_utc
+    X509Store().add_crl(crl)
+    return crl
 
 
 def _combine(
@@ -423,5 +463,5 @@ def _signed(crl: x509.CertificateRevocationList, key: CertificatePublicKeyTypes)
     try:
         # A key that cannot sign raises the TypeError.
         return crl.is_signature_valid(cast("CertificateIssuerPublicKeyTypes", key))
-    except (TypeError, ValueError):
+    except UNREADABLE:
         return False

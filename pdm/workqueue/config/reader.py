@@ -69,7 +69,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; known are {', '.join(names)}"
 
 
-#: The database where no URL is set, below the state folder.
+#: The database where no URL is set, below the state directory.
 DATABASE_NAME = "workqueue.sqlite"
 
 _SQLITE_FILE = re.compile(r"(sqlite(?:\+[a-z]+)?:///)(.+)", re.DOTALL)
@@ -167,17 +167,17 @@ def _quoted(text: str) -> str:
     return repr(shown)
 
 
-def _default_paths(known: Iterable[FieldInfo], folder: Path) -> dict[str, Path]:
-    """The defaults that are paths below the folder of the file."""
+def _default_paths(known: Iterable[FieldInfo], directory: Path) -> dict[str, Path]:
+    """The defaults that are paths below the directory of the file."""
     return {
-        info.name: folder / info.default
+        info.name: directory / info.default
         for info in known
         if _type_and_kind(info.type)[1] == "path" and isinstance(info.default, Path)
     }
 
 
 def _located(settings: Settings) -> Settings:
-    """Settings whose paths in the state folder, and whose database, have their place."""
+    """Settings whose paths in the state directory, and whose database, have their place."""
     state = settings.state.folder
 
     def in_state(section: Any) -> Any:

@@ -28,9 +28,9 @@ Duration = Annotated[float, _kind("duration", gt=0, le=3650 * _DAY)]
 DurationOrZero = Annotated[float, _kind("duration", ge=0, le=3650 * _DAY)]
 #: Bytes, written ``512``, ``64KiB``, ``1MB``.
 Size = Annotated[int, _kind("size", ge=1, le=2**62)]
-#: A path; a relative one is relative to the folder of the configuration file.
+#: A path; a relative one is relative to the directory of the configuration file.
 FilePath = Annotated[Path, _kind("path")]
-#: A path; the default is relative to the state folder.
+#: A path; the default is relative to the state directory.
 StatePath = Annotated[Path, _kind("state-path")]
 #: A path, or nothing.
 OptionalPath = Annotated[Path | None, _kind("optional-path")]
@@ -115,7 +115,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where jobs are kept.
 
     Attributes:
-        url: SQLAlchemy URL; after reading never empty (empty in the file: ``workqueue.sqlite`` in the state folder).
+        url: SQLAlchemy URL; after reading never empty (empty in the file: ``workqueue.sqlite`` in the state directory).
         threads: threads (and connections) for database work.
         connect_timeout_s: until a connection to PostgreSQL is made.
         lock_timeout_s: to wait for a row that another session of PostgreSQL holds.
@@ -184,7 +184,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         idle_agents: helpers more that may live without work, so that users who take turns need not log in anew.
         idle_s: a helper without work for so long is ended.
         python: interpreter of the helpers. After reading never None (nothing in the file: the daemon's own).
-        library_path: ``LD_LIBRARY_PATH`` of the helpers, for grid tools installed outside the system's folders.
+        library_path: ``LD_LIBRARY_PATH`` of the helpers, for grid tools installed outside the system's directories.
         cancel_grace_s: how long a helper may take to obey a cancellation; then it is killed.
     """
 

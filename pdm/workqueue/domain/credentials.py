@@ -120,7 +120,7 @@ def choose_credentials(
         found: the user's of that kind, for any site.
         kind: what is needed.
         sites: of the route.
-        now: the present moment, UTC.
+        now: UTC.
 
     Raises:
         NoCredentialError: a site has none, or none that is still valid.
@@ -129,8 +129,8 @@ def choose_credentials(
     if kind is not CredentialKind.PROXY or len(set(map(id, own.values()))) == 1:
         return own
     if len({credential.subject for credential in own.values()}) == 1:
-        lasting = max(own.values(), key=_end)
-        return dict.fromkeys(own, lasting)
+        longest = max(own.values(), key=_end)
+        return dict.fromkeys(own, longest)
     common = [credential for credential in found if credential.site_id == ALL_SITES and _lasts(credential, now)]
     if common:
         return dict.fromkeys(own, common[0])
@@ -149,7 +149,7 @@ def choose_credentials_by_need(
     Args:
         found: the user's, of all kinds that are needed, for any site.
         needs: site → what is needed there.
-        now: the present moment, UTC.
+        now: UTC.
 
     Returns:
         Site → credential; a site for which the service has to take its own is left out.

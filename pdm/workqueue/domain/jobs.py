@@ -259,7 +259,7 @@ class ListedEntry:
     """One entry of a listing.
 
     Attributes:
-        path: below the listed folder, parts joined by ``/``; empty for the listed thing itself.
+        path: below the listed directory, parts joined by ``/``; empty for the listed thing itself.
         type: ``file``, ``directory``, ``link`` or ``other``.
         size: bytes; 0 for what is not a file.
         mode: permission bits, or None where the server does not tell.

@@ -30,7 +30,7 @@ _LEAST_FAILED = 3
 _WORTH = 0.3
 #: Below this part of what it was, throughput has fallen clearly.
 _FALLEN = 0.6
-#: With fewer streams busy than this part of the limit, there is not enough work to judge by.
+#: With fewer streams busy than this part of the limit, there is not enough work to measure.
 _BUSY = 0.75
 #: A window ends when each stream has ended so many batches in it.
 _BATCHES_A_STREAM = 2
@@ -71,7 +71,7 @@ class _Window:
     moved: int = 0
     attempts: int = 0
     failed: int = 0
-    # Streams times seconds, until the moment when their number last changed.
+    # Streams times seconds, until their number last changed.
     busy: float = 0.0
 
 
@@ -161,7 +161,7 @@ class Pacer:
         if window.failed >= _LEAST_FAILED and window.failed >= _BAD_SHARE * window.attempts:
             self._failing(now)
         elif _seconds(window.since, now) >= self.window_s and window.batches >= _BATCHES_A_STREAM * self.limit:
-            self._judge(now)
+            self._evaluate(now)
         return self.limit != before
 
     def _failing(self, now: datetime) -> None:
@@ -173,7 +173,7 @@ class Pacer:
         else:
             self._move(MIN_STREAMS, f"{share}: there cannot be fewer", now)
 
-    def _judge(self, now: datetime) -> None:
+    def _evaluate(self, now: datetime) -> None:
         window = self._window
         self.runs(self.running, now)
         busy = window.busy / _seconds(window.since, now)
@@ -184,7 +184,7 @@ class Pacer:
         if busy < _BUSY * self.limit:
             self._keep(f"there was work for {busy:.1f} of its {self.limit} streams only", now)
         elif self._before is not None and self._before.unit == unit:
-            self._judge_trial(speed, self._before, now)
+            self._evaluate_trial(speed, self._before, now)
         elif self._here is not None and self._here.unit == unit and speed.value < _FALLEN * self._here.value:
             self._fallen(speed, self._here, now)
         else:
@@ -192,7 +192,7 @@ class Pacer:
             self._here = speed
             self._try_more(f"{self.limit} bring {speed}", now)
 
-    def _judge_trial(self, speed: _Speed, before: _Speed, now: datetime) -> None:
+    def _evaluate_trial(self, speed: _Speed, before: _Speed, now: datetime) -> None:
         gain = speed.value / before.value - 1 if before.value else 1.0
         wanted = _WORTH / (self.limit - 1)
         if gain >= wanted:
@@ -278,7 +278,7 @@ class Breaker:
     open_until: datetime | None = None
 
     def phase(self, now: datetime) -> BreakerState:
-        """Where it stands at a moment (UTC)."""
+        """Its state at a time (UTC)."""
         if self.open_until is None:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
@@ -288,7 +288,7 @@ class Breaker:
 
         Args:
             policy: how patient it is.
-            now: the present moment, UTC.
+            now: UTC.
             certain: whether it opens at once, whatever the threshold.
         """
         failures, since = self.failures + 1, self.failing_since or now

@@ -145,10 +145,10 @@ def plan_for(type_: JobType, source: str, destination: str | None, tree: str, *,
 
 
 def _checked(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
-    """The entries, each with names that stay inside the listed folder and a size that can be stored."""
+    """The entries, each with names that stay inside the listed directory and a size that can be stored."""
     for entry in entries:
         if entry.path and not all(map(is_safe_name, entry.path.split("/"))):
-            raise BadListingError(f"the listing names {entry.path[:200]!r}, which would leave the listed folder")
+            raise BadListingError(f"the listing names {entry.path[:200]!r}, which would leave the listed directory")
         if not 0 <= entry.size <= LARGEST_SIZE:
             raise BadListingError(f"the listing gives {entry.path[:200]!r} a size of {entry.size} bytes")
         yield entry

@@ -26,7 +26,7 @@ _BEGIN_WITH_LISTING = frozenset({JobType.COPY, JobType.REMOVE})
 
 @define(eq=False)
 class SmoothedRate:
-    """Amounts per second, the recent ones weighing more: exponential smoothing that is exact from the first moment.
+    """Amounts per second, the recent ones weighing more: exponential smoothing that is exact from the first value on.
 
     Amounts fade with a time constant of `SMOOTHED_OVER_S`, or of a few events where these are rarer. What they are
     divided by, the time that has been watched, fades along: so a rate does not begin too low.
@@ -129,7 +129,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
         job: as the database has it.
         listing: where its listing stands.
         moving: what runs of it, None where that is not known.
-        now: the present moment, UTC.
+        now: UTC.
     """
     counters, ended = job.counters, job.status.is_final
     is_listed = listing.is_final or ended

@@ -76,7 +76,7 @@ class Restriction:
 
 @frozen
 class SiteSnapshot:
-    """All sites of the database and all restrictions, at one moment.
+    """All sites of the database and all restrictions, as of one transaction.
 
     Attributes:
         version: grows with each change.

@@ -66,17 +66,17 @@ class LogWriter:
     """Carries out operations one after the other on its own thread.
 
     Args:
-        folder: of all logs.
+        directory: of all logs.
         head_bytes: how much of the beginning of a log is kept.
         tail_bytes: how much of its end.
         report: called on the thread with answers, and with a complaint for the daemon's log or None.
     """
 
     def __init__(
-        self, folder: Path, head_bytes: int, tail_bytes: int, report: Callable[[list[Answer], str | None], None]
+        self, directory: Path, head_bytes: int, tail_bytes: int, report: Callable[[list[Answer], str | None], None]
     ) -> None:
-        self._folder = folder
-        self._place = str(folder)
+        self._directory = directory
+        self._place = str(directory)
         self._head_bytes = head_bytes
         self._tail_bytes = tail_bytes
         self._report = report
@@ -155,7 +155,7 @@ class LogWriter:
         """Answer with the text of a log, of a running one too; `LogMissingError` if there is none."""
         log = self._written(ref)
         try:
-            data = self._read(ref.path(self._folder))
+            data = self._read(ref.path(self._directory))
         except OSError as error:
             self._answers.append((answer, _missing(ref, error)))
             return
@@ -166,7 +166,7 @@ class LogWriter:
         """Answer with a `LogPiece`; `LogMissingError` if there is no such log."""
         self._written(ref)
         try:
-            with ref.path(self._folder).open("rb") as file:
+            with ref.path(self._directory).open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 # An offset out of the air is taken back to the end: there nothing follows yet.
                 begin = file.seek(min(offset, size))
@@ -238,7 +238,8 @@ class LogWriter:
         if error is not None:
             self.errors += 1
             self._complaint = (
-                f"the log {ref.path(self._folder)} could not be written: {error.strerror}; failed writes: {self.errors}"
+                f"the log {ref.path(self._directory)} could not be written: {error.strerror};"
+                f" failed writes: {self.errors}"
             )
 
     def _read(self, path: Path) -> bytes:
@@ -323,7 +324,7 @@ class LogStore:
 
     Args:
         reactor: where answers are given.
-        folder: of all logs; made, mode 0750, if it is missing.
+        directory: of all logs; made, mode 0750, if it is missing.
         head_bytes: how much of the beginning of a log is kept.
         tail_bytes: how much of its end.
         now: the time in seconds since 1970.
@@ -334,15 +335,15 @@ class LogStore:
     def __init__(
         self,
         reactor: IReactorFromThreads,
-        folder: Path,
+        directory: Path,
         head_bytes: int = 1024**2,
         tail_bytes: int = 64 * 1024,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._reactor = reactor
-        self._folder = folder
+        self._directory = directory
         self._now = now
-        self._writer = LogWriter(folder, head_bytes, tail_bytes, self._report)
+        self._writer = LogWriter(directory, head_bytes, tail_bytes, self._report)
         self._put = 0
         self._missing: dict[LogRef, int] = {}
         self._stopped = False
@@ -353,12 +354,12 @@ class LogStore:
         return self._writer.errors
 
     def check(self) -> None:
-        """See that the folder takes files; blocks.
+        """See that the directory takes files; blocks.
 
         Raises:
             OSError: it does not.
         """
-        with tempfile.TemporaryFile(dir=self._folder) as file:
+        with tempfile.TemporaryFile(dir=self._directory) as file:
             file.write(bytes(_MIN_FREE_BYTES))
             file.flush()
 
@@ -366,9 +367,9 @@ class LogStore:
         """Begin to write.
 
         Raises:
-            OSError: the folder cannot be made.
+            OSError: the directory cannot be made.
         """
-        self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._writer.start()
 
     async def stop(self) -> None:
@@ -410,7 +411,7 @@ class LogStore:
 
     def is_begun(self, ref: LogRef) -> bool:
         """Whether there is a log on disk; any thread may ask."""
-        return Path(ref.path_text(str(self._folder))).exists()
+        return Path(ref.path_text(str(self._directory))).exists()
 
     def read(self, ref: LogRef) -> Deferred[str]:
         """The text of a log, as far as it is.

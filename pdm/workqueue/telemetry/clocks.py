@@ -35,7 +35,7 @@ def utc_now() -> datetime:
 
 
 class MonotonicUtc:
-    """The present moment, UTC, as it was when the process began to ask, and moved on by CLOCK_MONOTONIC since."""
+    """The time, UTC, as it was when the process began to ask, and moved on by CLOCK_MONOTONIC since."""
 
     def __init__(self) -> None:
         self._start = datetime.now(UTC)
@@ -47,7 +47,7 @@ class MonotonicUtc:
 
 @define(eq=False)
 class ClockWatch:
-    """Looks once a second whether the time of day was set, and tells whoever keeps moments of the future.
+    """Looks once a second whether the time of day was set, and calls those that store future timestamps.
 
     Attributes:
         listeners: each is called with how far the time of day was moved, forward if it is positive.

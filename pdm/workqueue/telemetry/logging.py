@@ -80,7 +80,7 @@ class LogFile:
     """Appends to a file; opens a new one when the old was renamed or removed (logrotate without ``copytruncate``).
 
     Args:
-        path: of the file; its folder must be there.
+        path: of the file; its directory must be there.
 
     Raises:
         OSError: it cannot be opened.
@@ -99,7 +99,7 @@ class LogFile:
     def write(self, lines: str) -> None:
         """Append whole lines.
 
-        Never raises for a full disk or a lost folder: a log that cannot be written must not stop what it tells of.
+        Never raises for a full disk or a lost directory: a log that cannot be written must not stop what it tells of.
         """
         data = lines.encode("utf-8", "backslashreplace")
         with self._lock:

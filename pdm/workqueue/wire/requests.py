@@ -34,7 +34,7 @@ FilePath = Annotated[
     Meta(
         min_length=1,
         max_length=LONGEST_PATH,
-        description="Absolute, relative to the site's default folder, or beginning with ~ (the account's home).",
+        description="Absolute, relative to the site's default directory, or beginning with ~ (the account's home).",
     ),
 ]
 TypeWord = Annotated[
