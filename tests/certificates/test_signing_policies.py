@@ -12,7 +12,8 @@ from cryptography import x509
 from twisted.internet.threads import deferToThread
 
 from pdm.workqueue.certificates.pem import to_pem
-from pdm.workqueue.certificates.trust import ChainRefusedError, read_trust
+from pdm.workqueue.certificates.trust import read_trust
+from pdm.workqueue.certificates.verification import ChainRefusedError
 from pdm.workqueue.domain.signing_policy import PolicyFile, SigningPolicies
 from tests.certificates.test_tls_server import refusal
 from tests.support import forging

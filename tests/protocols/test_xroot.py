@@ -14,6 +14,7 @@ import pytest
 
 from pdm.testgrid.storage_servers import XrootdServer, descendants
 from pdm.testgrid.storages import TestStorages
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import xrootd
 from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
@@ -203,7 +204,7 @@ def test_an_authority_is_a_host_and_a_port(authority: str) -> None:
     backend = XrootdBackend()
     backend.timeouts = Timeouts(1, 0, time.monotonic() + 5)
     with pytest.raises(StorageError, match="HOST:PORT"):
-        backend.stat(f"root://{authority}//x")
+        backend.stat(StorageUrl(f"root://{authority}//x"))
 
 
 def test_small_files_cost_no_program_at_the_server() -> None:

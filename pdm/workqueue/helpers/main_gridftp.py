@@ -5,16 +5,20 @@ The environment names the credential (``X509_USER_PROXY``) and the trusted autho
 
 from __future__ import annotations
 
+import itertools
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import copying, listing, operations
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.gridftp import pipelined_copy, pipelined_operations, pipelined_tree
@@ -24,7 +28,18 @@ from pdm.workqueue.helpers.gridftp.gsi import LIBRARY, PACKAGE, Gsi, GsiError
 from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.wire.agent_messages import (
+    CopyItem,
+    CopyRequest,
+    ItemRequest,
+    ListRequest,
+    MkdirRequest,
+    PathItem,
+    RemoveRequest,
+)
 
+_Item = TypeVar("_Item", CopyItem, PathItem)
+_LAST_WAY = pipelined_copy.TEMPORARY_NAMES - 1
 _MAX_WORKERS = 4
 #: From so many items on, one more lane: a login costs as much as a hundred small files.
 _ITEMS_PER_WORKER = 100
@@ -48,62 +63,77 @@ class _GridftpHelper:
         return GridFtpStorage(self._connections)
 
     def carry_out(self, batch: ActiveBatch) -> None:
+        request = batch.request
         batch.on_stop(self._wake)
-        limits = batch.request["limits"]
-        self._connections.login_s = min(LOGIN_S, *(float(limits.get(name, LOGIN_S)) for name in ("stall_s", "total_s")))
-        if batch.request["op"] != "list":
+        self._connections.login_s = min(LOGIN_S, request.limits.stall_s, request.limits.total_s)
+        if isinstance(request, ListRequest):
+            listing.report_listing(batch, request, lambda: self._list(batch, request))
+        else:
             batch.ends_items(lambda keys: self._waker.wake())
-        if batch.request["op"] == "list":
-            listing.report_listing(batch, lambda: self._list(batch))
-            return
-        items = batch.request["items"]
-        if batch.request["op"] in ("copy", "discard"):
-            _add_temporary_names(items)
-        items = self._run_pipelined(batch, items)
-        if batch.request["op"] == "copy":
-            for item in items:
-                item["temporary"] = copying.temporary_name(item["temporary"], pipelined_copy.TEMPORARY_NAMES - 1)
-        if items:
-            operations.carry_out_items(batch, items, self._workers, _ITEMS_PER_WORKER)
+            self._carry_out_items(batch, request)
 
     def _wake(self) -> None:
         self._connections.interrupt()
         self._waker.wake()
 
-    def _run_pipelined(self, batch: ActiveBatch, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Carry out what can be done the fast way; returns the items that are left."""
-        try:
-            if batch.request["op"] == "copy":
-                return pipelined_copy.copy(batch, items, self._connections, self._waker)
+    def _carry_out_items(self, batch: ActiveBatch, request: ItemRequest) -> None:
+        """Carry out what can be done the fast way, then what is left."""
+        left = request
+        if isinstance(request, CopyRequest):
+            left = replace(request, items=self._copy_pipelined(batch, request))
+        elif isinstance(request, RemoveRequest) or (isinstance(request, MkdirRequest) and request.parents):
             # Whether a directory was there before is to be seen first, unless that makes no difference.
-            if batch.request["op"] == "remove" or (batch.request["op"] == "mkdir" and batch.request["parents"]):
-                return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
+            left = replace(
+                request,
+                items=self._left_of(
+                    batch,
+                    lambda: pipelined_operations.carry_out(batch, request, self._connections, self._waker),
+                    lambda: [replace(item, again=True) for item in request.items],
+                ),
+            )
+        if left.items:
+            operations.carry_out_items(
+                batch, left, self._workers, _ITEMS_PER_WORKER, ways=pipelined_copy.TEMPORARY_NAMES
+            )
+
+    def _copy_pipelined(self, batch: ActiveBatch, request: CopyRequest) -> list[CopyItem]:
+        """Copy what goes the fast way; returns the items that are left, with temporary names of their own."""
+        # What earlier attempts may have left is removed under each name that they may have used.
+        items = [replace(item, stale=list(_names(item.stale))) for item in request.items]
+        left = self._left_of(
+            batch,
+            lambda: pipelined_copy.copy(batch, request, items, self._connections, self._waker),
+            lambda: [
+                replace(item, stale=[*item.stale, *itertools.islice(_names([item.temporary]), _LAST_WAY)])
+                for item in items
+            ],
+        )
+        return [replace(item, temporary=copying.temporary_name(item.temporary, _LAST_WAY)) for item in left]
+
+    def _left_of(
+        self, batch: ActiveBatch, pipelined: Callable[[], list[_Item]], broken: Callable[[], list[_Item]]
+    ) -> list[_Item]:
+        """What the fast way has left; if it failed as a whole, the items of ``broken`` that have no outcome."""
+        try:
+            return pipelined()
         except Exception:
             # One item may be to blame, and which is not known here: the careful way fails each by itself.
             traceback.print_exc()
             self._connections.drop_all()
             opened = set(batch.open_keys())
-            items = [item for item in items if item["key"] in opened]
-            for item in items:
-                if batch.request["op"] == "copy":
-                    ways = range(pipelined_copy.TEMPORARY_NAMES - 1)
-                    item["stale"] += [copying.temporary_name(item["temporary"], way) for way in ways]
-                else:
-                    item["again"] = True
-        return items
+            return [item for item in broken() if item.key in opened]
 
-    def _list(self, batch: ActiveBatch) -> None:
-        left = pipelined_tree.list_tree(batch, self._connections, self._waker)
+    def _list(self, batch: ActiveBatch, request: ListRequest) -> None:
+        left = pipelined_tree.list_tree(batch, request, self._connections, self._waker)
         if left is None or left:
-            listing.list_tree(batch, self._workers, _MAX_WORKERS, left)
+            listing.list_tree(batch, request, self._workers, _MAX_WORKERS, left)
 
 
-def _add_temporary_names(items: Sequence[dict[str, Any]]) -> None:
-    """Let what earlier attempts may have left be removed under each name that they may have used."""
-    ways = range(pipelined_copy.TEMPORARY_NAMES)
-    for item in items:
-        known = item["stale"] if "stale" in item else [item["url"]]
-        item["stale"] = [copying.temporary_name(name, way) for name in known for way in ways]
+def _names(temporary_names: Iterable[str]) -> Iterator[str]:
+    """The names that attempts may have used, which were told these."""
+    for name in temporary_names:
+        for way in range(pipelined_copy.TEMPORARY_NAMES):
+            yield copying.temporary_name(name, way)
 
 
 def _helper_or_error() -> _GridftpHelper | StorageError:
@@ -111,7 +141,7 @@ def _helper_or_error() -> _GridftpHelper | StorageError:
         return _GridftpHelper(Gsi())
     except (OSError, GsiError) as error:
         why = f"the Globus security library cannot be used ({error}): install the package {PACKAGE}"
-        return StorageError(why, code="DEPENDENCY_MISSING", scope="service")
+        return StorageError(why, code=FailureCode.DEPENDENCY_MISSING, scope=FailureScope.SERVICE)
 
 
 def main() -> None:

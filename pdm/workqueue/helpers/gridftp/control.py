@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trusting
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
@@ -51,11 +52,11 @@ class ChannelError(Exception):
         self.unreachable = unreachable
         self.refused = refused
 
-    def storage_error(self, scope: str | None = None) -> StorageError:
+    def storage_error(self, scope: FailureScope | str | None = None) -> StorageError:
         """The same as an error of the storage."""
         return StorageError(
             str(self),
-            code="CONNECTION" if self.unreachable else None,
+            code=FailureCode.CONNECTION if self.unreachable else None,
             scope=scope,
             lost=not self.refused,
             unreachable=self.unreachable,

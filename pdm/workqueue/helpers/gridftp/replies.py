@@ -10,12 +10,13 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from pdm.workqueue.helpers.storage import FileStat, FileVersion, StorageError
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.helpers.storage import FileKind, FileStat, FileVersion, StorageError
 
 #: No honest entry is longer: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
 LONGEST_ENTRY = 64 * 1024
@@ -97,8 +98,11 @@ def read_entry(line: bytes) -> ListingEntry:
     return ListingEntry(name, file_stat, role, int(count) if _DIGITS.match(count) else None)
 
 
+_KINDS: Mapping[bytes, FileKind] = {b"file": "file", b"dir": "directory", b"cdir": "directory", b"pdir": "directory"}
+
+
 def _file_stat(kind: bytes, facts: dict[bytes, bytes], line: bytes) -> FileStat:
-    plain = {b"file": "file", b"dir": "directory", b"cdir": "directory", b"pdir": "directory"}.get(kind, "other")
+    plain = _KINDS.get(kind, "other")
     size = 0
     if plain == "file":
         text = facts.get(b"size")
@@ -185,7 +189,7 @@ class WrappedEntries:
 
 def invalid_listing(why: str) -> StorageError:
     """A listing that cannot be true."""
-    return StorageError(f"the server's listing is not valid: {why}", code="BAD_LISTING")
+    return StorageError(f"the server's listing is not valid: {why}", code=FailureCode.BAD_LISTING)
 
 
 #: Newer Globus servers end a failed reply in structured lines.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.gridftp.connections import (
     BrokenError,
     Channel,
@@ -75,8 +76,8 @@ class ControlSession:
         """Channels for a large transfer between the servers of two URLs; raises `StorageError` with its scope."""
         at_source, at_destination = host_port(source), host_port(destination)
 
-        def scope_of(error: ChannelError) -> str:
-            return "source" if error.address == at_source else "destination"
+        def scope_of(error: ChannelError) -> FailureScope:
+            return FailureScope.SOURCE if error.address == at_source else FailureScope.DESTINATION
 
         return self._opened(
             lambda: self.connections.pair(at_source, at_destination, large=True, again=True), timeouts, scope_of
@@ -86,7 +87,7 @@ class ControlSession:
         self,
         opens: Callable[[], _Channels],
         timeouts: Timeouts,
-        scope_of: Callable[[ChannelError], str | None] = lambda error: None,
+        scope_of: Callable[[ChannelError], FailureScope | None] = lambda error: None,
     ) -> _Channels:
         if self.interrupted:
             raise StoppedError
@@ -99,7 +100,7 @@ class ControlSession:
                 raise StoppedError from None
             storage_error = error.storage_error(scope_of(error))
             if time.monotonic() >= timeouts.until:
-                storage_error.code = "TIMEOUT"
+                storage_error.code = FailureCode.TIMEOUT
             raise storage_error from error
 
     # -- commands
@@ -148,7 +149,7 @@ class ControlSession:
             if not error.lost or error.code is not None:
                 raise
             if begun or not may_be_closed:
-                error.code = "CONNECTION"
+                error.code = FailureCode.CONNECTION
                 raise
         else:
             return
@@ -178,7 +179,7 @@ class ControlSession:
         def check_time() -> None:
             check()
             if time.monotonic() > timeouts.until:
-                raise StorageError("not finished in time", code="TIMEOUT", lost=True)
+                raise StorageError("not finished in time", code=FailureCode.TIMEOUT, lost=True)
 
         complete = False
         try:
@@ -186,7 +187,7 @@ class ControlSession:
             complete = True
         except SilenceError as error:
             why = f"no answer of {error.channel.address} for {timeouts.stall_s:.0f} s"
-            raise StorageError(why, code="STALLED", lost=True) from error
+            raise StorageError(why, code=FailureCode.STALLED, lost=True) from error
         except (BrokenError, ChannelError) as error:
             if self.interrupted:
                 raise StoppedError from None

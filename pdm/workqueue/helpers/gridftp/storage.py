@@ -7,6 +7,8 @@ import re
 import time
 from collections.abc import Callable
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
 from pdm.workqueue.helpers.gridftp.control import ControlChannel, greets
 from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
@@ -82,11 +84,11 @@ class GridFtpStorage(Storage):
     def size(self, url: str) -> int:
         return size_in(self._ask(url, b"SIZE " + _path(url)))
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         try:
             return super().version(url)
         except StorageError as error:
-            self._check_greeting(error, url, "source")
+            self._check_greeting(error, url, FailureScope.SOURCE)
             raise
 
     # -- checksums
@@ -95,12 +97,12 @@ class GridFtpStorage(Storage):
         with_slack = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
         return _checksum_in(self._session.ask(url, _CKSM % _WHOLE_FILE + _path(url), timeouts=with_slack))
 
-    def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
+    def checksums(self, source: StorageUrl, destination: StorageUrl, size: int) -> tuple[str, str]:
         if host_port(source) == host_port(destination):
             return super().checksums(source, destination, size)
-        urls = {"source": source, "destination": destination}
-        channels: dict[str, ControlChannel] = {}
-        replies: dict[str, Reply] = {}
+        urls = {FailureScope.SOURCE: source, FailureScope.DESTINATION: destination}
+        channels: dict[FailureScope, ControlChannel] = {}
+        replies: dict[FailureScope, Reply] = {}
         for scope, url in urls.items():
             try:
                 channels[scope] = self._session.channel(url, self.timeouts)
@@ -123,21 +125,23 @@ class GridFtpStorage(Storage):
         # After a refusal the other checksum, which may take long, is of no use.
         self._session.run(tuple(channels.values()), timeouts, check)
         raise_refusal()
-        return _checksum_in(replies["source"]), _checksum_in(replies["destination"])
+        return _checksum_in(replies[FailureScope.SOURCE]), _checksum_in(replies[FailureScope.DESTINATION])
 
     # -- transfers
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         _path(source), _path(temporary)
         transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived)
         try:
             transfer.run(may_restart=_compute_checksums)
         except StorageError as error:
             if not transfer.begun:
-                for scope, url in (("source", source), ("destination", temporary)):
+                for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
                     self._check_greeting(error, url, scope)
             if error.scope is None:
-                error.scope = self._gone(source, temporary) if error.lost else "transfer"
+                error.scope = self._gone(source, temporary) if error.lost else FailureScope.TRANSFER
             raise
         if transfer.restarts and not checksum:
             at_source, at_destination = self.checksums(source, temporary, size)
@@ -145,26 +149,26 @@ class GridFtpStorage(Storage):
                 raise StorageError(
                     f"it was sent in {transfer.restarts + 1} parts: ADLER32 is {at_source} at the source and"
                     f" {at_destination} at the destination",
-                    code="CHECKSUM_MISMATCH",
-                    scope="transfer",
+                    code=FailureCode.CHECKSUM_MISMATCH,
+                    scope=FailureScope.TRANSFER,
                 )
         return None
 
-    def _check_greeting(self, error: StorageError, url: str, scope: str) -> None:
+    def _check_greeting(self, error: StorageError, url: str, scope: FailureScope) -> None:
         """Call a server that says nothing to anybody what it is as good as: one that cannot be reached."""
-        if error.code == "STALLED" and not greets(host_port(url), min(_GREETING_S, self.timeouts.stall_s)):
+        if error.code is FailureCode.STALLED and not greets(host_port(url), min(_GREETING_S, self.timeouts.stall_s)):
             message = f"{host_port(url)} takes connections and says nothing; {error.message}"
-            raise StorageError(message, code="CONNECTION", scope=scope, lost=True) from None
+            raise StorageError(message, code=FailureCode.CONNECTION, scope=scope, lost=True) from None
 
-    def _gone(self, source: str, temporary: str) -> str:
+    def _gone(self, source: str, temporary: str) -> FailureScope:
         """Which end of a transfer whose connections broke does not answer any more; ``transfer`` if both do."""
         timeouts = Timeouts(_GONE_S, 0.0, min(self.timeouts.until, time.monotonic() + _GONE_S))
-        for scope, url in (("source", source), ("destination", temporary)):
+        for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
             try:
                 self._session.ask(url, b"SIZE " + _path(url), timeouts=timeouts)
             except StorageError:
                 return scope
-        return "transfer"
+        return FailureScope.TRANSFER
 
     # -- commands
 
@@ -191,12 +195,14 @@ def _path(url: str) -> bytes:
     path = server_path(url)
     if b"\r\n" in path or b"\0" in path:
         raise StorageError(
-            f"{url}: a GridFTP command cannot hold a name with CR LF or NUL", errno=errno.EILSEQ, code="INVALID_NAME"
+            f"{url}: a GridFTP command cannot hold a name with CR LF or NUL",
+            errno=errno.EILSEQ,
+            code=FailureCode.INVALID_NAME,
         )
     return path
 
 
-def _keeping(replies: dict[str, Reply], scope: str) -> Callable[[Reply], None]:
+def _keeping(replies: dict[FailureScope, Reply], scope: FailureScope) -> Callable[[Reply], None]:
     def answered(reply: Reply) -> None:
         replies[scope] = reply
 
@@ -212,12 +218,12 @@ def _checksum_in(reply: Reply) -> str:
         raise _checksum_error(reply)
     found = _CHECKSUM.match(reply.text)
     if found is None:
-        raise StorageError(f"the server's checksum is no ADLER32: {reply.text[:80]!r}", code="NO_CHECKSUM")
+        raise StorageError(f"the server's checksum is no ADLER32: {reply.text[:80]!r}", code=FailureCode.NO_CHECKSUM)
     return found.group(1).lower().zfill(8)
 
 
 def _checksum_error(reply: Reply) -> StorageError:
     error = refusal(reply)
     if lacks_checksum(error):
-        return StorageError(f"the server computes no ADLER32 checksums: {error.message}", code="NO_CHECKSUM")
+        return StorageError(f"the server computes no ADLER32 checksums: {error.message}", code=FailureCode.NO_CHECKSUM)
     return error

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.gridftp.connections import server_path
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, refusal
@@ -130,11 +131,11 @@ class ThirdPartyTransfer:
         self.begun = False
         self.restarts = 0
         self._session = session
-        self._urls = {"source": source, "destination": temporary}
+        self._urls = {FailureScope.SOURCE: source, FailureScope.DESTINATION: temporary}
         self._timeouts = timeouts
         self._arrived = arrived
         self._markers = TransferMarkers()
-        self._replies: dict[str, Reply] = {}
+        self._replies: dict[FailureScope, Reply] = {}
         self._refused_at = 0.0
         self._received = 0
         self._moved_at = 0.0
@@ -154,7 +155,9 @@ class ThirdPartyTransfer:
         """
         while True:
             kept = self._markers.kept
-            channels = self._session.pair(self._urls["source"], self._urls["destination"], self._timeouts)
+            channels = self._session.pair(
+                self._urls[FailureScope.SOURCE], self._urls[FailureScope.DESTINATION], self._timeouts
+            )
             try:
                 self._once(*channels)
             except _BrokenTransferError as broken:
@@ -170,8 +173,8 @@ class ThirdPartyTransfer:
     def _once(self, at_source: ControlChannel, at_destination: ControlChannel) -> None:
         self._replies.clear()
         self._moved_at = self._measured_at = time.monotonic()
-        channels = {"destination": at_destination, "source": at_source}
-        commands = {"destination": b"STOR ", "source": b"RETR "}
+        channels = {FailureScope.DESTINATION: at_destination, FailureScope.SOURCE: at_source}
+        commands = {FailureScope.DESTINATION: b"STOR ", FailureScope.SOURCE: b"RETR "}
         for scope, channel in channels.items():
             if self._markers.ranges:
                 channel.send(b"REST " + self._markers.restart_marker(), lambda reply: None)
@@ -188,20 +191,20 @@ class ThirdPartyTransfer:
                 raise
             self._hear(at_destination)
             self._raise_named()
-            error.code = "CONNECTION"
-            raise _BrokenTransferError(error, is_over="destination" in self._replies) from None
+            error.code = FailureCode.CONNECTION
+            raise _BrokenTransferError(error, is_over=FailureScope.DESTINATION in self._replies) from None
         finally:
             if not complete:
                 self._session.connections.drop(at_source, at_destination)
 
     def _hear(self, at_destination: ControlChannel) -> None:
         """Give the destination a moment to say how the transfer ended, once a connection broke."""
-        if "destination" not in self._replies:
+        if FailureScope.DESTINATION not in self._replies:
             soon = Timeouts(_OTHER_S, 0.0, time.monotonic() + _OTHER_S)
             with contextlib.suppress(StorageError):
                 self._session.run((at_destination,), soon, keep=True)
 
-    def _noting(self, scope: str) -> Callable[[Reply], None]:
+    def _noting(self, scope: FailureScope) -> Callable[[Reply], None]:
         def answered(reply: Reply) -> None:
             self._replies[scope] = reply
             if not reply.good and not self._refused_at:
@@ -228,10 +231,12 @@ class ThirdPartyTransfer:
             self._arrived(received)
         stall_s = self._timeouts.stall_s if self._measures else max(self._timeouts.stall_s, _LEAST_MARKER_STALL_S)
         if now - self._moved_at > stall_s:
-            raise StorageError(f"no byte arrived for {stall_s:.0f} s", code="STALLED", scope="transfer", lost=True)
+            raise StorageError(
+                f"no byte arrived for {stall_s:.0f} s", code=FailureCode.STALLED, scope=FailureScope.TRANSFER, lost=True
+            )
         if now > self._timeouts.until:
             why = f"not finished in time; {self._received} bytes had arrived"
-            raise StorageError(why, code="TIMEOUT", scope="transfer", lost=True)
+            raise StorageError(why, code=FailureCode.TIMEOUT, scope=FailureScope.TRANSFER, lost=True)
 
     def _judge(self, now: float) -> None:
         """Raise if it is known why the transfer has failed, or if no more will be said about it."""
@@ -243,10 +248,10 @@ class ThirdPartyTransfer:
                 raise error.at(scope)
         error = next(iter(errors.values()))
         error.errno = None
-        error.code = "CONNECTION"
-        raise _BrokenTransferError(error, is_over="destination" in self._replies)
+        error.code = FailureCode.CONNECTION
+        raise _BrokenTransferError(error, is_over=FailureScope.DESTINATION in self._replies)
 
-    def _raise_named(self) -> dict[str, StorageError]:
+    def _raise_named(self) -> dict[FailureScope, StorageError]:
         """Raise the error of a server that names a reason; returns those that name none."""
         errors = {scope: refusal(reply) for scope, reply in self._replies.items() if not reply.good}
         for scope, error in errors.items():
@@ -257,7 +262,7 @@ class ThirdPartyTransfer:
     def _length_so_far(self) -> int | None:
         """Bytes of the file that is arriving; None if the server does not say at once."""
         until = min(self._timeouts.until, time.monotonic() + _MEASURE_S)
-        temporary = self._urls["destination"]
+        temporary = self._urls[FailureScope.DESTINATION]
         try:
             reply = self._session.ask(
                 temporary, b"SIZE " + server_path(temporary), timeouts=Timeouts(_MEASURE_S, 0.0, until), beside=True
@@ -276,5 +281,5 @@ def size_in(reply: Reply) -> int:
         raise refusal(reply)
     found = _SIZE.match(reply.text)
     if found is None:
-        raise StorageError(f"the server gives no size: {reply.text[:200]}", code="BAD_LISTING")
+        raise StorageError(f"the server gives no size: {reply.text[:200]}", code=FailureCode.BAD_LISTING)
     return int(found.group(1))
