@@ -58,7 +58,7 @@ def until_says(service: TestService, *status: str) -> None:
 
 
 def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestService, tmp_path: Path) -> None:
-    broken = tmp_path / "libraries" / "libglobus_ftp_client.so.2"
+    broken = tmp_path / "libraries" / "libglobus_gssapi_gsi.so.4"
     broken.parent.mkdir()
     broken.write_text("no library\n")
     set_keys(service.directory / "workqueue.conf", {"agents": {"library_path": str(broken.parent)}})
@@ -69,7 +69,7 @@ def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestSer
         service.wait_for("alice", submitted["id"], until=["HELD"])
         _, element = service.call("alice", "GET", f"{job}/elements/0")
         assert element["error"]["code"] == "DEPENDENCY_MISSING" and element["error"]["scope"] == "service"
-        assert "libglobus_ftp_client.so.2" in element["error"]["message"]
+        assert "libglobus_gssapi_gsi.so.4" in element["error"]["message"]
         assert "GRIDFTP cannot be used" in service.log_path.read_text()
     broken.unlink()
     with service.running():
