@@ -24,7 +24,7 @@ from pdm.testgrid.storage_servers import ServerProcess, descendants, make_key
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item, put
+from tests.helpers.driver import HelperProcess, copy_item, put
 from tests.protocols.tokens import macaroon
 
 #: Environment of a helper in which a credential is used that is not as it should be.
@@ -32,7 +32,11 @@ Changes = Mapping[str, str]
 _RELAY = "pdm.workqueue.helpers.main_relay"
 _GRIDFTP = "pdm.workqueue.helpers.main_gridftp"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
-_AS = "import os; from {module} import main; os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
+#: What the helper imports later may not be readable for that account.
+_AS = (
+    "import os; from {module} import main; import pdm.workqueue.helpers.backends.local; "
+    "os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
+)
 _WAIT_S = 30.0
 _numbers = itertools.count(1)
 #: A server that is gone is noticed at once; only one that is frozen for good would cost this.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections import Counter
@@ -13,8 +14,9 @@ import pytest
 
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
-from tests.agents.helpers.driver import tree
+from tests.helpers.driver import tree
 from tests.protocols.places import Places, owner
+from tests.support.loopback import service_of
 
 #: Sites by protocol and letter.
 PROTOCOLS = ("ssh", "https", "file", "xroot")
@@ -22,38 +24,30 @@ SITES = {
     (protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)
 }
 ONLY_DUMMY = 9
+#: Pairs of unlike protocols, in which each is once the source and once the destination.
+_PAIRS = (("ssh", "https"), ("https", "xroot"), ("xroot", "file"), ("file", "ssh"))
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
 def service(storages: TestStorages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
-    credentials = storages.credentials
-    assert credentials is not None
-    alice = credentials.users["alice"]
-    grid = {
-        "ca_dir": str(credentials.trust),
-        "users": {"alice": {"cert": str(alice.certificate), "key": str(alice.key)}},
-    }
-    service = TestService(tmp_path_factory.mktemp("jobs") / "instance", grid)
+    sections = [
+        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {_endpoint(storages, protocol, letter)}\n"
+        for (protocol, letter), number in SITES.items()
+    ]
+    sections.append(f"[nothing]\nid = {ONLY_DUMMY}\ndummy = dummy://x/\n")
     environment = storages.environment()
-    service.init(
+    service = service_of(
+        storages,
+        tmp_path_factory.mktemp("jobs") / "instance",
+        "\n".join(sections),
         queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "30s", "total": "60s"},
-        credentials={"trust_dir": str(credentials.trust)},
         ssh={
             "key": environment["PDM_SSH_KEY"],
             "known_hosts": environment["PDM_SSH_KNOWN_HOSTS"],
             "user": environment["PDM_SSH_USER"],
         },
     )
-    trust = service.directory / "certificates" / "trust"
-    for file in credentials.trust.iterdir():
-        (trust / file.name).write_bytes(file.read_bytes())
-    sections = [
-        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {_endpoint(storages, protocol, letter)}\n"
-        for (protocol, letter), number in SITES.items()
-    ]
-    sections.append(f"[nothing]\nid = {ONLY_DUMMY}\ndummy = dummy://x/\n")
-    (service.directory / "sites.d" / "sites.conf").write_text("\n".join(sections))
     with service.running():
         service.delegate("alice")
         yield service
@@ -100,7 +94,10 @@ def test_all_five_job_types(protocol: str, service: TestService, places: Places)
 
 @pytest.mark.parametrize(
     ("protocol", "other"),
-    [(one, other) for one in PROTOCOLS for other in PROTOCOLS if one != other],
+    [
+        pair if pair in _PAIRS else pytest.param(*pair, marks=pytest.mark.full)
+        for pair in itertools.permutations(PROTOCOLS, 2)
+    ],
 )
 def test_copies_between_unlike_protocols(protocol: str, other: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"

@@ -1,4 +1,4 @@
-"""PostgreSQL commits and the connection ends before it says so: nothing is left running, nothing is told twice."""
+"""PostgreSQL commits and the connection breaks before the answer: no claim and no verdict is lost or repeated."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from pdm.workqueue.store import claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
-from pdm.workqueue.store.leases import WorkerIdentity
-from tests.store.stores import START, Store, done, token_of
+from tests.store.stores import START, Store, done, identity, token_of
 from tests.support.postgresql_proxy import PostgresqlProxy, postgresql_proxy
 
 reactor: Any = _reactor
@@ -68,7 +67,7 @@ class Joined:
         self.known: Collection[ClaimToken] = ()
         self.claims_over: Deferred[None] = succeed(None)
         self.woken = 0
-        self.lease = Lease(reactor, database, WorkerIdentity("w", "w"), lambda: START, 60.0)
+        self.lease = Lease(reactor=reactor, database=database, worker=identity(), clock=lambda: START, lease_s=60.0)
 
         async def over() -> None:
             await self.claims_over
@@ -101,7 +100,7 @@ async def test_a_claim_without_an_answer_goes_back_to_the_queue(
     lost_errors.clear()
     assert proxy.lost == 1
     assert store.element(job.id, 0).status is JobStatus.RUNNING
-    await joined.lease.compare()
+    await joined.lease.reconcile()
     element = store.element(job.id, 0)
     assert (element.status, element.attempts, element.lost) == (JobStatus.SUBMITTED, 1, 1)
     assert store.job(job.id).counters == store.recount(job.id)
@@ -119,7 +118,7 @@ async def test_what_runs_or_is_being_claimed_stays(database: Database, joined: J
     tokens = {batch.job.id: token_of(batch) for batch in batches}
     joined.known = [tokens[running.id]]
     joined.claims_over = Deferred()
-    comparing = Deferred.fromCoroutine(joined.lease.compare())
+    comparing = Deferred.fromCoroutine(joined.lease.reconcile())
     # The answer to the other claim is on its way when the database is read.
     for _ in range(10):
         await database.run("something", lambda session: None)
@@ -129,7 +128,7 @@ async def test_what_runs_or_is_being_claimed_stays(database: Database, joined: J
     await comparing
     assert {store.element(job.id, 0).status for job in (running, claimed)} == {JobStatus.RUNNING}
     joined.known = [tokens[running.id]]
-    await joined.lease.compare()
+    await joined.lease.reconcile()
     assert store.element(claimed.id, 0).status is JobStatus.SUBMITTED
     assert store.element(running.id, 0).status is JobStatus.RUNNING
 
@@ -145,7 +144,9 @@ async def test_a_verdict_without_an_answer_is_found_written(
 ) -> None:
     job = store.submit(store.user())
     batches = await database.run("claim", claiming.claim, "w", _LIMITS, START)
-    settler = Settler(reactor, database, "w", lambda: START, lambda residue: None)
+    settler = Settler(
+        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover: None
+    )
     proxy.cut_commits = 1
     for verdict in done(*batches):
         settler.submit(verdict, succeed(True))

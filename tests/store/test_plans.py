@@ -19,7 +19,8 @@ from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Ro
 from pdm.workqueue.domain.sites import Actor, NewSite
 from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results, sites
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
-from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
+from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of
+from tests.support.records import verdict
 
 _FILES = 1500
 
@@ -39,7 +40,7 @@ def busy(store: Store) -> Store:
     store.run(results.add_elements, "w", token_of(listing), files)
     store.settle(done(listing))
     for batch in store.claim(batches=2, batch_elements=5):
-        store.settle([verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, residue=True)])
+        store.settle([verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, leftover=True)])
     store.run(lambda session: session.execute(sa.text("ANALYZE")))
     return store
 
@@ -116,25 +117,25 @@ def test_claims_while_much_is_closed(busy: Store, explained: Explained) -> None:
         (LimitKind.USER, busy.user("bob")): 0,
     }
     explained.plans.clear()
-    batches = busy.claim(batches=4, batch_elements=20, openings=StreamQuota(left))
+    batches = busy.claim(batches=4, batch_elements=20, quota=StreamQuota(left))
     assert {batch.job.type for batch in batches if batch.type is not JobType.LIST} == {JobType.COPY}
     explained.assert_indexed()
 
 
 def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
-    bounds = ClaimExclusions(
+    exclusions = ClaimExclusions(
         frozenset({(3, JobProtocol.DUMMY)}), frozenset({(4, JobProtocol.DUMMY)}), frozenset({7, 8}), frozenset({9})
     )
-    for openings in (StreamQuota(), StreamQuota({(LimitKind.INTO, 7): 0})):
+    for quota in (StreamQuota(), StreamQuota({(LimitKind.INTO, 7): 0})):
         explained.plans.clear()
-        busy.claim(batches=4, batch_elements=20, openings=openings, bounds=bounds)
+        busy.claim(batches=4, batch_elements=20, quota=quota, exclusions=exclusions)
         explained.assert_indexed()
 
 
 def test_leases(busy: Store, explained: Explained) -> None:
     busy.run(leases.renew, "w", busy.now, LEASE_S)
     busy.run(leases.release_expired, busy.now)
-    busy.run(leases.release_worker, "w", busy.now)
+    busy.run(leases.release_worker, name_of(), busy.now)
     explained.assert_indexed()
 
 
@@ -150,7 +151,7 @@ def test_claims_and_results_of_many_small_jobs(busy: Store, explained: Explained
 def test_daemons_that_die(busy: Store, explained: Explained) -> None:
     for _ in range(3):
         assert busy.claim(batches=2, batch_elements=10)
-        busy.run(leases.release_worker, "w", busy.now)
+        busy.run(leases.release_worker, name_of(), busy.now)
         busy.worker()
     explained.assert_indexed()
 

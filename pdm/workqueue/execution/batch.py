@@ -1,4 +1,4 @@
-"""One batch on one agent: its events become logs, progress and verdicts, exactly one verdict an element."""
+"""Runs one batch on one agent: turns its events into logs, progress and exactly one verdict per element."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire import agent_messages as wire
 
-#: Seconds that an agent which has shown that it obeys may take to remove unfinished files; it may have to log in.
+#: Seconds that a responding agent may take to remove temporary files after a cancellation; it may have to log in.
 _CLEAN_UP_S = 4.0
-#: Added to what an agent may be silent for: it looks after its own time-outs, and this is for one that does not.
+#: Added to the silence allowed: agents enforce their own timeouts; this catches one that does not.
 _SILENCE_SLACK_S = 5.0
 
 
 class Ending(enum.StrEnum):
-    """Why a batch is ended before its time."""
+    """Why a batch is ended early."""
 
     CANCELLED = "the job was cancelled"
     STOPPED = "the service stopped"
@@ -42,28 +42,26 @@ class Ending(enum.StrEnum):
     CREDENTIAL = "the credential that it used was removed or replaced"
 
 
-#: Said of an element whose agent had to be ended because of another job's element.
-_DRAGGED_ALONG = "another job's cancellation ended the helper"
-#: Said of an element that waits for the next batch.
+#: Log text of elements whose agent was ended because of another job.
+_ENDED_WITH_ANOTHER = "another job's cancellation ended the helper"
+#: Log text of elements that did not fit into the request.
 _POSTPONED = "the batch had no room for it"
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class RunningBatch:
     """A claimed batch until each of its elements has a verdict.
 
-    An agent may have been given it while it still carries out another: until it is its turn, nothing of it was begun,
-    and its silence means nothing.
+    It may be queued on an agent that still runs another batch: until its turn, nothing of it was begun, and silence of
+    the agent does not matter.
 
     Attributes:
-        batch: what was claimed.
-        finished: fires when every element has a verdict and the agent is free or gone.
-        on_nearly_done: called once, when the agent may be given its next work.
-        seconds: how long it has been its turn, in the end.
-        elements: how many are done.
-        moved: bytes that went over the wire.
-        attempts: how many ended and count.
-        failed: how many of them as they do where there is too much on a route.
+        finished: fires when every element has a verdict and the agent is free or dead.
+        on_nearly_done: called once, when the agent may be given its next batch.
+        seconds: duration on the agent, once it has ended.
+        moved: bytes transferred over the network.
+        attempts: number of attempts that ended and count.
+        failed: how many of them with `ROUTE_FAILURES`.
     """
 
     batch: Batch
@@ -76,18 +74,18 @@ class RunningBatch:
     moved: int = 0
     attempts: int = 0
     failed: int = 0
-    #: By key: the place in the batch.
+    #: By key: the index in the batch.
     _open: dict[int, RunningAttempt] = field(factory=dict)
     _agent: AgentProcess | None = None
     _listener: BatchListener | None = None
     _request_id: int = 0
     _intake: ListingIntake | None = None
     _ending: Ending | None = None
-    #: Elements of cancelled jobs, while others go on.
+    #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
     _cancelled: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
-    _obeys: bool = False
-    _disobeys: bool = False
+    _is_responding: bool = False
+    _was_killed: bool = False
     _watchdog: IDelayedCall | None = None
     _silence_s: float = 0.0
     _turn_at: float | None = None
@@ -102,7 +100,7 @@ class RunningBatch:
             for key, element in enumerate(self.batch.elements)
         }
 
-    # -- what its owner calls
+    # -- called by the executor
 
     def run(
         self,
@@ -111,32 +109,32 @@ class RunningBatch:
         intake: ListingIntake | None,
         endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({}),
     ) -> None:
-        """Hand the work to an agent, with the endpoints that it uses, by site; `finished` tells the rest."""
+        """Send the request to an agent, with the endpoint that it uses at each site; `finished` fires at the end."""
         for attempt in self._open.values():
             attempt.endpoints = endpoints
         self._agent = agent
         self._request_id = request.id
         self._intake = intake
         largest = max(element.size for element in self.batch.elements)
-        # Reading all bytes of a file, for its checksum, may be silent work.
+        # Computing the checksum of a file may be silent.
         self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
         self._listener = BatchListener(self._event, self._free, self._turn)
         agent.submit(request, self._listener)
         if not self._agent_free:
             if self._ending is not None:
-                self._ask_to_end()
+                self._request_end()
             elif self._cancelled:
-                self._ask_to_cancel()
+                self._request_cancel()
 
     def end(self, why: Ending) -> None:
-        """End it early: ask the agent, and kill it if it does not answer soon."""
+        """End it early: cancel the request, and kill the agent if it does not react."""
         if self._ending is None:
             self._ending = why
             if self._agent is not None:
-                self._ask_to_end()
+                self._request_end()
 
     def cancel(self, job_id: int) -> None:
-        """End what is of one job; the rest goes on."""
+        """Cancel the elements of one job; the others continue."""
         keys = {key for key, attempt in self._open.items() if attempt.record.job_id == job_id}
         if keys == self._open.keys() and not self._cancelled:
             if keys:
@@ -144,15 +142,15 @@ class RunningBatch:
         elif keys - self._cancelled:
             self._cancelled |= keys
             if self._agent is not None:
-                self._ask_to_cancel()
+                self._request_cancel()
 
     def attempts_open(self) -> Iterator[ClaimToken]:
-        """Those without a verdict."""
+        """Attempts without a verdict."""
         return (self.batch.token(attempt.record) for attempt in self._open.values())
 
     @property
     def run_so_far(self) -> BatchRun:
-        """What its route learns from it."""
+        """Figures for the adaptive limits of its route."""
         return BatchRun(self.seconds, self.elements, self.moved, self.attempts, self.failed)
 
     @property
@@ -160,70 +158,70 @@ class RunningBatch:
         return self._ending
 
     def refuse(self, failure: AttemptFailure) -> None:
-        """Nothing of it can be carried out."""
+        """Fail all elements: the batch cannot be run."""
         for key in list(self._open):
             if key in self._cancelled:
-                self._end_element(key, residue=False)
+                self._end_element(key, leftover=False)
             else:
                 self._fail(key, failure)
         self._agent_free = True
         self._check_finished()
 
-    def leave_out(self, refused: Mapping[int, AttemptFailure], postponed: Collection[int]) -> None:
-        """Before it is begun: fail elements that can never be done, and give others, for which is no room, back."""
+    def exclude(self, refused: Mapping[int, AttemptFailure], postponed: Collection[int]) -> None:
+        """Before the start: fail elements that can never succeed, and return postponed ones to the queue."""
         for key, failure in refused.items():
             if self._ending is not None or key in self._cancelled:
-                self._end_element(key, residue=False)
+                self._end_element(key, leftover=False)
             else:
                 self._fail(key, failure)
         for key in postponed:
-            self._end_element(key, residue=False, why=_POSTPONED)
+            self._end_element(key, leftover=False, why=_POSTPONED)
 
     def drop(self) -> None:
-        """Nothing of it was begun and it is to end."""
+        """Return all elements to the queue: nothing was begun."""
         for key in list(self._open):
-            self._end_element(key, residue=False)
+            self._end_element(key, leftover=False)
         self._agent_free = True
         self._check_finished()
 
     # -- ending early
 
-    def _ask_to_end(self) -> None:
+    def _request_end(self) -> None:
         if not self._agent_free and self._agent is not None:
             self._agent.cancel(self._request_id)
-            self._expect_obedience()
+            self._start_kill_timer()
 
-    def _ask_to_cancel(self) -> None:
+    def _request_cancel(self) -> None:
         if not self._agent_free and self._agent is not None:
             self._agent.cancel(self._request_id, sorted(self._cancelled & self._open.keys()))
-            self._expect_obedience()
+            self._start_kill_timer()
 
-    def _expect_obedience(self) -> None:
+    def _start_kill_timer(self) -> None:
         if self._killer is not None and self._killer.active():
             self._killer.cancel()
-        self._obeys = False
-        self._killer = self.context.reactor.callLater(self.context.cancel_grace_s, self._disobeyed)
+        self._is_responding = False
+        self._killer = self.context.reactor.callLater(self.context.cancel_grace_s, self._cancel_timed_out)
 
-    def _disobeyed(self) -> None:
+    def _cancel_timed_out(self) -> None:
         if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
-            self._disobeys = True
-            self._agent.kill("it did not obey")
+            self._was_killed = True
+            self._agent.kill("it did not react to a cancellation")
 
     # -- silence
 
     def _turn(self) -> None:
-        """What was before it on the agent is done."""
+        """The agent has finished the request before this one."""
         self._turn_at = self._heard_at = self.context.reactor.seconds()
-        self._watchdog = self.context.reactor.callLater(self._silence_s, self._look_whether_silent)
+        self._watchdog = self.context.reactor.callLater(self._silence_s, self._check_silence)
 
-    def _look_whether_silent(self) -> None:
+    def _check_silence(self) -> None:
         now = self.context.reactor.seconds()
         if self._intake is not None and self._intake.is_paused:
-            # It is we who do not listen.
+            # Reading is paused: the silence is ours.
             self._heard_at = now
         left = self._heard_at + self._silence_s - now
         if left > 0:
-            self._watchdog = self.context.reactor.callLater(left, self._look_whether_silent)
+            self._watchdog = self.context.reactor.callLater(left, self._check_silence)
         elif self._agent is not None:
             self._agent.kill(f"it was silent for {self._silence_s:g} s")
 
@@ -236,17 +234,21 @@ class RunningBatch:
             return
         key = event.key
         attempt = self._open.get(key)
-        if self._killer is not None and not self._obeys and (self._ending is not None or key in self._cancelled):
-            self._obeys = True
+        if (
+            self._killer is not None
+            and not self._is_responding
+            and (self._ending is not None or key in self._cancelled)
+        ):
+            self._is_responding = True
             if self._killer.active():
                 self._killer.reset(_CLEAN_UP_S)
         if attempt is None:
-            self._log.warn("an agent spoke of element {key}, which is not open: {event!r}", key=key, event=event)
+            self._log.warn("an agent sent an event for {key}, which is not open: {event!r}", key=key, event=event)
         elif isinstance(event, wire.StartedEvent):
             attempt.begin()
         elif isinstance(event, wire.BegunEvent):
             attempt.begin()
-            start_background("note what is begun", self._note_begun(key, event))
+            start_background("store the initial state", self._note_begun(key, event))
         elif isinstance(event, wire.DoneEvent):
             if self._intake is not None:
                 self._listing_awaited = True
@@ -260,7 +262,7 @@ class RunningBatch:
         elif isinstance(event, wire.EntriesEvent):
             self._require_intake().feed(event.entries)
         elif isinstance(event, wire.UnreadableEvent):
-            failure = self._judged(attempt, event.fault)
+            failure = self._classified(attempt, event.fault)
             attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
             self._require_intake().unreadable(event.path, failure)
         elif isinstance(event, wire.RootEvent):
@@ -270,24 +272,24 @@ class RunningBatch:
         elif isinstance(event, wire.FailedEvent):
             if event.fault.scope == "service" and is_exhausted(event.fault.errno):
                 self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
-            self._fail(key, self._judged(attempt, event.fault), residue=event.residue)
+            self._fail(key, self._classified(attempt, event.fault), leftover=event.residue)
         elif isinstance(event, wire.CancelledEvent):
-            self._end_element(key, residue=event.residue)
+            self._end_element(key, leftover=event.residue)
 
     async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
-        """Keep what an agent has found, and let it go on; it must not where that cannot be kept."""
+        """Store what an agent has found, then let it proceed; cancel it if that cannot be stored."""
         kept = False
         try:
             kept = await self.context.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
         finally:
             if self._agent is not None and key in self._open:
                 if kept:
-                    self._agent.go(self._request_id, key)
+                    self._agent.proceed(self._request_id, key)
                 else:
                     self._agent.cancel(self._request_id, [key])
 
-    def _judged(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
-        """What a fault means; where people get other words for it, the log has what was said."""
+    def _classified(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
+        """The failure that a fault means; the original message goes to the log if it is replaced."""
         failure = self.mover.classify(fault)
         if not fault.message.startswith(failure.message):
             attempt.write(f"the server or its library said: {fault.message}")
@@ -304,10 +306,10 @@ class RunningBatch:
         except BadListingError as error:
             self._fail(key, bad_listing(error))
         except ClaimLostError:
-            self._end_element(key, residue=False)
+            self._end_element(key, leftover=False)
         except Exception as error:
             if not isinstance(error, DatabaseUnavailableError):
-                self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
+                self._log.failure("the listing of job {job} could not be stored", job=self.batch.job.id)
             self._fail(key, self.context.service_health.blame(error, ServicePart.DATABASE))
         else:
             self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}")
@@ -319,7 +321,7 @@ class RunningBatch:
             self._listing_awaited = False
             self._check_finished()
 
-    # -- the agent is free, or gone
+    # -- the agent is free, or dead
 
     def _free(self, why: str | None) -> None:
         if self._agent_free:
@@ -334,24 +336,25 @@ class RunningBatch:
                 timer.cancel()
         if not self._listing_awaited:
             for key in list(self._open):
-                self._unreported(key, why or "the helper ended the batch without a word about this element")
+                self._unreported(key, why or "the helper ended the batch without a result for this element")
         self._check_finished()
 
     def _unreported(self, key: int, why: str) -> None:
         attempt = self._open[key]
         if self._agent is not None and self._agent.lease_over and self._ending is None:
-            # It has stopped by itself, and knows of no fault of the element.
+            # The agent stopped because of the lease, not because of the element.
             self._ending = Ending.LAPSED
-        # Its transfer may have left something behind: that is looked after before anything else happens there. That it
-        # was begun may be among what the agent had no time to tell.
-        residue = self._turn_at is not None and self.batch.type is JobType.COPY
-        if self._ending is not None or key in self._cancelled or self._disobeys:
-            self._end_element(key, residue=residue)
+        # A transfer may have left a temporary file, even if the agent had no time to report its begin.
+        leftover = self._turn_at is not None and self.batch.type is JobType.COPY
+        if self._ending is not None or key in self._cancelled or self._was_killed:
+            self._end_element(key, leftover=leftover)
             return
-        # Alone it is to blame, even if it had no time to say that it was begun; else an agent that dies at once would
-        # be tried for ever.
+        # A single element is to blame even if its begin was not reported: otherwise one that kills agents at once would
+        # be retried for ever.
         counts = attempt.started or (self._turn_at is not None and len(self.batch.elements) == 1)
-        self._fail(key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), residue=residue, counts=counts)
+        self._fail(
+            key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), leftover=leftover, counts=counts
+        )
 
     def _check_finished(self) -> None:
         if self._open:
@@ -367,7 +370,7 @@ class RunningBatch:
     def _done(self, key: int, event: wire.DoneEvent) -> None:
         listed = self._open[key].record.size
         if self.batch.type is JobType.COPY and event.size != listed:
-            # The agent's proof and the listing must agree; an agent that says otherwise is not believed.
+            # The size that the agent proved and the listed one must agree; otherwise the result is not trusted.
             message = f"listed with {listed} bytes, proven with {event.size}"
             self._fail(key, AttemptFailure(FailureScope.SOURCE, FailureCode.SIZE_CHANGED, message))
             return
@@ -391,19 +394,19 @@ class RunningBatch:
     def _skipped(self) -> int:
         return 0 if self._intake is None else self._intake.skipped
 
-    def _fail(self, key: int, failure: AttemptFailure, *, residue: bool = False, counts: bool = True) -> None:
+    def _fail(self, key: int, failure: AttemptFailure, *, leftover: bool = False, counts: bool = True) -> None:
         if counts:
             self.attempts += 1
             self.failed += failure.code in ROUTE_FAILURES
-        self._open.pop(key).fail(failure, residue=residue, counts=counts, skipped=self._skipped)
+        self._open.pop(key).fail(failure, leftover=leftover, counts=counts, skipped=self._skipped)
         self._check_finished()
 
-    def _end_element(self, key: int, *, residue: bool, why: str = _DRAGGED_ALONG) -> None:
+    def _end_element(self, key: int, *, leftover: bool, why: str = _ENDED_WITH_ANOTHER) -> None:
         attempt = self._open.pop(key)
         if self._ending is Ending.LOST:
             attempt.forget(Ending.LOST)
         elif self._ending is Ending.CANCELLED or key in self._cancelled:
-            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", residue=residue, skipped=self._skipped)
+            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", leftover=leftover, skipped=self._skipped)
         else:
-            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", residue=residue, counts=False)
+            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", leftover=leftover, counts=False)
         self._check_finished()

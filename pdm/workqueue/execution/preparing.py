@@ -1,4 +1,4 @@
-"""What a batch needs before an agent carries it out: endpoints, a credential, whom to trust, and the request."""
+"""What a batch needs before an agent runs it: endpoints, credentials, trusted authorities, and the request."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from pdm.workqueue.sites.site import storage_url
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, read_options
 
-#: Where a helper finds the folders of authorities for single endpoints: a JSON object, URL → folder.
+#: Environment variable of a helper: authorities of single endpoints, a JSON object, URL → directory.
 TRUST_VARIABLE = "PDM_TRUST"
 
 
 class NotPossibleError(Exception):
-    """A batch that cannot be begun."""
+    """A batch cannot be started."""
 
     def __init__(self, failure: AttemptFailure) -> None:
         super().__init__(failure.message)
@@ -44,13 +44,11 @@ class NotPossibleError(Exception):
 
 @define
 class PreparedBatch:
-    """What was found for a batch.
+    """A batch that can be started.
 
     Attributes:
-        kind: of agent; its credential is held until `Preparation.release`.
+        kind: of agent; its credential is held until `Preparation.release_credential`.
         built: the request for the agent, and the elements that are not in it.
-        options: of the job.
-        endpoints: the endpoints that are used, by site.
     """
 
     kind: AgentKind
@@ -59,14 +57,13 @@ class PreparedBatch:
     endpoints: Mapping[int, SiteEndpoint]
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Preparation:
-    """Finds what batches, and looks at sites, need.
+    """Prepares batches and site checks.
 
     Attributes:
-        element: how long an element may take.
-        access: what every helper may know; roots and the user's credential are added for each.
-        trust: makes the folder of authorities where a site has some of its own.
+        access: settings for every helper; roots and the user's credential are added.
+        trust: makes the directory of authorities for a site that has its own.
     """
 
     sites: SiteRegistry
@@ -79,16 +76,16 @@ class Preparation:
     _next_id: int = 0
 
     async def prepare(self, batch: Batch) -> PreparedBatch:
-        """All that a batch needs.
+        """Prepare a batch.
 
         Raises:
             NotPossibleError: a site, an endpoint or a credential is missing.
         """
         job = batch.job
         mover = MOVERS[job.protocol]
-        ends = [self._end(job, number) for number in sorted(job.sites)]
+        ends = [self._route_end(job, number) for number in sorted(job.sites)]
         try:
-            kind = await self.kind_for(job.user_id, job.protocol, ends)
+            kind = await self.agent_kind(job.user_id, job.protocol, ends)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -103,66 +100,62 @@ class Preparation:
         try:
             built = mover.request_for(batch, url_of, options, self.element, self.next_request_id())
         except BaseException:
-            self.release(kind)
+            self.release_credential(kind)
             raise
         return PreparedBatch(kind, built, options, endpoints)
 
     def next_request_id(self) -> int:
-        """A number that no other request has."""
         self._next_id += 1
         return self._next_id
 
-    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd]) -> AgentKind:
-        """The kind of agent that works for a user at some sites; its credential is held until `release`.
+    async def agent_kind(self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd]) -> AgentKind:
+        """The kind of agent that works for a user at some sites; its credential is held until `release_credential`.
 
-        Args:
-            user_id: whose.
-            protocol: whose mover does the work.
-            ends: the sites, with the protocol by which each is reached.
+        ``protocol`` selects the mover; ``ends`` are the sites with the protocols that reach them.
 
         Raises:
             CredentialUnusableError: the user has none that works.
         """
         mover = MOVERS[protocol]
-        access, trusted = await self._trusting(ends)
+        access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
         if needs := self._needs_at(ends):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
-        # Of all doors: agents are the same whichever a batch takes.
-        if told := usable.told({site.id: site.endpoint_urls(reached_by) for site, reached_by in ends}):
-            environment[CREDENTIALS_VARIABLE] = told
+        # For all endpoints: agents do not depend on the one that a batch uses.
+        if credential_files := usable.variable({site.id: site.endpoint_urls(reached_by) for site, reached_by in ends}):
+            environment[CREDENTIALS_VARIABLE] = credential_files
         if trusted:
             environment[TRUST_VARIABLE] = json.dumps(trusted, sort_keys=True)
         return AgentKind(mover.helper, usable.fingerprint, environment)
 
-    async def _trusting(self, ends: Sequence[RouteEnd]) -> tuple[Access, dict[str, str]]:
-        """What a helper may know, with the authorities for all servers; or those of each endpoint, where they differ.
+    async def _trust_settings(self, ends: Sequence[RouteEnd]) -> tuple[Access, dict[str, str]]:
+        """The access settings with the authorities for all servers; or authorities by endpoint, if they differ.
 
-        A site's own authorities vouch for its endpoints alone: with both sites' for a whole route, the one could pass a
-        server off as the other's.
+        A site's own authorities are valid for its endpoints only: if a route trusted those of both sites, one site
+        could impersonate the other.
         """
         if self.trust is None or not any(site.authorities for site, _ in ends):
             return self.access, {}
         usual = self.access.trust_dir
-        folders = {
+        directories = {
             site.id: await self.trust(usual, {site.authorities} if site.authorities else set()) for site, _ in ends
         }
-        if len(set(folders.values())) == 1:
-            return evolve(self.access, trust_dir=folders.popitem()[1]), {}
-        told: dict[str, str] = {}
+        if len(set(directories.values())) == 1:
+            return evolve(self.access, trust_dir=directories.popitem()[1]), {}
+        trust_by_url: dict[str, str] = {}
         for site, protocol in ends:
             for url in site.endpoint_urls(protocol):
-                # Of an endpoint that two sites share, and trust by unlike authorities, nothing is told: that fails.
-                if told.setdefault(url, str(folders[site.id])) != str(folders[site.id]):
-                    told[url] = str(usual or "")
-        return self.access, told
+                # Sites that share an endpoint but trust different authorities get the usual ones: the login fails.
+                if trust_by_url.setdefault(url, str(directories[site.id])) != str(directories[site.id]):
+                    trust_by_url[url] = str(usual or "")
+        return self.access, trust_by_url
 
     def _needs_at(self, ends: Sequence[RouteEnd]) -> dict[int, CredentialNeed]:
         needs = [(site, credential_need(MOVERS[protocol], self.access)) for site, protocol in ends]
         return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 
-    def _end(self, job: JobRecord, number: int) -> RouteEnd:
+    def _route_end(self, job: JobRecord, number: int) -> RouteEnd:
         site = self.sites.by_id(number)
         protocol = None if site is None else reached_by(job, site)
         if site is None or protocol is None:
@@ -179,7 +172,7 @@ class Preparation:
             if JobProtocol.FILE in site.endpoints
         ]
 
-    def release(self, kind: AgentKind) -> None:
+    def release_credential(self, kind: AgentKind) -> None:
         """Work that asked for a kind has ended."""
         if kind.credential and self.credentials.release(kind.credential) and not self.pool.works_with(kind.credential):
             # No agent was started with it after all.

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import h11
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.backends.http_connection import HttpConnection
 from pdm.workqueue.helpers.backends.http_errors import error_from_response
@@ -42,6 +44,9 @@ _SLASH_ADDED = frozenset({"PROPFIND", "MKCOL", "MOVE", "COPY", "HEAD", "OPTIONS"
 _MAX_UNUSED_BODY = 1024 * 1024
 #: Seconds in which a server that has closed a connection must answer another.
 _PROBE_S = 3.0
+#: Codes of a server that could not be connected.
+UNREACHABLE = frozenset({FailureCode.CONNECTION, FailureCode.STALLED, FailureCode.TIMEOUT})
+_CREDENTIAL_CODES = frozenset({FailureCode.CREDENTIAL_EXPIRED, FailureCode.CREDENTIAL_REFUSED})
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 _ASCII = re.compile(r"[\x21-\x7e]+")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}", re.ASCII)
@@ -136,7 +141,7 @@ class HttpClient:
     def open(
         self,
         method: str,
-        url: str,
+        url: StorageUrl,
         headers: Headers | None = None,
         body: Body = b"",
         ok: tuple[int, ...] = (200,),
@@ -156,16 +161,16 @@ class HttpClient:
         """
         self.check_name(url)
         headers = headers or {}
-        first, at = authority_of(url), url
+        first, at = url.authority, url
         for _ in range(_MAX_REDIRECTS + 1):
-            authority = authority_of(at)
+            authority = at.authority
             response = self._request(_Server(authority, authority == first, trust_at(first)), method, at, headers, body)
             if response.status not in _REDIRECTS:
                 break
             location = response.header("Location") or ""
             if method in _SLASH_ADDED and _only_adds_slash(at, location):
                 response.finish()
-                at += "/"
+                at = StorageUrl(at + "/")
                 continue
             if method not in _REDIRECTED:
                 break
@@ -173,14 +178,14 @@ class HttpClient:
             if response.has_sent_body:
                 # It cannot be sent twice. The next attempt asks the server first, again.
                 self._without_expect.discard(response.server)
-                raise StorageError(f"{url}: the server redirects after it took bytes", code="SERVER_ERROR")
+                raise StorageError(f"{url}: the server redirects after it took bytes", code=FailureCode.SERVER_ERROR)
             at = _redirected(at, location)
         if response.status in ok:
             return response
         if response.status in _REDIRECTS:
             response.drop()
             where = truncated(response.header("Location") or "nowhere", 300)
-            raise StorageError(f"{method} {url}: the server redirects to {where}", code="UNSUPPORTED")
+            raise StorageError(f"{method} {url}: the server redirects to {where}", code=FailureCode.UNSUPPORTED)
         text = ""
         with contextlib.suppress(StorageError):
             text = response.read()[:_MAX_ERROR_TEXT].decode("utf-8", "backslashreplace").strip()
@@ -191,21 +196,26 @@ class HttpClient:
         raise error_from_response(request, response.status, response.reason, text, retry_after, size)
 
     def call(
-        self, method: str, url: str, headers: Headers | None = None, body: Body = b"", ok: tuple[int, ...] = (200,)
+        self,
+        method: str,
+        url: StorageUrl,
+        headers: Headers | None = None,
+        body: Body = b"",
+        ok: tuple[int, ...] = (200,),
     ) -> HttpResponse:
         """As `open`, for a response of which only the head matters."""
         response = self.open(method, url, headers, body, ok)
         response.finish()
         return response
 
-    def is_xrootd(self, url: str) -> bool:
+    def is_xrootd(self, url: StorageUrl) -> bool:
         """Whether a server is XRootD's, by its own words."""
-        authority = authority_of(url)
+        authority = url.authority
         if authority not in self._products:
-            self._request(known_server(url), "OPTIONS", f"https://{authority}/", {}, b"").finish()
+            self._request(known_server(url), "OPTIONS", StorageUrl(f"https://{authority}/"), {}, b"").finish()
         return self._products[authority].startswith("xrootd")
 
-    def check_name(self, url: str) -> None:
+    def check_name(self, url: StorageUrl) -> None:
         """Raise `StorageError` for a name that XRootD would take for another: it cuts paths at ``?``, however encoded.
 
         Without this the removal of ``data?`` would remove ``data``.
@@ -221,7 +231,7 @@ class HttpClient:
 
     # -- one request
 
-    def _request(self, server: _Server, method: str, url: str, headers: Headers, body: Body) -> HttpResponse:
+    def _request(self, server: _Server, method: str, url: StorageUrl, headers: Headers, body: Body) -> HttpResponse:
         """Send a request, a second time if nothing can have been done by the first."""
         is_kept = self._has_idle(server)
         try:
@@ -242,14 +252,16 @@ class HttpClient:
         except StorageError as error:
             raise self.explained(server, error) from error.__cause__
 
-    def _request_once(self, server: _Server, method: str, url: str, headers: Headers, body: Body) -> HttpResponse:
+    def _request_once(
+        self, server: _Server, method: str, url: StorageUrl, headers: Headers, body: Body
+    ) -> HttpResponse:
         lease.check()
         if server.is_known:
             headers = {**self.credentials(server.authority), **headers}
         expect = not isinstance(body, bytes) and server not in self._without_expect
         connection = self._connected(server)
         with self.translated_errors(server, connection):
-            head = connection.request(method, _target(url), headers, body, expect=expect)
+            head = connection.request(method, url.encoded_path, headers, body, expect=expect)
         if connection.ignores_expect:
             self._without_expect.add(server)
         response = HttpResponse(self, server, connection, head)
@@ -262,13 +274,13 @@ class HttpClient:
         Only the first is CONNECTION. Some servers end the connection over one path (Apache over a directory that it
         cannot enter, WsgiDAV over a name that is not UTF-8) and are well otherwise: that must not pause the site.
         """
-        if not error.lost or error.code != "CONNECTION" or self.interrupted:
+        if not error.lost or error.code is not FailureCode.CONNECTION or self.interrupted:
             return error
         reason = self._probe(server)
         if reason is None:
             text = f"the server ended the connection at this request, and answers others: {error.message}"
-            return StorageError(text, code="SERVER_ERROR", lost=True)
-        return reason if (reason.code or "").startswith("CREDENTIAL_") else error
+            return StorageError(text, code=FailureCode.SERVER_ERROR, lost=True)
+        return reason if reason.code in _CREDENTIAL_CODES else error
 
     def _probe(self, server: _Server) -> StorageError | None:
         """Send a request that asks for nothing; what goes wrong, or None if the server responds soon."""
@@ -306,7 +318,7 @@ class HttpClient:
                     if server.trust:
                         check_server(sock, server.trust)
             except StorageError as error:
-                error.unreachable = error.code in ("CONNECTION", "STALLED", "TIMEOUT")
+                error.unreachable = error.code in UNREACHABLE
                 raise
         return connection
 
@@ -352,14 +364,14 @@ class HttpClient:
         text = f"{server.authority}: {str(error) or type(error).__name__}"
         if isinstance(error, TimeoutError):
             is_stalled = time.monotonic() < self.timeouts.until
-            return StorageError(text, code="STALLED" if is_stalled else "TIMEOUT")
+            return StorageError(text, code=FailureCode.STALLED if is_stalled else "TIMEOUT")
         if isinstance(error, ssl.SSLCertVerificationError):
-            return StorageError(text, code="CERTIFICATE")
+            return StorageError(text, code=FailureCode.CERTIFICATE)
         if isinstance(error, ssl.SSLError) and "ALERT" in text.upper():
             if "EXPIRED" in text.upper():
-                return StorageError(text, code="CREDENTIAL_EXPIRED", scope="service")
-            return StorageError(text, code="CREDENTIAL_REFUSED")
-        return StorageError(text, code="CONNECTION", lost=True)
+                return StorageError(text, code=FailureCode.CREDENTIAL_EXPIRED, scope=FailureScope.SERVICE)
+            return StorageError(text, code=FailureCode.CREDENTIAL_REFUSED)
+        return StorageError(text, code=FailureCode.CONNECTION, lost=True)
 
     # -- credentials
 
@@ -373,9 +385,11 @@ class HttpClient:
             token = Path(credential.file).read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             text = f"the token cannot be read: {type(error).__name__}"
-            raise StorageError(text, code="CREDENTIAL_MISSING", scope="service") from error
+            raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
         if not _TOKEN.fullmatch(token):
-            raise StorageError("that is no bearer token", code="CREDENTIAL_MISSING", scope="service")
+            raise StorageError(
+                "that is no bearer token", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
+            )
         return {"Authorization": f"Bearer {token}"}
 
     def _tls(self, server: _Server) -> ssl.SSLContext:
@@ -391,27 +405,18 @@ class HttpClient:
                     context.load_cert_chain(proxy)
             except (OSError, TypeError) as error:
                 text = f"the credential or the authorities cannot be read: {error}"
-                raise StorageError(text, code="CREDENTIAL_MISSING", scope="service") from error
+                raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
             self._contexts[key] = context
         return self._contexts[key]
 
 
-def known_server(url: str) -> _Server:
+def known_server(url: StorageUrl) -> _Server:
     """The server of a URL that the user has named."""
-    authority = authority_of(url)
+    authority = url.authority
     return _Server(authority, True, trust_at(authority))
 
 
-def authority_of(url: str) -> str:
-    """Host and port of a URL."""
-    return url.partition("://")[2].partition("/")[0]
-
-
-def _target(url: str) -> str:
-    return "/" + url.partition("://")[2].partition("/")[2]
-
-
-def _redirected(url: str, location: str) -> str:
+def _redirected(url: StorageUrl, location: str) -> StorageUrl:
     """Where a redirect leads.
 
     Raises:
@@ -421,15 +426,15 @@ def _redirected(url: str, location: str) -> str:
     scheme, _, rest = where.partition("://")
     if scheme != "https" or not _AUTHORITY.fullmatch(rest.partition("/")[0]) or not _ASCII.fullmatch(where):
         text = f"{url}: the server redirects to {truncated(location, 300)!r}: only https:// is followed"
-        raise StorageError(text, code="UNSUPPORTED")
-    return where
+        raise StorageError(text, code=FailureCode.UNSUPPORTED)
+    return StorageUrl(where)
 
 
-def _only_adds_slash(url: str, location: str) -> bool:
+def _only_adds_slash(url: StorageUrl, location: str) -> bool:
     """Whether a redirect leads to the same path with a slash; its host and scheme may be those behind a proxy."""
     try:
         path = urllib.parse.urlsplit(urllib.parse.urljoin(url, location)).path
     except ValueError:
         return False
-    asked = urllib.parse.unquote_to_bytes(_target(url).partition("?")[0])
+    asked = urllib.parse.unquote_to_bytes(url.encoded_path.partition("?")[0])
     return not asked.endswith(b"/") and urllib.parse.unquote_to_bytes(path) == asked + b"/"

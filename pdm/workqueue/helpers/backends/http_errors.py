@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.backends.propfind import resources
 from pdm.workqueue.helpers.storage import StorageError, truncated
 
@@ -30,15 +31,15 @@ _ERRNO_BY_STATUS: Mapping[int, int] = {
     507: errno.ENOSPC,
 }
 #: These mean what they say, whatever the text says.
-_CODE_BY_STATUS: Mapping[int, str] = {
-    408: "TIMEOUT",
-    413: "TOO_LARGE",
-    417: "UNSUPPORTED",
-    423: "LOCKED",
-    425: "BUSY",
-    429: "BUSY",
-    503: "BUSY",
-    504: "SERVER_ERROR",
+_CODE_BY_STATUS: Mapping[int, FailureCode] = {
+    408: FailureCode.TIMEOUT,
+    413: FailureCode.TOO_LARGE,
+    417: FailureCode.UNSUPPORTED,
+    423: FailureCode.LOCKED,
+    425: FailureCode.BUSY,
+    429: FailureCode.BUSY,
+    503: FailureCode.BUSY,
+    504: FailureCode.SERVER_ERROR,
 }
 #: What servers write into the body of any status; XRootD in the words of the system.
 _ERRNO_BY_TEXT = (
@@ -97,9 +98,9 @@ def error_from_response(
     if code is None:
         number = errno_from_text(text) or _ERRNO_BY_STATUS.get(status)
     if status == HTTPStatus.UNAUTHORIZED and errno_from_text(text) is None:
-        code = "CREDENTIAL_REFUSED"
+        code = FailureCode.CREDENTIAL_REFUSED
     elif number is None and code is None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        code = "SERVER_ERROR"
+        code = FailureCode.SERVER_ERROR
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         message = (
             f"the server, or a proxy before it, takes no request of {size or 'that many'} bytes"

@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.storage import StorageError
 
 #: Bytes that are parsed before complete responses are taken out of the tree.
@@ -112,10 +113,10 @@ class _ResponseTree:
             if error.code == _AFTER_END:
                 # rclone and others of Go's library append an error so, as when a file vanishes while they list.
                 text = f"{self._url}: the server broke off its listing: {error}"
-                raise StorageError(text, code="SERVER_ERROR") from None
+                raise StorageError(text, code=FailureCode.SERVER_ERROR) from None
             if final:
                 text = f"{self._url}: the server's listing is cut short"
-                raise StorageError(text, code="SERVER_ERROR", lost=True) from None
+                raise StorageError(text, code=FailureCode.SERVER_ERROR, lost=True) from None
             raise self._invalid(str(error)) from None
 
     def take(self, *, leave: int) -> list[Element]:
@@ -163,7 +164,7 @@ class _ResponseTree:
         )
 
     def _invalid(self, reason: str) -> StorageError:
-        return StorageError(f"{self._url}: the server's listing is not valid: {reason}", code="BAD_LISTING")
+        return StorageError(f"{self._url}: the server's listing is not valid: {reason}", code=FailureCode.BAD_LISTING)
 
 
 @functools.lru_cache(maxsize=256)

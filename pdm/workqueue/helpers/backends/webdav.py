@@ -13,10 +13,12 @@ import errno
 import re
 from collections.abc import Generator, Iterator
 from http import HTTPStatus
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.base import Pieces, StorageBackend
-from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse, authority_of
+from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
 from pdm.workqueue.helpers.backends.propfind import DavResource, path_of_href, plain_path, resources
 from pdm.workqueue.helpers.backends.webdav_names import check_kept, folded, is_odd, shape_of
@@ -28,10 +30,7 @@ from pdm.workqueue.helpers.storage import (
     ProgressCallback,
     StorageError,
     Timeouts,
-    joined_url,
     link_to_directory,
-    parent_url,
-    without_trailing_slash,
 )
 
 #: Bytes that are sent without asking the server first: a round trip would cost more than sending them in vain.
@@ -72,11 +71,11 @@ class WebdavBackend(StorageBackend):
 
     # -- names
 
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         try:
             found = None
             # To its end, for the connection is kept then; but some servers list more than they were asked for.
-            with contextlib.closing(self._propfind(without_trailing_slash(url), "0")) as resources_found:
+            with contextlib.closing(self._propfind(url.without_slash, "0")) as resources_found:
                 for count, (_, each) in enumerate(resources_found):
                     found = found or each
                     if count > _MAX_RESOURCES:
@@ -86,7 +85,7 @@ class WebdavBackend(StorageBackend):
                 return None
             raise
         if found is None:
-            raise StorageError(f"{url}: the server's answer names nothing", code="BAD_LISTING")
+            raise StorageError(f"{url}: the server's answer names nothing", code=FailureCode.BAD_LISTING)
         if found.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             return None
         if found.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -95,9 +94,9 @@ class WebdavBackend(StorageBackend):
         self._last_stat = url, file_stat
         return file_stat
 
-    def entries(self, url: str) -> EntryIterator:
-        directory = without_trailing_slash(url)
-        own = plain_path(_path(directory))
+    def entries(self, url: StorageUrl) -> EntryIterator:
+        directory = url.without_slash
+        own = plain_path(directory.path)
         for count, (path, resource) in enumerate(self._propfind(self._directory_url(directory), "1")):
             if not count and resource.is_directory and path != own and not path.startswith(own + b"/"):
                 # The directory itself, under the path that it has behind a proxy, or in the server's spelling.
@@ -107,16 +106,16 @@ class WebdavBackend(StorageBackend):
                     raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
                 continue
             if not path.startswith(own + b"/"):
-                raise StorageError(f"{path[:200]!r} is not in {url}", code="BAD_LISTING")
+                raise StorageError(f"{path[:200]!r} is not in {url}", code=FailureCode.BAD_LISTING)
             name = path[len(own) + 1 :]
-            yield name, self._file_stat(joined_url(directory, quote_from_bytes(name)), resource)
+            yield name, self._file_stat(directory.child(name), resource)
 
-    def _propfind(self, url: str, depth: str) -> Generator[tuple[bytes, DavResource]]:
+    def _propfind(self, url: StorageUrl, depth: str) -> Generator[tuple[bytes, DavResource]]:
         """Paths, without a slash at the end, and resources of a PROPFIND, as they arrive."""
         response = self._client.open("PROPFIND", url, {"Depth": depth}, ok=(207,))
         # XRootD writes names as they are, not percent-encoded.
         raw = self._client.is_xrootd(url)
-        base = plain_path(_path(url))
+        base = plain_path(url.path)
         with _dropped_early(response):
             for resource in resources(url, self._body(response), raw=raw):
                 yield path_of_href(resource.href, base, raw=raw), resource
@@ -126,7 +125,7 @@ class WebdavBackend(StorageBackend):
             self.check()
             yield chunk
 
-    def _file_stat(self, url: str, resource: DavResource) -> FileStat:
+    def _file_stat(self, url: StorageUrl, resource: DavResource) -> FileStat:
         if resource.status >= HTTPStatus.BAD_REQUEST:
             # The server names it and cannot describe it: most likely a link that leads nowhere.
             return FileStat("other")
@@ -135,22 +134,22 @@ class WebdavBackend(StorageBackend):
         size = self._length(url) if resource.size is None else resource.size
         return FileStat("file", size, None, resource.mtime)
 
-    def _length(self, url: str) -> int:
+    def _length(self, url: StorageUrl) -> int:
         """Bytes of a file whose server does not list them: from HEAD, or by reading it."""
         length = _number(self._client.call("HEAD", url).header("Content-Length"))
         return sum(map(len, self._body(self._client.open("GET", url)))) if length is None else length
 
-    def _directory_url(self, url: str) -> str:
+    def _directory_url(self, url: StorageUrl) -> StorageUrl:
         """The URL of a directory as WebDAV wants it, with a slash at its end; XRootD goes by the one without."""
-        bare = without_trailing_slash(url)
-        return bare if self._client.is_xrootd(url) else bare.rstrip("/") + "/"
+        bare = url.without_slash
+        return bare if self._client.is_xrootd(url) else StorageUrl(bare.rstrip("/") + "/")
 
-    def link_at(self, url: str, *, listed: bool) -> str | None:
+    def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         """XRootD removes no link to a directory and no directory that is not empty: the errors differ.
 
         Others (Apache) leave links out of listings, but describe one when asked for it by name.
         """
-        bare = without_trailing_slash(url)
+        bare = url.without_slash
         if self._client.is_xrootd(url):
             try:
                 self._client.call("DELETE", bare, ok=(200, 204))
@@ -160,18 +159,18 @@ class WebdavBackend(StorageBackend):
                 if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                     raise
             return None
-        name = _path(bare).rpartition(b"/")[2]
+        name = bare.path.rpartition(b"/")[2]
         if listed or not name:
             return None
         try:
-            with contextlib.closing(self.entries(parent_url(url))) as entries:
+            with contextlib.closing(self.entries(url.parent)) as entries:
                 if any(folded(each) == folded(name) for each, _ in entries):
                     return None
         except StorageError:
             return None
         return f"{url} is not listed in the directory above: it may be a symbolic link, so nothing in it was removed"
 
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         if self.stat(url) is not None:
             raise StorageError(f"{url} exists", errno=errno.EEXIST)
         self._check_parent(url)
@@ -185,24 +184,24 @@ class WebdavBackend(StorageBackend):
                 raise StorageError(f"{url} exists", errno=errno.EEXIST) from error
             self._check_parent(url)
             if error.errno == errno.ENOENT:
-                raise StorageError(error.message, code="SERVER_ERROR") from error
+                raise StorageError(error.message, code=FailureCode.SERVER_ERROR) from error
             raise
         if self.stat(url) is None:
             raise _misplaced(url)
 
-    def _check_parent(self, url: str) -> None:
-        above = parent_url(url)
+    def _check_parent(self, url: StorageUrl) -> None:
+        above = url.parent
         file_stat = self._existing(above)
         if file_stat.kind != "directory":
             raise StorageError(f"{above} is not a directory", errno=errno.ENOTDIR)
 
-    def _existing(self, url: str) -> FileStat:
+    def _existing(self, url: StorageUrl) -> FileStat:
         file_stat = self.stat(url)
         if file_stat is None:
             raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return file_stat
 
-    def remove(self, url: str, *, directory: bool) -> None:
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
         is_directory = self._existing(url).kind == "directory"
         if is_directory and not directory:
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
@@ -210,20 +209,20 @@ class WebdavBackend(StorageBackend):
             raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
         if directory:
             self._check_empty(url, links=True)
-        bare = without_trailing_slash(url)
+        bare = url.without_slash
         self._client.call("DELETE", self._directory_url(url) if directory else bare, ok=(200, 202, 204))
 
-    def _check_empty(self, url: str, *, links: bool = False) -> None:
+    def _check_empty(self, url: StorageUrl, *, links: bool = False) -> None:
         with contextlib.closing(self.entries(url)) as entries:
             if next(entries, None) is not None:
                 if links and self._client.is_xrootd(url) and (link := self.link_at(url, listed=True)):
-                    raise StorageError(link, code="UNSUPPORTED")
+                    raise StorageError(link, code=FailureCode.UNSUPPORTED)
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
 
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         old = self._last_stat[1] if self._last_stat[0] == source else self.stat(source)
         if old is None:
-            raise StorageError(f"{source} does not exist", errno=errno.ENOENT, scope="source")
+            raise StorageError(f"{source} does not exist", errno=errno.ENOENT, scope=FailureScope.SOURCE)
         is_directory = old.kind == "directory"
         self._check_name_is_kept(destination)
         replaced = self.stat(destination)
@@ -244,11 +243,13 @@ class WebdavBackend(StorageBackend):
         if new is None or (not is_directory and new.size != old.size):
             raise _misplaced(destination)
 
-    def _move(self, source: str, destination: str, *, is_directory: bool, replace: bool) -> None:
+    def _move(self, source: StorageUrl, destination: StorageUrl, *, is_directory: bool, replace: bool) -> None:
         """MOVE, with ``Destination`` in the first form that the server accepts."""
-        as_sent = self._directory_url if is_directory else without_trailing_slash
-        source, destination = as_sent(source), as_sent(destination)
-        server = authority_of(source)
+        if is_directory:
+            source, destination = self._directory_url(source), self._directory_url(destination)
+        else:
+            source, destination = source.without_slash, destination.without_slash
+        server = source.authority
         forms = _DESTINATION_FORMS[_accepted_forms.get(server, 0) :]
         if self._client.is_xrootd(source):
             forms = _DESTINATION_FORMS[:1]
@@ -263,9 +264,9 @@ class WebdavBackend(StorageBackend):
                 _accepted_forms[server] = _DESTINATION_FORMS.index(form)
                 return
 
-    def _destination(self, url: str, form: str) -> str | bytes:
+    def _destination(self, url: StorageUrl, form: str) -> str | bytes:
         """The header of a MOVE. XRootD does not decode it: encoded, the file would be called ``%20`` and the like."""
-        authority, path = authority_of(url), "/" + url.partition("://")[2].partition("/")[2]
+        authority, path = url.authority, url.encoded_path
         if not self._client.is_xrootd(url):
             return form.format(authority=authority, path=path)
         self._client.check_name(url)
@@ -275,22 +276,21 @@ class WebdavBackend(StorageBackend):
         # It cuts blanks off the end, and letters beyond ASCII with them; but not before a query.
         return raw + b"?pdm=1"
 
-    def _check_name_is_kept(self, url: str) -> None:
+    def _check_name_is_kept(self, url: StorageUrl) -> None:
         """Raise `StorageError` if the server would store a name under another one, over a file of that name.
 
         Some take ``;`` or ``?`` in ``Destination`` for the end of the path, or decode it twice. So an empty probe file
         is moved to a name of that kind first, in a directory above all such names; whatever becomes of it, it is none
         of the user's files.
         """
-        authority, _, path = url.partition("://")[2].partition("/")
-        names = path.rstrip("/").split("/")
+        authority, names = url.authority, url.encoded_path[1:].rstrip("/").split("/")
         odd = [at for at, name in enumerate(names) if is_odd(name)]
         if not odd or self._client.is_xrootd(url):
             return
-        directory = "https://" + "/".join((authority, *names[: odd[0]])) + "/"
+        directory = StorageUrl("https://" + "/".join((authority, *names[: odd[0]])) + "/")
 
         def try_name(probe: str, to: str) -> bool | None:
-            source, destination = joined_url(directory, probe), joined_url(directory, to)
+            source, destination = directory.below(probe), directory.below(to)
             try:
                 self._client.call("PUT", source, {"Content-Length": "0"}, ok=(200, 201, 204))
             except HttpStatusError as error:
@@ -311,21 +311,21 @@ class WebdavBackend(StorageBackend):
         if not all(check_kept(authority, shape_of(names[at]), try_name) for at in odd):
             raise _misplaced(url)
 
-    def _remove_probes(self, directory: str, probe: str, to: str) -> None:
+    def _remove_probes(self, directory: StorageUrl, probe: str, to: str) -> None:
         """Remove the empty probe files, wherever the server has put them."""
         with contextlib.suppress(StorageError):
-            self.remove(joined_url(directory, to), directory=False)
+            self.remove(directory.below(to), directory=False)
             return
         prefix = unquote_to_bytes(probe)
         with contextlib.suppress(StorageError), contextlib.closing(self.entries(directory)) as entries:
             left = [name for name, file_stat in entries if name.startswith(prefix) and file_stat.size == 0]
             for name in left[:_MAX_PROBES]:
-                self.remove(joined_url(directory, quote_from_bytes(name)), directory=False)
+                self.remove(directory.child(name), directory=False)
 
-    def size(self, url: str) -> int:
+    def size(self, url: StorageUrl) -> int:
         return self._existing(url).size
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         head = self._client.call("HEAD", url)
         tag, modified = (head.header("ETag") or "").removeprefix("W/"), head.header("Last-Modified")
         if not tag and not modified:
@@ -335,14 +335,14 @@ class WebdavBackend(StorageBackend):
             mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
         return FileVersion(0, mtime, f"{head.header('Content-Length')} {tag}")
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         """As the server sends it; by reading the file where it sends none."""
         digest = _DIGEST.search(self._client.call("HEAD", url, {"Want-Digest": "adler32"}).header("Digest") or "")
         return digest.group(1).lower().rjust(8, "0") if digest else super().checksum(url)
 
     # -- bytes
 
-    def read(self, url: str) -> Pieces:
+    def read(self, url: StorageUrl) -> Pieces:
         file_stat = self.stat(url)
         if file_stat is not None and file_stat.kind == "directory":
             # Servers send a page for people.
@@ -353,16 +353,20 @@ class WebdavBackend(StorageBackend):
         with _dropped_early(response):
             if encoding != "identity" and file_stat is not None and length != file_stat.size:
                 # A file that is stored compressed may be labelled so, too; then it has the size that was listed.
-                raise StorageError(f"{url}: the server sends it in {encoding[:40]} unasked", code="UNSUPPORTED")
+                raise StorageError(
+                    f"{url}: the server sends it in {encoding[:40]} unasked", code=FailureCode.UNSUPPORTED
+                )
             while chunk := response.read():
                 yield chunk
 
-    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+    def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         body = _exactly(pieces, size)
         headers = {"Content-Length": str(size)}
         self._client.call("PUT", url, headers, b"".join(body) if size <= _SMALL else body, ok=(200, 201, 204))
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         if not self._third_party.may_work(source, temporary):
             return super().transfer(source, temporary, size, checksum, arrived)
         try:
@@ -399,12 +403,12 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and is_valid else None
 
 
-def _misplaced(url: str) -> StorageError:
+def _misplaced(url: StorageUrl) -> StorageError:
     return StorageError(
         f"{url}: the server does not keep this name: it would store the file under another one",
         errno=errno.EILSEQ,
-        code="INVALID_NAME",
-        scope="destination",
+        code=FailureCode.INVALID_NAME,
+        scope=FailureScope.DESTINATION,
     )
 
 
@@ -418,9 +422,7 @@ def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
         yield piece
     if left:
         raise StorageError(
-            "the source is not as long as it was when it was listed", code="SIZE_CHANGED", scope="source"
+            "the source is not as long as it was when it was listed",
+            code=FailureCode.SIZE_CHANGED,
+            scope=FailureScope.SOURCE,
         )
-
-
-def _path(url: str) -> bytes:
-    return unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])

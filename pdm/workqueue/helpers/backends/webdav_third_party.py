@@ -9,10 +9,12 @@ import threading
 import time
 from http import HTTPStatus
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.base import StorageBackend
-from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse, authority_of, known_server
+from pdm.workqueue.helpers.backends.http_client import UNREACHABLE, HttpClient, HttpResponse, known_server
 from pdm.workqueue.helpers.backends.http_errors import HttpStatusError, errno_from_text
-from pdm.workqueue.helpers.storage import ProgressCallback, StorageError, Timeouts, scoped, truncated
+from pdm.workqueue.helpers.storage import ProgressCallback, StorageError, Timeouts, at_destination, truncated
 
 #: Seconds without a marker after which a server that copies is taken for dead; most send one every five.
 _MARKER_TIMEOUT_S = 12.0
@@ -46,18 +48,18 @@ class ThirdPartyCopies:
         self._client = client
 
     @staticmethod
-    def may_work(source: str, destination: str) -> bool:
+    def may_work(source: StorageUrl, destination: StorageUrl) -> bool:
         """False if the servers of two URLs are known not to begin a copy."""
-        return _failed_pairs.get((authority_of(source), authority_of(destination)), 0.0) <= time.monotonic()
+        return _failed_pairs.get((source.authority, destination.authority), 0.0) <= time.monotonic()
 
     @staticmethod
-    def remember_failure(source: str, destination: str) -> None:
+    def remember_failure(source: StorageUrl, destination: StorageUrl) -> None:
         """Do not ask the servers of two URLs again for a while."""
         if len(_failed_pairs) > _MAX_PAIRS:
             _failed_pairs.clear()
-        _failed_pairs[authority_of(source), authority_of(destination)] = time.monotonic() + _FAILED_PAIR_S
+        _failed_pairs[source.authority, destination.authority] = time.monotonic() + _FAILED_PAIR_S
 
-    def copy(self, source: str, temporary: str, arrived: ProgressCallback) -> None:
+    def copy(self, source: StorageUrl, temporary: StorageUrl, arrived: ProgressCallback) -> None:
         """Have the destination pull; `NotBegunError` if one of the two does not know how."""
         headers = {
             "Source": "https://" + source.partition("://")[2],
@@ -67,11 +69,13 @@ class ThirdPartyCopies:
             "TransferHeaderAuthorization": self._token(source),
         }
         self._client.check_name(source)
-        verdict = scoped("destination", self._pull, source, temporary, headers, arrived)
+        verdict = at_destination(self._pull, source, temporary, headers, arrived)
         if not verdict.lower().startswith("success"):
             raise self._copy_error(source, temporary, verdict)
 
-    def _pull(self, source: str, temporary: str, headers: dict[str, str], arrived: ProgressCallback) -> str:
+    def _pull(
+        self, source: StorageUrl, temporary: StorageUrl, headers: dict[str, str], arrived: ProgressCallback
+    ) -> str:
         """Send the COPY; returns the verdict of the destination, empty if it gave none."""
         try:
             response = self._client.open("COPY", temporary, headers, ok=(200, 201, 202))
@@ -92,15 +96,15 @@ class ThirdPartyCopies:
                 response.drop()
         if watchdog.gave_up and not verdict:
             text = f"{source}: no byte comes, and the server does not answer"
-            raise StorageError(text, code="STALLED", scope="source")
+            raise StorageError(text, code=FailureCode.STALLED, scope=FailureScope.SOURCE)
         if not verdict and response.status == HTTPStatus.CREATED:
             # Its status is all that it says; verification will show.
             return "success"
         return verdict
 
-    def _token(self, source: str) -> str:
+    def _token(self, source: StorageUrl) -> str:
         """A token with which another server may read the source."""
-        own = self._client.credentials(authority_of(source)).get("Authorization")
+        own = self._client.credentials(source.authority).get("Authorization")
         if own is not None:
             return own
         headers = {"Content-Type": "application/macaroon-request"}
@@ -110,9 +114,9 @@ class ThirdPartyCopies:
             if error.status < HTTPStatus.INTERNAL_SERVER_ERROR or error.status == HTTPStatus.NOT_IMPLEMENTED:
                 # It does not know what a macaroon is.
                 raise NotBegunError(error.message) from error
-            raise error.at("source") from error.__cause__
+            raise error.at(FailureScope.SOURCE) from error.__cause__
         except StorageError as error:
-            raise error.at("source") from error.__cause__
+            raise error.at(FailureScope.SOURCE) from error.__cause__
         document = b""
         while chunk := response.read():
             document += chunk
@@ -127,7 +131,9 @@ class ThirdPartyCopies:
             raise NotBegunError(f"{source}: the server gives no macaroon")
         return f"Bearer {token}"
 
-    def _follow(self, url: str, response: HttpResponse, watchdog: SourceWatchdog, arrived: ProgressCallback) -> str:
+    def _follow(
+        self, url: StorageUrl, response: HttpResponse, watchdog: SourceWatchdog, arrived: ProgressCallback
+    ) -> str:
         """The last line of a COPY's response; the lines before it are markers of progress."""
         incomplete, last = b"", b""
         moved = 0
@@ -142,24 +148,24 @@ class ThirdPartyCopies:
                     arrived(moved)
                 last = line.strip() or last
             if time.monotonic() - watchdog.moved_at > max(self._backend.timeouts.stall_s, _MARKER_TIMEOUT_S):
-                raise StorageError(f"{url}: no byte has come for too long", code="STALLED")
+                raise StorageError(f"{url}: no byte has come for too long", code=FailureCode.STALLED)
             if len(incomplete) > _MAX_LINE:
-                raise StorageError(f"{url}: the server's answer is not valid", code="BAD_LISTING")
+                raise StorageError(f"{url}: the server's answer is not valid", code=FailureCode.BAD_LISTING)
         last = incomplete.strip() or last
         return last.decode("utf-8", "backslashreplace")
 
-    def _copy_error(self, source: str, temporary: str, verdict: str) -> StorageError:
+    def _copy_error(self, source: StorageUrl, temporary: StorageUrl, verdict: str) -> StorageError:
         """The error for a verdict: the source is at fault if it cannot be read now."""
         text = truncated(verdict or "the server did not say how the copy ended", 1000)
         try:
             with contextlib.closing(self._backend.read(source)) as chunks:
                 next(chunks, None)
         except StorageError as error:
-            return error.at("source")
+            return error.at(FailureScope.SOURCE)
         if verdict:
-            return StorageError(text, errno=errno_from_text(text), scope="destination")
-        lost = StorageError(text, code="CONNECTION", lost=True)
-        return self._client.explained(known_server(temporary), lost).at("destination")
+            return StorageError(text, errno=errno_from_text(text), scope=FailureScope.DESTINATION)
+        lost = StorageError(text, code=FailureCode.CONNECTION, lost=True)
+        return self._client.explained(known_server(temporary), lost).at(FailureScope.DESTINATION)
 
 
 class SourceWatchdog:
@@ -171,7 +177,7 @@ class SourceWatchdog:
         response: of the destination, which is aborted if the source does not answer.
     """
 
-    def __init__(self, source: str, stall_s: float, response: HttpResponse) -> None:
+    def __init__(self, source: StorageUrl, stall_s: float, response: HttpResponse) -> None:
         #: When the last byte arrived, as far as is known (`time.monotonic`).
         self.moved_at = time.monotonic()
         self.gave_up = False
@@ -200,11 +206,11 @@ class SourceWatchdog:
 
     def _source_answers(self) -> bool:
         client = HttpClient()
-        client.timeouts = Timeouts(_PROBE_S, 0, time.monotonic() + _PROBE_S)
+        client.timeouts = Timeouts.within(_PROBE_S)
         try:
             client.call("HEAD", self._source)
         except StorageError as error:
-            return error.code not in ("STALLED", "TIMEOUT", "CONNECTION")
+            return error.code not in UNREACHABLE
         finally:
             client.close_idle(known_server(self._source))
         return True

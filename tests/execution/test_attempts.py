@@ -1,0 +1,129 @@
+"""Verdicts on their way to the database: none is lost, and they do not pile up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.retry import RetryPolicy
+from pdm.workqueue.execution import executor as executor_module
+from pdm.workqueue.execution.attempts import AttemptContext, Settler
+from pdm.workqueue.execution.batch import RunningBatch
+from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.monitoring import ProgressBoard
+from pdm.workqueue.execution.streams import StreamLimits, Streams
+from pdm.workqueue.store.database import Database
+from tests.store.stores import START, Store, done
+
+reactor: Any = _reactor
+#: What these tests never come to.
+UNUSED: Any = cast(Any, None)
+
+
+@pytest_twisted.async_yield_fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = Database.open(url, reactor, threads=2)
+    await database.start()
+    yield database
+    await database.stop()
+
+
+def executor_of(settler: Settler) -> Executor:
+    context = AttemptContext(
+        reactor=reactor,
+        clock=lambda: START,
+        host="here",
+        policy=RetryPolicy(),
+        logs=UNUSED,
+        board=ProgressBoard(),
+        settler=settler,
+        cancel_grace_s=1.0,
+        service_health=UNUSED,
+    )
+    limits = ExecutionLimits(batches=4, listings=1, batch_elements=100)
+    streams = Streams(
+        limits=StreamLimits(total=4, route=4, route_start=2, window_s=5.0, site_in=4, site_out=4, user=4, job=4),
+        sites=UNUSED,
+        clock=lambda: START,
+    )
+    return Executor(
+        database=UNUSED,
+        sites=UNUSED,
+        pool=UNUSED,
+        credentials=UNUSED,
+        worker="w",
+        context=context,
+        limits=limits,
+        streams=streams,
+        preparation=UNUSED,
+        on_capacity=lambda: None,
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_new_begins_while_results_wait_for_the_database(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "_MOST_UNSETTLED", 2)
+    store.worker()
+    job = store.copy_job(store.user(), [1] * 3)
+    verdicts = done(*store.claim())
+    settled: list[bool] = []
+    settler = Settler(reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=settled.append)
+    executor = executor_of(settler)
+    assert executor.capacity() == (8, 1)
+    # That a log is not on disk yet counts, too.
+    logs: list[Deferred[bool]] = [Deferred() for _ in verdicts]
+    for verdict, log in zip(verdicts, logs, strict=True):
+        settler.submit(verdict, log)
+    assert settler.backlog == 3
+    assert executor.capacity() == (0, 1)
+    for log in logs:
+        log.callback(True)
+    assert settler.backlog == 3
+    await settler.drained()
+    assert (settler.backlog, executor.capacity()) == (0, (8, 1))
+    assert settled and not any(settled)
+    assert store.job(job.id).status is JobStatus.DONE
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim is committed, its result is on its way to the reactor, and the user cancels the job."""
+    ended: list[int] = []
+    monkeypatch.setattr(RunningBatch, "cancel", lambda batch, job_id: ended.append(job_id))
+    settler = Settler(
+        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover: None
+    )
+    executor = executor_of(settler)
+    executor.database = database
+    executor.pool = cast(Any, SimpleNamespace(wake_waiting=lambda: None))
+    executor.streams = cast(Any, SimpleNamespace(slot=lambda batch: None))
+    monkeypatch.setattr(Executor, "_run", _nothing)
+    store.worker()
+    user = store.user()
+    before, during, other = (store.submit(user).id for _ in range(3))
+    executor.cancel(before)
+    # It looks at the job in a transaction; a claim passes over jobs that others have locked.
+    await executor._background.over()
+    executor.before_claims()
+    batches = store.claim(batch_elements=1)
+    executor.cancel(during)
+    for batch in batches:
+        executor.begin(batch)
+    assert ended == [during]
+    assert {token.job_id for token in executor.attempts()} == {before, during, other}
+    await executor._background.over()
+
+
+async def _nothing(*_: object) -> None:
+    """Stands for the work of a batch."""
