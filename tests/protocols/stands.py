@@ -33,7 +33,10 @@ _RELAY = "pdm.workqueue.helpers.main_relay"
 _GRIDFTP = "pdm.workqueue.helpers.main_gridftp"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
 #: What the helper imports later may not be readable for that account.
-_AS = "import os; from {module} import main; import pdm.workqueue.helpers.backends.local; os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
+_AS = (
+    "import os; from {module} import main; import pdm.workqueue.helpers.backends.local;"
+    " os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
+)
 _WAIT_S = 30.0
 _numbers = itertools.count(1)
 #: A server that is gone is noticed at once; only one that is frozen for good would cost this.
