@@ -33,14 +33,6 @@ __all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_ur
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
 _OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy")
-_SCHEMES = {
-    JobProtocol.GRIDFTP: ("gsiftp",),
-    JobProtocol.SSH: ("sftp",),
-    JobProtocol.DUMMY: ("dummy",),
-    JobProtocol.FILE: ("file",),
-    JobProtocol.HTTPS: ("https", "davs"),
-    JobProtocol.XROOT: ("root", "roots"),
-}
 #: Largest site number: the database keeps 32 bits with a sign.
 LARGEST_ID = 2**31 - 1
 _LONGEST_NAME = 64
@@ -257,7 +249,7 @@ def check_endpoint(protocol: JobProtocol, text: str) -> str:
     Raises:
         ValueError: it is none for the protocol.
     """
-    schemes = _SCHEMES[protocol]
+    schemes = protocol.info.schemes
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("a URL of plain characters is expected; write others percent-encoded")
     scheme, separator, rest = text.partition("://")

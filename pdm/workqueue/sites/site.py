@@ -51,10 +51,6 @@ class Site:
         return self.public or self.owner_id == user_id
 
 
-#: Protocols without home directories, or without a way to ask for them.
-_WITHOUT_HOMES = frozenset({JobProtocol.FILE, JobProtocol.HTTPS, JobProtocol.XROOT})
-
-
 class NotOfferedError(ValueError):
     """A site does not serve a protocol; the text names those it does."""
 
@@ -82,7 +78,7 @@ def storage_url(site: Site, protocol: JobProtocol, path: str, url: str | None = 
     if place != path:
         # A relative path may be short enough by itself only.
         checked(place)
-    if protocol in _WITHOUT_HOMES:
+    if not protocol.info.has_homes:
         inside = _confined(place, "directory" if protocol is JobProtocol.FILE else "server")
     else:
         inside = encoded(place if place.startswith("/") else "/" + place)
