@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pdm.workqueue.agents.helpers.channel import Batch
-from pdm.workqueue.agents.helpers.folders import Folders
+from pdm.workqueue.agents.helpers.folders import Folder, Folders
 from pdm.workqueue.agents.helpers.lanes import Lanes, patience
 from pdm.workqueue.agents.helpers.storage import StoppedError, Storage, StorageError, Thing, Version, scoped
 
@@ -25,11 +25,33 @@ _SETTLE_S = 0.05
 
 def copy(batch: Batch, items: Sequence[dict[str, Any]], lanes: Lanes, count: int) -> None:
     """Carry out a ``copy`` request on ``count`` lanes."""
-    copier = _Copier(batch, items)
+    copier = FileCopier(batch, items)
     lanes.share(batch, items, count, copier.copy)
 
 
-class _Copier:
+class PendingCopy(NamedTuple):
+    """A copy between the looks at its ends and its proof.
+
+    Attributes:
+        item: of the request.
+        folder: in which it arrives.
+        version: of the source before the transfer.
+        arrival: tells the daemon how far it is.
+        doubted: whether the version may be the same in spite of a write.
+        is_new: whether nothing had the name.
+    """
+
+    item: dict[str, Any]
+    folder: Folder
+    version: Version
+    arrival: _Arrival
+    doubted: bool
+    is_new: bool
+
+
+class FileCopier:
+    """Copies the files of a batch, each in three steps: what is before the transfer, the transfer, the proof."""
+
     def __init__(self, batch: Batch, items: Sequence[dict[str, Any]]) -> None:
         self._batch = batch
         self._overwrite: str = batch.request["overwrite"]
@@ -42,6 +64,20 @@ class _Copier:
 
     def copy(self, storage: Storage, item: dict[str, Any]) -> None:
         """Copy one file, from the first look at its destination to its final name."""
+        pending = self.begin(storage, item)
+        if pending is None:
+            return
+        try:
+            source_sum = storage.transfer(
+                item["source"], item["temporary"], item["size"], self.needs_checksum(pending), pending.arrival.update
+            )
+        except (StoppedError, StorageError) as error:
+            self.give_up(storage, pending, error)
+        else:
+            self.complete(storage, pending, source_sum)
+
+    def begin(self, storage: Storage, item: dict[str, Any]) -> PendingCopy | None:
+        """Look at both ends of a copy, and make room; None if it has its outcome already."""
         key, destination = item["key"], item["destination"]
         folder = scoped("destination", self._folders.of, storage, destination)
         for stale in item["stale"]:
@@ -51,7 +87,7 @@ class _Copier:
         if there is not None:
             scoped("destination", folder.check_own_name, storage, destination)
             if self._is_there_already(storage, item, there):
-                return
+                return None
         if folder.url in self._closed:
             raise self._closed[folder.url]
         if self._doubts_sources:
@@ -59,36 +95,57 @@ class _Copier:
         arrival = _Arrival(self._batch, key)
         try:
             version = scoped("source", storage.version, item["source"])
-            # Then its bytes must tell what its version may not.
-            doubted = version.may_hide_writes
-            source_sum = storage.transfer(
-                item["source"], item["temporary"], item["size"], self._checksums or doubted, arrival.update
-            )
-            self._batch.log(key, f"transferred to {item['temporary']} in {arrival.elapsed:.3f} s")
+        except (StoppedError, StorageError) as error:
+            self._fail(storage, item, folder, error)
+            return None
+        return PendingCopy(item, folder, version, arrival, doubted=version.may_hide_writes, is_new=there is None)
+
+    def needs_checksum(self, pending: PendingCopy) -> bool:
+        """Whether the bytes of a copy must be summed up: also where its source's version may not tell of a write."""
+        return self._checksums or pending.doubted
+
+    def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
+        """Prove a file that has arrived, and give it its name.
+
+        Args:
+            storage: of both ends.
+            pending: what `begin` has found.
+            source_sum: checksum of the bytes that were sent, where they came by here.
+        """
+        item, key = pending.item, pending.item["key"]
+        try:
+            self._batch.log(key, f"transferred to {item['temporary']} in {pending.arrival.elapsed:.3f} s")
             try:
                 checksum = self._prove(storage, item, source_sum)
             except StorageError as error:
                 if error.code == "CHECKSUM_MISMATCH":
                     # Most likely because the source is being written: then it is not the way that damages bytes.
-                    self._check_version(storage, item, version)
+                    self._check_version(storage, item, pending.version)
                 raise
-            self._check_unchanged(storage, item, version, source_sum, doubted=doubted)
-            if self._overwrite == "never" or there is not None:
+            self._check_unchanged(storage, item, pending.version, source_sum, doubted=pending.doubted)
+            if self._overwrite == "never" or not pending.is_new:
                 self._rename(storage, item, checksum)
             else:
-                with folder.alone(storage, item["temporary"], destination):
-                    scoped("destination", folder.check_free, storage, destination)
+                with pending.folder.alone(storage, item["temporary"], item["destination"]):
+                    scoped("destination", pending.folder.check_free, storage, item["destination"])
                     self._rename(storage, item, checksum)
         except (StoppedError, StorageError) as error:
-            residue = self._clean_up(storage, item["temporary"], error)
-            if isinstance(error, StoppedError):
-                self._batch.cancelled(key, residue=residue)
-            else:
-                self._learn_from(error, folder.url)
-                self._batch.failed(key, error, residue=residue)
+            self.give_up(storage, pending, error)
             return
-        scoped("destination", storage.settle, folder.url)
+        scoped("destination", storage.settle, pending.folder.url)
         self._batch.done(key, item["size"], item["size"], checksum)
+
+    def give_up(self, storage: Storage, pending: PendingCopy, error: StoppedError | StorageError) -> None:
+        """Remove what a copy that failed has left, and report why it did."""
+        self._fail(storage, pending.item, pending.folder, error)
+
+    def _fail(self, storage: Storage, item: dict[str, Any], folder: Folder, error: StoppedError | StorageError) -> None:
+        residue = self._clean_up(storage, item["temporary"], error)
+        if isinstance(error, StoppedError):
+            self._batch.cancelled(item["key"], residue=residue)
+        else:
+            self._learn_from(error, folder.url)
+            self._batch.failed(item["key"], error, residue=residue)
 
     def _learn_from(self, error: StorageError, folder_url: str) -> None:
         """Remember what spares the next files a transfer that must fail too."""
@@ -250,11 +307,20 @@ class _Arrival:
         self._batch = batch
         self._key = key
         self._began = self._last_at = time.monotonic()
+        self._ended: float | None = None
         self._last = 0
+
+    def restart(self) -> None:
+        """Count from now: the transfer begins."""
+        self._began = self._last_at = time.monotonic()
+
+    def end(self) -> None:
+        """Count no further: the transfer has ended, and its proof has to wait for others."""
+        self._ended = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        return time.monotonic() - self._began
+        return (self._ended or time.monotonic()) - self._began
 
     def update(self, transferred: int) -> None:
         now = time.monotonic()

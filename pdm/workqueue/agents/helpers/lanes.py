@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
@@ -68,6 +69,7 @@ def _one(batch: Batch, storage: Storage, item: dict[str, Any], work: Work) -> No
         return
     if not batch.started(key):
         return
+    storage.log_to(functools.partial(batch.log, key))
     storage.patience = patience(batch.request["limits"], item.get("size", 0))
     try:
         work(storage, item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -228,6 +229,7 @@ class _Tree:
     def _prepare(self, storage: Storage) -> None:
         storage.resume()
         self._batch.on_stop(storage.interrupt)
+        storage.log_to(functools.partial(self._batch.log, self._key))
         storage.patience = patience(self._batch.request["limits"], 0)
 
     def _lane(self, storage: Storage) -> None:

@@ -1,0 +1,496 @@
+"""Any storage that gfal2 has a plugin for: the tools act, and what they did is looked at by our own client.
+
+Where this service has a client of its own for a scheme (`NATIVE`), that client gives the proof: size, version,
+checksum, what is there and what is gone. Where it has none, or cannot talk to the server, ``gfal-stat``, ``gfal-sum``
+and ``gfal-ls`` do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from pdm.workqueue.agents.helpers.dav_side import DavSide
+from pdm.workqueue.agents.helpers.endpoints import trust_at
+from pdm.workqueue.agents.helpers.globus import Globus
+from pdm.workqueue.agents.helpers.globus_library import GlobusError
+from pdm.workqueue.agents.helpers.gridftp_storage import GridFtpStorage
+from pdm.workqueue.agents.helpers.replies import error_from
+from pdm.workqueue.agents.helpers.storage import (
+    Arrived,
+    Entries,
+    Patience,
+    Storage,
+    StorageError,
+    Thing,
+    Version,
+    parent_url,
+)
+from pdm.workqueue.agents.helpers.xroot_side import XrootSide
+from pdm.workqueue.helpers.tools.gfal import MISSING, REMOVED, Gfal
+from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for
+from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner
+
+_T = TypeVar("_T")
+#: What one process that removes many files has told of them: URL → error, or None.
+Removals = dict[str, StorageError | None]
+#: Schemes between which globus-url-copy has the servers send the bytes to each other.
+GRIDFTP_SCHEMES = frozenset({"gsiftp", "ftp"})
+#: Servers send their markers every 5 s: two of them may be missed.
+_LEAST_MARKER_STALL_S = 11.0
+#: Seconds for which a server that our own client could not talk to is left to the tools.
+_REMEMBERED_S = 300.0
+#: Entries of a directory that are kept to compare what gfal-ls shows with what our own client finds.
+_MOST_COMPARED = 100_000
+#: Differences that are told one by one.
+_MOST_TOLD = 20
+_DESTINATION_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST})
+#: Codes by which our own client says something of a file, a server or this service: a tool would say the same.
+_ANSWERS = frozenset(
+    {
+        *("NOT_FOUND", "EXISTS", "PERMISSION_DENIED", "IS_A_DIRECTORY", "NOT_A_DIRECTORY", "INVALID_NAME"),
+        *("NO_CHECKSUM", "STALLED", "TIMEOUT", "CREDENTIAL_MISSING", "CREDENTIAL_EXPIRED", "BUSY", "LOCKED"),
+    }
+)
+#: gfal2 writes to SFTP servers whatever their host key is, and loses bytes; and the service's own disk has roots.
+_REFUSED_SCHEMES = frozenset({"sftp", "file"})
+#: Names no home: nothing of the service's own account is to be found by a tool, no proxy and no configuration.
+_NO_HOME = "/nonexistent"
+
+
+class Natives:
+    """Our own clients, for all threads: which schemes they know, and which servers they cannot talk to."""
+
+    def __init__(self) -> None:
+        self._globus: Globus | None = None
+        self._refused: dict[str, float] = {}
+
+    def made_for(self, scheme: str) -> Storage | None:
+        """A new client for a scheme; None where there is none."""
+        if scheme == "gsiftp":
+            try:
+                self._globus = self._globus or Globus()
+            except (OSError, GlobusError):
+                # Its library is not installed: proof is left to gfal.
+                return None
+            return GridFtpStorage(self._globus)
+        maker = NATIVE.get(scheme)
+        return maker() if maker is not None else None
+
+    def may_talk_to(self, url: str) -> bool:
+        return self._refused.get(_server(url), 0.0) <= time.monotonic()
+
+    def give_up(self, url: str) -> None:
+        """Leave a server to the tools for a while."""
+        self._refused[_server(url)] = time.monotonic() + _REMEMBERED_S
+
+
+#: Scheme → what makes a client of our own for it, besides GridFTP's.
+NATIVE: Mapping[str, Callable[[], Storage]] = {
+    "https": DavSide,
+    "davs": DavSide,
+    "root": XrootSide,
+    "roots": XrootSide,
+}
+
+
+class ToolStorage(Storage):
+    """One thread's way to the storage.
+
+    Attributes:
+        acts_natively: whether our own client removes and renames, where there is one: around a copy a tool for each of
+            its steps would cost more than the copy.
+    """
+
+    def __init__(self, natives: Natives, removals: Removals) -> None:
+        self._log: Callable[[str], None] = lambda line: None
+        self.acts_natively = False
+        self.runner = ToolRunner()
+        self._natives = natives
+        self._clients: dict[str, Storage | None] = {}
+        self._is_interrupted = False
+        self._gfal = Gfal(self.runner, tool_environment, self._write, self._deadline)
+        self._removals = removals
+
+    @property
+    def patience(self) -> Patience:
+        return self._patience
+
+    @patience.setter
+    def patience(self, patience: Patience) -> None:
+        self._patience = patience
+        for client in self._clients.values():
+            if client is not None:
+                client.patience = patience
+
+    def log_to(self, write: Callable[[str], None]) -> None:
+        self._log = write
+
+    def _write(self, line: str) -> None:
+        if line.strip():
+            self._log(line)
+
+    def _deadline(self, more_s: float = 0.0) -> Deadline:
+        return Deadline(self.patience.stall_s + more_s, self.patience.until)
+
+    # -- our own client first, and a tool where there is none or it cannot talk to the server
+
+    def _client(self, url: str) -> Storage | None:
+        scheme = url.partition("://")[0]
+        if scheme not in self._clients:
+            client = self._clients[scheme] = self._natives.made_for(scheme)
+            if client is not None:
+                client.patience = self.patience
+                if self._is_interrupted:
+                    client.interrupt()
+        return self._clients[scheme] if self._natives.may_talk_to(url) else None
+
+    def _known(self, url: str, ask: Callable[[Storage], _T], tool: Callable[[], _T]) -> _T:
+        client = self._client(url)
+        if client is None:
+            return tool()
+        try:
+            return ask(client)
+        except StorageError as error:
+            if _is_answer(error):
+                raise
+            self._log(f"our own client cannot say ({error.message.splitlines()[0][:200]}): a tool is asked")
+            try:
+                answer = tool()
+            except StorageError as of_tool:
+                # Ours knows better what it means, unless the tool has said something of the file.
+                raise of_tool if of_tool.errno is not None else error from None
+            self._natives.give_up(url)
+            return answer
+
+    def look(self, url: str) -> Thing | None:
+        return self._known(url, lambda client: client.look(url), lambda: self._gfal.stat(url))
+
+    def real_path(self, url: str, there: Thing) -> bytes | None:
+        client = self._client(url)
+        return there.target if client is None else client.real_path(url, there)
+
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        client = self._client(url)
+        return None if client is None else client.link_at(url, listed=listed)
+
+    def size(self, url: str) -> int:
+        return self._known(url, lambda client: client.size(url), lambda: self._there(url).size)
+
+    def version(self, url: str) -> Version:
+        return self._known(url, lambda client: client.version(url), lambda: _version(self._there(url)))
+
+    def checksum(self, url: str) -> str:
+        return self._known(url, lambda client: client.checksum(url), lambda: self._gfal.checksum(url))
+
+    def can_read(self, url: str) -> None:
+        client = self._client(url)
+        if client is not None:
+            client.can_read(url)
+
+    def _there(self, url: str) -> Thing:
+        there = self._gfal.stat(url)
+        if there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        return there
+
+    # -- listings
+
+    def entries(self, url: str) -> Entries:
+        """What gfal-ls shows, put right by our own client where there is one.
+
+        gfal-ls shows links as what they lead to and pipes as files, and breaks off at names that it cannot carry.
+        """
+        client = self._client(url)
+        if client is None or self.acts_natively:
+            yield from self._gfal.entries(url) if client is None else client.entries(url)
+            return
+        shown: dict[bytes, Thing] = {}
+        failure: StorageError | None = None
+        try:
+            with contextlib.closing(self._gfal.entries(url)) as entries:
+                for name, thing in entries:
+                    if len(shown) < _MOST_COMPARED:
+                        shown[name] = thing
+        except StorageError as error:
+            if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
+                raise
+            failure = error
+            self._log(f"gfal-ls has broken off after {len(shown)} entries: our own client lists the directory")
+        begun = False
+        differences = 0
+        try:
+            with contextlib.closing(client.entries(url)) as found:
+                for name, thing in found:
+                    begun = True
+                    said = shown.pop(name, None)
+                    if (said is None and failure is None) or (said is not None and said.kind != thing.kind):
+                        differences += 1
+                        self._tell_difference(differences, name, said, thing)
+                    yield name, thing
+        except StorageError as error:
+            if begun or _is_answer(error):
+                raise
+            self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): gfal-ls is believed")
+            if failure is not None:
+                raise failure from None
+            self._natives.give_up(url)
+            yield from shown.items()
+            return
+        if differences > _MOST_TOLD:
+            self._log(f"gfal-ls shows {differences} entries in another way than they are, or not at all")
+        self.unnamed = client.unnamed
+
+    def _tell_difference(self, number: int, name: bytes, said: Thing | None, thing: Thing) -> None:
+        if number <= _MOST_TOLD:
+            what = "does not show it" if said is None else f"calls it a {said.kind}"
+            self._log(f"{name!r} is a {thing.kind}: gfal-ls {what}")
+
+    # -- acts
+
+    def make_directory(self, url: str) -> None:
+        client = self._client(url)
+        if self.acts_natively and client is not None:
+            client.make_directory(url)
+            return
+        # Some servers make those above too, and call one that is there made.
+        if self.look(url) is not None:
+            raise StorageError(f"{url} is there", errno=errno.EEXIST)
+        parent = parent_url(url)
+        if parent != url and self.look(parent) is None:
+            raise StorageError(f"{parent} is not there", errno=errno.ENOENT)
+        error = self._error_of(lambda: self._gfal.make_directory(url))
+        there = self.look(url) if error is None or error.errno is None else None
+        if there is None or there.kind != "directory":
+            raise error or StorageError(f"gfal-mkdir has ended well, and {url} is no directory", code="SERVER_ERROR")
+
+    def remove(self, url: str, *, directory: bool) -> None:
+        client = self._client(url)
+        if client is not None and (self.acts_natively or directory):
+            # gfal-rm removes a directory only with all that is in it, whatever that is by now.
+            client.remove(url, directory=directory)
+        elif directory:
+            self._remove_directory(url)
+        else:
+            if url not in self._removals:
+                self.remove_files([url])
+            error = self._removals.pop(url)
+            is_there = self.look(url) is not None
+            if is_there and (error is None or error.errno == errno.ENOENT):
+                raise StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
+            if error is not None and (is_there or error.errno == errno.ENOENT):
+                raise error
+
+    def _remove_directory(self, url: str) -> None:
+        with contextlib.closing(self._gfal.entries(url)) as entries:
+            if next(entries, None) is not None:
+                raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
+        error = self._error_of(lambda: self._gfal.remove_directory(url))
+        if self.look(url) is not None:
+            raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
+
+    def remove_files(self, urls: Sequence[str]) -> None:
+        """Have one process remove files, as far as it gets; `remove` of each tells what became of it."""
+        left = list(urls)
+        while left:
+            told: dict[str, str] = {}
+            error = self._gfal.remove_files(left, told.__setitem__)
+            for url, word in told.items():
+                if word == MISSING:
+                    self._removals[url] = StorageError(f"{url} is not there", errno=errno.ENOENT)
+                else:
+                    self._removals[url] = None if word == REMOVED else error
+            if not told.keys() & set(left):
+                # It has said nothing of any: the first is looked at, the others have another try.
+                self._removals[left[0]] = error or StorageError("gfal-rm has said nothing", code="SERVER_ERROR")
+            left = [url for url in left if url not in self._removals]
+
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        client = self._client(source)
+        if self.acts_natively and client is not None:
+            client.rename(source, destination, replace=replace)
+            return
+        # gfal-rename replaces without a word.
+        if not replace and self.look(destination) is not None:
+            raise StorageError(f"{destination} is there", errno=errno.EEXIST)
+        error = self._error_of(lambda: self._gfal.rename(source, destination))
+        if error is not None and error.errno is not None:
+            raise error
+        if self.look(destination) is None or self.look(source) is not None:
+            raise error or StorageError(
+                f"gfal-rename has ended well, and {source} does not have its new name", code="SERVER_ERROR"
+            )
+
+    @staticmethod
+    def _error_of(act: Callable[[], object]) -> StorageError | None:
+        """What a tool says of its failure; what became of it is looked at."""
+        try:
+            act()
+        except StorageError as error:
+            if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
+                raise
+            return error
+        return None
+
+    # -- copies
+
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
+        """By gfal-copy; lists of files between GridFTP servers go by `transfer_list`."""
+        stall_s = max(self.patience.stall_s, _LEAST_MARKER_STALL_S)
+        deadline = Deadline(stall_s + self.patience.slack_s, self.patience.until)
+        try:
+            self._gfal.copy(source, temporary, deadline, arrived)
+        except StorageError as error:
+            complaint = self.confirmed(error, UrlPair(0, source, temporary, size))
+            if complaint is not None:
+                raise complaint from None
+        return None
+
+    def transfer_list(
+        self,
+        pairs: Sequence[UrlPair],
+        log: Callable[[int, str], None],
+        begun: Callable[[UrlPair], Patience],
+        arrived: Callable[[int, int], None],
+    ) -> dict[int, StorageError | None]:
+        """Have one globus-url-copy copy files between two GridFTP servers.
+
+        Args:
+            pairs: the files.
+            log: called with the key of a file and a line about it.
+            begun: called with the file that begins; returns how long it may take.
+            arrived: called with the key of a file and the bytes that have arrived.
+
+        Returns:
+            What the tool has complained of, by key: a file is whole or not whatever it says. Of files that are not in
+            there it has said nothing: it ended before.
+
+        Raises:
+            StoppedError: `interrupt` was called.
+            StorageError: it could not be begun.
+        """
+        first = pairs[0]
+        deadline = self._deadline()
+
+        def on_begun(pair: UrlPair) -> None:
+            patience = begun(pair)
+            deadline.stall_s = max(patience.stall_s, _LEAST_MARKER_STALL_S)
+            deadline.until = patience.until
+
+        listener = CopyListener(pairs, deadline, on_begun, log, arrived)
+        command = command_for(pairs, tool_environment([first.source, first.temporary]))
+        log(first.key, f"$ {' '.join(command.arguments[2:-1])} (a list of {len(pairs)} pairs of URLs)")
+        ended: StorageError | None = None
+        try:
+            status = self.runner.run(command, deadline, listener.heard)
+        except StorageError as error:
+            if listener.current is None:
+                raise
+            ended = error
+        else:
+            if status < 0:
+                ended = StorageError(f"globus-url-copy was ended by signal {-status}", code="CRASHED", scope="service")
+        outcomes: dict[int, StorageError | None] = {
+            key: error_from(report.error) if report.error else None for key, report in listener.reports.items()
+        }
+        if ended is not None:
+            if listener.current is None:
+                raise ended
+            outcomes[listener.current.key] = ended
+        return outcomes
+
+    def confirmed(self, complaint: StorageError, pair: UrlPair) -> StorageError | None:
+        """What a tool's complaint of a copy comes to: None if the file is whole; else with the end that is at fault."""
+        if complaint.code == "DEPENDENCY_MISSING":
+            return complaint
+        with contextlib.suppress(StorageError):
+            is_whole = self.size(pair.temporary) == pair.size
+            if is_whole and self.checksum(pair.source) == self.checksum(pair.temporary):
+                self._log("the tool has reported a failure, and the file is there, whole: size and checksum agree")
+                return None
+        return self._blamed(complaint, pair)
+
+    def _blamed(self, complaint: StorageError, pair: UrlPair) -> StorageError:
+        """A complaint with its scope: tools do not tell which server they speak of."""
+        if complaint.scope is not None:
+            return complaint
+        if complaint.code is not None and complaint.errno is None:
+            return complaint.at("transfer")
+        if complaint.errno in _DESTINATION_ERRNOS:
+            return complaint.at("destination")
+        servers = {"source": _server(pair.source), "destination": _server(pair.temporary)}
+        if len(set(servers.values())) > 1:
+            for scope, server in servers.items():
+                if server in complaint.message:
+                    return complaint.at(scope)
+        for scope, ask in (("source", self._read_source), ("destination", self._ask_destination)):
+            try:
+                ask(pair)
+            except StorageError as error:
+                return error.at(scope)
+        return complaint.at("destination" if complaint.errno is not None else "transfer")
+
+    def _read_source(self, pair: UrlPair) -> None:
+        self.version(pair.source)
+        self.can_read(pair.source)
+
+    def _ask_destination(self, pair: UrlPair) -> None:
+        self.look(parent_url(pair.temporary))
+
+    def interrupt(self) -> None:
+        self._is_interrupted = True
+        self.runner.interrupt()
+        for client in list(self._clients.values()):
+            if client is not None:
+                client.interrupt()
+
+    def resume(self) -> None:
+        self._is_interrupted = False
+        self.runner.resume()
+        for client in self._clients.values():
+            if client is not None:
+                client.resume()
+
+
+def tool_environment(urls: Sequence[str]) -> dict[str, str]:
+    """The credential and the authorities for a tool that works at some URLs.
+
+    Raises:
+        StorageError: there is no proxy, and the tool would look for that of the service's own account; or the two ends
+            have unlike authorities, of which no tool can be told.
+    """
+    for scheme in {url.partition("://")[0] for url in urls} & _REFUSED_SCHEMES:
+        raise StorageError(f"{scheme}:// is not for the tools", code="UNSUPPORTED", scope="service")
+    proxy = os.environ.get("X509_USER_PROXY", "")
+    if not os.access(proxy, os.R_OK):
+        raise StorageError("the tools need the user's proxy", code="CREDENTIAL_MISSING", scope="service")
+    trusted = {trust_at(_server(url)) for url in urls}
+    if len(trusted) > 1:
+        raise StorageError(
+            "the two sites have unlike authorities of their own: no tool can be told of both",
+            code="UNSUPPORTED",
+            scope="service",
+        )
+    trust = trusted.pop()
+    environment = {"X509_USER_PROXY": proxy, "HOME": _NO_HOME}
+    if trust is not None:
+        environment |= {"X509_CERT_DIR": trust, "XrdSecGSICADIR": trust}
+    return environment
+
+
+def _is_answer(error: StorageError) -> bool:
+    """Whether our own client has said what is the matter: nothing would be won by asking a tool."""
+    return error.errno is not None or error.unreachable or error.scope == "service" or error.code in _ANSWERS
+
+
+def _version(there: Thing) -> Version:
+    return Version(there.size, there.mtime)
+
+
+def _server(url: str) -> str:
+    """``HOST:PORT`` of a URL."""
+    return url.split("/", 3)[2].rpartition("@")[2]
