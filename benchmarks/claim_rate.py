@@ -24,19 +24,19 @@ from rig import file_system, folder_for_all, options_of, report, run
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.jobs import NewElement, NewJob, Token, Verdict
-from pdm.workqueue.store import claims, jobs, schema, users
+from pdm.workqueue.domain.jobs import ClaimToken, NewElement, NewJob, Verdict
+from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results, schema, users
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 
 _WORKER = "benchmark"
-_IDENTITY = claims.WorkerIdentity(_WORKER, _WORKER)
+_IDENTITY = leases.WorkerIdentity(_WORKER, _WORKER)
 _LEASE_S = 86_400.0
 _BATCHES, _BATCH_ELEMENTS = 4, 50
 _ADDED_AT_ONCE = 1000
 
 
-def _extend(token: Token, new: Sequence[NewElement], session: Session) -> bool:
-    return claims.extend(session, _WORKER, token, new)
+def _extend(token: ClaimToken, new: Sequence[NewElement], session: Session) -> bool:
+    return results.add_elements(session, _WORKER, token, new)
 
 
 def _now() -> datetime:
@@ -55,7 +55,7 @@ class Queue:
     """
 
     engine: sa.Engine
-    listings: dict[int, Token] = field(factory=dict)
+    listings: dict[int, ClaimToken] = field(factory=dict)
     seconds: list[float] = field(factory=list)
     settle_seconds: list[float] = field(factory=list)
 
@@ -66,11 +66,11 @@ class Queue:
         create_sqlite_file(queue.engine)
         queue.transact(lambda session: schema.migrate(session.connection()))
         user = queue.transact(lambda session: users.register(session, "/DC=bench/CN=user", "user", _now())).id
-        queue.transact(lambda session: claims.register_worker(session, _IDENTITY, _now(), _LEASE_S))
+        queue.transact(lambda session: leases.register_worker(session, _IDENTITY, _now(), _LEASE_S))
         for _ in range(job_count):
             queue.transact(lambda session: jobs.submit(session, _new_job(user), None, _now()))
-        lanes = claims.ClaimLimits(job_count, job_count, 1, 1, frozenset({JobType.LIST}))
-        for batch in queue.transact(lambda session: claims.claim(session, _WORKER, lanes, _now())):
+        lanes = claim_limits.ClaimLimits(job_count, job_count, 1, 1, frozenset({JobType.LIST}))
+        for batch in queue.transact(lambda session: claiming.claim(session, _WORKER, lanes, _now())):
             queue.listings[batch.job.id] = batch.token(batch.elements[0])
         for job_id in queue.listings:
             queue.add(job_id, elements // job_count)
@@ -89,9 +89,9 @@ class Queue:
     def cycle(self) -> None:
         """Claim, settle, add."""
         most = _BATCHES * _BATCH_ELEMENTS
-        limits = claims.ClaimLimits(most, _BATCHES, _BATCH_ELEMENTS, 2**40, frozenset(JobType) - {JobType.LIST})
+        limits = claim_limits.ClaimLimits(most, _BATCHES, _BATCH_ELEMENTS, 2**40, frozenset(JobType) - {JobType.LIST})
         began = time.perf_counter()
-        batches = self.transact(lambda session: claims.claim(session, _WORKER, limits, _now()))
+        batches = self.transact(lambda session: claiming.claim(session, _WORKER, limits, _now()))
         self.seconds.append(time.perf_counter() - began)
         taken = sum(len(batch.elements) for batch in batches)
         if taken != most:
@@ -101,7 +101,7 @@ class Queue:
             Verdict(batch.token(element), JobStatus.DONE, now, now) for batch in batches for element in batch.elements
         ]
         began = time.perf_counter()
-        settled = self.transact(lambda session: claims.settle(session, _WORKER, verdicts, now))
+        settled = self.transact(lambda session: results.settle(session, _WORKER, verdicts, now))
         self.settle_seconds.append(time.perf_counter() - began)
         if settled.lost:
             raise BenchmarkError(f"{len(settled.lost)} claims were lost")

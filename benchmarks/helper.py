@@ -39,11 +39,11 @@ class Helper:
         )
         os.close(written_by_helper)
         self._events = os.fdopen(events, "rb")
-        self._decoder: msgspec.json.Decoder[wire.Event] = msgspec.json.Decoder(wire.Event)
+        self._decoder: msgspec.json.Decoder[wire.AgentEvent] = msgspec.json.Decoder(wire.AgentEvent)
         self._ids = 0
 
     def __enter__(self) -> Self:
-        if not isinstance(self._event(), wire.Ready):
+        if not isinstance(self._event(), wire.ReadyEvent):
             raise BenchmarkError("the helper did not begin with 'ready'")
         return self
 
@@ -58,7 +58,7 @@ class Helper:
         self._ids += 1
         return self._ids
 
-    def run(self, request: wire.Work) -> None:
+    def run(self, request: wire.WorkRequest) -> None:
         """Have a request carried out.
 
         Raises:
@@ -67,11 +67,11 @@ class Helper:
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(request) + b"\n")
         self.process.stdin.flush()
-        while not isinstance(event := self._event(), wire.Finished):
-            if isinstance(event, (wire.Failed, wire.Cancelled)):
+        while not isinstance(event := self._event(), wire.FinishedEvent):
+            if isinstance(event, (wire.FailedEvent, wire.CancelledEvent)):
                 raise BenchmarkError(f"the helper did not do its work: {event}")
 
-    def _event(self) -> wire.Event:
+    def _event(self) -> wire.AgentEvent:
         line = self._events.readline()
         if not line:
             raise BenchmarkError(f"the helper ended, status {self.process.wait()}")

@@ -22,7 +22,7 @@ from trees import require_logs
 
 from pdm.workqueue.wire import agent_messages as wire
 
-_MODULE = "pdm.workqueue.agents.helpers.gridftp"
+_MODULE = "pdm.workqueue.helpers.main_gridftp"
 #: No job is looked at before this part of the shortest time so far: looks would slow down what they look at.
 _REST_PART = 0.6
 #: Between two copies, so that each meets an idle daemon.
@@ -73,8 +73,8 @@ class Copies:
 
         def copy() -> None:
             if listed:
-                self.helper.run(wire.ListRequest(self.helper.new_id(), 0, source, None, wire.Limits()))
-            self.helper.run(wire.CopyRequest(self.helper.new_id(), [item], "never", self.verify, wire.Limits()))
+                self.helper.run(wire.ListRequest(self.helper.new_id(), 0, source, None, wire.TimeLimits()))
+            self.helper.run(wire.CopyRequest(self.helper.new_id(), [item], "never", self.verify, wire.TimeLimits()))
 
         seconds = timed(copy)
         self._check(destination)

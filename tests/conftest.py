@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
 from pdm.testgrid import GridMissingError, TestGrid
-from pdm.testgrid.programs import require_programs
+from pdm.testgrid.processes import require_programs
 from tests.security import canary
 
 # How long an example takes says more of the machine than of the code.

@@ -17,13 +17,13 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parameter, Text
+from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parameter, PlainText
 from pdm.workqueue.http.endpoints import ENDPOINTS
 
 _PREFIX = "/workqueue/api/v1.0"
 _CONVERTERS = {Parameter.NUMBER: "int:", Parameter.SIGNED: "int:", Parameter.WORD: ""}
 # What is plain text in a request or an answer.
-_PLAIN = (str, bytes, Text)
+_PLAIN = (str, bytes, PlainText)
 Schema = Mapping[str, Any]
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 
-from pdm.workqueue.agents.helpers import listing
-from pdm.workqueue.agents.helpers.channel import Batch, serve
-from pdm.workqueue.agents.helpers.storage import Thing
+from pdm.workqueue.helpers import listing
+from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.storage import FileStat
 
 
 def main() -> None:
     """Serve until the requests end."""
 
-    def carry_out(batch: Batch) -> None:
+    def carry_out(batch: ActiveBatch) -> None:
         def work() -> None:
-            teller = listing.Teller(batch)
-            found = listing.Entries(batch, teller, "", deeper=False)
-            found.add(os.environb[b"ECHO_NAME"], Thing("file", 5))
+            teller = listing.EntryReporter(batch)
+            found = listing.DirectoryEntries(batch, teller, "", deeper=False)
+            found.add(os.environb[b"ECHO_NAME"], FileStat("file", 5))
             found.end(0)
             teller.flush()
 
-        listing.carry_out(batch, work)
+        listing.report_listing(batch, work)
 
     serve("an echo", carry_out)
 

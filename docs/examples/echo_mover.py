@@ -10,10 +10,9 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.judging import judge
-from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl
-from pdm.workqueue.movers.requests import build_request
-from pdm.workqueue.wire.agent_messages import Fault, Limits
+from pdm.workqueue.movers.classification import classify
+from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
 from pdm.workqueue.wire.options import Options
 
 
@@ -28,12 +27,12 @@ class EchoMover:
     relays_to: frozenset[JobProtocol] = frozenset()
 
     def request_for(
-        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int
     ) -> BuiltRequest:
         return build_request(batch, urls, options, limits, request_id)
 
     def environment(self, access: Access) -> Mapping[str, str]:
         return {"ECHO_NAME": "hello"}
 
-    def judge(self, fault: Fault) -> AttemptFailure:
-        return judge(fault)
+    def classify(self, fault: Fault) -> AttemptFailure:
+        return classify(fault)

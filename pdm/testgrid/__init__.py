@@ -6,9 +6,8 @@ same as commands. ``DIR/grid.json`` tells where everything is.
 
 from __future__ import annotations
 
-from pdm.testgrid.errors import GridError, GridMissingError
 from pdm.testgrid.grid import GridSite, GridUser, TestGrid
-from pdm.testgrid.programs import missing_programs
-from pdm.testgrid.server import GridFtpServer
+from pdm.testgrid.grid_servers import GridFtpServer
+from pdm.testgrid.processes import GridError, GridMissingError, missing_programs
 
 __all__ = ["GridError", "GridFtpServer", "GridMissingError", "GridSite", "GridUser", "TestGrid", "missing_programs"]

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pdm.testgrid.errors import GridError
 from pdm.testgrid.grid import TestGrid
+from pdm.testgrid.processes import GridError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

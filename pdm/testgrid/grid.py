@@ -16,13 +16,10 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-from pdm.testgrid import accounts
-from pdm.testgrid.credentials import STRANGER, GridCredentials, HostFiles, UserFiles, make_credentials, make_host
-from pdm.testgrid.errors import GridError
-from pdm.testgrid.myproxy import MyProxyServer
-from pdm.testgrid.processes import end_marked, marked
-from pdm.testgrid.programs import program, require_programs
-from pdm.testgrid.server import GRID_MARK, GridFtpServer, ServerSettings
+from pdm.testgrid import identities
+from pdm.testgrid.grid_servers import GRID_MARK, GridFtpServer, GridFtpSettings, MyProxyServer
+from pdm.testgrid.identities import STRANGER, GridCredentials, HostFiles, UserFiles, make_credentials, make_host
+from pdm.testgrid.processes import GridError, end_marked, marked, program_path, require_programs
 from pdm.workqueue.certificates.authority import Authority
 
 USERS = ("alice", "bob")
@@ -174,7 +171,7 @@ class TestGrid:
             if not keep_files:
                 self._remove_files()
         if self._setuid:
-            accounts.release(self.directory)
+            identities.release_accounts(self.directory)
         return ended
 
     def environment(self, user: str = "alice") -> dict[str, str]:
@@ -256,7 +253,7 @@ class TestGrid:
         for name in ("servers", "sites"):
             _make_folder(self.directory / name)
         self._credentials = make_credentials(self.directory, self._users)
-        local = accounts.acquire(self.directory, self._users) if self._setuid else {}
+        local = identities.acquire_accounts(self.directory, self._users) if self._setuid else {}
         self.users = {name: GridUser(name, files, local.get(name)) for name, files in self._credentials.users.items()}
         own_account = _own_account()
         (self.directory / "grid-mapfile").write_text(
@@ -273,7 +270,7 @@ class TestGrid:
         if name in self._servers:
             raise GridError(f"a server named {name} is there already")
         server = GridFtpServer(
-            ServerSettings(
+            GridFtpSettings(
                 directory=self.directory,
                 name=name,
                 home=home,
@@ -292,7 +289,7 @@ class TestGrid:
     def _probe(self) -> None:
         """List each site's root as the first user: only a login shows that certificates and accounts fit together."""
         environment = {"PATH": os.environ.get("PATH", os.defpath), **self.environment()}
-        client = str(program("globus-url-copy"))
+        client = str(program_path("globus-url-copy"))
         listings = {
             name: subprocess.Popen(
                 [client, "-list", site.url() + "/"],

@@ -1,9 +1,9 @@
-"""Finding and ending processes by a mark in their environment.
+"""Programs and processes of a test grid: installed programs, and processes found and ended by their marks.
 
-A process number says little: it may long belong to somebody else. Every server of a grid is started with marks in its
-environment; its sessions inherit them, also after they have become another user. The kernel shows the environment a
-process was started with, so the marks tell without doubt whose a process is. Signals go through a pidfd that is opened
-before the marks are read: the process that was looked at is the one that is hit.
+A process number proves little: it may belong to another process by now. Every server of a grid is started with marks in
+its environment, which its sessions inherit, also after they have changed their user. The kernel shows the environment
+with which a process was started, so the marks tell reliably to which grid it belongs. Signals go through a pidfd, which
+never refers to another process.
 """
 
 from __future__ import annotations
@@ -11,12 +11,66 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pdm.testgrid.errors import GridError
+
+class GridError(Exception):
+    """The grid could not be brought up or taken down; the text says why and what to do."""
+
+
+class GridMissingError(GridError):
+    """Programs of the grid are not installed on this machine."""
+
+
+#: program → Debian package
+PACKAGES = {
+    "globus-gridftp-server": "globus-gridftp-server-progs",
+    "globus-url-copy": "globus-gass-copy-progs",
+    "myproxy-server": "myproxy-server",
+    "myproxy-logon": "myproxy",
+}
+
+# Servers and account tools live in sbin folders, which an ordinary user's PATH lacks.
+_SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+def missing_programs() -> list[str]:
+    """The names of the programs that are needed and not installed."""
+    return [name for name in PACKAGES if shutil.which(name, path=_SEARCH_PATH) is None]
+
+
+def missing_of(*names: str) -> list[str]:
+    """Those of some programs that are not installed."""
+    return [name for name in names if shutil.which(name, path=_SEARCH_PATH) is None]
+
+
+def require_programs() -> None:
+    """Check that a grid can run here.
+
+    Raises:
+        GridMissingError: it cannot; the text names the command that installs what is missing.
+    """
+    missing = missing_programs()
+    if missing:
+        packages = " ".join(PACKAGES[name] for name in missing)
+        raise GridMissingError(f"{', '.join(missing)} not found: as root, run: apt-get install {packages}")
+
+
+def program_path(name: str) -> Path:
+    """The full path of an installed program.
+
+    Raises:
+        GridMissingError: there is no such program.
+    """
+    path = shutil.which(name, path=_SEARCH_PATH)
+    if path is None:
+        raise GridMissingError(f"{name} not found")
+    return Path(path)
+
 
 #: Seconds between SIGTERM and SIGKILL, and after SIGKILL until the grid gives up.
 GRACE_S = 1.0

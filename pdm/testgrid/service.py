@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pdm.testgrid.errors import GridError
+from pdm.testgrid.processes import GridError
 
 #: Statuses in which a job stays.
 FINAL = ("DONE", "FAILED", "CANCELLED")

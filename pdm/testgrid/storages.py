@@ -12,13 +12,11 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from pdm.testgrid import accounts
-from pdm.testgrid.credentials import GridCredentials, make_credentials
-from pdm.testgrid.daemons import Daemon
+from pdm.testgrid import identities
+from pdm.testgrid.grid_servers import GRID_MARK
+from pdm.testgrid.identities import GridCredentials, make_credentials
 from pdm.testgrid.processes import end_marked
-from pdm.testgrid.server import GRID_MARK
-from pdm.testgrid.sftp_server import SftpServer
-from pdm.testgrid.xrootd_server import XrootdServer
+from pdm.testgrid.storage_servers import ServerProcess, SftpServer, XrootdServer
 
 _USERS = ("alice",)
 
@@ -63,14 +61,14 @@ class TestStorages:
         self.down()
 
     @property
-    def daemons(self) -> list[Daemon]:
+    def daemons(self) -> list[ServerProcess]:
         """All servers."""
         return [*self.sftp.values(), *self.xrootd.values()]
 
     def _bring_up(self) -> None:
         if os.geteuid() == 0:
-            self.account = accounts.acquire(self.folder, _USERS)["alice"]
-            accounts.unlock(self.account)
+            self.account = identities.acquire_accounts(self.folder, _USERS)["alice"]
+            identities.unlock_account(self.account)
         self.credentials = make_credentials(self.folder, _USERS, "Test Storages CA")
         for site in ("A", "B"):
             self.give(self.root(site))
@@ -135,4 +133,4 @@ class TestStorages:
         end_marked({GRID_MARK: str(self.folder)})
         shutil.rmtree(self.folder, ignore_errors=True)
         if os.geteuid() == 0:
-            accounts.release(self.folder)
+            identities.release_accounts(self.folder)

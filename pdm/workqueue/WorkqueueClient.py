@@ -25,13 +25,11 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.web.iweb import IPolicyForHTTPS
 
-from pdm.workqueue.certificates.client_tls import ClientCredentialError, WeakCredentialError, client_policy
-from pdm.workqueue.client.connection import Connection
-from pdm.workqueue.client.delegating import Delegating
+from pdm.workqueue.certificates.tls_client import ClientCredentialError, WeakCredentialError, client_policy
+from pdm.workqueue.client.connection import Connection, JobPoller, Query, encode_query
+from pdm.workqueue.client.delegation import DelegationClient
 from pdm.workqueue.client.errors import CredentialError, SettingsError, UnexpectedAnswerError
-from pdm.workqueue.client.queries import Query, query
 from pdm.workqueue.client.settings import ClientSettings, find_settings
-from pdm.workqueue.client.waiting import Waiting
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.wire.responses import (
     CheckView,
@@ -53,7 +51,7 @@ from pdm.workqueue.wire.sites import AuditView, UserView
 _T = TypeVar("_T")
 _Numbered = TypeVar("_Numbered", JobView, ElementView, SkippedView)
 #: Jobs or elements asked for at a time when all of them are read.
-_PAGE = 500
+_PAGE_SIZE = 500
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -132,7 +130,7 @@ class SiteOptions(TypedDict, total=False):
     myproxy: str | None
 
 
-class SiteChanges(SiteOptions, total=False):
+class SiteChangeOptions(SiteOptions, total=False):
     """What may be changed about a site: all that `SiteOptions` has, and these.
 
     Attributes:
@@ -154,7 +152,7 @@ class WorkqueueClient:
         reactor: Twisted's.
         base_url: ``https://HOST:PORT`` of the service.
         policy: presents the caller's certificate and judges the service's; see
-            `pdm.workqueue.certificates.client_tls.client_policy`.
+            `pdm.workqueue.certificates.tls_client.client_policy`.
         certificate: PEM file that `delegate` signs with, None for a client that never delegates.
         key: PEM file of its key, None where it is in the same file.
         passphrase: of an encrypted key.
@@ -277,7 +275,7 @@ class WorkqueueClient:
 
     def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> Deferred[Sequence[JobView]]:
         """The caller's jobs that fit the filters, newest last unless asked otherwise; at most `limit`."""
-        return self._ask(tuple[JobView, ...], "GET", "/jobs", query(limit=limit, **filters))
+        return self._fetch(tuple[JobView, ...], "GET", "/jobs", encode_query(limit=limit, **filters))
 
     def iterate_jobs(self, /, **filters: Unpack[JobFilters]) -> AsyncIterator[JobView]:
         """All the caller's jobs that fit the filters, newest last unless asked otherwise, read page by page."""
@@ -285,13 +283,15 @@ class WorkqueueClient:
 
     def job(self, job_id: int) -> Deferred[JobView]:
         """One job."""
-        return self._ask(JobView, "GET", f"/jobs/{job_id:d}")
+        return self._fetch(JobView, "GET", f"/jobs/{job_id:d}")
 
     def elements(
         self, job_id: int, *, limit: int | None = None, **filters: Unpack[Filters]
     ) -> Deferred[Sequence[ElementView]]:
         """The elements of a job that fit the filters, by number; at most `limit`."""
-        return self._ask(tuple[ElementView, ...], "GET", f"/jobs/{job_id:d}/elements", query(limit=limit, **filters))
+        return self._fetch(
+            tuple[ElementView, ...], "GET", f"/jobs/{job_id:d}/elements", encode_query(limit=limit, **filters)
+        )
 
     def iterate_elements(self, job_id: int, /, **filters: Unpack[Filters]) -> AsyncIterator[ElementView]:
         """All elements of a job that fit the filters, by number, read page by page."""
@@ -299,22 +299,22 @@ class WorkqueueClient:
 
     def element(self, job_id: int, element_id: int) -> Deferred[ElementView]:
         """One element."""
-        return self._ask(ElementView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}")
+        return self._fetch(ElementView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}")
 
     def status(self, job_id: int) -> Deferred[JobStatusView]:
         """Where a job stands, and how far it is."""
-        return self._ask(JobStatusView, "GET", f"/jobs/{job_id:d}/status")
+        return self._fetch(JobStatusView, "GET", f"/jobs/{job_id:d}/status")
 
     def element_status(self, job_id: int, element_id: int) -> Deferred[ElementStatusView]:
         """Where an element stands, and how fast it moves."""
-        return self._ask(ElementStatusView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/status")
+        return self._fetch(ElementStatusView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/status")
 
     def skipped(
         self, job_id: int, *, limit: int | None = None, after: int | None = None
     ) -> Deferred[Sequence[SkippedView]]:
         """What a job leaves out of its source, each entry with its reason; at most `limit`."""
         path = f"/jobs/{job_id:d}/skipped"
-        return self._ask(tuple[SkippedView, ...], "GET", path, query(limit=limit, after=after))
+        return self._fetch(tuple[SkippedView, ...], "GET", path, encode_query(limit=limit, after=after))
 
     def iterate_skipped(self, job_id: int) -> AsyncIterator[SkippedView]:
         """All that a job leaves out of its source, read page by page."""
@@ -322,12 +322,12 @@ class WorkqueueClient:
 
     def output(self, job_id: int) -> Deferred[Sequence[OutputView]]:
         """The latest log (and listing) of each element that has one."""
-        return self._ask(tuple[OutputView, ...], "GET", f"/jobs/{job_id:d}/output")
+        return self._fetch(tuple[OutputView, ...], "GET", f"/jobs/{job_id:d}/output")
 
     def element_output(self, job_id: int, element_id: int, attempt: int | None = None) -> Deferred[OutputView]:
         """The log (and listing) of an element: the latest, or of an attempt (counted from the end if negative)."""
         which = "" if attempt is None else f"/{attempt:d}"
-        return self._ask(OutputView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}")
+        return self._fetch(OutputView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}")
 
     def live_output(
         self, job_id: int, element_id: int, attempt: int | None = None, offset: int = 0
@@ -345,31 +345,31 @@ class WorkqueueClient:
         """
         which = "" if attempt is None else f"/{attempt:d}"
         path = f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}"
-        return self._ask(OutputView, "GET", path, query(live=1, offset=offset))
+        return self._fetch(OutputView, "GET", path, encode_query(live=1, offset=offset))
 
     def whoami(self) -> Deferred[WhoamiView]:
         """As whom the service sees the caller."""
-        return self._ask(WhoamiView, "GET", "/whoami")
+        return self._fetch(WhoamiView, "GET", "/whoami")
 
     def sites(self) -> Deferred[Sequence[SiteView]]:
         """The sites and what they offer."""
-        return self._ask(tuple[SiteView, ...], "GET", "/sites")
+        return self._fetch(tuple[SiteView, ...], "GET", "/sites")
 
     def routes(self) -> Deferred[Sequence[RouteView]]:
         """How much the service runs between which sites, and why no more."""
-        return self._ask(tuple[RouteView, ...], "GET", "/routes")
+        return self._fetch(tuple[RouteView, ...], "GET", "/routes")
 
     def site(self, site_id: int) -> Deferred[SiteView]:
         """One site, with the health of its endpoints."""
-        return self._ask(SiteView, "GET", f"/sites/{site_id:d}")
+        return self._fetch(SiteView, "GET", f"/sites/{site_id:d}")
 
     def users(self, *, limit: int | None = None, after: int | None = None) -> Deferred[Sequence[UserView]]:
         """The users, by number; for operators."""
-        return self._ask(tuple[UserView, ...], "GET", "/users", query(limit=limit, after=after))
+        return self._fetch(tuple[UserView, ...], "GET", "/users", encode_query(limit=limit, after=after))
 
     def audit(self, *, limit: int | None = None, after: int | None = None) -> Deferred[Sequence[AuditView]]:
         """Who did what to sites and users, the oldest first; for operators."""
-        return self._ask(tuple[AuditView, ...], "GET", "/audit", query(limit=limit, after=after))
+        return self._fetch(tuple[AuditView, ...], "GET", "/audit", encode_query(limit=limit, after=after))
 
     # Sites
 
@@ -378,11 +378,11 @@ class WorkqueueClient:
     ) -> Deferred[SiteView]:
         """Make a site of one's own; `endpoints` maps protocols to a URL, or to several of one storage."""
         body = msgspec.json.encode({"name": name, "endpoints": endpoints, **more})
-        return self._ask(SiteView, "POST", "/sites", body=body, key=_new_key())
+        return self._fetch(SiteView, "POST", "/sites", body=body, key=_new_key())
 
-    def change_site(self, site_id: int, **changes: Unpack[SiteChanges]) -> Deferred[SiteView]:
+    def change_site(self, site_id: int, **changes: Unpack[SiteChangeOptions]) -> Deferred[SiteView]:
         """Change what is said about a site; what is left away stays."""
-        return self._ask(SiteView, "PATCH", f"/sites/{site_id:d}", body=msgspec.json.encode(changes))
+        return self._fetch(SiteView, "PATCH", f"/sites/{site_id:d}", body=msgspec.json.encode(changes))
 
     def remove_site(self, site_id: int) -> Deferred[None]:
         """Remove a site that no unfinished job needs."""
@@ -393,25 +393,25 @@ class WorkqueueClient:
 
     def check_site(self, site_id: int) -> Deferred[Sequence[CheckView]]:
         """Have the service connect to each endpoint of a site with the caller's credential, and say what works."""
-        return self._ask(tuple[CheckView, ...], "POST", f"/sites/{site_id:d}/check", key=_new_key())
+        return self._fetch(tuple[CheckView, ...], "POST", f"/sites/{site_id:d}/check", key=_new_key())
 
     def drain_site(self, site_id: int, message: str) -> Deferred[SiteView]:
         """Let nothing new start at a site; users see the message. For operators."""
         body = msgspec.json.encode({"message": message})
-        return self._ask(SiteView, "POST", f"/sites/{site_id:d}/drain", body=body, key=_new_key())
+        return self._fetch(SiteView, "POST", f"/sites/{site_id:d}/drain", body=body, key=_new_key())
 
     def resume_site(self, site_id: int) -> Deferred[SiteView]:
         """End the drain of a site. For operators."""
-        return self._ask(SiteView, "POST", f"/sites/{site_id:d}/resume", key=_new_key())
+        return self._fetch(SiteView, "POST", f"/sites/{site_id:d}/resume", key=_new_key())
 
     def ban(self, user_id: int, message: str) -> Deferred[UserView]:
         """Let a user submit and start nothing more; the user sees the message. For operators."""
         body = msgspec.json.encode({"message": message})
-        return self._ask(UserView, "POST", f"/users/{user_id:d}/ban", body=body, key=_new_key())
+        return self._fetch(UserView, "POST", f"/users/{user_id:d}/ban", body=body, key=_new_key())
 
     def unban(self, user_id: int) -> Deferred[UserView]:
         """End the ban of a user. For operators."""
-        return self._ask(UserView, "POST", f"/users/{user_id:d}/unban", key=_new_key())
+        return self._fetch(UserView, "POST", f"/users/{user_id:d}/unban", key=_new_key())
 
     # Actions
 
@@ -435,20 +435,20 @@ class WorkqueueClient:
         Raises:
             JobTimeoutError: the time is up; the job goes on.
         """
-        waiting = Waiting(self._reactor, lambda: self.job(job_id), on_progress or (lambda job: None), patience_s)
-        return Deferred.fromCoroutine(waiting.until_end(job_id, timeout))
+        poller = JobPoller(self._reactor, lambda: self.job(job_id), on_progress or (lambda job: None), patience_s)
+        return Deferred.fromCoroutine(poller.until_end(job_id, timeout))
 
     def cancel(self, job_id: int) -> Deferred[JobView]:
         """Cancel a job; one that has ended stays as it is."""
-        return self._ask(JobView, "DELETE", f"/jobs/{job_id:d}")
+        return self._fetch(JobView, "DELETE", f"/jobs/{job_id:d}")
 
     def retry(self, job_id: int) -> Deferred[RetriedJobView]:
         """Try what failed or was cancelled once more."""
-        return self._ask(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", key=_new_key())
+        return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", key=_new_key())
 
     def delegation(self) -> Deferred[DelegationView | None]:
         """What the service holds of the caller, and until when it is valid; None for nothing."""
-        return Deferred.fromCoroutine(self._delegating().held())
+        return Deferred.fromCoroutine(self._delegation_client().held())
 
     def delegate(self, lifetime: timedelta = timedelta(hours=12)) -> Deferred[DelegationView]:
         """Let the service act for the caller at the sites: it makes a key, and gets a proxy signed for it.
@@ -458,19 +458,19 @@ class WorkqueueClient:
         Raises:
             CredentialError: the client has no certificate and key to sign with, or they have expired.
         """
-        return Deferred.fromCoroutine(self._delegating().give(lifetime))
+        return Deferred.fromCoroutine(self._delegation_client().give(lifetime))
 
     def undelegate(self) -> Deferred[None]:
         """Make the service forget what was delegated."""
-        return Deferred.fromCoroutine(self._delegating().withdraw())
+        return Deferred.fromCoroutine(self._delegation_client().withdraw())
 
     def credentials(self) -> Deferred[Sequence[CredentialView]]:
         """All that the service holds of the caller; without what is secret."""
-        return self._ask(tuple[CredentialView, ...], "GET", "/credentials")
+        return self._fetch(tuple[CredentialView, ...], "GET", "/credentials")
 
     def remove_credential(self, credential_id: int) -> Deferred[None]:
         """Make the service forget a credential."""
-        return self._tell("DELETE", f"/credentials/{credential_id:d}")
+        return self._send("DELETE", f"/credentials/{credential_id:d}")
 
     def ssh_key(
         self,
@@ -489,15 +489,15 @@ class WorkqueueClient:
             label: a word of one's own.
         """
         body = {"kind": "ssh-key", "site": site, "secret": private_key, "account": account, "label": label}
-        return self._give("/credentials", body)
+        return self._add_credential("/credentials", body)
 
     def token(self, token: str, site: int | None = None, *, label: str | None = None) -> Deferred[CredentialView]:
         """Give the service a bearer token, for a site or for every one."""
-        return self._give("/credentials", {"kind": "token", "site": site, "secret": token, "label": label})
+        return self._add_credential("/credentials", {"kind": "token", "site": site, "secret": token, "label": label})
 
     def session(self, site: int) -> Deferred[CredentialView | None]:
         """The proxy of the caller's logon at a site; None for none."""
-        return self._ask(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]  # a union
+        return self._fetch(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]  # a union
 
     def log_on(
         self, site: int, username: str, password: str, lifetime: timedelta | None = None
@@ -512,11 +512,11 @@ class WorkqueueClient:
         """
         seconds = None if lifetime is None else int(lifetime.total_seconds())
         body = {"username": username, "password": password, "lifetime": seconds}
-        return self._give(f"/sites/{site:d}/session", body)
+        return self._add_credential(f"/sites/{site:d}/session", body)
 
     def log_off(self, site: int) -> Deferred[None]:
         """Make the service forget the proxy of a logon."""
-        return self._tell("DELETE", f"/sites/{site:d}/session")
+        return self._send("DELETE", f"/sites/{site:d}/session")
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Let time pass between two questions."""
@@ -540,25 +540,25 @@ class WorkqueueClient:
             if name in more:
                 full[name] = more[name]
         key = more.get("idempotency_key") or _new_key()
-        return self._ask(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
+        return self._fetch(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
 
-    def _give(self, path: str, body: Mapping[str, Any]) -> Deferred[CredentialView]:
+    def _add_credential(self, path: str, body: Mapping[str, Any]) -> Deferred[CredentialView]:
         given = {name: value for name, value in body.items() if value is not None}
-        return self._ask(CredentialView, "POST", path, body=msgspec.json.encode(given), key=_new_key())
+        return self._fetch(CredentialView, "POST", path, body=msgspec.json.encode(given), key=_new_key())
 
-    def _tell(self, method: str, path: str) -> Deferred[None]:
-        async def told() -> None:
+    def _send(self, method: str, path: str) -> Deferred[None]:
+        async def send() -> None:
             await self._connection.request(method, path)
 
-        return Deferred.fromCoroutine(told())
+        return Deferred.fromCoroutine(send())
 
-    def _delegating(self) -> Delegating:
-        return Delegating(self._connection, self._certificate, self._key, self._passphrase)
+    def _delegation_client(self) -> DelegationClient:
+        return DelegationClient(self._connection, self._certificate, self._key, self._passphrase)
 
-    def _ask(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> Deferred[_T]:
-        return Deferred.fromCoroutine(self._asked(type_, method, path, query, **more))
+    def _fetch(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> Deferred[_T]:
+        return Deferred.fromCoroutine(self._request(type_, method, path, query, **more))
 
-    async def _asked(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> _T:
+    async def _request(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> _T:
         content = await self._connection.request(method, path, query=query, **more)
         try:
             return msgspec.json.decode(content, type=type_)
@@ -575,10 +575,10 @@ class WorkqueueClient:
         bound = "before" if filters.get("order") == "newest" else "after"
         begins = dict(filters)
         while True:
-            found = await page(limit=_PAGE, **begins)
+            found = await page(limit=_PAGE_SIZE, **begins)
             for each in found:
                 yield each
-            if len(found) < _PAGE:
+            if len(found) < _PAGE_SIZE:
                 return
             begins[bound] = found[-1].id
 

@@ -1,4 +1,4 @@
-"""The tables of the queue: declarative models, the same on PostgreSQL and SQLite.
+"""The tables of the queue: declarative models and their column types, the same on PostgreSQL and SQLite.
 
 Status, type and protocol are stored by name, times in UTC, sizes in 64 bits, options as JSON. The counters of a job are
 kept by delta in the transaction that changes its elements; the database itself refuses counters that do not sum up.
@@ -8,16 +8,17 @@ an engine uses a partial index only where the query repeats its condition litera
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, Integer, String, Text
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.store.columns import ForeignText, Key, UtcDateTime, named
 
 __all__ = [
     "JobType",
@@ -32,14 +33,71 @@ __all__ = [
     "KeyCheck",
     "ListingChunk",
     "ListingNotes",
-    "Credential",
-    "PendingDelegation",
+    "CredentialRow",
+    "PendingDelegationRow",
     "IdempotentRequest",
-    "Site",
-    "Restriction",
-    "Audit",
-    "Catalogue",
+    "SiteRow",
+    "RestrictionRow",
+    "AuditRow",
+    "SiteVersionRow",
 ]
+
+#: ``due_at`` of an element that was never put off: it comes before all that were.
+AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
+#: ``work_due_at`` of a job of which elements still wait to be cancelled or retried: until that is through none is due.
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+#: A claim and a new credential are dated before their transactions, which may come in the other order.
+CLOCK_SKEW = timedelta(seconds=5)
+#: The largest number a column of bytes holds; sums of hostile listings stop here.
+MAX_BYTES = 2**63 - 1
+#: Text of a failure is kept up to this many characters.
+MAX_TEXT_LENGTH = 2000
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """A moment: aware in Python, UTC in the database, whatever the server's time zone is."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a naive time reached the database: {value}")
+        if value.tzinfo is not UTC:
+            value = value.astimezone(UTC)
+        # SQLite keeps text; without the offset it sorts as time does.
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class UntrustedText(sa.types.TypeDecorator[str]):
+    """Text that tools and servers wrote: bounded, and without what PostgreSQL cannot hold."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        bounded = value[:MAX_TEXT_LENGTH].replace("\0", "\N{SYMBOL FOR NULL}")
+        return bounded.encode("utf-8", "replace").decode("utf-8")
+
+
+def enum_column(enumeration: type[enum.Enum], name: str) -> sa.Enum:
+    """A column of member names, with a CHECK, so that the table reads well and takes nothing else."""
+    length = max(len(member.name) for member in enumeration) + 8
+    return sa.Enum(enumeration, name=name, native_enum=False, create_constraint=True, length=length)
+
+
+#: Numbers the database gives out. SQLite counts only its INTEGER PRIMARY KEY.
+RowId: Any = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 #: Conditions of the partial indexes.
 IS_WAITING_WORK = "status = 'SUBMITTED' AND type <> 'LIST'"
@@ -81,7 +139,7 @@ class User(Base):
 
     __tablename__ = "users"
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
     subject: Mapped[str] = mapped_column(unique=True)
     role: Mapped[str] = mapped_column(String(16))
     registered_at: Mapped[datetime]
@@ -121,11 +179,11 @@ class Job(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    type: Mapped[JobType] = mapped_column(named(JobType, "type"))
-    status: Mapped[JobStatus] = mapped_column(named(JobStatus, "status"))
-    protocol: Mapped[JobProtocol] = mapped_column(named(JobProtocol, "protocol"))
+    type: Mapped[JobType] = mapped_column(enum_column(JobType, "type"))
+    status: Mapped[JobStatus] = mapped_column(enum_column(JobStatus, "status"))
+    protocol: Mapped[JobProtocol] = mapped_column(enum_column(JobProtocol, "protocol"))
     src_siteid: Mapped[int]
     src_filepath: Mapped[str]
     dst_siteid: Mapped[int | None]
@@ -180,8 +238,8 @@ class JobElement(Base):
 
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     id: Mapped[int] = mapped_column(primary_key=True)
-    type: Mapped[JobType] = mapped_column(named(JobType, "type"))
-    status: Mapped[JobStatus] = mapped_column(named(JobStatus, "status"))
+    type: Mapped[JobType] = mapped_column(enum_column(JobType, "type"))
+    status: Mapped[JobStatus] = mapped_column(enum_column(JobStatus, "status"))
     src_filepath: Mapped[str]
     dst_filepath: Mapped[str | None]
     size: Mapped[int]
@@ -196,11 +254,11 @@ class JobElement(Base):
     claimed_at: Mapped[datetime | None]
     transferred: Mapped[int | None]
     elapsed_s: Mapped[float | None]
-    checksum: Mapped[str | None] = mapped_column(ForeignText)
+    checksum: Mapped[str | None] = mapped_column(UntrustedText)
     residue: Mapped[bool]
     failure_scope: Mapped[str | None] = mapped_column(String(16))
     failure_code: Mapped[str | None] = mapped_column(String(32))
-    failure_message: Mapped[str | None] = mapped_column(ForeignText)
+    failure_message: Mapped[str | None] = mapped_column(UntrustedText)
     already_there: Mapped[bool] = mapped_column(server_default=sa.false())
     begun: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
@@ -217,7 +275,7 @@ class Worker(Base):
 
     __tablename__ = "workers"
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     lease_until: Mapped[datetime | None]
     incarnation: Mapped[str | None] = mapped_column(String(64))
@@ -230,7 +288,7 @@ class KeyCheck(Base):
 
     __tablename__ = "key_checks"
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
     secret: Mapped[bytes]
 
 
@@ -246,14 +304,14 @@ class Attempt(Base):
     job_id: Mapped[int] = mapped_column(primary_key=True)
     element_id: Mapped[int] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
-    status: Mapped[JobStatus] = mapped_column(named(JobStatus, "status"))
+    status: Mapped[JobStatus] = mapped_column(enum_column(JobStatus, "status"))
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime]
     worker_id: Mapped[int] = mapped_column(ForeignKey("workers.id"))
     transferred: Mapped[int]
     failure_scope: Mapped[str | None] = mapped_column(String(16))
     failure_code: Mapped[str | None] = mapped_column(String(32))
-    failure_message: Mapped[str | None] = mapped_column(ForeignText)
+    failure_message: Mapped[str | None] = mapped_column(UntrustedText)
 
 
 class ListingChunk(Base):
@@ -286,7 +344,7 @@ class ListingNotes(Base):
     counts: Mapped[str | None]
 
 
-class Credential(Base):
+class CredentialRow(Base):
     """A user's credential of one kind for one site; ``secret`` was encrypted before it came here.
 
     Attributes:
@@ -298,7 +356,7 @@ class Credential(Base):
     __tablename__ = "credentials"
     __table_args__ = (sa.UniqueConstraint("user_id", "kind", "site_id"),)
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     kind: Mapped[str] = mapped_column(String(32))
     site_id: Mapped[int]
@@ -310,7 +368,7 @@ class Credential(Base):
     secret: Mapped[bytes]
 
 
-class PendingDelegation(Base):
+class PendingDelegationRow(Base):
     """A delegation that waits for the signed proxy; ``key`` was encrypted before it came here."""
 
     __tablename__ = "pending_delegations"
@@ -334,7 +392,7 @@ class IdempotentRequest(Base):
     created_at: Mapped[datetime]
 
 
-class Site(Base):
+class SiteRow(Base):
     """A site that a user has made; those of the files are not here.
 
     Attributes:
@@ -345,7 +403,7 @@ class Site(Base):
 
     __tablename__ = "sites"
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     public: Mapped[bool]
     name: Mapped[str]
@@ -359,7 +417,7 @@ class Site(Base):
     created_at: Mapped[datetime]
 
 
-class Restriction(Base):
+class RestrictionRow(Base):
     """A site that is drained, or a user who is banned; ``kind`` says which."""
 
     __tablename__ = "restrictions"
@@ -371,13 +429,13 @@ class Restriction(Base):
     since: Mapped[datetime]
 
 
-class Audit(Base):
+class AuditRow(Base):
     """Who did what, when; nothing here is ever changed."""
 
     __tablename__ = "audit"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
     at: Mapped[datetime]
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     subject: Mapped[str]
@@ -386,7 +444,7 @@ class Audit(Base):
     details: Mapped[str]
 
 
-class Catalogue(Base):
+class SiteVersionRow(Base):
     """One row: the version of sites and restrictions, by which other daemons see a change, and the last number given.
 
     Whoever changes something there writes this row first, so that changes come one after the other.
@@ -394,6 +452,6 @@ class Catalogue(Base):
 
     __tablename__ = "catalogue"
 
-    id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=False)
     version: Mapped[int]
     last_site: Mapped[int]

@@ -8,13 +8,13 @@ from typing import Any
 from klein import Klein
 from twisted.logger import Logger
 
-from pdm.workqueue.certificates.peers import PeerIdentity, peer_identity
-from pdm.workqueue.http.access import AccessList, Callers
-from pdm.workqueue.http.connections import ConnectionLimits, allowed_files
+from pdm.workqueue.certificates.tls_server import PeerIdentity, peer_identity
+from pdm.workqueue.http.access import AccessList, Authenticator
+from pdm.workqueue.http.app import ApiResource, build_klein_app
+from pdm.workqueue.http.connections import ConnectionLimits, raise_file_limit
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
 from pdm.workqueue.http.request import ApiSite
-from pdm.workqueue.http.serving import ApiResource, klein_for
 
 __all__ = ["WorkqueueService"]
 
@@ -47,9 +47,9 @@ class WorkqueueService:
     ) -> None:
         self._context = context
         binds = context.settings.tls.signing_policy != "off"
-        callers = Callers(context.database, access, identify, context.clock, binds)
+        authenticator = Authenticator(context.database, access, identify, context.clock, binds)
         #: The Klein application.
-        self.app: Klein = klein_for(ENDPOINTS, ROOT, context, callers)
+        self.app: Klein = build_klein_app(ENDPOINTS, ROOT, context, authenticator)
 
     def resource(self) -> ApiResource:
         """The root resource; its requests must be those of `site`."""
@@ -59,7 +59,7 @@ class WorkqueueService:
         """The site to listen with: bounds bodies, closes silent connections, logs requests."""
         settings = self._context.settings
         server = settings.server
-        most = allowed_files(server.connections)
+        most = raise_file_limit(server.connections)
         if most < server.connections:
             _log.warn(
                 "this process may have {most} connections, not {wanted}: raise its limit of open files (LimitNOFILE)",

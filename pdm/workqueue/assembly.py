@@ -25,51 +25,47 @@ from twisted.logger import Logger
 import pdm
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentCommand
-from pdm.workqueue.certificates.credential_files import CredentialFiles, CredentialFilesError
+from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
-from pdm.workqueue.certificates.pem_files import CertificateFilesError
-from pdm.workqueue.certificates.server_tls import ServerTls
-from pdm.workqueue.certificates.site_trust import TrustFolders
+from pdm.workqueue.certificates.pem import CertificateFilesError
+from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.certificates.vault import Vault, VaultError
-from pdm.workqueue.config.ini import ConfigError
+from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import DatabaseSettings, Settings
-from pdm.workqueue.domain.breaker import BreakerPolicy
-from pdm.workqueue.domain.credentials import Need
+from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.pacing import BreakerPolicy
 from pdm.workqueue.domain.retry import RetryPolicy
-from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import Ending
-from pdm.workqueue.execution.catalogue import Catalogue
-from pdm.workqueue.execution.checking import SiteCheck
 from pdm.workqueue.execution.claimer import Claimer
-from pdm.workqueue.execution.condition import Part, ServiceCondition, check_resources
 from pdm.workqueue.execution.credentials import Credentials
+from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
+from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
-from pdm.workqueue.execution.health import SiteHealth
-from pdm.workqueue.execution.housekeeping import Housekeeping
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
+from pdm.workqueue.execution.maintenance import Housekeeping
+from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.preparing import Preparation
-from pdm.workqueue.execution.probing import EndpointProbes
-from pdm.workqueue.execution.progress import ProgressBoard
-from pdm.workqueue.execution.settler import Settler
+from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import StreamLimits, Streams
-from pdm.workqueue.http.access import AccessList
+from pdm.workqueue.http.access import AccessList, LogonThrottle
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.logon_guard import LogonGuard
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance
-from pdm.workqueue.logstore.files import LogRef, LogStore
+from pdm.workqueue.logstore.attempt_log import LogRef
+from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access, need_of
+from pdm.workqueue.movers.mover import Access, credential_need
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store.availability import write_probe
-from pdm.workqueue.store.claims import WorkerIdentity
 from pdm.workqueue.store.credentials import change_key_check, key_check
-from pdm.workqueue.store.database import Database, DatabaseTimeouts, DatabaseUnusableError
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.engines import DatabaseTimeouts
+from pdm.workqueue.store.errors import DatabaseUnusableError
+from pdm.workqueue.store.leases import WorkerIdentity, write_probe
 from pdm.workqueue.telemetry.background import Periodic, start_background
-from pdm.workqueue.telemetry.clocks import ClockWatch, SteadyUtc
-from pdm.workqueue.telemetry.reactor_lag import ReactorLag
-from pdm.workqueue.wire.agent_messages import Limits
+from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag
+from pdm.workqueue.wire.agent_messages import TimeLimits
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 _T = TypeVar("_T")
@@ -77,13 +73,13 @@ _T = TypeVar("_T")
 _BACKLOG = 1024
 #: What is kept in the database, sealed, to find a daemon that has another key.
 _KEY_CHECK, _KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
-_PREREQUISITES = "pdm.workqueue.agents.helpers.prerequisites"
+_PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
 #: Seconds that looking for missing programs and libraries may take.
 _LONGEST_LOOK_S = 60.0
 #: A site that is back is found within so many seconds, however long it was away.
 _LONGEST_SITE_PAUSE_S = 120.0
 #: What `start` steps raise when the operator can mend it; each has a text of one line.
-EXPECTED = (
+EXPECTED_ERRORS = (
     ConfigError,
     CertificateFilesError,
     CredentialFilesError,
@@ -145,8 +141,8 @@ class Assembly:
             longest_pause_s=max(queue.first_pause_s, min(queue.longest_pause_s, _LONGEST_SITE_PAUSE_S)),
         )
         health = SiteHealth(breakers, patience_s, self._wake)
-        self.catalogue = Catalogue(reactor, self.database, self.sites, health, self._wake)
-        trust = TrustFolders(settings.state.folder / "trust")
+        self.catalogue = SiteDirectory(reactor, self.database, self.sites, health, self._wake)
+        trust = TrustDirectories(settings.state.folder / "trust")
         settler = Settler(reactor, self.database, worker, utc_now, self._settled)
         self.pool = AgentPool(
             reactor,
@@ -156,7 +152,7 @@ class Assembly:
             kept_free=agents.list_agents,
             spare=agents.idle_agents,
             idle_s=agents.idle_s,
-            unused=credentials.released,
+            unused=credentials.remove_unused,
         )
         self.streams = Streams(
             StreamLimits(
@@ -170,28 +166,28 @@ class Assembly:
                 queue.job_limit,
             ),
             self.sites,
-            SteadyUtc(),
+            MonotonicUtc(),
         )
-        limits = Limits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
+        limits = TimeLimits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
         access = Access(
             trust_dir=settings.credentials.trust_dir,
             ssh_key=settings.ssh.key,
             ssh_known_hosts=settings.ssh.known_hosts,
             ssh_user=settings.ssh.user,
         )
-        self.condition = ServiceCondition(
+        self.service_health = ServiceHealth(
             reactor,
             utc_now,
             {
-                Part.DATABASE: lambda: self.database.run("is the database written", write_probe, worker),
-                Part.CREDENTIAL_FILES: partial(in_thread, _check_all, files.check, trust.check),
-                Part.HELPERS: partial(in_thread, check_resources),
-                Part.ATTEMPT_LOGS: partial(in_thread, self.logs.check),
+                ServicePart.DATABASE: lambda: self.database.run("is the database written", write_probe, worker),
+                ServicePart.CREDENTIAL_FILES: partial(in_thread, _check_all, files.check, trust.check),
+                ServicePart.HELPERS: partial(in_thread, check_resources),
+                ServicePart.ATTEMPT_LOGS: partial(in_thread, self.logs.check),
             },
             self._room,
             lambda: self.logs.errors,
         )
-        tools = AttemptTools(
+        context = AttemptContext(
             reactor,
             utc_now,
             socket.gethostname(),
@@ -200,11 +196,11 @@ class Assembly:
             self.board,
             settler,
             agents.cancel_grace_s,
-            self.condition,
+            self.service_health,
             health,
         )
         preparation = Preparation(
-            self.sites, self.pool, credentials, tools, limits, access, trust=partial(in_thread, trust.folder_for)
+            self.sites, self.pool, credentials, context, limits, access, trust=partial(in_thread, trust.directory_for)
         )
         self.executor = Executor(
             self.database,
@@ -212,7 +208,7 @@ class Assembly:
             self.pool,
             credentials,
             worker,
-            tools,
+            context,
             ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements),
             self.streams,
             preparation,
@@ -227,14 +223,14 @@ class Assembly:
             self.database,
             self.executor,
             utc_now,
-            self.condition,
+            self.service_health,
             queue.batch_elements,
             queue.batch_bytes,
             queue.poll_interval_s,
             self.lease,
             settings.users.weights,
         )
-        self.lease.serves(
+        self.lease.connect(
             known=lambda: self.executor.attempts() | settler.attempts(),
             claims_over=self.claimer.claims_over,
             on_lost=partial(self.executor.end_all, Ending.LOST),
@@ -242,7 +238,7 @@ class Assembly:
             on_work=self._wake,
         )
         self.lease.on_renewed.append(self.pool.hold_lease)
-        logons = LogonGuard()
+        logons = LogonThrottle()
         clock_watch = ClockWatch(reactor, (health.clock_was_set, self.claimer.clock_was_set, logons.clock_was_set))
         self.api = WorkqueueService(
             ApiContext(
@@ -260,17 +256,17 @@ class Assembly:
                 lambda protocol: _need_at(protocol, access),
                 _supports,
                 lambda: self.tls.trust,
-                MyProxyLogons(reactor, settings.credentials.trust_dir, trust=partial(in_thread, trust.folder_for)),
+                MyProxyLogons(reactor, settings.credentials.trust_dir, trust=partial(in_thread, trust.directory_for)),
                 self.catalogue,
                 site_check.check,
                 _relays_to,
                 self.executor.credentials_changed,
-                self.executor.steer_on,
+                self.executor.continue_change,
                 self.executor.resume,
                 self.executor.full,
                 logons=logons,
-                faults=lambda: self.condition.faults,
-                may_claim=lambda: self.condition.may_claim,
+                faults=lambda: self.service_health.faults,
+                may_claim=lambda: self.service_health.may_claim,
             ),
             AccessList.read(settings.users),
         )
@@ -290,7 +286,7 @@ class Assembly:
         # Stopped when the helpers that look have ended.
         services.add("probes of endpoints", self.probes.start, self.probes.stop)
         services.add("agents", self.pool.start, self.pool.stop)
-        services.add("condition", self.condition.start, self.condition.stop)
+        services.add("condition", self.service_health.start, self.service_health.stop)
         services.add("settler", _nothing, settler.drained)
         services.add("executor", self.executor.start, self.executor.stop)
         services.add("claimer", self.claimer.start, self.claimer.stop)
@@ -346,7 +342,7 @@ class Assembly:
         self.claimer.wake()
 
     def _room(self) -> None:
-        self.claimer.wake_for_room()
+        self.claimer.capacity_freed()
 
     def _settled(self, residue: bool) -> None:
         self.claimer.wake()
@@ -390,7 +386,7 @@ def missing_software(command: AgentCommand) -> Mapping[str, str]:
     """What is missing for each protocol, by its name; blocks.
 
     Args:
-        command: runs `pdm.workqueue.agents.helpers.prerequisites`.
+        command: runs `pdm.workqueue.helpers.prerequisites`.
 
     Raises:
         OSError: no process could be made.
@@ -465,9 +461,9 @@ def _supports(protocol: JobProtocol, type_: JobType) -> bool:
     return protocol in MOVERS and type_ in MOVERS[protocol].job_types
 
 
-def _need_at(protocol: JobProtocol, access: Access) -> Need | None:
+def _need_at(protocol: JobProtocol, access: Access) -> CredentialNeed | None:
     mover = MOVERS.get(protocol)
-    return None if mover is None else need_of(mover, access)
+    return None if mover is None else credential_need(mover, access)
 
 
 def _relays_to(protocol: JobProtocol) -> frozenset[JobProtocol]:

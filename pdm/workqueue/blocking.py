@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from pdm.workqueue.client.settings import ClientSettings
-from pdm.workqueue.telemetry.clocks import steady
+from pdm.workqueue.telemetry.clocks import use_monotonic_clock
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _P = ParamSpec("_P")
@@ -86,7 +86,7 @@ class _ReactorThread:
 
     def _start(self, reactor: Any) -> None:
         started = threading.Event()
-        steady(reactor)
+        use_monotonic_clock(reactor)
         reactor.callWhenRunning(started.set)
         thread = threading.Thread(
             target=reactor.run, kwargs={"installSignalHandlers": False}, name="pdm-reactor", daemon=True

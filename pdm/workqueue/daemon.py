@@ -17,10 +17,10 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from pdm.workqueue.config.reading import ConfigError, read
+from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.services import OrderedServices
-from pdm.workqueue.telemetry.clocks import steady
+from pdm.workqueue.telemetry.clocks import use_monotonic_clock
 from pdm.workqueue.telemetry.logging import capture_stdlib, log_observer
 
 if TYPE_CHECKING:
@@ -66,13 +66,13 @@ def makeService(options: Options) -> OrderedServices:
     # These import SQLAlchemy, OpenSSL and more: "twistd --help" must not wait for them.
     from twisted.internet import reactor
 
-    steady(reactor)
-    from pdm.workqueue.assembly import EXPECTED, Assembly
-    from pdm.workqueue.startup_checks import problems
+    use_monotonic_clock(reactor)
+    from pdm.workqueue.admin.checks import find_problems
+    from pdm.workqueue.assembly import EXPECTED_ERRORS, Assembly
 
     try:
-        settings = read(Path(options["config"]))
-        found = problems(settings, database=bool(options["check-config"]))
+        settings = read_settings(Path(options["config"]))
+        found = find_problems(settings, database=bool(options["check-config"]))
         if found:
             for problem in found:
                 _tell_operator(problem)
@@ -80,12 +80,12 @@ def makeService(options: Options) -> OrderedServices:
         if options["check-config"]:
             sys.stdout.write(f"{options['config']}: the configuration is good\n")
             raise SystemExit(0)
-        daemon = Daemon(reactor, settings, EXPECTED)
+        daemon = Daemon(reactor, settings, EXPECTED_ERRORS)
         daemon.assembly = Assembly(reactor, settings, daemon)
     except ConfigError as error:
         _tell_operator(str(error))
         raise SystemExit(1) from None
-    except EXPECTED as error:
+    except EXPECTED_ERRORS as error:
         _tell_operator(f"cannot start: {error}")
         raise SystemExit(1) from None
     return daemon

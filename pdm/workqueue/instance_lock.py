@@ -17,7 +17,7 @@ from pathlib import Path
 
 _LOOK_AGAIN_S = 0.05
 #: In the command lines of helpers, before the state folder of the instance that has started them.
-_HELPER = b"pdm.workqueue.agents.helpers."
+_HELPER = b"pdm.workqueue.helpers."
 #: In the command line of a daemon.
 _DAEMON = b"pdmworkqueue"
 

@@ -12,23 +12,23 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.telemetry.background import ReportedError
 
-Step = Callable[[], Awaitable[None] | None]
+LifecycleStep = Callable[[], Awaitable[None] | None]
 
 
 @frozen
-class Part:
+class DaemonComponent:
     """One part of the daemon: its name for the log, how it starts, how it stops.
 
     A start that is interruptible may be cancelled, and leaves nothing to stop then.
     """
 
     name: str
-    start: Step
-    stop: Step
+    start: LifecycleStep
+    stop: LifecycleStep
     interruptible: bool
 
 
-async def _taken(step: Step) -> None:
+async def _taken(step: LifecycleStep) -> None:
     result = step()
     if result is not None:
         await result
@@ -50,15 +50,15 @@ class OrderedServices(Service):
     def __init__(self, on_ready: Callable[[], None], on_failed: Callable[[Failure], None]) -> None:
         self._on_ready = on_ready
         self._on_failed = on_failed
-        self._parts: list[Part] = []
-        self._started: list[Part] = []
+        self._parts: list[DaemonComponent] = []
+        self._started: list[DaemonComponent] = []
         self._stop_asked = False
         self._interruptible: Deferred[None] | None = None
         self._start_ended: Deferred[None] = Deferred()
 
-    def add(self, name: str, start: Step, stop: Step, *, interruptible: bool = False) -> None:
+    def add(self, name: str, start: LifecycleStep, stop: LifecycleStep, *, interruptible: bool = False) -> None:
         """Add a part; it starts after those added before it."""
-        self._parts.append(Part(name, start, stop, interruptible))
+        self._parts.append(DaemonComponent(name, start, stop, interruptible))
 
     def startService(self) -> None:
         super().startService()

@@ -16,9 +16,10 @@ from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.cli import admin as admin_module
 from pdm.workqueue.cli.admin import admin
-from pdm.workqueue.config.reading import read
+from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import storage_url
 
 
 def run(*arguments: object) -> Result:
@@ -67,7 +68,7 @@ def shake_hands(folder: Path, caller: str, host: str, trust: Path | None = None)
 
 
 def test_the_configuration_is_good(instance: Path) -> None:
-    settings = read(instance / "workqueue.conf")
+    settings = read_settings(instance / "workqueue.conf")
     assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8443)
     assert settings.users.operators == (subject(instance / "certificates" / "admin.crt"),)
     for path in (
@@ -145,7 +146,7 @@ def test_other_files_may_be_there(tmp_path: Path) -> None:
     result = run("init", tmp_path, "--port", "0", "--host", "::", "--operator", "/DC=org/CN=Second, One")
     assert result.exit_code == 0, result.output
     assert "export PDM_URL=https://localhost:PORT" in result.output
-    settings = read(tmp_path / "workqueue.conf")
+    settings = read_settings(tmp_path / "workqueue.conf")
     assert settings.server.port == 0
     assert settings.users.operators[1:] == ("/DC=org/CN=Second, One",)
     assert (tmp_path / "notes").read_text() == "mine"
@@ -265,7 +266,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_instance_on_a_grid(tmp_path: Path, grid: Path) -> None:
     result = run("init", tmp_path / "i", "--grid", grid)
     assert result.exit_code == 0, result.output
-    settings = read(tmp_path / "i" / "workqueue.conf")
+    settings = read_settings(tmp_path / "i" / "workqueue.conf")
     assert settings.credentials.trust_dir == grid / "certificates"
     sites = SiteRegistry.read(settings.sites.folder).all()
     assert [(site.id, site.name, site.default_folder) for site in sites] == [

@@ -16,8 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, Borrower
-from pdm.workqueue.domain.streams import Key, Ledger, Limited
+from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, BatchListener
+from pdm.workqueue.domain.limits import LimitKey, LimitKind, StreamLedger
 from pdm.workqueue.telemetry.background import following
 from pdm.workqueue.wire import agent_messages as wire
 
@@ -67,18 +67,18 @@ def kind(helper: str = "echo", credential: str = "") -> AgentKind:
     return AgentKind(helper, credential, {})
 
 
-LIMITS = wire.Limits()
+LIMITS = wire.TimeLimits()
 
 
-def nothing(number: int) -> wire.Work:
+def nothing(number: int) -> wire.WorkRequest:
     return wire.RemoveRequest(number, [], LIMITS)
 
 
-async def next_event(agent: AgentProcess, request: wire.Work) -> wire.Event:
-    answer: Deferred[wire.Event] = Deferred()
-    agent.give(request, Borrower(answer.callback, lambda sentence: None))
+async def next_event(agent: AgentProcess, request: wire.WorkRequest) -> wire.AgentEvent:
+    answer: Deferred[wire.AgentEvent] = Deferred()
+    agent.submit(request, BatchListener(answer.callback, lambda sentence: None))
     event = await answer
-    agent.take_back(request.id)
+    agent.detach(request.id)
     return event
 
 
@@ -91,20 +91,20 @@ def is_alive(pid: int) -> bool:
 
 @pytest_twisted.ensureDeferred
 async def test_an_agent_is_kept_for_the_next_of_its_kind(pool: AgentPool) -> None:
-    agent = await pool.lend(kind())
-    assert await next_event(agent, nothing(1)) == wire.Finished(1)
-    pool.give_back(agent, kind())
-    assert await pool.lend(kind()) is agent
+    agent = await pool.acquire(kind())
+    assert await next_event(agent, nothing(1)) == wire.FinishedEvent(1)
+    pool.put_back(agent, kind())
+    assert await pool.acquire(kind()) is agent
 
 
 @pytest_twisted.ensureDeferred
 async def test_another_credential_gets_another_agent(pool: AgentPool, unused: Unused) -> None:
-    first = await pool.lend(kind(credential="one"))
-    pool.give_back(first, kind(credential="one"))
-    second = await pool.lend(kind(credential="two"))
+    first = await pool.acquire(kind(credential="one"))
+    pool.put_back(first, kind(credential="one"))
+    second = await pool.acquire(kind(credential="two"))
     assert second is not first
     # Two may live: the idle one makes room for the third, and its credential is not needed any more.
-    third = await pool.lend(kind(credential="three"))
+    third = await pool.acquire(kind(credential="three"))
     assert not first.alive
     assert third.alive
     assert unused == ["one"]
@@ -113,13 +113,13 @@ async def test_another_credential_gets_another_agent(pool: AgentPool, unused: Un
 @pytest_twisted.ensureDeferred
 async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unused: Unused) -> None:
     gone, kept = kind(credential="gone"), kind(credential="kept")
-    agent = await pool.lend(gone)
-    other = await pool.lend(kept)
-    pool.give_back(other, kept)
+    agent = await pool.acquire(gone)
+    other = await pool.acquire(kept)
+    pool.put_back(other, kept)
     pool.retire("gone")
     pool.retire("never seen")
     assert pool.works_with("gone") and agent.alive, "what it does it may end, if nobody else ends it"
-    pool.give_back(agent, gone)
+    pool.put_back(agent, gone)
     await following(agent.ended)
     assert (unused, pool.works_with("gone")) == (["gone"], False)
     pool.retire("kept")
@@ -132,17 +132,17 @@ async def test_agents_of_users_who_take_turns_are_kept() -> None:
     pool = AgentPool(reactor, reactor, lambda kind: command(ECHO), most=1, idle_s=60, unused=lambda name: None, spare=1)
     agents: dict[str, AgentProcess] = {}
     for name in ("one", "two", "one", "two"):
-        agent = await pool.lend(kind(credential=name))
+        agent = await pool.acquire(kind(credential=name))
         assert agents.setdefault(name, agent) is agent
-        waiting = Deferred.fromCoroutine(pool.lend(kind(credential="three")))
+        waiting = Deferred.fromCoroutine(pool.acquire(kind(credential="three")))
         await deferLater(reactor, 0.02)
         # However many may live: one works.
         assert not waiting.called
         waiting.cancel()
         waiting.addErrback(lambda _: None)
-        pool.give_back(agent, kind(credential=name))
+        pool.put_back(agent, kind(credential=name))
     # The longest unused makes room.
-    third = await pool.lend(kind(credential="three"))
+    third = await pool.acquire(kind(credential="three"))
     assert third.alive
     assert [agents["one"].alive, agents["two"].alive] == [False, True]
     await pool.stop()
@@ -150,15 +150,15 @@ async def test_agents_of_users_who_take_turns_are_kept() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: AgentPool) -> None:
-    agents = [await pool.lend(kind()) for _ in range(2)]
-    waiting = Deferred.fromCoroutine(pool.lend(kind()))
+    agents = [await pool.acquire(kind()) for _ in range(2)]
+    waiting = Deferred.fromCoroutine(pool.acquire(kind()))
     await deferLater(reactor, 0.05)
     assert not waiting.called
-    pool.give_back(agents[0], kind())
+    pool.put_back(agents[0], kind())
     assert await waiting is agents[0]
 
 
-class Watcher(Borrower):
+class Watcher(BatchListener):
     """Notes what it is told."""
 
     def __init__(self) -> None:
@@ -178,51 +178,51 @@ async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool,
         )
         + "\ntime.sleep(60)\n"
     )
-    agents = [await pool.lend(kind("two")) for _ in range(2)]
+    agents = [await pool.acquire(kind("two")) for _ in range(2)]
     first, second = Watcher(), Watcher()
-    agents[0].give(nothing(1), first)
-    waiting = Deferred.fromCoroutine(pool.lend(kind("two")))
-    alone = Deferred.fromCoroutine(pool.lend(kind("two"), alone=True))
+    agents[0].submit(nothing(1), first)
+    waiting = Deferred.fromCoroutine(pool.acquire(kind("two")))
+    alone = Deferred.fromCoroutine(pool.acquire(kind("two"), alone=True))
     assert not waiting.called
     first.nearly_done = True
     pool.look_again()
     assert await waiting is agents[0]
     # It has two by now; a third has to wait, and what must not wait behind another waits for an agent of its own.
-    third = Deferred.fromCoroutine(pool.lend(kind("two")))
-    agents[0].give(nothing(2), second)
+    third = Deferred.fromCoroutine(pool.acquire(kind("two")))
+    agents[0].submit(nothing(2), second)
     assert (first.told, second.told) == (["turn"], [])
     while not first.told[1:] or not second.told:
         await deferLater(reactor, 0.01)
-    while wire.Finished(1) not in first.told:
+    while wire.FinishedEvent(1) not in first.told:
         await deferLater(reactor, 0.01)
-    agents[0].take_back(1)
-    pool.give_back(agents[0], kind("two"))
+    agents[0].detach(1)
+    pool.put_back(agents[0], kind("two"))
     assert "turn" in second.told
     assert not third.called and not alone.called
-    pool.give_back(agents[1], kind("two"))
+    pool.put_back(agents[1], kind("two"))
     assert await alone is agents[1]
     agents[0].kill("the test wants it")
     while not isinstance(second.told[-1], str) or "the test wants it" not in second.told[-1]:
         await deferLater(reactor, 0.01)
-    assert first.told == ["turn", wire.Started(1, 0), wire.Finished(1)]
+    assert first.told == ["turn", wire.StartedEvent(1, 0), wire.FinishedEvent(1)]
     assert (await third).alive
 
 
 @pytest_twisted.ensureDeferred
 async def test_work_waits_behind_no_other_while_another_kind_waits_longer(pool: AgentPool) -> None:
-    agents = [await pool.lend(kind(credential="one")) for _ in range(2)]
-    other = Deferred.fromCoroutine(pool.lend(kind(credential="two")))
-    borrower = Watcher()
-    agents[0].give(nothing(7), borrower)
-    borrower.nearly_done = True
-    more = Deferred.fromCoroutine(pool.lend(kind(credential="one")))
+    agents = [await pool.acquire(kind(credential="one")) for _ in range(2)]
+    other = Deferred.fromCoroutine(pool.acquire(kind(credential="two")))
+    listener = Watcher()
+    agents[0].submit(nothing(7), listener)
+    listener.nearly_done = True
+    more = Deferred.fromCoroutine(pool.acquire(kind(credential="one")))
     pool.look_again()
     assert not more.called
-    agents[0].take_back(7)
-    pool.give_back(agents[0], kind(credential="one"))
+    agents[0].detach(7)
+    pool.put_back(agents[0], kind(credential="one"))
     started = await other
     assert started not in agents
-    pool.give_back(agents[1], kind(credential="one"))
+    pool.put_back(agents[1], kind(credential="one"))
     assert await more is agents[1]
 
 
@@ -231,20 +231,20 @@ async def test_places_are_kept_for_who_needs_an_agent_alone() -> None:
     pool = AgentPool(
         reactor, reactor, lambda kind: command(ECHO), most=2, idle_s=60, unused=lambda name: None, kept_free=1
     )
-    work = await pool.lend(kind())
-    more = Deferred.fromCoroutine(pool.lend(kind()))
-    listing = await pool.lend(kind(), alone=True)
+    work = await pool.acquire(kind())
+    more = Deferred.fromCoroutine(pool.acquire(kind()))
+    listing = await pool.acquire(kind(), alone=True)
     assert not more.called
-    pool.give_back(listing, kind())
+    pool.put_back(listing, kind())
     assert not more.called
-    pool.give_back(work, kind())
+    pool.put_back(work, kind())
     assert (await more).alive
     await pool.stop()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_killed_agent_makes_room_and_is_not_lent_again(pool: AgentPool) -> None:
-    agents = [await pool.lend(kind()) for _ in range(2)]
+    agents = [await pool.acquire(kind()) for _ in range(2)]
     ended: Deferred[str] = Deferred()
 
     def pass_on(sentence: str) -> str:
@@ -257,8 +257,8 @@ async def test_a_killed_agent_makes_room_and_is_not_lent_again(pool: AgentPool) 
     sentence = await ended
     assert "signal 9" in sentence and "the test wants it" in sentence
     assert time.monotonic() - began < 1
-    pool.give_back(agents[0], kind())
-    assert (await pool.lend(kind())).alive
+    pool.put_back(agents[0], kind())
+    assert (await pool.acquire(kind())).alive
 
 
 @pytest.mark.parametrize(
@@ -284,13 +284,13 @@ async def test_an_agent_that_does_not_come_up_says_why(script: str, says: str) -
     )
     for _ in range(2):  # the place of the first is free again
         with pytest.raises(AgentStartError, match=says):
-            await pool.lend(kind())
+            await pool.acquire(kind())
 
 
 @pytest_twisted.ensureDeferred
 async def test_garbage_in_the_middle_of_a_batch_ends_the_agent(pool: AgentPool, scripts: dict[str, str]) -> None:
     scripts["liar"] = READY + 'sys.stdin.readline(); os.write(3, b\'{"event": "done"}\\n\'); time.sleep(60)\n'
-    agent = await pool.lend(kind("liar"))
+    agent = await pool.acquire(kind("liar"))
     agent.cancel(1)
     assert "no event" in await agent.ended
 
@@ -302,7 +302,7 @@ async def test_what_an_agent_started_dies_with_it(pool: AgentPool, scripts: dict
         f"child = subprocess.Popen(['sleep', '60']); open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
         'say(\'{"event": "finished", "id": 1}\'); time.sleep(60)\n'
     )
-    agent = await pool.lend(kind("parent"))
+    agent = await pool.acquire(kind("parent"))
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         await deferLater(reactor, 0.01)
     child = int((tmp_path / "pid").read_text())
@@ -320,7 +320,7 @@ async def test_nothing_of_the_environment_is_inherited(
 ) -> None:
     monkeypatch.setenv("PDM_SECRET", "hunter2")
     scripts["env"] = READY + f"open({str(tmp_path / 'env')!r}, 'w').write(repr(dict(os.environ)))\ntime.sleep(60)\n"
-    await pool.lend(kind("env"))
+    await pool.acquire(kind("env"))
     while not (tmp_path / "env").exists() or not (tmp_path / "env").read_text():
         await deferLater(reactor, 0.01)
     assert "hunter2" not in (tmp_path / "env").read_text()
@@ -333,9 +333,9 @@ async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, 
         'for n in range(200_000): say(\'{"event": "log", "id": 1, "key": %d, "text": "x"}\' % n)\n'
         'say(\'{"event": "finished", "id": 1}\'); time.sleep(60)\n'
     )
-    agent = await pool.lend(kind("flood"))
+    agent = await pool.acquire(kind("flood"))
     seen: list[Any] = []
-    agent.give(nothing(1), Borrower(seen.append, lambda sentence: None))
+    agent.submit(nothing(1), BatchListener(seen.append, lambda sentence: None))
     while not seen:
         await deferLater(reactor, 0.01)
     agent.pause()
@@ -344,46 +344,46 @@ async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, 
     await deferLater(reactor, 0.2)
     assert len(seen) == stopped_at < 200_000
     agent.resume()
-    while not isinstance(seen[-1], wire.Finished):
+    while not isinstance(seen[-1], wire.FinishedEvent):
         await deferLater(reactor, 0.01)
     assert len(seen) == 200_001
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_limit_keeps_agents_free_for_others(pool: AgentPool) -> None:
-    ledger = Ledger(lambda key: 1, lambda key, count: None)
-    one: Key = (Limited.USER, 1)
-    other: Key = (Limited.USER, 2)
-    first, second, third = ledger.place([one]), ledger.place([one]), ledger.place([other])
-    agent = await pool.lend(kind(), place=first)
-    waits = Deferred.fromCoroutine(pool.lend(kind(), place=second))
-    free = await pool.lend(kind(), place=third)
+    ledger = StreamLedger(lambda key: 1, lambda key, count: None)
+    one: LimitKey = (LimitKind.USER, 1)
+    other: LimitKey = (LimitKind.USER, 2)
+    first, second, third = ledger.slot([one]), ledger.slot([one]), ledger.slot([other])
+    agent = await pool.acquire(kind(), slot=first)
+    waits = Deferred.fromCoroutine(pool.acquire(kind(), slot=second))
+    free = await pool.acquire(kind(), slot=third)
     assert free is not agent and not waits.called
     first.leave()
-    pool.give_back(agent, kind())
+    pool.put_back(agent, kind())
     assert await waits is agent
     assert (ledger.running(one), ledger.running(other)) == (1, 1)
 
 
 @pytest_twisted.ensureDeferred
 async def test_who_follows_takes_over_the_stream(pool: AgentPool) -> None:
-    ledger = Ledger(lambda key: 1, lambda key, count: None)
-    one: Key = (Limited.USER, 1)
-    places = [ledger.place([one]) for _ in range(3)]
-    agent = await pool.lend(kind(), place=places[0])
-    borrower = Borrower(lambda event: None, lambda sentence: None)
-    agent.give(nothing(1), borrower)
-    follower = Deferred.fromCoroutine(pool.lend(kind(), place=places[1]))
-    last = Deferred.fromCoroutine(pool.lend(kind(), place=places[2]))
+    ledger = StreamLedger(lambda key: 1, lambda key, count: None)
+    one: LimitKey = (LimitKind.USER, 1)
+    slots = [ledger.slot([one]) for _ in range(3)]
+    agent = await pool.acquire(kind(), slot=slots[0])
+    listener = BatchListener(lambda event: None, lambda sentence: None)
+    agent.submit(nothing(1), listener)
+    follower = Deferred.fromCoroutine(pool.acquire(kind(), slot=slots[1]))
+    last = Deferred.fromCoroutine(pool.acquire(kind(), slot=slots[2]))
     assert not follower.called
-    borrower.nearly_done = True
+    listener.nearly_done = True
     pool.look_again()
     assert await follower is agent
     assert ledger.running(one) == 1 and not last.called
-    places[0].leave()
-    agent.take_back(1)
-    pool.give_back(agent, kind())
-    assert places[1].has_stream and not last.called
-    places[1].leave()
-    pool.give_back(agent, kind())
+    slots[0].leave()
+    agent.detach(1)
+    pool.put_back(agent, kind())
+    assert slots[1].has_stream and not last.called
+    slots[1].leave()
+    pool.put_back(agent, kind())
     assert await last is agent

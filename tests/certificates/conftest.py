@@ -24,9 +24,8 @@ from twisted.web.server import Request, Site
 from zope.interface import implementer, provider
 
 from pdm.workqueue.certificates.authority import Authority, Credential
-from pdm.workqueue.certificates.server_tls import ServerTls, peer_identity
-from pdm.workqueue.certificates.trust import Trust
-from pdm.workqueue.certificates.trust_files import read_trust
+from pdm.workqueue.certificates.tls_server import ServerTls, peer_identity
+from pdm.workqueue.certificates.trust import Trust, read_trust
 
 # What mypy knows of it is less than what it can do.
 reactor: Any = _reactor

@@ -15,8 +15,8 @@ from twisted.internet import reactor
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseNeverReceived
 
-from pdm.workqueue.certificates.client_tls import ClientCredentialError, client_policy, refusal_reason
-from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.pem import to_pem
+from pdm.workqueue.certificates.tls_client import ClientCredentialError, client_policy, refusal_reason
 
 
 @pytest.fixture

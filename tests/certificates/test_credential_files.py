@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.certificates.credential_files import KINDS, CredentialFiles, CredentialFilesError
+from pdm.workqueue.certificates.files import FILE_PREFIXES, CredentialFiles, CredentialFilesError
 
 
 def test_files_are_private_and_distinct(tmp_path: Path) -> None:
@@ -21,11 +21,11 @@ def test_files_are_private_and_distinct(tmp_path: Path) -> None:
 
 
 def test_sweep_removes_what_a_daemon_before_left(tmp_path: Path) -> None:
-    for kind in KINDS:
+    for kind in FILE_PREFIXES:
         assert CredentialFiles(tmp_path / "c").write(b"left", kind).name.startswith(kind)
     (tmp_path / "c" / "notes.txt").touch()
     files = CredentialFiles(tmp_path / "c")
-    assert (files.sweep(), files.sweep()) == (len(KINDS), 0)
+    assert (files.sweep(), files.sweep()) == (len(FILE_PREFIXES), 0)
     assert [each.name for each in (tmp_path / "c").iterdir()] == ["notes.txt"]
 
 

@@ -17,12 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdm.workqueue.certificates.authority import Credential
-from pdm.workqueue.certificates.client_tls import ClientCredentialError
-from pdm.workqueue.certificates.delegation import DelegationError, accept, new_request, sign_request
-from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.delegation import DelegationError, accept_proxy, new_request, sign_request
+from pdm.workqueue.certificates.pem import to_pem
 from pdm.workqueue.certificates.proxies import is_limited, is_proxy, sign_proxy
-from pdm.workqueue.certificates.trust import Trust
-from pdm.workqueue.certificates.trust_files import read_trust
+from pdm.workqueue.certificates.tls_client import ClientCredentialError
+from pdm.workqueue.certificates.trust import Trust, read_trust
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 ALICE = "/DC=org/DC=test/CN=Alice Jones"
@@ -70,7 +69,7 @@ def test_round_trip(
 ) -> None:
     private, request = request_pems
     signed = sign_request(request, files / certificate, files / key if key else None, 2 * HOURS, NOW)
-    taken = accept(private, signed, ALICE, trust, NOW)
+    taken = accept_proxy(private, signed, ALICE, trust, NOW)
     assert (taken.subject, taken.valid_until) == (ALICE, NOW + 2 * HOURS)
     # What agents get: proxy, its key, the certificates behind it, without the root.
     leaf, *behind = x509.load_pem_x509_certificates(taken.bundle_pem)
@@ -100,7 +99,7 @@ def test_round_trip_with_plain_openssl(request_pems: tuple[bytes, bytes], trust:
         cwd=files, check=True, capture_output=True,
     )  # fmt: skip
     body = (files / "signed.pem").read_bytes() + to_pem(pki.alice.certificate)
-    taken = accept(private, body, ALICE, trust, datetime.now(UTC))
+    taken = accept_proxy(private, body, ALICE, trust, datetime.now(UTC))
     assert taken.subject == ALICE
     assert timedelta(hours=23) < taken.valid_until - datetime.now(UTC) <= timedelta(hours=24)
     (files / "bundle").write_bytes(taken.bundle_pem)
@@ -118,16 +117,16 @@ def test_proxy_never_outlives_what_is_behind_it(
     private, request = request_pems
     signed = sign_request(request, files / "proxy", None, timedelta(days=30), NOW)
     ends = pki.alice_proxy.certificate.not_valid_after_utc
-    assert accept(private, signed, ALICE, trust, NOW).valid_until == ends
+    assert accept_proxy(private, signed, ALICE, trust, NOW).valid_until == ends
     # A client that does not care: the chain ends with its first certificate all the same.
     careless = proxy_for(request, pki.alice_proxy, end=NOW + timedelta(days=30))
-    assert accept(private, careless, ALICE, trust, NOW).valid_until == ends
+    assert accept_proxy(private, careless, ALICE, trust, NOW).valid_until == ends
 
 
 def test_limited_stays_limited(request_pems: tuple[bytes, bytes], trust: Trust, pki: Any, tmp_path: Path) -> None:
     private, request = request_pems
     pki.alice.proxy(limited=True).write_bundle(tmp_path / "limited")
-    taken = accept(private, sign_request(request, tmp_path / "limited", None, HOURS, NOW), ALICE, trust, NOW)
+    taken = accept_proxy(private, sign_request(request, tmp_path / "limited", None, HOURS, NOW), ALICE, trust, NOW)
     assert is_limited(x509.load_pem_x509_certificates(taken.bundle_pem)[0])
 
 
@@ -136,7 +135,7 @@ def test_all_above_the_user_is_kept_but_the_root(request_pems: tuple[bytes, byte
     below = pki.authority.subordinate("Below")
     dave = below.user("Dave")
     pki.authority.write_trust(tmp_path)
-    taken = accept(private, proxy_for(request, dave), dave.dn, read_trust(tmp_path), NOW)
+    taken = accept_proxy(private, proxy_for(request, dave), dave.dn, read_trust(tmp_path), NOW)
     assert len(x509.load_pem_x509_certificates(taken.bundle_pem)) == 3
 
 
@@ -231,14 +230,14 @@ def test_refused_in_words_that_help(
 ) -> None:
     body, words = refused_bodies[name]
     with pytest.raises(DelegationError) as caught:
-        accept(request_pems[0], body, ALICE, trust, NOW)
+        accept_proxy(request_pems[0], body, ALICE, trust, NOW)
     assert words in str(caught.value)
 
 
 def test_proxy_of_an_authority_is_refused(request_pems: tuple[bytes, bytes], trust: Trust, pki: Any) -> None:
     root = Credential(pki.authority.certificate, pki.authority.key)
     with pytest.raises(DelegationError, match="refused"):
-        accept(request_pems[0], proxy_for(request_pems[1], root), root.dn, trust, NOW)
+        accept_proxy(request_pems[0], proxy_for(request_pems[1], root), root.dn, trust, NOW)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +258,7 @@ def test_changed_bodies_never_get_through(
     der[data.draw(st.integers(0, len(der) - 1))] ^= data.draw(st.integers(1, 255))
     body = _as_pem(bytes(der)) + to_pem(pki.alice.certificate)
     with pytest.raises(DelegationError):
-        accept(request_pems[0], body, ALICE, trust, NOW)
+        accept_proxy(request_pems[0], body, ALICE, trust, NOW)
 
 
 def _as_pem(der: bytes) -> bytes:

@@ -23,10 +23,10 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from pdm.workqueue.certificates.authority import Authority, Credential
-from pdm.workqueue.certificates.client_tls import refusal_reason
-from pdm.workqueue.certificates.pem_files import CertificateFilesError, to_pem
+from pdm.workqueue.certificates.pem import CertificateFilesError, to_pem
 from pdm.workqueue.certificates.proxies import PROXY_CERT_INFO, key_usage, sign_proxy
-from pdm.workqueue.certificates.server_tls import ServerTls
+from pdm.workqueue.certificates.tls_client import refusal_reason
+from pdm.workqueue.certificates.tls_server import ServerTls
 from tests.security.odd_certificates import INFORMATION_ACCESS, ODD_NAMES
 
 ALICE = "/DC=org/DC=test/CN=Alice Jones"

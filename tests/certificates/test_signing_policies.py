@@ -11,9 +11,8 @@ import pytest_twisted
 from cryptography import x509
 from twisted.internet.threads import deferToThread
 
-from pdm.workqueue.certificates.pem_files import to_pem
-from pdm.workqueue.certificates.trust import ChainRefusedError
-from pdm.workqueue.certificates.trust_files import read_trust
+from pdm.workqueue.certificates.pem import to_pem
+from pdm.workqueue.certificates.trust import ChainRefusedError, read_trust
 from pdm.workqueue.domain.signing_policy import PolicyFile, SigningPolicies
 from tests.certificates.test_handshakes import refusal
 from tests.support import forging
@@ -133,8 +132,8 @@ def test_names_are_compared_as_the_grid_writes_them(pki: Any) -> None:
     policy = eacl(_TEST, "/DC=org/CN=host/*", "/DC=org/Email=*", r"/DC=org/CN=\xC3\x85sa", "/DC=org/USERID=7")
     file = PolicyFile.read("x.signing_policy", policy.encode(), [_TEST])
     for subject in ("/CN=host/a.b", "/emailAddress=a@b", "/CN=Åsa", "/UID=7"):
-        assert SigningPolicies((file,)).judge([f"/DC=org{subject}", _TEST]).refusal is None
-    assert SigningPolicies((file,)).judge(["/DC=org/CN=" + "x" * 5000, _TEST]).refusal is not None
+        assert SigningPolicies((file,)).evaluate([f"/DC=org{subject}", _TEST]).refusal is None
+    assert SigningPolicies((file,)).evaluate(["/DC=org/CN=" + "x" * 5000, _TEST]).refusal is not None
 
 
 def test_a_pattern_takes_time_in_proportion(pki: Any) -> None:
@@ -142,7 +141,7 @@ def test_a_pattern_takes_time_in_proportion(pki: Any) -> None:
     text = f'TO Issuer "{_TEST}" PERMIT Subject "{".*a" * 40}b"'
     file = PolicyFile.read("x.namespaces", text.encode(), [_TEST])
     assert file.problem == ""
-    assert SigningPolicies((file,)).judge(["a" * 400, _TEST]).refusal is not None
+    assert SigningPolicies((file,)).evaluate(["a" * 400, _TEST]).refusal is not None
 
 
 @pytest.mark.parametrize("own", [None, "/DC=org/DC=test/CN=Dave", "/DC=org/DC=stranger/*"])

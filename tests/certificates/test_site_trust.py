@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.certificates.pem_files import to_pem
-from pdm.workqueue.certificates.site_trust import TrustFolders, read_authorities
-from pdm.workqueue.certificates.trust_files import read_trust
+from pdm.workqueue.certificates.files import TrustDirectories, read_authorities
+from pdm.workqueue.certificates.pem import to_pem
+from pdm.workqueue.certificates.trust import read_trust
 
 
 @pytest.fixture(scope="module")
@@ -26,31 +26,31 @@ def pem(authority: Authority) -> str:
 def test_usual_ones_and_those_of_the_sites(tmp_path: Path, authorities: list[Authority]) -> None:
     usual, own, other = authorities
     usual.write_trust(tmp_path / "usual")
-    folders = TrustFolders(tmp_path / "run")
+    folders = TrustDirectories(tmp_path / "run")
     folders.sweep()
-    one = folders.folder_for(tmp_path / "usual", [pem(own)])
+    one = folders.directory_for(tmp_path / "usual", [pem(own)])
     assert set(read_trust(one).authorities) == {usual.certificate, own.certificate}
-    both = folders.folder_for(tmp_path / "usual", [pem(other), pem(own), pem(own)])
+    both = folders.directory_for(tmp_path / "usual", [pem(other), pem(own), pem(own)])
     assert set(read_trust(both).authorities) == {each.certificate for each in authorities}
-    assert folders.folder_for(tmp_path / "usual", [pem(own), pem(other)]) == both
-    alone = folders.folder_for(None, [pem(own)])
+    assert folders.directory_for(tmp_path / "usual", [pem(own), pem(other)]) == both
+    alone = folders.directory_for(None, [pem(own)])
     assert alone != one
-    assert folders.folder_for(tmp_path / "nothing", [pem(own)]) == alone
+    assert folders.directory_for(tmp_path / "nothing", [pem(own)]) == alone
     assert one.stat().st_mode & 0o777 == (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     assert len(list(one.glob("*.signing_policy"))) == 4
     # A list that comes to the usual ones comes here too.
     usual.write_crl(tmp_path / "usual", usual.crl())
     os.utime(tmp_path / "usual", (1, 1))
-    assert len(read_trust(folders.folder_for(tmp_path / "usual", [pem(own)])).crls) == 1
+    assert len(read_trust(folders.directory_for(tmp_path / "usual", [pem(own)])).crls) == 1
     folders.sweep()
     assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_many_ask_at_once(tmp_path: Path, authorities: list[Authority]) -> None:
-    folders = TrustFolders(tmp_path / "run")
+    folders = TrustDirectories(tmp_path / "run")
     folders.sweep()
     with ThreadPoolExecutor(8) as threads:
-        found = set(threads.map(lambda _: folders.folder_for(None, [pem(authorities[0])]), range(50)))
+        found = set(threads.map(lambda _: folders.directory_for(None, [pem(authorities[0])]), range(50)))
     assert list((tmp_path / "run").iterdir()) == list(found)
 
 
@@ -60,9 +60,9 @@ def test_an_authority_of_the_same_name_stands_beside_the_usual_one(
     usual = authorities[0]
     twin = Authority.create("/DC=org/DC=test/CN=CA 0")
     usual.write_trust(tmp_path / "usual")
-    folders = TrustFolders(tmp_path / "run")
+    folders = TrustDirectories(tmp_path / "run")
     folders.sweep()
-    found = folders.folder_for(tmp_path / "usual", [pem(twin)])
+    found = folders.directory_for(tmp_path / "usual", [pem(twin)])
     assert set(read_trust(found).authorities) == {usual.certificate, twin.certificate}
     assert set(read_trust(tmp_path / "usual").authorities) == {usual.certificate}
 

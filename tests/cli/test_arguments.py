@@ -8,28 +8,28 @@ from datetime import UTC, datetime, timedelta
 import click
 import pytest
 
-from pdm.workqueue.cli.arguments import DURATION, MOMENT, PLACE, ExtraOptionType, Place, merged_options
+from pdm.workqueue.cli.arguments import DURATION, SITE_PATH, TIMESTAMP, ExtraOptionType, SitePath, merged_options
 
 
 @pytest.mark.parametrize(
     ("typed", "place"),
     [
-        ("1:/data", Place("1", "/data")),
-        ("cern:~/x y", Place("cern", "~/x y")),
-        ("cern:", Place("cern", "")),
-        ("cern:a:b", Place("cern", "a:b")),
-        ("cern:-x", Place("cern", "-x")),
-        ("cern:" + os.fsdecode(b"\xe9"), Place("cern", "\uefe9")),
+        ("1:/data", SitePath("1", "/data")),
+        ("cern:~/x y", SitePath("cern", "~/x y")),
+        ("cern:", SitePath("cern", "")),
+        ("cern:a:b", SitePath("cern", "a:b")),
+        ("cern:-x", SitePath("cern", "-x")),
+        ("cern:" + os.fsdecode(b"\xe9"), SitePath("cern", "\uefe9")),
     ],
 )
-def test_places(typed: str, place: Place) -> None:
-    assert PLACE.convert(typed, None, None) == place
+def test_places(typed: str, place: SitePath) -> None:
+    assert SITE_PATH.convert(typed, None, None) == place
 
 
 @pytest.mark.parametrize("typed", ["/local/file", "", ":", ":/x", "./a:b", "cern"])
 def test_no_places(typed: str) -> None:
     with pytest.raises(click.BadParameter, match="SITE:path"):
-        PLACE.convert(typed, None, None)
+        SITE_PATH.convert(typed, None, None)
 
 
 @pytest.mark.parametrize(("typed", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("12h", 43200), ("2d", 172800)])
@@ -44,13 +44,13 @@ def test_no_durations(typed: str) -> None:
 
 
 def test_moments() -> None:
-    assert MOMENT.convert("2026-03-02T11:04", None, None) == datetime(2026, 3, 2, 11, 4, tzinfo=UTC)
-    assert MOMENT.convert("2026-03-02T11:04+01:00", None, None) == datetime(2026, 3, 2, 10, 4, tzinfo=UTC)
+    assert TIMESTAMP.convert("2026-03-02T11:04", None, None) == datetime(2026, 3, 2, 11, 4, tzinfo=UTC)
+    assert TIMESTAMP.convert("2026-03-02T11:04+01:00", None, None) == datetime(2026, 3, 2, 10, 4, tzinfo=UTC)
     before = datetime.now(UTC)
-    ago = MOMENT.convert("12h", None, None)
+    ago = TIMESTAMP.convert("12h", None, None)
     assert before <= ago + timedelta(hours=12) <= datetime.now(UTC)
     with pytest.raises(click.BadParameter):
-        MOMENT.convert("yesterday", None, None)
+        TIMESTAMP.convert("yesterday", None, None)
 
 
 def test_extra_options_are_json_and_nest() -> None:

@@ -7,9 +7,8 @@ import re
 import pytest
 
 from pdm.workqueue.cli.exit_codes import MEANINGS, ExitCode, exit_codes_text
-from pdm.workqueue.cli.following import WaitingReasons, exit_code_of_job, failure_lines, hint_of
-from pdm.workqueue.cli.outcome import outcome_line
-from pdm.workqueue.cli.session import exit_code_of, words_of
+from pdm.workqueue.cli.outcome import WaitingReasons, exit_code_of_job, failure_lines, hint_of, outcome_line
+from pdm.workqueue.cli.session import error_text, exit_code_of
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
     ConflictError,
@@ -138,7 +137,7 @@ def test_hints_name_the_options_of_the_command(code: str, type_: str, words: str
     ],
 )
 def test_refusals_are_said_in_words_of_the_command_line(detail: str, pointer: str | None, words: str) -> None:
-    said = words_of(InvalidRequestError(400, "Not valid", detail, pointer=pointer))
+    said = error_text(InvalidRequestError(400, "Not valid", detail, pointer=pointer))
     assert words in said
     assert not re.search(r"[$?]|GET", said)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pdm.workqueue.cli.arguments import common_name, protocol_for
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.places import common_name, protocol_for
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire.responses import SiteView

@@ -17,12 +17,12 @@ from pdm.workqueue.cli.progress import (
     LineDisplay,
     bar_line,
     display_for_stderr,
+    display_fraction,
     fraction,
     progress_parts,
-    shown_fraction,
     summary,
 )
-from pdm.workqueue.cli.text import shown_width
+from pdm.workqueue.cli.text import display_width
 from pdm.workqueue.wire.responses import JobProgressView, JobView
 from tests.client.samples import job_view, progress_of
 
@@ -69,7 +69,7 @@ def test_what_is_known_is_shown(job: JobView, parts: list[str]) -> None:
     ],
 )
 def test_percent_is_rounded_down(changes: dict[str, Any], shown: str) -> None:
-    assert shown_fraction(progress(**changes)) == shown
+    assert display_fraction(progress(**changes)) == shown
     assert (fraction(progress(**changes)) is None) == (shown == "")
 
 
@@ -142,7 +142,7 @@ def test_a_line_says_why_a_job_waits(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_bar_line_fits_and_keeps_the_percentage(width: int) -> None:
     busy = seen(instant=518.4 * 2**20, bytes_total=3 * 2**40, bytes_moving=2**40, eta=7500.0)
     line = bar_line(busy, width)
-    assert shown_width(line) <= width
+    assert display_width(line) <= width
     assert width < 21 or " 33%" in line
     if width >= 79:
         assert re.search(r"━+─+  33%  1\.0 TiB of 3\.0 TiB  .*  ETA 2 h 5 m", line)

@@ -21,9 +21,9 @@ from pdm.workqueue.client.errors import (
 )
 from pdm.workqueue.client.settings import ClientSettings
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Entry
-from pdm.workqueue.logstore.files import LogRef
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ListedEntry
+from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 from tests.http.service import Service, certificates, service
@@ -117,7 +117,7 @@ async def test_waiting_sees_the_job_through_to_its_end(as_user: ClientOf, servic
     while "RUNNING" not in seen:
         await client.pause(0.02)
     await service.list_with(
-        token, [Entry("", "directory"), Entry("x\ny", "file", 5, 0o640, 7), Entry("sub", "directory")]
+        token, [ListedEntry("", "directory"), ListedEntry("x\ny", "file", 5, 0o640, 7), ListedEntry("sub", "directory")]
     )
     await service.settle(token, log="it was listed")
     ended: JobView = await waiting
@@ -173,7 +173,7 @@ async def test_what_failed_says_why_and_can_be_tried_again(as_user: ClientOf, se
     job = await client.mkdir(1, "/there", protocol="DUMMY")
     (token,) = await service.claim(job.id)
     await service.settle(
-        token, JobStatus.FAILED, AttemptFailure(Scope.SOURCE, FailureCode.EXISTS, "File exists"), log="why"
+        token, JobStatus.FAILED, AttemptFailure(FailureScope.SOURCE, FailureCode.EXISTS, "File exists"), log="why"
     )
     assert (await client.wait(job.id)).status == "FAILED"
     (element,) = await client.elements(job.id, status="FAILED")
@@ -191,7 +191,7 @@ async def test_what_failed_says_why_and_can_be_tried_again(as_user: ClientOf, se
 async def test_elements_are_read_page_by_page(
     as_user: ClientOf, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdm.workqueue.WorkqueueClient._PAGE", 3)
+    monkeypatch.setattr("pdm.workqueue.WorkqueueClient._PAGE_SIZE", 3)
     client = as_user("reader")
     job_id = await service.copied("reader", *(f"f{i}" for i in range(7)))
     assert [element.id async for element in client.iterate_elements(job_id)] == list(range(8))

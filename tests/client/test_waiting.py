@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from pdm.workqueue.client.connection import JobPoller
 from pdm.workqueue.client.errors import (
     ConnectionBrokenError,
     JobTimeoutError,
@@ -17,7 +18,6 @@ from pdm.workqueue.client.errors import (
     UnreachableError,
     WorkqueueClientError,
 )
-from pdm.workqueue.client.waiting import Waiting
 from pdm.workqueue.wire.responses import JobView
 from tests.client.samples import job_view
 
@@ -44,7 +44,7 @@ def wait(
     clock = Clock()
     service = Service(clock, answers)
     seen: list[str] = []
-    waiting = Waiting(clock, service, lambda job: seen.append(job.status), patience_s=60)
+    waiting = JobPoller(clock, service, lambda job: seen.append(job.status), patience_s=60)
     results: list[JobView | Failure] = []
     Deferred.fromCoroutine(waiting.until_end(7, timeout_s)).addBoth(results.append)
     clock.pump([0.01] * round(seconds * 100))

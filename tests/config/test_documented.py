@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import fields
 
-from pdm.workqueue.config.ini import parse
-from pdm.workqueue.config.reading import read
+from pdm.workqueue.config.reader import parse_ini, read_settings
 from pdm.workqueue.config.settings import SECTIONS
 
 _DOCUMENTED = Path(__file__).parents[2] / "etc" / "workqueue.conf"
@@ -24,7 +23,7 @@ def _uncommented(folder: Path) -> Path:
 
 
 def test_every_key_is_there_and_no_other(tmp_path: Path) -> None:
-    shown = {name: set(keys) for name, keys in parse(_uncommented(tmp_path)).items()}
+    shown = {name: set(keys) for name, keys in parse_ini(_uncommented(tmp_path)).items()}
     known = {name: {info.encode_name for info in fields(struct)} for name, struct in SECTIONS.items()}
     assert shown == known
 
@@ -32,8 +31,8 @@ def test_every_key_is_there_and_no_other(tmp_path: Path) -> None:
 def test_the_defaults_are_those_of_the_program(tmp_path: Path) -> None:
     empty = tmp_path / "empty.conf"
     empty.write_text("")
-    shown = msgspec.structs.replace(read(_uncommented(tmp_path)), source=empty)
-    assert shown == read(empty)
+    shown = msgspec.structs.replace(read_settings(_uncommented(tmp_path)), source=empty)
+    assert shown == read_settings(empty)
 
 
 def test_the_file_as_it_is_changes_nothing(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ def test_the_file_as_it_is_changes_nothing(tmp_path: Path) -> None:
     copy.write_bytes(_DOCUMENTED.read_bytes())
     empty = tmp_path / "empty.conf"
     empty.write_text("")
-    assert msgspec.structs.replace(read(copy), source=empty) == read(empty)
+    assert msgspec.structs.replace(read_settings(copy), source=empty) == read_settings(empty)
 
 
 def test_every_key_has_a_comment() -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from pdm.workqueue.config.ini import ConfigError
-from pdm.workqueue.config.reading import read
+from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.settings import Settings
 
 ReadText = Callable[[str], Settings]
@@ -26,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 def read_text(file: Path) -> ReadText:
     def read_it(text: str) -> Settings:
         file.write_text(text, encoding="utf-8")
-        return read(file)
+        return read_settings(file)
 
     return read_it
 
@@ -93,7 +92,7 @@ def test_a_configuration_folder_with_odd_letters(tmp_path: Path) -> None:
     folder = tmp_path / "a b%41?"
     folder.mkdir()
     (folder / "x.conf").write_text("[database]\nurl = sqlite:///my%20data.db\n")
-    assert make_url(read(folder / "x.conf").database.url).database == f"{folder}/my data.db"
+    assert make_url(read_settings(folder / "x.conf").database.url).database == f"{folder}/my data.db"
 
 
 def test_a_wrong_database_url_keeps_its_password(read_text: ReadText) -> None:
@@ -109,10 +108,10 @@ def test_the_helpers_python(read_text: ReadText, tmp_path: Path) -> None:
 
 def test_overrides_are_stronger(file: Path) -> None:
     file.write_text("[server]\nport = 1\nhost = a\n")
-    settings = read(file, {"server.port": "0", "logs.level": "debug"})
+    settings = read_settings(file, {"server.port": "0", "logs.level": "debug"})
     assert (settings.server.port, settings.server.host, settings.logs.level) == (0, "a", "debug")
     with pytest.raises(ConfigError, match=r"\[server\] unknown key prt; did you mean port\?"):
-        read(file, {"server.prt": "0"})
+        read_settings(file, {"server.prt": "0"})
 
 
 @pytest.mark.parametrize(
@@ -157,18 +156,18 @@ def test_a_long_wrong_value_is_cut(read_text: ReadText) -> None:
 
 def test_files_that_cannot_be_read(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read(file)
+        read_settings(file)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        read(tmp_path)
+        read_settings(tmp_path)
     file.write_bytes(b"[server]\nhost = \xff\n")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
-        read(file)
+        read_settings(file)
 
 
 def test_a_relative_file_is_found_from_here(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("")
     monkeypatch.chdir(file.parent)
-    settings = read(Path(file.name))
+    settings = read_settings(Path(file.name))
     os.chdir("/")
     assert settings.source == file
     assert settings.state.folder == file.parent / "var"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdm.workqueue.domain.breaker import Breaker, BreakerPolicy, Phase
+from pdm.workqueue.domain.pacing import Breaker, BreakerPolicy, BreakerState
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 POLICY = BreakerPolicy(threshold=3, first_pause_s=5.0, longest_pause_s=120.0)
@@ -31,12 +31,12 @@ def after(*outcomes: tuple[bool, float]) -> tuple[Breaker, datetime]:
 
 
 def test_it_opens_after_failures_in_a_row_and_not_before() -> None:
-    assert after((False, 0), (False, 0))[0].phase(NOW) is Phase.CLOSED
-    assert after((False, 0), (False, 0), (True, 0), (False, 0), (False, 0))[0].phase(NOW) is Phase.CLOSED
+    assert after((False, 0), (False, 0))[0].phase(NOW) is BreakerState.CLOSED
+    assert after((False, 0), (False, 0), (True, 0), (False, 0), (False, 0))[0].phase(NOW) is BreakerState.CLOSED
     breaker, now = after((False, 0), (False, 0), (False, 0))
-    assert breaker.phase(now) is Phase.OPEN
+    assert breaker.phase(now) is BreakerState.OPEN
     assert breaker.open_until == now + timedelta(seconds=5)
-    assert breaker.phase(now + timedelta(seconds=5)) is Phase.HALF_OPEN
+    assert breaker.phase(now + timedelta(seconds=5)) is BreakerState.HALF_OPEN
 
 
 def test_pauses_grow_with_failed_probes_up_to_the_longest() -> None:
@@ -66,11 +66,11 @@ def test_whatever_happens(policy: BreakerPolicy, outcomes: list[tuple[bool, floa
             assert breaker == Breaker()
         # It is open exactly after so many failures in a row.
         assert (breaker.open_until is not None) == (in_a_row >= policy.threshold)
-        if before.phase(now) is Phase.OPEN and not worked:
+        if before.phase(now) is BreakerState.OPEN and not worked:
             # What comes late prolongs nothing, so that a probe is never put off for ever.
             assert breaker.open_until == before.open_until
         if breaker.open_until is not None:
             assert breaker.open_until <= now + timedelta(seconds=policy.longest_pause_s)
-            assert breaker.phase(breaker.open_until) is Phase.HALF_OPEN
-        if before.phase(now) is Phase.HALF_OPEN and not worked:
-            assert breaker.phase(now) is Phase.OPEN
+            assert breaker.phase(breaker.open_until) is BreakerState.HALF_OPEN
+        if before.phase(now) is BreakerState.HALF_OPEN and not worked:
+            assert breaker.phase(now) is BreakerState.OPEN

@@ -9,11 +9,11 @@ from attrs import frozen
 
 from pdm.workqueue.domain.credentials import (
     CredentialKind,
-    Need,
+    CredentialNeed,
     NoCredentialError,
-    choose,
-    choose_each,
-    earliest_end,
+    choose_credentials,
+    choose_credentials_by_need,
+    earliest_expiry,
 )
 from pdm.workqueue.domain.failures import FailureCode
 
@@ -37,26 +37,26 @@ class Given:
 
 def test_a_sites_own_comes_before_the_one_for_all() -> None:
     everywhere, own = Given(0, "/CN=all"), Given(1, "/CN=own")
-    assert choose([everywhere, own], PROXY, [1], NOW) == {1: own}
-    assert choose([everywhere, own], PROXY, [2], NOW) == {2: everywhere}
-    assert choose([everywhere, Given(1, hours=-1)], PROXY, [1], NOW) == {1: everywhere}
+    assert choose_credentials([everywhere, own], PROXY, [1], NOW) == {1: own}
+    assert choose_credentials([everywhere, own], PROXY, [2], NOW) == {2: everywhere}
+    assert choose_credentials([everywhere, Given(1, hours=-1)], PROXY, [1], NOW) == {1: everywhere}
 
 
 def test_keys_are_each_sites_own() -> None:
     one, two = Given(1, "SHA256:1", None), Given(2, "SHA256:2", None)
-    chosen = choose([one, two], KEY, [1, 2], NOW)
+    chosen = choose_credentials([one, two], KEY, [1, 2], NOW)
     assert chosen == {1: one, 2: two}
-    assert earliest_end(chosen) is None
-    assert earliest_end(choose([one, Given(2, hours=3)], TOKEN, [1, 2], NOW)) == NOW + timedelta(hours=3)
+    assert earliest_expiry(chosen) is None
+    assert earliest_expiry(choose_credentials([one, Given(2, hours=3)], TOKEN, [1, 2], NOW)) == NOW + timedelta(hours=3)
 
 
 def test_a_proxy_is_one_for_the_whole_route() -> None:
     short, long = Given(1, hours=1), Given(2, hours=5)
-    assert choose([short, long], PROXY, [1, 2], NOW) == {1: long, 2: long}
+    assert choose_credentials([short, long], PROXY, [1, 2], NOW) == {1: long, 2: long}
     everywhere, other = Given(0, "/CN=a"), Given(2, "/CN=b")
-    assert choose([everywhere, other], PROXY, [1, 2], NOW) == {1: everywhere, 2: everywhere}
+    assert choose_credentials([everywhere, other], PROXY, [1, 2], NOW) == {1: everywhere, 2: everywhere}
     with pytest.raises(NoCredentialError, match="different subjects") as caught:
-        choose([Given(1, "/CN=a"), Given(2, "/CN=b")], PROXY, [1, 2], NOW)
+        choose_credentials([Given(1, "/CN=a"), Given(2, "/CN=b")], PROXY, [1, 2], NOW)
     assert caught.value.code is FailureCode.CREDENTIAL_MISSING
 
 
@@ -69,30 +69,30 @@ def test_none_and_expired_ones_are_told_apart(kind: CredentialKind) -> None:
         ([Given(0, hours=-2), Given(1, hours=-1)], FailureCode.CREDENTIAL_EXPIRED, "2026-03-01T23:00:00Z"),
     ):
         with pytest.raises(NoCredentialError, match=words) as caught:
-            choose(found, kind, [1], NOW)
+            choose_credentials(found, kind, [1], NOW)
         assert caught.value.code is code
 
 
 def test_the_ends_of_a_route_may_need_unlike_kinds() -> None:
     key, proxy = Given(1, "SHA256:1", None, KEY), Given(0)
-    needs = {1: Need((KEY,)), 2: Need((TOKEN, PROXY))}
-    assert choose_each([key, proxy], needs, NOW) == {1: key, 2: proxy}
+    needs = {1: CredentialNeed((KEY,)), 2: CredentialNeed((TOKEN, PROXY))}
+    assert choose_credentials_by_need([key, proxy], needs, NOW) == {1: key, 2: proxy}
     token = Given(2, "me", 1.0, TOKEN)
-    assert choose_each([key, proxy, token], needs, NOW) == {1: key, 2: token}
-    assert choose_each([key, proxy, Given(2, "me", -1.0, TOKEN)], needs, NOW) == {1: key, 2: proxy}
+    assert choose_credentials_by_need([key, proxy, token], needs, NOW) == {1: key, 2: token}
+    assert choose_credentials_by_need([key, proxy, Given(2, "me", -1.0, TOKEN)], needs, NOW) == {1: key, 2: proxy}
     with pytest.raises(NoCredentialError, match="no credential has been delegated for site 2") as caught:
-        choose_each([key], needs, NOW)
+        choose_credentials_by_need([key], needs, NOW)
     assert caught.value.kind is PROXY
 
 
 def test_the_service_lends_its_own_to_those_who_have_given_none() -> None:
-    lent = Need((KEY,), optional=True)
-    assert choose_each([], {1: lent}, NOW) == {}
+    lent = CredentialNeed((KEY,), optional=True)
+    assert choose_credentials_by_need([], {1: lent}, NOW) == {}
     own = Given(1, "SHA256:1", None, KEY)
-    assert choose_each([own], {1: lent}, NOW) == {1: own}
+    assert choose_credentials_by_need([own], {1: lent}, NOW) == {1: own}
     with pytest.raises(NoCredentialError) as caught:
-        choose_each([Given(1, "SHA256:1", -1.0, KEY)], {1: lent}, NOW)
+        choose_credentials_by_need([Given(1, "SHA256:1", -1.0, KEY)], {1: lent}, NOW)
     assert caught.value.code is FailureCode.CREDENTIAL_EXPIRED
     with pytest.raises(NoCredentialError):
-        choose_each([], {1: lent.at(7)}, NOW)
+        choose_credentials_by_need([], {1: lent.at(7)}, NOW)
     assert lent.at(None) == lent

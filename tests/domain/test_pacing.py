@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdm.workqueue.domain.pacing import LEAST, Pacer, Run
+from pdm.workqueue.domain.pacing import MIN_STREAMS, BatchRun, Pacer
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WINDOW_S = 5.0
@@ -47,8 +47,8 @@ class Line:
                 failed = int(attempts * self.share) if streams > self.carries else 0
                 done = attempts - failed
                 before = self.pacer.limit
-                self.pacer.ended(Run(2.0, done, done * self.size, attempts, failed), self.now)
-                assert LEAST <= self.pacer.limit <= self.pacer.most
+                self.pacer.ended(BatchRun(2.0, done, done * self.size, attempts, failed), self.now)
+                assert MIN_STREAMS <= self.pacer.limit <= self.pacer.most
                 assert self.pacer.reason and self.pacer.decided_at <= self.now
                 assert (self.pacer.changed_at == self.now) or self.pacer.limit == before
             self.limits.append(self.pacer.limit)
@@ -108,7 +108,7 @@ def test_what_was_begun_under_the_old_limit_does_not_halve_it_twice() -> None:
     one = pacer(limit=8)
     one.runs(8, BEGIN)
     now = BEGIN + timedelta(seconds=10)
-    bad = Run(10.0, 0, 0, 20, 20)
+    bad = BatchRun(10.0, 0, 0, 20, 20)
     assert one.ended(bad, now)
     assert [one.ended(bad, now) for _ in range(7)] == [False] * 7
     assert one.limit == 4
@@ -117,8 +117,8 @@ def test_what_was_begun_under_the_old_limit_does_not_halve_it_twice() -> None:
 def test_few_failures_and_those_of_files_change_nothing() -> None:
     one = pacer(limit=4)
     one.runs(4, BEGIN)
-    assert not one.ended(Run(2.0, 78, 0, 80, 2), BEGIN + timedelta(seconds=2))
-    assert not one.ended(Run(2.0, 0, 0, 80, 0), BEGIN + timedelta(seconds=2))
+    assert not one.ended(BatchRun(2.0, 78, 0, 80, 2), BEGIN + timedelta(seconds=2))
+    assert not one.ended(BatchRun(2.0, 0, 0, 80, 0), BEGIN + timedelta(seconds=2))
     assert one.limit == 4
 
 
@@ -183,12 +183,12 @@ def test_whatever_happens_it_stays_between_one_and_the_bound(
         before = one.limit
         if pause == 0:
             one.bound(bound, now)
-        changed = one.ended(Run(seconds, elements, moved, elements + failed, failed), now)
-        assert LEAST <= one.limit <= one.most
+        changed = one.ended(BatchRun(seconds, elements, moved, elements + failed, failed), now)
+        assert MIN_STREAMS <= one.limit <= one.most
         assert changed or one.limit == min(before, one.most)
         # Never more than one up; down by half at most, or to the bound.
         assert one.limit <= before + 1
-        assert one.limit >= min(before // 2, one.most) or one.limit == LEAST
+        assert one.limit >= min(before // 2, one.most) or one.limit == MIN_STREAMS
 
 
 @settings(max_examples=30)

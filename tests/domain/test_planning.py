@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.failures import FailureCode, Scope
-from pdm.workqueue.domain.jobs import Entry, NewElement
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.planning import BadListingError, Plan, Planned, first_element, plan_for
 
 
@@ -26,7 +26,7 @@ def remove_plan(*, recursive: bool = True) -> Plan:
     return plan
 
 
-def run(plan: Plan, entries: Iterable[Entry], unreadable: Iterable[str] = ()) -> Planned:
+def run(plan: Plan, entries: Iterable[ListedEntry], unreadable: Iterable[str] = ()) -> Planned:
     first, last = plan.take(entries), plan.end(unreadable)
     return Planned(first.elements + last.elements, first.skipped + last.skipped, last.failure)
 
@@ -46,11 +46,11 @@ def test_a_tree_becomes_its_files_and_its_empty_folders() -> None:
     planned = run(
         copy_plan(),
         [
-            Entry("full", "directory"),
-            Entry("full/one", "file", 3),
-            Entry("empty", "directory"),
-            Entry("outer", "directory"),
-            Entry("outer/inner", "directory"),
+            ListedEntry("full", "directory"),
+            ListedEntry("full/one", "file", 3),
+            ListedEntry("empty", "directory"),
+            ListedEntry("outer", "directory"),
+            ListedEntry("outer/inner", "directory"),
         ],
     )
     assert planned.elements == (
@@ -68,35 +68,35 @@ def test_an_empty_tree_becomes_one_folder() -> None:
     ("destination", "expected"), [("/b/other", "/b/other"), ("/b/folder/", "/b/folder/file"), ("x", "x")]
 )
 def test_a_single_file_goes_to_the_destination_or_into_it(destination: str, expected: str) -> None:
-    planned = run(copy_plan(destination, "/a/file"), [Entry("", "file", 7)])
+    planned = run(copy_plan(destination, "/a/file"), [ListedEntry("", "file", 7)])
     assert planned.elements == (NewElement(JobType.COPY, "/a/file", expected, size=7),)
 
 
 @pytest.mark.parametrize("target", ["/elsewhere/real", None])
 def test_a_link_to_a_file_that_is_the_source_is_followed_wherever_it_leads(target: str | None) -> None:
-    planned = run(copy_plan("/b/", "/a/link"), [Entry("", "link", 7, target=target, target_is_file=True)])
+    planned = run(copy_plan("/b/", "/a/link"), [ListedEntry("", "link", 7, target=target, target_is_file=True)])
     assert planned == Planned((NewElement(JobType.COPY, "/a/link", "/b/link", size=7),))
 
 
 @pytest.mark.parametrize(
     ("entry", "code"),
     [
-        (Entry("", "link"), FailureCode.NOT_FOUND),
-        (Entry("", "other"), FailureCode.SPECIAL_FILE),
-        (Entry("", "link", target="/a/pipe"), FailureCode.SPECIAL_FILE),
+        (ListedEntry("", "link"), FailureCode.NOT_FOUND),
+        (ListedEntry("", "other"), FailureCode.SPECIAL_FILE),
+        (ListedEntry("", "link", target="/a/pipe"), FailureCode.SPECIAL_FILE),
     ],
 )
-def test_a_source_that_has_no_content_fails_and_makes_nothing(entry: Entry, code: FailureCode) -> None:
+def test_a_source_that_has_no_content_fails_and_makes_nothing(entry: ListedEntry, code: FailureCode) -> None:
     planned = run(copy_plan(), [entry])
     assert (planned.elements, planned.skipped) == ((), ())
     assert planned.failure is not None
-    assert (planned.failure.scope, planned.failure.code) == (Scope.SOURCE, code)
+    assert (planned.failure.scope, planned.failure.code) == (FailureScope.SOURCE, code)
 
 
 def test_links_in_a_tree_are_inside_where_the_tree_really_is() -> None:
     entries = [
-        Entry("real", "link", 5, target="/real/tree/f", target_is_file=True),
-        Entry("named", "link", 5, target="/a/tree/f", target_is_file=True),
+        ListedEntry("real", "link", 5, target="/real/tree/f", target_is_file=True),
+        ListedEntry("named", "link", 5, target="/a/tree/f", target_is_file=True),
     ]
     plan = copy_plan()
     plan.locate("/real/tree")
@@ -107,13 +107,13 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
     planned = run(
         copy_plan(),
         [
-            Entry("good", "link", 5, target="/a/tree/real", target_is_file=True),
-            Entry("outside", "link", 5, target="/etc/passwd", target_is_file=True),
-            Entry("beside", "link", 5, target="/a/tree2/x", target_is_file=True),
-            Entry("folder", "link", target="/a/tree", target_is_directory=True),
-            Entry("broken", "link"),
-            Entry("pipe", "other"),
-            Entry("to pipe", "link", target="/a/tree/pipe"),
+            ListedEntry("good", "link", 5, target="/a/tree/real", target_is_file=True),
+            ListedEntry("outside", "link", 5, target="/etc/passwd", target_is_file=True),
+            ListedEntry("beside", "link", 5, target="/a/tree2/x", target_is_file=True),
+            ListedEntry("folder", "link", target="/a/tree", target_is_directory=True),
+            ListedEntry("broken", "link"),
+            ListedEntry("pipe", "other"),
+            ListedEntry("to pipe", "link", target="/a/tree/pipe"),
         ],
     )
     assert [element.src_filepath for element in planned.elements] == ["/a/tree/good"]
@@ -129,12 +129,12 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
 
 
 def test_a_folder_of_skipped_things_is_still_made() -> None:
-    planned = run(copy_plan(), [Entry("d", "directory"), Entry("d/pipe", "other")])
+    planned = run(copy_plan(), [ListedEntry("d", "directory"), ListedEntry("d/pipe", "other")])
     assert [(element.type, element.dst_filepath) for element in planned.elements] == [(JobType.MKDIR, "/b/tree/d")]
 
 
 def test_an_unreadable_folder_is_not_taken_for_an_empty_one() -> None:
-    planned = run(copy_plan(), [Entry("secret", "directory"), Entry("f", "file")], ["secret"])
+    planned = run(copy_plan(), [ListedEntry("secret", "directory"), ListedEntry("f", "file")], ["secret"])
     assert [element.type for element in planned.elements] == [JobType.COPY]
 
 
@@ -142,24 +142,24 @@ def test_an_unreadable_folder_is_not_taken_for_an_empty_one() -> None:
 def test_a_name_that_leaves_the_folder_is_no_listing(path: str) -> None:
     for plan in (copy_plan(), remove_plan()):
         with pytest.raises(BadListingError, match="leave the listed folder"):
-            plan.take([Entry(path, "file")])
+            plan.take([ListedEntry(path, "file")])
 
 
 @pytest.mark.parametrize("size", [-1, 2**63])
 def test_an_impossible_size_is_no_listing(size: int) -> None:
     with pytest.raises(BadListingError, match=r"a size of -?\d+ bytes"):
-        copy_plan().take([Entry("f", "file", size)])
+        copy_plan().take([ListedEntry("f", "file", size)])
 
 
 def test_removal_without_recursion_refuses_a_directory() -> None:
-    planned = run(remove_plan(recursive=False), [Entry("", "directory")])
+    planned = run(remove_plan(recursive=False), [ListedEntry("", "directory")])
     assert planned.elements == ()
     assert planned.failure is not None
     assert planned.failure.code is FailureCode.IS_A_DIRECTORY
 
 
 def test_removal_of_a_file_is_one_element() -> None:
-    planned = run(remove_plan(recursive=False), [Entry("", "file", 3)])
+    planned = run(remove_plan(recursive=False), [ListedEntry("", "file", 3)])
     assert planned.elements == (NewElement(JobType.REMOVE, "/a/tree"),)
 
 
@@ -170,10 +170,10 @@ NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=[
 
 @given(st.recursive(st.none(), lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=30))
 def test_every_directory_is_removed_after_all_that_is_in_it(tree: dict[str, object] | None) -> None:
-    entries: list[Entry] = []
+    entries: list[ListedEntry] = []
 
     def walk(node: object, path: str) -> None:
-        entries.append(Entry(path, "directory" if isinstance(node, dict) else "file"))
+        entries.append(ListedEntry(path, "directory" if isinstance(node, dict) else "file"))
         if isinstance(node, dict):
             for name, inner in node.items():
                 walk(inner, f"{path}/{name}" if path else name)
@@ -192,16 +192,16 @@ def test_every_directory_is_removed_after_all_that_is_in_it(tree: dict[str, obje
     st.recursive(st.none(), lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=30), st.integers(1, 5)
 )
 def test_a_copy_makes_every_file_and_every_empty_folder_once(tree: dict[str, object] | None, piece: int) -> None:
-    entries: list[Entry] = []
+    entries: list[ListedEntry] = []
     wanted: set[str] = set()
 
     def walk(node: object, path: str) -> None:
         if not isinstance(node, dict):
-            entries.append(Entry(path, "file"))
+            entries.append(ListedEntry(path, "file"))
             wanted.add(path)
             return
         if path:
-            entries.append(Entry(path, "directory"))
+            entries.append(ListedEntry(path, "directory"))
         if not node:
             wanted.add(path)
         for name, inner in node.items():

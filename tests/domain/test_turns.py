@@ -7,10 +7,10 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdm.workqueue.domain.turns import Turns, work_in
+from pdm.workqueue.domain.limits import FairQueue, batch_work
 
 
-def serve(turns: Turns, users: list[int], times: int, work: float = 1.0) -> dict[int, int]:
+def serve(turns: FairQueue, users: list[int], times: int, work: float = 1.0) -> dict[int, int]:
     served = dict.fromkeys(users, 0)
     for _ in range(times):
         user = min(users, key=turns.time_of)
@@ -20,15 +20,15 @@ def serve(turns: Turns, users: list[int], times: int, work: float = 1.0) -> dict
 
 
 def test_users_without_weights_get_the_same() -> None:
-    assert serve(Turns(), [1, 2, 3], 30) == {1: 10, 2: 10, 3: 10}
+    assert serve(FairQueue(), [1, 2, 3], 30) == {1: 10, 2: 10, 3: 10}
 
 
 def test_weights_are_shares() -> None:
-    assert serve(Turns({1: 3.0, 2: 0.5}), [1, 2, 3], 90) == {1: 60, 2: 10, 3: 20}
+    assert serve(FairQueue({1: 3.0, 2: 0.5}), [1, 2, 3], 90) == {1: 60, 2: 10, 3: 20}
 
 
 def test_nobody_pays_for_the_time_alone_and_nobody_saves_up_turns() -> None:
-    turns = Turns()
+    turns = FairQueue()
     serve(turns, [1], 1000)
     assert serve(turns, [1, 2], 10) in ({1: 5, 2: 5}, {1: 4, 2: 6})
     serve(turns, [1], 1000)
@@ -36,7 +36,7 @@ def test_nobody_pays_for_the_time_alone_and_nobody_saves_up_turns() -> None:
 
 
 def test_a_copy_is_tried_out_without_an_effect() -> None:
-    turns = Turns({1: 2.0})
+    turns = FairQueue({1: 2.0})
     other = turns.copy()
     serve(other, [1, 2], 10)
     assert (turns.time_of(1), turns.time_of(2)) == (0.0, 0.0)
@@ -44,9 +44,9 @@ def test_a_copy_is_tried_out_without_an_effect() -> None:
 
 
 def test_work_is_a_part_of_a_full_batch() -> None:
-    assert work_in(500, 500, 0, 100) == 1.0
-    assert work_in(50, 500, 20, 100) == 0.2
-    assert work_in(1, 500, 400, 100) == 4.0
+    assert batch_work(500, 500, 0, 100) == 1.0
+    assert batch_work(50, 500, 20, 100) == 0.2
+    assert batch_work(1, 500, 400, 100) == 4.0
 
 
 @given(
@@ -55,7 +55,7 @@ def test_work_is_a_part_of_a_full_batch() -> None:
 )
 def test_shares_differ_by_a_turn_at_most(weights: dict[int, float], works: list[float]) -> None:
     """Of two users who always wait, none is ahead by more than each one's largest turn, in shares of their weights."""
-    turns = Turns(weights)
+    turns = FairQueue(weights)
     given_to = dict.fromkeys(weights, 0.0)
     for number in range(200):
         user = min(weights, key=turns.time_of)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from pdm.workqueue.agents.pool import AgentKind
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.execution.checking import BusyError, SiteCheck
+from pdm.workqueue.execution.endpoint_checks import SiteCheck, SiteCheckRunningError
 from pdm.workqueue.sites.site import Site
 
 DUMMY = JobProtocol.DUMMY
@@ -23,21 +23,21 @@ class Busy:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.tools = SimpleNamespace(reactor=self.clock)
+        self.context = SimpleNamespace(reactor=self.clock)
         self.waiting: list[Deferred[Any]] = []
         self.given_back: list[object] = []
 
     async def kind_for(self, *_: object) -> AgentKind:
         return AgentKind("helper", "", {})
 
-    def let_go(self, kind: AgentKind) -> None:
+    def release(self, kind: AgentKind) -> None:
         pass
 
-    def lend(self, kind: AgentKind, *, alone: bool) -> Deferred[Any]:
+    def acquire(self, kind: AgentKind, *, alone: bool) -> Deferred[Any]:
         self.waiting.append(Deferred())
         return self.waiting[-1]
 
-    def give_back(self, agent: object, kind: AgentKind) -> None:
+    def put_back(self, agent: object, kind: AgentKind) -> None:
         self.given_back.append(agent)
 
 
@@ -51,11 +51,11 @@ def test_a_look_is_answered_in_time_although_all_helpers_are_busy() -> None:
     busy.clock.advance(1.0)
     found: list[Any] = []
     answer.addCallback(found.extend)
-    assert [each.door.url for each in found] == [f"dummy://{number}" for number in range(6)]
+    assert [each.endpoint.url for each in found] == [f"dummy://{number}" for number in range(6)]
     assert {(each.reachable, each.login, each.failure.code) for each in found} == {(None, None, "TIMEOUT")}
     # One who asks again and again does not fill the queue for helpers.
     again = Deferred.fromCoroutine(check.check(1, SITE))
-    with pytest.raises(BusyError):
+    with pytest.raises(SiteCheckRunningError):
         raise again.result.value  # type: ignore[attr-defined]
     again.addErrback(lambda _: None)
     # Helpers that come too late go back unused, and then the user may ask again.

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from attrs import define, evolve, field
 
-from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.files import CredentialFiles
 from pdm.workqueue.certificates.vault import Vault
-from pdm.workqueue.domain.credentials import CredentialKind, Need
+from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError, Outdated, context_of
+from pdm.workqueue.execution.credentials import Credentials, CredentialUnusableError, OutdatedCredentials, vault_context
 from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord
 
@@ -30,7 +30,7 @@ class Stored:
     records: list[CredentialRecord] = field(factory=list)
 
     async def read(self, _name: str, function: object, *arguments: Any) -> Any:
-        if function is credentials.versions:
+        if function is credentials.fetch_many:
             return {record.id: record for record in self.records if record.id in arguments[0]}
         return [record for record in self.records if record.kind is arguments[1]]
 
@@ -47,7 +47,7 @@ def handed_out(stored: Stored, tmp_path: Path) -> Credentials:
 
 
 def give(handed_out: Credentials, stored: Stored, kind: CredentialKind, site: int, text: str, **details: Any) -> None:
-    sealed = handed_out.vault.seal(text.encode(), context_of(7, kind, site))
+    sealed = handed_out.vault.seal(text.encode(), vault_context(7, kind, site))
     until = NOW + timedelta(hours=1)
     number = len(stored.records) + 1
     stored.records.append(CredentialRecord(number, 7, kind, site, None, "/CN=a", until, details, NOW, sealed))
@@ -71,11 +71,11 @@ def test_each_site_has_its_key(
     }
     again = result_of(handed_out.usable(7, KEY, {1, 2}, NOW))
     assert again == usable
-    handed_out.let_go(usable.fingerprint)
-    handed_out.released(usable.fingerprint)
+    handed_out.release(usable.fingerprint)
+    handed_out.remove_unused(usable.fingerprint)
     assert len(list((tmp_path / "run").iterdir())) == 2, "another batch has them"
-    handed_out.let_go(again.fingerprint)
-    handed_out.released(again.fingerprint)
+    handed_out.release(again.fingerprint)
+    handed_out.remove_unused(again.fingerprint)
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -93,22 +93,22 @@ def test_a_proxy_is_one_file_on_every_route(
 def test_what_was_removed_or_replaced_is_found(
     handed_out: Credentials, stored: Stored, result_of: Callable[..., Any]
 ) -> None:
-    assert result_of(handed_out.outdated()) == Outdated()
+    assert result_of(handed_out.outdated()) == OutdatedCredentials()
     give(handed_out, stored, PROXY, 0, "a proxy")
     give(handed_out, stored, KEY, 1, "a key", account="alice")
     give(handed_out, stored, TOKEN, 2, "a token")
     used = [result_of(handed_out.usable(7, kind, {site}, NOW)) for kind, site in ((PROXY, 1), (KEY, 1), (TOKEN, 2))]
     proxy, key, token = (each.fingerprint for each in used)
-    assert result_of(handed_out.outdated()) == Outdated()
+    assert result_of(handed_out.outdated()) == OutdatedCredentials()
     # A newer one of the same subject does not disturb what runs; another account is somebody else.
     stored.records[0] = evolve(stored.records[0], secret=b"renewed")
     stored.records[1] = evolve(stored.records[1], secret=b"other", details={"account": "bob"})
     del stored.records[2]
-    assert result_of(handed_out.outdated()) == Outdated(frozenset({key, token}), frozenset({proxy}))
+    assert result_of(handed_out.outdated()) == OutdatedCredentials(frozenset({key, token}), frozenset({proxy}))
     for each in used:
-        assert handed_out.let_go(each.fingerprint)
-        handed_out.released(each.fingerprint)
-    assert result_of(handed_out.outdated()) == Outdated()
+        assert handed_out.release(each.fingerprint)
+        handed_out.remove_unused(each.fingerprint)
+    assert result_of(handed_out.outdated()) == OutdatedCredentials()
 
 
 def test_what_was_sealed_for_another_place_does_not_open(
@@ -133,13 +133,13 @@ def test_a_key_for_one_end_and_a_proxy_for_the_other(
 ) -> None:
     give(handed_out, stored, KEY, 1, "a key")
     give(handed_out, stored, PROXY, 0, "a proxy")
-    usable = result_of(handed_out.usable_each(7, {1: Need((KEY,)), 2: Need((TOKEN, PROXY))}, NOW))
+    usable = result_of(handed_out.usable_each(7, {1: CredentialNeed((KEY,)), 2: CredentialNeed((TOKEN, PROXY))}, NOW))
     assert usable.proxy is not None and usable.proxy.read_text() == "a proxy"
     told = json.loads(usable.told({1: ("sftp://one:22",), 2: ("https://two",)}))
     assert {url: Path(each["file"]).read_text() for url, each in told.items()} == {"sftp://one:22": "a key"}
     alone = result_of(handed_out.usable(7, PROXY, {2}, NOW))
     assert alone.fingerprint != usable.fingerprint and alone.told({2: ("https://two",)}) == ""
     for each in (usable, alone):
-        handed_out.let_go(each.fingerprint)
-        handed_out.released(each.fingerprint)
+        handed_out.release(each.fingerprint)
+        handed_out.remove_unused(each.fingerprint)
     assert not list((tmp_path / "run").iterdir())

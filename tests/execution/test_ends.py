@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.execution.ends import kept_out
+from pdm.workqueue.execution.site_directory import blocked_sites
 from pdm.workqueue.sites.registry import SiteRegistry
 
 FILE, SSH, HTTPS = JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS
@@ -17,8 +17,8 @@ def test_what_would_go_there_through_the_service_is_kept_out_too(tmp_path: Path)
         "[dav]\nid = 1\nhttps = https://h:1\n[both]\nid = 2\nhttps = https://h:2\nssh = sftp://h:3\n"
     )
     sites = SiteRegistry.read(tmp_path)
-    assert kept_out(sites, []) == frozenset()
-    assert kept_out(sites, [(1, HTTPS)]) == {(1, HTTPS), (1, SSH), (1, FILE), (1, XROOT)}
-    assert kept_out(sites, [(2, HTTPS)]) == {(2, HTTPS)}
-    assert kept_out(sites, [(2, SSH)]) == {(2, SSH), (2, FILE), (2, XROOT)}
-    assert kept_out(sites, [(9, GRIDFTP)]) == {(9, GRIDFTP)}
+    assert blocked_sites(sites, []) == frozenset()
+    assert blocked_sites(sites, [(1, HTTPS)]) == {(1, HTTPS), (1, SSH), (1, FILE), (1, XROOT)}
+    assert blocked_sites(sites, [(2, HTTPS)]) == {(2, HTTPS)}
+    assert blocked_sites(sites, [(2, SSH)]) == {(2, SSH), (2, FILE), (2, XROOT)}
+    assert blocked_sites(sites, [(9, GRIDFTP)]) == {(9, GRIDFTP)}

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from pdm.workqueue.domain.breaker import BreakerPolicy, Phase
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Counters, ElementRecord, JobRecord
-from pdm.workqueue.execution.health import Door, SiteHealth
+from pdm.workqueue.domain.pacing import BreakerPolicy, BreakerState
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.sites.site import Site
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GRIDFTP = JobProtocol.GRIDFTP
 ONE = Site(1, "ONE", "", "~", {GRIDFTP: "gsiftp://one:1"})
 TWO = Site(2, "TWO", "", "~", {GRIDFTP: "gsiftp://two:1"}, {GRIDFTP: ("gsiftp://two:2",)})
-AWAY = AttemptFailure(Scope.DESTINATION, FailureCode.CONNECTION, "refused", unreachable=True)
-BROKEN = AttemptFailure(Scope.DESTINATION, FailureCode.CONNECTION, "reset")
+AWAY = AttemptFailure(FailureScope.DESTINATION, FailureCode.CONNECTION, "refused", unreachable=True)
+BROKEN = AttemptFailure(FailureScope.DESTINATION, FailureCode.CONNECTION, "reset")
 
 
 def job(**changes: Any) -> JobRecord:
@@ -44,14 +44,14 @@ class Watched:
     def __init__(self, patience_s: float = 1000.0) -> None:
         self.changes = 0
         self.health = SiteHealth(BreakerPolicy(3, 5.0, 120.0), patience_s, self._changed)
-        self.doors = {site.id: self.health.choose(site, GRIDFTP, NOW) for site in (ONE, TWO)}
+        self.endpoints = {site.id: self.health.choose(site, GRIDFTP, NOW) for site in (ONE, TWO)}
 
     def _changed(self) -> None:
         self.changes += 1
 
     def fail(self, failure: AttemptFailure = AWAY, at: float = 0.0, **changes: Any) -> bool:
         what = changes.pop("element", element())
-        return self.health.failed(job(), what, self.doors, failure, NOW + timedelta(seconds=at))
+        return self.health.failed(job(), what, self.endpoints, failure, NOW + timedelta(seconds=at))
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def watched() -> Watched:
 
 def test_failures_in_a_row_pause_an_endpoint_and_burn_nothing(watched: Watched) -> None:
     assert [watched.fail() for _ in range(5)] == [True] * 5
-    assert watched.health.phase(watched.doors[2], NOW) is Phase.OPEN
-    assert watched.health.phase(watched.doors[1], NOW) is Phase.CLOSED
+    assert watched.health.phase(watched.endpoints[2], NOW) is BreakerState.OPEN
+    assert watched.health.phase(watched.endpoints[1], NOW) is BreakerState.CLOSED
     assert watched.changes == 1
     # The other endpoint of the site is still there.
     assert watched.health.paused(NOW) == frozenset()
     assert watched.health.sentence(TWO, GRIDFTP, NOW) is None
-    watched.doors[2] = watched.health.choose(TWO, GRIDFTP, NOW)
-    assert watched.doors[2].url == "gsiftp://two:2"
+    watched.endpoints[2] = watched.health.choose(TWO, GRIDFTP, NOW)
+    assert watched.endpoints[2].url == "gsiftp://two:2"
     for _ in range(3):
         watched.fail()
     assert watched.health.paused(NOW) == {(2, GRIDFTP)}
@@ -79,7 +79,7 @@ def test_failures_in_a_row_pause_an_endpoint_and_burn_nothing(watched: Watched) 
     later = NOW + timedelta(seconds=5)
     assert watched.health.paused(later) == frozenset()
     assert watched.health.probed(later) == {(2, GRIDFTP)}
-    watched.health.worked([watched.doors[2]], later)
+    watched.health.worked([watched.endpoints[2]], later)
     assert watched.health.probed(later) == frozenset()
     assert watched.health.sentence(TWO, GRIDFTP, later) is None
     assert watched.changes == 3
@@ -88,7 +88,7 @@ def test_failures_in_a_row_pause_an_endpoint_and_burn_nothing(watched: Watched) 
 def test_what_always_breaks_the_connection_by_itself_is_not_excused_for_ever(watched: Watched) -> None:
     assert [watched.fail(BROKEN, element=element(lost=lost)) for lost in (0, 1, 1, 1)] == [True, False, False, False]
     # Nor does it pause the endpoint for others.
-    assert watched.health.phase(watched.doors[2], NOW) is Phase.CLOSED
+    assert watched.health.phase(watched.endpoints[2], NOW) is BreakerState.CLOSED
 
 
 class Looks:
@@ -99,45 +99,45 @@ class Looks:
         self._health = watched.health
         watched.health.look = self._look
 
-    def _look(self, door: Door, user: int) -> None:
-        self.asked.append((door.url, user))
-        self._health.begin_look(door)
+    def _look(self, endpoint: SiteEndpoint, user: int) -> None:
+        self.asked.append((endpoint.url, user))
+        self._health.begin_look(endpoint)
 
 
 def test_a_broken_connection_counts_once_a_look_has_found_the_server(watched: Watched) -> None:
     looks = Looks(watched)
-    door = watched.doors[2]
+    endpoint = watched.endpoints[2]
     assert watched.fail(BROKEN)
-    assert looks.asked == [(door.url, 1)]
+    assert looks.asked == [(endpoint.url, 1)]
     # What fails after the look has begun is not what it tells about.
-    watched.health.look = lambda door, user: None
+    watched.health.look = lambda endpoint, user: None
     assert watched.fail(BROKEN, element=evolve(element(), id=2))
-    watched.health.seen(door, None, True, NOW)
+    watched.health.seen(endpoint, None, True, NOW)
     assert watched.health.own_faults(1, 2) == 0
     # The first was not counted, and should have been.
     assert watched.health.own_faults(1, 1) == 1
     assert not watched.fail(BROKEN, element=element(lost=1))
-    assert watched.health.phase(door, NOW) is Phase.CLOSED
+    assert watched.health.phase(endpoint, NOW) is BreakerState.CLOSED
 
 
 def test_a_look_that_finds_nothing_pauses_at_once_and_blames_no_element(watched: Watched) -> None:
     looks = Looks(watched)
-    door, pauses = watched.doors[2], []
-    watched.health.on_pause = lambda door, until: pauses.append((door, until))
+    endpoint, pauses = watched.endpoints[2], []
+    watched.health.on_pause = lambda endpoint, until: pauses.append((endpoint, until))
     assert watched.fail(BROKEN)
-    watched.health.seen(door, AWAY, False, NOW)
-    assert pauses == [(door, NOW + timedelta(seconds=5))]
+    watched.health.seen(endpoint, AWAY, False, NOW)
+    assert pauses == [(endpoint, NOW + timedelta(seconds=5))]
     assert watched.health.own_faults(1, 1) == 0
     # When the pause has ended a look comes first, and no element.
-    watched.doors[2] = Door(2, GRIDFTP, "gsiftp://two:2")
+    watched.endpoints[2] = SiteEndpoint(2, GRIDFTP, "gsiftp://two:2")
     watched.fail(BROKEN)
-    watched.health.seen(watched.doors[2], AWAY, False, NOW)
+    watched.health.seen(watched.endpoints[2], AWAY, False, NOW)
     later = NOW + timedelta(seconds=6)
     assert watched.health.paused(later) == {(2, GRIDFTP)} and not watched.health.probed(later)
     # One that cannot tell leaves it to an element.
-    watched.health.seen(door, None, None, later)
+    watched.health.seen(endpoint, None, None, later)
     assert watched.health.probed(later) == {(2, GRIDFTP)}
-    watched.health.seen(door, None, True, later)
+    watched.health.seen(endpoint, None, True, later)
     assert not watched.health.paused(later) | watched.health.probed(later)
     assert len(looks.asked) == 2
 
@@ -147,14 +147,14 @@ def test_what_breaks_the_server_itself_each_time_comes_to_an_end(watched: Watche
     excused = []
     for lost in range(20):
         excused.append(watched.fail(BROKEN, element=element(lost=lost), at=lost))
-        watched.health.seen(watched.doors[2], AWAY, False, NOW + timedelta(seconds=lost))
+        watched.health.seen(watched.endpoints[2], AWAY, False, NOW + timedelta(seconds=lost))
     assert excused == [True] * 10 + [False] * 10
     # To wait for a server that is not there has no such end.
     assert watched.fail(element=element(lost=500), at=30)
 
 
 def test_patience_ends() -> None:
-    watched, away = Watched(patience_s=60.0), evolve(AWAY, scope=Scope.SOURCE)
+    watched, away = Watched(patience_s=60.0), evolve(AWAY, scope=FailureScope.SOURCE)
     assert [watched.fail(away, at=at) for at in (0, 1, 2, 30, 59)] == [True] * 5
     assert not watched.fail(away, at=60)
     assert not Watched(patience_s=0.0).fail(away)
@@ -164,7 +164,7 @@ def test_patience_is_for_sites_not_for_one_of_several_endpoints() -> None:
     """An endpoint is away for days; each probe of it costs no attempt while another one serves."""
     watched = Watched(patience_s=60.0)
     assert all(watched.fail(at=at) for at in (0, 1, 2, 500, 100_000))
-    watched.doors[2] = watched.health.choose(TWO, GRIDFTP, NOW)
+    watched.endpoints[2] = watched.health.choose(TWO, GRIDFTP, NOW)
     for at in (100_001, 100_002, 100_003):
         assert watched.fail(at=at)
     assert not watched.fail(at=100_100)
@@ -172,7 +172,7 @@ def test_patience_is_for_sites_not_for_one_of_several_endpoints() -> None:
 
 def test_a_site_with_new_endpoints_is_used_at_once(watched: Watched) -> None:
     for site, url in ((ONE, "gsiftp://one:1"), (TWO, "gsiftp://two:1")):
-        watched.doors = {2: Door(site.id, GRIDFTP, url)}
+        watched.endpoints = {2: SiteEndpoint(site.id, GRIDFTP, url)}
         for _ in range(3):
             watched.fail()
     assert watched.health.paused(NOW) == {(1, GRIDFTP)}
@@ -180,26 +180,26 @@ def test_a_site_with_new_endpoints_is_used_at_once(watched: Watched) -> None:
     watched.health.take_sites([moved, TWO])
     assert watched.health.paused(NOW) == frozenset()
     # What is said about the others stays; of a site that is gone, nothing.
-    assert watched.health.phase(Door(2, GRIDFTP, "gsiftp://two:1"), NOW) is Phase.OPEN
+    assert watched.health.phase(SiteEndpoint(2, GRIDFTP, "gsiftp://two:1"), NOW) is BreakerState.OPEN
     watched.health.take_sites([moved])
     assert watched.health.next_change(NOW) is None
     # The last attempts of what was there before are still heard of.
     assert watched.fail()
-    watched.health.worked(watched.doors.values(), NOW)
+    watched.health.worked(watched.endpoints.values(), NOW)
 
 
 @pytest.mark.parametrize(
     ("scope", "code", "excused"),
     [
-        (Scope.TRANSFER, FailureCode.CONNECTION, False),
-        (Scope.SERVICE, FailureCode.CONNECTION, False),
-        (Scope.DESTINATION, FailureCode.TIMEOUT, False),
-        (Scope.DESTINATION, FailureCode.NOT_FOUND, False),
-        (Scope.DESTINATION, FailureCode.CRASHED, False),
+        (FailureScope.TRANSFER, FailureCode.CONNECTION, False),
+        (FailureScope.SERVICE, FailureCode.CONNECTION, False),
+        (FailureScope.DESTINATION, FailureCode.TIMEOUT, False),
+        (FailureScope.DESTINATION, FailureCode.NOT_FOUND, False),
+        (FailureScope.DESTINATION, FailureCode.CRASHED, False),
     ],
 )
 def test_what_is_not_surely_the_endpoints_fault_counts(
-    watched: Watched, scope: Scope, code: FailureCode, excused: bool
+    watched: Watched, scope: FailureScope, code: FailureCode, excused: bool
 ) -> None:
     assert watched.fail(AttemptFailure(scope, code, "")) is excused
 
@@ -208,30 +208,30 @@ def test_beside_an_endpoint_that_is_away_a_broken_transfer_is_excused_too(watche
     for _ in range(3):
         watched.fail()
     for code in (FailureCode.CONNECTION, FailureCode.STALLED, FailureCode.TIMEOUT):
-        assert watched.fail(AttemptFailure(Scope.TRANSFER, code, ""), element=element(lost=9))
-    assert not watched.fail(AttemptFailure(Scope.SOURCE, FailureCode.NOT_FOUND, ""))
+        assert watched.fail(AttemptFailure(FailureScope.TRANSFER, code, ""), element=element(lost=9))
+    assert not watched.fail(AttemptFailure(FailureScope.SOURCE, FailureCode.NOT_FOUND, ""))
 
 
 def test_a_login_that_hangs_pauses_too(watched: Watched) -> None:
-    silent = AttemptFailure(Scope.DESTINATION, FailureCode.TIMEOUT, "no greeting")
+    silent = AttemptFailure(FailureScope.DESTINATION, FailureCode.TIMEOUT, "no greeting")
     assert [watched.fail(silent) for _ in range(4)] == [False, False, True, True]
 
 
 def test_who_says_no_is_there(watched: Watched) -> None:
     for _ in range(3):
         watched.fail()
-    watched.fail(AttemptFailure(Scope.DESTINATION, FailureCode.PERMISSION_DENIED, "no"))
-    assert watched.health.phase(watched.doors[2], NOW) is Phase.CLOSED
+    watched.fail(AttemptFailure(FailureScope.DESTINATION, FailureCode.PERMISSION_DENIED, "no"))
+    assert watched.health.phase(watched.endpoints[2], NOW) is BreakerState.CLOSED
 
 
 def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
     for _ in range(3):
-        watched.fail(evolve(AWAY, scope=Scope.SOURCE), element=element(JobType.LIST))
-    assert watched.health.phase(watched.doors[1], NOW) is Phase.OPEN
+        watched.fail(evolve(AWAY, scope=FailureScope.SOURCE), element=element(JobType.LIST))
+    assert watched.health.phase(watched.endpoints[1], NOW) is BreakerState.OPEN
     # The work of one site may call it the destination.
     for _ in range(3):
         watched.fail(element=element(JobType.MKDIR))
-    assert watched.health.phase(watched.doors[2], NOW) is Phase.OPEN
+    assert watched.health.phase(watched.endpoints[2], NOW) is BreakerState.OPEN
 
 
 def test_load_is_shared_and_what_was_away_is_probed_once() -> None:
@@ -256,5 +256,5 @@ def test_load_is_shared_and_what_was_away_is_probed_once() -> None:
 def test_doors_know_their_place() -> None:
     health = SiteHealth()
     found = dict(health.of_site(TWO, NOW))
-    assert list(found) == [Door(2, GRIDFTP, "gsiftp://two:1"), Door(2, GRIDFTP, "gsiftp://two:2")]
-    assert {each.phase for each in found.values()} == {Phase.CLOSED}
+    assert list(found) == [SiteEndpoint(2, GRIDFTP, "gsiftp://two:1"), SiteEndpoint(2, GRIDFTP, "gsiftp://two:2")]
+    assert {each.phase for each in found.values()} == {BreakerState.CLOSED}

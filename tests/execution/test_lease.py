@@ -13,9 +13,9 @@ from twisted.logger import LogEvent
 
 from pdm.workqueue.agents.pool import boot_seconds
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
-from pdm.workqueue.store import claims
-from pdm.workqueue.store.claims import WorkerIdentity
+from pdm.workqueue.store import leases
 from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.leases import WorkerIdentity
 from tests.store.stores import START, Store
 
 reactor: Any = _reactor
@@ -81,9 +81,9 @@ async def test_a_lease_that_was_taken_away_ends_what_runs_and_is_taken_again(
     async def nothing() -> None:
         return
 
-    lease.serves(list, nothing, lost, lambda job: None, lambda: None)
+    lease.connect(list, nothing, lost, lambda job: None, lambda: None)
     await lease.start()
-    store.run(claims.release_worker, "w", START)
+    store.run(leases.release_worker, "w", START)
     await lease._renew()
     assert seen == [False]
     assert lease.is_held
@@ -99,7 +99,7 @@ async def test_who_was_replaced_claims_nothing(database: Database, store: Store,
     await lease.start()
     # It was suspended, and another took its name when its lease had ended.
     store.pass_time(601)
-    store.run(claims.register_worker, evolve(_FIRST, incarnation="x", instance="y", host="host 2"), START, 600.0)
+    store.run(leases.register_worker, evolve(_FIRST, incarnation="x", instance="y", host="host 2"), START, 600.0)
     await lease._renew()
     await lease._renew()
     assert not lease.is_held
@@ -107,7 +107,7 @@ async def test_who_was_replaced_claims_nothing(database: Database, store: Store,
     assert len(texts) == 2
     assert "nothing is claimed: another daemon (host 2) claims under the name w" in texts[1]
     lost_errors.clear()
-    store.run(claims.resign, "x")
+    store.run(leases.give_up_lease, "x")
     await lease._renew()
     assert lease.is_held
     await lease.stop()

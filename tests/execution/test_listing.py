@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Token
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ClaimToken
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.listing import ListingIntake
 
@@ -19,7 +19,7 @@ class Notes:
     def __init__(self) -> None:
         self.paths: list[str] = []
 
-    async def run(self, what: str, function: Any, token: Token, notes: list[Skipped]) -> bool:
+    async def run(self, what: str, function: Any, token: ClaimToken, notes: list[Skipped]) -> bool:
         self.paths += [note.path for note in notes]
         return True
 
@@ -41,9 +41,9 @@ def test_a_tree_whose_server_went_away_is_not_whole(
     result_of: Callable[[Any], Any], codes: list[FailureCode], failed: FailureCode | None, noted: list[str]
 ) -> None:
     notes: Any = Notes()
-    intake = ListingIntake(notes, "worker", Token(1, 0, 1), None, "/top", set(), *[lambda: None] * 3)
+    intake = ListingIntake(notes, "worker", ClaimToken(1, 0, 1), None, "/top", set(), *[lambda: None] * 3)
     for number, code in enumerate(codes):
-        intake.unreadable(f"folder%20{number}", AttemptFailure(Scope.SOURCE, code, "so it is"))
+        intake.unreadable(f"folder%20{number}", AttemptFailure(FailureScope.SOURCE, code, "so it is"))
     outcome = result_of(intake.finish())
     assert (outcome.failure and outcome.failure.code, notes.paths) == (failed, noted)
     assert intake.skipped == len(codes)

@@ -6,7 +6,7 @@ import pytest
 from attrs import define
 
 from pdm.workqueue.domain.progress import Moving
-from pdm.workqueue.execution.progress import ElementProgress, Progress, ProgressBoard
+from pdm.workqueue.execution.monitoring import ElementProgress, ProgressBoard, ReportedProgress
 
 
 @define
@@ -40,7 +40,7 @@ def test_an_element_from_its_beginning_to_its_end(board: ProgressBoard, clock: C
     board.begin(7, 1)
     clock.seconds += 3
     assert board.of_element(7, 1) == ElementProgress(None, None, None, 3.0)
-    board.update(7, 1, Progress(40, 20.0, 10.0, 4.0))
+    board.update(7, 1, ReportedProgress(40, 20.0, 10.0, 4.0))
     assert board.of_element(7, 1) == ElementProgress(40, 20.0, 10.0, 4.0)
     board.drop(7, 1, finished=True, proven=100)
     assert board.of_element(7, 1) is None
@@ -51,9 +51,9 @@ def test_an_element_from_its_beginning_to_its_end(board: ProgressBoard, clock: C
 def test_a_transfer_that_says_nothing_more_stands_still(board: ProgressBoard, clock: Clock) -> None:
     board.begin(7, 1)
     clock.seconds += 10
-    board.update(7, 1, Progress(600, 60.0, 60.0, 10.0))
+    board.update(7, 1, ReportedProgress(600, 60.0, 60.0, 10.0))
     clock.seconds += 20
-    board.update(7, 1, Progress(600, 60.0, 60.0, 10.0))
+    board.update(7, 1, ReportedProgress(600, 60.0, 60.0, 10.0))
     assert board.of_element(7, 1) == ElementProgress(600, 0.0, 20.0, 30.0)
 
 
@@ -72,7 +72,7 @@ def test_bytes_count_once_whether_reported_or_only_proven(board: ProgressBoard, 
     board.begin(7, 1)
     for second in range(1, 11):
         clock.seconds += 1
-        board.update(7, 1, Progress(second * 90, 90.0, 90.0, second))
+        board.update(7, 1, ReportedProgress(second * 90, 90.0, 90.0, second))
     board.drop(7, 1, finished=True, proven=1000)
     assert moving(board, 1000).instant == pytest.approx(100, rel=0.1)
 
@@ -80,8 +80,8 @@ def test_bytes_count_once_whether_reported_or_only_proven(board: ProgressBoard, 
 def test_what_has_ended_moves_until_the_database_counts_it(board: ProgressBoard) -> None:
     board.begin(7, 1)
     board.begin(7, 2)
-    board.update(7, 1, Progress(90, 1.0, 1.0, 1.0))
-    board.update(7, 2, Progress(10, 1.0, 1.0, 1.0))
+    board.update(7, 1, ReportedProgress(90, 1.0, 1.0, 1.0))
+    board.update(7, 2, ReportedProgress(10, 1.0, 1.0, 1.0))
     assert moving(board).transferred == 100
     board.drop(7, 1, finished=True, proven=90)
     assert moving(board, proven=0).transferred == 100
@@ -91,8 +91,8 @@ def test_what_has_ended_moves_until_the_database_counts_it(board: ProgressBoard)
 def test_what_is_lost_is_not_told_any_more(board: ProgressBoard) -> None:
     board.begin(7, 1)
     board.begin(7, 2)
-    board.update(7, 1, Progress(90, 1.0, 1.0, 1.0))
-    board.update(7, 2, Progress(10, 1.0, 1.0, 1.0))
+    board.update(7, 1, ReportedProgress(90, 1.0, 1.0, 1.0))
+    board.update(7, 2, ReportedProgress(10, 1.0, 1.0, 1.0))
     assert moving(board).transferred == 100
     board.drop(7, 1)
     assert moving(board).transferred == 10

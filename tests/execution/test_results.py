@@ -14,11 +14,10 @@ from twisted.internet.defer import Deferred
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution import executor as executor_module
-from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import RunningBatch
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
-from pdm.workqueue.execution.progress import ProgressBoard
-from pdm.workqueue.execution.settler import Settler
+from pdm.workqueue.execution.monitoring import ProgressBoard
 from pdm.workqueue.execution.streams import StreamLimits, Streams
 from pdm.workqueue.store.database import Database
 from tests.store.stores import START, Store, done
@@ -37,10 +36,12 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 
 def executor_of(settler: Settler) -> Executor:
-    tools = AttemptTools(reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0, UNUSED)
+    context = AttemptContext(
+        reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0, UNUSED
+    )
     limits = ExecutionLimits(4, 1, 100)
     streams = Streams(StreamLimits(4, 4, 2, 5.0, 4, 4, 4, 4), UNUSED, lambda: START)
-    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", tools, limits, streams, UNUSED, lambda: None)
+    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", context, limits, streams, UNUSED, lambda: None)
 
 
 @pytest_twisted.ensureDeferred
@@ -81,7 +82,7 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     executor = executor_of(settler)
     executor.database = database
     executor.pool = cast(Any, SimpleNamespace(look_again=lambda: None))
-    executor.streams = cast(Any, SimpleNamespace(place=lambda batch: None))
+    executor.streams = cast(Any, SimpleNamespace(slot=lambda batch: None))
     monkeypatch.setattr(Executor, "_carry_out", _nothing)
     store.worker()
     user = store.user()

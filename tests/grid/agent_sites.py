@@ -11,7 +11,7 @@ from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess, copy_item, put
 
-MODULE = "pdm.workqueue.agents.helpers.gridftp"
+MODULE = "pdm.workqueue.helpers.main_gridftp"
 #: Larger than any machine copies before a test can say stop.
 HUGE = 64 * 1024**3
 
@@ -60,7 +60,7 @@ def helper_as(grid: TestGrid, **changes: str) -> HelperProcess:
     return HelperProcess(["-m", MODULE], {**grid.environment(), **changes})
 
 
-def judged(event: wire.Event) -> str:
-    assert isinstance(event, wire.Failed), event
-    failure = MOVERS[JobProtocol.GRIDFTP].judge(event.fault)
+def judged(event: wire.AgentEvent) -> str:
+    assert isinstance(event, wire.FailedEvent), event
+    failure = MOVERS[JobProtocol.GRIDFTP].classify(event.fault)
     return f"{failure.scope} {failure.code}"

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from pdm.testgrid import TestGrid
-from pdm.testgrid.myproxy import MyProxyServer
+from pdm.testgrid.grid_servers import MyProxyServer
 from pdm.testgrid.service import TestService, set_keys
 from tests.security.canary import PASSWORD, TOKEN
 

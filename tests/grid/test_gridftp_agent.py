@@ -32,7 +32,7 @@ def test_a_tree_of_odd_names_arrives_byte_by_byte(shared: HelperProcess, sites: 
     for key, file in enumerate(files):
         content = file.read_bytes()
         done = outcome[key]
-        assert isinstance(done, wire.Done)
+        assert isinstance(done, wire.DoneEvent)
         assert (done.size, done.transferred, done.checksum) == (len(content), len(content), adler(content))
 
 
@@ -56,7 +56,7 @@ def test_what_is_at_the_destination(
     if isinstance(result, str):
         assert judged(outcome) == result
     else:
-        assert isinstance(outcome, wire.Done)
+        assert isinstance(outcome, wire.DoneEvent)
         assert (outcome.transferred, outcome.checksum) == (result, adler(b"same one"))
 
 
@@ -81,7 +81,7 @@ def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
         sites.item(good, closed / "9", 9),
     ]
     outcome = shared.copy(items)
-    assert isinstance(outcome[1], wire.Done)
+    assert isinstance(outcome[1], wire.DoneEvent)
     expected = {
         2: "source NOT_FOUND",
         3: "destination IS_A_DIRECTORY",
@@ -95,7 +95,7 @@ def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     if sites.grid.users["alice"].account is None and os.geteuid() == 0:
         pytest.skip("root may do everything")
     assert {key: judged(outcome[key]) for key in expected} == expected
-    assert not any(event.residue for event in outcome.values() if isinstance(event, wire.Failed))
+    assert not any(event.residue for event in outcome.values() if isinstance(event, wire.FailedEvent))
     assert tree(sites.b) == {"1": b"content", "file": b"content"}
 
 
@@ -105,7 +105,7 @@ def test_many_bad_sources_do_not_hold_up_the_good_ones(shared: HelperProcess, si
     outcome = shared.copy(items)
     for key, event in outcome.items():
         if key % 4 == 0:
-            assert isinstance(event, wire.Done)
+            assert isinstance(event, wire.DoneEvent)
         else:
             assert judged(event) == "source NOT_FOUND"
     assert tree(sites.b) == {f"{key}": b"content" for key in range(0, 40, 4)}
@@ -115,7 +115,7 @@ def test_what_earlier_attempts_left_goes_first(shared: HelperProcess, sites: Sit
     item = sites.item(sites.put(sites.a / "f"), sites.b / "g", attempt=3)
     for url in item.stale:
         sites.put(sites.b / url.rpartition("/")[2], b"half of it")
-    assert isinstance(shared.copy([item])[1], wire.Done)
+    assert isinstance(shared.copy([item])[1], wire.DoneEvent)
     assert tree(sites.b) == {"g": b"content"}
 
 
@@ -126,11 +126,11 @@ def test_two_helpers_may_make_the_same_folders(shared: HelperProcess, own: Helpe
         items = [
             sites.item(file, sites.b / f"d{key // 2}" / "deep" / "er" / file.name, key) for key, file in enumerate(half)
         ]
-        requests.append((helper, wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.Limits())))
+        requests.append((helper, wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.TimeLimits())))
     for helper, request in requests:
         helper.send(request)
     for helper, request in requests:
-        assert all(isinstance(event, wire.Done) for event in outcomes(helper.rest(request.id)).values())
+        assert all(isinstance(event, wire.DoneEvent) for event in outcomes(helper.rest(request.id)).values())
     assert len(tree(sites.b)) == 40
 
 
@@ -154,7 +154,7 @@ def test_a_listing_names_what_is_there_and_follows_nothing(shared: HelperProcess
     assert sum(path.startswith("names/") for path in found) == len(ODD_NAMES)
     assert found["link"].target == str(sites.a / "names" / "a b").replace(" ", "%20")
     assert found["link"].target_is_file
-    unreadable = [event for event in events if isinstance(event, wire.Unreadable)]
+    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
     assert [(event.path, event.fault.errno) for event in unreadable] == [("shut", 13)]
 
 
@@ -179,14 +179,14 @@ def test_removal_and_rename_and_new_directories(shared: HelperProcess, sites: Si
     assert judged(shared.rename(url + "/gone", url + "/new")) == "source NOT_FOUND"
     assert judged(shared.rename(url + "/g", url + "/full/f")) == "destination EXISTS"
     assert judged(shared.rename(url + "/g", url + "/full", "always")) == "destination IS_A_DIRECTORY"
-    assert isinstance(shared.rename(url + "/g", url + "/full/f", "always"), wire.Done)
-    assert isinstance(shared.rename(url + "/full", url + "/moved%0Ahere"), wire.Done)
+    assert isinstance(shared.rename(url + "/g", url + "/full/f", "always"), wire.DoneEvent)
+    assert isinstance(shared.rename(url + "/full", url + "/moved%0Ahere"), wire.DoneEvent)
     assert tree(sites.a) == {"moved\nhere/f": b"g"}
 
     outcome = shared.make(url + "/x/y", url + "/z", url + "/z")
     assert [judged(outcome[0]), judged(outcome[2])] == ["destination NOT_FOUND", "destination EXISTS"]
     outcome = shared.make(url + "/x/y", url + "/z", parents=True)
-    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
 
     removed = shared.remove(
         wire.PathItem(0, url + "/moved%0Ahere", directory=True),
@@ -201,8 +201,8 @@ def test_removal_and_rename_and_new_directories(shared: HelperProcess, sites: Si
         "source NOT_FOUND",
         "source IS_A_DIRECTORY",
     ]
-    assert all(isinstance(removed[key], wire.Done) for key in (1, 2))
-    assert all(isinstance(event, wire.Done) for event in shared.discard(url + "/gone").values())
+    assert all(isinstance(removed[key], wire.DoneEvent) for key in (1, 2))
+    assert all(isinstance(event, wire.DoneEvent) for event in shared.discard(url + "/gone").values())
 
 
 # -- who may come in, and who is there
@@ -251,9 +251,11 @@ def begin(helper: HelperProcess, sites: Sites, keys: int = 1, stall_s: float = 6
     """Begin a transfer that never ends; returns the request once bytes arrive."""
     source = sites.huge()
     items = [sites.item(source, sites.b / f"to{key}", key) for key in range(keys)]
-    request = wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.Limits(stall_s=stall_s, total_s=60.0))
+    request = wire.CopyRequest(
+        helper.new_id(), items, "never", "checksum", wire.TimeLimits(stall_s=stall_s, total_s=60.0)
+    )
     helper.send(request)
-    assert isinstance(helper.event(), wire.Started)
+    assert isinstance(helper.event(), wire.StartedEvent)
     deadline = time.monotonic() + 30
     while sites.arriving() == 0:
         assert time.monotonic() < deadline
@@ -264,12 +266,12 @@ def begin(helper: HelperProcess, sites: Sites, keys: int = 1, stall_s: float = 6
 def test_a_cancelled_transfer_is_dead_and_gone(own: HelperProcess, sites: Sites) -> None:
     request_id = begin(own, sites, keys=3)
     own.send(wire.CancelRequest(request_id))
-    assert outcomes([wire.Started(request_id, 0), *own.rest(request_id)]) == {
-        key: wire.Cancelled(request_id, key) for key in range(3)
+    assert outcomes([wire.StartedEvent(request_id, 0), *own.rest(request_id)]) == {
+        key: wire.CancelledEvent(request_id, key) for key in range(3)
     }
     assert tree(sites.b) == {}
     # The helper goes on.
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
 @pytest.mark.parametrize("site", ["A", "B"])
@@ -282,7 +284,7 @@ def test_a_killed_server_fails_the_transfer_and_leaves_nothing(own: HelperProces
     assert failed.residue is bool(tree(sites.b))  # type: ignore[union-attr]
     # Connections that were used a moment ago are not taken for ones that a server has closed for their idleness.
     time.sleep(1.2)
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
 @pytest.mark.parametrize("site", ["A", "B"])
@@ -297,7 +299,7 @@ def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, s
     assert judged(failed) in ("transfer STALLED", f"{'source' if site == 'A' else 'destination'} CONNECTION")
     # A destination that does not answer cannot be cleaned.
     assert failed.residue is (site == "B")  # type: ignore[union-attr]
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
 @pytest.mark.parametrize("site", ["A", "B"])
@@ -308,15 +310,15 @@ def test_a_cancel_does_not_wait_for_a_frozen_server(own: HelperProcess, sites: S
     own.send(wire.CancelRequest(request_id))
     cancelled = own.rest(request_id)[-1]
     server.thaw()
-    assert isinstance(cancelled, wire.Cancelled)
+    assert isinstance(cancelled, wire.CancelledEvent)
     assert cancelled.residue is (site == "B")
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
 def test_sessions_that_were_closed_meanwhile_are_renewed_in_silence(own: HelperProcess, sites: Sites) -> None:
     source = sites.put(sites.a / "f")
     for name in ("one", "two"):
-        assert isinstance(own.copy([sites.item(source, sites.b / name)])[1], wire.Done)
+        assert isinstance(own.copy([sites.item(source, sites.b / name)])[1], wire.DoneEvent)
         for site in sites.grid.sites.values():
             site.server.kill_sessions()
         time.sleep(1.1)
@@ -349,7 +351,7 @@ def test_a_thousand_small_files(shared: HelperProcess, sites: Sites, capsys: pyt
     began = time.monotonic()
     outcome = shared.copy(items)
     elapsed = time.monotonic() - began
-    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
     assert subprocess.run(["diff", "-r", sites.a, sites.b], check=False).returncode == 0
     with capsys.disabled():
         sys.stdout.write(f"\n1000 files of 1 KiB, each proven by size and checksum: {1000 / elapsed:.0f} files/s\n")

@@ -29,23 +29,23 @@ def items_of(sites: Sites, files: Sequence[Path]) -> list[wire.CopyItem]:
     return [sites.item(file, sites.b / file.relative_to(sites.a), key) for key, file in enumerate(files)]
 
 
-def careful(events: Sequence[wire.Event]) -> list[str]:
-    return [event.text for event in events if isinstance(event, wire.Log) and event.text.startswith(CAREFUL)]
+def careful(events: Sequence[wire.AgentEvent]) -> list[str]:
+    return [event.text for event in events if isinstance(event, wire.LogEvent) and event.text.startswith(CAREFUL)]
 
 
 @pytest.mark.parametrize("verify", ["checksum", "size"])
 def test_good_files_need_no_care(own: HelperProcess, sites: Sites, verify: str) -> None:
     files = files_of_one_size(sites, 300)
     items = items_of(sites, files)
-    events = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.Limits()))  # type: ignore[arg-type]
+    events = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits()))  # type: ignore[arg-type]
     assert careful(events) == []
     sums = [adler(file.read_bytes()) if verify == "checksum" else None for file in files]
-    assert outcomes(events) == {key: wire.Done(1, key, 1024, 1024, checksum) for key, checksum in enumerate(sums)}
+    assert outcomes(events) == {key: wire.DoneEvent(1, key, 1024, 1024, checksum) for key, checksum in enumerate(sums)}
     assert tree(sites.b) == tree(sites.a)
 
-    again = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.Limits()))  # type: ignore[arg-type]
+    again = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits()))  # type: ignore[arg-type]
     assert careful(again) == []
-    assert all(isinstance(event, wire.Done) and event.transferred == 0 for event in outcomes(again).values())
+    assert all(isinstance(event, wire.DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
 
 
 @pytest.mark.parametrize("verify", ["checksum", "size"])
@@ -59,7 +59,7 @@ def test_a_file_that_cannot_be_read_never_takes_the_bytes_of_the_next(
     for key in bad:
         files[key].unlink()
     outcome = own.copy(items, verify=verify)
-    assert {key for key, event in outcome.items() if isinstance(event, wire.Failed)} == bad
+    assert {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)} == bad
     assert {judged(outcome[key]) for key in bad} == {"source NOT_FOUND"}
     assert tree(sites.b) == tree(sites.a)
 
@@ -74,7 +74,7 @@ def test_a_folder_that_takes_nothing_is_its_own_files_trouble(own: HelperProcess
     else:
         shut.chmod(0o500)
     outcome = own.copy(items)
-    assert {key for key, event in outcome.items() if isinstance(event, wire.Failed)} == set(range(100, 200))
+    assert {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)} == set(range(100, 200))
     assert {judged(outcome[key]) for key in range(100, 200)} == {"destination PERMISSION_DENIED"}
     shut.chmod(0o700)
     assert {name: content for name, content in tree(sites.a).items() if not name.startswith("d1/")} == tree(sites.b)
@@ -96,14 +96,14 @@ def test_what_is_at_the_destination_decides_file_by_file(own: HelperProcess, sit
         before[key] = there.read_bytes() if there.is_file() else None
     sites.grid.give(sites.b)
     outcome = own.copy(items_of(sites, files))
-    assert all(isinstance(outcome[key], wire.Done) for key in (*range(10), *range(40, 60)))
+    assert all(isinstance(outcome[key], wire.DoneEvent) for key in (*range(10), *range(40, 60)))
     assert {judged(outcome[key]) for key in range(10, 30)} == {"destination EXISTS"}
     assert {judged(outcome[key]) for key in range(30, 40)} == {"destination IS_A_DIRECTORY"}
     for key in range(30):
         assert (sites.b / files[key].relative_to(sites.a)).read_bytes() == before[key]
 
     outcome = own.copy(items_of(sites, files), overwrite="different")
-    done = [event for event in outcome.values() if isinstance(event, wire.Done)]
+    done = [event for event in outcome.values() if isinstance(event, wire.DoneEvent)]
     assert len(done) == 50
     assert sum(event.transferred > 0 for event in done) == 20
     assert all((sites.b / file.relative_to(sites.a)).read_bytes() == file.read_bytes() for file in files[:30])
@@ -124,51 +124,51 @@ def test_sessions_that_end_in_the_middle_cost_nothing(own: HelperProcess, sites:
     killer.start()
     outcome = own.copy(items_of(sites, files))
     killer.join()
-    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
     assert tree(sites.b) == tree(sites.a)
 
 
 def test_a_cancel_leaves_whole_files_or_none(own: HelperProcess, sites: Sites) -> None:
     files = files_of_one_size(sites, 1000, size=200_000)
-    request = wire.CopyRequest(own.new_id(), items_of(sites, files), "never", "checksum", wire.Limits())
+    request = wire.CopyRequest(own.new_id(), items_of(sites, files), "never", "checksum", wire.TimeLimits())
     own.send(request)
-    events: list[wire.Event] = []
-    while not any(isinstance(event, wire.Done) for event in events):
+    events: list[wire.AgentEvent] = []
+    while not any(isinstance(event, wire.DoneEvent) for event in events):
         event = own.event()
         assert event is not None
         events.append(event)
     own.send(wire.CancelRequest(request.id))
     asked = time.monotonic()
     outcome = outcomes([*events, *own.rest(request.id)])
-    assert {type(event) for event in outcome.values()} == {wire.Done, wire.Cancelled}
+    assert {type(event) for event in outcome.values()} == {wire.DoneEvent, wire.CancelledEvent}
     arrived = tree(sites.b)
     for key, file in enumerate(files):
         name = str(file.relative_to(sites.a))
-        if isinstance(outcome[key], wire.Done):
+        if isinstance(outcome[key], wire.DoneEvent):
             assert arrived[name] == file.read_bytes()
         else:
             # It may have got its name in the last moment; then it is whole.
             assert arrived.get(name) in (None, file.read_bytes())
-    residues = [event for event in outcome.values() if isinstance(event, wire.Cancelled) and event.residue]
+    residues = [event for event in outcome.values() if isinstance(event, wire.CancelledEvent) and event.residue]
     assert not [name for name in arrived if ".pdm-" in name] or residues
     assert time.monotonic() - asked < 20
     # The helper goes on.
-    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.Done)
+    assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
 def test_a_frozen_server_stalls_one_file_at_a_time(own: HelperProcess, sites: Sites) -> None:
     files = files_of_one_size(sites, 20)
     items = items_of(sites, files)
-    assert isinstance(own.copy(items[:1])[0], wire.Done)
+    assert isinstance(own.copy(items[:1])[0], wire.DoneEvent)
     server = sites.grid.sites["B"].server
     server.freeze()
-    request = wire.CopyRequest(own.new_id(), items[1:], "never", "checksum", wire.Limits(stall_s=2.0, total_s=5.0))
+    request = wire.CopyRequest(own.new_id(), items[1:], "never", "checksum", wire.TimeLimits(stall_s=2.0, total_s=5.0))
     own.send(request)
     time.sleep(3)
     server.thaw()
     outcome = outcomes(own.rest(request.id))
     assert set(outcome) == set(range(1, 20))
-    failed = {key for key, event in outcome.items() if isinstance(event, wire.Failed)}
+    failed = {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)}
     assert len(failed) < 19
     for key in set(range(1, 20)) - failed:
         assert (sites.b / files[key].relative_to(sites.a)).read_bytes() == files[key].read_bytes()
@@ -192,17 +192,17 @@ def test_hostile_names_in_a_listing_forge_no_end(own: HelperProcess, sites: Site
 def test_what_an_earlier_attempt_has_done_unheard_counts_as_done(own: HelperProcess, sites: Sites) -> None:
     gone = sites.url(sites.a / "gone")
     assert judged(own.remove(wire.PathItem(1, gone))[1]) == "source NOT_FOUND"
-    assert isinstance(own.remove(wire.PathItem(1, gone, again=True))[1], wire.Done)
+    assert isinstance(own.remove(wire.PathItem(1, gone, again=True))[1], wire.DoneEvent)
 
 
 def test_thousands_are_removed_and_made(own: HelperProcess, sites: Sites) -> None:
     urls = [sites.url(sites.a / f"d{number}") for number in range(600)]
-    assert all(isinstance(event, wire.Done) for event in own.make(*urls).values())
+    assert all(isinstance(event, wire.DoneEvent) for event in own.make(*urls).values())
     assert {judged(event) for event in own.make(*urls[:5]).values()} == {"destination EXISTS"}
     items = [wire.PathItem(key, url, directory=True) for key, url in enumerate([*urls, sites.url(sites.a / "none")])]
     outcome = own.remove(*items)
     assert judged(outcome.pop(600)) == "source NOT_FOUND"
-    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
     assert not list(sites.a.iterdir())
 
 
@@ -211,9 +211,9 @@ def test_an_item_that_the_pipelined_way_stumbles_over_fails_alone(own: HelperPro
     items = items_of(sites, files)
     items[7] = msgspec.structs.replace(items[7], source="gsiftp://localhost")
     outcome = own.copy(items)
-    assert {key for key, event in outcome.items() if isinstance(event, wire.Failed)} == {7}
+    assert {key for key, event in outcome.items() if isinstance(event, wire.FailedEvent)} == {7}
     removals = [wire.PathItem(key, sites.url(sites.b / file.relative_to(sites.a))) for key, file in enumerate(files)]
     removals[7] = wire.PathItem(7, "gsiftp://localhost")
     removed = own.remove(*removals)
-    assert {key for key, event in removed.items() if isinstance(event, wire.Failed)} == {7}
+    assert {key for key, event in removed.items() if isinstance(event, wire.FailedEvent)} == {7}
     assert tree(sites.b) == {}

@@ -45,7 +45,7 @@ def test_a_login_that_hangs_is_the_servers_fault(
     else:
         # The first look at the destination tells as much of whose fault it is.
         assert {judged(event) for event in events.values()} <= {f"{scope} CONNECTION", f"{scope} STALLED"}
-    assert {type(event) for event in fresh.copy(items).values()} == {wire.Done}
+    assert {type(event) for event in fresh.copy(items).values()} == {wire.DoneEvent}
 
 
 def test_other_work_knows_of_hanging_logins_too(fresh: HelperProcess, sites: Sites) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.pem import to_pem
 
 FILES = 300
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.testgrid.daemons import descendants
+from pdm.testgrid.storage_servers import descendants
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess, fault, outcomes, tree
 from tests.grid.agent_sites import Sites
@@ -51,7 +51,7 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
         os.utime(source, (OLD, OLD))
     destination = sites.b / "copy"
     item = sites.item(source, destination)
-    request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.Limits(stall_s=60.0))  # type: ignore[arg-type]
+    request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
     own.send(request)
     give_up_at = time.monotonic() + 60
     while not sites.arriving():
@@ -67,7 +67,7 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
     for site in sites.grid.sites.values():
         site.server.thaw()
     outcome = outcomes(own.rest(request.id))[1]
-    if isinstance(outcome, wire.Done):
+    if isinstance(outcome, wire.DoneEvent):
         assert destination.read_bytes() == source.read_bytes()
     else:
         assert fault(outcome) == ("source", "SIZE_CHANGED"), outcome
@@ -81,10 +81,10 @@ def test_a_session_that_thaws_after_the_copy_was_done_changes_nothing(own: Helpe
     items = [sites.item(file, sites.b / file.name, key) for key, file in enumerate(files)]
     # So that the kept sessions are there.
     (warm,) = own.copy([sites.item(sites.put(sites.a / "warm"), sites.b / "warm", 1000)]).values()
-    assert isinstance(warm, wire.Done)
+    assert isinstance(warm, wire.DoneEvent)
     server = sites.grid.sites["B"].server
     assert server.pid is not None
-    request = wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.Limits(stall_s=1.0, total_s=60.0))
+    request = wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.TimeLimits(stall_s=1.0, total_s=60.0))
     own.send(request)
     give_up_at = time.monotonic() + 30
     while not any(sites.b.glob(".pdm-*")):
@@ -98,13 +98,13 @@ def test_a_session_that_thaws_after_the_copy_was_done_changes_nothing(own: Helpe
     assert known
     try:
         ended = outcomes(own.rest(request.id))
-        left = [item for item in items if not isinstance(ended[item.key], wire.Done)]
+        left = [item for item in items if not isinstance(ended[item.key], wire.DoneEvent)]
         again = [wire.CopyItem(i.key, i.source, i.destination, f"{i.temporary}2", [i.temporary], i.size) for i in left]
         assert left, "the sessions were frozen too late"
         # What was under way when the server said nothing fails by itself; its next attempt copies it.
         while again:
             ended |= own.copy(again, stall_s=5.0)
-            again = [item for item in again if not isinstance(ended[item.key], wire.Done)]
+            again = [item for item in again if not isinstance(ended[item.key], wire.DoneEvent)]
         assert {path.name: path.read_bytes() for path in sites.b.glob("f*")} == {
             path.name: path.read_bytes() for path in files
         }
@@ -131,7 +131,7 @@ def test_a_transfer_between_servers_ends_with_the_lease(own: HelperProcess, site
     """Its connections end with the helper, and with them what the servers do."""
     item = sites.item(sites.huge(), sites.b / "copy")
     own.send(wire.LeaseRequest(boot_seconds() + 60.0))
-    own.send(wire.CopyRequest(own.new_id(), [item], "never", "size", wire.Limits()))
+    own.send(wire.CopyRequest(own.new_id(), [item], "never", "size", wire.TimeLimits()))
     give_up_at = time.monotonic() + 60
     while not sites.arriving():
         assert time.monotonic() < give_up_at, "no byte arrives"
@@ -153,7 +153,7 @@ def test_a_helper_that_was_suspended_beyond_the_lease_gives_no_file_its_name(own
     files = [sites.put(sites.a / f"f{number}", os.urandom(1024)) for number in range(1500)]
     items = [sites.item(file, sites.b / "new" / file.name, key) for key, file in enumerate(files)]
     own.send(wire.LeaseRequest(boot_seconds() + 10.0))
-    own.send(wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.Limits()))
+    own.send(wire.CopyRequest(own.new_id(), items, "never", "checksum", wire.TimeLimits()))
     give_up_at = time.monotonic() + 30
     while not any((sites.b / "new").glob("f*")):
         assert time.monotonic() < give_up_at, "nothing arrives"
@@ -177,6 +177,6 @@ def test_what_was_written_after_it_was_listed_is_not_removed(own: HelperProcess,
     items = [wire.PathItem(key, sites.url(file), again=True, listed_at=listed_at) for key, file in enumerate(files)]
     files[0].unlink()
     ended = own.remove(*items)
-    assert {key for key, event in ended.items() if isinstance(event, wire.Failed)} == {38, 39}
+    assert {key for key, event in ended.items() if isinstance(event, wire.FailedEvent)} == {38, 39}
     assert {fault(ended[key]) for key in (38, 39)} == {("source", "CHANGED")}
     assert {path.name for path in sites.b.iterdir()} == {"f38", "f39"}

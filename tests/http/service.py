@@ -20,29 +20,31 @@ from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
 from pdm.workqueue.certificates.authority import Authority, Credential
-from pdm.workqueue.certificates.client_tls import client_policy
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
-from pdm.workqueue.certificates.server_tls import ServerTls
+from pdm.workqueue.certificates.tls_client import client_policy
+from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings, UserSettings
-from pdm.workqueue.domain.credentials import Need
+from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Entry, JobRecord, NewElement, Token, Verdict
-from pdm.workqueue.execution.catalogue import Catalogue
-from pdm.workqueue.execution.checking import DoorCheck
-from pdm.workqueue.execution.credentials import PROXY, context_of
-from pdm.workqueue.execution.health import Door, SiteHealth
-from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, ListedEntry, NewElement, Verdict
+from pdm.workqueue.execution.credentials import PROXY, vault_context
+from pdm.workqueue.execution.endpoint_checks import EndpointCheck
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
+from pdm.workqueue.execution.monitoring import ProgressBoard
+from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.request import ApiSite
-from pdm.workqueue.logstore.files import LogRef, LogStore
-from pdm.workqueue.sites.registry import Site, SiteRegistry
-from pdm.workqueue.store import claims, credentials, jobs, listings, users
-from pdm.workqueue.store.claims import ClaimLimits
-from pdm.workqueue.store.credentials import NewCredential
+from pdm.workqueue.logstore.attempt_log import LogRef
+from pdm.workqueue.logstore.store import LogStore
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import Site
+from pdm.workqueue.store import claiming, credentials, jobs, leases, listings, results, users
+from pdm.workqueue.store.claim_limits import ClaimLimits
+from pdm.workqueue.store.credentials import EncryptedCredential
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
@@ -164,7 +166,7 @@ class Service:
             return await deferToThread(function, *args)
 
         sites = SiteRegistry.read(folder / "sites.d")
-        catalogue = Catalogue(reactor, database, sites, SiteHealth())
+        catalogue = SiteDirectory(reactor, database, sites, SiteHealth())
         await catalogue.start()
         context = ApiContext(
             database=database,
@@ -178,7 +180,7 @@ class Service:
             cancelled=lambda job_id: self.events.update([f"cancelled {job_id}"]),
             progress=self.board,
             routes=lambda: list(self.routes),
-            credential_need=lambda protocol: Need((PROXY,)) if protocol is JobProtocol.GRIDFTP else None,
+            credential_need=lambda protocol: CredentialNeed((PROXY,)) if protocol is JobProtocol.GRIDFTP else None,
             supports=lambda protocol, type_: protocol in _SUPPORTED,
             trust=lambda: tls.trust,
             myproxy=MyProxyLogons(reactor, folder / "trust"),
@@ -188,8 +190,8 @@ class Service:
         site = WorkqueueService(context, AccessList.read(self.users)).site(reactor)
         port = reactor.listenTCP(0, tls.wrap(site), interface="127.0.0.1")
         self._parts.update(database=database, logs=logs, context=context, site=site, port=port)
-        worker = claims.WorkerIdentity("worker", "worker")
-        await database.run("register a worker", claims.register_worker, worker, self.now(), 3600.0)
+        worker = leases.WorkerIdentity("worker", "worker")
+        await database.run("register a worker", leases.register_worker, worker, self.now(), 3600.0)
 
     async def stop(self) -> None:
         for pool in self._pools:
@@ -199,13 +201,13 @@ class Service:
         await self.logs.stop()
         await self.database.stop()
 
-    async def check_site(self, user_id: int, site: Site) -> list[DoorCheck]:
+    async def check_site(self, user_id: int, site: Site) -> list[EndpointCheck]:
         """Stands for agents, which this service does not have: every endpoint is away."""
-        away = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "away")
+        away = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "away")
         return [
-            DoorCheck(Door(site.id, protocol, url), away, 0.5)
+            EndpointCheck(SiteEndpoint(site.id, protocol, url), away, 0.5)
             for protocol in sorted(site.endpoints)
-            for url in site.doors(protocol)
+            for url in site.endpoint_urls(protocol)
         ]
 
     @property
@@ -303,21 +305,21 @@ class Service:
 
     async def give_credential(self, name: str, lifetime: timedelta = timedelta(hours=1)) -> None:
         user_id = await self.user_id(name)
-        secret = self.context.vault.seal(b"a proxy", context_of(user_id))
+        secret = self.context.vault.seal(b"a proxy", vault_context(user_id))
         subject = self.certificates.of(name).dn
         now = self.now()
-        new = NewCredential(PROXY, subject, now + lifetime, secret)
+        new = EncryptedCredential(PROXY, subject, now + lifetime, secret)
         await self.database.run("put", credentials.put, user_id, new, now)
 
-    async def claim(self, job_id: int) -> list[Token]:
+    async def claim(self, job_id: int) -> list[ClaimToken]:
         """Claim all of a job that can run; jobs of other tests are claimed along, and stay so."""
         limits = ClaimLimits(elements=10_000, batches=1000, batch_elements=1000, batch_bytes=2**50)
-        batches = await self.database.run("claim", claims.claim, "worker", limits, self.now())
+        batches = await self.database.run("claim", claiming.claim, "worker", limits, self.now())
         return [batch.token(element) for batch in batches for element in batch.elements if element.job_id == job_id]
 
     async def settle(
         self,
-        token: Token,
+        token: ClaimToken,
         status: JobStatus = JobStatus.DONE,
         failure: AttemptFailure | None = None,
         log: str | None = "a line",
@@ -332,7 +334,7 @@ class Service:
             await self.logs.close(ref, "the last line")
         now = self.now()
         verdict = Verdict(token, status, now - timedelta(seconds=2), now, failure=failure, **more)
-        settled = await self.database.run("settle", claims.settle, "worker", [verdict], now)
+        settled = await self.database.run("settle", results.settle, "worker", [verdict], now)
         assert not settled.lost
 
     async def job(self, job_id: int) -> JobRecord:
@@ -340,15 +342,15 @@ class Service:
         assert record is not None
         return record
 
-    async def list_with(self, token: Token, *chunks: Sequence[Entry]) -> None:
+    async def list_with(self, token: ClaimToken, *chunks: Sequence[ListedEntry]) -> None:
         """Store what a LIST element found."""
         await self.database.run("begin", listings.begin, token)
         for number, chunk in enumerate(chunks):
             assert await self.database.run("add", listings.add, token, number, chunk)
 
-    async def extend(self, token: Token, *elements: NewElement) -> None:
+    async def extend(self, token: ClaimToken, *elements: NewElement) -> None:
         """Add what follows from a listing."""
-        assert await self.database.run("extend", claims.extend, "worker", token, elements)
+        assert await self.database.run("extend", results.add_elements, "worker", token, elements)
 
     async def copied(self, user: str, *names: str, status: JobStatus = JobStatus.DONE) -> int:
         """A COPY job whose files all ended alike; its number."""

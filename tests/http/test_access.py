@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.config.ini import ConfigError
+from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.http.access import AccessList, Role
 

@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from pdm.workqueue.http.at_once import carried_out
+from pdm.workqueue.http.app import run_eagerly
 from pdm.workqueue.telemetry.logging import LineObserver, log_context
 
 
@@ -25,7 +25,7 @@ def test_one_that_waits_for_nothing_is_over_at_once() -> None:
         fired.callback(1)
         done.append(await fired)
 
-    assert carried_out(work()) is None
+    assert run_eagerly(work()) is None
     assert done == [1]
 
 
@@ -34,7 +34,7 @@ def test_one_that_fails_at_once_says_so() -> None:
         raise LookupError("no")
 
     with pytest.raises(LookupError, match="no"):
-        carried_out(work())
+        run_eagerly(work())
 
 
 def test_one_that_waits_goes_on_with_what_comes() -> None:
@@ -49,7 +49,7 @@ def test_one_that_waits_goes_on_with_what_comes() -> None:
         except LookupError as error:
             came.append(str(error))
 
-    waiting = carried_out(work())
+    waiting = run_eagerly(work())
     assert not _ended(waiting)
     first.callback(1)
     assert (came, _ended(waiting)) == ([1], False)
@@ -64,7 +64,7 @@ def test_how_it_fails_later_is_told() -> None:
         await awaited
         raise LookupError("no")
 
-    waiting = carried_out(work())
+    waiting = run_eagerly(work())
     awaited.callback(None)
     assert waiting is not None
     failures: list[str] = []
@@ -82,7 +82,7 @@ def test_to_cancel_it_cancels_what_it_waits_for() -> None:
         finally:
             cleaned.append(True)
 
-    waiting = carried_out(work())
+    waiting = run_eagerly(work())
     assert waiting is not None
     waiting.cancel()
     failures: list[object] = []
@@ -103,7 +103,7 @@ def test_fields_of_the_log_stay_with_their_coroutine() -> None:
         log.info("outside")
 
     for name in gates:
-        carried_out(work(name))
+        run_eagerly(work(name))
     log.info("beside")
     for name in ("b", "a"):
         gates[name].callback(None)

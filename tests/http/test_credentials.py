@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope, hint_for
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope, hint_for
 from tests.http.service import Service
 
-_EXPIRED = AttemptFailure(Scope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "the token of x expired")
+_EXPIRED = AttemptFailure(FailureScope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "the token of x expired")
 
 
 def jwt(**claims: object) -> str:

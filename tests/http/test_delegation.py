@@ -11,8 +11,8 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from pdm.workqueue.certificates.delegation import sign_request
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.execution.credentials import PROXY, context_of
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.execution.credentials import PROXY, vault_context
 from pdm.workqueue.store import credentials
 from tests.http.service import Service
 
@@ -78,7 +78,7 @@ async def test_what_is_stored_is_sealed(service: Service) -> None:
     record = await service.database.read("find", credentials.find, user_id, PROXY)
     assert record is not None
     assert b"PRIVATE KEY" not in record.secret
-    bundle = service.context.vault.unseal(record.secret, context_of(user_id))
+    bundle = service.context.vault.unseal(record.secret, vault_context(user_id))
     assert bundle.count(b"BEGIN CERTIFICATE") == 2
     assert b"PRIVATE KEY" in bundle
 
@@ -87,7 +87,7 @@ async def test_what_is_stored_is_sealed(service: Service) -> None:
 async def test_held_jobs_go_on(service: Service) -> None:
     job = await service.submit("resuming")
     (token,) = await service.claim(job["id"])
-    failure = AttemptFailure(Scope.SERVICE, FailureCode.CREDENTIAL_MISSING, "none")
+    failure = AttemptFailure(FailureScope.SERVICE, FailureCode.CREDENTIAL_MISSING, "none")
     await service.settle(token, JobStatus.HELD, failure, counts=False)
     place = await _place(service, "resuming")
     request = await service.call("resuming", "GET", f"{place}/request")

@@ -8,19 +8,24 @@ from urllib.parse import quote
 import pytest_twisted
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Entry, NewElement
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.planning import Skipped
-from pdm.workqueue.execution.progress import Progress
-from pdm.workqueue.logstore.files import LogRef
+from pdm.workqueue.execution.monitoring import ReportedProgress
+from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.store import listings
 from tests.http.service import Service
 
-_TREE = [Entry("", "directory"), Entry("a", "file", 5, 0o600, 100), Entry("sub", "directory"), Entry("sub/b", "file")]
+_TREE = [
+    ListedEntry("", "directory"),
+    ListedEntry("a", "file", 5, 0o600, 100),
+    ListedEntry("sub", "directory"),
+    ListedEntry("sub/b", "file"),
+]
 _NAMES = {"data": ["a", "sub"], "data/sub": ["b"]}
 
 
-async def _listed(service: Service, user: str, *chunks: list[Entry]) -> int:
+async def _listed(service: Service, user: str, *chunks: list[ListedEntry]) -> int:
     job = await service.submit(user)
     (token,) = await service.claim(job["id"])
     await service.list_with(token, *chunks)
@@ -115,7 +120,7 @@ async def test_a_file_that_is_copied_lists_itself(service: Service) -> None:
 async def test_a_failure_says_why_and_what_to_do(service: Service) -> None:
     job = await service.submit("failing", "/copy")
     (listing,) = await service.claim(job["id"])
-    failure = AttemptFailure(Scope.SOURCE, FailureCode.NO_SPACE, "disk full")
+    failure = AttemptFailure(FailureScope.SOURCE, FailureCode.NO_SPACE, "disk full")
     later = datetime.now(UTC) + timedelta(hours=1)
     await service.settle(listing, JobStatus.SUBMITTED, failure, not_before=later)
     element = (await service.call("failing", "GET", f"/jobs/{job['id']}/elements/0")).json
@@ -134,7 +139,7 @@ async def test_a_failure_says_why_and_what_to_do(service: Service) -> None:
 async def test_held_elements_count_as_submitted(service: Service) -> None:
     job = await service.submit("holding")
     (listing,) = await service.claim(job["id"])
-    failure = AttemptFailure(Scope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "over")
+    failure = AttemptFailure(FailureScope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "over")
     await service.settle(listing, JobStatus.HELD, failure, counts=False)
     seen = (await service.call("holding", "GET", f"/jobs/{job['id']}")).json
     assert (seen["num_elements"], seen["num_submitted"], seen["held"]) == (1, 1, 1)
@@ -153,7 +158,7 @@ async def test_status_of_a_transfer(service: Service) -> None:
     unknown = dict.fromkeys(("transferred", "instant", "average", "elapsed"))
     assert waiting == {"jobid": job["id"], "elementid": 1, "status": "SUBMITTED", "attempts": 0} | unknown
     (token,) = await service.claim(job["id"])
-    service.board.update(job["id"], 1, Progress(40, 20.0, 10.0, 4.0))
+    service.board.update(job["id"], 1, ReportedProgress(40, 20.0, 10.0, 4.0))
     running = (await service.call("moving", "GET", path)).json
     assert (running["status"], running["attempts"]) == ("RUNNING", 1)
     assert [running[name] for name in unknown] == [40, 20.0, 10.0, 4.0]
@@ -179,7 +184,7 @@ async def test_attempts_and_their_outputs(service: Service) -> None:
     assert "it is RUNNING" in await refused(at)
     assert "attempt 1 of element 0" in await refused(f"{at}/1")
     assert (await service.call("trying", "GET", f"/jobs/{job['id']}/output")).json == []
-    failure = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "no answer")
+    failure = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "no answer")
     await service.settle(first, JobStatus.SUBMITTED, failure, log="first try")
     (second,) = await service.claim(job["id"])
     latest = (await service.call("trying", "GET", at)).json

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from pdm.workqueue.domain.jobs import Entry
-from pdm.workqueue.http.listing_json import ListingJson
+from pdm.workqueue.domain.jobs import ListedEntry
+from pdm.workqueue.http.listings import ListingJson
 
 _result_of: Callable[[Any], Any] = SynchronousTestCase().successResultOf
 
 
 def _listed(
-    pages: Sequence[Sequence[Entry]], root: str = "/data", depth: int | None = None
+    pages: Sequence[Sequence[ListedEntry]], root: str = "/data", depth: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the JSON says, and with which details; keys that come twice are an error."""
 
-    async def read() -> AsyncGenerator[Sequence[Entry]]:
+    async def read() -> AsyncGenerator[Sequence[ListedEntry]]:
         for page in pages:
             yield page
 
@@ -44,12 +44,12 @@ def _decoded(text: bytes) -> dict[str, Any]:
     return json.loads(text, object_pairs_hook=unique)
 
 
-def _file(path: str) -> Entry:
-    return Entry(path, "file", 7, 0o644, 1000)
+def _file(path: str) -> ListedEntry:
+    return ListedEntry(path, "file", 7, 0o644, 1000)
 
 
-def _folder(path: str) -> Entry:
-    return Entry(path, "directory")
+def _folder(path: str) -> ListedEntry:
+    return ListedEntry(path, "directory")
 
 
 def test_a_tree_is_grouped_by_directory() -> None:
@@ -72,7 +72,7 @@ def test_a_file_lists_itself_in_its_directory(root: str, expected: dict[str, lis
 
 
 @pytest.mark.parametrize("pages", [[], [[]], [[_folder("")]]])
-def test_an_empty_directory_has_no_names(pages: list[list[Entry]]) -> None:
+def test_an_empty_directory_has_no_names(pages: list[list[ListedEntry]]) -> None:
     assert _listed(pages) == ({"/data": []}, {"/data": []})
 
 
@@ -90,7 +90,7 @@ def test_what_was_not_looked_into_is_not_called_empty() -> None:
 
 
 def test_a_link_tells_where_it_leads() -> None:
-    _, details = _listed([[Entry("l", "link", target="/elsewhere"), Entry("dead", "link")]])
+    _, details = _listed([[ListedEntry("l", "link", target="/elsewhere"), ListedEntry("dead", "link")]])
     by_name = {entry["name"]: entry for entry in details["/data"]}
     assert by_name["l"]["target"] == "/elsewhere"
     assert "target" not in by_name["dead"]
@@ -116,7 +116,7 @@ def test_memory_holds_only_what_is_not_complete() -> None:
     """Directories that are complete go out before the end: the first piece of a long listing comes early."""
     read: list[int] = []
 
-    async def pages() -> AsyncGenerator[Sequence[Entry]]:
+    async def pages() -> AsyncGenerator[Sequence[ListedEntry]]:
         for number in range(100):
             read.append(number)
             yield [_file(f"d{number}/f{each}") for each in range(10)]

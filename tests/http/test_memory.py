@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThread
 
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import JobRecord, NewElement, NewJob
-from pdm.workqueue.http import lookups
+from pdm.workqueue.http import transactions
 from pdm.workqueue.store import jobs
 from tests.http.service import Service
 from tests.http.test_streams import _connection, _get
@@ -170,7 +170,7 @@ async def test_ten_thousand_jobs_are_listed_page_by_page(service: Service, monke
     monkeypatch.setattr(jobs, "page", observe)
     listed = (await service.call("lister", "GET", "/jobs")).json
     assert [job["id"] for job in listed] == [record.id for record in records]
-    assert (max(sizes), sum(sizes)) == (lookups.PAGE, count)
+    assert (max(sizes), sum(sizes)) == (transactions.PAGE_SIZE, count)
     some = (await service.call("lister", "GET", "/jobs?limit=1300")).json
     assert some == listed[:1300]
     # The newest are in memory, the oldest have left it again; both are told alike.

@@ -11,10 +11,10 @@ import pytest
 import pytest_twisted
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import NewElement, Token
-from pdm.workqueue.execution.progress import Progress, ProgressBoard
-from pdm.workqueue.logstore.files import LogRef
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ClaimToken, NewElement
+from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress
+from pdm.workqueue.logstore.attempt_log import LogRef
 from tests.http.service import Certificates, Service, certificates, running, service
 
 __all__ = ["certificates", "service"]
@@ -57,7 +57,7 @@ async def test_a_copy_from_its_listing_to_its_end(service: Service) -> None:
     assert [elsewhere[name] for name in ("bytes_moving", "instant", "files_per_second", "eta")] == [None] * 4
 
     service.board.begin(job["id"], 1)
-    service.board.update(job["id"], 1, Progress(40, 20.0, 10.0, 4.0))
+    service.board.update(job["id"], 1, ReportedProgress(40, 20.0, 10.0, 4.0))
     here = await progress(service, "copying", job["id"])
     assert (here["bytes_done"], here["bytes_moving"], here["files_done"]) == (0, 40, 0)
     for token in tokens:
@@ -82,14 +82,14 @@ async def test_a_copy_of_which_a_file_failed(service: Service) -> None:
 async def test_an_element_that_another_daemon_runs(service: Service) -> None:
     job = await service.submit("elsewhere", "/copy")
     (listing,) = await service.claim(job["id"])
-    failure = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "no answer")
+    failure = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "no answer")
     await service.settle(listing, JobStatus.SUBMITTED, failure)
     await service.claim(job["id"])
     seen = (await service.call("elsewhere", "GET", f"/jobs/{job['id']}/elements/0/status")).json
     assert [seen[name] for name in ("transferred", "instant", "average", "elapsed")] == [None] * 4
 
 
-async def begun(service: Service, token: Token, *lines: str) -> LogRef:
+async def begun(service: Service, token: ClaimToken, *lines: str) -> LogRef:
     """The log of an attempt that runs."""
     record = await service.job(token.job_id)
     ref = LogRef(record.log_uid, token.element_id, token.attempt)
@@ -123,7 +123,7 @@ async def test_a_job_that_outlasts_its_credential_says_so(timed: Service, second
 
     async def warnings(moved: int) -> list[str]:
         seconds[0] += 10
-        timed.board.update(job["id"], 1, Progress(moved, moved / 10, moved / 10, seconds[0]))
+        timed.board.update(job["id"], 1, ReportedProgress(moved, moved / 10, moved / 10, seconds[0]))
         return (await timed.call("slow", "GET", path)).json.get("warnings", [])
 
     timed.board.begin(job["id"], 1)
@@ -169,7 +169,7 @@ async def test_the_log_of_a_running_attempt(service: Service) -> None:
         assert (refused.status, refused.problem) == (400, "output-not-ready")
 
     await service.logs.close(ref, "the end")
-    failure = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "no answer")
+    failure = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "no answer")
     await service.settle(first, JobStatus.SUBMITTED, failure, log=None)
     last = await live(f"&offset={more['offset']}", "/1")
     assert (last["log"].partition("Z ")[2], last["status"], last["end"]) == ("the end\n", "FAILED", True)

@@ -10,13 +10,13 @@ import pytest
 import pytest_twisted
 from attrs import evolve
 
-from pdm.workqueue.certificates.pem_files import to_pem
-from pdm.workqueue.domain.catalogue import LAST_FILE_SITE, Actor
+from pdm.workqueue.certificates.pem import to_pem
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.streams import Route
-from pdm.workqueue.execution.checking import BusyError, DoorCheck
+from pdm.workqueue.domain.limits import Route
+from pdm.workqueue.domain.sites import LAST_FILE_SITE, Actor
+from pdm.workqueue.execution.endpoint_checks import EndpointCheck, SiteCheckRunningError
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.sites.registry import Site
+from pdm.workqueue.sites.site import Site
 from pdm.workqueue.store import sites as stored_sites
 from pdm.workqueue.wire.sites import SiteBody, SiteChanges
 from tests.http.service import Service
@@ -236,8 +236,8 @@ async def test_a_check_is_told(service: Service) -> None:
 
 @ensure
 async def test_one_check_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def busy(user_id: int, site: Site) -> list[DoorCheck]:
-        raise BusyError
+    async def busy(user_id: int, site: Site) -> list[EndpointCheck]:
+        raise SiteCheckRunningError
 
     monkeypatch.setattr(service.context, "check_site", busy)
     answer = await service.call("checker", "POST", "/sites/1/check")

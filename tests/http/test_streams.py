@@ -18,10 +18,10 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed
 
-from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.pem import to_pem
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import NewElement
-from pdm.workqueue.http import answering, lookups
+from pdm.workqueue.http import request, transactions
 from pdm.workqueue.http.request import ApiRequest
 from pdm.workqueue.store import jobs
 from tests.http.service import ROOT, Service
@@ -78,14 +78,14 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Deferred[None]:
 def paused(monkeypatch: pytest.MonkeyPatch) -> Deferred[None]:
     """Fires when an answer first has to wait for its client."""
     fired: Deferred[None] = Deferred()
-    pause = answering._Flow.pauseProducing
+    pause = request._FlowControl.pauseProducing
 
     def observe(flow: Any) -> None:
         pause(flow)
         if not fired.called:
             fired.callback(None)
 
-    monkeypatch.setattr(answering._Flow, "pauseProducing", observe)
+    monkeypatch.setattr(request._FlowControl, "pauseProducing", observe)
     return fired
 
 
@@ -142,7 +142,7 @@ async def test_a_slow_client_is_waited_for(
     go_on.set()
     elements = json.loads(_unchunked(await reading))
     assert [element["id"] for element in elements] == list(range(_ELEMENTS + 1))
-    assert max(pages) == lookups.PAGE
+    assert max(pages) == transactions.PAGE_SIZE
 
 
 @pytest_twisted.ensureDeferred

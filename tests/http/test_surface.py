@@ -13,12 +13,12 @@ from openapi_spec_validator import validate
 from twisted.internet.threads import deferToThread
 
 from pdm.workqueue import __version__
-from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.pem import to_pem
 from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.streams import Route
+from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.http import serving
+from pdm.workqueue.http import app
 from pdm.workqueue.http.endpoint import Allow, Endpoint
 from pdm.workqueue.http.endpoints import ENDPOINTS
 from tests.http.service import ROOT, Certificates, Service
@@ -196,7 +196,7 @@ async def test_an_address_that_comes_again_is_judged_as_at_first(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Klein is not asked again; each part of what it looked at counts all the same, and few addresses are kept."""
-    monkeypatch.setattr(serving, "_MOST_ADDRESSES", 3)
+    monkeypatch.setattr(app, "_MAX_CACHED_ADDRESSES", 3)
     job = await service.submit("again")
     own = f"/jobs/{job['id']}"
     for _ in range(3):

@@ -7,13 +7,13 @@ from datetime import timedelta
 import pytest_twisted
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import NewElement
 from tests.http.service import Service, certificates, service
 
 __all__ = ["certificates", "service"]
 
-_AWAY = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "no answer\nat all")
+_AWAY = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "no answer\nat all")
 
 
 @pytest_twisted.ensureDeferred

@@ -15,7 +15,8 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pdm.workqueue.logstore.files import LogRef, LogStore
+from pdm.workqueue.logstore.attempt_log import LogRef
+from pdm.workqueue.logstore.store import LogStore
 
 #: Only a test that has failed waits so long.
 _PATIENCE_S = 30.0

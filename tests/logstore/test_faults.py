@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.defer import gatherResults
 from twisted.logger import LogEvent
 
-from pdm.workqueue.logstore.files import LogRef
+from pdm.workqueue.logstore.attempt_log import LogRef
 
 
 @pytest.fixture

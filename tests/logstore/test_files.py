@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from twisted.internet.defer import gatherResults
 
-from pdm.workqueue.logstore import files
-from pdm.workqueue.logstore.files import LogMissingError, LogRef, LogStore
+from pdm.workqueue.logstore import store
+from pdm.workqueue.logstore.attempt_log import LogRef
+from pdm.workqueue.logstore.store import LogMissingError, LogStore
 
 Logs = Any  # the class of conftest.py, which tests cannot import
 
@@ -243,7 +244,7 @@ def test_forged_numbers_lead_nowhere() -> None:
 
 def test_a_disk_that_hangs_does_not_fill_the_memory(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread is held up; what would wait beyond the bound is counted, and the log says so."""
-    monkeypatch.setattr(files, "MOST_WAITING", 1000)
+    monkeypatch.setattr(store, "MOST_WAITING", 1000)
     release, held = threading.Event(), threading.Event()
 
     def hang() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pdm.workqueue.logstore.files import LogMissingError, LogPiece, LogRef
+from pdm.workqueue.logstore.attempt_log import LogRef
+from pdm.workqueue.logstore.store import LogMissingError, LogPiece
 
 Logs = Any  # the classes of conftest.py, which tests cannot import
 MakeLogs = Any

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.domain.failures import FailureCode, Scope
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire.agent_messages import Fault
 
@@ -19,7 +19,7 @@ RECORDED = json.loads((Path(__file__).parent / "data" / "gridftp_faults.json").r
 
 @pytest.mark.parametrize("row", RECORDED, ids=lambda row: row["case"])
 def test_what_gridftp_servers_said(row: dict[str, object]) -> None:
-    failure = MOVERS[JobProtocol.GRIDFTP].judge(msgspec.convert(row["fault"], Fault))
+    failure = MOVERS[JobProtocol.GRIDFTP].classify(msgspec.convert(row["fault"], Fault))
     assert f"{failure.scope} {failure.code}" == row["expected"]
     # People get one line without what only the log needs.
     assert failure.message
@@ -29,18 +29,18 @@ def test_what_gridftp_servers_said(row: dict[str, object]) -> None:
 @pytest.mark.parametrize("protocol", MOVERS)
 def test_what_the_helper_knows_counts_first(protocol: JobProtocol) -> None:
     fault = Fault("transfer", "Untrusted self-signed certificate", errno=2, code="CHECKSUM_MISMATCH")
-    assert MOVERS[protocol].judge(fault).code is FailureCode.CHECKSUM_MISMATCH
+    assert MOVERS[protocol].classify(fault).code is FailureCode.CHECKSUM_MISMATCH
 
 
 @pytest.mark.parametrize("protocol", MOVERS)
 def test_then_the_error_number(protocol: JobProtocol) -> None:
-    failure = MOVERS[protocol].judge(Fault("destination", "530 expired certificate", errno=28, code="NO_SUCH_CODE"))
-    assert (failure.scope, failure.code) == (Scope.DESTINATION, FailureCode.NO_SPACE)
+    failure = MOVERS[protocol].classify(Fault("destination", "530 expired certificate", errno=28, code="NO_SUCH_CODE"))
+    assert (failure.scope, failure.code) == (FailureScope.DESTINATION, FailureCode.NO_SPACE)
 
 
 @pytest.mark.parametrize("protocol", MOVERS)
 def test_what_nobody_knows_is_tried_again_and_bounded(protocol: JobProtocol) -> None:
-    failure = MOVERS[protocol].judge(Fault("transfer", "x" * 5000))
+    failure = MOVERS[protocol].classify(Fault("transfer", "x" * 5000))
     assert failure.code is FailureCode.UNKNOWN
     assert failure.retryable
     assert len(failure.message) == 2000

@@ -20,7 +20,7 @@ from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import read_options
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
-LIMITS = wire.Limits()
+LIMITS = wire.TimeLimits()
 UID = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -79,14 +79,14 @@ def element(number: int, source: str, destination: str | None = None, attempts: 
     return ElementRecord(**{**fields, **more})
 
 
-def request(claimed: Batch, protocol: JobProtocol = JobProtocol.GRIDFTP) -> wire.Work:
+def request(claimed: Batch, protocol: JobProtocol = JobProtocol.GRIDFTP) -> wire.WorkRequest:
     options = read_options(claimed.job.type, claimed.job.options)
     built = MOVERS[protocol].request_for(claimed, url, options, LIMITS, 9)
     assert not built.refused
     made = built.request
     assert made is not None
     # What is sent must be what is read.
-    assert msgspec.json.decode(msgspec.json.encode(made), type=wire.Request) == made
+    assert msgspec.json.decode(msgspec.json.encode(made), type=wire.AgentRequest) == made
     return made
 
 
@@ -165,9 +165,9 @@ def test_a_rename() -> None:
 
 def test_new_directories_of_a_job_and_of_a_copied_tree() -> None:
     own = request(batch(JobType.MKDIR, element(0, "/from/new")))
-    assert own == wire.MakeRequest(9, [wire.PathItem(0, "gsiftp://site1:2811/from/new", True)], False, LIMITS)
+    assert own == wire.MkdirRequest(9, [wire.PathItem(0, "gsiftp://site1:2811/from/new", True)], False, LIMITS)
     copied = request(batch(JobType.COPY, element(3, "/from/e", "/to/e"), element_type=JobType.MKDIR))
-    assert copied == wire.MakeRequest(9, [wire.PathItem(0, "gsiftp://site2:2811/to/e", True)], True, LIMITS)
+    assert copied == wire.MkdirRequest(9, [wire.PathItem(0, "gsiftp://site2:2811/to/e", True)], True, LIMITS)
 
 
 @pytest.mark.parametrize("protocol", MOVERS)

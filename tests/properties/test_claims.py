@@ -25,10 +25,10 @@ from hypothesis.stateful import (
 )
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.jobs import Batch, Counters, NewElement, Token
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, NewElement
 from pdm.workqueue.domain.retry import MOST_CRASHES
-from pdm.workqueue.store import claims, jobs
-from pdm.workqueue.store.tables import elements
+from pdm.workqueue.store import claim_limits, claim_queries, claiming, job_changes, jobs, leases, results
+from pdm.workqueue.store.records import elements
 from pdm.workqueue.WorkqueueDB import Base
 from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store, new_job, verdict
 
@@ -64,7 +64,7 @@ class Queue(RuleBasedStateMachine):
         self.cancelling: set[int] = set()
         self.leases: dict[str, timedelta | None] = {}
         #: All tokens there ever were, with who got them: a daemon may come back with any of them.
-        self.tokens: list[tuple[Token, str]] = []
+        self.tokens: list[tuple[ClaimToken, str]] = []
         self.clock = timedelta()
         for worker in _WORKERS:
             self.register(worker)
@@ -91,7 +91,7 @@ class Queue(RuleBasedStateMachine):
         job_id = self._pick_job(pick)
         if job_id is None or self._is_final(job_id):
             return
-        self.store.run(jobs.cancel, job_id, self.store.now)
+        self.store.run(job_changes.cancel, job_id, self.store.now)
         self.cancelling.add(job_id)
         for one in self._of(job_id):
             if one.status in (_S.SUBMITTED, _S.HELD):
@@ -102,7 +102,7 @@ class Queue(RuleBasedStateMachine):
         job_id = self._pick_job(pick)
         if job_id is None:
             return
-        _, count = self.store.run(jobs.retry, job_id, self.store.now)
+        _, count = self.store.run(job_changes.retry, job_id, self.store.now)
         again = []
         if job_id not in self.cancelling or self._is_final(job_id):
             again = [one for one in self._of(job_id) if one.status in (_S.FAILED, _S.CANCELLED)]
@@ -114,7 +114,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(user=st.integers(0, 1))
     def resume(self, user: int) -> None:
-        self.store.run(claims.resume_held, self.users[user], self.store.now)
+        self.store.run(job_changes.resume_held, self.users[user], self.store.now)
         for (job_id, _), one in self.known.items():
             if one.status is _S.HELD and self.store.job(job_id).user_id == self.users[user]:
                 one.status = _S.SUBMITTED
@@ -136,11 +136,11 @@ class Queue(RuleBasedStateMachine):
         crash=st.integers(0, 5).map(lambda number: number == 0),
     )
     def claim(self, worker: str, lane: frozenset[JobType], batches: int, batch_elements: int, crash: bool) -> None:
-        limits = claims.ClaimLimits(batches * batch_elements, batches, batch_elements, 2**30, lane)
+        limits = claim_limits.ClaimLimits(batches * batch_elements, batches, batch_elements, 2**30, lane)
         if crash:
-            self._crashing(claims.claim, worker, limits, self.store.now)
+            self._crashing(claiming.claim, worker, limits, self.store.now)
             return
-        found = self.store.run(claims.claim, worker, limits, self.store.now)
+        found = self.store.run(claiming.claim, worker, limits, self.store.now)
         lease = self.leases[worker]
         assert lease is not None or not found
         assert len(found) <= batches
@@ -180,7 +180,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.tokens)
     def settle(self, picks: list[tuple[int, JobStatus]], pause: int | None, crash: bool, live: bool) -> None:
         """Results of one daemon: of what it runs, and of what it believes to run."""
-        chosen: dict[Token, JobStatus] = {}
+        chosen: dict[ClaimToken, JobStatus] = {}
         worker = None
         # Mostly what runs: old tokens are many, and all of them lost.
         tokens = [one for one in self.tokens if not live or self._is_live(*one)] or self.tokens
@@ -196,9 +196,9 @@ class Queue(RuleBasedStateMachine):
             for token, status in chosen.items()
         ]
         if crash:
-            self._crashing(claims.settle, worker, verdicts, self.store.now)
+            self._crashing(results.settle, worker, verdicts, self.store.now)
             return
-        settled = self.store.run(claims.settle, worker, verdicts, self.store.now)
+        settled = self.store.run(results.settle, worker, verdicts, self.store.now)
         lost = set()
         before = {token.job_id: self._is_final(token.job_id) for token in chosen}
         for token, status in chosen.items():
@@ -228,7 +228,7 @@ class Queue(RuleBasedStateMachine):
         if self.store.job(token.job_id).type in (JobType.COPY, JobType.REMOVE):
             self._extend(token, worker, count, phases=phases, crash=crash)
 
-    def _extend(self, token: Token, worker: str, count: int, *, phases: bool, crash: bool = False) -> None:
+    def _extend(self, token: ClaimToken, worker: str, count: int, *, phases: bool, crash: bool = False) -> None:
         type_ = self.store.job(token.job_id).type
         number = len(self._of(token.job_id))
         new = [
@@ -236,9 +236,9 @@ class Queue(RuleBasedStateMachine):
             for n in range(count)
         ]
         if crash:
-            self._crashing(claims.extend, worker, token, new)
+            self._crashing(results.add_elements, worker, token, new)
             return
-        grown = self.store.run(claims.extend, worker, token, new)
+        grown = self.store.run(results.add_elements, worker, token, new)
         assert grown == (self._is_live(token, worker) and token.job_id not in self.cancelling)
         if grown:
             for offset, element in enumerate(new):
@@ -253,7 +253,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(_WORKERS))
     def renew(self, worker: str) -> None:
-        renewal = self.store.run(claims.renew, worker, self.store.now, LEASE_S)
+        renewal = self.store.run(leases.renew, worker, self.store.now, LEASE_S)
         assert renewal.lost == (self.leases[worker] is None)
         if renewal.lost:
             return
@@ -265,7 +265,7 @@ class Queue(RuleBasedStateMachine):
     @rule()
     def release_expired(self) -> None:
         expired = {worker for worker, until in self.leases.items() if until is not None and until <= self.clock}
-        count = self.store.run(claims.release_expired, self.store.now)
+        count = self.store.run(leases.release_expired, self.store.now)
         assert count == sum(self._release(worker) for worker in expired)
         for worker in expired:
             self.leases[worker] = None
@@ -299,15 +299,15 @@ class Queue(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Left alone, everything comes to its end: nothing was lost."""
         self.store.pass_time(1000)
-        self.store.run(claims.release_expired, self.store.now)
+        self.store.run(leases.release_expired, self.store.now)
         # What a daemon's end has cost for the third time waits a little.
         self.store.pass_time(1000)
         self.store.worker("last")
         for user in self.users:
-            self.store.run(claims.resume_held, user, self.store.now)
+            self.store.run(job_changes.resume_held, user, self.store.now)
         while found := self.store.claim("last", batches=50):
             self.store.settle([verdict(batch.token(element)) for batch in found for element in batch.elements], "last")
-        assert self.store.run(claims.next_due, self.store.now) is None
+        assert self.store.run(claim_queries.next_due, self.store.now) is None
         for job_id in {job_id for job_id, _ in self.known}:
             record = self.store.job(job_id)
             assert record.status.is_final, f"job {job_id} never ends: {record}"
@@ -337,7 +337,7 @@ class Queue(RuleBasedStateMachine):
                     one.status = _S.FAILED
         return count
 
-    def _is_live(self, token: Token, worker: str) -> bool:
+    def _is_live(self, token: ClaimToken, worker: str) -> bool:
         one = self.known[token.job_id, token.element_id]
         return one.status is _S.RUNNING and one.worker == worker and one.attempts == token.attempt
 

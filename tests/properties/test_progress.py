@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.domain.progress import JobProgress, job_progress
-from pdm.workqueue.execution.progress import Progress, ProgressBoard
+from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress
 from tests.domain.test_progress import BEGUN, job
 
 
@@ -49,7 +49,7 @@ class World:
         elif kind == "move" and self.moved:
             number = min(self.moved)
             self.moved[number] += int(part * (self.sizes[number] - self.moved[number]))
-            self.board.update(7, number, Progress(self.moved[number], 1.0, 1.0, 1.0))
+            self.board.update(7, number, ReportedProgress(self.moved[number], 1.0, 1.0, 1.0))
         elif kind == "end" and self.moved:
             number, _ = self.moved.popitem()
             self.board.drop(7, number, finished=True, proven=self.sizes[number])

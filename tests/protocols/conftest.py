@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.testgrid.programs import missing_of
+from pdm.testgrid.processes import missing_of
 from pdm.testgrid.storages import TestStorages
 from tests.agents.helpers.driver import HelperProcess
 from tests.protocols.places import Places
@@ -44,12 +44,12 @@ def places(storages: TestStorages) -> Iterator[Places]:
 
 @pytest.fixture(scope="module")
 def relay(storages: TestStorages) -> Iterator[HelperProcess]:
-    with HelperProcess(["-m", "pdm.workqueue.agents.helpers.relay"], storages.environment()) as running:
+    with HelperProcess(["-m", "pdm.workqueue.helpers.main_relay"], storages.environment()) as running:
         yield running
 
 
 @pytest.fixture
 def own(storages: TestStorages) -> Iterator[HelperProcess]:
     """A relay for a test that breaks something."""
-    with HelperProcess(["-m", "pdm.workqueue.agents.helpers.relay"], storages.environment()) as running:
+    with HelperProcess(["-m", "pdm.workqueue.helpers.main_relay"], storages.environment()) as running:
         yield running

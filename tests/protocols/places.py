@@ -51,9 +51,9 @@ class Places:
         return [str(path) for path in self.b.rglob(".pdm-*")]
 
 
-def judged(protocol: str, event: wire.Event | None) -> str:
-    assert isinstance(event, wire.Failed), event
-    failure = MOVERS[JobProtocol.parse(protocol)].judge(event.fault)
+def judged(protocol: str, event: wire.AgentEvent | None) -> str:
+    assert isinstance(event, wire.FailedEvent), event
+    failure = MOVERS[JobProtocol.parse(protocol)].classify(event.fault)
     return f"{failure.scope} {failure.code}"
 
 

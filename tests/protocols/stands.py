@@ -19,9 +19,8 @@ import pytest
 from attrs import evolve, field, frozen
 
 from pdm.testgrid import GridFtpServer, TestGrid
-from pdm.testgrid.credentials import GridCredentials
-from pdm.testgrid.daemons import Daemon, descendants
-from pdm.testgrid.sftp_server import make_key
+from pdm.testgrid.identities import GridCredentials
+from pdm.testgrid.storage_servers import ServerProcess, descendants, make_key
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.wire import agent_messages as wire
@@ -30,14 +29,14 @@ from tests.protocols.tokens import macaroon
 
 #: Environment of a helper in which a credential is used that is not as it should be.
 Changes = Mapping[str, str]
-_RELAY = "pdm.workqueue.agents.helpers.relay"
-_GRIDFTP = "pdm.workqueue.agents.helpers.gridftp"
+_RELAY = "pdm.workqueue.helpers.main_relay"
+_GRIDFTP = "pdm.workqueue.helpers.main_gridftp"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
 _AS = "import os; from {module} import main; os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
 _WAIT_S = 30.0
 _numbers = itertools.count(1)
 #: A server that is gone is noticed at once; only one that is frozen for good would cost this.
-LIMITS = wire.Limits(stall_s=20.0, total_s=60.0)
+LIMITS = wire.TimeLimits(stall_s=20.0, total_s=60.0)
 _ESTABLISHED = "01"
 
 
@@ -62,7 +61,7 @@ class Stand:
     b: Path
     url: Callable[[Path], str]
     give: Callable[[Path], object]
-    servers: Mapping[str, Daemon | GridFtpServer]
+    servers: Mapping[str, ServerProcess | GridFtpServer]
     environment: Mapping[str, str]
     code: tuple[str, ...]
     bad: Mapping[str, Changes] = field(factory=dict)
@@ -91,7 +90,7 @@ class Ground:
         self.folder = self.here.parent
         self.absent, self.new = self.folder / "absent", self.folder / "new"
 
-    def request(self, job: str, number: int, *, missing: bool = False, taken: bool = False) -> wire.Work:
+    def request(self, job: str, number: int, *, missing: bool = False, taken: bool = False) -> wire.WorkRequest:
         """A request for a type of job; ``missing`` and ``taken``: of what is not there, to what is."""
         url = self.stand.url
         old = self.absent if missing else self.here
@@ -106,7 +105,7 @@ class Ground:
             new = self.stand.put(self.folder / "other") if taken else self.new
             return wire.RenameRequest(number, [wire.RenameItem(1, url(old), url(new))], "never", LIMITS)
         made = self.absent / "new" if missing else self.here if taken else self.folder / "made"
-        return wire.MakeRequest(number, [wire.PathItem(1, url(made), directory=True)], False, LIMITS)
+        return wire.MkdirRequest(number, [wire.PathItem(1, url(made), directory=True)], False, LIMITS)
 
     @property
     def absent_source(self) -> Path:
@@ -131,7 +130,7 @@ def _folders(a: Path, b: Path) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(folder)
 
 
-def freeze(server: Daemon | GridFtpServer) -> None:
+def freeze(server: ServerProcess | GridFtpServer) -> None:
     """Stop a server and its sessions, and return when none of their threads runs any more."""
     server.freeze()
     assert server.pid is not None

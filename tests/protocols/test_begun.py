@@ -27,14 +27,14 @@ def helper(stand: Stand) -> Iterator[HelperProcess]:
         yield running
 
 
-def renamed(helper: HelperProcess, stand: Stand, source: Any, destination: Any, found: Any) -> wire.Event:
+def renamed(helper: HelperProcess, stand: Stand, source: Any, destination: Any, found: Any) -> wire.AgentEvent:
     item = wire.RenameItem(1, stand.url(source), stand.url(destination), found=found)
     return helper.run(wire.RenameRequest(helper.new_id(), [item], "always", LIMITS))[-1]
 
 
-def made(helper: HelperProcess, stand: Stand, path: Any, found: Any) -> wire.Event:
+def made(helper: HelperProcess, stand: Stand, path: Any, found: Any) -> wire.AgentEvent:
     item = wire.PathItem(1, stand.url(path), directory=True, found=found)
-    return helper.run(wire.MakeRequest(helper.new_id(), [item], False, LIMITS))[-1]
+    return helper.run(wire.MkdirRequest(helper.new_id(), [item], False, LIMITS))[-1]
 
 
 def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: HelperProcess) -> None:
@@ -43,11 +43,11 @@ def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: Helper
     # Never begun: what is there is somebody else's, whatever became of the attempt before.
     assert judged(stand.protocol, renamed(helper, stand, ground.absent, others, None)) == "source NOT_FOUND"
     number = helper.new_id() + 1
-    assert isinstance(renamed(helper, stand, old, new, None), wire.Done)
+    assert isinstance(renamed(helper, stand, old, new, None), wire.DoneEvent)
     found = helper.begun[number, 1]
     assert found["source"][:2] == ["file", 7] and found["destination"] is None
     # Done, and nobody was told: the second attempt sees that it was this file.
-    assert isinstance(renamed(helper, stand, old, new, found), wire.Done)
+    assert isinstance(renamed(helper, stand, old, new, found), wire.DoneEvent)
     assert judged(stand.protocol, renamed(helper, stand, old, others, found)) == "source NOT_FOUND"
     # Begun and not done, and the source taken away: what was there before is not it, however alike.
     helper.lets_go = False
@@ -55,10 +55,10 @@ def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: Helper
     item = wire.RenameItem(1, stand.url(other), stand.url(new))
     request = wire.RenameRequest(helper.new_id(), [item], "always", LIMITS)
     helper.send(request)
-    while not isinstance(begun := helper.event(), wire.Begun):
+    while not isinstance(begun := helper.event(), wire.BegunEvent):
         pass
     helper.send(wire.CancelRequest(request.id))
-    assert isinstance(helper.rest(request.id)[-1], wire.Cancelled)
+    assert isinstance(helper.rest(request.id)[-1], wire.CancelledEvent)
     helper.lets_go = True
     found = {**begun.found, "source": ["file", 7, begun.found["destination"][2] - 60]}
     other.unlink()
@@ -69,9 +69,9 @@ def test_only_evidence_makes_an_unheard_directory_done(stand: Stand, helper: Hel
     ground = Ground(stand, "mkdir")
     assert judged(stand.protocol, made(helper, stand, ground.folder, None)) == "destination EXISTS"
     number = helper.new_id() + 1
-    assert isinstance(made(helper, stand, ground.folder / "made", None), wire.Done)
+    assert isinstance(made(helper, stand, ground.folder / "made", None), wire.DoneEvent)
     found = helper.begun[number, 1]
-    assert isinstance(made(helper, stand, ground.folder / "made", found), wire.Done)
+    assert isinstance(made(helper, stand, ground.folder / "made", found), wire.DoneEvent)
     assert judged(stand.protocol, made(helper, stand, ground.here, found)) == "destination EXISTS"
 
 
@@ -82,9 +82,9 @@ def test_nothing_is_done_before_the_service_has_kept_what_was_found(stand: Stand
         item = wire.RenameItem(1, stand.url(ground.here), stand.url(ground.new))
         request = wire.RenameRequest(helper.new_id(), [item], "never", LIMITS)
         helper.send(request)
-        assert isinstance(helper.event(), wire.Started)
-        assert isinstance(helper.event(), wire.Begun)
+        assert isinstance(helper.event(), wire.StartedEvent)
+        assert isinstance(helper.event(), wire.BegunEvent)
         assert ground.here.exists() and not ground.new.exists()
         helper.send(wire.CancelRequest(request.id, [1]))
-        assert isinstance(helper.rest(request.id)[-1], wire.Cancelled)
+        assert isinstance(helper.rest(request.id)[-1], wire.CancelledEvent)
         assert ground.here.exists() and not ground.new.exists()

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(180)
 as_root = pytest.mark.skipif(not owner(), reason="permissions are real only where root starts the servers")
 
 
-def copied(relay: HelperProcess, item: wire.CopyItem) -> wire.Event:
+def copied(relay: HelperProcess, item: wire.CopyItem) -> wire.AgentEvent:
     return relay.copy([item])[1]
 
 
@@ -38,7 +38,7 @@ def test_a_missing_source(protocol: str, relay: HelperProcess, places: Places) -
         == "source NOT_FOUND"
     )
     item = places.item(protocol, places.a / "none", there)
-    request = wire.CopyRequest(relay.new_id(), [item], "always", "checksum", wire.Limits(60.0, 120.0, 500_000.0))
+    request = wire.CopyRequest(relay.new_id(), [item], "always", "checksum", wire.TimeLimits(60.0, 120.0, 500_000.0))
     assert judged(protocol, relay.run(request)[-1]) == "source NOT_FOUND"
     assert there.read_bytes() == b"stays"
     assert places.left() == []
@@ -80,11 +80,11 @@ def test_an_unreachable_server(protocol: str, own: HelperProcess, places: Places
     event = own.list(url)[-1]
     assert judged(protocol, event) == "source CONNECTION"
     # It is known that no server is there, not only that the connection ended.
-    assert isinstance(event, wire.Failed)
-    assert MOVERS[JobProtocol.parse(protocol)].judge(event.fault).unreachable
+    assert isinstance(event, wire.FailedEvent)
+    assert MOVERS[JobProtocol.parse(protocol)].classify(event.fault).unreachable
     assert judged(protocol, own.make(url)[0]) == "destination CONNECTION"
     places.storages.server(protocol, "B").start()
-    assert isinstance(copied(own, places.item(protocol, file, places.b / "f")), wire.Done)
+    assert isinstance(copied(own, places.item(protocol, file, places.b / "f")), wire.DoneEvent)
 
 
 def huge(places: Places) -> Path:
@@ -104,37 +104,37 @@ def wait_for_bytes(folder: Path) -> None:
 @pytest.mark.parametrize("site", ["A", "B"])
 def test_a_server_killed_in_mid_transfer(protocol: str, site: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.Limits(20.0, 60.0, 500_000.0))
+    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(20.0, 60.0, 500_000.0))
     own.send(request)
     wait_for_bytes(places.b)
     places.storages.server(protocol, site).kill()
     outcome = own.rest(request.id)[-1]
-    assert isinstance(outcome, wire.Failed), outcome
+    assert isinstance(outcome, wire.FailedEvent), outcome
     assert judged(protocol, outcome) == f"{'source' if site == 'A' else 'destination'} CONNECTION"
     assert outcome.residue == (site == "B")
     places.storages.server(protocol, site).start()
-    assert isinstance(own.discard(item.temporary)[0], wire.Done)
+    assert isinstance(own.discard(item.temporary)[0], wire.DoneEvent)
     assert places.left() == []
     file = places.put(places.a / "small")
-    assert isinstance(copied(own, places.item(protocol, file, places.b / "small")), wire.Done)
+    assert isinstance(copied(own, places.item(protocol, file, places.b / "small")), wire.DoneEvent)
 
 
 @protocols
 def test_a_cancelled_copy_leaves_nothing(protocol: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.Limits(20.0, 60.0, 500_000.0))
+    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(20.0, 60.0, 500_000.0))
     own.send(request)
     wait_for_bytes(places.b)
     own.send(wire.CancelRequest(request.id))
     outcome = own.rest(request.id)[-1]
-    assert isinstance(outcome, wire.Cancelled) and not outcome.residue, outcome
+    assert isinstance(outcome, wire.CancelledEvent) and not outcome.residue, outcome
     assert places.left() == []
 
 
 @protocols
 def test_a_frozen_server_stalls(protocol: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
-    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.Limits(1.5, 60.0, 500_000.0))
+    request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(1.5, 60.0, 500_000.0))
     own.send(request)
     wait_for_bytes(places.b)
     places.storages.server(protocol, "A").freeze()
@@ -227,7 +227,7 @@ def test_a_drop_box(protocol: str, relay: HelperProcess, places: Places) -> None
             outcomes = as_account.copy(items)
     else:
         outcomes = relay.copy(items)
-    assert {key: event for key, event in outcomes.items() if not isinstance(event, wire.Done)} == {}
+    assert {key: event for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)} == {}
     assert len(list(box.iterdir())) == 40
 
 
@@ -237,7 +237,7 @@ def test_what_comes_during_a_copy_is_not_overwritten(protocol: str, own: HelperP
     os.truncate(source, 64 * 1024**2)
     number = own.new_id()
     item = places.item(protocol, source, places.b / "new")
-    own.send(wire.CopyRequest(number, [item], "never", "size", wire.Limits(60.0, 120.0, 500_000.0)))
+    own.send(wire.CopyRequest(number, [item], "never", "size", wire.TimeLimits(60.0, 120.0, 500_000.0)))
     give_up_at = time.monotonic() + 30
     while not places.left():
         assert time.monotonic() < give_up_at

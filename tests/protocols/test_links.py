@@ -12,8 +12,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from pdm.testgrid.daemons import free_port
-from pdm.testgrid.programs import missing_of
+from pdm.testgrid.processes import missing_of
+from pdm.testgrid.storage_servers import free_port
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import LIMITS, HelperProcess
@@ -96,15 +96,15 @@ def test_a_link_that_is_named_itself_is_not_emptied_at_apache(
     (served / "tree" / "inside").symlink_to(served / "outside")
     storages.give(served)
 
-    def listed(name: str) -> tuple[list[str], wire.Event]:
+    def listed(name: str) -> tuple[list[str], wire.AgentEvent]:
         events = relay.run(wire.ListRequest(relay.new_id(), 1, f"{url}/{name}", None, LIMITS, follow=False))
-        found = [entry.path for event in events if isinstance(event, wire.Entries) for entry in event.entries]
+        found = [entry.path for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
         return found, events[-1]
 
     found, end = listed("link")
     assert found == []
-    assert isinstance(end, wire.Failed)
+    assert isinstance(end, wire.FailedEvent)
     assert end.fault.code == "UNSUPPORTED" and "may be a symbolic link" in end.fault.message
     # Links further down it does not show at all.
     found, end = listed("tree")
-    assert (found, isinstance(end, wire.Done)) == (["file"], True)
+    assert (found, isinstance(end, wire.DoneEvent)) == (["file"], True)

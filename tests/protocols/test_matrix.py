@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid import TestGrid
-from pdm.testgrid.daemons import Daemon
+from pdm.testgrid.storage_servers import ServerProcess
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobProtocol, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Remedy, Scope, hint_for
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope, Remedy, hint_for
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess
@@ -93,12 +93,12 @@ class Seen:
         self.cells: dict[tuple[str, str, str], str] = {}
         self.codes: dict[str, AttemptFailure] = {}
 
-    def outcome(self, protocol: str, event: wire.Event) -> str:
+    def outcome(self, protocol: str, event: wire.AgentEvent) -> str:
         """What users are told, and its code noted for the other table."""
-        if not isinstance(event, wire.Failed):
-            assert isinstance(event, wire.Done), event
+        if not isinstance(event, wire.FailedEvent):
+            assert isinstance(event, wire.DoneEvent), event
             return "DONE"
-        failure = MOVERS[JobProtocol.parse(protocol)].judge(event.fault)
+        failure = MOVERS[JobProtocol.parse(protocol)].classify(event.fault)
         self.note(failure)
         return f"{failure.code} / {failure.scope}"
 
@@ -182,7 +182,7 @@ def helper(stand: Stand) -> Iterator[HelperProcess]:
         yield running
 
 
-def run(helper: HelperProcess, ground: Ground, request: wire.Work) -> wire.Event:
+def run(helper: HelperProcess, ground: Ground, request: wire.WorkRequest) -> wire.AgentEvent:
     event = helper.run(request)[-1]
     assert ground.left() == []
     return event
@@ -206,19 +206,19 @@ def small_disk(folder: Path, stand: Stand, options: str) -> Iterator[Path]:
 # -- the faults
 
 
-def none(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.Event]:
+def none(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
     return [run(helper, ground, ground.request(job, helper.new_id()))]
 
 
-def missing(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.Event]:
+def missing(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
     return [run(helper, ground, ground.request(job, helper.new_id(), missing=True))]
 
 
-def exists(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.Event]:
+def exists(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
     return [run(helper, ground, ground.request(job, helper.new_id(), taken=True))]
 
 
-def denied(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.Event]:
+def denied(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
     events = []
     if job == "COPY":
         os.chown(ground.file, 0, 0)
@@ -231,7 +231,7 @@ def denied(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> lis
     return [*events, run(helper, ground, ground.request(job, helper.new_id()))]
 
 
-def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.Event]:
+def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
     # Room for one more file, but not for its bytes; or for no folder more.
     options = "size=1m" if job == "COPY" else "size=1m,nr_inodes=1"
     with small_disk(ground.folder / "small", stand, options) as folder:
@@ -240,11 +240,11 @@ def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[
             for _ in range(_MOST_TRIES_FULL):
                 ended = run(helper, ground, ground.request(job, helper.new_id()))
                 # Of two GridFTP servers the source may be heard first: its data connection was cut. It is tried again.
-                if not isinstance(ended, wire.Failed) or ended.fault.scope != "transfer":
+                if not isinstance(ended, wire.FailedEvent) or ended.fault.scope != "transfer":
                     break
             return [ended]
         item = wire.PathItem(1, stand.url(folder / "made"), directory=True)
-        return [run(helper, ground, wire.MakeRequest(helper.new_id(), [item], False, LIMITS))]
+        return [run(helper, ground, wire.MkdirRequest(helper.new_id(), [item], False, LIMITS))]
 
 
 def ends_of(job: str) -> str:
@@ -252,7 +252,7 @@ def ends_of(job: str) -> str:
     return "AB" if job == "COPY" else "B"
 
 
-def away(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.Event]:
+def away(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
     events = []
     for site in ends_of(job):
         stand.servers[site].stop()
@@ -263,18 +263,18 @@ def away(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[
     return events
 
 
-def killed(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.Event]:
+def killed(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
     return [_killed(stand, job, ground, site) for site in ends_of(job)]
 
 
-def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.Event:
+def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.AgentEvent:
     """Kill a server while bytes arrive; or else after the request has reached it, and before it can answer."""
     server = stand.servers[site]
     # One of its own: what it remembers of a server that was gone is not for the next cell.
     with stand.helper() as helper:
         # Logged in: what is sent next is the request.
         first = Ground(stand, f"{ground.folder.name} {site} first")
-        assert isinstance(run(helper, first, first.request(job, helper.new_id())), wire.Done)
+        assert isinstance(run(helper, first, first.request(job, helper.new_id())), wire.DoneEvent)
         number = helper.new_id()
         try:
             if job == "COPY":
@@ -295,7 +295,7 @@ def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.Event:
             server.start()
         for path in ground.left():
             # It must have said so.
-            assert isinstance(event, wire.Failed)
+            assert isinstance(event, wire.FailedEvent)
             assert event.residue
             path.unlink()
     return event
@@ -308,7 +308,7 @@ def wait_for_bytes(ground: Ground) -> None:
         time.sleep(0.02)
 
 
-Fault = Callable[[Stand, HelperProcess, str, Ground], list[wire.Event]]
+Fault = Callable[[Stand, HelperProcess, str, Ground], list[wire.AgentEvent]]
 FAULTS: Mapping[str, Fault] = {
     "none": none,
     "missing source": missing,
@@ -355,7 +355,7 @@ def test_credentials_that_end_before_a_job_begins(
         for (protocol, job), number in jobs.items():
             held = daemon.service.wait_for("alice", number, until=["HELD"], timeout_s=SOON_S)
             code = FailureCode(held["hold"]["code"])
-            seen.note(AttemptFailure(Scope.SERVICE, code, held["hold"]["reason"]))
+            seen.note(AttemptFailure(FailureScope.SERVICE, code, held["hold"]["reason"]))
             rows.setdefault(protocol, {})[job] = f"HELD: {code} / service"
             assert held["held"] == 1
         for protocol, cells in rows.items():
@@ -381,7 +381,7 @@ def test_a_row(stand: Stand, fault: str, helper: HelperProcess, seen: Seen) -> N
     if fault in _BY_ROOT and not owner():
         pytest.skip("needs root")
     for server in stand.servers.values():
-        if isinstance(server, Daemon):
+        if isinstance(server, ServerProcess):
             server.revive()
     cells = {}
     for job in expected(stand, fault):

@@ -69,7 +69,7 @@ def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: He
     outcomes = relay.copy(items, verify=verify)
     for key, content in enumerate(contents):
         done = outcomes[key]
-        assert isinstance(done, wire.Done), (names[key], done)
+        assert isinstance(done, wire.DoneEvent), (names[key], done)
         assert (done.size, done.transferred) == (len(content), len(content))
         assert done.checksum == (adler(content) if verify == "checksum" else None)
     assert tree(places.b / "new" / "folder") == tree(places.a)
@@ -82,20 +82,20 @@ def test_overwriting(protocol: str, relay: HelperProcess, places: Places) -> Non
     item = places.item(protocol, source, there)
     assert judged(protocol, relay.copy([item])[1]) == "destination EXISTS"
     assert there.read_bytes() == b"old"
-    assert isinstance(relay.copy([item], overwrite="always")[1], wire.Done)
+    assert isinstance(relay.copy([item], overwrite="always")[1], wire.DoneEvent)
     assert there.read_bytes() == b"new"
     again = relay.copy([item])[1]
-    assert isinstance(again, wire.Done) and again.transferred == 0
+    assert isinstance(again, wire.DoneEvent) and again.transferred == 0
     assert places.left() == []
 
 
 @protocols
 def test_directories_are_made(protocol: str, relay: HelperProcess, places: Places) -> None:
     one, deep = places.a / "one", places.a / "x" / "y z"
-    assert isinstance(relay.make(places.url(protocol, one))[0], wire.Done)
+    assert isinstance(relay.make(places.url(protocol, one))[0], wire.DoneEvent)
     assert judged(protocol, relay.make(places.url(protocol, one))[0]) == "destination EXISTS"
     assert judged(protocol, relay.make(places.url(protocol, deep))[0]) == "destination NOT_FOUND"
-    assert isinstance(relay.make(places.url(protocol, deep), parents=True)[0], wire.Done)
+    assert isinstance(relay.make(places.url(protocol, deep), parents=True)[0], wire.DoneEvent)
     assert deep.is_dir()
     assert one.is_dir()
     file = places.put(places.a / "file")
@@ -109,13 +109,13 @@ def test_removing(protocol: str, relay: HelperProcess, places: Places) -> None:
     for name in names_for(protocol):
         file = places.put(places.a / name)
         outcome = relay.remove(wire.PathItem(0, places.url(protocol, file)))[0]
-        assert isinstance(outcome, wire.Done), (name, outcome)
+        assert isinstance(outcome, wire.DoneEvent), (name, outcome)
         assert not file.exists()
     full = places.put(places.a / "full" / "file").parent
     (places.a / "empty").mkdir()
     places.storages.give(places.a)
 
-    def removed(path: Path, *, directory: bool) -> wire.Event:
+    def removed(path: Path, *, directory: bool) -> wire.AgentEvent:
         return relay.remove(wire.PathItem(0, places.url(protocol, path), directory))[0]
 
     assert judged(protocol, removed(places.a / "none", directory=False)) == "source NOT_FOUND"
@@ -123,7 +123,7 @@ def test_removing(protocol: str, relay: HelperProcess, places: Places) -> None:
     assert judged(protocol, removed(full, directory=False)) == "source IS_A_DIRECTORY"
     assert (full / "file").exists()
     assert judged(protocol, removed(places.a / "empty", directory=False)) == "source IS_A_DIRECTORY"
-    assert isinstance(removed(places.a / "empty", directory=True), wire.Done)
+    assert isinstance(removed(places.a / "empty", directory=True), wire.DoneEvent)
     assert not (places.a / "empty").exists()
 
 
@@ -133,15 +133,15 @@ def test_renaming(protocol: str, relay: HelperProcess, places: Places) -> None:
     urls = [places.url(protocol, path) for path in (file, other, places.a / "new", places.a / "none")]
     assert judged(protocol, relay.rename(urls[0], urls[1])) == "destination EXISTS"
     assert (file.read_bytes(), other.read_bytes()) == (b"one", b"two")
-    assert isinstance(relay.rename(urls[0], urls[2]), wire.Done)
+    assert isinstance(relay.rename(urls[0], urls[2]), wire.DoneEvent)
     assert (places.a / "new").read_bytes() == b"one"
-    assert isinstance(relay.rename(urls[2], urls[1], "always"), wire.Done)
+    assert isinstance(relay.rename(urls[2], urls[1], "always"), wire.DoneEvent)
     assert other.read_bytes() == b"one"
     assert judged(protocol, relay.rename(urls[3], urls[0])) == "source NOT_FOUND"
     (places.a / "folder").mkdir()
     places.put(places.a / "folder" / "in it")
     folder, moved = places.a / "folder", places.a / "moved"
-    assert isinstance(relay.rename(places.url(protocol, folder), places.url(protocol, moved)), wire.Done)
+    assert isinstance(relay.rename(places.url(protocol, folder), places.url(protocol, moved)), wire.DoneEvent)
     assert (moved / "in it").exists()
 
 

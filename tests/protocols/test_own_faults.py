@@ -16,14 +16,17 @@ from tests.agents.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
 
 pytestmark = pytest.mark.timeout(180)
-_RELAY = "from pdm.workqueue.agents.helpers import relay, {module}; {module}.{name} = '/nope/python'; relay.main()"
-_XROOT = _RELAY.format(module="xroot_session", name="SYSTEM_PYTHON")
+_RELAY = (
+    "from pdm.workqueue.helpers import main_relay; from pdm.workqueue.helpers.backends import {module}; "
+    "{module}.{name} = '/nope/python'; main_relay.main()"
+)
+_XROOT = _RELAY.format(module="xrootd_session", name="SYSTEM_PYTHON")
 
 
 @pytest.mark.parametrize(
     ("protocol", "code", "changes"),
     [
-        ("ssh", ["-m", "pdm.workqueue.agents.helpers.relay"], {"PATH": "/nope"}),
+        ("ssh", ["-m", "pdm.workqueue.helpers.main_relay"], {"PATH": "/nope"}),
         ("xroot", ["-c", _XROOT], {}),
     ],
 )

@@ -15,7 +15,7 @@ from tests.agents.helpers.driver import HelperProcess, adler, copy_item
 from tests.protocols.places import Places, judged
 from tests.protocols.redirecting import RedirectingServer
 
-RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 TOKEN = "canary-token"
 pytestmark = pytest.mark.timeout(180)
 
@@ -59,7 +59,7 @@ def test_bytes_are_read_where_the_door_sends_us(
     door.elsewhere["GET"] = pool.url
     item = copy_item(1, f"{door.url}/folder/f", places.url("file", places.b / "f"), len(content))
     done = helper.copy([item])[1]
-    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
     assert (places.b / "f").read_bytes() == content
     assert alone(pool)
     assert all(seen.token == f"Bearer {TOKEN}" and seen.certificate for seen in door.seen)
@@ -77,7 +77,7 @@ def test_bytes_are_written_where_the_door_sends_us(
     source = places.put(places.a / "f", content)
     item = copy_item(1, places.url("file", source), f"{door.url}/folder/f", len(content))
     done = helper.copy([item])[1]
-    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
     assert door.files == {"/folder/f": content}
     assert [seen.method for seen in pool.seen] == ["PUT"] and alone(pool)
 
@@ -89,7 +89,7 @@ def test_a_copy_between_servers_is_asked_for_where_the_door_sends_us(
     door.files["/folder/f"] = b"content"
     door.elsewhere["COPY"] = pool.url
     done = helper.copy([copy_item(1, f"{door.url}/folder/f", f"{door.url}/folder/g", 7)])[1]
-    assert isinstance(done, wire.Done) and done.checksum == adler(b"content"), done
+    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(b"content"), done
     assert door.files == {"/folder/f": b"content", "/folder/g": b"content"}
     assert [seen.method for seen in pool.seen] == ["COPY"] and alone(pool)
 

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import pytest
 
-from pdm.testgrid import accounts
-from pdm.testgrid.programs import missing_of
+from pdm.testgrid import identities
+from pdm.testgrid.processes import missing_of
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, hint_for
 from pdm.workqueue.movers import MOVERS
@@ -33,7 +33,7 @@ from tests.support.sftp_servers import (
     SftpMake,
 )
 
-RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 pytestmark = pytest.mark.timeout(120)
 by_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -119,13 +119,13 @@ def servers(open_folder: Path) -> Iterator[Servers]:
     folder.mkdir(mode=0o755)
     account = None
     if os.geteuid() == 0:
-        account = accounts.acquire(folder, ["alice"])["alice"]
-        accounts.unlock(account)
+        account = identities.acquire_accounts(folder, ["alice"])["alice"]
+        identities.unlock_account(account)
     made = Servers(folder, account)
     yield made
     made.end()
     if account is not None:
-        accounts.release(folder)
+        identities.release_accounts(folder)
 
 
 @pytest.fixture
@@ -133,12 +133,12 @@ def room(servers: Servers, request: pytest.FixtureRequest) -> Room:
     return Room(servers.of(AsyncSsh), "".join(letter for letter in request.node.name if letter.isalnum()))
 
 
-def failure(event: wire.Event | None) -> AttemptFailure:
-    assert isinstance(event, wire.Failed), event
-    return MOVERS[JobProtocol.SSH].judge(event.fault)
+def failure(event: wire.AgentEvent | None) -> AttemptFailure:
+    assert isinstance(event, wire.FailedEvent), event
+    return MOVERS[JobProtocol.SSH].classify(event.fault)
 
 
-def verdict(event: wire.Event | None) -> str:
+def verdict(event: wire.AgentEvent | None) -> str:
     found = failure(event)
     return f"{found.scope} {found.code}"
 
@@ -171,11 +171,11 @@ def test_types_that_the_server_does_not_say_are_found_out(quirks: str, servers: 
         # A file that is named itself, by which a COPY knows that it is one.
         (itself,) = entries(helper.list(room.url("tree", "folder", "f.txt"))).values()
         assert (itself.path, itself.type, itself.size) == ("", "file", 5)
-        assert isinstance(helper.copy([room.download("tree/folder/f.txt", "down")])[1], wire.Done)
+        assert isinstance(helper.copy([room.download("tree/folder/f.txt", "down")])[1], wire.DoneEvent)
         # A folder that is there is one to upload into.
-        assert isinstance(helper.copy([room.upload("tree/folder/f.txt", "up/f.txt")])[1], wire.Done)
+        assert isinstance(helper.copy([room.upload("tree/folder/f.txt", "up/f.txt")])[1], wire.DoneEvent)
         assert verdict(helper.copy([room.upload("down", "down/x")])[1]) == "destination NOT_A_DIRECTORY"
-        assert isinstance(helper.make(room.url("up"), parents=True)[0], wire.Done)
+        assert isinstance(helper.make(room.url("up"), parents=True)[0], wire.DoneEvent)
     assert (room.folder / "down").read_bytes() == (room.folder / "up" / "f.txt").read_bytes() == b"12345"
 
 
@@ -200,7 +200,7 @@ def test_what_comes_during_a_copy_is_not_overwritten(
     room.put("quick", b"the rival's")
     with servers.helper(room.server, quirks) as slow, servers.helper(room.server, quirks) as quick:
         number = slow.new_id()
-        limits = wire.Limits(60.0, 120.0, 500_000.0)
+        limits = wire.TimeLimits(60.0, 120.0, 500_000.0)
         slow.send(wire.CopyRequest(number, [room.upload("slow", "contested")], "never", "size", limits))
         give_up_at = time.monotonic() + 30
         while not any(path.stat().st_size for path in room.left()):
@@ -210,7 +210,7 @@ def test_what_comes_during_a_copy_is_not_overwritten(
         try:
             assert room.left(), "the copy was done before it could be stopped"
             item = room.upload("quick", "contested", key=2)
-            assert isinstance(quick.copy([item])[2], wire.Done)
+            assert isinstance(quick.copy([item])[2], wire.DoneEvent)
         finally:
             slow.process.send_signal(signal.SIGCONT)
         assert verdict(slow.rest(number)[-1]) == "destination EXISTS"
@@ -236,9 +236,9 @@ def test_hard_links_leave_no_moment_in_which_a_rival_is_overwritten(quirks: str,
 def test_making_what_is_there_is_no_success(make: type[SftpMake], quirks: str | None, servers: Servers) -> None:
     room = Room(servers.of(make), f"made{quirks}")
     with servers.helper(room.server, quirks) as helper:
-        assert isinstance(helper.make(room.url("new"))[0], wire.Done)
+        assert isinstance(helper.make(room.url("new"))[0], wire.DoneEvent)
         assert verdict(helper.make(room.url("new"))[0]) == "destination EXISTS"
-        assert isinstance(helper.make(room.url("new"), parents=True)[0], wire.Done)
+        assert isinstance(helper.make(room.url("new"), parents=True)[0], wire.DoneEvent)
 
 
 @pytest.mark.parametrize("quirks", ["no-extensions", "no-links", "like-openssh,rename-by-links", "rename-by-links"])
@@ -246,9 +246,9 @@ def test_servers_with_less_serve_all_the_same(quirks: str, servers: Servers, roo
     room.put("source", b"new")
     room.put("there", b"old")
     with servers.helper(room.server, quirks) as helper:
-        assert isinstance(helper.copy([room.upload("source", "copied")])[1], wire.Done)
-        assert isinstance(helper.copy([room.upload("source", "there")], "always")[1], wire.Done)
-        assert isinstance(helper.rename(room.url("copied"), room.url("renamed")), wire.Done)
+        assert isinstance(helper.copy([room.upload("source", "copied")])[1], wire.DoneEvent)
+        assert isinstance(helper.copy([room.upload("source", "there")], "always")[1], wire.DoneEvent)
+        assert isinstance(helper.rename(room.url("copied"), room.url("renamed")), wire.DoneEvent)
         assert verdict(helper.rename(room.url("renamed"), room.url("there"))) == "destination EXISTS"
     assert tree(room.folder) == {"source": b"new", "there": b"new", "renamed": b"new"}
 
@@ -289,7 +289,7 @@ def test_a_drop_box_takes_many_files(servers: Servers, room: Room) -> None:
     items = [room.upload(room.put(f"{number}").name, f"box/{number}", number) for number in range(1, 41)]
     with servers.helper(room.server) as helper:
         outcomes = helper.copy(items)
-    assert {key for key, event in outcomes.items() if not isinstance(event, wire.Done)} == set()
+    assert {key for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)} == set()
     assert len(list(box.iterdir())) == 40
 
 
@@ -298,8 +298,8 @@ def test_limits_of_servers(quirks: str, servers: Servers, room: Room) -> None:
     content = os.urandom(300_000)
     room.put("source", content)
     with servers.helper(room.server, quirks) as helper:
-        assert isinstance(helper.copy([room.upload("source", "new")])[1], wire.Done)
-        assert isinstance(helper.copy([room.download("new", "back")])[1], wire.Done)
+        assert isinstance(helper.copy([room.upload("source", "new")])[1], wire.DoneEvent)
+        assert isinstance(helper.copy([room.download("new", "back")])[1], wire.DoneEvent)
         assert set(entries(helper.list(room.url()))) == {"source", "new", "back"}
     assert (room.folder / "back").read_bytes() == content
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pdm.testgrid import accounts
-from pdm.testgrid.programs import missing_of
+from pdm.testgrid import identities
+from pdm.testgrid.processes import missing_of
 from pdm.testgrid.service import TestService
 from tests.support.everyday_session import SessionEnd, everyday_session, failed_steps
 from tests.support.sftp_servers import MAKES, AsyncSsh, SftpMake
@@ -29,8 +29,8 @@ def servers(open_folder: Path) -> Iterator[dict[str, SftpMake]]:
     folder.mkdir(mode=0o755)
     account = None
     if os.geteuid() == 0:
-        account = accounts.acquire(folder, ["alice"])["alice"]
-        accounts.unlock(account)
+        account = identities.acquire_accounts(folder, ["alice"])["alice"]
+        identities.unlock_account(account)
     made: dict[str, SftpMake] = {}
     try:
         for name, make in _MAKES.items():
@@ -43,7 +43,7 @@ def servers(open_folder: Path) -> Iterator[dict[str, SftpMake]]:
         for server in made.values():
             server.stop()
         if account is not None:
-            accounts.release(folder)
+            identities.release_accounts(folder)
 
 
 @pytest.fixture(scope="module")

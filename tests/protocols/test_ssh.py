@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pdm.testgrid.sftp_server import make_key
+from pdm.testgrid.storage_servers import make_key
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.agents.helpers.ssh_command import ssh_command
-from pdm.workqueue.agents.helpers.storage import Patience, StorageError
+from pdm.workqueue.helpers.backends.ssh_command import ssh_command
+from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess, entries
 from tests.protocols.places import Places, judged
 
-RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 
 
 def outcome(storages: TestStorages, places: Places, **changes: str) -> str:
@@ -59,7 +59,7 @@ def test_the_users_key_and_account_come_before_the_services(
     nobody = {"PDM_SSH_KEY": "", "PDM_SSH_USER": "nobody"}
     given = told(server.url, server.client_key, server.user)
     with HelperProcess(RELAY, {**storages.environment(), **nobody, "PDM_CREDENTIALS": given}) as helper:
-        assert isinstance(helper.list(places.url("ssh", places.a))[-1], wire.Done)
+        assert isinstance(helper.list(places.url("ssh", places.a))[-1], wire.DoneEvent)
     wrong = told(server.url, tmp_path / "other", server.user)
     assert outcome(storages, places, PDM_CREDENTIALS=wrong) == "source CREDENTIAL_REFUSED"
     elsewhere = told(storages.sftp["B"].url, server.client_key, server.user)
@@ -87,7 +87,7 @@ def test_an_authority_never_becomes_an_option(authority: str, monkeypatch: pytes
     monkeypatch.setenv("PDM_SSH_KEY", "/k")
     monkeypatch.setenv("PDM_SSH_KNOWN_HOSTS", "/h")
     with pytest.raises(StorageError, match="HOST:PORT"):
-        ssh_command(authority, Patience(1, 0, 1))
+        ssh_command(authority, Timeouts(1, 0, 1))
 
 
 def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
@@ -95,7 +95,7 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     source = places.put(places.a / "large", b"")
     os.truncate(source, size)
     done = own.copy([places.item("ssh", source, places.b / "large")])[1]
-    assert isinstance(done, wire.Done)
+    assert isinstance(done, wire.DoneEvent)
     status = Path(f"/proc/{own.process.pid}/status").read_text()
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
     assert int(peak) < 60 * 1024

@@ -11,7 +11,7 @@ from tests.agents.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
 from tests.protocols.tokens import macaroon
 
-RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 
 
 def test_each_server_gets_its_own_token(storages: TestStorages, places: Places, tmp_path: Path) -> None:
@@ -22,9 +22,9 @@ def test_each_server_gets_its_own_token(storages: TestStorages, places: Places, 
     environment = {**storages.environment(), "X509_USER_PROXY": ""}
     source = places.put(places.a / "file", b"content")
     with HelperProcess(RELAY, {**environment, "PDM_CREDENTIALS": json.dumps(told)}) as helper:
-        assert isinstance(helper.list(places.url("https", places.a))[-1], wire.Done)
+        assert isinstance(helper.list(places.url("https", places.a))[-1], wire.DoneEvent)
         copied = helper.copy([places.item("https", source, places.b / "copy")])[1]
-        assert isinstance(copied, wire.Done), copied
+        assert isinstance(copied, wire.DoneEvent), copied
     assert (places.b / "copy").read_bytes() == b"content"
     del told[storages.xrootd["A"].url]
     with HelperProcess(RELAY, {**environment, "PDM_CREDENTIALS": json.dumps(told)}) as helper:

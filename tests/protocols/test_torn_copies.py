@@ -56,7 +56,7 @@ def test_a_source_that_is_rewritten_in_place_while_it_is_copied(
             os.utime(source, (OLD, OLD))
         destination = places.b / f"copy{number}"
         item = places.item(route[0], source, destination, to=route[1])
-        request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.Limits(stall_s=60.0))  # type: ignore[arg-type]
+        request = wire.CopyRequest(own.new_id(), [item], "never", verify, wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
         own.send(request)
         give_up_at = time.monotonic() + 60
         while not arriving(places.b) and not destination.exists():
@@ -74,7 +74,7 @@ def test_a_source_that_is_rewritten_in_place_while_it_is_copied(
         outcome = outcomes(own.rest(request.id))[1]
         if in_time:
             break
-        assert isinstance(outcome, wire.Done), outcome
+        assert isinstance(outcome, wire.DoneEvent), outcome
         destination.unlink()
     else:
         pytest.fail("it was always copied before it could be rewritten")
@@ -97,6 +97,6 @@ def test_what_was_written_after_it_was_listed_is_not_removed(
         for key, path in enumerate((old, new, places.b / "gone"))
     ]
     ended = relay.remove(*items)
-    assert [type(ended[key]) for key in range(3)] == [wire.Done, wire.Failed, wire.Done]
+    assert [type(ended[key]) for key in range(3)] == [wire.DoneEvent, wire.FailedEvent, wire.DoneEvent]
     assert fault(ended[1]) == ("source", "CHANGED")
     assert [path.name for path in places.b.iterdir()] == ["new"]

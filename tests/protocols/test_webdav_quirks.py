@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
 
 import pytest
 
-from pdm.testgrid.credentials import GridCredentials, make_credentials
+from pdm.testgrid.identities import GridCredentials, make_credentials
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.movers import MOVERS
@@ -20,7 +20,7 @@ from tests.agents.helpers.driver import HelperProcess, copy_item, entries
 from tests.protocols.places import judged
 from tests.support.quirk_server import QuirkServer, Reply, Request, on
 
-RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -61,9 +61,9 @@ def download(server: QuirkServer, source: str, to: Path, size: int = 7) -> wire.
     return copy_item(1, f"{server.url}{source}", f"file://{quote(str(to))}", size)
 
 
-def failure(event: wire.Event) -> AttemptFailure:
-    assert isinstance(event, wire.Failed), event
-    return MOVERS[JobProtocol.HTTPS].judge(event.fault)
+def failure(event: wire.AgentEvent) -> AttemptFailure:
+    assert isinstance(event, wire.FailedEvent), event
+    return MOVERS[JobProtocol.HTTPS].classify(event.fault)
 
 
 def left(server: QuirkServer) -> list[bytes]:
@@ -91,7 +91,7 @@ def test_a_folder_that_another_job_has_made_meanwhile_is_good(
 
     server.rules.append(other_was_first)
     items = [upload(server, tmp_path, f"f{key}", f"/d/new/deep/f{key}", key=key) for key in range(12)]
-    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
     assert judged("https", helper.make(f"{server.url}/d/other")[0]) == "destination EXISTS"
 
 
@@ -111,17 +111,17 @@ def test_folders_have_a_slash_and_a_redirect_that_adds_it_is_followed(
 
     server.rules.append(wants_slash)
     assert set(entries(helper.list(f"{server.url}/d"))) == {"sub", "sub/f"}
-    assert isinstance(helper.make(f"{server.url}/d/new")[0], wire.Done)
-    assert isinstance(helper.rename(f"{server.url}/d/sub", f"{server.url}/d/moved"), wire.Done)
+    assert isinstance(helper.make(f"{server.url}/d/new")[0], wire.DoneEvent)
+    assert isinstance(helper.rename(f"{server.url}/d/sub", f"{server.url}/d/moved"), wire.DoneEvent)
     assert server.tree == {b"": None, b"/d": None, b"/d/new": None, b"/d/moved": None, b"/d/moved/f": b"content"}
-    assert isinstance(helper.remove(wire.PathItem(0, f"{server.url}/d/new", directory=True))[0], wire.Done)
+    assert isinstance(helper.remove(wire.PathItem(0, f"{server.url}/d/new", directory=True))[0], wire.DoneEvent)
     paths = [request.path for request in server.seen if request.method in ("MKCOL", "DELETE", "MOVE")]
     assert paths and all(path.endswith(b"/") for path in paths)
 
 
 def test_a_redirect_elsewhere_is_no_slash(server: QuirkServer, helper: HelperProcess) -> None:
     server.rules.append(on("PROPFIND", 301, Location="/other/"))
-    (event,) = [event for event in helper.list(f"{server.url}/d") if isinstance(event, wire.Failed)]
+    (event,) = [event for event in helper.list(f"{server.url}/d") if isinstance(event, wire.FailedEvent)]
     assert judged("https", event) == "source UNSUPPORTED"
 
 
@@ -135,7 +135,7 @@ def test_destination_is_written_as_a_proxy_needs_it(
 
     server.rules.append(only)
     items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", key=key) for key in range(2)]
-    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
     moves = server.methods().count("MOVE")
     assert moves == (3 if form == "/" else 4), "the form that works was not remembered"
     assert not left(server)
@@ -204,7 +204,7 @@ def test_odd_names_of_servers_that_keep_them(server: QuirkServer, helper: Helper
     items = [
         upload(server, tmp_path, f"f{key}", f"/d/{quote(name, safe='')}", key=key) for key, name in enumerate(names)
     ]
-    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
     assert {path for path in server.tree if path.startswith(b"/d/")} == {b"/d/" + name.encode() for name in names}
 
 
@@ -299,7 +299,7 @@ def test_a_listing_that_is_broken_off_fails_no_copy(server: QuirkServer, helper:
 
     server.rules.append(broken_off)
     items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", key=key) for key in range(10)]
-    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
     assert judged("https", helper.list(f"{server.url}/d")[-1]) == "source SERVER_ERROR"
 
 
@@ -312,9 +312,9 @@ def test_sizes_come_from_the_listing_where_head_tells_none_or_a_wrong_one(
     server.rules.append(on("HEAD", 200, b"what HEAD would have"))
     for key, content in enumerate([b"", b"content"]):
         item = upload(server, tmp_path, f"f{key}", f"/d/f{key}", content)
-        assert isinstance(helper.copy([item])[1], wire.Done)
+        assert isinstance(helper.copy([item])[1], wire.DoneEvent)
         assert isinstance(
-            helper.copy([download(server, f"/d/f{key}", tmp_path / f"b{key}", len(content))])[1], wire.Done
+            helper.copy([download(server, f"/d/f{key}", tmp_path / f"b{key}", len(content))])[1], wire.DoneEvent
         )
         assert (tmp_path / f"b{key}").read_bytes() == content
 
@@ -336,7 +336,7 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     server.rules += [on("POST", 200, b'{"macaroon": "xyz"}'), on("COPY", status)]
     for name in ("one", "two"):
         done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/{name}", 7)])[1]
-        assert isinstance(done, wire.Done), done
+        assert isinstance(done, wire.DoneEvent), done
     assert server.methods().count("COPY") == 1, "it was asked again"
     assert server.tree[b"/d/two"] == b"content"
 
@@ -354,7 +354,7 @@ def test_a_copy_that_tells_by_its_status_alone_is_proven(server: QuirkServer, he
     item = copy_item(1, f"{server.url}/d/f", f"{server.url}/d/g", 7)
     assert judged("https", helper.copy([item])[1]) == "transfer CHECKSUM_MISMATCH"
     server.tree[b"good"] = b""
-    assert isinstance(helper.copy([item])[1], wire.Done)
+    assert isinstance(helper.copy([item])[1], wire.DoneEvent)
     assert server.methods().count("COPY") == 2 and server.tree[b"/d/g"] == b"content"
 
 
@@ -366,7 +366,7 @@ def test_copies_from_a_source_without_macaroons_go_through_here(
     server.rules.append(on("POST", status))
     for name in ("one", "two"):
         done = helper.copy([copy_item(1, f"{server.url}/d/f", f"{server.url}/d/{name}", 7)])[1]
-        assert isinstance(done, wire.Done), done
+        assert isinstance(done, wire.DoneEvent), done
     assert server.methods().count("POST") == 1, "it was asked again"
 
 
@@ -408,7 +408,7 @@ def test_an_expectation_that_fails_is_not_made_again(
 ) -> None:
     server.rules.append(lambda request: Reply(417) if "Expect" in request.headers else None)
     items = [upload(server, tmp_path, f"f{key}", f"/d/f{key}", b"x" * 300_000, key) for key in range(3)]
-    assert all(isinstance(done, wire.Done) for done in helper.copy(items).values())
+    assert all(isinstance(done, wire.DoneEvent) for done in helper.copy(items).values())
     assert [request.headers.get("Expect") for request in server.seen if request.method == "PUT"].count(
         "100-continue"
     ) == 1
@@ -432,7 +432,7 @@ def test_a_server_that_hangs_up_on_one_path_is_not_away(
 def test_a_kept_connection_that_was_closed_costs_nothing(server: QuirkServer, helper: HelperProcess) -> None:
     server.hangs_up = True
     for number in range(3):
-        assert isinstance(helper.make(f"{server.url}/d/n{number}")[0], wire.Done)
+        assert isinstance(helper.make(f"{server.url}/d/n{number}")[0], wire.DoneEvent)
 
 
 # -- destinations that take two names for one
@@ -461,7 +461,7 @@ def test_two_folders_that_meet_at_the_destination_are_found(
         upload(server, tmp_path, f"f{key}", path, f"content {key}".encode(), key) for key, path in enumerate(paths)
     ]
     outcomes = helper.copy(items, overwrite="always")
-    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.Done)]
+    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)]
     assert len(failed) == 1 and failed[0] in (0, 1), outcomes
     assert judged("https", outcomes[failed[0]]) == "destination INVALID_NAME"
     assert server.tree[paths[1 - failed[0]].encode()] == f"content {1 - failed[0]}".encode()
@@ -482,7 +482,7 @@ def test_two_files_that_meet_at_the_destination_are_found(
         for key, name in enumerate([*names, *many])
     ]
     outcomes = helper.copy(items, overwrite=overwrite)
-    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.Done)]
+    failed = [key for key, event in outcomes.items() if not isinstance(event, wire.DoneEvent)]
     assert len(failed) == 1 and failed[0] in (0, 1), outcomes
     assert judged("https", outcomes[failed[0]]) in ("destination INVALID_NAME", "destination EXISTS")
     if overwrite != "never":

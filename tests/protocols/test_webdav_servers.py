@@ -29,7 +29,7 @@ from tests.support.webdav_servers import (
     webdav_server,
 )
 
-RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 LOCAL, QUIRKS, XROOTD = 1, 99, "xrootd"
 _numbers = iter(range(1_000_000))
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -227,7 +227,7 @@ def test_no_make_stores_a_file_under_another_name(
         (folder / name).write_bytes(content)
     items = [item_of(tmp_path, name, url, b"content", key) for key, name in enumerate(names)]
     outcomes = helper.copy(items, overwrite="always")
-    kept = {name for key, name in enumerate(names) if isinstance(outcomes[key], wire.Done)}
+    kept = {name for key, name in enumerate(names) if isinstance(outcomes[key], wire.DoneEvent)}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == victims | dict.fromkeys(kept, b"content")
     assert "100%41" in kept
     if make == "apache":
@@ -243,7 +243,7 @@ def test_many_files_into_one_new_folder(
     roots = json.dumps([quote(str(tmp_path))])
     environment = {**storages.environment(), "PDM_FILE_ROOTS": roots}
 
-    def job(number: int) -> list[wire.Event]:
+    def job(number: int) -> list[wire.AgentEvent]:
         own = tmp_path / str(number)
         own.mkdir()
         items = []
@@ -255,7 +255,7 @@ def test_many_files_into_one_new_folder(
 
     with ThreadPoolExecutor(3) as executor:
         for events in executor.map(job, range(3)):
-            assert [event for event in events if not isinstance(event, wire.Done)] == []
+            assert [event for event in events if not isinstance(event, wire.DoneEvent)] == []
     assert len(list((folder / "new" / "deep").iterdir())) == 120
 
 
@@ -295,7 +295,7 @@ def test_the_limit_of_a_request_is_named(
     finally:
         server.stop()
     assert judged("https", event) == "destination TOO_LARGE"
-    assert isinstance(event, wire.Failed) and "200000 bytes" in event.fault.message
+    assert isinstance(event, wire.FailedEvent) and "200000 bytes" in event.fault.message
 
 
 def test_apache_asks_for_a_certificate_after_the_handshake(
@@ -318,7 +318,7 @@ def test_apache_asks_for_a_certificate_after_the_handshake(
     try:
         environment = {**storages.environment(), "PDM_FILE_ROOTS": roots}
         with HelperProcess(RELAY, {**environment, "X509_USER_PROXY": str(own)}) as running:
-            assert isinstance(running.copy([item_of(tmp_path, "f", server.url, b"x" * 3_000_000)])[1], wire.Done)
+            assert isinstance(running.copy([item_of(tmp_path, "f", server.url, b"x" * 3_000_000)])[1], wire.DoneEvent)
         assert (exported / "f").stat().st_size == 3_000_000
         with HelperProcess(RELAY, {**environment, "X509_USER_PROXY": ""}) as running:
             refused = running.list(server.url)[-1]

@@ -12,12 +12,11 @@ from urllib.parse import quote
 
 import pytest
 
-from pdm.testgrid.daemons import descendants
+from pdm.testgrid.storage_servers import XrootdServer, descendants
 from pdm.testgrid.storages import TestStorages
-from pdm.testgrid.xrootd_server import XrootdServer
-from pdm.workqueue.agents.helpers import xroot_side
-from pdm.workqueue.agents.helpers.storage import Patience, StorageError
-from pdm.workqueue.agents.helpers.xroot_side import XrootSide
+from pdm.workqueue.helpers.backends import xrootd
+from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
+from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import LIMITS, HelperProcess, adler, copy_item
 from tests.protocols import hostile_xrootd as hostile
@@ -25,7 +24,7 @@ from tests.protocols.hostile_xrootd import HostileXrootd
 from tests.protocols.places import Places, judged
 from tests.protocols.test_faults import huge, wait_for_bytes
 
-RELAY = ["-m", "pdm.workqueue.agents.helpers.relay"]
+RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -34,13 +33,13 @@ def test_large_files_go_from_server_to_server(own: HelperProcess, places: Places
     source = places.put(places.a / "large file", content)
     plain = places.put(places.a / "large", content)
     done = own.copy([places.item("xroot", plain, places.b / "new" / "large")])[1]
-    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
     assert (places.b / "new" / "large").read_bytes() == content
     before = _read_by(own)
     assert before < len(content)
     # A name that cannot be written into the query of another.
     done = own.copy([places.item("xroot", source, places.b / "new" / "large file")])[1]
-    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
     assert _read_by(own) - before > len(content)
     assert places.left() == []
 
@@ -51,7 +50,7 @@ def test_all_of_it_by_tls(own: HelperProcess, places: Places) -> None:
         item = places.item("xroot", source, places.b / "new" / str(size))
         item = copy_item(1, f"roots{item.source[4:]}", f"roots{item.destination[4:]}", size)
         done = own.copy([item])[1]
-        assert isinstance(done, wire.Done) and done.checksum == adler(source.read_bytes()), done
+        assert isinstance(done, wire.DoneEvent) and done.checksum == adler(source.read_bytes()), done
     assert places.left() == []
 
 
@@ -80,7 +79,7 @@ def test_what_servers_cannot_copy_goes_through_here(own: HelperProcess, places: 
         done = own.copy([item])[1]
     finally:
         server.stop()
-    assert isinstance(done, wire.Done) and done.checksum == adler(content), done
+    assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
     assert (places.b / "large").read_bytes() == content
     assert places.left() == []
 
@@ -95,7 +94,7 @@ def test_a_cancelled_copy_ends_at_the_servers_too(own: HelperProcess, places: Pl
     wait_for_bytes(places.b)
     assert descendants(server)
     own.send(wire.CancelRequest(request.id))
-    assert isinstance(own.rest(request.id)[-1], wire.Cancelled)
+    assert isinstance(own.rest(request.id)[-1], wire.CancelledEvent)
     give_up_at = time.monotonic() + 30
     while descendants(server):
         assert time.monotonic() < give_up_at
@@ -107,7 +106,7 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     source = places.put(places.a / "large file", b"")
     os.truncate(source, 128 * 1024**2)
     done = own.copy([places.item("xroot", source, places.b / "large file")])[1]
-    assert isinstance(done, wire.Done)
+    assert isinstance(done, wire.DoneEvent)
     for pid in (own.process.pid, *descendants(own.process.pid)):
         (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         assert int(peak) < 80 * 1024
@@ -167,7 +166,7 @@ def test_servers_cannot_have_files_made_on_this_machine(own: HelperProcess, plac
     answers = {hostile.STAT: status, hostile.OPEN: lambda path: hostile.elsewhere(b"file://localhost" + bytes(made))}
     with HostileXrootd(answers) as server:
         item = copy_item(1, places.url("file", places.put(places.a / "f")), f"{server.url}//folder/x", 7)
-        assert isinstance(own.copy([item])[1], wire.Failed)
+        assert isinstance(own.copy([item])[1], wire.FailedEvent)
     assert not made.exists()
 
 
@@ -178,7 +177,7 @@ def test_a_listing_cannot_lead_out_of_its_folder(name: bytes, own: HelperProcess
     with HostileXrootd(answers) as server:
         events = own.list(f"{server.url}//folder")
     assert judged("xroot", events[-1]) == "source BAD_LISTING"
-    told = [entry.path for event in events if isinstance(event, wire.Entries) for entry in event.entries]
+    told = [entry.path for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
     assert not any(".." in path or "passwd" in path or "/" in path for path in told)
 
 
@@ -201,11 +200,11 @@ def test_names_that_would_be_taken_for_others_are_refused(name: bytes, relay: He
 
 @pytest.mark.parametrize("authority", ["-o", "user@h:1", "h:1?x", "h:x", "a b", "h:1&y"])
 def test_an_authority_is_a_host_and_a_port(authority: str) -> None:
-    side = XrootSide()
-    side.patience = Patience(1, 0, time.monotonic() + 5)
+    backend = XrootdBackend()
+    backend.timeouts = Timeouts(1, 0, time.monotonic() + 5)
     with pytest.raises(StorageError, match="HOST:PORT"):
-        side.look(f"root://{authority}//x")
+        backend.stat(f"root://{authority}//x")
 
 
 def test_small_files_cost_no_program_at_the_server() -> None:
-    assert xroot_side._SMALL > 1024**2
+    assert xrootd._SMALL > 1024**2

@@ -16,10 +16,10 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.http.endpoints import ENDPOINTS
-from pdm.workqueue.logstore.files import LogRef
+from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.store import jobs
 from tests.http.service import Answer, Certificates, Service, running
 from tests.reference.examples import READS, SUBMISSIONS, Read, Submission
@@ -83,7 +83,7 @@ async def _prepare(service: Service) -> dict[str, int]:
         await service.settle(listing, log="The output from the list command run on the worker")
         for number in range(1, attempts + 1):
             (copy,) = await service.claim(job_id)
-            failure = AttemptFailure(Scope.TRANSFER, FailureCode.CONNECTION, "lost")
+            failure = AttemptFailure(FailureScope.TRANSFER, FailureCode.CONNECTION, "lost")
             log = "The output from the copy command run on the worker"
             if number == attempts:
                 await service.settle(copy, log=log)

@@ -12,9 +12,9 @@ import pytest_twisted
 from twisted.internet import reactor as _reactor
 
 from pdm.workqueue.certificates import myproxy
-from pdm.workqueue.certificates.bundles import FetchedProxy
-from pdm.workqueue.certificates.myproxy import MyProxyError, MyProxyLogons, RefusedError, WrongPasswordError
-from pdm.workqueue.http.logon_guard import MOST_FAILURES, WITHIN
+from pdm.workqueue.certificates.myproxy import LogonRefusedError, MyProxyError, MyProxyLogons, WrongPasswordError
+from pdm.workqueue.certificates.pem import FetchedProxy
+from pdm.workqueue.http.access import LOGON_WINDOW, MAX_LOGON_FAILURES
 from tests.http.service import Service
 
 reactor: Any = _reactor
@@ -31,16 +31,16 @@ async def test_who_sends_wrong_passwords_has_to_wait(service: Service, monkeypat
         raise WrongPasswordError("the MyProxy server does not accept this password")
 
     monkeypatch.setattr(MyProxyLogons, "fetch", fetch)
-    for _ in range(MOST_FAILURES):
+    for _ in range(MAX_LOGON_FAILURES):
         answer = await service.call("guessing", "POST", "/sites/4/session", _LOGON)
         assert (answer.status, answer.problem) == (400, "invalid-input $.password")
     answer = await service.call("guessing", "POST", "/sites/4/session", _LOGON)
     assert (answer.status, answer.problem) == (429, "too-many-attempts")
-    assert 0 < int(answer.header("Retry-After")) <= WITHIN.total_seconds() + 1
-    assert len(asked) == MOST_FAILURES
+    assert 0 < int(answer.header("Retry-After")) <= LOGON_WINDOW.total_seconds() + 1
+    assert len(asked) == MAX_LOGON_FAILURES
     # Others are not hindered, and the time passes.
     assert (await service.call("other", "POST", "/sites/4/session", _LOGON)).status == 400
-    service.skip[0] = WITHIN + timedelta(seconds=1)
+    service.skip[0] = LOGON_WINDOW + timedelta(seconds=1)
     try:
         assert (await service.call("guessing", "POST", "/sites/4/session", _LOGON)).status == 400
     finally:
@@ -61,9 +61,9 @@ async def test_a_logon_that_succeeds_buys_no_more_tries(service: Service, monkey
     monkeypatch.setattr(MyProxyLogons, "fetch", fetch)
     good = FetchedProxy("/CN=me", service.now() + timedelta(hours=1), (), b"a proxy")
     # What the server says of it may be unknown here: that counts as a wrong password.
-    wrong = [WrongPasswordError("no"), RefusedError("PAM says no")]
+    wrong = [WrongPasswordError("no"), LogonRefusedError("PAM says no")]
     statuses = []
-    for number in range(MOST_FAILURES):
+    for number in range(MAX_LOGON_FAILURES):
         answers += [wrong[number % 2], good]
         statuses += [(await service.call("cunning", "POST", "/sites/4/session", _LOGON)).status for _ in range(2)]
     assert statuses == [400, 201, 424, 201, 400, 201, 424, 201, 400, 429]
@@ -75,7 +75,7 @@ async def test_a_server_away_is_no_wrong_password(service: Service, monkeypatch:
         raise MyProxyError("the MyProxy server cannot be reached")
 
     monkeypatch.setattr(MyProxyLogons, "fetch", fetch)
-    for _ in range(MOST_FAILURES + 1):
+    for _ in range(MAX_LOGON_FAILURES + 1):
         assert (await service.call("unlucky", "POST", "/sites/4/session", _LOGON)).status == 424
 
 
@@ -91,6 +91,6 @@ async def test_what_a_hostile_server_says_takes_no_time(
     (tmp_path / "words").write_text(word * (250_000 // len(word) + 1))
     monkeypatch.setattr(myproxy, "_SEARCH_PATH", f"{tmp_path}:/usr/bin:/bin")
     before = time.process_time()
-    with pytest.raises(RefusedError):
+    with pytest.raises(LogonRefusedError):
         await MyProxyLogons(reactor, tmp_path).fetch("far.example.org:7512", "me", "a password", 3600)
     assert time.process_time() - before < 8

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from pdm.workqueue.certificates.bundles import ProxyBundleError, read_bundle
+from pdm.workqueue.certificates.pem import ProxyBundleError, read_bundle
 from tests.http.service import Service
 from tests.security.odd_certificates import KINDS, odd_certificate
 

@@ -16,11 +16,11 @@ import msgspec
 import pytest
 
 import pdm.workqueue
-from pdm.workqueue.agents.helpers.connections import _PASSIVE
 from pdm.workqueue.certificates import names
 from pdm.workqueue.domain import subjects
+from pdm.workqueue.helpers.gridftp.connections import _PASSIVE
 from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
-from pdm.workqueue.http.openapi import document
+from pdm.workqueue.http.openapi import openapi_document
 
 _REPEATS = (constants.MAX_REPEAT, constants.MIN_REPEAT, constants.POSSESSIVE_REPEAT)
 #: A repetition of fewer times than this is no danger.
@@ -64,7 +64,7 @@ def patterns_in(value: Any, depth: int = 3) -> Iterator[str]:
 
 def all_patterns() -> set[str]:
     found = {pattern for module in modules() for value in vars(module).values() for pattern in patterns_in(value)}
-    return found | set(_of_schema(document(ENDPOINTS, ROOT)))
+    return found | set(_of_schema(openapi_document(ENDPOINTS, ROOT)))
 
 
 def _of_schema(schema: Any) -> Iterator[str]:

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from pdm.testgrid.service import TestService
-from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.certificates.credential import Credential
-from pdm.workqueue.certificates.pem_files import to_pem
+from pdm.workqueue.certificates.authority import Authority, Credential
+from pdm.workqueue.certificates.pem import to_pem
 from tests.support.forging import certified
 
 pytestmark = pytest.mark.server

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from twisted.logger import LogEvent
 
-from pdm.workqueue.config.ini import ConfigError
+from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.sites.registry import SiteRegistry
 

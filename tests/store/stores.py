@@ -11,12 +11,12 @@ from attrs import define, evolve
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch, Counters, ElementRecord, JobRecord, NewElement, NewJob, Token, Verdict
-from pdm.workqueue.store import claims, jobs, users
-from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, ElementRecord, JobRecord, NewElement, NewJob, Verdict
+from pdm.workqueue.store import claiming, jobs, leases, results, users
+from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.jobs import ElementFilter
-from pdm.workqueue.store.tables import elements, workers
+from pdm.workqueue.store.records import elements, workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,9 +26,9 @@ LIST_LANE = frozenset({JobType.LIST})
 WORK_LANE = frozenset(JobType) - LIST_LANE
 LEASE_S = 60.0
 
-BROKEN = AttemptFailure(Scope.SOURCE, FailureCode.CONNECTION, "connection reset")
-MISSING = AttemptFailure(Scope.SOURCE, FailureCode.NOT_FOUND, "no such file")
-EXPIRED = AttemptFailure(Scope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "proxy expired")
+BROKEN = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "connection reset")
+MISSING = AttemptFailure(FailureScope.SOURCE, FailureCode.NOT_FOUND, "no such file")
+EXPIRED = AttemptFailure(FailureScope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "proxy expired")
 
 
 @define
@@ -57,9 +57,9 @@ class Store:
         self.register(name)
         return name
 
-    def register(self, name: str = "w") -> claims.Registration:
+    def register(self, name: str = "w") -> leases.Registration:
         """Begin to claim; the name is the incarnation, too."""
-        return self.run(claims.register_worker, claims.WorkerIdentity(name, name), self.now, LEASE_S)
+        return self.run(leases.register_worker, leases.WorkerIdentity(name, name), self.now, LEASE_S)
 
     def submit(self, user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> JobRecord:
         return self.run(jobs.submit, new_job(user, type_, **changes), None, self.now)
@@ -88,10 +88,10 @@ class Store:
         whole = ClaimLimits(
             limits.pop("elements", batches * batch_elements), batches, batch_elements, batch_bytes, **limits
         )
-        return self.run(claims.claim, worker, whole, self.now)
+        return self.run(claiming.claim, worker, whole, self.now)
 
-    def settle(self, verdicts: Iterable[Verdict], worker: str = "w") -> claims.Settled:
-        return self.run(claims.settle, worker, list(verdicts), self.now)
+    def settle(self, verdicts: Iterable[Verdict], worker: str = "w") -> results.SettleOutcome:
+        return self.run(results.settle, worker, list(verdicts), self.now)
 
     def copy_job(self, user: int, files: Sequence[NewElement | int], worker: str = "w", **changes: Any) -> JobRecord:
         """A COPY job whose listing is done: one element for each file, given as element or as size."""
@@ -105,7 +105,9 @@ class Store:
     ) -> JobRecord:
         job = self.submit(user, type_, **changes)
         (batch,) = [one for one in self.claim(worker, types=LIST_LANE) if one.job.id == job.id]
-        assert self.run(claims.extend, worker, token_of(batch), [as_element(type_, n, f) for n, f in enumerate(files)])
+        assert self.run(
+            results.add_elements, worker, token_of(batch), [as_element(type_, n, f) for n, f in enumerate(files)]
+        )
         self.settle(done(batch), worker)
         return self.job(job.id)
 
@@ -155,11 +157,11 @@ def as_element(type_: JobType, number: int, given: NewElement | int) -> NewEleme
     return NewElement(type_, f"/src/{number}", destination, size=given)
 
 
-def token_of(batch: Batch, index: int = 0) -> Token:
+def token_of(batch: Batch, index: int = 0) -> ClaimToken:
     return batch.token(batch.elements[index])
 
 
-def verdict(token: Token, status: JobStatus = JobStatus.DONE, at: datetime = START, **more: Any) -> Verdict:
+def verdict(token: ClaimToken, status: JobStatus = JobStatus.DONE, at: datetime = START, **more: Any) -> Verdict:
     return Verdict(token, status, at, at + timedelta(seconds=2), **more)
 
 

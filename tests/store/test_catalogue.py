@@ -11,12 +11,12 @@ import sqlalchemy as sa
 from attrs import evolve
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.catalogue import LAST_FILE_SITE, Actor, Directory, NewSite, Restricted
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
-from pdm.workqueue.store import audit, catalogue, claims, credentials, jobs, restrictions, sites
-from pdm.workqueue.store.credentials import NewCredential
+from pdm.workqueue.domain.sites import LAST_FILE_SITE, Actor, NewSite, RestrictionKind, SiteSnapshot
+from pdm.workqueue.store import credentials, job_changes, jobs, results, sites, users
+from pdm.workqueue.store.credentials import EncryptedCredential
 from tests.store.stores import BROKEN, EXPIRED, Store, done, ended, new_job, token_of
 
 
@@ -32,12 +32,12 @@ def content(owner: Actor, name: str = "LAB", **changes: Any) -> NewSite:
     return evolve(made, **changes)
 
 
-def loaded(store: Store, known: int | None = None) -> Directory | None:
-    return store.run(catalogue.load, known)
+def loaded(store: Store, known: int | None = None) -> SiteSnapshot | None:
+    return store.run(sites.load_snapshot, known)
 
 
 def test_each_change_is_a_new_version(store: Store, owner: Actor) -> None:
-    assert loaded(store) == Directory(0)
+    assert loaded(store) == SiteSnapshot(0)
     assert loaded(store, 0) is None
     site = store.run(sites.create, content(owner), owner, store.now)
     first = loaded(store, 0)
@@ -45,16 +45,16 @@ def test_each_change_is_a_new_version(store: Store, owner: Actor) -> None:
     assert list(first.sites) == [site]
     assert site.id == LAST_FILE_SITE + 1
     assert loaded(store, first.version) is None
-    store.run(restrictions.restrict, Restricted.SITE, site.id, "disks", owner, store.now)
+    store.run(sites.restrict, RestrictionKind.SITE, site.id, "disks", owner, store.now)
     second = loaded(store, first.version)
     assert second is not None
     assert [(one.kind, one.number, one.message) for one in second.restrictions] == [("site", site.id, "disks")]
     assert store.run(sites.remove, site.id, owner, store.now)
     third = loaded(store, second.version)
     # With the site goes what was said about it.
-    assert third == Directory(third.version if third else 0)
-    assert not store.run(restrictions.lift, Restricted.SITE, site.id, owner, store.now)
-    acts = store.run(audit.page, 0, 10)
+    assert third == SiteSnapshot(third.version if third else 0)
+    assert not store.run(sites.lift_restriction, RestrictionKind.SITE, site.id, owner, store.now)
+    acts = store.run(users.page_audit, 0, 10)
     assert [act.action for act in acts] == ["site.create", "site.drain", "site.remove"]
     assert store.run(sites.create, content(owner), owner, store.now).id == site.id + 1
 
@@ -85,7 +85,7 @@ def test_a_change_is_made_to_what_is_there(store: Store, owner: Actor) -> None:
     assert list(known.sites) == [last]
     # What changes nothing is no act.
     assert store.run(sites.change, site.id, lambda seen: seen, owner, store.now) == last
-    acts = store.run(audit.page, 0, 10)
+    acts = store.run(users.page_audit, 0, 10)
     assert [act.action for act in acts] == ["site.create", "site.change", "site.change"]
     assert "logon at m:7512" in acts[-1].details
 
@@ -121,7 +121,7 @@ def test_a_site_is_not_removed_under_a_job(store: Store, owner: Actor) -> None:
     with pytest.raises(sites.SiteInUseError) as caught:
         store.run(sites.remove, site.id, owner, store.now)
     assert caught.value.jobs == 1
-    store.run(jobs.cancel, job.id, store.now)
+    store.run(job_changes.cancel, job.id, store.now)
     assert store.run(sites.remove, site.id, owner, store.now)
     assert store.run(sites.missing, [site.id]) == {site.id}
 
@@ -141,24 +141,24 @@ def test_whatever_an_unfinished_job_waits_for_its_site_stays(store: Store, owner
     assert used() == 1
     (listing,) = store.claim()
     assert used() == 1
-    store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.REMOVE, "d", phase=1)])
+    store.run(results.add_elements, "w", token_of(listing), [NewElement(JobType.REMOVE, "d", phase=1)])
     store.settle(done(listing))
     (work,) = store.claim()
     assert used() == 1
     store.settle(ended(JobStatus.HELD, work, failure=EXPIRED, counts=False))
     assert store.job(job.id).status is JobStatus.HELD
     assert used() == 1
-    store.run(claims.resume_held, owner.user_id, store.now)
+    store.run(job_changes.resume_held, owner.user_id, store.now)
     store.settle(ended(JobStatus.SUBMITTED, *store.claim(), failure=BROKEN, not_before=store.now + timedelta(days=1)))
     assert used() == 1
-    store.run(jobs.cancel, job.id, store.now)
+    store.run(job_changes.cancel, job.id, store.now)
     assert used() == 0
 
 
 def test_with_a_site_go_the_credentials_for_it(store: Store, owner: Actor) -> None:
     site = store.run(sites.create, content(owner), owner, store.now)
     for number in (ALL_SITES, site.id, 7):
-        new = NewCredential(CredentialKind.TOKEN, "a token", None, b"sealed", number)
+        new = EncryptedCredential(CredentialKind.TOKEN, "a token", None, b"sealed", number)
         store.run(credentials.put, owner.user_id, new, store.now)
     assert store.run(sites.remove, site.id, owner, store.now)
     assert [record.site_id for record in store.run(credentials.of_user, owner.user_id)] == [ALL_SITES, 7]

@@ -6,12 +6,12 @@ from datetime import timedelta
 
 import pytest
 
-from pdm.workqueue.domain.batching import FIRST_SIZE, kind_of
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, NewElement
-from pdm.workqueue.store import claims, jobs
-from pdm.workqueue.store.claims import ClaimLimits
+from pdm.workqueue.domain.limits import FIRST_BATCH_SIZE, work_kind
+from pdm.workqueue.store import claim_queries, job_changes, leases, results
+from pdm.workqueue.store.claim_limits import ClaimLimits
 from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of, verdict
 
 
@@ -43,7 +43,7 @@ def test_only_a_worker_with_a_lease_claims(store: Store) -> None:
     store.pass_time(61)
     if store.engine.dialect.name == "postgresql":
         assert store.claim() == []
-    store.run(claims.release_expired, store.now)
+    store.run(leases.release_expired, store.now)
     assert store.claim() == []
     store.worker()
     assert len(store.claim()) == 1
@@ -162,8 +162,8 @@ def test_batches_of_small_jobs_are_as_large_as_those_of_a_large_job(store: Store
         store.submit(user)
     # The share of each is of all that waits, not of the jobs that a claim locks.
     taken = store.claim(batches=3, batch_elements=100, batch_sizes={}, sharers=8, types=WORK_LANE)
-    assert list(map(len, numbers(taken))) == [FIRST_SIZE] * 3
-    assert len({job for batch in taken for job in batch.jobs}) == 3 * FIRST_SIZE
+    assert list(map(len, numbers(taken))) == [FIRST_BATCH_SIZE] * 3
+    assert len({job for batch in taken for job in batch.jobs}) == 3 * FIRST_BATCH_SIZE
 
 
 def test_a_batch_may_be_larger_where_other_users_have_work_for_the_other_agents(store: Store) -> None:
@@ -212,16 +212,16 @@ def test_a_job_of_other_types_is_not_forgotten_behind_a_full_batch(store: Store)
 def test_batches_are_of_the_size_of_their_kind_and_leave_something_for_others(store: Store) -> None:
     store.worker()
     job = store.copy_job(store.user(), [1] * 200)
-    sizes = {kind_of(job): 40}
+    sizes = {work_kind(job): 40}
     assert list(map(len, numbers(store.claim(batches=2, batch_sizes=sizes)))) == [40, 40]
-    assert list(map(len, numbers(store.claim(batches=1, batch_sizes={})))) == [FIRST_SIZE]
+    assert list(map(len, numbers(store.claim(batches=1, batch_sizes={})))) == [FIRST_BATCH_SIZE]
     assert list(map(len, numbers(store.claim(batches=2, batch_sizes=sizes, sharers=2)))) == [28, 16]
 
 
 def test_what_agents_die_of_is_handed_out_alone(store: Store) -> None:
     store.worker()
     store.copy_job(store.user(), [1] * 4)
-    crashed = AttemptFailure(Scope.SERVICE, FailureCode.CRASHED, "signal 11")
+    crashed = AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, "signal 11")
     for _ in range(2):
         (batch,) = store.claim()
         assert len(batch.elements) == 4
@@ -238,7 +238,7 @@ def test_what_is_put_off_waits_for_its_time_and_holds_nothing_up(store: Store) -
     assert store.element(job.id, 1).not_before == later
     assert numbers(store.claim()) == [[2, 3]]
     assert store.claim() == []
-    assert store.run(claims.next_due, store.now) == later
+    assert store.run(claim_queries.next_due, store.now) == later
     store.pass_time(30)
     (again,) = store.claim()
     assert [(element.id, element.attempts) for element in again.elements] == [(1, 2)]
@@ -246,21 +246,21 @@ def test_what_is_put_off_waits_for_its_time_and_holds_nothing_up(store: Store) -
 
 def test_nothing_due_is_known(store: Store) -> None:
     user = store.user()
-    assert store.run(claims.next_due, store.now) is None
+    assert store.run(claim_queries.next_due, store.now) is None
     store.submit(user)
-    assert store.run(claims.next_due, store.now) == store.now
+    assert store.run(claim_queries.next_due, store.now) == store.now
 
 
 def test_elements_can_run_while_the_listing_goes_on(store: Store) -> None:
     store.worker()
     job = store.submit(store.user(), JobType.COPY)
     (listing,) = store.claim()
-    assert store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.COPY, "/src/a", "/dst/a", 3)])
+    assert store.run(results.add_elements, "w", token_of(listing), [NewElement(JobType.COPY, "/src/a", "/dst/a", 3)])
     (files,) = store.claim()
     store.settle(done(files))
     # The counters say that all but the listing is done: the job is not final.
     assert store.job(job.id).status is JobStatus.RUNNING
-    assert store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.COPY, "/src/b", "/dst/b", 4)])
+    assert store.run(results.add_elements, "w", token_of(listing), [NewElement(JobType.COPY, "/src/b", "/dst/b", 4)])
     store.settle(done(listing))
     assert store.job(job.id).status is JobStatus.RUNNING
     store.settle(done(*store.claim()))
@@ -297,7 +297,7 @@ def test_folders_wait_for_the_listing(store: Store) -> None:
     store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
     new = [NewElement(JobType.REMOVE, "/src/a"), folder("/src/d", 9)]
-    assert store.run(claims.extend, "w", token_of(listing), new)
+    assert store.run(results.add_elements, "w", token_of(listing), new)
     store.settle(done(*store.claim()))
     assert store.claim() == []
     store.settle(done(listing))
@@ -308,7 +308,7 @@ def test_folders_wait_for_a_listing_that_is_put_off(store: Store) -> None:
     store.worker()
     store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
-    assert store.run(claims.extend, "w", token_of(listing), [folder("/src/d", 9)])
+    assert store.run(results.add_elements, "w", token_of(listing), [folder("/src/d", 9)])
     later = store.now + timedelta(seconds=30)
     store.settle(ended(JobStatus.SUBMITTED, listing, failure=BROKEN, not_before=later))
     assert store.claim() == []
@@ -334,7 +334,7 @@ def test_folders_wait_for_what_is_put_off_or_held(store: Store) -> None:
     store.pass_time(30)
     store.settle(done(*store.claim()))
     assert store.claim() == []
-    assert store.run(claims.resume_held, user, store.now).count == 1
+    assert store.run(job_changes.resume_held, user, store.now).count == 1
     store.settle(done(*store.claim()))
     assert numbers(store.claim()) == [[3]]
 
@@ -344,7 +344,7 @@ def test_folders_stay_where_the_listing_failed(store: Store) -> None:
     job = store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
     new = [NewElement(JobType.REMOVE, "/src/a"), folder("/src/d", 9)]
-    assert store.run(claims.extend, "w", token_of(listing), new)
+    assert store.run(results.add_elements, "w", token_of(listing), new)
     store.settle(ended(JobStatus.FAILED, listing, failure=BROKEN))
     store.settle(done(*store.claim()))
     record = store.job(job.id)
@@ -355,7 +355,7 @@ def test_folders_stay_where_the_listing_failed(store: Store) -> None:
         JobStatus.CANCELLED,
     ]
     # A retry lists again, and the folder waits for it.
-    store.run(jobs.retry, job.id, store.now)
+    store.run(job_changes.retry, job.id, store.now)
     (again,) = store.claim()
     assert again.type is JobType.LIST
     store.settle(done(again))
@@ -366,6 +366,6 @@ def test_folders_stay_where_the_listing_failed(store: Store) -> None:
 def test_a_cancelled_job_is_not_claimed(store: Store) -> None:
     store.worker()
     job = store.copy_job(store.user(), [1] * 3)
-    store.run(jobs.cancel, job.id, START)
+    store.run(job_changes.cancel, job.id, START)
     assert store.claim() == []
-    assert store.run(claims.next_due, store.now) is None
+    assert store.run(claim_queries.next_due, store.now) is None

@@ -12,11 +12,11 @@ import pytest
 import sqlalchemy as sa
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.jobs import Batch, Token
-from pdm.workqueue.store import claims, jobs
+from pdm.workqueue.domain.jobs import Batch, ClaimToken
+from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results
 from pdm.workqueue.store.engines import _sqlite_engine
 from pdm.workqueue.store.jobs import JobFilter
-from pdm.workqueue.store.lane import _most_tries
+from pdm.workqueue.store.transaction_threads import _max_tries
 from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, new_job
 
 _DAEMONS = 4
@@ -50,13 +50,13 @@ class Daemon(threading.Thread):
             self.fault = error
             self._board.over.set()
 
-    def _identity(self) -> claims.WorkerIdentity:
-        return claims.WorkerIdentity(self.name, self.name)
+    def _identity(self) -> leases.WorkerIdentity:
+        return leases.WorkerIdentity(self.name, self.name)
 
     def _work(self) -> None:
-        repeated(self._store, claims.register_worker, self._identity(), self._store.now, LEASE_S)
+        repeated(self._store, leases.register_worker, self._identity(), self._store.now, LEASE_S)
         while not self._board.over.is_set():
-            batches = repeated(self._store, claims.claim, self.name, LIMITS, self._store.now)
+            batches = repeated(self._store, claiming.claim, self.name, LIMITS, self._store.now)
             if not batches:
                 if not self._store.run(jobs.page, _UNFINISHED):
                     self._board.over.set()
@@ -67,9 +67,9 @@ class Daemon(threading.Thread):
             if self._chance.random() < 0.1:
                 # It dies: whoever notices takes its lease away, and it comes back under a new name.
                 self._board.end(tokens)
-                repeated(self._store, claims.release_worker, self.name, self._store.now)
+                repeated(self._store, leases.release_worker, self.name, self._store.now)
                 self.name += "'"
-                repeated(self._store, claims.register_worker, self._identity(), self._store.now, LEASE_S)
+                repeated(self._store, leases.register_worker, self._identity(), self._store.now, LEASE_S)
                 continue
             self._board.end(tokens)
             self._settle(batches)
@@ -79,12 +79,12 @@ class Daemon(threading.Thread):
             verdicts = ended(JobStatus.SUBMITTED, *batches, failure=BROKEN)
         else:
             verdicts = done(*batches)
-        settled = repeated(self._store, claims.settle, self.name, verdicts, self._store.now)
+        settled = repeated(self._store, results.settle, self.name, verdicts, self._store.now)
         assert settled.lost == ()
 
 
 _UNFINISHED = JobFilter(statuses=[JobStatus.SUBMITTED, JobStatus.RUNNING], limit=1)
-LIMITS = claims.ClaimLimits(elements=20, batches=4, batch_elements=5, batch_bytes=2**30)
+LIMITS = claim_limits.ClaimLimits(elements=20, batches=4, batch_elements=5, batch_bytes=2**30)
 
 
 class Board:
@@ -93,10 +93,10 @@ class Board:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: set[tuple[int, int]] = set()
-        self.begun: Counter[Token] = Counter()
+        self.begun: Counter[ClaimToken] = Counter()
         self.over = threading.Event()
 
-    def begin(self, tokens: list[Token]) -> None:
+    def begin(self, tokens: list[ClaimToken]) -> None:
         with self._lock:
             for token in tokens:
                 where = (token.job_id, token.element_id)
@@ -104,7 +104,7 @@ class Board:
                 self._running.add(where)
                 self.begun[token] += 1
 
-    def end(self, tokens: list[Token]) -> None:
+    def end(self, tokens: list[ClaimToken]) -> None:
         with self._lock:
             self._running.difference_update((token.job_id, token.element_id) for token in tokens)
 
@@ -115,7 +115,7 @@ def repeated(store: Store, function: Callable[..., Any], *args: object) -> Any:
         try:
             return store.run(function, *args)
         except sa.exc.DBAPIError as error:
-            if _most_tries(error) == 1:
+            if _max_tries(error) == 1:
                 raise
     raise AssertionError("it never passed")
 

@@ -19,11 +19,8 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.logger import LogEvent
 
 from pdm.workqueue.store import users
-from pdm.workqueue.store.database import (
-    Database,
-    DatabaseClosedError,
-    DatabaseUnusableError,
-)
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnusableError
 from tests.store.stores import START
 
 # What mypy knows of it is less than what it can do.

@@ -18,10 +18,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.store import claims
-from pdm.workqueue.store.claims import ClaimLimits
-from pdm.workqueue.store.database import Database, DatabaseTimeouts, DatabaseUnavailableError
-from pdm.workqueue.store.engines import make_engines
+from pdm.workqueue.store import claiming, leases, results
+from pdm.workqueue.store.claim_limits import ClaimLimits
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.engines import DatabaseTimeouts, make_engines
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from tests.store.stores import LEASE_S, START, Store, done
 
 reactor: Any = _reactor
@@ -56,20 +57,20 @@ def test_a_claim_that_hangs_holds_up_no_renewal_and_no_release(store: Store, hur
     user = store.user()
     theirs, other = store.submit(user), store.submit(user)
     store.claim("gone", batches=1, batch_elements=1)
-    with hanging(store, claims.claim, "frozen", _ONE, START) as held:
+    with hanging(store, claiming.claim, "frozen", _ONE, START) as held:
         assert [batch.job.id for batch in held] == [other.id]
         # Its own daemon renews, for only one session of it hangs.
-        assert not hurried.run(claims.renew, "frozen", START, LEASE_S).lost
+        assert not hurried.run(leases.renew, "frozen", START, LEASE_S).lost
         hurried.pass_time(LEASE_S + 1)
-        hurried.run(claims.renew, "live", START, LEASE_S)
+        hurried.run(leases.renew, "live", START, LEASE_S)
         # Of those whose lease has ended the one that can be had is taken away.
-        assert hurried.run(claims.release_expired, START) == 1
+        assert hurried.run(leases.release_expired, START) == 1
         assert store.element(theirs.id, 0).status is JobStatus.SUBMITTED
         # And what waits is claimed by others, but for the job that is held.
         (batch,) = hurried.claim("live")
         assert batch.job.id == theirs.id
         assert hurried.claim("live") == []
-    assert hurried.run(claims.renew, "frozen", START, LEASE_S).lost is False
+    assert hurried.run(leases.renew, "frozen", START, LEASE_S).lost is False
 
 
 def test_a_job_that_is_held_keeps_no_results_of_others_back(store: Store, hurried: Store) -> None:
@@ -84,13 +85,13 @@ def test_a_job_that_is_held_keeps_no_results_of_others_back(store: Store, hurrie
     with hanging(store, hold):
         with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
             hurried.settle(verdicts)
-        settled = hurried.run(claims.settle, "w", verdicts, START, skip_locked=True)
+        settled = hurried.run(results.settle, "w", verdicts, START, skip_locked=True)
         assert [verdict.token.job_id for verdict in settled.passed_over] == [jobs[1].id]
         assert {job.id for job in settled.finished} == {jobs[0].id, jobs[2].id}
         # What a dead daemon ran of it goes back later.
         store.pass_time(LEASE_S + 1)
-        assert hurried.run(claims.release_expired, START) == 0
-    assert hurried.run(claims.release_expired, START) == 1
+        assert hurried.run(leases.release_expired, START) == 0
+    assert hurried.run(leases.release_expired, START) == 1
 
 
 def test_the_server_ends_a_session_that_hangs(url: str, store: Store) -> None:
@@ -125,7 +126,7 @@ def test_a_session_that_is_suspended_within_a_pipeline_is_ended_by_others(url: s
             assert time.monotonic() < give_up_at
             time.sleep(0.1)
             with Session(other) as session, session.begin():
-                ended = claims.end_suspended_sessions(session)
+                ended = leases.end_suspended_sessions(session)
         assert ended == 1
         # The lock is free again.
         store.worker()

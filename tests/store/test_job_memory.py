@@ -16,11 +16,12 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement, Token, Verdict
-from pdm.workqueue.store import claims, jobs, users
-from pdm.workqueue.store.claims import ClaimLimits, WorkerIdentity
+from pdm.workqueue.domain.jobs import ClaimToken, Counters, JobRecord, NewElement, Verdict
+from pdm.workqueue.store import claiming, job_changes, jobs, leases, results, users
+from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.job_memory import LONGEST_TEXT, JobMemory
+from pdm.workqueue.store.job_cache import LONGEST_TEXT, JobCache
+from pdm.workqueue.store.leases import WorkerIdentity
 from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, new_job
 
 # What mypy knows of it is less than what it can do.
@@ -61,12 +62,12 @@ async def _submit(database: Database, type_: JobType = JobType.MKDIR, **changes:
     return await database.run("submit", jobs.submit, new_job(user, type_, **changes), None, START)
 
 
-async def _claim(database: Database) -> list[Token]:
-    batches = await database.run("claim", claims.claim, "w", _LIMITS, START)
+async def _claim(database: Database) -> list[ClaimToken]:
+    batches = await database.run("claim", claiming.claim, "w", _LIMITS, START)
     return [batch.token(element) for batch in batches for element in batch.elements]
 
 
-def _verdict(token: Token, status: JobStatus = JobStatus.DONE, **more: Any) -> Verdict:
+def _verdict(token: ClaimToken, status: JobStatus = JobStatus.DONE, **more: Any) -> Verdict:
     return Verdict(token, status, START, START + timedelta(seconds=1), **more)
 
 
@@ -89,13 +90,13 @@ async def test_memory_is_what_the_database_says_after_every_change(
         assert {name: getattr(known, name) for name in expected} == expected
 
     await check(status=JobStatus.SUBMITTED)
-    await database.run("register", claims.register_worker, _WORKER, START, LEASE_S)
+    await database.run("register", leases.register_worker, _WORKER, START, LEASE_S)
     (listing,) = await _claim(database)
     await check(status=JobStatus.RUNNING)
     files = [NewElement(JobType.COPY, f"a/{n}", f"b/{n}", size=7) for n in range(4)]
-    assert await database.run("extend", claims.extend, "w", listing, files)
+    assert await database.run("extend", results.add_elements, "w", listing, files)
     await check(bytes_total=28)
-    await database.run("settle", claims.settle, "w", [_verdict(listing, skipped=3)], START)
+    await database.run("settle", results.settle, "w", [_verdict(listing, skipped=3)], START)
     await check(skipped=3)
     one, two, three, _ = await _claim(database)
     verdicts = [
@@ -103,18 +104,18 @@ async def test_memory_is_what_the_database_says_after_every_change(
         _verdict(two, JobStatus.FAILED, failure=BROKEN),
         _verdict(three, JobStatus.HELD, failure=EXPIRED, counts=False),
     ]
-    await database.run("settle", claims.settle, "w", verdicts, START)
+    await database.run("settle", results.settle, "w", verdicts, START)
     await check(bytes_done=7)
-    await database.run("resume", claims.resume_held, job.user_id, START)
+    await database.run("resume", job_changes.resume_held, job.user_id, START)
     await check(status=JobStatus.RUNNING)
     # A daemon that comes back under its name gives up what it ran.
-    assert await database.run("register", claims.register_worker, _WORKER, START, LEASE_S) == claims.Registration(
+    assert await database.run("register", leases.register_worker, _WORKER, START, LEASE_S) == leases.Registration(
         back=1
     )
     await check(status=JobStatus.RUNNING)
-    await database.run("cancel", jobs.cancel, job.id, START + timedelta(seconds=9))
+    await database.run("cancel", job_changes.cancel, job.id, START + timedelta(seconds=9))
     await check(status=JobStatus.CANCELLED, cancel_requested=True, finished_at=START + timedelta(seconds=9))
-    await database.run("retry", jobs.retry, job.id, START)
+    await database.run("retry", job_changes.retry, job.id, START)
     await check(status=JobStatus.RUNNING, cancel_requested=False, finished_at=None)
 
 
@@ -152,7 +153,7 @@ async def test_what_another_daemon_writes_is_seen(database: Database, url: str) 
     assert await database.job(job.id) == job
     other = Database.open(url, reactor, threads=1)
     await other.start()
-    cancelled = await other.run("cancel", jobs.cancel, job.id, START)
+    cancelled = await other.run("cancel", job_changes.cancel, job.id, START)
     assert await database.job(job.id) == cancelled
     await other.stop()
 
@@ -162,7 +163,7 @@ async def test_what_is_rolled_back_was_never_there(database: Database) -> None:
     job = await _submit(database)
 
     def fail(session: Any) -> None:
-        jobs.cancel(session, job.id, START)
+        job_changes.cancel(session, job.id, START)
         raise LookupError("no")
 
     # Together with one that succeeds: on SQLite they would have shared a commit.
@@ -189,7 +190,7 @@ async def test_a_commit_that_fails_leaves_no_doubt(database: Database, reads: li
 
     event.listen(engine, "commit", refuse)
     with pytest.raises(OSError, match="disk full"):
-        await database.run("cancel", jobs.cancel, job.id, START)
+        await database.run("cancel", job_changes.cancel, job.id, START)
     event.remove(engine, "commit", refuse)
     assert [await database.job(job.id) for _ in range(3)] == [job] * 3
     if engine.dialect.name == "sqlite":
@@ -212,7 +213,7 @@ async def test_while_a_commit_goes_on_the_database_is_asked(
 
     event.listen(engine, "commit", dawdle, once=True)
     reads.clear()
-    cancelling = Deferred.fromCoroutine(database.run("cancel", jobs.cancel, job.id, START))
+    cancelling = Deferred.fromCoroutine(database.run("cancel", job_changes.cancel, job.id, START))
     await begun
     if database_kind == "sqlite":
         for _ in range(2):
@@ -248,7 +249,7 @@ async def test_a_slow_read_does_not_bring_back_what_was_before(
     monkeypatch.setattr(jobs, "fetch", fetch_slowly)
     slow = Deferred.fromCoroutine(database.job(job.id))
     await read
-    cancelled = await database.run("cancel", jobs.cancel, job.id, START)
+    cancelled = await database.run("cancel", job_changes.cancel, job.id, START)
     go_on.set()
     # Asked before the change, so the answer may be the older one; it must not stay.
     assert await slow == job
@@ -282,42 +283,42 @@ def record() -> JobRecord:
 
 def test_of_two_commits_the_later_one_counts(record: JobRecord) -> None:
     """The thread may have begun the next commit before the reactor hears of the one before."""
-    memory = JobMemory()
+    cache = JobCache()
     older, newer = {1: record}, {1: evolve(record, bytes_done=1)}
-    first = memory.doubt(older)
-    second = memory.doubt(newer)
-    memory.settle(first, older, committed=True)
-    assert memory.get(1) is None
-    memory.settle(second, newer, committed=True)
-    assert memory.get(1) == newer[1]
+    first = cache.begin_write(older)
+    second = cache.begin_write(newer)
+    cache.end_write(first, older, committed=True)
+    assert cache.get(1) is None
+    cache.end_write(second, newer, committed=True)
+    assert cache.get(1) == newer[1]
 
 
 def test_a_read_in_the_middle_of_a_commit_is_not_kept(record: JobRecord) -> None:
-    memory = JobMemory()
+    cache = JobCache()
     newer = {1: evolve(record, bytes_done=1)}
-    with memory.loading(1) as begun_before:
-        commit = memory.doubt(newer)
-        with memory.loading(1) as begun_meanwhile:
-            memory.settle(commit, newer, committed=True)
+    with cache.loading(1) as begun_before:
+        commit = cache.begin_write(newer)
+        with cache.loading(1) as begun_meanwhile:
+            cache.end_write(commit, newer, committed=True)
             begun_meanwhile.record = record
         begun_before.record = record
-    assert memory.get(1) == newer[1]
+    assert cache.get(1) == newer[1]
 
 
 def test_the_least_recently_asked_for_leaves(record: JobRecord) -> None:
-    memory = JobMemory(most=3)
+    cache = JobCache(most=3)
     for number in (1, 2, 3):
-        with memory.loading(number) as loading:
+        with cache.loading(number) as loading:
             loading.record = evolve(record, id=number)
-    assert memory.get(1) is not None
-    with memory.loading(4) as loading:
+    assert cache.get(1) is not None
+    with cache.loading(4) as loading:
         loading.record = evolve(record, id=4)
-    assert [memory.get(number) is not None for number in (1, 2, 3, 4)] == [True, False, True, True]
+    assert [cache.get(number) is not None for number in (1, 2, 3, 4)] == [True, False, True, True]
 
 
 def test_a_read_that_fails_leaves_nothing(record: JobRecord) -> None:
-    memory = JobMemory()
-    with pytest.raises(LookupError), memory.loading(1):
+    cache = JobCache()
+    with pytest.raises(LookupError), cache.loading(1):
         raise LookupError
-    assert memory.get(1) is None
-    assert not memory._loading
+    assert cache.get(1) is None
+    assert not cache._loading

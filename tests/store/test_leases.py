@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.jobs import Counters, Token
+from pdm.workqueue.domain.jobs import ClaimToken, Counters
 from pdm.workqueue.domain.retry import MOST_CRASHES
-from pdm.workqueue.store import claims, jobs
+from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results
 from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, token_of, verdict
 
 
@@ -18,8 +18,8 @@ def test_a_renewed_lease_is_not_taken_away(store: Store) -> None:
     store.claim()
     for _ in range(3):
         store.pass_time(40)
-        assert store.run(claims.renew, "w", store.now, LEASE_S) == claims.Renewal(False, frozenset())
-        assert store.run(claims.release_expired, store.now) == 0
+        assert store.run(leases.renew, "w", store.now, LEASE_S) == leases.Renewal(False, frozenset())
+        assert store.run(leases.release_expired, store.now) == 0
 
 
 def test_what_a_dead_daemon_ran_runs_again_elsewhere(store: Store) -> None:
@@ -29,8 +29,8 @@ def test_what_a_dead_daemon_ran_runs_again_elsewhere(store: Store) -> None:
     claimed_at = store.now
     store.pass_time(LEASE_S)
     store.worker("heir")
-    assert store.run(claims.release_expired, store.now) == 2
-    assert store.run(claims.release_expired, store.now) == 0
+    assert store.run(leases.release_expired, store.now) == 2
+    assert store.run(leases.release_expired, store.now) == 0
     waiting = store.element(job.id, 1)
     assert (waiting.status, waiting.attempts, waiting.lost) == (JobStatus.SUBMITTED, 1, 1)
     assert store.job(job.id).counters == Counters(elements=3, submitted=2, done=1) == store.recount(job.id)
@@ -50,10 +50,10 @@ def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
     store.worker()
     store.pass_time(LEASE_S + 100)
     # Late, but nobody has taken anything: all is well.
-    assert not store.run(claims.renew, "w", store.now, LEASE_S).lost
+    assert not store.run(leases.renew, "w", store.now, LEASE_S).lost
     store.pass_time(LEASE_S)
-    store.run(claims.release_expired, store.now)
-    assert store.run(claims.renew, "w", store.now, LEASE_S).lost
+    store.run(leases.release_expired, store.now)
+    assert store.run(leases.renew, "w", store.now, LEASE_S).lost
     store.submit(store.user())
     assert store.claim() == []
     store.worker()
@@ -61,7 +61,7 @@ def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
 
 
 def test_a_worker_nobody_knows_has_no_lease(store: Store) -> None:
-    assert store.run(claims.renew, "nobody", store.now, LEASE_S).lost
+    assert store.run(leases.renew, "nobody", store.now, LEASE_S).lost
 
 
 def test_one_daemon_can_be_declared_dead(store: Store) -> None:
@@ -72,10 +72,10 @@ def test_one_daemon_can_be_declared_dead(store: Store) -> None:
     store.claim()
     store.submit(user)
     store.claim("other")
-    assert store.run(claims.release_worker, "w", store.now) == 1
-    assert store.run(claims.release_worker, "nobody", store.now) == 0
-    assert store.run(claims.renew, "w", store.now, LEASE_S).lost
-    assert not store.run(claims.renew, "other", store.now, LEASE_S).lost
+    assert store.run(leases.release_worker, "w", store.now) == 1
+    assert store.run(leases.release_worker, "nobody", store.now) == 0
+    assert store.run(leases.renew, "w", store.now, LEASE_S).lost
+    assert not store.run(leases.renew, "other", store.now, LEASE_S).lost
 
 
 def test_who_registers_again_runs_nothing(store: Store) -> None:
@@ -90,7 +90,7 @@ def test_a_dead_listing_is_listed_again(store: Store) -> None:
     store.worker()
     job = store.submit(store.user(), JobType.COPY)
     store.claim()
-    store.run(claims.release_worker, "w", store.now)
+    store.run(leases.release_worker, "w", store.now)
     store.worker()
     (again,) = store.claim()
     assert (again.job.id, again.type, token_of(again).attempt) == (job.id, JobType.LIST, 2)
@@ -100,11 +100,11 @@ def test_what_a_dead_daemon_ran_of_a_cancelled_job_is_cancelled(store: Store) ->
     store.worker()
     job = store.copy_job(store.user(), [1])
     store.claim()
-    store.run(jobs.cancel, job.id, store.now)
-    store.run(claims.release_worker, "w", store.now)
+    store.run(job_changes.cancel, job.id, store.now)
+    store.run(leases.release_worker, "w", store.now)
     assert store.job(job.id).status is JobStatus.CANCELLED
     # The copy that was cut off may have left its temporary file.
-    assert [element.id for element, _ in store.run(claims.residues, 10)] == [1]
+    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [1]
 
 
 def test_renewal_tells_of_cancelled_jobs_that_run_here(store: Store) -> None:
@@ -116,10 +116,10 @@ def test_renewal_tells_of_cancelled_jobs_that_run_here(store: Store) -> None:
     store.submit(user)
     theirs = store.claim("other")
     for one in (*batch, *theirs):
-        store.run(jobs.cancel, one.job.id, store.now)
-    assert store.run(claims.renew, "w", store.now, LEASE_S).cancelled_jobs == {mine.id}
+        store.run(job_changes.cancel, one.job.id, store.now)
+    assert store.run(leases.renew, "w", store.now, LEASE_S).cancelled_jobs == {mine.id}
     store.settle(ended(JobStatus.SUBMITTED, *batch, failure=BROKEN))
-    assert store.run(claims.renew, "w", store.now, LEASE_S).cancelled_jobs == frozenset()
+    assert store.run(leases.renew, "w", store.now, LEASE_S).cancelled_jobs == frozenset()
     assert store.job(mine.id).status is JobStatus.CANCELLED
 
 
@@ -128,7 +128,7 @@ def test_what_every_daemon_dies_of_fails_in_the_end(store: Store) -> None:
     for crashes in range(1, MOST_CRASHES + 1):
         (batch,) = store.claim()
         assert token_of(batch).attempt == crashes
-        store.run(claims.release_worker, "w", store.now)
+        store.run(leases.release_worker, "w", store.now)
         element = store.element(job.id, 1)
         # Twice at once; then it has to wait, so that a daemon which cannot come up does not use all tries up.
         assert (element.not_before is None) == (crashes <= 2 or crashes == MOST_CRASHES)
@@ -147,18 +147,18 @@ def test_any_other_end_begins_the_count_of_crashes_anew(store: Store) -> None:
         if attempt == 5:
             store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
         else:
-            store.run(claims.release_worker, "w", store.now)
+            store.run(leases.release_worker, "w", store.now)
         store.pass_time(700)
         store.worker()
         assert store.element(job.id, 1).status is JobStatus.SUBMITTED
 
 
-def _as(incarnation: str, instance: str = "", name: str = "w") -> claims.WorkerIdentity:
-    return claims.WorkerIdentity(name, incarnation, instance, f"host of {incarnation}")
+def _as(incarnation: str, instance: str = "", name: str = "w") -> leases.WorkerIdentity:
+    return leases.WorkerIdentity(name, incarnation, instance, f"host of {incarnation}")
 
 
-def _register(store: Store, worker: claims.WorkerIdentity, *, alone: bool = False) -> claims.Registration:
-    return store.run(claims.register_worker, worker, store.now, LEASE_S, alone=alone)
+def _register(store: Store, worker: leases.WorkerIdentity, *, alone: bool = False) -> leases.Registration:
+    return store.run(leases.register_worker, worker, store.now, LEASE_S, alone=alone)
 
 
 def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
@@ -172,7 +172,7 @@ def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
     assert store.claim("second") == []
     # It is alive: the lease ends later and later.
     store.pass_time(20)
-    store.run(claims.renew, "first", store.now, LEASE_S)
+    store.run(leases.renew, "first", store.now, LEASE_S)
     again = _register(store, copy)
     assert again.held_until is not None and held.held_until is not None
     assert again.held_until > held.held_until - timedelta(seconds=20 if store.engine.dialect.name != "sqlite" else 0)
@@ -180,7 +180,7 @@ def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
     # It is not: what it held is free, and it has lost.
     store.pass_time(LEASE_S + 1)
     assert _register(store, copy).held_by is None
-    assert store.run(claims.renew, "first", store.now, LEASE_S).lost
+    assert store.run(leases.renew, "first", store.now, LEASE_S).lost
     assert store.settle(done(*batches), "first").lost
 
 
@@ -188,10 +188,10 @@ def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
     _register(store, _as("first", "folder"))
     job = store.submit(store.user())
     (batch,) = store.claim("first")
-    assert _register(store, _as("second", "folder")) == claims.Registration(back=1)
+    assert _register(store, _as("second", "folder")) == leases.Registration(back=1)
     # What the earlier life says now fits nothing.
     assert store.settle(done(batch), "first").lost == (token_of(batch),)
-    assert not store.run(claims.extend, "first", token_of(batch), [])
+    assert not store.run(results.add_elements, "first", token_of(batch), [])
     assert store.claim("first") == []
     (again,) = store.claim("second")
     assert (again.job.id, token_of(again).attempt) == (job.id, 2)
@@ -203,12 +203,12 @@ def test_who_has_the_lock_on_the_database_is_alone(store: Store) -> None:
     store.submit(store.user())
     store.claim("other")
     assert _register(store, _as("mine"), alone=True).back == 1
-    assert store.run(claims.renew, "other", store.now, LEASE_S).lost
+    assert store.run(leases.renew, "other", store.now, LEASE_S).lost
 
 
 def test_a_lease_that_was_given_up_is_free(store: Store) -> None:
     _register(store, _as("first"))
-    store.run(claims.resign, "first")
+    store.run(leases.give_up_lease, "first")
     assert _register(store, _as("second")).held_by is None
 
 
@@ -217,9 +217,9 @@ def test_twenty_crashes_end_only_what_was_begun(store: Store) -> None:
     job = store.copy_job(store.user(), [1, 1], store.worker())
     for crash in range(MOST_CRASHES):
         claimed = {token_of(batch, n) for batch in store.claim() for n in range(len(batch.elements))}
-        assert Token(job.id, 2, crash + 1) in claimed
-        worker = claims.WorkerIdentity("w", "w")
-        store.run(claims.register_worker, worker, store.now, LEASE_S, begun=lambda job, token: token.element_id == 1)
+        assert ClaimToken(job.id, 2, crash + 1) in claimed
+        worker = leases.WorkerIdentity("w", "w")
+        store.run(leases.register_worker, worker, store.now, LEASE_S, begun=lambda job, token: token.element_id == 1)
         store.pass_time(700)
         store.worker()
     begun, waited = store.elements(job.id)[1:]
@@ -245,7 +245,7 @@ def test_what_was_put_off_until_a_later_hour_comes_back_with_the_clock(store: St
             for at in [store.now if batch.job.id == soon.id else old]
         ]
     )
-    assert store.run(claims.bring_forward, old, store.now) == 2
+    assert store.run(claim_queries.bring_forward, old, store.now) == 2
     assert {batch.job.id for batch in store.claim(batch_elements=1)} == {put_off.id, listing.id}
     store.pass_time(31)
     assert [batch.job.id for batch in store.claim(batch_elements=1)] == [soon.id]

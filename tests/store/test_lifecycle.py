@@ -6,7 +6,14 @@ import pytest
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters
-from pdm.workqueue.domain.lifecycle import TRANSITIONS, IllegalTransitionError, added, job_status, moved, settled_status
+from pdm.workqueue.domain.lifecycle import (
+    TRANSITIONS,
+    IllegalTransitionError,
+    counters_after_adding,
+    counters_after_moving,
+    job_status,
+    settled_status,
+)
 
 _S = JobStatus
 
@@ -40,12 +47,12 @@ def test_every_status_has_its_transitions_and_done_has_none() -> None:
 
 
 def test_elements_go_only_where_the_table_says() -> None:
-    waiting = added(Counters(), _S.SUBMITTED, 3)
-    assert moved(waiting, _S.SUBMITTED, _S.RUNNING, 2) == Counters(3, submitted=1, running=2)
+    waiting = counters_after_adding(Counters(), _S.SUBMITTED, 3)
+    assert counters_after_moving(waiting, _S.SUBMITTED, _S.RUNNING, 2) == Counters(3, submitted=1, running=2)
     with pytest.raises(IllegalTransitionError, match="from SUBMITTED to DONE"):
-        moved(waiting, _S.SUBMITTED, _S.DONE, 1)
+        counters_after_moving(waiting, _S.SUBMITTED, _S.DONE, 1)
     with pytest.raises(IllegalTransitionError, match="4 elements leave SUBMITTED"):
-        moved(waiting, _S.SUBMITTED, _S.RUNNING, 4)
+        counters_after_moving(waiting, _S.SUBMITTED, _S.RUNNING, 4)
 
 
 def test_what_would_wait_is_cancelled_in_a_job_that_is_to_end() -> None:

@@ -9,21 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdm.workqueue.domain.bounds import Bounds
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
-from pdm.workqueue.domain.turns import Turns
-from pdm.workqueue.store import due, jobs
+from pdm.workqueue.domain.limits import ClaimExclusions, FairQueue, LimitKey, LimitKind, Route, StreamQuota
+from pdm.workqueue.store import claim_queries, job_changes
 from pdm.workqueue.WorkqueueDB import HAS_WORK
 from tests.store.stores import LIST_LANE, WORK_LANE, Store, done, ended
 
 
-def only(left: dict[Key, int], **otherwise: int) -> Openings:
-    return Openings(left, {Limited[name]: limit for name, limit in otherwise.items()})
+def only(left: dict[LimitKey, int], **otherwise: int) -> StreamQuota:
+    return StreamQuota(left, {LimitKind[name]: limit for name, limit in otherwise.items()})
 
 
-def taken(store: Store, openings: Openings) -> dict[int, int]:
+def taken(store: Store, openings: StreamQuota) -> dict[int, int]:
     """Batches that a claim takes, by user; they go back."""
     batches = store.claim(batch_elements=4, batches=20, openings=openings)
     for batch in batches:
@@ -38,15 +36,15 @@ def test_each_limit_counts_batches(store: Store) -> None:
     store.copy_job(bob, [1] * 20)
     elsewhere = store.submit(bob, src_siteid=7, priority=9)
     assert taken(store, only({})) == {alice: 5, bob: 6}
-    assert taken(store, only({(Limited.JOB, large.id): 2})) == {alice: 2, bob: 6}
-    assert taken(store, only({(Limited.USER, alice): 0, (Limited.USER, bob): 3})) == {bob: 3}
-    assert sum(taken(store, only({(Limited.ROUTE, Route(1, 2)): 3})).values()) == 4
-    assert sum(taken(store, only({(Limited.OUT_OF, 1): 2})).values()) == 3
-    assert sum(taken(store, only({(Limited.INTO, 2): 1})).values()) == 2
+    assert taken(store, only({(LimitKind.JOB, large.id): 2})) == {alice: 2, bob: 6}
+    assert taken(store, only({(LimitKind.USER, alice): 0, (LimitKind.USER, bob): 3})) == {bob: 3}
+    assert sum(taken(store, only({(LimitKind.ROUTE, Route(1, 2)): 3})).values()) == 4
+    assert sum(taken(store, only({(LimitKind.OUT_OF, 1): 2})).values()) == 3
+    assert sum(taken(store, only({(LimitKind.INTO, 2): 1})).values()) == 2
     # Where there is one site only, work goes into it.
-    assert taken(store, only({(Limited.INTO, 7): 0})) == {alice: 5, bob: 5}
-    assert taken(store, only({(Limited.OUT_OF, 7): 0})) == {alice: 5, bob: 6}
-    assert taken(store, only({(Limited.ROUTE, Route(7, None)): 0})) == {alice: 5, bob: 5}
+    assert taken(store, only({(LimitKind.INTO, 7): 0})) == {alice: 5, bob: 5}
+    assert taken(store, only({(LimitKind.OUT_OF, 7): 0})) == {alice: 5, bob: 6}
+    assert taken(store, only({(LimitKind.ROUTE, Route(7, None)): 0})) == {alice: 5, bob: 5}
     # What is not named has the limit of its kind.
     assert taken(store, only({}, USER=2)) == {alice: 2, bob: 2}
     assert sum(taken(store, only({}, ROUTE=1)).values()) == 2
@@ -58,16 +56,16 @@ def test_small_jobs_in_one_batch_are_one_batch_of_each(store: Store) -> None:
     store.worker()
     user = store.user()
     small = [store.submit(user) for _ in range(6)]
-    named: dict[Key, int] = {(Limited.JOB, job.id): 1 for job in small[1:]}
-    (batch,) = store.claim(openings=only({**named, (Limited.JOB, small[0].id): 0}, USER=1, ROUTE=1))
+    named: dict[LimitKey, int] = {(LimitKind.JOB, job.id): 1 for job in small[1:]}
+    (batch,) = store.claim(openings=only({**named, (LimitKind.JOB, small[0].id): 0}, USER=1, ROUTE=1))
     assert sorted(batch.jobs) == [job.id for job in small[1:]]
 
 
 @pytest.mark.parametrize(
     "closed",
-    [(Limited.INTO, 7), (Limited.ROUTE, Route(7, None))],
+    [(LimitKind.INTO, 7), (LimitKind.ROUTE, Route(7, None))],
 )
-def test_what_is_closed_hides_no_other_work_of_a_user(store: Store, closed: Key) -> None:
+def test_what_is_closed_hides_no_other_work_of_a_user(store: Store, closed: LimitKey) -> None:
     store.worker()
     user = store.user()
     for _ in range(10):
@@ -81,9 +79,9 @@ def test_users_on_a_closed_route_hide_no_others(store: Store) -> None:
     for number in range(12):
         store.submit(store.user(f"user{number}"), src_siteid=7)
     mine = store.submit(store.user("last"), src_siteid=8)
-    turns = Turns()
+    turns = FairQueue()
     turns.give(mine.user_id, 100.0)
-    limits = only({(Limited.ROUTE, Route(7, None)): 0})
+    limits = only({(LimitKind.ROUTE, Route(7, None)): 0})
     assert [batch.job.id for batch in store.claim(batches=1, openings=limits, turns=turns)] == [mine.id]
 
 
@@ -92,10 +90,12 @@ def test_what_a_claim_looks_at_is_bounded_where_much_is_closed(store: Store, mon
     user = store.user()
     for site in (7, 7, 7, 8):
         store.submit(user, src_siteid=site)
-    closed = only({(Limited.INTO, 7): 0})
+    closed = only({(LimitKind.INTO, 7): 0})
     for most, found in ((3, 0), (4, 1)):
-        monkeypatch.setattr(due, "MOST_PASSED_OVER", most)
-        monkeypatch.setattr(due, "WORK", due.Lane(due.WORK.due_at, HAS_WORK))
+        monkeypatch.setattr(claim_queries, "MOST_PASSED_OVER", most)
+        monkeypatch.setattr(
+            claim_queries, "WORK_QUEUE", claim_queries.ClaimQueue(claim_queries.WORK_QUEUE.due_at, HAS_WORK)
+        )
         assert len(store.claim(openings=closed)) == found
 
 
@@ -104,7 +104,7 @@ def test_listings_wait_for_no_limit(store: Store) -> None:
     user = store.user()
     listing = store.submit(user, JobType.LIST)
     store.submit(user)
-    limits = only({(Limited.USER, user): 0}, ROUTE=0)
+    limits = only({(LimitKind.USER, user): 0}, ROUTE=0)
     assert [batch.job.id for batch in store.claim(openings=limits)] == [listing.id]
     assert store.claim(types=LIST_LANE | WORK_LANE, openings=limits) == []
 
@@ -114,7 +114,7 @@ def test_listings_wait_for_no_limit(store: Store) -> None:
 DUMMY = JobProtocol.DUMMY
 
 
-def begun(store: Store, bounds: Bounds) -> dict[int, int]:
+def begun(store: Store, bounds: ClaimExclusions) -> dict[int, int]:
     """Elements of listings and of work that a claim of each takes, by job; they go back."""
     taken: Counter[int] = Counter()
     for lane in (LIST_LANE, WORK_LANE):
@@ -127,15 +127,15 @@ def begun(store: Store, bounds: Bounds) -> dict[int, int]:
 @pytest.mark.parametrize(
     ("bounds", "kept_out"),
     [
-        (Bounds(), ()),
-        (Bounds(drained=frozenset({7})), ("listing", "work")),
-        (Bounds(drained=frozenset({2})), ("copy",)),
-        (Bounds(paused=frozenset({(7, DUMMY)})), ("listing", "work")),
-        (Bounds(paused=frozenset({(2, DUMMY), (7, JobProtocol.GRIDFTP)})), ("copy", "other")),
+        (ClaimExclusions(), ()),
+        (ClaimExclusions(drained=frozenset({7})), ("listing", "work")),
+        (ClaimExclusions(drained=frozenset({2})), ("copy",)),
+        (ClaimExclusions(paused=frozenset({(7, DUMMY)})), ("listing", "work")),
+        (ClaimExclusions(paused=frozenset({(2, DUMMY), (7, JobProtocol.GRIDFTP)})), ("copy", "other")),
     ],
 )
 def test_nothing_begins_where_a_site_is_drained_or_away(
-    store: Store, bounds: Bounds, kept_out: tuple[str, ...]
+    store: Store, bounds: ClaimExclusions, kept_out: tuple[str, ...]
 ) -> None:
     store.worker()
     user = store.user()
@@ -157,7 +157,7 @@ def test_nothing_of_a_banned_user_begins(store: Store) -> None:
     store.submit(banned, JobType.LIST)
     store.submit(banned)
     mine = store.submit(free)
-    assert begun(store, Bounds(banned=frozenset({banned}))) == {mine.id: 1}
+    assert begun(store, ClaimExclusions(banned=frozenset({banned}))) == {mine.id: 1}
 
 
 def test_one_element_in_all_tries_a_site_that_may_be_back(store: Store) -> None:
@@ -167,7 +167,7 @@ def test_one_element_in_all_tries_a_site_that_may_be_back(store: Store) -> None:
         store.copy_job(user, [1] * 20)
     store.submit(alice, JobType.LIST, src_siteid=1)
     elsewhere = store.submit(bob, src_siteid=7)
-    bounds = Bounds(probed=frozenset({(1, DUMMY)}))
+    bounds = ClaimExclusions(probed=frozenset({(1, DUMMY)}))
     (listing,) = store.claim(types=LIST_LANE, bounds=bounds)
     # While that runs nothing else may begin there.
     assert [batch.job.id for batch in store.claim(bounds=bounds)] == [elsewhere.id]
@@ -185,7 +185,7 @@ def test_other_protocols_of_a_site_that_may_be_back_go_on(store: Store) -> None:
     user = store.user()
     busy = store.copy_job(user, [1] * 20, src_siteid=7)
     waiting = store.submit(user, src_siteid=7, protocol=JobProtocol.GRIDFTP)
-    bounds = Bounds(probed=frozenset({(7, JobProtocol.GRIDFTP)}))
+    bounds = ClaimExclusions(probed=frozenset({(7, JobProtocol.GRIDFTP)}))
     taken = Counter(
         element.job_id
         for _ in range(3)
@@ -201,12 +201,12 @@ def test_what_may_not_begin_hides_no_other_work_however_much_it_is(
 ) -> None:
     store.worker()
     user = store.user()
-    monkeypatch.setattr(due, "MOST_PASSED_OVER", 3)
+    monkeypatch.setattr(claim_queries, "MOST_PASSED_OVER", 3)
     for _ in range(10):
         store.submit(user, src_siteid=7)
     other = store.submit(user, src_siteid=8)
-    closed = only({(Limited.INTO, 9): 0})
-    for bounds in (Bounds(drained=frozenset({7})), Bounds(paused=frozenset({(7, DUMMY)}))):
+    closed = only({(LimitKind.INTO, 9): 0})
+    for bounds in (ClaimExclusions(drained=frozenset({7})), ClaimExclusions(paused=frozenset({(7, DUMMY)}))):
         (batch,) = store.claim(batches=1, bounds=bounds, openings=closed)
         assert batch.job.id == other.id
         store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
@@ -215,7 +215,7 @@ def test_what_may_not_begin_hides_no_other_work_however_much_it_is(
 # -- turns
 
 
-def shares(store: Store, turns: Turns, batches: list[Batch]) -> Counter[int]:
+def shares(store: Store, turns: FairQueue, batches: list[Batch]) -> Counter[int]:
     """As the claimer does: count what was given, and end it."""
     given_to: Counter[int] = Counter()
     for batch in batches:
@@ -230,7 +230,7 @@ def test_users_get_their_weights_over_many_claims(store: Store) -> None:
     users = [store.user(name) for name in ("alice", "bob", "carol")]
     for number, user in enumerate(users):
         store.copy_job(user, [1] * 200, src_siteid=1 + number % 2, priority=9 if number == 0 else 1)
-    turns = Turns({users[1]: 3.0})
+    turns = FairQueue({users[1]: 3.0})
     given_to: Counter[int] = Counter()
     for _ in range(25):
         given_to += shares(store, turns, store.claim(batches=1, batch_elements=5, turns=turns))
@@ -243,7 +243,7 @@ def test_work_that_was_done_counts_not_only_what_runs(store: Store) -> None:
     alice, bob = store.user("alice"), store.user("bob")
     store.copy_job(alice, [1] * 100)
     store.copy_job(bob, [1] * 100)
-    turns = Turns()
+    turns = FairQueue()
     owners = []
     for _ in range(10):
         (batch,) = store.claim(batches=1, batch_elements=5, turns=turns)
@@ -257,7 +257,7 @@ def test_who_comes_late_is_served_next_and_then_in_turn(store: Store) -> None:
     store.worker()
     alice, bob = store.user("alice"), store.user("bob")
     store.copy_job(alice, [1] * 100)
-    turns = Turns()
+    turns = FairQueue()
     for batch in store.claim(batches=3, batch_elements=5, turns=turns):
         turns.give(batch.job.user_id, 1.0)
     store.copy_job(bob, [1] * 100)
@@ -271,7 +271,7 @@ def test_a_limited_user_leaves_their_turns_to_others(store: Store) -> None:
     alice, bob = store.user("alice"), store.user("bob")
     store.copy_job(alice, [1] * 100)
     store.copy_job(bob, [1] * 100)
-    batches = store.claim(batches=8, batch_elements=5, openings=only({(Limited.USER, alice): 1}))
+    batches = store.claim(batches=8, batch_elements=5, openings=only({(LimitKind.USER, alice): 1}))
     assert Counter(batch.job.user_id for batch in batches) == {alice: 1, bob: 7}
 
 
@@ -290,7 +290,7 @@ def test_shares_are_weights_whatever_routes_and_priorities(store: Store) -> None
             store.copy_job(user, [1] * 120, src_siteid=10 + number, priority=priorities[number])
             for number, user in enumerate(users)
         ]
-        turns = Turns(dict(zip(users, weights, strict=True)))
+        turns = FairQueue(dict(zip(users, weights, strict=True)))
         given_to: Counter[int] = Counter()
         for _ in range(24 // batches):
             given_to += shares(store, turns, store.claim(batches=batches, batch_elements=5, turns=turns))
@@ -298,6 +298,6 @@ def test_shares_are_weights_whatever_routes_and_priorities(store: Store) -> None
         for (one, turn), (other, other_turn) in itertools.permutations(each, 2):
             assert one - other <= turn + other_turn + 1e-6
         for job in submitted:
-            store.run(jobs.cancel, job.id, store.now)
+            store.run(job_changes.cancel, job.id, store.now)
 
     hold()

@@ -15,12 +15,14 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.jobs import Token
+from pdm.workqueue.domain.jobs import ClaimToken
+from pdm.workqueue.execution.attempts import Settler
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.execution.settler import Settler
-from pdm.workqueue.store import claims, users
-from pdm.workqueue.store.claims import ClaimLimits, WorkerIdentity
-from pdm.workqueue.store.database import Database, DatabaseUnavailableError
+from pdm.workqueue.store import claiming, users
+from pdm.workqueue.store.claim_limits import ClaimLimits
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseUnavailableError
+from pdm.workqueue.store.leases import WorkerIdentity
 from tests.store.stores import START, Store, done, token_of
 from tests.support.postgresql_proxy import PostgresqlProxy, postgresql_proxy
 
@@ -63,7 +65,7 @@ class Joined:
     """A lease, and what its daemon knows."""
 
     def __init__(self, database: Database) -> None:
-        self.known: Collection[Token] = ()
+        self.known: Collection[ClaimToken] = ()
         self.claims_over: Deferred[None] = succeed(None)
         self.woken = 0
         self.lease = Lease(reactor, database, WorkerIdentity("w", "w"), lambda: START, 60.0)
@@ -74,7 +76,7 @@ class Joined:
         async def lost() -> None:
             raise AssertionError("no lease is lost here")
 
-        self.lease.serves(lambda: self.known, over, lost, lambda job: None, self._work)
+        self.lease.connect(lambda: self.known, over, lost, lambda job: None, self._work)
 
     def _work(self) -> None:
         self.woken += 1
@@ -95,7 +97,7 @@ async def test_a_claim_without_an_answer_goes_back_to_the_queue(
     job = store.submit(store.user())
     proxy.cut_commits = 1
     with pytest.raises(DatabaseUnavailableError):
-        await database.run("claim", claims.claim, "w", _LIMITS, START)
+        await database.run("claim", claiming.claim, "w", _LIMITS, START)
     lost_errors.clear()
     assert proxy.lost == 1
     assert store.element(job.id, 0).status is JobStatus.RUNNING
@@ -105,7 +107,7 @@ async def test_a_claim_without_an_answer_goes_back_to_the_queue(
     assert store.job(job.id).counters == store.recount(job.id)
     assert joined.woken == 1
     # It was never begun: it crashed nothing, and waits for nothing.
-    (again,) = await database.run("claim", claims.claim, "w", _LIMITS, START)
+    (again,) = await database.run("claim", claiming.claim, "w", _LIMITS, START)
     assert token_of(again).attempt == 2
 
 
@@ -113,7 +115,7 @@ async def test_a_claim_without_an_answer_goes_back_to_the_queue(
 async def test_what_runs_or_is_being_claimed_stays(database: Database, joined: Joined, store: Store) -> None:
     user = store.user()
     running, claimed = store.submit(user), store.submit(user)
-    batches = await database.run("claim", claims.claim, "w", _LIMITS, START)
+    batches = await database.run("claim", claiming.claim, "w", _LIMITS, START)
     tokens = {batch.job.id: token_of(batch) for batch in batches}
     joined.known = [tokens[running.id]]
     joined.claims_over = Deferred()
@@ -142,7 +144,7 @@ async def test_a_verdict_without_an_answer_is_found_written(
     logged: list[LogEvent],
 ) -> None:
     job = store.submit(store.user())
-    batches = await database.run("claim", claims.claim, "w", _LIMITS, START)
+    batches = await database.run("claim", claiming.claim, "w", _LIMITS, START)
     settler = Settler(reactor, database, "w", lambda: START, lambda residue: None)
     proxy.cut_commits = 1
     for verdict in done(*batches):

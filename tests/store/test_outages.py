@@ -9,7 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
 from pdm.workqueue.store import users
-from pdm.workqueue.store.database import Database, DatabaseUnavailableError
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from tests.store.clusters import cluster, programs
 from tests.store.stores import START
 

@@ -12,13 +12,12 @@ from attrs import evolve
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.bounds import Bounds
-from pdm.workqueue.domain.catalogue import Actor, NewSite
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import NewElement
-from pdm.workqueue.domain.streams import Key, Limited, Openings, Route
-from pdm.workqueue.store import claims, jobs, queue_place, sites, steering
+from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Route, StreamQuota
+from pdm.workqueue.domain.sites import Actor, NewSite
+from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results, sites
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
 
@@ -37,7 +36,7 @@ def busy(store: Store) -> Store:
     large = store.submit(users[0], JobType.COPY, priority=0)
     (listing,) = [batch for batch in store.claim(batches=200) if batch.job.id == large.id]
     files = [NewElement(JobType.COPY, f"/src/{n}", f"/dst/{n}", 1) for n in range(_FILES)]
-    store.run(claims.extend, "w", token_of(listing), files)
+    store.run(results.add_elements, "w", token_of(listing), files)
     store.settle(done(listing))
     for batch in store.claim(batches=2, batch_elements=5):
         store.settle([verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, residue=True)])
@@ -103,39 +102,39 @@ def test_claims_and_results(busy: Store, explained: Explained) -> None:
     assert sum(len(batch.elements) for batch in batches) > 20
     verdicts = done(*batches)
     busy.settle([*ended(JobStatus.FAILED, batches[0], failure=MISSING), *verdicts[len(batches[0].elements) :]])
-    busy.run(claims.next_due, busy.now)
+    busy.run(claim_queries.next_due, busy.now)
     explained.assert_indexed()
 
 
 def test_claims_while_much_is_closed(busy: Store, explained: Explained) -> None:
-    left: dict[Key, int] = {
-        (Limited.ROUTE, Route(1, None)): 0,
-        (Limited.ROUTE, Route(3, 4)): 0,
-        (Limited.INTO, 7): 0,
-        (Limited.OUT_OF, 8): 0,
-        (Limited.JOB, 1): 0,
-        (Limited.USER, busy.user("bob")): 0,
+    left: dict[LimitKey, int] = {
+        (LimitKind.ROUTE, Route(1, None)): 0,
+        (LimitKind.ROUTE, Route(3, 4)): 0,
+        (LimitKind.INTO, 7): 0,
+        (LimitKind.OUT_OF, 8): 0,
+        (LimitKind.JOB, 1): 0,
+        (LimitKind.USER, busy.user("bob")): 0,
     }
     explained.plans.clear()
-    batches = busy.claim(batches=4, batch_elements=20, openings=Openings(left))
+    batches = busy.claim(batches=4, batch_elements=20, openings=StreamQuota(left))
     assert {batch.job.type for batch in batches if batch.type is not JobType.LIST} == {JobType.COPY}
     explained.assert_indexed()
 
 
 def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
-    bounds = Bounds(
+    bounds = ClaimExclusions(
         frozenset({(3, JobProtocol.DUMMY)}), frozenset({(4, JobProtocol.DUMMY)}), frozenset({7, 8}), frozenset({9})
     )
-    for openings in (Openings(), Openings({(Limited.INTO, 7): 0})):
+    for openings in (StreamQuota(), StreamQuota({(LimitKind.INTO, 7): 0})):
         explained.plans.clear()
         busy.claim(batches=4, batch_elements=20, openings=openings, bounds=bounds)
         explained.assert_indexed()
 
 
 def test_leases(busy: Store, explained: Explained) -> None:
-    busy.run(claims.renew, "w", busy.now, LEASE_S)
-    busy.run(claims.release_expired, busy.now)
-    busy.run(claims.release_worker, "w", busy.now)
+    busy.run(leases.renew, "w", busy.now, LEASE_S)
+    busy.run(leases.release_expired, busy.now)
+    busy.run(leases.release_worker, "w", busy.now)
     explained.assert_indexed()
 
 
@@ -151,13 +150,13 @@ def test_claims_and_results_of_many_small_jobs(busy: Store, explained: Explained
 def test_daemons_that_die(busy: Store, explained: Explained) -> None:
     for _ in range(3):
         assert busy.claim(batches=2, batch_elements=10)
-        busy.run(claims.release_worker, "w", busy.now)
+        busy.run(leases.release_worker, "w", busy.now)
         busy.worker()
     explained.assert_indexed()
 
 
 def test_changes_of_sites_and_what_is_held(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 100)
+    monkeypatch.setattr(job_changes, "CHANGED_AT_ONCE", 100)
     by = Actor(busy.user(), "/CN=owner")
     endpoints = {JobProtocol.DUMMY: ("dummy://a",)}
     site = busy.run(sites.create, NewSite(by.user_id, True, "S", "", "~", endpoints, None, None, ""), by, busy.now)
@@ -165,20 +164,20 @@ def test_changes_of_sites_and_what_is_held(busy: Store, explained: Explained, mo
     busy.run(sites.change, site.id, lambda seen: evolve(seen, limit_in=1), by, busy.now)
     assert busy.run(sites.remove, site.id, by, busy.now)
     for kind in CredentialKind:
-        busy.run(claims.held_too_long, kind, list(JobProtocol))
+        busy.run(job_changes.held_despite_credential, kind, list(JobProtocol))
     after: tuple[int, int] | None = (0, -1)
     while after is not None:
-        after = busy.run(claims.resume_held, busy.user(), busy.now, 1, [JobProtocol.DUMMY], after).after
+        after = busy.run(job_changes.resume_held, busy.user(), busy.now, 1, [JobProtocol.DUMMY], after).after
     explained.assert_indexed()
 
 
 def test_a_large_job_is_cancelled_in_parts(busy: Store, explained: Explained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 100)
+    monkeypatch.setattr(job_changes, "CHANGED_AT_ONCE", 100)
     (large,) = [job for job in busy.run(jobs.page, JobFilter(limit=500)) if job.counters.elements > _FILES]
     explained.plans.clear()
-    busy.run(jobs.cancel, large.id, busy.now)
-    assert busy.run(claims.being_steered) == [large.id]
-    assert busy.run(claims.steer_on, large.id, busy.now)
+    busy.run(job_changes.cancel, large.id, busy.now)
+    assert busy.run(job_changes.unfinished_changes) == [large.id]
+    assert busy.run(job_changes.continue_change, large.id, busy.now)
     explained.assert_indexed()
 
 
@@ -186,7 +185,7 @@ def test_listings_that_grow(busy: Store, explained: Explained) -> None:
     busy.submit(busy.user(), JobType.COPY, priority=0)
     for batch in busy.claim(batches=3):
         if batch.type is JobType.LIST:
-            busy.run(claims.extend, "w", token_of(batch), [NewElement(JobType.COPY, "/a", "/b")])
+            busy.run(results.add_elements, "w", token_of(batch), [NewElement(JobType.COPY, "/a", "/b")])
     explained.assert_indexed()
 
 
@@ -200,12 +199,12 @@ def test_pages(busy: Store, explained: Explained) -> None:
     assert len(failed) == 2
     busy.run(jobs.fetch_element, large.id, 7)
     busy.run(jobs.attempts, large.id, 7)
-    assert len(busy.run(claims.residues, 10)) == 2
+    assert len(busy.run(results.leftovers, 10)) == 2
     explained.assert_indexed()
 
 
 def test_users_who_come_back(busy: Store, explained: Explained) -> None:
-    busy.run(claims.resume_held, busy.user(), busy.now)
+    busy.run(job_changes.resume_held, busy.user(), busy.now)
     explained.assert_indexed()
 
 
@@ -222,7 +221,7 @@ def test_why_jobs_wait_and_the_newest_jobs(busy: Store, explained: Explained) ->
     newest = busy.run(jobs.page, JobFilter(owner_id=busy.user("alice"), limit=3, newest_first=True))
     for job in newest:
         explained.plans.clear()
-        busy.run(queue_place.waiting, job, busy.now)
+        busy.run(claim_queries.wait_reason, job, busy.now)
         explained.assert_indexed()
     explained.plans.clear()
     busy.run(jobs.page, JobFilter(owner_id=busy.user("alice"), limit=3, newest_first=True, before=newest[-1].id))

@@ -15,8 +15,8 @@ from sqlalchemy.schema import CreateTable
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.subjects import normal_subject
-from pdm.workqueue.store import claims, credentials, schema
-from pdm.workqueue.store.credentials import NewCredential
+from pdm.workqueue.store import credentials, job_changes, schema
+from pdm.workqueue.store.credentials import EncryptedCredential
 from pdm.workqueue.store.engines import create_sqlite_file, make_engines
 from pdm.workqueue.store.errors import DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
 from pdm.workqueue.WorkqueueDB import Base
@@ -157,7 +157,7 @@ def test_credentials_of_the_first_schema_are_kept(connection: sa.Connection) -> 
         found = credentials.find(session, 3, CredentialKind.PROXY)
         assert found is not None
         assert (found.id, found.site_id, found.secret, dict(found.details)) == (8, 0, b"\0sealed", {})
-        new = NewCredential(CredentialKind.TOKEN, "a token", None, b"sealed", 5)
+        new = EncryptedCredential(CredentialKind.TOKEN, "a token", None, b"sealed", 5)
         assert credentials.put(session, 3, new, found.stored_at).id == 9
         assert credentials.put(session, 3, new, found.stored_at).id == 9
 
@@ -212,7 +212,7 @@ def test_work_of_the_first_schema_goes_on(empty_url: str) -> None:
     assert store.register("old").back == sum(len(batch.elements) for batch in running)
     held = store.claim("old", batches=1, batch_elements=2)
     store.settle(ended(JobStatus.HELD, *held, failure=EXPIRED, counts=False), "old")
-    assert store.run(claims.resume_held, user, store.now).count == len(held[0].elements)
+    assert store.run(job_changes.resume_held, user, store.now).count == len(held[0].elements)
     while batches := store.claim("old", batches=20):
         store.settle(done(*batches), "old")
     assert {store.job(number).status for number in numbers} == {JobStatus.DONE}

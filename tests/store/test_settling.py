@@ -8,10 +8,10 @@ import pytest
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Counters, NewElement, Token
-from pdm.workqueue.store import claims, credentials, jobs, phases, steering
-from pdm.workqueue.store.credentials import NewCredential
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ClaimToken, Counters, NewElement
+from pdm.workqueue.store import claim_queries, credentials, job_changes, jobs, leases, results
+from pdm.workqueue.store.credentials import EncryptedCredential
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of, verdict
 
 
@@ -25,7 +25,7 @@ def test_what_is_done_is_counted_and_kept(store: Store) -> None:
     ]
     settled = store.settle(proofs)
     record = store.job(job.id)
-    assert settled == claims.Settled((), (record,))
+    assert settled == results.SettleOutcome((), (record,))
     assert (record.status, record.finished_at) == (JobStatus.DONE, store.now)
     assert record.counters == Counters(elements=3, done=3) == store.recount(job.id)
     assert (record.bytes_total, record.bytes_done) == (300, 300)
@@ -77,7 +77,7 @@ def test_a_retry_is_a_new_attempt(store: Store) -> None:
     # It has begun: it is not SUBMITTED again, although nothing runs.
     assert store.job(job.id).status is JobStatus.RUNNING
     (second,) = store.claim()
-    assert token_of(second) == Token(job.id, 0, 2)
+    assert token_of(second) == ClaimToken(job.id, 0, 2)
     store.settle(done(second))
     assert store.element(job.id, 0).failure is None
     assert [attempt.status for attempt in store.run(jobs.attempts, job.id, 0)] == [JobStatus.FAILED, JobStatus.DONE]
@@ -103,15 +103,15 @@ def test_a_verdict_without_its_claim_writes_nothing(store: Store, wrong: str) ->
     (batch,) = store.claim()
     token, worker = token_of(batch), "w"
     if wrong == "another attempt":
-        token = Token(job.id, 0, 2)
+        token = ClaimToken(job.id, 0, 2)
     elif wrong == "another worker":
         worker = "other"
     elif wrong == "settled before":
         store.settle(ended(JobStatus.FAILED, batch, failure=MISSING))
     else:
-        token = Token(job.id + 1, 0, 1)
+        token = ClaimToken(job.id + 1, 0, 1)
     before = store.job(job.id), store.element(job.id, 0), store.run(jobs.attempts, job.id, 0)
-    assert store.settle([verdict(token)], worker) == claims.Settled((token,), ())
+    assert store.settle([verdict(token)], worker) == results.SettleOutcome((token,), ())
     assert (store.job(job.id), store.element(job.id, 0), store.run(jobs.attempts, job.id, 0)) == before
 
 
@@ -160,16 +160,16 @@ def test_held_elements_wait_for_their_user(store: Store) -> None:
     assert {store.job(job.id).status for job in (mine, listing, others)} == {JobStatus.HELD}
     assert store.job(mine.id).counters == Counters(elements=1, held=1)
     assert store.claim() == []
-    assert store.run(claims.resume_held, alice, store.now) == claims.Resumed(2, None)
-    assert store.run(claims.resume_held, alice, store.now).count == 0
+    assert store.run(job_changes.resume_held, alice, store.now) == job_changes.Resumed(2, None)
+    assert store.run(job_changes.resume_held, alice, store.now).count == 0
     assert {batch.job.id for batch in store.claim()} == {mine.id, listing.id}
     assert store.job(others.id).status is JobStatus.HELD
     assert store.element(mine.id, 0).lost == 1
 
 
 def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "CHANGED_AT_ONCE", 4)
-    monkeypatch.setattr(steering, "_HELD_JOBS_AT_ONCE", 3)
+    monkeypatch.setattr(job_changes, "CHANGED_AT_ONCE", 4)
+    monkeypatch.setattr(job_changes, "_HELD_JOBS_AT_ONCE", 3)
     user = store.user()
     store.worker()
     held = [store.copy_job(user, [1] * count) for count in (6, 1, 5)] + [store.submit(user) for _ in range(4)]
@@ -183,7 +183,7 @@ def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.Mon
     counts: list[int] = []
     after: tuple[int, int] | None = (0, -1)
     while after is not None:
-        resumed = store.run(claims.resume_held, user, store.now, 1, None, after)
+        resumed = store.run(job_changes.resume_held, user, store.now, 1, None, after)
         counts.append(resumed.count)
         after = resumed.after
         # Each goes on once, although the credential is no good and all of it is held again at once.
@@ -203,33 +203,33 @@ def test_who_is_held_in_spite_of_a_new_credential_is_found(store: Store) -> None
     store.settle(ended(JobStatus.HELD, *store.claim(), failure=EXPIRED, counts=False))
 
     def found(kind: CredentialKind = CredentialKind.PROXY) -> list[int]:
-        return store.run(claims.held_too_long, kind, [JobProtocol.GRIDFTP])
+        return store.run(job_changes.held_despite_credential, kind, [JobProtocol.GRIDFTP])
 
     assert found() == []
     store.pass_time(100)
     for kind, site in ((CredentialKind.TOKEN, 0), (CredentialKind.PROXY, 99)):
-        store.run(credentials.put, user, NewCredential(kind, "a", None, b"", site), store.now)
+        store.run(credentials.put, user, EncryptedCredential(kind, "a", None, b"", site), store.now)
     assert found() == []
     assert found(CredentialKind.SSH_KEY) == []
-    store.run(credentials.put, user, NewCredential(CredentialKind.PROXY, "a", None, b""), store.now)
+    store.run(credentials.put, user, EncryptedCredential(CredentialKind.PROXY, "a", None, b""), store.now)
     assert found() == [user]
-    assert store.run(claims.held_too_long, CredentialKind.PROXY, [JobProtocol.SSH]) == []
+    assert store.run(job_changes.held_despite_credential, CredentialKind.PROXY, [JobProtocol.SSH]) == []
     # What was tried with it and is held again is not found again.
     store.pass_time(10)
-    store.run(claims.resume_held, user, store.now)
+    store.run(job_changes.resume_held, user, store.now)
     store.settle(ended(JobStatus.HELD, *store.claim(), failure=EXPIRED, counts=False))
     assert found() == []
     assert store.job(jobs_[1].id).status is JobStatus.HELD
 
 
 def test_many_later_phases_are_closed_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phases, "CLOSED_AT_ONCE", 3)
+    monkeypatch.setattr(job_changes, "CLOSED_AT_ONCE", 3)
     store.worker()
     job = store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
     folders = [NewElement(JobType.REMOVE, f"d{number}", None, phase=1) for number in range(8)]
     file = NewElement(JobType.REMOVE, "f", None)
-    assert store.run(claims.extend, "w", token_of(listing), [*folders, file])
+    assert store.run(results.add_elements, "w", token_of(listing), [*folders, file])
     store.settle(ended(JobStatus.FAILED, listing, failure=MISSING))
     assert store.job(job.id).counters.cancelled == 3
     (batch,) = store.claim()
@@ -242,7 +242,7 @@ def test_many_later_phases_are_closed_in_parts(store: Store, monkeypatch: pytest
         assert store.job(job.id).counters == store.recount(job.id)
     store.settle(done(batch))
     assert store.job(job.id).status is JobStatus.FAILED
-    assert store.run(claims.next_due, store.now) is None
+    assert store.run(claim_queries.next_due, store.now) is None
 
 
 def test_a_job_is_held_only_when_nothing_else_can_move(store: Store) -> None:
@@ -259,7 +259,7 @@ def test_what_tools_say_fits_every_database(store: Store) -> None:
     store.worker()
     job = store.submit(store.user())
     (batch,) = store.claim()
-    hostile = AttemptFailure(Scope.SOURCE, FailureCode.UNKNOWN, "nul \0 half \ud800 " + "x" * 5000)
+    hostile = AttemptFailure(FailureScope.SOURCE, FailureCode.UNKNOWN, "nul \0 half \ud800 " + "x" * 5000)
     store.settle(ended(JobStatus.FAILED, batch, failure=hostile, transferred=2**70, checksum="\0"))
     failure = store.element(job.id, 0).failure
     assert failure is not None
@@ -287,19 +287,19 @@ def test_residues_are_found_until_they_are_cleared(store: Store) -> None:
             verdict(token_of(batch, 2), JobStatus.FAILED, failure=MISSING),
         ]
     )
-    ((element, owner),) = store.run(claims.residues, 10)
+    ((element, owner),) = store.run(results.leftovers, 10)
     assert (element, owner) == (store.element(job.id, 1), store.job(job.id))
-    store.run(claims.clear_residue, [Token(job.id, 1, 7)])
-    assert len(store.run(claims.residues, 10)) == 1
-    store.run(claims.clear_residue, [Token(job.id, 1, 1)])
-    assert store.run(claims.residues, 10) == []
+    store.run(results.clear_leftovers, [ClaimToken(job.id, 1, 7)])
+    assert len(store.run(results.leftovers, 10)) == 1
+    store.run(results.clear_leftovers, [ClaimToken(job.id, 1, 1)])
+    assert store.run(results.leftovers, 10) == []
     # A next attempt that fails does not make the first one's file go away; one that succeeds has removed it.
     (again,) = store.claim()
     store.settle(ended(JobStatus.FAILED, again, failure=MISSING))
-    assert [element.id for element, _ in store.run(claims.residues, 10)] == [2]
-    store.run(jobs.retry, job.id, store.now)
+    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [2]
+    store.run(job_changes.retry, job.id, store.now)
     store.settle(done(*store.claim()))
-    assert store.run(claims.residues, 10) == []
+    assert store.run(results.leftovers, 10) == []
 
 
 def test_residues_of_several_elements_are_cleared_at_once_and_read_page_by_page(store: Store) -> None:
@@ -307,12 +307,12 @@ def test_residues_of_several_elements_are_cleared_at_once_and_read_page_by_page(
     user = store.user()
     job = store.copy_job(user, [1, 1, 1])
     store.settle(ended(JobStatus.FAILED, *store.claim(), failure=MISSING, residue=True))
-    first = store.run(claims.residues, 2)
+    first = store.run(results.leftovers, 2)
     assert [element.id for element, _ in first] == [1, 2]
-    assert [element.id for element, _ in store.run(claims.residues, 2, (job.id, 2))] == [3]
-    assert store.run(claims.residues, 2, (job.id, 3)) == []
-    store.run(claims.clear_residue, [Token(job.id, element.id, 1) for element, _ in first])
-    assert [element.id for element, _ in store.run(claims.residues, 10)] == [3]
+    assert [element.id for element, _ in store.run(results.leftovers, 2, (job.id, 2))] == [3]
+    assert store.run(results.leftovers, 2, (job.id, 3)) == []
+    store.run(results.clear_leftovers, [ClaimToken(job.id, element.id, 1) for element, _ in first])
+    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [3]
 
 
 def test_only_the_running_listing_extends_its_job(store: Store) -> None:
@@ -322,23 +322,23 @@ def test_only_the_running_listing_extends_its_job(store: Store) -> None:
     (listing,) = store.claim()
     token = token_of(listing)
     new = [NewElement(JobType.COPY, "/src/a", "/dst/a", 5)]
-    assert not store.run(claims.extend, "other", token, new)
-    assert not store.run(claims.extend, "w", Token(job.id, 0, 2), new)
-    assert not store.run(claims.extend, "w", Token(job.id + 1, 0, 1), new)
-    assert store.run(claims.extend, "w", token, new)
-    assert store.run(claims.extend, "w", token, [])
+    assert not store.run(results.add_elements, "other", token, new)
+    assert not store.run(results.add_elements, "w", ClaimToken(job.id, 0, 2), new)
+    assert not store.run(results.add_elements, "w", ClaimToken(job.id + 1, 0, 1), new)
+    assert store.run(results.add_elements, "w", token, new)
+    assert store.run(results.add_elements, "w", token, [])
     store.settle(done(listing))
-    assert not store.run(claims.extend, "w", token, new)
+    assert not store.run(results.add_elements, "w", token, new)
     assert [element.id for element in store.elements(job.id)] == [0, 1]
-    assert store.run(claims.known_paths, job.id) == {claims.path_mark(JobType.COPY, "/src/a")}
+    assert store.run(results.known_paths, job.id) == {results.path_hash(JobType.COPY, "/src/a")}
 
 
 def test_a_job_that_is_to_end_does_not_grow(store: Store) -> None:
     store.worker()
     job = store.submit(store.user(), JobType.COPY)
     (listing,) = store.claim()
-    store.run(jobs.cancel, job.id, store.now)
-    assert not store.run(claims.extend, "w", token_of(listing), [NewElement(JobType.COPY, "/src/a", "/dst/a")])
+    store.run(job_changes.cancel, job.id, store.now)
+    assert not store.run(results.add_elements, "w", token_of(listing), [NewElement(JobType.COPY, "/src/a", "/dst/a")])
 
 
 def test_what_a_rename_found_outlives_its_daemon_and_needs_a_claim(store: Store) -> None:
@@ -347,15 +347,15 @@ def test_what_a_rename_found_outlives_its_daemon_and_needs_a_claim(store: Store)
     (batch,) = store.claim()
     found = {"source": ["file", 7, 12.5], "destination": None}
     assert batch.elements[0].found_before is None
-    assert not store.run(claims.note_begun, "w", Token(job.id, 0, 2), found)
-    assert not store.run(claims.note_begun, "another", token_of(batch), found)
-    assert store.run(claims.note_begun, "w", token_of(batch), found)
-    store.run(claims.release_worker, "w", store.now)
+    assert not store.run(results.record_initial_state, "w", ClaimToken(job.id, 0, 2), found)
+    assert not store.run(results.record_initial_state, "another", token_of(batch), found)
+    assert store.run(results.record_initial_state, "w", token_of(batch), found)
+    store.run(leases.release_worker, "w", store.now)
     store.worker("v")
     (again,) = store.claim("v")
     assert again.elements[0].found_before == found
     # A refusal shows that it was not done.
     store.settle(ended(JobStatus.FAILED, again, failure=MISSING), "v")
-    store.run(jobs.retry, job.id, store.now)
+    store.run(job_changes.retry, job.id, store.now)
     (last,) = store.claim("v")
     assert last.elements[0].found_before is None

@@ -8,12 +8,12 @@ import sqlalchemy as sa
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.jobs import Entry, Token
+from pdm.workqueue.domain.jobs import ClaimToken, ListedEntry
 from pdm.workqueue.domain.planning import Skipped, unnamed
-from pdm.workqueue.store import claims, credentials, jobs, listings, purging, users
-from pdm.workqueue.store.credentials import NewCredential, PendingDelegation
+from pdm.workqueue.store import credentials, jobs, leases, listings, users
+from pdm.workqueue.store.credentials import EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.jobs import IdempotencyKey
-from pdm.workqueue.store.tables import listing_notes
+from pdm.workqueue.store.records import listing_notes
 from tests.store.stores import BROKEN, START, Store, ended, new_job, token_of
 
 
@@ -30,8 +30,8 @@ def test_a_new_credential_replaces_the_old_one(store: Store) -> None:
     user = store.user()
     until = START + timedelta(hours=12)
     proxy, token = CredentialKind.PROXY, CredentialKind.TOKEN
-    first = store.run(credentials.put, user, NewCredential(proxy, "/CN=a/CN=1", START, b"\0old"), START)
-    second = store.run(credentials.put, user, NewCredential(proxy, "/CN=a/CN=2", until, b"\0new"), START)
+    first = store.run(credentials.put, user, EncryptedCredential(proxy, "/CN=a/CN=1", START, b"\0old"), START)
+    second = store.run(credentials.put, user, EncryptedCredential(proxy, "/CN=a/CN=2", until, b"\0new"), START)
     assert (second.id, second.secret, second.valid_until) == (first.id, b"\0new", until)
     assert store.run(credentials.find, user, proxy) == second
     assert store.run(credentials.find, user, token) is None
@@ -52,9 +52,9 @@ def test_one_delegation_of_a_user_is_pending(store: Store) -> None:
 
 
 ENTRIES = [
-    Entry("", "directory", mode=0o755, mtime=0),
-    Entry("a\nb \uef80 \udc80 \0", "file", 2**63 - 1, 0o644, 1_700_000_000),
-    Entry("l", "link", target="/x", target_is_file=True),
+    ListedEntry("", "directory", mode=0o755, mtime=0),
+    ListedEntry("a\nb \uef80 \udc80 \0", "file", 2**63 - 1, 0o644, 1_700_000_000),
+    ListedEntry("l", "link", target="/x", target_is_file=True),
 ]
 
 
@@ -114,14 +114,14 @@ def test_a_lost_listing_writes_nothing(store: Store) -> None:
     (batch,) = store.claim()
     token = token_of(batch)
     store.run(listings.add, token, 0, ENTRIES)
-    store.run(claims.release_worker, "w", store.now)
+    store.run(leases.release_worker, "w", store.now)
     store.worker("heir")
     store.claim("heir")
     assert not store.run(listings.begin, token)
     assert not store.run(listings.add, token, 1, ENTRIES)
     assert not store.run(listings.add_notes, token, [unnamed("d", 1)])
     assert store.run(listings.chunks, job.id, 0) == [0]
-    assert not store.run(listings.add, Token(job.id, 5, 1), 1, ENTRIES)
+    assert not store.run(listings.add, ClaimToken(job.id, 5, 1), 1, ENTRIES)
 
 
 def test_keys_of_old_requests_are_forgotten(store: Store) -> None:
@@ -132,10 +132,10 @@ def test_keys_of_old_requests_are_forgotten(store: Store) -> None:
     store.pass_time(60)
     store.run(jobs.submit, new_job(users_[0]), IdempotencyKey(users_[0], "young", "f"), store.now)
     found, after = [], (0, "")
-    while some := store.run(purging.old_keys, store.now, after, 2):
-        store.run(purging.forget_keys, some, store.now)
+    while some := store.run(jobs.expired_keys, store.now, after, 2):
+        store.run(jobs.delete_keys, some, store.now)
         found += some
         after = some[-1]
     assert found == [(user, f"k{number}") for user in users_ for number in range(3)]
-    assert store.run(purging.old_keys, store.now + timedelta(days=1), (0, ""), 10) == [(users_[0], "young")]
-    store.run(purging.forget_keys, (), store.now)
+    assert store.run(jobs.expired_keys, store.now + timedelta(days=1), (0, ""), 10) == [(users_[0], "young")]
+    store.run(jobs.delete_keys, (), store.now)

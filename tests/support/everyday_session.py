@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from attrs import frozen
 
-from pdm.testgrid.errors import GridError
+from pdm.testgrid.processes import GridError
 from pdm.testgrid.service import TestService
 
 #: Names that are legal at every storage and that servers have mistaken: blanks, per cent signs, non-ASCII letters.

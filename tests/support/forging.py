@@ -9,8 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.certificates.credential import Credential
+from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.names import parse_dn
 from pdm.workqueue.certificates.proxies import PROXY_CERT_INFO, key_usage
 

@@ -13,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdm.testgrid.daemons import Daemon
-from pdm.testgrid.programs import program
-from pdm.testgrid.sftp_server import make_key
+from pdm.testgrid.processes import program_path
+from pdm.testgrid.storage_servers import ServerProcess, make_key
 
 _SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 _ASYNCSSH = Path(__file__).with_name("asyncssh_server.py")
@@ -24,7 +23,7 @@ _JAIL = "/media"
 _CHATTY = "echo 'Welcome to the cluster!'; module load defaults 2>/dev/null;"
 
 
-class SftpMake(Daemon):
+class SftpMake(ServerProcess):
     """A server of one make.
 
     Args:
@@ -88,7 +87,7 @@ class SftpMake(Daemon):
     def _in_namespace(self, mounts: Sequence[tuple[Path, str]], command: Sequence[str]) -> list[str]:
         """The command, run where folders or files are mounted over others."""
         script = "".join(f'mount --bind "{source}" "{target}" && ' for source, target in mounts) + 'exec "$@"'
-        return [str(program("unshare")), "--mount", "sh", "-c", script, "sh", *command]
+        return [str(program_path("unshare")), "--mount", "sh", "-c", script, "sh", *command]
 
 
 class OpenSsh(SftpMake):
@@ -110,7 +109,7 @@ class OpenSsh(SftpMake):
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        return [str(program("sshd")), "-D", "-e", "-f", str(configuration)]
+        return [str(program_path("sshd")), "-D", "-e", "-f", str(configuration)]
 
 
 class OpenSshChroot(OpenSsh):
@@ -224,7 +223,7 @@ class ProFtpd(SftpMake):
             f"<IfModule mod_sftp.c>\nSFTPEngine on\nSFTPHostKey {self._host_key}\nSFTPAuthMethods publickey\n"
             f"SFTPAuthorizedUserKeys file:{keys}\n</IfModule>\n"
         )
-        return [str(program("proftpd")), "--nodaemon", "-c", str(configuration)]
+        return [str(program_path("proftpd")), "--nodaemon", "-c", str(configuration)]
 
 
 class Rclone(SftpMake):
@@ -247,7 +246,7 @@ class Rclone(SftpMake):
         files = ["--authorized-keys", str(self._authorized), "--config", "/dev/null", "--cache-dir", str(cache)]
         # What tests put on the disk is seen at once, not after the usual five minutes.
         options = ["--dir-cache-time", "0s"]
-        return [str(program("rclone")), "serve", "sftp", *where, *files, *options, str(self.disk)]
+        return [str(program_path("rclone")), "serve", "sftp", *where, *files, *options, str(self.disk)]
 
 
 class AsyncSsh(SftpMake):

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pdm.testgrid.credentials import GridCredentials
-from pdm.testgrid.daemons import Daemon
+from pdm.testgrid.identities import GridCredentials
+from pdm.testgrid.storage_servers import ServerProcess
 
 _APACHE_MODULES = (
     *("mpm_event", "authn_core", "authz_core", "authz_host", "dav", "dav_fs", "dav_lock", "dir", "setenvif", "ssl"),
@@ -21,7 +21,7 @@ _APACHE_MODULES = (
 )
 
 
-class WebDavServer(Daemon):
+class WebDavServer(ServerProcess):
     """``https://localhost:PORT``; paths at it begin in the exported folder.
 
     Args:

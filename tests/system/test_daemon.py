@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from pdm.testgrid.service import TestService, service_environment, set_keys
-from pdm.workqueue.config.reading import read
-from pdm.workqueue.startup_checks import problems
+from pdm.workqueue.admin.checks import find_problems
+from pdm.workqueue.config.reader import read_settings
 
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
@@ -102,7 +102,7 @@ def test_what_cannot_work_is_found(service: TestService, section: str, key: str,
     config = service.directory / "workqueue.conf"
     before = sorted(service.directory.rglob("*"))
     set_keys(config, {section: {key: value}})
-    found = problems(read(config), database=True)
+    found = find_problems(read_settings(config), database=True)
     assert any(named in problem for problem in found), found
     assert not any("\n" in problem for problem in found)
     assert sorted(service.directory.rglob("*")) == before
@@ -127,10 +127,10 @@ def test_a_newer_schema_is_found(service: TestService) -> None:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         database.execute("INSERT INTO alembic_version VALUES ('9999')")
         database.commit()
-    (problem,) = problems(read(config), database=True)
+    (problem,) = find_problems(read_settings(config), database=True)
     assert "9999" in problem
     path.write_bytes(b"not a database" * 100)
-    (problem,) = problems(read(config), database=True)
+    (problem,) = find_problems(read_settings(config), database=True)
     assert "cannot be opened" in problem
 
 

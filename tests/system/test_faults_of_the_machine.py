@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pdm.testgrid.errors import GridError
+from pdm.testgrid.processes import GridError
 from pdm.testgrid.service import TestService, service_environment, set_keys
 from tests.store.clusters import cluster, programs
 from tests.support.postgresql_proxy import PostgresqlProxy, postgresql_proxy
@@ -101,7 +101,7 @@ def helpers(service: TestService) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == service.process.pid and b"agents.helpers." in (folder / "cmdline").read_bytes():
+            if parent == service.process.pid and b"workqueue.helpers." in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
 

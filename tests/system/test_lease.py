@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pdm.testgrid.daemons import descendants
 from pdm.testgrid.service import TestService
+from pdm.testgrid.storage_servers import descendants
 from tests.store.clusters import cluster, programs
 
 LEASE_S = 2

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdm.workqueue.telemetry.lines import bounded, escaped, redacted
+from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
 
 
 @given(st.text(st.characters(codec=None), max_size=50))

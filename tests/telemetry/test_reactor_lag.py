@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
-from pdm.workqueue.telemetry.reactor_lag import ReactorLag
+from pdm.workqueue.telemetry.clocks import ReactorLag
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def lines() -> Iterator[list[str]]:
     found: list[str] = []
 
     def observe(event: LogEvent) -> None:
-        if event.get("log_namespace") == "pdm.workqueue.telemetry.reactor_lag.ReactorLag":
+        if event.get("log_namespace") == "pdm.workqueue.telemetry.clocks.ReactorLag":
             found.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)  # type: ignore[arg-type]

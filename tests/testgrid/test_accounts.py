@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.testgrid import accounts
+from pdm.testgrid import identities
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make accounts")
 
@@ -23,13 +23,13 @@ def test_the_last_grid_removes_what_the_first_made(tmp_path: Path) -> None:
     second.mkdir()
     user = f"t{os.getpid()}"
 
-    local = accounts.acquire(first, [user], registry)
-    assert accounts.acquire(second, [user], registry) == local == {user: f"pdm{user}"}
+    local = identities.acquire_accounts(first, [user], registry)
+    assert identities.acquire_accounts(second, [user], registry) == local == {user: f"pdm{user}"}
     assert exists(local[user])
 
-    accounts.release(first, registry)
+    identities.release_accounts(first, registry)
     assert exists(local[user])
-    accounts.release(second, registry)
+    identities.release_accounts(second, registry)
     assert not exists(local[user])
     assert not registry.exists()
 
@@ -39,20 +39,20 @@ def test_a_grid_whose_folder_is_gone_does_not_count(tmp_path: Path) -> None:
     lost.mkdir()
     mine.mkdir()
     user = f"u{os.getpid()}"
-    accounts.acquire(lost, [user], registry)
-    local = accounts.acquire(mine, [user], registry)
+    identities.acquire_accounts(lost, [user], registry)
+    local = identities.acquire_accounts(mine, [user], registry)
     lost.rmdir()
 
-    accounts.release(mine, registry)
+    identities.release_accounts(mine, registry)
 
     assert not exists(local[user])
 
 
 def test_an_account_that_was_there_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts, "_PREFIX", "")
+    monkeypatch.setattr(identities, "_PREFIX", "")
     registry = tmp_path / "registry"
 
-    assert accounts.acquire(tmp_path, ["nobody"], registry) == {"nobody": "nobody"}
-    accounts.release(tmp_path, registry)
+    assert identities.acquire_accounts(tmp_path, ["nobody"], registry) == {"nobody": "nobody"}
+    identities.release_accounts(tmp_path, registry)
 
     assert exists("nobody")

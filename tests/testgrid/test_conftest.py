@@ -46,7 +46,9 @@ def run(pytester: pytest.Pytester) -> pytest.Pytester:
     """A project with our conftest and settings, and a plugin ``nogrid`` that hides the programs of the grid."""
     shutil.copy(_ROOT / "tests" / "conftest.py", pytester.path)
     shutil.copy(_ROOT / "pyproject.toml", pytester.path)
-    (pytester.path / "nogrid.py").write_text("from pdm.testgrid import programs\nprograms._SEARCH_PATH = '/nowhere'\n")
+    (pytester.path / "nogrid.py").write_text(
+        "from pdm.testgrid import processes as programs\nprograms._SEARCH_PATH = '/nowhere'\n"
+    )
     pytester.syspathinsert(_ROOT)
     return pytester
 

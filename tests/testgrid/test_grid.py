@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pdm.testgrid import GridError, GridFtpServer, TestGrid, programs
+from pdm.testgrid import GridError, GridFtpServer, TestGrid, processes
+from pdm.testgrid.grid_servers import GRID_MARK
 from pdm.testgrid.processes import marked
-from pdm.testgrid.server import GRID_MARK
 
 _ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give users accounts of their own")
@@ -192,7 +192,7 @@ def test_a_grid_that_cannot_come_up_leaves_nothing(
     broken = tmp_path / "globus-gridftp-server"
     broken.write_text("#!/bin/sh\necho cannot find a library\nexit 127\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(programs, "_SEARCH_PATH", f"{tmp_path}:{programs._SEARCH_PATH}")
+    monkeypatch.setattr(processes, "_SEARCH_PATH", f"{tmp_path}:{processes._SEARCH_PATH}")
     grid = TestGrid(open_folder / "broken")
 
     with pytest.raises(GridError, match="server A ended at its start: cannot find a library"):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pdm.testgrid import GridMissingError, TestGrid, programs
+from pdm.testgrid import GridMissingError, TestGrid, processes
 
 
 def test_missing_programs_are_named_with_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "_SEARCH_PATH", str(tmp_path))
+    monkeypatch.setattr(processes, "_SEARCH_PATH", str(tmp_path))
 
     with pytest.raises(
         GridMissingError,

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError, LeaseOverError, watched_start
-from pdm.workqueue.domain.streams import Place
+from pdm.workqueue.domain.limits import StreamSlot
 from pdm.workqueue.telemetry.background import Periodic, following
 
 #: The part of what is left of a lease for which agents stop before its end.
@@ -48,30 +48,30 @@ class _Idle:
 @define
 class _Living:
     kind: AgentKind
-    borrowers: int
+    holders: int
     alone: bool
     # Of the last borrower.
-    place: Place | None
+    slot: StreamSlot | None
 
 
 @define(eq=False)
 class _Waiting:
     kind: AgentKind
-    place: Place | None
+    slot: StreamSlot | None
     woken: Deferred[None] = field(factory=Deferred)
 
     @property
     def is_open(self) -> bool:
         """Whether it waits for nothing but an agent."""
-        return self.place is None or self.place.is_open
+        return self.slot is None or self.slot.is_open
 
     def start(self) -> bool:
-        return self.place is None or self.place.start()
+        return self.slot is None or self.slot.start()
 
-    def follow(self, leader: Place | None) -> bool:
-        if self.place is None or leader is None:
+    def follow(self, leader: StreamSlot | None) -> bool:
+        if self.slot is None or leader is None:
             return self.start()
-        return self.place.follow(leader)
+        return self.slot.follow(leader)
 
 
 class AgentPool:
@@ -157,13 +157,13 @@ class AgentPool:
         for agent in self._living:
             agent.hold_lease(self._lease_until)
 
-    async def lend(self, kind: AgentKind, *, alone: bool = False, place: Place | None = None) -> AgentProcess:
+    async def acquire(self, kind: AgentKind, *, alone: bool = False, slot: StreamSlot | None = None) -> AgentProcess:
         """An agent that is ready, or is about to be; waits while all are busy, or limits allow no stream more.
 
         Args:
             kind: what it must be.
             alone: whether it must have no other work: for what must not wait behind anything.
-            place: of the batch that wants it, where that is limited; its owner lets it go.
+            slot: of the batch that wants it, where that is limited; its owner lets it go.
 
         Raises:
             AgentStartError: it could not be started.
@@ -171,18 +171,18 @@ class AgentPool:
         """
         if self._lease_until is not None and boot_seconds() >= self._lease_until:
             raise LeaseOverError
-        waiting = _Waiting(kind, place)
+        waiting = _Waiting(kind, slot)
         self._waiting.append(waiting)
         try:
             agent = await self._place(waiting, alone)
         finally:
             self._waiting.remove(waiting)
         if agent is None:
-            return await self._started(kind, alone, place)
+            return await self._started(kind, alone, slot)
         living = self._living[agent]
-        living.borrowers += 1
+        living.holders += 1
         living.alone = alone
-        living.place = place
+        living.slot = slot
         return agent
 
     async def _place(self, waiting: _Waiting, alone: bool) -> AgentProcess | None:
@@ -216,7 +216,7 @@ class AgentPool:
             self._making_room -= 1
 
     def _working(self) -> int:
-        return sum(1 for living in self._living.values() if living.borrowers and not living.alone)
+        return sum(1 for living in self._living.values() if living.holders and not living.alone)
 
     def _free(self, kind: AgentKind) -> AgentProcess | None:
         for idle in reversed(self._idle):
@@ -231,8 +231,8 @@ class AgentPool:
         if any(other.kind != waiting.kind and other.is_open for other in before):
             return None
         for agent, living in self._living.items():
-            fits = living.kind == waiting.kind and living.borrowers == 1 and agent.takes_next
-            if fits and waiting.follow(living.place):
+            fits = living.kind == waiting.kind and living.holders == 1 and agent.takes_next
+            if fits and waiting.follow(living.slot):
                 return agent
         return None
 
@@ -254,20 +254,20 @@ class AgentPool:
             self._idle.remove(idle)
             idle.agent.end()
 
-    def give_back(self, agent: AgentProcess, kind: AgentKind) -> None:
+    def put_back(self, agent: AgentProcess, kind: AgentKind) -> None:
         """Return an agent whose batch is finished."""
         if agent.alive:
             living = self._living[agent]
-            living.borrowers -= 1
-            if not living.borrowers and kind.credential in self._retired:
+            living.holders -= 1
+            if not living.holders and kind.credential in self._retired:
                 agent.end()
-            elif not living.borrowers:
+            elif not living.holders:
                 self._idle.append(_Idle(agent, kind, self._timer.seconds()))
             self.look_again()
 
-    async def _started(self, kind: AgentKind, alone: bool, place: Place | None) -> AgentProcess:
+    async def _started(self, kind: AgentKind, alone: bool, slot: StreamSlot | None) -> AgentProcess:
         agent = AgentProcess(self._command_for(kind))
-        self._living[agent] = _Living(kind, 1, alone, place)
+        self._living[agent] = _Living(kind, 1, alone, slot)
         agent.ended.addCallback(self._gone, agent)
         try:
             agent.start(self._spawner)

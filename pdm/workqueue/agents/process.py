@@ -24,12 +24,12 @@ from twisted.python.failure import Failure
 from pdm.workqueue.wire.agent_messages import (
     LEASE_OVER_STATUS,
     LONGEST_LINE,
+    AgentEvent,
     CancelRequest,
-    Event,
-    GoRequest,
     LeaseRequest,
-    Ready,
-    Work,
+    ProceedRequest,
+    ReadyEvent,
+    WorkRequest,
 )
 
 #: The agent's descriptors: requests in, noise, noise, events out.
@@ -39,7 +39,7 @@ _LOCK = 4
 _LONGEST_NOISE = 2000
 
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_decoder: msgspec.json.Decoder[AgentEvent] = msgspec.json.Decoder(AgentEvent)
 
 
 class AgentStartError(Exception):
@@ -75,7 +75,7 @@ class AgentCommand:
 
 
 @define(eq=False)
-class Borrower:
+class BatchListener:
     """Who has given an agent work, and is told what becomes of it.
 
     Attributes:
@@ -85,7 +85,7 @@ class Borrower:
         nearly_done: whether the agent may be given the next work by now.
     """
 
-    on_event: Callable[[Event], None]
+    on_event: Callable[[AgentEvent], None]
     on_end: Callable[[str], None]
     on_turn: Callable[[], None] = lambda: None
     nearly_done: bool = False
@@ -95,7 +95,7 @@ class AgentProcess(ProcessProtocol):
     """A started agent.
 
     Attributes:
-        ready: fires with the `Ready` event, or fails with `AgentStartError`.
+        ready: fires with the `ReadyEvent` event, or fails with `AgentStartError`.
         ended: fires with a sentence about its end once the process is gone.
         lease_over: whether it has ended itself because the lease that it was told of was over.
     """
@@ -104,10 +104,10 @@ class AgentProcess(ProcessProtocol):
 
     def __init__(self, command: AgentCommand) -> None:
         self.command = command
-        self.ready: Deferred[Ready] = Deferred()
+        self.ready: Deferred[ReadyEvent] = Deferred()
         self.ended: Deferred[str] = Deferred()
         #: By the number of the request, the one that is carried out first.
-        self._borrowers: dict[int, Borrower] = {}
+        self._listeners: dict[int, BatchListener] = {}
         self.pid: int | None = None
         self.alive = False
         self.lease_over = False
@@ -145,15 +145,15 @@ class AgentProcess(ProcessProtocol):
         self.alive = True
         self._log.debug("agent {name} started, pid {pid}", name=self.command.name, pid=self.pid)
 
-    def give(self, request: Work, borrower: Borrower) -> None:
+    def submit(self, request: WorkRequest, listener: BatchListener) -> None:
         """Hand work over; what is under way is carried out first."""
         if not self.alive:
-            borrower.on_end("the helper process ended before it was given the work")
+            listener.on_end("the helper process ended before it was given the work")
             return
-        self._borrowers[request.id] = borrower
+        self._listeners[request.id] = listener
         self._send(request)
-        if len(self._borrowers) == 1:
-            borrower.on_turn()
+        if len(self._listeners) == 1:
+            listener.on_turn()
 
     def cancel(self, request_id: int, keys: Sequence[int] | None = None) -> None:
         """Ask it to end some work, or some items of it."""
@@ -161,27 +161,27 @@ class AgentProcess(ProcessProtocol):
 
     def go(self, request_id: int, key: int) -> None:
         """Let it do what it has told of by `Begun`."""
-        self._send(GoRequest(request_id, key))
+        self._send(ProceedRequest(request_id, key))
 
-    def take_back(self, request_id: int) -> None:
+    def detach(self, request_id: int) -> None:
         """Forget who gave some work: it is finished, or nobody waits for it any more."""
-        was_first = next(iter(self._borrowers), None) == request_id
-        self._borrowers.pop(request_id, None)
+        was_first = next(iter(self._listeners), None) == request_id
+        self._listeners.pop(request_id, None)
         if was_first:
-            for borrower in self._borrowers.values():
-                borrower.on_turn()
+            for listener in self._listeners.values():
+                listener.on_turn()
                 break
 
     @property
     def takes_next(self) -> bool:
         """Whether the only work that it has is nearly done."""
-        return self.alive and len(self._borrowers) == 1 and all(one.nearly_done for one in self._borrowers.values())
+        return self.alive and len(self._listeners) == 1 and all(one.nearly_done for one in self._listeners.values())
 
     def hold_lease(self, until: float) -> None:
         """Tell it until when it may work, a moment of CLOCK_BOOTTIME; it ends itself then."""
         self._send(LeaseRequest(until))
 
-    def _send(self, request: Work | CancelRequest | LeaseRequest | GoRequest) -> None:
+    def _send(self, request: WorkRequest | CancelRequest | LeaseRequest | ProceedRequest) -> None:
         # To a dead agent it is dropped, for its end is being reported.
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")
@@ -243,22 +243,22 @@ class AgentProcess(ProcessProtocol):
         for event in self._decoded(lines):
             if self._why is not None:
                 return
-            if isinstance(event, Ready):
+            if isinstance(event, ReadyEvent):
                 if not self.ready.called:
                     self.ready.callback(event)
                 continue
-            borrower = self._borrowers.get(event.id)
-            if borrower is None:
+            listener = self._listeners.get(event.id)
+            if listener is None:
                 # A batch that was given up may still have events on their way.
                 self._log.debug("agent {name}: event without a batch: {event!r}", name=self.command.name, event=event)
                 continue
             try:
-                borrower.on_event(event)
+                listener.on_event(event)
             except Exception:
                 self._log.failure("agent {name}: event not handled", name=self.command.name)
                 self.kill("the service could not handle its event")
 
-    def _decoded(self, lines: bytes) -> Iterator[Event]:
+    def _decoded(self, lines: bytes) -> Iterator[AgentEvent]:
         try:
             # All at once: one by one they would cost more than what is done about them.
             yield from _decoder.decode_lines(lines)
@@ -285,13 +285,13 @@ class AgentProcess(ProcessProtocol):
         self._log.debug("agent {name}: {sentence}", name=self.command.name, sentence=sentence)
         if not self.ready.called:
             self.ready.errback(LeaseOverError() if self.lease_over else AgentStartError(sentence))
-        borrowers, self._borrowers = self._borrowers, {}
-        for borrower in borrowers.values():
-            borrower.on_end(sentence)
+        listeners, self._listeners = self._listeners, {}
+        for listener in listeners.values():
+            listener.on_end(sentence)
         self.ended.callback(sentence)
 
 
-def watched_start(process: AgentProcess, reactor: IReactorTime, timeout_s: float) -> Deferred[Ready]:
+def watched_start(process: AgentProcess, reactor: IReactorTime, timeout_s: float) -> Deferred[ReadyEvent]:
     """The ``ready`` of a started process; one that is silent for ``timeout_s`` seconds is killed."""
 
     def too_slow() -> None:
@@ -299,7 +299,7 @@ def watched_start(process: AgentProcess, reactor: IReactorTime, timeout_s: float
 
     timer = reactor.callLater(timeout_s, too_slow)
 
-    def stop_timer(result: Ready | Failure) -> Ready | Failure:
+    def stop_timer(result: ReadyEvent | Failure) -> ReadyEvent | Failure:
         if timer.active():
             timer.cancel()
         return result

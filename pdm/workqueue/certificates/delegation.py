@@ -2,7 +2,7 @@
 
 The way of FTS3: the service makes a key and gives out a signing request (`new_request`); the caller signs a proxy for
 that key (`sign_request`, or plain openssl) and sends it with the certificates behind it; the service checks it
-(`accept`).
+(`accept_proxy`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from pdm.workqueue.certificates.client_tls import ClientCredentialError, read_valid_identity
-from pdm.workqueue.certificates.names import dn, parse_dn
-from pdm.workqueue.certificates.pem_files import CertificateFilesError, to_pem
+from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, parse_dn
+from pdm.workqueue.certificates.pem import CertificateFilesError, to_pem
 from pdm.workqueue.certificates.proxies import end_entity, is_proxy, lifetime_end, lifetime_start, sign_proxy
+from pdm.workqueue.certificates.tls_client import ClientCredentialError, read_valid_identity
 from pdm.workqueue.certificates.trust import ChainRefusedError, Trust
-from pdm.workqueue.certificates.unreadable import UNREADABLE
 from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 _LONGEST_BODY = 64 * 1024
@@ -77,7 +76,7 @@ def new_request(subject: str, key_bits: int = 2048) -> tuple[bytes, bytes]:
     return key_pem, request.public_bytes(Encoding.PEM)
 
 
-def accept(
+def accept_proxy(
     private_key_pem: bytes, pem_from_client: bytes, caller_subject: str, trust: Trust, now: datetime
 ) -> DelegatedProxy:
     """Check what a caller sent for a request.
@@ -192,7 +191,7 @@ def _read_chain(body: bytes) -> list[x509.Certificate]:
         for certificate in chain:
             _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key()
         _ = lifetime_start(chain), lifetime_end(chain)
-    except UNREADABLE as error:
+    except PARSE_ERRORS as error:
         looks = _form_data(body)
         raise DelegationError(looks or f"a certificate in the body cannot be read ({error})") from error
     if len(chain) > _LONGEST_CHAIN:

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from pdm.workqueue.certificates.bundles import FetchedProxy, ProxyBundleError, read_bundle
+from pdm.workqueue.certificates.pem import FetchedProxy, ProxyBundleError, read_bundle
 
 PROGRAM = "myproxy-logon"
 #: The program refuses shorter ones before it asks the server.
@@ -49,7 +49,7 @@ class NoSuchUserError(MyProxyError):
     """The server holds nothing under this name."""
 
 
-class RefusedError(MyProxyError):
+class LogonRefusedError(MyProxyError):
     """The server gave nothing, for a reason that is not known here; a wrong password may be behind it."""
 
 
@@ -58,7 +58,7 @@ class LogonUnderWayError(MyProxyError):
 
 
 #: What program and server say → what is told.
-_READINGS: Sequence[tuple[re.Pattern[str], type[MyProxyError], str]] = tuple(
+_ERROR_PATTERNS: Sequence[tuple[re.Pattern[str], type[MyProxyError], str]] = tuple(
     (re.compile(pattern, re.IGNORECASE), kind, text)
     for pattern, kind, text in (
         (
@@ -226,7 +226,7 @@ class _Logon(ProcessProtocol):
         elif self._timed_out:
             self.finished.errback(MyProxyError("the MyProxy server did not answer in time"))
         else:
-            self.finished.errback(_meaning(b"".join(self._printed[2]).decode("utf-8", "replace")))
+            self.finished.errback(_error_for(b"".join(self._printed[2]).decode("utf-8", "replace")))
 
     def _too_late(self) -> None:
         self._timed_out = True
@@ -237,10 +237,10 @@ class _Logon(ProcessProtocol):
             self.transport.signalProcess("KILL")
 
 
-def _meaning(said: str) -> MyProxyError:
+def _error_for(said: str) -> MyProxyError:
     said = said[:_MOST_READ]
-    for pattern, kind, text in _READINGS:
+    for pattern, kind, text in _ERROR_PATTERNS:
         if pattern.search(said):
             return kind(text)
     words = " ".join("".join(c if c.isprintable() else " " for c in said).split())
-    return RefusedError(f"the MyProxy server gave no proxy: {words[:_LONGEST_WORDS] or 'it did not say why'}")
+    return LogonRefusedError(f"the MyProxy server gave no proxy: {words[:_LONGEST_WORDS] or 'it did not say why'}")

@@ -1,16 +1,16 @@
 r"""Distinguished names as the grid writes them: ``/DC=org/DC=example/CN=Alice Jones``.
 
-A subject decides who may do what, so two different names must never give the same text. The plain slash form does not
-promise that: a single value ``alice/CN=admin`` reads like two parts. Here:
+Access is decided by the subject, so two different names must never give the same text. The plain slash form does not
+guarantee that: a single value ``alice/CN=admin`` reads like two parts. Here:
 
-* within a value a ``/`` is written ``\/`` where the beginning of a part (``/CN=``) seems to follow, and as it is
+* within a value a ``/`` is written ``\/`` where the beginning of a part (``/CN=``) seems to follow, and unchanged
   elsewhere (``CN=host/www.example.org``); a backslash is written ``\\``;
 * what cannot be printed (line ends, control and direction marks, odd blanks) is written as its UTF-8 bytes, ``\x0a``;
 * the values of one multi-valued part are joined by ``\+`` (a plain ``+`` is part of a value);
-* a value that is no text is written ``\#`` and its bytes in hex.
+* a value that is not text is written ``\#`` and its bytes in hex.
 
-``=`` needs no mark: the first one ends the type, and no type contains one. Printable names without backslash and
-without ``/CN=`` in a value, which is nearly every name there is, look as everywhere else on the grid.
+``=`` is not escaped: the first one ends the type, and no type contains one. Printable names without backslash and
+without ``/CN=`` in a value, which is nearly every name in use, look as everywhere else on the grid.
 
 `pdm.workqueue.domain.subjects` reads what people write elsewhere (configuration, lists of users): other spellings of
 types (``/Email=``), and bytes as OpenSSL prints them (``\xC3\xA9``).
@@ -22,9 +22,20 @@ import hashlib
 import re
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from pdm.workqueue.domain.subjects import BEGINNING, decoded_bytes, escaped_value, plain_form
+
+#: To be caught wherever a certificate of others is loaded or looked into.
+PARSE_ERRORS = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
 
 # OpenSSL's short names, where they differ from those of RFC 4514 or are missing there.
 _SHORT_NAMES = {
@@ -74,7 +85,7 @@ def parse_dn(text: str) -> x509.Name:
     return x509.Name(parts)
 
 
-def plain(name: x509.Name) -> str:
+def policy_form(name: x509.Name) -> str:
     """The form in which signing policies are compared; nothing in it is escaped."""
     return plain_form(
         [

@@ -40,22 +40,22 @@ class SshKey:
     private: bytes = field(repr=False)
 
 
-def make_key(comment: str) -> SshKey:
+def make_ssh_key(comment: str) -> SshKey:
     """Make an ed25519 key.
 
     Args:
         comment: one word behind the public key, that tells its owner what it is for.
     """
-    return _described(ed25519.Ed25519PrivateKey.generate(), comment)
+    return _ssh_key(ed25519.Ed25519PrivateKey.generate(), comment)
 
 
-def read_key(text: bytes, comment: str) -> SshKey:
+def read_ssh_key(text: bytes, comment: str) -> SshKey:
     """Check a private key that was uploaded. Takes some computing for RSA: to be called in a thread.
 
     Raises:
         SshKeyError: it has a passphrase, is of a weak or strange type, or no private key at all.
     """
-    key = _loaded(_plain(text))
+    key = _load_private_key(_normalised(text))
     if isinstance(key, rsa.RSAPrivateKey):
         if not _FEWEST_RSA_BITS <= key.key_size <= _MOST_RSA_BITS:
             raise SshKeyError(
@@ -64,19 +64,19 @@ def read_key(text: bytes, comment: str) -> SshKey:
     elif not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
         raise SshKeyError("a key of a type that SSH servers refuse (DSA, or none of SSH): use an ed25519 key")
     try:
-        return _described(key, comment)
+        return _ssh_key(key, comment)
     except (ValueError, UnsupportedAlgorithm):
         raise SshKeyError("a key on a curve that SSH does not know: use an ed25519 key") from None
 
 
-def _plain(text: bytes) -> bytes:
+def _normalised(text: bytes) -> bytes:
     """The key as ssh-keygen writes it: editors on Windows put a mark before it and end its lines in two characters."""
     if b"\0" in text or text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SshKeyError("this is no plain text, UTF-16 perhaps: send the file as ssh-keygen wrote it, or as UTF-8")
     return text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").strip() + b"\n"
 
 
-def _loaded(text: bytes) -> object:
+def _load_private_key(text: bytes) -> object:
     if b"PUBLIC KEY-----" in text or text.startswith((b"ssh-", b"ecdsa-", b"sk-")):
         raise SshKeyError("this is a public key: send the private one, or let the service make a key")
     if b"PuTTY-User-Key-File" in text:
@@ -104,7 +104,7 @@ _LOCKED = (
 )
 
 
-def _described(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, comment: str) -> SshKey:
+def _ssh_key(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, comment: str) -> SshKey:
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     digest = hashlib.sha256(base64.b64decode(public.split()[1])).digest()
     return SshKey(

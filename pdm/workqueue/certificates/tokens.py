@@ -37,7 +37,7 @@ class TokenDescription:
     valid_until: datetime | None
 
 
-def describe(token: str) -> TokenDescription:
+def describe_token(token: str) -> TokenDescription:
     """Look into a token; its signature is for the server to check.
 
     Raises:
@@ -48,7 +48,7 @@ def describe(token: str) -> TokenDescription:
     claims = _claims(token)
     if claims is None:
         return _macaroon(token) or TokenDescription("an opaque token", None)
-    words = [_word(claims.get("sub")), _word(claims.get("iss"))]
+    words = [_printable(claims.get("sub")), _printable(claims.get("iss"))]
     subject = " at ".join(word for word in words if word) or "a token without a subject"
     end = claims.get("exp")
     if isinstance(end, bool) or not isinstance(end, int | float) or not 0 <= end <= _LAST_SECOND:
@@ -65,7 +65,7 @@ def _macaroon(token: str) -> TokenDescription | None:
     place = _LOCATION.match(packets)
     if place is None:
         return None
-    subject = f"a macaroon of {_word(place.group(1).decode('ascii', 'replace'))}"
+    subject = f"a macaroon of {_printable(place.group(1).decode('ascii', 'replace'))}"
     ends = []
     for caveat in _BEFORE.findall(packets):
         with contextlib.suppress(ValueError):
@@ -86,6 +86,6 @@ def _claims(token: str) -> dict[str, object] | None:
     return claims if isinstance(claims, dict) else None
 
 
-def _word(claim: object) -> str:
+def _printable(claim: object) -> str:
     text = claim if isinstance(claim, str) else ""
     return "".join(character if character.isprintable() else "?" for character in text[:_LONGEST_CLAIM])

@@ -72,7 +72,7 @@ class Vault:
         key = self._keys[0]
         head = _PREFIX + _key_id(key)
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return head + nonce + AESGCM(key).encrypt(nonce, plain, _bound_to(head, context))
+        return head + nonce + AESGCM(key).encrypt(nonce, plain, _associated_data(head, context))
 
     def unseal(self, sealed: bytes, context: str) -> bytes:
         """Decrypt.
@@ -91,13 +91,13 @@ class Vault:
         for key in self._keys:
             if head == _PREFIX + _key_id(key):
                 try:
-                    return AESGCM(key).decrypt(nonce, box, _bound_to(head, context))
+                    return AESGCM(key).decrypt(nonce, box, _associated_data(head, context))
                 except (InvalidTag, ValueError) as error:
                     raise VaultError("the sealed text was changed, or belongs to something else") from error
         raise VaultError(f"sealed with a key that is not in {self.path}: restore the key file, or delegate again")
 
 
-def _bound_to(head: bytes, context: str) -> bytes:
+def _associated_data(head: bytes, context: str) -> bytes:
     return head + context.encode()
 
 

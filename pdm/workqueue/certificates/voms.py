@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from attrs import frozen
 from cryptography import x509
 
-from pdm.workqueue.certificates.unreadable import UNREADABLE
+from pdm.workqueue.certificates.names import PARSE_ERRORS
 
 _AC_SEQUENCE = x509.ObjectIdentifier("1.3.6.1.4.1.8005.100.100.5")
 #: Object identifier 1.3.6.1.4.1.8005.100.100.4 in DER: the attribute that holds the names of groups and roles.
@@ -44,7 +44,7 @@ def voms_attributes(chain: Sequence[x509.Certificate]) -> tuple[VomsAttributes, 
     for certificate in chain:
         try:
             extension = certificate.extensions.get_extension_for_oid(_AC_SEQUENCE).value
-        except (x509.ExtensionNotFound, *UNREADABLE):
+        except (x509.ExtensionNotFound, *PARSE_ERRORS):
             continue
         if isinstance(extension, x509.UnrecognizedExtension) and (found := _read(extension.value)):
             return found

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from pdm.workqueue.instance import (
+from pdm.workqueue.admin.instance import (
     DEFAULT_PORT,
     Grid,
-    Identity,
     Instance,
     InstanceError,
+    UserCertificate,
     add_user,
     is_user_name,
     make_instance,
@@ -96,6 +96,6 @@ def _next_steps(instance: Instance, *, delegates: bool) -> str:
     )
 
 
-def _exports(identity: Identity, url: str | None, authority: Path) -> str:
+def _exports(identity: UserCertificate, url: str | None, authority: Path) -> str:
     values = {"PDM_URL": url, "PDM_CERT": identity.certificate, "PDM_KEY": identity.key, "PDM_CA": authority}
     return "\n".join(f"  export {name}={shlex.quote(str(value))}" for name, value in values.items() if value)

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and the look-up of the sites and users that they name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from typing import Any, TypeVar
 import click
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.text import display_name
+from pdm.workqueue.domain.enums import RELAYED, JobProtocol
 from pdm.workqueue.domain.paths import text_from_bytes
+from pdm.workqueue.wire.responses import SiteView
+from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -24,26 +28,26 @@ _OPTION_PARTS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 @frozen
-class Place:
+class SitePath:
     """A path at a site, as typed; `site` is a name or a number in digits, `path` may be empty."""
 
     site: str
     path: str
 
 
-class PlaceType(click.ParamType[Place]):
+class SitePathType(click.ParamType[SitePath]):
     """``SITE:path``."""
 
     name = "SITE:path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
-        if isinstance(value, Place):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SitePath:
+        if isinstance(value, SitePath):
             return value
         site, colon, path = str(value).partition(":")
         if not colon or not site or "/" in site:
             self.fail(f"{value!r} is not of the form SITE:path (see 'pdm sites').", param, ctx)
         # The bytes that were typed, in the API's own spelling of what is not UTF-8.
-        return Place(site, text_from_bytes(os.fsencode(path)))
+        return SitePath(site, text_from_bytes(os.fsencode(path)))
 
 
 class DurationType(click.ParamType[float]):
@@ -60,7 +64,7 @@ class DurationType(click.ParamType[float]):
         return float(match[1]) * _UNITS_S[match[2]]
 
 
-class MomentType(click.ParamType[datetime]):
+class TimestampType(click.ParamType[datetime]):
     """A moment (``2026-03-02``, ``2026-03-02T11:04``; UTC) or how long ago it was (``12h``)."""
 
     name = "moment"
@@ -73,10 +77,10 @@ class MomentType(click.ParamType[datetime]):
         if match is not None and match[2] is not None:
             return datetime.now(UTC) - timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
         try:
-            moment = datetime.fromisoformat(text)
+            timestamp = datetime.fromisoformat(text)
         except ValueError:
             self.fail(f"{value!r} is neither a moment (2026-03-02T11:04) nor a time ago (12h).", param, ctx)
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return timestamp.astimezone(UTC) if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
 
 
 class ExtraOptionType(click.ParamType[tuple[str, Any]]):
@@ -96,9 +100,9 @@ class ExtraOptionType(click.ParamType[tuple[str, Any]]):
             return key, text
 
 
-PLACE = PlaceType()
+SITE_PATH = SitePathType()
 DURATION = DurationType()
-MOMENT = MomentType()
+TIMESTAMP = TimestampType()
 JOB_NUMBER = click.IntRange(min=1, max=2**63 - 1)
 
 
@@ -169,3 +173,106 @@ def submit_options(command: _Command) -> _Command:
     for decorator in reversed(decorators):
         command = decorator(command)
     return command
+
+
+#: Users that are asked for at a time.
+_USERS_PAGE_SIZE = 1000
+
+
+@frozen
+class ResolvedSitePath:
+    """A place at a site that exists."""
+
+    site: SiteView
+    path: str
+
+
+async def resolve_paths(client: WorkqueueClient, *places: SitePath) -> list[ResolvedSitePath]:
+    """Look up the sites of places; without a path, the place is the site's default folder.
+
+    Raises:
+        CommandError: there is no such site.
+    """
+    sites = await client.sites()
+    found = []
+    for place in places:
+        site = _find_site(sites, place.site)
+        found.append(ResolvedSitePath(site, place.path or site.default_folder or "/"))
+    return found
+
+
+async def find_site(client: WorkqueueClient, name: str) -> SiteView:
+    """Look up a site by name or number.
+
+    Raises:
+        CommandError: there is none.
+    """
+    return _find_site(await client.sites(), name)
+
+
+def _find_site(sites: Sequence[SiteView], name: str) -> SiteView:
+    # A site may be named by digits: its name counts before another's number.
+    for same in (lambda site: site.name == name, lambda site: str(site.id) == name):
+        for site in sites:
+            if same(site):
+                return site
+    known = ", ".join(sorted(f"{display_name(site.name)} ({site.id})" for site in sites)) or "none"
+    raise CommandError(ExitCode.NOT_FOUND, f"no site {display_name(name)}", f"Known sites: {known}.")
+
+
+async def user_number(client: WorkqueueClient, name: str) -> int:
+    """The number of a user, by number, subject or common name; for operators.
+
+    Raises:
+        CommandError: there is no such user, or several have that common name.
+    """
+    if name.isascii() and name.isdecimal():
+        return int(name)
+    found = []
+    after: int | None = None
+    while page := await client.users(limit=_USERS_PAGE_SIZE, after=after):
+        found += [each for each in page if name in (each.subject, common_name(each.subject))]
+        after = page[-1].id
+    if len(found) == 1:
+        return found[0].id
+    if found:
+        numbers = ", ".join(f"{each.id} ({display_name(each.subject)})" for each in found)
+        raise CommandError(
+            ExitCode.USAGE, f"several users are called {display_name(name)}", f"Name a number: {numbers}."
+        )
+    raise CommandError(ExitCode.NOT_FOUND, f"no user {display_name(name)}", "See 'pdm user list'.")
+
+
+def common_name(subject: str) -> str:
+    """The last common name of a subject in slash form; the whole of it where it has none."""
+    return display_name(subject.rpartition("/CN=")[2] or subject)
+
+
+def protocol_for(sites: Sequence[SiteView], asked: str | None) -> JobProtocol:
+    """How to move: as asked, else GridFTP where all the sites offer it, else the first that they all offer.
+
+    Where they have nothing in common, the first by which the service itself can carry the bytes from the source to the
+    destination. Simulated work comes last: nobody should believe that it has moved a file.
+
+    Args:
+        sites: the source, then the destination where it is another one.
+        asked: as typed, None to choose.
+
+    Raises:
+        CommandError: no protocol leads from the one to the other.
+    """
+    if asked is not None:
+        return JobProtocol.parse(asked)
+    offered = [{protocol for protocol in JobProtocol if protocol.name in site.protocols} for site in sites]
+    common = set.intersection(*offered)
+    relayed = offered[0] & RELAYED if offered[-1] & RELAYED else set()
+    for choice in (common - {JobProtocol.DUMMY}, relayed, common):
+        if choice:
+            return min(choice)
+    offers = "; ".join(f"{display_name(site.name)} offers {', '.join(site.protocols) or 'nothing'}" for site in sites)
+    others = ", ".join(protocol.name for protocol in sorted(RELAYED))
+    raise CommandError(
+        ExitCode.USAGE,
+        f"no protocol leads from the one site to the other: {offers}",
+        f"Copies stay within one protocol, or go from one of {others} to another of these.",
+    )

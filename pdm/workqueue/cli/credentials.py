@@ -1,4 +1,4 @@
-"""``pdm credentials``, ``login``, ``logout``, ``ssh-key``, ``token``: what the service may use on the user's behalf."""
+"""``pdm whoami``, ``delegate``, ``credentials``, ``login``, ``logout``, ``ssh-key``, ``token``, and ``sites``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,92 @@ from pathlib import Path
 
 import click
 
-from pdm.workqueue.cli.arguments import DURATION, Place, format_option
+from pdm.workqueue.cli.arguments import DURATION, SitePath, find_site, format_option, resolve_paths
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.following import print_json
-from pdm.workqueue.cli.places import find, find_site
+from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import shown_line, shown_moment, shown_name, table
-from pdm.workqueue.wire.responses import CredentialView
+from pdm.workqueue.cli.text import display_line, display_name, display_timestamp, stdout_table, table
+from pdm.workqueue.wire.responses import CredentialView, SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
+
+
+@click.command()
+@click.option("--lifetime", type=DURATION, default="12h", help="How long the proxy is valid (30m, 12h; default 12h).")
+@format_option
+def delegate(lifetime: float, form: str) -> None:
+    """Let the service act for me at the sites, for a while.
+
+    It makes a key and I sign a proxy for it; my own key stays here. The proxy ends with my own certificate at the
+    latest. Jobs that are held for want of it go on by themselves.
+    """
+
+    async def action(client: WorkqueueClient) -> int:
+        delegation = await client.delegate(timedelta(seconds=lifetime))
+        if form == "json":
+            print_json(delegation)
+        else:
+            click.echo(f"delegated until {display_timestamp(delegation.termination_time)}")
+        return ExitCode.DONE
+
+    run(action)
+
+
+@click.command()
+@format_option
+def sites(form: str) -> None:
+    """Show the sites and what they offer."""
+    show_sites(form)
+
+
+def _site_state(site: SiteView) -> str:
+    """What stands before the description of a site that is not as it should be; of a drained one, the message."""
+    if site.state == "ok":
+        return ""
+    return f"[{site.state}: {site.reason}] " if site.state == "drained" else f"[{site.state}] "
+
+
+def show_sites(form: str) -> None:
+    """Carry out ``pdm sites``, and ``pdm site list``."""
+
+    async def action(client: WorkqueueClient) -> int:
+        found = await client.sites()
+        if form == "json":
+            print_json(found)
+            return ExitCode.DONE
+        rows = [
+            [
+                str(site.id),
+                display_name(site.name),
+                ", ".join(name.lower() for name in site.protocols),
+                display_name(site.default_folder),
+                display_line(f"{_site_state(site)}{site.description}").strip(),
+            ]
+            for site in found
+        ]
+        header = ["ID", "NAME", "PROTOCOLS", "FOLDER", "DESCRIPTION"]
+        click.echo(stdout_table(header, rows, right=[0], flexible=[3, 4]))
+        return ExitCode.DONE
+
+    run(action)
+
+
+@click.command()
+@format_option
+def whoami(form: str) -> None:
+    """Show as whom the service sees me."""
+
+    async def action(client: WorkqueueClient) -> int:
+        me = await client.whoami()
+        if form == "json":
+            print_json(me)
+        else:
+            until = me.credential_valid_until
+            click.echo(f"{display_name(me.subject)} ({me.role})")
+            click.echo(f"certificate valid until {display_timestamp(me.certificate_valid_until)}")
+            click.echo(f"delegated {'nothing' if until is None else 'until ' + display_timestamp(until)}")
+        return ExitCode.DONE
+
+    run(action)
 
 
 @click.command()
@@ -32,14 +110,14 @@ def credentials(removed: int | None, form: str) -> None:
         if form == "json":
             print_json(found)
             return ExitCode.DONE
-        names = {each.id: shown_name(each.name) for each in await client.sites()}
+        names = {each.id: display_name(each.name) for each in await client.sites()}
         rows = [
             [
                 str(each.id),
                 each.kind,
                 "all" if each.site is None else names.get(each.site, str(each.site)),
-                "-" if each.valid_until is None else shown_moment(each.valid_until),
-                shown_line(_what(each)),
+                "-" if each.valid_until is None else display_timestamp(each.valid_until),
+                display_line(_description(each)),
             ]
             for each in found
         ]
@@ -49,7 +127,7 @@ def credentials(removed: int | None, form: str) -> None:
     run(action)
 
 
-def _what(credential: CredentialView) -> str:
+def _description(credential: CredentialView) -> str:
     words = [credential.subject]
     words += [f"({credential.label})"] if credential.label else []
     words += [f"as {credential.account}"] if credential.account else []
@@ -73,18 +151,18 @@ def login(site: str, username: str | None, lifetime: float, form: str) -> None:
         found = await find_site(client, site)
         if found.myproxy is None:
             raise CommandError(
-                ExitCode.FAILED, f"site {shown_name(found.name)} has no MyProxy server", "Run 'pdm delegate' instead."
+                ExitCode.FAILED, f"site {display_name(found.name)} has no MyProxy server", "Run 'pdm delegate' instead."
             )
         # Whoever makes a site says where it is: who types a password is told who gets it.
-        click.echo(f"MyProxy server of {shown_name(found.name)}: {shown_line(found.myproxy)}", err=True)
-        user = username or _asked("User name: ", hidden=False)
-        password = _asked("Password: ", hidden=True)
+        click.echo(f"MyProxy server of {display_name(found.name)}: {display_line(found.myproxy)}", err=True)
+        user = username or _prompt("User name: ", hidden=False)
+        password = _prompt("Password: ", hidden=True)
         credential = await client.log_on(found.id, user, password, timedelta(seconds=lifetime))
         if form == "json":
             print_json(credential)
         else:
-            until = "" if credential.valid_until is None else f" until {shown_moment(credential.valid_until)}"
-            click.echo(f"logged on at {shown_name(site)} as {shown_line(credential.subject)}{until}")
+            until = "" if credential.valid_until is None else f" until {display_timestamp(credential.valid_until)}"
+            click.echo(f"logged on at {display_name(site)} as {display_line(credential.subject)}{until}")
         return ExitCode.DONE
 
     run(action)
@@ -96,7 +174,7 @@ def logout(site: str) -> None:
     """Log off at SITE: the service forgets the proxy of the logon."""
 
     async def action(client: WorkqueueClient) -> int:
-        await client.log_off(await _number(client, site))
+        await client.log_off(await _site_number(client, site))
         return ExitCode.DONE
 
     run(action)
@@ -124,7 +202,7 @@ def ssh_key(site: str | None, upload: Path | None, account: str | None, label: s
         ) from error
 
     async def action(client: WorkqueueClient) -> int:
-        number = None if site is None else await _number(client, site)
+        number = None if site is None else await _site_number(client, site)
         credential = await client.ssh_key(number, private, account=account, label=label)
         if form == "json":
             print_json(credential)
@@ -144,22 +222,24 @@ def token(site: str | None, label: str | None, form: str) -> None:
 
     It is asked for, or read from standard input where that is no terminal.
     """
-    secret = _asked("Token: ", hidden=True)
+    secret = _prompt("Token: ", hidden=True)
 
     async def action(client: WorkqueueClient) -> int:
-        number = None if site is None else await _number(client, site)
+        number = None if site is None else await _site_number(client, site)
         credential = await client.token(secret, number, label=label)
         if form == "json":
             print_json(credential)
         else:
-            until = "" if credential.valid_until is None else f", valid until {shown_moment(credential.valid_until)}"
-            click.echo(f"stored: {shown_line(credential.subject)}{until}")
+            until = (
+                "" if credential.valid_until is None else f", valid until {display_timestamp(credential.valid_until)}"
+            )
+            click.echo(f"stored: {display_line(credential.subject)}{until}")
         return ExitCode.DONE
 
     run(action)
 
 
-def _asked(prompt: str, *, hidden: bool) -> str:
+def _prompt(prompt: str, *, hidden: bool) -> str:
     """One line from the terminal, a secret one without echo; from standard input where that is no terminal."""
     if sys.stdin.isatty():
         answer: str = click.prompt(prompt, hide_input=hidden, err=True, prompt_suffix="")
@@ -170,6 +250,6 @@ def _asked(prompt: str, *, hidden: bool) -> str:
     return answer
 
 
-async def _number(client: WorkqueueClient, site: str) -> int:
-    (found,) = await find(client, Place(site, ""))
+async def _site_number(client: WorkqueueClient, site: str) -> int:
+    (found,) = await resolve_paths(client, SitePath(site, ""))
     return found.site.id

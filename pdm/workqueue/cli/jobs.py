@@ -10,9 +10,10 @@ from typing import Any
 import click
 from msgspec import UNSET
 
-from pdm.workqueue.cli.arguments import DURATION, JOB_NUMBER, MOMENT, format_option
+from pdm.workqueue.cli.arguments import DURATION, JOB_NUMBER, TIMESTAMP, common_name, format_option, user_number
 from pdm.workqueue.cli.exit_codes import ExitCode
-from pdm.workqueue.cli.following import (
+from pdm.workqueue.cli.outcome import (
+    MAX_LISTED_SKIPPED,
     element_lines,
     failure_lines,
     follow,
@@ -20,22 +21,22 @@ from pdm.workqueue.cli.following import (
     hint_of,
     print_json,
     report_end,
+    skip_words,
+    skipped_lines,
 )
-from pdm.workqueue.cli.outcome import SHOWN_SKIPPED, skip_words, skipped_lines
-from pdm.workqueue.cli.places import common_name, user_number
-from pdm.workqueue.cli.progress import shown_fraction
-from pdm.workqueue.cli.session import complain, exit_code_of, run, words_of
+from pdm.workqueue.cli.progress import display_fraction
+from pdm.workqueue.cli.session import error_text, exit_code_of, print_error, run
 from pdm.workqueue.cli.text import (
-    cut,
-    shown_bytes,
-    shown_duration,
-    shown_line,
-    shown_moment,
-    shown_name,
-    shown_time,
-    shown_width,
+    display_bytes,
+    display_duration,
+    display_line,
+    display_name,
+    display_time,
+    display_timestamp,
+    display_width,
     table,
     terminal_width,
+    truncate,
 )
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
@@ -45,9 +46,9 @@ from pdm.workqueue.WorkqueueClient import JobFilters, WorkqueueClient
 _STATUSES = click.Choice([member.name.lower() for member in JobStatus], case_sensitive=False)
 _TYPES = click.Choice([member.name.lower() for member in JobType], case_sensitive=False)
 #: How many failed elements ``pdm status`` names.
-_SHOWN_FAILURES = 50
+_MAX_LISTED_FAILURES = 50
 #: Jobs that are asked for at a time.
-_PAGE = 500
+_PAGE_SIZE = 500
 #: Columns that the paths of a job have at least; those below which they count more than a label; and those of one path.
 _LEAST_WHAT, _GOOD_WHAT, _LEAST_PATH = 16, 30, 6
 
@@ -57,7 +58,7 @@ _LEAST_WHAT, _GOOD_WHAT, _LEAST_PATH = 16, 30, 6
 @click.option("--type", "type_", type=_TYPES, help="Only jobs of this type.")
 @click.option("--site", help="Only jobs from or to this site.")
 @click.option("--label", help="Only jobs with this label.")
-@click.option("--since", type=MOMENT, help="Only jobs registered since (12h, 7d, 2026-03-02).")
+@click.option("--since", type=TIMESTAMP, help="Only jobs registered since (12h, 7d, 2026-03-02).")
 @click.option("-n", "--last", type=click.IntRange(min=1), default=20, help="Show so many, the newest (default 20).")
 @click.option("--all", "all_", is_flag=True, help="Show all.")
 @click.option("--all-users", is_flag=True, help="For operators: the jobs of all users.")
@@ -95,7 +96,7 @@ def jobs(
         if form == "json":
             print_json(found)
         elif found:
-            names = {each.id: shown_name(each.name) for each in await client.sites()}
+            names = {each.id: display_name(each.name) for each in await client.sites()}
             click.echo(_table(found, names, terminal_width(sys.stdout)))
         return ExitCode.DONE
 
@@ -108,7 +109,7 @@ async def _newest(client: WorkqueueClient, count: int, filters: JobFilters) -> l
     newest = filters.copy()
     newest["order"] = "newest"
     while len(found) < count:
-        wanted = min(count - len(found), _PAGE)
+        wanted = min(count - len(found), _PAGE_SIZE)
         page = await client.jobs(limit=wanted, **newest)
         found += page
         if len(page) < wanted:
@@ -125,43 +126,45 @@ def _table(found: Sequence[JobView], names: dict[int, str], width: int | None) -
         header.insert(1, "OWNER")
         for row, job in zip(rows, found, strict=True):
             row.insert(1, common_name(job.owner or str(job.user_id)))
-    whole = table(header, rows, right=_numbers(header))
-    if width is None or max(map(shown_width, whole.splitlines())) <= width:
+    whole = table(header, rows, right=_number_columns(header))
+    if width is None or max(map(display_width, whole.splitlines())) <= width:
         return whole
     header[header.index("SUBMITTED (UTC)")] = "UTC"
     for row, job in zip(rows, found, strict=True):
-        row[header.index("BYTES")] = shown_bytes(job.bytes_total)
+        row[header.index("BYTES")] = display_bytes(job.bytes_total)
         row[header.index("UTC")] = _short_time(job.timestamp)
     for name, nothing in (("FAILED", "0"), ("LABEL", "")):
         column = header.index(name)
-        if all(row[column] == nothing for row in rows) or (name == "LABEL" and _room(header, rows, width) < _GOOD_WHAT):
+        if all(row[column] == nothing for row in rows) or (
+            name == "LABEL" and _columns_left(header, rows, width) < _GOOD_WHAT
+        ):
             del header[column]
             for row in rows:
                 del row[column]
     what = header.index("WHAT")
-    room = max(_room(header, rows, width), _LEAST_WHAT)
+    room = max(_columns_left(header, rows, width), _LEAST_WHAT)
     for row, job in zip(rows, found, strict=True):
-        row[what] = _what(job, names, room)
+        row[what] = _paths_cell(job, names, room)
     flexible = [header.index(name) for name in ("OWNER", "LABEL", "WHAT") if name in header]
-    return table(header, rows, right=_numbers(header), width=width, flexible=flexible)
+    return table(header, rows, right=_number_columns(header), width=width, flexible=flexible)
 
 
-def _short_time(moment: datetime) -> str:
+def _short_time(timestamp: datetime) -> str:
     """``16:05`` today, ``11-28`` this year, ``2025-11`` before."""
-    now, then = datetime.now(UTC), moment.astimezone(UTC)
+    now, then = datetime.now(UTC), timestamp.astimezone(UTC)
     if then.date() == now.date():
         return f"{then:%H:%M}"
     return f"{then:%m-%d}" if then.year == now.year else f"{then:%Y-%m}"
 
 
-def _room(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
+def _columns_left(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
     """Columns of a terminal that all but WHAT leave to it."""
     what = header.index("WHAT")
     others = [[*row[:what], *row[what + 1 :]] for row in [header, *rows]]
-    return width - sum(2 + max(map(shown_width, cells)) for cells in zip(*others, strict=True))
+    return width - sum(2 + max(map(display_width, cells)) for cells in zip(*others, strict=True))
 
 
-def _numbers(header: Sequence[str]) -> list[int]:
+def _number_columns(header: Sequence[str]) -> list[int]:
     return [header.index(name) for name in ("ID", "DONE", "FAILED", "BYTES") if name in header]
 
 
@@ -172,37 +175,37 @@ def _row(job: JobView, names: dict[int, str]) -> list[str]:
         job.status,
         f"{job.num_done}/{job.num_elements}",
         str(job.num_failed),
-        _moved(job),
-        shown_time(job.timestamp.timestamp()),
-        _what(job, names),
-        shown_name(job.label or ""),
+        _bytes_cell(job),
+        display_time(job.timestamp.timestamp()),
+        _paths_cell(job, names),
+        display_name(job.label or ""),
     ]
 
 
-def _moved(job: JobView) -> str:
+def _bytes_cell(job: JobView) -> str:
     """``1.5 GiB of 3.4 GiB``, proven bytes only; one number where that is all."""
     if job.bytes_done == job.bytes_total:
-        return shown_bytes(job.bytes_done)
-    return f"{shown_bytes(job.bytes_done)} of {shown_bytes(job.bytes_total)}"
+        return display_bytes(job.bytes_done)
+    return f"{display_bytes(job.bytes_done)} of {display_bytes(job.bytes_total)}"
 
 
-def _what(job: JobView, names: dict[int, str], width: int | None = None) -> str:
+def _paths_cell(job: JobView, names: dict[int, str], width: int | None = None) -> str:
     """``cern:/data -> ral:/data``; in at most `width` columns ``cern:.../run7 -> ral:.../run7``."""
-    places = [(f"{names.get(job.src_siteid, job.src_siteid)}:", shown_name(job.src_filepath))]
+    places = [(f"{names.get(job.src_siteid, job.src_siteid)}:", display_name(job.src_filepath))]
     if job.dst_filepath is not UNSET and job.dst_siteid is not UNSET:
-        places.append((f"{names.get(job.dst_siteid, job.dst_siteid)}:", shown_name(job.dst_filepath)))
+        places.append((f"{names.get(job.dst_siteid, job.dst_siteid)}:", display_name(job.dst_filepath)))
     texts = [site + path for site, path in places]
     arrow = " -> "
-    if width is not None and shown_width(arrow.join(texts)) > width:
+    if width is not None and display_width(arrow.join(texts)) > width:
         # The end of a path says more than its beginning; what one place does not need is the other's.
         share = (width - len(arrow) * (len(places) - 1)) // len(places)
-        if names and any(share - shown_width(site) < _LEAST_PATH for site, _ in places):
+        if names and any(share - display_width(site) < _LEAST_PATH for site, _ in places):
             # The numbers of the sites are shorter than their names.
-            return _what(job, {}, width)
-        spare = sum(max(share - shown_width(text), 0) for text in texts)
+            return _paths_cell(job, {}, width)
+        spare = sum(max(share - display_width(text), 0) for text in texts)
         texts = [
-            site + cut(path, max(share + spare - shown_width(site), _LEAST_PATH), keep_end=True)
-            if shown_width(site + path) > share
+            site + truncate(path, max(share + spare - display_width(site), _LEAST_PATH), keep_end=True)
+            if display_width(site + path) > share
             else site + path
             for site, path in places
         ]
@@ -221,15 +224,15 @@ def status(job_id: int, all_: bool, form: str) -> None:
         if form == "json":
             print_json(await _with_all(client, job) if all_ else job)
             return ExitCode.DONE
-        names = {each.id: shown_name(each.name) for each in await client.sites()}
-        click.echo(f"job {job.id}  {job.type} {_what(job, names)}")
+        names = {each.id: display_name(each.name) for each in await client.sites()}
+        click.echo(f"job {job.id}  {job.type} {_paths_cell(job, names)}")
         if job.owner:
-            click.echo(f"owner     {shown_line(job.owner)} (user {job.user_id})")
+            click.echo(f"owner     {display_line(job.owner)} (user {job.user_id})")
         if job.label:
-            click.echo(f"label     {shown_name(job.label)}")
+            click.echo(f"label     {display_name(job.label)}")
         click.echo(f"status    {job.status}, {job.protocol}, priority {job.priority}")
-        ended = "" if job.finished_at is None else f", ended {shown_moment(job.finished_at)}"
-        click.echo(f"times     submitted {shown_moment(job.timestamp)}{ended}")
+        ended = "" if job.finished_at is None else f", ended {display_timestamp(job.finished_at)}"
+        click.echo(f"times     submitted {display_timestamp(job.timestamp)}{ended}")
         waiting = job.num_new + job.num_submitted - job.held
         there = f" ({job.already_there} were there already)" if job.already_there else ""
         counts = [
@@ -241,14 +244,14 @@ def status(job_id: int, all_: bool, form: str) -> None:
         counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
         click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
         if job.hold is not UNSET:
-            click.echo(f"held      {job.hold.code}: {shown_line(job.hold.reason)}")
+            click.echo(f"held      {job.hold.code}: {display_line(job.hold.reason)}")
             click.echo(f"          {hint_of(job.hold.code, job.hold.hint, job.type, job.id)}")
         for line in _progress_lines(job):
             click.echo(line)
         for warning in () if job.warnings is UNSET else job.warnings:
-            click.echo(f"warning   {shown_line(warning)}")
+            click.echo(f"warning   {display_line(warning)}")
         for reason in () if job.waiting is UNSET else job.waiting:
-            click.echo(f"waits     {shown_line(reason)}")
+            click.echo(f"waits     {display_line(reason)}")
         if job.skipped:
             words = skip_words(job)
             click.echo(f"skipped   {job.skipped}{': ' if words else ''}{words}")
@@ -272,13 +275,13 @@ async def _echo_skipped(client: WorkqueueClient, job: JobView, all_: bool) -> No
         async for entry in client.iterate_skipped(job.id):
             click.echo(skipped_lines([entry], entry.count)[0])
         return
-    for line in skipped_lines(await client.skipped(job.id, limit=SHOWN_SKIPPED), job.skipped):
+    for line in skipped_lines(await client.skipped(job.id, limit=MAX_LISTED_SKIPPED), job.skipped):
         click.echo(line)
 
 
 async def _echo_failed(client: WorkqueueClient, job: JobView, all_: bool) -> None:
     if not all_:
-        failures = await client.elements(job.id, status=JobStatus.FAILED, limit=_SHOWN_FAILURES)
+        failures = await client.elements(job.id, status=JobStatus.FAILED, limit=_MAX_LISTED_FAILURES)
         for line in failure_lines(failures, job):
             click.echo(line)
         return
@@ -298,23 +301,23 @@ def _progress_lines(job: JobView) -> list[str]:
     progress = job.progress
     moving = ""
     if progress is not UNSET and progress.bytes_moving:
-        moving = f" proven, {shown_bytes(progress.bytes_moving)} moving,"
-    lines = [f"bytes     {shown_bytes(job.bytes_done)}{moving} of {shown_bytes(job.bytes_total)}"]
+        moving = f" proven, {display_bytes(progress.bytes_moving)} moving,"
+    lines = [f"bytes     {display_bytes(job.bytes_done)}{moving} of {display_bytes(job.bytes_total)}"]
     if progress is UNSET:
         return lines
     if progress.listing:
         lines[0] += " so far: it is still listed how much there is"
-    elif percent := shown_fraction(progress):
+    elif percent := display_fraction(progress):
         lines.append(f"progress  {percent}, {progress.files_done} of {progress.files_total} files")
     rates = [(progress.instant, "/s now"), (progress.average, "/s on average")]
-    words = [f"{shown_bytes(rate)}{word}" for rate, word in rates if rate is not None]
+    words = [f"{display_bytes(rate)}{word}" for rate, word in rates if rate is not None]
     if progress.files_per_second is not None:
         words.append(f"{progress.files_per_second:.1f} files/s")
     if words:
         lines.append(f"rate      {', '.join(words)}")
     if progress.elapsed is not None:
-        left = "" if progress.eta is None else f", about {shown_duration(progress.eta)} left"
-        lines.append(f"time      {shown_duration(progress.elapsed)} since it was begun{left}")
+        left = "" if progress.eta is None else f", about {display_duration(progress.eta)} left"
+        lines.append(f"time      {display_duration(progress.elapsed)} since it was begun{left}")
     return lines
 
 
@@ -343,7 +346,7 @@ def cancel(job_ids: Sequence[int], form: str) -> None:
             click.echo(f"job {job_id} {_cancel_word(job)}")
         return job
 
-    _each(job_ids, form, one)
+    _for_each_job(job_ids, form, one)
 
 
 def _cancel_word(job: JobView) -> str:
@@ -364,10 +367,10 @@ def retry(job_ids: Sequence[int], form: str) -> None:
             click.echo(f"job {job_id}: {job.retried} elements are tried again")
         return job
 
-    _each(job_ids, form, one)
+    _for_each_job(job_ids, form, one)
 
 
-def _each(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int], Awaitable[JobView]]) -> None:
+def _for_each_job(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int], Awaitable[JobView]]) -> None:
     """Do something to each job: all are tried, each failure is said, and the first one's exit status counts."""
 
     async def action(client: WorkqueueClient) -> int:
@@ -377,7 +380,7 @@ def _each(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int
             try:
                 results.append(await one(client, job_id))
             except WorkqueueClientError as error:
-                complain(f"job {job_id}: {words_of(error)}", error.advice)
+                print_error(f"job {job_id}: {error_text(error)}", error.advice)
                 code = code or exit_code_of(error)
         if form == "json":
             print_json(results if len(job_ids) > 1 else results[0] if results else None)

@@ -1,37 +1,199 @@
-"""``pdm logs``."""
+"""``pdm logs``: logs of attempts; those of running ones as they are written with ``-f``."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
+import msgspec
 from attrs import frozen
 
 from pdm.workqueue.cli.arguments import format_option
 from pdm.workqueue.cli.exit_codes import ExitCode
-from pdm.workqueue.cli.following import print_json
-from pdm.workqueue.cli.log_following import LogFollower, element_log, live_outputs, print_log
-from pdm.workqueue.cli.session import run, say
-from pdm.workqueue.cli.text import shown_line, shown_text
+from pdm.workqueue.cli.outcome import print_json
+from pdm.workqueue.cli.session import print_stderr, run
+from pdm.workqueue.cli.text import display_line, display_text
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.wire.responses import ElementView, OutputView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
+
+#: Seconds between two looks at an element, and at a whole job.
+_ELEMENT_POLL_S, _JOB_POLL_S = 0.5, 1.0
+#: Running elements of a job whose logs are looked at at a time; those of all others come when they end.
+_MAX_LIVE_LOGS = 32
+#: Pieces of a running attempt's log that are shown before others have their turn.
+_PIECES_AT_ONCE = 8
+#: Pieces of one log that are read where it is not followed; the service keeps logs shorter than that.
+_MAX_PIECES = 100
+#: What has a log, or never will have one more.
+_STARTED_STATUSES = ",".join(
+    status.name for status in (JobStatus.RUNNING, JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
+)
+_LOG_GONE = "(this log is gone from the service's disk)\n"
+
+
+def print_log(output: OutputView) -> None:
+    """A whole log, below a line that says whose it is."""
+    _print_header(output)
+    log = _LOG_GONE if output.log is None else output.log
+    click.echo(display_text(log), nl=not log.endswith("\n"))
+
+
+def _print_header(output: OutputView) -> None:
+    click.echo(f"==> {output.jobid}.{output.elementid} attempt {output.attempt} {output.type} {output.status} <==")
+
+
+async def element_log(client: WorkqueueClient, job_id: int, element_id: int, attempt: int | None) -> OutputView:
+    """The log of an attempt, the latest without a number: of one that runs, what is written so far.
+
+    Raises:
+        OutputNotReadyError: nothing was begun, or there is no such attempt.
+    """
+    element = await client.element_status(job_id, element_id)
+    if element.status == JobStatus.RUNNING.name and attempt in (None, -1, element.attempts):
+        return await _live_log(client, job_id, element_id, element.attempts)
+    return await client.element_output(job_id, element_id, attempt)
+
+
+async def live_outputs(client: WorkqueueClient, job_id: int) -> list[OutputView]:
+    """What is written so far of the first attempts that run of a job."""
+    running = await client.elements(job_id, status=JobStatus.RUNNING, limit=_MAX_LIVE_LOGS)
+    return [await _live_log(client, job_id, element.id, element.attempts) for element in running]
+
+
+async def _live_log(client: WorkqueueClient, job_id: int, element_id: int, attempt: int) -> OutputView:
+    """A log as far as it is written; one that grows faster than it is read comes without its last lines."""
+    whole = await client.live_output(job_id, element_id, attempt)
+    piece = whole
+    for _ in range(_MAX_PIECES):
+        if piece.end is True or not piece.log or not isinstance(piece.offset, int):
+            break
+        piece = await client.live_output(job_id, element_id, attempt, piece.offset)
+        whole = msgspec.structs.replace(piece, log=(whole.log or "") + (piece.log or ""))
+    return whole
+
+
+class LogFollower:
+    """Shows the logs of one job; a line says whose it is wherever another one goes on.
+
+    Args:
+        client: of the service.
+        job_id: of the job.
+        seconds: a clock.
+    """
+
+    def __init__(self, client: WorkqueueClient, job_id: int, seconds: Callable[[], float]) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._seconds = seconds
+        #: Element → the attempt that is shown next, and how far it has been shown.
+        self._next: dict[int, tuple[int, int]] = {}
+        self._shown: tuple[int, int] | None = None
+        #: All elements up to this one have ended and are shown.
+        self._over = -1
+
+    async def attempt(self, element_id: int, attempt: int) -> None:
+        """Show one attempt, from when it begins; a negative number is of those there are now.
+
+        Raises:
+            OutputNotReadyError: it will never begin.
+        """
+        if attempt < 0:
+            attempt = (await self._client.live_output(self._job_id, element_id, attempt)).attempt
+        self._next[element_id] = (attempt, 0)
+        while True:
+            element = await self._client.element_status(self._job_id, element_id)
+            final = JobStatus.parse(element.status).is_final
+            if attempt <= element.attempts:
+                await self._show_attempts(element_id, attempt, all_of_it=final)
+                if self._next[element_id][0] > attempt:
+                    return
+            elif final:
+                # To be told why.
+                await self._client.live_output(self._job_id, element_id, attempt)
+            await self._client.pause(_ELEMENT_POLL_S)
+
+    async def element(self, element_id: int) -> None:
+        """Show each attempt at an element, until it has ended."""
+        while True:
+            # First where it stands, then the logs: nothing is written later than what a final status says.
+            element = await self._client.element_status(self._job_id, element_id)
+            final = JobStatus.parse(element.status).is_final
+            await self._show_attempts(element_id, element.attempts, all_of_it=final)
+            if final:
+                return
+            await self._client.pause(_ELEMENT_POLL_S)
+
+    async def job(self) -> None:
+        """Show each attempt at each element, until the job has ended."""
+        while True:
+            begun = self._seconds()
+            final = JobStatus.parse((await self._client.status(self._job_id)).status).is_final
+            await self._look_at_elements()
+            if final:
+                return
+            # A look at a job of very many elements takes long; then it is not the next thing to look again.
+            await self._client.pause(max(_JOB_POLL_S, self._seconds() - begun))
+
+    async def _look_at_elements(self) -> None:
+        live = 0
+        after = self._over if self._over >= 0 else None
+        async for element in self._client.iterate_elements(self._job_id, status=_STARTED_STATUSES, after=after):
+            final = JobStatus.parse(element.status).is_final
+            live += not final
+            if final or live <= _MAX_LIVE_LOGS:
+                await self._show_attempts(element.id, element.attempts, all_of_it=final)
+            self._pass(element, final)
+
+    def _pass(self, element: ElementView, final: bool) -> None:
+        """Look no more at the elements before the first that goes on."""
+        if final and element.id == self._over + 1:
+            self._over = element.id
+            self._next.pop(element.id, None)
+
+    async def _show_attempts(self, element_id: int, last: int, *, all_of_it: bool) -> None:
+        attempt, offset = self._next.get(element_id, (1, 0))
+        pieces = 0
+        while attempt <= last:
+            piece = await self._client.live_output(self._job_id, element_id, attempt, offset)
+            self._print(piece)
+            if piece.end is True:
+                attempt, offset = attempt + 1, 0
+            else:
+                offset = piece.offset if isinstance(piece.offset, int) else offset
+                pieces += 1
+                if not piece.log or (pieces >= _PIECES_AT_ONCE and not all_of_it):
+                    break
+        self._next[element_id] = (attempt, offset)
+
+    def _print(self, piece: OutputView) -> None:
+        log = _LOG_GONE if piece.log is None else piece.log
+        if not log:
+            return
+        if self._shown != (piece.elementid, piece.attempt):
+            self._shown = (piece.elementid, piece.attempt)
+            _print_header(piece)
+        click.echo(display_text(log), nl=not log.endswith("\n"))
+
 
 _REFERENCE = re.compile(r"(\d{1,18})(?:\.(\d{1,18})(?:\.(-?\d{1,9}))?)?")
 
 
 @frozen
-class _Reference:
+class _LogReference:
     job_id: int
     element_id: int | None
     attempt: int | None
 
 
-class _ReferenceType(click.ParamType[_Reference]):
+class _LogReferenceType(click.ParamType[_LogReference]):
     name = "N[.E[.K]]"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _Reference:
-        if isinstance(value, _Reference):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _LogReference:
+        if isinstance(value, _LogReference):
             return value
         match = _REFERENCE.fullmatch(str(value))
         if match is None:
@@ -39,15 +201,15 @@ class _ReferenceType(click.ParamType[_Reference]):
                 f"{value!r} is neither a job (214) nor an element (214.37) nor an attempt (214.37.1).", param, ctx
             )
         numbers = [None if group is None else int(group) for group in match.groups()[1:]]
-        return _Reference(int(match[1]), *numbers)
+        return _LogReference(int(match[1]), *numbers)
 
 
 @click.command()
-@click.argument("reference", metavar="N[.E[.K]]", type=_ReferenceType())
+@click.argument("reference", metavar="N[.E[.K]]", type=_LogReferenceType())
 @click.option("-a", "--attempt", type=int, help="Which attempt, -1 the latest; the same as K.")
 @click.option("-f", "--follow", is_flag=True, help="Print each log as it is written, until all has ended.")
 @format_option
-def logs(reference: _Reference, attempt: int | None, follow: bool, form: str) -> None:
+def logs(reference: _LogReference, attempt: int | None, follow: bool, form: str) -> None:
     """Show the log of element E of job N, or of its attempt K, or the latest log of each element.
 
     Of an attempt that runs, what is written so far. Control characters are shown as escapes.
@@ -77,20 +239,20 @@ def logs(reference: _Reference, attempt: int | None, follow: bool, form: str) ->
             for output in outputs if form == "text" else ():
                 print_log(output)
             if not outputs:
-                await _say_why_there_is_none(client, reference.job_id)
+                await _print_why_no_log(client, reference.job_id)
             return ExitCode.DONE
         output = await element_log(client, reference.job_id, reference.element_id, attempt)
         if form == "json":
             print_json(output)
         else:
-            click.echo(shown_text(output.log or ""), nl=False)
+            click.echo(display_text(output.log or ""), nl=False)
         return ExitCode.DONE
 
     run(action)
 
 
-async def _say_why_there_is_none(client: WorkqueueClient, job_id: int) -> None:
+async def _print_why_no_log(client: WorkqueueClient, job_id: int) -> None:
     job = await client.job(job_id)
-    say(f"job {job_id} has no log yet: it is {job.status}, and nothing of it was begun")
+    print_stderr(f"job {job_id} has no log yet: it is {job.status}, and nothing of it was begun")
     for reason in job.waiting or ():
-        say(f"job {job_id} waits: {shown_line(reason)}")
+        print_stderr(f"job {job_id} waits: {display_line(reason)}")

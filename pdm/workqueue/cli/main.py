@@ -1,4 +1,7 @@
-"""``pdm``: the table of the commands. The module of one is imported when it is used, so that all start fast."""
+"""``pdm``: the table of its commands, and ``pdm help``.
+
+The module of a command is imported when it is used, so that all start fast.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,83 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from pdm.workqueue import __version__
+from pdm.workqueue.cli.exit_codes import exit_codes_text
+
+_ENVIRONMENT = """\
+Where the service is, who calls, and whom to trust; the first that is set counts:
+
+  service      PDM_URL (https://HOST:PORT)
+               url in client.conf
+  certificate  PDM_CERT with PDM_KEY (without PDM_KEY the key is in the same file)
+               certificate and key in client.conf
+               X509_USER_PROXY
+               X509_USER_CERT with X509_USER_KEY
+               /tmp/x509up_u<uid>
+               ~/.globus/usercert.pem with userkey.pem (asks for the passphrase on a terminal)
+  authorities  PDM_CA (a file or a grid-style directory)
+               ca in client.conf
+               X509_CERT_DIR
+               ~/.globus/certificates
+               /etc/grid-security/certificates
+
+client.conf is ~/.config/pdm/client.conf (below XDG_CONFIG_HOME where that is set):
+
+  [client]
+  url = https://workqueue.example.org:8443
+  certificate = ~/.globus/usercert.pem
+  key = ~/.globus/userkey.pem
+  ca = /etc/grid-security/certificates"""
+
+
+@click.command(name="help")
+@click.argument("topic", required=False)
+@click.pass_context
+def help_command(ctx: click.Context, topic: str | None) -> None:
+    """Show a page: exit-codes, environment, or the help of a command."""
+    parent = ctx.parent
+    assert parent is not None
+    assert isinstance(parent.command, click.Group)
+    if topic == "exit-codes":
+        click.echo(exit_codes_text())
+    elif topic == "environment":
+        click.echo(_ENVIRONMENT)
+    elif topic is None:
+        click.echo(parent.get_help())
+    else:
+        command = parent.command.get_command(parent, topic)
+        if command is None:
+            raise click.UsageError(f"There is no page {topic!r}: exit-codes, environment or the name of a command.")
+        with click.Context(command, info_name=topic, parent=parent) as inner:
+            click.echo(inner.get_help())
+
 
 #: command → module and name in it, one line of help.
 _COMMANDS: dict[str, tuple[str, str]] = {
-    "ls": ("listing:ls", "List what is at a path."),
-    "cp": ("submitting:cp", "Copy a file or a tree."),
-    "rm": ("submitting:rm", "Remove a file, or with -r a tree."),
-    "mv": ("submitting:mv", "Give a file or folder a new name at its site."),
-    "mkdir": ("submitting:mkdir", "Make a folder."),
+    "ls": ("submission:ls", "List what is at a path."),
+    "cp": ("submission:cp", "Copy a file or a tree."),
+    "rm": ("submission:rm", "Remove a file, or with -r a tree."),
+    "mv": ("submission:mv", "Give a file or folder a new name at its site."),
+    "mkdir": ("submission:mkdir", "Make a folder."),
     "jobs": ("jobs:jobs", "Show my jobs."),
     "status": ("jobs:status", "Show where a job stands, and what failed."),
     "wait": ("jobs:wait", "Wait for a job; exit as it ended."),
     "logs": ("logs:logs", "Show the logs of a job or an element."),
     "cancel": ("jobs:cancel", "Cancel jobs."),
     "retry": ("jobs:retry", "Try what failed once more."),
-    "delegate": ("account:delegate", "Let the service act for me at the sites."),
+    "delegate": ("credentials:delegate", "Let the service act for me at the sites."),
     "credentials": ("credentials:credentials", "Show what the service may use on my behalf."),
     "login": ("credentials:login", "Log on at a site's MyProxy server."),
     "logout": ("credentials:logout", "Forget the logon at a site."),
     "ssh-key": ("credentials:ssh_key", "Have an SSH key made for a site, or give one."),
     "token": ("credentials:token", "Give a bearer token for a site."),
-    "sites": ("account:sites", "Show the sites and what they offer."),
-    "routes": ("routes:routes", "Show how much runs between which sites, and why."),
-    "site": ("site:site", "Add, show, check, change or remove a site."),
-    "user": ("operating:user", "For operators: list, ban and unban users."),
-    "audit": ("operating:audit", "For operators: show who did what to sites and users."),
-    "whoami": ("account:whoami", "Show as whom the service sees me."),
+    "sites": ("credentials:sites", "Show the sites and what they offer."),
+    "routes": ("sites:routes", "Show how much runs between which sites, and why."),
+    "site": ("sites:site", "Add, show, check, change or remove a site."),
+    "user": ("sites:user", "For operators: list, ban and unban users."),
+    "audit": ("sites:audit", "For operators: show who did what to sites and users."),
+    "whoami": ("credentials:whoami", "Show as whom the service sees me."),
     "admin": ("admin:admin", "Make and keep an instance of the service."),
-    "help": ("help:help_command", "Show a page: exit-codes, environment, or a command."),
+    "help": ("main:help_command", "Show a page: exit-codes, environment, or a command."),
 }
 
 

@@ -11,15 +11,15 @@ from typing import Protocol, TextIO
 
 from msgspec import UNSET
 
-from pdm.workqueue.cli.session import say
-from pdm.workqueue.cli.text import cut, shown_bytes, shown_duration, shown_line, terminal_width
+from pdm.workqueue.cli.session import print_stderr
+from pdm.workqueue.cli.text import display_bytes, display_duration, display_line, terminal_width, truncate
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.wire.responses import JobProgressView, JobView
 
 #: Seconds between two plain lines about a job whose numbers change: soon at first, then a line a minute.
-_FIRST_LINE_S, _LONGEST_LINE_S, _GROWTH = 5.0, 60.0, 1.5
+_FIRST_LINE_INTERVAL_S, _MAX_LINE_INTERVAL_S, _LINE_INTERVAL_GROWTH = 5.0, 60.0, 1.5
 #: Columns of a bar.
-_SHORTEST_BAR, _LONGEST_BAR = 10, 30
+_MIN_BAR, _MAX_BAR = 10, 30
 #: Lines of one reason for which a job waits, on a terminal.
 _REASON_LINES = 4
 
@@ -53,12 +53,12 @@ def summary(job: JobView) -> str:
     """One line: ``job 214 DONE  1204/1204 elements  3.4 GiB of 3.4 GiB  in 1 h 50 m  518 MiB/s``."""
     parts = [f"job {job.id} {job.status}", f"{job.num_done}/{job.num_elements} elements"]
     if job.bytes_total:
-        parts.append(f"{shown_bytes(job.bytes_done)} of {shown_bytes(job.bytes_total)}")
+        parts.append(f"{display_bytes(job.bytes_done)} of {display_bytes(job.bytes_total)}")
     if job.progress is not UNSET and JobStatus.parse(job.status).is_final and job.progress.elapsed is not None:
-        parts.append(f"in {shown_duration(job.progress.elapsed)}")
+        parts.append(f"in {display_duration(job.progress.elapsed)}")
         if job.progress.average is not None:
-            parts.append(f"{shown_bytes(job.progress.average)}/s")
-    return "  ".join([*parts, *_troubles(job)])
+            parts.append(f"{display_bytes(job.progress.average)}/s")
+    return "  ".join([*parts, *_unfinished_counts(job)])
 
 
 def fraction(progress: JobProgressView) -> float | None:
@@ -68,7 +68,7 @@ def fraction(progress: JobProgressView) -> float | None:
     return progress.files_done / progress.files_total if progress.files_total else None
 
 
-def shown_fraction(progress: JobProgressView) -> str:
+def display_fraction(progress: JobProgressView) -> str:
     """``46%``; rounded down, for 100% is what is all there."""
     part = fraction(progress)
     return "" if part is None else f"{int(part * 100)}%"
@@ -92,18 +92,18 @@ def _ranked_parts(job: JobView) -> list[tuple[int, str]]:
     else:
         if progress.bytes_total:
             moved = progress.bytes_done + (progress.bytes_moving or 0)
-            parts.append((3, f"{shown_bytes(moved)} of {shown_bytes(progress.bytes_total)}"))
+            parts.append((3, f"{display_bytes(moved)} of {display_bytes(progress.bytes_total)}"))
         parts.append((5, f"{progress.files_done}/{progress.files_total} files"))
     if progress.instant is not None:
-        parts.append((4, f"{shown_bytes(progress.instant)}/s"))
+        parts.append((4, f"{display_bytes(progress.instant)}/s"))
     if progress.files_per_second is not None and progress.files_per_second >= 1:
         parts.append((6, f"{progress.files_per_second:.0f} files/s"))
     if progress.eta is not None:
-        parts.append((2, f"ETA {shown_duration(progress.eta)}"))
-    return [*parts, *((7 if part.startswith("running") else 0, part) for part in _troubles(job))]
+        parts.append((2, f"ETA {display_duration(progress.eta)}"))
+    return [*parts, *((7 if part.startswith("running") else 0, part) for part in _unfinished_counts(job))]
 
 
-def _troubles(job: JobView) -> list[str]:
+def _unfinished_counts(job: JobView) -> list[str]:
     counts = (("running", job.num_running), ("held", job.held), ("failed", job.num_failed))
     return [f"{word} {count}" for word, count in (*counts, ("cancelled", job.num_cancelled)) if count]
 
@@ -120,14 +120,14 @@ class LineDisplay:
         self._state: tuple[str, bool] | None = None
         self._line = ""
         self._next_at = 0.0
-        self._pause_s = _FIRST_LINE_S
+        self._pause_s = _FIRST_LINE_INTERVAL_S
 
     def show(self, job: JobView) -> None:
         if is_waiting(job):
-            reasons = "; ".join(shown_line(reason) for reason in job.waiting or ())
+            reasons = "; ".join(display_line(reason) for reason in job.waiting or ())
             line = f"job {job.id} {job.status}, waits: {reasons}"
         else:
-            percent = [] if job.progress is UNSET else [shown_fraction(job.progress)]
+            percent = [] if job.progress is UNSET else [display_fraction(job.progress)]
             line = "  ".join(part for part in (f"job {job.id} {job.status}", *percent, *progress_parts(job)) if part)
         if line == self._line or JobStatus.parse(job.status).is_final:
             return
@@ -135,16 +135,16 @@ class LineDisplay:
         # Why it waits is said soon, and what it waits for changes all the time.
         state = (job.status, is_waiting(job))
         if state != self._state:
-            self._pause_s = _FIRST_LINE_S
+            self._pause_s = _FIRST_LINE_INTERVAL_S
         elif now < self._next_at:
             return
         else:
-            self._pause_s = min(self._pause_s * _GROWTH, _LONGEST_LINE_S)
-        say(line)
+            self._pause_s = min(self._pause_s * _LINE_INTERVAL_GROWTH, _MAX_LINE_INTERVAL_S)
+        print_stderr(line)
         self._state, self._line, self._next_at = state, line, now + self._pause_s
 
     def say(self, line: str) -> None:
-        say(line)
+        print_stderr(line)
 
     def close(self) -> None:
         """Lines need no end."""
@@ -167,14 +167,14 @@ class BarDisplay:
         lines = [bar_line(job, width, unicode=_draws_blocks(self._stream))]
         if is_waiting(job):
             for reason in job.waiting or ():
-                lines += textwrap.wrap(f"waits: {shown_line(reason)}", width, subsequent_indent="  ")[:_REASON_LINES]
+                lines += textwrap.wrap(f"waits: {display_line(reason)}", width, subsequent_indent="  ")[:_REASON_LINES]
         self._stream.write(self._erase() + "\n".join(lines))
         self._stream.flush()
         self._drawn = len(lines)
 
     def say(self, line: str) -> None:
         self.close()
-        say(line)
+        print_stderr(line)
 
     def close(self) -> None:
         self._stream.write(self._erase())
@@ -209,16 +209,16 @@ def bar_line(job: JobView, width: int, *, unicode: bool = True) -> str:
     """
     head = f"job {job.id} {job.status}"
     known = None if job.progress is UNSET else fraction(job.progress)
-    percent = "" if job.progress is UNSET or known is None else f"{shown_fraction(job.progress):>4}"
+    percent = "" if job.progress is UNSET or known is None else f"{display_fraction(job.progress):>4}"
     room = width - len(head) - (len(percent) + 1 if percent else 0)
     parts = _ranked_parts(job)
-    least = _SHORTEST_BAR + 1 if percent else 0
+    least = _MIN_BAR + 1 if percent else 0
     while parts and sum(len(part) + 2 for _, part in parts) + least > room:
         parts.remove(max(parts))
     shown = "".join(f"  {part}" for _, part in parts)
-    length = min(room - len(shown) - 1, _LONGEST_BAR)
-    if percent and known is not None and length >= _SHORTEST_BAR:
+    length = min(room - len(shown) - 1, _MAX_BAR)
+    if percent and known is not None and length >= _MIN_BAR:
         full = int(length * known)
         done, left = ("━", "─") if unicode else ("#", "-")
         head += f" {done * full}{left * (length - full)}"
-    return cut(f"{head} {percent}{shown}" if percent else f"{head}{shown}", width)
+    return truncate(f"{head} {percent}{shown}" if percent else f"{head}{shown}", width)

@@ -15,9 +15,9 @@ from attrs import evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
-from pdm.workqueue.certificates.pem_files import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
+from pdm.workqueue.certificates.pem import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.text import shown_line
+from pdm.workqueue.cli.text import display_line
 from pdm.workqueue.client.errors import (
     ConnectionBrokenError,
     CredentialError,
@@ -31,7 +31,7 @@ from pdm.workqueue.client.errors import (
     WorkqueueClientError,
 )
 from pdm.workqueue.client.settings import ClientSettings, find_settings
-from pdm.workqueue.telemetry.clocks import steady
+from pdm.workqueue.telemetry.clocks import use_monotonic_clock
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _PASSPHRASE_TRIES = 3
@@ -39,7 +39,7 @@ _PASSPHRASE_TRIES = 3
 #: What a command does with the client; it returns the exit status.
 Action = Callable[[WorkqueueClient], Awaitable[int]]
 
-_CODES: tuple[tuple[type[WorkqueueClientError], ExitCode], ...] = (
+_EXIT_CODES: tuple[tuple[type[WorkqueueClientError], ExitCode], ...] = (
     (JobTimeoutError, ExitCode.TIMED_OUT),
     (SettingsError, ExitCode.USAGE),
     (CredentialError, ExitCode.CREDENTIAL),
@@ -51,25 +51,25 @@ _CODES: tuple[tuple[type[WorkqueueClientError], ExitCode], ...] = (
 )
 
 
-def say(line: str) -> None:
+def print_stderr(line: str) -> None:
     """A line for people, on stderr: stdout has data only."""
     click.echo(line, err=True)
 
 
-def complain(what: str, advice: str = "") -> None:
+def print_error(what: str, advice: str = "") -> None:
     """Tell people about an error: ``pdm: what. what to do.``."""
-    what = shown_line(what).rstrip(".")
-    say(f"pdm: {what}. {shown_line(advice)}".rstrip())
+    what = display_line(what).rstrip(".")
+    print_stderr(f"pdm: {what}. {display_line(advice)}".rstrip())
 
 
 #: What the service's words name of its API → the command that does the same.
-_COMMANDS = (
+_COMMANDS_FOR_ROUTES = (
     (re.compile(r"GET /jobs/(\d+)/elements"), r"'pdm status \1'"),
     (re.compile(r"GET /users"), "'pdm user list'"),
     (re.compile(r"GET /(jobs|sites|credentials|whoami)\b"), r"'pdm \1'"),
 )
 #: The place in a request that is wrong → what was typed there; other places need no name.
-_TYPED = {
+_OPTION_NAMES = {
     "$.src_filepath": "source path",
     "$.dst_filepath": "destination path",
     "$.protocol": "--protocol",
@@ -82,22 +82,22 @@ _TYPED = {
 }
 
 
-def words_of(error: WorkqueueClientError) -> str:
+def error_text(error: WorkqueueClientError) -> str:
     """What happened, in the words of this command line: its options and commands, no keys and routes of the API."""
     what = error.what
     if isinstance(error, RequestRefusedError) and error.pointer is not None:
         what = what.removeprefix(f"{error.pointer}: ")
         key = error.pointer.removeprefix("$.extra_opts.")
-        typed = f"--option {key}" if key != error.pointer else _TYPED.get(error.pointer)
+        typed = f"--option {key}" if key != error.pointer else _OPTION_NAMES.get(error.pointer)
         what = what if typed is None else f"{typed}: {what}"
-    for pattern, command in _COMMANDS:
+    for pattern, command in _COMMANDS_FOR_ROUTES:
         what = pattern.sub(command, what)
     return what
 
 
 def exit_code_of(error: WorkqueueClientError) -> ExitCode:
     """The exit status for an error of the client."""
-    for kind, code in _CODES:
+    for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code
     status = getattr(error, "status", None)
@@ -108,22 +108,22 @@ def run(action: Action) -> NoReturn:
     """Carry out a command with a client made from the environment, and leave the process with its exit status."""
     try:
         # Before the reactor takes the signals: ^C at the question for a passphrase ends the command.
-        settings = _unlocked(find_settings(os.environ, Path.home(), os.getuid()))
+        settings = _with_passphrase(find_settings(os.environ, Path.home(), os.getuid()))
     except WorkqueueClientError as error:
-        complain(error.what, error.advice)
+        print_error(error.what, error.advice)
         raise SystemExit(exit_code_of(error)) from None
     except click.Abort:
-        complain("interrupted")
+        print_error("interrupted")
         raise SystemExit(ExitCode.INTERRUPTED) from None
 
     def begin(reactor: Any) -> Deferred[NoReturn]:
-        steady(reactor)
+        use_monotonic_clock(reactor)
         return Deferred.fromCoroutine(_run(reactor, settings, action))
 
     react(begin)
 
 
-def _unlocked(settings: ClientSettings) -> ClientSettings:
+def _with_passphrase(settings: ClientSettings) -> ClientSettings:
     """The settings with the passphrase of an encrypted key, which is asked for on a terminal.
 
     Where there is none, the key stays locked, and whoever reads it says what can be done.
@@ -134,7 +134,7 @@ def _unlocked(settings: ClientSettings) -> ClientSettings:
             return settings
         for tries_left in reversed(range(_PASSPHRASE_TRIES)):
             answer = click.prompt(
-                f"Passphrase of {shown_line(str(path))}", hide_input=True, err=True, default="", show_default=False
+                f"Passphrase of {display_line(str(path))}", hide_input=True, err=True, default="", show_default=False
             )
             try:
                 read_identity(settings.certificate, settings.key, answer.encode())
@@ -143,7 +143,7 @@ def _unlocked(settings: ClientSettings) -> ClientSettings:
             except CertificateFilesError:
                 if not tries_left:
                     raise
-                say("That is not it.")
+                print_stderr("That is not it.")
                 continue
             break
         return evolve(settings, passphrase=answer.encode())
@@ -152,18 +152,18 @@ def _unlocked(settings: ClientSettings) -> ClientSettings:
 
 
 async def _run(reactor: Any, settings: ClientSettings, action: Action) -> NoReturn:
-    received = _SignalsCancel(reactor)
+    received = _SignalCanceller(reactor)
     try:
         code = await received.over(_with_client(reactor, settings, action))
     except CommandError as error:
         if error.what:
-            complain(error.what, error.advice)
+            print_error(error.what, error.advice)
         code = error.code
     except WorkqueueClientError as error:
-        complain(words_of(error), error.advice)
+        print_error(error_text(error), error.advice)
         code = exit_code_of(error)
     except CancelledError:
-        complain("interrupted")
+        print_error("interrupted")
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Who read our stdout has seen enough ('pdm jobs | head'); the interpreter's last flush must not complain.
@@ -182,7 +182,7 @@ async def _with_client(reactor: Any, settings: ClientSettings, action: Action) -
         await client.close()
 
 
-class _SignalsCancel:
+class _SignalCanceller:
     """Makes ^C and TERM cancel the command, so that it can say what becomes of its job; a second one kills."""
 
     def __init__(self, reactor: Any) -> None:

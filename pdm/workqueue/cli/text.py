@@ -16,7 +16,7 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     if character in _SHORT_ESCAPES:
         return _SHORT_ESCAPES[character]
     number = ord(character)
@@ -27,24 +27,24 @@ def _escaped(character: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def shown_name(name: str) -> str:
+def display_name(name: str) -> str:
     """A file name on one line: what is not printable as a backslash escape, a backslash doubled."""
     if name.isprintable() and name.isascii() and "\\" not in name:
         return name
-    return "".join(_escaped(c) if c == "\\" or unicodedata.category(c) in _UNPRINTABLE else c for c in name)
+    return "".join(_escape(c) if c == "\\" or unicodedata.category(c) in _UNPRINTABLE else c for c in name)
 
 
-def shown_text(text: str) -> str:
+def display_text(text: str) -> str:
     """A message of several lines: what a terminal could take for a command is escaped, line ends and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else _escaped(c) for c in text)
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else _escape(c) for c in text)
 
 
-def shown_line(text: str) -> str:
+def display_line(text: str) -> str:
     """A message on one line."""
-    return shown_text(" ".join(text.split()))
+    return display_text(" ".join(text.split()))
 
 
-def shown_json(text: str) -> str:
+def display_json(text: str) -> str:
     """JSON that means the same, with all that a terminal could take for a command as JSON's own escapes."""
     if text.isascii() and "\x7f" not in text:  # JSON has escaped the other control characters of ASCII itself
         return text
@@ -66,7 +66,7 @@ def write_bytes(text: str, end: bytes) -> None:
     sys.stdout.buffer.write(raw + end)
 
 
-def shown_bytes(count: float) -> str:
+def display_bytes(count: float) -> str:
     """A size: ``0 B``, ``17 B``, ``1.5 KiB``, ``12 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if count < 1024 or unit == "PiB":
@@ -75,7 +75,7 @@ def shown_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
 
 
-def shown_duration(seconds: float) -> str:
+def display_duration(seconds: float) -> str:
     """A duration: ``4 s``, ``3 m 20 s``, ``2 h 5 m``, ``3 d 4 h``."""
     whole = max(0, round(seconds))
     for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
@@ -85,7 +85,7 @@ def shown_duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def shown_mode(kind: str, mode: int | None) -> str:
+def display_mode(kind: str, mode: int | None) -> str:
     """Type and permission bits as ``ls -l`` shows them; ``?`` for bits that the server does not tell."""
     letter = {"directory": "d", "link": "l", "file": "-"}.get(kind, "?")
     if mode is None:
@@ -93,7 +93,7 @@ def shown_mode(kind: str, mode: int | None) -> str:
     return letter + "".join("rwx"[i % 3] if mode >> (8 - i) & 1 else "-" for i in range(9))
 
 
-def shown_time(seconds: float | None) -> str:
+def display_time(seconds: float | None) -> str:
     """A moment in UTC: ``2026-03-02 11:04``; blanks where it is not known or no such date exists."""
     if seconds is None:
         return " " * 16
@@ -103,12 +103,12 @@ def shown_time(seconds: float | None) -> str:
         return "?".rjust(16)
 
 
-def shown_moment(moment: datetime) -> str:
+def display_timestamp(timestamp: datetime) -> str:
     """A moment: ``2026-03-02 11:04:05 UTC``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return timestamp.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def shown_width(text: str) -> int:
+def display_width(text: str) -> int:
     """How many columns of a terminal a text takes: wide characters (CJK, emoji) two, combining marks none."""
     if text.isascii():
         return len(text)
@@ -118,7 +118,7 @@ def shown_width(text: str) -> int:
     )
 
 
-def cut(text: str, width: int, *, keep_end: bool = False) -> str:
+def truncate(text: str, width: int, *, keep_end: bool = False) -> str:
     """The text in at most so many columns, an ellipsis (``...``) for what is left out at its end, or at its beginning.
 
     Args:
@@ -126,12 +126,12 @@ def cut(text: str, width: int, *, keep_end: bool = False) -> str:
         width: columns, 4 or more.
         keep_end: whether the end counts more, as in a path.
     """
-    if shown_width(text) <= width:
+    if display_width(text) <= width:
         return text
     kept = text
     # At least one character goes with each round; a wide one makes room for two.
-    while kept and shown_width(kept) > width - 3:
-        surplus = max((shown_width(kept) - width + 3) // 2, 1)
+    while kept and display_width(kept) > width - 3:
+        surplus = max((display_width(kept) - width + 3) // 2, 1)
         kept = kept[surplus:] if keep_end else kept[:-surplus]
     return "..." + kept if keep_end else kept + "..."
 
@@ -157,7 +157,7 @@ def stdout_table(
 
 
 #: A column is not made narrower than this, so that something can be read in it.
-_LEAST_COLUMN = 8
+_MIN_COLUMN = 8
 
 
 def table(
@@ -177,11 +177,11 @@ def table(
         width: how many columns of a terminal there are; None for no bound.
         flexible: numbers of the columns that are made narrower for it, the widest first.
     """
-    widths = [max(shown_width(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    widths = [max(display_width(row[i]) for row in [header, *rows]) for i in range(len(header))]
     surplus = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
     while surplus > 0 and flexible:
         widest = max(flexible, key=lambda i: widths[i])
-        if widths[widest] <= max(_LEAST_COLUMN, len(header[widest])):
+        if widths[widest] <= max(_MIN_COLUMN, len(header[widest])):
             break
         widths[widest] -= 1
         surplus -= 1
@@ -189,8 +189,8 @@ def table(
     for row in [header, *rows]:
         cells = []
         for i, (text, column) in enumerate(zip(row, widths, strict=True)):
-            shown = cut(text, column) if i in flexible else text
-            blanks = " " * max(column - shown_width(shown), 0)
+            shown = truncate(text, column) if i in flexible else text
+            blanks = " " * max(column - display_width(shown), 0)
             cells.append(blanks + shown if i in right else shown + blanks)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -1,8 +1,10 @@
-"""Requests to the service: one kept connection pool, timeouts, safe repetition, and failures in words."""
+"""HTTP requests to the service: connection pool, timeouts, safe retries, query parameters, polling of jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,26 +27,51 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IPolicyForHTTPS, IResponse
 
-from pdm.workqueue.certificates.client_tls import refusal_of
+from pdm.workqueue.certificates.tls_client import refusal_of
 from pdm.workqueue.client.errors import (
     CertificateRefusedError,
     ConnectionBrokenError,
+    JobTimeoutError,
     NoAnswerError,
     TemporaryRefusalError,
     UnreachableError,
+    error_for_response,
 )
-from pdm.workqueue.client.refusals import refusal
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.wire.responses import JobView
+
+Query = Sequence[tuple[str, str]]
+
+
+def encode_query(**filters: enum.Enum | datetime | str | int | None) -> Query:
+    """The filters that are set, as the API spells them: enumerations by name, moments in ISO 8601 UTC.
+
+    Raises:
+        ValueError: a moment without a time zone.
+    """
+    return [(name, _encode_value(value)) for name, value in filters.items() if value is not None]
+
+
+def _encode_value(value: enum.Enum | datetime | str | int) -> str:
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError("a moment needs its time zone: datetime.now(timezone.utc)")
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return str(value)
+
 
 _T = TypeVar("_T")
 
-API = "/workqueue/api/v1.0"
+API_ROOT = "/workqueue/api/v1.0"
 
 #: Seconds before the second, third ... try of a request whose connection broke.
-_PAUSES_S = (0.2, 1.0, 3.0)
-_MAYBE_DONE = "What it asked for may have been done all the same: look before you ask for it again."
+_RETRY_PAUSES_S = (0.2, 1.0, 3.0)
+_MAYBE_DONE_ADVICE = "What it asked for may have been done all the same: look before you ask for it again."
 #: The service may ask for a longer pause than ours, up to this.
-_LONGEST_PAUSE_S = 10.0
-_BROKEN = (
+_MAX_RETRY_PAUSE_S = 10.0
+_CONNECTION_ERRORS = (
     ResponseNeverReceived,
     RequestTransmissionFailed,
     ResponseFailed,
@@ -65,11 +92,11 @@ class Connection:
 
     def __init__(self, reactor: Any, base_url: str, policy: IPolicyForHTTPS, timeout_s: float) -> None:
         self._reactor: IReactorTime = reactor
-        self._base_url = base_url.rstrip("/").removesuffix(API)
+        self._base_url = base_url.rstrip("/").removesuffix(API_ROOT)
         self._where = urlsplit(self._base_url).netloc
         self._timeout_s = timeout_s
         self._policy = policy
-        self._pauses_s: tuple[float, ...] = _PAUSES_S
+        self._pauses_s: tuple[float, ...] = _RETRY_PAUSES_S
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = 8
         self._client = HTTPClient(Agent(reactor, policy, connectTimeout=timeout_s, pool=self._pool))
@@ -122,11 +149,11 @@ class Connection:
                 if key is None:
                     raise
                 if timed_out:
-                    raise NoAnswerError(error.what, _MAYBE_DONE) from error
+                    raise NoAnswerError(error.what, _MAYBE_DONE_ADVICE) from error
                 timed_out = sent_before = True
             except TemporaryRefusalError as error:
                 asked_s = error.retry_after_s or 0.0
-                if asked_s > _LONGEST_PAUSE_S:
+                if asked_s > _MAX_RETRY_PAUSE_S:
                     raise
                 await self.pause(max(pause, asked_s))
             except ConnectionBrokenError:
@@ -147,11 +174,11 @@ class Connection:
         body: bytes | None,
         headers: Headers,
     ) -> bytes:
-        watch = _Silence(self._reactor, self._timeout_s)
+        watch = _SilenceTimeout(self._reactor, self._timeout_s)
         try:
             answer: Deferred[Any] = self._client.request(
                 method,
-                f"{self._base_url}{API}{path}",
+                f"{self._base_url}{API_ROOT}{path}",
                 params=list(query),
                 data=body,
                 headers=headers,
@@ -159,7 +186,7 @@ class Connection:
                 unbuffered=True,
             )
             response: IResponse = await watch.over(answer)
-            content = _Body(watch)
+            content = _BodyCollector(watch)
             response.deliverBody(content)
             received = await watch.over(content.complete)
         except DNSLookupError as error:
@@ -170,15 +197,15 @@ class Connection:
             raise UnreachableError(
                 f"{self._where} cannot be reached ({_first_line(error)})", "Check the address, and that it is up."
             ) from error
-        except _BROKEN as error:
+        except _CONNECTION_ERRORS as error:
             raise self._broken(Failure(error), watch) from error
         except (CancelledError, ConnectingCancelledError) as error:
             raise self._broken(Failure(error), watch) from None
         if not 200 <= response.code < 300:
-            raise refusal(response, received)
+            raise error_for_response(response, received)
         return received
 
-    def _broken(self, failure: Failure, watch: _Silence) -> BaseException:
+    def _broken(self, failure: Failure, watch: _SilenceTimeout) -> BaseException:
         """What a request that did not come to its end means."""
         if watch.timed_out:
             return NoAnswerError(
@@ -196,7 +223,7 @@ class Connection:
         )
 
 
-class _Silence:
+class _SilenceTimeout:
     """Cancels what it watches over when nothing was heard for too long."""
 
     def __init__(self, reactor: IReactorTime, longest_s: float) -> None:
@@ -222,10 +249,10 @@ class _Silence:
         watched.cancel()
 
 
-class _Body(Protocol):
+class _BodyCollector(Protocol):
     """Collects the body of an answer; cancelling `complete` ends the connection."""
 
-    def __init__(self, watch: _Silence) -> None:
+    def __init__(self, watch: _SilenceTimeout) -> None:
         self._watch = watch
         self._chunks: list[bytes] = []
         self.complete: Deferred[bytes] = Deferred(self._cancel)
@@ -253,3 +280,64 @@ def _first_line(error: BaseException | None) -> str:
     if reasons:
         return _first_line(reasons[-1].value)
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+#: Seconds between two questions: a short job is seen to end at once, a long one costs the service little.
+_FIRST_POLL_PAUSE_S, _MAX_POLL_PAUSE_S, _POLL_PAUSE_GROWTH = 0.05, 2.0, 1.3
+
+
+class JobPoller:
+    """Asks for a job until it has ended.
+
+    Args:
+        reactor: keeps time.
+        fetch_job: fetches the job.
+        on_progress: told of each answer.
+        patience_s: seconds without any answer after which the last error is raised.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        fetch_job: Callable[[], Deferred[JobView]],
+        on_progress: Callable[[JobView], object],
+        patience_s: float,
+    ) -> None:
+        self._reactor = reactor
+        self._fetch_job = fetch_job
+        self._on_progress = on_progress
+        self._patience_s = patience_s
+
+    async def until_end(self, job_id: int, timeout_s: float | None) -> JobView:
+        """The ended job.
+
+        Raises:
+            JobTimeoutError: the time is up.
+            WorkqueueClientError: the service says no, or was away for too long.
+        """
+        begun = heard = self._reactor.seconds()
+        pause = _FIRST_POLL_PAUSE_S
+        job: JobView | None = None
+        while True:
+            try:
+                job = await self._fetch_job()
+            except (UnreachableError, ConnectionBrokenError, TemporaryRefusalError):
+                # A service that never answered is not there; one that did may be restarting.
+                if job is None or self._reactor.seconds() - heard > self._patience_s:
+                    raise
+            else:
+                heard = self._reactor.seconds()
+                self._on_progress(job)
+                if JobStatus.parse(job.status).is_final:
+                    return job
+            if timeout_s is not None:
+                left = begun + timeout_s - self._reactor.seconds()
+                if left <= 0:
+                    raise JobTimeoutError(
+                        f"job {job_id} had not ended after {timeout_s:g} s",
+                        "It goes on: wait longer, or cancel it.",
+                        job,
+                    )
+                pause = min(pause, left)
+            await deferLater(self._reactor, pause)
+            pause = min(pause * _POLL_PAUSE_GROWTH, _MAX_POLL_PAUSE_S)

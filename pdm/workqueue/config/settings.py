@@ -16,7 +16,7 @@ from msgspec import Meta, field
 
 
 def _kind(name: str, **limits: Any) -> Meta:
-    """Marks how `pdm.workqueue.config.reading` reads the text of a key."""
+    """Marks how `pdm.workqueue.config.reader` reads the text of a key."""
     return Meta(extra={"kind": name}, **limits)
 
 

@@ -14,7 +14,7 @@ from pdm.workqueue.domain.failures import FailureCode
 #: Stands for "every site" where a credential says for which one it is.
 ALL_SITES = 0
 #: A credential that ends sooner is as good as ended: a process has to start before it can be used.
-LEAST_LEFT = timedelta(seconds=1)
+MIN_VALIDITY = timedelta(seconds=1)
 
 
 class CredentialKind(enum.StrEnum):
@@ -43,7 +43,7 @@ class CredentialKind(enum.StrEnum):
 
 
 @frozen
-class Need:
+class CredentialNeed:
     """What is needed at one site of a route.
 
     Attributes:
@@ -54,7 +54,7 @@ class Need:
     kinds: tuple[CredentialKind, ...]
     optional: bool = False
 
-    def at(self, owner_id: int | None) -> Need:
+    def at(self, owner_id: int | None) -> CredentialNeed:
         """What is needed at a site of somebody's own; the service lends its own at those of its operators alone.
 
         Else users could make sites to do with it what they like.
@@ -62,10 +62,10 @@ class Need:
         Args:
             owner_id: the user who has made the site; None for one of the operators'.
         """
-        return self if owner_id is None else Need(self.kinds)
+        return self if owner_id is None else CredentialNeed(self.kinds)
 
 
-class Choosable(Protocol):
+class CredentialCandidate(Protocol):
     """A credential, as far as the choice looks at it.
 
     Attributes:
@@ -82,15 +82,15 @@ class Choosable(Protocol):
     def valid_until(self) -> datetime | None: ...
 
 
-class OfKind(Choosable, Protocol):
+class CandidateOfKind(CredentialCandidate, Protocol):
     """A credential that says which kind it is of."""
 
     @property
     def kind(self) -> CredentialKind: ...
 
 
-_C = TypeVar("_C", bound=Choosable)
-_K = TypeVar("_K", bound=OfKind)
+_C = TypeVar("_C", bound=CredentialCandidate)
+_K = TypeVar("_K", bound=CandidateOfKind)
 
 
 class NoCredentialError(Exception):
@@ -107,7 +107,9 @@ class NoCredentialError(Exception):
         self.kind = kind
 
 
-def choose(found: Sequence[_C], kind: CredentialKind, sites: Collection[int], now: datetime) -> Mapping[int, _C]:
+def choose_credentials(
+    found: Sequence[_C], kind: CredentialKind, sites: Collection[int], now: datetime
+) -> Mapping[int, _C]:
     """The credential for each site of a route.
 
     A site's own one comes before the one for every site. A proxy speaks for both ends of a transfer at once, so it is
@@ -139,7 +141,9 @@ def choose(found: Sequence[_C], kind: CredentialKind, sites: Collection[int], no
     )
 
 
-def choose_each(found: Sequence[_K], needs: Mapping[int, Need], now: datetime) -> dict[int, _K]:
+def choose_credentials_by_need(
+    found: Sequence[_K], needs: Mapping[int, CredentialNeed], now: datetime
+) -> dict[int, _K]:
     """The credential for each site of a route whose sites may need credentials of several kinds.
 
     Args:
@@ -161,7 +165,7 @@ def choose_each(found: Sequence[_K], needs: Mapping[int, Need], now: datetime) -
                 proxied.add(site)
                 break
             try:
-                chosen |= choose(_of_kind(found, kind), kind, {site}, now)
+                chosen |= choose_credentials(_of_kind(found, kind), kind, {site}, now)
                 break
             except NoCredentialError as error:
                 if need.optional and error.code is FailureCode.CREDENTIAL_MISSING:
@@ -171,11 +175,11 @@ def choose_each(found: Sequence[_K], needs: Mapping[int, Need], now: datetime) -
                     raise
     if proxied:
         # One for all of the route.
-        chosen |= choose(_of_kind(found, CredentialKind.PROXY), CredentialKind.PROXY, proxied, now)
+        chosen |= choose_credentials(_of_kind(found, CredentialKind.PROXY), CredentialKind.PROXY, proxied, now)
     return chosen
 
 
-def kinds_of(needs: Mapping[int, Need]) -> list[CredentialKind]:
+def needed_kinds(needs: Mapping[int, CredentialNeed]) -> list[CredentialKind]:
     """All kinds of which a credential may be taken, each once."""
     return list(dict.fromkeys(kind for need in needs.values() for kind in need.kinds))
 
@@ -184,7 +188,7 @@ def _of_kind(found: Sequence[_K], kind: CredentialKind) -> list[_K]:
     return [credential for credential in found if credential.kind is kind]
 
 
-def earliest_end(chosen: Mapping[int, Choosable]) -> datetime | None:
+def earliest_expiry(chosen: Mapping[int, CredentialCandidate]) -> datetime | None:
     """When the first of the chosen ones ends; None if none does."""
     return min((each.valid_until for each in chosen.values() if each.valid_until is not None), default=None)
 
@@ -205,9 +209,9 @@ def _for_site(found: Sequence[_C], kind: CredentialKind, site: int, now: datetim
     raise NoCredentialError(FailureCode.CREDENTIAL_EXPIRED, words, kind)
 
 
-def _lasts(credential: Choosable, now: datetime) -> bool:
-    return credential.valid_until is None or credential.valid_until > now + LEAST_LEFT
+def _lasts(credential: CredentialCandidate, now: datetime) -> bool:
+    return credential.valid_until is None or credential.valid_until > now + MIN_VALIDITY
 
 
-def _end(credential: Choosable) -> datetime:
+def _end(credential: CredentialCandidate) -> datetime:
     return credential.valid_until or datetime.max.replace(tzinfo=UTC)

@@ -12,7 +12,7 @@ from attrs import frozen
 from pdm.workqueue.domain.enums import JobType
 
 
-class Scope(enum.StrEnum):
+class FailureScope(enum.StrEnum):
     """Where the fault lies."""
 
     SOURCE = "source"
@@ -207,7 +207,7 @@ def hint_for(code: FailureCode, type_: JobType, words: Mapping[str, str] = API_W
 
 
 #: After these nobody knows whether the server has done what it was asked for.
-ENDS_UNHEARD = frozenset(
+OUTCOME_UNKNOWN = frozenset(
     {
         FailureCode.CRASHED,
         FailureCode.CONNECTION,
@@ -252,7 +252,7 @@ _BY_ERRNO: Mapping[int, FailureCode] = MappingProxyType(
 _UNREACHABLE_ERRNOS = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
 
 
-def shows_no_server(number: int | None) -> bool:
+def is_unreachable_errno(number: int | None) -> bool:
     """Whether an operating system's error number says that nothing answers there."""
     return number in _UNREACHABLE_ERRNOS
 
@@ -274,7 +274,7 @@ class AttemptFailure:
         unreachable: whether it shows that no server answered: it was not connected, or never greeted.
     """
 
-    scope: Scope
+    scope: FailureScope
     code: FailureCode
     message: str
     retry_after_s: float | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.failures import ENDS_UNHEARD, AttemptFailure
+from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure
 
 #: Priorities: 0 is served first.
 FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
@@ -152,7 +152,7 @@ class ElementRecord:
     @property
     def found_before(self) -> Mapping[str, Any] | None:
         """What an earlier attempt found, if it had begun the work and nobody knows whether it was done."""
-        unheard = self.failure is None or self.failure.code in ENDS_UNHEARD
+        unheard = self.failure is None or self.failure.code in OUTCOME_UNKNOWN
         return self.begun if self.attempts > 1 and unheard else None
 
     @property
@@ -163,7 +163,7 @@ class ElementRecord:
     @property
     def may_be_done(self) -> bool:
         """Whether an earlier attempt may have done the work without anybody having been told."""
-        unheard = self.failure is not None and self.failure.code in ENDS_UNHEARD
+        unheard = self.failure is not None and self.failure.code in OUTCOME_UNKNOWN
         return self.attempts > 1 and (self.lost > 0 or unheard)
 
 
@@ -183,7 +183,7 @@ class AttemptRecord:
 
 
 @frozen
-class Token:
+class ClaimToken:
     """The right to run one attempt of one element: what every write about it must carry."""
 
     job_id: int
@@ -221,8 +221,8 @@ class Batch:
     def job_of(self, element: ElementRecord) -> JobRecord:
         return self.jobs[element.job_id]
 
-    def token(self, element: ElementRecord) -> Token:
-        return Token(element.job_id, element.id, element.attempts)
+    def token(self, element: ElementRecord) -> ClaimToken:
+        return ClaimToken(element.job_id, element.id, element.attempts)
 
 
 @frozen
@@ -240,7 +240,7 @@ class Verdict:
         skipped: for a LIST: entries that are left out.
     """
 
-    token: Token
+    token: ClaimToken
     status: JobStatus
     started_at: datetime
     ended_at: datetime
@@ -255,7 +255,7 @@ class Verdict:
 
 
 @frozen
-class Entry:
+class ListedEntry:
     """One entry of a listing.
 
     Attributes:

@@ -45,12 +45,12 @@ class IllegalTransitionError(Exception):
     """A change of status that the table does not know: a fault of the service."""
 
 
-def added(counters: Counters, status: JobStatus, count: int) -> Counters:
+def counters_after_adding(counters: Counters, status: JobStatus, count: int) -> Counters:
     """The counters after new elements have come."""
     return _changed(counters, {"elements": count, _COUNTER_OF[status]: count})
 
 
-def moved(counters: Counters, before: JobStatus, after: JobStatus, count: int) -> Counters:
+def counters_after_moving(counters: Counters, before: JobStatus, after: JobStatus, count: int) -> Counters:
     """The counters after elements have changed their status.
 
     Raises:

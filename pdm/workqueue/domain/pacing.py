@@ -1,12 +1,17 @@
-"""How many streams a route gets: one more while it gains, fewer when it fails. Pure; moments are arguments.
+"""Adaptive limits: the number of streams of a route, and the circuit breaker of an endpoint. Times are arguments.
 
-Additive increase, multiplicative decrease. Throughput is what the streams do together: bytes/s where files are large,
-elements/s where they are small. A stream more stays only if it brings a fair part of what a stream should; else it is
-taken back, and the next trial waits twice as long as the one before.
+Streams follow additive increase, multiplicative decrease. Throughput is that of all streams of the route together:
+bytes/s where files are large, elements/s where they are small. An additional stream is kept only if it adds a fair part
+of what one stream should; otherwise it is removed, and the next trial waits twice as long as the last one.
+
+The circuit breaker has three states. Closed: requests are sent. After some failures in a row it opens, and nothing is
+sent for a pause. Then it is half open, and a single probe may be sent: if that works it is closed again, otherwise it
+opens for a longer pause.
 """
 
 from __future__ import annotations
 
+import enum
 from datetime import datetime, timedelta
 
 from attrs import define, field, frozen
@@ -16,7 +21,7 @@ from pdm.workqueue.domain.failures import FailureCode
 #: Codes that may mean that there is too much on a route at once.
 ROUTE_FAILURES = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED, FailureCode.CRASHED})
 #: The fewest streams of a route.
-LEAST = 1
+MIN_STREAMS = 1
 
 #: Share of attempts that may fail in such a way, and how many must have.
 _BAD_SHARE = 0.25
@@ -39,7 +44,7 @@ _BYTES, _ELEMENTS = "bytes/s", "elements/s"
 
 
 @frozen
-class Run:
+class BatchRun:
     """What a batch came to.
 
     Attributes:
@@ -112,8 +117,8 @@ class Pacer:
     _try_at: datetime | None = None
 
     def __attrs_post_init__(self) -> None:
-        self.most = max(self.most, LEAST)
-        self.limit = min(max(self.limit, LEAST), self.most)
+        self.most = max(self.most, MIN_STREAMS)
+        self.limit = min(max(self.limit, MIN_STREAMS), self.most)
         self.decided_at = self._running_since = self.changed_at
         self._window = _Window(self.changed_at)
 
@@ -134,13 +139,13 @@ class Pacer:
 
     def bound(self, most: int, now: datetime) -> bool:
         """Never more than this from now on; says whether the limit changed."""
-        self.most = max(most, LEAST)
+        self.most = max(most, MIN_STREAMS)
         if self.limit <= self.most:
             return False
         self._move(self.most, f"the sites and the configuration allow {self.most} at most", now)
         return True
 
-    def ended(self, run: Run, now: datetime) -> bool:
+    def ended(self, run: BatchRun, now: datetime) -> bool:
         """Take in a batch that has ended; says whether the limit changed."""
         window = self._window
         if _seconds(window.since, now) < run.seconds * _INSIDE:
@@ -163,10 +168,10 @@ class Pacer:
         window = self._window
         share = f"{window.failed} of {window.attempts} attempts failed by connection, time-out, stall or crash"
         self._hold, self._try_at = _FIRST_HOLD, None
-        if self.limit > LEAST:
+        if self.limit > MIN_STREAMS:
             self._move(self.limit // 2, f"{share}: halved", now)
         else:
-            self._move(LEAST, f"{share}: there cannot be fewer", now)
+            self._move(MIN_STREAMS, f"{share}: there cannot be fewer", now)
 
     def _judge(self, now: datetime) -> None:
         window = self._window
@@ -201,7 +206,7 @@ class Pacer:
 
     def _fallen(self, speed: _Speed, before: _Speed, now: datetime) -> None:
         words = f"throughput fell from {before} to {speed}"
-        if self.limit > LEAST:
+        if self.limit > MIN_STREAMS:
             self._move(self.limit // 2, f"{words}: halved", now)
         else:
             self._here = speed
@@ -231,3 +236,74 @@ class Pacer:
 
 def _seconds(since: datetime, until: datetime) -> float:
     return max((until - since).total_seconds(), 0.0)
+
+
+class BreakerState(enum.StrEnum):
+    """Where a breaker stands."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+@frozen
+class BreakerPolicy:
+    """How patient a breaker is.
+
+    Attributes:
+        threshold: failures in a row that open it.
+        first_pause_s: seconds for which it opens at first; doubles with each probe that fails.
+        longest_pause_s: upper bound of that.
+    """
+
+    threshold: int = 3
+    first_pause_s: float = 5.0
+    longest_pause_s: float = 120.0
+
+
+@frozen
+class Breaker:
+    """What is known of a place; each outcome makes a new one.
+
+    Attributes:
+        failures: in a row.
+        failing_since: when the first of them was.
+        opened: how often in a row it opened.
+        open_until: when the present pause ends; None while it is closed.
+    """
+
+    failures: int = 0
+    failing_since: datetime | None = None
+    opened: int = 0
+    open_until: datetime | None = None
+
+    def phase(self, now: datetime) -> BreakerState:
+        """Where it stands at a moment (UTC)."""
+        if self.open_until is None:
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
+
+    def failed(self, policy: BreakerPolicy, now: datetime, *, certain: bool = False) -> Breaker:
+        """After one more failure; what comes late, while it is open already, prolongs nothing.
+
+        Args:
+            policy: how patient it is.
+            now: the present moment, UTC.
+            certain: whether it opens at once, whatever the threshold.
+        """
+        failures, since = self.failures + 1, self.failing_since or now
+        phase = self.phase(now)
+        if phase is BreakerState.OPEN or (phase is BreakerState.CLOSED and failures < policy.threshold and not certain):
+            return Breaker(failures, since, self.opened, self.open_until)
+        # The exponent is bounded: a site may be away for years.
+        pause_s = min(policy.first_pause_s * 2.0 ** min(self.opened, 40), policy.longest_pause_s)
+        return Breaker(failures, since, self.opened + 1, now + timedelta(seconds=pause_s))
+
+    def moved(self, step: timedelta) -> Breaker:
+        """The same by a clock that was set ahead by a step."""
+        since, until = self.failing_since, self.open_until
+        return Breaker(self.failures, since and since + step, self.opened, until and until + step)
+
+    def worked(self) -> Breaker:
+        """After a success: closed, and all is forgotten."""
+        return Breaker()

@@ -16,8 +16,8 @@ from typing import Protocol
 from attrs import Factory, define, frozen
 
 from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Entry, NewElement
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.paths import is_inside, is_safe_name, joined
 
 #: Phase of the top directory of a REMOVE; each level below runs one phase earlier, files run in phase 0.
@@ -100,7 +100,7 @@ class Plan(Protocol):
         """Note where the listed directory is, links resolved; comes before the entries in it, if at all."""
         ...
 
-    def take(self, entries: Iterable[Entry]) -> Planned:
+    def take(self, entries: Iterable[ListedEntry]) -> Planned:
         """What follows from the next entries.
 
         Raises:
@@ -144,7 +144,7 @@ def plan_for(type_: JobType, source: str, destination: str | None, tree: str, *,
     return None
 
 
-def _checked(entries: Iterable[Entry]) -> Iterator[Entry]:
+def _checked(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
     """The entries, each with names that stay inside the listed folder and a size that can be stored."""
     for entry in entries:
         if entry.path and not all(map(is_safe_name, entry.path.split("/"))):
@@ -171,7 +171,7 @@ class _CopyPlan:
     def locate(self, tree: str) -> None:
         self._tree = tree
 
-    def take(self, entries: Iterable[Entry]) -> Planned:
+    def take(self, entries: Iterable[ListedEntry]) -> Planned:
         elements: list[NewElement] = []
         skipped: list[Skipped] = []
         for entry in _checked(entries):
@@ -217,7 +217,7 @@ class _CopyPlan:
     def _has_child(self, path: str) -> None:
         self._childless.discard(posixpath.dirname(path))
 
-    def _leads_inside(self, entry: Entry) -> bool:
+    def _leads_inside(self, entry: ListedEntry) -> bool:
         return entry.target is not None and entry.target_is_file and is_inside(entry.target, self._tree)
 
     def _place_of(self, path: str) -> str:
@@ -229,7 +229,7 @@ class _CopyPlan:
         return self._destination
 
 
-def _why_skipped(entry: Entry) -> SkipCode:
+def _why_skipped(entry: ListedEntry) -> SkipCode:
     if entry.type != "link":
         return SkipCode.SPECIAL_FILE
     if entry.target_is_directory:
@@ -239,12 +239,12 @@ def _why_skipped(entry: Entry) -> SkipCode:
     return SkipCode.DANGLING_LINK if entry.target is None else SkipCode.SPECIAL_FILE
 
 
-def _failure_of_source(source: str, entry: Entry) -> AttemptFailure:
+def _failure_of_source(source: str, entry: ListedEntry) -> AttemptFailure:
     if entry.type == "link" and entry.target is None:
         message = f"{source} is a symbolic link that leads nowhere, or to where the site does not reach"
-        return AttemptFailure(Scope.SOURCE, FailureCode.NOT_FOUND, message)
+        return AttemptFailure(FailureScope.SOURCE, FailureCode.NOT_FOUND, message)
     message = f"{source} is neither a file nor a directory: nothing was copied"
-    return AttemptFailure(Scope.SOURCE, FailureCode.SPECIAL_FILE, message)
+    return AttemptFailure(FailureScope.SOURCE, FailureCode.SPECIAL_FILE, message)
 
 
 @define
@@ -256,7 +256,7 @@ class _RemovePlan:
     def locate(self, tree: str) -> None:
         """A removal follows no links."""
 
-    def take(self, entries: Iterable[Entry]) -> Planned:
+    def take(self, entries: Iterable[ListedEntry]) -> Planned:
         elements: list[NewElement] = []
         for entry in _checked(entries):
             if entry.path:
@@ -273,7 +273,9 @@ class _RemovePlan:
         if not self._recursive:
             return Planned(
                 failure=AttemptFailure(
-                    Scope.SOURCE, FailureCode.IS_A_DIRECTORY, f"{self._source} is a directory; nothing was removed"
+                    FailureScope.SOURCE,
+                    FailureCode.IS_A_DIRECTORY,
+                    f"{self._source} is a directory; nothing was removed",
                 )
             )
         return Planned((self._removal("", is_directory=True),))

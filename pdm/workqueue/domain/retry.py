@@ -45,7 +45,7 @@ class GiveUp:
     """The element has failed."""
 
 
-def decide(
+def decide_retry(
     policy: RetryPolicy,
     failure: AttemptFailure,
     tries: int,

@@ -151,7 +151,7 @@ class PolicyFile:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PolicyDecision:
     """Whether the authorities of a chain may sign what they have signed.
 
     Attributes:
@@ -183,29 +183,31 @@ class SigningPolicies:
         """Whether a policy says what an authority may sign."""
         return bool(self._rules((issuer,)))
 
-    def judge(self, chain: Sequence[str]) -> Verdict:
+    def evaluate(self, chain: Sequence[str]) -> PolicyDecision:
         """Compare a verified chain with the policies of its authorities.
 
         Args:
             chain: subjects in plain form: the end entity (behind all proxies) first, the trusted root last.
         """
         if self.mode == "off":
-            return Verdict(None, constrained=False)
+            return PolicyDecision(None, constrained=False)
         constrained = True
         for at, subject in enumerate(chain[:-1]):
             rules = self._rules(chain[at + 1 :])
             if not rules:
                 constrained = False
                 if self.mode == "require":
-                    return Verdict(f"its authority {_shown(chain[at + 1])} has no signing policy here", constrained)
+                    return PolicyDecision(
+                        f"its authority {_displayed(chain[at + 1])} has no signing policy here", constrained
+                    )
             for file, statements in rules:
                 if not _permitted(subject, statements):
                     why = f", which is malformed: {file.problem}" if file.problem else ""
-                    return Verdict(
-                        f"its authority {_shown(chain[at + 1])} may not sign such a subject, says {file.name}{why}",
+                    return PolicyDecision(
+                        f"its authority {_displayed(chain[at + 1])} may not sign such a subject, says {file.name}{why}",
                         constrained,
                     )
-        return Verdict(None, constrained)
+        return PolicyDecision(None, constrained)
 
     def _rules(self, issuers: Sequence[str]) -> list[tuple[PolicyFile, list[Statement]]]:
         """What an authority has to obey.
@@ -224,7 +226,7 @@ class SigningPolicies:
         return []
 
 
-def _shown(subject: str) -> str:
+def _displayed(subject: str) -> str:
     """A subject out of a certificate for a message: what does not print is shown as a question mark."""
     return "".join(each if each.isprintable() else "?" for each in subject[:300])
 

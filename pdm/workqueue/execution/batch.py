@@ -11,17 +11,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from pdm.workqueue.agents.process import AgentProcess, Borrower
+from pdm.workqueue.agents.process import AgentProcess, BatchListener
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch, Token
-from pdm.workqueue.domain.pacing import ROUTE_FAILURES, Run
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import Batch, ClaimToken
+from pdm.workqueue.domain.pacing import ROUTE_FAILURES, BatchRun
 from pdm.workqueue.domain.planning import BadListingError
-from pdm.workqueue.execution.attempt import AttemptTools, RunningAttempt
-from pdm.workqueue.execution.condition import Part, is_exhausted
-from pdm.workqueue.execution.health import Door
+from pdm.workqueue.execution.attempts import AttemptContext, RunningAttempt
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
-from pdm.workqueue.execution.progress import Progress
+from pdm.workqueue.execution.monitoring import ReportedProgress, ServicePart, is_exhausted
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
@@ -69,7 +68,7 @@ class RunningBatch:
 
     batch: Batch
     mover: Mover
-    tools: AttemptTools
+    context: AttemptContext
     finished: Deferred[None] = field(factory=Deferred)
     on_nearly_done: Callable[[], None] = lambda: None
     seconds: float = 0.0
@@ -80,7 +79,7 @@ class RunningBatch:
     #: By key: the place in the batch.
     _open: dict[int, RunningAttempt] = field(factory=dict)
     _agent: AgentProcess | None = None
-    _borrower: Borrower | None = None
+    _listener: BatchListener | None = None
     _request_id: int = 0
     _intake: ListingIntake | None = None
     _ending: Ending | None = None
@@ -99,7 +98,7 @@ class RunningBatch:
 
     def __attrs_post_init__(self) -> None:
         self._open = {
-            key: RunningAttempt(self.batch.job_of(element), element, self.tools)
+            key: RunningAttempt(self.batch.job_of(element), element, self.context)
             for key, element in enumerate(self.batch.elements)
         }
 
@@ -108,21 +107,21 @@ class RunningBatch:
     def run(
         self,
         agent: AgentProcess,
-        request: wire.Work,
+        request: wire.WorkRequest,
         intake: ListingIntake | None,
-        doors: Mapping[int, Door] = MappingProxyType({}),
+        endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({}),
     ) -> None:
         """Hand the work to an agent, with the endpoints that it uses, by site; `finished` tells the rest."""
         for attempt in self._open.values():
-            attempt.doors = doors
+            attempt.endpoints = endpoints
         self._agent = agent
         self._request_id = request.id
         self._intake = intake
         largest = max(element.size for element in self.batch.elements)
         # Reading all bytes of a file, for its checksum, may be silent work.
         self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
-        self._borrower = Borrower(self._event, self._free, self._turn)
-        agent.give(request, self._borrower)
+        self._listener = BatchListener(self._event, self._free, self._turn)
+        agent.submit(request, self._listener)
         if not self._agent_free:
             if self._ending is not None:
                 self._ask_to_end()
@@ -147,14 +146,14 @@ class RunningBatch:
             if self._agent is not None:
                 self._ask_to_cancel()
 
-    def attempts_open(self) -> Iterator[Token]:
+    def attempts_open(self) -> Iterator[ClaimToken]:
         """Those without a verdict."""
         return (self.batch.token(attempt.record) for attempt in self._open.values())
 
     @property
-    def run_so_far(self) -> Run:
+    def run_so_far(self) -> BatchRun:
         """What its route learns from it."""
-        return Run(self.seconds, self.elements, self.moved, self.attempts, self.failed)
+        return BatchRun(self.seconds, self.elements, self.moved, self.attempts, self.failed)
 
     @property
     def ending(self) -> Ending | None:
@@ -203,7 +202,7 @@ class RunningBatch:
         if self._killer is not None and self._killer.active():
             self._killer.cancel()
         self._obeys = False
-        self._killer = self.tools.reactor.callLater(self.tools.cancel_grace_s, self._disobeyed)
+        self._killer = self.context.reactor.callLater(self.context.cancel_grace_s, self._disobeyed)
 
     def _disobeyed(self) -> None:
         if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
@@ -214,25 +213,25 @@ class RunningBatch:
 
     def _turn(self) -> None:
         """What was before it on the agent is done."""
-        self._turn_at = self._heard_at = self.tools.reactor.seconds()
-        self._watchdog = self.tools.reactor.callLater(self._silence_s, self._look_whether_silent)
+        self._turn_at = self._heard_at = self.context.reactor.seconds()
+        self._watchdog = self.context.reactor.callLater(self._silence_s, self._look_whether_silent)
 
     def _look_whether_silent(self) -> None:
-        now = self.tools.reactor.seconds()
+        now = self.context.reactor.seconds()
         if self._intake is not None and self._intake.is_paused:
             # It is we who do not listen.
             self._heard_at = now
         left = self._heard_at + self._silence_s - now
         if left > 0:
-            self._watchdog = self.tools.reactor.callLater(left, self._look_whether_silent)
+            self._watchdog = self.context.reactor.callLater(left, self._look_whether_silent)
         elif self._agent is not None:
             self._agent.kill(f"it was silent for {self._silence_s:g} s")
 
     # -- events
 
-    def _event(self, event: wire.Event) -> None:
-        self._heard_at = self.tools.reactor.seconds()
-        if isinstance(event, (wire.Finished, wire.Ready)):
+    def _event(self, event: wire.AgentEvent) -> None:
+        self._heard_at = self.context.reactor.seconds()
+        if isinstance(event, (wire.FinishedEvent, wire.ReadyEvent)):
             self._free(None)
             return
         key = event.key
@@ -243,43 +242,43 @@ class RunningBatch:
                 self._killer.reset(_CLEAN_UP_S)
         if attempt is None:
             self._log.warn("an agent spoke of element {key}, which is not open: {event!r}", key=key, event=event)
-        elif isinstance(event, wire.Started):
+        elif isinstance(event, wire.StartedEvent):
             attempt.begin()
-        elif isinstance(event, wire.Begun):
+        elif isinstance(event, wire.BegunEvent):
             attempt.begin()
             start_background("note what is begun", self._note_begun(key, event))
-        elif isinstance(event, wire.Done):
+        elif isinstance(event, wire.DoneEvent):
             if self._intake is not None:
                 self._listing_awaited = True
                 start_background("end a listing", self._listing_done(key, self._intake))
             else:
                 self._done(key, event)
-        elif isinstance(event, wire.Log):
+        elif isinstance(event, wire.LogEvent):
             attempt.write(event.text)
-        elif isinstance(event, wire.Progress):
-            attempt.advance(Progress(event.transferred, event.instant, event.average, event.elapsed))
-        elif isinstance(event, wire.Entries):
+        elif isinstance(event, wire.ProgressEvent):
+            attempt.advance(ReportedProgress(event.transferred, event.instant, event.average, event.elapsed))
+        elif isinstance(event, wire.EntriesEvent):
             self._require_intake().feed(event.entries)
-        elif isinstance(event, wire.Unreadable):
+        elif isinstance(event, wire.UnreadableEvent):
             failure = self._judged(attempt, event.fault)
             attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
             self._require_intake().unreadable(event.path, failure)
-        elif isinstance(event, wire.Root):
+        elif isinstance(event, wire.RootEvent):
             self._require_intake().locate(event.path)
-        elif isinstance(event, wire.Unnamed):
+        elif isinstance(event, wire.UnnamedEvent):
             self._require_intake().unnamed(event.path, event.count)
-        elif isinstance(event, wire.Failed):
+        elif isinstance(event, wire.FailedEvent):
             if event.fault.scope == "service" and is_exhausted(event.fault.errno):
-                self.tools.condition.report(Part.HELPERS, event.fault.message)
+                self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
             self._fail(key, self._judged(attempt, event.fault), residue=event.residue)
-        elif isinstance(event, wire.Cancelled):
+        elif isinstance(event, wire.CancelledEvent):
             self._end_element(key, residue=event.residue)
 
-    async def _note_begun(self, key: int, event: wire.Begun) -> None:
+    async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
         """Keep what an agent has found, and let it go on; it must not where that cannot be kept."""
         kept = False
         try:
-            kept = await self.tools.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
+            kept = await self.context.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
         finally:
             if self._agent is not None and key in self._open:
                 if kept:
@@ -289,7 +288,7 @@ class RunningBatch:
 
     def _judged(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
         """What a fault means; where people get other words for it, the log has what was said."""
-        failure = self.mover.judge(fault)
+        failure = self.mover.classify(fault)
         if not fault.message.startswith(failure.message):
             attempt.write(f"the server or its library said: {fault.message}")
         return failure
@@ -309,13 +308,13 @@ class RunningBatch:
         except Exception as error:
             if not isinstance(error, DatabaseUnavailableError):
                 self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
-            self._fail(key, self.tools.condition.blame(error, Part.DATABASE))
+            self._fail(key, self.context.service_health.blame(error, ServicePart.DATABASE))
         else:
             self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}")
             if outcome.failure is not None:
                 self._fail(key, outcome.failure)
             else:
-                self._done(key, wire.Done(id=0, key=key))
+                self._done(key, wire.DoneEvent(id=0, key=key))
         finally:
             self._listing_awaited = False
             self._check_finished()
@@ -327,9 +326,9 @@ class RunningBatch:
             return
         self._agent_free = True
         if self._turn_at is not None:
-            self.seconds = self.tools.reactor.seconds() - self._turn_at
+            self.seconds = self.context.reactor.seconds() - self._turn_at
         if self._agent is not None:
-            self._agent.take_back(self._request_id)
+            self._agent.detach(self._request_id)
         for timer in (self._killer, self._watchdog):
             if timer is not None and timer.active():
                 timer.cancel()
@@ -352,25 +351,25 @@ class RunningBatch:
         # Alone it is to blame, even if it had no time to say that it was begun; else an agent that dies at once would
         # be tried for ever.
         counts = attempt.started or (self._turn_at is not None and len(self.batch.elements) == 1)
-        self._fail(key, AttemptFailure(Scope.SERVICE, FailureCode.CRASHED, why), residue=residue, counts=counts)
+        self._fail(key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), residue=residue, counts=counts)
 
     def _check_finished(self) -> None:
         if self._open:
-            if self._borrower is not None and not self._borrower.nearly_done and self._intake is None:
-                self._borrower.nearly_done = 2 * len(self._open) <= len(self.batch.elements)
-                if self._borrower.nearly_done:
+            if self._listener is not None and not self._listener.nearly_done and self._intake is None:
+                self._listener.nearly_done = 2 * len(self._open) <= len(self.batch.elements)
+                if self._listener.nearly_done:
                     self.on_nearly_done()
         elif self._agent_free and not self._listing_awaited and not self.finished.called:
             self.finished.callback(None)
 
     # -- verdicts
 
-    def _done(self, key: int, event: wire.Done) -> None:
+    def _done(self, key: int, event: wire.DoneEvent) -> None:
         listed = self._open[key].record.size
         if self.batch.type is JobType.COPY and event.size != listed:
             # The agent's proof and the listing must agree; an agent that says otherwise is not believed.
             message = f"listed with {listed} bytes, proven with {event.size}"
-            self._fail(key, AttemptFailure(Scope.SOURCE, FailureCode.SIZE_CHANGED, message))
+            self._fail(key, AttemptFailure(FailureScope.SOURCE, FailureCode.SIZE_CHANGED, message))
             return
         note = " (already there)" if event.already_there else ""
         proof = f" checksum={event.checksum}" if event.checksum else ""

@@ -13,13 +13,14 @@ from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.domain.turns import Turns
-from pdm.workqueue.execution.condition import Part, ServiceCondition
+from pdm.workqueue.domain.limits import FairQueue
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
-from pdm.workqueue.store import claims, users
-from pdm.workqueue.store.claims import ClaimLimits
-from pdm.workqueue.store.database import Database, DatabaseClosedError, DatabaseUnavailableError
+from pdm.workqueue.execution.monitoring import ServiceHealth, ServicePart
+from pdm.workqueue.store import claim_queries, claiming, users
+from pdm.workqueue.store.claim_limits import ClaimLimits
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, following, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -40,7 +41,7 @@ class Claimer:
     """The loop that claims.
 
     Attributes:
-        condition: of the service: nothing is claimed that it could not carry out.
+        service_health: of the service: nothing is claimed that it could not carry out.
         poll_s: seconds after which it looks without being woken (other daemons add work, too).
         lease: under which it claims.
         weights: subject → share of the work, where it is not 1.
@@ -50,26 +51,26 @@ class Claimer:
     database: Database
     executor: Executor
     clock: Callable[[], datetime]
-    condition: ServiceCondition
+    service_health: ServiceHealth
     batch_elements: int
     batch_bytes: int
     poll_s: float
     lease: Lease
     weights: Mapping[str, float] = field(factory=dict)
-    _turns: dict[frozenset[JobType], Turns] = field(factory=dict)
+    _turns: dict[frozenset[JobType], FairQueue] = field(factory=dict)
     _in_vain: int = 0
     _running: bool = False
     _asleep: Deferred[None] | None = None
     _resting: Deferred[None] | None = None
     _woken: bool = False
-    _room_made: bool = False
+    _capacity_freed: bool = False
     _over: Deferred[None] | None = None
     _claiming: Deferred[None] | None = None
     _weigher: Periodic | None = None
     _log: Logger = field(factory=Logger)
 
     async def start(self) -> None:
-        self._turns = {types: Turns() for types in (_LISTINGS, _OTHERS)}
+        self._turns = {types: FairQueue() for types in (_LISTINGS, _OTHERS)}
         await self._weigh()
         self._weigher = Periodic(self.reactor, "look for users with weights", _WEIGH_EVERY_S, self._weigh)
         self._weigher.start()
@@ -80,7 +81,7 @@ class Claimer:
     async def stop(self) -> None:
         """Claim no more."""
         self._running = False
-        self.wake_for_room()
+        self.capacity_freed()
         if self._over is not None:
             await self._over
         if self._weigher is not None:
@@ -93,9 +94,9 @@ class Claimer:
             asleep, self._asleep = self._asleep, None
             asleep.callback(None)
 
-    def wake_for_room(self) -> None:
+    def capacity_freed(self) -> None:
         """There is room for work that may have waited for it."""
-        self._room_made = True
+        self._capacity_freed = True
         self.wake()
         self._end_rest()
 
@@ -109,21 +110,21 @@ class Claimer:
         now = self.clock()
         # The step was noticed a little after it was made.
         since = max(now, now + step - _NOTICED_WITHIN)
-        await self.database.run("bring forward what was put off", claims.bring_forward, since, now)
+        await self.database.run("bring forward what was put off", claim_queries.bring_forward, since, now)
         self.wake()
 
     async def _loop(self) -> None:
         try:
             while self._running:
-                self._woken = self._room_made = False
+                self._woken = self._capacity_freed = False
                 began = self.reactor.seconds()
-                if not self.condition.may_claim:
+                if not self.service_health.may_claim:
                     # What would be claimed could not be carried out.
                     await self._sleep(None)
                     continue
                 self._claiming = Deferred()
                 try:
-                    begun, due = await self._claim()
+                    begun, due_at = await self._claim()
                 except DatabaseClosedError:
                     return
                 except Exception as error:
@@ -132,16 +133,16 @@ class Claimer:
                     self.lease.compare_soon()
                     self._answered()
                     if isinstance(error, DatabaseUnavailableError) and not error.alone:
-                        self.condition.report(Part.DATABASE, str(error))
+                        self.service_health.report(ServicePart.DATABASE, str(error))
                         continue
                     await deferLater(self.reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 finally:
                     self._answered()
-                if self._in_vain and not self._room_made and self._running:
+                if self._in_vain and not self._capacity_freed and self._running:
                     await self._rest(self.reactor.seconds() - began)
                 if not begun and not self._woken and self._running:
-                    await self._sleep(due)
+                    await self._sleep(due_at)
         finally:
             if self._over is not None:
                 self._over.callback(None)
@@ -187,15 +188,15 @@ class Claimer:
         if begun:
             self._in_vain = 0
             return begun, None
-        due = await self.database.read("when is work due", claims.next_due, now)
-        if due is not None and due <= now:
+        due_at = await self.database.read("when is work due", claim_queries.next_due, now)
+        if due_at is not None and due_at <= now:
             # It was due already: a limit kept it out, or another daemon had its hands on it. Who ends something wakes
             # this loop; asking all the time would only cost.
-            due = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._in_vain, self.poll_s))
+            due_at = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._in_vain, self.poll_s))
             self._in_vain = min(self._in_vain + 1, 10)
         else:
             self._in_vain = 0
-        return begun, due
+        return begun, due_at
 
     async def _claim_of(self, types: frozenset[JobType], room: int) -> Sequence[Batch]:
         now = self.clock()
@@ -211,7 +212,7 @@ class Claimer:
             bounds=self.executor.bounds(now),
             turns=self._turns[types].copy(),
         )
-        batches = await self.database.run("claim", claims.claim, self.lease.worker.incarnation, limits, now)
+        batches = await self.database.run("claim", claiming.claim, self.lease.worker.incarnation, limits, now)
         limits.note(self._turns[types], batches)
         return batches
 
@@ -240,10 +241,10 @@ class Claimer:
             resting, self._resting = self._resting, None
             resting.callback(None)
 
-    async def _sleep(self, due: datetime | None) -> None:
+    async def _sleep(self, due_at: datetime | None) -> None:
         now = self.clock()
         pause = self.poll_s
-        for moment in (due, self.executor.bounds(now).next_change):
+        for moment in (due_at, self.executor.bounds(now).next_change):
             if moment is not None:
                 pause = min(max((moment - now).total_seconds(), 0.05), pause)
         timer: IDelayedCall = self.reactor.callLater(pause, self.wake)

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from attrs import define, field, frozen
 
-from pdm.workqueue.certificates.credential_files import CredentialFiles
+from pdm.workqueue.certificates.files import CredentialFiles
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.domain.credentials import (
     ALL_SITES,
     CredentialKind,
-    Need,
+    CredentialNeed,
     NoCredentialError,
-    choose_each,
-    kinds_of,
+    choose_credentials_by_need,
+    needed_kinds,
 )
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.database import Database
@@ -37,7 +37,7 @@ class CredentialUnusableError(Exception):
 
     def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
-        self.failure = AttemptFailure(Scope.SERVICE, code, message)
+        self.failure = AttemptFailure(FailureScope.SERVICE, code, message)
 
 
 @frozen
@@ -56,8 +56,8 @@ class SiteCredential:
 
 
 @frozen
-class Usable:
-    """What an agent uses on a route; the files stay until `Credentials.let_go`.
+class UsableCredentials:
+    """What an agent uses on a route; the files stay until `Credentials.release`.
 
     Attributes:
         fingerprint: names what is in the files: an agent that was started with the same may go on with it.
@@ -95,7 +95,7 @@ class Usable:
 
 
 @frozen
-class Outdated:
+class OutdatedCredentials:
     """Fingerprints of credentials in use that are not what the database has any more.
 
     Attributes:
@@ -119,7 +119,9 @@ class Credentials:
     _sources: dict[str, tuple[CredentialRecord, ...]] = field(factory=dict)
     _holds: Counter[str] = field(factory=Counter)
 
-    async def usable(self, user_id: int, kind: CredentialKind, sites: Collection[int], now: datetime) -> Usable:
+    async def usable(
+        self, user_id: int, kind: CredentialKind, sites: Collection[int], now: datetime
+    ) -> UsableCredentials:
         """The user's credential for each site of a route.
 
         Args:
@@ -131,9 +133,9 @@ class Credentials:
         Raises:
             CredentialUnusableError: none is stored for a site, it has expired, or it cannot be unsealed.
         """
-        return await self.usable_each(user_id, dict.fromkeys(sites, Need((kind,))), now)
+        return await self.usable_each(user_id, dict.fromkeys(sites, CredentialNeed((kind,))), now)
 
-    async def usable_each(self, user_id: int, needs: Mapping[int, Need], now: datetime) -> Usable:
+    async def usable_each(self, user_id: int, needs: Mapping[int, CredentialNeed], now: datetime) -> UsableCredentials:
         """The user's credential for each site of a route whose sites may need credentials of several kinds.
 
         Args:
@@ -148,14 +150,14 @@ class Credentials:
             CredentialUnusableError: none is stored for a site, it has expired, or it cannot be unsealed.
         """
         found: list[CredentialRecord] = []
-        for kind in kinds_of(needs):
+        for kind in needed_kinds(needs):
             found += await self.database.read("find credentials", credentials.of_kind, user_id, kind)
         try:
-            chosen = choose_each(found, needs, now)
+            chosen = choose_credentials_by_need(found, needs, now)
         except NoCredentialError as error:
             raise CredentialUnusableError(error.code, str(error)) from error
         if not chosen:
-            return Usable("", {})
+            return UsableCredentials("", {})
         fingerprint = _fingerprint(chosen)
         written = self._written.get(fingerprint)
         if written is None:
@@ -165,26 +167,26 @@ class Credentials:
         if _is_one_proxy(chosen):
             # It may have been written for another route.
             written = dict.fromkeys(chosen, next(iter(written.values())))
-        return Usable(fingerprint, written)
+        return UsableCredentials(fingerprint, written)
 
-    async def outdated(self) -> Outdated:
+    async def outdated(self) -> OutdatedCredentials:
         """Look which of the credentials in use were removed or replaced, by this daemon's users or another's."""
         sources = dict(self._sources)
         numbers = {record.id for records in sources.values() for record in records}
         if not numbers:
-            return Outdated()
-        now_there = await self.database.read("are credentials in use still there", credentials.versions, numbers)
+            return OutdatedCredentials()
+        now_there = await self.database.read("are credentials in use still there", credentials.fetch_many, numbers)
         ended, renewed = set(), set()
         for fingerprint, records in sources.items():
             for used in records:
                 there = now_there.get(used.id)
-                if there is None or _who(there) != _who(used):
+                if there is None or _account_of(there) != _account_of(used):
                     ended.add(fingerprint)
                 elif there.secret != used.secret:
                     renewed.add(fingerprint)
-        return Outdated(frozenset(ended), frozenset(renewed - ended))
+        return OutdatedCredentials(frozenset(ended), frozenset(renewed - ended))
 
-    def let_go(self, fingerprint: str) -> bool:
+    def release(self, fingerprint: str) -> bool:
         """A batch that asked for the files has ended; agents may go on using them.
 
         Returns:
@@ -196,7 +198,7 @@ class Credentials:
         del self._holds[fingerprint]
         return True
 
-    def released(self, fingerprint: str) -> None:
+    def remove_unused(self, fingerprint: str) -> None:
         """No agent works with them any more: the files go, unless a batch is about to start one that will."""
         if not self._holds[fingerprint]:
             self._sources.pop(fingerprint, None)
@@ -218,19 +220,19 @@ class Credentials:
 
     def _unsealed(self, record: CredentialRecord) -> bytes:
         try:
-            return self.vault.unseal(record.secret, context_of(record.user_id, record.kind, record.site_id))
+            return self.vault.unseal(record.secret, vault_context(record.user_id, record.kind, record.site_id))
         except VaultError as error:
             raise CredentialUnusableError(
                 FailureCode.CREDENTIAL_MISSING, f"the stored credential cannot be read ({error})"
             ) from error
 
 
-def context_of(user_id: int, kind: CredentialKind = PROXY, site_id: int = ALL_SITES) -> str:
+def vault_context(user_id: int, kind: CredentialKind = PROXY, site_id: int = ALL_SITES) -> str:
     """What a sealed credential is bound to, so that one user's or site's cannot be passed off as another's."""
     return f"{kind.value} of user {user_id}" + ("" if site_id == ALL_SITES else f" for site {site_id}")
 
 
-def _who(record: CredentialRecord) -> tuple[str, object]:
+def _account_of(record: CredentialRecord) -> tuple[str, object]:
     """Whom a credential makes of its user."""
     return record.subject, record.details.get("account")
 

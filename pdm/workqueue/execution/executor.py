@@ -12,35 +12,39 @@ from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
 from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentStartError, LeaseOverError
-from pdm.workqueue.domain.batching import FIRST_SIZE, WorkKind, kind_of, next_size
-from pdm.workqueue.domain.bounds import Bounds
-from pdm.workqueue.domain.catalogue import Restricted
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Batch, JobRecord, Token
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
+from pdm.workqueue.domain.limits import (
+    FIRST_BATCH_SIZE,
+    ClaimExclusions,
+    StreamSlot,
+    WorkKind,
+    next_batch_size,
+    work_kind,
+)
 from pdm.workqueue.domain.paths import decoded
 from pdm.workqueue.domain.planning import plan_for
-from pdm.workqueue.domain.streams import Place
-from pdm.workqueue.execution.attempt import AttemptTools
+from pdm.workqueue.domain.sites import RestrictionKind
+from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.batch import Ending, RunningBatch
-from pdm.workqueue.execution.condition import Part, check_resources
 from pdm.workqueue.execution.credentials import Credentials
-from pdm.workqueue.execution.ends import kept_out, takers
-from pdm.workqueue.execution.health import Door
-from pdm.workqueue.execution.leftovers import LeftoverFiles
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.listing import ListingIntake
+from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
+from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
-from pdm.workqueue.execution.prerequisites import Prerequisites
+from pdm.workqueue.execution.site_directory import blocked_sites, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import claims, listings
-from pdm.workqueue.store.database import Database, DatabaseUnavailableError
+from pdm.workqueue.store import job_changes, listings, results
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
-from pdm.workqueue.telemetry.job_lines import log_ended
-from pdm.workqueue.telemetry.logging import log_context
+from pdm.workqueue.telemetry.logging import log_context, log_ended
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, RemoveOptions
 
@@ -77,7 +81,7 @@ class Executor:
     Attributes:
         streams: say where more may run.
         preparation: finds what a batch needs.
-        on_room: called when a batch has ended or new elements stand in the database.
+        on_capacity: called when a batch has ended or new elements stand in the database.
         batch_sizes: elements of the next batch, by kind of work.
         find_missing: as of `Prerequisites`.
         restricted: numbers of the sites, or users, that operators have put out of use.
@@ -88,13 +92,13 @@ class Executor:
     pool: AgentPool
     credentials: Credentials
     worker: str
-    tools: AttemptTools
+    context: AttemptContext
     limits: ExecutionLimits
     streams: Streams
     preparation: Preparation
-    on_room: Callable[[], None]
+    on_capacity: Callable[[], None]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
-    restricted: Callable[[Restricted], Collection[int]] = lambda kind: ()
+    restricted: Callable[[RestrictionKind], Collection[int]] = lambda kind: ()
     find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
     #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
     _running: dict[RunningBatch, str] = field(factory=dict)
@@ -113,19 +117,19 @@ class Executor:
             lambda self: Prerequisites(self.database, self.sites, self.find_missing, self._resume_at), takes_self=True
         ),
     )
-    _steering: set[int] = field(factory=set)
+    _changing: set[int] = field(factory=set)
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
 
     # -- life
 
     def start(self) -> None:
-        self._janitor = Periodic(self.tools.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
+        self._janitor = Periodic(self.context.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
         self._janitor.start()
         self._background.start("look for missing software", self._prerequisites.warn())
         self._background.start("take up what was left", self._take_up())
         self._credentials_watch = Periodic(
-            self.tools.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
+            self.context.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
         )
         self._credentials_watch.start()
 
@@ -152,18 +156,18 @@ class Executor:
         """How many more batches, and how many more listings, may begin; no batch while results wait to be stored."""
         listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
         batches = self.streams.room()
-        if self.tools.settler.backlog > _MOST_UNSETTLED:
+        if self.context.settler.backlog > _MOST_UNSETTLED:
             batches = 0
         return batches, self.limits.listings - listing
 
-    def bounds(self, now: datetime) -> Bounds:
+    def bounds(self, now: datetime) -> ClaimExclusions:
         """What may not begin at a moment."""
-        health = self.tools.health
-        return Bounds(
-            paused=kept_out(self.sites, health.paused(now)),
-            probed=kept_out(self.sites, health.probed(now)),
-            drained=frozenset(self.restricted(Restricted.SITE)),
-            banned=frozenset(self.restricted(Restricted.USER)),
+        health = self.context.health
+        return ClaimExclusions(
+            paused=blocked_sites(self.sites, health.paused(now)),
+            probed=blocked_sites(self.sites, health.probed(now)),
+            drained=frozenset(self.restricted(RestrictionKind.SITE)),
+            banned=frozenset(self.restricted(RestrictionKind.USER)),
             next_change=health.next_change(now),
         )
 
@@ -180,22 +184,22 @@ class Executor:
         """Claims are sent now: each sees the cancellations of which `cancel` was told before."""
         self._just_cancelled.clear()
 
-    def attempts(self) -> set[Token]:
+    def attempts(self) -> set[ClaimToken]:
         """What runs here."""
         return {token for running in self._running for token in running.attempts_open()}
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
         mover = MOVERS.get(batch.job.protocol)
-        running = RunningBatch(batch, mover or DummyMover(), self.tools, on_nearly_done=self.pool.look_again)
+        running = RunningBatch(batch, mover or DummyMover(), self.context, on_nearly_done=self.pool.look_again)
         if mover is None:
-            running.refuse(_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
+            running.refuse(_dependency_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
             return
         self._running[running] = ""
         # Counted at once: the next claim must know.
-        place = None if batch.type is JobType.LIST else self.streams.place(batch)
+        slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
-            start_background("carry out a batch", self._carry_out(running, place))
+            start_background("carry out a batch", self._carry_out(running, slot))
         for job_id in self._just_cancelled.intersection(batch.jobs):
             # The cancellation came when the claim was through and not answered.
             running.cancel(job_id)
@@ -207,40 +211,42 @@ class Executor:
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
 
-        self.steer_on(job_id)
+        self.continue_change(job_id)
 
-    def steer_on(self, job_id: int) -> None:
+    def continue_change(self, job_id: int) -> None:
         """Cancel or retry what is left of a job that is being cancelled or retried, in the background."""
-        self._background.start("go on with a change of a job", self._steer_on(job_id))
+        self._background.start("go on with a change of a job", self._continue_change(job_id))
 
-    async def _steer_on(self, job_id: int) -> None:
+    async def _continue_change(self, job_id: int) -> None:
         """Cancel or retry a part of a job at a time, so that others can write in between."""
-        if job_id in self._steering:
+        if job_id in self._changing:
             return
-        self._steering.add(job_id)
+        self._changing.add(job_id)
         now = None
         try:
             more = True
             while more and not self._stopping:
-                now = self.tools.clock()
-                more = await self.database.run("change a part of a job", claims.steer_on, job_id, now)
+                now = self.context.clock()
+                more = await self.database.run("change a part of a job", job_changes.continue_change, job_id, now)
         finally:
-            self._steering.discard(job_id)
+            self._changing.discard(job_id)
         job = await self.database.job(job_id)
         if job is not None and now is not None and job.finished_at == now:
             # Its last part made it final; whatever else does that says so itself.
             log_ended(job)
-        self.on_room()
+        self.on_capacity()
 
     async def _take_up_changes(self) -> None:
         """Go on with cancellations and retries that a daemon had no time to bring to their end."""
-        for job_id in await self.database.read("what is being changed", claims.being_steered):
-            await start_background(f"go on with a change of job {job_id}", self._steer_on(job_id))
+        for job_id in await self.database.read("what is being changed", job_changes.unfinished_changes):
+            await start_background(f"go on with a change of job {job_id}", self._continue_change(job_id))
 
     async def _take_up_held(self) -> None:
         """Put back what is held although its user has given a credential since."""
-        for kind, protocols in takers(self.preparation.access).items():
-            for user_id in await self.database.read("who is held", claims.held_too_long, kind, protocols):
+        for kind, protocols in protocols_reaching(self.preparation.access).items():
+            for user_id in await self.database.read(
+                "who is held", job_changes.held_despite_credential, kind, protocols
+            ):
                 work = self._resume_at(user_id, ALL_SITES, protocols)
                 await start_background(f"resume what is held of user {user_id}", work)
 
@@ -265,36 +271,36 @@ class Executor:
         while after is not None and not self._stopping:
             resumed = await self.database.run(
                 "resume a part of what is held",
-                claims.resume_held,
+                job_changes.resume_held,
                 user_id,
-                self.tools.clock(),
+                self.context.clock(),
                 site_id,
                 protocols,
                 after,
             )
             count, after = count + resumed.count, resumed.after
-            self.on_room()
+            self.on_capacity()
         return count
 
-    async def _carry_out(self, running: RunningBatch, place: Place | None) -> None:
+    async def _carry_out(self, running: RunningBatch, slot: StreamSlot | None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
-        doors: Collection[Door] = ()
+        endpoints: Collection[SiteEndpoint] = ()
         try:
             prepared = await self.preparation.prepare(running.batch)
-            kind, doors = prepared.kind, prepared.doors.values()
+            kind, endpoints = prepared.kind, prepared.endpoints.values()
             self._running[running] = kind.credential
-            self.tools.health.begin(doors)
+            self.context.health.begin(endpoints)
             request = prepared.built.request
             running.leave_out(prepared.built.refused, prepared.built.postponed)
             intake = None
             if request is not None:
-                agent = await self.pool.lend(kind, alone=place is None, place=place)
+                agent = await self.pool.acquire(kind, alone=slot is None, slot=slot)
                 intake = await self._intake_for(running.batch, agent, request, prepared.options)
             if running.ending is not None or request is None or agent is None:
                 running.drop()
             else:
-                running.run(agent, request, intake, prepared.doors)
+                running.run(agent, request, intake, prepared.endpoints)
             await following(running.finished)
             self._note_seconds(running)
         except NotPossibleError as error:
@@ -304,36 +310,38 @@ class Executor:
             running.drop()
         except AgentMissingError as error:
             self._log.error("no helper can be started: {why}", why=str(error))
-            self._refuse(running, _missing("the service cannot run its helpers: a program is missing"))
+            self._refuse(running, _dependency_missing("the service cannot run its helpers: a program is missing"))
         except AgentStartError as error:
             if running.ending is None and kind is not None and not self._stopping:
                 self._report_helpers(kind, error)
-            self._refuse(running, AttemptFailure(Scope.SERVICE, FailureCode.INTERNAL, "no helper could be started"))
+            self._refuse(
+                running, AttemptFailure(FailureScope.SERVICE, FailureCode.INTERNAL, "no helper could be started")
+            )
         except Exception as error:
             if not isinstance(error, (DatabaseUnavailableError, OSError)):
                 self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
-            self._refuse(running, self.tools.condition.blame(error, Part.CREDENTIAL_FILES))
+            self._refuse(running, self.context.service_health.blame(error, ServicePart.CREDENTIAL_FILES))
         finally:
             self._running.pop(running, None)
-            self.tools.health.end(doors)
-            if place is not None:
-                place.leave()
+            self.context.health.end(endpoints)
+            if slot is not None:
+                slot.leave()
                 if running.seconds:
                     self.streams.ended(running.batch, running.run_so_far)
             if agent is not None and kind is not None:
-                self.pool.give_back(agent, kind)
+                self.pool.put_back(agent, kind)
             if kind is not None:
-                self.preparation.let_go(kind)
+                self.preparation.release(kind)
             # Who waits for a stream may be of any kind, and the agent may be gone.
             self.pool.look_again()
-            self.on_room()
+            self.on_capacity()
 
     def _note_seconds(self, running: RunningBatch) -> None:
         """Have the next batches of its kind take the time that a batch should."""
-        kind, elements = kind_of(running.batch.job), running.batch.elements
+        kind, elements = work_kind(running.batch.job), running.batch.elements
         if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
-            size = self.batch_sizes.get(kind, FIRST_SIZE)
-            self.batch_sizes[kind] = next_size(size, len(elements), running.seconds, self.limits.batch_elements)
+            size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
+            self.batch_sizes[kind] = next_batch_size(size, len(elements), running.seconds, self.limits.batch_elements)
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""
@@ -355,7 +363,7 @@ class Executor:
             # Without the user's credentials: it is not asked to do anything.
             await self.pool.try_start(AgentKind(kind.helper, "", {}))
 
-        self.tools.condition.report(Part.HELPERS, str(error), check)
+        self.context.service_health.report(ServicePart.HELPERS, str(error), check)
 
     @staticmethod
     def _refuse(running: RunningBatch, failure: AttemptFailure) -> None:
@@ -365,7 +373,7 @@ class Executor:
             running.refuse(failure)
 
     async def _intake_for(
-        self, batch: Batch, agent: AgentProcess, request: wire.Work, options: Options
+        self, batch: Batch, agent: AgentProcess, request: wire.WorkRequest, options: Options
     ) -> ListingIntake | None:
         if batch.type is not JobType.LIST:
             return None
@@ -374,12 +382,12 @@ class Executor:
         known: set[bytes] = set()
         if element.attempts > 1:
             # An earlier attempt may have come half way: what it planned stands, and is not planned again.
-            known = await self.database.read("what is planned", claims.known_paths, job.id)
+            known = await self.database.read("what is planned", results.known_paths, job.id)
         await self.database.run("begin a listing", listings.begin, token)
         tree = request.url if isinstance(request, wire.ListRequest) else ""
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
-        hooks = agent.pause, agent.resume, self.on_room
+        hooks = agent.pause, agent.resume, self.on_capacity
         return ListingIntake(self.database, self.worker, token, plan, job.src_filepath, known, *hooks)
 
     # -- what was left behind
@@ -400,8 +408,8 @@ class Executor:
             self._background.start("remove unfinished files", self._leftovers.remove())
 
 
-def _missing(message: str) -> AttemptFailure:
-    return AttemptFailure(Scope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)
+def _dependency_missing(message: str) -> AttemptFailure:
+    return AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)
 
 
 def _path_of(url: str) -> str:

@@ -15,10 +15,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import boot_seconds
-from pdm.workqueue.domain.jobs import JobRecord, Token
-from pdm.workqueue.store import claims
-from pdm.workqueue.store.claims import Registration, WorkerIdentity
-from pdm.workqueue.store.database import Database, DatabaseClosedError
+from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
+from pdm.workqueue.store import leases
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseClosedError
+from pdm.workqueue.store.leases import Registration, WorkerIdentity
 from pdm.workqueue.telemetry.background import Background, Periodic
 
 #: After a renewal that failed.
@@ -49,10 +50,10 @@ class Lease:
     worker: WorkerIdentity
     clock: Callable[[], datetime]
     lease_s: float
-    begun: Callable[[JobRecord, Token], bool] | None = None
+    begun: Callable[[JobRecord, ClaimToken], bool] | None = None
     ends_at: float = 0.0
     on_renewed: list[Callable[[float], None]] = field(factory=list)
-    _known: Callable[[], Collection[Token]] = tuple
+    _known: Callable[[], Collection[ClaimToken]] = tuple
     _claims_over: Callable[[], Awaitable[None]] | None = None
     _on_lost: Callable[[], Awaitable[None]] | None = None
     _on_cancelled: Callable[[int], None] = lambda job_id: None
@@ -65,9 +66,9 @@ class Lease:
     _comparing: bool = False
     _log: Logger = field(factory=Logger)
 
-    def serves(
+    def connect(
         self,
-        known: Callable[[], Collection[Token]],
+        known: Callable[[], Collection[ClaimToken]],
         claims_over: Callable[[], Awaitable[None]],
         on_lost: Callable[[], Awaitable[None]],
         on_cancelled: Callable[[int], None],
@@ -104,7 +105,7 @@ class Lease:
         while (held := await self._register()) is not None:
             is_renewed = seen and seen.held_until and held.held_until and held.held_until > seen.held_until
             if is_renewed or self.reactor.seconds() > give_up_at:
-                raise LeaseTakenError(_taken(self.worker, held))
+                raise LeaseTakenError(_taken_message(self.worker, held))
             if seen is None:
                 self._log.info(
                     "waiting up to {seconds:.0f} s for the lease of an earlier run on {host} to end",
@@ -131,7 +132,7 @@ class Lease:
         await self._background.over()
         if self._is_ours:
             self._is_ours = False
-            await self.database.run_for_lease("give the lease up", claims.resign, self.worker.incarnation)
+            await self.database.run_for_lease("give the lease up", leases.give_up_lease, self.worker.incarnation)
 
     def compare_soon(self) -> None:
         """A claim has failed: it may have gone through all the same."""
@@ -144,13 +145,13 @@ class Lease:
             return
         self._comparing = True
         try:
-            running = await self.database.read("what runs here", claims.running_of, self.worker.incarnation)
+            running = await self.database.read("what runs here", leases.running_tokens, self.worker.incarnation)
             # What was claimed before that look is known, or lost, once these are answered.
             await self._claims_over()
             unknown = set(running).difference(self._known())
             if unknown and not self._stopping:
                 back = await self.database.run(
-                    "give back lost claims", claims.release_unknown, self.worker.incarnation, unknown, self.clock()
+                    "give back lost claims", leases.release_unknown, self.worker.incarnation, unknown, self.clock()
                 )
                 if back:
                     self._log.warn("{count} elements go back to the queue: their claim was not answered", count=back)
@@ -163,7 +164,7 @@ class Lease:
         began = boot_seconds()
         registration = await self.database.run_for_lease(
             "register a worker",
-            claims.register_worker,
+            leases.register_worker,
             self.worker,
             self.clock(),
             self.lease_s,
@@ -196,7 +197,7 @@ class Lease:
                 if not is_failing:
                     self._log.warn(
                         "the lease could not be renewed ({why}), and is tried again; it ends in {left:.0f} s",
-                        why=_line(error),
+                        why=_first_line(error),
                         left=max(self.ends_at - boot_seconds(), 0.0),
                     )
                 is_failing = True
@@ -213,7 +214,7 @@ class Lease:
             # This process has locked the file: whatever becomes of the row, nobody else can claim.
             self._extend(began)
         renewal = await self.database.run_for_lease(
-            "renew the lease", claims.renew, self.worker.incarnation, self.clock(), self.lease_s
+            "renew the lease", leases.renew, self.worker.incarnation, self.clock(), self.lease_s
         )
         if renewal.lost:
             self._log.error("the lease of {worker} was taken away; what it ran is given up", worker=self.worker.name)
@@ -234,29 +235,29 @@ class Lease:
             self._on_work()
         elif not self._told:
             self._told = True
-            self._log.error("nothing is claimed: {why}", why=_taken(self.worker, held))
+            self._log.error("nothing is claimed: {why}", why=_taken_message(self.worker, held))
 
     async def _release_expired(self) -> None:
-        ended = await self.database.run_for_lease("end suspended sessions", claims.end_suspended_sessions)
+        ended = await self.database.run_for_lease("end suspended sessions", leases.end_suspended_sessions)
         if ended:
             self._log.warn("{count} database sessions of a daemon that is suspended are ended", count=ended)
-        released = count = claims.RELEASED_AT_ONCE
+        released = count = leases.RELEASED_AT_ONCE
         total = 0
         while count == released and not self._stopping:
-            count = await self.database.run("release expired claims", claims.release_expired, self.clock())
+            count = await self.database.run("release expired claims", leases.release_expired, self.clock())
             total += count
         if total:
             self._log.warn("{count} elements of a daemon that is gone go back to the queue", count=total)
             self._on_work()
 
 
-def _taken(worker: WorkerIdentity, held: Registration) -> str:
+def _taken_message(worker: WorkerIdentity, held: Registration) -> str:
     return (
         f"another daemon ({held.held_by}) claims under the name {worker.name}: stop it, or, if this state folder is a "
         "copy of its own, remove the file worker-name here"
     )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(getattr(error, "orig", None) or error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from attrs import Factory, define, frozen
 from twisted.internet.defer import Deferred
 
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import Entry, NewElement, Token
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ClaimToken, ListedEntry, NewElement
 from pdm.workqueue.domain.paths import decoded, joined
 from pdm.workqueue.domain.planning import BadListingError, Plan, Skipped, unnamed, unreadable
-from pdm.workqueue.store import claims, listings
+from pdm.workqueue.store import listings, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.agent_messages import RawEntry
@@ -24,7 +24,7 @@ _MOST_NOTES = 1000
 #: Unreadable folders that are named in a failure.
 _MOST_NAMED = 3
 #: What says nothing of the folder itself.
-_NOT_SEEN = frozenset(
+_INCONCLUSIVE = frozenset(
     {
         FailureCode.CONNECTION,
         FailureCode.STALLED,
@@ -47,9 +47,9 @@ class ListingOutcome:
     failure: AttemptFailure | None
 
 
-def entry_from_wire(raw: RawEntry) -> Entry:
+def entry_from_wire(raw: RawEntry) -> ListedEntry:
     """A listing's entry in the words of the domain."""
-    return Entry(
+    return ListedEntry(
         decoded(raw.path),
         raw.type,
         raw.size,
@@ -86,7 +86,7 @@ class _Unreadable:
         names = ", ".join(map(repr, self.named))
         more = f" and {self.count - len(self.named)} more" if self.count > len(self.named) else ""
         text = f"these folders could not be listed: {names}{more} ({self.message})"
-        return AttemptFailure(Scope.SOURCE, self.code, text)
+        return AttemptFailure(FailureScope.SOURCE, self.code, text)
 
 
 class ListingIntake:
@@ -106,7 +106,7 @@ class ListingIntake:
         self,
         database: Database,
         worker: str,
-        token: Token,
+        token: ClaimToken,
         plan: Plan | None,
         source: str,
         known: set[bytes],
@@ -168,7 +168,7 @@ class ListingIntake:
         self._unreadable.append(name)
         self._closed = self._closed or _Unreadable(failure.code, failure.message)
         self._closed.add(name)
-        if failure.code in _NOT_SEEN:
+        if failure.code in _INCONCLUSIVE:
             self._not_seen = self._not_seen or _Unreadable(failure.code, failure.message)
             self._not_seen.add(name)
         self._note(unreadable(joined(self._source, name), failure))
@@ -252,12 +252,12 @@ class ListingIntake:
     async def _add(self, elements: Sequence[NewElement]) -> None:
         new = [element for element in elements if not self._is_known(element)]
         if new:
-            if not await self._database.run("extend a job", claims.extend, self._worker, self._token, new):
+            if not await self._database.run("extend a job", results.add_elements, self._worker, self._token, new):
                 raise ClaimLostError
             self._on_elements()
 
     def _is_known(self, element: NewElement) -> bool:
-        return bool(self._known) and claims.path_mark(element.type, element.src_filepath) in self._known
+        return bool(self._known) and results.path_hash(element.type, element.src_filepath) in self._known
 
     async def _keep_notes(self, skipped: Sequence[Skipped]) -> None:
         notes, self._notes = [*self._notes, *skipped], []
@@ -269,4 +269,4 @@ class ListingIntake:
 
 def bad_listing(error: BadListingError) -> AttemptFailure:
     """The failure of a listing that cannot be true."""
-    return AttemptFailure(Scope.SOURCE, FailureCode.BAD_LISTING, str(error))
+    return AttemptFailure(FailureScope.SOURCE, FailureCode.BAD_LISTING, str(error))

@@ -9,18 +9,24 @@ from pathlib import Path
 from attrs import define, evolve
 
 from pdm.workqueue.agents.pool import AgentKind, AgentPool
-from pdm.workqueue.domain.credentials import Need
+from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, JobRecord
 from pdm.workqueue.domain.paths import decoded
-from pdm.workqueue.execution.attempt import AttemptTools
-from pdm.workqueue.execution.credentials import CREDENTIALS_VARIABLE, Credentials, CredentialUnusableError, Usable
-from pdm.workqueue.execution.ends import End, reached_by
-from pdm.workqueue.execution.health import Door
+from pdm.workqueue.execution.attempts import AttemptContext
+from pdm.workqueue.execution.credentials import (
+    CREDENTIALS_VARIABLE,
+    Credentials,
+    CredentialUnusableError,
+    UsableCredentials,
+)
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint
+from pdm.workqueue.execution.site_directory import RouteEnd, reached_by
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access, BuiltRequest, need_of
-from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.movers.mover import Access, BuiltRequest, credential_need
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import storage_url
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, read_options
 
@@ -37,20 +43,20 @@ class NotPossibleError(Exception):
 
 
 @define
-class Prepared:
+class PreparedBatch:
     """What was found for a batch.
 
     Attributes:
-        kind: of agent; its credential is held until `Preparation.let_go`.
+        kind: of agent; its credential is held until `Preparation.release`.
         built: the request for the agent, and the elements that are not in it.
         options: of the job.
-        doors: the endpoints that are used, by site.
+        endpoints: the endpoints that are used, by site.
     """
 
     kind: AgentKind
     built: BuiltRequest
     options: Options
-    doors: Mapping[int, Door]
+    endpoints: Mapping[int, SiteEndpoint]
 
 
 @define(eq=False)
@@ -66,13 +72,13 @@ class Preparation:
     sites: SiteRegistry
     pool: AgentPool
     credentials: Credentials
-    tools: AttemptTools
-    element: wire.Limits
+    context: AttemptContext
+    element: wire.TimeLimits
     access: Access
     trust: Callable[[Path | None, Collection[str]], Awaitable[Path | None]] | None = None
     _next_id: int = 0
 
-    async def prepare(self, batch: Batch) -> Prepared:
+    async def prepare(self, batch: Batch) -> PreparedBatch:
         """All that a batch needs.
 
         Raises:
@@ -85,29 +91,29 @@ class Preparation:
             kind = await self.kind_for(job.user_id, job.protocol, ends)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
-        now = self.tools.clock()
-        doors = {site.id: self.tools.health.choose(site, protocol, now) for site, protocol in ends}
+        now = self.context.clock()
+        endpoints = {site.id: self.context.health.choose(site, protocol, now) for site, protocol in ends}
         by_number = {site.id: (site, protocol) for site, protocol in ends}
 
         def url_of(site_id: int, path: str) -> str:
             site, protocol = by_number[site_id]
-            return storage_url(site, protocol, path, doors[site_id].url)
+            return storage_url(site, protocol, path, endpoints[site_id].url)
 
         options = read_options(job.type, job.options)
         try:
             built = mover.request_for(batch, url_of, options, self.element, self.next_request_id())
         except BaseException:
-            self.let_go(kind)
+            self.release(kind)
             raise
-        return Prepared(kind, built, options, doors)
+        return PreparedBatch(kind, built, options, endpoints)
 
     def next_request_id(self) -> int:
         """A number that no other request has."""
         self._next_id += 1
         return self._next_id
 
-    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[End]) -> AgentKind:
-        """The kind of agent that works for a user at some sites; its credential is held until `let_go`.
+    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd]) -> AgentKind:
+        """The kind of agent that works for a user at some sites; its credential is held until `release`.
 
         Args:
             user_id: whose.
@@ -119,18 +125,18 @@ class Preparation:
         """
         mover = MOVERS[protocol]
         access, trusted = await self._trusting(ends)
-        usable = Usable("", {})
+        usable = UsableCredentials("", {})
         if needs := self._needs_at(ends):
-            usable = await self.credentials.usable_each(user_id, needs, self.tools.clock())
+            usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
         # Of all doors: agents are the same whichever a batch takes.
-        if told := usable.told({site.id: site.doors(reached_by) for site, reached_by in ends}):
+        if told := usable.told({site.id: site.endpoint_urls(reached_by) for site, reached_by in ends}):
             environment[CREDENTIALS_VARIABLE] = told
         if trusted:
             environment[TRUST_VARIABLE] = json.dumps(trusted, sort_keys=True)
         return AgentKind(mover.helper, usable.fingerprint, environment)
 
-    async def _trusting(self, ends: Sequence[End]) -> tuple[Access, dict[str, str]]:
+    async def _trusting(self, ends: Sequence[RouteEnd]) -> tuple[Access, dict[str, str]]:
         """What a helper may know, with the authorities for all servers; or those of each endpoint, where they differ.
 
         A site's own authorities vouch for its endpoints alone: with both sites' for a whole route, the one could pass a
@@ -146,22 +152,24 @@ class Preparation:
             return evolve(self.access, trust_dir=folders.popitem()[1]), {}
         told: dict[str, str] = {}
         for site, protocol in ends:
-            for url in site.doors(protocol):
+            for url in site.endpoint_urls(protocol):
                 # Of an endpoint that two sites share, and trust by unlike authorities, nothing is told: that fails.
                 if told.setdefault(url, str(folders[site.id])) != str(folders[site.id]):
                     told[url] = str(usual or "")
         return self.access, told
 
-    def _needs_at(self, ends: Sequence[End]) -> dict[int, Need]:
-        needs = [(site, need_of(MOVERS[protocol], self.access)) for site, protocol in ends]
+    def _needs_at(self, ends: Sequence[RouteEnd]) -> dict[int, CredentialNeed]:
+        needs = [(site, credential_need(MOVERS[protocol], self.access)) for site, protocol in ends]
         return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 
-    def _end(self, job: JobRecord, number: int) -> End:
+    def _end(self, job: JobRecord, number: int) -> RouteEnd:
         site = self.sites.by_id(number)
         protocol = None if site is None else reached_by(job, site)
         if site is None or protocol is None:
             what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
-            raise NotPossibleError(AttemptFailure(Scope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}"))
+            raise NotPossibleError(
+                AttemptFailure(FailureScope.SERVICE, FailureCode.UNSUPPORTED, f"site {number} {what}")
+            )
         return site, protocol
 
     def _roots(self) -> list[str]:
@@ -171,8 +179,8 @@ class Preparation:
             if JobProtocol.FILE in site.endpoints
         ]
 
-    def let_go(self, kind: AgentKind) -> None:
+    def release(self, kind: AgentKind) -> None:
         """Work that asked for a kind has ended."""
-        if kind.credential and self.credentials.let_go(kind.credential) and not self.pool.works_with(kind.credential):
+        if kind.credential and self.credentials.release(kind.credential) and not self.pool.works_with(kind.credential):
             # No agent was started with it after all.
-            self.credentials.released(kind.credential)
+            self.credentials.remove_unused(kind.credential)

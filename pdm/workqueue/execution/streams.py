@@ -9,18 +9,18 @@ from attrs import frozen
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.jobs import Batch, JobRecord
-from pdm.workqueue.domain.pacing import LEAST, Pacer, Run
-from pdm.workqueue.domain.streams import (
-    Key,
-    Ledger,
-    Limited,
-    Openings,
-    Place,
+from pdm.workqueue.domain.limits import (
+    LimitKey,
+    LimitKind,
     Route,
+    StreamLedger,
+    StreamQuota,
+    StreamSlot,
     batch_keys,
     common_keys,
     route_of,
 )
+from pdm.workqueue.domain.pacing import MIN_STREAMS, BatchRun, Pacer
 from pdm.workqueue.sites.registry import SiteRegistry
 
 #: Routes that are remembered without anything running on them.
@@ -92,35 +92,35 @@ class Streams:
         self._limits = limits
         self._sites = sites
         self._clock = clock
-        self._ledger = Ledger(self._limit_of, self._running)
+        self._ledger = StreamLedger(self._limit_of, self._running)
         self._pacers: dict[Route, Pacer] = {}
 
-    def place(self, batch: Batch) -> Place:
+    def slot(self, batch: Batch) -> StreamSlot:
         """A place for a claimed batch that is no listing."""
-        return self._ledger.place(batch_keys(batch))
+        return self._ledger.slot(batch_keys(batch))
 
     def room(self) -> int:
         """How many batches more may be claimed: one for each stream there may be, and as many ahead."""
         total, waiting = self._limits.total, self._ledger.waiting
         return max(total - self._ledger.streams, 0) + max(total - waiting, 0)
 
-    def openings(self) -> Openings:
+    def openings(self) -> StreamQuota:
         """How many of them for which route, site, user, job."""
         # Batches that may not run yet must not be all there are: then only what may run at once is claimed.
         ahead = 2 if self._ledger.waiting < self._limits.total else 1
-        keys = {*self._ledger.claimed(), *((Limited.ROUTE, route) for route in self._pacers)}
+        keys = {*self._ledger.claimed(), *((LimitKind.ROUTE, route) for route in self._pacers)}
         for site in self._sites.all():
             if site.limit_in or site.limit_out:
-                keys |= {(Limited.INTO, site.id), (Limited.OUT_OF, site.id)}
+                keys |= {(LimitKind.INTO, site.id), (LimitKind.OUT_OF, site.id)}
         first = self._limits
         starts = {
-            Limited.ROUTE: min(first.route_start, first.route, first.total),
-            Limited.INTO: first.site_in,
-            Limited.OUT_OF: first.site_out,
-            Limited.USER: first.user,
-            Limited.JOB: first.job,
+            LimitKind.ROUTE: min(first.route_start, first.route, first.total),
+            LimitKind.INTO: first.site_in,
+            LimitKind.OUT_OF: first.site_out,
+            LimitKind.USER: first.user,
+            LimitKind.JOB: first.job,
         }
-        return Openings(
+        return StreamQuota(
             {key: self._ledger.left(key, ahead) for key in keys},
             {kind: limit * ahead for kind, limit in starts.items()},
         )
@@ -134,10 +134,10 @@ class Streams:
             # Without a stream there is nothing to count, and no pacer is made for a mere question.
             running = self._ledger.running(key)
             if running and running >= self._limit_of(key):
-                found.append(f"as many streams as there may be {self._place_of(key)} are busy ({running})")
+                found.append(f"as many streams as there may be {self._limit_words(key)} are busy ({running})")
         return found
 
-    def _place_of(self, key: Key) -> str:
+    def _limit_words(self, key: LimitKey) -> str:
         """What a limit is about: ``into site B``."""
         kind, named = key
         if isinstance(named, Route):
@@ -146,30 +146,30 @@ class Streams:
             return f"from {self._site_words(named.source)} to {self._site_words(named.destination)}"
         return (
             "for one user"
-            if kind is Limited.USER
-            else f"{'into' if kind is Limited.INTO else 'out of'} {self._site_words(named)}"
+            if kind is LimitKind.USER
+            else f"{'into' if kind is LimitKind.INTO else 'out of'} {self._site_words(named)}"
         )
 
     def _site_words(self, number: object) -> str:
         site = self._sites.by_id(number) if isinstance(number, int) else None
         return f"site {number}" if site is None else f"site {site.name}"
 
-    def ended(self, batch: Batch, run: Run) -> None:
+    def ended(self, batch: Batch, run: BatchRun) -> None:
         """Let a route learn from a batch that had its turn."""
         route = route_of(batch.job)
         pacer, now = self._pacer(route), self._clock()
         before, decided_at = pacer.limit, pacer.decided_at
         pacer.ended(run, now)
-        self._tell(route, pacer, before, decided_at)
+        self._log_decision(route, pacer, before, decided_at)
 
     def routes(self) -> list[RouteState]:
         """What is known of all routes on which something ran, by their sites."""
         return [
             RouteState(
                 route,
-                self._ledger.running((Limited.ROUTE, route)),
+                self._ledger.running((LimitKind.ROUTE, route)),
                 pacer.limit,
-                LEAST,
+                MIN_STREAMS,
                 pacer.most,
                 pacer.throughput,
                 pacer.unit,
@@ -184,27 +184,27 @@ class Streams:
 
     # -- limits
 
-    def _limit_of(self, key: Key) -> int:
+    def _limit_of(self, key: LimitKey) -> int:
         kind, named = key
         if isinstance(named, Route):
             return self._bounded(named).limit
-        if kind is Limited.USER:
+        if kind is LimitKind.USER:
             return self._limits.user
-        if kind is Limited.JOB:
+        if kind is LimitKind.JOB:
             return self._limits.job
         return self._site_limit(kind, named)
 
-    def _site_limit(self, kind: Limited, number: object) -> int:
+    def _site_limit(self, kind: LimitKind, number: object) -> int:
         site = self._sites.by_id(number) if isinstance(number, int) else None
-        own = None if site is None else site.limit_in if kind is Limited.INTO else site.limit_out
-        usual = self._limits.site_in if kind is Limited.INTO else self._limits.site_out
+        own = None if site is None else site.limit_in if kind is LimitKind.INTO else site.limit_out
+        usual = self._limits.site_in if kind is LimitKind.INTO else self._limits.site_out
         if site is None or own is None:
             return usual
         # Operators say what they like in their files; users cannot go beyond what is for all.
         return own if site.owner_id is None else min(own, usual)
 
     def _most(self, route: Route) -> int:
-        sites = (self._limit_of(key) for key in route.limited_by() if key[0] is not Limited.ROUTE)
+        sites = (self._limit_of(key) for key in route.limit_keys() if key[0] is not LimitKind.ROUTE)
         return min(self._limits.total, self._limits.route, *sites)
 
     def _bounded(self, route: Route) -> Pacer:
@@ -213,7 +213,7 @@ class Streams:
         if pacer.most != most:
             before, decided_at = pacer.limit, pacer.decided_at
             pacer.bound(most, self._clock())
-            self._tell(route, pacer, before, decided_at)
+            self._log_decision(route, pacer, before, decided_at)
         return pacer
 
     def _pacer(self, route: Route) -> Pacer:
@@ -225,11 +225,11 @@ class Streams:
             self._pacers[route] = pacer
         return pacer
 
-    def _running(self, key: Key, count: int) -> None:
+    def _running(self, key: LimitKey, count: int) -> None:
         if isinstance(key[1], Route):
             self._pacer(key[1]).runs(count, self._clock())
 
-    def _tell(self, route: Route, pacer: Pacer, before: int, decided_at: datetime) -> None:
+    def _log_decision(self, route: Route, pacer: Pacer, before: int, decided_at: datetime) -> None:
         if pacer.limit != before:
             self._log.info(
                 "route {source} -> {destination}: {before} streams become {limit}: {reason}",

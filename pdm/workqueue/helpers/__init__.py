@@ -1,0 +1,1 @@
+"""Helper processes: carry out requests that the daemon sends as JSON lines."""

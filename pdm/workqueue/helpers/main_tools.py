@@ -18,19 +18,19 @@ if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from pdm.workqueue.agents.helpers import listing, operations, requests
-from pdm.workqueue.agents.helpers.channel import Batch, serve
-from pdm.workqueue.agents.helpers.copying import FileCopier, PendingCopy
-from pdm.workqueue.agents.helpers.lanes import Lanes, patience
-from pdm.workqueue.agents.helpers.storage import Patience, StoppedError, Storage, StorageError
+from pdm.workqueue.helpers import listing, operations
+from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.copying import FileCopier, PendingCopy
+from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts
+from pdm.workqueue.helpers.threads import WorkerThreads, timeouts
 from pdm.workqueue.helpers.tools.globus_url_copy import PROGRAM, UrlPair
 from pdm.workqueue.helpers.tools.storage import GRIDFTP_SCHEMES, Natives, Removals, ToolStorage
 
 #: Each has its own processes; more of them only share the cores of the service.
-_MOST_LANES = 4
-_ITEMS_A_LANE = 4
+_MAX_WORKERS = 4
+_ITEMS_PER_WORKER = 4
 #: Where our own client does the work: a login costs as much as a hundred requests.
-_ITEMS_A_NATIVE_LANE = 50
+_ITEMS_PER_NATIVE_WORKER = 50
 #: From so many files on, one process removes them all.
 _LEAST_LIST = 2
 #: Files of which one globus-url-copy is told.
@@ -47,29 +47,29 @@ class _ToolsHelper:
         natives = Natives()
         #: What lists of removals have told of files, until they are asked for.
         self._removals: Removals = {}
-        self._lanes = Lanes(lambda: ToolStorage(natives, self._removals), _MOST_LANES)
+        self._workers = WorkerThreads(lambda: ToolStorage(natives, self._removals), _MAX_WORKERS)
 
-    def carry_out(self, batch: Batch) -> None:
+    def carry_out(self, batch: ActiveBatch) -> None:
         operation = batch.request["op"]
-        storages = cast(list[ToolStorage], self._lanes.storages(_MOST_LANES))
+        storages = cast(list[ToolStorage], self._workers.storages(_MAX_WORKERS))
         # Of what is to be removed only our own client tells links from what they lead to.
         native = operation in _NATIVE_STEPS or not batch.request.get("follow", True)
         for storage in storages:
             storage.acts_natively = native
         self._removals.clear()
         if operation == "list":
-            listing.carry_out(batch, lambda: listing.list_tree(batch, self._lanes, _MOST_LANES))
+            listing.report_listing(batch, lambda: listing.list_tree(batch, self._workers, _MAX_WORKERS))
             return
         items = batch.request["items"]
         if operation == "copy":
             in_lists = [item for item in items if _is_between_gridftp_servers(item)]
             if in_lists:
-                _ListCopy(batch, items, self._lanes).carry_out(in_lists)
+                _ListCopy(batch, items, self._workers).carry_out(in_lists)
             items = [item for item in items if item["key"] in set(batch.open_keys())]
         elif operation == "remove":
-            _remove_in_lists(batch, [item for item in items if not item.get("directory", False)], self._lanes)
+            _remove_in_lists(batch, [item for item in items if not item.get("directory", False)], self._workers)
         if items:
-            requests.carry_out_items(batch, items, self._lanes, _ITEMS_A_LANE)
+            operations.carry_out_items(batch, items, self._workers, _ITEMS_PER_WORKER)
 
 
 def _is_between_gridftp_servers(item: dict[str, Any]) -> bool:
@@ -82,12 +82,12 @@ class _ListCopy:
     Args:
         batch: of the request.
         items: all of the batch.
-        lanes: where files are looked at and proven.
+        workers: where files are looked at and proven.
     """
 
-    def __init__(self, batch: Batch, items: _Items, lanes: Lanes) -> None:
+    def __init__(self, batch: ActiveBatch, items: _Items, workers: WorkerThreads) -> None:
         self._batch = batch
-        self._lanes = lanes
+        self._workers = workers
         self._copier = FileCopier(batch, items)
         self._pending: dict[int, PendingCopy] = {}
         self._outcomes: dict[int, StorageError | StoppedError | None] = {}
@@ -98,10 +98,10 @@ class _ListCopy:
 
     def carry_out(self, items: _Items) -> None:
         """Copy some of the items; each has its outcome then."""
-        self._lanes.share(self._batch, items, _lanes_for(items), self._begin)
+        self._workers.share(self._batch, items, _workers_for(items), self._begin)
         self._transfer()
         left = [pending.item for pending in self._pending.values()]
-        self._lanes.share(self._batch, left, _lanes_for(left), self._conclude)
+        self._workers.share(self._batch, left, _workers_for(left), self._conclude)
 
     def _begin(self, storage: Storage, item: dict[str, Any]) -> None:
         pending = self._copier.begin(storage, item)
@@ -110,7 +110,7 @@ class _ListCopy:
                 self._pending[item["key"]] = pending
 
     def _transfer(self) -> None:
-        storage = cast(ToolStorage, self._lanes.storages(1)[0])
+        storage = cast(ToolStorage, self._workers.storages(1)[0])
         storage.resume()
         self._batch.ends_items(lambda keys: self._break_off(storage, keys))
         self._batch.on_stop(storage.interrupt)
@@ -148,22 +148,22 @@ class _ListCopy:
                 self._is_broken_off = True
                 storage.interrupt()
 
-    def _begun(self, pair: UrlPair) -> Patience:
+    def _begun(self, pair: UrlPair) -> Timeouts:
         self._ended()
         with self._guard:
             self._current = pair.key
-        self._pending[pair.key].arrival.restart()
-        return patience(self._batch.request["limits"], pair.size)
+        self._pending[pair.key].reporter.restart()
+        return timeouts(self._batch.request["limits"], pair.size)
 
     def _ended(self) -> None:
         """The file that was under way is under way no more."""
         with self._guard:
             if self._current is not None:
-                self._pending[self._current].arrival.end()
+                self._pending[self._current].reporter.end()
             self._current = None
 
     def _arrived(self, key: int, transferred: int) -> None:
-        self._pending[key].arrival.update(transferred)
+        self._pending[key].reporter.update(transferred)
 
     def _conclude(self, storage: Storage, item: dict[str, Any]) -> None:
         pending, outcome = self._pending[item["key"]], self._outcomes.get(item["key"], StoppedError())
@@ -175,8 +175,8 @@ class _ListCopy:
             self._copier.give_up(storage, pending, outcome)
 
 
-def _lanes_for(items: _Items) -> int:
-    return 1 + len(items) // _ITEMS_A_NATIVE_LANE
+def _workers_for(items: _Items) -> int:
+    return 1 + len(items) // _ITEMS_PER_NATIVE_WORKER
 
 
 def _pair(item: dict[str, Any]) -> UrlPair:
@@ -187,7 +187,7 @@ def _route(item: dict[str, Any]) -> tuple[str, str]:
     return "/".join(item["source"].split("/")[:3]), "/".join(item["temporary"].split("/")[:3])
 
 
-def _remove_in_lists(batch: Batch, items: _Items, lanes: Lanes) -> None:
+def _remove_in_lists(batch: ActiveBatch, items: _Items, workers: WorkerThreads) -> None:
     """Have one gfal-rm remove many files; what became of each is looked at afterwards, one by one."""
     if len(items) < _LEAST_LIST:
         return
@@ -196,13 +196,13 @@ def _remove_in_lists(batch: Batch, items: _Items, lanes: Lanes) -> None:
     def check(storage: Storage, item: dict[str, Any]) -> None:
         # What must not be removed is told when it is its turn.
         with contextlib.suppress(StorageError):
-            if operations.must_look(item):
-                operations.check_listed(item, storage.look(item["url"]))
+            if operations.must_recheck(item):
+                operations.check_unchanged_since_listing(item, storage.stat(item["url"]))
             allowed.append(item["url"])
 
-    lanes.share(batch, items, _lanes_for(items), check)
+    workers.share(batch, items, _workers_for(items), check)
     keys = {item["url"]: item["key"] for item in items}
-    storage = cast(ToolStorage, lanes.storages(1)[0])
+    storage = cast(ToolStorage, workers.storages(1)[0])
     storage.log_to(lambda line: batch.log(keys.get(line.rpartition("\t")[0], items[0]["key"]), line))
     with contextlib.suppress(StorageError, StoppedError):
         storage.remove_files(allowed)

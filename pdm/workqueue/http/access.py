@@ -1,30 +1,32 @@
-"""Who calls, and what they may do.
+"""Authentication and authorisation of callers, and the limit on failed MyProxy logons.
 
-A user is the subject of the end entity of the certificate chain. A limited proxy is taken like a full one: grid sites
-refuse it for starting programs, but storage servers (and FTS) take it for moving data, and this service moves data.
+A user is the subject of the end entity of the certificate chain. A limited proxy is accepted like a full one: grid
+sites refuse it for starting programs, but storage servers (and FTS) accept it for moving data, and this service moves
+data.
 """
 
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from attrs import define, field, frozen
 
-from pdm.workqueue.certificates.server_tls import PeerIdentity
-from pdm.workqueue.config.ini import ConfigError
+from pdm.workqueue.certificates.tls_server import PeerIdentity
+from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.domain.subjects import normal_subject
 from pdm.workqueue.http.problems import ForbiddenError, NotAuthenticatedError
 from pdm.workqueue.store import users
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.wire.responses import moment_text
+from pdm.workqueue.wire.responses import timestamp_text
 
 #: How many callers are remembered; each costs some hundred bytes.
-_MOST_REMEMBERED = 10_000
+_MAX_CACHED_CALLERS = 10_000
 
 
 class Role(enum.StrEnum):
@@ -86,7 +88,7 @@ class AccessList:
                 raise ConfigError(f"{settings.listed_users}: the list of users cannot be read: {error}") from error
             for number, line in enumerate(text.splitlines(), 1):
                 if line.strip() and not line.lstrip().startswith("#"):
-                    role, subject = _listed(line.strip(), f"{settings.listed_users}: line {number}")
+                    role, subject = _parse_user_line(line.strip(), f"{settings.listed_users}: line {number}")
                     roles[subject] = role
         roles.update(dict.fromkeys(settings.operators, Role.OPERATOR))
         return cls(settings.register == "anyone", roles)
@@ -96,7 +98,7 @@ class AccessList:
         return self.roles.get(subject, Role.USER if self.open_to_all else None)
 
 
-def _listed(line: str, place: str) -> tuple[Role, str]:
+def _parse_user_line(line: str, place: str) -> tuple[Role, str]:
     """Role and subject of a line; of a grid-mapfile (``"/SUBJECT" account``) the subject."""
     word, _, rest = line.partition(" ")
     role, subject = (Role(word), rest.strip()) if word in list(Role) else (Role.USER, line)
@@ -111,7 +113,7 @@ def _listed(line: str, place: str) -> tuple[Role, str]:
 
 
 @define(eq=False)
-class Callers:
+class Authenticator:
     """Finds out who calls: once for each connection; each subject costs one look into the database, then none.
 
     Attributes:
@@ -128,7 +130,7 @@ class Callers:
     _known: dict[tuple[str, str, bool], tuple[int, Role]] = field(factory=dict)
     _connected: WeakKeyDictionary[Any, Caller] = field(factory=WeakKeyDictionary)
 
-    async def caller_on(self, transport: Any) -> Caller:
+    async def authenticate(self, transport: Any) -> Caller:
         """Who is at the other end of a connection.
 
         Raises:
@@ -146,7 +148,7 @@ class Callers:
             )
         now = self.clock()
         if identity.chain_ends_at <= now:
-            end = moment_text(identity.chain_ends_at)
+            end = timestamp_text(identity.chain_ends_at)
             raise NotAuthenticatedError(f"your certificate or proxy ended at {end}: make a new one and connect again")
         # An authority that no signing policy binds could sign the subject of a user of another one.
         key = (identity.subject, identity.authority, identity.constrained)
@@ -169,7 +171,48 @@ class Callers:
                 f"{subject} is known here by the authority {record.authority}, and your certificate is of {authority}:"
                 " an operator has to say in a signing policy which of the two may sign it"
             )
-        if len(self._known) >= _MOST_REMEMBERED:
+        if len(self._known) >= _MAX_CACHED_CALLERS:
             self._known.clear()
         self._known[key] = (record.id, role)
         return self._known[key]
+
+
+#: So many wrong passwords or names of one user are sent on within the time.
+MAX_LOGON_FAILURES = 5
+LOGON_WINDOW = timedelta(minutes=10)
+#: Users that are remembered; beyond that, those longest quiet are forgotten.
+_MAX_THROTTLED_USERS = 10_000
+
+
+@define(eq=False)
+class LogonThrottle:
+    """Failed logons of users, in this daemon; nothing of what they sent.
+
+    Only time makes them forgotten: a logon that succeeds may be at a server of the user's own.
+    """
+
+    _failures: dict[int, deque[datetime]] = field(factory=dict)
+
+    def wait_s(self, user_id: int, now: datetime) -> int:
+        """Seconds until a user may try again; 0 for now."""
+        failures = self._failures.get(user_id)
+        while failures and failures[0] + LOGON_WINDOW <= now:
+            failures.popleft()
+        if failures is None or len(failures) < MAX_LOGON_FAILURES:
+            return 0
+        return max(int((failures[0] + LOGON_WINDOW - now).total_seconds()) + 1, 1)
+
+    def clock_was_set(self, step: timedelta) -> None:
+        """The time of day was moved: nobody waits longer, or less, for that."""
+        for failures in self._failures.values():
+            for number, timestamp in enumerate(failures):
+                failures[number] = timestamp + step
+
+    def failed(self, user_id: int, now: datetime) -> None:
+        """A server has refused a user's name or password."""
+        failures = self._failures.pop(user_id, None) or deque(maxlen=MAX_LOGON_FAILURES)
+        failures.append(now)
+        # At the end again: the first ones are those longest quiet.
+        self._failures[user_id] = failures
+        if len(self._failures) > _MAX_THROTTLED_USERS:
+            del self._failures[next(iter(self._failures))]

@@ -25,20 +25,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from pdm.workqueue.http.problems import InvalidInputError, refusal
+from pdm.workqueue.http.problems import InvalidInputError, raw_problem_response
 
 _log = Logger()
 
 #: Descriptors for all else: agents have four each, the database and the logs some.
-_OTHER_FILES = 1024
+_RESERVED_FILES = 1024
 #: New connections of an address that may come at once, in seconds of its rate.
 _BURST_S = 10.0
 #: Seconds without any progress after which a connection is cut whose client does not read its answers.
-_UNREAD_S = 120.0
+_UNREAD_TIMEOUT_S = 120.0
 #: How long a client that is refused may go on sending, in seconds, so that it can read why.
-_LINGER_S = 5.0
+_LINGER_TIMEOUT_S = 5.0
 #: At most one line about refusals in so many seconds.
-_TELL_EVERY_S = 60.0
+_WARN_INTERVAL_S = 60.0
 
 
 @frozen
@@ -62,7 +62,7 @@ class ConnectionLimits:
 
 
 @define
-class _Bucket:
+class _TokenBucket:
     """How many connections an address may open by now."""
 
     left: float
@@ -70,7 +70,7 @@ class _Bucket:
 
 
 @define(eq=False)
-class Connections:
+class ConnectionLimiter:
     """All connections of a site; the reactor's thread only.
 
     Attributes:
@@ -81,7 +81,7 @@ class Connections:
     limits: ConnectionLimits
     seconds: Callable[[], float]
     _of_address: Counter[str] = field(factory=Counter)
-    _buckets: dict[str, _Bucket] = field(factory=dict)
+    _buckets: dict[str, _TokenBucket] = field(factory=dict)
     #: Since when their request has been on its way, the longest first; new ones count as such.
     _arriving: dict[ApiChannel, float] = field(factory=dict)
     #: The longest silent first.
@@ -90,7 +90,7 @@ class Connections:
     _anonymous: dict[ApiChannel, None] = field(factory=dict)
     #: Since when their client reads nothing.
     _unread: dict[ApiChannel, float] = field(factory=dict)
-    _tell_at: float = 0.0
+    _next_warning_at: float = 0.0
 
     @property
     def count(self) -> int:
@@ -107,7 +107,7 @@ class Connections:
         elif self.count >= self.limits.most and not self._make_room():
             why = f"all {self.limits.most} connections are at work"
         if why:
-            self._tell("a connection of {address} is refused: {why}", address=address, why=why)
+            self._warn("a connection of {address} is refused: {why}", address=address, why=why)
         return not why
 
     def _take(self, address: str) -> bool:
@@ -116,7 +116,7 @@ class Connections:
         if not rate:
             return True
         most, now = max(rate * _BURST_S, 1.0), self.seconds()
-        bucket = self._buckets.setdefault(address, _Bucket(most, now))
+        bucket = self._buckets.setdefault(address, _TokenBucket(most, now))
         bucket.left = min(bucket.left + (now - bucket.at) * rate, most)
         bucket.at = now
         if bucket.left < 1.0:
@@ -128,7 +128,7 @@ class Connections:
         victim = next(iter(self._arriving), None) or next(iter(self._idle), None)
         if victim is None:
             return False
-        self._tell("there are {count} connections: those silent for the longest make room", count=self.count)
+        self._warn("there are {count} connections: those silent for the longest make room", count=self.count)
         victim.cut()
         return True
 
@@ -141,7 +141,7 @@ class Connections:
         """A handshake has ended without a client certificate; the oldest such connection may have to make room."""
         self._anonymous[channel] = None
         if len(self._anonymous) > self.limits.most_anonymous:
-            self._tell(
+            self._warn(
                 "there are {count} connections without a client certificate: the oldest make room",
                 count=len(self._anonymous),
             )
@@ -188,17 +188,17 @@ class Connections:
         for channel in [one for one, since in self._arriving.items() if since + self.limits.request_s <= now]:
             self.leaving(channel)
             channel.give_up()
-        for channel in [one for one, since in self._unread.items() if since + _UNREAD_S <= now]:
+        for channel in [one for one, since in self._unread.items() if since + _UNREAD_TIMEOUT_S <= now]:
             channel.cut()
         # What is full by now is as good as new.
         for address in [one for one, bucket in self._buckets.items() if bucket.at + _BURST_S <= now]:
             del self._buckets[address]
 
-    def _tell(self, text: str, **fields: object) -> None:
+    def _warn(self, text: str, **fields: object) -> None:
         # Somebody who floods the service must not flood its log, too.
         now = self.seconds()
-        if now >= self._tell_at:
-            self._tell_at = now + _TELL_EVERY_S
+        if now >= self._next_warning_at:
+            self._next_warning_at = now + _WARN_INTERVAL_S
             _log.warn(text, **fields)
 
 
@@ -206,7 +206,7 @@ class ApiChannel(HTTPChannel):
     """A connection that tells its site where it stands."""
 
     #: Which connections there are; set by the site.
-    connections: Connections
+    connections: ConnectionLimiter
     #: Of the other end.
     address: str
     transport: Any
@@ -283,12 +283,12 @@ class ApiChannel(HTTPChannel):
 
     def loseConnection(self) -> None:
         """Close it once what was written is sent; cut it if the client does not read that."""
-        self._close(_UNREAD_S)
+        self._close(_UNREAD_TIMEOUT_S)
         super().loseConnection()
 
     def refuse(self) -> None:
         """Close it after an answer that the client did not wait for: it may still be sending."""
-        self._close(_LINGER_S)
+        self._close(_LINGER_TIMEOUT_S)
         super().loseConnection()
 
     def _close(self, longest_s: float) -> None:
@@ -299,7 +299,7 @@ class ApiChannel(HTTPChannel):
         if self._closing is not None:
             return
         error = InvalidInputError("this is not valid HTTP/1.1: the request line, a header or a chunk is wrong")
-        self.transport.write(refusal(error, f"{random.getrandbits(64):016x}"))
+        self.transport.write(raw_problem_response(error, f"{random.getrandbits(64):016x}"))
         self.refuse()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -318,16 +318,16 @@ class ApiChannel(HTTPChannel):
         self.transport.abortConnection()
 
 
-def allowed_files(most: int) -> int:
+def raise_file_limit(most: int) -> int:
     """Let this process have so many connections besides its files, as far as the system allows.
 
     Returns:
         How many it can have.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = most + _OTHER_FILES
+    wanted = most + _RESERVED_FILES
     limit = math.inf if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = int(min(wanted, limit))
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return most if soft == resource.RLIM_INFINITY else max(min(most, soft - _OTHER_FILES), 1)
+    return most if soft == resource.RLIM_INFINITY else max(min(most, soft - _RESERVED_FILES), 1)

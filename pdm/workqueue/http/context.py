@@ -1,8 +1,8 @@
-"""What handlers may use."""
+"""Context of request handlers: the parts of the service that they use, and their caches."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -14,28 +14,82 @@ from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.trust import Trust
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.settings import Settings
-from pdm.workqueue.domain.credentials import CredentialKind, Need
+from pdm.workqueue.domain.credentials import CandidateOfKind, CredentialKind, CredentialNeed, earliest_expiry
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord
-from pdm.workqueue.execution.catalogue import Catalogue
-from pdm.workqueue.execution.checking import DoorCheck
-from pdm.workqueue.execution.condition import PartFault
-from pdm.workqueue.execution.progress import ProgressBoard
+from pdm.workqueue.domain.progress import JobProgress
+from pdm.workqueue.execution.endpoint_checks import EndpointCheck
+from pdm.workqueue.execution.monitoring import PartFault, ProgressBoard
+from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.http.lasting import KnownEnds
-from pdm.workqueue.http.logon_guard import LogonGuard
+from pdm.workqueue.http.access import LogonThrottle
 from pdm.workqueue.http.problems import JobNotFoundError
-from pdm.workqueue.logstore.files import LogStore
-from pdm.workqueue.sites.registry import Site, SiteRegistry
+from pdm.workqueue.logstore.store import LogStore
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import Site
+from pdm.workqueue.store.claim_queries import WaitReason
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.queue_place import Waiting
 from pdm.workqueue.telemetry.background import start_background
+
+_K = TypeVar("_K", bound=CandidateOfKind)
+#: A job is asked for once a second, and its credential seldom changes.
+_EXPIRY_CACHE_LIFETIME = timedelta(seconds=10)
+#: With more known ones all are forgotten.
+_MAX_CACHED_EXPIRIES = 10_000
+
+
+@frozen
+class CredentialExpiry:
+    """When the first of the credentials of a job ends, and which kind of one that is."""
+
+    at: datetime
+    kind: CredentialKind
+
+
+@define
+class ExpiryCache:
+    """What was found out a moment ago, by user, sites and what is needed there."""
+
+    _expiries: dict[object, tuple[datetime, CredentialExpiry | None]] = field(factory=dict)
+
+    def find(self, key: object, now: datetime) -> tuple[CredentialExpiry | None] | None:
+        """What is known; None if nothing is, or not any more."""
+        asked_at, end = self._expiries.get(key, (None, None))
+        return None if asked_at is None or abs(now - asked_at) > _EXPIRY_CACHE_LIFETIME else (end,)
+
+    def note(self, key: object, now: datetime, end: CredentialExpiry | None) -> None:
+        """Remember for a moment."""
+        if len(self._expiries) >= _MAX_CACHED_EXPIRIES:
+            self._expiries.clear()
+        self._expiries[key] = (now, end)
+
+
+def first_expiry(chosen: Mapping[int, _K]) -> CredentialExpiry | None:
+    """The first end of some credentials; None if none ends."""
+    at = earliest_expiry(chosen)
+    return (
+        None
+        if at is None
+        else CredentialExpiry(at, next(each.kind for each in chosen.values() if each.valid_until == at))
+    )
+
+
+def expiry_warning(progress: JobProgress, end: CredentialExpiry | None, now: datetime) -> str | None:
+    """What a user should know of a credential that ends before the job does; None for nothing."""
+    if end is None or progress.eta is None or end.at >= now + timedelta(seconds=progress.eta):
+        return None
+    return (
+        f"the {end.kind.words} ends at {end.at:%Y-%m-%dT%H:%M:%SZ}, and at the present rate this job needs until"
+        f" {now + timedelta(seconds=progress.eta):%Y-%m-%dT%H:%M:%SZ}: what is left is held then, and goes on by itself"
+        f" when it is renewed ({end.kind.remedy})"
+    )
+
 
 _T = TypeVar("_T")
 
 
 @frozen
-class Lifetimes:
+class CredentialLifetimes:
     """How long a credential is to last.
 
     Attributes:
@@ -47,25 +101,25 @@ class Lifetimes:
     expected: timedelta
 
 
-class InThread(Protocol):
+class RunInThread(Protocol):
     """Runs a function that takes long in a thread."""
 
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
 
 
-def _no_matter(*_: object) -> None:
+def _do_nothing(*_: object) -> None:
     pass
 
 
-async def _none_left(*_: object) -> int:
+async def _resume_nothing(*_: object) -> int:
     return 0
 
 
-def _never_full(_job: JobRecord, _listing: bool) -> Sequence[str]:
+def _no_full_limits(_job: JobRecord, _listing: bool) -> Sequence[str]:
     return ()
 
 
-def _nowhere(_protocol: JobProtocol) -> frozenset[JobProtocol]:
+def _no_relays(_protocol: JobProtocol) -> frozenset[JobProtocol]:
     return frozenset()
 
 
@@ -89,10 +143,10 @@ class ApiContext:
         check_site: looks for a user at what the endpoints of a site can do.
         relays_to: to which protocols copies by another can go, through the service.
         credentials_changed: says that a credential was removed or replaced, which may be in use.
-        steered: says that a job is being retried, of which there may be more to do.
+        job_retried: says that a job is being retried, of which there may be more to do.
         full: the limits that let no more of a job (of its listing) begin now, a sentence each.
         waiting: why jobs wait, by number, as it was found last: with their counters and the moment.
-        known_ends: when credentials of jobs end that run.
+        expiry_cache: when credentials of jobs end that run.
         faults: parts of the service that do not work.
         may_claim: whether jobs are begun in spite of them.
         resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
@@ -104,33 +158,33 @@ class ApiContext:
     vault: Vault
     settings: Settings
     clock: Callable[[], datetime]
-    in_thread: InThread
+    in_thread: RunInThread
     wake: Callable[[], None]
     cancelled: Callable[[int], None]
     progress: ProgressBoard
     routes: Callable[[], Sequence[RouteState]]
-    credential_need: Callable[[JobProtocol], Need | None]
+    credential_need: Callable[[JobProtocol], CredentialNeed | None]
     supports: Callable[[JobProtocol, JobType], bool]
     trust: Callable[[], Trust]
     myproxy: MyProxyLogons
-    catalogue: Catalogue
-    check_site: Callable[[int, Site], Awaitable[Sequence[DoorCheck]]]
-    relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _nowhere
-    credentials_changed: Callable[[], None] = _no_matter
-    steered: Callable[[int], None] = _no_matter
-    resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _none_left
-    full: Callable[[JobRecord, bool], Sequence[str]] = _never_full
-    waiting: dict[int, tuple[Counters, datetime, Waiting, list[str]]] = field(factory=dict)
+    catalogue: SiteDirectory
+    check_site: Callable[[int, Site], Awaitable[Sequence[EndpointCheck]]]
+    relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _no_relays
+    credentials_changed: Callable[[], None] = _do_nothing
+    job_retried: Callable[[int], None] = _do_nothing
+    resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _resume_nothing
+    full: Callable[[JobRecord, bool], Sequence[str]] = _no_full_limits
+    waiting: dict[int, tuple[Counters, datetime, WaitReason, list[str]]] = field(factory=dict)
     faults: Callable[[], Sequence[PartFault]] = tuple
     may_claim: Callable[[], bool] = lambda: True
-    known_ends: KnownEnds = field(factory=KnownEnds)
-    logons: LogonGuard = field(factory=LogonGuard)
+    expiry_cache: ExpiryCache = field(factory=ExpiryCache)
+    logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property
-    def lifetimes(self) -> Lifetimes:
+    def lifetimes(self) -> CredentialLifetimes:
         """What a credential must and should still have for a job."""
         credentials = self.settings.credentials
-        return Lifetimes(
+        return CredentialLifetimes(
             timedelta(seconds=credentials.minimum_lifetime_s), timedelta(seconds=credentials.expected_duration_s)
         )
 

@@ -1,32 +1,45 @@
-"""From bytes to values: bodies, query parameters and keys; every refusal names the place."""
+"""Decode and validate request bodies, query parameters, idempotency keys and job submissions.
+
+Every error names the key, parameter or header that is wrong.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import typing
+import uuid
 from collections.abc import Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.credentials import CredentialNeed
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
+from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
+from pdm.workqueue.domain.planning import first_element
+from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.movers.mover import destination_protocol
+from pdm.workqueue.sites.site import NotOfferedError, Site, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
-from pdm.workqueue.wire.requests import PATTERN_WORDS
+from pdm.workqueue.wire.options import OPTIONS, read_options
+from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
 
 _S = TypeVar("_S", bound=msgspec.Struct)
-_E = TypeVar("_E", JobType, JobStatus)
+_QueryEnum = TypeVar("_QueryEnum", JobType, JobStatus)
 
 #: What msgspec puts between what is wrong and where.
-_AT = " - at `$"
+_PLACE_SEPARATOR = " - at `$"
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _PATTERN = re.compile(r"Expected `str` matching regex (.*)", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_MOST_PARAMETERS = 100
-_LONGEST_KEY = 255
+_MAX_PARAMETERS = 100
+_MAX_KEY_LENGTH = 255
 
 _JSON = "application/json"
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
@@ -74,7 +87,7 @@ def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], r
         root: what stands for ``$`` in the pointer (``$.extra_opts``).
     """
     text = str(error)
-    what, at, place = text.removesuffix("`").rpartition(_AT)
+    what, at, place = text.removesuffix("`").rpartition(_PLACE_SEPARATOR)
     if not at or not text.endswith("`"):
         what, place = text, ""
     if unknown := _UNKNOWN.fullmatch(what):
@@ -145,13 +158,13 @@ def _pairs(raw: bytes) -> list[tuple[str, str]]:
             keep_blank_values=True,
             strict_parsing=True,
             errors="strict",
-            max_num_fields=_MOST_PARAMETERS,
+            max_num_fields=_MAX_PARAMETERS,
         )
     except ValueError as error:
         raise InvalidInputError(f"the query cannot be read: {error}", "?") from error
 
 
-def words(type_: type[_E], values: Sequence[str], name: str) -> frozenset[_E]:
+def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> frozenset[_QueryEnum]:
     """The members that a repeated query parameter names.
 
     Raises:
@@ -174,9 +187,161 @@ def idempotency_key(
     if not values:
         return None
     key = values[0]
-    if len(values) > 1 or not 1 <= len(key) <= _LONGEST_KEY or not (key.isascii() and key.isprintable()):
+    if len(values) > 1 or not 1 <= len(key) <= _MAX_KEY_LENGTH or not (key.isascii() and key.isprintable()):
         raise InvalidInputError(
-            f"one key of 1 to {_LONGEST_KEY} printable ASCII characters is expected", "Idempotency-Key"
+            f"one key of 1 to {_MAX_KEY_LENGTH} printable ASCII characters is expected", "Idempotency-Key"
         )
     encoded = msgspec.json.encode(body, order="sorted")
     return IdempotencyKey(user_id, key, hashlib.sha256(route.encode() + b"\n" + encoded).hexdigest())
+
+
+_JobEnum = TypeVar("_JobEnum", JobType, JobProtocol)
+
+_WITH_DESTINATION = frozenset({JobType.COPY, JobType.RENAME})
+
+
+def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> NewJob:
+    """The job that a request asks for.
+
+    Args:
+        api: knows sites and what is supported.
+        user_id: whose job it will be.
+        submission: the request.
+
+    Raises:
+        InvalidInputError: it cannot be; names the key.
+    """
+    type_ = _enum_member(JobType, submission.type, "$.type")
+    protocol = JobProtocol.GRIDFTP
+    if submission.protocol is not None:
+        protocol = _enum_member(JobProtocol, submission.protocol, "$.protocol")
+    if submission.label is not None and not submission.label.isprintable():
+        raise InvalidInputError("a label is one line of printable characters", "$.label")
+    options = _options(type_, protocol, submission.extra_opts)
+    source = _site(api, user_id, submission.src_siteid, "$.src_siteid")
+    destination = _destination(api, user_id, type_, source, submission)
+    _check_supported(api, protocol, type_)
+    source_url = _url(source, protocol, submission.src_filepath, "$.src_filepath")
+    if type_ is JobType.REMOVE and _is_whole_site(source_url, source.endpoints[protocol]):
+        raise InvalidInputError("that is all of the site: name what is to be removed there", "$.src_filepath")
+    if destination is not None and submission.dst_filepath is not None:
+        other = _protocol_at(api, source, destination, protocol)
+        destination_url = _url(destination, other, submission.dst_filepath, "$.dst_filepath")
+        # URLs, for two sites may be doors to one storage.
+        if is_inside(destination_url, source_url):
+            raise InvalidInputError("the destination is the source itself, or lies inside it", "$.dst_filepath")
+    return NewJob(
+        user_id=user_id,
+        type=type_,
+        protocol=protocol,
+        src_siteid=source.id,
+        src_filepath=submission.src_filepath,
+        dst_siteid=None if destination is None else destination.id,
+        dst_filepath=submission.dst_filepath,
+        options=options,
+        priority=DEFAULT_PRIORITY if submission.priority is None else submission.priority,
+        max_tries=DEFAULT_TRIES if submission.max_tries is None else submission.max_tries,
+        label=submission.label,
+        log_uid=uuid.uuid4().hex,
+        first=first_element(type_, submission.src_filepath, submission.dst_filepath),
+    )
+
+
+def _enum_member(type_: type[_JobEnum], word: object, pointer: str) -> _JobEnum:
+    try:
+        return type_.parse(word)
+    except ValueError as error:
+        raise InvalidInputError(str(error), pointer) from error
+
+
+def _is_whole_site(url: str, endpoint: str) -> bool:
+    """Whether a URL is the root of a storage, or of an account: a slip there is beyond repair."""
+    return normalised("/" + url.removeprefix(endpoint)) in ("/", "/~")
+
+
+def _site(api: ApiContext, user_id: int, number: int | str, pointer: str) -> Site:
+    site_id = int(number)
+    site = api.sites.by_id(site_id) if site_id <= LARGEST_ID else None
+    if site is None or not site.is_open_to(user_id):
+        raise InvalidInputError(f"there is no site {site_id}; GET /sites lists those there are", pointer)
+    return site
+
+
+def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, submission: SubmitJob) -> Site | None:
+    if type_ not in _WITH_DESTINATION:
+        for name, value in (("dst_siteid", submission.dst_siteid), ("dst_filepath", submission.dst_filepath)):
+            if value is not None:
+                raise InvalidInputError(f"a {type_.name} has no destination: leave {name} out", f"$.{name}")
+        return None
+    if submission.dst_filepath is None:
+        raise InvalidInputError(f"a {type_.name} needs the key 'dst_filepath'", "$.dst_filepath")
+    if type_ is JobType.RENAME:
+        if submission.dst_siteid is not None and int(submission.dst_siteid) != source.id:
+            raise InvalidInputError("a RENAME stays at its site: leave dst_siteid out, or use COPY", "$.dst_siteid")
+        return source
+    if submission.dst_siteid is None:
+        raise InvalidInputError(f"a {type_.name} needs the key 'dst_siteid'", "$.dst_siteid")
+    return _site(api, user_id, submission.dst_siteid, "$.dst_siteid")
+
+
+def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:
+    given = values or {}
+    try:
+        options = read_options(type_, given)
+    except msgspec.ValidationError as error:
+        raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
+    if options.dummy is not None:
+        if protocol is not JobProtocol.DUMMY:
+            raise InvalidInputError("the option dummy is for the protocol DUMMY only", "$.extra_opts.dummy")
+        if options.dummy.fail is not None and options.dummy.fail not in list(FailureCode):
+            raise InvalidInputError(
+                f"not a failure code; known are {', '.join(FailureCode)}", "$.extra_opts.dummy.fail"
+            )
+    return given
+
+
+def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> None:
+    if api.supports(protocol, type_):
+        return
+    known = [member.name for member in JobProtocol if api.supports(member, type_)]
+    if known:
+        raise InvalidInputError(
+            f"this service cannot {type_.name} by {protocol.name}; it can by {', '.join(known)}", "$.protocol"
+        )
+    raise InvalidInputError(f"this service cannot {type_.name}", "$.type")
+
+
+def _protocol_at(api: ApiContext, source: Site, destination: Site, protocol: JobProtocol) -> JobProtocol:
+    """The protocol for the destination; one that cannot be reached is refused with the pairs that work."""
+    relays_to = api.relays_to(protocol)
+    if source is destination or not relays_to:
+        return protocol
+    found = destination_protocol(destination.endpoints, protocol, relays_to)
+    if found is not None:
+        return found
+    reached = ", ".join(f"{protocol.name} to {other.name}" for other in sorted({protocol, *relays_to}))
+    offered = ", ".join(sorted(other.name for other in destination.endpoints))
+    raise InvalidInputError(
+        f"site {destination.name} offers {offered}; by {protocol.name} this service can copy {reached}", "$.protocol"
+    )
+
+
+def credential_needs(api: ApiContext, new: NewJob | JobRecord) -> dict[int, CredentialNeed]:
+    """What a job needs at each of its sites that needs something."""
+    source = api.sites.by_id(new.src_siteid)
+    destination = None if new.dst_siteid is None else api.sites.by_id(new.dst_siteid)
+    ends = [] if source is None else [(source, new.protocol)]
+    if destination is not None and destination.id != new.src_siteid:
+        found = destination_protocol(destination.endpoints, new.protocol, api.relays_to(new.protocol))
+        ends.append((destination, found or new.protocol))
+    needs = [(site, api.credential_need(protocol)) for site, protocol in ends]
+    return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
+
+
+def _url(site: Site, protocol: JobProtocol, path: str, pointer: str) -> str:
+    try:
+        return storage_url(site, protocol, checked(path))
+    except NotOfferedError as error:
+        raise InvalidInputError(str(error), "$.protocol") from error
+    except InvalidPathError as error:
+        raise InvalidInputError(str(error), pointer) from error

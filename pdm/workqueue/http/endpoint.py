@@ -1,10 +1,14 @@
-"""What a route says about itself: everything that decoding, access, answers, OpenAPI, documentation and tests need."""
+"""Declaration of a route: what decoding, access control, responses, OpenAPI, documentation and tests need of it.
+
+Results are values of a struct type, plain text, or JSON that is streamed in pieces (`JsonStream`, `json_array`).
+"""
 
 from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any
 
@@ -62,7 +66,7 @@ class JsonStream:
 
 
 @frozen
-class Text:
+class PlainText:
     """A result that is plain text."""
 
     text: str
@@ -127,3 +131,28 @@ def endpoint(
         return Endpoint(method, path, handler, summary, description, body, query, result, status, allow, errors)
 
     return declare
+
+
+def json_items(values: Sequence[msgspec.Struct]) -> bytes:
+    """Some items of an array, one or more, without its brackets."""
+    return msgspec.json.encode(values)[1:-1]
+
+
+async def json_array(items: AsyncGenerator[bytes | AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
+    """The pieces of an array.
+
+    Args:
+        items: JSON already; several in one come joined (`json_items`), a long one comes as the pieces of it.
+    """
+    separator = b"["
+    async with aclosing(items) as source:
+        async for item in source:
+            if isinstance(item, bytes):
+                yield separator + item
+            else:
+                yield separator
+                async with aclosing(item) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            separator = b","
+    yield b"[]" if separator == b"[" else b"]"

@@ -15,13 +15,13 @@ from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parame
 from pdm.workqueue.http.problems import (
     ApiError,
     BodyTooLargeError,
-    DatabaseAwayError,
+    DatabaseOutageError,
     ForbiddenError,
     InternalFaultError,
     InvalidInputError,
     NotAuthenticatedError,
-    StoppingError,
-    TooSlowError,
+    RequestTimeoutError,
+    ServiceStoppingError,
     UnsupportedMediaTypeError,
 )
 from pdm.workqueue.wire.options import OPTIONS
@@ -43,15 +43,15 @@ def errors_of(endpoint: Endpoint) -> list[type[ApiError]]:
     """Everything that may go wrong at an endpoint, by status."""
     found: list[type[ApiError]] = [*endpoint.errors, InternalFaultError]
     if endpoint.allow is not Allow.EVERYBODY:
-        found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, StoppingError, DatabaseAwayError]
+        found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, ServiceStoppingError, DatabaseOutageError]
     if endpoint.body is not None:
-        found += [BodyTooLargeError, TooSlowError]
+        found += [BodyTooLargeError, RequestTimeoutError]
     if endpoint.body not in (None, bytes):
         found.append(UnsupportedMediaTypeError)
     return sorted(set(found), key=lambda error: (error.status, error.word))
 
 
-def document(endpoints: Iterable[Endpoint], root: str) -> dict[str, Any]:
+def openapi_document(endpoints: Iterable[Endpoint], root: str) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:

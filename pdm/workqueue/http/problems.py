@@ -1,6 +1,6 @@
 """Why a request is not carried out: one exception for each kind, with its HTTP status and its words.
 
-Handlers raise them; `pdm.workqueue.http.serving` turns them into ``application/problem+json``, and the OpenAPI document
+Handlers raise them; `pdm.workqueue.http.app` turns them into ``application/problem+json``, and the OpenAPI document
 lists them from the endpoint table.
 """
 
@@ -35,8 +35,8 @@ class ApiError(Exception):
 
     def __init__(self, detail: str, pointer: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        self.detail = _shortened(detail, _LONGEST_DETAIL)
-        self.pointer = None if pointer is None else _shortened(pointer, _LONGEST_POINTER)
+        self.detail = _truncate(detail, _LONGEST_DETAIL)
+        self.pointer = None if pointer is None else _truncate(pointer, _LONGEST_POINTER)
         self.headers = headers or {}
 
     def problem(self, request_id: str, incident: str | None = None) -> Problem:
@@ -52,7 +52,7 @@ class ApiError(Exception):
         )
 
 
-def refusal(error: ApiError, request_id: str) -> bytes:
+def raw_problem_response(error: ApiError, request_id: str) -> bytes:
     """A whole answer for a request that is not waited for; the connection is closed after it."""
     body = msgspec.json.encode(error.problem(request_id))
     return (
@@ -62,7 +62,7 @@ def refusal(error: ApiError, request_id: str) -> bytes:
     )
 
 
-def _shortened(text: str, longest: int) -> str:
+def _truncate(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[:longest] + "..."
 
 
@@ -116,7 +116,7 @@ class SiteFailedError(ApiError):
     status, word, title = 424, "site-failed", "A server of the site did not do its part"
 
 
-class TooSlowError(ApiError):
+class RequestTimeoutError(ApiError):
     status, word, title = 408, "too-slow", "The request did not come in time"
 
     def __init__(self, seconds: float) -> None:
@@ -134,7 +134,7 @@ class UnsupportedMediaTypeError(ApiError):
     status, word, title = 415, "unsupported-media-type", "The body is of the wrong type"
 
 
-class KeyUsedBeforeError(ApiError):
+class IdempotencyKeyReusedError(ApiError):
     status, word, title = 422, "idempotency-key-used", "The Idempotency-Key was used for another request"
 
 
@@ -147,7 +147,7 @@ class TooManyAttemptsError(ApiError):
         )
 
 
-class StoppingError(ApiError):
+class ServiceStoppingError(ApiError):
     status, word, title = 503, "stopping", "The service is stopping"
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class StoppingError(ApiError):
         )
 
 
-class DatabaseAwayError(ApiError):
+class DatabaseOutageError(ApiError):
     status, word, title = 503, "database-unavailable", "The database cannot be used now"
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class DatabaseAwayError(ApiError):
         )
 
 
-class LogMissingError(ApiError):
+class AttemptLogMissingError(ApiError):
     status, word, title = 500, "log-missing", "The log is gone from disk"
 
 

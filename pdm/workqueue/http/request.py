@@ -1,31 +1,139 @@
-"""Requests with a name and a bounded body, and the site that makes them."""
+"""HTTP requests with an id and a bounded body, their responses, and the site that makes them.
+
+Small responses are written whole; long ones are streamed at the pace of the client, in bounded memory.
+"""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from io import BytesIO
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
+from zope.interface import implementer
 
-from pdm.workqueue.http.connections import ApiChannel, ConnectionLimits, Connections
-from pdm.workqueue.http.problems import ApiError, BodyTooLargeError, NotAuthenticatedError, TooSlowError, refusal
-from pdm.workqueue.telemetry.background import Periodic, start_background
+from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
+from pdm.workqueue.http.endpoint import JsonStream
+from pdm.workqueue.http.problems import (
+    ApiError,
+    BodyTooLargeError,
+    NotAuthenticatedError,
+    RequestTimeoutError,
+    raw_problem_response,
+)
+from pdm.workqueue.telemetry.background import Periodic, ReportedError, start_background
+from pdm.workqueue.telemetry.logging import log_incident
+from pdm.workqueue.wire.problems import MEDIA_TYPE
 
-#: Bytes of a body from a client without a certificate: no route takes one, and an error says so.
-_ANONYMOUS_BODY = 16384
-#: How often slow connections are looked for.
-_SWEEP_S = 5.0
+JSON = b"application/json"
+TEXT = b"text/plain; charset=us-ascii"
+_PROBLEM = MEDIA_TYPE.encode("ascii")
 
-_NO_STORE, _NO_SNIFF = [b"no-store"], [b"nosniff"]
+_WRITE_SIZE = 64 * 1024
 
 _log = Logger()
+
+
+def write_response(request: ApiRequest, status: int, body: bytes, content_type: bytes = JSON) -> None:
+    """Write a whole answer; twisted.web itself leaves the body out for HEAD."""
+    request.setResponseCode(status)
+    if body:
+        request.setHeader(b"Content-Type", content_type)
+    if status != 204:
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+    request.write(body)
+
+
+def write_problem(request: ApiRequest, error: ApiError, incident: str | None = None) -> None:
+    """Write why a request was not carried out."""
+    for name, value in error.headers.items():
+        request.setHeader(name, value)
+    write_response(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
+
+
+async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> None:
+    """Write pieces at the pace of the client.
+
+    Raises:
+        Exception: whatever the pieces raise before the first byte has gone out. Later the connection is cut, so that
+            nobody takes half an answer for a whole one.
+    """
+    collected: list[bytes] = []
+    size = 0
+    flow: _FlowControl | None = None
+    try:
+        async with aclosing(stream.pieces) as source:
+            async for piece in source:
+                collected.append(piece)
+                size += len(piece)
+                if size < (stream.held if flow is None else _WRITE_SIZE):
+                    continue
+                if flow is None:
+                    if request.method == b"HEAD":
+                        break
+                    request.setResponseCode(status)
+                    request.setHeader(b"Content-Type", JSON)
+                    flow = _FlowControl()
+                    request.registerProducer(flow, True)
+                request.write(b"".join(collected))
+                collected, size = [], 0
+                await flow.open()
+    except CancelledError:
+        raise
+    except Exception as error:
+        if flow is None:
+            raise
+        if not isinstance(error, ReportedError):
+            log_incident(_log, Failure())
+        request.abort()
+        # The connection's end cancels this handler; until then nothing may be added to what was sent.
+        await Deferred()
+    if flow is None:
+        write_response(request, status, b"".join(collected))
+    else:
+        request.write(b"".join(collected))
+        request.unregisterProducer()
+
+
+@implementer(IPushProducer)
+class _FlowControl:
+    """Lets a writer wait while the client does not read."""
+
+    def __init__(self) -> None:
+        self._paused: Deferred[None] | None = None
+
+    async def open(self) -> None:
+        while self._paused is not None:
+            await self._paused
+
+    def pauseProducing(self) -> None:
+        if self._paused is None:
+            self._paused = Deferred()
+
+    def resumeProducing(self) -> None:
+        paused, self._paused = self._paused, None
+        if paused is not None:
+            paused.callback(None)
+
+    def stopProducing(self) -> None:
+        """The client is gone: Klein cancels the handler, which may be waiting here."""
+
+
+#: Bytes of a body from a client without a certificate: no route takes one, and an error says so.
+_MAX_ANONYMOUS_BODY = 16384
+#: How often slow connections are looked for.
+_SWEEP_INTERVAL_S = 5.0
+
+_NO_STORE, _NO_SNIFF = [b"no-store"], [b"nosniff"]
 
 
 class ApiRequest(Request):
@@ -81,13 +189,13 @@ class ApiRequest(Request):
     def _bound_body(self, length: int) -> None:
         if length > self._site.body_limit:
             self._refuse(BodyTooLargeError(self._site.body_limit))
-        elif length > _ANONYMOUS_BODY and not self.channel.identified:
+        elif length > _MAX_ANONYMOUS_BODY and not self.channel.identified:
             self._refuse(NotAuthenticatedError("no client certificate was presented, and a body needs one"))
 
     def refuse_slow(self) -> None:
         """Wait no longer for the rest of it."""
         if not self._refused:
-            self._refuse(TooSlowError(self._site.connections.limits.request_s))
+            self._refuse(RequestTimeoutError(self._site.connections.limits.request_s))
 
     def _refuse(self, error: ApiError) -> None:
         """Answer at once; the rest of the request is not waited for, nor kept."""
@@ -95,7 +203,7 @@ class ApiRequest(Request):
         self._body.truncate(0)
         # Else the channel would ask for the body that was just refused.
         self.requestHeaders.removeHeader("Expect")
-        self._connection().write(refusal(error, self.request_id))
+        self._connection().write(raw_problem_response(error, self.request_id))
         _log.info("{title}: {status}", title=error.title, status=error.status, request_id=self.request_id)
         self.channel.refuse()
 
@@ -192,9 +300,9 @@ class ApiSite(Site):
         )
         self.body_limit = body_limit
         self.log_reads = log_reads
-        self.connections = Connections(limits, reactor.seconds)
+        self.connections = ConnectionLimiter(limits, reactor.seconds)
         self._sweeper = Periodic(
-            reactor, "end slow connections", min(limits.request_s / 4, _SWEEP_S), self.connections.sweep
+            reactor, "end slow connections", min(limits.request_s / 4, _SWEEP_INTERVAL_S), self.connections.sweep
         )
 
     def startFactory(self) -> None:

@@ -1,26 +1,36 @@
-"""From records to what the API gives out."""
+"""Convert records to the structs of API responses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from msgspec import UNSET, UnsetType
 
+from pdm.workqueue.certificates.files import read_authorities
+from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, hint_for
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.domain.pacing import BreakerState
 from pdm.workqueue.domain.progress import JobProgress
-from pdm.workqueue.execution.progress import ElementProgress
+from pdm.workqueue.domain.sites import RestrictionKind
+from pdm.workqueue.execution.endpoint_checks import EndpointCheck
+from pdm.workqueue.execution.monitoring import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.sites.site import Site
+from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
-from pdm.workqueue.store.listings import Note
-from pdm.workqueue.store.queue_place import QueuePlace, Waiting
+from pdm.workqueue.store.listings import ListingNote
 from pdm.workqueue.wire.responses import (
+    CheckView,
     CredentialView,
     ElementStatusView,
     ElementView,
+    EndpointView,
     FailureView,
     HoldView,
     JobProgressView,
@@ -28,6 +38,7 @@ from pdm.workqueue.wire.responses import (
     NextTryView,
     QueueView,
     RouteView,
+    SiteView,
     SkippedView,
     VomsView,
 )
@@ -36,9 +47,9 @@ from pdm.workqueue.wire.responses import (
 NAMED_AHEAD = 5
 
 
-def whole_seconds(moment: datetime | None) -> datetime | None:
+def whole_seconds(timestamp: datetime | None) -> datetime | None:
     """A moment as the API gives it out."""
-    return None if moment is None else moment.replace(microsecond=0)
+    return None if timestamp is None else timestamp.replace(microsecond=0)
 
 
 def job_view(
@@ -47,7 +58,7 @@ def job_view(
     waiting: Sequence[str] = (),
     hold: HoldView | None = None,
     skipped_by_code: dict[str, int] | None = None,
-    found: Waiting | None = None,
+    found: WaitReason | None = None,
     owner: str | None = None,
 ) -> JobView:
     """A job as the API gives it out, with what was looked up.
@@ -99,7 +110,7 @@ def job_view(
     )
 
 
-def _queue_view(place: QueuePlace) -> QueueView:
+def _queue_view(place: QueuePosition) -> QueueView:
     return QueueView(
         place=len(place.ahead) + 1,
         behind=list(place.ahead[:NAMED_AHEAD]),
@@ -162,7 +173,7 @@ def failure_view(failure: AttemptFailure, type_: JobType) -> FailureView:
     )
 
 
-def skipped_view(job_id: int, note: Note) -> SkippedView:
+def skipped_view(job_id: int, note: ListingNote) -> SkippedView:
     """An entry that is left out, as the API gives it out."""
     skipped = note.skipped
     return SkippedView(
@@ -255,3 +266,67 @@ def route_view(state: RouteState) -> RouteView:
         decided_at=state.decided_at.replace(microsecond=0),
         changed_at=state.changed_at.replace(microsecond=0),
     )
+
+
+def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> SiteView:
+    """A site as the API gives it out; with the health of each endpoint where that is asked for."""
+    now, catalogue = api.clock(), api.catalogue
+    state, reason = "ok", None
+    sentences = (catalogue.health.sentence(site, protocol, now) for protocol in sorted(site.endpoints))
+    if away := [sentence for sentence in sentences if sentence is not None]:
+        state, reason = "paused", "; ".join(away)
+    drained = catalogue.restriction(RestrictionKind.SITE, site.id)
+    if drained is not None:
+        state, reason = "drained", drained.message
+    return SiteView(
+        id=site.id,
+        name=site.name,
+        description=site.description,
+        default_folder=site.default_folder,
+        protocols=[protocol.name for protocol in sorted(site.endpoints)],
+        endpoints={protocol.name: site.endpoints[protocol] for protocol in sorted(site.endpoints)},
+        alternatives={protocol.name: list(urls) for protocol, urls in sorted(site.alternatives.items())},
+        owner=site.owner_id,
+        public=site.public,
+        limit_in=site.limit_in,
+        limit_out=site.limit_out,
+        authorities=list(_authority_subjects(site.authorities)),
+        myproxy=site.myproxy,
+        state=state,
+        reason=reason,
+        health=_endpoint_views(api, site) if with_health else UNSET,
+    )
+
+
+def check_view(check: EndpointCheck) -> CheckView:
+    """What was found at an endpoint, as the API gives it out."""
+    return CheckView(
+        protocol=check.endpoint.protocol.name,
+        url=check.endpoint.url,
+        ok=check.failure is None,
+        reachable=check.reachable,
+        login=check.login,
+        listing=check.listing,
+        seconds=round(check.seconds, 3),
+        failure=None if check.failure is None else failure_view(check.failure, JobType.LIST),
+    )
+
+
+def _endpoint_views(api: ApiContext, site: Site) -> list[EndpointView]:
+    return [
+        EndpointView(
+            protocol=endpoint.protocol.name,
+            url=endpoint.url,
+            state=health.phase.value,
+            failures=health.failures,
+            failing_since=whole_seconds(health.failing_since),
+            next_try=whole_seconds(health.next_try) if health.phase is BreakerState.OPEN else None,
+            reason=health.reason,
+        )
+        for endpoint, health in api.catalogue.health.of_site(site, api.clock())
+    ]
+
+
+@lru_cache(maxsize=256)
+def _authority_subjects(pem: str) -> tuple[str, ...]:
+    return tuple(dn(certificate.subject) for certificate in read_authorities(pem)) if pem else ()

@@ -32,9 +32,9 @@ class LogRef:
 
     def path(self, folder: Path) -> Path:
         """The file below the folder of all logs."""
-        return Path(self.place(str(folder)))
+        return Path(self.path_text(str(folder)))
 
-    def place(self, folder: str) -> str:
+    def path_text(self, folder: str) -> str:
         """The same as text: on the way of each attempt, joining Paths would cost as much as the file itself."""
         return f"{folder}/{self.log_uid[:2]}/{self.log_uid}/{self.element_id}/attempt{self.attempt}.log"
 

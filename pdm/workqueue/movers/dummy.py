@@ -12,17 +12,9 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.judging import judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl
-from pdm.workqueue.movers.requests import build_request
-from pdm.workqueue.wire.agent_messages import (
-    CopyItem,
-    Fault,
-    Limits,
-    ListRequest,
-    PathItem,
-    RenameItem,
-)
+from pdm.workqueue.movers.classification import classify
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.wire.agent_messages import CopyItem, Fault, ListRequest, PathItem, RenameItem, TimeLimits
 from pdm.workqueue.wire.options import DummyOptions, Options
 
 #: What happens to the elements that do the work, and would keep a job from ever having any if it hit its listing.
@@ -34,13 +26,13 @@ class DummyMover:
     """For tests of the queue, and for measuring it without any storage."""
 
     job_types: frozenset[JobType] = ALL_JOB_TYPES
-    helper: str = "pdm.workqueue.agents.helpers.dummy"
+    helper: str = "pdm.workqueue.helpers.main_dummy"
     needs_credential: CredentialKind | None = None
     prefers_credential: CredentialKind | None = None
     relays_to: frozenset[JobProtocol] = frozenset()
 
     def request_for(
-        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int
     ) -> BuiltRequest:
         built = build_request(batch, urls, options, limits, request_id)
         plain = built.request
@@ -59,8 +51,8 @@ class DummyMover:
     def environment(self, access: Access) -> Mapping[str, str]:
         return {}
 
-    def judge(self, fault: Fault) -> AttemptFailure:
-        return judge(fault)
+    def classify(self, fault: Fault) -> AttemptFailure:
+        return classify(fault)
 
 
 def _asking(item: CopyItem | PathItem | RenameItem, query: str) -> CopyItem | PathItem | RenameItem:

@@ -1,20 +1,41 @@
-"""The seam between the queue and a protocol."""
+"""The interface of a mover (one for each protocol), and how a batch becomes the request for its helper process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
 
-from pdm.workqueue.domain.credentials import CredentialKind, Need
+from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol, JobType
-from pdm.workqueue.domain.failures import AttemptFailure
-from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.wire.agent_messages import Fault, Limits, Work
-from pdm.workqueue.wire.options import Options
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
+from pdm.workqueue.domain.paths import LONGEST_PATH, InvalidPathError
+from pdm.workqueue.wire.agent_messages import (
+    CopyItem,
+    CopyRequest,
+    Fault,
+    ListRequest,
+    MkdirRequest,
+    PathItem,
+    RemoveRequest,
+    RenameItem,
+    RenameRequest,
+    TimeLimits,
+    WorkRequest,
+)
+from pdm.workqueue.wire.options import (
+    CopyOptions,
+    ListOptions,
+    MkdirOptions,
+    Options,
+    RemoveOptions,
+    RenameOptions,
+)
 
 #: URL of a path at a site: ``(site number, path) -> URL``.
 SiteUrl = Callable[[int, str], str]
@@ -60,7 +81,7 @@ class BuiltRequest:
         postponed: keys of elements that are left to a later batch, because the request would be too long with them.
     """
 
-    request: Work | None
+    request: WorkRequest | None
     refused: Mapping[int, AttemptFailure] = NO_FAILURES
     postponed: frozenset[int] = frozenset()
 
@@ -94,7 +115,7 @@ class Mover(Protocol):
         ...
 
     def request_for(
-        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int
     ) -> BuiltRequest:
         """What the helper is asked for a batch; the key of each item is its element's place in there."""
         ...
@@ -108,12 +129,200 @@ class Mover(Protocol):
         """What the helper's environment has to tell it."""
         ...
 
-    def judge(self, fault: Fault) -> AttemptFailure:
+    def classify(self, fault: Fault) -> AttemptFailure:
         """What a fault means for the user and the queue."""
         ...
 
 
-def need_of(mover: Mover, access: Access) -> Need | None:
+def credential_need(mover: Mover, access: Access) -> CredentialNeed | None:
     """What a mover needs at a site that it reaches; None for nothing."""
     kinds = tuple(kind for kind in (mover.prefers_credential, mover.needs_credential) if kind is not None)
-    return Need(kinds, optional=not access.own.isdisjoint(kinds)) if kinds else None
+    return CredentialNeed(kinds, optional=not access.own.isdisjoint(kinds)) if kinds else None
+
+
+def destination_protocol(
+    offered: Collection[JobProtocol], asked: JobProtocol, relays_to: Collection[JobProtocol]
+) -> JobProtocol | None:
+    """The protocol for the destination of a copy.
+
+    Args:
+        offered: by the destination.
+        asked: the job's, by which the source is read.
+        relays_to: where the job's mover can write to besides.
+
+    Returns:
+        The job's own where it is offered; else the one of lowest number that is offered and can be written to; None
+        if there is none.
+    """
+    if asked in offered:
+        return asked
+    return min((protocol for protocol in offered if protocol in relays_to), default=None)
+
+
+#: Bytes of URLs in one request. A helper reads no longer line than 64 MiB; what does not fit waits for the next batch.
+_LARGEST_REQUEST = 32 * 1024 * 1024
+#: What the names of further ways add to a temporary name, at most (`helpers/copying.py`).
+LONGEST_SUFFIX = 8
+_Item = TypeVar("_Item", CopyItem, PathItem, RenameItem)
+
+
+class _UnusableError(Exception):
+    """An element that no helper can be asked for."""
+
+    def __init__(self, failure: AttemptFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int) -> BuiltRequest:
+    """The request for a batch, without the elements that cannot be in one.
+
+    Args:
+        batch: elements of one type; the key of each item is its place in there.
+        urls: gives the URL of a path at a site.
+        options: of the job.
+        limits: for each element.
+        request_id: names the request in events.
+    """
+    match batch.type:
+        case JobType.LIST:
+            return _list(batch, urls, options, limits, request_id)
+        case JobType.COPY:
+            if not isinstance(options, CopyOptions):
+                raise TypeError(f"a copy with {type(options).__name__}")
+            copies = _Items[CopyItem](batch, lambda key, element: _copy_item(key, batch.job_of(element), element, urls))
+            return copies.built(CopyRequest(request_id, copies.items, options.overwrite, options.verify, limits))
+        case JobType.REMOVE:
+            removals = _Items[PathItem](batch, lambda key, element: _remove_item(key, batch.job, element, urls))
+            return removals.built(RemoveRequest(request_id, removals.items, limits))
+        case JobType.RENAME:
+            if not isinstance(options, RenameOptions):
+                raise TypeError(f"a rename with {type(options).__name__}")
+            renames = _Items[RenameItem](batch, lambda key, element: _rename_item(key, batch.job, element, urls))
+            return renames.built(RenameRequest(request_id, renames.items, options.overwrite, limits))
+        case JobType.MKDIR:
+            # The empty directories of a copied tree are made where it goes to.
+            parents = options.parents if isinstance(options, MkdirOptions) else True
+            made = _Items[PathItem](batch, lambda key, element: _make_item(key, batch.job, element, urls))
+            return made.built(MkdirRequest(request_id, made.items, parents, limits))
+
+
+class _Items(Generic[_Item]):
+    """The items of a batch: an element that cannot be one fails alone, and what is too much for one line waits.
+
+    Args:
+        batch: the elements.
+        build: makes the item of a key and an element; raises `_UnusableError`.
+
+    Attributes:
+        items: for the request.
+    """
+
+    def __init__(self, batch: Batch, build: Callable[[int, ElementRecord], _Item]) -> None:
+        self.items: list[_Item] = []
+        self._refused: dict[int, AttemptFailure] = {}
+        self._postponed: set[int] = set()
+        left = _LARGEST_REQUEST
+        for key, element in enumerate(batch.elements):
+            try:
+                item = build(key, element)
+            except _UnusableError as error:
+                self._refused[key] = error.failure
+                continue
+            left -= _length(item)
+            if left < 0 and self.items:
+                self._postponed.add(key)
+            else:
+                self.items.append(item)
+
+    def built(self, request: WorkRequest) -> BuiltRequest:
+        return BuiltRequest(request if self.items else None, self._refused, frozenset(self._postponed))
+
+
+def _length(item: CopyItem | PathItem | RenameItem) -> int:
+    """Bytes of an item's URLs; they are ASCII."""
+    if isinstance(item, PathItem):
+        return len(item.url)
+    length = len(item.source) + len(item.destination)
+    if isinstance(item, CopyItem):
+        length += len(item.temporary) + sum(map(len, item.stale))
+    return length
+
+
+def _url(urls: SiteUrl, site: int, path: str, scope: FailureScope) -> str:
+    try:
+        return urls(site, path)
+    except InvalidPathError as error:
+        raise _UnusableError(AttemptFailure(scope, FailureCode.INVALID_NAME, str(error))) from error
+
+
+def temporary_name(log_uid: str, element_id: int, attempt: int) -> str:
+    """The name under which a file arrives; hidden, and unlike that of any other attempt anywhere."""
+    return f".pdm-{log_uid[:16]}.{element_id}.{attempt}.part"
+
+
+def _list(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int) -> BuiltRequest:
+    if len(batch.elements) != 1:
+        raise ValueError("a listing is a batch of its own")
+    element, job = batch.elements[0], batch.job
+    depth: int | None = None
+    if isinstance(options, ListOptions):
+        depth = options.depth
+    elif isinstance(options, RemoveOptions) and not options.recursive:
+        # What the path itself is decides all.
+        depth = 0
+    try:
+        url = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
+    except _UnusableError as error:
+        return BuiltRequest(None, {0: error.failure})
+    # The removal of a link must not empty the directory that it leads to.
+    follow = job.type is not JobType.REMOVE
+    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow=follow))
+
+
+def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> CopyItem:
+    if job.dst_siteid is None or element.dst_filepath is None:
+        raise ValueError(f"element {element.id} of job {job.id} has no destination")
+    source = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
+    destination = _url(urls, job.dst_siteid, element.dst_filepath, FailureScope.DESTINATION)
+    folder, _, _ = destination.rpartition("/")
+    names = [temporary_name(job.log_uid, element.id, attempt) for attempt in range(1, element.attempts + 1)]
+    urls_of_names = [f"{folder}/{name}" for name in names]
+    _check_length(urls_of_names[-1])
+    return CopyItem(key, source, destination, urls_of_names[-1], urls_of_names[:-1], element.size)
+
+
+def _check_length(temporary: str) -> None:
+    """Refuse a destination next to which the temporary name has no room."""
+    if len(temporary) <= LONGEST_PATH:
+        return
+    path = unquote_to_bytes("/" + temporary.partition("://")[2].partition("/")[2])
+    if len(path) + LONGEST_SUFFIX > LONGEST_PATH:
+        message = f"the path is too long: with its temporary name it has more than {LONGEST_PATH} bytes"
+        raise _UnusableError(AttemptFailure(FailureScope.DESTINATION, FailureCode.INVALID_NAME, message))
+
+
+def _remove_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
+    url = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
+    listed_at = element.timestamp.timestamp()
+    return PathItem(key, url, element.is_directory, again=element.may_be_done, listed_at=listed_at)
+
+
+def _rename_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> RenameItem:
+    if element.dst_filepath is None:
+        raise ValueError(f"element {element.id} of job {element.job_id} has no new name")
+    source = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
+    destination = _url(urls, job.src_siteid, element.dst_filepath, FailureScope.DESTINATION)
+    return RenameItem(key, source, destination, found=_found_before(element))
+
+
+def _make_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
+    site, path = job.src_siteid, element.src_filepath
+    if element.dst_filepath is not None and job.dst_siteid is not None:
+        site, path = job.dst_siteid, element.dst_filepath
+    url = _url(urls, site, path, FailureScope.DESTINATION)
+    return PathItem(key, url, directory=True, found=_found_before(element))
+
+
+def _found_before(element: ElementRecord) -> dict[str, Any] | None:
+    return None if element.found_before is None else dict(element.found_before)

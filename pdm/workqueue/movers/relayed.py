@@ -12,19 +12,18 @@ from pdm.workqueue.domain.enums import RELAYED, JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.paths import encoded
-from pdm.workqueue.movers.judging import Reading, judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl
-from pdm.workqueue.movers.requests import build_request
-from pdm.workqueue.wire.agent_messages import Fault, Limits
+from pdm.workqueue.movers.classification import ErrorPattern, classify
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
 from pdm.workqueue.wire.options import Options
 
 #: What ssh(1) says where a login fails, as recorded from OpenSSH 9.2; and what a dead connection looks like.
-READINGS = (
-    Reading.of(
+ERROR_PATTERNS = (
+    ErrorPattern.of(
         r"Permission denied \(|Too many authentication failures|Load key|no such identity",
         FailureCode.CREDENTIAL_REFUSED,
     ),
-    Reading.of(
+    ErrorPattern.of(
         r"the connection ended|Connection (?:refused|reset|closed|timed out)|Could not resolve hostname"
         r"|No route to host|Network is unreachable|Broken pipe",
         FailureCode.CONNECTION,
@@ -40,14 +39,14 @@ class RelayedMover:
     needs_credential: CredentialKind | None
     prefers_credential: CredentialKind | None = None
     job_types: frozenset[JobType] = ALL_JOB_TYPES
-    helper: str = "pdm.workqueue.agents.helpers.relay"
+    helper: str = "pdm.workqueue.helpers.main_relay"
 
     @property
     def relays_to(self) -> frozenset[JobProtocol]:
         return RELAYED - {self.protocol}
 
     def request_for(
-        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int
     ) -> BuiltRequest:
         return build_request(batch, urls, options, limits, request_id)
 
@@ -63,5 +62,5 @@ class RelayedMover:
         }
         return {name: str(value) for name, value in values.items() if value is not None}
 
-    def judge(self, fault: Fault) -> AttemptFailure:
-        return judge(fault, READINGS)
+    def classify(self, fault: Fault) -> AttemptFailure:
+        return classify(fault, ERROR_PATTERNS)

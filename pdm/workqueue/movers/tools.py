@@ -8,42 +8,41 @@ from attrs import evolve, frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.gridftp import READINGS as GRIDFTP_READINGS
+from pdm.workqueue.movers.classification import ErrorPattern
+from pdm.workqueue.movers.gridftp import ERROR_PATTERNS as GRIDFTP_ERROR_PATTERNS
 from pdm.workqueue.movers.gridftp import plain_text
-from pdm.workqueue.movers.judging import Reading, judge
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl
-from pdm.workqueue.movers.requests import build_request
-from pdm.workqueue.wire.agent_messages import Fault, Limits
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
 from pdm.workqueue.wire.options import Options
 
 #: What gfal2 2.21 and its plugins say, where their number says nothing; tests/movers/data has each as it was recorded.
 #: The status codes of SRM are those of its specification.
-READINGS = (
-    Reading.of(
+ERROR_PATTERNS = (
+    ErrorPattern.of(
         r"(?:certificate|proxy|credential)[^\n]*\bexpired|alert certificate expired",
         FailureCode.CREDENTIAL_EXPIRED,
-        Scope.SERVICE,
+        FailureScope.SERVICE,
     ),
-    Reading.of(r"Could not open the user certificate", FailureCode.CREDENTIAL_MISSING, Scope.SERVICE),
-    *GRIDFTP_READINGS,
-    Reading.of(r"alert unknown ca|self[- ]signed certificate", FailureCode.CERTIFICATE),
-    Reading.of(
+    ErrorPattern.of(r"Could not open the user certificate", FailureCode.CREDENTIAL_MISSING, FailureScope.SERVICE),
+    *GRIDFTP_ERROR_PATTERNS,
+    ErrorPattern.of(r"alert unknown ca|self[- ]signed certificate", FailureCode.CERTIFICATE),
+    ErrorPattern.of(
         r"HTTP 401|Auth failed|Login incorrect|SRM_AUTHENTICATION_FAILURE|alert (?:bad|unsupported) certificate",
         FailureCode.CREDENTIAL_REFUSED,
     ),
-    Reading.of(r"HTTP 403|SRM_AUTHORIZATION_FAILURE", FailureCode.PERMISSION_DENIED),
-    Reading.of(r"HTTP 404|SRM_INVALID_PATH", FailureCode.NOT_FOUND),
-    Reading.of(r"HTTP 507|SRM_NO_(?:FREE|USER)_SPACE|SRM_EXCEED_ALLOCATION", FailureCode.NO_SPACE),
-    Reading.of(r"SRM_DUPLICATION_ERROR", FailureCode.EXISTS),
-    Reading.of(r"HTTP (?:429|503)|SRM_INTERNAL_ERROR|SRM_FILE_BUSY", FailureCode.BUSY),
-    Reading.of(
+    ErrorPattern.of(r"HTTP 403|SRM_AUTHORIZATION_FAILURE", FailureCode.PERMISSION_DENIED),
+    ErrorPattern.of(r"HTTP 404|SRM_INVALID_PATH", FailureCode.NOT_FOUND),
+    ErrorPattern.of(r"HTTP 507|SRM_NO_(?:FREE|USER)_SPACE|SRM_EXCEED_ALLOCATION", FailureCode.NO_SPACE),
+    ErrorPattern.of(r"SRM_DUPLICATION_ERROR", FailureCode.EXISTS),
+    ErrorPattern.of(r"HTTP (?:429|503)|SRM_INTERNAL_ERROR|SRM_FILE_BUSY", FailureCode.BUSY),
+    ErrorPattern.of(
         r"Could(?: not|n't) (?:connect|resolve)|\[FATAL\] (?:Connection error|Invalid address)|Network is unreachable",
         FailureCode.CONNECTION,
         unreachable=True,
     ),
-    Reading.of(r"Connection (?:reset|timed out|closed)|Operation timed out|Socket error", FailureCode.CONNECTION),
+    ErrorPattern.of(r"Connection (?:reset|timed out|closed)|Operation timed out|Socket error", FailureCode.CONNECTION),
 )
 
 
@@ -63,7 +62,7 @@ class ToolsMover:
         return TOOL_PROTOCOLS - {self.protocol}
 
     def request_for(
-        self, batch: Batch, urls: SiteUrl, options: Options, limits: Limits, request_id: int
+        self, batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int
     ) -> BuiltRequest:
         return build_request(batch, urls, options, limits, request_id)
 
@@ -72,5 +71,5 @@ class ToolsMover:
         return {name: str(path) for name, path in values.items() if path is not None}
 
     def judge(self, fault: Fault) -> AttemptFailure:
-        failure = judge(fault, READINGS)
+        failure = judge(fault, ERROR_PATTERNS)
         return evolve(failure, message=plain_text(failure.message))

@@ -23,11 +23,10 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from twisted.logger import Logger
 
-from pdm.workqueue.config.ini import ConfigError, nearest, parse
+from pdm.workqueue.config.reader import ConfigError, parse_ini, suggestion
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import InvalidPathError, checked
-from pdm.workqueue.sites.site import Site
-from pdm.workqueue.sites.urls import NotOfferedError, storage_url
+from pdm.workqueue.sites.site import NotOfferedError, Site, storage_url
 
 __all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_url"]
 
@@ -132,8 +131,8 @@ def _read_folder(folder: Path) -> list[Site]:
     sites: list[Site] = []
     places: dict[int | str, str] = {}
     for file in files:
-        for name, keys in parse(file).items():
-            place = f"{file}: [{_shown(name)}]"
+        for name, keys in parse_ini(file).items():
+            place = f"{file}: [{_display(name)}]"
             site = _read_site(place, name, keys)
             for mark, what in ((site.id, f"id {site.id}"), (site.name.casefold(), f"the name {site.name}")):
                 if mark in places:
@@ -143,7 +142,7 @@ def _read_folder(folder: Path) -> list[Site]:
     return sites
 
 
-def _shown(text: str) -> str:
+def _display(text: str) -> str:
     shown = ascii(text)[1:-1] if not text.isprintable() else text
     return shown if len(shown) <= _LONGEST_NAME else shown[:_LONGEST_NAME] + "..."
 
@@ -152,7 +151,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
     known = (*_OTHER_KEYS, *ENDPOINT_KEYS)
     for key in keys:
         if key not in known:
-            raise ConfigError(f"{place} unknown key {_shown(key)}{nearest(key, known)}")
+            raise ConfigError(f"{place} unknown key {_display(key)}{suggestion(key, known)}")
 
     def checked_by(key: str, check: Callable[[str], str], default: str) -> str:
         try:

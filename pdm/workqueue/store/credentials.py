@@ -12,7 +12,7 @@ from attrs import field, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
-from pdm.workqueue.store.tables import credentials, key_checks, matched, pending_delegations, workers
+from pdm.workqueue.store.records import credentials, key_checks, matched, pending_delegations, workers
 
 
 @frozen
@@ -57,7 +57,7 @@ class CredentialRecord:
 
 
 @frozen
-class NewCredential:
+class EncryptedCredential:
     """What is to be stored; see `CredentialRecord`."""
 
     kind: CredentialKind
@@ -98,7 +98,7 @@ def drop_pending(session: Session, user_id: int) -> None:
     session.execute(sa.delete(pending_delegations).where(pending_delegations.c.user_id == user_id))
 
 
-def put(session: Session, user_id: int, new: NewCredential, now: datetime) -> CredentialRecord:
+def put(session: Session, user_id: int, new: EncryptedCredential, now: datetime) -> CredentialRecord:
     """Store a credential in place of the user's earlier one of that kind for that site."""
     place = _at(user_id, new.kind, new.site_id)
     values = {**attrs.asdict(new, recurse=False), "kind": new.kind.value, "stored_at": now}
@@ -135,7 +135,7 @@ def remove_number(session: Session, user_id: int, number: int) -> bool:
     )
 
 
-def versions(session: Session, numbers: Collection[int]) -> dict[int, CredentialRecord]:
+def fetch_many(session: Session, numbers: Collection[int]) -> dict[int, CredentialRecord]:
     """Those of some credentials that are still there, by number."""
     return {record.id: record for record in _some(session, credentials.c.id.in_(sorted(numbers)))}
 
@@ -145,8 +145,8 @@ def last_stored(session: Session, user_id: int, sites: Collection[int]) -> datet
     statement = sa.select(sa.func.max(credentials.c.stored_at)).where(
         credentials.c.user_id == user_id, credentials.c.site_id.in_([ALL_SITES, *sites])
     )
-    moment: datetime | None = session.scalar(statement)
-    return moment
+    timestamp: datetime | None = session.scalar(statement)
+    return timestamp
 
 
 def _at(user_id: int, kind: CredentialKind, site_id: int) -> tuple[sa.ColumnElement[bool], ...]:

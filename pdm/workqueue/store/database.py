@@ -17,17 +17,17 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store import jobs, schema
-from pdm.workqueue.store.availability import Availability
 from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
+    Availability,
     DatabaseClosedError,
     DatabaseMissingError,
     DatabaseUnavailableError,
     DatabaseUnusableError,
     SchemaTooNewError,
 )
-from pdm.workqueue.store.job_memory import MOST_JOBS, JobMemory
-from pdm.workqueue.store.lane import Lane, Work
+from pdm.workqueue.store.job_cache import MOST_JOBS, JobCache
+from pdm.workqueue.store.transaction_threads import QueuedCall, TransactionThreads
 
 __all__ = [
     "Database",
@@ -58,15 +58,17 @@ class Database:
     def __init__(self, reactor: IReactorFromThreads, engines: Engines) -> None:
         self._engines = engines
         # Of a database that several daemons share nothing can be remembered: the others change it, too.
-        self._memory = JobMemory(0 if engines.shared else MOST_JOBS)
+        self._cache = JobCache(0 if engines.shared else MOST_JOBS)
         # What hangs on a server elsewhere is cut; on a file there is only its lock to wait for, which has a timeout.
         hangs_s = engines.timeouts.transaction_s if engines.shared else None
-        self._writer = Lane(
-            reactor, engines.writer, engines.writers, engines.together, "database-writer", self._memory, hangs_s
+        self._writer = TransactionThreads(
+            reactor, engines.writer, engines.writers, engines.together, "database-writer", self._cache, hangs_s
         )
-        self._reader = Lane(reactor, engines.reader, engines.readers, 1, "database-reader", self._memory, hangs_s)
+        self._reader = TransactionThreads(
+            reactor, engines.reader, engines.readers, 1, "database-reader", self._cache, hangs_s
+        )
         # A thread and a connection of its own, where there can be one: nothing else may hold up the renewal of a lease.
-        self._lease = Lane(reactor, engines.lease, 1, 1, "database-lease", self._memory, hangs_s)
+        self._lease = TransactionThreads(reactor, engines.lease, 1, 1, "database-lease", self._cache, hangs_s)
         self._writing = Availability("writing", time.monotonic)
         self._reading = Availability("reading", time.monotonic)
         self._open = False
@@ -111,8 +113,8 @@ class Database:
             DatabaseUnusableError: it cannot be opened, or is not ours; `SchemaTooNewError` where a newer version of
                 the service has used it.
         """
-        for lane in self._lanes:
-            lane.start()
+        for pool in self._pools:
+            pool.start()
         self._open = True
         try:
             # An operator is told by the exception: there is no service yet that could be out.
@@ -135,17 +137,17 @@ class Database:
             self._idle = Deferred()
             await self._idle
         # Nothing runs any more: this joins idle threads.
-        for lane in self._lanes:
-            lane.stop()
+        for pool in self._pools:
+            pool.stop()
         self._engines.dispose()
 
     def give_up(self) -> None:
         """Carry out no more, for it takes too long: what waits or is under way fails, and so does all that comes."""
-        for lane in self._lanes:
-            lane.give_up()
+        for pool in self._pools:
+            pool.give_up()
 
     @property
-    def _lanes(self) -> tuple[Lane, ...]:
+    def _pools(self) -> tuple[TransactionThreads, ...]:
         return (self._writer, self._reader, self._lease)
 
     @property
@@ -180,8 +182,8 @@ class Database:
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
         """As `run`, without waiting for what else there is to write; SQLite has one writer for all."""
-        lane = self._lease if self.is_shared else self._writer
-        return cast(_R, await self._submit(lane, self._writing, name, partial(_call, function, args, kwargs)))
+        pool = self._lease if self.is_shared else self._writer
+        return cast(_R, await self._submit(pool, self._writing, name, partial(_call, function, args, kwargs)))
 
     async def job(self, job_id: int) -> JobRecord | None:
         """A job as it stands in the database, None if there is none; asks the database only where it must.
@@ -189,23 +191,23 @@ class Database:
         Raises:
             DatabaseClosedError: the service is stopping.
         """
-        record = self._memory.get(job_id) if self._open else None
+        record = self._cache.get(job_id) if self._open else None
         if record is None:
-            with self._memory.loading(job_id) as loading:
+            with self._cache.loading(job_id) as loading:
                 record = loading.record = await self.read("fetch a job", jobs.fetch, job_id, None)
         return record
 
     def _submit(
-        self, lane: Lane, availability: Availability | None, name: str, function: Callable[[Session], Any]
+        self, pool: TransactionThreads, availability: Availability | None, name: str, function: Callable[[Session], Any]
     ) -> Deferred[Any]:
         if not self._open:
             raise DatabaseClosedError(f"the database is closed; {name!r} was not carried out")
-        work = Work(name, function)
-        lane.submit(work)
+        call = QueuedCall(name, function)
+        pool.submit(call)
         self._under_way += 1
         # The caller may cancel what it waits for; that must not be what counts the work.
         watched: Deferred[Any] = Deferred()
-        work.result.addBoth(self._ended, availability, name, watched)
+        call.result.addBoth(self._ended, availability, name, watched)
         return watched
 
     def _ended(self, result: Any, availability: Availability | None, name: str, watched: Deferred[Any]) -> None:

@@ -2,7 +2,8 @@
 
 SQLite runs with a write-ahead log and ``synchronous=FULL``. With NORMAL a power cut may take back the last commits:
 jobs whose registration was answered would be gone, results that were reported would not be. FULL costs one flush of the
-disk a commit; `pdm.workqueue.store.lane` puts all work that waits into one commit, so the price is shared.
+disk a commit; `pdm.workqueue.store.transaction_threads` puts all queued calls into one commit,
+so they share the cost.
 
 PostgreSQL is on the other side of a network, where any session may hang, ours or another daemon's. Each wait has an
 end: `DatabaseTimeouts`.

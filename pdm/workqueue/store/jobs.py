@@ -1,4 +1,4 @@
-"""Jobs and elements: registered, looked up, paged; `cancel` and `retry` stand in `pdm.workqueue.store.steering`."""
+"""Register, fetch and page jobs, elements and attempts; idempotency keys and their expiry."""
 
 from __future__ import annotations
 
@@ -13,37 +13,23 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
-from pdm.workqueue.store.columns import AT_ONCE
-from pdm.workqueue.store.job_memory import note_written
-from pdm.workqueue.store.new_rows import INSERT_ELEMENTS, element_row
+from pdm.workqueue.store.job_cache import note_written
 from pdm.workqueue.store.records import (
     ATTEMPT_COLUMNS,
     ELEMENT_COLUMNS,
+    INSERT_ELEMENTS,
     JOB_COLUMNS,
     attempt_record,
     element_record,
+    element_row,
+    elements,
+    idempotent_requests,
     job_record,
+    jobs,
+    workers,
 )
-from pdm.workqueue.store.steering import cancel, retry
-from pdm.workqueue.store.tables import attempts as attempts_table
-from pdm.workqueue.store.tables import elements, idempotent_requests, jobs, workers
-from pdm.workqueue.WorkqueueDB import IS_SET_ASIDE
-
-__all__ = [
-    "ElementFilter",
-    "IdempotencyConflictError",
-    "IdempotencyKey",
-    "JobFilter",
-    "attempts",
-    "cancel",
-    "fetch",
-    "fetch_attempt",
-    "fetch_element",
-    "page",
-    "page_elements",
-    "retry",
-    "submit",
-]
+from pdm.workqueue.store.records import attempts as attempts_table
+from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE
 
 _SET_ASIDE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.HELD})
 
@@ -282,3 +268,41 @@ def fetch_attempt(session: Session, job_id: int, element_id: int, attempt: int) 
         )
     ).one_or_none()
     return None if row is None else attempt_record(row)
+
+
+_EXPIRED_KEYS = (
+    sa.select(idempotent_requests.c.user_id, idempotent_requests.c.key)
+    .where(
+        sa.tuple_(idempotent_requests.c.user_id, idempotent_requests.c.key)
+        > sa.tuple_(bindparam("user"), bindparam("client_key")),
+        idempotent_requests.c.created_at < bindparam("before"),
+    )
+    .order_by(idempotent_requests.c.user_id, idempotent_requests.c.key)
+    .limit(bindparam("most"))
+)
+_DELETE_KEY = sa.delete(idempotent_requests).where(
+    idempotent_requests.c.user_id == bindparam("user"),
+    idempotent_requests.c.key == bindparam("client_key"),
+    idempotent_requests.c.created_at < bindparam("before"),
+)
+
+
+def expired_keys(session: Session, before: datetime, after: tuple[int, str], most: int) -> list[tuple[int, str]]:
+    """User and Idempotency-Key of requests that were made before some moment.
+
+    Only reads, and may read the whole table: to be run beside the writers.
+
+    Args:
+        session: of the database.
+        before: the moment, UTC.
+        after: where the last call came to; ``(0, "")`` at first.
+        most: at most so many.
+    """
+    parameters = {"user": after[0], "client_key": after[1], "before": before, "most": most}
+    return [(row.user_id, row.key) for row in session.execute(_EXPIRED_KEYS, parameters)]
+
+
+def delete_keys(session: Session, keys: Collection[tuple[int, str]], before: datetime) -> None:
+    """Forget these keys, unless they were used anew."""
+    if keys:
+        session.execute(_DELETE_KEY, [{"user": user, "client_key": key, "before": before} for user, key in keys])

@@ -23,27 +23,27 @@ from attrs import frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import JobRecord, Token
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_crash
-from pdm.workqueue.store.columns import AT_ONCE, UtcDateTime
 from pdm.workqueue.store.engines import APPLICATION_NAME
+from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
-from pdm.workqueue.store.new_rows import INSERT_ATTEMPTS, attempt_row
-from pdm.workqueue.store.phases import close_phases
-from pdm.workqueue.store.tables import attempts, elements, jobs, matched, workers
-from pdm.workqueue.WorkqueueDB import HAS_RUNNING, IS_RUNNING
+from pdm.workqueue.store.records import INSERT_ATTEMPTS, attempt_row, attempts, elements, jobs, matched, workers
+from pdm.workqueue.WorkqueueDB import AT_ONCE, HAS_RUNNING, IS_RUNNING, UtcDateTime
 
 #: Elements that one transaction takes away from daemons that are gone: others who write get their turn.
 RELEASED_AT_ONCE = 1000
 
 #: What is said of an attempt whose daemon did not live to tell.
-_GONE = AttemptFailure(
-    Scope.SERVICE, FailureCode.CRASHED, "the daemon that ran it was gone before it told the result; it runs again"
+_DAEMON_LOST = AttemptFailure(
+    FailureScope.SERVICE,
+    FailureCode.CRASHED,
+    "the daemon that ran it was gone before it told the result; it runs again",
 )
-_GONE_TOO_OFTEN = AttemptFailure(
-    Scope.SERVICE,
+_CRASHED_TOO_OFTEN = AttemptFailure(
+    FailureScope.SERVICE,
     FailureCode.CRASHED,
     f"{MOST_CRASHES} times in a row what ran it died before it told the result; it is not tried again",
 )
@@ -102,7 +102,7 @@ def _is_shared(session: Session) -> bool:
     return session.get_bind().dialect.name == "postgresql"
 
 
-def _moment(session: Session, now: datetime) -> datetime:
+def _lease_clock(session: Session, now: datetime) -> datetime:
     """The present moment of the clock that measures leases."""
     if not _is_shared(session):
         return now
@@ -110,7 +110,7 @@ def _moment(session: Session, now: datetime) -> datetime:
 
 
 #: Whether work on an attempt had begun, as far as the daemon that asks can know.
-Begun = Callable[[JobRecord, Token], bool]
+HasBegun = Callable[[JobRecord, ClaimToken], bool]
 
 
 def register_worker(
@@ -120,7 +120,7 @@ def register_worker(
     lease_s: float,
     *,
     alone: bool = False,
-    begun: Begun | None = None,
+    begun: HasBegun | None = None,
 ) -> Registration:
     """Begin to claim under a name, unless another daemon does.
 
@@ -137,7 +137,7 @@ def register_worker(
     number = session.scalar(sa.select(workers.c.id).where(workers.c.name == worker.name))
     if number is None:
         number = session.scalar(sa.insert(workers).values(name=worker.name).returning(workers.c.id))
-    moment = _moment(session, now)
+    timestamp = _lease_clock(session, now)
     # Not waited for: a session of an earlier incarnation that hangs may hold the row.
     row = session.execute(
         sa.select(workers).where(workers.c.id == number).with_for_update(skip_locked=True)
@@ -145,13 +145,15 @@ def register_worker(
     if row is None:
         return Registration("a session that has not ended", lease_s)
     is_ours = row.incarnation in (None, worker.incarnation) or (worker.instance and row.instance == worker.instance)
-    if not (alone or is_ours) and row.lease_until is not None and row.lease_until > moment:
-        return Registration(row.host or "an unknown host", (row.lease_until - moment).total_seconds(), row.lease_until)
+    if not (alone or is_ours) and row.lease_until is not None and row.lease_until > timestamp:
+        return Registration(
+            row.host or "an unknown host", (row.lease_until - timestamp).total_seconds(), row.lease_until
+        )
     session.execute(
         sa.update(workers)
         .where(workers.c.id == number)
         .values(
-            lease_until=moment + timedelta(seconds=lease_s),
+            lease_until=timestamp + timedelta(seconds=lease_s),
             incarnation=worker.incarnation,
             instance=worker.instance,
             host=worker.host,
@@ -185,6 +187,11 @@ def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renew
         )
     )
     return Renewal(lost=False, cancelled_jobs=frozenset(cancelled))
+
+
+def write_probe(session: Session, worker: str) -> None:
+    """Write without changing anything: a transaction that only reads does not notice a full disk."""
+    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(name=workers.c.name))
 
 
 def _is_of(worker: str) -> sa.ColumnElement[bool]:
@@ -258,20 +265,20 @@ def release_worker(session: Session, name: str, now: datetime) -> int:
     return _release(session, workers.c.id.in_(numbers), now, skip_locked=False)
 
 
-def resign(session: Session, worker: str) -> None:
+def give_up_lease(session: Session, worker: str) -> None:
     """Give the lease of an incarnation up: what it has not settled may be taken away at once."""
     session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(lease_until=None))
 
 
-def running_of(session: Session, worker: str) -> list[Token]:
+def running_tokens(session: Session, worker: str) -> list[ClaimToken]:
     """What runs in an incarnation, as the database knows it."""
     rows = session.execute(
         sa.select(elements.c.job_id, elements.c.id, elements.c.attempts).where(sa.text(IS_RUNNING), _is_of(worker))
     )
-    return [Token(*row) for row in rows]
+    return [ClaimToken(*row) for row in rows]
 
 
-def release_unknown(session: Session, worker: str, tokens: Collection[Token], now: datetime) -> int:
+def release_unknown(session: Session, worker: str, tokens: Collection[ClaimToken], now: datetime) -> int:
     """Give back claims of which the daemon that holds them knows nothing, for the answer to its claim was lost.
 
     What was settled in the meantime is passed over, and so are jobs that another session holds.
@@ -309,7 +316,7 @@ _ENDED_CODES = (
 )
 
 
-def _crashes(session: Session, token: Token) -> int:
+def _crashes(session: Session, token: ClaimToken) -> int:
     """How many attempts of an element have crashed one after the other, the one that runs now included.
 
     Those that were claimed and never begun have left no row, and do not count: the crash was none of their doing.
@@ -320,7 +327,7 @@ def _crashes(session: Session, token: Token) -> int:
     return 1 + sum(1 for _ in takewhile(lambda code: code == FailureCode.CRASHED.value, codes))
 
 
-def _always(_job: JobRecord, _token: Token) -> bool:
+def _always(_job: JobRecord, _token: ClaimToken) -> bool:
     return True
 
 
@@ -329,8 +336,8 @@ def _release(
     of_workers: sa.ColumnElement[bool],
     now: datetime,
     *,
-    begun: Begun = _always,
-    only: Collection[Token] | None = None,
+    begun: HasBegun = _always,
+    only: Collection[ClaimToken] | None = None,
     most: int | None = None,
     skip_locked: bool = True,
 ) -> int:
@@ -369,24 +376,24 @@ def _release(
     released, crashed, ended = [], [], []
     for row in rows:
         job = locked[row.job_id]
-        token = Token(row.job_id, row.id, row.attempts)
+        token = ClaimToken(row.job_id, row.id, row.attempts)
         if only is not None and token not in only:
             continue
         failure, due_at = None, AT_ONCE
         status = settled_status(JobStatus.SUBMITTED, cancel_requested=job.record.cancel_requested)
         if begun(job.record, token):
-            failure = _GONE
+            failure = _DAEMON_LOST
             decision = after_crash(RetryPolicy(), _crashes(session, token), now)
             if isinstance(decision, GiveUp):
-                failure, status = _GONE_TOO_OFTEN, JobStatus.FAILED
+                failure, status = _CRASHED_TOO_OFTEN, JobStatus.FAILED
             elif decision.not_before > now:
                 due_at = decision.not_before
         job.move(JobStatus.RUNNING, status)
         if status is JobStatus.SUBMITTED and row.type is JobType.LIST:
-            job.list_waits(due_at)
+            job.schedule_listing(due_at)
         else:
             # Of a REMOVE, the next phase may begin.
-            job.work_waits(due_at)
+            job.schedule_work(due_at)
         change = {"of_job": row.job_id, "number": row.id, "new_status": status, "due_again_at": due_at}
         if failure is None:
             released.append(change)
@@ -397,7 +404,7 @@ def _release(
             crashed.append({**change, **said, "may_leave_residue": residue})
             ended.append(attempt_row(token, JobStatus.FAILED, row.claimed_at, now, row.worker_id, 0, failure))
         if row.type is JobType.LIST and status is JobStatus.FAILED:
-            close_phases(session, job)
+            cancel_later_phases(session, job)
     for statement, changes in ((_RELEASE, released), (_RELEASE_CRASHED, crashed), (INSERT_ATTEMPTS, ended)):
         if changes:
             session.execute(statement, changes)

@@ -12,9 +12,9 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.jobs import Entry, Token
+from pdm.workqueue.domain.jobs import ClaimToken, ListedEntry
 from pdm.workqueue.domain.planning import Skipped
-from pdm.workqueue.store.tables import elements, listing_chunks, listing_notes
+from pdm.workqueue.store.records import elements, listing_chunks, listing_notes
 
 #: Numbers of notes in one row of the table; no row has as many notes.
 _NUMBERS_A_ROW = 1_000_000
@@ -24,14 +24,14 @@ _NO_CODE = "UNKNOWN"
 
 
 @frozen
-class Note:
+class ListingNote:
     """What was noted about an entry; ``number`` grows with each note of a job, not by one."""
 
     number: int
     skipped: Skipped
 
 
-def begin(session: Session, token: Token) -> bool:
+def begin(session: Session, token: ClaimToken) -> bool:
     """Drop what earlier attempts have found; False if the claim is lost."""
     if not _is_live(session, token):
         return False
@@ -40,7 +40,7 @@ def begin(session: Session, token: Token) -> bool:
     return True
 
 
-def add(session: Session, token: Token, sequence: int, entries: Sequence[Entry]) -> bool:
+def add(session: Session, token: ClaimToken, sequence: int, entries: Sequence[ListedEntry]) -> bool:
     """Keep a piece of a listing.
 
     Args:
@@ -79,7 +79,7 @@ def add(session: Session, token: Token, sequence: int, entries: Sequence[Entry])
     return True
 
 
-def add_notes(session: Session, token: Token, notes: Sequence[Skipped]) -> bool:
+def add_notes(session: Session, token: ClaimToken, notes: Sequence[Skipped]) -> bool:
     """Keep notes, a thousand at most; False if the claim is lost."""
     if not _is_live(session, token):
         return False
@@ -121,7 +121,7 @@ def chunks(session: Session, job_id: int, element_id: int) -> list[int]:
     )
 
 
-def chunk(session: Session, job_id: int, element_id: int, sequence: int) -> list[Entry]:
+def chunk(session: Session, job_id: int, element_id: int, sequence: int) -> list[ListedEntry]:
     """One piece; empty if there is none of that number."""
     text = session.scalar(
         sa.select(listing_chunks.c.entries).where(
@@ -130,10 +130,10 @@ def chunk(session: Session, job_id: int, element_id: int, sequence: int) -> list
             listing_chunks.c.sequence == sequence,
         )
     )
-    return [] if text is None else [Entry(*values) for values in json.loads(text)]
+    return [] if text is None else [ListedEntry(*values) for values in json.loads(text)]
 
 
-def notes(session: Session, job_id: int, element_id: int, after: int, limit: int) -> list[Note]:
+def notes(session: Session, job_id: int, element_id: int, after: int, limit: int) -> list[ListingNote]:
     """Notes with numbers above ``after``, in the order in which they were made; at most ``limit``."""
     first, skip = divmod(min(after, _LARGEST_NUMBER), _NUMBERS_A_ROW)
     statement = (
@@ -146,14 +146,14 @@ def notes(session: Session, job_id: int, element_id: int, after: int, limit: int
         .order_by(listing_notes.c.sequence)
         .limit(1)
     )
-    found: list[Note] = []
+    found: list[ListingNote] = []
     while len(found) < limit:
         row = session.execute(statement, {"first": first}).one_or_none()
         if row is None:
             break
         kept = json.loads(row.content)
         numbers = range(skip if row.sequence == first else 0, len(kept))
-        found += [Note(row.sequence * _NUMBERS_A_ROW + at + 1, _skipped(kept[at])) for at in numbers]
+        found += [ListingNote(row.sequence * _NUMBERS_A_ROW + at + 1, _skipped(kept[at])) for at in numbers]
         first, skip = row.sequence + 1, 0
     return found[:limit]
 
@@ -180,7 +180,7 @@ def count_notes(session: Session, job_id: int) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _is_live(session: Session, token: Token) -> bool:
+def _is_live(session: Session, token: ClaimToken) -> bool:
     """Whether the attempt still runs; while this transaction lasts, nobody else can begin another."""
     found = session.scalar(
         sa.select(elements.c.id)

@@ -17,10 +17,9 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters, JobRecord
-from pdm.workqueue.store.columns import AT_ONCE, MOST_BYTES, NEVER
-from pdm.workqueue.store.job_memory import note_written
-from pdm.workqueue.store.records import JOB_COLUMNS, job_record
-from pdm.workqueue.store.tables import jobs
+from pdm.workqueue.store.job_cache import note_written
+from pdm.workqueue.store.records import JOB_COLUMNS, job_record, jobs
+from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
 
 _COLUMNS = (*JOB_COLUMNS, jobs.c.list_due_at, jobs.c.work_due_at)
 
@@ -69,7 +68,7 @@ class LockedJob:
     def counters(self) -> Counters:
         """With all that was moved so far."""
         for (before, after), count in self._moves.items():
-            self._counters = lifecycle.moved(self._counters, before, after, count)
+            self._counters = lifecycle.counters_after_moving(self._counters, before, after, count)
         self._moves.clear()
         return self._counters
 
@@ -80,21 +79,21 @@ class LockedJob:
 
     def grow(self, count: int, size: int) -> None:
         """Count new elements and their bytes."""
-        self._counters = lifecycle.added(self.counters, JobStatus.SUBMITTED, count)
-        self._bytes_total = min(self._bytes_total + size, MOST_BYTES)
+        self._counters = lifecycle.counters_after_adding(self.counters, JobStatus.SUBMITTED, count)
+        self._bytes_total = min(self._bytes_total + size, MAX_BYTES)
 
-    def proven(self, size: int, *, already_there: bool) -> None:
+    def count_arrived(self, size: int, *, already_there: bool) -> None:
         """Count bytes that are at the destination: they arrived, or were there before."""
-        self._bytes_done = min(self._bytes_done + size, MOST_BYTES)
+        self._bytes_done = min(self._bytes_done + size, MAX_BYTES)
         if already_there:
             self._already_there += 1
-            self._bytes_already_there = min(self._bytes_already_there + size, MOST_BYTES)
+            self._bytes_already_there = min(self._bytes_already_there + size, MAX_BYTES)
 
-    def list_waits(self, due_at: datetime = AT_ONCE) -> None:
+    def schedule_listing(self, due_at: datetime = AT_ONCE) -> None:
         """Its LIST element may be claimed, from this moment on."""
         self.list_due_at = due_at
 
-    def work_waits(self, due_at: datetime = AT_ONCE) -> None:
+    def schedule_work(self, due_at: datetime = AT_ONCE) -> None:
         """Another element may be claimed, from this moment on at the earliest.
 
         Not while a large job is being cancelled or retried: who ends that sets it going.

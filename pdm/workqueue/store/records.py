@@ -1,18 +1,65 @@
-"""Rows to records: what leaves the store is frozen and knows no session."""
+"""Tables, and the conversion of their rows to frozen records and back.
+
+Statements use the tables, not the ORM: they load no objects. What leaves the store is frozen and knows no session.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Scope
-from pdm.workqueue.domain.jobs import AttemptRecord, Counters, ElementRecord, JobRecord
-from pdm.workqueue.store.columns import AT_ONCE
-from pdm.workqueue.store.tables import attempts, elements, jobs, workers
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, Counters, ElementRecord, JobRecord, NewElement
+from pdm.workqueue.WorkqueueDB import (
+    AT_ONCE,
+    Attempt,
+    AuditRow,
+    Base,
+    CredentialRow,
+    IdempotentRequest,
+    Job,
+    JobElement,
+    KeyCheck,
+    ListingChunk,
+    ListingNotes,
+    PendingDelegationRow,
+    RestrictionRow,
+    SiteRow,
+    SiteVersionRow,
+    User,
+    Worker,
+)
+
+
+def _table(model: type[Base]) -> sa.Table:
+    return cast(sa.Table, model.__table__)
+
+
+jobs = _table(Job)
+elements = _table(JobElement)
+attempts = _table(Attempt)
+users = _table(User)
+workers = _table(Worker)
+key_checks = _table(KeyCheck)
+listing_chunks = _table(ListingChunk)
+listing_notes = _table(ListingNotes)
+credentials = _table(CredentialRow)
+pending_delegations = _table(PendingDelegationRow)
+idempotent_requests = _table(IdempotentRequest)
+sites = _table(SiteRow)
+restrictions = _table(RestrictionRow)
+audit = _table(AuditRow)
+catalogue = _table(SiteVersionRow)
+
+
+def matched(session: Session, statement: sa.Update | sa.Delete) -> int:
+    """Run a change; the number of rows that it met."""
+    return cast(sa.CursorResult[Any], session.execute(statement)).rowcount
 
 
 def _columns(table: sa.Table, *names: str) -> Sequence[sa.Column[Any]]:
@@ -92,8 +139,56 @@ def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
 def _failure(scope: str | None, code: str | None, message: str | None) -> AttemptFailure | None:
     if scope is None or code is None:
         return None
-    return AttemptFailure(Scope(scope), FailureCode(code), message or "")
+    return AttemptFailure(FailureScope(scope), FailureCode(code), message or "")
 
 
 def _put_off(status: JobStatus, due_at: datetime) -> datetime | None:
     return due_at if status is JobStatus.SUBMITTED and due_at != AT_ONCE else None
+
+
+INSERT_ELEMENTS = sa.insert(elements)
+INSERT_ATTEMPTS = sa.insert(attempts)
+
+
+def element_row(job_id: int, number: int, new: NewElement, max_tries: int, now: datetime) -> dict[str, Any]:
+    """A new element, SUBMITTED."""
+    return {
+        "job_id": job_id,
+        "id": number,
+        "type": new.type,
+        "status": JobStatus.SUBMITTED,
+        "src_filepath": new.src_filepath,
+        "dst_filepath": new.dst_filepath,
+        "size": new.size,
+        "is_directory": new.is_directory,
+        "phase": new.phase,
+        "attempts": 0,
+        "lost": 0,
+        "max_tries": max_tries,
+        "timestamp": now,
+        "due_at": AT_ONCE,
+        "residue": False,
+    }
+
+
+def attempt_row(
+    token: ClaimToken,
+    status: JobStatus,
+    started_at: datetime,
+    ended_at: datetime,
+    worker_id: int,
+    transferred: int,
+    failure: AttemptFailure | None,
+) -> dict[str, Any]:
+    """An attempt that has ended."""
+    return {
+        "job_id": token.job_id,
+        "element_id": token.element_id,
+        "attempt": token.attempt,
+        "status": status,
+        "started_at": started_at,
+        "ended_at": ended_at,
+        "worker_id": worker_id,
+        "transferred": transferred,
+        **failure_columns(failure),
+    }

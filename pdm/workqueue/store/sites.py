@@ -1,4 +1,8 @@
-"""Sites that users have made. Who may do what was decided before; here stands what only the database can know."""
+"""Sites that users have created, and the restrictions (drained sites, banned users) of operators.
+
+Permissions are checked before; here are the checks that only the database can make. Changes are serialized, and each
+makes a new version of the catalogue, by which the other daemons see that they have to load it.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,76 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.catalogue import Actor, NewSite, SiteRecord
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.store import audit
-from pdm.workqueue.store.changes import begin_change, next_site_number
-from pdm.workqueue.store.tables import credentials, jobs, restrictions, sites
+from pdm.workqueue.domain.sites import (
+    LAST_FILE_SITE,
+    Actor,
+    NewSite,
+    Restriction,
+    RestrictionKind,
+    SiteRecord,
+    SiteSnapshot,
+)
+from pdm.workqueue.store import users
+from pdm.workqueue.store.records import catalogue, credentials, jobs, matched, restrictions, sites
 from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
+
+#: The only row.
+_CATALOGUE_ROW = 1
+
+
+def begin_change(session: Session) -> None:
+    """Begin a change: who comes later waits until it is committed. The first statement of its transaction."""
+    bump = sa.update(catalogue).where(catalogue.c.id == _CATALOGUE_ROW).values(version=catalogue.c.version + 1)
+    if not matched(session, bump):
+        # Two may try this at once: the second one's transaction fails, and is run again.
+        session.execute(sa.insert(catalogue).values(id=_CATALOGUE_ROW, version=1, last_site=LAST_FILE_SITE))
+
+
+def next_site_number(session: Session) -> int:
+    """A number that no site has ever had: jobs remember it for good."""
+    session.execute(
+        sa.update(catalogue).where(catalogue.c.id == _CATALOGUE_ROW).values(last_site=catalogue.c.last_site + 1)
+    )
+    return int(session.scalars(sa.select(catalogue.c.last_site).where(catalogue.c.id == _CATALOGUE_ROW)).one())
+
+
+_RESTRICTION_COLUMNS = tuple(restrictions.c[name] for name in ("kind", "number", "message", "subject", "since"))
+#: kind → what the audit log calls it to restrict it, and to end that.
+_ACTIONS = {RestrictionKind.SITE: ("site.drain", "site.resume"), RestrictionKind.USER: ("user.ban", "user.unban")}
+
+
+def all_restrictions(session: Session) -> Iterator[Restriction]:
+    """All restrictions."""
+    for row in session.execute(sa.select(*_RESTRICTION_COLUMNS)):
+        yield Restriction(RestrictionKind(row.kind), *row[1:])
+
+
+def restrict(
+    session: Session, kind: RestrictionKind, number: int, message: str, by: Actor, now: datetime
+) -> Restriction:
+    """Restrict a site or a user; a message that is there is replaced."""
+    begin_change(session)
+    session.execute(sa.delete(restrictions).where(*_is_restriction_of(kind, number)))
+    session.execute(
+        sa.insert(restrictions).values(kind=kind.value, number=number, message=message, subject=by.subject, since=now)
+    )
+    users.record_action(session, by, _ACTIONS[kind][0], f"{kind.value} {number}", message, now)
+    return Restriction(kind, number, message, by.subject, now)
+
+
+def lift_restriction(session: Session, kind: RestrictionKind, number: int, by: Actor, now: datetime) -> bool:
+    """End a restriction; says whether there was one."""
+    begin_change(session)
+    lifted = bool(matched(session, sa.delete(restrictions).where(*_is_restriction_of(kind, number))))
+    if lifted:
+        users.record_action(session, by, _ACTIONS[kind][1], f"{kind.value} {number}", "", now)
+    return lifted
+
+
+def _is_restriction_of(kind: RestrictionKind, number: int) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    return restrictions.c.kind == kind.value, restrictions.c.number == number
+
 
 _COLUMNS = tuple(
     sites.c[name]
@@ -60,7 +128,7 @@ class TooManySitesError(Exception):
     """The owner has as many sites as one may have."""
 
 
-def everything(session: Session) -> Iterator[SiteRecord]:
+def all_sites(session: Session) -> Iterator[SiteRecord]:
     """All sites of the database, lowest number first."""
     for row in session.execute(sa.select(*_COLUMNS).order_by(sites.c.id)):
         yield _record(row)
@@ -82,7 +150,7 @@ def create(session: Session, new: NewSite, by: Actor, now: datetime) -> SiteReco
         raise TooManySitesError(f"you have {MOST_OF_OWNER} sites: remove some you do not use any more")
     number = next_site_number(session)
     session.execute(sa.insert(sites).values(id=number, created_at=now, **_values(new)))
-    audit.note(session, by, "site.create", f"site {number}", _told(new), now)
+    users.record_action(session, by, "site.create", f"site {number}", _audit_details(new), now)
     return SiteRecord(number, new)
 
 
@@ -112,7 +180,7 @@ def change(
     if any(other.id != number for other in _same_name(session, content)):
         raise NameTakenError
     session.execute(sa.update(sites).where(sites.c.id == number).values(**_values(content)))
-    audit.note(session, by, "site.change", f"site {number}", _told(content), now)
+    users.record_action(session, by, "site.change", f"site {number}", _audit_details(content), now)
     return SiteRecord(number, content)
 
 
@@ -133,7 +201,7 @@ def remove(session: Session, number: int, by: Actor, now: datetime) -> bool:
     session.execute(sa.delete(sites).where(sites.c.id == number))
     session.execute(sa.delete(credentials).where(credentials.c.site_id == number))
     session.execute(sa.delete(restrictions).where(restrictions.c.kind == "site", restrictions.c.number == number))
-    audit.note(session, by, "site.remove", f"site {number}", locked.name, now)
+    users.record_action(session, by, "site.remove", f"site {number}", locked.name, now)
     return True
 
 
@@ -167,7 +235,7 @@ def _values(content: NewSite) -> dict[str, Any]:
     }
 
 
-def _told(content: NewSite) -> str:
+def _audit_details(content: NewSite) -> str:
     urls = " ".join(url for urls in content.endpoints.values() for url in urls)
     own = " with authorities of its own" if content.authorities else ""
     logon = f", logon at {content.myproxy}" if content.myproxy else ""
@@ -191,3 +259,14 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             myproxy=row.myproxy,
         ),
     )
+
+
+_CATALOGUE_VERSION = sa.select(catalogue.c.version).where(catalogue.c.id == _CATALOGUE_ROW)
+
+
+def load_snapshot(session: Session, known: int | None) -> SiteSnapshot | None:
+    """All sites and restrictions; None if the version is the known one."""
+    version = session.scalar(_CATALOGUE_VERSION) or 0
+    if version == known:
+        return None
+    return SiteSnapshot(version, tuple(all_sites(session)), tuple(all_restrictions(session)))

@@ -1,4 +1,7 @@
-"""Who may call the service."""
+"""Users, and the audit log of what they and operators did.
+
+An audit record is written in the transaction that does what it tells of, and never changed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.store.tables import users
+from pdm.workqueue.domain.sites import Actor, AuditRecord
+from pdm.workqueue.store.records import audit, users
 
 
 @frozen
@@ -23,7 +27,7 @@ class UserRecord:
     authority: str | None = None
 
 
-_COLUMNS = (users.c.id, users.c.subject, users.c.role, users.c.registered_at, users.c.authority)
+_USER_COLUMNS = (users.c.id, users.c.subject, users.c.role, users.c.registered_at, users.c.authority)
 
 
 def register(
@@ -50,12 +54,12 @@ def register(
         session.execute(sa.update(users).where(users.c.id == known.id).values(new))
     else:
         return known
-    return UserRecord(*session.execute(sa.select(*_COLUMNS).where(users.c.subject == subject)).one())
+    return UserRecord(*session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one())
 
 
 def find(session: Session, subject: str) -> UserRecord | None:
     """The user of a subject."""
-    row = session.execute(sa.select(*_COLUMNS).where(users.c.subject == subject)).one_or_none()
+    row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one_or_none()
     return None if row is None else UserRecord(*row)
 
 
@@ -73,11 +77,29 @@ def subjects(session: Session, user_ids: Collection[int]) -> dict[int, str]:
 
 def fetch(session: Session, user_id: int) -> UserRecord | None:
     """The user of a number."""
-    row = session.execute(sa.select(*_COLUMNS).where(users.c.id == user_id)).one_or_none()
+    row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.id == user_id)).one_or_none()
     return None if row is None else UserRecord(*row)
 
 
 def page(session: Session, after: int, limit: int) -> list[UserRecord]:
     """Users with larger numbers than ``after``, in their order."""
-    rows = session.execute(sa.select(*_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit))
+    rows = session.execute(sa.select(*_USER_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit))
     return [UserRecord(*row) for row in rows]
+
+
+_AUDIT_COLUMNS = (audit.c.id, audit.c.at, audit.c.subject, audit.c.action, audit.c.target, audit.c.details)
+
+
+def record_action(session: Session, by: Actor, action: str, target: str, details: str, now: datetime) -> None:
+    """Note an act."""
+    session.execute(
+        sa.insert(audit).values(
+            at=now, user_id=by.user_id, subject=by.subject, action=action, target=target, details=details
+        )
+    )
+
+
+def page_audit(session: Session, after: int, limit: int) -> list[AuditRecord]:
+    """Acts with larger numbers than ``after``, the oldest first."""
+    rows = session.execute(sa.select(*_AUDIT_COLUMNS).where(audit.c.id > after).order_by(audit.c.id).limit(limit))
+    return [AuditRecord(*row) for row in rows]

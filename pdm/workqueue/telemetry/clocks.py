@@ -1,7 +1,7 @@
-"""Clocks that no step of the system's time changes, and a watch that notices such steps.
+"""Monotonic clocks, a watch that detects steps of the system clock, and the latency of the reactor.
 
-The time of day may be set, by a person or by a time service: forward, back, by hours. What measures how long something
-takes must not follow. Moments that are stored or shown, and the validity of certificates, do.
+The time of day may be set by an administrator or a time service, forward or back, by hours. Durations must not follow
+it, so they are measured by CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from attrs import define, field
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.telemetry.background import Periodic
 
 #: Less is no step: time services correct that much by a slower or faster clock.
 _LEAST_STEP_S = 1.0
-_LOOK_EVERY_S = 1.0
+_CLOCK_INTERVAL_S = 1.0
 
 
-def steady(reactor: Any) -> None:
+def use_monotonic_clock(reactor: Any) -> None:
     """Have a reactor that does not run yet measure time by CLOCK_MONOTONIC.
 
     Twisted takes the time of day: after a step forward all timers fire at once, after one back none does.
@@ -30,7 +30,7 @@ def steady(reactor: Any) -> None:
     reactor.seconds = time.monotonic
 
 
-class SteadyUtc:
+class MonotonicUtc:
     """The present moment, UTC, as it was when the process began to ask, and moved on by CLOCK_MONOTONIC since."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class ClockWatch:
         self._ahead_s = self.wall() - self.monotonic()
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "look at the clock", _LOOK_EVERY_S, self.look)
+        self._periodic = Periodic(self.reactor, "look at the clock", _CLOCK_INTERVAL_S, self.look)
         self._periodic.start()
 
     async def stop(self) -> None:
@@ -79,3 +79,59 @@ class ClockWatch:
         self._log.warn("the clock of this machine was set by {seconds:+.0f} s", seconds=step_s)
         for told in self.listeners:
             told(timedelta(seconds=step_s))
+
+
+#: How often it is looked at. What blocks for longer than this cannot be missed, less than this it may look shorter.
+_LAG_INTERVAL_S = 0.02
+#: More than this is told of.
+LATE_S = 0.05
+#: At most one line in so many seconds.
+_LAG_LOG_INTERVAL_S = 60.0
+
+
+class ReactorLag:
+    """Plans a call again and again, and notes how much later than planned it comes.
+
+    Args:
+        reactor: that is watched.
+
+    Attributes:
+        worst_s: the most seconds ever.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor = reactor
+        self._timer: IDelayedCall | None = None
+        self._planned_at = 0.0
+        self._tell_at = 0.0
+        self._untold_s = 0.0
+        self.worst_s = 0.0
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._tell_at = self._reactor.seconds()
+        self._plan()
+
+    def stop(self) -> None:
+        """Look no more, and log the worst."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._log.info("the reactor was at most {lag:.0f} ms late", lag=self.worst_s * 1000)
+
+    def _plan(self) -> None:
+        self._planned_at = self._reactor.seconds() + _LAG_INTERVAL_S
+        self._timer = self._reactor.callLater(_LAG_INTERVAL_S, self._look)
+
+    def _look(self) -> None:
+        now = self._reactor.seconds()
+        late_s = now - self._planned_at
+        self.worst_s = max(self.worst_s, late_s)
+        self._untold_s = max(self._untold_s, late_s)
+        if self._untold_s > LATE_S and now >= self._tell_at:
+            self._log.warn("the reactor was {lag:.0f} ms late: something blocks it", lag=self._untold_s * 1000)
+            self._untold_s = 0.0
+            self._tell_at = now + _LAG_LOG_INTERVAL_S
+        self._plan()

@@ -1,8 +1,8 @@
-"""The daemon's own log: one event a line, as text for people or JSON for collectors.
+"""The daemon's log: one event per line, as text or JSON, with escaping, redaction and rotation.
 
-Fields that say what an event is about (request, job, element, attempt) ride in a context variable; every event
-logged inside `log_context` carries them, whoever logs it. Warnings and the standard library's ``logging`` go the
-same way once `capture_stdlib` was called.
+Fields that identify the subject of an event (request, job, element, attempt) are kept in a context variable: every
+event that is logged inside `log_context` carries them. Warnings and the standard library's ``logging`` go to the same
+log once `capture_stdlib` was called.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import logging as stdlib_logging
+import os
+import re
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -24,8 +28,103 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pdm.workqueue.config.settings import LogSettings
-from pdm.workqueue.telemetry.lines import bounded, escaped, redacted
-from pdm.workqueue.telemetry.log_file import LogFile
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.jobs import JobRecord
+
+#: A pile of text is cut before the patterns below look at it, so that a hostile one costs little.
+LONGEST_TEXT = 64 * 1024
+
+# A key that is cut off before its END is still a key, hence the second way to end.
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
+)
+_PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]{0,256}):[^/\s@]{1,1024}@")
+_BEARER = re.compile(r"(?i)\b(bearer|authz=bearer%20)[ ]?[A-Za-z0-9._~+/=-]{8,}")
+
+#: Characters that could move a terminal's cursor, end a line or turn its direction.
+_CONTROL = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROL} | {
+    0x09: "\\t",
+    0x0A: "\\n",
+    0x0D: "\\r",
+}
+
+
+def redacted(text: str) -> str:
+    """The text without private keys, passwords in URLs and bearer tokens."""
+    if "PRIVATE KEY" in text:
+        text = _PRIVATE_KEY.sub("[private key left out]", text)
+    if "@" in text and "://" in text:
+        text = _PASSWORD_IN_URL.sub(r"\1:***@", text)
+    if "earer" in text or "EARER" in text:
+        text = _BEARER.sub(r"\1 ***", text)
+    return text
+
+
+def escaped(text: str) -> str:
+    """The text as one line that can be shown anywhere: control characters and line ends are spelled out."""
+    if text.isprintable():
+        return text
+    # Half a surrogate pair has no UTF-8 form; spelled out, it cannot fail later where the line is written.
+    return text.translate(_ESCAPES).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def bounded(text: str, longest: int = LONGEST_TEXT) -> str:
+    """The text, cut after ``longest`` characters with a note of how many went."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}... ({len(text) - longest} characters left out)"
+
+
+class LogFile:
+    """Appends to a file; opens a new one when the old was renamed or removed (logrotate without ``copytruncate``).
+
+    Args:
+        path: of the file; its folder must be there.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._fd, self._identity = self._opened()
+
+    def _opened(self) -> tuple[int, tuple[int, int]]:
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        status = os.fstat(fd)
+        return fd, (status.st_dev, status.st_ino)
+
+    def write(self, lines: str) -> None:
+        """Append whole lines.
+
+        Never raises for a full disk or a lost folder: a log that cannot be written must not stop what it tells of.
+        """
+        data = lines.encode("utf-8", "backslashreplace")
+        with self._lock:
+            try:
+                status = os.stat(self._path)  # noqa: PTH116 - at a third of the price, for every line
+                rotated = (status.st_dev, status.st_ino) != self._identity
+            except OSError:
+                rotated = True
+            try:
+                if rotated:
+                    fresh = self._opened()
+                    os.close(self._fd)
+                    self._fd, self._identity = fresh
+                os.write(self._fd, data)
+            except OSError:
+                # Standard error is the last place left; where that is closed too, the line is lost.
+                _to_stderr(data)
+
+
+def _to_stderr(data: bytes) -> None:
+    try:
+        os.write(2, data)
+    except OSError:
+        return
+
 
 #: The fields that an event may carry, in the order in which a line shows them.
 FIELDS = ("request_id", "incident", "job", "element", "attempt", "site", "worker", "agent", "peer", "subject")
@@ -248,3 +347,41 @@ def capture_stdlib(level: LevelName = "info") -> Callable[[], None]:
         root.setLevel(before)
 
     return undo
+
+
+_log = Logger()
+
+
+def log_submitted(job: JobRecord) -> None:
+    """A job was registered: by whom, and what it asks for. Paths stand in the logs of its attempts."""
+    where = f"{job.src_siteid}" if job.dst_siteid is None else f"{job.src_siteid} -> {job.dst_siteid}"
+    _log.info(
+        "job {job} of user {user} submitted: {type} by {protocol}, site {where}, priority {priority}",
+        **_job_fields(job),
+        protocol=job.protocol.name,
+        where=where,
+        priority=job.priority,
+    )
+
+
+def log_ended(job: JobRecord) -> None:
+    """A job has become final: how, with how many elements and bytes, after how long; what failed is a warning."""
+    counters = job.counters
+    seconds = (job.finished_at - job.timestamp).total_seconds() if job.finished_at is not None else 0.0
+    write = _log.warn if job.status is JobStatus.FAILED else _log.info
+    write(
+        "job {job} of user {user} ended {outcome}: {type}, {done} of {elements} elements done, {failed} failed,"
+        " {cancelled} cancelled, {bytes} bytes in {seconds:.1f} s",
+        **_job_fields(job),
+        outcome=job.status.name,
+        elements=counters.elements,
+        done=counters.done,
+        failed=counters.failed,
+        cancelled=counters.cancelled,
+        bytes=job.bytes_done,
+        seconds=round(seconds, 3),
+    )
+
+
+def _job_fields(job: JobRecord) -> dict[str, Any]:
+    return {"job": job.id, "user": job.user_id, "type": job.type.name}

@@ -51,8 +51,8 @@ class PathItem(msgspec.Struct, frozen=True):
         again: of a removal: an attempt whose end nobody knows may have removed it already; then it counts as done.
         listed_at: of a removal: when it was listed, seconds since 1970; a file that was written later is not the one
             that was to go.
-        found: of a directory to make: what `Begun` told of an earlier attempt whose end nobody knows. By that alone it
-            is decided whether that attempt has made it.
+        found: of a directory to make: what `BegunEvent` told of an earlier attempt whose end nobody knows. By that
+            alone it is decided whether that attempt has made it.
     """
 
     key: int
@@ -72,7 +72,7 @@ class RenameItem(msgspec.Struct, frozen=True):
     found: dict[str, Any] | None = None
 
 
-class Limits(msgspec.Struct, frozen=True):
+class TimeLimits(msgspec.Struct, frozen=True):
     """When an agent gives up on one element; all in seconds.
 
     Attributes:
@@ -96,7 +96,7 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     key: int
     url: str
     depth: int | None
-    limits: Limits
+    limits: TimeLimits
     follow: bool = True
 
 
@@ -107,7 +107,7 @@ class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
     items: list[CopyItem]
     overwrite: Literal["never", "always", "different"]
     verify: Literal["checksum", "size"]
-    limits: Limits
+    limits: TimeLimits
 
 
 class RemoveRequest(msgspec.Struct, tag="remove", tag_field="op", frozen=True):
@@ -115,7 +115,7 @@ class RemoveRequest(msgspec.Struct, tag="remove", tag_field="op", frozen=True):
 
     id: int
     items: list[PathItem]
-    limits: Limits
+    limits: TimeLimits
 
 
 class RenameRequest(msgspec.Struct, tag="rename", tag_field="op", frozen=True):
@@ -124,16 +124,16 @@ class RenameRequest(msgspec.Struct, tag="rename", tag_field="op", frozen=True):
     id: int
     items: list[RenameItem]
     overwrite: Literal["never", "always"]
-    limits: Limits
+    limits: TimeLimits
 
 
-class MakeRequest(msgspec.Struct, tag="mkdir", tag_field="op", frozen=True):
+class MkdirRequest(msgspec.Struct, tag="mkdir", tag_field="op", frozen=True):
     """Make directories; with ``parents`` also those above, and one that is there already is done."""
 
     id: int
     items: list[PathItem]
     parents: bool
-    limits: Limits
+    limits: TimeLimits
 
 
 class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True):
@@ -141,7 +141,7 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
 
     id: int
     items: list[PathItem]
-    limits: Limits
+    limits: TimeLimits
 
 
 class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
@@ -154,8 +154,8 @@ class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
     until: float
 
 
-class GoRequest(msgspec.Struct, tag="go", tag_field="op", frozen=True):
-    """What `Begun` told of an item is kept: it may be done."""
+class ProceedRequest(msgspec.Struct, tag="go", tag_field="op", frozen=True):
+    """What `BegunEvent` told of an item is kept: it may be done."""
 
     id: int
     key: int
@@ -173,38 +173,38 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     keys: list[int] | None = None
 
 
-Request = (
+AgentRequest = (
     ListRequest
     | CopyRequest
     | RemoveRequest
     | RenameRequest
-    | MakeRequest
+    | MkdirRequest
     | DiscardRequest
     | CancelRequest
-    | GoRequest
+    | ProceedRequest
     | LeaseRequest
 )
-#: The requests that are work; each ends with `Finished`.
-Work = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MakeRequest | DiscardRequest
+#: The requests that are work; each ends with `FinishedEvent`.
+WorkRequest = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MkdirRequest | DiscardRequest
 
 
-class Ready(msgspec.Struct, tag="ready", tag_field="event", frozen=True):
+class ReadyEvent(msgspec.Struct, tag="ready", tag_field="event", frozen=True):
     """The first event: the agent can work. ``tools`` names what it works with, for the log."""
 
     tools: str
 
 
-class Started(msgspec.Struct, tag="started", tag_field="event", frozen=True):
+class StartedEvent(msgspec.Struct, tag="started", tag_field="event", frozen=True):
     """Work on one item begins."""
 
     id: int
     key: int
 
 
-class Begun(msgspec.Struct, tag="begun", tag_field="event", frozen=True):
+class BegunEvent(msgspec.Struct, tag="begun", tag_field="event", frozen=True):
     """The next thing that the agent does to an item cannot be told from somebody else's doing afterwards.
 
-    The agent waits for a `GoRequest`, so that what it has found is kept before anything is done.
+    The agent waits for a `ProceedRequest`, so that what it has found is kept before anything is done.
 
     Attributes:
         found: what was there before: ``source`` and ``destination``, each null or kind, size and mtime.
@@ -215,7 +215,7 @@ class Begun(msgspec.Struct, tag="begun", tag_field="event", frozen=True):
     found: dict[str, Any]
 
 
-class Log(msgspec.Struct, tag="log", tag_field="event", frozen=True):
+class LogEvent(msgspec.Struct, tag="log", tag_field="event", frozen=True):
     """A line for the attempt's log."""
 
     id: int
@@ -223,7 +223,7 @@ class Log(msgspec.Struct, tag="log", tag_field="event", frozen=True):
     text: str
 
 
-class Progress(msgspec.Struct, tag="progress", tag_field="event", frozen=True):
+class ProgressEvent(msgspec.Struct, tag="progress", tag_field="event", frozen=True):
     """How far a transfer is: bytes, bytes/s now and on average, seconds."""
 
     id: int
@@ -251,7 +251,7 @@ class RawEntry(msgspec.Struct, array_like=True, frozen=True):
     target_is_directory: bool = False
 
 
-class Entries(msgspec.Struct, tag="entries", tag_field="event", frozen=True):
+class EntriesEvent(msgspec.Struct, tag="entries", tag_field="event", frozen=True):
     """Some entries of the listing (at most 1000 an event)."""
 
     id: int
@@ -279,7 +279,7 @@ class Fault(msgspec.Struct, frozen=True):
     unreachable: bool = False
 
 
-class Unreadable(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True):
+class UnreadableEvent(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True):
     """A sub-directory that could not be listed; the rest is."""
 
     id: int
@@ -288,7 +288,7 @@ class Unreadable(msgspec.Struct, tag="unreadable", tag_field="event", frozen=Tru
     fault: Fault
 
 
-class Root(msgspec.Struct, tag="root", tag_field="event", frozen=True):
+class RootEvent(msgspec.Struct, tag="root", tag_field="event", frozen=True):
     """Where the listed directory is, links resolved: an absolute percent-encoded path. Comes before its entries."""
 
     id: int
@@ -296,7 +296,7 @@ class Root(msgspec.Struct, tag="root", tag_field="event", frozen=True):
     path: str
 
 
-class Unnamed(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True):
+class UnnamedEvent(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True):
     """The server counts ``count`` entries of a directory that it does not name; ``path`` as in `RawEntry`."""
 
     id: int
@@ -305,7 +305,7 @@ class Unnamed(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True):
     count: int
 
 
-class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True):
+class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True):
     """An item is done and proven.
 
     Attributes:
@@ -323,7 +323,7 @@ class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True):
     already_there: bool = False
 
 
-class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True):
+class FailedEvent(msgspec.Struct, tag="failed", tag_field="event", frozen=True):
     """An item failed. ``residue``: a temporary file may be left at the destination."""
 
     id: int
@@ -332,7 +332,7 @@ class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True):
     residue: bool = False
 
 
-class Cancelled(msgspec.Struct, tag="cancelled", tag_field="event", frozen=True):
+class CancelledEvent(msgspec.Struct, tag="cancelled", tag_field="event", frozen=True):
     """An item was not done because its batch was cancelled."""
 
     id: int
@@ -340,24 +340,24 @@ class Cancelled(msgspec.Struct, tag="cancelled", tag_field="event", frozen=True)
     residue: bool = False
 
 
-class Finished(msgspec.Struct, tag="finished", tag_field="event", frozen=True):
+class FinishedEvent(msgspec.Struct, tag="finished", tag_field="event", frozen=True):
     """Every key of the batch has been reported; the agent is free."""
 
     id: int
 
 
-Event = (
-    Ready
-    | Started
-    | Begun
-    | Log
-    | Progress
-    | Root
-    | Entries
-    | Unreadable
-    | Unnamed
-    | Done
-    | Failed
-    | Cancelled
-    | Finished
+AgentEvent = (
+    ReadyEvent
+    | StartedEvent
+    | BegunEvent
+    | LogEvent
+    | ProgressEvent
+    | RootEvent
+    | EntriesEvent
+    | UnreadableEvent
+    | UnnamedEvent
+    | DoneEvent
+    | FailedEvent
+    | CancelledEvent
+    | FinishedEvent
 )

@@ -49,7 +49,7 @@ ProtocolWord = Annotated[
         + "."
     ),
 ]
-Options = Annotated[dict[str, Any] | None, Meta(description="Options of the job type; an unknown one is refused.")]
+ExtraOptions = Annotated[dict[str, Any] | None, Meta(description="Options of the job type; an unknown one is refused.")]
 Priority = Annotated[
     Annotated[int, Meta(ge=FIRST_PRIORITY, le=LAST_PRIORITY)] | None, Meta(description="0 is served first; default 5.")
 ]
@@ -65,7 +65,7 @@ Label = Annotated[
 
 class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     protocol: ProtocolWord = None
-    extra_opts: Options = None
+    extra_opts: ExtraOptions = None
     priority: Priority = None
     max_tries: Tries = None
     label: Label = None

@@ -420,6 +420,6 @@ class HealthView(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[FaultView] = []
 
 
-def moment_text(moment: datetime) -> str:
+def timestamp_text(timestamp: datetime) -> str:
     """A time (UTC) as the API writes it: ``2026-11-23T19:30:12Z``."""
-    return f"{moment:%Y-%m-%dT%H:%M:%S}Z"
+    return f"{timestamp:%Y-%m-%dT%H:%M:%S}Z"

@@ -20,7 +20,7 @@ def start_helper() -> Iterator[StartHelper]:
     with ExitStack() as stack:
 
         def start(name: str, environment: dict[str, str] | None = None) -> HelperProcess:
-            arguments = ["-m", f"pdm.workqueue.agents.helpers.{name}"]
+            arguments = ["-m", f"pdm.workqueue.helpers.main_{name}"]
             return stack.enter_context(HelperProcess(arguments, environment or {}))
 
         yield start

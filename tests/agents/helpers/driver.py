@@ -19,7 +19,7 @@ import msgspec
 from pdm.workqueue.wire import agent_messages as wire
 
 #: Generous for tests that are not about time.
-LIMITS = wire.Limits(stall_s=60.0, total_s=120.0, least_rate=500_000.0)
+LIMITS = wire.TimeLimits(stall_s=60.0, total_s=120.0, least_rate=500_000.0)
 _EVENT_TIMEOUT_S = 60.0
 _UID = "0123456789abcdef"
 #: Names that are legal, and have each broken some tool.
@@ -67,8 +67,8 @@ class HelperProcess:
             start_new_session=True,
         )
         os.close(written_by_helper)
-        self._events: queue.Queue[tuple[float, wire.Event | None]] = queue.Queue()
-        self._decoder = msgspec.json.Decoder(wire.Event)
+        self._events: queue.Queue[tuple[float, wire.AgentEvent | None]] = queue.Queue()
+        self._decoder = msgspec.json.Decoder(wire.AgentEvent)
         self._reader = threading.Thread(target=self._read, args=(events,))
         self._ids = 0
         #: Whether it lets items begin that wait for that; and what they have found, by request and key.
@@ -81,7 +81,7 @@ class HelperProcess:
 
     def __enter__(self) -> Self:
         ready = self.event()
-        assert isinstance(ready, wire.Ready), self.end()
+        assert isinstance(ready, wire.ReadyEvent), self.end()
         self.tools = ready.tools
         return self
 
@@ -107,70 +107,70 @@ class HelperProcess:
                 self._events.put((time.monotonic(), self._decoder.decode(line)))
         self._events.put((time.monotonic(), None))
 
-    def event(self, timeout_s: float = _EVENT_TIMEOUT_S) -> wire.Event | None:
+    def event(self, timeout_s: float = _EVENT_TIMEOUT_S) -> wire.AgentEvent | None:
         """The next event; None once the pipe has closed. An item that is to begin is let go on."""
         while True:
             self.at, event = self._events.get(timeout=timeout_s)
-            if not isinstance(event, wire.Begun) or not self.lets_go:
+            if not isinstance(event, wire.BegunEvent) or not self.lets_go:
                 return event
             self.begun[event.id, event.key] = event.found
-            self.send(wire.GoRequest(event.id, event.key))
+            self.send(wire.ProceedRequest(event.id, event.key))
 
     def new_id(self) -> int:
         self._ids += 1
         return self._ids
 
-    def send(self, request: wire.Request) -> None:
+    def send(self, request: wire.AgentRequest) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(msgspec.json.encode(request) + b"\n")
         self.process.stdin.flush()
 
-    def rest(self, request_id: int) -> list[wire.Event]:
+    def rest(self, request_id: int) -> list[wire.AgentEvent]:
         """All events of a request that are still to come, without `Finished`."""
-        events: list[wire.Event] = []
+        events: list[wire.AgentEvent] = []
         while True:
             event = self.event()
             assert event is not None, f"the helper ended: {self.end()}"
-            if isinstance(event, wire.Finished):
+            if isinstance(event, wire.FinishedEvent):
                 assert event.id == request_id
                 return events
-            assert not isinstance(event, wire.Ready)
+            assert not isinstance(event, wire.ReadyEvent)
             assert event.id == request_id
             events.append(event)
 
-    def run(self, request: wire.Work) -> list[wire.Event]:
+    def run(self, request: wire.WorkRequest) -> list[wire.AgentEvent]:
         self.send(request)
         return self.rest(request.id)
 
     # -- the requests of most tests
 
-    def list(self, url: str, depth: int | None = None, *, follow: bool = True, **limits: Any) -> list[wire.Event]:
+    def list(self, url: str, depth: int | None = None, *, follow: bool = True, **limits: Any) -> list[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow))
 
     def copy(
         self, items: Sequence[wire.CopyItem], overwrite: str = "never", verify: str = "checksum", **limits: Any
-    ) -> dict[int, wire.Event]:
+    ) -> dict[int, wire.AgentEvent]:
         """Copy; the outcome of each key."""
         request = wire.CopyRequest(self.new_id(), list(items), overwrite, verify, _limits(limits))  # type: ignore[arg-type]
         return outcomes(self.run(request))
 
-    def remove(self, *items: wire.PathItem) -> dict[int, wire.Event]:
+    def remove(self, *items: wire.PathItem) -> dict[int, wire.AgentEvent]:
         return outcomes(self.run(wire.RemoveRequest(self.new_id(), list(items), LIMITS)))
 
-    def discard(self, *urls: str) -> dict[int, wire.Event]:
+    def discard(self, *urls: str) -> dict[int, wire.AgentEvent]:
         items = [wire.PathItem(number, url) for number, url in enumerate(urls)]
         return outcomes(self.run(wire.DiscardRequest(self.new_id(), items, LIMITS)))
 
-    def rename(self, source: str, destination: str, overwrite: str = "never") -> wire.Event:
+    def rename(self, source: str, destination: str, overwrite: str = "never") -> wire.AgentEvent:
         items = [wire.RenameItem(0, source, destination)]
         return outcomes(self.run(wire.RenameRequest(self.new_id(), items, overwrite, LIMITS)))[0]  # type: ignore[arg-type]
 
-    def make(self, *urls: str, parents: bool = False) -> dict[int, wire.Event]:
+    def make(self, *urls: str, parents: bool = False) -> dict[int, wire.AgentEvent]:
         items = [wire.PathItem(number, url, directory=True) for number, url in enumerate(urls)]
-        return outcomes(self.run(wire.MakeRequest(self.new_id(), items, parents, LIMITS)))
+        return outcomes(self.run(wire.MkdirRequest(self.new_id(), items, parents, LIMITS)))
 
 
-def _limits(changes: Mapping[str, Any]) -> wire.Limits:
+def _limits(changes: Mapping[str, Any]) -> wire.TimeLimits:
     return msgspec.structs.replace(LIMITS, **changes)
 
 
@@ -198,30 +198,30 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def outcomes(events: Sequence[wire.Event]) -> dict[int, wire.Event]:
+def outcomes(events: Sequence[wire.AgentEvent]) -> dict[int, wire.AgentEvent]:
     """The one outcome of each key; fails if a key has none, two, or goes on after it."""
-    ended: dict[int, wire.Event] = {}
+    ended: dict[int, wire.AgentEvent] = {}
     seen: set[int] = set()
     for event in events:
         key = event.key  # type: ignore[union-attr]
         assert key not in ended, f"{event} after {ended[key]}"
         seen.add(key)
-        if isinstance(event, (wire.Done, wire.Failed, wire.Cancelled)):
+        if isinstance(event, (wire.DoneEvent, wire.FailedEvent, wire.CancelledEvent)):
             ended[key] = event
     assert seen == set(ended)
     return ended
 
 
-def entries(events: Sequence[wire.Event]) -> dict[str, wire.RawEntry]:
+def entries(events: Sequence[wire.AgentEvent]) -> dict[str, wire.RawEntry]:
     """The entries of a listing, which must have been done, by path."""
-    assert isinstance(events[-1], wire.Done), events[-1]
-    found = [entry for event in events if isinstance(event, wire.Entries) for entry in event.entries]
+    assert isinstance(events[-1], wire.DoneEvent), events[-1]
+    found = [entry for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
     by_path = {entry.path: entry for entry in found}
     assert len(by_path) == len(found), "an entry came twice"
     return by_path
 
 
-def fault(event: wire.Event) -> tuple[str, str | int | None]:
+def fault(event: wire.AgentEvent) -> tuple[str, str | int | None]:
     """Scope of a failure, and its code or error number."""
-    assert isinstance(event, wire.Failed), event
+    assert isinstance(event, wire.FailedEvent), event
     return event.fault.scope, event.fault.code or event.fault.errno

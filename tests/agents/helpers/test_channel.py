@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pdm.workqueue.agents.helpers import storage
+from pdm.workqueue.helpers import storage
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.conftest import StartHelper
 from tests.agents.helpers.driver import LIMITS, HelperProcess, entries, outcomes
@@ -37,58 +37,58 @@ def test_requests_are_carried_out_one_after_the_other(dummy: HelperProcess) -> N
         dummy.send(copy_request(request_id, "dummy://x/a?delay=0.1", "dummy://x/b"))
     for request_id in (3, 4):
         outcome = outcomes(dummy.rest(request_id))
-        assert outcome == {key: wire.Done(request_id, key, 100, 100) for key in (0, 1)}
+        assert outcome == {key: wire.DoneEvent(request_id, key, 100, 100) for key in (0, 1)}
 
 
 def test_a_cancel_ends_its_batch_and_no_other(dummy: HelperProcess) -> None:
     dummy.send(copy_request(1, "dummy://x/a", HANG, "dummy://x/c"))
-    assert [type(dummy.event()) for _ in range(3)] == [wire.Started, wire.Done, wire.Started]
+    assert [type(dummy.event()) for _ in range(3)] == [wire.StartedEvent, wire.DoneEvent, wire.StartedEvent]
     dummy.send(wire.CancelRequest(77))
     dummy.send(wire.CancelRequest(1))
     # A sign of life may come first; what counts is that each key is reported once.
-    told = [event for event in dummy.rest(1) if not isinstance(event, wire.Log)]
-    assert told == [wire.Cancelled(1, 1), wire.Cancelled(1, 2)]
+    told = [event for event in dummy.rest(1) if not isinstance(event, wire.LogEvent)]
+    assert told == [wire.CancelledEvent(1, 1), wire.CancelledEvent(1, 2)]
     dummy.send(wire.CancelRequest(1))
-    assert outcomes(dummy.run(copy_request(2, "dummy://x/a"))) == {0: wire.Done(2, 0, 100, 100)}
+    assert outcomes(dummy.run(copy_request(2, "dummy://x/a"))) == {0: wire.DoneEvent(2, 0, 100, 100)}
 
 
 def test_some_items_are_cancelled_and_the_others_go_on(dummy: HelperProcess) -> None:
     dummy.send(copy_request(1, HANG, "dummy://x/b", "dummy://x/c?delay=0.1", HANG))
-    assert dummy.event() == wire.Started(1, 0)
+    assert dummy.event() == wire.StartedEvent(1, 0)
     dummy.send(wire.CancelRequest(1, [1, 77]))
     # It was not begun, and need not wait for the one that hangs.
-    assert dummy.event() == wire.Cancelled(1, 1)
+    assert dummy.event() == wire.CancelledEvent(1, 1)
     dummy.send(wire.CancelRequest(1, [0]))
-    seen: list[wire.Event] = []
-    while wire.Started(1, 3) not in seen:
+    seen: list[wire.AgentEvent] = []
+    while wire.StartedEvent(1, 3) not in seen:
         event = dummy.event()
         assert event is not None
         seen.append(event)
-    ended = [event for event in seen if isinstance(event, (wire.Done, wire.Cancelled))]
-    assert ended == [wire.Cancelled(1, 0), wire.Done(1, 2, 100, 100)]
+    ended = [event for event in seen if isinstance(event, (wire.DoneEvent, wire.CancelledEvent))]
+    assert ended == [wire.CancelledEvent(1, 0), wire.DoneEvent(1, 2, 100, 100)]
     # The last one is all that is left: with it the batch ends.
     dummy.send(wire.CancelRequest(1, [3]))
-    assert [event for event in dummy.rest(1) if not isinstance(event, wire.Log)] == [wire.Cancelled(1, 3)]
+    assert [event for event in dummy.rest(1) if not isinstance(event, wire.LogEvent)] == [wire.CancelledEvent(1, 3)]
 
 
 def test_what_waits_behind_another_batch_is_cancelled_at_once(dummy: HelperProcess) -> None:
     dummy.send(copy_request(1, HANG))
-    assert dummy.event() == wire.Started(1, 0)
+    assert dummy.event() == wire.StartedEvent(1, 0)
     dummy.send(copy_request(2, "dummy://x/a", "dummy://x/b"))
     dummy.send(copy_request(3, "dummy://x/a", "dummy://x/b"))
     dummy.send(wire.CancelRequest(2))
-    assert dummy.rest(2) == [wire.Cancelled(2, 0), wire.Cancelled(2, 1)]
+    assert dummy.rest(2) == [wire.CancelledEvent(2, 0), wire.CancelledEvent(2, 1)]
     dummy.send(wire.CancelRequest(3, [1]))
-    assert dummy.event() == wire.Cancelled(3, 1)
+    assert dummy.event() == wire.CancelledEvent(3, 1)
     dummy.send(wire.CancelRequest(1))
-    assert [event for event in dummy.rest(1) if not isinstance(event, wire.Log)] == [wire.Cancelled(1, 0)]
-    assert dummy.rest(3) == [wire.Started(3, 0), wire.Done(3, 0, 100, 100)]
+    assert [event for event in dummy.rest(1) if not isinstance(event, wire.LogEvent)] == [wire.CancelledEvent(1, 0)]
+    assert dummy.rest(3) == [wire.StartedEvent(3, 0), wire.DoneEvent(3, 0, 100, 100)]
 
 
 def test_a_helper_that_cannot_end_items_ends_their_batch(start_helper: StartHelper, tmp_path: Path) -> None:
     helper = start_helper("relay", {"PDM_FILE_ROOTS": json.dumps([str(tmp_path)])})
     items = [wire.PathItem(key, f"file://{tmp_path}/d{key}", directory=True) for key in range(2)]
-    helper.send(wire.MakeRequest(1, items, True, LIMITS))
+    helper.send(wire.MkdirRequest(1, items, True, LIMITS))
     helper.send(wire.CancelRequest(1, [1]))
     # Whatever was done by then: each has one outcome.
     assert set(outcomes(helper.rest(1))) == {0, 1}
@@ -96,7 +96,7 @@ def test_a_helper_that_cannot_end_items_ends_their_batch(start_helper: StartHelp
 
 def test_the_end_of_requests_is_the_end_of_the_process(dummy: HelperProcess) -> None:
     dummy.send(copy_request(1, HANG))
-    assert isinstance(dummy.event(), wire.Started)
+    assert isinstance(dummy.event(), wire.StartedEvent)
     assert dummy.process.stdin is not None
     dummy.process.stdin.close()
     assert dummy.process.wait(timeout=10) == 0
@@ -112,7 +112,7 @@ def test_a_reader_that_is_gone_is_the_end_of_the_process() -> None:
             f'exec 3>&{written}; exec "$0" "$@"',
             sys.executable,
             "-m",
-            "pdm.workqueue.agents.helpers.dummy",
+            "pdm.workqueue.helpers.main_dummy",
         ],
         stdin=subprocess.PIPE,
         pass_fds=(written,),
@@ -151,7 +151,7 @@ def test_nobody_reading_stops_the_helper_and_loses_nothing() -> None:
             f'exec 3>&{written}; exec "$0" "$@"',
             sys.executable,
             "-m",
-            "pdm.workqueue.agents.helpers.dummy",
+            "pdm.workqueue.helpers.main_dummy",
         ],
         stdin=subprocess.PIPE,
         pass_fds=(written,),
@@ -191,13 +191,13 @@ def test_noise_does_not_become_an_event(start_helper: StartHelper, tmp_path: Pat
     # A site customisation prints at the start of the interpreter, as a C library might at any time.
     (tmp_path / "sitecustomize.py").write_text('print(\'{"event":"finished","id":1}\', flush=True)\n')
     helper = start_helper("dummy", {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"})
-    assert outcomes(helper.run(copy_request(1, "dummy://x/a"))) == {0: wire.Done(1, 0, 100, 100)}
+    assert outcomes(helper.run(copy_request(1, "dummy://x/a"))) == {0: wire.DoneEvent(1, 0, 100, 100)}
     assert "finished" in helper.end()
 
 
 @pytest.mark.parametrize("name", ["dummy", "relay", "gridftp"])
 def test_a_helper_starts_by_its_path_too(name: str) -> None:
-    path = Path(storage.__file__).with_name(f"{name}.py")
+    path = Path(storage.__file__).with_name(f"main_{name}.py")
     with HelperProcess([str(path)], {"PYTHONPATH": ""}) as helper:
         assert helper.tools
 
@@ -212,10 +212,10 @@ def test_a_dummy_listing(dummy: HelperProcess) -> None:
 def test_dummies_fail_and_crash_as_asked_for(dummy: HelperProcess) -> None:
     sources = [f"dummy://x/f?fail=NO_SPACE&fail_times=2&attempt={attempt}" for attempt in (1, 2, 3)]
     outcome = outcomes(dummy.run(copy_request(1, *sources)))
-    assert [isinstance(outcome[key], wire.Done) for key in range(3)] == [False, False, True]
+    assert [isinstance(outcome[key], wire.DoneEvent) for key in range(3)] == [False, False, True]
     assert outcome[0].fault.code == "NO_SPACE"  # type: ignore[union-attr]
-    assert isinstance(outcomes(dummy.run(copy_request(2, "dummy://x/f?crash=1&attempt=2")))[0], wire.Done)
+    assert isinstance(outcomes(dummy.run(copy_request(2, "dummy://x/f?crash=1&attempt=2")))[0], wire.DoneEvent)
     dummy.send(copy_request(3, "dummy://x/f?crash=1&attempt=1"))
-    assert isinstance(dummy.event(), wire.Started)
+    assert isinstance(dummy.event(), wire.StartedEvent)
     assert dummy.event() is None
     assert dummy.process.wait(timeout=10) == -9

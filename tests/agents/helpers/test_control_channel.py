@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pdm.workqueue.agents.helpers.control_channel import ChannelError, ControlChannel, Reply
-from pdm.workqueue.agents.helpers.pipeline import BrokenError, SilenceError, Waker, carry_on
-from pdm.workqueue.agents.helpers.storage import StoppedError
+from pdm.workqueue.helpers.gridftp.connections import BrokenError, SilenceError, Waker, run_until_answered
+from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, Reply
+from pdm.workqueue.helpers.storage import StoppedError
 
 
 class PlainContext:
@@ -132,7 +132,7 @@ def test_a_pipeline_ends_when_a_server_leaves_falls_silent_or_we_are_stopped(ser
 
     def run(*, patience_s: float = 30.0, stopped: bool = False) -> None:
         server.channel.send(b"NOOP", lambda reply: None)
-        carry_on((server.channel,), waker, lambda: stopped, lambda: None, lambda: patience_s)
+        run_until_answered((server.channel,), waker, lambda: stopped, lambda: None, lambda: patience_s)
 
     with pytest.raises(StoppedError):
         run(stopped=True)

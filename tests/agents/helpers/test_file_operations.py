@@ -9,14 +9,14 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from pdm.workqueue.agents.helpers import confined
-from pdm.workqueue.agents.helpers.file_storage import FileStorage
-from pdm.workqueue.agents.helpers.storage import StorageError
+from pdm.workqueue.helpers.backends import local_paths
+from pdm.workqueue.helpers.backends.local import LocalStorage
+from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, entries, fault, put
 
 
-def kinds(events: list[wire.Event]) -> dict[str, str]:
+def kinds(events: list[wire.AgentEvent]) -> dict[str, str]:
     return {path: entry.type for path, entry in entries(events).items()}
 
 
@@ -92,7 +92,9 @@ def test_a_folder_that_may_not_be_read_is_named_and_the_rest_listed(file_helper:
     events = file_helper.list((site / "top").as_uri())
     (site / "top" / "shut").chmod(0o700)
     assert set(entries(events)) == {"shut", "open", "open/f"}
-    assert [(event.path, event.fault.errno) for event in events if isinstance(event, wire.Unreadable)] == [("shut", 13)]
+    assert [(event.path, event.fault.errno) for event in events if isinstance(event, wire.UnreadableEvent)] == [
+        ("shut", 13)
+    ]
 
 
 def test_what_is_not_there_or_not_ours_fails(file_helper: HelperProcess, site: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_long_listing_comes_in_pieces(file_helper: HelperProcess, site: Path) 
         (site / "top" / f"{number:04}{'n' * 200}").touch()
     events = file_helper.list((site / "top").as_uri())
     assert len(entries(events)) == 2500
-    assert [len(event.entries) for event in events if isinstance(event, wire.Entries)] == [1000, 1000, 500]
+    assert [len(event.entries) for event in events if isinstance(event, wire.EntriesEvent)] == [1000, 1000, 500]
 
 
 def test_removal(file_helper: HelperProcess, site: Path) -> None:
@@ -125,7 +127,7 @@ def test_removal(file_helper: HelperProcess, site: Path) -> None:
         wire.PathItem(6, (site / "gone").as_uri()),
         wire.PathItem(7, site.as_uri(), directory=True),
     )
-    assert [isinstance(outcome[key], wire.Done) for key in range(1, 8)] == [
+    assert [isinstance(outcome[key], wire.DoneEvent) for key in range(1, 8)] == [
         True,
         True,
         False,
@@ -146,7 +148,7 @@ def test_removal(file_helper: HelperProcess, site: Path) -> None:
 def test_discarding_what_is_not_there_is_done(file_helper: HelperProcess, site: Path) -> None:
     left = put(site / ".pdm-x.1.1.part")
     outcome = file_helper.discard(left.as_uri(), (site / "gone").as_uri(), (site / "no" / "folder").as_uri())
-    assert all(isinstance(event, wire.Done) for event in outcome.values())
+    assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
     assert not left.exists()
 
 
@@ -155,7 +157,7 @@ def test_rename(file_helper: HelperProcess, site: Path) -> None:
     put(site / "g", b"g")
     put(site / "folder" / "x", b"x")
 
-    def rename(source: str, destination: str, overwrite: str = "never") -> wire.Event:
+    def rename(source: str, destination: str, overwrite: str = "never") -> wire.AgentEvent:
         return file_helper.rename(f"{site.as_uri()}/{source}", f"{site.as_uri()}/{destination}", overwrite)
 
     assert fault(rename("gone", "new")) == ("source", "NOT_FOUND")
@@ -164,8 +166,8 @@ def test_rename(file_helper: HelperProcess, site: Path) -> None:
     assert fault(rename("f", "folder", "always")) == ("destination", "IS_A_DIRECTORY")
     assert fault(rename("folder", "folder/in/itself")) == ("destination", 2)
     assert (site / "g").read_bytes() == b"g"
-    assert isinstance(rename("f", "g", "always"), wire.Done)
-    assert isinstance(rename("folder", "moved"), wire.Done)
+    assert isinstance(rename("f", "g", "always"), wire.DoneEvent)
+    assert isinstance(rename("folder", "moved"), wire.DoneEvent)
     assert (site / "g").read_bytes() == b"f"
     assert (site / "moved" / "x").read_bytes() == b"x"
     assert not (site / "f").exists()
@@ -175,10 +177,10 @@ def test_new_directories(file_helper: HelperProcess, site: Path) -> None:
     put(site / "f")
     deep, new, file = ((site / path).as_uri() for path in ("a/b/c", "new", "f"))
     outcome = file_helper.make(deep, new, new, file)
-    assert isinstance(outcome[1], wire.Done)
+    assert isinstance(outcome[1], wire.DoneEvent)
     assert [fault(outcome[key]) for key in (0, 2, 3)] == [("destination", 2), ("destination", 17), ("destination", 17)]
     outcome = file_helper.make(deep, deep, new, file, file + "/below", parents=True)
-    assert [isinstance(outcome[key], wire.Done) for key in range(5)] == [True, True, True, False, False]
+    assert [isinstance(outcome[key], wire.DoneEvent) for key in range(5)] == [True, True, True, False, False]
     assert [fault(outcome[key]) for key in (3, 4)] == [("destination", "NOT_A_DIRECTORY"), ("destination", 20)]
     assert (site / "a" / "b" / "c").is_dir()
 
@@ -189,9 +191,9 @@ def test_a_file_system_with_neither_exclusive_renames_nor_links(site: Path, monk
     def refuse(*_arguments: object, **_named: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(confined, "_libc", object())
+    monkeypatch.setattr(local_paths, "_libc", object())
     monkeypatch.setattr(os, "link", refuse)
-    storage = FileStorage(confined.Roots([str(site)]))
+    storage = LocalStorage(local_paths.Roots([str(site)]))
     old, there = put(site / "old", b"ours"), put(site / "there", b"theirs")
     with pytest.raises(StorageError) as refused:
         storage.rename(old.as_uri(), there.as_uri(), replace=False)

@@ -68,19 +68,19 @@ def test_a_bad_folder_below_leaves_the_rest(helper: HelperProcess, server: FtpSe
     server.listings[b"/top/good"] = sends(GOOD)
     events = helper.list(server.url + "/top")
     assert set(entries(events)) == {"bad", "good", "gone", "f", "good/good"}
-    unreadable = {event.path: event.fault.code for event in events if isinstance(event, wire.Unreadable)}
+    unreadable = {event.path: event.fault.code for event in events if isinstance(event, wire.UnreadableEvent)}
     assert unreadable == {"bad": "BAD_LISTING", "gone": None}
 
 
 def test_an_endless_honest_listing_ends_with_a_cancel(helper: HelperProcess, server: FtpServer) -> None:
     server.listings[b"/endless"] = endless(b"".join(b"Type=file;Size=1; f%d\r\n" % number for number in range(5000)))
-    request = wire.ListRequest(helper.new_id(), 7, server.url + "/endless", None, wire.Limits())
+    request = wire.ListRequest(helper.new_id(), 7, server.url + "/endless", None, wire.TimeLimits())
     helper.send(request)
-    assert isinstance(helper.event(), wire.Started)
+    assert isinstance(helper.event(), wire.StartedEvent)
     for _ in range(20):
-        assert isinstance(helper.event(), wire.Entries)
+        assert isinstance(helper.event(), wire.EntriesEvent)
     helper.send(wire.CancelRequest(request.id))
-    assert isinstance(helper.rest(request.id)[-1], wire.Cancelled)
+    assert isinstance(helper.rest(request.id)[-1], wire.CancelledEvent)
     assert set(entries(helper.list(server.url + "/good"))) == {"good"}
 
 
@@ -93,12 +93,12 @@ def test_a_server_that_says_nothing_is_stalled(helper: HelperProcess, server: Ft
 
 def test_a_login_that_hangs_can_be_cancelled(helper: HelperProcess) -> None:
     with silent_server() as address:
-        request = wire.ListRequest(helper.new_id(), 1, f"gsiftp://{address}/x", None, wire.Limits())
+        request = wire.ListRequest(helper.new_id(), 1, f"gsiftp://{address}/x", None, wire.TimeLimits())
         helper.send(request)
-        assert isinstance(helper.event(), wire.Started)
+        assert isinstance(helper.event(), wire.StartedEvent)
         time.sleep(0.1)
         helper.send(wire.CancelRequest(request.id))
-        assert isinstance(outcomes(helper.rest(request.id))[1], wire.Cancelled)
+        assert isinstance(outcomes(helper.rest(request.id))[1], wire.CancelledEvent)
 
 
 @pytest.mark.parametrize("facts", [b"Type=file;Size=-1;", b"Type=file;", b"nothing"])

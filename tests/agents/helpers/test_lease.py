@@ -32,7 +32,7 @@ def file_url(path: Path) -> str:
 
 def started(helper: HelperProcess) -> None:
     """Wait until work has begun."""
-    while not isinstance(event := helper.event(), wire.Started):
+    while not isinstance(event := helper.event(), wire.StartedEvent):
         assert event is not None
 
 
@@ -51,7 +51,7 @@ def test_no_work_is_begun_after_the_end(file_helper: HelperProcess, site: Path) 
     file = put(site / "file")
     file_helper.send(wire.LeaseRequest(now() - 1.0))
     with contextlib.suppress(BrokenPipeError):
-        file_helper.send(wire.RemoveRequest(1, [wire.PathItem(1, file_url(file))], wire.Limits()))
+        file_helper.send(wire.RemoveRequest(1, [wire.PathItem(1, file_url(file))], wire.TimeLimits()))
     assert ended_alone(file_helper)
     assert file.exists()
 
@@ -62,7 +62,7 @@ def test_a_removal_that_was_suspended_beyond_the_lease_removes_nothing_more(
     files = [put(site / f"f{number}") for number in range(20_000)]
     items = [wire.PathItem(key, file_url(file)) for key, file in enumerate(files)]
     file_helper.send(wire.LeaseRequest(now() + 2.0))
-    file_helper.send(wire.RemoveRequest(1, items, wire.Limits()))
+    file_helper.send(wire.RemoveRequest(1, items, wire.TimeLimits()))
     give_up_at = time.monotonic() + _WAIT_S
     while files[0].exists():
         assert time.monotonic() < give_up_at
@@ -84,7 +84,7 @@ def test_a_copy_that_runs_ends_with_the_lease(file_helper: HelperProcess, site: 
     os.truncate(source, 1 << 40)
     item = copy_item(1, file_url(source), file_url(site / "copy"), 1 << 40)
     file_helper.send(wire.LeaseRequest(now() + 1.5))
-    file_helper.send(wire.CopyRequest(1, [item], "never", "checksum", wire.Limits()))
+    file_helper.send(wire.CopyRequest(1, [item], "never", "checksum", wire.TimeLimits()))
     started(file_helper)
     assert ended_alone(file_helper)
     assert not (site / "copy").exists()
@@ -104,10 +104,10 @@ def test_what_was_written_after_it_was_listed_is_not_removed(file_helper: Helper
         wire.PathItem(4, file_url(site / "gone"), again=True, listed_at=listed_at),
     ]
     ended = file_helper.remove(*items)
-    assert isinstance(ended[1], wire.Done)
-    assert isinstance(ended[4], wire.Done)
+    assert isinstance(ended[1], wire.DoneEvent)
+    assert isinstance(ended[4], wire.DoneEvent)
     for key in (2, 3):
         outcome = ended[key]
-        assert isinstance(outcome, wire.Failed)
+        assert isinstance(outcome, wire.FailedEvent)
         assert outcome.fault.code == "CHANGED"
     assert {path.name for path in site.iterdir()} == {"new", "unknown"}

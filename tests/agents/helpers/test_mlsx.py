@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdm.workqueue.agents.helpers.mlsx import LONGEST_ENTRY, Line, read_entry, read_listing
-from pdm.workqueue.agents.helpers.storage import StorageError, Thing
+from pdm.workqueue.helpers.gridftp.replies import LONGEST_ENTRY, ListingEntry, read_entry, read_listing
+from pdm.workqueue.helpers.storage import FileStat, StorageError
 
 # As globus-gridftp-server 13.24 sends it, shortened.
 REAL = (
@@ -24,13 +24,13 @@ WHEN = 1795463118
 
 def test_a_real_listing_is_read_to_the_last_fact() -> None:
     assert list(read_listing([REAL])) == [
-        Line(b".", Thing("directory", 0, 0o755, WHEN), "cdir", 7),
-        Line(b"..", Thing("directory", 0, 0o1777, WHEN), "pdir"),
-        Line(b"d0", Thing("directory", 0, 0o755, WHEN)),
-        Line(b"dlink", Thing("link", 0, 0o755, WHEN, b"/data/a/d0", "directory")),
-        Line(b"ff", Thing("other", 0, 0o644, WHEN)),
-        Line(b"l2", Thing("link", 6, 0o644, WHEN, b"/data/a/tgt;x y", "file")),
-        Line(b"nl\nx;y=", Thing("file", 6, 0o644, WHEN)),
+        ListingEntry(b".", FileStat("directory", 0, 0o755, WHEN), "cdir", 7),
+        ListingEntry(b"..", FileStat("directory", 0, 0o1777, WHEN), "pdir"),
+        ListingEntry(b"d0", FileStat("directory", 0, 0o755, WHEN)),
+        ListingEntry(b"dlink", FileStat("link", 0, 0o755, WHEN, b"/data/a/d0", "directory")),
+        ListingEntry(b"ff", FileStat("other", 0, 0o644, WHEN)),
+        ListingEntry(b"l2", FileStat("link", 6, 0o644, WHEN, b"/data/a/tgt;x y", "file")),
+        ListingEntry(b"nl\nx;y=", FileStat("file", 6, 0o644, WHEN)),
     ]
 
 
@@ -47,7 +47,7 @@ def test_every_name_comes_through_wherever_the_pieces_are_cut(names: list[bytes]
         pieces.append(text[:cut])
         text = text[cut:]
     lines = list(read_listing([*pieces, text]))
-    assert [(line.name, line.thing.size) for line in lines] == [(name, number) for number, name in enumerate(names)]
+    assert [(line.name, line.file_stat.size) for line in lines] == [(name, number) for number, name in enumerate(names)]
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_an_entry_that_cannot_be_true_is_a_bad_listing(line: bytes) -> None:
 
 
 def test_the_largest_size_of_the_database_is_legal() -> None:
-    assert read_entry(b"Type=file;Size=9223372036854775807; x").thing.size == 2**63 - 1
+    assert read_entry(b"Type=file;Size=9223372036854775807; x").file_stat.size == 2**63 - 1
 
 
 @pytest.mark.parametrize("moment", [b"20261399000000", b"2026", b"garbage", b"", b"00000000000000"])
 def test_a_time_that_is_none_is_unknown(moment: bytes) -> None:
-    assert read_entry(b"Type=file;Size=1;Modify=" + moment + b"; x").thing.mtime is None
+    assert read_entry(b"Type=file;Size=1;Modify=" + moment + b"; x").file_stat.mtime is None
 
 
 def test_a_listing_without_an_end_of_line_takes_no_memory() -> None:
@@ -101,7 +101,7 @@ def test_a_listing_without_an_end_of_line_takes_no_memory() -> None:
 def test_garbage_is_refused_and_never_crashes(garbage: bytes) -> None:
     refusal = None
     try:
-        sizes = [line.thing.size for line in read_listing([garbage])]
+        sizes = [line.file_stat.size for line in read_listing([garbage])]
     except StorageError as error:
         refusal, sizes = error.code, []
     assert refusal in (None, "BAD_LISTING")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pdm.workqueue.agents.helpers import pipelined_tree
-from pdm.workqueue.agents.helpers.pipeline import Waker
+from pdm.workqueue.helpers.gridftp import pipelined_tree
+from pdm.workqueue.helpers.gridftp.connections import Waker
 from tests.agents.helpers.test_control_channel import Server
 
 _LOOK = (
@@ -48,7 +48,7 @@ class OneChannel:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def single(self, place: str) -> Any:
+    def single(self, address: str) -> Any:
         return self._server.channel
 
     def drop(self, channel: Any) -> None:

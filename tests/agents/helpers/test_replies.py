@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from pdm.workqueue.agents.helpers.replies import error_from, lacks_checksum
+from pdm.workqueue.helpers.gridftp.replies import error_from, lacks_checksum
 
 _REPLY = "globus_ftp_client: the server responded with an error\n"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pdm.workqueue.agents.helpers.storage import StorageError
+from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire import agent_messages as wire
 from tests.agents.helpers.driver import HelperProcess, copy_item, outcomes, put
 
@@ -33,27 +33,27 @@ def test_odd_urls(file_helper: HelperProcess, site: Path, op: str) -> None:
         urls.insert(2 * place, odd)
     bad = {key for key, url in enumerate(urls) if url in ODD}
     new = [f"file://{site}/new/{key}" for key in range(len(urls))]
-    request: wire.Work
+    request: wire.WorkRequest
     if op == "copy":
         items = [
             copy_item(key, f"file://{good[0]}", url if key in bad else new[key], 7) for key, url in enumerate(urls)
         ]
-        request = wire.CopyRequest(1, items, "never", "checksum", wire.Limits())
+        request = wire.CopyRequest(1, items, "never", "checksum", wire.TimeLimits())
     elif op == "copy from":
         items = [copy_item(key, url, new[key], 7) for key, url in enumerate(urls)]
-        request = wire.CopyRequest(1, items, "never", "checksum", wire.Limits())
+        request = wire.CopyRequest(1, items, "never", "checksum", wire.TimeLimits())
     elif op == "rename":
         (site / "new").mkdir()
         renames = [wire.RenameItem(key, url, new[key]) for key, url in enumerate(urls)]
-        request = wire.RenameRequest(1, renames, "never", wire.Limits())
+        request = wire.RenameRequest(1, renames, "never", wire.TimeLimits())
     elif op == "mkdir":
         made = [wire.PathItem(key, url if key in bad else new[key], directory=True) for key, url in enumerate(urls)]
-        request = wire.MakeRequest(1, made, True, wire.Limits())
+        request = wire.MkdirRequest(1, made, True, wire.TimeLimits())
     else:
         paths = [wire.PathItem(key, url) for key, url in enumerate(urls)]
-        request = (wire.RemoveRequest if op == "remove" else wire.DiscardRequest)(1, paths, wire.Limits())
+        request = (wire.RemoveRequest if op == "remove" else wire.DiscardRequest)(1, paths, wire.TimeLimits())
     ended = outcomes(file_helper.run(request))
-    assert {key for key, event in ended.items() if isinstance(event, wire.Failed)} == bad
+    assert {key for key, event in ended.items() if isinstance(event, wire.FailedEvent)} == bad
     assert file_helper.process.poll() is None
 
 

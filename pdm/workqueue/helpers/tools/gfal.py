@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 from attrs import define, field
 
-from pdm.workqueue.agents.helpers.storage import StorageError, Thing
+from pdm.workqueue.helpers.storage import FileStat, StorageError
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand, ToolRunner
 
 #: Where Debian's packages have put the Python bindings; another interpreter first on the PATH has none.
@@ -96,7 +96,7 @@ class Gfal:
     deadline: Callable[[], Deadline]
     _errors: list[str] = field(factory=list)
 
-    def stat(self, url: str) -> Thing | None:
+    def stat(self, url: str) -> FileStat | None:
         """What is at a URL, links followed; None if nothing is."""
         lines: list[str] = []
         try:
@@ -107,7 +107,7 @@ class Gfal:
             raise
         return stat_in(lines)
 
-    def entries(self, url: str) -> Generator[tuple[bytes, Thing], None, None]:
+    def entries(self, url: str) -> Generator[tuple[bytes, FileStat], None, None]:
         """What ``gfal-ls`` shows of a directory; `StorageError` after what it had printed if it then failed.
 
         A link is shown as what it leads to, and a pipe as a file.
@@ -139,7 +139,7 @@ class Gfal:
                 parts = []
                 name = found["name"].encode("utf-8", "surrogateescape")
                 if name not in (b".", b".."):
-                    yield name, _thing(found)
+                    yield name, _file_stat(found)
         if parts:
             # Also if the tool calls that a success.
             self._errors = self._errors or [f"gfal-ls printed what is no entry of a directory: {parts[0][:200]!r}"]
@@ -280,7 +280,7 @@ def error_of(number: int, text: str, code: str | None = None) -> StorageError:
     return StorageError(text, errno=number, code=code)
 
 
-def stat_in(lines: Sequence[str]) -> Thing:
+def stat_in(lines: Sequence[str]) -> FileStat:
     """What gfal-stat has printed."""
     size, kind, mode, mtime = None, "other", None, None
     for line in lines:
@@ -293,14 +293,14 @@ def stat_in(lines: Sequence[str]) -> Thing:
             mtime = _seconds(found.group(1))
     if size is None:
         raise StorageError(f"gfal-stat prints no size: {' '.join(lines)[:200]!r}", code="BAD_LISTING")
-    return Thing(kind, size, mode, mtime)
+    return FileStat(kind, size, mode, mtime)
 
 
-def _thing(entry: re.Match[str]) -> Thing:
+def _file_stat(entry: re.Match[str]) -> FileStat:
     mode = 0
     for letter, bit in zip(entry["mode"], _BITS, strict=True):
         mode = mode << 1 | (letter in (bit, "s", "t"))
-    return Thing(_KINDS.get(entry["kind"], "other"), int(entry["size"]), mode, _seconds(entry["time"]))
+    return FileStat(_KINDS.get(entry["kind"], "other"), int(entry["size"]), mode, _seconds(entry["time"]))
 
 
 def _seconds(text: str) -> int | None:

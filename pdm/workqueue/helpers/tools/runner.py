@@ -19,8 +19,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 from attrs import define, field, frozen
 
-from pdm.workqueue.agents.helpers import lease
-from pdm.workqueue.agents.helpers.storage import StoppedError, StorageError, not_started
+from pdm.workqueue.helpers import lease
+from pdm.workqueue.helpers.storage import StoppedError, StorageError, start_error
 
 #: Seconds between SIGTERM and SIGKILL. A cancelled tool must be gone within a second.
 _TERM_GRACE_S = 0.3
@@ -173,7 +173,7 @@ class ToolRunner:
                     process_group=0,
                 )
             except OSError as error:
-                raise not_started(command.program, _package_of(command.program), error) from error
+                raise start_error(command.program, _package_of(command.program), error) from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -256,7 +256,7 @@ class _Output:
 def _path_of(program: str) -> str:
     path = shutil.which(program)
     if path is None:
-        raise not_started(program, _package_of(program), FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+        raise start_error(program, _package_of(program), FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     return path
 
 

@@ -14,23 +14,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from pdm.workqueue.agents.helpers.dav_side import DavSide
-from pdm.workqueue.agents.helpers.endpoints import trust_at
-from pdm.workqueue.agents.helpers.globus import Globus
-from pdm.workqueue.agents.helpers.globus_library import GlobusError
-from pdm.workqueue.agents.helpers.gridftp_storage import GridFtpStorage
-from pdm.workqueue.agents.helpers.replies import error_from
-from pdm.workqueue.agents.helpers.storage import (
-    Arrived,
-    Entries,
-    Patience,
+from pdm.workqueue.helpers.backends.webdav import WebdavBackend
+from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
+from pdm.workqueue.helpers.credentials import trust_at
+from pdm.workqueue.helpers.gridftp.globus import Globus, GlobusError
+from pdm.workqueue.helpers.gridftp.globus_storage import GridFtpStorage
+from pdm.workqueue.helpers.gridftp.replies import error_from
+from pdm.workqueue.helpers.storage import (
+    EntryIterator,
+    FileStat,
+    FileVersion,
+    ProgressCallback,
     Storage,
     StorageError,
-    Thing,
-    Version,
+    Timeouts,
     parent_url,
 )
-from pdm.workqueue.agents.helpers.xroot_side import XrootSide
 from pdm.workqueue.helpers.tools.gfal import MISSING, REMOVED, Gfal
 from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for
 from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner
@@ -44,7 +43,7 @@ GRIDFTP_SCHEMES = frozenset({"gsiftp", "ftp"})
 _LEAST_MARKER_STALL_S = 11.0
 #: Seconds for which a server that our own client could not talk to is left to the tools.
 _REMEMBERED_S = 300.0
-#: Entries of a directory that are kept to compare what gfal-ls shows with what our own client finds.
+#: EntryIterator of a directory that are kept to compare what gfal-ls shows with what our own client finds.
 _MOST_COMPARED = 100_000
 #: Differences that are told one by one.
 _MOST_TOLD = 20
@@ -91,10 +90,10 @@ class Natives:
 
 #: Scheme → what makes a client of our own for it, besides GridFTP's.
 NATIVE: Mapping[str, Callable[[], Storage]] = {
-    "https": DavSide,
-    "davs": DavSide,
-    "root": XrootSide,
-    "roots": XrootSide,
+    "https": WebdavBackend,
+    "davs": WebdavBackend,
+    "root": XrootdBackend,
+    "roots": XrootdBackend,
 }
 
 
@@ -117,15 +116,15 @@ class ToolStorage(Storage):
         self._removals = removals
 
     @property
-    def patience(self) -> Patience:
-        return self._patience
+    def timeouts(self) -> Timeouts:
+        return self._timeouts
 
-    @patience.setter
-    def patience(self, patience: Patience) -> None:
-        self._patience = patience
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
         for client in self._clients.values():
             if client is not None:
-                client.patience = patience
+                client.timeouts = timeouts
 
     def log_to(self, write: Callable[[str], None]) -> None:
         self._log = write
@@ -135,7 +134,7 @@ class ToolStorage(Storage):
             self._log(line)
 
     def _deadline(self, more_s: float = 0.0) -> Deadline:
-        return Deadline(self.patience.stall_s + more_s, self.patience.until)
+        return Deadline(self.timeouts.stall_s + more_s, self.timeouts.until)
 
     # -- our own client first, and a tool where there is none or it cannot talk to the server
 
@@ -144,7 +143,7 @@ class ToolStorage(Storage):
         if scheme not in self._clients:
             client = self._clients[scheme] = self._natives.made_for(scheme)
             if client is not None:
-                client.patience = self.patience
+                client.timeouts = self.timeouts
                 if self._is_interrupted:
                     client.interrupt()
         return self._clients[scheme] if self._natives.may_talk_to(url) else None
@@ -167,10 +166,10 @@ class ToolStorage(Storage):
             self._natives.give_up(url)
             return answer
 
-    def look(self, url: str) -> Thing | None:
-        return self._known(url, lambda client: client.look(url), lambda: self._gfal.stat(url))
+    def stat(self, url: str) -> FileStat | None:
+        return self._known(url, lambda client: client.stat(url), lambda: self._gfal.stat(url))
 
-    def real_path(self, url: str, there: Thing) -> bytes | None:
+    def real_path(self, url: str, there: FileStat) -> bytes | None:
         client = self._client(url)
         return there.target if client is None else client.real_path(url, there)
 
@@ -181,18 +180,18 @@ class ToolStorage(Storage):
     def size(self, url: str) -> int:
         return self._known(url, lambda client: client.size(url), lambda: self._there(url).size)
 
-    def version(self, url: str) -> Version:
+    def version(self, url: str) -> FileVersion:
         return self._known(url, lambda client: client.version(url), lambda: _version(self._there(url)))
 
     def checksum(self, url: str) -> str:
         return self._known(url, lambda client: client.checksum(url), lambda: self._gfal.checksum(url))
 
-    def can_read(self, url: str) -> None:
+    def check_readable(self, url: str) -> None:
         client = self._client(url)
         if client is not None:
-            client.can_read(url)
+            client.check_readable(url)
 
-    def _there(self, url: str) -> Thing:
+    def _there(self, url: str) -> FileStat:
         there = self._gfal.stat(url)
         if there is None:
             raise StorageError(f"{url} is not there", errno=errno.ENOENT)
@@ -200,7 +199,7 @@ class ToolStorage(Storage):
 
     # -- listings
 
-    def entries(self, url: str) -> Entries:
+    def entries(self, url: str) -> EntryIterator:
         """What gfal-ls shows, put right by our own client where there is one.
 
         gfal-ls shows links as what they lead to and pipes as files, and breaks off at names that it cannot carry.
@@ -209,13 +208,13 @@ class ToolStorage(Storage):
         if client is None or self.acts_natively:
             yield from self._gfal.entries(url) if client is None else client.entries(url)
             return
-        shown: dict[bytes, Thing] = {}
+        shown: dict[bytes, FileStat] = {}
         failure: StorageError | None = None
         try:
             with contextlib.closing(self._gfal.entries(url)) as entries:
-                for name, thing in entries:
+                for name, file_stat in entries:
                     if len(shown) < _MOST_COMPARED:
-                        shown[name] = thing
+                        shown[name] = file_stat
         except StorageError as error:
             if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
                 raise
@@ -225,13 +224,13 @@ class ToolStorage(Storage):
         differences = 0
         try:
             with contextlib.closing(client.entries(url)) as found:
-                for name, thing in found:
+                for name, file_stat in found:
                     begun = True
                     said = shown.pop(name, None)
-                    if (said is None and failure is None) or (said is not None and said.kind != thing.kind):
+                    if (said is None and failure is None) or (said is not None and said.kind != file_stat.kind):
                         differences += 1
-                        self._tell_difference(differences, name, said, thing)
-                    yield name, thing
+                        self._tell_difference(differences, name, said, file_stat)
+                    yield name, file_stat
         except StorageError as error:
             if begun or _is_answer(error):
                 raise
@@ -245,10 +244,10 @@ class ToolStorage(Storage):
             self._log(f"gfal-ls shows {differences} entries in another way than they are, or not at all")
         self.unnamed = client.unnamed
 
-    def _tell_difference(self, number: int, name: bytes, said: Thing | None, thing: Thing) -> None:
+    def _tell_difference(self, number: int, name: bytes, said: FileStat | None, file_stat: FileStat) -> None:
         if number <= _MOST_TOLD:
             what = "does not show it" if said is None else f"calls it a {said.kind}"
-            self._log(f"{name!r} is a {thing.kind}: gfal-ls {what}")
+            self._log(f"{name!r} is a {file_stat.kind}: gfal-ls {what}")
 
     # -- acts
 
@@ -258,13 +257,13 @@ class ToolStorage(Storage):
             client.make_directory(url)
             return
         # Some servers make those above too, and call one that is there made.
-        if self.look(url) is not None:
+        if self.stat(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
         parent = parent_url(url)
-        if parent != url and self.look(parent) is None:
+        if parent != url and self.stat(parent) is None:
             raise StorageError(f"{parent} is not there", errno=errno.ENOENT)
         error = self._error_of(lambda: self._gfal.make_directory(url))
-        there = self.look(url) if error is None or error.errno is None else None
+        there = self.stat(url) if error is None or error.errno is None else None
         if there is None or there.kind != "directory":
             raise error or StorageError(f"gfal-mkdir has ended well, and {url} is no directory", code="SERVER_ERROR")
 
@@ -279,7 +278,7 @@ class ToolStorage(Storage):
             if url not in self._removals:
                 self.remove_files([url])
             error = self._removals.pop(url)
-            is_there = self.look(url) is not None
+            is_there = self.stat(url) is not None
             if is_there and (error is None or error.errno == errno.ENOENT):
                 raise StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
             if error is not None and (is_there or error.errno == errno.ENOENT):
@@ -290,7 +289,7 @@ class ToolStorage(Storage):
             if next(entries, None) is not None:
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
         error = self._error_of(lambda: self._gfal.remove_directory(url))
-        if self.look(url) is not None:
+        if self.stat(url) is not None:
             raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
 
     def remove_files(self, urls: Sequence[str]) -> None:
@@ -315,12 +314,12 @@ class ToolStorage(Storage):
             client.rename(source, destination, replace=replace)
             return
         # gfal-rename replaces without a word.
-        if not replace and self.look(destination) is not None:
+        if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
         error = self._error_of(lambda: self._gfal.rename(source, destination))
         if error is not None and error.errno is not None:
             raise error
-        if self.look(destination) is None or self.look(source) is not None:
+        if self.stat(destination) is None or self.stat(source) is not None:
             raise error or StorageError(
                 f"gfal-rename has ended well, and {source} does not have its new name", code="SERVER_ERROR"
             )
@@ -338,10 +337,10 @@ class ToolStorage(Storage):
 
     # -- copies
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: Arrived) -> str | None:
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
         """By gfal-copy; lists of files between GridFTP servers go by `transfer_list`."""
-        stall_s = max(self.patience.stall_s, _LEAST_MARKER_STALL_S)
-        deadline = Deadline(stall_s + self.patience.slack_s, self.patience.until)
+        stall_s = max(self.timeouts.stall_s, _LEAST_MARKER_STALL_S)
+        deadline = Deadline(stall_s + self.timeouts.slack_s, self.timeouts.until)
         try:
             self._gfal.copy(source, temporary, deadline, arrived)
         except StorageError as error:
@@ -354,7 +353,7 @@ class ToolStorage(Storage):
         self,
         pairs: Sequence[UrlPair],
         log: Callable[[int, str], None],
-        begun: Callable[[UrlPair], Patience],
+        begun: Callable[[UrlPair], Timeouts],
         arrived: Callable[[int, int], None],
     ) -> dict[int, StorageError | None]:
         """Have one globus-url-copy copy files between two GridFTP servers.
@@ -377,9 +376,9 @@ class ToolStorage(Storage):
         deadline = self._deadline()
 
         def on_begun(pair: UrlPair) -> None:
-            patience = begun(pair)
-            deadline.stall_s = max(patience.stall_s, _LEAST_MARKER_STALL_S)
-            deadline.until = patience.until
+            timeouts = begun(pair)
+            deadline.stall_s = max(timeouts.stall_s, _LEAST_MARKER_STALL_S)
+            deadline.until = timeouts.until
 
         listener = CopyListener(pairs, deadline, on_begun, log, arrived)
         command = command_for(pairs, tool_environment([first.source, first.temporary]))
@@ -436,10 +435,10 @@ class ToolStorage(Storage):
 
     def _read_source(self, pair: UrlPair) -> None:
         self.version(pair.source)
-        self.can_read(pair.source)
+        self.check_readable(pair.source)
 
     def _ask_destination(self, pair: UrlPair) -> None:
-        self.look(parent_url(pair.temporary))
+        self.stat(parent_url(pair.temporary))
 
     def interrupt(self) -> None:
         self._is_interrupted = True
@@ -487,8 +486,8 @@ def _is_answer(error: StorageError) -> bool:
     return error.errno is not None or error.unreachable or error.scope == "service" or error.code in _ANSWERS
 
 
-def _version(there: Thing) -> Version:
-    return Version(there.size, there.mtime)
+def _version(there: FileStat) -> FileVersion:
+    return FileVersion(there.size, there.mtime)
 
 
 def _server(url: str) -> str:

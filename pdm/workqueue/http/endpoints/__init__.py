@@ -5,18 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from pdm.workqueue.http.endpoint import Endpoint
-from pdm.workqueue.http.endpoints import (
-    credentials,
-    delegation,
-    elements,
-    jobs,
-    operators,
-    outputs,
-    routes,
-    service,
-    sites,
-    submissions,
-)
+from pdm.workqueue.http.endpoints import credentials, elements, jobs, outputs, service, sites
 
 #: All paths begin with it.
 ROOT = "/workqueue/api/v1.0"
@@ -27,7 +16,5 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
-    endpoint
-    for module in (jobs, elements, outputs, submissions, sites, routes, delegation, credentials, operators, service)
-    for endpoint in _of(module)
+    endpoint for module in (jobs, elements, outputs, sites, credentials, service) for endpoint in _of(module)
 )

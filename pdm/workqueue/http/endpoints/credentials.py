@@ -1,25 +1,37 @@
-"""What users give the service to act for them: listed without secrets, taken, removed; and logon at sites."""
+"""Endpoints of credentials: proxy delegation, SSH keys, tokens and MyProxy logons.
+
+A delegated proxy is made as FTS does it: the service keeps the private key and the client signs a certificate request.
+Secrets are encrypted before they are stored, and never given out.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from twisted.logger import Logger
+
+from pdm.workqueue.certificates.delegation import DelegationError, accept_proxy, new_request
 from pdm.workqueue.certificates.myproxy import (
+    LogonRefusedError,
     LogonUnderWayError,
     MyProxyError,
     NoSuchUserError,
-    RefusedError,
     WrongPasswordError,
 )
-from pdm.workqueue.certificates.ssh_keys import SshKey, SshKeyError, make_key, read_key
-from pdm.workqueue.certificates.tokens import TokenError, describe
-from pdm.workqueue.domain.credentials import ALL_SITES, LEAST_LEFT, CredentialKind
-from pdm.workqueue.execution.credentials import context_of
-from pdm.workqueue.http import lookups
+from pdm.workqueue.certificates.ssh_keys import SshKey, SshKeyError, make_ssh_key, read_ssh_key
+from pdm.workqueue.certificates.tokens import TokenError, describe_token
+from pdm.workqueue.certificates.vault import VaultError
+from pdm.workqueue.certificates.voms import VomsAttributes
+from pdm.workqueue.domain.credentials import ALL_SITES, MIN_VALIDITY, CredentialKind
+from pdm.workqueue.execution.credentials import PROXY, vault_context
+from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.credentials import forget, keep, proxy_details
-from pdm.workqueue.http.endpoint import endpoint
+from pdm.workqueue.http.endpoint import PlainText, endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
     InvalidInputError,
@@ -28,12 +40,202 @@ from pdm.workqueue.http.problems import (
     TooManyAttemptsError,
 )
 from pdm.workqueue.http.views import credential_view
-from pdm.workqueue.sites.registry import Site
+from pdm.workqueue.sites.site import Site
 from pdm.workqueue.store import credentials
-from pdm.workqueue.store.credentials import NewCredential as StoredCredential
+from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
+from pdm.workqueue.store.credentials import EncryptedCredential as StoredCredential
+from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.requests import LARGEST_ID, NewCredential, SiteLogon
-from pdm.workqueue.wire.responses import CredentialView
+from pdm.workqueue.wire.responses import CredentialView, DelegationView
+
+_log = Logger()
+
+#: One of the transactions of `pdm.workqueue.http.transactions` that take a credential.
+PutTransaction = Callable[..., tuple[CredentialRecord, Resumed]]
+
+
+async def store_credential(
+    api: ApiContext, caller: Caller, new: EncryptedCredential, transaction: PutTransaction = transactions.put_credential
+) -> CredentialRecord:
+    """Store a credential whose secret is sealed, and let go on what was held for want of it."""
+    protocols = api.protocols_with(new.kind)
+
+    async def resume_held(record: CredentialRecord, resumed: Resumed) -> None:
+        count = resumed.count + await api.resume(caller.user_id, new.site_id, protocols, resumed.after)
+        _log.info(
+            "a {kind} of {owner} was stored, {resumed} held elements go on",
+            kind=record.kind.words,
+            owner=record.subject,
+            site=record.site_id or None,
+            resumed=count,
+        )
+
+    def after_commit(taken: tuple[CredentialRecord, Resumed]) -> None:
+        start_background("let go on what was held", resume_held(*taken))
+        api.credentials_changed()
+        api.wake()
+
+    record, _ = await api.commit(
+        "take a credential",
+        transaction,
+        caller.user_id,
+        new,
+        protocols,
+        api.clock(),
+        then=after_commit,
+    )
+    return record
+
+
+async def remove_credential(api: ApiContext, function: Callable[..., Any], *args: Any) -> Any:
+    """Remove a credential, and have what works with it ended.
+
+    Args:
+        api: what is known.
+        function: the transaction that removes it.
+        args: of the function.
+
+    Returns:
+        What the function does.
+    """
+
+    def after_commit(_result: Any) -> None:
+        api.credentials_changed()
+
+    return await api.commit("forget a credential", function, *args, then=after_commit)
+
+
+def proxy_details(voms: Sequence[VomsAttributes]) -> dict[str, Any]:
+    """What is shown of a proxy besides."""
+    return {"voms": [{"vo": each.vo, "fqans": list(each.fqans)} for each in voms]} if voms else {}
+
+
+_UNITS_S = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+#: Clocks of who signs and who accepts a proxy differ.
+_CLOCK_SKEW = timedelta(minutes=5)
+
+
+def display_duration(lifetime: timedelta) -> str:
+    """A duration as the command line takes it, in the largest unit that leaves no rest: ``30d``, ``12h``, ``90s``."""
+    seconds = int(lifetime.total_seconds())
+    unit, length = next((unit, length) for unit, length in _UNITS_S if seconds % length == 0)
+    return f"{seconds // length}{unit}"
+
+
+def delegation_id(subject: str) -> str:
+    """The name of a caller's delegation: 16 hexadecimal digits, the same in every service of this kind."""
+    return hashlib.sha1(subject.encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+def _check_own(caller: Caller, name: str) -> None:
+    if name != delegation_id(caller.subject):
+        raise NotFoundError("there is no such delegation of yours; GET /whoami tells the id of yours")
+
+
+def _pending_context(user_id: int) -> str:
+    return f"pending delegation of user {user_id}"
+
+
+def _delegation_view(record: CredentialRecord) -> DelegationView:
+    # A proxy always ends.
+    end = record.valid_until or datetime.max.replace(tzinfo=UTC)
+    return DelegationView(termination_time=end.replace(microsecond=0), subject=record.subject)
+
+
+@endpoint(
+    "GET",
+    "/delegation/{delegation_id}",
+    summary="What is delegated",
+    result=DelegationView | None,
+    errors=(NotFoundError,),
+)
+async def get_delegation(api: ApiContext, caller: Caller, delegation_id: str) -> DelegationView | None:
+    """``null`` where nothing is."""
+    _check_own(caller, delegation_id)
+    record = await api.database.read("find a credential", credentials.find, caller.user_id, PROXY)
+    return None if record is None else _delegation_view(record)
+
+
+@endpoint(
+    "GET",
+    "/delegation/{delegation_id}/request",
+    summary="A certificate request to be signed",
+    result=str,
+    errors=(NotFoundError,),
+)
+async def get_delegation_request(api: ApiContext, caller: Caller, delegation_id: str) -> PlainText:
+    """PEM of a PKCS#10 request; the key stays here. Asked again, the same request comes until it is answered."""
+    _check_own(caller, delegation_id)
+    pending = await api.database.read("find a pending delegation", credentials.find_pending, caller.user_id)
+    if pending is None:
+        key_pem, csr_pem = await api.in_thread(new_request, caller.subject, api.settings.credentials.key_bits)
+        sealed = api.vault.seal(key_pem, _pending_context(caller.user_id))
+        fresh = PendingDelegation(delegation_id, caller.user_id, sealed, csr_pem.decode("ascii"), api.clock())
+        pending = await api.database.run("begin a delegation", transactions.begin_delegation, fresh)
+    return PlainText(pending.csr_pem)
+
+
+@endpoint(
+    "PUT",
+    "/delegation/{delegation_id}/credential",
+    summary="The signed proxy",
+    body=bytes,
+    result=DelegationView,
+    status=201,
+    errors=(InvalidInputError, NotFoundError, ConflictError),
+)
+async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_id: str, body: bytes) -> DelegationView:
+    """PEM of the proxy, followed by the certificate that signed it and those behind that.
+
+    Jobs that are held for want of a credential go on.
+    """
+    _check_own(caller, delegation_id)
+    pending = await api.database.read("find a pending delegation", credentials.find_pending, caller.user_id)
+    if pending is None:
+        raise ConflictError("no delegation was begun: get the request first, and sign that")
+    try:
+        key_pem = api.vault.unseal(pending.key, _pending_context(caller.user_id))
+    except VaultError as error:
+        await api.database.run("drop a pending delegation", credentials.drop_pending, caller.user_id)
+        raise ConflictError("the key of the request cannot be read any more: get a new one, and sign that") from error
+    now = api.clock()
+    try:
+        proxy = await api.in_thread(accept_proxy, key_pem, body, caller.subject, api.trust(), now)
+    except DelegationError as error:
+        raise InvalidInputError(str(error), "$") from error
+    longest = timedelta(seconds=api.settings.credentials.longest_lifetime_s)
+    if proxy.valid_until > now + longest + _CLOCK_SKEW:
+        bound = display_duration(longest)
+        raise InvalidInputError(
+            f"the proxy is valid until {proxy.valid_until:%Y-%m-%dT%H:%M:%SZ}, and this service accepts {bound} at"
+            f" most: sign one for less (pdm delegate --lifetime {bound})",
+            "$",
+        )
+    new = EncryptedCredential(
+        kind=CredentialKind.PROXY,
+        subject=proxy.subject,
+        valid_until=proxy.valid_until,
+        secret=api.vault.seal(proxy.bundle_pem, vault_context(caller.user_id)),
+        details=proxy_details(proxy.voms),
+    )
+    return _delegation_view(await store_credential(api, caller, new, transactions.put_delegation))
+
+
+@endpoint(
+    "DELETE",
+    "/delegation/{delegation_id}",
+    summary="Forget what was delegated",
+    result=None,
+    status=204,
+    errors=(NotFoundError,),
+)
+async def delete_delegation(api: ApiContext, caller: Caller, delegation_id: str) -> None:
+    """What runs with it is ended, and held until there is another one. It is no error if there is nothing."""
+    _check_own(caller, delegation_id)
+    await remove_credential(api, transactions.remove_delegation, caller.user_id)
+
 
 _DEFAULT_LIFETIME_S = 12 * 3600
 _COMMON_NAME = re.compile(r"[^A-Za-z0-9._-]+")
@@ -75,9 +277,9 @@ async def _add_key(api: ApiContext, caller: Caller, body: NewCredential, site_id
     comment = "pdm-workqueue:" + _COMMON_NAME.sub("-", caller.subject.rpartition("=")[2])[:60]
     try:
         made: SshKey = (
-            await api.in_thread(make_key, comment)
+            await api.in_thread(make_ssh_key, comment)
             if body.secret is None
-            else await api.in_thread(read_key, body.secret.encode("utf-8", "surrogatepass"), comment)
+            else await api.in_thread(read_ssh_key, body.secret.encode("utf-8", "surrogatepass"), comment)
         )
     except SshKeyError as error:
         raise InvalidInputError(str(error), "$.secret") from error
@@ -86,13 +288,13 @@ async def _add_key(api: ApiContext, caller: Caller, body: NewCredential, site_id
         kind=kind,
         subject=made.fingerprint,
         valid_until=None,
-        secret=api.vault.seal(made.private, context_of(caller.user_id, kind, site_id)),
+        secret=api.vault.seal(made.private, vault_context(caller.user_id, kind, site_id)),
         site_id=site_id,
         label=body.label,
         details={"public_key": made.public_line, "account": body.account, "made_here": body.secret is None},
     )
-    take = lookups.take_made_key if body.secret is None else lookups.take_credential
-    return credential_view(await keep(api, caller, new, take))
+    transaction = transactions.put_generated_key if body.secret is None else transactions.put_credential
+    return credential_view(await store_credential(api, caller, new, transaction))
 
 
 async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_id: int) -> CredentialView:
@@ -101,21 +303,21 @@ async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_
     if body.secret is None:
         raise InvalidInputError("the key 'secret' is missing: the token", "$.secret")
     try:
-        described = describe(body.secret)
+        described = describe_token(body.secret)
     except TokenError as error:
         raise InvalidInputError(str(error), "$.secret") from error
-    if described.valid_until is not None and described.valid_until <= api.clock() + LEAST_LEFT:
+    if described.valid_until is not None and described.valid_until <= api.clock() + MIN_VALIDITY:
         raise InvalidInputError(f"the token expired at {described.valid_until:%Y-%m-%dT%H:%M:%SZ}", "$.secret")
     kind = CredentialKind.TOKEN
     new = StoredCredential(
         kind=kind,
         subject=described.subject,
         valid_until=described.valid_until,
-        secret=api.vault.seal(body.secret.encode("ascii"), context_of(caller.user_id, kind, site_id)),
+        secret=api.vault.seal(body.secret.encode("ascii"), vault_context(caller.user_id, kind, site_id)),
         site_id=site_id,
         label=body.label,
     )
-    return credential_view(await keep(api, caller, new))
+    return credential_view(await store_credential(api, caller, new))
 
 
 @endpoint(
@@ -128,7 +330,7 @@ async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_
 )
 async def delete_credential(api: ApiContext, caller: Caller, credential_id: int) -> None:
     """What runs with it is ended; without another one that fits, it is held."""
-    if not await forget(api, credentials.remove_number, caller.user_id, credential_id):
+    if not await remove_credential(api, credentials.remove_number, caller.user_id, credential_id):
         raise NotFoundError("there is no such credential of yours; GET /credentials lists those there are")
 
 
@@ -183,21 +385,21 @@ async def log_on(
         api.logons.failed(caller.user_id, api.clock())
         raise InvalidInputError(str(error), "$.username") from error
     except MyProxyError as error:
-        if isinstance(error, RefusedError):
+        if isinstance(error, LogonRefusedError):
             api.logons.failed(caller.user_id, api.clock())
         raise SiteFailedError(f"{error} ({site.name}: {site.myproxy})") from error
-    if proxy.valid_until <= api.clock() + LEAST_LEFT:
+    if proxy.valid_until <= api.clock() + MIN_VALIDITY:
         raise SiteFailedError(f"the MyProxy server of {site.name} gave a proxy that has expired")
     kind = CredentialKind.PROXY
     new = StoredCredential(
         kind=kind,
         subject=proxy.subject,
         valid_until=proxy.valid_until,
-        secret=api.vault.seal(proxy.bundle_pem, context_of(caller.user_id, kind, site.id)),
+        secret=api.vault.seal(proxy.bundle_pem, vault_context(caller.user_id, kind, site.id)),
         site_id=site.id,
         details=proxy_details(proxy.voms),
     )
-    return credential_view(await keep(api, caller, new))
+    return credential_view(await store_credential(api, caller, new))
 
 
 @endpoint(
@@ -211,7 +413,7 @@ async def log_on(
 async def log_off(api: ApiContext, caller: Caller, site_id: int) -> None:
     """The proxy of the logon is forgotten, and what runs with it ended. It is no error if there is none."""
     site = _site(api, caller, site_id, None)
-    await forget(api, credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
+    await remove_credential(api, credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
 
 
 def _site(api: ApiContext, caller: Caller, number: int, pointer: str | None) -> Site:

@@ -9,13 +9,12 @@ import attrs
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
-from pdm.workqueue.http import lookups
+from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.decoding import words
-from pdm.workqueue.http.endpoint import JsonStream, endpoint
-from pdm.workqueue.http.endpoints.jobs import moment, site_number
-from pdm.workqueue.http.json_pieces import array, joined
+from pdm.workqueue.http.decoding import enum_members
+from pdm.workqueue.http.endpoint import JsonStream, endpoint, json_array, json_items
+from pdm.workqueue.http.endpoints.jobs import site_number, utc_timestamp
 from pdm.workqueue.http.listings import has_listing, with_listing
 from pdm.workqueue.http.problems import ElementNotFoundError, InvalidInputError, JobNotFoundError
 from pdm.workqueue.http.views import element_status_view, element_view
@@ -36,24 +35,24 @@ from pdm.workqueue.wire.responses import ElementStatusView, ElementView
 async def list_elements(api: ApiContext, caller: Caller, job_id: int, query: ElementQuery) -> JsonStream:
     """In their order. Ask for pages (``limit``, ``after``) where a job may have many."""
     wanted = ElementFilter(
-        statuses=words(JobStatus, query.status, "status"),
-        types=words(JobType, query.type, "type"),
+        statuses=enum_members(JobStatus, query.status, "status"),
+        types=enum_members(JobType, query.type, "type"),
         limit=_page_size(query.limit),
         after=query.after,
     )
     site = None if query.site is None else site_number(api, caller, query.site)
-    since = moment(query.since)
-    job, page = await api.database.read("page of elements", lookups.elements, job_id, caller.scope, wanted)
+    since = utc_timestamp(query.since)
+    job, page = await api.database.read("page of elements", transactions.element_page, job_id, caller.scope, wanted)
     if (site is not None and site not in (job.src_siteid, job.dst_siteid)) or query.label not in (None, job.label):
         page = []
-    return JsonStream(array(_elements(api, job, page, wanted, since, query.limit)))
+    return JsonStream(json_array(_element_pages(api, job, page, wanted, since, query.limit)))
 
 
 def _page_size(limit: int | None) -> int:
-    return lookups.PAGE if limit is None else min(lookups.PAGE, limit)
+    return transactions.PAGE_SIZE if limit is None else min(transactions.PAGE_SIZE, limit)
 
 
-async def _elements(
+async def _element_pages(
     api: ApiContext,
     job: JobRecord,
     page: list[ElementRecord],
@@ -68,13 +67,13 @@ async def _elements(
         for element in chosen:
             if job.type is JobType.LIST and has_listing(element):
                 if plain:
-                    yield joined(plain)
+                    yield json_items(plain)
                     plain = []
                 yield with_listing(api, job, element, element_view(element, job), in_list=True)
             else:
                 plain.append(element_view(element, job))
         if plain:
-            yield joined(plain)
+            yield json_items(plain)
         if limit is not None:
             limit -= len(chosen)
             if limit == 0:
@@ -94,7 +93,9 @@ async def _elements(
 )
 async def get_element(api: ApiContext, caller: Caller, job_id: int, element_id: int) -> ElementView | JsonStream:
     """A LIST element that is done has its listing."""
-    job, element = await api.database.read("fetch an element", lookups.element, job_id, element_id, caller.scope)
+    job, element = await api.database.read(
+        "fetch an element", transactions.fetch_element, job_id, element_id, caller.scope
+    )
     if not has_listing(element):
         return element_view(element, job)
     return JsonStream(with_listing(api, job, element, element_view(element, job), in_list=True))
@@ -109,5 +110,7 @@ async def get_element(api: ApiContext, caller: Caller, job_id: int, element_id: 
 )
 async def get_element_status(api: ApiContext, caller: Caller, job_id: int, element_id: int) -> ElementStatusView:
     """The status, and for a transfer how far it is and how fast."""
-    _, element = await api.database.read("fetch an element", lookups.element, job_id, element_id, caller.scope)
+    _, element = await api.database.read(
+        "fetch an element", transactions.fetch_element, job_id, element_id, caller.scope
+    )
     return element_status_view(element, api.progress.of_element(job_id, element_id))

@@ -1,9 +1,9 @@
-"""Jobs are looked at, cancelled and retried."""
+"""Endpoints of jobs: list, show, cancel, retry and submit them, with their progress and why they wait."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime, timedelta
 
 import attrs
 import msgspec
@@ -11,24 +11,133 @@ from msgspec import UNSET
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.progress import JobProgress
-from pdm.workqueue.http import lookups
+from pdm.workqueue.domain.progress import JobProgress, job_progress, listing_status
+from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.decoding import words
-from pdm.workqueue.http.endpoint import JsonStream, endpoint
-from pdm.workqueue.http.json_pieces import array, joined
-from pdm.workqueue.http.lasting import outlasted_by
+from pdm.workqueue.http.context import ApiContext, expiry_warning
+from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
+from pdm.workqueue.http.endpoint import JsonStream, endpoint, json_array, json_items
 from pdm.workqueue.http.listings import skipped_entries
-from pdm.workqueue.http.problems import ForbiddenError, InvalidInputError, JobNotFoundError
-from pdm.workqueue.http.progress import why_waiting, with_progress
-from pdm.workqueue.http.submission import needs_of
-from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
-from pdm.workqueue.store import listings, users
-from pdm.workqueue.store.jobs import IdempotencyKey, JobFilter
-from pdm.workqueue.telemetry.job_lines import log_ended
-from pdm.workqueue.wire.requests import LARGEST_ID, JobQuery, SkippedQuery
+from pdm.workqueue.http.problems import (
+    DelegationNeededError,
+    ForbiddenError,
+    IdempotencyKeyReusedError,
+    InvalidInputError,
+    JobNotFoundError,
+)
+from pdm.workqueue.http.views import NAMED_AHEAD, hold_view, job_progress_view, job_view
+from pdm.workqueue.store import claim_queries, listings, users
+from pdm.workqueue.store.claim_queries import MOST_COUNTED, QueuePosition, WaitReason
+from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
+from pdm.workqueue.telemetry.logging import log_ended, log_submitted
+from pdm.workqueue.wire.requests import (
+    LARGEST_ID,
+    JobQuery,
+    SkippedQuery,
+    SubmitCopy,
+    SubmitJob,
+    SubmitList,
+    SubmitMkdir,
+    SubmitRemove,
+    SubmitRename,
+)
 from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView, SkippedView
+
+
+async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, JobProgress, list[str]]:
+    """A job with its progress, and why it has to wait.
+
+    That a listing is done stays true, so it is looked up once for each job; until then the job is read again along
+    with it, for its numbers and the end of its listing must be of the same moment.
+
+    Args:
+        api: what is known.
+        job: as it was just found.
+    """
+    known = listing_status(job)
+    if known is not None:
+        listing = known
+    elif api.progress.is_listed(job.id, job.counters.elements):
+        listing = JobStatus.DONE
+    else:
+        job, listing = await api.database.read("where a listing stands", transactions.job_and_listing, job.id)
+        if listing is JobStatus.DONE:
+            api.progress.remember_listed(job.id, job.counters.elements)
+    now = api.clock()
+    progress = job_progress(job, listing, api.progress.of_job(job.id, job.bytes_done), now)
+    return job, progress, api.catalogue.waits(job, now)
+
+
+#: A job that was registered just now is about to be claimed: no look at the queue for it.
+_SETTLING_TIME = timedelta(seconds=1)
+#: However often a job is asked for, its place is looked up no more often; and for so many jobs it is remembered.
+_WAITING_CACHE_LIFETIME, _MAX_CACHED_WAITING = timedelta(seconds=1), 1000
+
+
+async def waiting_reasons(
+    api: ApiContext, job: JobRecord, now: datetime, blocked_by: Sequence[str]
+) -> tuple[WaitReason, Sequence[str]]:
+    """Why a job waits of which nothing runs; nothing for all others.
+
+    Args:
+        api: what is known.
+        job: as it was just found.
+        now: the present moment, UTC.
+        blocked_by: why it may not begin at all; then its place in the queue means nothing.
+
+    Returns:
+        Its place and its next try, and all reasons in sentences.
+    """
+    counters = job.counters
+    is_settling = now < job.timestamp + _SETTLING_TIME
+    if blocked_by or counters.running or not counters.submitted or job.cancel_requested or is_settling:
+        return WaitReason(None, None), blocked_by
+    known = api.waiting.get(job.id)
+    if known is not None and known[0] == counters and known[1] <= now < known[1] + _WAITING_CACHE_LIFETIME:
+        return known[2], known[3]
+    found = await api.database.read("why a job waits", claim_queries.wait_reason, job, now)
+    sentences = _sentences(api, job, found)
+    if len(api.waiting) >= _MAX_CACHED_WAITING:
+        api.waiting.clear()
+    api.waiting[job.id] = (counters, now, found, sentences)
+    return found, sentences
+
+
+def _sentences(api: ApiContext, job: JobRecord, found: WaitReason) -> list[str]:
+    sentences = []
+    if found.next_try is not None and found.next_try.not_before is not None:
+        element, failure = found.next_try, found.next_try.failure
+        because = "" if failure is None else f", after {failure.code}: {' '.join(failure.message.split())[:300]}"
+        sentences.append(
+            f"element {element.id} is tried again at {element.not_before:%Y-%m-%dT%H:%M:%SZ} (try"
+            f" {element.next_try} of {element.max_tries}){because}"
+        )
+    if found.place is not None:
+        sentences += api.full(job, found.place.listing)
+        sentences.append(_place_sentence(found.place))
+    return sentences
+
+
+def _place_sentence(place: QueuePosition) -> str:
+    count, words = len(place.ahead), "it is the next of its user"
+    if count:
+        words = f"it is number {count + 1} of its user, behind {_job_numbers(place.ahead)}"
+    if place.other_users:
+        others = "another user has" if place.other_users == 1 else f"{place.other_users} other users have"
+        words += f"; {others} jobs waiting, and users take turns"
+    return f"in the queue for {'listings' if place.listing else 'work'} {words}"
+
+
+def _job_numbers(ahead: Sequence[int]) -> str:
+    """``job 12``, ``jobs 12 and 13``, ``jobs 12, 13, 14, 15, 16 and 41 more``."""
+    if len(ahead) == 1:
+        return f"job {ahead[0]}"
+    named = [str(number) for number in ahead[:NAMED_AHEAD]]
+    left = len(ahead) - len(named)
+    if left:
+        many = f"at least {left}" if len(ahead) >= MOST_COUNTED else str(left)
+        return f"jobs {', '.join(named)} and {many} more"
+    return f"jobs {', '.join(named[:-1])} and {named[-1]}"
 
 
 @endpoint(
@@ -45,28 +154,30 @@ async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStr
     Operators can ask for the jobs of others (``user``), and are told whose they are.
     """
     wanted = JobFilter(
-        owner_id=_owner(caller, query.user),
-        statuses=words(JobStatus, query.status, "status"),
-        types=words(JobType, query.type, "type"),
+        owner_id=_requested_owner(caller, query.user),
+        statuses=enum_members(JobStatus, query.status, "status"),
+        types=enum_members(JobType, query.type, "type"),
         site=None if query.site is None else site_number(api, caller, query.site),
         label=query.label,
-        since=moment(query.since),
+        since=utc_timestamp(query.since),
         limit=None,
         after=query.after,
         before=query.before,
         newest_first=query.order == "newest",
     )
-    return JsonStream(array(_jobs(api, wanted, query.limit, with_owners=query.user is not None)))
+    return JsonStream(json_array(_job_pages(api, wanted, query.limit, with_owners=query.user is not None)))
 
 
-async def _jobs(api: ApiContext, wanted: JobFilter, limit: int | None, *, with_owners: bool) -> AsyncGenerator[bytes]:
+async def _job_pages(
+    api: ApiContext, wanted: JobFilter, limit: int | None, *, with_owners: bool
+) -> AsyncGenerator[bytes]:
     while True:
-        size = lookups.PAGE if limit is None else min(lookups.PAGE, limit)
+        size = transactions.PAGE_SIZE if limit is None else min(transactions.PAGE_SIZE, limit)
         page, owners = await api.database.read(
-            "page of jobs", lookups.job_page, attrs.evolve(wanted, limit=size), with_owners
+            "page of jobs", transactions.job_page, attrs.evolve(wanted, limit=size), with_owners
         )
         if page:
-            yield joined([job_view(job, owner=owners.get(job.user_id)) for job in page])
+            yield json_items([job_view(job, owner=owners.get(job.user_id)) for job in page])
         limit = None if limit is None else limit - len(page)
         if len(page) < size or limit == 0:
             return
@@ -74,7 +185,7 @@ async def _jobs(api: ApiContext, wanted: JobFilter, limit: int | None, *, with_o
         wanted = attrs.evolve(wanted, before=last) if wanted.newest_first else attrs.evolve(wanted, after=last)
 
 
-def _owner(caller: Caller, user: str | None) -> int | None:
+def _requested_owner(caller: Caller, user: str | None) -> int | None:
     if user is None:
         return caller.user_id
     if user != "all" and not (user.isascii() and user.isdecimal() and len(user) < 19):
@@ -100,7 +211,7 @@ def site_number(api: ApiContext, caller: Caller, word: str) -> int:
     raise InvalidInputError(f"there is no site {word[:100]!r}; GET /sites lists those there are", "?site")
 
 
-def moment(value: datetime | None) -> datetime | None:
+def utc_timestamp(value: datetime | None) -> datetime | None:
     """A moment of a query in UTC; without a time zone it is UTC already.
 
     Raises:
@@ -120,8 +231,8 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
     first = None
     if job.counters.held:
-        first = await api.database.read("why elements are held", lookups.first_held, job.id)
-    found, sentences = await why_waiting(api, job, api.clock(), waiting)
+        first = await api.database.read("why elements are held", transactions.first_held_element, job.id)
+    found, sentences = await waiting_reasons(api, job, api.clock(), waiting)
     owner = None
     if job.user_id != caller.user_id:
         owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
@@ -135,7 +246,7 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
         found=found,
         owner=owner,
     )
-    warning = await _outlasted(api, job, progress)
+    warning = await _expiry_warning(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
 
 
@@ -143,20 +254,22 @@ async def _skipped_by_code(api: ApiContext, job: JobRecord) -> dict[str, int] | 
     return await api.database.read("count notes", listings.count_notes, job.id) if job.skipped else None
 
 
-async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
+async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
     """Whether the job will take longer than its credential lasts."""
     if progress.eta is None:
         return None
     now, key = api.clock(), (job.user_id, job.src_siteid, job.dst_siteid, job.protocol)
-    known = api.known_ends.find(key, now)
+    known = api.expiry_cache.find(key, now)
     if known is None:
-        needs = needs_of(api, job)
+        needs = credential_needs(api, job)
         end = None
         if needs:
-            end = await api.database.read("when does a credential end", lookups.first_end, job.user_id, needs, now)
-        api.known_ends.note(key, now, end)
+            end = await api.database.read(
+                "when does a credential end", transactions.first_credential_expiry, job.user_id, needs, now
+            )
+        api.expiry_cache.note(key, now, end)
         known = (end,)
-    return outlasted_by(progress, known[0], now)
+    return expiry_warning(progress, known[0], now)
 
 
 @endpoint(
@@ -165,7 +278,7 @@ async def _outlasted(api: ApiContext, job: JobRecord, progress: JobProgress) -> 
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
     """The status, how far it is, and what it waits for."""
     job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
-    _, sentences = await why_waiting(api, job, api.clock(), waiting)
+    _, sentences = await waiting_reasons(api, job, api.clock(), waiting)
     return JobStatusView(
         jobid=job.id,
         status=job.status.name,
@@ -191,7 +304,7 @@ async def list_skipped(api: ApiContext, caller: Caller, job_id: int, query: Skip
     While a listing that failed is repeated, what the attempt before had found is gone.
     """
     job = await api.job(job_id, caller.scope)
-    return JsonStream(array(skipped_entries(api, job.id, query.after or 0, query.limit)))
+    return JsonStream(json_array(skipped_entries(api, job.id, query.after or 0, query.limit)))
 
 
 @endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))
@@ -202,13 +315,13 @@ async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     """
     now = api.clock()
 
-    def tell(job: JobRecord) -> None:
+    def after_commit(job: JobRecord) -> None:
         if job.status.is_final and job.finished_at == now:
             log_ended(job)
         api.cancelled(job.id)
         api.wake()
 
-    job = await api.commit("cancel a job", lookups.cancel, job_id, caller.scope, now, then=tell)
+    job = await api.commit("cancel a job", transactions.cancel, job_id, caller.scope, now, then=after_commit)
     return job_view(*await with_progress(api, job))
 
 
@@ -231,9 +344,84 @@ async def retry_job(
     """
 
     def wake(result: tuple[JobRecord, int]) -> None:
-        api.steered(result[0].id)
+        api.job_retried(result[0].id)
         api.wake()
 
-    job, retried = await api.commit("retry a job", lookups.retry, job_id, caller.scope, api.clock(), then=wake)
+    job, retried = await api.commit("retry a job", transactions.retry, job_id, caller.scope, api.clock(), then=wake)
     view = job_view(*await with_progress(api, job))
     return RetriedJobView(**msgspec.structs.asdict(view), retried=retried)
+
+
+_SUBMISSION_ERRORS = (InvalidInputError, DelegationNeededError, IdempotencyKeyReusedError)
+
+
+async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: IdempotencyKey | None) -> JobView:
+    new = job_from_request(api, caller.user_id, submission)
+    needs = credential_needs(api, new)
+    needed = transactions.CredentialNeeds(needs, api.lifetimes) if needs else None
+
+    def wake(registered: tuple[JobRecord, list[str]]) -> None:
+        # A repeated request comes back with the job that was there.
+        if registered[0].log_uid == new.log_uid:
+            log_submitted(registered[0])
+        api.wake()
+
+    try:
+        numbers = {new.src_siteid} if new.dst_siteid is None else {new.src_siteid, new.dst_siteid}
+        stored = [number for number in numbers if not api.sites.is_of_file(number)]
+        job, warnings = await api.commit(
+            "register a job", transactions.register, new, key, api.clock(), needed, stored, then=wake
+        )
+    except IdempotencyConflictError as error:
+        raise IdempotencyKeyReusedError(
+            "this Idempotency-Key was sent with another request: use a new one for each request", "Idempotency-Key"
+        ) from error
+    view = job_view(*await with_progress(api, job))
+    return msgspec.structs.replace(view, warnings=warnings) if warnings else view
+
+
+def _with_type(type_: JobType, body: msgspec.Struct) -> SubmitJob:
+    """The request of a type's own route as one of ``POST /jobs``."""
+    return SubmitJob(type=type_.value, **msgspec.structs.asdict(body))
+
+
+@endpoint(
+    "POST", "/jobs", summary="Register a job of any type", body=SubmitJob, result=JobView, errors=_SUBMISSION_ERRORS
+)
+async def submit_job(api: ApiContext, caller: Caller, body: SubmitJob, key: IdempotencyKey | None) -> JobView:
+    """Registers a new job. ``type`` is a number, a string of digits or a name."""
+    return await _submit(api, caller, body, key)
+
+
+@endpoint("POST", "/list", summary="Register a listing job", body=SubmitList, result=JobView, errors=_SUBMISSION_ERRORS)
+async def submit_list(api: ApiContext, caller: Caller, body: SubmitList, key: IdempotencyKey | None) -> JobView:
+    """Lists what is at a path, down to the option ``depth`` (all levels without it)."""
+    return await _submit(api, caller, _with_type(JobType.LIST, body), key)
+
+
+@endpoint("POST", "/copy", summary="Register a copy job", body=SubmitCopy, result=JobView, errors=_SUBMISSION_ERRORS)
+async def submit_copy(api: ApiContext, caller: Caller, body: SubmitCopy, key: IdempotencyKey | None) -> JobView:
+    """Copies a file, or the content of a directory, to another place; options ``overwrite`` and ``verify``."""
+    return await _submit(api, caller, _with_type(JobType.COPY, body), key)
+
+
+@endpoint(
+    "POST", "/remove", summary="Register a remove job", body=SubmitRemove, result=JobView, errors=_SUBMISSION_ERRORS
+)
+async def submit_remove(api: ApiContext, caller: Caller, body: SubmitRemove, key: IdempotencyKey | None) -> JobView:
+    """Removes a file, or a directory with all that is in it (option ``recursive``)."""
+    return await _submit(api, caller, _with_type(JobType.REMOVE, body), key)
+
+
+@endpoint(
+    "POST", "/rename", summary="Register a rename job", body=SubmitRename, result=JobView, errors=_SUBMISSION_ERRORS
+)
+async def submit_rename(api: ApiContext, caller: Caller, body: SubmitRename, key: IdempotencyKey | None) -> JobView:
+    """Gives a file or directory a new name at its site; option ``overwrite``."""
+    return await _submit(api, caller, _with_type(JobType.RENAME, body), key)
+
+
+@endpoint("POST", "/mkdir", summary="Register a mkdir job", body=SubmitMkdir, result=JobView, errors=_SUBMISSION_ERRORS)
+async def submit_mkdir(api: ApiContext, caller: Caller, body: SubmitMkdir, key: IdempotencyKey | None) -> JobView:
+    """Makes a directory; with the option ``parents`` those above it, too."""
+    return await _submit(api, caller, _with_type(JobType.MKDIR, body), key)

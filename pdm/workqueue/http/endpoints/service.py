@@ -1,4 +1,4 @@
-"""The service about itself and about who calls."""
+"""Endpoints of the service as a whole: routes between sites, users, audit log, identity of the caller, health."""
 
 from __future__ import annotations
 
@@ -6,14 +6,108 @@ from functools import cache
 from typing import Any
 
 from pdm.workqueue import __version__
+from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.credentials import PROXY
-from pdm.workqueue.http.access import Caller
+from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import Allow, endpoint
-from pdm.workqueue.http.endpoints.delegation import delegation_id
-from pdm.workqueue.http.views import whole_seconds
-from pdm.workqueue.store import credentials
-from pdm.workqueue.wire.responses import FaultView, HealthView, WhoamiView
+from pdm.workqueue.http.endpoints.credentials import delegation_id
+from pdm.workqueue.http.endpoints.sites import checked_message, lift, require_operator, restrict
+from pdm.workqueue.http.problems import ConflictError, InvalidInputError, NotFoundError
+from pdm.workqueue.http.views import route_view, whole_seconds
+from pdm.workqueue.store import credentials, users
+from pdm.workqueue.store.jobs import IdempotencyKey
+from pdm.workqueue.store.users import UserRecord
+from pdm.workqueue.wire.responses import FaultView, HealthView, RouteView, WhoamiView
+from pdm.workqueue.wire.sites import AuditView, Message, PageQuery, UserView
+
+
+@endpoint("GET", "/routes", summary="How much runs between which sites, and why no more", result=list[RouteView])
+async def list_routes(api: ApiContext, caller: Caller) -> list[RouteView]:
+    """All routes on which this daemon has run something since it was started, by their sites.
+
+    Everybody may see those between sites that they may see: they tell of the sites, and nothing of anybody's jobs.
+    """
+    hidden = {site.id for site in api.sites.all() if not api.may_see(caller.user_id, caller.scope, site)}
+    return [route_view(state) for state in api.routes() if hidden.isdisjoint(state.route)]
+
+
+_PAGE_SIZE = 500
+
+
+@endpoint("GET", "/users", summary="All users", query=PageQuery, result=list[UserView], errors=(InvalidInputError,))
+async def list_users(api: ApiContext, caller: Caller, query: PageQuery) -> list[UserView]:
+    """For operators; in the order of their numbers."""
+    require_operator(caller)
+    page = await api.database.read("page of users", users.page, query.after or 0, query.limit or _PAGE_SIZE)
+    return [_user_view(api, record) for record in page]
+
+
+@endpoint(
+    "POST",
+    "/users/{user_id}/ban",
+    summary="Ban a user",
+    body=Message,
+    result=UserView,
+    errors=(InvalidInputError, NotFoundError, ConflictError),
+)
+async def ban_user(
+    api: ApiContext, caller: Caller, user_id: int, body: Message, key: IdempotencyKey | None
+) -> UserView:
+    """For operators. What runs ends, nothing more starts; the user sees the message, and may look and cancel."""
+    require_operator(caller)
+    record = await _fetch_user(api, user_id)
+    if record.role == Role.OPERATOR:
+        raise ConflictError("an operator cannot be banned: take the subject out of [users] operators first")
+    await restrict(api, caller, RestrictionKind.USER, user_id, checked_message(body))
+    return _user_view(api, record)
+
+
+@endpoint("POST", "/users/{user_id}/unban", summary="End the ban of a user", result=UserView, errors=(NotFoundError,))
+async def unban_user(api: ApiContext, caller: Caller, user_id: int, key: IdempotencyKey | None) -> UserView:
+    """For operators. It is no error if the user is not banned."""
+    require_operator(caller)
+    record = await _fetch_user(api, user_id)
+    await lift(api, caller, RestrictionKind.USER, user_id)
+    return _user_view(api, record)
+
+
+@endpoint("GET", "/audit", summary="Who did what", query=PageQuery, result=list[AuditView], errors=(InvalidInputError,))
+async def list_audit(api: ApiContext, caller: Caller, query: PageQuery) -> list[AuditView]:
+    """For operators: sites that were made, changed, removed, drained and resumed, users banned; the oldest first."""
+    require_operator(caller)
+    page = await api.database.read(
+        "page of the audit log", users.page_audit, query.after or 0, query.limit or _PAGE_SIZE
+    )
+    return [
+        AuditView(
+            id=record.id,
+            at=record.at.replace(microsecond=0),
+            subject=record.subject,
+            action=record.action,
+            target=record.target,
+            details=record.details,
+        )
+        for record in page
+    ]
+
+
+async def _fetch_user(api: ApiContext, user_id: int) -> UserRecord:
+    record = await api.database.read("find a user", users.fetch, user_id)
+    if record is None:
+        raise NotFoundError(f"there is no user {user_id}; GET /users lists those there are")
+    return record
+
+
+def _user_view(api: ApiContext, record: UserRecord) -> UserView:
+    banned = api.catalogue.restriction(RestrictionKind.USER, record.id)
+    return UserView(
+        id=record.id,
+        subject=record.subject,
+        role=record.role,
+        registered_at=record.registered_at.replace(microsecond=0),
+        banned=None if banned is None else banned.message,
+    )
 
 
 @endpoint("GET", "/whoami", summary="Who the service takes the caller for", result=WhoamiView)
@@ -41,9 +135,9 @@ async def get_openapi(api: ApiContext, caller: Caller) -> dict[str, Any]:
 def _openapi() -> dict[str, Any]:
     # Not at the top: this module is a part of the table.
     from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
-    from pdm.workqueue.http.openapi import document
+    from pdm.workqueue.http.openapi import openapi_document
 
-    return document(ENDPOINTS, ROOT)
+    return openapi_document(ENDPOINTS, ROOT)
 
 
 @endpoint("GET", "/health", summary="That the service answers", result=HealthView, allow=Allow.EVERYBODY)

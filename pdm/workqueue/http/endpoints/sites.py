@@ -1,33 +1,188 @@
-"""The sites that the service knows: those of its files, and those that users make."""
+"""Endpoints of sites: list, create, change, remove, check and drain them; validation of what users say about them."""
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from attrs import evolve
 from msgspec import UNSET
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.catalogue import Actor, Restricted, SiteRecord
-from pdm.workqueue.execution.checking import BusyError
+from pdm.workqueue.certificates.files import read_authorities
+from pdm.workqueue.certificates.pem import to_pem
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.sites import Actor, NewSite, RestrictionKind, SiteRecord
+from pdm.workqueue.execution.endpoint_checks import SiteCheckRunningError
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.endpoint import endpoint
 from pdm.workqueue.http.problems import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
-from pdm.workqueue.http.site_input import changed, site_from
-from pdm.workqueue.http.site_views import check_view, site_view
-from pdm.workqueue.sites.registry import Site
-from pdm.workqueue.store import restrictions, sites
+from pdm.workqueue.http.views import check_view, site_view
+from pdm.workqueue.sites.registry import (
+    check_default_folder,
+    check_description,
+    check_endpoint,
+    check_host_and_port,
+    check_name,
+)
+from pdm.workqueue.sites.site import Site
+from pdm.workqueue.store import sites
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.store.sites import NameTakenError, SiteInUseError, TooManySitesError
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.responses import CheckView, SiteView
 from pdm.workqueue.wire.sites import Message, SiteBody, SiteChanges
 
+#: What /etc/hosts of usual systems, and resolvers by themselves, call this machine.
+_LOCAL_NAMES = frozenset({"localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"})
+_LOCAL_DOMAINS = (".localhost", ".localdomain", ".localdomain4", ".localdomain6")
+
+
+def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
+    """The site that a body describes.
+
+    Args:
+        caller: whose it will be.
+        body: what it says.
+        local: whether it may lead to this machine and its link.
+
+    Raises:
+        InvalidInputError: it cannot be; names the key.
+        ForbiddenError: it has a folder of the service's own machine, and the caller is no operator.
+    """
+    return NewSite(
+        owner_id=caller.user_id,
+        public=body.public,
+        name=_checked(check_name, body.name, "$.name"),
+        description=_checked(check_description, body.description or "", "$.description"),
+        default_folder=_checked(check_default_folder, body.default_folder or "~", "$.default_folder"),
+        endpoints=_endpoints(caller, body.endpoints, local=local),
+        limit_in=body.limit_in,
+        limit_out=body.limit_out,
+        authorities=_authorities(body.authorities or ""),
+        myproxy=_myproxy(body.myproxy, local=local),
+    )
+
+
+def changed_site(caller: Caller, body: SiteChanges, content: NewSite, *, local: bool) -> NewSite:
+    """A site as it is to be.
+
+    Args:
+        caller: who changes it.
+        body: what shall be different.
+        content: the site as it is.
+        local: whether it may lead to this machine and its link.
+
+    Raises:
+        InvalidInputError, ForbiddenError: as for a new one.
+    """
+    if body.public is not UNSET:
+        content = evolve(content, public=body.public)
+    if body.name is not UNSET:
+        content = evolve(content, name=_checked(check_name, body.name, "$.name"))
+    if body.description is not UNSET:
+        content = evolve(content, description=_checked(check_description, body.description, "$.description"))
+    if body.default_folder is not UNSET:
+        folder = _checked(check_default_folder, body.default_folder, "$.default_folder")
+        content = evolve(content, default_folder=folder)
+    if body.endpoints is not UNSET:
+        content = evolve(content, endpoints=_endpoints(caller, body.endpoints, local=local))
+    if body.limit_in is not UNSET:
+        content = evolve(content, limit_in=body.limit_in)
+    if body.limit_out is not UNSET:
+        content = evolve(content, limit_out=body.limit_out)
+    if body.authorities is not UNSET:
+        content = evolve(content, authorities=_authorities(body.authorities))
+    if body.myproxy is not UNSET:
+        content = evolve(content, myproxy=_myproxy(body.myproxy, local=local))
+    return content
+
+
+def _checked(check: Callable[[str], str], text: str, pointer: str) -> str:
+    try:
+        return check(text)
+    except ValueError as error:
+        raise InvalidInputError(str(error), pointer) from error
+
+
+def _myproxy(server: str | None, *, local: bool) -> str | None:
+    if server is None:
+        return None
+    return _check_not_local(_checked(check_host_and_port, server, "$.myproxy"), "$.myproxy", local=local)
+
+
+def _check_not_local(address: str, pointer: str, *, local: bool) -> str:
+    """An address (``HOST:PORT``, or a URL), unless it is of this machine, or of its link, and may not be."""
+    authority = address.partition("://")[2].partition("/")[0] or address
+    if not local and _is_local(authority):
+        # Users would reach what trusts connections from here.
+        raise ForbiddenError("an address of the service's own machine, or of its link, is for operators", pointer)
+    return address
+
+
+def _is_local(authority: str) -> bool:
+    host = authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
+    host = host.rstrip(".").lower()
+    own = socket.gethostname().lower()
+    if host in _LOCAL_NAMES or host.endswith(_LOCAL_DOMAINS) or host in (own, own.partition(".")[0]):
+        return True
+    try:
+        found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            # Other ways to write an address, which resolvers know: 127.1, 0x7f000001.
+            found = ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.is_loopback or found.is_link_local or found.is_unspecified or found.is_multicast
+
+
+def _endpoints(
+    caller: Caller, given: Mapping[str, str | list[str]], *, local: bool
+) -> dict[JobProtocol, Sequence[str]]:
+    found: dict[JobProtocol, Sequence[str]] = {}
+    for word, urls in given.items():
+        pointer = f"$.endpoints.{word}"
+        try:
+            protocol = JobProtocol.parse(word)
+        except ValueError as error:
+            raise InvalidInputError(str(error), pointer) from error
+        if protocol in found:
+            raise InvalidInputError("the protocol is given twice", pointer)
+        if protocol is JobProtocol.FILE and caller.role is not Role.OPERATOR:
+            # It would open the disk of this machine.
+            raise ForbiddenError("only operators may make sites of folders of this machine", pointer)
+        lines = [urls] if isinstance(urls, str) else urls
+        checked = [_checked(partial(check_endpoint, protocol), line, pointer) for line in lines]
+        if protocol is not JobProtocol.FILE:
+            checked = [_check_not_local(url, pointer, local=local) for url in checked]
+        if len(set(checked)) < len(checked):
+            raise InvalidInputError("an endpoint is given twice", pointer)
+        if protocol is JobProtocol.FILE and len(checked) > 1:
+            raise InvalidInputError("one folder is expected", pointer)
+        found[protocol] = tuple(checked)
+    return {protocol: found[protocol] for protocol in sorted(found)}
+
+
+def _authorities(pem: str) -> str:
+    if not pem:
+        return ""
+    try:
+        return to_pem(*read_authorities(pem)).decode("ascii")
+    except ValueError as error:
+        raise InvalidInputError(str(error), "$.authorities") from error
+
+
 _log = Logger()
 
 
-def audited(api: ApiContext, caller: Caller, action: str, target: str, details: str = "") -> None:
+def log_audit(api: ApiContext, caller: Caller, action: str, target: str, details: str = "") -> None:
     """Say in the log what has just been written to the audit table, and have all parts take it up."""
     _log.info(
         "audit: {subject} {action} {target} {details}",
@@ -44,26 +199,26 @@ def actor(caller: Caller) -> Actor:
     return Actor(caller.user_id, caller.subject)
 
 
-def operators_only(caller: Caller) -> None:
+def require_operator(caller: Caller) -> None:
     """Raises `ForbiddenError` for who is none."""
     if caller.role is not Role.OPERATOR:
         raise ForbiddenError("only operators may do this")
 
 
-def _seen(api: ApiContext, caller: Caller, site_id: int) -> Site:
+def _visible_site(api: ApiContext, caller: Caller, site_id: int) -> Site:
     site = api.sites.by_id(site_id)
     if site is None or not api.may_see(caller.user_id, caller.scope, site):
-        raise _no_site(site_id)
+        raise _site_not_found(site_id)
     return site
 
 
-def _no_site(site_id: int) -> NotFoundError:
+def _site_not_found(site_id: int) -> NotFoundError:
     return NotFoundError(f"there is no site {site_id}; GET /sites lists those there are")
 
 
-def _own(api: ApiContext, caller: Caller, site_id: int) -> Site:
+def _changeable_site(api: ApiContext, caller: Caller, site_id: int) -> Site:
     """A site that the caller may change."""
-    site = _seen(api, caller, site_id)
+    site = _visible_site(api, caller, site_id)
     if api.sites.is_of_file(site_id):
         raise ConflictError("that site is one of the service's files: its operator changes it there")
     if caller.role is not Role.OPERATOR and site.owner_id != caller.user_id:
@@ -71,7 +226,7 @@ def _own(api: ApiContext, caller: Caller, site_id: int) -> Site:
     return site
 
 
-def _local(api: ApiContext, caller: Caller) -> bool:
+def _may_be_local(api: ApiContext, caller: Caller) -> bool:
     """Whether a site of the caller may lead to this machine and its link."""
     return caller.role is Role.OPERATOR or api.settings.sites.local_addresses
 
@@ -85,7 +240,7 @@ async def list_sites(api: ApiContext, caller: Caller) -> list[SiteView]:
 @endpoint("GET", "/sites/{site_id}", summary="One site", result=SiteView, errors=(NotFoundError,))
 async def get_site(api: ApiContext, caller: Caller, site_id: int) -> SiteView:
     """The protocols that it offers, where, and whether it can be reached."""
-    return site_view(api, _seen(api, caller, site_id), with_health=True)
+    return site_view(api, _visible_site(api, caller, site_id), with_health=True)
 
 
 @endpoint(
@@ -99,12 +254,12 @@ async def get_site(api: ApiContext, caller: Caller, site_id: int) -> SiteView:
 )
 async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: IdempotencyKey | None) -> SiteView:
     """A site of one's own. The same request again gives the same site."""
-    new = site_from(caller, body, local=_local(api, caller))
+    new = site_from_body(caller, body, local=_may_be_local(api, caller))
     if api.sites.has_file_name(new.name):
         raise _name_taken(new.name)
 
     def then(record: SiteRecord) -> None:
-        audited(api, caller, "site.create", f"site {record.id}", new.name)
+        log_audit(api, caller, "site.create", f"site {record.id}", new.name)
 
     try:
         record = await api.commit("make a site", sites.create, new, actor(caller), api.clock(), then=then)
@@ -112,7 +267,7 @@ async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: Idem
         raise _name_taken(new.name) from None
     except TooManySitesError as error:
         raise ConflictError(str(error)) from None
-    return await _fresh(api, record.id)
+    return await _refreshed_view(api, record.id)
 
 
 @endpoint(
@@ -125,22 +280,22 @@ async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: Idem
 )
 async def change_site(api: ApiContext, caller: Caller, site_id: int, body: SiteChanges) -> SiteView:
     """By its owner, or an operator. Jobs that were accepted go on, with the new endpoints."""
-    site = _own(api, caller, site_id)
+    site = _changeable_site(api, caller, site_id)
     if body.name is not UNSET and api.sites.has_file_name(body.name):
         raise _name_taken(body.name)
 
     def then(record: SiteRecord | None) -> None:
         if record is not None:
-            audited(api, caller, "site.change", f"site {site_id}", record.content.name)
+            log_audit(api, caller, "site.change", f"site {site_id}", record.content.name)
 
-    change = partial(changed, caller, body, local=_local(api, caller))
+    change = partial(changed_site, caller, body, local=_may_be_local(api, caller))
     try:
         record = await api.commit("change a site", sites.change, site_id, change, actor(caller), api.clock(), then=then)
     except NameTakenError:
         raise _name_taken(site.name if body.name is UNSET else body.name) from None
     if record is None:
-        raise _no_site(site_id)
-    return await _fresh(api, site_id)
+        raise _site_not_found(site_id)
+    return await _refreshed_view(api, site_id)
 
 
 @endpoint(
@@ -156,11 +311,11 @@ async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
 
     Its number is never used again.
     """
-    _own(api, caller, site_id)
+    _changeable_site(api, caller, site_id)
 
     def then(removed: bool) -> None:
         if removed:
-            audited(api, caller, "site.remove", f"site {site_id}")
+            log_audit(api, caller, "site.remove", f"site {site_id}")
             # Those for the site have gone with it.
             api.credentials_changed()
 
@@ -170,7 +325,7 @@ async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
         raise ConflictError(f"{error}: wait for them, or cancel them, then remove it") from None
     await api.catalogue.refresh()
     if not removed:
-        raise _no_site(site_id)
+        raise _site_not_found(site_id)
 
 
 @endpoint(
@@ -182,12 +337,12 @@ async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
 )
 async def check_site(api: ApiContext, caller: Caller, site_id: int, key: IdempotencyKey | None) -> list[CheckView]:
     """Connects to each endpoint with the caller's credential, and lists the default folder."""
-    site = _seen(api, caller, site_id)
+    site = _visible_site(api, caller, site_id)
     if not site.is_open_to(caller.user_id):
         raise ForbiddenError("a private site is used by its owner only")
     try:
         return [check_view(check) for check in await api.check_site(caller.user_id, site)]
-    except BusyError:
+    except SiteCheckRunningError:
         raise ConflictError("you are having a site looked at already: wait for that") from None
 
 
@@ -203,10 +358,10 @@ async def drain_site(
     api: ApiContext, caller: Caller, site_id: int, body: Message, key: IdempotencyKey | None
 ) -> SiteView:
     """For operators. What runs ends, jobs are still accepted, and wait; users see the message."""
-    operators_only(caller)
-    _seen(api, caller, site_id)
-    await restrict(api, caller, Restricted.SITE, site_id, message_of(body))
-    return await _fresh(api, site_id)
+    require_operator(caller)
+    _visible_site(api, caller, site_id)
+    await restrict(api, caller, RestrictionKind.SITE, site_id, checked_message(body))
+    return await _refreshed_view(api, site_id)
 
 
 @endpoint(
@@ -218,34 +373,38 @@ async def drain_site(
 )
 async def resume_site(api: ApiContext, caller: Caller, site_id: int, key: IdempotencyKey | None) -> SiteView:
     """For operators. It is no error if the site is not drained."""
-    operators_only(caller)
-    _seen(api, caller, site_id)
-    await lift(api, caller, Restricted.SITE, site_id)
-    return await _fresh(api, site_id)
+    require_operator(caller)
+    _visible_site(api, caller, site_id)
+    await lift(api, caller, RestrictionKind.SITE, site_id)
+    return await _refreshed_view(api, site_id)
 
 
-async def restrict(api: ApiContext, caller: Caller, kind: Restricted, number: int, message: str) -> None:
+async def restrict(api: ApiContext, caller: Caller, kind: RestrictionKind, number: int, message: str) -> None:
     """Drain a site, or ban a user."""
 
     def then(_result: Any) -> None:
-        audited(api, caller, f"{kind}.{'drain' if kind is Restricted.SITE else 'ban'}", f"{kind} {number}", message)
+        log_audit(
+            api, caller, f"{kind}.{'drain' if kind is RestrictionKind.SITE else 'ban'}", f"{kind} {number}", message
+        )
 
-    await api.commit("restrict", restrictions.restrict, kind, number, message, actor(caller), api.clock(), then=then)
+    await api.commit("restrict", sites.restrict, kind, number, message, actor(caller), api.clock(), then=then)
     await api.catalogue.refresh()
 
 
-async def lift(api: ApiContext, caller: Caller, kind: Restricted, number: int) -> None:
+async def lift(api: ApiContext, caller: Caller, kind: RestrictionKind, number: int) -> None:
     """End what `restrict` began."""
 
     def then(lifted: bool) -> None:
         if lifted:
-            audited(api, caller, f"{kind}.{'resume' if kind is Restricted.SITE else 'unban'}", f"{kind} {number}")
+            log_audit(
+                api, caller, f"{kind}.{'resume' if kind is RestrictionKind.SITE else 'unban'}", f"{kind} {number}"
+            )
 
-    await api.commit("lift a restriction", restrictions.lift, kind, number, actor(caller), api.clock(), then=then)
+    await api.commit("lift a restriction", sites.lift_restriction, kind, number, actor(caller), api.clock(), then=then)
     await api.catalogue.refresh()
 
 
-def message_of(body: Message) -> str:
+def checked_message(body: Message) -> str:
     """The line that users see.
 
     Raises:
@@ -256,13 +415,13 @@ def message_of(body: Message) -> str:
     return body.message
 
 
-async def _fresh(api: ApiContext, site_id: int) -> SiteView:
+async def _refreshed_view(api: ApiContext, site_id: int) -> SiteView:
     """A site that was just changed."""
     await api.catalogue.refresh()
     site = api.sites.by_id(site_id)
     if site is None:
         # Somebody has removed it in this moment.
-        raise _no_site(site_id)
+        raise _site_not_found(site_id)
     return site_view(api, site, with_health=True)
 
 

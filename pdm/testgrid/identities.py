@@ -1,0 +1,252 @@
+"""Local accounts and certificates of the users, hosts and authorities of a test grid.
+
+Where root brings the grid up, GridFTP sessions run as local accounts, so that permissions are real. The accounts are
+shared by all grids of the machine: the first grid creates them, the last one removes them. A directory of references
+records which grids are up; a reference whose grid directory is gone (its test run was killed) does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+from attrs import frozen
+
+from pdm.testgrid.processes import GridError, program_path
+from pdm.workqueue.certificates.authority import Authority, Credential
+
+_REGISTRY = Path("/run/pdm-testgrid")
+_CREATED = "created"
+_LOCK = "lock"
+_PREFIX = "pdm"
+
+
+def acquire_accounts(directory: Path, users: Sequence[str], registry: Path = _REGISTRY) -> Mapping[str, str]:
+    """Note that a grid uses the accounts, and make those that are not there.
+
+    Args:
+        directory: folder of the grid; it exists.
+        users: names of the grid's users.
+        registry: folder of the references.
+
+    Returns:
+        User → local account.
+
+    Raises:
+        GridError: an account cannot be made.
+    """
+    accounts = {user: f"{_PREFIX}{user}" for user in users}
+    with _locked(registry):
+        _reference(registry, directory).write_text(str(directory))
+        for account in accounts.values():
+            if not _exists(account):
+                _run_program("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/", account)
+                with (registry / _CREATED).open("a") as created:
+                    created.write(f"{account}\n")
+    return accounts
+
+
+def release_accounts(directory: Path, registry: Path = _REGISTRY) -> None:
+    """Note that a grid has ended; remove the accounts that grids have made if it was the last one.
+
+    Raises:
+        GridError: an account cannot be removed.
+    """
+    if not registry.exists():
+        return
+    with _locked(registry):
+        _reference(registry, directory).unlink(missing_ok=True)
+        for reference in registry.glob("*.grid"):
+            if not Path(reference.read_text()).exists():
+                reference.unlink()
+        if any(registry.glob("*.grid")):
+            return
+        created = registry / _CREATED
+        if created.exists():
+            for account in created.read_text().split():
+                if _exists(account):
+                    _run_program("userdel", account)
+            created.unlink()
+
+
+def unlock_account(account: str) -> None:
+    """Let sshd take the account: without PAM it refuses one whose password is locked; this one has none that fits."""
+    _run_program("usermod", "--password", "*", account)
+
+
+def _exists(account: str) -> bool:
+    try:
+        pwd.getpwnam(account)
+    except KeyError:
+        return False
+    return True
+
+
+def _reference(registry: Path, directory: Path) -> Path:
+    return registry / f"{hashlib.sha256(bytes(directory)).hexdigest()[:24]}.grid"
+
+
+def _run_program(name: str, *arguments: str) -> None:
+    done = subprocess.run([str(program_path(name)), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise GridError(f"{name} {arguments[-1]} failed: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def _locked(registry: Path) -> Iterator[None]:
+    """Hold the lock of the registry; the registry goes with its last reference."""
+    path = registry / _LOCK
+    while True:
+        registry.mkdir(mode=0o755, exist_ok=True)
+        try:
+            lock = path.open("w")
+        except FileNotFoundError:  # removed by another grid since the line before
+            continue
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # A lock on a file that has lost its name since it was opened locks nobody out.
+            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                yield
+                if [entry.name for entry in registry.iterdir()] == [_LOCK]:
+                    path.unlink()
+                    registry.rmdir()
+                return
+
+
+_BASE = "/DC=org/DC=pdm-testgrid"
+_LIFETIME = timedelta(days=7)
+_EXPIRED_START, _EXPIRED_LIFETIME = timedelta(hours=-2), timedelta(hours=1)
+STRANGER = "mallory"
+
+
+@frozen
+class UserFiles:
+    """Where a user's credential lies.
+
+    Attributes:
+        dn: the subject in slash form.
+        certificate: PEM.
+        key: PEM, mode 0600.
+        proxy: a proxy of the user as one file (certificate, key, chain), mode 0600.
+        expired_proxy: one that ended an hour ago.
+    """
+
+    dn: str
+    certificate: Path
+    key: Path
+    proxy: Path
+    expired_proxy: Path
+
+
+@frozen
+class HostFiles:
+    """Where a host's certificate lies."""
+
+    certificate: Path
+    key: Path
+
+
+@frozen
+class GridCredentials:
+    """All certificates of a grid.
+
+    Attributes:
+        authority: signs hosts and users.
+        trust: grid style folder that trusts the authority.
+        host: for servers named ``localhost``.
+        users: name → files.
+        stranger: a user of an authority that the grid does not trust.
+        stranger_trust: grid style folder that trusts both authorities: with it the stranger's client accepts the
+            servers, and it is they who refuse.
+    """
+
+    authority: Authority
+    trust: Path
+    host: HostFiles
+    users: Mapping[str, UserFiles]
+    stranger: UserFiles
+    stranger_trust: Path
+
+
+def make_credentials(directory: Path, users: Sequence[str], authority_name: str = "Test Grid CA") -> GridCredentials:
+    """Make the certificates of a grid under its folder.
+
+    Args:
+        directory: the folder.
+        users: names of the users.
+        authority_name: of the authority; those that are to be trusted together must differ in it.
+    """
+    trust, stranger_trust = directory / "certificates", directory / "stranger-certificates"
+    for folder in (trust, stranger_trust, directory / "ca", directory / "users", directory / "hosts"):
+        folder.mkdir(exist_ok=True)
+        # Sessions read these as the accounts of users, whatever the umask is here.
+        folder.chmod(0o755)
+    # Nearly all the time goes into making keys, which leaves the interpreter lock to others.
+    with ThreadPoolExecutor() as threads:
+        own = threads.submit(Authority.create, f"{_BASE}/CN={authority_name}")
+        other = threads.submit(Authority.create, f"{_BASE}-stranger/CN=Stranger CA")
+        authority, stranger_authority = own.result(), other.result()
+        host = threads.submit(make_host, directory, authority, "localhost", ["localhost"], ["127.0.0.1"])
+        made = {name: threads.submit(_make_user, directory, authority, name) for name in users}
+        stranger = threads.submit(_make_user, directory, stranger_authority, STRANGER)
+    authority.write(directory / "ca")
+    authority.write_trust(trust)
+    authority.write_trust(stranger_trust)
+    stranger_authority.write_trust(stranger_trust)
+    for folder in (trust, stranger_trust):
+        for file in folder.iterdir():
+            file.chmod(0o644)
+    return GridCredentials(
+        authority=authority,
+        trust=trust,
+        host=host.result(),
+        users={name: future.result() for name, future in made.items()},
+        stranger=stranger.result(),
+        stranger_trust=stranger_trust,
+    )
+
+
+def make_host(
+    directory: Path, authority: Authority, label: str, names: Sequence[str], addresses: Sequence[str] = ()
+) -> HostFiles:
+    """Make a host certificate.
+
+    Args:
+        directory: folder of the grid.
+        authority: signs it.
+        label: names the files.
+        names: DNS names that it is for.
+        addresses: IP addresses that it is for.
+    """
+    files = HostFiles(directory / "hosts" / f"{label}.crt", directory / "hosts" / f"{label}.key")
+    _write(authority.host(list(names), list(addresses)), files)
+    return files
+
+
+def _make_user(directory: Path, authority: Authority, name: str) -> UserFiles:
+    user = authority.user(name)
+    folder = directory / "users"
+    files = UserFiles(
+        dn=user.dn,
+        certificate=folder / f"{name}.crt",
+        key=folder / f"{name}.key",
+        proxy=folder / f"{name}.proxy",
+        expired_proxy=folder / f"{name}-expired.proxy",
+    )
+    _write(user, HostFiles(files.certificate, files.key))
+    user.proxy(lifetime=_LIFETIME).write_bundle(files.proxy)
+    user.proxy(start=_EXPIRED_START, lifetime=_EXPIRED_LIFETIME).write_bundle(files.expired_proxy)
+    return files
+
+
+def _write(credential: Credential, files: HostFiles) -> None:
+    credential.write_certificate(files.certificate)
+    credential.write_key(files.key)

@@ -1,0 +1,1 @@
+"""Commands of the administrator: make an instance, check its configuration."""

@@ -1,0 +1,129 @@
+"""Check a configuration without changing anything: open what it names, and report each problem with its remedy.
+
+``--check-config`` runs all checks. The start of the daemon runs all but the check of the database, which it opens
+anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pdm.workqueue.assembly import EXPECTED_ERRORS, server_tls
+from pdm.workqueue.certificates.vault import Vault
+from pdm.workqueue.config.reader import ConfigError
+from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.http.access import AccessList
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store import schema
+from pdm.workqueue.store.engines import make_engines
+
+_PYTHON_TIMEOUT_S = 20
+#: What the helpers' interpreter must be.
+_PYTHON_TEST = "import sys; sys.exit(0 if sys.version_info >= (3, 11) else '%d.%d' % sys.version_info[:2])"
+
+
+def find_problems(settings: Settings, *, database: bool) -> list[str]:
+    """What keeps a daemon with these settings from working; each is one line, empty if nothing does.
+
+    Args:
+        settings: as read.
+        database: whether to connect to the database and look at its schema.
+    """
+    checks: list[Callable[[Settings], None]] = [
+        lambda settings: _discard(SiteRegistry.read(settings.sites.folder)),
+        lambda settings: _discard(AccessList.read(settings.users)),
+        lambda settings: _discard(server_tls(settings)),
+        _check_folders,
+        _check_key_file,
+        _check_python,
+        _check_address,
+        _check_database if database else lambda settings: _discard(make_engines(settings.database.url, 1)),
+    ]
+    return [problem for check in checks for problem in _problems_of(check, settings)]
+
+
+def _problems_of(check: Callable[[Settings], None], settings: Settings) -> Iterator[str]:
+    try:
+        check(settings)
+    except EXPECTED_ERRORS as error:
+        yield " ".join(str(error).split())
+
+
+def _discard(_: object) -> None:
+    """What a check has read is not needed."""
+
+
+def _check_folders(settings: Settings) -> None:
+    for key, folder in (
+        ("[state] folder", settings.state.folder),
+        ("[logs] folder", settings.logs.folder),
+        ("[credentials] folder", settings.credentials.folder),
+        ("[credentials] key_file", settings.credentials.key_file.parent),
+    ):
+        reason = _unusable(folder)
+        if reason is not None:
+            raise ConfigError(f"{settings.source}: {key}: {reason}")
+    folder = settings.credentials.folder
+    if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.geteuid()):
+        raise ConfigError(
+            f"{settings.source}: [credentials] folder: {folder} is a link, or belongs to another account: name another"
+        )
+
+
+def _unusable(folder: Path) -> str | None:
+    """Why a folder cannot be made or written; None if it can."""
+    nearest = folder
+    # `exists` would call a path below a file missing.
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return f"{folder} cannot be made: {nearest} is no folder"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        verb = "written" if nearest == folder else "made"
+        return f"{folder} cannot be {verb} by this account: change the owner of {nearest}, or name another folder"
+    return None
+
+
+def _check_key_file(settings: Settings) -> None:
+    # One that is missing is made at the first start.
+    if settings.credentials.key_file.exists():
+        Vault.open(settings.credentials.key_file)
+
+
+def _check_python(settings: Settings) -> None:
+    python = settings.agents.python
+    place = f"{settings.source}: [agents] python: {python}"
+    try:
+        done = subprocess.run(
+            [str(python), "-c", _PYTHON_TEST],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PYTHON_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it does not end"
+        raise ConfigError(f"{place} cannot be run ({reason}): name a Python 3.11 or newer") from error
+    if done.returncode:
+        raise ConfigError(f"{place} is no Python 3.11 or newer ({done.stderr.strip()[:200]})")
+
+
+def _check_address(settings: Settings) -> None:
+    host = settings.server.host
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.source}: [server] host: {host} is no address of this machine ({error.strerror})"
+        ) from error
+
+
+def _check_database(settings: Settings) -> None:
+    schema.check(settings.database.url)

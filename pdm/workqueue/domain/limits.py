@@ -1,0 +1,357 @@
+"""Limits of a claim: streams per route, site, user and job; exclusions; batch size; fair queueing between users.
+
+A stream is an agent that carries out batches one after the other. A batch takes a *slot* in the ledger when it is
+claimed. It runs once it has a stream of its own, or when it takes over the stream of the batch before it on the same
+agent. Listings are not counted, so that they never wait for a copy.
+
+Batch size is adapted to the time that a batch takes, not fixed. Short batches cost more to hand out than to carry out;
+long ones keep other agents idle at the end of a job, and lose more work when their agent dies. Large files need no rule
+of their own: a batch is also bounded in bytes, and a file that is larger goes alone.
+
+Users take turns by start-time fair queueing. Each user has a virtual time that advances by the work they are given,
+divided by their weight; the user with the lowest virtual time is next. A user who returns after a pause starts at the
+virtual time of the others, so that nobody accumulates credit while idle.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+from attrs import define, field, frozen
+
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.jobs import Batch, JobRecord
+
+#: More than there are agents.
+NO_LIMIT = 2**31
+
+
+class LimitKind(enum.StrEnum):
+    """By what streams are counted."""
+
+    ROUTE = "route"
+    INTO = "into a site"
+    OUT_OF = "out of a site"
+    USER = "user"
+    JOB = "job"
+
+
+LimitKey = tuple[LimitKind, Hashable]
+
+
+class Route(NamedTuple):
+    """From where to where; without a destination, the one place where something is changed."""
+
+    source: int
+    destination: int | None
+
+    def limit_keys(self) -> tuple[LimitKey, ...]:
+        """What a stream on it counts for; where there is one site only, it counts as going into that."""
+        if self.destination is None:
+            return ((LimitKind.ROUTE, self), (LimitKind.INTO, self.source))
+        return ((LimitKind.ROUTE, self), (LimitKind.OUT_OF, self.source), (LimitKind.INTO, self.destination))
+
+
+def route_of(job: JobRecord) -> Route:
+    """The route of a job's work."""
+    return Route(job.src_siteid, job.dst_siteid)
+
+
+def common_keys(job: JobRecord) -> tuple[LimitKey, ...]:
+    """What a batch of a job counts for, beside the job: the same for all jobs that may share it."""
+    return ((LimitKind.USER, job.user_id), *route_of(job).limit_keys())
+
+
+def batch_keys(batch: Batch) -> frozenset[LimitKey]:
+    """All that a batch counts for."""
+    return frozenset([*common_keys(batch.job), *((LimitKind.JOB, number) for number in batch.jobs)])
+
+
+@frozen
+class StreamQuota:
+    """How many batches more may be claimed.
+
+    Attributes:
+        left: for what is named here.
+        otherwise: for all others of a kind; kinds that are not named have no limit.
+    """
+
+    left: Mapping[LimitKey, int] = field(factory=dict)
+    otherwise: Mapping[LimitKind, int] = field(factory=dict)
+
+    def of(self, key: LimitKey) -> int:
+        return self.left.get(key, self.otherwise.get(key[0], NO_LIMIT))
+
+
+class StreamLedger:
+    """Counts streams and the batches that wait for one.
+
+    Args:
+        limit_of: how many streams there may be at once; may change at any time.
+        on_running: called with each key whose number of streams has changed, and the number.
+    """
+
+    def __init__(self, limit_of: Callable[[LimitKey], int], on_running: Callable[[LimitKey, int], None]) -> None:
+        self._limit_of = limit_of
+        self._on_running = on_running
+        self._running: Counter[LimitKey] = Counter()
+        self._claimed: Counter[LimitKey] = Counter()
+        self._slots: set[StreamSlot] = set()
+
+    def slot(self, keys: Iterable[LimitKey]) -> StreamSlot:
+        """The place of a batch that was claimed."""
+        slot = StreamSlot(self, frozenset(keys))
+        self._slots.add(slot)
+        self._claimed.update(slot.keys)
+        return slot
+
+    @property
+    def streams(self) -> int:
+        """How many there are."""
+        return sum(1 for slot in self._slots if slot.has_stream)
+
+    @property
+    def waiting(self) -> int:
+        """How many batches have none of their own yet."""
+        return len(self._slots) - self.streams
+
+    def running(self, key: LimitKey) -> int:
+        return self._running[key]
+
+    def left(self, key: LimitKey, ahead: int) -> int:
+        """How many batches more may be claimed; ``ahead``: as many as that for each stream."""
+        return max(self._limit_of(key) * ahead - self._claimed[key], 0)
+
+    def claimed(self) -> Iterable[LimitKey]:
+        """What some claimed batch counts for."""
+        return self._claimed.keys()
+
+    # -- for places
+
+    def is_open(self, keys: Iterable[LimitKey], shared: Iterable[LimitKey] = ()) -> bool:
+        """Whether there may be one stream more for keys, and as many as there are for those that are taken over."""
+        return all(self._running[key] < self._limit_of(key) for key in keys) and all(
+            self._running[key] <= self._limit_of(key) for key in shared
+        )
+
+    def count(self, keys: Iterable[LimitKey], by: int) -> None:
+        for key in keys:
+            _adjust(self._running, key, by)
+            self._on_running(key, self._running[key])
+
+    def forget(self, slot: StreamSlot) -> None:
+        if slot in self._slots:
+            self._slots.remove(slot)
+            for key in slot.keys:
+                _adjust(self._claimed, key, -1)
+
+
+def _adjust(counter: Counter[LimitKey], key: LimitKey, by: int) -> None:
+    counter[key] += by
+    if not counter[key]:
+        del counter[key]
+
+
+@define(eq=False)
+class StreamSlot:
+    """Where a batch stands; `leave` in the end, whatever became of it.
+
+    Attributes:
+        keys: what it counts for.
+        has_stream: whether it has one of its own.
+    """
+
+    _ledger: StreamLedger
+    keys: frozenset[LimitKey]
+    has_stream: bool = False
+    # Keys that are counted for it.
+    _held: frozenset[LimitKey] = frozenset()
+    _leader: StreamSlot | None = None
+    _follower: StreamSlot | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a stream, or there is room for one more."""
+        return self.has_stream or self._ledger.is_open(self.keys)
+
+    def start(self) -> bool:
+        """Take a stream of its own if there is room for it; says whether it has one."""
+        if not self.is_open:
+            return False
+        if not self.has_stream:
+            self.has_stream = True
+            self._hold(self.keys)
+        return True
+
+    def follow(self, leader: StreamSlot) -> bool:
+        """Take over the stream of a batch once that leaves, if no limit speaks against it; says whether it does."""
+        if self.has_stream:
+            return True
+        if leader._follower is not None:
+            return False
+        shared = self.keys & leader._held
+        if not self._ledger.is_open(self.keys - shared, shared):
+            return False
+        self._leader, leader._follower = leader, self
+        self._hold(self.keys - shared)
+        return True
+
+    def leave(self) -> None:
+        """Its batch is over."""
+        follower, self._follower = self._follower, None
+        passed: frozenset[LimitKey] = frozenset()
+        if follower is not None:
+            passed = self._held & (follower.keys - follower._held)
+            follower._leader, follower.has_stream, follower._held = None, True, follower._held | passed
+        if self._leader is not None:
+            self._leader._follower, self._leader = None, None
+        gone, self._held, self.has_stream = self._held - passed, frozenset(), False
+        self._ledger.count(gone, -1)
+        self._ledger.forget(self)
+
+    def _hold(self, keys: frozenset[LimitKey]) -> None:
+        self._held |= keys
+        self._ledger.count(keys, 1)
+
+
+@frozen
+class ClaimExclusions:
+    """What is kept out of claims, listings as well as all other work.
+
+    Attributes:
+        paused: sites that cannot be reached by a protocol.
+        probed: sites that may be back, by a protocol: of what has to do with one by that, a single element may run at
+            once.
+        drained: sites at which nothing starts.
+        banned: users of whom nothing starts.
+        next_change: when that changes by itself; None if it does not.
+    """
+
+    paused: frozenset[tuple[int, JobProtocol]] = frozenset()
+    probed: frozenset[tuple[int, JobProtocol]] = frozenset()
+    drained: frozenset[int] = frozenset()
+    banned: frozenset[int] = frozenset()
+    next_change: datetime | None = None
+
+    def excludes(self, protocol: JobProtocol, sites: frozenset[int]) -> bool:
+        """Whether nothing that has to do with some sites by a protocol may begin."""
+        return not self.drained.isdisjoint(sites) or any((site, protocol) in self.paused for site in sites)
+
+
+#: Elements of the first batch of its kind.
+FIRST_BATCH_SIZE = 64
+#: Seconds that a batch shall take.
+BATCH_TIME_S = 2.0
+#: The least share of a batch: what is left of a job is not split finer than this between agents.
+MIN_SHARE = 16
+#: From this attempt on, an element whose last one crashed is handed out alone: what happens is then its own doing.
+_ALONE_FROM = 3
+
+
+class WorkKind(NamedTuple):
+    """Work of which one element takes about as long as another of its size."""
+
+    protocol: JobProtocol
+    type: JobType
+    src_siteid: int
+    dst_siteid: int | None
+
+
+def work_kind(job: JobRecord) -> WorkKind:
+    """The kind of a job's work."""
+    return WorkKind(job.protocol, job.type, job.src_siteid, job.dst_siteid)
+
+
+def next_batch_size(size: int, elements: int, seconds: float, most: int) -> int:
+    """How many elements the next batch of a kind may have.
+
+    Args:
+        size: how many this one might have had.
+        elements: how many it had.
+        seconds: how long it took.
+        most: never more than this.
+
+    Returns:
+        Twice as many if a whole batch would have ended in less than half of `BATCH_TIME_S`; as many as are done in that
+        time if this one took longer; else as many as before.
+    """
+    if seconds > BATCH_TIME_S:
+        return min(max(int(elements * BATCH_TIME_S / seconds), 1), most)
+    # Too few elements say little about many: most of their time may be the way there and back.
+    says_something = elements * 4 >= size
+    if says_something and seconds * size / elements < BATCH_TIME_S / 2:
+        return min(size * 2, most)
+    return min(size, most)
+
+
+def fair_share(waiting: int, batches: int) -> int:
+    """How many of some waiting elements one batch may take, so that there is something for all agents to the end.
+
+    Args:
+        waiting: elements that could go into it.
+        batches: how many there may be at once.
+    """
+    return max(math.ceil(waiting / max(batches, 1)), MIN_SHARE)
+
+
+def runs_alone(attempts: int, last_code: str | None) -> bool:
+    """Whether an element is kept away from others, because agents die with it.
+
+    Args:
+        attempts: begun so far.
+        last_code: why the last one failed.
+    """
+    return attempts + 1 >= _ALONE_FROM and last_code == FailureCode.CRASHED.value
+
+
+#: Users that are remembered; the ones behind all others lose nothing when they are forgotten.
+_MOST_REMEMBERED = 10_000
+
+
+def batch_work(elements: int, size: int, total_bytes: int, batch_bytes: int) -> float:
+    """How much work a batch is; a full one is 1, a large file more.
+
+    Args:
+        elements: of the batch.
+        size: how many elements of its kind make a full one.
+        total_bytes: of all its elements.
+        batch_bytes: how many make a full one.
+    """
+    return max(elements / max(size, 1), total_bytes / max(batch_bytes, 1))
+
+
+@define
+class FairQueue:
+    """Who was given how much.
+
+    Attributes:
+        weights: user → share compared to others; 1 for those who are not named.
+    """
+
+    weights: Mapping[int, float] = field(factory=dict)
+    _times: dict[int, float] = field(factory=dict)
+    _now: float = 0.0
+
+    def weight(self, user: int) -> float:
+        return self.weights.get(user, 1.0)
+
+    def time_of(self, user: int) -> float:
+        """Who has the least comes next."""
+        return max(self._times.get(user, 0.0), self._now)
+
+    def give(self, user: int, work: float) -> None:
+        """Count work that a user is given."""
+        self._now = self.time_of(user)
+        self._times[user] = self._now + work / self.weight(user)
+        if len(self._times) > _MOST_REMEMBERED:
+            self._times = {other: time for other, time in self._times.items() if time > self._now}
+
+    def copy(self) -> FairQueue:
+        """The same, to be tried out."""
+        return FairQueue(self.weights, dict(self._times), self._now)

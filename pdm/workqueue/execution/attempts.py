@@ -1,0 +1,370 @@
+"""Attempts at elements, and the settler that stores their verdicts.
+
+An attempt is one try at one element: its log from the first line to the last, its progress, its verdict. The settler
+writes verdicts to the database, many in one transaction: all that have arrived during the previous one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, Verdict
+from pdm.workqueue.domain.retry import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth, sites_of_element
+from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress, ServiceHealth
+from pdm.workqueue.logstore.attempt_log import LogRef
+from pdm.workqueue.logstore.store import LogStore
+from pdm.workqueue.store import results
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
+from pdm.workqueue.telemetry.background import start_background
+from pdm.workqueue.telemetry.logging import log_ended
+
+#: Verdicts of one transaction at most; bounds how long the writer is busy with them.
+_MOST_AT_ONCE = 1000
+_PAUSE_AFTER_ERROR_S = 1.0
+
+
+class Settler:
+    """Keeps each verdict until it is in the database.
+
+    Args:
+        reactor: times the pause after an error.
+        database: where to.
+        worker: the incarnation whose claims are settled.
+        clock: the present moment, UTC.
+        on_settled: called after each transaction; with True if an attempt may have left a temporary file.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        database: Database,
+        worker: str,
+        clock: Callable[[], datetime],
+        on_settled: Callable[[bool], None],
+    ) -> None:
+        self._reactor = reactor
+        self._database = database
+        self._worker = worker
+        self._clock = clock
+        self._on_settled = on_settled
+        self._pending: list[Verdict] = []
+        self._awaited = 0
+        self._tokens: set[ClaimToken] = set()
+        self._busy = False
+        self._idle_waiters: list[Deferred[None]] = []
+
+    def submit(self, verdict: Verdict, log_closed: Deferred[bool]) -> None:
+        """Settle a verdict once its log is on disk; a log that could not be written does not hold it up.
+
+        Args:
+            verdict: what became of an attempt.
+            log_closed: of the log store, which says itself when a log is not complete; never fails.
+        """
+        self._awaited += 1
+        self._tokens.add(verdict.token)
+
+        def ready(complete: bool) -> None:
+            self._awaited -= 1
+            self._pending.append(verdict)
+            if not self._busy:
+                self._busy = True
+                start_background("settle", self._settle_all())
+
+        log_closed.addCallback(ready)
+
+    async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
+        """Keep what an attempt has found before it does anything; False if it must not, for its claim is lost."""
+        return await self._database.run("note what is begun", results.record_initial_state, self._worker, token, found)
+
+    @property
+    def backlog(self) -> int:
+        """Verdicts that are not in the database yet."""
+        return self._awaited + len(self._pending)
+
+    def attempts(self) -> set[ClaimToken]:
+        """Those whose results are not in the database yet."""
+        return set(self._tokens)
+
+    async def drained(self) -> None:
+        """Wait until every verdict handed in is settled."""
+        while self._awaited or self._busy:
+            waiter: Deferred[None] = Deferred()
+            self._idle_waiters.append(waiter)
+            await waiter
+
+    async def _settle_all(self) -> None:
+        # After a fault, which may be a session that hangs and holds a job: the others need not wait for it.
+        skip_locked = False
+        at_once = _MOST_AT_ONCE
+        try:
+            while self._pending:
+                verdicts = self._pending[:at_once]
+                try:
+                    settled = await self._database.run(
+                        "settle", results.settle, self._worker, verdicts, self._clock(), skip_locked=skip_locked
+                    )
+                except DatabaseClosedError:
+                    self._log.error(
+                        "{count} verdicts are lost, for the database took none: what they are about runs again",
+                        count=len(self._pending),
+                    )
+                    self._pending.clear()
+                    self._tokens.clear()
+                    return
+                except DatabaseUnavailableError:
+                    skip_locked = True
+                    await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
+                    continue
+                except Exception:
+                    # What was proven stays in memory. One that cannot be stored must not keep the others from it: each
+                    # by itself, and that one last.
+                    self._log.failure("{count} verdicts could not be stored; trying again", count=len(verdicts))
+                    skip_locked = True
+                    if len(verdicts) == 1:
+                        self._pending.append(self._pending.pop(0))
+                    at_once = 1
+                    await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
+                    continue
+                del self._pending[: len(verdicts)]
+                at_once = min(2 * at_once, _MOST_AT_ONCE)
+                self._tokens.difference_update(verdict.token for verdict in verdicts)
+                for token in settled.lost:
+                    if token not in settled.repeated:
+                        self._log.warn(
+                            "job {job} element {element} attempt {attempt}: result dropped, the claim was lost",
+                            job=token.job_id,
+                            element=token.element_id,
+                            attempt=token.attempt,
+                        )
+                for job in settled.finished:
+                    log_ended(job)
+                self._on_settled(any(verdict.residue for verdict in verdicts))
+                skip_locked = bool(settled.passed_over)
+                if settled.passed_over:
+                    self._tokens.update(verdict.token for verdict in settled.passed_over)
+                    is_stuck = not self._pending
+                    self._pending += settled.passed_over
+                    if is_stuck:
+                        await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
+        finally:
+            self._busy = False
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
+
+
+_log = Logger()
+_DECISIONS = {RetryAt: "it will be tried again", Hold: "it is held", GiveUp: "given up"}
+
+
+@frozen
+class AttemptContext:
+    """What every attempt uses.
+
+    Attributes:
+        host: name of this machine, for the logs.
+        cancel_grace_s: seconds an agent has to show that it obeys a cancellation before it is killed.
+        service_health: of the service itself.
+        health: learns from outcomes which endpoints can be reached.
+    """
+
+    reactor: IReactorTime
+    clock: Callable[[], datetime]
+    host: str
+    policy: RetryPolicy
+    logs: LogStore
+    board: ProgressBoard
+    settler: Settler
+    cancel_grace_s: float
+    service_health: ServiceHealth
+    health: SiteHealth = field(factory=SiteHealth)
+
+
+@define(eq=False)
+class RunningAttempt:
+    """A claimed attempt until its verdict is handed to the settler.
+
+    Attributes:
+        started: whether work on it, and so its log, has begun.
+        endpoints: the endpoints that it uses, by site.
+    """
+
+    job: JobRecord
+    record: ElementRecord
+    context: AttemptContext
+    started: bool = False
+    endpoints: Mapping[int, SiteEndpoint] = field(factory=dict)
+    _began_at: datetime = field(init=False)
+    _began_s: float = field(init=False)
+    _ref: LogRef = field(init=False)
+
+    def begin(self) -> None:
+        """Write the first line of the log, once."""
+        if self.started:
+            return
+        self.started = True
+        self._began_at = self.context.clock()
+        self._began_s = self.context.reactor.seconds()
+        self.context.board.begin(self.job.id, self.record.id)
+        record, job = self.record, self.job
+        self._ref = LogRef(job.log_uid, record.id, record.attempts)
+        where = f"source={job.src_siteid}:{record.src_filepath}"
+        if record.dst_filepath is not None:
+            where += f" destination={job.dst_siteid}:{record.dst_filepath}"
+        self.context.logs.open(
+            self._ref,
+            f"host={self.context.host} job={job.id} element={record.id} attempt={record.attempts} "
+            f"type={record.type.name} protocol={job.protocol.name} {where}",
+        )
+
+    def write(self, text: str) -> None:
+        """Add to the log."""
+        self.begin()
+        self.context.logs.write(self._ref, text)
+
+    def advance(self, progress: ReportedProgress) -> None:
+        """Note how far it is."""
+        self.context.board.update(self.job.id, self.record.id, progress)
+        self.write(
+            f"progress bytes={progress.transferred} instant={progress.instant:.0f}B/s "
+            f"average={progress.average:.0f}B/s elapsed={progress.elapsed:.1f}s"
+        )
+
+    def fail(self, failure: AttemptFailure, *, residue: bool, counts: bool, skipped: int) -> None:
+        """End it as failed; what follows is decided here."""
+        record = self.record
+        now = self.context.clock()
+        excused = self.context.health.failed(self.job, record, self.endpoints, failure, now)
+        # A helper that dies may do so because of the element. For the rest no element can do anything; but what would
+        # always fail so comes to an end.
+        ours = failure.scope is FailureScope.SERVICE and failure.code is not FailureCode.CRASHED
+        blameless = ours and record.lost < MOST_UNCOUNTED
+        counts = counts and not excused and not blameless
+        uncounted = 0 if counts else 1
+        decision = decide_retry(
+            self.context.policy,
+            failure,
+            max(record.attempts - record.lost - uncounted + self.context.health.own_faults(self.job.id, record.id), 1),
+            record.max_tries + uncounted,
+            now,
+            random.random(),  # noqa: S311 - spreads retries, guards nothing
+            record.lost,
+        )
+        if isinstance(decision, GiveUp):
+            self.context.health.forget(self.job.id, record.id)
+        self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}")
+        if excused:
+            self.write("not counted: the site cannot be reached, which is no fault of this element")
+        elif blameless:
+            self.write("not counted: a fault of the service, not of this element")
+        _log.info(
+            "attempt failed: {scope} {code}: {message}; {decision}",
+            job=record.job_id,
+            element=record.id,
+            attempt=record.attempts,
+            scope=failure.scope,
+            code=failure.code,
+            message=failure.message,
+            decision=_DECISIONS[type(decision)],
+        )
+        status, not_before, words = JobStatus.FAILED, None, ""
+        if isinstance(decision, RetryAt):
+            status, not_before = JobStatus.SUBMITTED, decision.not_before
+            words = f" next_try={not_before:%Y-%m-%dT%H:%M:%SZ}"
+        elif isinstance(decision, Hold):
+            status, counts = JobStatus.HELD, False
+        self.end(
+            status,
+            words,
+            failure=failure,
+            residue=residue,
+            counts=counts,
+            not_before=not_before,
+            skipped=skipped,
+        )
+
+    def end(
+        self,
+        status: JobStatus,
+        words: str,
+        *,
+        transferred: int = 0,
+        moved: int = 0,
+        checksum: str | None = None,
+        already_there: bool = False,
+        failure: AttemptFailure | None = None,
+        residue: bool = False,
+        counts: bool = True,
+        not_before: datetime | None = None,
+        skipped: int = 0,
+    ) -> None:
+        """Write the last line, and hand the verdict to the settler.
+
+        Args:
+            status: what the element becomes; for the rest see `Verdict`.
+            words: what the last line says besides.
+            transferred: bytes proven at the destination.
+            moved: bytes that went over the wire.
+            checksum: where compared.
+            already_there: whether the destination had it before.
+            failure: why it failed.
+            residue: whether a temporary file may be left.
+            counts: whether it counts towards ``max_tries``.
+            not_before: when it may be tried again.
+            skipped: entries of a listing that are not carried out.
+        """
+        self.begin()
+        if status is JobStatus.DONE and self.endpoints:
+            sites = sites_of_element(self.job, self.record)
+            self.context.health.worked(
+                [self.endpoints[site] for site in sites if site in self.endpoints], self.context.clock()
+            )
+        # A listing is none of the files that a job is about.
+        finished = status.is_final and self.record.type is not JobType.LIST
+        # What was there already has not gone over the wire: it belongs into no rate.
+        arrived = 0 if already_there else transferred
+        self.context.board.drop(self.job.id, self.record.id, finished=finished, proven=arrived)
+        # Not by the time of day, which may have been set since.
+        now = self._began_at + timedelta(seconds=self.context.reactor.seconds() - self._began_s)
+        outcome = status.name if failure is None else "FAILED"
+        code = 0 if failure is None and status is JobStatus.DONE else 1
+        seconds = (now - self._began_at).total_seconds()
+        closed = self.context.logs.close(
+            self._ref, f"outcome={outcome} rc={code} bytes={moved} seconds={seconds:.3f}{words}"
+        )
+        verdict = Verdict(
+            ClaimToken(self.record.job_id, self.record.id, self.record.attempts),
+            status,
+            self._began_at,
+            now,
+            counts=counts,
+            not_before=not_before,
+            transferred=transferred,
+            checksum=checksum,
+            already_there=already_there,
+            failure=failure,
+            residue=residue,
+            skipped=skipped,
+        )
+        self.context.settler.submit(verdict, closed)
+
+    def forget(self, why: str) -> None:
+        """Write nothing about it but the end of its log: another daemon may hold the element by now."""
+        self.context.board.drop(self.job.id, self.record.id)
+        if self.started:
+            self.context.logs.close(self._ref, f"outcome=LOST {why}")

@@ -1,0 +1,373 @@
+"""Check endpoints by a login and a listing, with a user's credential, through an agent.
+
+Users ask for a check (``pdm site check``). The service itself probes an endpoint after a failure that does not show
+whether the server or the request is to blame, and when the pause of its breaker ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from pdm.workqueue.agents.pool import AgentPool
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError, BatchListener
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.execution.credentials import CredentialUnusableError
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
+from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import Site, storage_url
+from pdm.workqueue.telemetry.background import Background
+from pdm.workqueue.wire import agent_messages as wire
+
+#: Seconds for one endpoint, its login and its listing.
+_ENDPOINT_TIMEOUT_S = 20.0
+_TOO_SILENT = "the helper was silent for too long"
+#: Seconds for all of a site, waiting for a free agent included: clients are told what was found by then.
+SITE_CHECK_TIMEOUT_S = 45.0
+#: Endpoints that are looked at at once, for all users: their agents work beside the limits that are for jobs.
+_AT_ONCE = 4
+_NOT_REACHED = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED})
+_NOT_LET_IN = frozenset(
+    {
+        FailureCode.CERTIFICATE,
+        FailureCode.HOST_KEY,
+        FailureCode.CREDENTIAL_REFUSED,
+        FailureCode.CREDENTIAL_EXPIRED,
+    }
+)
+#: The look came to its end before the endpoint was asked.
+_NOT_ASKED = frozenset(
+    {
+        FailureCode.CREDENTIAL_MISSING,
+        FailureCode.DEPENDENCY_MISSING,
+        FailureCode.CRASHED,
+        FailureCode.INTERNAL,
+        FailureCode.UNSUPPORTED,
+    }
+)
+
+
+class SiteCheckRunningError(Exception):
+    """One look at a time: agents are for the work of all."""
+
+
+@frozen
+class EndpointCheck:
+    """What was found at an endpoint.
+
+    Attributes:
+        failure: why the default folder could not be listed; None if it could.
+        seconds: how long it took.
+    """
+
+    endpoint: SiteEndpoint
+    failure: AttemptFailure | None
+    seconds: float
+
+    @property
+    def reachable(self) -> bool | None:
+        """Whether a server answers; None where nobody knows."""
+        if self.failure is None:
+            return True
+        late = self.failure.scope is FailureScope.SERVICE and self.failure.code is FailureCode.TIMEOUT
+        if late or self.failure.code in _NOT_ASKED:
+            return None
+        return self.failure.code not in _NOT_REACHED
+
+    @property
+    def answers(self) -> bool | None:
+        """Whether a server is there, also one that breaks the connection when it is asked for the default folder."""
+        broken = self.failure is not None and self.failure.code is FailureCode.CONNECTION
+        return True if broken and self.failure is not None and not self.failure.unreachable else self.reachable
+
+    @property
+    def login(self) -> bool | None:
+        """Whether it lets the user in."""
+        if not self.reachable or self.failure is None:
+            return self.reachable or None
+        return self.failure.code not in _NOT_LET_IN
+
+    @property
+    def listing(self) -> bool | None:
+        """Whether the default folder is there and can be listed."""
+        if not self.login:
+            return None
+        return self.failure is None
+
+
+@define(eq=False)
+class SiteCheck:
+    """Lists the default folder of a site at each of its endpoints.
+
+    Attributes:
+        longest_s: seconds after which what was not looked at by then is given up.
+    """
+
+    preparation: Preparation
+    pool: AgentPool
+    longest_s: float = SITE_CHECK_TIMEOUT_S
+    _turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
+    _busy: set[int] = field(factory=set)
+    _log: Logger = field(factory=Logger)
+
+    async def check(self, user_id: int, site: Site) -> Sequence[EndpointCheck]:
+        """A few endpoints at once; in the order of the protocols.
+
+        Raises:
+            BusyError: the user has another look under way.
+        """
+        if user_id in self._busy:
+            raise SiteCheckRunningError
+        self._busy.add(user_id)
+        until = self.preparation.context.reactor.seconds() + self.longest_s
+        endpoints = [
+            SiteEndpoint(site.id, protocol, url)
+            for protocol in sorted(site.endpoints)
+            for url in site.endpoint_urls(protocol)
+        ]
+        found: dict[SiteEndpoint, EndpointCheck] = {}
+        looks = [Deferred.fromCoroutine(self._in_turn(user_id, site, endpoint, until, found)) for endpoint in endpoints]
+        # Who has asked may go away; what is under way comes to its end, and only then may the user ask again.
+        over = DeferredList(looks).addCallback(lambda _: self._busy.discard(user_id))
+        await self._waited(over)
+        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
+        return [found.get(endpoint) or EndpointCheck(endpoint, late, self.longest_s) for endpoint in endpoints]
+
+    async def look(self, user_id: int, site: Site, endpoint: SiteEndpoint) -> EndpointCheck:
+        """Look at one endpoint, for the service itself."""
+        until = self.preparation.context.reactor.seconds() + self.longest_s
+        found: dict[SiteEndpoint, EndpointCheck] = {}
+        await self._in_turn(user_id, site, endpoint, until, found)
+        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
+        return found.get(endpoint) or EndpointCheck(endpoint, late, self.longest_s)
+
+    async def _waited(self, over: Deferred[None]) -> None:
+        """Wait for the end of all looks, or of the time for them."""
+        enough: Deferred[None] = Deferred()
+
+        def end(result: object) -> object:
+            if timer.active():
+                timer.cancel()
+            if not enough.called:
+                enough.callback(None)
+            return result
+
+        timer = self.preparation.context.reactor.callLater(self.longest_s, end, None)
+        over.addCallback(end)
+        try:
+            await enough
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def _in_turn(
+        self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float, found: dict[SiteEndpoint, EndpointCheck]
+    ) -> None:
+        await self._turns.acquire()
+        try:
+            if self.preparation.context.reactor.seconds() < until:
+                found[endpoint] = await self._check_endpoint(user_id, site, endpoint, until)
+        except Exception:
+            self._log.failure("an endpoint of site {site} could not be looked at", site=site.id)
+            why = _failure(FailureCode.INTERNAL, "a fault of the service: tell an operator")
+            found[endpoint] = EndpointCheck(endpoint, why, 0.0)
+        finally:
+            self._turns.release()
+
+    async def _check_endpoint(self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float) -> EndpointCheck:
+        context = self.preparation.context
+        began = context.reactor.seconds()
+        failure = await self._listed(user_id, site, endpoint, until)
+        checked = EndpointCheck(endpoint, failure, context.reactor.seconds() - began)
+        if checked.login:
+            # So work that waits for it need not wait for the next probe.
+            context.health.worked([endpoint], context.clock())
+        return checked
+
+    async def _listed(self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float) -> AttemptFailure | None:
+        protocol = endpoint.protocol
+        if protocol not in MOVERS:
+            return _failure(FailureCode.UNSUPPORTED, f"this service cannot move by {protocol.name}")
+        try:
+            kind = await self.preparation.kind_for(user_id, protocol, [(site, protocol)])
+        except CredentialUnusableError as error:
+            return error.failure
+        try:
+            agent = await self.pool.acquire(kind, alone=True)
+            try:
+                if self.preparation.context.reactor.seconds() >= until:
+                    return _failure(FailureCode.TIMEOUT, "there was no free helper in time: the service is busy")
+                return await self._ask(agent, protocol, storage_url(site, protocol, site.default_folder, endpoint.url))
+            finally:
+                self.pool.put_back(agent, kind)
+        except AgentStartError as error:
+            return _failure(FailureCode.CRASHED, str(error))
+        finally:
+            self.preparation.release(kind)
+
+    async def _ask(self, agent: AgentProcess, protocol: JobProtocol, url: str) -> AttemptFailure | None:
+        mover, number = MOVERS[protocol], self.preparation.next_request_id()
+        failure: AttemptFailure | None = None
+
+        def on_event(event: wire.AgentEvent) -> None:
+            nonlocal failure
+            if isinstance(event, (wire.FailedEvent, wire.UnreadableEvent)):
+                failure = failure or mover.classify(event.fault)
+
+        limits = wire.TimeLimits(stall_s=_ENDPOINT_TIMEOUT_S / 2, total_s=_ENDPOINT_TIMEOUT_S - 2)
+        request = wire.ListRequest(number, 0, url, 0, limits)
+        died = await ask_agent(agent, request, on_event, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
+        if died == _TOO_SILENT:
+            return AttemptFailure(
+                FailureScope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_ENDPOINT_TIMEOUT_S:g} s"
+            )
+        return failure or (None if died is None else _failure(FailureCode.CRASHED, died))
+
+
+async def ask_agent(
+    agent: AgentProcess,
+    request: wire.WorkRequest,
+    on_event: Callable[[wire.AgentEvent], None],
+    reactor: IReactorTime,
+    silence_s: float,
+) -> str | None:
+    """Have a helper carry out a request that is not of a job; a helper that does not finish it is killed.
+
+    Args:
+        agent: the helper.
+        request: what it is asked.
+        on_event: called with each event of the request, but the last.
+        reactor: for the time.
+        silence_s: seconds without an event after which it is killed.
+
+    Returns:
+        Why the helper ended before it had finished; None if it finished.
+    """
+    over: Deferred[str | None] = Deferred()
+    finished = silent = False
+
+    def heard(event: wire.AgentEvent) -> None:
+        nonlocal finished
+        if isinstance(event, wire.FinishedEvent):
+            finished = True
+            over.callback(None)
+            return
+        timer.reset(silence_s)
+        on_event(event)
+
+    def ended(sentence: str) -> None:
+        if not over.called:
+            over.callback(_TOO_SILENT if silent else sentence)
+
+    def too_long() -> None:
+        nonlocal silent
+        silent = True
+        agent.kill(_TOO_SILENT)
+
+    timer = reactor.callLater(silence_s, too_long)
+    agent.submit(request, BatchListener(heard, ended))
+    try:
+        return await over
+    finally:
+        if timer.active():
+            timer.cancel()
+        if not finished:
+            # Whoever has asked may be gone: nothing else is to wait behind this.
+            agent.kill("its request was broken off")
+        agent.detach(request.id)
+
+
+def _failure(code: FailureCode, message: str) -> AttemptFailure:
+    return AttemptFailure(FailureScope.SERVICE, code, message)
+
+
+#: Seconds between two looks at an endpoint, at least.
+_LEAST_PAUSE_S = 1.0
+
+
+@define(eq=False)
+class EndpointProbes:
+    """Logs in to an endpoint and lists the default folder of its site, as ``pdm site check`` does.
+
+    It uses the credential of the user whose work failed there last, and no file of anybody.
+
+    Attributes:
+        check: looks at one endpoint for a user.
+    """
+
+    reactor: IReactorTime
+    clock: Callable[[], datetime]
+    sites: SiteRegistry
+    health: SiteHealth
+    check: Callable[[int, Site, SiteEndpoint], Awaitable[EndpointCheck]]
+    _under_way: set[SiteEndpoint] = field(factory=set)
+    #: Endpoints to be looked at again after the look that is under way: it may have begun before the failure.
+    _again: dict[SiteEndpoint, int] = field(factory=dict)
+    _timers: dict[SiteEndpoint, IDelayedCall] = field(factory=dict)
+    _looks: Background = field(factory=Background)
+    _stopping: bool = False
+    _log: Logger = field(factory=Logger)
+
+    def start(self) -> None:
+        self.health.look = self.look
+        self.health.on_pause = self._paused
+
+    async def stop(self) -> None:
+        """Begin no further look, and wait for those that are under way."""
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        await self._looks.over()
+
+    def look(self, endpoint: SiteEndpoint, user_id: int) -> None:
+        """Look at an endpoint soon."""
+        if self._stopping:
+            return
+        if endpoint in self._under_way or endpoint in self._timers:
+            self._again[endpoint] = user_id
+        else:
+            self._under_way.add(endpoint)
+            self._looks.start("look at an endpoint", self._look(endpoint, user_id))
+
+    def _paused(self, endpoint: SiteEndpoint, until: datetime) -> None:
+        """Look at an endpoint when its pause ends."""
+        self._at((until - self.clock()).total_seconds(), endpoint)
+
+    def _at(self, seconds: float, endpoint: SiteEndpoint) -> None:
+        if self._stopping:
+            return
+        timer = self._timers.pop(endpoint, None)
+        if timer is not None:
+            timer.cancel()
+        self._timers[endpoint] = self.reactor.callLater(max(seconds, 0.0), self._due, endpoint)
+
+    def _due(self, endpoint: SiteEndpoint) -> None:
+        del self._timers[endpoint]
+        asked = self._again.pop(endpoint, None)
+        user_id = asked or self.health.user_of(endpoint)
+        if user_id is not None and (asked is not None or self.health.waits_for_look(endpoint, self.clock())):
+            self.look(endpoint, user_id)
+
+    async def _look(self, endpoint: SiteEndpoint, user_id: int) -> None:
+        try:
+            site = self.sites.by_id(endpoint.site_id)
+            if site is None:
+                return
+            self.health.begin_look(endpoint)
+            checked = await self.check(user_id, site, endpoint)
+            self.health.seen(endpoint, checked.failure, checked.answers, self.clock())
+        finally:
+            self._under_way.discard(endpoint)
+            if endpoint not in self._timers and (
+                endpoint in self._again or self.health.waits_for_look(endpoint, self.clock())
+            ):
+                self._at(_LEAST_PAUSE_S, endpoint)

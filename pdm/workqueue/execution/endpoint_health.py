@@ -1,0 +1,412 @@
+"""Endpoint health: circuit breakers that learn from attempts, and are asked before work is claimed and begun."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from attrs import define, field, frozen
+from twisted.logger import Logger
+
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.domain.pacing import Breaker, BreakerPolicy, BreakerState
+from pdm.workqueue.domain.retry import MOST_UNCOUNTED
+from pdm.workqueue.sites.site import Site
+
+_log = Logger()
+
+#: The server may be away, or this one request fails so.
+_NO_ANSWER = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED})
+#: After these nobody knows whether the server was reached.
+_TELLS_NOTHING = frozenset(
+    {
+        FailureCode.CRASHED,
+        FailureCode.INTERNAL,
+        FailureCode.UNKNOWN,
+        FailureCode.CREDENTIAL_EXPIRED,
+        FailureCode.CREDENTIAL_MISSING,
+        FailureCode.DEPENDENCY_MISSING,
+        FailureCode.BAD_LISTING,
+    }
+)
+#: Elements of which it is remembered how many attempts, not counted at first, were their own fault; of more the oldest
+#: are forgotten, and may have so many attempts more.
+_MOST_CULPRITS = 10_000
+
+
+class SiteEndpoint(NamedTuple):
+    """One endpoint of a site."""
+
+    site_id: int
+    protocol: JobProtocol
+    url: str
+
+
+@frozen
+class EndpointHealth:
+    """How an endpoint stands.
+
+    Attributes:
+        phase: whether it is used.
+        failures: in a row.
+        failing_since: when the first of them was.
+        next_try: when it is tried again, of one that is paused.
+        reason: what the last failure said.
+    """
+
+    phase: BreakerState
+    failures: int
+    failing_since: datetime | None
+    next_try: datetime | None
+    reason: str
+
+
+@define(eq=False)
+class SiteHealth:
+    """The breakers of all endpoints, in memory: after a restart all count as reachable.
+
+    Attributes:
+        policy: of the breakers.
+        patience_s: seconds after which failures count for elements again, so that jobs end in the end.
+        on_change: called when an endpoint is paused, or is back.
+
+    What fails without an answer may be the fault of the server, or of the one request: the endpoint is then looked at
+    by a request of our own (`execution.endpoint_checks`). Only what shows that the server is away counts for its
+    breaker, and an endpoint whose pause has ended is looked at before an element goes there.
+    """
+
+    policy: BreakerPolicy = field(factory=BreakerPolicy)
+    patience_s: float = 86400.0
+    on_change: Callable[[], None] = lambda: None
+    #: Has an endpoint looked at, with the credential of a user.
+    look: Callable[[SiteEndpoint, int], None] | None = None
+    #: Has an endpoint looked at when its pause ends.
+    on_pause: Callable[[SiteEndpoint, datetime], None] = lambda endpoint, until: None
+    _breakers: dict[SiteEndpoint, Breaker] = field(factory=dict)
+    _reasons: dict[SiteEndpoint, str] = field(factory=dict)
+    _busy: Counter[SiteEndpoint] = field(factory=Counter)
+    #: All endpoints of the sites that were used so far.
+    _endpoints: dict[tuple[int, JobProtocol], tuple[SiteEndpoint, ...]] = field(factory=dict)
+    #: Whose work failed there last.
+    _users: dict[SiteEndpoint, int] = field(factory=dict)
+    #: Elements, job and number, that got no answer there, until a look shows why.
+    _suspects: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
+    #: Those of them about which a look that is under way will tell.
+    _examined: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
+    #: Element → how many attempts that were not counted were its own fault.
+    _culprits: dict[tuple[int, int], int] = field(factory=dict)
+    #: Endpoints of which a look could tell nothing: an element is the probe.
+    _unseen: set[SiteEndpoint] = field(factory=set)
+
+    # -- before work
+
+    def choose(self, site: Site, protocol: JobProtocol, now: datetime) -> SiteEndpoint:
+        """The endpoint for a batch: one that is to be probed and is not yet, else the least busy that works.
+
+        Raises:
+            LookupError: the site does not offer the protocol.
+        """
+        endpoints = _endpoints_of(site, protocol)
+        if not endpoints:
+            raise LookupError(f"site {site.id} does not offer {protocol.name}")
+        self._endpoints[site.id, protocol] = endpoints
+
+        def rank(endpoint: SiteEndpoint) -> tuple[int, int]:
+            phase = self._usable_phase(endpoint, now)
+            if phase is BreakerState.HALF_OPEN:
+                return (0 if not self._busy[endpoint] else 2), self._busy[endpoint]
+            return (1 if phase is BreakerState.CLOSED else 3), self._busy[endpoint]
+
+        return min(endpoints, key=rank)
+
+    def begin(self, endpoints: Iterable[SiteEndpoint]) -> None:
+        """A batch uses endpoints from now on."""
+        self._busy.update(endpoints)
+
+    def end(self, endpoints: Iterable[SiteEndpoint]) -> None:
+        """A batch has ended."""
+        for endpoint in endpoints:
+            self._busy[endpoint] -= 1
+            if not self._busy[endpoint]:
+                del self._busy[endpoint]
+
+    def phase(self, endpoint: SiteEndpoint, now: datetime) -> BreakerState:
+        breaker = self._breakers.get(endpoint)
+        return BreakerState.CLOSED if breaker is None else breaker.phase(now)
+
+    def paused(self, now: datetime) -> frozenset[tuple[int, JobProtocol]]:
+        """Sites to which nothing may be sent by a protocol: all their endpoints for it are paused."""
+        return frozenset(route for route, phases in self._routes(now) if phases == {BreakerState.OPEN})
+
+    def probed(self, now: datetime) -> frozenset[tuple[int, JobProtocol]]:
+        """Sites of which no endpoint for a protocol works, but one may be tried."""
+        return frozenset(
+            route
+            for route, phases in self._routes(now)
+            if BreakerState.HALF_OPEN in phases and BreakerState.CLOSED not in phases
+        )
+
+    def next_change(self, now: datetime) -> datetime | None:
+        """When the next endpoint may be tried again; None if none is paused."""
+        moments = [breaker.open_until for breaker in self._breakers.values() if breaker.phase(now) is BreakerState.OPEN]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def of_site(self, site: Site, now: datetime) -> Iterator[tuple[SiteEndpoint, EndpointHealth]]:
+        """How the endpoints of a site stand."""
+        for protocol in sorted(site.endpoints):
+            for url in site.endpoint_urls(protocol):
+                endpoint = SiteEndpoint(site.id, protocol, url)
+                breaker = self._breakers.get(endpoint, Breaker())
+                yield (
+                    endpoint,
+                    EndpointHealth(
+                        breaker.phase(now),
+                        breaker.failures,
+                        breaker.failing_since,
+                        breaker.open_until,
+                        self._reasons.get(endpoint, ""),
+                    ),
+                )
+
+    def sentence(self, site: Site, protocol: JobProtocol, now: datetime) -> str | None:
+        """Why work by a protocol waits for a site; None if it does not."""
+        found = [health for endpoint, health in self.of_site(site, now) if endpoint.protocol is protocol]
+        if not found or any(health.phase is BreakerState.CLOSED for health in found):
+            return None
+        best = min(found, key=lambda health: health.next_try or now)
+        since = "" if best.failing_since is None else f" since {best.failing_since:%Y-%m-%dT%H:%M:%SZ}"
+        when = "it is being tried"
+        if best.phase is BreakerState.OPEN and best.next_try is not None:
+            when = f"it is tried again at {best.next_try:%Y-%m-%dT%H:%M:%SZ}"
+        return f"site {site.name} ({site.id}) cannot be reached{since}, {when}: {best.reason}"
+
+    def _routes(self, now: datetime) -> Iterator[tuple[tuple[int, JobProtocol], set[BreakerState]]]:
+        suspects = {
+            (endpoint.site_id, endpoint.protocol) for endpoint, breaker in self._breakers.items() if breaker.open_until
+        }
+        for route in suspects:
+            yield route, {self._usable_phase(endpoint, now) for endpoint in self._endpoints[route]}
+
+    def _usable_phase(self, endpoint: SiteEndpoint, now: datetime) -> BreakerState:
+        """The phase as elements see it: they wait for the look at an endpoint whose pause has ended."""
+        phase = self.phase(endpoint, now)
+        if phase is BreakerState.HALF_OPEN and self.look is not None and not self._is_probed_by_elements(endpoint, now):
+            return BreakerState.OPEN
+        return phase
+
+    def _is_probed_by_elements(self, endpoint: SiteEndpoint, now: datetime) -> bool:
+        # After the patience has ended each element finds out by itself, so that jobs end.
+        return (
+            endpoint in self._unseen
+            or _failing_seconds(self._breakers.get(endpoint, Breaker()), now) >= self.patience_s
+        )
+
+    def take_sites(self, sites: Iterable[Site]) -> None:
+        """Sites have changed: what is known of endpoints that are no more is forgotten, and new ones may be used."""
+        known = {(site.id, protocol): site for site in sites for protocol in site.endpoints}
+        for route in list(self._endpoints):
+            site = known.get(route)
+            if site is None:
+                del self._endpoints[route]
+            else:
+                self._endpoints[route] = _endpoints_of(site, route[1])
+        for endpoint in list(self._breakers):
+            if endpoint not in self._endpoints.get((endpoint.site_id, endpoint.protocol), ()):
+                del self._breakers[endpoint]
+                self._reasons.pop(endpoint, None)
+                self._unseen.discard(endpoint)
+        for known_of in (self._users, self._suspects, self._examined):
+            for endpoint in [
+                endpoint
+                for endpoint in known_of
+                if endpoint not in self._endpoints.get((endpoint.site_id, endpoint.protocol), ())
+            ]:
+                del known_of[endpoint]
+
+    def clock_was_set(self, step: timedelta) -> None:
+        """The time of day was moved: pauses end after as many seconds as they would have."""
+        for endpoint, breaker in self._breakers.items():
+            self._breakers[endpoint] = breaker.moved(step)
+
+    # -- outcomes
+
+    def worked(self, endpoints: Iterable[SiteEndpoint], now: datetime) -> None:
+        """Endpoints have served."""
+        for endpoint in endpoints:
+            breaker = self._breakers.pop(endpoint, None)
+            self._reasons.pop(endpoint, None)
+            self._unseen.discard(endpoint)
+            if breaker is not None and breaker.open_until is not None:
+                _log.info("site {site}: {url} can be reached again", site=endpoint.site_id, url=endpoint.url)
+                self.on_change()
+
+    def failed(
+        self,
+        job: JobRecord,
+        element: ElementRecord,
+        endpoints: Mapping[int, SiteEndpoint],
+        failure: AttemptFailure,
+        now: datetime,
+    ) -> bool:
+        """Learn from a failed attempt.
+
+        Args:
+            job: whose.
+            element: what failed.
+            endpoints: the endpoints that it used, by site.
+            failure: why.
+            now: the present moment, UTC.
+
+        Returns:
+            Whether the attempt is excused: an endpoint is out of reach, which is no fault of the element.
+        """
+        used = [endpoints[site] for site in sites_of_element(job, element) if site in endpoints]
+        blamed = _blamed(job, used, endpoints, failure.scope)
+        if failure.code not in _NO_ANSWER:
+            if failure.code not in _TELLS_NOTHING and blamed is not None:
+                # It has said no: so it is there.
+                self.worked([blamed], now)
+            return False
+        suspected = False
+        if blamed is not None:
+            self._users[blamed] = job.user_id
+            if failure.unreachable:
+                self._note(blamed, failure, now)
+                suspected = True
+            elif failure.code is FailureCode.CONNECTION:
+                suspected = self._suspect(blamed, job, element)
+            elif self.look is None:
+                self._note(blamed, failure, now)
+            else:
+                self.look(blamed, job.user_id)
+        # A site of which another endpoint works is not away, however long one of them is.
+        alone = [
+            self._breakers[endpoint] for endpoint in used if endpoint in self._breakers and self._is_last(endpoint, now)
+        ]
+        if any(_failing_seconds(breaker, now) >= self.patience_s for breaker in alone):
+            return False
+        open_ = [
+            endpoint
+            for endpoint in used
+            if endpoint in self._breakers and self._breakers[endpoint].open_until is not None
+        ]
+        # What cannot reach a server does no harm there, so it may wait for long. The rest has an end.
+        return (suspected or bool(open_)) and (failure.unreachable or element.lost < MOST_UNCOUNTED)
+
+    def _suspect(self, endpoint: SiteEndpoint, job: JobRecord, element: ElementRecord) -> bool:
+        """Whether an attempt whose connection broke may have been the server's fault; a look will tell."""
+        key = job.id, element.id
+        if self._culprits.get(key):
+            # When it did the same before, the server was there.
+            return False
+        if self.look is None:
+            return element.lost == 0
+        self._suspects.setdefault(endpoint, set()).add(key)
+        self.look(endpoint, job.user_id)
+        return True
+
+    def begin_look(self, endpoint: SiteEndpoint) -> None:
+        """A look at an endpoint begins: it tells about failures before it, and not about those that come meanwhile."""
+        self._examined.setdefault(endpoint, set()).update(self._suspects.pop(endpoint, set()))
+
+    def forget(self, job_id: int, element_id: int) -> None:
+        """An element has failed for good: if its user has it tried again, it begins anew."""
+        self._culprits.pop((job_id, element_id), None)
+
+    def own_faults(self, job_id: int, element_id: int) -> int:
+        """How many attempts of an element were not counted although it was to blame."""
+        return self._culprits.get((job_id, element_id), 0)
+
+    def seen(
+        self, endpoint: SiteEndpoint, failure: AttemptFailure | None, reachable: bool | None, now: datetime
+    ) -> None:
+        """A look at an endpoint has ended.
+
+        Args:
+            endpoint: the endpoint.
+            failure: what went wrong with it.
+            reachable: whether a server answers; None if the look could not tell.
+            now: the present moment, UTC.
+        """
+        suspects = self._examined.pop(endpoint, set())
+        if reachable is False and failure is not None:
+            self._note(endpoint, failure, now, certain=True)
+            return
+        for key in suspects:
+            self._culprits[key] = self._culprits.get(key, 0) + 1
+        while len(self._culprits) > _MOST_CULPRITS:
+            del self._culprits[next(iter(self._culprits))]
+        if reachable:
+            self.worked([endpoint], now)
+        elif self.phase(endpoint, now) is BreakerState.HALF_OPEN:
+            self._unseen.add(endpoint)
+            self.on_change()
+
+    def user_of(self, endpoint: SiteEndpoint) -> int | None:
+        """Whose credential a look at an endpoint can use: whose work failed there last."""
+        return self._users.get(endpoint)
+
+    def waits_for_look(self, endpoint: SiteEndpoint, now: datetime) -> bool:
+        """Whether an endpoint is not used until a look has found it to answer."""
+        breaker = self._breakers.get(endpoint)
+        is_paused = breaker is not None and breaker.open_until is not None
+        return is_paused and not self._is_probed_by_elements(endpoint, now)
+
+    def _is_last(self, endpoint: SiteEndpoint, now: datetime) -> bool:
+        """Whether no other endpoint of the site works by the same protocol."""
+        others = self._endpoints.get((endpoint.site_id, endpoint.protocol), ())
+        return not any(self.phase(other, now) is BreakerState.CLOSED for other in others if other != endpoint)
+
+    def _note(self, endpoint: SiteEndpoint, failure: AttemptFailure, now: datetime, *, certain: bool = False) -> None:
+        before = self._breakers.get(endpoint, Breaker())
+        after = before.failed(self.policy, now, certain=certain)
+        self._breakers[endpoint] = after
+        self._endpoints.setdefault((endpoint.site_id, endpoint.protocol), (endpoint,))
+        self._reasons[endpoint] = f"{failure.code}: {' '.join(failure.message.split())[:300]}"
+        if after.opened != before.opened and after.open_until is not None:
+            _log.warn(
+                "site {site}: {url} is paused until {until}, after {failures} failures: {reason}",
+                site=endpoint.site_id,
+                url=endpoint.url,
+                until=f"{after.open_until:%Y-%m-%dT%H:%M:%SZ}",
+                failures=after.failures,
+                reason=self._reasons[endpoint],
+            )
+            self._unseen.discard(endpoint)
+            self.on_pause(endpoint, after.open_until)
+            self.on_change()
+
+
+def _endpoints_of(site: Site, protocol: JobProtocol) -> tuple[SiteEndpoint, ...]:
+    return tuple(SiteEndpoint(site.id, protocol, url) for url in site.endpoint_urls(protocol))
+
+
+def sites_of_element(job: JobRecord, element: ElementRecord) -> tuple[int, ...]:
+    """The sites that an element has to do with."""
+    if element.type is JobType.COPY and job.dst_siteid is not None:
+        return job.src_siteid, job.dst_siteid
+    if element.type is JobType.MKDIR and job.dst_siteid is not None and element.dst_filepath is not None:
+        return (job.dst_siteid,)
+    return (job.src_siteid,)
+
+
+def _blamed(
+    job: JobRecord, used: list[SiteEndpoint], endpoints: Mapping[int, SiteEndpoint], scope: FailureScope
+) -> SiteEndpoint | None:
+    if scope not in (FailureScope.SOURCE, FailureScope.DESTINATION):
+        # Between the two, or here: nobody can say which.
+        return None
+    if len(used) == 1:
+        return used[0]
+    site = job.src_siteid if scope is FailureScope.SOURCE else job.dst_siteid
+    return None if site is None else endpoints.get(site)
+
+
+def _failing_seconds(breaker: Breaker, now: datetime) -> float:
+    if breaker.failing_since is None:
+        return 0.0
+    return (now - breaker.failing_since) / timedelta(seconds=1)

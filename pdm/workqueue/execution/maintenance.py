@@ -1,0 +1,264 @@
+"""Background maintenance of queue and storage.
+
+Removes leftover files of copies, resumes jobs that were HELD for missing software, expires idempotency keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+
+from attrs import define, field
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from pdm.workqueue.agents.pool import AgentPool
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
+from pdm.workqueue.execution.endpoint_checks import ask_agent
+from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
+from pdm.workqueue.execution.site_directory import reached_by_protocol
+from pdm.workqueue.movers import BUILT_IN, MOVERS
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.store import job_changes, jobs, results
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.store.errors import DatabaseClosedError
+from pdm.workqueue.store.job_changes import HeldRoute
+from pdm.workqueue.telemetry.background import Periodic
+from pdm.workqueue.wire import agent_messages as wire
+
+#: Elements of one round; the next round begins where this one ended, so that files which cannot be removed hide no
+#: others.
+_ELEMENTS_AT_ONCE = 500
+#: Seconds until the files of a job are tried again after a failure; doubles with each further failure.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 20.0, 3600.0
+#: Jobs of which failures are remembered; of more, the oldest are tried again early.
+_MOST_REMEMBERED = 10_000
+_SLACK_S = 5.0
+
+
+class _NotRemovedError(Exception):
+    """Some files of a job are still there; the text says why."""
+
+
+@define(eq=False)
+class LeftoverFiles:
+    """Has helpers remove temporary files of elements that will not run again by themselves.
+
+    Those of elements that will be tried again are removed by their next attempt.
+    """
+
+    database: Database
+    pool: AgentPool
+    preparation: Preparation
+    _after: tuple[int, int] = (0, -1)
+    _busy: bool = False
+    _stopping: bool = False
+    #: Job → number of failures in a row, and the time of the next try.
+    _failures: dict[int, tuple[int, float]] = field(factory=dict)
+    _log: Logger = field(factory=Logger)
+
+    def stop(self) -> None:
+        """Begin with no further job."""
+        self._stopping = True
+
+    async def remove(self) -> None:
+        """Remove the files of one round of elements; a job whose files cannot be removed does not hold up others."""
+        if self._busy or self._stopping:
+            return
+        self._busy = True
+        try:
+            left = await self.database.read("find residues", results.leftovers, _ELEMENTS_AT_ONCE, self._after)
+            last = left[-1][0] if len(left) == _ELEMENTS_AT_ONCE else None
+            self._after = (0, -1) if last is None else (last.job_id, last.id)
+            for job, elements in _by_job(left):
+                await self._remove_of(job, elements)
+        finally:
+            self._busy = False
+
+    async def _remove_of(self, job: JobRecord, elements: list[ElementRecord]) -> None:
+        now = self.preparation.context.reactor.seconds()
+        failures, not_before = self._failures.get(job.id, (0, now))
+        if self._stopping or now < not_before:
+            return
+        try:
+            await self._discard(Batch.of_one(job, JobType.COPY, elements))
+        except (NotPossibleError, AgentStartError, _NotRemovedError) as error:
+            self._log.warn("unfinished files of job {job} are still there: {why}", job=job.id, why=str(error))
+        except Exception:
+            self._log.failure("unfinished files of job {job} could not be removed", job=job.id)
+        else:
+            self._failures.pop(job.id, None)
+            return
+        pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(failures, 20), _LONGEST_PAUSE_S)
+        self._failures[job.id] = failures + 1, now + pause_s
+        while len(self._failures) > _MOST_REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+
+    async def _discard(self, batch: Batch) -> None:
+        prepared = await self.preparation.prepare(batch)
+        request = prepared.built.request
+        # What no helper can be asked for was never begun.
+        removed, why = set(prepared.built.refused), ""
+        try:
+            if not isinstance(request, wire.CopyRequest | None):
+                raise TypeError("only copies leave files behind")
+            if request is not None:
+                agent = await self.pool.acquire(prepared.kind)
+                try:
+                    gone, why = await self._discarded(agent, request)
+                    removed |= gone
+                finally:
+                    self.pool.put_back(agent, prepared.kind)
+        finally:
+            self.preparation.release(prepared.kind)
+        tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in removed]
+        if tokens:
+            await self.database.run("residues are gone", results.clear_leftovers, tokens)
+            self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
+        if why:
+            raise _NotRemovedError(why)
+
+    async def _discarded(self, agent: AgentProcess, request: wire.CopyRequest) -> tuple[set[int], str]:
+        """Have the temporary files of a copy removed.
+
+        Returns:
+            The keys of the items of which all files are gone; and why others are still there, empty if none is.
+        """
+        urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
+        failed: dict[int, str] = {}
+
+        def on_event(event: wire.AgentEvent) -> None:
+            if isinstance(event, wire.FailedEvent):
+                failed[urls[event.key][0]] = event.fault.message
+            elif isinstance(event, wire.CancelledEvent):
+                failed[urls[event.key][0]] = "cancelled"
+
+        items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
+        discard = wire.DiscardRequest(request.id, items, request.limits)
+        reactor = self.preparation.context.reactor
+        died = await ask_agent(agent, discard, on_event, reactor, request.limits.total_s + _SLACK_S)
+        if died is not None:
+            return set(), died
+        return {item.key for item in request.items} - failed.keys(), next(iter(failed.values()), "")
+
+
+def _by_job(left: Iterable[tuple[ElementRecord, JobRecord]]) -> list[tuple[JobRecord, list[ElementRecord]]]:
+    groups: dict[int, tuple[JobRecord, list[ElementRecord]]] = {}
+    for element, job in left:
+        groups.setdefault(job.id, (job, []))[1].append(element)
+    return list(groups.values())
+
+
+#: Takes a user, a site and protocols of jobs, and puts back what is held of them.
+Resume = Callable[[int, int, Collection[JobProtocol]], Awaitable[object]]
+
+
+@define(eq=False)
+class Prerequisites:
+    """Programs and libraries of the protocols.
+
+    Attributes:
+        find_missing: runs the checks as a helper would be run: name of a protocol → what is missing. OSError if they
+            could not be run for a reason that says nothing about protocols.
+        resume: puts back what is held.
+    """
+
+    database: Database
+    sites: SiteRegistry
+    find_missing: Callable[[], Awaitable[Mapping[str, str]]]
+    resume: Resume
+    _log: Logger = field(factory=Logger)
+
+    async def warn(self) -> None:
+        """Warn of what is missing for protocols that sites offer."""
+        missing = await self._missing()
+        offered = {protocol for site in self.sites.all() for protocol in site.endpoints}
+        for protocol in sorted(offered):
+            if protocol in missing:
+                self._log.warn(
+                    "{protocol} cannot be used: {why}; jobs that need it are held until it can",
+                    protocol=protocol.name,
+                    why=missing[protocol],
+                )
+
+    async def resume_held(self) -> None:
+        """Put back what was held for something that is there by now."""
+        routes = await self.database.read(
+            "what is held for software", job_changes.held_routes, FailureCode.DEPENDENCY_MISSING
+        )
+        if not routes:
+            return
+        missing = (await self._missing()).keys()
+        blocked: set[tuple[int, int, JobProtocol]] = set()
+        open_: set[tuple[int, int, JobProtocol]] = set()
+        for route in routes:
+            # What is put back is chosen by the site, so one route that is still blocked there keeps the others.
+            place = route.user_id, route.source if route.destination is None else route.destination, route.protocol
+            (open_ if missing.isdisjoint(self._protocols_of(route)) else blocked).add(place)
+        for user_id, site_id, protocol in sorted(open_ - blocked):
+            await self.resume(user_id, site_id, {protocol})
+
+    def _protocols_of(self, route: HeldRoute) -> set[JobProtocol]:
+        found = {route.protocol}
+        site = None if route.destination is None else self.sites.by_id(route.destination)
+        if site is not None and (there := reached_by_protocol(route.protocol, site)) is not None:
+            found.add(there)
+        return found
+
+    async def _missing(self) -> dict[JobProtocol, str]:
+        """What is missing, by protocol: software, or all of its mover."""
+        found = await self.find_missing()
+        missing = {protocol: "no mover for it is installed" for protocol in JobProtocol if protocol not in MOVERS}
+        for protocol, mover in MOVERS.items():
+            # What the movers of other packages need only they know.
+            if mover is BUILT_IN.get(protocol) and protocol.name in found:
+                missing[protocol] = found[protocol.name]
+        return missing
+
+
+#: For so long a request with an ``Idempotency-Key`` may be repeated.
+KEYS_KEPT = timedelta(days=7)
+_PERIOD_S = 3600.0
+_KEYS_AT_ONCE = 1000
+
+
+@define(eq=False)
+class Housekeeping:
+    """Purges the database once an hour, a little in each transaction."""
+
+    reactor: IReactorTime
+    database: Database
+    clock: Callable[[], datetime]
+    _periodic: Periodic | None = None
+    _log: Logger = field(factory=Logger)
+
+    def start(self) -> None:
+        self._periodic = Periodic(self.reactor, "forget what is old", _PERIOD_S, self.purge)
+        self._periodic.start()
+
+    async def stop(self) -> None:
+        if self._periodic is not None:
+            await self._periodic.stop()
+
+    async def purge(self) -> None:
+        """Forget the keys of requests that are older than `KEYS_KEPT`; a part that fails does not keep the others."""
+        before = self.clock() - KEYS_KEPT
+        after, count = (0, ""), 0
+        while True:
+            keys = await self.database.read("find old keys", jobs.expired_keys, before, after, _KEYS_AT_ONCE)
+            if not keys:
+                break
+            after = keys[-1]
+            try:
+                await self.database.run("forget old keys", jobs.delete_keys, keys, before)
+            except DatabaseClosedError:
+                raise
+            except Exception:
+                self._log.failure("{count} old Idempotency-Keys could not be forgotten", count=len(keys))
+            else:
+                count += len(keys)
+        if count:
+            self._log.info("{count} Idempotency-Keys of old requests are forgotten", count=count)

@@ -1,0 +1,172 @@
+"""Sites and restrictions in memory, and the protocols by which jobs reach sites.
+
+They are read again from the database when another daemon has changed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+
+from attrs import define, field
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.domain.sites import Restriction, RestrictionKind, SiteRecord, SiteSnapshot
+from pdm.workqueue.execution.endpoint_health import SiteHealth
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers.mover import Access, credential_need, destination_protocol
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import Site
+from pdm.workqueue.store import sites
+from pdm.workqueue.store.database import Database
+from pdm.workqueue.telemetry.background import Periodic
+
+#: A site of a route, and the protocol by which it is reached.
+RouteEnd = tuple[Site, JobProtocol]
+
+
+def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
+    """The protocol that reaches a site of a job; None if the site does not offer it any more."""
+    if site.id == job.src_siteid:
+        return destination_protocol(site.endpoints, job.protocol, frozenset())
+    return reached_by_protocol(job.protocol, site)
+
+
+def reached_by_protocol(asked: JobProtocol, destination: Site) -> JobProtocol | None:
+    """The protocol that reaches the destination of jobs of a protocol; None if the site does not offer it."""
+    mover = MOVERS.get(asked)
+    return destination_protocol(destination.endpoints, asked, frozenset() if mover is None else mover.relays_to)
+
+
+def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobProtocol]]:
+    """The protocols of jobs that may wait for a credential of a kind, at either end."""
+    needs = {protocol: credential_need(mover, access) for protocol, mover in MOVERS.items()}
+    kinds = {protocol: frozenset(() if need is None else need.kinds) for protocol, need in needs.items()}
+    return {
+        kind: frozenset(
+            protocol
+            for protocol, mover in MOVERS.items()
+            if any(kind in kinds.get(each, ()) for each in (protocol, *mover.relays_to))
+        )
+        for kind in CredentialKind
+    }
+
+
+def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]) -> frozenset[tuple[int, JobProtocol]]:
+    """Which jobs cannot reach which sites.
+
+    Args:
+        sites: all.
+        paused: sites, and the protocols by which they cannot be reached.
+
+    Returns:
+        The same, and besides sites with the protocols of jobs that would reach them through the service.
+    """
+    found = set(paused)
+    for number, protocol in list(found):
+        site = sites.by_id(number)
+        if site is not None:
+            found.update(
+                (number, asked)
+                for asked, mover in MOVERS.items()
+                if destination_protocol(site.endpoints, asked, mover.relays_to) is protocol
+            )
+    return frozenset(found)
+
+
+#: Seconds until a change by another daemon is seen, at most, besides the time of the look.
+_PERIOD_S = 2.0
+
+
+@define(eq=False)
+class SiteDirectory:
+    """Keeps the registry of sites, and the restrictions, as the database has them.
+
+    Attributes:
+        sites: gets the sites.
+        health: which of them can be reached.
+        on_change: called after each change: something may be claimed now.
+    """
+
+    reactor: IReactorTime
+    database: Database
+    sites: SiteRegistry
+    health: SiteHealth
+    on_change: Callable[[], None] = lambda: None
+    _version: int | None = None
+    _restrictions: dict[tuple[RestrictionKind, int], Restriction] = field(factory=dict)
+    _periodic: Periodic | None = None
+    _log: Logger = field(factory=Logger)
+
+    async def start(self) -> None:
+        await self.refresh()
+        self._periodic = Periodic(self.reactor, "look for changed sites", _PERIOD_S, self.refresh)
+        self._periodic.start()
+
+    async def stop(self) -> None:
+        if self._periodic is not None:
+            await self._periodic.stop()
+
+    async def refresh(self) -> None:
+        """Read what has changed, if anything has."""
+        fresh = await self.database.read("look for changed sites", sites.load_snapshot, self._version)
+        if fresh is not None and (self._version is None or fresh.version > self._version):
+            self._take(fresh)
+
+    def _take(self, fresh: SiteSnapshot) -> None:
+        self._version = fresh.version
+        self.sites.take_stored(site_of(record) for record in fresh.sites)
+        self.health.take_sites(self.sites.all())
+        self._restrictions = {(one.kind, one.number): one for one in fresh.restrictions}
+        self.on_change()
+
+    def restriction(self, kind: RestrictionKind, number: int) -> Restriction | None:
+        """What an operator has restricted; None for what is free."""
+        return self._restrictions.get((kind, number))
+
+    def restricted(self, kind: RestrictionKind) -> list[int]:
+        """The numbers of what is restricted."""
+        return [number for of_kind, number in self._restrictions if of_kind is kind]
+
+    def waits(self, job: JobRecord, now: datetime) -> list[str]:
+        """Why a job has to wait, a sentence each; empty if nothing holds it up but its turn."""
+        if job.status.is_final or not job.counters.submitted:
+            return []
+        found = []
+        banned = self.restriction(RestrictionKind.USER, job.user_id)
+        if banned is not None:
+            found.append(f"its user is banned: {banned.message}")
+        for number in dict.fromkeys([job.src_siteid, job.dst_siteid]):
+            site = None if number is None else self.sites.by_id(number)
+            if site is None:
+                continue
+            drained = self.restriction(RestrictionKind.SITE, site.id)
+            if drained is not None:
+                found.append(f"site {site.name} ({site.id}) is drained: {drained.message}")
+            sentence = self.health.sentence(site, reached_by(job, site) or job.protocol, now)
+            if sentence is not None:
+                found.append(sentence)
+        return found
+
+
+def site_of(record: SiteRecord) -> Site:
+    """A site of the database as the registry has it."""
+    content = record.content
+    return Site(
+        id=record.id,
+        name=content.name,
+        description=content.description,
+        default_folder=content.default_folder,
+        endpoints={protocol: urls[0] for protocol, urls in content.endpoints.items()},
+        alternatives={protocol: tuple(urls[1:]) for protocol, urls in content.endpoints.items() if len(urls) > 1},
+        owner_id=content.owner_id,
+        public=content.public,
+        limit_in=content.limit_in,
+        limit_out=content.limit_out,
+        authorities=content.authorities,
+        myproxy=content.myproxy,
+    )

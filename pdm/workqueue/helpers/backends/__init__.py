@@ -1,0 +1,1 @@
+"""Storage backends: local directories, SFTP, WebDAV and XRootD."""

@@ -1,0 +1,341 @@
+"""Local directories as a storage backend: confined to the roots of the FILE sites, and synced before a copy is done."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+import zlib
+from collections.abc import Iterator
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from pdm.workqueue.helpers import lease
+from pdm.workqueue.helpers.backends.base import Pieces, StorageBackend
+from pdm.workqueue.helpers.backends.local_paths import ResolvedPath, Roots, rename_without_replacing
+from pdm.workqueue.helpers.storage import (
+    EntryIterator,
+    FileStat,
+    FileVersion,
+    ProgressCallback,
+    StoppedError,
+    Storage,
+    StorageError,
+)
+
+_CHUNK = 1024 * 1024
+#: What the kernel copies in one call: a cancel waits for no more than this.
+_KERNEL_CHUNK = 64 * 1024 * 1024
+#: Seconds between two words about a running copy.
+_PROGRESS_S = 0.5
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: copy_file_range is not for every pair of file systems.
+_NOT_IN_KERNEL = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF})
+#: Errors of it that can only come from the destination.
+_WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+@contextlib.contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    """Turn an error of the system into one of the storage that names what it was about."""
+    try:
+        yield
+    except OSError as error:
+        path = unquote_to_bytes(url.partition("://")[2]).decode("utf-8", "backslashreplace")
+        code = "UNSUPPORTED" if error.errno == errno.EXDEV else None
+        raise StorageError(f"{error.strerror or error}: {path}", errno=error.errno, code=code) from error
+
+
+class LocalStorage(Storage):
+    """One lane's way to the folders."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
+        self._interrupted = False
+
+    def stat(self, url: str) -> FileStat | None:
+        with _storage_errors(url):
+            try:
+                with self._roots.resolved(url) as resolved:
+                    status = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+                    return self._file_stat(url, status)
+            except FileNotFoundError:
+                return None
+
+    def _file_stat(self, url: str, status: os.stat_result) -> FileStat:
+        kind = _kind(status)
+        common = (stat.S_IMODE(status.st_mode), int(status.st_mtime))
+        if kind != "link":
+            return FileStat(kind, status.st_size if kind == "file" else 0, *common)
+        try:
+            with self._roots.resolved(url, follow=True) as resolved:
+                target = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+        except (OSError, StorageError):
+            # It leads nowhere, or to where this site does not reach.
+            return FileStat("link", 0, *common)
+        target_kind = _kind(target)
+        return FileStat("link", target.st_size if target_kind == "file" else 0, *common, resolved.path, target_kind)
+
+    def real_path(self, url: str, there: FileStat) -> bytes | None:
+        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+            return resolved.path
+
+    def entries(self, url: str) -> EntryIterator:
+        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+            folder = os.open(
+                resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=resolved.folder
+            )
+            try:
+                with os.scandir(folder) as found:
+                    for entry in found:
+                        if self._interrupted:
+                            raise StoppedError
+                        with contextlib.suppress(FileNotFoundError):
+                            # One that is removed meanwhile is not there.
+                            yield os.fsencode(entry.name), self._found(url, entry)
+            finally:
+                os.close(folder)
+
+    def _found(self, folder_url: str, entry: os.DirEntry[str]) -> FileStat:
+        status = entry.stat(follow_symlinks=False)
+        url = f"{folder_url.rstrip('/')}/{quote_from_bytes(os.fsencode(entry.name), safe='')}"
+        return self._file_stat(url, status)
+
+    def make_directory(self, url: str) -> None:
+        with _storage_errors(url), self._roots.resolved(url) as resolved:
+            lease.check()
+            os.mkdir(resolved.name, dir_fd=resolved.folder)
+
+    def remove(self, url: str, *, directory: bool) -> None:
+        with _storage_errors(url), self._roots.resolved(url) as resolved:
+            _refuse_root(resolved)
+            lease.check()
+            (os.rmdir if directory else os.unlink)(resolved.name, dir_fd=resolved.folder)
+
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        with _storage_errors(source), self._roots.resolved(source) as old, self._roots.resolved(destination) as new:
+            _refuse_root(old)
+            _refuse_root(new)
+            lease.check()
+            if replace:
+                os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+            else:
+                rename_without_replacing(old, new)
+
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+        with self._opened(source, "source") as reading, self._created(temporary) as writing:
+            copy = _LocalCopy(self, reading, writing, arrived)
+            digest = None
+            if checksum:
+                digest = copy.with_checksum()
+            else:
+                copy.in_kernel()
+            try:
+                os.fsync(writing)
+            except OSError as error:
+                raise _scoped_error("destination", error) from error
+        return digest
+
+    def check(self) -> None:
+        """Raise if the operation must end now."""
+        lease.check()
+        if self._interrupted:
+            raise StoppedError
+        if time.monotonic() > self.timeouts.until:
+            raise StorageError("not finished in time", code="TIMEOUT", scope="transfer")
+
+    @contextlib.contextmanager
+    def _opened(self, url: str, scope: str | None = None) -> Iterator[int]:
+        """A regular file, open for reading."""
+        try:
+            with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+                # Non-blocking: opening a pipe would wait for its writer.
+                file = os.open(resolved.name, _READ, dir_fd=resolved.folder)
+        except StorageError as error:
+            error.scope = scope
+            raise
+        try:
+            status = os.fstat(file)
+            if stat.S_ISDIR(status.st_mode):
+                raise StorageError(f"{url} is a directory", errno=errno.EISDIR, scope=scope)
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(f"{url} is neither a file nor a directory", code="UNSUPPORTED", scope=scope)
+            yield file
+        finally:
+            os.close(file)
+
+    @contextlib.contextmanager
+    def _created(self, url: str) -> Iterator[int]:
+        try:
+            with _storage_errors(url), self._roots.resolved(url) as resolved:
+                lease.check()
+                file = os.open(resolved.name, _CREATE, 0o666, dir_fd=resolved.folder)
+        except StorageError as error:
+            raise error.at("destination") from error.__cause__
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def size(self, url: str) -> int:
+        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+            return os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False).st_size
+
+    def version(self, url: str) -> FileVersion:
+        with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
+            status = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+        tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+        return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
+
+    def checksum(self, url: str) -> str:
+        with _storage_errors(url), self._opened(url) as file:
+            # What is read again shall come from the disk: pages that are written back can be dropped.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            digest = 1
+            buffer = memoryview(bytearray(_CHUNK))
+            while count := os.readv(file, [buffer]):
+                self.check()
+                digest = zlib.adler32(buffer[:count], digest)
+        return f"{digest:08x}"
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    def resume(self) -> None:
+        self._interrupted = False
+
+    def sync_directory(self, directory_url: str) -> None:
+        with _storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
+            try:
+                folder = os.open(resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.folder)
+            except PermissionError:
+                # A drop box, which can be written to and not be opened: all that is on disks' way is written out.
+                os.sync()
+                return
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+class _LocalCopy:
+    """The bytes of one open file to another."""
+
+    def __init__(self, storage: LocalStorage, reading: int, writing: int, arrived: ProgressCallback) -> None:
+        self._storage = storage
+        self._reading = reading
+        self._writing = writing
+        self._arrived = arrived
+        self._moved = 0
+        self._told_at = time.monotonic()
+
+    def with_checksum(self) -> str:
+        """Copy, and give the ADLER32 of what was read."""
+        digest = 1
+        buffer = memoryview(bytearray(_CHUNK))
+        while count := self._read(buffer):
+            digest = zlib.adler32(buffer[:count], digest)
+            rest = buffer[:count]
+            while rest:
+                try:
+                    rest = rest[os.write(self._writing, rest) :]
+                except OSError as error:
+                    raise _scoped_error("destination", error) from error
+            self._moved_on(count)
+        return f"{digest:08x}"
+
+    def in_kernel(self) -> None:
+        """Copy without seeing the bytes, where kernel and file systems can."""
+        try:
+            while count := os.copy_file_range(self._reading, self._writing, _KERNEL_CHUNK):
+                self._moved_on(count)
+        except OSError as error:
+            if error.errno not in _NOT_IN_KERNEL or self._moved:
+                raise _scoped_error("destination" if error.errno in _WRITE_ERRNOS else "transfer", error) from error
+        if self._moved == 0:
+            # Also for files that only seem empty to the kernel, as those of /proc do.
+            self.with_checksum()
+
+    def _read(self, buffer: memoryview) -> int:
+        try:
+            return os.readv(self._reading, [buffer])
+        except OSError as error:
+            raise _scoped_error("source", error) from error
+
+    def _moved_on(self, count: int) -> None:
+        self._moved += count
+        self._storage.check()
+        now = time.monotonic()
+        if now - self._told_at > _PROGRESS_S:
+            self._told_at = now
+            self._arrived(self._moved)
+
+
+def _scoped_error(scope: str, error: OSError) -> StorageError:
+    return StorageError(error.strerror or str(error), errno=error.errno, scope=scope)
+
+
+def _kind(status: os.stat_result) -> str:
+    if stat.S_ISREG(status.st_mode):
+        return "file"
+    if stat.S_ISDIR(status.st_mode):
+        return "directory"
+    return "link" if stat.S_ISLNK(status.st_mode) else "other"
+
+
+def _refuse_root(resolved: ResolvedPath) -> None:
+    if resolved.name == b".":
+        raise StorageError("the root of the site stays as it is", errno=errno.EACCES, code="PERMISSION_DENIED")
+
+
+_STREAM_CHUNK = 1024 * 1024
+
+
+class LocalBackend(LocalStorage, StorageBackend):
+    """The folders of the FILE sites; a copy within them stays in the kernel."""
+
+    def __init__(self, roots: Roots) -> None:
+        LocalStorage.__init__(self, roots)
+
+    def read(self, url: str) -> Pieces:
+        with self._opened(url) as file:
+            while piece := _read_chunk(file):
+                yield piece
+
+    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+        with self._created(url) as file:
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[_write_chunk(file, rest) :]
+            try:
+                os.fsync(file)
+            except OSError as error:
+                raise _storage_error(error) from error
+
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+        return LocalStorage.transfer(self, source, temporary, size, checksum, arrived)
+
+    def checksum(self, url: str) -> str:
+        return LocalStorage.checksum(self, url)
+
+
+def _read_chunk(file: int) -> bytes:
+    try:
+        return os.read(file, _STREAM_CHUNK)
+    except OSError as error:
+        raise _storage_error(error) from error
+
+
+def _write_chunk(file: int, rest: memoryview) -> int:
+    try:
+        return os.write(file, rest)
+    except OSError as error:
+        raise _storage_error(error) from error
+
+
+def _storage_error(error: OSError) -> StorageError:
+    return StorageError(error.strerror or str(error), errno=error.errno)

@@ -1,0 +1,183 @@
+"""Confined path resolution: open files below the roots of FILE sites and nowhere else, whatever symbolic links say.
+
+A path is walked name by name; each is opened in the directory before it without following links, and a link is read
+and walked in turn. So a component that is exchanged meanwhile cannot lead outside (no time-of-check race).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from pdm.workqueue.helpers.storage import StorageError
+
+_MOST_LINKS = 40
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_RENAME_NOREPLACE = 1
+
+
+class ResolvedPath(NamedTuple):
+    """Where a thing is, or would be: an open folder and the name in it; and both as one path, for people and links."""
+
+    folder: int
+    name: bytes
+    path: bytes
+
+
+class Roots:
+    """The folders that may be used.
+
+    Args:
+        roots: their absolute paths, percent-encoded.
+    """
+
+    def __init__(self, roots: list[str]) -> None:
+        self._roots = sorted((unquote_to_bytes(root).rstrip(b"/") for root in roots), key=len, reverse=True)
+
+    @contextlib.contextmanager
+    def resolved(self, url: str, *, follow: bool = False) -> Iterator[ResolvedPath]:
+        """The place of a URL; its folder is closed at the end.
+
+        Args:
+            url: ``file:///path``.
+            follow: whether a link with that name is followed.
+
+        Raises:
+            StorageError: it is outside, or a part of its path is not there or no directory.
+        """
+        path = unquote_to_bytes(url.partition("://")[2])
+        root = next((root for root in self._roots if path == root or path.startswith(root + b"/")), None)
+        names = path[len(root) :].split(b"/") if root is not None else []
+        if root is None or b".." in names:
+            raise _outside(path)
+        walk = _PathWalk(root or b"/")
+        try:
+            yield walk.to([name for name in names if name not in (b"", b".")], follow=follow)
+        finally:
+            walk.close()
+
+
+class _PathWalk:
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+        self._folders = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        self._names: list[bytes] = []
+        self._links = 0
+
+    def close(self) -> None:
+        for folder in self._folders:
+            os.close(folder)
+
+    def to(self, names: list[bytes], *, follow: bool) -> ResolvedPath:
+        waiting = list(reversed(names))
+        while waiting:
+            name = waiting.pop()
+            if name == b"..":
+                self._up()
+            elif waiting:
+                self._down(name, waiting)
+            elif not follow or not self._follow(name, waiting):
+                return ResolvedPath(self._folders[-1], name, self._path(name))
+        # The root itself, or a link that ended at a folder's "..".
+        return ResolvedPath(self._folders[-1], b".", self._path())
+
+    def _path(self, *more: bytes) -> bytes:
+        return b"/".join((self._root.rstrip(b"/"), *self._names, *more)) or b"/"
+
+    def _up(self) -> None:
+        if not self._names:
+            raise _outside(self._path(b".."))
+        os.close(self._folders.pop())
+        self._names.pop()
+
+    def _down(self, name: bytes, waiting: list[bytes]) -> None:
+        try:
+            self._folders.append(os.open(name, _FOLDER, dir_fd=self._folders[-1]))
+            self._names.append(name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP) or not self._follow(name, waiting):
+                raise
+
+    def _follow(self, name: bytes, waiting: list[bytes]) -> bool:
+        """Put the target of a link in front of what waits; False if the name is no link, or not there."""
+        try:
+            thing = os.open(name, _ANYTHING, dir_fd=self._folders[-1])
+        except FileNotFoundError:
+            return False
+        try:
+            if not stat.S_ISLNK(os.fstat(thing).st_mode):
+                return False
+            target = os.readlink(b"", dir_fd=thing)
+        finally:
+            os.close(thing)
+        self._links += 1
+        if self._links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._path(name))
+        if target.startswith(b"/"):
+            target = self._below_root(target)
+            while self._names:
+                self._up()
+        waiting.extend(reversed([part for part in target.split(b"/") if part not in (b"", b".")]))
+        return True
+
+    def _below_root(self, target: bytes) -> bytes:
+        for root in (self._root, os.path.realpath(self._root)):
+            if target == root or target.startswith(root.rstrip(b"/") + b"/"):
+                return target[len(root) :]
+        raise _outside(target)
+
+
+def _outside(path: bytes) -> StorageError:
+    return StorageError(
+        f"{path.decode('utf-8', 'backslashreplace')} is not below the folder that this site serves",
+        errno=errno.EACCES,
+        code="PERMISSION_DENIED",
+    )
+
+
+#: How a file system without hard links refuses one.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def rename_without_replacing(source: ResolvedPath, destination: ResolvedPath) -> None:
+    """Give a new name that nothing has yet, in one step where the file system can.
+
+    Raises:
+        OSError: EEXIST if something has it.
+    """
+    call = getattr(_libc, "renameat2", None)
+    if call is not None:
+        if call(source.folder, source.name, destination.folder, destination.name, _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), destination.path)
+    # A file system that cannot (NFS, say): a link never replaces.
+    if not stat.S_ISDIR(os.stat(source.name, dir_fd=source.folder, follow_symlinks=False).st_mode):
+        try:
+            os.link(
+                source.name,
+                destination.name,
+                src_dir_fd=source.folder,
+                dst_dir_fd=destination.folder,
+                follow_symlinks=False,
+            )
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            os.unlink(source.name, dir_fd=source.folder)
+            return
+    # Directories have no links, and some file systems (FAT, many of FUSE) have none: a look right before the rename.
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(destination.name, dir_fd=destination.folder, follow_symlinks=False)
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), destination.path)
+    os.rename(source.name, destination.name, src_dir_fd=source.folder, dst_dir_fd=destination.folder)

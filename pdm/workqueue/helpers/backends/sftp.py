@@ -1,0 +1,402 @@
+"""SFTP servers as a storage backend."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+from collections.abc import Iterator
+from typing import NoReturn
+from urllib.parse import unquote_to_bytes
+
+from pdm.workqueue.helpers.backends import sftp_session as sftp
+from pdm.workqueue.helpers.backends.base import Pieces, WakeableBackend
+from pdm.workqueue.helpers.backends.sftp_files import (
+    Attributes,
+    FileSystem,
+    PieceSizes,
+    ReadAhead,
+    attributes_of,
+    close_handle,
+    file_system_of,
+    handle_of,
+    names_of,
+    with_targets,
+    with_types,
+    write_pipelined,
+)
+from pdm.workqueue.helpers.backends.sftp_session import SftpSession, StatusError, string
+from pdm.workqueue.helpers.backends.ssh_command import ssh_command, ssh_environment
+from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, StorageError
+
+_READ, _CREATE_NEW = 0x01, 0x02 | 0x08 | 0x20
+_NO_ATTRIBUTES = struct.pack(">I", 0)
+_POSIX_RENAME, _HARD_LINK, _FSYNC, _STATVFS, _LIMITS = (
+    b"posix-rename@openssh.com",
+    b"hardlink@openssh.com",
+    b"fsync@openssh.com",
+    b"statvfs@openssh.com",
+    b"limits@openssh.com",
+)
+#: File systems that cannot sync a file answer so to fsync; any other answer is about the bytes.
+_CANNOT_SYNC = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
+#: What is said in place of "Failure".
+_WORDS = {errno.EROFS: "Read-only file system", errno.ENOSPC: "No space left on device"}
+
+
+class SftpBackend(WakeableBackend):
+    """One lane's sessions, one for each server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sessions: dict[str, SftpSession] = {}
+        self._piece_sizes: dict[SftpSession, PieceSizes] = {}
+        #: Whether the server makes hard links, as far as that was asked.
+        self._linking: dict[SftpSession, bool] = {}
+        #: The path of the file that was written last.
+        self._written = b""
+
+    # -- names
+
+    def stat(self, url: str) -> FileStat | None:
+        session, path = self._at(url)
+        try:
+            found = attributes_of(session.call(sftp.LSTAT, string(path)))
+            (file_stat,) = with_types(session, [(path, found)])
+        except StatusError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise _about(error, path) from error
+        return with_targets(session, [(path, file_stat)])[0] if file_stat.kind == "link" else file_stat
+
+    def entries(self, url: str) -> EntryIterator:
+        session, path = self._at(url)
+        try:
+            handle = handle_of(session.call(sftp.OPENDIR, string(path)))
+        except StatusError as error:
+            if error.errno in (errno.ENOENT, None):
+                self._refuse_folder(url, path, error)
+            raise _about(error, path) from error
+        try:
+            while True:
+                answer = session.call(sftp.READDIR, string(handle))
+                if answer.type == sftp.STATUS:
+                    return
+                found = list(names_of(answer))
+                if not found:
+                    # Some servers end so; to ask again would bring the same for ever.
+                    return
+                yield from self._named(session, path, found)
+        except StatusError as error:
+            raise _about(error, path) from error
+        finally:
+            close_handle(session, handle)
+
+    def _named(
+        self, session: SftpSession, folder: bytes, found: list[tuple[bytes, Attributes]]
+    ) -> Iterator[tuple[bytes, FileStat]]:
+        found = [(name, attributes) for name, attributes in found if name not in (b".", b"..")]
+        paths = [(folder.rstrip(b"/") + b"/" + name, attributes) for name, attributes in found]
+        file_stats = with_types(session, paths)
+        links = [
+            (path, file_stat)
+            for (path, _), file_stat in zip(paths, file_stats, strict=True)
+            if file_stat.kind == "link"
+        ]
+        targets = iter(with_targets(session, links))
+        for (name, _), file_stat in zip(found, file_stats, strict=True):
+            yield name, next(targets) if file_stat.kind == "link" else file_stat
+
+    def real_path(self, url: str, there: FileStat) -> bytes | None:
+        session, path = self._at(url)
+        try:
+            names = list(names_of(session.call(sftp.REALPATH, string(path))))
+        except StatusError:
+            return there.target
+        return names[0][0] if names else there.target
+
+    def make_directory(self, url: str) -> None:
+        session, path = self._at(url)
+        if not session.is_openssh and self.stat(url) is not None:
+            # Some servers answer that they have made what was there.
+            raise StorageError(f"{_shown(path)} is there", errno=errno.EEXIST)
+        try:
+            session.call(sftp.MKDIR, string(path), _NO_ATTRIBUTES)
+        except StatusError as error:
+            if error.status == sftp.FAILURE and self.stat(url) is not None:
+                raise StorageError(f"{_shown(path)} is there", errno=errno.EEXIST) from error
+            raise self._diagnosed(session, error, path) from error
+
+    def remove(self, url: str, *, directory: bool) -> None:
+        session, path = self._at(url)
+        try:
+            session.call(sftp.RMDIR if directory else sftp.REMOVE, string(path))
+        except StatusError as error:
+            there = self.stat(url) if error.errno in (errno.ENOENT, None) else None
+            if there is not None:
+                self._refuse_removal(url, path, there, error, directory=directory)
+            raise self._diagnosed(session, error, path) from error
+
+    def _refuse_removal(self, url: str, path: bytes, there: FileStat, error: StatusError, *, directory: bool) -> None:
+        if directory and there.kind != "directory":
+            raise StorageError(f"{_shown(path)} is not a directory", errno=errno.ENOTDIR) from error
+        if not directory and there.kind == "directory":
+            raise StorageError(f"{_shown(path)} is a directory", errno=errno.EISDIR) from error
+        if directory:
+            with contextlib.closing(self.entries(url)) as entries:
+                if next(entries, None) is not None:
+                    raise StorageError(f"{_shown(path)} is not empty", errno=errno.ENOTEMPTY) from error
+
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        session, old = self._at(source)
+        new = _path(destination)
+        try:
+            if replace:
+                self._replace(session, old, destination)
+            else:
+                self._name_new(session, old, destination)
+        except StatusError as error:
+            there = self.stat(destination) if error.errno in (errno.EEXIST, errno.ENOTEMPTY, None) else None
+            if there is not None and not replace:
+                raise StorageError(f"{_shown(new)} is there", errno=errno.EEXIST) from error
+            if there is not None and there.kind == "directory":
+                raise StorageError(
+                    f"{_shown(new)} is a directory that cannot be replaced", errno=errno.ENOTEMPTY
+                ) from error
+            raise self._diagnosed(session, error, new, old) from error
+
+    def _replace(self, session: SftpSession, old: bytes, destination: str) -> None:
+        """Rename; what has the new name is replaced, at once where the server can."""
+        new = _path(destination)
+        if _POSIX_RENAME in session.extensions:
+            try:
+                session.call(sftp.EXTENDED, string(_POSIX_RENAME), string(old), string(new))
+            except StatusError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+            else:
+                return
+        try:
+            # RENAME of some servers replaces.
+            session.call(sftp.RENAME, string(old), string(new))
+        except StatusError as error:
+            there = self.stat(destination) if error.errno in (errno.EEXIST, errno.EACCES, None) else None
+            if there is None or there.kind == "directory":
+                raise
+            # A server that cannot replace at once loses the old file first.
+            session.call(sftp.REMOVE, string(new))
+            session.call(sftp.RENAME, string(old), string(new))
+
+    def _name_new(self, session: SftpSession, old: bytes, destination: str) -> None:
+        """Rename to a name that must be free.
+
+        RENAME of OpenSSH never replaces a file: it makes a hard link and removes the old name. That of other servers
+        may, so there the same is done from here. Where there are no links either, a look goes right before RENAME.
+        """
+        new = _path(destination)
+        if not session.is_openssh:
+            if self._link(session, old, destination):
+                session.call(sftp.REMOVE, string(old))
+                return
+            if self.stat(destination) is not None:
+                raise StorageError(f"{_shown(new)} is there", errno=errno.EEXIST)
+        try:
+            session.call(sftp.RENAME, string(old), string(new))
+        except StatusError as error:
+            # OpenSSH on a file system without hard links fails so, with nothing in the way.
+            unsure = error.errno in (errno.EOPNOTSUPP, errno.EPERM, None)
+            if not unsure or _POSIX_RENAME not in session.extensions or self.stat(destination) is not None:
+                raise
+            session.call(sftp.EXTENDED, string(_POSIX_RENAME), string(old), string(new))
+
+    def _link(self, session: SftpSession, old: bytes, destination: str) -> bool:
+        """Give a file its new name as a hard link, which never replaces; False where that cannot be done."""
+        # What was written here is a file. A link to a link would be one to what it leads to, on some systems.
+        if old != self._written:
+            found = attributes_of(session.call(sftp.LSTAT, string(old)))
+            if with_types(session, [(old, found)])[0].kind != "file":
+                return False
+        if not self._makes_links(session, old):
+            return False
+        try:
+            session.call(sftp.EXTENDED, string(_HARD_LINK), string(old), string(_path(destination)))
+        except StatusError as error:
+            if self.stat(destination) is not None:
+                raise StorageError(f"{_shown(_path(destination))} is there", errno=errno.EEXIST) from error
+            return False
+        return True
+
+    def _makes_links(self, session: SftpSession, file: bytes) -> bool:
+        """Whether a server that offers hard links makes them: rclone says that it has, and does nothing.
+
+        Args:
+            session: with the server.
+            file: a file; a link from it to itself is refused by who makes links.
+        """
+        if session not in self._linking:
+            refused = _HARD_LINK in session.extensions
+            if refused:
+                with contextlib.suppress(StatusError):
+                    session.call(sftp.EXTENDED, string(_HARD_LINK), string(file), string(file))
+                    refused = False
+            self._linking[session] = refused
+        return self._linking[session]
+
+    def size(self, url: str) -> int:
+        return self.version(url).size
+
+    def version(self, url: str) -> FileVersion:
+        session, path = self._at(url)
+        try:
+            there = attributes_of(session.call(sftp.STAT, string(path)))
+        except StatusError as error:
+            raise _about(error, path) from error
+        if there.size is None:
+            raise StorageError(f"the server does not tell the size of {_shown(path)}", code="UNSUPPORTED")
+        return FileVersion(there.size, there.mtime)
+
+    # -- bytes
+
+    def read(self, url: str) -> Pieces:
+        session, path = self._at(url)
+        try:
+            handle = handle_of(session.call(sftp.OPEN, string(path), struct.pack(">I", _READ), _NO_ATTRIBUTES))
+            found = attributes_of(session.call(sftp.FSTAT, string(handle)))
+        except StatusError as error:
+            raise self._of_reading(url, path, error) from error
+        if found.kind == "directory":
+            close_handle(session, handle)
+            raise StorageError(f"{_shown(path)} is a directory", errno=errno.EISDIR)
+        reading = ReadAhead(session, handle, self._sizes(session).reading)
+        try:
+            yield from reading.pieces()
+        except StatusError as error:
+            raise _about(error, path) from error
+        finally:
+            reading.end()
+            close_handle(session, handle)
+
+    def _of_reading(self, url: str, path: bytes, error: StatusError) -> StorageError:
+        if error.status == sftp.FAILURE:
+            there = self.stat(url)
+            if there is not None and "directory" in (there.kind, there.target_kind):
+                return StorageError(f"{_shown(path)} is a directory", errno=errno.EISDIR)
+        return _about(error, path)
+
+    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+        session, path = self._at(url)
+        flags = struct.pack(">I", _CREATE_NEW)
+        try:
+            handle = handle_of(session.call(sftp.OPEN, string(path), flags, _NO_ATTRIBUTES))
+        except StatusError as error:
+            if error.status == sftp.FAILURE and self.stat(url) is not None:
+                raise StorageError(f"{_shown(path)} is there", errno=errno.EEXIST) from error
+            raise self._diagnosed(session, error, path) from error
+        self._written = path
+        closed = False
+        try:
+            write_pipelined(session, handle, pieces, self._sizes(session).writing)
+            self._sync(session, handle)
+            closed = True
+            # A server may tell only now that the disk was full.
+            session.call(sftp.CLOSE, string(handle))
+        except StatusError as error:
+            raise self._diagnosed(session, error, path) from error
+        finally:
+            if not closed:
+                close_handle(session, handle)
+
+    @staticmethod
+    def _sync(session: SftpSession, handle: bytes) -> None:
+        if _FSYNC in session.extensions:
+            try:
+                session.call(sftp.EXTENDED, string(_FSYNC), string(handle))
+            except StatusError as error:
+                if error.errno not in _CANNOT_SYNC:
+                    raise
+
+    # -- sessions
+
+    def _at(self, url: str) -> tuple[SftpSession, bytes]:
+        """The session with the server of a URL, and the path there."""
+        self.check()
+        authority = url.partition("://")[2].partition("/")[0]
+        session = self._sessions.get(authority)
+        if session is None or not session.is_alive():
+            if session is not None:
+                self._piece_sizes.pop(session, None)
+                self._linking.pop(session, None)
+            session = SftpSession(ssh_command(authority, self.timeouts), ssh_environment(), self.timeouts, self._wake)
+            self._sessions[authority] = session
+        session.timeouts = self.timeouts
+        return session, _path(url)
+
+    def _sizes(self, session: SftpSession) -> PieceSizes:
+        """How many bytes one request may move."""
+        if session not in self._piece_sizes:
+            self._piece_sizes[session] = PieceSizes()
+            if _LIMITS in session.extensions:
+                with contextlib.suppress(StatusError):
+                    self._piece_sizes[session] = PieceSizes.of(session.call(sftp.EXTENDED, string(_LIMITS)).body)
+        return self._piece_sizes[session]
+
+    def _diagnosed(
+        self, session: SftpSession, error: StatusError, path: bytes, renamed: bytes | None = None
+    ) -> StorageError:
+        """An error of writing, with its reason: OpenSSH says no more than "Failure" of most.
+
+        Args:
+            session: with the server.
+            error: what it said.
+            path: where it was to write.
+            renamed: what was to get that name, if it was a rename.
+        """
+        number = error.errno
+        system = self._file_system(session, path) if error.status == sftp.FAILURE and number is None else None
+        if system is not None and system.is_read_only:
+            number = errno.EROFS
+        elif system is not None and system.is_full:
+            number = errno.ENOSPC
+        elif system is not None and renamed is not None:
+            other = self._file_system(session, renamed)
+            number = errno.EXDEV if other is not None and other.number != system.number else None
+        if number == errno.EXDEV:
+            return StorageError(
+                f"{_shown(path)} is on another file system of the server, and a rename cannot cross: copy, then remove",
+                errno=number,
+                code="UNSUPPORTED",
+            )
+        words = _WORDS.get(number or 0) if error.errno is None else None
+        return StorageError(f"{words or error.message}: {_shown(path)}", errno=number)
+
+    @staticmethod
+    def _file_system(session: SftpSession, path: bytes) -> FileSystem | None:
+        """The file system that holds a path; None if the server does not tell."""
+        if _STATVFS not in session.extensions:
+            return None
+        folder = path.rpartition(b"/")[0] or b"/"
+        with contextlib.suppress(StatusError):
+            return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(folder)))
+        return None
+
+    def _refuse_folder(self, url: str, path: bytes, error: StatusError) -> NoReturn:
+        there = self.stat(url)
+        if there is not None and "directory" not in (there.kind, there.target_kind):
+            raise StorageError(f"{_shown(path)} is not a directory", errno=errno.ENOTDIR) from error
+        raise _about(error, path) from error
+
+
+def _path(url: str) -> bytes:
+    """The path at the server; what begins with ``~`` is relative to where the account starts."""
+    path = unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])
+    if path == b"/~" or path.startswith(b"/~/"):
+        return b"./" + path[3:]
+    return path
+
+
+def _shown(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+def _about(error: StatusError, path: bytes) -> StorageError:
+    return StorageError(f"{error.message}: {_shown(path)}", errno=error.errno)

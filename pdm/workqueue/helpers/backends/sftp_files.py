@@ -1,0 +1,356 @@
+"""Files at SFTP servers: attributes, file types, link targets, and pipelined reads and writes.
+
+Servers may leave out attributes; the types that they do not send are found out by further requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import stat
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pdm.workqueue.helpers.backends import sftp_session as sftp
+from pdm.workqueue.helpers.backends.base import Pieces
+from pdm.workqueue.helpers.backends.sftp_session import (
+    ATTRS,
+    HANDLE,
+    NAME,
+    PacketReader,
+    SftpResponse,
+    SftpSession,
+    StatusError,
+    string,
+)
+from pdm.workqueue.helpers.storage import FileStat, StorageError
+
+_SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
+#: A line of ls -l, as OpenSSH and its kin send it for a long name.
+_LONG_NAME = re.compile(rb"([-dlbcpsD])[-r][-w][-xsStT][-r][-w][-xsStT][-r][-w][-xsStT]")
+_KINDS_OF_LONG_NAMES = {b"-": "file", b"d": "directory", b"l": "link"}
+#: A file system with less room than this is full.
+_LEAST_ROOM = 1024 * 1024
+_READ_ONLY = 1
+
+
+class Attributes(NamedTuple):
+    """What an answer says of a file.
+
+    Attributes:
+        kind: as of `FileStat`; None if the server has not said.
+        size: bytes; None if the server has not said.
+        mode: permission bits; None if the server has not said.
+        mtime: seconds since 1970 UTC; None if the server has not said.
+    """
+
+    kind: str | None
+    size: int | None
+    mode: int | None
+    mtime: int | None
+
+    def file_stat(self, kind: str | None = None) -> FileStat:
+        """The same as a `FileStat`; of the given kind, if the server has not said one."""
+        kind = self.kind or kind or "file"
+        return FileStat(kind, (self.size or 0) if kind == "file" else 0, self.mode, self.mtime)
+
+
+class FileSystem(NamedTuple):
+    """What ``statvfs@openssh.com`` says.
+
+    Attributes:
+        number: of the file system.
+        is_full: whether it has no room for more, as far as it counts.
+        is_read_only: whether nothing can be written.
+    """
+
+    number: int
+    is_full: bool
+    is_read_only: bool
+
+
+def attributes_of(answer: SftpResponse) -> Attributes:
+    """The attributes in an answer to STAT, LSTAT or FSTAT; `StorageError` if it has none."""
+    if answer.type != ATTRS:
+        raise StorageError("the server gave no attributes of a file", code="BAD_LISTING")
+    return _attributes(PacketReader(answer.body))
+
+
+def handle_of(answer: SftpResponse) -> bytes:
+    """The handle in an answer to OPEN or OPENDIR; `StorageError` if it has none."""
+    if answer.type != HANDLE:
+        raise StorageError("the server gave no handle", code="BAD_LISTING")
+    return PacketReader(answer.body).string()
+
+
+def names_of(answer: SftpResponse) -> Iterator[tuple[bytes, Attributes]]:
+    """The names in an answer to READDIR or REALPATH, with their attributes."""
+    if answer.type != NAME:
+        raise StorageError("the server gave no names", code="BAD_LISTING")
+    reader = PacketReader(answer.body)
+    for _ in range(reader.number()):
+        name, long_name = reader.string(), reader.string()
+        found = _attributes(reader)
+        if found.kind is None and (line := _LONG_NAME.match(long_name)):
+            found = found._replace(kind=_KINDS_OF_LONG_NAMES.get(line[1], "other"))
+        yield name, found
+
+
+def file_system_of(answer: SftpResponse) -> FileSystem:
+    """What an answer to ``statvfs@openssh.com`` says."""
+    reader = PacketReader(answer.body)
+    _, unit, blocks, _, free, inodes, _, free_inodes, number, flags = (reader.long() for _ in range(10))
+    # What a file system does not count is zero of zero: it is not full for that.
+    is_full = (blocks > 0 and free * unit < _LEAST_ROOM) or (inodes > 0 and free_inodes == 0)
+    return FileSystem(number, is_full, bool(flags & _READ_ONLY))
+
+
+def _attributes(reader: PacketReader) -> Attributes:
+    flags = reader.number()
+    size = reader.long() if flags & _SIZE else None
+    if flags & _OWNER:
+        reader.long()
+    mode = reader.number() if flags & _PERMISSIONS else None
+    mtime = None
+    if flags & _TIMES:
+        reader.number()
+        mtime = reader.number()
+    if flags & _EXTENDED:
+        for _ in range(reader.number()):
+            reader.string()
+            reader.string()
+    kind = None if mode is None else _kind(mode)
+    return Attributes(kind, size, stat.S_IMODE(mode) if mode else None, mtime)
+
+
+def _kind(mode: int) -> str | None:
+    if not stat.S_IFMT(mode):
+        return None
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "link" if stat.S_ISLNK(mode) else "other"
+
+
+#: Types are asked for of so many names at once: each may cost the server an open handle.
+_AT_ONCE = 16
+_OPEN_TO_READ = struct.pack(">II", 1, 0)
+
+
+def with_types(
+    session: SftpSession, found: Sequence[tuple[bytes, Attributes]], *, links: bool = True
+) -> list[FileStat]:
+    """Things, each with its type; where the server has not said it, it is found out.
+
+    Args:
+        session: with the server.
+        found: paths with their attributes.
+        links: whether a path may be a link itself; False if the attributes are of what it leads to.
+    """
+    unknown = [path for path, attributes in found if attributes.kind is None]
+    kinds: dict[bytes, str] = {}
+    for start in range(0, len(unknown), _AT_ONCE):
+        asked = unknown[start : start + _AT_ONCE]
+        are_links = _succeed(session, [(sftp.READLINK, path) for path in asked]) if links else [False] * len(asked)
+        are_folders = _are_directories(session, asked)
+        for path, is_link, is_folder in zip(asked, are_links, are_folders, strict=True):
+            kinds[path] = "link" if is_link else "directory" if is_folder else "file"
+    return [attributes.file_stat(kinds.get(path)) for path, attributes in found]
+
+
+def _are_directories(session: SftpSession, paths: Sequence[bytes]) -> list[bool]:
+    """Which paths are directories, where only what can be done with them shows it.
+
+    Some servers open a file as a directory, and fail when it is read, or show it empty: then it is a file if it
+    can be opened as one.
+    """
+    requests = [session.send(sftp.OPENDIR, string(path)) for path in paths]
+    found: list[bool | None] = []
+    reads: list[tuple[int, bytes, int]] = []
+    for number, request in enumerate(requests):
+        try:
+            handle = handle_of(session.receive(request))
+        except StatusError as error:
+            # Of a file it is said that it is no directory, whatever its permissions.
+            found.append(error.errno == errno.EACCES)
+        else:
+            found.append(None)
+            reads.append((number, handle, session.send(sftp.READDIR, string(handle))))
+    for number, handle, request in reads:
+        try:
+            answer = session.receive(request)
+        except StatusError:
+            found[number] = False
+        else:
+            found[number] = True if answer.type == sftp.NAME else None
+        close_handle(session, handle)
+    return [_opens_not(session, path) if is_one is None else is_one for path, is_one in zip(paths, found, strict=True)]
+
+
+def _opens_not(session: SftpSession, path: bytes) -> bool:
+    """Whether a path cannot be opened as a file."""
+    try:
+        request = session.send(sftp.OPEN, string(path), _OPEN_TO_READ)
+        close_handle(session, handle_of(session.receive(request)))
+    except StatusError:
+        return True
+    return False
+
+
+def with_targets(session: SftpSession, links: list[tuple[bytes, FileStat]]) -> list[FileStat]:
+    """Where links lead; all asked for before the first answer is waited for."""
+    asked = [(session.send(sftp.STAT, string(path)), session.send(sftp.REALPATH, string(path))) for path, _ in links]
+    file_stats = []
+    for (path, link), (status, real) in zip(links, asked, strict=True):
+        try:
+            target = attributes_of(session.receive(status))
+        except StatusError:
+            session.forget([real])
+            file_stats.append(link)
+            continue
+        where: bytes | None = None
+        with contextlib.suppress(StatusError):
+            where = next((name for name, _ in names_of(session.receive(real))), None)
+        (led_to,) = with_types(session, [(path, target)], links=False)
+        file_stats.append(link._replace(size=led_to.size, target=where, target_kind=led_to.kind))
+    return file_stats
+
+
+def close_handle(session: SftpSession, handle: bytes) -> None:
+    """Close a file or directory; nobody waits for the answer."""
+    if not session.closed:
+        session.forget([session.send(sftp.CLOSE, string(handle))])
+
+
+def _succeed(session: SftpSession, requests: Sequence[tuple[int, bytes]]) -> list[bool]:
+    """Which of some requests are carried out, rather than refused; all are sent before the first answer is read."""
+    numbers = [session.send(kind, string(path)) for kind, path in requests]
+    done = []
+    for number in numbers:
+        try:
+            session.receive(number)
+        except StatusError:
+            done.append(False)
+        else:
+            done.append(True)
+    return done
+
+
+#: What every server must take; more only where the server says so.
+_SAFE_PIECE_SIZE, _MAX_PIECE_SIZE = 32 * 1024, 128 * 1024
+#: A server that takes less is not asked for less.
+_MIN_PIECE_SIZE = 512
+#: Of a packet, what is no data: the handle most of all.
+_HEADERS = 1024
+#: Bytes under way: less than the window of an SSH channel, so that neither end ever waits for the other to read.
+_WINDOW = 1024 * 1024
+
+
+class PieceSizes(NamedTuple):
+    """How many bytes one request may move.
+
+    Attributes:
+        reading: by READ.
+        writing: by WRITE.
+    """
+
+    reading: int = _SAFE_PIECE_SIZE
+    writing: int = _SAFE_PIECE_SIZE
+
+    @classmethod
+    def of(cls, limits: bytes) -> PieceSizes:
+        """What an answer to ``limits@openssh.com`` allows; zero means that the server has no limit of its own.
+
+        Args:
+            limits: body of the answer.
+        """
+        reader = PacketReader(limits)
+        packet, reading, writing = reader.long(), reader.long(), reader.long()
+        most = min(packet - _HEADERS, _MAX_PIECE_SIZE) if packet > _HEADERS else _SAFE_PIECE_SIZE
+        return cls(*(max(min(limit or _SAFE_PIECE_SIZE, most), _MIN_PIECE_SIZE) for limit in (reading, writing)))
+
+
+def write_pipelined(session: SftpSession, handle: bytes, pieces: Iterator[bytes], most: int) -> None:
+    """Write pieces to an open file, at most ``most`` bytes with a request; returns when all were acknowledged."""
+    under_way: deque[tuple[int, int]] = deque()
+    offset = waiting = 0
+    opening = string(handle)
+    try:
+        for piece in pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), most):
+                part = view[start : start + most]
+                place = struct.pack(">QI", offset, len(part))
+                under_way.append((session.send(sftp.WRITE, opening, place, part), len(part)))
+                offset += len(part)
+                waiting += len(part)
+                while waiting > _WINDOW:
+                    request, count = under_way.popleft()
+                    waiting -= count
+                    session.receive(request)
+        while under_way:
+            session.receive(under_way.popleft()[0])
+    finally:
+        session.forget([request for request, _ in under_way])
+
+
+class ReadAhead:
+    """A file that is being read, several requests ahead.
+
+    Args:
+        session: with the server.
+        handle: of the open file.
+        piece: bytes asked for with one request.
+    """
+
+    def __init__(self, session: SftpSession, handle: bytes, piece: int) -> None:
+        self._session = session
+        self._handle = string(handle)
+        self._piece = piece
+        self._asked: deque[tuple[int, int, int]] = deque()
+        self._next = 0
+        #: The first few requests of small files would be in vain: the window opens as bytes come.
+        self._ahead = 2
+
+    def pieces(self) -> Pieces:
+        """All bytes of the file."""
+        while True:
+            while len(self._asked) < self._ahead:
+                self._ask(self._next, self._piece)
+                self._next += self._piece
+            request, offset, wanted = self._asked.popleft()
+            answer = self._session.receive(request)
+            if answer.type == sftp.STATUS:
+                return
+            data = PacketReader(answer.body).string()
+            if len(data) > wanted:
+                raise StorageError("the server sent more bytes than it was asked for", code="BAD_LISTING")
+            if not data:
+                # No end of file, and no bytes: to ask again would bring the same for ever.
+                return
+            yield data
+            if len(data) < wanted:
+                # Less than asked for: it is the end, or the most that this server sends. The rest comes next.
+                self._again(offset + len(data), max(len(data), _MIN_PIECE_SIZE))
+            self._ahead = min(self._ahead + 1, max(_WINDOW // self._piece, 1))
+
+    def _ask(self, offset: int, length: int) -> None:
+        request = self._session.send(sftp.READ, self._handle, struct.pack(">QI", offset, length))
+        self._asked.append((request, offset, length))
+
+    def _again(self, offset: int, piece: int) -> None:
+        self.end()
+        self._next = offset
+        self._piece = piece
+        # Most often it is the end: one request finds out.
+        self._ahead = 1
+
+    def end(self) -> None:
+        """Forget what was asked for."""
+        if not self._session.closed:
+            self._session.forget([request for request, _, _ in self._asked])
+        self._asked.clear()

@@ -1,0 +1,120 @@
+"""The ssh(1) command line for one server, and the meaning of its error messages."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from pdm.workqueue.helpers.credentials import credential_at
+from pdm.workqueue.helpers.storage import StorageError, Timeouts
+
+_LONGEST_CONNECT_S = 30.0
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|[0-9A-Fa-f:.]+", re.ASCII)
+#: Message of ssh(1), what it means, and its code. Recorded from OpenSSH 9.2; each was seen with a real server.
+_EXPLANATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
+    (
+        re.compile(r"(?:subsystem|exec) request failed|administratively prohibited"),
+        "the server offers no SFTP to this account: ask the site to allow the subsystem sftp",
+        "UNSUPPORTED",
+    ),
+    (
+        re.compile(r"no matching (?:host key type|key exchange method|cipher|MAC) found", re.IGNORECASE),
+        "the server has no algorithm in common with ssh of the service: ask the site to update its SSH server",
+        "UNSUPPORTED",
+    ),
+    (
+        re.compile(r"banner line contains invalid characters|banner exchange: .*invalid format"),
+        "no SSH server answers at this address: check the port",
+        "UNSUPPORTED",
+    ),
+    (
+        re.compile(r"REMOTE HOST IDENTIFICATION HAS CHANGED"),
+        "the server has another host key than the file of known hosts has for it",
+        "HOST_KEY",
+    ),
+    (
+        re.compile(r"host key is known for|Host key verification failed"),
+        "the file of known hosts has no host key of this server",
+        "HOST_KEY",
+    ),
+)
+#: The last word of a login that failed.
+_REFUSED = re.compile(r"Permission denied \([^\n]*\)")
+
+
+def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
+    """The command that starts the subsystem ``sftp`` of a server.
+
+    Args:
+        authority: ``HOST:PORT`` of it.
+        timeouts: bounds how long a connection may take to come up.
+
+    Raises:
+        StorageError: there is nothing to log in with, or ``authority`` is no address.
+    """
+    host, port = authority, ""
+    if authority.startswith("["):
+        host, _, port = authority[1:].partition("]")
+        port = port.removeprefix(":")
+    elif ":" in authority:
+        host, _, port = authority.partition(":")
+    if not _HOST.fullmatch(host) or not (port.isdecimal() or not port):
+        raise StorageError(f"{authority} is no HOST:PORT", code="UNSUPPORTED")
+    known_hosts = os.environ.get("PDM_SSH_KNOWN_HOSTS")
+    if not known_hosts:
+        raise StorageError("the service has no file of known hosts: set known_hosts in [ssh]", code="HOST_KEY")
+    given = credential_at(("sftp",), authority)
+    key = os.environ.get("PDM_SSH_KEY") if given is None else given.file
+    if not key:
+        raise StorageError("there is no SSH key to log in with", code="CREDENTIAL_MISSING", scope="service")
+    options = {
+        "BatchMode": "yes",
+        "StrictHostKeyChecking": "yes",
+        "UserKnownHostsFile": _quoted(known_hosts),
+        "GlobalKnownHostsFile": "none",
+        "UpdateHostKeys": "no",
+        "IdentitiesOnly": "yes",
+        "IdentityAgent": "none",
+        "IdentityFile": _quoted(key),
+        "PreferredAuthentications": "publickey",
+        "ControlPath": "none",
+        "ClearAllForwardings": "yes",
+        "ConnectTimeout": str(max(int(min(timeouts.stall_s, _LONGEST_CONNECT_S)), 1)),
+        # Of what goes wrong before a login some is told only at this level, at which the server's banner is shown, too.
+        "LogLevel": "INFO",
+    }
+    command = ["ssh", "-F", "none", "-T", "-x", "-a"]
+    for name, value in options.items():
+        command += ["-o", f"{name}={value}"]
+    if port:
+        command += ["-p", port]
+    if user := (given and given.account) or os.environ.get("PDM_SSH_USER"):
+        command += ["-l", user]
+    return [*command, "-s", "--", host, "sftp"]
+
+
+def ssh_environment() -> Mapping[str, str]:
+    """The environment of ssh(1): nothing of the daemon's."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C"}
+
+
+def explain(said: str) -> tuple[str, str | None]:
+    """What ssh(1) said, with what it means before it, and its code; None where that is not known."""
+    for pattern, meaning, code in _EXPLANATIONS:
+        if found := pattern.search(said):
+            # Of a host key all is shown, with its fingerprint; of others the line, for a banner may stand before it.
+            return f"{meaning} ({said if code == 'HOST_KEY' else _line_at(said, found.start())})", code
+    if found := _REFUSED.search(said):
+        return _line_at(said, found.start()), None
+    return said, None
+
+
+def _line_at(text: str, position: int) -> str:
+    end = text.find("\n", position)
+    return text[text.rfind("\n", 0, position) + 1 : len(text) if end < 0 else end].strip()
+
+
+def _quoted(path: str) -> str:
+    """A path as ssh(1) reads it in an option: it splits at blanks and expands per cent signs."""
+    return '"' + path.replace("%", "%%") + '"'

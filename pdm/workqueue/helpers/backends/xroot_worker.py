@@ -1,0 +1,431 @@
+"""XRootD client in a process of its own, which can be killed whatever the library is waiting for.
+
+It runs under an interpreter that has XRootD's Python bindings, and imports only them and the standard library.
+Frames: a letter, the length as 4 bytes, the content. Requests (``R``) and answers (``A``, the last frame of a request)
+are JSON; an answer has ``ok`` or the error of the library. In between come ``D`` bytes of a file, ``E`` entries of a
+directory, ``P`` the size so far of a file that another server is sending; in the other direction ``D`` bytes to be
+written and ``Z``, their end. To cancel a request, the session kills the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyxrootd import client
+from XRootD.client.flags import AccessMode, DirListFlags, OpenFlags, QueryCode, StatInfoFlags
+
+_HEAD = struct.Struct(">cI")
+_PIECE = 1024 * 1024
+#: Pieces under way at once: what a long line needs, and all the memory that a file ever takes.
+_AHEAD = 4
+_MODE = AccessMode.UR | AccessMode.UW | AccessMode.GR | AccessMode.OR
+_FOLDER_MODE = _MODE | AccessMode.UX | AccessMode.GX | AccessMode.OX
+_MARKER_S = 0.5
+_SOON_S = 3
+_CONTINUES = 1
+#: Parts of a listing, of some hundred entries each, that may wait to be told.
+_MOST_WAITING = 16
+#: Entries that are looked at one by one, at once.
+_LOOKS_AHEAD = 32
+#: What servers say: kXR_NotAuthorized, kXR_NotFound.
+_NOT_AUTHORIZED, _NOT_FOUND = 3010, 3011
+
+_requests = os.fdopen(os.dup(0), "rb", buffering=0)
+_answers = os.fdopen(os.dup(1), "wb", buffering=0)
+
+
+class FailureError(Exception):
+    """What is told of a request that failed; with the status of the library, where it comes from there."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        super().__init__(status.get("message"))
+        self.status = status
+
+
+def said(message: str, what: str) -> FailureError:
+    return FailureError({"message": message, "what": what})
+
+
+# -- what this process may do
+
+_NO_NEW_PRIVILEGES = 38
+_LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 446, 1
+#: Writing, removing, and making of any kind; moving between folders and cutting came later.
+_ALL_WRITING, _REFER, _TRUNCATE = 0x1FF2, 0x2000, 0x4000
+_WITH_REFER, _WITH_TRUNCATE = 2, 3
+
+
+def confine() -> None:
+    """Give up all writing to this machine's files, where the kernel can (Linux 5.13).
+
+    The library opens local files for servers that send it there; what is opened is refused afterwards, but an empty
+    file would have been made.
+    """
+    system = ctypes.CDLL(None, use_errno=True)
+    version = system.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(_LANDLOCK_VERSION))
+    if version < 1:
+        return
+    handled = _ALL_WRITING | (_REFER if version >= _WITH_REFER else 0) | (_TRUNCATE if version >= _WITH_TRUNCATE else 0)
+    asked = ctypes.c_uint64(handled)
+    rules = system.syscall(_LANDLOCK_CREATE, ctypes.byref(asked), ctypes.c_size_t(8), ctypes.c_uint(0))
+    if rules >= 0:
+        system.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        system.syscall(_LANDLOCK_RESTRICT, ctypes.c_int(rules), ctypes.c_uint(0))
+        os.close(rules)
+
+
+# -- frames
+
+
+def send(kind: bytes, content: bytes) -> None:
+    rest = memoryview(_HEAD.pack(kind, len(content)) + content)
+    while rest:
+        rest = rest[_answers.write(rest) or 0 :]
+
+
+def _exactly(count: int) -> bytes:
+    pieces = []
+    while count:
+        piece = _requests.read(min(count, _PIECE))
+        if not piece:
+            # Nobody is there any more.
+            os._exit(0)
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
+def receive() -> tuple[bytes, bytes]:
+    kind, length = _HEAD.unpack(_exactly(_HEAD.size))
+    return kind, _exactly(length)
+
+
+# -- the library
+
+
+def checked(result: tuple[dict[str, Any], Any]) -> Any:
+    """What a call gives, if it went well."""
+    status, given = result
+    if not status["ok"]:
+        raise FailureError(status)
+    return given
+
+
+class Call:
+    """A call under way."""
+
+    def __init__(self, piece: bytes = b"") -> None:
+        # The library reads from the bytes that it is given to write, and keeps no hold of them.
+        self._piece = piece
+        self._done = threading.Event()
+        self._outcome: tuple[dict[str, Any], Any] | None = None
+
+    def __call__(self, status: dict[str, Any], given: Any, hosts: Any) -> None:
+        self._outcome = status, given
+        self._done.set()
+
+    def ended(self, wait_s: float) -> bool:
+        return self._done.wait(wait_s)
+
+    def result(self) -> Any:
+        self._done.wait()
+        assert self._outcome is not None
+        return checked(self._outcome)
+
+
+def begun(status: dict[str, Any], call: Call) -> Call:
+    """A call that was accepted."""
+    if not status["ok"]:
+        raise FailureError(status)
+    return call
+
+
+class Opened:
+    """A file at a server."""
+
+    def __init__(self, url: str, flags: int) -> None:
+        self.file = client.File()
+        checked(self.file.open(url, flags, _MODE if flags & OpenFlags.NEW else 0))
+        # A server may send its clients elsewhere: to other servers, never to the files of this machine.
+        there = self.file.get_property("LastURL") or ""
+        if not there.startswith(("root://", "roots://")):
+            self.close_quietly()
+            raise said(f"the server sends its clients to {there[:200]!r}", "UNSUPPORTED")
+
+    def close(self) -> None:
+        checked(self.file.close())
+
+    def close_quietly(self) -> None:
+        with contextlib.suppress(Exception):
+            self.file.close(timeout=_SOON_S)
+
+
+def look(server: str, path: str) -> dict[str, Any]:
+    return thing(checked(client.FileSystem(server).stat(path)))
+
+
+def thing(info: dict[str, Any]) -> dict[str, Any]:
+    flags = info["flags"]
+    kind = "directory" if flags & StatInfoFlags.IS_DIR else "other" if flags & StatInfoFlags.OTHER else "file"
+    return {"kind": kind, "size": info["size"], "mtime": info["modtime"]}
+
+
+class Listing:
+    """A folder that is being listed: the library calls from its own thread."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.waiting: deque[list[Any]] = deque()
+        self.status: dict[str, Any] | None = None
+
+    def __call__(self, status: dict[str, Any], given: Any, hosts: Any) -> None:
+        entries = []
+        for entry in (given or {}).get("dirlist", ()):
+            info = entry["statinfo"]
+            entries.append([entry["name"], thing(info) if info else None])
+        with self.changed:
+            # Who keeps this thread keeps the server from sending more.
+            while len(self.waiting) >= _MOST_WAITING:
+                self.changed.wait()
+            self.waiting.append(entries)
+            if status["code"] != _CONTINUES or not status["ok"]:
+                self.status = status
+            self.changed.notify_all()
+
+    def broken(self, kind: Any, error: Any, where: Any) -> None:
+        """The bindings could not make text of a name; they tell it nobody else."""
+        with self.changed:
+            self.status = {"ok": False, "message": f"a name that is not UTF-8: {error}", "what": "BAD_LISTING"}
+            self.changed.notify()
+
+    def pieces(self, server: str, path: str, flags: int) -> Iterator[list[Any]]:
+        """The entries, some hundred at once: name and what is there, None without ``STAT``."""
+        sys.excepthook = self.broken
+        try:
+            status = client.FileSystem(server).dirlist(path, flags | DirListFlags.CHUNKED, 0, self)
+            if not status["ok"]:
+                raise FailureError(status)
+            while True:
+                with self.changed:
+                    while not self.waiting and self.status is None:
+                        self.changed.wait()
+                    found = self.waiting.popleft() if self.waiting else None
+                    self.changed.notify()
+                if found is None:
+                    break
+                yield found
+        finally:
+            sys.excepthook = sys.__excepthook__
+        assert self.status is not None
+        if not self.status["ok"]:
+            raise FailureError(self.status)
+
+
+def entries(server: str, path: str) -> None:
+    """What is in a folder.
+
+    A server (5.5) ends the listing with ``STAT`` at the first entry that it cannot look at, as if that were all: a link
+    that leads nowhere hides all that comes after it. So the names are asked for once more, without.
+    """
+    # Of each name only a number: a folder may have very many.
+    seen: set[int] = set()
+    for found in Listing().pieces(server, path, DirListFlags.STAT):
+        seen.update(hash(name) for name, _ in found)
+        if found:
+            send(b"E", json.dumps(found).encode("ascii"))
+    anything = bool(seen)
+    for found in Listing().pieces(server, path, 0):
+        hidden = [name for name, _ in found if hash(name) not in seen]
+        for at in range(0, len(hidden), _LOOKS_AHEAD):
+            looked = looks(server, path, hidden[at : at + _LOOKS_AHEAD], anything)
+            anything = True
+            send(b"E", json.dumps(looked).encode("ascii"))
+
+
+def looks(server: str, path: str, names: list[str], anything: bool) -> list[list[Any]]:
+    """What is at some names of a folder; those that lead nowhere are links.
+
+    Args:
+        server: whose.
+        path: of the folder.
+        names: in it.
+        anything: whether anything else in the folder can be looked at: then it is no fault of the folder.
+    """
+    system = client.FileSystem(server)
+    calls = []
+    for name in names:
+        call = Call()
+        calls.append(begun(system.stat(f"{path.rstrip('/')}/{name}", 0, call), call))
+    found: list[list[Any]] = []
+    for name, call in zip(names, calls, strict=True):
+        try:
+            found.append([name, thing(call.result())])
+        except FailureError as failure:
+            denied = failure.status.get("errno") == _NOT_AUTHORIZED
+            if not (leads_nowhere(failure.status) or (denied and anything)):
+                raise
+            found.append([name, {"kind": "link", "size": 0, "mtime": None}])
+    return found
+
+
+def leads_nowhere(status: dict[str, Any]) -> bool:
+    """Whether nothing is there, or a link that leads to itself."""
+    loop = str(status.get("message")).rpartition(";")[2].strip() == "too many levels of symbolic links"
+    return status.get("errno") == _NOT_FOUND or loop
+
+
+def make(server: str, path: str) -> None:
+    checked(client.FileSystem(server).mkdir(path, 0, _FOLDER_MODE))
+
+
+def remove(server: str, path: str) -> None:
+    checked(client.FileSystem(server).rm(path))
+
+
+def remove_folder(server: str, path: str) -> None:
+    checked(client.FileSystem(server).rmdir(path))
+
+
+def rename(server: str, path: str, to: str) -> None:
+    checked(client.FileSystem(server).mv(path, to))
+
+
+def checksum(server: str, path: str) -> str:
+    """What the server computes; of a small file, what is read: a server starts a job of its own for each."""
+    opened = Opened(f"{server}/{path}", OpenFlags.READ)
+    try:
+        size = checked(opened.file.stat())["size"]
+        if size <= _PIECE:
+            return f"adler32 {zlib.adler32(checked(opened.file.read(0, size)) if size else b''):08x}"
+    finally:
+        opened.close_quietly()
+    return _text(checked(client.FileSystem(server).query(QueryCode.CHECKSUM, f"{path}?cks.type=adler32")))
+
+
+def configuration(server: str, names: str) -> str:
+    return _text(checked(client.FileSystem(server).query(QueryCode.CONFIG, names)))
+
+
+def _text(answer: bytes) -> str:
+    return answer.decode("utf-8", "backslashreplace").rstrip("\0\n")
+
+
+def read(server: str, path: str) -> None:
+    """All bytes of a file, a few pieces ahead."""
+    opened = Opened(f"{server}/{path}", OpenFlags.READ)
+    try:
+        size = checked(opened.file.stat())["size"]
+        offset = 0
+        calls: deque[Call] = deque()
+        while offset < size or calls:
+            while offset < size and len(calls) < _AHEAD:
+                call = Call()
+                calls.append(begun(opened.file.read(offset, min(_PIECE, size - offset), 0, call), call))
+                offset += _PIECE
+            piece = calls.popleft().result()
+            if not piece:
+                # It has become shorter; who counts will see.
+                break
+            send(b"D", piece)
+        for call in calls:
+            call.ended(_SOON_S)
+    finally:
+        opened.close_quietly()
+
+
+def write(server: str, path: str, size: int) -> None:
+    """A new file of the pieces that come; an error is told at once, and the rest of them is thrown away."""
+    opened = Opened(f"{server}/{path}?oss.asize={size}", OpenFlags.NEW | OpenFlags.WRITE)
+    calls: deque[Call] = deque()
+    try:
+        send(b"D", b"")
+        offset = 0
+        while True:
+            kind, piece = receive()
+            if kind == b"Z":
+                break
+            call = Call(piece)
+            calls.append(begun(opened.file.write(piece, offset, len(piece), 0, call), call))
+            offset += len(piece)
+            while calls and (len(calls) >= _AHEAD or calls[0].ended(0)):
+                calls.popleft().result()
+        while calls:
+            calls.popleft().result()
+        opened.close()
+    except BaseException:
+        opened.close_quietly()
+        raise
+
+
+def pull(server: str, path: str, cgi: str) -> None:
+    """Have the server fetch a file from another; it is told how in the query of the name."""
+    opened = Opened(f"{server}/{path}?{cgi}", OpenFlags.NEW | OpenFlags.UPDATE)
+    try:
+        # The first asks for the copy to be prepared, the second for it to be made.
+        checked(opened.file.sync())
+        call = Call()
+        begun(opened.file.sync(0, call), call)
+        told_at = time.monotonic()
+        while not call.ended(0.002 if time.monotonic() - told_at < _MARKER_S else 0.02):
+            if time.monotonic() - told_at > _MARKER_S:
+                status, info = opened.file.stat(True, _SOON_S)
+                if status["ok"]:
+                    send(b"P", b"%d" % info["size"])
+                told_at = time.monotonic()
+        call.result()
+        opened.close()
+    except BaseException:
+        opened.close_quietly()
+        raise
+
+
+WORK: dict[str, Callable[..., Any]] = {
+    "look": look,
+    "entries": entries,
+    "make": make,
+    "remove": remove,
+    "remove_folder": remove_folder,
+    "rename": rename,
+    "checksum": checksum,
+    "configuration": configuration,
+    "read": read,
+    "write": write,
+    "pull": pull,
+}
+
+
+def main() -> None:
+    """Answer requests until they end."""
+    # What the library prints must not be taken for an answer.
+    os.dup2(2, 1)
+    confine()
+    while True:
+        kind, content = receive()
+        if kind != b"R":
+            # What was still under way when its request had failed.
+            continue
+        request = json.loads(content)
+        try:
+            answer = {"ok": True, "value": WORK[request.pop("op")](**request)}
+        except FailureError as failure:
+            answer = {"ok": False, **{key: failure.status.get(key) for key in ("message", "code", "errno", "what")}}
+        except Exception as error:
+            # The bindings say this of a file, too, whose connection has gone while it was open.
+            what = "CONNECTION" if "closed file" in str(error) else "INTERNAL"
+            answer = {"ok": False, "message": f"{type(error).__name__}: {error}", "what": what}
+        send(b"A", json.dumps(answer).encode("ascii"))
+
+
+if __name__ == "__main__":
+    main()

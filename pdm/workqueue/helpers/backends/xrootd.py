@@ -1,0 +1,405 @@
+"""XRootD servers as a storage backend: third-party copies with a delegated proxy, else streamed through the service.
+
+``X509_USER_PROXY`` names the proxy, ``X509_CERT_DIR`` and ``PDM_TRUST`` the authorities that servers are checked
+against. The client is XRootD's own, in worker processes that keep their connections; only the workers for copies
+between servers delegate the proxy.
+
+Servers report success for creating a directory that exists, replace the destination of a rename, and remove an empty
+directory like a file. So each such request is preceded by a stat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes
+
+from pdm.workqueue.helpers.backends.base import Pieces, WakeableBackend
+from pdm.workqueue.helpers.backends.xrootd_session import XrootdSession, frames
+from pdm.workqueue.helpers.credentials import trust_at
+from pdm.workqueue.helpers.storage import (
+    EntryIterator,
+    FileStat,
+    ProgressCallback,
+    StorageError,
+    Timeouts,
+    link_to_directory,
+    parent_url,
+    scoped,
+    without_trailing_slash,
+)
+
+#: Smaller files go through here even where servers could copy: a program is started and logs in there for each.
+_SMALL = 4 * 1024 * 1024
+_HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+#: Names that can be written into the query of another name.
+_PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
+_PORT = 1094
+#: Failures of a copy between servers that a copy through here need not meet.
+_BETWEEN_SERVERS = ("CREDENTIAL_REFUSED", "CERTIFICATE", "UNSUPPORTED")
+_ADLER32 = re.compile(r"adler32 ([0-9A-Fa-f]{1,8})")
+#: Entries after which a worker is replaced: the library (5.5) keeps some 200 bytes of each for ever.
+_MOST_LISTED = 200_000
+#: What a server says that could not compute a checksum.
+_SERVER_ERROR = 3012
+#: Seconds without a byte after which it is asked which server is to blame, and that it gets to answer.
+_SUSPICIOUS_S, _SOON_S = 2.0, 3.0
+#: Seconds that the first byte may take at least: a program is started at the destination, and logs in at the source.
+_BEGIN_S = 20.0
+
+
+class XrootdBackend(WakeableBackend):
+    """One lane's workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._workers: dict[tuple[str, int], XrootdSession] = {}
+        #: Folder of authorities → who delegates.
+        self._delegating: dict[str | None, XrootdSession] = {}
+        #: Server → whether it fetches files with a delegated proxy.
+        self._pulls: dict[str, bool] = {}
+        #: Pairs of servers of which the destination did not get into the source.
+        self._no_third_party: set[tuple[str, str]] = set()
+
+    # -- names
+
+    def stat(self, url: str) -> FileStat | None:
+        server, path = _server_and_path(url)
+        try:
+            return _file_stat(self._worker(server).call("look", server=server, path=path))
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+
+    def _there(self, url: str) -> FileStat:
+        there = self.stat(url)
+        if there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        return there
+
+    def entries(self, url: str) -> EntryIterator:
+        server, path = _server_and_path(without_trailing_slash(url))
+        worker = self._worker(server)
+        try:
+            worker.begin("entries", server=server, path=path)
+            for content in frames(worker, b"E"):
+                self.check()
+                found = json.loads(content)
+                worker.listed += len(found)
+                for name, told in found:
+                    if told is None:
+                        raise StorageError(f"{url}: the server tells nothing of {name[:200]!r}", code="BAD_LISTING")
+                    yield name.encode("utf-8", "surrogateescape"), _file_stat(told)
+        except StorageError as error:
+            if error.code == "BAD_LISTING":
+                raise StorageError(
+                    f"{url}: a name here cannot be told from the server's answer ({error.message})",
+                    code="BAD_LISTING",
+                ) from error
+            raise
+        finally:
+            self._let_go(worker)
+
+    def make_directory(self, url: str) -> None:
+        server, path = _server_and_path(url)
+        if self.stat(url) is not None:
+            raise StorageError(f"{url} is there", errno=errno.EEXIST)
+        above = self._there(parent_url(url))
+        if above.kind != "directory":
+            raise StorageError(f"{parent_url(url)} is not a directory", errno=errno.ENOTDIR)
+        self._worker(server).call("make", server=server, path=path)
+
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        """A folder that is not empty is not removed by ``rmdir``, and a link to one neither: the reasons differ."""
+        server, path = _server_and_path(url)
+        try:
+            self._worker(server).call("remove_folder", server=server, path=path)
+        except StorageError as error:
+            if error.errno == errno.ENOTDIR:
+                return link_to_directory(url)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+        return None
+
+    def remove(self, url: str, *, directory: bool) -> None:
+        server, path = _server_and_path(url)
+        try:
+            there = self.stat(url)
+        except StorageError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            there = None
+        if there is not None and there.kind == "directory" and not directory:
+            raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
+        if directory and there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        if there is not None and there.kind != "directory" and directory:
+            raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
+        # Where nothing is seen there may be a link that leads nowhere: it can be removed.
+        try:
+            self._worker(server).call("remove_folder" if directory else "remove", server=server, path=path)
+        except StorageError as error:
+            if directory and error.errno == errno.ENOTDIR:
+                raise StorageError(link_to_directory(url), code="UNSUPPORTED") from error
+            if directory and error.errno == errno.EEXIST:
+                # Some have only one word for both.
+                raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY) from error
+            raise
+
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        server, path = _server_and_path(source)
+        _, to = _server_and_path(destination)
+        if not replace and self.stat(destination) is not None:
+            raise StorageError(f"{destination} is there", errno=errno.EEXIST)
+        self._worker(server).call("rename", server=server, path=path, to=to)
+
+    def size(self, url: str) -> int:
+        return self._there(url).size
+
+    def checksum(self, url: str) -> str:
+        """As the server computes it; by reading the file where it does not."""
+        server, path = _server_and_path(url)
+        timeouts = self.timeouts
+        # The server reads the whole file before it says a word.
+        self.timeouts = timeouts._replace(stall_s=timeouts.stall_s + timeouts.slack_s)
+        try:
+            found = _ADLER32.match(self._worker(server).call("checksum", server=server, path=path))
+        except StorageError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) and getattr(error, "number", 0) != _SERVER_ERROR:
+                raise
+            found = None
+        finally:
+            self.timeouts = timeouts
+        return found.group(1).lower().rjust(8, "0") if found else super().checksum(url)
+
+    # -- bytes
+
+    def read(self, url: str) -> Pieces:
+        server, path = _server_and_path(url)
+        worker = self._worker(server)
+        try:
+            worker.begin("read", server=server, path=path)
+            yield from frames(worker, b"D")
+        finally:
+            self._let_go(worker)
+
+    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+        server, path = _server_and_path(url)
+        worker = self._worker(server)
+        try:
+            worker.begin("write", server=server, path=path, size=size)
+            self._expect(worker, b"D")
+            for piece in pieces:
+                worker.timeouts = self.timeouts
+                worker.send(b"D", piece)
+                if worker.has_answer():
+                    # It has nothing to say but that it failed.
+                    break
+            else:
+                worker.send(b"Z", b"")
+            for _ in frames(worker, b"D"):
+                pass
+        finally:
+            self._let_go(worker)
+
+    @staticmethod
+    def _expect(worker: XrootdSession, kind: bytes) -> None:
+        found, content = worker.next()
+        if found != kind:
+            worker.answer(content)
+
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+        pair = (scoped("source", _server_and_path, source)[0], scoped("destination", _server_and_path, temporary)[0])
+        if size >= _SMALL and pair not in self._no_third_party and self._can_pull(source, temporary):
+            try:
+                scoped("destination", self._pull, source, temporary, size, arrived)
+            except StorageError as error:
+                if error.scope != "destination" or error.code not in _BETWEEN_SERVERS:
+                    raise
+                # We can read there, and the destination cannot log in there, or does not reach it.
+                self._no_third_party.add(pair)
+                with contextlib.suppress(StorageError):
+                    self.remove(temporary, directory=False)
+            else:
+                return None
+        return super().transfer(source, temporary, size, checksum, arrived)
+
+    def _can_pull(self, source: str, temporary: str) -> bool:
+        """Whether the destination fetches files by itself, and can be told of this one."""
+        server, path = _server_and_path(temporary)
+        if not _PLAIN.fullmatch(_server_and_path(source)[1]) or not _PLAIN.fullmatch(path):
+            return False
+        if server not in self._pulls:
+            try:
+                told = scoped(
+                    "destination", self._worker(server).call, "configuration", server=server, names="tpc tpcdlg"
+                ).split("\n")
+            except StorageError as error:
+                if error.errno is None:
+                    raise
+                told = []
+            self._pulls[server] = len(told) > 1 and told[0] == "1" and "gsi" in told[1].split(",")
+        return self._pulls[server]
+
+    def _pull(self, source: str, temporary: str, size: int, arrived: ProgressCallback) -> None:
+        server, path = _server_and_path(temporary)
+        origin, origin_path = _server_and_path(source)
+        protocol, _, host = origin.partition("://")
+        if not host.rpartition("]")[2].partition(":")[1]:
+            host += f":{_PORT}"
+        cgi = {
+            "oss.asize": str(size),
+            "tpc.dlg": host,
+            "tpc.dlgon": "1",
+            "tpc.key": secrets.token_hex(12),
+            "tpc.lfn": origin_path,
+            "tpc.spr": protocol,
+            "tpc.src": host,
+            "tpc.stage": "copy",
+            "tpc.str": "1",
+            "tpc.tpr": server.partition("://")[0],
+        }
+        # What is wrong with the source is told at once only by itself.
+        there = scoped("source", self._there, source)
+        if there.kind == "directory":
+            raise StorageError(f"{source} is a directory", errno=errno.EISDIR, scope="source")
+        worker = self._delegator(server)
+        query = "&".join(f"{name}={value}" for name, value in cgi.items())
+        try:
+            worker.begin("pull", server=server, path=path, cgi=query)
+            self._follow(worker, source, temporary, arrived)
+        except StorageError as error:
+            if error.scope is None:
+                raise self._blamed(source, error) from error
+            raise
+        finally:
+            # The end of the session here is the end of the copy there.
+            self._let_go(worker)
+
+    def _follow(self, worker: XrootdSession, source: str, temporary: str, arrived: ProgressCallback) -> None:
+        """Until the copy has ended; a server that is gone or says nothing ends it."""
+        moved, moved_at = -1, time.monotonic()
+        asked_at = moved_at
+        while True:
+            self.check()
+            kind, content = worker.next(_SUSPICIOUS_S / 4)
+            if kind == b"A":
+                worker.answer(content)
+                return
+            now = time.monotonic()
+            if kind == b"P" and int(content) > moved:
+                moved, moved_at = int(content), now
+                asked_at = now
+                arrived(moved)
+            quiet_s = now - moved_at
+            if quiet_s > (self.timeouts.stall_s if moved > 0 else max(self.timeouts.stall_s, _BEGIN_S)):
+                raise self._stalled(source)
+            if now - asked_at > _SUSPICIOUS_S:
+                asked_at = now
+                for scope, url in (("source", source), ("destination", temporary)):
+                    error = self._soon(url)
+                    if error is not None and error.code == "CONNECTION":
+                        raise error.at(scope)
+
+    def _stalled(self, source: str) -> StorageError:
+        told = self._soon(source)
+        scope = "source" if told is not None and told.code in ("STALLED", "TIMEOUT", "CONNECTION") else "destination"
+        return StorageError("no byte has come for too long", code="STALLED", scope=scope)
+
+    def _soon(self, url: str) -> StorageError | None:
+        """What is wrong with a server that may be dead."""
+        timeouts = self.timeouts
+        self.timeouts = Timeouts(_SOON_S, 0, time.monotonic() + _SOON_S)
+        try:
+            self.stat(url)
+        except StorageError as error:
+            return error
+        finally:
+            self.timeouts = timeouts
+        return None
+
+    def _blamed(self, source: str, error: StorageError) -> StorageError:
+        """Whose fault a failed third-party copy is: a source that cannot be read now is at fault."""
+        try:
+            with contextlib.closing(self.read(source)) as pieces:
+                next(pieces, None)
+        except StorageError as told:
+            return told.at("source")
+        return error.at("destination")
+
+    # -- workers
+
+    def _worker(self, server: str) -> XrootdSession:
+        """One that is logged in there and not busy: two are where a copy goes from a server to itself."""
+        self.check()
+        for key, worker in list(self._workers.items()):
+            if not worker.is_alive:
+                del self._workers[key]
+        number = 0
+        while (server, number) in self._workers and self._workers[server, number].busy:
+            number += 1
+        if (server, number) not in self._workers:
+            self._workers[server, number] = XrootdSession(self._wake, _trust(server), delegates=False)
+        worker = self._workers[server, number]
+        worker.timeouts = self.timeouts
+        return worker
+
+    def _delegator(self, server: str) -> XrootdSession:
+        """One that gives the proxy to a server; others with the same authorities may have it, too."""
+        self.check()
+        trust = _trust(server)
+        worker = self._delegating.get(trust)
+        if worker is None or not worker.is_alive:
+            worker = self._delegating[trust] = XrootdSession(self._wake, trust, delegates=True)
+        worker.timeouts = self.timeouts
+        return worker
+
+    @staticmethod
+    def _let_go(worker: XrootdSession) -> None:
+        """End what a worker is doing for somebody who has gone; and the worker, when it has become large."""
+        if worker.busy or worker.listed > _MOST_LISTED:
+            worker.close()
+
+    def resume(self) -> None:
+        super().resume()
+        for worker in self._workers.values():
+            if worker.busy:
+                worker.close()
+
+
+def _file_stat(told: dict[str, int | str | None]) -> FileStat:
+    kind, size = str(told["kind"]), int(told["size"] or 0)
+    mtime = told["mtime"]
+    return FileStat(kind, size if kind == "file" else 0, None, None if mtime is None else int(mtime))
+
+
+def _trust(server: str) -> str | None:
+    """The folder of the authorities that may vouch for a server."""
+    return trust_at(server.partition("://")[2])
+
+
+def _server_and_path(url: str) -> tuple[str, str]:
+    """Server and path of ``root://host:port//path``, as the client takes them: names as they are.
+
+    Raises:
+        StorageError: it cannot be told such a name.
+    """
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    if scheme not in ("root", "roots") or not _HOST.fullmatch(authority):
+        raise StorageError(f"{scheme}://{authority} is no root://HOST:PORT", code="UNSUPPORTED")
+    raw = unquote_to_bytes(path)
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{url}: XRootD's client takes no names but UTF-8", errno=errno.EILSEQ) from error
+    if "?" in name or any(letter in name for letter in "\0\n"):
+        # What follows the question mark would be taken for options, and the rest for the name.
+        raise StorageError(f"{url}: XRootD cannot be told such a name", errno=errno.EILSEQ)
+    return f"{scheme}://{authority}", "/" + name.lstrip("/")

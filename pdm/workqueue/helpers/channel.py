@@ -1,0 +1,409 @@
+"""Pipes to the daemon: requests arrive on descriptor 0, events leave on descriptor 3, one JSON object a line.
+
+Descriptors 1 and 2 are for noise, so that the output of a C library never becomes an event. Events that are written
+within a few milliseconds share a write(2). A pipe that the daemon does not read blocks the writer, which is the
+back-pressure: at most one such write is buffered in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from pdm.workqueue.helpers import lease
+from pdm.workqueue.helpers.storage import StoppedError, StorageError, truncated
+
+_REQUESTS, _EVENTS = 0, 3
+#: prctl(2)
+_PR_SET_DUMPABLE = 4
+_READ_SIZE = 1024 * 1024
+#: A request of this size is a mistake of the daemon, which we do not want to run out of memory for.
+_MAX_REQUEST_SIZE = 64 * 1024 * 1024
+_MAX_LOG_LENGTH = 4000
+#: How long an event may wait for others. A crash costs what was not reported: it must not become much.
+_COALESCE_S = 0.004
+#: How soon an item that waits for the daemon sees that it was cancelled.
+_POLL_S = 0.1
+_MAX_BUFFERED = 32 * 1024
+
+
+class EventWriter:
+    """Writes events; may be used by every thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[bytes] = []
+        self._bytes = 0
+        self._has_some = threading.Event()
+        threading.Thread(target=self._flush_soon, name="events", daemon=True).start()
+
+    def write(self, event: dict[str, Any], *, at_once: bool = False) -> None:
+        """Write one event, with those before it; ends the process if nobody listens any more.
+
+        Args:
+            event: what to tell.
+            at_once: whether it may not wait for more.
+        """
+        line = json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n"
+        with self._lock:
+            self._waiting.append(line)
+            self._bytes += len(line)
+            if at_once or self._bytes > _MAX_BUFFERED:
+                self._flush()
+            elif len(self._waiting) == 1:
+                self._has_some.set()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            self._flush()
+
+    def _flush_soon(self) -> None:
+        while True:
+            self._has_some.wait()
+            time.sleep(_COALESCE_S)
+            self._has_some.clear()
+            self.flush()
+
+    def _flush(self) -> None:
+        rest = memoryview(b"".join(self._waiting))
+        self._waiting = []
+        self._bytes = 0
+        while rest:
+            try:
+                rest = rest[os.write(_EVENTS, rest) :]
+            except BrokenPipeError:
+                os._exit(1)
+
+
+class ActiveBatch:
+    """A request under way: keeps its promise of exactly one outcome for each key."""
+
+    def __init__(self, request: dict[str, Any], events: EventWriter) -> None:
+        self.request = request
+        self.id: int = request["id"]
+        keys = [request["key"]] if "key" in request else [item["key"] for item in request["items"]]
+        self._open: set[int] = set(keys)
+        self._events = events
+        self._lock = threading.Lock()
+        self._stopping = threading.Lock()
+        self._stopped = False
+        self._on_stop: list[Callable[[], None]] = []
+        self._ends_items = False
+        self._begun: set[int] = set()
+        self._ended: set[int] = set()
+        self._on_end: list[Callable[[set[int]], None]] = []
+        self._may_go = threading.Condition()
+        self._going: set[int] = set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was cancelled."""
+        return self._stopped
+
+    def open_keys(self) -> list[int]:
+        """Keys without an outcome so far."""
+        return sorted(self._open)
+
+    def stop(self) -> None:
+        """Cancel: nothing new begins, and what runs is interrupted."""
+        with self._stopping:
+            self._stopped = True
+            for callback in self._on_stop:
+                callback()
+            # Whoever cancelled waits for a sign of life: without one it kills the helper.
+            self._show_life(self.open_keys())
+
+    def end(self, keys: Iterable[int]) -> None:
+        """Cancel some items and no others, if it can be done; else all."""
+        wanted = self._open.intersection(keys)
+        if not self._ends_items or wanted == self._open:
+            self.stop()
+            return
+        with self._stopping:
+            with self._lock:
+                self._ended |= wanted
+                running = wanted & self._begun
+            # What was not begun never will be: `started` says so.
+            for key in sorted(wanted - running):
+                self.cancelled(key)
+            for callback in self._on_end:
+                callback(running)
+            self._show_life(sorted(running))
+
+    def _show_life(self, keys: list[int]) -> None:
+        with self._lock:
+            # One that got its outcome just now must not be spoken of again.
+            for key in [key for key in keys if key in self._open][:1]:
+                self.log(key, "asked to stop")
+        self.flush()
+
+    def is_ended(self, key: int) -> bool:
+        """Whether an item was cancelled, alone or with all."""
+        return self._stopped or key in self._ended
+
+    def ends_items(self, callback: Callable[[set[int]], None]) -> None:
+        """Have a function called with the keys of items under way that are cancelled while others go on.
+
+        Whoever calls this promises to carry no item out of which `started` says no, and to end one of which `is_ended`
+        says yes. Without this call, an item that is cancelled ends the whole batch.
+        """
+        with self._stopping:
+            self._ends_items = True
+            self._on_end.append(callback)
+
+    def leave_out(self, keys: Iterable[int]) -> None:
+        """Take items out that have an outcome before the batch is begun."""
+        gone = set(keys)
+        self.request["items"] = [item for item in self.request["items"] if item["key"] not in gone]
+
+    def on_stop(self, callback: Callable[[], None]) -> None:
+        """Have a function called when the batch is cancelled; at once if it was already."""
+        with self._stopping:
+            self._on_stop.append(callback)
+            if self._stopped:
+                callback()
+
+    def started(self, key: int) -> bool:
+        """Tell that work on an item begins; says no where it must not, because the item was cancelled."""
+        lease.check()
+        with self._lock:
+            if key not in self._open or key in self._ended:
+                return False
+            self._begun.add(key)
+        self._write("started", key)
+        return True
+
+    def begin(self, key: int, found: dict[str, Any], longest_s: float) -> None:
+        """Tell what is there, and wait until the daemon has kept it: what is done next cannot be told afterwards.
+
+        Args:
+            key: of the item.
+            found: what is there before.
+            longest_s: seconds to wait at most.
+
+        Raises:
+            StoppedError: the item was cancelled.
+            StorageError: the daemon did not answer.
+        """
+        until = time.monotonic() + longest_s
+        self._write("begun", key, found=found)
+        self.flush()
+        with self._may_go:
+            while key not in self._going:
+                if self.is_ended(key):
+                    raise StoppedError
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise StorageError("the service did not let it begin in time", code="INTERNAL", scope="service")
+                self._may_go.wait(min(left, _POLL_S))
+
+    def go(self, key: int) -> None:
+        """The daemon has kept what an item has found."""
+        with self._may_go:
+            self._going.add(key)
+            self._may_go.notify_all()
+
+    def log(self, key: int, text: str) -> None:
+        """A line for the log of an item that has no outcome yet."""
+        if key in self._open:
+            self._write("log", key, text=truncated(text, _MAX_LOG_LENGTH))
+
+    def progress(self, key: int, transferred: int, instant: float, average: float, elapsed: float) -> None:
+        """Bytes, bytes/s now and on average, seconds."""
+        self._write(
+            "progress", key, transferred=transferred, instant=instant, average=average, elapsed=round(elapsed, 3)
+        )
+
+    def entries(self, key: int, entries: list[list[Any]]) -> None:
+        self._write("entries", key, entries=entries)
+
+    def unreadable(self, key: int, path: str, error: StorageError) -> None:
+        self._write("unreadable", key, path=path, fault=error.fault())
+
+    def root(self, key: int, path: bytes | None) -> None:
+        if path is not None:
+            self._write("root", key, path=quote_from_bytes(path, safe="/"))
+
+    def unnamed(self, key: int, path: str, count: int) -> None:
+        self._write("unnamed", key, path=path, count=count)
+
+    def done(
+        self,
+        key: int,
+        size: int = 0,
+        transferred: int = 0,
+        checksum: str | None = None,
+        *,
+        already_there: bool = False,
+    ) -> None:
+        # Left away where it is false, as in nearly all events.
+        more = {"already_there": True} if already_there else {}
+        self._close("done", key, size=size, transferred=transferred, checksum=checksum, **more)
+
+    def failed(self, key: int, error: StorageError, *, residue: bool = False) -> None:
+        self._close("failed", key, fault=error.fault(), residue=residue)
+
+    def cancelled(self, key: int, *, residue: bool = False) -> None:
+        self._close("cancelled", key, residue=residue)
+
+    def finish(self) -> None:
+        """End the batch; a key without an outcome is a bug of the helper, told as such."""
+        with self._stopping:
+            # A cancel that comes now must not interrupt the next batch.
+            self._on_stop.clear()
+            self._on_end.clear()
+        for key in self.open_keys():
+            self.failed(key, StorageError("the helper lost sight of this element", code="INTERNAL", scope="service"))
+        self._events.write({"event": "finished", "id": self.id}, at_once=True)
+
+    def flush(self) -> None:
+        """Have what was told so far written at once, as before something that may end the process."""
+        self._events.flush()
+
+    def _write(self, event: str, key: int, **fields: Any) -> None:
+        self._events.write({"event": event, "id": self.id, "key": key, **fields})
+
+    def _close(self, event: str, key: int, **fields: Any) -> None:
+        with self._lock:
+            if key not in self._open:
+                return
+            self._open.remove(key)
+            self._write(event, key, **fields)
+
+
+class _BatchQueue:
+    """Batches in the order in which they came; one thread carries them out, one after the other."""
+
+    def __init__(self, carry_out: Callable[[ActiveBatch], None]) -> None:
+        self._carry_out = carry_out
+        self._change = threading.Condition()
+        self._waiting: deque[ActiveBatch] = deque()
+        self._running: ActiveBatch | None = None
+        threading.Thread(target=self._work, name="batch", daemon=True).start()
+
+    def add(self, batch: ActiveBatch) -> None:
+        with self._change:
+            self._waiting.append(batch)
+            self._change.notify()
+
+    def cancel(self, batch_id: int, keys: list[int] | None) -> None:
+        """End a batch, or some items of it; one that waits need not wait for that."""
+        with self._change:
+            waits = [batch for batch in self._waiting if batch.id == batch_id]
+            for batch in waits:
+                for key in batch.open_keys() if keys is None else keys:
+                    batch.cancelled(key)
+                if batch.open_keys():
+                    batch.leave_out(keys or ())
+                else:
+                    self._waiting.remove(batch)
+                    batch.finish()
+            running = self._running
+        if running is not None and running.id == batch_id and not waits:
+            # On a thread of its own: what it interrupts may take a moment.
+            threading.Thread(target=_cancel, args=(running, keys), name="cancel").start()
+
+    def go(self, batch_id: int, key: int) -> None:
+        """An item of the batch under way may be done."""
+        with self._change:
+            running = self._running
+        if running is not None and running.id == batch_id:
+            running.go(key)
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while not self._waiting:
+                    self._change.wait()
+                batch = self._running = self._waiting.popleft()
+            try:
+                self._carry_out(batch)
+            except Exception as error:
+                # What is left of the batch is reported by finish(); the reason goes to the daemon's log.
+                print(f"batch {batch.id}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                traceback.print_exc()
+            with self._change:
+                self._running = None
+            batch.finish()
+
+
+def _cancel(batch: ActiveBatch, keys: list[int] | None) -> None:
+    if keys is None:
+        batch.stop()
+    else:
+        batch.end(keys)
+
+
+def disable_core_dumps() -> None:
+    """Have no image of this process's memory written: credentials are in it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # The limit does not hold for a program that collects the images.
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def serve(tools: str, carry_out: Callable[[ActiveBatch], None]) -> None:
+    """Work until the requests end; never returns.
+
+    The calling thread reads, so that a cancel is seen at once; batches are carried out one after the other on another
+    thread. The end of the requests is the end of the process, at once: whatever is under way at servers ends with
+    its connections.
+
+    Args:
+        tools: what the helper works with.
+        carry_out: does all of a batch but `ActiveBatch.finish`.
+    """
+    disable_core_dumps()
+    events = EventWriter()
+    batches = _BatchQueue(carry_out)
+    events.write({"event": "ready", "tools": tools}, at_once=True)
+    try:
+        for request in _requests():
+            if request["op"] == "lease":
+                lease.hold(request["until"])
+                continue
+            lease.check()
+            if request["op"] == "cancel":
+                batches.cancel(request["id"], request.get("keys"))
+            elif request["op"] == "go":
+                batches.go(request["id"], request["key"])
+            else:
+                batches.add(ActiveBatch(request, events))
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"a request that cannot be read: {error!r}", file=sys.stderr, flush=True)
+        os._exit(2)
+    os._exit(0)
+
+
+def _requests() -> Iterator[dict[str, Any]]:
+    for line in _lines(iter(lambda: os.read(_REQUESTS, _READ_SIZE), b"")):
+        request = json.loads(line)
+        if not isinstance(request, dict):
+            raise TypeError("a request is an object")
+        yield request
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    waiting: list[bytes] = []
+    length = 0
+    for piece in pieces:
+        *lines, rest = piece.split(b"\n")
+        for line in lines:
+            yield b"".join((*waiting, line))
+            waiting, length = [], 0
+        waiting.append(rest)
+        length += len(rest)
+        if length > _MAX_REQUEST_SIZE:
+            raise ValueError(f"a request is longer than {_MAX_REQUEST_SIZE} bytes")

@@ -1,0 +1,197 @@
+"""Credentials and trusted authorities of single endpoints, and the signing policies of authorities.
+
+``PDM_CREDENTIALS`` and ``PDM_TRUST`` of the environment are JSON objects: URL of an endpoint →
+``{"file": PATH, "account": NAME or null}``, or the directory with the authorities that are trusted for this endpoint.
+``X509_CERT_DIR`` has the authorities for all other servers.
+
+A signing policy, stored beside an authority's certificate, limits the subjects that the authority may sign; it is
+checked for connections of `ssl`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import json
+import os
+import re
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pdm.workqueue.domain.signing_policy import LONGEST_FILE, NAMESPACES, SIGNING_POLICY, PolicyFile, SigningPolicies
+from pdm.workqueue.domain.subjects import plain_form
+
+#: Names the folder of the authorities that are trusted everywhere, when the helper begins.
+_TRUST_VARIABLE = "X509_CERT_DIR"
+_DEFAULT_TRUST = os.environ.get(_TRUST_VARIABLE)
+_switching = threading.RLock()
+
+
+class EndpointCredential(NamedTuple):
+    """What is used at one endpoint.
+
+    Attributes:
+        file: with the private key or the token.
+        account: who to be there; None if the user has not said.
+    """
+
+    file: str
+    account: str | None
+
+
+def credential_at(schemes: tuple[str, ...], authority: str) -> EndpointCredential | None:
+    """What is given for a server; None for nothing.
+
+    Args:
+        schemes: by which its endpoint may be called.
+        authority: ``HOST:PORT`` of it.
+    """
+    given = _parsed_credentials(os.environ.get("PDM_CREDENTIALS", ""))
+    return next((given[url] for scheme in schemes if (url := f"{scheme}://{authority}") in given), None)
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed_credentials(text: str) -> Mapping[str, EndpointCredential]:
+    told: dict[str, dict[str, Any]] = json.loads(text) if text else {}
+    return {
+        "/".join(url.split("/")[:3]): EndpointCredential(each["file"], each.get("account"))
+        for url, each in told.items()
+    }
+
+
+def trust_at(authority: str) -> str | None:
+    """The folder with the authorities that may vouch for a server; None if there is no such folder.
+
+    Args:
+        authority: ``HOST:PORT`` of it.
+    """
+    folder = _parsed_trust(os.environ.get("PDM_TRUST", "")).get(_canonical_authority(authority))
+    # One that is not there vouches for nobody.
+    return _DEFAULT_TRUST if folder is None else folder or os.devnull
+
+
+@contextlib.contextmanager
+def trusting(authority: str) -> Iterator[None]:
+    """Have a library that reads ``X509_CERT_DIR`` find there, while this lasts, what may vouch for one server.
+
+    Only one thread at a time may have its own: the others wait. Where nothing is told of single servers, nobody does.
+    """
+    if not os.environ.get("PDM_TRUST"):
+        yield
+        return
+    with _switching:
+        before = os.environ.get(_TRUST_VARIABLE)
+        _set_trust_variable(trust_at(authority))
+        try:
+            yield
+        finally:
+            _set_trust_variable(before)
+
+
+def _set_trust_variable(folder: str | None) -> None:
+    if folder is None:
+        os.environ.pop(_TRUST_VARIABLE, None)
+    else:
+        os.environ[_TRUST_VARIABLE] = folder
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed_trust(text: str) -> Mapping[str, str]:
+    told: dict[str, str] = json.loads(text) if text else {}
+    folders: dict[str, str] = {}
+    for url, folder in told.items():
+        authority = _canonical_authority(url.split("/", 3)[2])
+        # Two names of one server that are trusted by unlike authorities: by none of them.
+        folders[authority] = folder if folders.get(authority, folder) == folder else ""
+    return folders
+
+
+def _canonical_authority(authority: str) -> str:
+    """One spelling of a server's address: libraries keep connections by what it means."""
+    return authority.rpartition("@")[2].lower().removesuffix(":2811").removesuffix(":443").removesuffix(":1094")
+
+
+_AUTHORITY_FILE = re.compile(r"([0-9a-f]{8})\.\d+")
+#: Names that `ssl` gives to types → short names.
+_SHORT_NAMES = {
+    "commonName": "CN",
+    "countryName": "C",
+    "domainComponent": "DC",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+    "streetAddress": "STREET",
+    "userId": "UID",
+    "givenName": "GN",
+    "surname": "SN",
+}
+
+
+def check_server(connection: http.client.HTTPSConnection, folder: str) -> None:
+    """Raise `ssl.SSLCertVerificationError` if an authority of the server's chain may not sign what it has signed.
+
+    Args:
+        connection: after its handshake.
+        folder: of the trusted authorities.
+    """
+    policies = _policies(folder, _directory_state(folder))
+    if not policies.files:
+        return
+    # Part of the public interface from Python 3.13 on only.
+    sock: Any = connection.sock
+    chain: list[Any] = sock._sslobj.get_verified_chain()
+    refusal = policies.evaluate([_canonical_subject(each.get_info()["subject"]) for each in chain]).refusal
+    if refusal is not None:
+        raise ssl.SSLCertVerificationError(f"certificate verify failed: {refusal}")
+
+
+def _directory_state(folder: str) -> tuple[tuple[str, int], ...]:
+    """What changes with the policies of a folder."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith((SIGNING_POLICY, NAMESPACES)):
+                try:
+                    found.append((entry.name, entry.stat().st_mtime_ns))
+                except OSError:  # a link that leads nowhere
+                    found.append((entry.name, 0))
+    return tuple(sorted(found))
+
+
+@functools.lru_cache(maxsize=16)
+def _policies(folder: str, _state: tuple[tuple[str, int], ...]) -> SigningPolicies:
+    """The policies in a folder, read again when they have changed."""
+    owners: dict[str, set[str]] = {}
+    files: list[Path] = []
+    for path in sorted(Path(folder).iterdir()):
+        if found := _AUTHORITY_FILE.fullmatch(path.name):
+            owners.setdefault(found[1], set()).update(_subjects(path))
+        elif path.suffix in (SIGNING_POLICY, NAMESPACES):
+            files.append(path)
+    return SigningPolicies(tuple(_read_policy_file(path, owners.get(path.stem, set())) for path in files))
+
+
+def _subjects(path: Path) -> list[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except (OSError, ValueError):
+        return []  # it vouches for nobody
+    return [_canonical_subject(each["subject"]) for each in context.get_ca_certs()]
+
+
+def _read_policy_file(path: Path, owners: set[str]) -> PolicyFile:
+    try:
+        with path.open("rb") as file:
+            return PolicyFile.read(str(path), file.read(LONGEST_FILE + 1), owners)
+    except OSError as error:
+        return PolicyFile(str(path), frozenset(owners), problem=f"it cannot be read ({error.strerror})")
+
+
+def _canonical_subject(subject: Any) -> str:
+    return plain_form([[(_SHORT_NAMES.get(kind, kind), value) for kind, value in part] for part in subject])

@@ -1,0 +1,261 @@
+"""Destination directories of a batch of copies: created if missing, listed once, shared by all worker threads."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from pdm.workqueue.helpers.storage import FileStat, Storage, StorageError, joined_url, parent_url, scoped
+
+#: From so many files on, one listing of their folder is cheaper than a look at each.
+_MIN_FILES_FOR_LISTING = 8
+#: A folder with more entries than this for each file that comes is not read to its end.
+_MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
+#: In a URL without a path but ``/``.
+_ROOT_SLASHES = 3
+#: A path of 4,096 bytes, each of them encoded, and a host before it.
+_LONGEST_URL = 3 * 4096 + 512
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+#: Errors of a folder that may be written to all the same.
+_NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM})
+
+
+class TargetDirectory:
+    """One folder at the destination, which is there.
+
+    Attributes:
+        url: of the folder.
+        known: what was in it, of the names that matter here; None if each must be looked for.
+    """
+
+    def __init__(self, url: str, known: dict[bytes, FileStat] | None) -> None:
+        self.url = url
+        self.known = known
+        self._lock = threading.Lock()
+        #: Whether it takes two names for one that differ in case only; None while that was not looked for.
+        self._ignores_case: bool | None = None
+
+    def stat(self, storage: Storage, url: str) -> FileStat | None:
+        """What is at a URL in this folder, or was when the batch began."""
+        return storage.stat(url) if self.known is None else self.known.get(name_of(url))
+
+    def may_hold(self, url: str) -> bool:
+        return self.known is None or name_of(url) in self.known
+
+    def check_own_name(self, storage: Storage, url: str) -> None:
+        """Raise `StorageError` if what is found at a URL has another name: the storage takes the two for one.
+
+        Such are storages that ignore case or normalise Unicode. What they found may be another file of the same job.
+        """
+        if self.known is not None:
+            # A listing has told this very name.
+            return
+        name = name_of(url)
+        others = {variant for variant in _variants(name) if variant != name}
+        if any(storage.stat(joined_url(self.url, quote_from_bytes(other, safe=""))) for other in others):
+            _check_listed(storage, name, url)
+
+    def check_free(self, storage: Storage, url: str) -> None:
+        """Raise `StorageError` if a name that was free leads to a file of another name by now."""
+        if (self._ignores_case or not name_of(url).isascii()) and storage.stat(url) is not None:
+            _check_listed(storage, name_of(url), url)
+
+    @contextlib.contextmanager
+    def alone(self, storage: Storage, temporary: str, url: str) -> Iterator[None]:
+        """Let only one file at a time get its name, where two names may be one.
+
+        Args:
+            storage: of the folder.
+            temporary: a file of ours in the folder, whose name has letters.
+            url: of the file that gets its name.
+        """
+        with self._lock:
+            if self._ignores_case is None:
+                swapped = quote_from_bytes(name_of(temporary).swapcase(), safe="")
+                self._ignores_case = scoped("destination", storage.stat, joined_url(self.url, swapped)) is not None
+        if not self._ignores_case and name_of(url).isascii():
+            yield
+            return
+        with self._lock:
+            yield
+
+
+def _check_listed(storage: Storage, name: bytes, url: str) -> None:
+    """Raise `StorageError` if the folder of a URL lists what is there by another name."""
+    variants = set(_variants(name))
+    folded = {variant.casefold() for variant in map(_text, variants)}
+    found: bytes | None = None
+    with contextlib.closing(storage.entries(parent_url(url))) as entries:
+        for other, _ in entries:
+            if other == name:
+                return
+            if other in variants or _text(other).casefold() in folded:
+                found = other
+    if found is not None:
+        raise StorageError(
+            f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
+            " it ignores case, or the way in which letters are composed",
+            errno=errno.EILSEQ,
+            code="INVALID_NAME",
+            scope="destination",
+        )
+
+
+def _variants(name: bytes) -> Iterator[bytes]:
+    """Other names that a storage may take for one: of other case, or with other ways to write a letter."""
+    yield name.swapcase()
+    text = _text(name)
+    for form in _FORMS:
+        yield unicodedata.normalize(form, text).encode("utf-8", "surrogateescape")
+    if not name.isascii():
+        yield text.swapcase().encode("utf-8", "surrogateescape")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+class TargetDirectories:
+    """The folders of the items of a batch."""
+
+    def __init__(self, items: Iterable[dict[str, Any]]) -> None:
+        self._wanted: dict[str, set[bytes]] = {}
+        for item in items:
+            wanted = self._wanted.setdefault(parent_url(item["destination"]), set())
+            wanted.update(map(name_of, (item["destination"], *item["stale"])))
+        self._locks = {url: threading.Lock() for url in self._wanted}
+        self._ready: dict[str, TargetDirectory | StorageError] = {}
+        #: Folded path → its spellings in this batch.
+        self._spellings: dict[str, set[str]] = {}
+        for url in self._wanted:
+            for above in _with_parents(url):
+                spellings = self._spellings.setdefault(_folded(above), set())
+                if above in spellings:
+                    # Then those above it are known, too.
+                    break
+                spellings.add(above)
+
+    def of(self, storage: Storage, destination: str) -> TargetDirectory:
+        """The folder of a destination, made if it was missing.
+
+        Raises:
+            StorageError: it cannot be used.
+        """
+        url = parent_url(destination)
+        with self._locks[url]:
+            if url not in self._ready:
+                try:
+                    self._ready[url] = self._prepared(storage, url)
+                except StorageError as error:
+                    if error.lost or error.code in ("STALLED", "TIMEOUT"):
+                        # Nothing that is known of the folder: the next item may have more luck.
+                        raise
+                    self._ready[url] = error
+            ready = self._ready[url]
+        if isinstance(ready, StorageError):
+            raise ready
+        return ready
+
+    def _prepared(self, storage: Storage, url: str) -> TargetDirectory:
+        is_new = not ensure_directory(storage, url)
+        for above in _with_parents(url):
+            if len(self._spellings[_folded(above)]) > 1:
+                # What is below both would meet.
+                _check_listed(storage, name_of(above), above)
+        if is_new:
+            return TargetDirectory(url, {})
+        wanted = self._wanted[url]
+        if len(wanted) < _MIN_FILES_FOR_LISTING:
+            return TargetDirectory(url, None)
+        try:
+            return TargetDirectory(url, self._known(storage, url, wanted))
+        except StorageError as error:
+            broken_off = error.code == "SERVER_ERROR" and not error.lost
+            if error.errno not in _NOT_SHOWN and error.code != "PERMISSION_DENIED" and not broken_off:
+                raise
+            # A drop box takes files and shows none, and rclone breaks off when a file goes meanwhile: each name is
+            # looked for by itself.
+            return TargetDirectory(url, None)
+
+    @staticmethod
+    def _known(storage: Storage, url: str, wanted: set[bytes]) -> dict[bytes, FileStat] | None:
+        """What is in a folder of the names that are wanted; None if it holds too much to be listed."""
+        known: dict[bytes, FileStat] = {}
+        most = _MOST_ENTRIES + _MOST_ENTRIES_EACH * len(wanted)
+        with contextlib.closing(storage.entries(url)) as entries:
+            for count, (name, file_stat) in enumerate(entries):
+                if name in wanted:
+                    known[name] = file_stat
+                if count > most:
+                    return None
+        return known
+
+
+def ensure_directory(storage: Storage, url: str) -> bool:
+    """Make a directory, and those above it, where they are missing; another agent may do the same meanwhile.
+
+    Returns:
+        Whether it was there already.
+
+    Raises:
+        StorageError: NOT_A_DIRECTORY if something else is in the way, and what the storage says.
+    """
+    if _is_directory(storage.stat(url), url):
+        return True
+    missing = [url]
+    #: Folders of which the storage has said already that what is above them is not there.
+    orphans: set[str] = set()
+    while missing:
+        folder = missing[-1]
+        try:
+            storage.make_directory(folder)
+        except StorageError as error:
+            parent = parent_url(folder)
+            if error.errno == errno.ENOENT and parent != folder and folder not in orphans:
+                orphans.add(folder)
+                missing.append(parent)
+                continue
+            if error.errno == errno.ENOENT and folder in orphans:
+                # The folder above was made, or is there: the storage means something else.
+                raise StorageError(
+                    f"{folder} cannot be made, although the folder above it is there: {error.message}",
+                    code="SERVER_ERROR",
+                    retry_after_s=error.retry_after_s,
+                ) from error
+            if error.errno != errno.EEXIST:
+                raise
+            _is_directory(storage.stat(folder), folder)
+        missing.pop()
+    return False
+
+
+def _is_directory(file_stat: FileStat | None, url: str) -> bool:
+    if file_stat is None:
+        return False
+    if "directory" not in (file_stat.kind, file_stat.target_kind):
+        raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR, code="NOT_A_DIRECTORY")
+    return True
+
+
+def _with_parents(url: str) -> Iterator[str]:
+    """A URL and those of the folders above it, without the root; none of a URL that is too long for any storage."""
+    if len(url) > _LONGEST_URL:
+        return
+    while (above := parent_url(url)) != url:
+        yield url
+        url = above.rstrip("/") if above.count("/") > _ROOT_SLASHES else above
+
+
+def _folded(url: str) -> str:
+    """What is the same for all spellings of a path that a storage may take for one."""
+    return unicodedata.normalize("NFC", _text(unquote_to_bytes(url))).casefold()
+
+
+def name_of(url: str) -> bytes:
+    """The last name of a URL."""
+    return unquote_to_bytes(url.rstrip("/").rpartition("/")[2])

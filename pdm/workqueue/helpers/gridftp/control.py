@@ -1,0 +1,392 @@
+"""Control connection to a GridFTP server with pipelined commands (RFC 959, RFC 2228, GFD.20).
+
+A server carries commands out in order and replies in the same order, so sending the next command before the reply to
+the last one saves a round trip. Each command has a callback for its reply.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import collections
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from pdm.workqueue.helpers import lease
+from pdm.workqueue.helpers.credentials import trusting
+from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
+from pdm.workqueue.helpers.storage import StorageError
+
+#: Seconds a server may take to greet, and for each step of the login, where no one says less.
+LOGIN_S = 30.0
+_PIECE = 256 * 1024
+#: A line that is longer is none of a reply: entries of listings, the longest, are wrapped one by one.
+_LONGEST_LINE = 512 * 1024
+#: Of replies with more lines, or longer ones, the rest is dropped.
+_MOST_LINES, _LONGEST_KEPT_LINE = 200, 64 * 1024
+_DEFAULT_PORT = 2811
+_WRAPPED = (b"631", b"632", b"633")
+_TOKEN = re.compile(rb"ADAT=([A-Za-z0-9+/=]+)")
+#: Messages of a login that go to and fro: a handshake of TLS and the delegation of a proxy have about ten.
+_MOST_LOGIN_STEPS = 100
+
+
+class ChannelError(Exception):
+    """The connection is of no use any more, or never was; the text says why."""
+
+
+class SilentServerError(ChannelError):
+    """The server takes connections, or not even that, and says nothing.
+
+    Attributes:
+        address: ``host:port``.
+    """
+
+    def __init__(self, address: str, login_s: float) -> None:
+        super().__init__(f"{address} did not answer to a login for {login_s:g} s")
+        self.address = address
+
+    def storage_error(self, scope: str) -> StorageError:
+        """The same as of a server that cannot be reached."""
+        return StorageError(str(self), code="CONNECTION", scope=scope, lost=True, unreachable=True)
+
+
+class Reply(NamedTuple):
+    """What a server says to a command.
+
+    Attributes:
+        code: three digits, as a number.
+        text: all of its lines, without the wrapping.
+    """
+
+    code: int
+    text: str
+
+    @property
+    def good(self) -> bool:
+        """Whether the command was carried out, or waits for its second half (RNFR)."""
+        return self.code < 400
+
+
+#: Gets the reply to a command.
+Answered = Callable[[Reply], None]
+#: Gets the lines between the first and the last of a reply, as the server has sent them together.
+Between = Callable[[bytes], None]
+
+
+class ControlChannel:
+    """A connection on which we are logged in.
+
+    Args:
+        gsi: the library and the credential.
+        address: ``host:port`` of the server.
+        login_s: seconds that each step of the login may take.
+
+    Attributes:
+        address: as given.
+        features: what the server can do, by the first words of its FEAT lines, in capitals.
+        waiting: how many commands have no reply yet.
+        heard_at: when the server last said anything (`time.monotonic`).
+    """
+
+    def __init__(self, gsi: Gsi, address: str, login_s: float = LOGIN_S) -> None:
+        self._gsi = gsi
+        self._login_s = login_s
+        self.address = address
+        self.features: dict[str, str] = {}
+        self.heard_at = 0.0
+        self._context: SecurityContext | None = None
+        self._socket: socket.socket | None = None
+        # What has arrived: whole lines, and the beginning of the next.
+        self._arrived: collections.deque[bytes] = collections.deque()
+        self._rest = b""
+        # The lines of the reply that is not complete.
+        self._lines: list[bytes] = []
+        self._unsent = bytearray()
+        self._answers: collections.deque[tuple[Answered, Between | None]] = collections.deque()
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        return len(self._answers)
+
+    # -- the login, which blocks
+
+    def open(self) -> None:
+        """Connect and log in.
+
+        Raises:
+            SilentServerError: the server says nothing.
+            ChannelError: it was not possible, or `close` was called meanwhile.
+        """
+        host, port = _address(self.address)
+        try:
+            self._socket = socket.create_connection((host, port), self._login_s)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._closed:
+                raise ChannelError("closed")
+            self._context = SecurityContext(self._gsi, host)
+            self._log_in(self._context)
+            self._read_features(self.ask(b"FEAT"))
+            self._socket.setblocking(False)
+        except TimeoutError:
+            self.close()
+            raise SilentServerError(self.address, self._login_s) from None
+        except (OSError, GsiError, UnicodeError) as error:
+            self.close()
+            raise ChannelError(f"{self.address}: {error}") from error
+        except ChannelError:
+            self.close()
+            raise
+
+    def _log_in(self, context: SecurityContext) -> None:
+        self._expect(self._plain_reply(), 220)
+        self._send_plain(b"AUTH GSSAPI")
+        self._expect(self._plain_reply(), 334)
+        token: bytes | None = None
+        # The first step reads who may vouch for the server.
+        with trusting(self.address):
+            answer, complete = context.step(token)
+        for _ in range(_MOST_LOGIN_STEPS):
+            if answer:
+                self._send_plain(b"ADAT " + base64.b64encode(answer))
+                reply = self._plain_reply()
+                if reply.code == 235 and complete:
+                    break
+                self._expect(reply, 335, 235)
+                found = _TOKEN.search(reply.text.encode("ascii", "replace"))
+                token = base64.b64decode(found.group(1)) if found else None
+            elif complete:
+                break
+            else:
+                raise ChannelError(f"{self.address}: the login does not go on")
+            answer, complete = context.step(token)
+        else:
+            raise ChannelError(f"{self.address}: the login does not come to an end")
+        # The account is the one that the server's grid map names for us.
+        self._expect(self.ask(b"USER :globus-mapping:"), 230, 331)
+        self._expect(self.ask(b"PASS dummy"), 230, 202)
+
+    def _expect(self, reply: Reply, *codes: int) -> None:
+        if reply.code not in codes:
+            raise ChannelError(f"{self.address}: {reply.text}")
+
+    def _send_plain(self, line: bytes) -> None:
+        self._connected().sendall(line + b"\r\n")
+
+    def _plain_reply(self) -> Reply:
+        while True:
+            for reply in self._replies():
+                return reply
+            self._receive()
+
+    def ask(self, command: bytes) -> Reply:
+        """Send one command and wait for its reply; only while no other is under way.
+
+        Raises:
+            ChannelError: there is none in time.
+        """
+        answers: list[Reply] = []
+        self.send(command, answers.append)
+        lease.check()
+        connection = self._connected()
+        blocking = connection.gettimeout()
+        connection.settimeout(self._login_s)
+        try:
+            while not answers:
+                if self._unsent:
+                    connection.sendall(self._unsent)
+                    self._unsent.clear()
+                self._receive()
+                self._dispatch()
+        except TimeoutError:
+            raise SilentServerError(self.address, self._login_s) from None
+        except OSError as error:
+            raise ChannelError(f"{self.address}: {error}") from error
+        finally:
+            connection.settimeout(blocking)
+        return answers[0]
+
+    def _read_features(self, reply: Reply) -> None:
+        for line in reply.text.splitlines()[1:-1]:
+            name, _, rest = line.strip().partition(" ")
+            self.features[name.upper()] = rest
+
+    # -- commands and replies, which do not block
+
+    def send(self, command: bytes, answered: Answered, between: Between | None = None) -> None:
+        """Send a command when `flush` is called next.
+
+        Args:
+            command: without its line end.
+            answered: gets the reply.
+            between: gets what is between the first and the last line of a long reply; without it they are part of the
+                reply.
+
+        Raises:
+            ValueError: the command holds a line end.
+            ChannelError: it cannot be sent.
+        """
+        if b"\n" in command or b"\r" in command or b"\0" in command:
+            raise ValueError("a command is one line")
+        if self._context is None:
+            raise ChannelError(f"{self.address}: not logged in")
+        try:
+            self._unsent += b"MIC " + base64.b64encode(self._context.wrap(command + b"\r\n")) + b"\r\n"
+        except GsiError as error:
+            raise ChannelError(f"{self.address}: {error}") from error
+        if not self._answers:
+            self.heard_at = time.monotonic()
+        self._answers.append((answered, between))
+
+    @property
+    def unsent(self) -> bool:
+        """Whether `flush` has something to send."""
+        return bool(self._unsent)
+
+    def flush(self) -> None:
+        """Send as much as the connection takes now; raises `ChannelError`."""
+        lease.check()
+        while self._unsent:
+            try:
+                sent = self._connected().send(self._unsent)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise ChannelError(f"{self.address}: {error}") from error
+            del self._unsent[:sent]
+
+    def read(self) -> None:
+        """Take what has arrived and give the replies to who waits for them.
+
+        Raises:
+            ChannelError: the connection has ended, or what comes is no reply.
+        """
+        try:
+            self._receive()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise ChannelError(f"{self.address}: {error}") from error
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        for reply in self._replies():
+            if reply.code < 200:
+                # A sign of life from a transfer.
+                continue
+            if not self._answers:
+                raise ChannelError(f"{self.address}: said without being asked: {reply.text[:200]}")
+            answered, _ = self._answers.popleft()
+            answered(reply)
+
+    def fileno(self) -> int:
+        return self._connected().fileno()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the server has ended the connection while nothing was under way."""
+        if self._socket is None:
+            return True
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """End the connection; may be called by any thread, and ends what waits for it."""
+        self._closed = True
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def dispose(self) -> None:
+        """Close, and free what the login has kept; called by the thread that uses it."""
+        self.close()
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+    # -- bytes to replies
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            raise ChannelError(f"{self.address}: the connection is closed")
+        return self._socket
+
+    def _receive(self) -> None:
+        piece = self._connected().recv(_PIECE)
+        if not piece:
+            raise ChannelError(f"{self.address}: the server has closed the connection")
+        self.heard_at = time.monotonic()
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self._arrived.extend(lines)
+        if len(self._rest) > _LONGEST_LINE:
+            raise ChannelError(f"{self.address}: a reply without an end")
+
+    def _replies(self) -> Iterator[Reply]:
+        """The replies that are complete, each to be dealt with before the next is taken.
+
+        What is between their first and last lines is given away at once, to who waits for the reply.
+        """
+        while self._arrived:
+            line = self._arrived.popleft()
+            # The wrapping tells which line is the last; what is in it may be the name of a file.
+            last = line[3:4] == b" "
+            piece = self._opened(line)
+            if last:
+                self._lines.append(piece)
+                yield self._reply()
+            else:
+                self._more(piece)
+
+    def _opened(self, line: bytes) -> bytes:
+        if self._context is None or not line.startswith(_WRAPPED):
+            return line + b"\n"
+        try:
+            return self._context.unwrap(binascii.a2b_base64(line[4:]))
+        except (GsiError, binascii.Error) as error:
+            raise ChannelError(f"{self.address}: {error}") from error
+
+    def _more(self, piece: bytes) -> None:
+        between = self._answers[0][1] if self._answers else None
+        if between is not None and self._lines and self._lines[0][:1] in b"12":
+            between(piece)
+        elif len(self._lines) < _MOST_LINES and len(piece) < _LONGEST_KEPT_LINE:
+            self._lines.append(piece)
+
+    def _reply(self) -> Reply:
+        text = b"".join(self._lines)
+        self._lines.clear()
+        code = text[:3]
+        if not (code.isdigit() and len(code) == 3):
+            raise ChannelError(f"{self.address}: this is no reply: {text[:200]!r}")
+        return Reply(int(code), text.decode("utf-8", "backslashreplace").replace("\r\n", "\n").strip())
+
+
+def greets(address: str, timeout_s: float) -> bool:
+    """Whether a server says anything to who connects, as all of these do.
+
+    Args:
+        address: ``host:port``.
+        timeout_s: seconds that it may take.
+    """
+    try:
+        with socket.create_connection(_address(address), timeout_s) as connection:
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def _address(address: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{address}")
+    return parts.hostname or "", parts.port or _DEFAULT_PORT

@@ -1,0 +1,180 @@
+"""Grid security contexts (GSSAPI of the Globus Toolkit): login with a proxy, and wrapping of messages afterwards.
+
+The credential and the trusted authorities come from the environment: ``X509_USER_PROXY``, ``X509_CERT_DIR``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+
+#: Debian's package that brings the library.
+PACKAGE = "libglobus-gssapi-gsi4"
+
+_LIBRARY = "libglobus_gssapi_gsi.so.4"
+#: Delegate a full proxy, authenticate both ends, allow integrity and encryption (RFC 2744).
+_WANTED = 1 | 2 | 16 | 32
+_INITIATE_ONLY = 1
+_CONTINUE_NEEDED = 1
+#: The upper half of a major status is the error.
+_ERROR_MASK = 0xFFFF0000
+
+
+class GsiError(Exception):
+    """A login or a token was refused; the text says why."""
+
+
+class _Given(Structure):
+    """gss_buffer_desc that we fill; the bytes object that is assigned stays alive with it."""
+
+    _fields_ = (("length", c_size_t), ("value", c_char_p))
+
+
+class _Taken(Structure):
+    """gss_buffer_desc that the library fills."""
+
+    _fields_ = (("length", c_size_t), ("value", c_void_p))
+
+
+_GIVEN, _TAKEN = POINTER(_Given), POINTER(_Taken)
+
+
+class Gsi:
+    """The library, with the credential of this process.
+
+    Raises:
+        OSError: it is not installed.
+        GsiError: it cannot be set up, or there is no usable credential.
+    """
+
+    def __init__(self) -> None:
+        self._common = ctypes.CDLL("libglobus_common.so.0", mode=ctypes.RTLD_GLOBAL)
+        self._slow = ctypes.CDLL(_LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        # Microseconds each, ten thousands of times a second: giving up the interpreter's lock would cost more.
+        self._quick = ctypes.PyDLL(_LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        self._declare()
+        self._common.globus_thread_set_model(b"pthread")
+        if self._common.globus_module_activate(byref(c_char.in_dll(self._slow, "globus_i_gsi_gssapi_module"))) != 0:
+            raise GsiError("the GSSAPI library could not be set up")
+        self._host_based = c_void_p.in_dll(self._slow, "GSS_C_NT_HOSTBASED_SERVICE")
+        self._credential = c_void_p()
+        minor = c_uint32()
+        status = self._slow.gss_acquire_cred(
+            byref(minor), None, 0, None, _INITIATE_ONLY, byref(self._credential), None, None
+        )
+        self._check(status, minor, "the credential cannot be used")
+
+    def _declare(self) -> None:
+        common, slow, quick = self._common, self._slow, self._quick
+        common.globus_thread_set_model.argtypes = [c_char_p]
+        common.globus_module_activate.argtypes = [c_void_p]
+        common.globus_error_get.argtypes = [c_uint32]
+        common.globus_error_get.restype = c_void_p
+        common.globus_error_print_friendly.argtypes = [c_void_p]
+        common.globus_error_print_friendly.restype = c_void_p
+        common.globus_object_free.argtypes = [c_void_p]
+        common.globus_object_free.restype = None
+        pointer, number = POINTER(c_void_p), POINTER(c_uint32)
+        slow.gss_acquire_cred.argtypes = [number, c_void_p, c_uint32, c_void_p, c_int, pointer, c_void_p, number]
+        slow.gss_import_name.argtypes = [number, _GIVEN, c_void_p, pointer]
+        slow.gss_release_name.argtypes = [number, pointer]
+        slow.gss_init_sec_context.argtypes = [
+            *(number, c_void_p, pointer, c_void_p, c_void_p, c_uint32, c_uint32, c_void_p),
+            *(_GIVEN, c_void_p, _TAKEN, number, number),
+        ]
+        slow.gss_delete_sec_context.argtypes = [number, pointer, c_void_p]
+        quick.gss_wrap.argtypes = [number, c_void_p, c_int, c_int, _GIVEN, POINTER(c_int), _TAKEN]
+        quick.gss_unwrap.argtypes = [number, c_void_p, _GIVEN, _TAKEN, POINTER(c_int), number]
+        quick.gss_release_buffer.argtypes = [number, _TAKEN]
+        self._c = ctypes.CDLL(None)
+        self._c.free.argtypes = [c_void_p]
+        self._c.free.restype = None
+
+    def _check(self, status: int, minor: c_uint32, what: str) -> None:
+        if not status & _ERROR_MASK:
+            return
+        error = self._common.globus_error_get(minor)
+        text = None
+        if error:
+            text = self._common.globus_error_print_friendly(error)
+            self._common.globus_object_free(error)
+        reason = "no reason is given"
+        if text:
+            reason = ctypes.string_at(text).decode("utf-8", "backslashreplace").strip()
+            self._c.free(text)
+        raise GsiError(f"{what}: {reason}")
+
+
+class SecurityContext:
+    """One login at one server, then the wrapping of commands and replies. Used by one thread at a time.
+
+    Args:
+        gsi: the library.
+        host: name of the server, as its certificate must give it.
+
+    Raises:
+        GsiError: the name is not usable.
+    """
+
+    def __init__(self, gsi: Gsi, host: str) -> None:
+        self._gsi = gsi
+        self._minor = c_uint32()
+        self._context = c_void_p()
+        self._name = c_void_p()
+        # Made once: they are used for every command and reply.
+        self._given, self._answer = _Given(), _Taken()
+        self._by_minor, self._by_given, self._by_answer = map(byref, (self._minor, self._given, self._answer))
+        service = b"host@" + host.encode("idna")
+        name = _Given(len(service), service)
+        status = gsi._slow.gss_import_name(byref(self._minor), byref(name), gsi._host_based, byref(self._name))
+        gsi._check(status, self._minor, f"the host name {host} cannot be used")
+
+    def step(self, token: bytes | None) -> tuple[bytes, bool]:
+        """Go on with the login.
+
+        Args:
+            token: what the server has sent; None to begin.
+
+        Returns:
+            What to send to the server (may be empty), and whether it expects no more from us.
+
+        Raises:
+            GsiError: the server, or we, are not trusted.
+        """
+        given = None if token is None else byref(_Given(len(token), token))
+        status = self._gsi._slow.gss_init_sec_context(
+            *(byref(self._minor), self._gsi._credential, byref(self._context), self._name),
+            *(None, _WANTED, 0, None, given, None, self._by_answer, None, None),
+        )
+        self._gsi._check(status, self._minor, "the login failed")
+        return self._taken(), not status & _CONTINUE_NEEDED
+
+    def wrap(self, data: bytes) -> bytes:
+        """Protect what is sent against change; raises `GsiError`."""
+        self._given.length, self._given.value = len(data), data
+        status = self._gsi._quick.gss_wrap(self._by_minor, self._context, 0, 0, self._by_given, None, self._by_answer)
+        if status & _ERROR_MASK:
+            self._gsi._check(status, self._minor, "a command cannot be wrapped")
+        return self._taken()
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Check and open what was received; raises `GsiError`."""
+        self._given.length, self._given.value = len(data), data
+        status = self._gsi._quick.gss_unwrap(self._by_minor, self._context, self._by_given, self._by_answer, None, None)
+        if status & _ERROR_MASK:
+            self._gsi._check(status, self._minor, "a reply cannot be unwrapped")
+        return self._taken()
+
+    def close(self) -> None:
+        """Free what the library keeps; the context is of no use afterwards."""
+        if self._context.value is not None:
+            self._gsi._slow.gss_delete_sec_context(byref(self._minor), byref(self._context), None)
+        if self._name.value is not None:
+            self._gsi._slow.gss_release_name(byref(self._minor), byref(self._name))
+
+    def _taken(self) -> bytes:
+        if not self._answer.length:
+            return b""
+        data = ctypes.string_at(self._answer.value, self._answer.length)
+        self._gsi._quick.gss_release_buffer(self._by_minor, self._by_answer)
+        return data

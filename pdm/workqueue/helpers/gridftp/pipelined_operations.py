@@ -1,0 +1,245 @@
+"""Pipelined removals and creation of directories over one control connection.
+
+`PipelinedDirectories` creates the directories that copies are written to; `carry_out` carries out remove and mkdir
+requests and leaves the items that fail to the fallback.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.gridftp.connections import (
+    BrokenError,
+    ChannelPool,
+    SilenceError,
+    Waker,
+    fits_on_command_line,
+    host_port,
+    parent_path,
+    run_until_answered,
+    server_path,
+)
+from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, Reply, SilentServerError
+from pdm.workqueue.helpers.gridftp.replies import ListingEntry, WrappedEntries, errno_of_reply, file_stat_in
+from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck
+from pdm.workqueue.helpers.storage import StoppedError, StorageError
+
+#: So many files together are worth a listing of their folder.
+_MIN_FILES_FOR_LISTING = 64
+#: States of a folder that can be used.
+NEW, THERE = "new", "there"
+
+
+class PipelinedDirectories:
+    """Makes the folders that files arrive in, where they are missing.
+
+    Attributes:
+        states: whether each folder is new, or was there; those that cannot be used are not in it.
+    """
+
+    def __init__(self, channel: ControlChannel, folders: set[bytes]) -> None:
+        self._channel = channel
+        self.states: dict[bytes, str] = {}
+        #: What is to be done once a folder is there.
+        self._then: dict[bytes, list[Callable[[], None]]] = {}
+        for folder in sorted(folders):
+            self._make(folder, lambda: None)
+
+    def _make(self, folder: bytes, then: Callable[[], None]) -> None:
+        if folder in self.states:
+            then()
+        elif folder in self._then:
+            self._then[folder].append(then)
+        else:
+            self._then[folder] = [then]
+            self._ask(folder, may_lack_parent=True)
+
+    def _ask(self, folder: bytes, *, may_lack_parent: bool) -> None:
+        def made(reply: Reply) -> None:
+            number = None if reply.good else errno_of_reply(reply.text)
+            if reply.good:
+                self._is(folder, NEW)
+            elif number == errno.EEXIST:
+                self._channel.send(b"MLST " + folder, looked)
+            elif number == errno.ENOENT and may_lack_parent and parent_path(folder) != folder:
+                self._make(parent_path(folder), lambda: self._ask(folder, may_lack_parent=False))
+
+        def looked(reply: Reply) -> None:
+            there = file_stat_in(reply)
+            if there is not None and "directory" in (there.kind, there.target_kind):
+                self._is(folder, THERE)
+
+        if folder in (b"/", b"~"):
+            self._is(folder, THERE)
+        else:
+            self._channel.send(b"MKD " + folder, made)
+
+    def _is(self, folder: bytes, state: str) -> None:
+        self.states[folder] = state
+        for then in self._then[folder]:
+            then()
+        self._then[folder].clear()
+
+
+class NewDirectory:
+    """A folder that the batch has made: one listing of it shows the sizes of many files, and which names are free.
+
+    That a name is free is an error of five lines otherwise, and each size a command.
+
+    Args:
+        channel: to the server.
+        path: of the folder.
+
+    Attributes:
+        to_come: files of the batch that will ask, but have not yet.
+    """
+
+    def __init__(self, channel: ControlChannel, path: bytes) -> None:
+        self._channel = channel
+        self._path = path
+        self._asking: list[Callable[[Mapping[bytes, int | None]], None]] = []
+        self.to_come = 0
+
+    def ask(self, shown: Callable[[Mapping[bytes, int | None]], None]) -> None:
+        """Ask what is in it.
+
+        Args:
+            shown: gets name and size (None for what has none) of all that is, once others ask, too.
+        """
+        self._asking.append(shown)
+        self.to_come -= 1
+
+    def look_if_due(self, *, all_arrived: bool) -> bool:
+        """List it, if enough ask, or no more will for now; whether it did."""
+        if len(self._asking) < _MIN_FILES_FOR_LISTING and self.to_come and not all_arrived:
+            return False
+        asking, self._asking = self._asking, []
+        self._list(asking)
+        return True
+
+    def _list(self, asking: list[Callable[[Mapping[bytes, int | None]], None]]) -> None:
+        sizes: dict[bytes, int | None] = {}
+
+        def found(line: ListingEntry) -> None:
+            sizes[line.name] = line.file_stat.size if line.file_stat.kind == "file" else None
+
+        lines = WrappedEntries(found)
+
+        def ended(reply: Reply) -> None:
+            lines.end()
+            # Of a listing that is not whole nothing is believed: then no file has the size that it should.
+            known = sizes if reply.good and lines.storage_error is None else {}
+            for shown in asking:
+                shown(known)
+
+        self._channel.send(b"MLSC " + self._path, ended, lines.take)
+
+
+#: Commands that may be under way at once.
+_MOST_UNDER_WAY = 256
+
+
+def carry_out(
+    batch: ActiveBatch, items: Iterable[dict[str, Any]], connections: ChannelPool, waker: Waker
+) -> list[dict[str, Any]]:
+    """Carry out as much of a ``remove`` or ``mkdir`` request as goes well.
+
+    Args:
+        batch: of the request.
+        items: of the request that have no outcome so far.
+        connections: to the servers.
+        waker: is woken when the batch is stopped.
+
+    Returns:
+        The items that are left for the careful way; those of which it is not known whether they are done have ``again``
+        set.
+    """
+    left: list[dict[str, Any]] = []
+    addresses: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        if fits_on_command_line(server_path(item["url"])):
+            addresses.setdefault(host_port(item["url"]), []).append(item)
+        else:
+            left.append(item)
+    for address, some in addresses.items():
+        left += _PipelinedItems(batch, some).on(connections, address, waker)
+    return left
+
+
+class _PipelinedItems:
+    def __init__(self, batch: ActiveBatch, items: Iterable[dict[str, Any]]) -> None:
+        self._batch = batch
+        self._removes = batch.request["op"] == "remove"
+        self._waiting = collections.deque(items)
+        self._under_way: collections.deque[dict[str, Any]] = collections.deque()
+        #: By key: those that are looked at before they are removed.
+        self._looked_at: dict[int, dict[str, Any]] = {}
+        self._left: list[dict[str, Any]] = []
+
+    def on(self, connections: ChannelPool, address: str, waker: Waker) -> list[dict[str, Any]]:
+        stall_s = float(self._batch.request["limits"].get("stall_s", 120.0))
+        try:
+            channel = connections.single(address)
+        except SilentServerError as error:
+            for item in self._waiting:
+                self._batch.failed(item["key"], error.storage_error("source"))
+            return []
+        except ChannelError:
+            return list(self._waiting)
+        try:
+            run_until_answered(
+                (channel,), waker, lambda: self._batch.stopped, lambda: self._refill(channel), lambda: stall_s
+            )
+        except (ChannelError, BrokenError, SilenceError, StoppedError):
+            connections.drop(channel)
+            for item in self._under_way:
+                item["again"] = True
+        return [*self._left, *self._looked_at.values(), *self._under_way, *self._waiting]
+
+    def _refill(self, channel: ControlChannel) -> None:
+        while self._waiting and len(self._under_way) + len(self._looked_at) < _MOST_UNDER_WAY:
+            item = self._waiting.popleft()
+            if not self._batch.started(item["key"]):
+                continue
+            if self._removes and must_recheck(item):
+                self._look(channel, item)
+            else:
+                self._carry_out(channel, item)
+
+    def _look(self, channel: ControlChannel, item: dict[str, Any]) -> None:
+        self._looked_at[item["key"]] = item
+
+        def looked(reply: Reply) -> None:
+            del self._looked_at[item["key"]]
+            there = file_stat_in(reply)
+            try:
+                if there is None:
+                    raise StorageError(reply.text)
+                check_unchanged_since_listing(item, there)
+            except StorageError:
+                # The careful way finds out, and says, what is wrong.
+                self._left.append(item)
+            else:
+                self._carry_out(channel, item)
+
+        channel.send(b"MLST " + server_path(item["url"]), looked)
+
+    def _carry_out(self, channel: ControlChannel, item: dict[str, Any]) -> None:
+        self._under_way.append(item)
+        channel.send(self._command(item) + server_path(item["url"]), self._answered)
+
+    def _command(self, item: dict[str, Any]) -> bytes:
+        if not self._removes:
+            return b"MKD "
+        return b"RMD " if item.get("directory", False) else b"DELE "
+
+    def _answered(self, reply: Reply) -> None:
+        item = self._under_way.popleft()
+        if reply.good:
+            self._batch.done(item["key"])
+        else:
+            self._left.append(item)

@@ -1,0 +1,244 @@
+"""GridFTP replies and listings (MLSD, MLST): parsing, none of which trusts the server.
+
+An entry of a listing is ``fact=value;fact=value; name``. A name may hold any byte but ``/`` and NUL, so a line break
+in a name looks like the end of the entry: only a break that is followed by facts is one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from pdm.workqueue.helpers.gridftp.control import Reply
+from pdm.workqueue.helpers.storage import FileStat, FileVersion, StorageError
+
+#: No honest entry is longer: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
+LONGEST_ENTRY = 64 * 1024
+LARGEST_SIZE = 2**63 - 1
+_FACTS = re.compile(rb"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ")
+_BREAK = re.compile(rb"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )")
+_DIGITS = re.compile(rb"[0-9]{1,20}\Z")
+_MODE = re.compile(rb"[0-7]{1,6}\Z")
+
+
+class ListingEntry(NamedTuple):
+    """One entry: its name, what it is, and facts of the listed folder.
+
+    Attributes:
+        role: ``cdir`` and ``pdir`` for the listed folder and the one above, empty for what is in it.
+        counted: of ``cdir``: how many entries the server has for the folder.
+    """
+
+    name: bytes
+    file_stat: FileStat
+    role: str = ""
+    counted: int | None = None
+
+
+def read_entry(line: bytes) -> ListingEntry:
+    """One entry without its line break.
+
+    Raises:
+        StorageError: BAD_LISTING.
+    """
+    match = _FACTS.match(line)
+    if match is None:
+        raise invalid_listing(f"an entry has no facts: {line[:200]!r}")
+    name = line[match.end() :]
+    facts: dict[bytes, bytes] = {}
+    for fact in match.group(1)[:-1].split(b";"):
+        key, _, value = fact.partition(b"=")
+        facts[key.lower()] = value
+    kind = facts.get(b"type", b"").lower()
+    if not kind:
+        raise invalid_listing(f"an entry has no type: {line[:200]!r}")
+    if not name or b"\0" in name:
+        raise invalid_listing(f"an entry has no legal name: {line[:200]!r}")
+    role = kind.decode() if kind in (b"cdir", b"pdir") else ""
+    file_stat = _file_stat(kind, facts, line)
+    count = facts.get(b"x.count", b"")
+    return ListingEntry(name, file_stat, role, int(count) if _DIGITS.match(count) else None)
+
+
+def _file_stat(kind: bytes, facts: dict[bytes, bytes], line: bytes) -> FileStat:
+    plain = {b"file": "file", b"dir": "directory", b"cdir": "directory", b"pdir": "directory"}.get(kind, "other")
+    size = 0
+    if plain == "file":
+        text = facts.get(b"size")
+        if text is None or not _DIGITS.match(text) or int(text) > LARGEST_SIZE:
+            raise invalid_listing(f"an entry has no possible size: {line[:200]!r}")
+        size = int(text)
+    mode = facts.get(b"unix.mode", b"")
+    target = facts.get(b"unix.slink")
+    common = (size, int(mode, 8) & 0o7777 if _MODE.match(mode) else None, parse_time(facts.get(b"modify", b"")))
+    if target is not None or kind.startswith(b"os.unix=slink"):
+        return FileStat("link", *common, unquote_to_bytes(target) if target else None, plain)
+    return FileStat(plain, *common)
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_time(text: bytes) -> int | None:
+    """The seconds since 1970 of a time as FTP servers write it; None if it is none."""
+    if len(text) < 14 or not _DIGITS.match(text[:14]):
+        return None
+    year, month, day, hour, minute, second = (int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2)))
+    try:
+        return int(datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp())
+    except ValueError:
+        return None
+
+
+def read_listing(pieces: Iterable[bytes]) -> Iterator[ListingEntry]:
+    """The entries of a listing that arrives in pieces, with bounded memory.
+
+    Raises:
+        StorageError: BAD_LISTING.
+    """
+    rest = b""
+    for piece in pieces:
+        rest += piece
+        *lines, rest = _BREAK.split(rest)
+        for line in lines:
+            yield read_entry(line)
+        if len(rest) > LONGEST_ENTRY:
+            raise invalid_listing(f"an entry is longer than {LONGEST_ENTRY} bytes: {rest[:200]!r}")
+    if rest.endswith(b"\r\n"):
+        rest = rest[:-2]
+    if rest:
+        yield read_entry(rest)
+
+
+class WrappedEntries:
+    """The entries of a listing of which the server has wrapped each line by itself (MLSC).
+
+    A line that begins with a blank is an entry; any other is more of the name of the last, which holds a line end.
+
+    Args:
+        found: called with each entry.
+
+    Attributes:
+        storage_error: why the listing is not valid; then nothing more is found.
+    """
+
+    def __init__(self, found: Callable[[ListingEntry], None]) -> None:
+        self._found = found
+        self._entry = b""
+        self.storage_error: StorageError | None = None
+
+    def take(self, piece: bytes) -> None:
+        """Take what was wrapped as one."""
+        if piece[:1] == b" ":
+            self.end()
+            self._entry = piece[1:]
+        elif len(self._entry) < LONGEST_ENTRY:
+            self._entry += piece
+        elif self.storage_error is None:
+            self.storage_error = invalid_listing(f"an entry is longer than {LONGEST_ENTRY} bytes")
+
+    def end(self) -> None:
+        """That was all, or all of an entry."""
+        entry, self._entry = self._entry, b""
+        if not entry or self.storage_error is not None:
+            return
+        try:
+            self._found(read_entry(entry.removesuffix(b"\r\n")))
+        except StorageError as storage_error:
+            self.storage_error = storage_error
+
+
+def invalid_listing(why: str) -> StorageError:
+    """A listing that cannot be true."""
+    return StorageError(f"the server's listing is not valid: {why}", code="BAD_LISTING")
+
+
+#: Newer Globus servers end a failed reply in structured lines.
+_ERRNO = re.compile(r"^\d{3}-GridFTP-Errno: (\d+)", re.MULTILINE)
+_CODE = re.compile(r"GlobusError: v=\d+ c=([A-Z_]+)")
+_CODES = {
+    "PATH_NOT_FOUND": errno.ENOENT,
+    "PATH_EXISTS": errno.EEXIST,
+    "NOT_A_DIRECTORY": errno.ENOTDIR,
+    "IS_A_DIRECTORY": errno.EISDIR,
+    "DIR_NOT_EMPTY": errno.ENOTEMPTY,
+    "QUOTA_EXCEEDED": errno.EDQUOT,
+    "NO_SPACE_LEFT": errno.ENOSPC,
+}
+_STRERRORS = {os.strerror(number): number for number in sorted(errno.errorcode, reverse=True)}
+#: Older ones, and all of them during transfers, say only this.
+_PROSE = re.compile(
+    r"System error in [\w ./()-]+: (" + "|".join(re.escape(text) for text in sorted(_STRERRORS, key=len)[::-1]) + ")"
+)
+#: A reply of the server, as opposed to what the client library itself met with.
+_REPLY = re.compile(r"the server responded with an error")
+#: The reply to MDTM.
+_MDTM_TIME = re.compile(r"213 ([0-9]{14})")
+#: A refused login, whose reasons are about the server's files and certificates.
+_LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
+#: The connection is gone: another one may do.
+_LOST = re.compile(
+    r"an end-of-file was reached|Connection reset by peer|Broken pipe|Connection timed out|No route to host"
+    r"|^421[ -]|Handle not in the proper state|not in the proper state CLOSING|the connection was closed",
+    re.MULTILINE,
+)
+#: CKSM, or its algorithm, is not known to the server.
+_NO_CHECKSUM = re.compile(
+    r"Unknown checksum algorithm"
+    r"|^50[0-4][ -].*(?:unrecognized|not (?:understood|implemented|supported)|unknown command|invalid command)",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def error_from(text: str) -> StorageError:
+    """The error behind an error's text.
+
+    The error number is taken from the server's reply only: "No such file or directory" about a file of this
+    machine (a missing credential) is not about the file that is to be moved.
+    """
+    lost = _LOST.search(text) is not None
+    number: int | None = None
+    if _REPLY.search(text) is not None and not lost and _LOGIN.search(text) is None:
+        number = errno_of_reply(text)
+    return StorageError(text, errno=number, lost=lost)
+
+
+def errno_of_reply(text: str) -> int | None:
+    """The error number in a server's own reply; None if it tells none that is known."""
+    found = _ERRNO.search(text)
+    if found is not None and int(found.group(1)) in errno.errorcode:
+        return int(found.group(1))
+    found = _CODE.search(text)
+    if found is not None and found.group(1) in _CODES:
+        return _CODES[found.group(1)]
+    found = _PROSE.search(text)
+    return _STRERRORS[found.group(1)] if found is not None else None
+
+
+def is_refused_login(error: StorageError) -> bool:
+    """Whether a server has not let us in."""
+    return error.errno is None and _LOGIN.search(error.message) is not None
+
+
+def lacks_checksum(error: StorageError) -> bool:
+    """Whether a refused CKSM means that the server has none."""
+    return error.errno is None and not error.lost and _NO_CHECKSUM.search(error.message) is not None
+
+
+def may_hide_writes(text: str) -> bool:
+    """Whether a file may be written to again and the reply to an MDTM stay the same: it counts whole seconds."""
+    found = _MDTM_TIME.match(text)
+    return found is None or FileVersion(0, parse_time(found.group(1).encode())).may_hide_writes
+
+
+def file_stat_in(reply: Reply) -> FileStat | None:
+    """What the reply to an MLST tells of; None if it tells nothing that can be understood."""
+    lines = reply.text.split("\n")
+    try:
+        return read_entry(lines[1].strip().encode()).file_stat if reply.good and len(lines) == 3 else None
+    except StorageError:
+        return None

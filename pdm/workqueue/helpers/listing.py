@@ -1,0 +1,331 @@
+"""Recursive listings: depth first, a few directories in parallel; only pending directories are kept in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.storage import (
+    FileStat,
+    StoppedError,
+    Storage,
+    StorageError,
+    joined_url,
+    without_trailing_slash,
+)
+from pdm.workqueue.helpers.threads import WorkerThreads, timeouts
+
+#: An event holds at most so many entries, and about so many bytes of paths.
+_ENTRIES_PER_EVENT, _BYTES_PER_EVENT = 1000, 512 * 1024
+#: Seconds that the entries of a small folder may wait for those of others.
+_COALESCE_S = 0.03
+#: Folders that may wait: about 300 MB. A tree with more in one go is not listed in one job.
+_MOST_WAITING = 2_000_000
+#: Folders waiting for each further lane.
+_WAITING_PER_WORKER = 16
+_LARGEST_SIZE = 2**63 - 1
+#: A percent-encoded path below the listed folder: no site can hold a longer one, and events must fit into a line.
+_LONGEST_BELOW = 64 * 1024
+
+
+def report_listing(batch: ActiveBatch, work: Callable[[], None]) -> None:
+    """Carry out a ``list`` request by a function that raises what goes wrong, and report the outcome."""
+    key = batch.request["key"]
+    batch.started(key)
+    try:
+        work()
+    except StoppedError:
+        batch.cancelled(key)
+    except StorageError as error:
+        batch.failed(key, error.at("source"))
+    else:
+        batch.done(key)
+
+
+def list_tree(batch: ActiveBatch, workers: WorkerThreads, max_workers: int, folders: list[str] | None = None) -> None:
+    """Carry out a ``list`` request, or what is left of it.
+
+    Args:
+        batch: of the request.
+        workers: where the work is done.
+        max_workers: how many of them.
+        folders: percent-encoded paths below the URL that are left; None if it all is.
+    """
+    tree = _TreeListing(batch, workers, max_workers)
+    if folders is None:
+        tree.begin()
+    else:
+        tree.go_on(folders)
+
+
+class EntryReporter:
+    """Tells the daemon what is found: small folders together, for each event costs it a transaction.
+
+    Args:
+        batch: of the listing.
+    """
+
+    def __init__(self, batch: ActiveBatch) -> None:
+        self._batch = batch
+        self._guard = threading.Lock()
+        self._rows: list[list[Any]] = []
+        self._bytes = 0
+        self._since = 0.0
+
+    def take(self, rows: list[list[Any]], size: int) -> None:
+        """Take entries of about ``size`` bytes; they are told soon."""
+        with self._guard:
+            if len(self._rows) + len(rows) > _ENTRIES_PER_EVENT or self._bytes + size > _BYTES_PER_EVENT:
+                self._tell()
+            if not self._rows:
+                self._since = time.monotonic()
+            self._rows += rows
+            self._bytes += size
+            if time.monotonic() - self._since > _COALESCE_S:
+                self._tell()
+
+    def flush(self) -> None:
+        """Tell what was not told yet."""
+        with self._guard:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._rows:
+            self._batch.entries(self._batch.request["key"], self._rows)
+            self._rows, self._bytes = [], 0
+
+
+class DirectoryEntries:
+    """What is found in one folder, on its way to the daemon.
+
+    Args:
+        batch: of the listing.
+        reporter: takes it.
+        path: of the folder, percent-encoded, below the listed URL.
+        deeper: whether folders in it are to be listed, too.
+
+    Attributes:
+        folders: those in it, to be listed next.
+        told: whether any of it was told to the daemon.
+    """
+
+    def __init__(self, batch: ActiveBatch, reporter: EntryReporter, path: str, *, deeper: bool) -> None:
+        self._batch = batch
+        self._reporter = reporter
+        self._key: int = batch.request["key"]
+        self._path = path
+        self._deeper = deeper
+        self._entries: list[list[Any]] = []
+        self._bytes = 0
+        self.folders: list[str] = []
+        self.told = False
+
+    def add(self, name: bytes, file_stat: FileStat) -> None:
+        """Take one entry; raises `StorageError` if it cannot be one."""
+        encoded = _checked_name(name)
+        below = f"{self._path}/{encoded}" if self._path else encoded
+        if len(below) > _LONGEST_BELOW or not 0 <= file_stat.size <= _LARGEST_SIZE:
+            raise StorageError(
+                f"the server's listing is not valid: {below[:200]} has {len(below)} characters and "
+                f"{file_stat.size} bytes",
+                code="BAD_LISTING",
+            )
+        self._entries.append(_entry(below, file_stat))
+        self._bytes += len(below) + 3 * len(file_stat.target or b"") + 60
+        if self._deeper and file_stat.kind == "directory":
+            self.folders.append(below)
+        if len(self._entries) == _ENTRIES_PER_EVENT or self._bytes >= _BYTES_PER_EVENT:
+            self._tell()
+
+    def end(self, unnamed: int) -> None:
+        """That was all; ``unnamed`` more are there of which the server does not give the names."""
+        if self._entries:
+            self._tell()
+        if unnamed:
+            self._batch.unnamed(self._key, self._path, unnamed)
+            self._batch.log(
+                self._key,
+                f"the server does not name {unnamed} of the entries of "
+                f"{directory_url(self._batch.request['url'], self._path)}: most likely symbolic links that lead "
+                "nowhere",
+            )
+
+    def _tell(self) -> None:
+        self._reporter.take(self._entries, self._bytes)
+        self._entries, self._bytes = [], 0
+        self.told = True
+
+    @staticmethod
+    def check_room(waiting: int) -> None:
+        """Raise `StorageError` if too many folders wait to be listed."""
+        if waiting > _MOST_WAITING:
+            raise StorageError(
+                f"more than {_MOST_WAITING} folders wait to be listed: list the tree in parts", code="UNSUPPORTED"
+            )
+
+
+def directory_url(root: str, path: str) -> str:
+    """URL of a folder below the listed one."""
+    return joined_url(root, path) if path else root
+
+
+def is_deeper(depth: int | None, path: str) -> bool:
+    """Whether what is in a folder is within the depth that was asked for."""
+    return depth is None or (path.count("/") + 2 if path else 1) < depth
+
+
+def is_listed(request: dict[str, Any], there: FileStat) -> bool:
+    """Whether the thing at the URL is a folder to be looked into, rather than shown itself."""
+    is_directory = there.kind == "directory" or (
+        there.kind == "link" and there.target_kind == "directory" and request.get("follow", True)
+    )
+    return is_directory and request["depth"] != 0
+
+
+class _TreeListing:
+    def __init__(self, batch: ActiveBatch, workers: WorkerThreads, max_workers: int) -> None:
+        self._batch = batch
+        self._key: int = batch.request["key"]
+        self._root: str = batch.request["url"]
+        self._depth: int | None = batch.request["depth"]
+        self._workers = workers
+        self._max_workers = max_workers
+        self._reporter = EntryReporter(batch)
+        self._changed = threading.Condition()
+        #: Folders still to be listed, as percent-encoded paths below the root; the next is the last.
+        self._waiting: list[str] = []
+        self._busy = 0
+        self._threads: list[threading.Thread] = []
+        self._error: StorageError | StoppedError | None = None
+
+    def begin(self) -> None:
+        """List all of it."""
+        first = self._workers.storages(1)[0]
+        self._prepare(first)
+        there = first.stat(without_trailing_slash(self._root))
+        if there is None:
+            raise StorageError(f"{self._root} is not there", errno=errno.ENOENT, code="NOT_FOUND")
+        if not is_listed(self._batch.request, there):
+            self._batch.entries(self._key, [_entry("", there)])
+            return
+        self._batch.root(self._key, first.real_path(without_trailing_slash(self._root), there))
+        # The root itself: its trouble is that of the whole listing.
+        self._folder(first, "")
+        self._walk(first)
+
+    def go_on(self, folders: list[str]) -> None:
+        """List what is left."""
+        first = self._workers.storages(1)[0]
+        self._prepare(first)
+        self._remember(folders)
+        self._walk(first)
+
+    def _walk(self, first: Storage) -> None:
+        self._worker(first)
+        for thread in self._threads:
+            thread.join()
+        self._reporter.flush()
+        if self._error is not None:
+            raise self._error
+
+    def _prepare(self, storage: Storage) -> None:
+        storage.resume()
+        self._batch.on_stop(storage.interrupt)
+        storage.log_to(functools.partial(self._batch.log, self._key))
+        storage.timeouts = timeouts(self._batch.request["limits"], 0)
+
+    def _worker(self, storage: Storage) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and self._busy and self._error is None:
+                    self._changed.wait()
+                if not self._waiting or self._error is not None:
+                    return
+                path = self._waiting.pop()
+                self._busy += 1
+            try:
+                self._folder(storage, path)
+            except StorageError as error:
+                self._batch.unreadable(self._key, path, error.at("source"))
+            except StoppedError as stopped:
+                self._error = stopped
+            except Exception as error:
+                self._error = StorageError(
+                    f"the helper failed: {type(error).__name__}: {error}", code="INTERNAL", scope="service"
+                )
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def _folder(self, storage: Storage, path: str) -> None:
+        """List one folder and remember those in it."""
+        if self._batch.stopped:
+            raise StoppedError
+        # Each folder has its own time: a tree may take as long as it goes on.
+        storage.timeouts = timeouts(self._batch.request["limits"], 0)
+        entries = DirectoryEntries(self._batch, self._reporter, path, deeper=is_deeper(self._depth, path))
+        looked = self._batch.request.get("follow", True)
+        with contextlib.closing(storage.entries(directory_url(self._root, path))) as found:
+            for name, file_stat in found:
+                if not looked and self._is_left_alone(storage, path):
+                    return
+                looked = True
+                entries.add(name, file_stat)
+                self._remember(entries.folders)
+                entries.folders = []
+        entries.end(storage.unnamed)
+
+    def _is_left_alone(self, storage: Storage, path: str) -> bool:
+        """Whether a folder is a link, into which a removal must not descend; raises `StorageError` for the root."""
+        link = storage.link_at(without_trailing_slash(directory_url(self._root, path)), listed=bool(path))
+        if link is None:
+            return False
+        if not path:
+            raise StorageError(link, code="UNSUPPORTED")
+        self._batch.log(self._key, link)
+        return True
+
+    def _remember(self, folders: list[str]) -> None:
+        if not folders:
+            return
+        with self._changed:
+            DirectoryEntries.check_room(len(self._waiting) + len(folders))
+            self._waiting.extend(folders)
+            workers = min(self._max_workers, 1 + len(self._waiting) // _WAITING_PER_WORKER)
+            if len(self._threads) + 1 < workers:
+                storage = self._workers.storages(len(self._threads) + 2)[-1]
+                self._prepare(storage)
+                thread = threading.Thread(target=self._worker, args=(storage,), name="lane")
+                self._threads.append(thread)
+                thread.start()
+            self._changed.notify_all()
+
+
+def _checked_name(name: bytes) -> str:
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        raise StorageError(
+            f"the server's listing is not valid: {name[:200]!r} is no name of an entry", code="BAD_LISTING"
+        )
+    return quote_from_bytes(name, safe="")
+
+
+def _entry(path: str, file_stat: FileStat) -> list[Any]:
+    """A ``RawEntry`` of the wire."""
+    return [
+        path,
+        file_stat.kind,
+        file_stat.size,
+        file_stat.mode,
+        file_stat.mtime,
+        quote_from_bytes(file_stat.target, safe="/") if file_stat.target is not None else None,
+        file_stat.target_kind == "file",
+        file_stat.target_kind == "directory",
+    ]

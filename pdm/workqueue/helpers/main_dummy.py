@@ -1,0 +1,130 @@
+"""DUMMY helper: simulates transfers with the delays, failures and hangs that the query of each URL asks for.
+
+``files``, ``size``, ``list_delay``: content and delay of a listing. ``delay``, ``hang``, ``crash``, ``fail``,
+``fail_times``, ``attempt``: outcome of an element.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+if not __package__:
+    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.storage import StorageError
+
+#: Files in one folder of a simulated listing.
+_FILES_A_FOLDER = 1000
+_PROGRESS_S = 0.2
+
+
+class _Behaviour:
+    """What the query of a URL asks for."""
+
+    def __init__(self, query: str) -> None:
+        values = dict(parse_qsl(query))
+        self.files = int(values["files"]) if "files" in values else None
+        self.size = int(values.get("size", 0))
+        self.delay_s = float(values.get("delay", 0))
+        self.list_delay_s = float(values.get("list_delay", 0))
+        self.hang = values.get("hang") == "1"
+        self.attempt = int(values.get("attempt", 1))
+        self.crash = values.get("crash") == "1" and self.attempt == 1
+        fail_times = int(values["fail_times"]) if "fail_times" in values else self.attempt
+        self.fail = values.get("fail") if self.attempt <= fail_times else None
+
+
+@functools.lru_cache(maxsize=64)
+def _behaviour(query: str) -> _Behaviour:
+    """The same for most elements of a batch: read once."""
+    return _Behaviour(query)
+
+
+def _behaviour_of(url: str) -> _Behaviour:
+    return _behaviour(url.partition("?")[2])
+
+
+class _Simulation:
+    def __init__(self, batch: ActiveBatch) -> None:
+        self._batch = batch
+        #: Set whenever something is cancelled.
+        self._stop = threading.Event()
+        batch.on_stop(self._stop.set)
+        batch.ends_items(lambda keys: self._stop.set())
+
+    def run(self) -> None:
+        request = self._batch.request
+        if request["op"] == "list":
+            self._one(request["key"], _behaviour_of(request["url"]), {})
+            return
+        for item in request["items"]:
+            if self._batch.is_ended(item["key"]):
+                self._batch.cancelled(item["key"])
+            else:
+                self._one(item["key"], _behaviour_of(item.get("url") or item["source"]), item)
+
+    def _one(self, key: int, behaviour: _Behaviour, item: dict[str, Any]) -> None:
+        if not self._batch.started(key):
+            return
+        if behaviour.crash:
+            self._batch.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        size = item.get("size", 0)
+        listed = self._batch.request["op"] == "list"
+        seconds = behaviour.list_delay_s if listed else behaviour.delay_s
+        if not self._pass_time(key, seconds, size, for_ever=behaviour.hang):
+            self._batch.cancelled(key)
+        elif behaviour.fail is not None:
+            why = f"failed as asked for, attempt {behaviour.attempt}"
+            self._batch.failed(key, StorageError(why, code=behaviour.fail, scope="transfer"))
+        else:
+            if listed:
+                self._entries(key, behaviour)
+            self._batch.done(key, size, size)
+
+    def _pass_time(self, key: int, seconds: float, size: int, *, for_ever: bool) -> bool:
+        """Wait; False if cancelled meanwhile."""
+        began = time.monotonic()
+        while (elapsed := time.monotonic() - began) < seconds or for_ever:
+            if elapsed and seconds and not for_ever:
+                rate = size / seconds
+                self._batch.progress(key, int(elapsed * rate), rate, rate, elapsed)
+            left_s = _PROGRESS_S if for_ever else min(seconds - elapsed, _PROGRESS_S)
+            if self._stop.wait(left_s):
+                self._stop.clear()
+                if self._batch.is_ended(key):
+                    return False
+        return not self._batch.is_ended(key)
+
+    def _entries(self, key: int, behaviour: _Behaviour) -> None:
+        if behaviour.files is None or self._batch.request["depth"] == 0:
+            kind = "file" if behaviour.files is None else "directory"
+            self._batch.entries(key, [["", kind, behaviour.size if kind == "file" else 0, 0o644, 0, None, False]])
+            return
+        for first in range(0, behaviour.files, _FILES_A_FOLDER):
+            folder = f"d{first // _FILES_A_FOLDER:05d}"
+            self._batch.entries(key, [[folder, "directory", 0, 0o755, 0, None, False]])
+            if self._batch.request["depth"] == 1:
+                continue
+            last = min(first + _FILES_A_FOLDER, behaviour.files)
+            names = (f"{folder}/f{number:07d}" for number in range(first, last))
+            self._batch.entries(key, [[name, "file", behaviour.size, 0o644, 0, None, False] for name in names])
+
+
+def main() -> None:
+    """Serve until the requests end."""
+    serve("nothing", lambda batch: _Simulation(batch).run())
+
+
+if __name__ == "__main__":
+    main()

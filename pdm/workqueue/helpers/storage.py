@@ -1,0 +1,275 @@
+"""The storage interface that operations use, its value types, and its errors."""
+
+from __future__ import annotations
+
+import abc
+import errno
+import time
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+#: A file of whole seconds that was written to within so many may be written to again without a sign of it.
+FRESH_S = 2.0
+
+
+class FileStat(NamedTuple):
+    """What is at a URL.
+
+    Attributes:
+        kind: ``file``, ``directory``, ``link`` or ``other``.
+        size: bytes of a file, or of the file that a link leads to.
+        mode: permission bits, where known.
+        mtime: seconds since 1970 UTC, where known.
+        target: of a link: where it leads, an absolute path as bytes; None if nowhere or not known.
+        target_kind: of a link: what is there.
+    """
+
+    kind: str
+    size: int = 0
+    mode: int | None = None
+    mtime: int | None = None
+    target: bytes | None = None
+    target_kind: str | None = None
+
+
+class FileVersion(NamedTuple):
+    """What shows that a file was written to, or replaced by another.
+
+    Attributes:
+        size: bytes.
+        mtime: seconds since 1970 UTC, where known.
+        tag: what else the storage tells of it: inode and change time, an entity tag.
+        is_exact: whether no write can go unseen because two come within one tick of the storage's clock.
+    """
+
+    size: int
+    mtime: float | None = None
+    tag: str = ""
+    is_exact: bool = False
+
+    @property
+    def may_hide_writes(self) -> bool:
+        """Whether a write that comes now may leave the same version: most servers count whole seconds."""
+        if self.mtime is None:
+            return not self.tag
+        return not self.is_exact and abs(time.time() - self.mtime) < FRESH_S
+
+
+class StorageError(Exception):
+    """Something went wrong.
+
+    Attributes:
+        message: what server or system said.
+        errno: where it is known.
+        code: a failure code, where we know it ourselves.
+        scope: ``source``, ``destination``, ``transfer`` or ``service``; None until somebody knows.
+        lost: whether a connection ended.
+        retry_after_s: seconds until the server wants to be asked again, where it has said so.
+        unreachable: whether no server answered: it was not connected, or never greeted.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int | None = None,
+        code: str | None = None,
+        scope: str | None = None,
+        lost: bool = False,
+        retry_after_s: float | None = None,
+        unreachable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.errno = errno
+        self.code = code
+        self.scope = scope
+        self.lost = lost
+        self.retry_after_s = retry_after_s
+        self.unreachable = unreachable
+
+    def at(self, scope: str) -> StorageError:
+        """The same, with its scope set if it had none."""
+        self.scope = self.scope or scope
+        return self
+
+    def fault(self) -> dict[str, Any]:
+        """The same as a ``Fault`` of the wire."""
+        return {
+            "scope": self.scope or "transfer",
+            "message": truncated(self.message),
+            "errno": self.errno,
+            "code": self.code,
+            "retry_after_s": self.retry_after_s,
+            "unreachable": self.unreachable,
+        }
+
+
+class StoppedError(Exception):
+    """The batch was cancelled while something was under way."""
+
+
+class Timeouts(NamedTuple):
+    """How long to wait.
+
+    Attributes:
+        stall_s: seconds without a byte, an entry or an answer.
+        slack_s: seconds that reading all bytes of the element may take.
+        until: the moment (`time.monotonic`) at which the element has taken too long.
+    """
+
+    stall_s: float
+    slack_s: float
+    until: float
+
+
+#: Names and things in a directory; to be closed by who stops reading early.
+EntryIterator = Generator[tuple[bytes, FileStat], None, None]
+#: Called with the bytes that have arrived so far.
+ProgressCallback = Callable[[int], None]
+
+
+class Storage(abc.ABC):
+    """One lane's way to the storage: one operation at a time, by one thread; `interrupt` by any.
+
+    URLs are percent-encoded. Every method may raise `StorageError` and `StoppedError`.
+    """
+
+    #: How long operations may take; set before each element.
+    timeouts: Timeouts
+    #: Entries of the directory listed last that its server counts but does not name.
+    unnamed: int = 0
+
+    def log_to(self, write: Callable[[str], None]) -> None:  # noqa: B027  # most have nothing to tell by themselves
+        """Have what the storage has to tell of the next item written to that item's log."""
+
+    @abc.abstractmethod
+    def stat(self, url: str) -> FileStat | None:
+        """What is at a URL, links not followed; None if nothing is."""
+
+    def real_path(self, url: str, there: FileStat) -> bytes | None:
+        """Absolute path of the directory at a URL, links resolved; None where the server does not tell.
+
+        Args:
+            url: of the directory, or of a link to it.
+            there: what `stat` has found at the URL.
+        """
+        return there.target
+
+    @abc.abstractmethod
+    def entries(self, url: str) -> EntryIterator:
+        """Names and things in a directory, as they arrive; never all in memory."""
+
+    def link_at(self, url: str, *, listed: bool) -> str | None:
+        """Whether what `entries` shows as a directory is a link: asked before a removal descends into it.
+
+        Args:
+            url: of a directory that is not empty.
+            listed: whether `entries` of the folder above has shown it.
+
+        Returns:
+            Why it is taken for a link; None if it is none, or if that cannot be found out.
+        """
+        return None
+
+    @abc.abstractmethod
+    def make_directory(self, url: str) -> None:
+        """Make one directory. EEXIST and ENOENT come as `StorageError` with that errno."""
+
+    @abc.abstractmethod
+    def remove(self, url: str, *, directory: bool) -> None:
+        """Remove a file, a link, or an empty directory."""
+
+    @abc.abstractmethod
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        """Give a new name. Without ``replace`` a destination that is there is EEXIST."""
+
+    def check_readable(self, url: str) -> None:  # noqa: B027  # where a failed transfer is cheap there is nothing to save
+        """Raise `StorageError` if a file cannot be read: asked before transfers once one has failed for that."""
+
+    @abc.abstractmethod
+    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+        """Bring the bytes to a new file; the source's checksum if it is known by the way and asked for.
+
+        Raises:
+            StorageError: with the scope of the side at fault.
+        """
+
+    @abc.abstractmethod
+    def size(self, url: str) -> int:
+        """Bytes of a file, as its storage tells now."""
+
+    def version(self, url: str) -> FileVersion:
+        """The version of a file, links followed: what the storage tells of it now."""
+        there = self.stat(url)
+        if there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        return FileVersion(there.size, there.mtime)
+
+    @abc.abstractmethod
+    def checksum(self, url: str) -> str:
+        """ADLER32 of a file, 8 hex digits, as its storage reads it now."""
+
+    def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
+        """Checksums of both ends of a copy of ``size`` bytes; `StorageError` has its scope."""
+        return scoped("source", self.checksum, source), scoped("destination", self.checksum, destination)
+
+    @abc.abstractmethod
+    def interrupt(self) -> None:
+        """End what is under way, and everything that begins before `resume`, with `StoppedError`; returns at once."""
+
+    @abc.abstractmethod
+    def resume(self) -> None:
+        """Be of use again after `interrupt`."""
+
+    def sync_directory(self, directory_url: str) -> None:  # noqa: B027  # most storages have nothing to do
+        """Make the names in a directory durable, where that is ours to do."""
+
+
+def scoped(scope: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call, and give a `StorageError` that comes of it the scope, if it has none."""
+    try:
+        return function(*arguments, **named)
+    except StorageError as error:
+        raise error.at(scope) from error.__cause__
+
+
+def link_to_directory(url: str) -> str:
+    """What is said of a link that a server shows as the directory which it leads to."""
+    return (
+        f"{url} is a symbolic link to a directory: this server does not remove it, and what it leads to is left alone"
+    )
+
+
+def start_error(program: str, package: str, error: OSError) -> StorageError:
+    """Why a program of this machine could not be started: it is not installed, or the machine lacks something else."""
+    if isinstance(error, (FileNotFoundError, PermissionError)):
+        text = f"{program} cannot be run ({error.strerror}): install the package {package}"
+        return StorageError(text, code="DEPENDENCY_MISSING", scope="service")
+    return StorageError(f"{program} cannot be started: {error}", errno=error.errno, code="INTERNAL", scope="service")
+
+
+def without_trailing_slash(url: str) -> str:
+    """The URL without trailing slashes, but for the one that is all of its path."""
+    root = url.find("/", url.find("//") + 2) + 1
+    return url[:root] + url[root:].rstrip("/")
+
+
+def parent_url(url: str) -> str:
+    """URL of the directory that holds the thing at a URL; of the root, that is the root."""
+    root = url.find("/", url.find("//") + 2) + 1
+    return url[:root] + url[root:].rstrip("/").rpartition("/")[0]
+
+
+def joined_url(directory: str, encoded_name: str) -> str:
+    """URL of a thing in a directory."""
+    return f"{directory.rstrip('/')}/{encoded_name}"
+
+
+def truncated(text: str, longest: int = 2000) -> str:
+    """The text, its middle left out if it is long; without half surrogates, which no JSON reader takes."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) <= longest:
+        return text
+    half = (longest - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"

@@ -1,0 +1,322 @@
+"""Klein application: identify the caller, decode the request, call the handler, write the response, report faults.
+
+Every route of the endpoint table is served by one `_RouteHandler`. Handlers that need not wait are run synchronously
+(`run_eagerly`), and Klein's routing is cached per address (`ApiResource`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextvars import copy_context
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import msgspec
+from attrs import frozen
+from klein import Klein
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import BaseConverter, Map
+
+from pdm.workqueue.domain.sites import RestrictionKind
+from pdm.workqueue.http.access import Authenticator, Caller
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
+from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, JsonStream, Parameter, PlainText
+from pdm.workqueue.http.problems import (
+    ApiError,
+    DatabaseOutageError,
+    ForbiddenError,
+    InternalFaultError,
+    InvalidInputError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServiceStoppingError,
+)
+from pdm.workqueue.http.request import TEXT, ApiRequest, write_problem, write_response, write_stream
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
+from pdm.workqueue.telemetry.logging import log_context, log_incident
+from pdm.workqueue.wire.requests import LARGEST_ID
+
+
+def run_eagerly(coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None] | None:
+    """Run a coroutine until it waits for something.
+
+    A Deferred and the machinery around it cost as much as all the rest of a request that is answered from memory; a
+    coroutine that reaches its end without waiting needs neither.
+
+    Args:
+        coroutine: not yet begun.
+
+    Returns:
+        None if it has ended; else what fires when it has. To cancel that cancels what the coroutine waits for.
+
+    Raises:
+        Exception: whatever ended it at once.
+    """
+    context = copy_context()
+    try:
+        awaited = context.run(coroutine.send, None)
+    except StopIteration:
+        return None
+
+    async def resume() -> None:
+        nonlocal awaited
+        while True:
+            try:
+                step = partial(coroutine.send, await awaited)
+            except BaseException as error:
+                step = partial(coroutine.throw, error)
+            try:
+                awaited = context.run(step)
+            except StopIteration:
+                return
+
+    return Deferred.fromCoroutine(resume())
+
+
+_log = Logger()
+
+#: What a user who is banned may not do; to look, and to cancel or remove what is one's own, stays allowed.
+_FORBIDDEN_WHILE_BANNED = frozenset({"POST", "PUT", "PATCH"})
+#: How many addresses are remembered, and how long each may be, all its parts together.
+_MAX_CACHED_ADDRESSES, _MAX_ADDRESS_LENGTH = 4096, 512
+
+
+class _Number(BaseConverter):
+    """A whole number that the database can hold; what is none, or is larger, is an address without anything."""
+
+    regex = "[0-9]{1,19}"
+    _least: ClassVar[int] = 0
+
+    def to_python(self, value: str) -> int:
+        number = int(value)
+        if not self._least <= number <= LARGEST_ID:
+            # No ValidationError: werkzeug would go on to say which methods there are for such an address.
+            raise NotFound
+        return number
+
+
+class _SignedNumber(_Number):
+    regex = "-?[0-9]{1,19}"
+    _least = -LARGEST_ID
+
+
+_CONVERTERS: dict[str, type[BaseConverter]] = {
+    Parameter.NUMBER.value: _Number,
+    Parameter.SIGNED.value: _SignedNumber,
+    Parameter.WORD.value: type("_Word", (BaseConverter,), {"regex": "[^/]{1,100}"}),
+}
+
+
+def build_klein_app(
+    endpoints: Iterable[Endpoint], root: str, context: ApiContext, authenticator: Authenticator
+) -> Klein:
+    """A Klein application that serves a table.
+
+    Args:
+        endpoints: the table.
+        root: path below which all of it lives.
+        context: for the handlers.
+        authenticator: finds out who calls.
+    """
+    klein = Klein()
+    url_map: Map = klein.url_map
+    url_map.converters.update(_CONVERTERS)
+    # A redirect would turn a POST into a GET; an address with one slash too many is simply wrong.
+    url_map.strict_slashes = False
+    url_map.merge_slashes = False
+    for endpoint in endpoints:
+        handler = _RouteHandler(endpoint, context, authenticator)
+        klein.route(root + _rule(endpoint.path), methods=[endpoint.method], endpoint=endpoint.name)(handler.serve)
+    # Klein asks these in their order: the last one takes what nobody foresaw.
+    klein.handle_errors(HTTPException)(cast(Any, _answer_routing_error))
+    klein.handle_errors(Exception)(cast(Any, _answer_fault))
+    return klein
+
+
+def _rule(path: str) -> str:
+    """Our path in Klein's spelling: ``/jobs/<number:job_id>``."""
+    parts = []
+    for part in path.split("/"):
+        name = part[1:-1]
+        parts.append(f"<{PATH_PARAMETERS[name][0].value}:{name}>" if part.startswith("{") else part)
+    return "/".join(parts)
+
+
+@frozen
+class _RouteHandler:
+    """Serves one endpoint."""
+
+    endpoint: Endpoint
+    context: ApiContext
+    authenticator: Authenticator
+
+    def serve(self, request: ApiRequest, **path_values: Any) -> Deferred[None] | None:
+        """Answer a request, whatever happens; at once where nothing has to be waited for."""
+        request.route = (self.serve, path_values)
+        return run_eagerly(self._serve(request, path_values))
+
+    async def _serve(self, request: ApiRequest, path_values: dict[str, Any]) -> None:
+        with log_context(request_id=request.request_id) as fields:
+            try:
+                result = await self._call(request, path_values, fields)
+                await self._answer(request, result)
+            except CancelledError:
+                raise
+            except DatabaseClosedError:
+                write_problem(request, ServiceStoppingError())
+            except DatabaseUnavailableError:
+                write_problem(request, DatabaseOutageError())
+            except ApiError as error:
+                if error.status >= 500:
+                    _log.error("{word}: {detail}", word=error.word, detail=error.detail)
+                write_problem(request, error)
+            except Exception:
+                _answer_incident(request, Failure())
+
+    async def _call(self, request: ApiRequest, path_values: dict[str, Any], fields: dict[str, Any]) -> object:
+        endpoint = self.endpoint
+        if endpoint.allow is Allow.EVERYBODY:
+            return await endpoint.handler(self.context, **path_values)
+        caller = await self.authenticator.authenticate(request.channel.transport)
+        request.subject = fields["subject"] = caller.subject
+        if endpoint.method in _FORBIDDEN_WHILE_BANNED:
+            banned = self.context.catalogue.restriction(RestrictionKind.USER, caller.user_id)
+            if banned is not None:
+                raise ForbiddenError(f"an operator has banned you: {banned.message}")
+        arguments = path_values | self._arguments(request, caller)
+        return await endpoint.handler(self.context, caller, **arguments)
+
+    def _arguments(self, request: ApiRequest, caller: Caller) -> dict[str, Any]:
+        endpoint = self.endpoint
+        arguments: dict[str, Any] = {}
+        query = decode_query(request.uri.partition(b"?")[2], endpoint.query)
+        if query is not None:
+            arguments["query"] = query
+        body: msgspec.Struct | None = None
+        if endpoint.body is bytes:
+            arguments["body"] = request.body()
+        elif endpoint.body is not None:
+            arguments["body"] = body = decode_json(
+                request.body(), _header_values(request, "Content-Type"), cast(type[msgspec.Struct], endpoint.body)
+            )
+        if endpoint.method == "POST":
+            route = f"{endpoint.method} {request.path.decode('ascii', 'replace')}"
+            keys = _header_values(request, "Idempotency-Key")
+            arguments["key"] = idempotency_key(keys, caller.user_id, route, body)
+        return arguments
+
+    async def _answer(self, request: ApiRequest, result: object) -> None:
+        status = self.endpoint.status
+        if isinstance(result, JsonStream):
+            await write_stream(request, status, result)
+        elif isinstance(result, PlainText):
+            write_response(request, status, result.text.encode("ascii"), TEXT)
+        else:
+            write_response(request, status, b"" if status == 204 else msgspec.json.encode(result))
+
+
+def _header_values(request: ApiRequest, name: str) -> Sequence[str]:
+    return [value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(name.encode("ascii")) or ()]
+
+
+def _answer_incident(request: ApiRequest, failure: Failure) -> None:
+    incident = log_incident(_log, failure)
+    error = InternalFaultError(f"a fault of the service, not of your request: tell an operator incident {incident}")
+    write_problem(request, error, incident)
+
+
+def _answer_routing_error(request: ApiRequest, failure: Failure) -> None:
+    error = failure.value
+    if isinstance(error, MethodNotAllowed):
+        # HEAD comes with GET, OPTIONS is answered here.
+        allowed = ", ".join(sorted({*(error.valid_methods or ()), "OPTIONS"}))
+        if request.method == b"OPTIONS":
+            request.setHeader("Allow", allowed)
+            write_response(request, 204, b"")
+            return
+        method = request.method.decode("ascii", "replace")
+        text = f"{method} cannot be done here; {allowed} can"
+        write_problem(request, MethodNotAllowedError(text, None, {"Allow": allowed}))
+        return
+    write_problem(request, NotFoundError("there is nothing at this address; GET /openapi.json lists what there is"))
+
+
+def _answer_fault(request: ApiRequest, failure: Failure) -> None:
+    with log_context(request_id=request.request_id):
+        _answer_incident(request, failure)
+
+
+class ApiResource(Resource):
+    """Klein's resource, behind a check of what Klein itself would answer without JSON.
+
+    Klein finds out once what serves an address; that costs as much as all the rest of an answer from memory, so it is
+    not asked again for an address that comes again.
+
+    Args:
+        klein: the application.
+    """
+
+    isLeaf = True  # noqa: N815 - Twisted's name
+
+    def __init__(self, klein: Klein) -> None:
+        super().__init__()
+        self._render: Callable[[Any], Any] = IResource(klein.resource()).render
+        self._routes: dict[tuple[bytes, bytes, bytes | None], Any] = {}
+
+    def render(self, request: ApiRequest) -> Any:
+        """Serve a request."""
+        # All that Klein looks at.
+        address = (request.method, request.path, request.getHeader(b"Host"))
+        route = self._routes.get(address)
+        if route is not None:
+            _serve_cached_route(request, *route)
+            return NOT_DONE_YET
+        result = self._find(request)
+        if request.route is not None and sum(len(part or b"") for part in address) <= _MAX_ADDRESS_LENGTH:
+            if len(self._routes) >= _MAX_CACHED_ADDRESSES:
+                self._routes.clear()
+            self._routes[address] = request.route
+        return result
+
+    def _find(self, request: ApiRequest) -> Any:
+        try:
+            if b"%" in request.path or not request.path.isascii():
+                b"/".join(request.postpath or ()).decode("utf-8")
+            request.method.decode("ascii")
+            request.getRequestHostname().decode("ascii")
+            return self._render(request)
+        except (UnicodeDecodeError, HTTPException):
+            # The HTTPException is werkzeug's opinion of the Host header.
+            error = InvalidInputError("the address, the method or the Host header is not valid text")
+            write_problem(request, error)
+            request.finish()
+            return NOT_DONE_YET
+
+
+def _serve_cached_route(
+    request: ApiRequest, serve: Callable[..., Deferred[None] | None], path_values: dict[str, Any]
+) -> None:
+    """Do with a request what Klein does once it knows the route."""
+    try:
+        waiting = serve(request, **path_values)
+    except Exception:
+        _answer_fault(request, Failure())
+        waiting = None
+    if waiting is None:
+        request.finish()
+        return
+
+    def failed(failure: Failure) -> None:
+        if not request.gone:
+            _answer_fault(request, failure)
+            request.finish()
+
+    request.notifyFinish().addErrback(lambda _: waiting.cancel())
+    waiting.addCallbacks(lambda _: request.finish(), failed)
+    waiting.addErrback(lambda failure: _log.failure("an answer could not be ended", failure))

@@ -1,0 +1,351 @@
+"""Database transactions of the REST API; each one reads only what the caller may see.
+
+They run in the database thread, take the session first and pass it on to `pdm.workqueue.store`; exceptions roll the
+transaction back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+
+from attrs import frozen
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.credentials import (
+    CredentialKind,
+    CredentialNeed,
+    NoCredentialError,
+    choose_credentials_by_need,
+    needed_kinds,
+)
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus
+from pdm.workqueue.domain.failures import AttemptFailure
+from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
+from pdm.workqueue.execution.credentials import PROXY
+from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
+from pdm.workqueue.http.problems import (
+    DelegationNeededError,
+    ElementNotFoundError,
+    InvalidInputError,
+    JobNotFoundError,
+)
+from pdm.workqueue.store import credentials, job_changes, jobs, sites, users
+from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
+from pdm.workqueue.store.job_changes import Resumed
+from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
+from pdm.workqueue.wire.responses import timestamp_text
+
+#: How many rows are read in one transaction of a longer answer.
+PAGE_SIZE = 500
+
+
+@frozen
+class CredentialNeeds:
+    """The credentials that a job needs.
+
+    Attributes:
+        sites: site → what is needed there.
+        lifetimes: how long they are to last.
+    """
+
+    sites: Mapping[int, CredentialNeed]
+    lifetimes: CredentialLifetimes
+
+
+@frozen
+class EndedAttempt:
+    """An attempt that has ended.
+
+    Attributes:
+        failure: why it failed.
+    """
+
+    job: JobRecord
+    element: ElementRecord
+    attempt: int
+    status: JobStatus
+    is_latest: bool
+    failure: AttemptFailure | None
+
+
+@frozen
+class OutputPage:
+    """Latest ended attempts of some elements, in the order of the elements.
+
+    Attributes:
+        after: the id behind which the next page begins; None after the last page.
+    """
+
+    attempts: Sequence[EndedAttempt]
+    after: int | None
+
+
+def register(
+    session: Session,
+    new: NewJob,
+    key: IdempotencyKey | None,
+    now: datetime,
+    needed: CredentialNeeds | None,
+    stored: Collection[int] = (),
+) -> tuple[JobRecord, list[str]]:
+    """Register a job, if the user's credential is good enough.
+
+    Args:
+        session: of the database.
+        new: the job.
+        key: under which it is registered once only.
+        now: the present moment, UTC.
+        needed: the credential that the job needs; None for a job that needs none.
+        stored: which of its sites are in the database.
+
+    Returns:
+        The job, and warnings.
+
+    Raises:
+        DelegationNeededError: there is no credential, or it ends too soon.
+        IdempotencyConflictError: the key belongs to another request.
+        InvalidInputError: a site was removed in this moment.
+    """
+    job = jobs.submit(session, new, key, now)
+    if stored and job.log_uid == new.log_uid:
+        for number in sites.missing(session, stored):
+            raise InvalidInputError(f"there is no site {number}; GET /sites lists those there are", "$")
+    # A repeated request is answered like the first one, whatever has become of the credential since.
+    if needed is not None and job.log_uid == new.log_uid:
+        return job, _check_credential(session, new, needed, now)
+    return job, []
+
+
+def _check_credential(session: Session, new: NewJob, needed: CredentialNeeds, now: datetime) -> list[str]:
+    """Look whether the user's credential lasts long enough; returns warnings."""
+    lifetimes = needed.lifetimes
+    found = [each for kind in needed_kinds(needed.sites) for each in credentials.of_kind(session, new.user_id, kind)]
+    try:
+        chosen = choose_credentials_by_need(found, needed.sites, now)
+    except NoCredentialError as error:
+        kind = error.kind
+        if not any(each.kind is kind for each in found):
+            what = "the service holds no credential of yours"
+            what += "" if kind is CredentialKind.PROXY else f" ({kind.words})"
+        else:
+            what = str(error)
+        raise DelegationNeededError(f"{what}: {kind.remedy}, then submit again") from error
+    first = first_expiry(chosen)
+    if first is None or first.at >= now + max(lifetimes.least, lifetimes.expected):
+        return []
+    end, kind = first.at, first.kind
+    if end < now + lifetimes.least:
+        raise DelegationNeededError(
+            f"your {kind.words} ends at {timestamp_text(end)}, and a job needs at least "
+            f"{lifetimes.least.total_seconds():.0f} s: {kind.remedy}, then submit again"
+        )
+    return [
+        f"your {kind.words} ends at {timestamp_text(end)}, perhaps before this job does: what is left is held then, and"
+        f" goes on by itself when you renew it ({kind.remedy})"
+    ]
+
+
+def first_credential_expiry(
+    session: Session, user_id: int, needs: Mapping[int, CredentialNeed], now: datetime
+) -> CredentialExpiry | None:
+    """When the first of the credentials that a job works with ends; None for never, or where there are none."""
+    found = [each for kind in needed_kinds(needs) for each in credentials.of_kind(session, user_id, kind)]
+    try:
+        return first_expiry(choose_credentials_by_need(found, needs, now))
+    except NoCredentialError:
+        # The next attempt says so.
+        return None
+
+
+def fetch_job(session: Session, job_id: int, scope: int | None) -> JobRecord:
+    """A job that the caller may see.
+
+    Raises:
+        JobNotFoundError: there is none.
+    """
+    found = jobs.fetch(session, job_id, scope)
+    if found is None:
+        raise JobNotFoundError(job_id)
+    return found
+
+
+def job_page(session: Session, wanted: JobFilter, with_owners: bool) -> tuple[list[JobRecord], Mapping[int, str]]:
+    """Some jobs, and the subjects of their users by number where these are asked for."""
+    page = jobs.page(session, wanted)
+    return page, users.subjects(session, {job.user_id for job in page}) if with_owners else {}
+
+
+def fetch_element(session: Session, job_id: int, element_id: int, scope: int | None) -> tuple[JobRecord, ElementRecord]:
+    """An element with its job.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        ElementNotFoundError: the job has no such element.
+    """
+    owner = fetch_job(session, job_id, scope)
+    found = jobs.fetch_element(session, job_id, element_id)
+    if found is None:
+        raise ElementNotFoundError(job_id, element_id)
+    return owner, found
+
+
+def job_and_listing(session: Session, job_id: int) -> tuple[JobRecord, JobStatus]:
+    """A job that was found before, and where its first element stands.
+
+    The element is looked at first: once its listing is done, the job's numbers are those of all that it has found.
+    """
+    first = jobs.fetch_element(session, job_id, 0)
+    owner = fetch_job(session, job_id, None)
+    return owner, owner.status if first is None else first.status
+
+
+def fetch_attempt(
+    session: Session, job_id: int, element_id: int, scope: int | None, number: int
+) -> tuple[JobRecord, ElementRecord, int, JobStatus | None]:
+    """An attempt that has ended or that runs, with its number, counted from 1, and its status; None if there is none.
+
+    Args:
+        session: of the database.
+        job_id: whose.
+        element_id: whose, in the job.
+        scope: of the caller.
+        number: from 1; negative ones count from the latest, running or not.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        ElementNotFoundError: the job has no such element.
+    """
+    owner, found = fetch_element(session, job_id, element_id, scope)
+    latest = found.attempts
+    number += latest + 1 if number < 0 else 0
+    if not 1 <= number <= latest:
+        return owner, found, number, None
+    if number == latest and found.status is JobStatus.RUNNING:
+        return owner, found, number, JobStatus.RUNNING
+    record = jobs.fetch_attempt(session, job_id, element_id, number)
+    return owner, found, number, None if record is None else record.status
+
+
+def element_page(
+    session: Session, job_id: int, scope: int | None, wanted: ElementFilter
+) -> tuple[JobRecord, list[ElementRecord]]:
+    """A job with some of its elements.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    return fetch_job(session, job_id, scope), jobs.page_elements(session, job_id, wanted)
+
+
+def ended_attempts(
+    session: Session, job_id: int, element_id: int, scope: int | None
+) -> tuple[ElementRecord, Sequence[EndedAttempt]]:
+    """An element with those of its attempts that have ended, the oldest first.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+        ElementNotFoundError: the job has no such element.
+    """
+    owner, found = fetch_element(session, job_id, element_id, scope)
+    records = jobs.attempts(session, job_id, element_id)
+    return found, [
+        EndedAttempt(owner, found, record.attempt, record.status, record is records[-1], record.failure)
+        for record in records
+    ]
+
+
+def latest_attempts(session: Session, job_id: int, scope: int | None, after: int | None) -> OutputPage:
+    """The latest ended attempts of the elements behind an id.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    owner = fetch_job(session, job_id, scope)
+    page = jobs.page_elements(session, job_id, ElementFilter(limit=PAGE_SIZE, after=after, with_attempts=True))
+    latest = []
+    for found in page:
+        if found.status in (JobStatus.DONE, JobStatus.FAILED):
+            # Its last attempt is what made it so; only of others the attempts have to be looked up.
+            latest.append(EndedAttempt(owner, found, found.attempts, found.status, True, found.failure))
+        else:
+            records = jobs.attempts(session, job_id, found.id)
+            if records:
+                latest.append(
+                    EndedAttempt(owner, found, records[-1].attempt, records[-1].status, True, records[-1].failure)
+                )
+    return OutputPage(latest, page[-1].id if len(page) == PAGE_SIZE else None)
+
+
+def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> JobRecord:
+    """Cancel a job.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    fetch_job(session, job_id, scope)
+    return job_changes.cancel(session, job_id, now)
+
+
+def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tuple[JobRecord, int]:
+    """Put what has failed or was cancelled back into the queue.
+
+    Raises:
+        JobNotFoundError: there is no such job.
+    """
+    fetch_job(session, job_id, scope)
+    return job_changes.retry(session, job_id, now)
+
+
+def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:
+    """Keep a delegation that was begun, unless another one was in the meantime; the kept one comes back."""
+    known = credentials.find_pending(session, pending.user_id)
+    if known is not None:
+        return known
+    credentials.put_pending(session, pending)
+    return pending
+
+
+def put_credential(
+    session: Session, user_id: int, new: EncryptedCredential, protocols: Collection[JobProtocol], now: datetime
+) -> tuple[CredentialRecord, Resumed]:
+    """Store a credential; what was held for want of it goes back to the queue, or the first part of it.
+
+    Returns:
+        The credential, and what goes back.
+    """
+    record = credentials.put(session, user_id, new, now)
+    return record, job_changes.resume_held(session, user_id, now, new.site_id, protocols)
+
+
+def put_delegation(
+    session: Session, user_id: int, new: EncryptedCredential, protocols: Collection[JobProtocol], now: datetime
+) -> tuple[CredentialRecord, Resumed]:
+    """Store a delegated proxy, and end the delegation that was begun."""
+    credentials.drop_pending(session, user_id)
+    return put_credential(session, user_id, new, protocols, now)
+
+
+def put_generated_key(
+    session: Session, user_id: int, new: EncryptedCredential, protocols: Collection[JobProtocol], now: datetime
+) -> tuple[CredentialRecord, Resumed]:
+    """Store an SSH key that the service has made, unless one of its making is there for that site.
+
+    So a request that is repeated gives the same key, which may be installed at the site by now.
+    """
+    known = credentials.find(session, user_id, new.kind, new.site_id)
+    if known is not None and known.details.get("made_here"):
+        return known, Resumed(0, None)
+    return put_credential(session, user_id, new, protocols, now)
+
+
+def remove_delegation(session: Session, user_id: int) -> None:
+    """Remove a user's delegated proxy, and one that is being delegated."""
+    credentials.remove(session, user_id, PROXY)
+    credentials.drop_pending(session, user_id)
+
+
+def first_held_element(session: Session, job_id: int) -> ElementRecord | None:
+    """The first element of a job that is held; None if none is."""
+    found = jobs.page_elements(session, job_id, ElementFilter(limit=1, statuses=frozenset({JobStatus.HELD})))
+    return found[0] if found else None

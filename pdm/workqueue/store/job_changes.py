@@ -1,0 +1,386 @@
+"""Change the elements of existing jobs: cancel, retry, resume HELD ones, cancel the later phases of a REMOVE.
+
+One transaction changes a bounded number of elements, so that other writers get their turn; `continue_change` does the
+rest of a large job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any, NamedTuple, cast
+
+import sqlalchemy as sa
+from attrs import evolve, frozen
+from sqlalchemy import bindparam
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
+from pdm.workqueue.store.records import credentials, elements, jobs
+from pdm.workqueue.WorkqueueDB import (
+    AT_ONCE,
+    CLOCK_SKEW,
+    HAS_HELD,
+    HAS_WORK,
+    IS_HELD,
+    IS_SET_ASIDE,
+    IS_WAITING_WORK,
+    MAX_BYTES,
+    NEVER,
+)
+
+#: Elements that one transaction closes: others who write get their turn.
+CLOSED_AT_ONCE = 2000
+
+_LATER = (
+    sa.select(elements.c.id)
+    .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_WAITING_WORK), elements.c.phase > 0)
+    .limit(bindparam("most"))
+)
+_CANCEL_LATER = (
+    sa.update(elements)
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+    .values(status=JobStatus.CANCELLED)
+)
+
+
+def cancel_later_phases(session: Session, job: LockedJob) -> bool:
+    """Later phases wait for the whole listing; where that has ended without success they will never be due.
+
+    Returns:
+        Whether there are more; a claim that finds nothing else to do goes on with them.
+    """
+    numbers = session.scalars(_LATER, {"of_job": job.id, "most": CLOSED_AT_ONCE}).all()
+    if numbers:
+        session.execute(_CANCEL_LATER, [{"of_job": job.id, "number": number} for number in numbers])
+    job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, len(numbers))
+    return len(numbers) == CLOSED_AT_ONCE
+
+
+#: Elements that one transaction cancels, or puts back: others who write get their turn.
+CHANGED_AT_ONCE = 2000
+#: Jobs that one transaction looks at for elements that are held.
+_HELD_JOBS_AT_ONCE = 500
+#: Jobs with elements that are held that are looked at for a credential that is there.
+_MOST_HELD_JOBS = 5000
+
+
+@frozen
+class Resumed:
+    """What of a user goes on.
+
+    Attributes:
+        count: elements that went back to the queue.
+        after: job and element that was the last; None if there are no more.
+    """
+
+    count: int
+    after: tuple[int, int] | None
+
+
+def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
+    """End a job: what waits or is held is CANCELLED, what runs is left to the daemon that runs it.
+
+    From now on nothing of it is claimed. Of a large job, `continue_change` has to cancel what is left waiting.
+    A job that is final stays as it is.
+
+    Raises:
+        LookupError: there is no such job.
+    """
+    job = _locked(session, job_id)
+    if not job.record.status.is_final:
+        job.record = evolve(job.record, cancel_requested=True)
+        _cancel_part(session, job, now)
+    return job.record
+
+
+def continue_change(session: Session, job_id: int, now: datetime) -> bool:
+    """Cancel some more of a job that is being cancelled, or retry some more; says whether there is still more."""
+    job = lock_job(session, job_id)
+    if job is None:
+        return False
+    if job.record.cancel_requested:
+        _cancel_part(session, job, now)
+        return job.work_due_at is not None
+    if job.work_due_at != NEVER:
+        return False
+    return _retry_part(session, job, now)
+
+
+_UNFINISHED_CHANGES = sa.select(jobs.c.id).where(sa.text(HAS_WORK), jobs.c.work_due_at >= NEVER).order_by(jobs.c.id)
+
+
+def unfinished_changes(session: Session) -> list[int]:
+    """Jobs of which some elements still wait to be cancelled, or to be retried."""
+    return list(session.scalars(_UNFINISHED_CHANGES))
+
+
+_CANCEL_LISTING = (
+    sa.update(elements)
+    .where(
+        elements.c.job_id == bindparam("of_job"),
+        elements.c.id == 0,
+        elements.c.type == JobType.LIST,
+        elements.c.status == JobStatus.SUBMITTED,
+    )
+    .values(status=JobStatus.CANCELLED)
+)
+_WAITING, _HELD = (
+    sa.select(elements.c.id)
+    .where(elements.c.job_id == bindparam("of_job"), sa.text(condition))
+    .limit(bindparam("most"))
+    for condition in (IS_WAITING_WORK, IS_HELD)
+)
+_CANCEL = (
+    sa.update(elements)
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+    .values(status=JobStatus.CANCELLED)
+)
+
+
+def _cancel_part(session: Session, job: LockedJob, now: datetime) -> None:
+    left = CHANGED_AT_ONCE
+    if job.counters.submitted:
+        listings = cast(sa.CursorResult[Any], session.execute(_CANCEL_LISTING, {"of_job": job.id})).rowcount
+        job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, listings)
+    for status, those in ((JobStatus.SUBMITTED, _WAITING), (JobStatus.HELD, _HELD)):
+        if left and (job.counters.submitted if status is JobStatus.SUBMITTED else job.counters.held):
+            numbers = session.scalars(those, {"of_job": job.id, "most": left}).all()
+            if numbers:
+                session.execute(_CANCEL, [{"of_job": job.id, "number": number} for number in numbers])
+            job.move(status, JobStatus.CANCELLED, len(numbers))
+            left -= len(numbers)
+    job.roll_up(now)
+    save_jobs(session, [job])
+
+
+def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]:
+    """Put what FAILED or was CANCELLED back into the queue, with as many tries as at first; attempt numbers go on.
+
+    Of a large job, `continue_change` puts back the rest; until then nothing of it is claimed, so that it does not
+    end in between. While a cancellation is not through, nothing is changed.
+
+    Returns:
+        The job, and how many elements go back.
+
+    Raises:
+        LookupError: there is no such job.
+    """
+    job = _locked(session, job_id)
+    total = job.counters.failed + job.counters.cancelled
+    if not total or (job.record.cancel_requested and not job.record.status.is_final):
+        return job.record, 0
+    job.record = evolve(job.record, cancel_requested=False)
+    _retry_part(session, job, now)
+    return job.record, total
+
+
+_RETRY = (
+    sa.update(elements)
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+    .values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
+)
+_SET_ASIDE = (
+    sa.select(elements.c.id)
+    .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_SET_ASIDE), elements.c.status == bindparam("in_status"))
+    .order_by(elements.c.id)
+    .limit(bindparam("most"))
+)
+
+
+def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
+    left = CHANGED_AT_ONCE
+    for status in (JobStatus.FAILED, JobStatus.CANCELLED):
+        if left and (job.counters.failed if status is JobStatus.FAILED else job.counters.cancelled):
+            numbers = session.scalars(_SET_ASIDE, {"of_job": job.id, "in_status": status, "most": left}).all()
+            if numbers:
+                session.execute(_RETRY, [{"of_job": job.id, "number": number} for number in numbers])
+            job.move(status, JobStatus.SUBMITTED, len(numbers))
+            left -= len(numbers)
+    more = not left and job.counters.failed + job.counters.cancelled > 0
+    if more:
+        job.work_due_at = NEVER
+    else:
+        if _waiting_listings(session, [job.id]):
+            job.schedule_listing()
+        job.work_due_at = AT_ONCE
+    job.roll_up(now)
+    save_jobs(session, [job])
+    return more
+
+
+_HELD_JOBS = (
+    sa.select(jobs.c.id, jobs.c.num_held, jobs.c.src_siteid, jobs.c.dst_siteid, jobs.c.protocol)
+    .where(sa.text(HAS_HELD), jobs.c.user_id == bindparam("user"), jobs.c.id >= bindparam("first"))
+    .order_by(jobs.c.id)
+    .limit(_HELD_JOBS_AT_ONCE)
+)
+_RESUME = (
+    sa.update(elements)
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+    .values(status=JobStatus.SUBMITTED, due_at=AT_ONCE)
+)
+_HELD_AFTER = (
+    sa.select(elements.c.id)
+    .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_HELD), elements.c.id > bindparam("after"))
+    .order_by(elements.c.id)
+    .limit(bindparam("most"))
+)
+
+
+class HeldRoute(NamedTuple):
+    """Where something of a user is held."""
+
+    user_id: int
+    protocol: JobProtocol
+    source: int
+    destination: int | None
+
+
+def resume_held(
+    session: Session,
+    user_id: int,
+    now: datetime,
+    site_id: int = ALL_SITES,
+    protocols: Collection[JobProtocol] | None = None,
+    after: tuple[int, int] = (0, -1),
+) -> Resumed:
+    """Put what is HELD in a user's jobs back into the queue, or a part of it.
+
+    Args:
+        session: of the database.
+        user_id: whose jobs.
+        now: the present moment, UTC.
+        site_id: only jobs that read from or write to this site.
+        protocols: only jobs that are moved by one of these.
+        after: where the last call came to: so each element is put back once, even if it is soon held again.
+    """
+    first = after[0] + (after[1] == MAX_BYTES)
+    rows = session.execute(_HELD_JOBS, {"user": user_id, "first": first}).all()
+    more, seen = len(rows) == _HELD_JOBS_AT_ONCE, first
+    chosen, expected = [], 0
+    for row in rows:
+        if expected >= CHANGED_AT_ONCE:
+            more = True
+            break
+        seen = row.id
+        if site_id in (ALL_SITES, row.src_siteid, row.dst_siteid) and (protocols is None or row.protocol in protocols):
+            chosen.append(row.id)
+            expected += row.num_held
+    last: tuple[int, int] | None = (seen, MAX_BYTES) if more else None
+    left, count = CHANGED_AT_ONCE, 0
+    resumed = []
+    for job in lock_jobs(session, chosen):
+        if not left or job.record.cancel_requested or not job.counters.held:
+            continue
+        parameters = {"of_job": job.id, "after": after[1] if job.id == after[0] else -1, "most": left}
+        numbers = session.scalars(_HELD_AFTER, parameters).all()
+        if not numbers:
+            continue
+        session.execute(_RESUME, [{"of_job": job.id, "number": number} for number in numbers])
+        job.move(JobStatus.HELD, JobStatus.SUBMITTED, len(numbers))
+        job.schedule_work()
+        resumed.append(job)
+        left, count = left - len(numbers), count + len(numbers)
+        if not left:
+            last = (job.id, numbers[-1])
+    if resumed:
+        listings = _waiting_listings(session, [job.id for job in resumed])
+        for job in resumed:
+            if job.id in listings:
+                job.schedule_listing()
+            job.roll_up(now)
+        save_jobs(session, resumed)
+    return Resumed(count, last)
+
+
+_FIRST_HELD = (
+    sa.select(elements.c.claimed_at)
+    .where(elements.c.job_id == jobs.c.id, sa.text(IS_HELD))
+    .order_by(elements.c.id)
+    .limit(1)
+    .correlate(jobs)
+    .scalar_subquery()
+)
+_NEWEST_CREDENTIAL = (
+    sa.select(sa.func.max(credentials.c.stored_at))
+    .where(
+        credentials.c.user_id == jobs.c.user_id,
+        credentials.c.kind == bindparam("of_kind"),
+        sa.or_(credentials.c.site_id == ALL_SITES, credentials.c.site_id.in_([jobs.c.src_siteid, jobs.c.dst_siteid])),
+    )
+    .correlate(jobs)
+    .scalar_subquery()
+)
+_HELD_DESPITE_CREDENTIAL = (
+    sa.select(jobs.c.user_id, _FIRST_HELD.label("claimed_at"), _NEWEST_CREDENTIAL.label("stored_at"))
+    .where(
+        sa.text(HAS_HELD),
+        sa.not_(jobs.c.cancel_requested),
+        jobs.c.protocol.in_(bindparam("by_protocols", expanding=True)),
+    )
+    .limit(_MOST_HELD_JOBS)
+)
+
+
+def held_despite_credential(session: Session, kind: CredentialKind, protocols: Collection[JobProtocol]) -> list[int]:
+    """Users of whom something is held although they have given a credential since it was begun.
+
+    A daemon may have ended before it had let all go on, or a verdict came in the very moment.
+
+    Args:
+        session: of the database.
+        kind: of the credential.
+        protocols: of jobs that may have waited for it.
+    """
+    rows = session.execute(_HELD_DESPITE_CREDENTIAL, {"of_kind": kind.value, "by_protocols": list(protocols)})
+    return sorted(
+        {
+            row.user_id
+            for row in rows
+            if row.claimed_at is not None and row.stored_at is not None and row.stored_at >= row.claimed_at - CLOCK_SKEW
+        }
+    )
+
+
+def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
+    """Whose jobs, on which routes, have something that is held for a reason."""
+    rows = session.execute(
+        sa.select(jobs.c.user_id, jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid)
+        .where(
+            sa.text(HAS_HELD),
+            sa.exists().where(
+                elements.c.job_id == jobs.c.id,
+                elements.c.status == JobStatus.HELD,
+                elements.c.failure_code == code.value,
+            ),
+        )
+        .distinct()
+    )
+    return [HeldRoute(*row) for row in rows]
+
+
+def _locked(session: Session, job_id: int) -> LockedJob:
+    job = lock_job(session, job_id)
+    if job is None:
+        raise LookupError(f"there is no job {job_id}")
+    return job
+
+
+def _waiting_listings(session: Session, numbers: list[int]) -> set[int]:
+    """Which of these jobs have a LIST element that waits and was never put off."""
+    return set(
+        session.scalars(
+            sa.select(elements.c.job_id).where(
+                elements.c.job_id.in_(numbers),
+                elements.c.id == 0,
+                elements.c.type == JobType.LIST,
+                elements.c.status == JobStatus.SUBMITTED,
+                elements.c.due_at == AT_ONCE,
+            )
+        )
+    )

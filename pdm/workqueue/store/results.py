@@ -1,0 +1,383 @@
+"""Results of claimed elements, many in one transaction; elements that a running listing adds; leftover files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from attrs import evolve, frozen
+from sqlalchemy import bindparam
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, NewElement, Verdict
+from pdm.workqueue.domain.lifecycle import settled_status
+from pdm.workqueue.store.credentials import last_stored
+from pdm.workqueue.store.job_changes import cancel_later_phases
+from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
+from pdm.workqueue.store.records import (
+    ELEMENT_COLUMNS,
+    INSERT_ATTEMPTS,
+    INSERT_ELEMENTS,
+    JOB_COLUMNS,
+    attempt_row,
+    attempts,
+    element_record,
+    element_row,
+    elements,
+    failure_columns,
+    job_record,
+    jobs,
+    matched,
+    workers,
+)
+from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_RESIDUE, MAX_BYTES
+
+
+@frozen
+class SettleOutcome:
+    """What came of verdicts.
+
+    Attributes:
+        lost: whose claim was gone: nothing was written about them.
+        repeated: those of them that were written already, by a transaction whose commit was not answered.
+        finished: jobs that became final.
+        passed_over: nothing was written about them, for another session holds their jobs.
+    """
+
+    lost: tuple[ClaimToken, ...]
+    finished: tuple[JobRecord, ...]
+    repeated: frozenset[ClaimToken] = frozenset()
+    passed_over: tuple[Verdict, ...] = ()
+
+
+#: Before an element tries a credential that came while it was at work; long enough to do no harm if that is no good.
+_RENEWED_PAUSE = timedelta(seconds=1)
+
+_WORKER = sa.select(workers.c.id).where(workers.c.incarnation == bindparam("worker"))
+_SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
+#: Most attempts succeed: what that always means stands in the statement, for each value of each row costs.
+_SETTLE_DONE = _SETTLE.values(
+    status=JobStatus.DONE,
+    worker_id=None,
+    # An attempt that succeeds has removed first what earlier ones had left.
+    residue=False,
+    transferred=bindparam("bytes_proven"),
+    elapsed_s=bindparam("seconds"),
+    checksum=bindparam("proof"),
+    **failure_columns(None),
+)
+
+
+def settle(
+    session: Session, worker: str, verdicts: Sequence[Verdict], now: datetime, *, skip_locked: bool = False
+) -> SettleOutcome:
+    """Write how claimed attempts ended.
+
+    A verdict whose element does not run any more under this worker and attempt writes nothing. An element that would
+    wait again, of a job that is to be ended, becomes CANCELLED.
+
+    Args:
+        session: of the database.
+        worker: the incarnation whose claims they are.
+        verdicts: in any order; of one attempt at most one.
+        now: the present moment, UTC.
+        skip_locked: pass verdicts over whose jobs another session holds, rather than wait for it.
+    """
+    worker_id = session.scalar(_WORKER, {"worker": worker})
+    numbers = {verdict.token.job_id for verdict in verdicts}
+    locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
+    passed_over: tuple[Verdict, ...] = ()
+    if skip_locked and len(locked) < len(numbers):
+        passed_over = tuple(verdict for verdict in verdicts if verdict.token.job_id not in locked)
+        verdicts = [verdict for verdict in verdicts if verdict.token.job_id in locked]
+    running = _running(session, worker_id, [verdict.token for verdict in verdicts])
+    lost: list[ClaimToken] = []
+    repeated: set[ClaimToken] = set()
+    done: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    ended: list[dict[str, Any]] = []
+    renewed: dict[int, datetime] = {}
+    for given in verdicts:
+        token = given.token
+        row = running.get((token.job_id, token.element_id))
+        if row is None or row.attempts != token.attempt:
+            lost.append(token)
+            if _is_written(session, worker_id, given):
+                repeated.add(token)
+            continue
+        del running[token.job_id, token.element_id]
+        job = locked[token.job_id]
+        verdict = given
+        if given.status is JobStatus.HELD:
+            if job.id not in renewed:
+                renewed[job.id] = last_stored(session, job.record.user_id, job.record.sites) or AT_ONCE
+            if renewed[job.id] >= row.claimed_at - CLOCK_SKEW:
+                # The new credential came while nothing was HELD yet that it could have resumed.
+                verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
+        status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
+        if status is JobStatus.DONE and verdict.counts and not verdict.residue and not verdict.already_there:
+            done.append(_done_change(verdict))
+        else:
+            others.append(_element_change(verdict, status, row))
+        ended.append(
+            attempt_row(
+                token,
+                _outcome(verdict),
+                verdict.started_at,
+                verdict.ended_at,
+                row.worker_id,
+                _clamped(verdict.transferred),
+                verdict.failure,
+            )
+        )
+        _count(job, verdict, status, row.type)
+        if row.type is JobType.LIST and status.is_final and status is not JobStatus.DONE:
+            cancel_later_phases(session, job)
+    if not ended:
+        return SettleOutcome(tuple(lost), (), frozenset(repeated), passed_over)
+    for statement, changes in ((_SETTLE_DONE, done), (_SETTLE, others)):
+        if changes:
+            session.execute(statement, changes)
+    session.execute(INSERT_ATTEMPTS, ended)
+    for job in locked.values():
+        if job.record.type is JobType.REMOVE:
+            # A phase may have become complete: let a claim look whether the next one may begin.
+            job.schedule_work()
+    finished = tuple(job.record for job in locked.values() if job.roll_up(now))
+    save_jobs(session, locked.values())
+    return SettleOutcome(tuple(lost), finished, frozenset(repeated), passed_over)
+
+
+def _outcome(verdict: Verdict) -> JobStatus:
+    """How the attempt ended; that of an element that waits again without a failure was broken off."""
+    outcome = verdict.status if verdict.failure is None else JobStatus.FAILED
+    return outcome if outcome.is_final else JobStatus.CANCELLED
+
+
+_WRITTEN = sa.select(attempts.c.status, attempts.c.started_at, attempts.c.ended_at).where(
+    attempts.c.job_id == bindparam("of_job"),
+    attempts.c.element_id == bindparam("number"),
+    attempts.c.attempt == bindparam("attempt"),
+    attempts.c.worker_id == bindparam("worker"),
+)
+
+
+def _is_written(session: Session, worker_id: int | None, verdict: Verdict) -> bool:
+    """Whether a transaction before this one has written a verdict: then its commit went through unanswered."""
+    token = verdict.token
+    row = session.execute(
+        _WRITTEN,
+        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "worker": worker_id},
+    ).one_or_none()
+    return row is not None and tuple(row) == (_outcome(verdict), verdict.started_at, verdict.ended_at)
+
+
+_RUNNING = sa.select(
+    *(elements.c[name] for name in ("job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"))
+).where(
+    elements.c.job_id.in_(bindparam("jobs", expanding=True)),
+    elements.c.id.in_(bindparam("numbers", expanding=True)),
+    elements.c.status == JobStatus.RUNNING,
+    elements.c.worker_id == bindparam("worker"),
+)
+
+
+def _running(
+    session: Session, worker_id: int | None, tokens: Sequence[ClaimToken]
+) -> dict[tuple[int, int], sa.Row[Any]]:
+    """What of some elements a worker runs."""
+    numbers_of: dict[int, list[int]] = {}
+    for token in tokens:
+        numbers_of.setdefault(token.job_id, []).append(token.element_id)
+    # Many jobs of one element are one query, and so are many elements of one job.
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for job_id, numbers in numbers_of.items():
+        alike.setdefault(tuple(numbers), []).append(job_id)
+    found = {}
+    for some_numbers, job_ids in alike.items():
+        parameters = {"jobs": job_ids, "numbers": some_numbers, "worker": worker_id}
+        for row in session.execute(_RUNNING, parameters):
+            found[row.job_id, row.id] = row
+    return found
+
+
+def _done_change(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "of_job": verdict.token.job_id,
+        "number": verdict.token.element_id,
+        "bytes_proven": _clamped(verdict.transferred),
+        "seconds": _seconds(verdict),
+        "proof": verdict.checksum,
+    }
+
+
+def _seconds(verdict: Verdict) -> float:
+    return max((verdict.ended_at - verdict.started_at).total_seconds(), 0.0)
+
+
+def _element_change(verdict: Verdict, status: JobStatus, row: sa.Row[Any]) -> dict[str, Any]:
+    done = status is JobStatus.DONE
+    return {
+        "of_job": verdict.token.job_id,
+        "number": verdict.token.element_id,
+        "status": status,
+        "lost": row.lost + (0 if verdict.counts else 1),
+        "due_at": verdict.not_before or AT_ONCE,
+        "worker_id": None,
+        "transferred": _clamped(verdict.transferred),
+        "elapsed_s": _seconds(verdict),
+        "checksum": verdict.checksum,
+        # An attempt that succeeds has removed first what earlier ones had left.
+        "residue": verdict.residue or (row.residue and not done),
+        "already_there": done and verdict.already_there,
+        **failure_columns(None if done else verdict.failure),
+    }
+
+
+def _count(job: LockedJob, verdict: Verdict, status: JobStatus, type_: JobType) -> None:
+    job.move(JobStatus.RUNNING, status)
+    if status is JobStatus.SUBMITTED:
+        due_at = verdict.not_before or AT_ONCE
+        if type_ is JobType.LIST:
+            job.schedule_listing(due_at)
+        else:
+            job.schedule_work(due_at)
+    if status is JobStatus.DONE:
+        job.count_arrived(_clamped(verdict.transferred), already_there=verdict.already_there)
+    if type_ is JobType.LIST:
+        job.record = evolve(job.record, skipped=verdict.skipped)
+
+
+def _clamped(size: int) -> int:
+    return min(max(size, 0), MAX_BYTES)
+
+
+def add_elements(session: Session, worker: str, token: ClaimToken, new: Sequence[NewElement]) -> bool:
+    """Add elements to a job, behind its running listing.
+
+    Args:
+        session: of the database.
+        worker: who runs the listing.
+        token: of the LIST attempt.
+        new: what it has found; numbered in this order.
+
+    Returns:
+        False if the claim is lost or the job is to be ended; then nothing was added.
+    """
+    job = lock_job(session, token.job_id)
+    if job is None or job.record.cancel_requested:
+        return False
+    worker_id = session.scalar(_WORKER, {"worker": worker})
+    listing = _running(session, worker_id, [token]).get((token.job_id, token.element_id))
+    if listing is None or listing.attempts != token.attempt:
+        return False
+    if new:
+        first = job.counters.elements
+        session.execute(
+            INSERT_ELEMENTS,
+            [
+                element_row(job.id, first + offset, element, job.record.max_tries, listing.claimed_at)
+                for offset, element in enumerate(new)
+            ],
+        )
+        job.grow(len(new), sum(element.size for element in new))
+        job.schedule_work()
+        job.roll_up(listing.claimed_at)
+        save_jobs(session, [job])
+    return True
+
+
+def known_paths(session: Session, job_id: int) -> set[bytes]:
+    """What listings of a job have planned so far, as `path_hash`; a million of them take less than 100 MiB."""
+    statement = sa.select(elements.c.type, elements.c.src_filepath).where(
+        elements.c.job_id == job_id, elements.c.id > 0
+    )
+    rows = session.execute(statement.execution_options(yield_per=1000))
+    return {path_hash(row.type, row.src_filepath) for row in rows}
+
+
+def path_hash(type_: JobType, path: str) -> bytes:
+    """Stands for the element of a type for a path: far shorter, and no two are alike in practice (96 bits)."""
+    return hashlib.blake2b(f"{type_.name}:{path}".encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+_FINAL = [status for status in JobStatus if status.is_final]
+
+
+def leftovers(session: Session, limit: int, after: tuple[int, int] = (0, -1)) -> list[tuple[ElementRecord, JobRecord]]:
+    """Final elements that may have left something, with their jobs; the oldest jobs first.
+
+    Args:
+        session: of the database.
+        limit: at most so many.
+        after: job and number of the element where the last call ended.
+    """
+    rows: list[sa.Row[Any]] = list(session.execute(leftovers_statement(limit, after)))
+    by_number = {
+        row.id: job_record(row)
+        for row in session.execute(sa.select(*JOB_COLUMNS).where(jobs.c.id.in_({row.job_id for row in rows})))
+    }
+    return [(element_record(row), by_number[row.job_id]) for row in rows]
+
+
+def leftovers_statement(limit: int, after: tuple[int, int]) -> sa.Select[Any]:
+    """The query for elements of `leftovers`."""
+    return (
+        sa.select(*ELEMENT_COLUMNS)
+        .where(
+            sa.text(HAS_RESIDUE),
+            elements.c.status.in_(_FINAL),
+            sa.tuple_(elements.c.job_id, elements.c.id) > sa.tuple_(*after),
+        )
+        .order_by(elements.c.job_id, elements.c.id)
+        .limit(limit)
+    )
+
+
+# No IN: for executemany, SQLAlchemy cannot expand a list into parameters of the statement.
+_CLEAR_LEFTOVER = sa.update(elements).where(
+    elements.c.job_id == sa.bindparam("of_job"),
+    elements.c.id == sa.bindparam("number"),
+    elements.c.attempts == sa.bindparam("attempt"),
+    sa.or_(*(elements.c.status == status for status in _FINAL)),
+)
+
+
+def clear_leftovers(session: Session, tokens: Iterable[ClaimToken]) -> None:
+    """Note that nothing is left; elements that were set going again since are passed over."""
+    gone = [
+        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "residue": False}
+        for token in tokens
+    ]
+    if gone:
+        session.execute(_CLEAR_LEFTOVER, gone)
+
+
+def record_initial_state(session: Session, worker: str, token: ClaimToken, found: Mapping[str, Any]) -> bool:
+    """Keep what an attempt has found, before it does anything.
+
+    Args:
+        session: of the database.
+        worker: the incarnation whose claim it is.
+        token: of the attempt.
+        found: what is there before.
+
+    Returns:
+        False if the claim is lost: then it must not be done.
+    """
+    statement = (
+        sa.update(elements)
+        .where(
+            elements.c.job_id == token.job_id,
+            elements.c.id == token.element_id,
+            elements.c.attempts == token.attempt,
+            elements.c.status == JobStatus.RUNNING,
+            elements.c.worker_id == sa.select(workers.c.id).where(workers.c.incarnation == worker).scalar_subquery(),
+        )
+        .values(begun=dict(found))
+    )
+    return bool(matched(session, statement))
