@@ -119,6 +119,7 @@ class SiteOptions(TypedDict, total=False):
         limit_out: the same for what comes out of it.
         authorities: PEM of authorities that are trusted for this site only.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None for none.
+        mover: ``native`` (without it), or ``tools``: globus-url-copy and gfal carry out its jobs.
     """
 
     description: str
@@ -128,6 +129,7 @@ class SiteOptions(TypedDict, total=False):
     limit_out: int | None
     authorities: str
     myproxy: str | None
+    mover: Literal["native", "tools"]
 
 
 class SiteChangeOptions(SiteOptions, total=False):

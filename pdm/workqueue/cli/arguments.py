@@ -14,7 +14,7 @@ from attrs import frozen
 
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.text import display_name
-from pdm.workqueue.domain.enums import RELAYED, JobProtocol
+from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import text_from_bytes
 from pdm.workqueue.wire.responses import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
@@ -150,10 +150,22 @@ def protocol_option(command: _Command) -> _Command:
     )(command)
 
 
+#: Of the option ``--mover``.
+MOVER_HELP = "Who moves: the service's own clients (native), or globus-url-copy and gfal (tools)."
+
+
+def mover_option(command: _Command) -> _Command:
+    """``--mover``."""
+    return click.option(
+        "--mover", type=click.Choice(list(MoverKind)), help=f"{MOVER_HELP} Without it, as the sites say."
+    )(command)
+
+
 def submit_options(command: _Command) -> _Command:
     """The options of all commands that submit a job."""
     decorators = [
         protocol_option,
+        mover_option,
         click.option("--priority", type=click.IntRange(0, 9), help="0 is served first (default 5)."),
         click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
         click.option("--label", help="A word to find the job by."),
@@ -248,7 +260,7 @@ def common_name(subject: str) -> str:
     return display_name(subject.rpartition("/CN=")[2] or subject)
 
 
-def protocol_for(sites: Sequence[SiteView], asked: str | None) -> JobProtocol:
+def protocol_for(sites: Sequence[SiteView], asked: str | None, mover: str | None = None) -> JobProtocol:
     """How to move: as asked, else GridFTP where all the sites offer it, else the first that they all offer.
 
     Where they have nothing in common, the first by which the service itself can carry the bytes from the source to the
@@ -257,6 +269,7 @@ def protocol_for(sites: Sequence[SiteView], asked: str | None) -> JobProtocol:
     Args:
         sites: the source, then the destination where it is another one.
         asked: as typed, None to choose.
+        mover: as typed, None for what the sites say.
 
     Raises:
         CommandError: no protocol leads from the one to the other.
@@ -265,12 +278,14 @@ def protocol_for(sites: Sequence[SiteView], asked: str | None) -> JobProtocol:
         return JobProtocol.parse(asked)
     offered = [{protocol for protocol in JobProtocol if protocol.name in site.protocols} for site in sites]
     common = set.intersection(*offered)
-    relayed = offered[0] & RELAYED if offered[-1] & RELAYED else set()
+    by_tools = MoverKind.TOOLS in ([site.mover for site in sites] if mover is None else [mover])
+    reaching = TOOL_PROTOCOLS if by_tools else RELAYED
+    relayed = offered[0] & reaching if offered[-1] & reaching else set()
     for choice in (common - {JobProtocol.DUMMY}, relayed, common):
         if choice:
             return min(choice)
     offers = "; ".join(f"{display_name(site.name)} offers {', '.join(site.protocols) or 'nothing'}" for site in sites)
-    others = ", ".join(protocol.name for protocol in sorted(RELAYED))
+    others = ", ".join(protocol.name for protocol in sorted(reaching))
     raise CommandError(
         ExitCode.USAGE,
         f"no protocol leads from the one site to the other: {offers}",

@@ -34,10 +34,9 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
 from pdm.workqueue.execution.monitoring import ServicePart, check_resources
-from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
+from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
 from pdm.workqueue.execution.site_directory import blocked_sites, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
-from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import job_changes, listings, results
@@ -190,10 +189,10 @@ class Executor:
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
-        mover = MOVERS.get(batch.job.protocol)
+        mover = self.preparation.mover_for(batch.job)
         running = RunningBatch(batch, mover or DummyMover(), self.context, on_nearly_done=self.pool.look_again)
         if mover is None:
-            running.refuse(_dependency_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
+            running.refuse(missing_mover(batch.job.protocol))
             return
         self._running[running] = ""
         # Counted at once: the next claim must know.

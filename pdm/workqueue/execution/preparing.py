@@ -22,9 +22,9 @@ from pdm.workqueue.execution.credentials import (
     UsableCredentials,
 )
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
-from pdm.workqueue.execution.site_directory import RouteEnd, reached_by
-from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access, BuiltRequest, credential_need
+from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
+from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.sites.site import storage_url
 from pdm.workqueue.wire import agent_messages as wire
@@ -85,10 +85,13 @@ class Preparation:
             NotPossibleError: a site, an endpoint or a credential is missing.
         """
         job = batch.job
-        mover = MOVERS[job.protocol]
-        ends = [self._end(job, number) for number in sorted(job.sites)]
+        mover = self.mover_for(job)
+        if mover is None:
+            raise NotPossibleError(missing_mover(job.protocol))
+        by_tools = job_moved_by_tools(job, self.sites)
+        ends = [self._end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.kind_for(job.user_id, job.protocol, ends)
+            kind = await self.kind_for(job.user_id, job.protocol, ends, by_tools=by_tools)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -107,26 +110,33 @@ class Preparation:
             raise
         return PreparedBatch(kind, built, options, endpoints)
 
+    def mover_for(self, job: JobRecord) -> Mover | None:
+        """Who carries out the elements of a job; None if the service has nobody for its protocol."""
+        return mover_of(job.protocol, by_tools=job_moved_by_tools(job, self.sites))
+
     def next_request_id(self) -> int:
         """A number that no other request has."""
         self._next_id += 1
         return self._next_id
 
-    async def kind_for(self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd]) -> AgentKind:
+    async def kind_for(
+        self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], *, by_tools: bool
+    ) -> AgentKind:
         """The kind of agent that works for a user at some sites; its credential is held until `release`.
 
         Args:
             user_id: whose.
             protocol: whose mover does the work.
             ends: the sites, with the protocol by which each is reached.
+            by_tools: whether the field's own commands do the work.
 
         Raises:
             CredentialUnusableError: the user has none that works.
         """
-        mover = MOVERS[protocol]
+        mover: Mover = TOOL_MOVERS[protocol] if by_tools else MOVERS[protocol]
         access, trusted = await self._trusting(ends)
         usable = UsableCredentials("", {})
-        if needs := self._needs_at(ends):
+        if needs := self._needs_at(ends, by_tools=by_tools):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
         # Of all doors: agents are the same whichever a batch takes.
@@ -158,13 +168,14 @@ class Preparation:
                     told[url] = str(usual or "")
         return self.access, told
 
-    def _needs_at(self, ends: Sequence[RouteEnd]) -> dict[int, CredentialNeed]:
-        needs = [(site, credential_need(MOVERS[protocol], self.access)) for site, protocol in ends]
+    def _needs_at(self, ends: Sequence[RouteEnd], *, by_tools: bool) -> dict[int, CredentialNeed]:
+        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS
+        needs = [(site, credential_need(movers[protocol], self.access)) for site, protocol in ends]
         return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 
-    def _end(self, job: JobRecord, number: int) -> RouteEnd:
+    def _end(self, job: JobRecord, number: int, *, by_tools: bool) -> RouteEnd:
         site = self.sites.by_id(number)
-        protocol = None if site is None else reached_by(job, site)
+        protocol = None if site is None else reached_by(job, site, by_tools=by_tools)
         if site is None or protocol is None:
             what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
             raise NotPossibleError(
@@ -184,3 +195,9 @@ class Preparation:
         if kind.credential and self.credentials.release(kind.credential) and not self.pool.works_with(kind.credential):
             # No agent was started with it after all.
             self.credentials.remove_unused(kind.credential)
+
+
+def missing_mover(protocol: JobProtocol) -> AttemptFailure:
+    """What is the matter with jobs of a protocol that the service had a mover for once."""
+    message = f"the service has no mover for {protocol.name} any more"
+    return AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)

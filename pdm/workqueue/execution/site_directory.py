@@ -17,10 +17,10 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.sites import Restriction, RestrictionKind, SiteRecord, SiteSnapshot
 from pdm.workqueue.execution.endpoint_health import SiteHealth
-from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
 from pdm.workqueue.movers.mover import Access, credential_need, destination_protocol
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.site import Site, moved_by_tools
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic
@@ -29,16 +29,22 @@ from pdm.workqueue.telemetry.background import Periodic
 RouteEnd = tuple[Site, JobProtocol]
 
 
-def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
+def job_moved_by_tools(job: JobRecord, sites: SiteRegistry) -> bool:
+    """Whether the elements of a job are carried out by the field's own commands."""
+    known = [site for site in map(sites.by_id, job.sites) if site is not None]
+    return moved_by_tools(job.protocol, job.options.get("mover"), known)
+
+
+def reached_by(job: JobRecord, site: Site, *, by_tools: bool) -> JobProtocol | None:
     """The protocol that reaches a site of a job; None if the site does not offer it any more."""
     if site.id == job.src_siteid:
         return destination_protocol(site.endpoints, job.protocol, frozenset())
-    return reached_by_protocol(job.protocol, site)
+    return reached_by_protocol(job.protocol, site, by_tools=by_tools)
 
 
-def reached_by_protocol(asked: JobProtocol, destination: Site) -> JobProtocol | None:
+def reached_by_protocol(asked: JobProtocol, destination: Site, *, by_tools: bool = False) -> JobProtocol | None:
     """The protocol that reaches the destination of jobs of a protocol; None if the site does not offer it."""
-    mover = MOVERS.get(asked)
+    mover = mover_of(asked, by_tools=by_tools)
     return destination_protocol(destination.endpoints, asked, frozenset() if mover is None else mover.relays_to)
 
 
@@ -72,7 +78,7 @@ def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]
         if site is not None:
             found.update(
                 (number, asked)
-                for asked, mover in MOVERS.items()
+                for asked, mover in (*MOVERS.items(), *TOOL_MOVERS.items())
                 if destination_protocol(site.endpoints, asked, mover.relays_to) is protocol
             )
     return frozenset(found)
@@ -140,6 +146,7 @@ class SiteDirectory:
         banned = self.restriction(RestrictionKind.USER, job.user_id)
         if banned is not None:
             found.append(f"its user is banned: {banned.message}")
+        by_tools = job_moved_by_tools(job, self.sites)
         for number in dict.fromkeys([job.src_siteid, job.dst_siteid]):
             site = None if number is None else self.sites.by_id(number)
             if site is None:
@@ -147,7 +154,7 @@ class SiteDirectory:
             drained = self.restriction(RestrictionKind.SITE, site.id)
             if drained is not None:
                 found.append(f"site {site.name} ({site.id}) is drained: {drained.message}")
-            sentence = self.health.sentence(site, reached_by(job, site) or job.protocol, now)
+            sentence = self.health.sentence(site, reached_by(job, site, by_tools=by_tools) or job.protocol, now)
             if sentence is not None:
                 found.append(sentence)
         return found
@@ -169,4 +176,5 @@ def site_of(record: SiteRecord) -> Site:
         limit_out=content.limit_out,
         authorities=content.authorities,
         myproxy=content.myproxy,
+        mover=content.mover,
     )

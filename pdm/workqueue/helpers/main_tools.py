@@ -201,9 +201,10 @@ def _remove_in_lists(batch: ActiveBatch, items: _Items, workers: WorkerThreads) 
             allowed.append(item["url"])
 
     workers.share(batch, items, _workers_for(items), check)
-    keys = {item["url"]: item["key"] for item in items}
+    keys: dict[str, int] = {item["url"]: item["key"] for item in items}
+    first = next(iter(keys.values()))
     storage = cast(ToolStorage, workers.storages(1)[0])
-    storage.log_to(lambda line: batch.log(keys.get(line.rpartition("\t")[0], items[0]["key"]), line))
+    storage.log_to(lambda line: batch.log(keys.get(line.rpartition("\t")[0], first), line))
     with contextlib.suppress(StorageError, StoppedError):
         storage.remove_files(allowed)
 

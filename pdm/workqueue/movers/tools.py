@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from attrs import evolve, frozen
 
-from pdm.workqueue.domain.credentials import CredentialKind
+from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.classification import ErrorPattern
+from pdm.workqueue.movers.classification import ErrorPattern, classify
 from pdm.workqueue.movers.gridftp import ERROR_PATTERNS as GRIDFTP_ERROR_PATTERNS
 from pdm.workqueue.movers.gridftp import plain_text
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
@@ -61,6 +61,11 @@ class ToolsMover:
     def relays_to(self) -> frozenset[JobProtocol]:
         return TOOL_PROTOCOLS - {self.protocol}
 
+    @property
+    def need(self) -> CredentialNeed:
+        """What it needs at each site."""
+        return CredentialNeed((CredentialKind.PROXY,))
+
     def request_for(
         self, batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, request_id: int
     ) -> BuiltRequest:
@@ -70,6 +75,6 @@ class ToolsMover:
         values = {"X509_USER_PROXY": access.credential, "X509_CERT_DIR": access.trust_dir}
         return {name: str(path) for name, path in values.items() if path is not None}
 
-    def judge(self, fault: Fault) -> AttemptFailure:
-        failure = judge(fault, ERROR_PATTERNS)
+    def classify(self, fault: Fault) -> AttemptFailure:
+        failure = classify(fault, ERROR_PATTERNS)
         return evolve(failure, message=plain_text(failure.message))

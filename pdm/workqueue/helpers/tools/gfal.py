@@ -15,9 +15,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-
-from attrs import define, field
 
 from pdm.workqueue.helpers.storage import FileStat, StorageError
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand, ToolRunner
@@ -79,7 +78,7 @@ _BY_TEXT = {os.strerror(number): number for number in _MEANT}
 _REPLY_LINE = re.compile(r" +(?=[1-5][0-9]{2}[ -])")
 
 
-@define
+@dataclass
 class Gfal:
     """Runs the commands of gfal2-util.
 
@@ -94,7 +93,7 @@ class Gfal:
     environment: Callable[[Sequence[str]], Mapping[str, str]]
     log: Callable[[str], None]
     deadline: Callable[[], Deadline]
-    _errors: list[str] = field(factory=list)
+    _errors: list[str] = field(default_factory=list)
 
     def stat(self, url: str) -> FileStat | None:
         """What is at a URL, links followed; None if nothing is."""

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-
-from attrs import define, field, frozen
+from dataclasses import dataclass, field
 
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand
 
@@ -32,7 +31,7 @@ _COUNTED = re.compile(r"error: There (?:was an error with 1 transfer|were errors
 _MOST_LINES = 40
 
 
-@frozen
+@dataclass(frozen=True)
 class UrlPair:
     """A file that is to be copied.
 
@@ -49,7 +48,7 @@ class UrlPair:
     size: int
 
 
-@define
+@dataclass
 class CopyReport:
     """What the tool has said of a file.
 
@@ -60,7 +59,7 @@ class CopyReport:
     error: str = ""
 
 
-@define
+@dataclass
 class CopyListener:
     """Reads the output of a list.
 
@@ -80,12 +79,12 @@ class CopyListener:
     begun: Callable[[UrlPair], None]
     logged: Callable[[int, str], None]
     arrived: Callable[[int, int], None]
-    reports: dict[int, CopyReport] = field(factory=dict)
+    reports: dict[int, CopyReport] = field(default_factory=dict)
     current: UrlPair | None = None
     _source: str = ""
     _destination: str = ""
     _is_error: bool = False
-    _header: list[str] = field(factory=list)
+    _header: list[str] = field(default_factory=list)
     _bytes: int = 0
 
     def heard(self, line: str) -> None:

@@ -16,8 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-
-from attrs import define, field, frozen
+from dataclasses import dataclass, field
 
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, start_error
@@ -35,7 +34,7 @@ PACKAGES: Mapping[str, str] = {"globus-url-copy": "globus-gass-copy-progs", "set
 _GFAL_PACKAGE = "gfal2-util-scripts"
 
 
-@define
+@dataclass
 class Deadline:
     """How long a tool may go on.
 
@@ -47,7 +46,7 @@ class Deadline:
 
     stall_s: float
     until: float
-    moved_at: float = field(factory=time.monotonic)
+    moved_at: float = field(default_factory=time.monotonic)
 
     def moved(self) -> None:
         """Note a sign of progress."""
@@ -63,7 +62,7 @@ class Deadline:
         return None
 
 
-@frozen
+@dataclass(frozen=True)
 class ToolCommand:
     """A command line.
 
@@ -77,7 +76,7 @@ class ToolCommand:
     """
 
     arguments: Sequence[str]
-    environment: Mapping[str, str] = field(factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     lines: Sequence[str] | None = None
     is_merged: bool = False
     rewrites_lines: bool = False
