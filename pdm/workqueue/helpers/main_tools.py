@@ -101,7 +101,7 @@ class _ListCopy:
         self._workers.share(self._batch, items, _workers_for(items), self._begin)
         self._transfer()
         left = [pending.item for pending in self._pending.values()]
-        self._workers.share(self._batch, left, _workers_for(left), self._conclude)
+        self._workers.share(self._batch, left, _workers_for(left), self._conclude, begun=True)
 
     def _begin(self, storage: Storage, item: dict[str, Any]) -> None:
         pending = self._copier.begin(storage, item)
@@ -167,7 +167,9 @@ class _ListCopy:
 
     def _conclude(self, storage: Storage, item: dict[str, Any]) -> None:
         pending, outcome = self._pending[item["key"]], self._outcomes.get(item["key"], StoppedError())
-        if isinstance(outcome, StorageError):
+        if self._batch.is_ended(item["key"]):
+            outcome = StoppedError()
+        if not isinstance(outcome, StoppedError):
             outcome = cast(ToolStorage, storage).confirmed(outcome, _pair(item))
         if outcome is None:
             self._copier.complete(storage, pending, None)

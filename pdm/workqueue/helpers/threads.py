@@ -36,8 +36,19 @@ class WorkerThreads:
             self._storages.append(self._open_storage())
         return self._storages[:count]
 
-    def share(self, batch: ActiveBatch, items: Iterable[dict[str, Any]], workers: int, work: Work) -> None:
-        """Have each item worked on by one of ``workers`` threads; returns when all have an outcome."""
+    def share(
+        self, batch: ActiveBatch, items: Iterable[dict[str, Any]], workers: int, work: Work, *, begun: bool = False
+    ) -> None:
+        """Have each item worked on by one of ``workers`` threads; returns when all are worked on.
+
+        Args:
+            batch: of the items.
+            items: that have no outcome so far.
+            workers: how many threads.
+            work: what is done with one.
+            begun: whether the items were begun before: then cancelled ones are worked on too, for they have left
+                something behind.
+        """
         waiting = deque(items)
         storages = self.storages(min(workers, len(waiting)))
         # An item that is ended alone is not begun; one that is under way ends soon, for large ones are alone.
@@ -52,7 +63,8 @@ class WorkerThreads:
                     item = waiting.popleft()
                 except IndexError:
                     return
-                _carry_out_item(batch, storage, item, work)
+                if begun or _may_begin(batch, item["key"]):
+                    _carry_out_item(batch, storage, item, work)
 
         threads = [threading.Thread(target=worker, args=(storage,), name="lane") for storage in storages[1:]]
         for thread in threads:
@@ -62,13 +74,15 @@ class WorkerThreads:
             thread.join()
 
 
-def _carry_out_item(batch: ActiveBatch, storage: Storage, item: dict[str, Any], work: Work) -> None:
-    key = item["key"]
+def _may_begin(batch: ActiveBatch, key: int) -> bool:
     if batch.stopped:
         batch.cancelled(key)
-        return
-    if not batch.started(key):
-        return
+        return False
+    return batch.started(key)
+
+
+def _carry_out_item(batch: ActiveBatch, storage: Storage, item: dict[str, Any], work: Work) -> None:
+    key = item["key"]
     storage.log_to(functools.partial(batch.log, key))
     storage.timeouts = timeouts(batch.request["limits"], item.get("size", 0))
     try:

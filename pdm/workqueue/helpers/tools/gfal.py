@@ -69,6 +69,7 @@ _ABOUT_CREDENTIALS = re.compile(
     r"certificate|credential|\b53[0-9][ -]|Login incorrect|GSS|proxy|SSL|Auth(?:entication|orization)? failed",
     re.IGNORECASE,
 )
+_SRM_STATUS = re.compile(r"\[SRM_[A-Z_]+\]")
 _FORBIDDEN = re.compile(r"HTTP (?:401|403)|Permission refused")
 _SYSTEM_ERROR = re.compile(
     r"System error in [\w ./()-]+: (" + "|".join(re.escape(os.strerror(n)) for n in _MEANT) + ")"
@@ -270,6 +271,9 @@ class Gfal:
 def error_of(number: int, text: str, code: str | None = None) -> StorageError:
     """The error behind the number and the text of a gfal command: the text counts more."""
     text = _REPLY_LINE.sub("\n", text.replace("\\x00", "").strip())
+    if _SRM_STATUS.search(text):
+        # It says what is the matter; the number is of the library's own.
+        return StorageError(text, code=code)
     if _FORBIDDEN.search(text):
         return StorageError(text, errno=errno.EACCES, code=code)
     if found := _SYSTEM_ERROR.search(text):

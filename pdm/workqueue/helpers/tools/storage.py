@@ -341,12 +341,14 @@ class ToolStorage(Storage):
         """By gfal-copy; lists of files between GridFTP servers go by `transfer_list`."""
         stall_s = max(self.timeouts.stall_s, _LEAST_MARKER_STALL_S)
         deadline = Deadline(stall_s + self.timeouts.slack_s, self.timeouts.until)
+        complaint: StorageError | None = None
         try:
             self._gfal.copy(source, temporary, deadline, arrived)
         except StorageError as error:
-            complaint = self.confirmed(error, UrlPair(0, source, temporary, size))
-            if complaint is not None:
-                raise complaint from None
+            complaint = error
+        failure = self.confirmed(complaint, UrlPair(0, source, temporary, size))
+        if failure is not None:
+            raise failure
         return None
 
     def transfer_list(
@@ -402,8 +404,21 @@ class ToolStorage(Storage):
             outcomes[listener.current.key] = ended
         return outcomes
 
-    def confirmed(self, complaint: StorageError, pair: UrlPair) -> StorageError | None:
-        """What a tool's complaint of a copy comes to: None if the file is whole; else with the end that is at fault."""
+    def confirmed(self, complaint: StorageError | None, pair: UrlPair) -> StorageError | None:
+        """What a tool's word of a copy comes to.
+
+        Returns:
+            None where the file can be proven: a complaint is dropped if size and checksum agree. Else why not, with
+            the end that is at fault.
+        """
+        if complaint is None:
+            try:
+                self.size(pair.temporary)
+            except StorageError as error:
+                if error.errno != errno.ENOENT:
+                    return error.at("destination")
+                return StorageError("the tool reports success, and nothing has arrived", code="CHECKSUM_MISMATCH")
+            return None
         if complaint.code == "DEPENDENCY_MISSING":
             return complaint
         with contextlib.suppress(StorageError):
