@@ -31,6 +31,7 @@ from tests.protocols.tokens import macaroon
 Changes = Mapping[str, str]
 _RELAY = "pdm.workqueue.helpers.main_relay"
 _GRIDFTP = "pdm.workqueue.helpers.main_gridftp"
+_TOOLS = "pdm.workqueue.helpers.main_tools"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
 _AS = "import os; from {module} import main; os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
 _WAIT_S = 30.0
@@ -45,7 +46,7 @@ class Stand:
     """A protocol with its servers.
 
     Attributes:
-        protocol: as movers are looked up.
+        protocol: as movers are looked up; ``tools`` is GRIDFTP by the field's own commands.
         a: folder at the site that copies come from.
         b: folder at the site that everything else happens at.
         url: of a path.
@@ -193,6 +194,13 @@ def _gridftp(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
 
 
 @contextmanager
+def _tools(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
+    """GRIDFTP by globus-url-copy and gfal."""
+    with _gridftp(request, scratch) as stand:
+        yield evolve(stand, protocol="tools", code=("-m", _TOOLS))
+
+
+@contextmanager
 def _stored(protocol: str, request: pytest.FixtureRequest) -> Iterator[Stand]:
     """A protocol of `TestStorages`."""
     storages: TestStorages = request.getfixturevalue("storages")
@@ -276,6 +284,7 @@ def _file(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
 
 STANDS: Mapping[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Stand]]] = {
     "gridftp": _gridftp,
+    "tools": _tools,
     "ssh": _ssh,
     "https": _https,
     "xroot": _xroot,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import os
 import re
 import shutil
 import signal
@@ -18,6 +17,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pdm.workqueue.helpers.gridftp.replies import errno_of_reply
 from pdm.workqueue.helpers.storage import FileStat, StorageError
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand, ToolRunner
 
@@ -71,10 +71,6 @@ _ABOUT_CREDENTIALS = re.compile(
 )
 _SRM_STATUS = re.compile(r"\[SRM_[A-Z_]+\]")
 _FORBIDDEN = re.compile(r"HTTP (?:401|403)|Permission refused")
-_SYSTEM_ERROR = re.compile(
-    r"System error in [\w ./()-]+: (" + "|".join(re.escape(os.strerror(n)) for n in _MEANT) + ")"
-)
-_BY_TEXT = {os.strerror(number): number for number in _MEANT}
 #: A reply's line: gfal2 has put all of them on one.
 _REPLY_LINE = re.compile(r" +(?=[1-5][0-9]{2}[ -])")
 
@@ -276,8 +272,8 @@ def error_of(number: int, text: str, code: str | None = None) -> StorageError:
         return StorageError(text, code=code)
     if _FORBIDDEN.search(text):
         return StorageError(text, errno=errno.EACCES, code=code)
-    if found := _SYSTEM_ERROR.search(text):
-        return StorageError(text, errno=_BY_TEXT[found.group(1)], code=code)
+    if (of_reply := errno_of_reply(text)) in _MEANT:
+        return StorageError(text, errno=of_reply, code=code)
     if number not in _MEANT or _ABOUT_CREDENTIALS.search(text):
         return StorageError(text, code=code, lost="Connection" in text or "connect" in text)
     return StorageError(text, errno=number, code=code)

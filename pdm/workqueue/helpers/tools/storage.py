@@ -276,6 +276,8 @@ class ToolStorage(Storage):
             self._remove_directory(url)
         else:
             if url not in self._removals:
+                if self.stat(url) is None:
+                    raise StorageError(f"{url} is not there", errno=errno.ENOENT)
                 self.remove_files([url])
             error = self._removals.pop(url)
             is_there = self.stat(url) is not None
