@@ -369,8 +369,8 @@ class ToolStorage(Storage):
             arrived: called with the key of a file and the bytes that have arrived.
 
         Returns:
-            What the tool has complained of, by key: a file is whole or not whatever it says. Of files that are not in
-            there it has said nothing: it ended before.
+            What the tool has complained of, by key: a file is whole or not whatever it says. Files that are not in there
+            were not begun when it died.
 
         Raises:
             StoppedError: `interrupt` was called.
@@ -404,7 +404,10 @@ class ToolStorage(Storage):
             if listener.current is None:
                 raise ended
             outcomes[listener.current.key] = ended
-        return outcomes
+            return outcomes
+        # It has come to its end: what it has not spoken of it has not done, or shares the fate of what it could not do.
+        unheard = None if status == 0 else outcomes.get(first.key) or _no_word(status)
+        return {pair.key: unheard for pair in pairs} | outcomes
 
     def confirmed(self, complaint: StorageError | None, pair: UrlPair) -> StorageError | None:
         """What a tool's word of a copy comes to.
@@ -501,6 +504,10 @@ def tool_environment(urls: Sequence[str]) -> dict[str, str]:
 def _is_answer(error: StorageError) -> bool:
     """Whether our own client has said what is the matter: nothing would be won by asking a tool."""
     return error.errno is not None or error.unreachable or error.scope == "service" or error.code in _ANSWERS
+
+
+def _no_word(status: int) -> StorageError:
+    return StorageError(f"globus-url-copy ended with status {status} and has said nothing of the file")
 
 
 def _version(there: FileStat) -> FileVersion:
