@@ -122,7 +122,7 @@ def test_the_log_grows_while_the_tool_moves_and_both_its_death_and_a_cancel_are_
 
     os.kill(pid, signal.SIGKILL)
     again = wait_for(lambda: tools_running() - before - {pid}).pop()
-    _, first = service.call("alice", "GET", f"/jobs/{job['id']}/elements/1/output/0")
+    _, first = service.call("alice", "GET", f"/jobs/{job['id']}/elements/1/output/1")
     assert "code=CRASHED" in first["log"] and "globus-url-copy was ended by signal 9" in first["log"]
 
     wait_for(lambda: "Source: gsiftp://" in logged(2))

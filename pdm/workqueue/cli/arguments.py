@@ -157,7 +157,9 @@ MOVER_HELP = "Who moves: the service's own clients (native), or globus-url-copy 
 def mover_option(command: _Command) -> _Command:
     """``--mover``."""
     return click.option(
-        "--mover", type=click.Choice(list(MoverKind)), help=f"{MOVER_HELP} Without it, as the sites say."
+        "--mover",
+        type=click.Choice([kind.value for kind in MoverKind]),
+        help=f"{MOVER_HELP} Without it, as the sites say.",
     )(command)
 
 

@@ -54,7 +54,7 @@ def _content_options(command: _Command) -> _Command:
             help="PEM file of authorities that are trusted for this site only; '' takes them away.",
         ),
         click.option("--myproxy", metavar="HOST:PORT", help="Where its users log on; '' takes it away."),
-        click.option("--mover", type=click.Choice(list(MoverKind)), help=MOVER_HELP),
+        click.option("--mover", type=click.Choice([kind.value for kind in MoverKind]), help=MOVER_HELP),
     ]
     for decorator in reversed(decorators):
         command = decorator(command)

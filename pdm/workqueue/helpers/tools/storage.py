@@ -369,8 +369,8 @@ class ToolStorage(Storage):
             arrived: called with the key of a file and the bytes that have arrived.
 
         Returns:
-            What the tool has complained of, by key: a file is whole or not whatever it says. Files that are not in there
-            were not begun when it died.
+            What the tool has complained of, by key: a file is whole or not whatever it says. Files that are not in
+            there were not begun when it died.
 
         Raises:
             StoppedError: `interrupt` was called.
