@@ -6,12 +6,14 @@ import gc
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+import pytest_timeout
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
@@ -28,8 +30,26 @@ hypothesis.settings.load_profile("pdm")
 
 #: Seconds for a test on the real grid: a login alone takes 0.2 s, and CI is slow.
 _GRID_TIMEOUT_S = 180
+#: Seconds after its timeout in which a hung test may still end by itself.
+_GRACE_S = 15
 #: Folders of tests that start the daemon, its HTTP side, or a grid's programs.
 _WITH_SERVERS = frozenset({"cli", "client", "http", "protocols", "reference", "security", "system", "testgrid"})
+#: Modules that take long, the longest first (script/test --slowest): begun late, one would keep a single worker busy.
+_LONGEST = (
+    "grid/test_credentials",
+    "protocols/test_matrix",
+    "grid/test_gridftp_agent",
+    "grid/test_torn_copies",
+    "system/test_faults_of_the_machine",
+    "grid/test_jobs",
+    "protocols/test_faults",
+    "grid/test_crashes",
+    "grid/test_silent_servers",
+    "grid/test_sites",
+    "system/test_lease",
+    "cli/test_commands",
+    "admin/test_packaging",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,10 +61,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.grid)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_GRID_TIMEOUT_S))
-    # Alone: last, for quick failures come first. In a worker of pytest-xdist: first, so that no worker waits at the
-    # end for the longest of all.
-    is_worker = hasattr(config, "workerinput")
-    items.sort(key=lambda item: (item.get_closest_marker("grid") is None) != is_worker, reverse=True)
+    if hasattr(config, "workerinput"):
+        # Workers of pytest-xdist take whole modules in this order: the short ones at the end let all end together.
+        ranks = {path: rank for rank, path in enumerate(_LONGEST)}
+        dear = {item.path for item in items if _is_dear(item)}
+        items.sort(key=lambda item: (ranks.get(_module(item), len(ranks)), item.path not in dear))
+    else:
+        # Alone: the grid last, for quick failures come first.
+        items.sort(key=lambda item: item.get_closest_marker("grid") is not None)
+
+
+def _module(item: pytest.Item) -> str:
+    return f"{item.path.parent.name}/{item.path.stem}"
+
+
+def _is_dear(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("grid", "server", "postgresql"))
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
+    """Let a hung test fail, and end the process only if that does not help.
+
+    The exception that the signal raises is lost where Twisted catches all, as its main loop does.
+    """
+    pytest_timeout.pytest_timeout_set_timer(item, settings)
+    cancel = item.cancel_timeout  # type: ignore[attr-defined]
+    last = threading.Timer(settings.timeout + _GRACE_S, pytest_timeout.timeout_timer, (item, settings))
+    last.daemon = True
+    last.start()
+
+    def cancel_both() -> None:
+        last.cancel()
+        last.join()
+        cancel()
+
+    item.cancel_timeout = cancel_both  # type: ignore[attr-defined]
+    return True
 
 
 def pytest_collection_finish() -> None:

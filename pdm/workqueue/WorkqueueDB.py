@@ -104,7 +104,7 @@ IS_WAITING_WORK = "status = 'SUBMITTED' AND type <> 'LIST'"
 IS_RUNNING = "status = 'RUNNING'"
 IS_SET_ASIDE = "status IN ('FAILED', 'CANCELLED', 'HELD')"
 IS_HELD = f"{IS_SET_ASIDE} AND status = 'HELD'"
-HAS_RESIDUE = "residue IS TRUE"
+HAS_LEFTOVER = "residue IS TRUE"
 HAS_WORK = "work_due_at IS NOT NULL"
 HAS_LISTING = "list_due_at IS NOT NULL"
 HAS_RUNNING = "num_running > 0"
@@ -231,7 +231,7 @@ class JobElement(Base):
         _partial("ix_elements_waiting", IS_WAITING_WORK, "job_id", "phase", "due_at", "id"),
         _partial("ix_elements_running", IS_RUNNING, "job_id", "phase", "id", "worker_id"),
         _partial("ix_elements_set_aside", IS_SET_ASIDE, "job_id", "status", "id"),
-        _partial("ix_elements_residue", HAS_RESIDUE, "job_id", "id"),
+        _partial("ix_elements_residue", HAS_LEFTOVER, "job_id", "id"),
         # Rows lie in the order of (job, number): a page of a job is one stretch of the file.
         {"sqlite_with_rowid": False},
     )

@@ -1,25 +1,23 @@
-"""Builds the parts of the service out of its settings, joins them, and puts them in the order of start and stop.
+"""Composition root: build the parts of the service from its settings, connect them, and order their start and stop.
 
-Nothing else constructs a collaborator: who wants to know how the service hangs together reads this.
+No other module constructs them. Tests build this assembly too, and replace some of its edges.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
-import subprocess
+import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 import pdm
@@ -28,57 +26,56 @@ from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem import CertificateFilesError
-from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
-from pdm.workqueue.config.settings import DatabaseSettings, Settings
+from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol, JobType
-from pdm.workqueue.domain.pacing import BreakerPolicy
-from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import Ending
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
 from pdm.workqueue.execution.endpoint_health import SiteHealth
-from pdm.workqueue.execution.executor import ExecutionLimits, Executor
+from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease, LeaseTakenError
-from pdm.workqueue.execution.maintenance import Housekeeping
+from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.execution.site_directory import SiteDirectory
-from pdm.workqueue.execution.streams import StreamLimits, Streams
+from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList, LogonThrottle
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance
+from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access, credential_need
+from pdm.workqueue.movers.mover import Mover, credential_need
+from pdm.workqueue.policies import (
+    breaker_policy,
+    database_timeouts,
+    execution_limits,
+    helper_access,
+    retry_policy,
+    server_tls,
+    stream_limits,
+    time_limits,
+)
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store.credentials import change_key_check, key_check
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.engines import DatabaseTimeouts
 from pdm.workqueue.store.errors import DatabaseUnusableError
 from pdm.workqueue.store.leases import WorkerIdentity, write_probe
-from pdm.workqueue.telemetry.background import Periodic, start_background
-from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag
-from pdm.workqueue.wire.agent_messages import TimeLimits
+from pdm.workqueue.telemetry.background import Periodic, run_in_thread, start_background
+from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag, utc_now
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
-_T = TypeVar("_T")
-
 _BACKLOG = 1024
-#: What is kept in the database, sealed, to find a daemon that has another key.
+#: Stored encrypted in the database, to detect a daemon that has another key.
 _KEY_CHECK, _KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
 _PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
-#: Seconds that looking for missing programs and libraries may take.
-_LONGEST_LOOK_S = 60.0
-#: A site that is back is found within so many seconds, however long it was away.
-_LONGEST_SITE_PAUSE_S = 120.0
-#: What `start` steps raise when the operator can mend it; each has a text of one line.
+#: What `start` steps raise when the operator can correct it; each has a text of one line.
 EXPECTED_ERRORS = (
     ConfigError,
     CertificateFilesError,
@@ -95,56 +92,88 @@ _PACKAGE_PARENT = str(Path(pdm.__file__).resolve().parent.parent)
 
 
 class Assembly:
-    """The joined parts of one daemon.
+    """The connected parts of one daemon.
 
     Args:
-        reactor: the real one.
-        settings: checked.
-        services: gets the parts, in order.
+        services: gets the parts, in the order of their start.
+        clock: the time, UTC.
+        monotonic: seconds, by which rates of transfers are measured.
+        movers: what jobs and sites may use.
+        make_pool: makes the pool of helper processes.
+        make_claimer: makes the loop that claims work.
+        make_site_check: makes the check of a site's endpoints.
+        find_missing: finds what software is missing, with the command of a helper; in a thread.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, settings: Settings, services: OrderedServices) -> None:
+    def __init__(
+        self,
+        *,
+        reactor: Any,
+        settings: Settings,
+        services: OrderedServices,
+        clock: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+        movers: Mapping[JobProtocol, Mover] = MOVERS,
+        make_pool: Callable[..., AgentPool] = AgentPool,
+        make_claimer: Callable[..., Claimer] = Claimer,
+        make_site_check: Callable[..., SiteCheck] = SiteCheck,
+        find_missing: Callable[[AgentCommand], Mapping[str, str]] = missing_software,
+    ) -> None:
         self._reactor = reactor
         self._settings = settings
+        self._movers = movers
+        self._missing_software = find_missing
         self._lock_fd: int | None = None
+        self._database_lock_fd: int | None = None
         self._port: Any = None
         self.url = ""
-
         queue, agents = settings.queue, settings.agents
-        self._database_lock_fd: int | None = None
-        worker = secrets.token_hex(16)
+        incarnation = secrets.token_hex(16)
+
         self.sites = SiteRegistry.read(settings.sites.folder)
         self.tls = server_tls(settings)
         self.database = Database.open(
-            settings.database.url, reactor, settings.database.threads, _timeouts(settings.database)
-        )
-        self.logs = LogStore(reactor, settings.logs.folder, settings.logs.head_bytes, settings.logs.tail_bytes)
-        self.lease = Lease(
+            settings.database.url,
             reactor,
-            self.database,
-            WorkerIdentity(
-                worker_name(settings.state.folder), worker, host=f"{socket.gethostname()}, pid {os.getpid()}"
+            threads=settings.database.threads,
+            timeouts=database_timeouts(settings),
+        )
+        self.logs = LogStore(
+            reactor, settings.logs.folder, head_bytes=settings.logs.head_bytes, tail_bytes=settings.logs.tail_bytes
+        )
+        self.lease = Lease(
+            reactor=reactor,
+            database=self.database,
+            worker=WorkerIdentity(
+                name=worker_name(settings.state.folder),
+                incarnation=incarnation,
+                host=f"{socket.gethostname()}, pid {os.getpid()}",
             ),
-            utc_now,
-            queue.lease_s,
-            lambda job, token: self.logs.is_begun(LogRef(job.log_uid, token.element_id, token.attempt)),
+            clock=clock,
+            lease_s=queue.lease_s,
+            begun=lambda job, token: self.logs.is_begun(LogRef(job.log_uid, token.element_id, token.attempt)),
         )
         self.vault = Vault.open(settings.credentials.key_file)
-        files = CredentialFiles(settings.credentials.folder)
-        credentials = Credentials(self.database, self.vault, files)
-        self.board = ProgressBoard()
-        patience_s = settings.sites.patience_s
-        breakers = BreakerPolicy(
-            first_pause_s=queue.first_pause_s,
-            longest_pause_s=max(queue.first_pause_s, min(queue.longest_pause_s, _LONGEST_SITE_PAUSE_S)),
+        self._credential_files = CredentialFiles(settings.credentials.folder)
+        credentials = Credentials(database=self.database, vault=self.vault, files=self._credential_files)
+        self._trust_directories = TrustDirectories(settings.state.folder / "trust")
+        trust_directory = partial(run_in_thread, self._trust_directories.directory_for)
+
+        self.board = ProgressBoard(clock=monotonic)
+        health = SiteHealth(policy=breaker_policy(settings), patience_s=settings.sites.patience_s, on_change=self._wake)
+        self.catalogue = SiteDirectory(
+            reactor=reactor, database=self.database, sites=self.sites, health=health, on_change=self._wake
         )
-        health = SiteHealth(breakers, patience_s, self._wake)
-        self.catalogue = SiteDirectory(reactor, self.database, self.sites, health, self._wake)
-        trust = TrustDirectories(settings.state.folder / "trust")
-        settler = Settler(reactor, self.database, worker, utc_now, self._settled)
-        self.pool = AgentPool(
+        self._settler = Settler(
+            reactor=reactor,
+            database=self.database,
+            worker=incarnation,
+            clock=clock,
+            on_settled=self._settled,
+        )
+        self.pool = make_pool(
             reactor,
             reactor,
             self._command_for,
@@ -154,155 +183,149 @@ class Assembly:
             idle_s=agents.idle_s,
             unused=credentials.remove_unused,
         )
-        self.streams = Streams(
-            StreamLimits(
-                agents.max_agents,
-                queue.route_limit,
-                queue.route_start,
-                queue.route_window_s,
-                queue.site_limit_in,
-                queue.site_limit_out,
-                queue.user_limit,
-                queue.job_limit,
-            ),
-            self.sites,
-            MonotonicUtc(),
-        )
-        limits = TimeLimits(queue.stall_s, queue.total_s, float(queue.least_rate_bytes))
-        access = Access(
-            trust_dir=settings.credentials.trust_dir,
-            ssh_key=settings.ssh.key,
-            ssh_known_hosts=settings.ssh.known_hosts,
-            ssh_user=settings.ssh.user,
-        )
+        self.streams = Streams(limits=stream_limits(settings), sites=self.sites, clock=MonotonicUtc())
+        self._access = helper_access(settings)
         self.service_health = ServiceHealth(
-            reactor,
-            utc_now,
-            {
-                ServicePart.DATABASE: lambda: self.database.run("is the database written", write_probe, worker),
-                ServicePart.CREDENTIAL_FILES: partial(in_thread, _check_all, files.check, trust.check),
-                ServicePart.HELPERS: partial(in_thread, check_resources),
-                ServicePart.ATTEMPT_LOGS: partial(in_thread, self.logs.check),
+            reactor=reactor,
+            clock=clock,
+            checks={
+                ServicePart.DATABASE: lambda: self.database.run("is the database written", write_probe, incarnation),
+                ServicePart.CREDENTIAL_FILES: partial(run_in_thread, self._check_credential_files),
+                ServicePart.HELPERS: partial(run_in_thread, check_resources),
+                ServicePart.ATTEMPT_LOGS: partial(run_in_thread, self.logs.check),
             },
-            self._room,
-            lambda: self.logs.errors,
+            on_change=self._capacity_freed,
+            log_errors=lambda: self.logs.errors,
         )
         context = AttemptContext(
-            reactor,
-            utc_now,
-            socket.gethostname(),
-            RetryPolicy(queue.first_pause_s, queue.longest_pause_s),
-            self.logs,
-            self.board,
-            settler,
-            agents.cancel_grace_s,
-            self.service_health,
-            health,
+            reactor=reactor,
+            clock=clock,
+            host=socket.gethostname(),
+            policy=retry_policy(settings),
+            logs=self.logs,
+            board=self.board,
+            settler=self._settler,
+            cancel_grace_s=agents.cancel_grace_s,
+            service_health=self.service_health,
+            health=health,
         )
         preparation = Preparation(
-            self.sites, self.pool, credentials, context, limits, access, trust=partial(in_thread, trust.directory_for)
+            sites=self.sites,
+            pool=self.pool,
+            credentials=credentials,
+            context=context,
+            element=time_limits(settings),
+            access=self._access,
+            trust=trust_directory,
         )
         self.executor = Executor(
-            self.database,
-            self.sites,
-            self.pool,
-            credentials,
-            worker,
-            context,
-            ExecutionLimits(agents.max_agents, agents.list_agents, queue.batch_elements),
-            self.streams,
-            preparation,
-            self._room,
+            database=self.database,
+            sites=self.sites,
+            pool=self.pool,
+            credentials=credentials,
+            worker=incarnation,
+            context=context,
+            limits=execution_limits(settings),
+            streams=self.streams,
+            preparation=preparation,
+            on_capacity=self._capacity_freed,
             restricted=self.catalogue.restricted,
             find_missing=self._find_missing,
         )
-        site_check = SiteCheck(preparation, self.pool)
-        self.probes = EndpointProbes(reactor, utc_now, self.sites, health, site_check.look)
-        self.claimer = Claimer(
-            reactor,
-            self.database,
-            self.executor,
-            utc_now,
-            self.service_health,
-            queue.batch_elements,
-            queue.batch_bytes,
-            queue.poll_interval_s,
-            self.lease,
-            settings.users.weights,
+        site_check = make_site_check(preparation=preparation, pool=self.pool)
+        self.probes = EndpointProbes(
+            reactor=reactor, clock=clock, sites=self.sites, health=health, check=site_check.check_endpoint
+        )
+        self.claimer = make_claimer(
+            reactor=reactor,
+            database=self.database,
+            executor=self.executor,
+            clock=clock,
+            service_health=self.service_health,
+            batch_elements=queue.batch_elements,
+            batch_bytes=queue.batch_bytes,
+            poll_s=queue.poll_interval_s,
+            lease=self.lease,
+            weights=settings.users.weights,
         )
         self.lease.connect(
-            known=lambda: self.executor.attempts() | settler.attempts(),
+            known=lambda: self.executor.attempts() | self._settler.attempts(),
             claims_over=self.claimer.claims_over,
             on_lost=partial(self.executor.end_all, Ending.LOST),
             on_cancelled=self.executor.cancel,
             on_work=self._wake,
         )
         self.lease.on_renewed.append(self.pool.hold_lease)
+
         logons = LogonThrottle()
-        clock_watch = ClockWatch(reactor, (health.clock_was_set, self.claimer.clock_was_set, logons.clock_was_set))
-        self.api = WorkqueueService(
-            ApiContext(
-                self.database,
-                self.sites,
-                self.logs,
-                self.vault,
-                settings,
-                utc_now,
-                in_thread,
-                self._wake,
-                self.executor.cancel,
-                self.board,
-                self.streams.routes,
-                lambda protocol: _need_at(protocol, access),
-                _supports,
-                lambda: self.tls.trust,
-                MyProxyLogons(reactor, settings.credentials.trust_dir, trust=partial(in_thread, trust.directory_for)),
-                self.catalogue,
-                site_check.check,
-                _relays_to,
-                self.executor.credentials_changed,
-                self.executor.continue_change,
-                self.executor.resume,
-                self.executor.full,
-                logons=logons,
-                faults=lambda: self.service_health.faults,
-                may_claim=lambda: self.service_health.may_claim,
-            ),
-            AccessList.read(settings.users),
+        self.context = ApiContext(
+            database=self.database,
+            sites=self.sites,
+            logstore=self.logs,
+            vault=self.vault,
+            settings=settings,
+            clock=clock,
+            in_thread=run_in_thread,
+            wake=self._wake,
+            cancelled=self.executor.cancel,
+            progress=self.board,
+            routes=self.streams.routes,
+            credential_need=self._credential_need,
+            supports=self._supports,
+            trust=lambda: self.tls.trust,
+            myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
+            catalogue=self.catalogue,
+            check_site=site_check.check,
+            relays_to=self._relays_to,
+            credentials_changed=self.executor.credentials_changed,
+            job_retried=self.executor.continue_change,
+            resume=self.executor.resume,
+            full=self.executor.reached_limits,
+            logons=logons,
+            faults=lambda: self.service_health.faults,
+            may_claim=lambda: self.service_health.may_claim,
         )
-        tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
-
+        self.api = WorkqueueService(self.context, AccessList.read(settings.users))
         self.lag = ReactorLag(reactor)
-        housekeeping = Housekeeping(reactor, self.database, utc_now)
+        self._clock_watch = ClockWatch(
+            reactor, listeners=(health.clock_was_set, self.claimer.clock_was_set, logons.clock_was_set)
+        )
+        self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
+        self._housekeeping = Housekeeping(reactor=reactor, database=self.database, clock=clock)
+        self._add_to(services)
 
-        services.add("instance lock", self._lock, _nothing, interruptible=True)
-        services.add("database", self.database.start, self.database.stop)
-        services.add("lease", self.lease.start, self.lease.stop, interruptible=True)
-        services.add("key of the credentials", self._check_key, _nothing)
-        services.add("credential files", lambda: _swept(files), lambda: _swept(files))
-        services.add("folders of authorities", partial(in_thread, trust.sweep), _nothing)
-        services.add("sites", self.catalogue.start, self.catalogue.stop)
-        services.add("attempt logs", self.logs.start, self.logs.stop)
-        # Stopped when the helpers that look have ended.
-        services.add("probes of endpoints", self.probes.start, self.probes.stop)
-        services.add("agents", self.pool.start, self.pool.stop)
-        services.add("condition", self.service_health.start, self.service_health.stop)
-        services.add("settler", _nothing, settler.drained)
-        services.add("executor", self.executor.start, self.executor.stop)
-        services.add("claimer", self.claimer.start, self.claimer.stop)
-        services.add("clock", clock_watch.start, clock_watch.stop)
-        services.add("tls refresh", tls_refresher.start, tls_refresher.stop)
-        services.add("housekeeping", housekeeping.start, housekeeping.stop)
-        # It begins when all is ready: what the start itself takes holds up nobody.
-        services.add("reactor lag", _nothing, self.lag.stop)
-        services.add("listener", self._listen, self._close)
+    def _add_to(self, services: OrderedServices) -> None:
+        """Add the parts in the order of their start; they stop in reverse."""
+        sweep = partial(run_in_thread, self._credential_files.sweep)
+        services.add("instance lock", start=self._lock, interruptible=True)
+        services.add("database", start=self.database.start, stop=self.database.stop)
+        services.add("lease", start=self.lease.start, stop=self.lease.stop, interruptible=True)
+        services.add("key of the credentials", start=self._check_key)
+        # Removes files that a killed daemon has left.
+        services.add("credential files", start=sweep, stop=sweep)
+        services.add("trust directories", start=partial(run_in_thread, self._trust_directories.sweep))
+        services.add("sites", start=self.catalogue.start, stop=self.catalogue.stop)
+        services.add("attempt logs", start=self.logs.start, stop=self.logs.stop)
+        # Before the agents, so that it stops after the helpers that check endpoints have ended.
+        services.add("endpoint probes", start=self.probes.start, stop=self.probes.stop)
+        services.add("agents", start=self.pool.start, stop=self.pool.stop)
+        services.add("service health", start=self.service_health.start, stop=self.service_health.stop)
+        services.add("settler", stop=self._settler.drained)
+        services.add("executor", start=self.executor.start, stop=self.executor.stop)
+        services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
+        services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
+        services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
+        services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
+        # The daemon starts it when all is ready: what the start itself takes does not count as latency.
+        services.add("reactor lag", stop=self.lag.stop)
+        services.add("listener", start=self._listen, stop=self._close)
 
-    # -- steps
+    # -- start and stop
 
     async def _lock(self) -> None:
-        self._lock_fd = await in_thread(lock_instance, self._settings.state.folder)
+        self._lock_fd = await run_in_thread(lock_instance, self._settings.state.folder)
         if self.database.file is not None:
-            self._database_lock_fd = await in_thread(lock_database, self.database.file)
+            self._database_lock_fd = await run_in_thread(lock_database, self.database.file)
         self.lease.worker = evolve(self.lease.worker, instance=instance_mark(self._lock_fd))
 
     async def _check_key(self) -> None:
@@ -313,15 +336,15 @@ class Assembly:
         except VaultError as error:
             if not may_change:
                 raise VaultError(
-                    f"the key file {self.vault.path} does not open the credentials in this database, which another "
-                    "key has sealed: restore that key file, or copy it from the daemon that shares the database"
+                    f"the key file {self.vault.path} does not decrypt the credentials in this database, which another "
+                    "key has encrypted: restore that key file, or copy it from the daemon that shares the database"
                 ) from error
             self._log.warn("the key of the credentials was changed while none was stored")
             await self.database.run("change the key", change_key_check, sealed)
 
     def give_up(self) -> None:
-        """The stop takes too long: have the database fail what waits for it."""
-        self._log.error("the database does not take what is left; it is given up")
+        """Fail all that waits for the database: the stop takes too long."""
+        self._log.error("results cannot be written to the database; the stop does not wait for it any longer")
         self.database.give_up()
 
     def _listen(self) -> None:
@@ -336,150 +359,55 @@ class Assembly:
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
 
-    # -- what parts call
+    # -- callbacks of the parts
 
     def _wake(self) -> None:
         self.claimer.wake()
 
-    def _room(self) -> None:
+    def _capacity_freed(self) -> None:
         self.claimer.capacity_freed()
 
-    def _settled(self, residue: bool) -> None:
+    def _settled(self, has_leftovers: bool) -> None:
         self.claimer.wake()
-        if residue:
+        if has_leftovers:
             self.executor.clean_up_soon()
 
+    def _check_credential_files(self) -> None:
+        self._credential_files.check()
+        self._trust_directories.check()
+
+    def _supports(self, protocol: JobProtocol, type_: JobType) -> bool:
+        return protocol in self._movers and type_ in self._movers[protocol].job_types
+
+    def _credential_need(self, protocol: JobProtocol) -> CredentialNeed | None:
+        mover = self._movers.get(protocol)
+        return None if mover is None else credential_need(mover, self._access)
+
+    def _relays_to(self, protocol: JobProtocol) -> frozenset[JobProtocol]:
+        mover = self._movers.get(protocol)
+        return frozenset() if mover is None else mover.relays_to
+
     async def _refresh_tls(self) -> None:
-        await self.tls.refresh_if_changed(in_thread)
+        await self.tls.refresh_if_changed(run_in_thread)
 
     def reload(self) -> None:
-        """Read sites and TLS files again; what is wrong is logged, and what was in force stays."""
+        """Read sites and TLS files again; errors are logged, and what was in force stays in force."""
         self.sites.reload()
         self.catalogue.health.take_sites(self.sites.all())
         start_background("tls files", self._refresh_tls())
 
     async def _find_missing(self) -> Mapping[str, str]:
-        return await in_thread(missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
+        return await run_in_thread(self._missing_software, self._command_for(AgentKind(_PREREQUISITES, "", {})))
 
     def _command_for(self, kind: AgentKind) -> AgentCommand:
         agents = self._settings.agents
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": _PACKAGE_PARENT, **kind.environment}
         if agents.library_path:
             environment["LD_LIBRARY_PATH"] = agents.library_path
-        python = str(agents.python)
         return AgentCommand(
             kind.helper.rpartition(".")[2],
-            # The folder tells whose helper it is: of a dead daemon, `lock_instance` ends those that hang.
-            [python, "-m", kind.helper, str(self._settings.state.folder)],
+            # `lock_instance` finds the helpers of a dead daemon by the state directory on their command lines.
+            [str(agents.python), "-m", kind.helper, str(self._settings.state.folder)],
             environment,
             lock_fd=self._lock_fd,
         )
-
-
-async def in_thread(function: Callable[..., _T], /, *arguments: Any) -> _T:
-    """The result of a function that runs off the reactor."""
-    result: _T = await deferToThread(function, *arguments)
-    return result
-
-
-def missing_software(command: AgentCommand) -> Mapping[str, str]:
-    """What is missing for each protocol, by its name; blocks.
-
-    Args:
-        command: runs `pdm.workqueue.helpers.prerequisites`.
-
-    Raises:
-        OSError: no process could be made.
-    """
-    try:
-        done = subprocess.run(
-            command.arguments,
-            env=dict(command.environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST_LOOK_S,
-            check=False,
-        )
-        if done.returncode == 0:
-            found: dict[str, str] = json.loads(done.stdout)
-            return found
-        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    except (FileNotFoundError, PermissionError) as error:
-        why = f"{error.strerror}"
-    except subprocess.TimeoutExpired:
-        why = f"it did not end within {_LONGEST_LOOK_S:g} s"
-    # Nothing can be moved without helpers.
-    return dict.fromkeys(JobProtocol.__members__, f"the interpreter of the helpers, {command.arguments[0]}: {why}")
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-def worker_name(state_folder: Path) -> str:
-    """The name under which this instance claims: the same after each start, and no other instance's.
-
-    That it stays lets a daemon that was killed take back its claims at once, without waiting for its lease to end.
-    """
-    path = state_folder / "worker-name"
-    try:
-        name = path.read_text().strip()
-    except FileNotFoundError:
-        name = ""
-    if not name:
-        state_folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        name = f"{socket.gethostname()}:{secrets.token_hex(8)}"
-        path.write_text(name + "\n")
-    return name
-
-
-def _timeouts(settings: DatabaseSettings) -> DatabaseTimeouts:
-    return DatabaseTimeouts(
-        settings.connect_timeout_s,
-        settings.lock_timeout_s,
-        settings.statement_timeout_s,
-        settings.idle_timeout_s,
-        settings.network_timeout_s,
-    )
-
-
-def server_tls(settings: Settings) -> ServerTls:
-    """TLS of the listener, from the files that the settings name.
-
-    Raises:
-        ConfigError: a file is missing or wrong.
-    """
-    tls = settings.tls
-    try:
-        return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl, signing=tls.signing_policy)
-    except CertificateFilesError as error:
-        raise ConfigError(f"{settings.source}: [tls]: {error}") from error
-
-
-def _supports(protocol: JobProtocol, type_: JobType) -> bool:
-    return protocol in MOVERS and type_ in MOVERS[protocol].job_types
-
-
-def _need_at(protocol: JobProtocol, access: Access) -> CredentialNeed | None:
-    mover = MOVERS.get(protocol)
-    return None if mover is None else credential_need(mover, access)
-
-
-def _relays_to(protocol: JobProtocol) -> frozenset[JobProtocol]:
-    mover = MOVERS.get(protocol)
-    return frozenset() if mover is None else mover.relays_to
-
-
-async def _swept(files: CredentialFiles) -> None:
-    """Without the files that a daemon which was killed has left."""
-    await in_thread(files.sweep)
-
-
-def _check_all(*checks: Callable[[], None]) -> None:
-    for check in checks:
-        check()
-
-
-def _nothing() -> None:
-    """A part that needs no start, or no stop."""

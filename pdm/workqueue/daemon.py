@@ -81,7 +81,7 @@ def makeService(options: Options) -> OrderedServices:
             sys.stdout.write(f"{options['config']}: the configuration is good\n")
             raise SystemExit(0)
         daemon = Daemon(reactor, settings, EXPECTED_ERRORS)
-        daemon.assembly = Assembly(reactor, settings, daemon)
+        daemon.assembly = Assembly(reactor=reactor, settings=settings, services=daemon)
     except ConfigError as error:
         _tell_operator(str(error))
         raise SystemExit(1) from None

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +93,23 @@ def instance_mark(descriptor: int) -> str:
     status = os.fstat(descriptor)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}:{status.st_dev}:{status.st_ino}"
+
+
+def worker_name(state_directory: Path) -> str:
+    """The name under which this instance claims: the same after each start, and no other instance's.
+
+    A daemon that was killed takes back its claims at once by this name, without waiting for its lease to end.
+    """
+    path = state_directory / "worker-name"
+    try:
+        name = path.read_text().strip()
+    except FileNotFoundError:
+        name = ""
+    if not name:
+        state_directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        name = f"{socket.gethostname()}:{secrets.token_hex(8)}"
+        path.write_text(name + "\n")
+    return name
 
 
 def _open(path: Path) -> int:

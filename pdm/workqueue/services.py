@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from pdm.workqueue.telemetry.background import ReportedError
 
-LifecycleStep = Callable[[], Awaitable[None] | None]
+LifecycleStep = Callable[[], Awaitable[object] | None]
 
 
 @frozen
@@ -56,7 +56,14 @@ class OrderedServices(Service):
         self._interruptible: Deferred[None] | None = None
         self._start_ended: Deferred[None] = Deferred()
 
-    def add(self, name: str, start: LifecycleStep, stop: LifecycleStep, *, interruptible: bool = False) -> None:
+    def add(
+        self,
+        name: str,
+        *,
+        start: LifecycleStep = lambda: None,
+        stop: LifecycleStep = lambda: None,
+        interruptible: bool = False,
+    ) -> None:
         """Add a part; it starts after those added before it."""
         self._parts.append(DaemonComponent(name, start, stop, interruptible))
 

@@ -93,14 +93,14 @@ def is_alive(pid: int) -> bool:
 async def test_an_agent_is_kept_for_the_next_of_its_kind(pool: AgentPool) -> None:
     agent = await pool.acquire(kind())
     assert await next_event(agent, nothing(1)) == wire.FinishedEvent(1)
-    pool.put_back(agent, kind())
+    pool.release(agent, kind())
     assert await pool.acquire(kind()) is agent
 
 
 @pytest_twisted.ensureDeferred
 async def test_another_credential_gets_another_agent(pool: AgentPool, unused: Unused) -> None:
     first = await pool.acquire(kind(credential="one"))
-    pool.put_back(first, kind(credential="one"))
+    pool.release(first, kind(credential="one"))
     second = await pool.acquire(kind(credential="two"))
     assert second is not first
     # Two may live: the idle one makes room for the third, and its credential is not needed any more.
@@ -115,11 +115,11 @@ async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unus
     gone, kept = kind(credential="gone"), kind(credential="kept")
     agent = await pool.acquire(gone)
     other = await pool.acquire(kept)
-    pool.put_back(other, kept)
+    pool.release(other, kept)
     pool.retire("gone")
     pool.retire("never seen")
     assert pool.works_with("gone") and agent.alive, "what it does it may end, if nobody else ends it"
-    pool.put_back(agent, gone)
+    pool.release(agent, gone)
     await following(agent.ended)
     assert (unused, pool.works_with("gone")) == (["gone"], False)
     pool.retire("kept")
@@ -140,7 +140,7 @@ async def test_agents_of_users_who_take_turns_are_kept() -> None:
         assert not waiting.called
         waiting.cancel()
         waiting.addErrback(lambda _: None)
-        pool.put_back(agent, kind(credential=name))
+        pool.release(agent, kind(credential=name))
     # The longest unused makes room.
     third = await pool.acquire(kind(credential="three"))
     assert third.alive
@@ -154,7 +154,7 @@ async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: Ag
     waiting = Deferred.fromCoroutine(pool.acquire(kind()))
     await deferLater(reactor, 0.05)
     assert not waiting.called
-    pool.put_back(agents[0], kind())
+    pool.release(agents[0], kind())
     assert await waiting is agents[0]
 
 
@@ -185,7 +185,7 @@ async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool,
     alone = Deferred.fromCoroutine(pool.acquire(kind("two"), alone=True))
     assert not waiting.called
     first.nearly_done = True
-    pool.look_again()
+    pool.wake_waiting()
     assert await waiting is agents[0]
     # It has two by now; a third has to wait, and what must not wait behind another waits for an agent of its own.
     third = Deferred.fromCoroutine(pool.acquire(kind("two")))
@@ -196,10 +196,10 @@ async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool,
     while wire.FinishedEvent(1) not in first.told:
         await deferLater(reactor, 0.01)
     agents[0].detach(1)
-    pool.put_back(agents[0], kind("two"))
+    pool.release(agents[0], kind("two"))
     assert "turn" in second.told
     assert not third.called and not alone.called
-    pool.put_back(agents[1], kind("two"))
+    pool.release(agents[1], kind("two"))
     assert await alone is agents[1]
     agents[0].kill("the test wants it")
     while not isinstance(second.told[-1], str) or "the test wants it" not in second.told[-1]:
@@ -216,13 +216,13 @@ async def test_work_waits_behind_no_other_while_another_kind_waits_longer(pool: 
     agents[0].submit(nothing(7), listener)
     listener.nearly_done = True
     more = Deferred.fromCoroutine(pool.acquire(kind(credential="one")))
-    pool.look_again()
+    pool.wake_waiting()
     assert not more.called
     agents[0].detach(7)
-    pool.put_back(agents[0], kind(credential="one"))
+    pool.release(agents[0], kind(credential="one"))
     started = await other
     assert started not in agents
-    pool.put_back(agents[1], kind(credential="one"))
+    pool.release(agents[1], kind(credential="one"))
     assert await more is agents[1]
 
 
@@ -235,9 +235,9 @@ async def test_places_are_kept_for_who_needs_an_agent_alone() -> None:
     more = Deferred.fromCoroutine(pool.acquire(kind()))
     listing = await pool.acquire(kind(), alone=True)
     assert not more.called
-    pool.put_back(listing, kind())
+    pool.release(listing, kind())
     assert not more.called
-    pool.put_back(work, kind())
+    pool.release(work, kind())
     assert (await more).alive
     await pool.stop()
 
@@ -257,7 +257,7 @@ async def test_a_killed_agent_makes_room_and_is_not_lent_again(pool: AgentPool) 
     sentence = await ended
     assert "signal 9" in sentence and "the test wants it" in sentence
     assert time.monotonic() - began < 1
-    pool.put_back(agents[0], kind())
+    pool.release(agents[0], kind())
     assert (await pool.acquire(kind())).alive
 
 
@@ -360,7 +360,7 @@ async def test_a_limit_keeps_agents_free_for_others(pool: AgentPool) -> None:
     free = await pool.acquire(kind(), slot=third)
     assert free is not agent and not waits.called
     first.leave()
-    pool.put_back(agent, kind())
+    pool.release(agent, kind())
     assert await waits is agent
     assert (ledger.running(one), ledger.running(other)) == (1, 1)
 
@@ -377,13 +377,13 @@ async def test_who_follows_takes_over_the_stream(pool: AgentPool) -> None:
     last = Deferred.fromCoroutine(pool.acquire(kind(), slot=slots[2]))
     assert not follower.called
     listener.nearly_done = True
-    pool.look_again()
+    pool.wake_waiting()
     assert await follower is agent
     assert ledger.running(one) == 1 and not last.called
     slots[0].leave()
     agent.detach(1)
-    pool.put_back(agent, kind())
+    pool.release(agent, kind())
     assert slots[1].has_stream and not last.called
     slots[1].leave()
-    pool.put_back(agent, kind())
+    pool.release(agent, kind())
     assert await last is agent

@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThread
 from pdm.workqueue.certificates.pem import to_pem
 from pdm.workqueue.certificates.trust import ChainRefusedError, read_trust
 from pdm.workqueue.domain.signing_policy import PolicyFile, SigningPolicies
-from tests.certificates.test_handshakes import refusal
+from tests.certificates.test_tls_server import refusal
 from tests.support import forging
 from tests.support.forging import as_authority, certified, odd_proxy
 

@@ -65,7 +65,7 @@ def test_each_site_has_its_key(
     ]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o600}
     of_one = {"file": str(usable.sites[1].path), "account": "alice"}
-    assert json.loads(usable.told({1: ("sftp://one:22", "sftp://uno:22")})) == {
+    assert json.loads(usable.variable({1: ("sftp://one:22", "sftp://uno:22")})) == {
         "sftp://one:22": of_one,
         "sftp://uno:22": of_one,
     }
@@ -135,10 +135,10 @@ def test_a_key_for_one_end_and_a_proxy_for_the_other(
     give(handed_out, stored, PROXY, 0, "a proxy")
     usable = result_of(handed_out.usable_each(7, {1: CredentialNeed((KEY,)), 2: CredentialNeed((TOKEN, PROXY))}, NOW))
     assert usable.proxy is not None and usable.proxy.read_text() == "a proxy"
-    told = json.loads(usable.told({1: ("sftp://one:22",), 2: ("https://two",)}))
+    told = json.loads(usable.variable({1: ("sftp://one:22",), 2: ("https://two",)}))
     assert {url: Path(each["file"]).read_text() for url, each in told.items()} == {"sftp://one:22": "a key"}
     alone = result_of(handed_out.usable(7, PROXY, {2}, NOW))
-    assert alone.fingerprint != usable.fingerprint and alone.told({2: ("https://two",)}) == ""
+    assert alone.fingerprint != usable.fingerprint and alone.variable({2: ("https://two",)}) == ""
     for each in (usable, alone):
         handed_out.release(each.fingerprint)
         handed_out.remove_unused(each.fingerprint)

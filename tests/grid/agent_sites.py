@@ -9,7 +9,7 @@ from pdm.testgrid import TestGrid
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item, put
+from tests.helpers.driver import HelperProcess, copy_item, put
 
 MODULE = "pdm.workqueue.helpers.main_gridftp"
 #: Larger than any machine copies before a test can say stop.

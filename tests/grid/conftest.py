@@ -11,8 +11,8 @@ import pytest
 from attrs import frozen
 
 from pdm.testgrid import TestGrid
-from tests.agents.helpers.driver import HelperProcess
 from tests.grid.agent_sites import Sites, helper_as
+from tests.helpers.driver import HelperProcess
 
 _numbers = itertools.count(1)
 

@@ -71,6 +71,11 @@ def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestG
     job_id = held_job(service, grid, grid_folders.a)
     with service.running():
         shown_as_held(service, job_id)
+        error = service.call("bob", "GET", f"/jobs/{job_id}/elements/0")[1]["error"]
+        assert (error["code"], error["retryable"]) == ("CREDENTIAL_EXPIRED", True)
+        assert "pdm delegate" in error["hint"]
+        status, problem = service.call("bob", "POST", "/list", {"src_siteid": 1, "src_filepath": "/"})
+        assert (status, "pdm delegate" in problem["detail"]) == (409, True)
         service.delegate("bob")
         ended = service.wait_for("bob", job_id, timeout_s=10)
         # With one try in all, an attempt that counted would have been the last.
@@ -78,6 +83,7 @@ def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestG
         assert "1 held elements go on" in service.log_path.read_text()
 
 
+@pytest.mark.full
 def test_a_held_job_resumes_after_a_logon(
     service: TestService, grid: TestGrid, grid_folders: Any, myproxy: MyProxyServer
 ) -> None:
@@ -106,6 +112,7 @@ def test_a_held_job_resumes_after_a_logon(
 FILES = 50
 
 
+@pytest.mark.full
 def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
     """What was done stays done, what runs ends as it can, the rest is held and goes on; with one try in all."""
     set_keys(service.directory / "workqueue.conf", {"agents": {"max_agents": "1"}, "queue": {"batch_elements": "5"}})

@@ -14,8 +14,8 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, entries, outcomes, put, tree
 from tests.grid.agent_sites import Sites, helper_as, judged
+from tests.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, entries, outcomes, put, tree
 
 # -- copies
 
@@ -274,7 +274,7 @@ def test_a_cancelled_transfer_is_dead_and_gone(own: HelperProcess, sites: Sites)
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
-@pytest.mark.parametrize("site", ["A", "B"])
+@pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
 def test_a_killed_server_fails_the_transfer_and_leaves_nothing(own: HelperProcess, sites: Sites, site: str) -> None:
     request_id = begin(own, sites)
     assert sites.grid.sites[site].server.kill_sessions() > 0
@@ -287,7 +287,7 @@ def test_a_killed_server_fails_the_transfer_and_leaves_nothing(own: HelperProces
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
-@pytest.mark.parametrize("site", ["A", "B"])
+@pytest.mark.parametrize("site", ["A", pytest.param("B", marks=pytest.mark.full)])
 def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, site: str) -> None:
     # Long enough for a login on a busy machine.
     request_id = begin(own, sites, stall_s=3.0)
@@ -302,7 +302,7 @@ def test_a_frozen_server_stalls_the_transfer(own: HelperProcess, sites: Sites, s
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
-@pytest.mark.parametrize("site", ["A", "B"])
+@pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
 def test_a_cancel_does_not_wait_for_a_frozen_server(own: HelperProcess, sites: Sites, site: str) -> None:
     request_id = begin(own, sites)
     server = sites.grid.sites[site].server

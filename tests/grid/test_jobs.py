@@ -382,32 +382,6 @@ def test_a_server_killed_in_mid_transfer_is_tried_again(
         large.unlink()
 
 
-def test_an_expired_proxy_holds_and_a_new_one_resumes(grid: TestGrid, grid_folders: Any, tmp_path: Path) -> None:
-    service = TestService(tmp_path / "instance", grid.description(), grid.directory)
-    service.init(credentials={"minimum_lifetime": "0s"})
-    server = grid.sites["A"].server
-    with service.running():
-        assert service.pdm("bob", "delegate", "--lifetime", "4s").returncode == 0
-        server.freeze()
-        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_folders.a))
-        service.wait_for("bob", job["id"], until=["RUNNING"])
-        service.kill()
-    time.sleep(4.5)
-    server.thaw()
-    with service.running():
-        held = service.wait_for("bob", job["id"], until=["HELD"])
-        assert held["held"] == 1
-        _, element = service.call("bob", "GET", f"/jobs/{job['id']}/elements/0")
-        assert element["error"]["code"] == "CREDENTIAL_EXPIRED"
-        assert element["error"]["retryable"] is True
-        assert "pdm delegate" in element["error"]["hint"]
-        status, problem = service.call("bob", "POST", "/list", {"src_siteid": 1, "src_filepath": "/"})
-        assert status == 409
-        assert "pdm delegate" in problem["detail"]
-        service.delegate("bob")
-        assert service.wait_for("bob", job["id"])["status"] == "DONE"
-
-
 def test_an_untrusted_authority(grid: TestGrid, grid_folders: Any, tmp_path: Path) -> None:
     service = TestService(tmp_path / "instance", grid.description(), grid.directory)
     empty = tmp_path / "nobody"

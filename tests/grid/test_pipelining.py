@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
 from tests.grid.agent_sites import Sites, judged
+from tests.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
 
 CAREFUL = "to be done with care"
 
@@ -48,7 +48,7 @@ def test_good_files_need_no_care(own: HelperProcess, sites: Sites, verify: str) 
     assert all(isinstance(event, wire.DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
 
 
-@pytest.mark.parametrize("verify", ["checksum", "size"])
+@pytest.mark.parametrize("verify", ["checksum", pytest.param("size", marks=pytest.mark.full)])
 def test_a_file_that_cannot_be_read_never_takes_the_bytes_of_the_next(
     own: HelperProcess, sites: Sites, verify: str
 ) -> None:
@@ -109,7 +109,7 @@ def test_what_is_at_the_destination_decides_file_by_file(own: HelperProcess, sit
     assert all((sites.b / file.relative_to(sites.a)).read_bytes() == file.read_bytes() for file in files[:30])
 
 
-@pytest.mark.parametrize("site", ["A", "B"])
+@pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
 def test_sessions_that_end_in_the_middle_cost_nothing(own: HelperProcess, sites: Sites, site: str) -> None:
     files = files_of_one_size(sites, 1000, size=20_000)
     server = sites.grid.sites[site].server

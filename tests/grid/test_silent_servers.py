@@ -11,8 +11,8 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
 from tests.grid.agent_sites import Sites, helper_as, judged
+from tests.helpers.driver import HelperProcess
 
 FILES = 40
 #: More than goes the fast way.
@@ -26,8 +26,15 @@ def fresh(grid: TestGrid) -> Iterator[HelperProcess]:
         yield helper
 
 
-@pytest.mark.parametrize(("site", "scope"), [("A", "source"), ("B", "destination")])
-@pytest.mark.parametrize("size", [7, _LARGE])
+@pytest.mark.parametrize(
+    ("site", "scope", "size"),
+    [
+        ("A", "source", _LARGE),
+        ("B", "destination", 7),
+        pytest.param("A", "source", 7, marks=pytest.mark.full),
+        pytest.param("B", "destination", _LARGE, marks=pytest.mark.full),
+    ],
+)
 def test_a_login_that_hangs_is_the_servers_fault(
     fresh: HelperProcess, sites: Sites, site: str, scope: str, size: int
 ) -> None:
@@ -89,7 +96,7 @@ def copied(service: TestService, number: int, source: Any, target: Any) -> dict[
     return job
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_the_other_endpoint_is_used(service: TestService, grid: TestGrid, grid_folders: Any, frozen: bool) -> None:
     """Both servers of the grid serve all folders: one of them is away, and no element is the worse for it."""
     tree = grid_folders.a / "tree"

@@ -11,8 +11,8 @@ import pytest
 
 from pdm.testgrid.storage_servers import descendants
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, fault, outcomes, tree
 from tests.grid.agent_sites import Sites
+from tests.helpers.driver import HelperProcess, fault, outcomes, tree
 
 MIB = 1024 * 1024
 OLD = 1_700_000_000

@@ -3,50 +3,49 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_twisted
 from attrs import field, frozen
 from treq.client import HTTPClient
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThread
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
+from pdm.workqueue.agents.pool import AgentKind, AgentPool
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.assembly import Assembly
 from pdm.workqueue.certificates.authority import Authority, Credential
-from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.tls_client import client_policy
-from pdm.workqueue.certificates.tls_server import ServerTls
-from pdm.workqueue.certificates.vault import Vault
-from pdm.workqueue.config.settings import Settings, UserSettings
-from pdm.workqueue.domain.credentials import CredentialNeed
+from pdm.workqueue.config.reader import read_settings
+from pdm.workqueue.config.settings import UserSettings
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord, ListedEntry, NewElement, Verdict
+from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import PROXY, vault_context
-from pdm.workqueue.execution.endpoint_checks import EndpointCheck
-from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
+from pdm.workqueue.execution.endpoint_checks import EndpointCheck, SiteCheck
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.monitoring import ProgressBoard
-from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.request import ApiSite
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
-from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.site import Site
 from pdm.workqueue.store import claiming, credentials, jobs, leases, listings, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.credentials import EncryptedCredential
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.WorkqueueService import WorkqueueService
 
 #: Twisted has no type for the reactor as a whole.
 reactor: Any = _reactor
@@ -78,6 +77,24 @@ file = file:///srv/north/folders
 id = 4
 ssh = sftp://shell.example.org:22
 myproxy = myproxy.example.org:7512
+"""
+
+_CONFIGURATION = """
+[server]
+port = 0
+[tls]
+certificate = host.crt
+key = host.key
+trust = trust
+[state]
+folder = state
+[logs]
+folder = logs
+[database]
+url = sqlite:///workqueue.sqlite
+threads = 2
+[credentials]
+trust_dir = trust
 """
 
 
@@ -124,6 +141,43 @@ class Answer:
         return value
 
 
+class IdleClaimer(Claimer):
+    """Claims nothing, so that tests claim by the store; counts how often it is woken."""
+
+    events: Counter[str]
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        self.events.update(["wake"])
+
+
+class NoAgents(AgentPool):
+    """Starts no helper."""
+
+    async def acquire(self, kind: AgentKind, **_: Any) -> AgentProcess:
+        raise AgentStartError("this service has no helpers")
+
+
+class UnreachableSites(SiteCheck):
+    """Finds that every endpoint is away."""
+
+    async def check(self, user_id: int, site: Site) -> list[EndpointCheck]:
+        return [
+            await self.look(user_id, site, SiteEndpoint(site.id, protocol, url))
+            for protocol in sorted(site.endpoints)
+            for url in site.endpoint_urls(protocol)
+        ]
+
+    async def look(self, user_id: int, site: Site, endpoint: SiteEndpoint) -> EndpointCheck:
+        away = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "away")
+        return EndpointCheck(endpoint, away, 0.5)
+
+
 @frozen(eq=False)
 class Service:
     """One running service.
@@ -139,7 +193,7 @@ class Service:
     certificates: Certificates
     users: UserSettings = field(factory=lambda: UserSettings(operators=("/DC=org/DC=test/CN=operator",)))
     events: Counter[str] = field(factory=Counter)
-    board: ProgressBoard = field(factory=ProgressBoard)
+    monotonic: Callable[[], float] = time.monotonic
     skip: list[timedelta] = field(factory=lambda: [timedelta()])
     routes: list[RouteState] = field(factory=list)
     _parts: dict[str, Any] = field(factory=dict)
@@ -149,86 +203,70 @@ class Service:
     # -- life
 
     async def start(self) -> None:
-        """Build the service as the daemon does, without what carries jobs out."""
+        """Start the daemon's own assembly; it claims nothing, and reaches no site."""
         folder = self.folder
         self.certificates.host.write_certificate(folder / "host.crt")
         self.certificates.host.write_key(folder / "host.key")
         self.certificates.authority.write_trust(folder / "trust")
         (folder / "sites.d").mkdir()
         (folder / "sites.d" / "sites.conf").write_text(_SITES)
-        tls = ServerTls(folder / "host.crt", folder / "host.key", folder / "trust")
-        database = Database.open(f"sqlite:///{folder / 'workqueue.sqlite'}", reactor, threads=2)
-        await database.start()
-        logs = LogStore(reactor, folder / "logs")
-        logs.start()
-
-        async def in_thread(function: Any, /, *args: Any) -> Any:
-            return await deferToThread(function, *args)
-
-        sites = SiteRegistry.read(folder / "sites.d")
-        catalogue = SiteDirectory(reactor, database, sites, SiteHealth())
-        await catalogue.start()
-        context = ApiContext(
-            database=database,
-            sites=sites,
-            logstore=logs,
-            vault=Vault.open(folder / "vault.key"),
-            settings=Settings(source=folder / "workqueue.conf", users=self.users),
+        (folder / "workqueue.conf").write_text(_CONFIGURATION)
+        ready: Deferred[None] = Deferred()
+        services = OrderedServices(on_ready=lambda: ready.callback(None), on_failed=ready.errback)
+        assembly = Assembly(
+            reactor=reactor,
+            settings=msgspec.structs.replace(read_settings(folder / "workqueue.conf"), users=self.users),
+            services=services,
             clock=self.now,
-            in_thread=in_thread,
-            wake=lambda: self.events.update(["wake"]),
-            cancelled=lambda job_id: self.events.update([f"cancelled {job_id}"]),
-            progress=self.board,
-            routes=lambda: list(self.routes),
-            credential_need=lambda protocol: CredentialNeed((PROXY,)) if protocol is JobProtocol.GRIDFTP else None,
-            supports=lambda protocol, type_: protocol in _SUPPORTED,
-            trust=lambda: tls.trust,
-            myproxy=MyProxyLogons(reactor, folder / "trust"),
-            catalogue=catalogue,
-            check_site=self.check_site,
+            monotonic=self.monotonic,
+            movers={protocol: MOVERS[protocol] for protocol in _SUPPORTED},
+            make_pool=NoAgents,
+            make_claimer=self._make_claimer,
+            make_site_check=UnreachableSites,
+            find_missing=lambda command: {},
         )
-        site = WorkqueueService(context, AccessList.read(self.users)).site(reactor)
-        port = reactor.listenTCP(0, tls.wrap(site), interface="127.0.0.1")
-        self._parts.update(database=database, logs=logs, context=context, site=site, port=port)
+        assembly.context.routes = lambda: list(self.routes)
+        assembly.context.cancelled = lambda job_id: self.events.update([f"cancelled {job_id}"])
+        self._parts.update(assembly=assembly, services=services)
+        services.startService()
+        await ready
+        self.events.clear()
         worker = leases.WorkerIdentity("worker", "worker")
-        await database.run("register a worker", leases.register_worker, worker, self.now(), 3600.0)
+        await self.database.run("register a worker", leases.register_worker, worker, self.now(), 3600.0)
 
     async def stop(self) -> None:
         for pool in self._pools:
             await pool.closeCachedConnections()
-        await self._parts["port"].stopListening()
-        await self.context.catalogue.stop()
-        await self.logs.stop()
-        await self.database.stop()
+        await self._parts["services"].stopService()
 
-    async def check_site(self, user_id: int, site: Site) -> list[EndpointCheck]:
-        """Stands for agents, which this service does not have: every endpoint is away."""
-        away = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "away")
-        return [
-            EndpointCheck(SiteEndpoint(site.id, protocol, url), away, 0.5)
-            for protocol in sorted(site.endpoints)
-            for url in site.endpoint_urls(protocol)
-        ]
+    def _make_claimer(self, **parts: Any) -> IdleClaimer:
+        claimer = IdleClaimer(**parts)
+        claimer.events = self.events
+        return claimer
+
+    @property
+    def assembly(self) -> Assembly:
+        return self._parts["assembly"]
 
     @property
     def database(self) -> Database:
-        return self._parts["database"]
+        return self.assembly.database
 
     @property
     def logs(self) -> LogStore:
-        return self._parts["logs"]
+        return self.assembly.logs
 
     @property
     def context(self) -> ApiContext:
-        return self._parts["context"]
+        return self.assembly.context
 
     @property
-    def site(self) -> ApiSite:
-        return self._parts["site"]
+    def board(self) -> ProgressBoard:
+        return self.assembly.board
 
     @property
     def port(self) -> int:
-        return self._parts["port"].getHost().port
+        return int(self.assembly.url.rpartition(":")[2])
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.skip[0]

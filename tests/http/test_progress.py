@@ -13,7 +13,7 @@ import pytest_twisted
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, NewElement
-from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress
+from pdm.workqueue.execution.monitoring import ReportedProgress
 from pdm.workqueue.logstore.attempt_log import LogRef
 from tests.http.service import Certificates, Service, certificates, running, service
 
@@ -107,7 +107,7 @@ def seconds() -> list[float]:
 
 @pytest.fixture
 def timed(certificates: Certificates, tmp_path: Path, seconds: list[float]) -> Iterator[Service]:
-    yield from running(Service(tmp_path, certificates, board=ProgressBoard(lambda: seconds[0])))
+    yield from running(Service(tmp_path, certificates, monotonic=lambda: seconds[0]))
 
 
 @pytest_twisted.ensureDeferred

@@ -12,7 +12,7 @@ from pathlib import Path
 from twisted.logger import LogEvent
 
 from pdm.workqueue.movers import installed
-from tests.agents.helpers.driver import HelperProcess, entries
+from tests.helpers.driver import HelperProcess, entries
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: The page shows these files, whole.

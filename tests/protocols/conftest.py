@@ -12,7 +12,7 @@ import pytest
 
 from pdm.testgrid.processes import missing_of
 from pdm.testgrid.storages import TestStorages
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places
 
 _numbers = itertools.count(1)

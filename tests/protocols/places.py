@@ -10,7 +10,7 @@ from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import copy_item, put
+from tests.helpers.driver import copy_item, put
 
 
 class Places:

@@ -24,7 +24,7 @@ from pdm.testgrid.storage_servers import ServerProcess, descendants, make_key
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item, put
+from tests.helpers.driver import HelperProcess, copy_item, put
 from tests.protocols.tokens import macaroon
 
 #: Environment of a helper in which a credential is used that is not as it should be.

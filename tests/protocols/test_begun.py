@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import judged
 from tests.protocols.stands import LIMITS, STANDS, Ground, Stand
 

@@ -14,7 +14,7 @@ import pytest
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged, owner
 from tests.protocols.stands import relay_as
 
@@ -100,8 +100,14 @@ def wait_for_bytes(folder: Path) -> None:
         time.sleep(0.02)
 
 
-@protocols
-@pytest.mark.parametrize("site", ["A", "B"])
+@pytest.mark.parametrize(
+    ("protocol", "site"),
+    [
+        *((protocol, "B") for protocol in PROTOCOLS),
+        ("https", "A"),
+        *(pytest.param(protocol, "A", marks=pytest.mark.full) for protocol in ("ssh", "xroot")),
+    ],
+)
 def test_a_server_killed_in_mid_transfer(protocol: str, site: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
     request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(20.0, 60.0, 500_000.0))
@@ -131,7 +137,7 @@ def test_a_cancelled_copy_leaves_nothing(protocol: str, own: HelperProcess, plac
     assert places.left() == []
 
 
-@protocols
+@pytest.mark.parametrize("protocol", ["ssh", "https", pytest.param("xroot", marks=pytest.mark.full)])
 def test_a_frozen_server_stalls(protocol: str, own: HelperProcess, places: Places) -> None:
     item = places.item(protocol, huge(places), places.b / "huge")
     request = wire.CopyRequest(own.new_id(), [item], "never", "checksum", wire.TimeLimits(1.5, 60.0, 500_000.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
-from tests.agents.helpers.driver import tree
+from tests.helpers.driver import tree
 from tests.protocols.places import Places, owner
 
 #: Sites by protocol and letter.
@@ -22,6 +23,8 @@ SITES = {
     (protocol, letter): 2 * n + m for n, protocol in enumerate(PROTOCOLS) for m, letter in enumerate("AB", start=1)
 }
 ONLY_DUMMY = 9
+#: Pairs of unlike protocols, in which each is once the source and once the destination.
+_PAIRS = (("ssh", "https"), ("https", "xroot"), ("xroot", "file"), ("file", "ssh"))
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -100,7 +103,10 @@ def test_all_five_job_types(protocol: str, service: TestService, places: Places)
 
 @pytest.mark.parametrize(
     ("protocol", "other"),
-    [(one, other) for one in PROTOCOLS for other in PROTOCOLS if one != other],
+    [
+        pair if pair in _PAIRS else pytest.param(*pair, marks=pytest.mark.full)
+        for pair in itertools.permutations(PROTOCOLS, 2)
+    ],
 )
 def test_copies_between_unlike_protocols(protocol: str, other: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"

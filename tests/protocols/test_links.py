@@ -16,7 +16,7 @@ from pdm.testgrid.processes import missing_of
 from pdm.testgrid.storage_servers import free_port
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import LIMITS, HelperProcess
+from tests.helpers.driver import LIMITS, HelperProcess
 from tests.protocols.places import owner
 
 _MODULES = ("mpm_event", "authz_core", "dav", "dav_fs", "ssl", "socache_shmcb")

@@ -25,7 +25,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import owner
 from tests.protocols.renewals import LIFETIME_S, PROTOCOLS, RENEWED, SOON_S, renewals
 from tests.protocols.stands import LIMITS, STANDS, Ground, Stand, freeze, unread, wait_for_unread
@@ -349,6 +349,7 @@ def test_credentials_that_only_the_server_refuses(stand: Stand, seen: Seen) -> N
         assert cells == BAD[fault], fault
 
 
+@pytest.mark.full
 def test_credentials_that_end_before_a_job_begins(
     request: pytest.FixtureRequest, tmp_path: Path, storages: TestStorages, grid: TestGrid, seen: Seen
 ) -> None:
@@ -385,7 +386,11 @@ def test_credentials_that_end_before_a_job_begins(
             assert (ended["status"], ended["max_tries"]) == ("DONE", 1), (protocol, job, element)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    # Of servers that are away or killed test_faults.py and tests/grid/test_gridftp_agent.py show enough.
+    [pytest.param(fault, marks=pytest.mark.full) if fault in _OF_SERVERS else fault for fault in FAULTS],
+)
 def test_a_row(stand: Stand, fault: str, helper: HelperProcess, seen: Seen) -> None:
     if fault in _BY_ROOT and not owner():
         pytest.skip("needs root")
@@ -400,6 +405,7 @@ def test_a_row(stand: Stand, fault: str, helper: HelperProcess, seen: Seen) -> N
     assert cells == expected(stand, fault)
 
 
+@pytest.mark.full
 def test_the_page_shows_what_was_seen(seen: Seen, tmp_path: Path) -> None:
     """Last in this file: it needs what the others have seen."""
     wanted = {(protocol, fault) for protocol in STANDS for fault in EXPECTED if protocol != "file"}

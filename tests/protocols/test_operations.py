@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
+from tests.helpers.driver import ODD_NAMES, HelperProcess, adler, entries, tree
 from tests.protocols.places import Places, judged
 
 PROTOCOLS = ["ssh", "https", "xroot"]

@@ -12,7 +12,7 @@ import pytest
 
 from pdm.testgrid.service import TestService, set_keys
 from pdm.testgrid.storages import TestStorages
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
 
 pytestmark = pytest.mark.timeout(180)

@@ -11,7 +11,7 @@ import pytest
 
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, adler, copy_item
+from tests.helpers.driver import HelperProcess, adler, copy_item
 from tests.protocols.places import Places, judged
 from tests.protocols.redirecting import RedirectingServer
 

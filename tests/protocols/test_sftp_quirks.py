@@ -21,7 +21,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, hint_for
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item, entries, put, tree
+from tests.helpers.driver import HelperProcess, copy_item, entries, put, tree
 from tests.support.sftp_servers import (
     AsyncSsh,
     OpenSshForced,

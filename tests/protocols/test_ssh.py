@@ -14,7 +14,7 @@ from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.helpers.backends.ssh_command import ssh_command
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, entries
+from tests.helpers.driver import HelperProcess, entries
 from tests.protocols.places import Places, judged
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
 from tests.protocols.tokens import macaroon
 

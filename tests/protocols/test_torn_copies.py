@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, fault, outcomes
+from tests.helpers.driver import HelperProcess, fault, outcomes
 from tests.protocols.places import Places
 from tests.protocols.stands import freeze
 

@@ -11,7 +11,7 @@ import pytest
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]

@@ -16,7 +16,7 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item, entries
+from tests.helpers.driver import HelperProcess, copy_item, entries
 from tests.protocols.places import judged
 from tests.support.quirk_server import QuirkServer, Reply, Request, on
 

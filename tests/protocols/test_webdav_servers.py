@@ -16,7 +16,7 @@ import pytest
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item
+from tests.helpers.driver import HelperProcess, copy_item
 from tests.protocols.places import judged, owner
 from tests.support.everyday_session import SessionEnd, Step, everyday_session, failed_steps
 from tests.support.quirk_server import QuirkServer, Rule, on

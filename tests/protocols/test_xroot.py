@@ -18,7 +18,7 @@ from pdm.workqueue.helpers.backends import xrootd
 from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import LIMITS, HelperProcess, adler, copy_item
+from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item
 from tests.protocols import hostile_xrootd as hostile
 from tests.protocols.hostile_xrootd import HostileXrootd
 from tests.protocols.places import Places, judged

@@ -20,7 +20,8 @@ from twisted.logger import LogEvent
 
 from pdm.workqueue.store import users
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnusableError
+from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError, DatabaseUnusableError
+from tests.store.clusters import cluster, programs
 from tests.store.stores import START
 
 # What mypy knows of it is less than what it can do.
@@ -246,3 +247,29 @@ async def test_a_database_that_cannot_be_opened_is_told_in_one_line(tmp_path: Pa
         await nobody.start()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.postgresql
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_is_gone_is_told_once_and_without_the_statement(lost_errors: list[LogEvent]) -> None:
+    found = programs()
+    assert found is not None
+    with cluster(found) as url:
+        database = Database.open(url.render_as_string(hide_password=False), _reactor)  # type: ignore[arg-type]
+        await database.start()
+        await database.run("register", users.register, "/CN=alice", "user", START)
+
+    calls = [
+        Deferred.fromCoroutine(database.run("register", users.register, f"/CN=secret {n}", "user", START))
+        for n in range(20)
+    ]
+    for call in calls:
+        with pytest.raises(DatabaseUnavailableError) as raised:
+            await call
+        assert "secret" not in str(raised.value)
+        assert "INSERT" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert database.unavailable is not None
+    assert len(lost_errors) == 1
+    lost_errors.clear()
+    await database.stop()

@@ -101,7 +101,7 @@ async def test_a_claim_without_an_answer_goes_back_to_the_queue(
     lost_errors.clear()
     assert proxy.lost == 1
     assert store.element(job.id, 0).status is JobStatus.RUNNING
-    await joined.lease.compare()
+    await joined.lease.reconcile()
     element = store.element(job.id, 0)
     assert (element.status, element.attempts, element.lost) == (JobStatus.SUBMITTED, 1, 1)
     assert store.job(job.id).counters == store.recount(job.id)
@@ -119,7 +119,7 @@ async def test_what_runs_or_is_being_claimed_stays(database: Database, joined: J
     tokens = {batch.job.id: token_of(batch) for batch in batches}
     joined.known = [tokens[running.id]]
     joined.claims_over = Deferred()
-    comparing = Deferred.fromCoroutine(joined.lease.compare())
+    comparing = Deferred.fromCoroutine(joined.lease.reconcile())
     # The answer to the other claim is on its way when the database is read.
     for _ in range(10):
         await database.run("something", lambda session: None)
@@ -129,7 +129,7 @@ async def test_what_runs_or_is_being_claimed_stays(database: Database, joined: J
     await comparing
     assert {store.element(job.id, 0).status for job in (running, claimed)} == {JobStatus.RUNNING}
     joined.known = [tokens[running.id]]
-    await joined.lease.compare()
+    await joined.lease.reconcile()
     assert store.element(claimed.id, 0).status is JobStatus.SUBMITTED
     assert store.element(running.id, 0).status is JobStatus.RUNNING
 
@@ -145,7 +145,7 @@ async def test_a_verdict_without_an_answer_is_found_written(
 ) -> None:
     job = store.submit(store.user())
     batches = await database.run("claim", claiming.claim, "w", _LIMITS, START)
-    settler = Settler(reactor, database, "w", lambda: START, lambda residue: None)
+    settler = Settler(reactor, database, "w", lambda: START, lambda leftover: None)
     proxy.cut_commits = 1
     for verdict in done(*batches):
         settler.submit(verdict, succeed(True))

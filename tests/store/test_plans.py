@@ -39,7 +39,7 @@ def busy(store: Store) -> Store:
     store.run(results.add_elements, "w", token_of(listing), files)
     store.settle(done(listing))
     for batch in store.claim(batches=2, batch_elements=5):
-        store.settle([verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, residue=True)])
+        store.settle([verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, leftover=True)])
     store.run(lambda session: session.execute(sa.text("ANALYZE")))
     return store
 
@@ -116,18 +116,18 @@ def test_claims_while_much_is_closed(busy: Store, explained: Explained) -> None:
         (LimitKind.USER, busy.user("bob")): 0,
     }
     explained.plans.clear()
-    batches = busy.claim(batches=4, batch_elements=20, openings=StreamQuota(left))
+    batches = busy.claim(batches=4, batch_elements=20, quota=StreamQuota(left))
     assert {batch.job.type for batch in batches if batch.type is not JobType.LIST} == {JobType.COPY}
     explained.assert_indexed()
 
 
 def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
-    bounds = ClaimExclusions(
+    exclusions = ClaimExclusions(
         frozenset({(3, JobProtocol.DUMMY)}), frozenset({(4, JobProtocol.DUMMY)}), frozenset({7, 8}), frozenset({9})
     )
-    for openings in (StreamQuota(), StreamQuota({(LimitKind.INTO, 7): 0})):
+    for quota in (StreamQuota(), StreamQuota({(LimitKind.INTO, 7): 0})):
         explained.plans.clear()
-        busy.claim(batches=4, batch_elements=20, openings=openings, bounds=bounds)
+        busy.claim(batches=4, batch_elements=20, quota=quota, exclusions=exclusions)
         explained.assert_indexed()
 
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "pdm"
 #: The client has exceptions of the names of the problems that the server answers with.
 _PAIRS = {PACKAGE / "workqueue" / "http" / "problems.py", PACKAGE / "workqueue" / "client" / "errors.py"}
 #: Names that users import from where the documentation says.
-_PUBLIC = {"WorkqueueClient", "WorkqueueDB", "WorkqueueService", "__init__"}
+_PUBLIC = {"WorkqueueClient", "WorkqueueDB", "WorkqueueService", "__init__", "__main__"}
 
 
 def modules() -> dict[Path, ast.Module]:

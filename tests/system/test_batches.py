@@ -57,7 +57,7 @@ def helpers(service: TestService) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == service.process.pid and b"helpers.dummy" in (folder / "cmdline").read_bytes():
+            if parent == service.process.pid and b"helpers.main_dummy" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -30,6 +31,31 @@ def service(tmp_path: Path) -> Iterator[TestService]:
     yield service
     if service.process is not None:
         service.kill()
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> TestService:
+    instance = TestService(tmp_path_factory.mktemp("unstarted") / "instance")
+    instance.init()
+    return instance
+
+
+@pytest.fixture
+def unstarted(instance: TestService, tmp_path: Path) -> Iterator[TestService]:
+    """An instance as ``pdm admin init`` made it, for tests that start no daemon; it is made whole afterwards."""
+    shutil.copytree(instance.directory, tmp_path / "kept")
+    yield instance
+    shutil.rmtree(instance.directory)
+    shutil.copytree(tmp_path / "kept", instance.directory)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
+    """A running daemon, for tests that leave it as it is."""
+    service = TestService(tmp_path_factory.mktemp("daemon") / "instance")
+    service.init(queue={"first_pause": "50ms", "longest_pause": "50ms"})
+    with service.running():
+        yield service
 
 
 def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,8 +105,8 @@ def test_a_job_runs_between_local_folders(service: TestService) -> None:
         assert (copy / "empty").is_dir()
 
 
-def test_the_configuration_can_be_checked(service: TestService) -> None:
-    done = run(service.directory / "workqueue.conf", "--check-config")
+def test_the_configuration_can_be_checked(unstarted: TestService) -> None:
+    done = run(unstarted.directory / "workqueue.conf", "--check-config")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -98,18 +124,18 @@ def test_the_configuration_can_be_checked(service: TestService) -> None:
         ("server", "host", "192.0.2.1", "no address of this machine"),
     ],
 )
-def test_what_cannot_work_is_found(service: TestService, section: str, key: str, value: str, named: str) -> None:
-    config = service.directory / "workqueue.conf"
-    before = sorted(service.directory.rglob("*"))
+def test_what_cannot_work_is_found(unstarted: TestService, section: str, key: str, value: str, named: str) -> None:
+    config = unstarted.directory / "workqueue.conf"
+    before = sorted(unstarted.directory.rglob("*"))
     set_keys(config, {section: {key: value}})
     found = find_problems(read_settings(config), database=True)
     assert any(named in problem for problem in found), found
     assert not any("\n" in problem for problem in found)
-    assert sorted(service.directory.rglob("*")) == before
+    assert sorted(unstarted.directory.rglob("*")) == before
 
 
-def test_all_that_is_wrong_is_told_at_once(service: TestService) -> None:
-    config = service.directory / "workqueue.conf"
+def test_all_that_is_wrong_is_told_at_once(unstarted: TestService) -> None:
+    config = unstarted.directory / "workqueue.conf"
     set_keys(config, {"agents": {"python": "/nope"}, "credentials": {"folder": "/dev/null/credentials"}})
     for arguments in (["--check-config"], []):
         done = run(config, *arguments)
@@ -119,9 +145,9 @@ def test_all_that_is_wrong_is_told_at_once(service: TestService) -> None:
         assert [sum(word in line for line in told) for word in ("/nope", "[credentials] folder")] == [1, 1]
 
 
-def test_a_newer_schema_is_found(service: TestService) -> None:
-    path = service.directory / "var" / "workqueue.sqlite"
-    config = service.directory / "workqueue.conf"
+def test_a_newer_schema_is_found(unstarted: TestService) -> None:
+    path = unstarted.directory / "var" / "workqueue.sqlite"
+    config = unstarted.directory / "workqueue.conf"
     path.parent.mkdir(exist_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
@@ -134,8 +160,8 @@ def test_a_newer_schema_is_found(service: TestService) -> None:
     assert "cannot be opened" in problem
 
 
-def test_an_unknown_key_is_named_with_file_and_section(service: TestService) -> None:
-    config = service.directory / "workqueue.conf"
+def test_an_unknown_key_is_named_with_file_and_section(unstarted: TestService) -> None:
+    config = unstarted.directory / "workqueue.conf"
     set_keys(config, {"server": {"prot": "1"}})
     for arguments in ([], ["--check-config"]):
         line = refused(run(config, *arguments))
@@ -146,13 +172,13 @@ def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
     assert str(tmp_path / "no.conf") in refused(run(tmp_path / "no.conf"))
 
 
-def test_a_taken_port_is_one_line(service: TestService) -> None:
+def test_a_taken_port_is_one_line(unstarted: TestService) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        set_keys(service.directory / "workqueue.conf", {"server": {"port": str(port)}})
-        line = refused(run(service.directory / "workqueue.conf"))
+        set_keys(unstarted.directory / "workqueue.conf", {"server": {"port": str(port)}})
+        line = refused(run(unstarted.directory / "workqueue.conf"))
     assert str(port) in line
 
 
@@ -162,14 +188,14 @@ def test_a_second_daemon_on_the_instance_is_refused(service: TestService) -> Non
         assert "another daemon" in line
 
 
-def test_a_broken_certificate_is_one_line(service: TestService) -> None:
-    (service.directory / "certificates" / "host.crt").write_text("not a certificate")
-    assert "host.crt" in refused(run(service.directory / "workqueue.conf"))
+def test_a_broken_certificate_is_one_line(unstarted: TestService) -> None:
+    (unstarted.directory / "certificates" / "host.crt").write_text("not a certificate")
+    assert "host.crt" in refused(run(unstarted.directory / "workqueue.conf"))
 
 
-def test_a_broken_site_is_one_line(service: TestService) -> None:
-    (service.directory / "sites.d" / "broken.conf").write_text("[x]\nid = one\n")
-    line = refused(run(service.directory / "workqueue.conf"))
+def test_a_broken_site_is_one_line(unstarted: TestService) -> None:
+    (unstarted.directory / "sites.d" / "broken.conf").write_text("[x]\nid = one\n")
+    line = refused(run(unstarted.directory / "workqueue.conf"))
     assert "broken.conf" in line and "id" in line
 
 
@@ -211,53 +237,47 @@ def test_a_silent_helper_is_killed_and_its_element_tried_again(service: TestServ
         assert element["error"]["code"] in ("CRASHED", "STALLED")
 
 
-def test_sites_are_read_again_on_sighup(service: TestService) -> None:
-    with service.running():
-        (service.directory / "sites.d" / "third.conf").write_text("[third]\nid = 33\ndummy = dummy://third\n")
-        assert service.process is not None
-        os.kill(service.process.pid, signal.SIGHUP)
-        give_up_at = time.monotonic() + 10
-        while service.call("admin", "GET", "/sites/33")[0] != 200:
-            assert time.monotonic() < give_up_at, service.tail()
-            time.sleep(0.05)
+def test_sites_are_read_again_on_sighup(daemon: TestService) -> None:
+    (daemon.directory / "sites.d" / "third.conf").write_text("[third]\nid = 33\ndummy = dummy://third\n")
+    assert daemon.process is not None
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    give_up_at = time.monotonic() + 10
+    while daemon.call("admin", "GET", "/sites/33")[0] != 200:
+        assert time.monotonic() < give_up_at, daemon.tail()
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
     ("code", "status"), [("CONNECTION", "FAILED"), ("NOT_FOUND", "FAILED"), ("CREDENTIAL_EXPIRED", "HELD")]
 )
-def test_simulated_failures_end_as_their_class_says(service: TestService, code: str, status: str) -> None:
-    set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms", "longest_pause": "50ms"}})
-    with service.running():
-        job = service.submit(
-            "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"fail": code}}
-        )
-        ended = service.wait_for("admin", job["id"], until=[status])
-        _, element = service.call("admin", "GET", f"/jobs/{job['id']}/elements/0")
-        assert element["attempts"] == (2 if code == "CONNECTION" else 1)
-        assert element["error"]["code"] == code
-        assert ended["status"] == status
+def test_simulated_failures_end_as_their_class_says(daemon: TestService, code: str, status: str) -> None:
+    job = daemon.submit(
+        "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"fail": code}}
+    )
+    ended = daemon.wait_for("admin", job["id"], until=[status])
+    _, element = daemon.call("admin", "GET", f"/jobs/{job['id']}/elements/0")
+    assert element["attempts"] == (2 if code == "CONNECTION" else 1)
+    assert element["error"]["code"] == code
+    assert ended["status"] == status
 
 
-def test_a_crashing_helper_costs_one_attempt(service: TestService) -> None:
-    set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms", "longest_pause": "50ms"}})
-    with service.running():
-        job = service.submit(
-            "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"crash": True}}
-        )
-        assert service.wait_for("admin", job["id"])["status"] == "DONE"
-        _, output = service.call("admin", "GET", f"/jobs/{job['id']}/elements/0/output/1")
-        assert output["status"] == "FAILED"
-        assert "code=CRASHED" in output["log"]
+def test_a_crashing_helper_costs_one_attempt(daemon: TestService) -> None:
+    job = daemon.submit(
+        "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"crash": True}}
+    )
+    assert daemon.wait_for("admin", job["id"])["status"] == "DONE"
+    _, output = daemon.call("admin", "GET", f"/jobs/{job['id']}/elements/0/output/1")
+    assert output["status"] == "FAILED"
+    assert "code=CRASHED" in output["log"]
 
 
-def test_a_hanging_job_is_cancelled_and_can_be_retried(service: TestService) -> None:
-    with service.running():
-        job = service.submit(
-            "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"hang": True}}
-        )
-        service.wait_for("admin", job["id"], until=["RUNNING"])
-        assert service.call("admin", "DELETE", f"/jobs/{job['id']}")[0] == 200
-        assert service.wait_for("admin", job["id"], timeout_s=3)["status"] == "CANCELLED"
-        status, answer = service.call("admin", "POST", f"/jobs/{job['id']}/retry", {})
-        assert status == 200, answer
-        service.wait_for("admin", job["id"], until=["RUNNING"])
+def test_a_hanging_job_is_cancelled_and_can_be_retried(daemon: TestService) -> None:
+    job = daemon.submit(
+        "admin", "list", src_siteid=1, src_filepath="/t", protocol="DUMMY", extra_opts={"dummy": {"hang": True}}
+    )
+    daemon.wait_for("admin", job["id"], until=["RUNNING"])
+    assert daemon.call("admin", "DELETE", f"/jobs/{job['id']}")[0] == 200
+    assert daemon.wait_for("admin", job["id"], timeout_s=3)["status"] == "CANCELLED"
+    status, answer = daemon.call("admin", "POST", f"/jobs/{job['id']}/retry", {})
+    assert status == 200, answer
+    daemon.wait_for("admin", job["id"], until=["RUNNING"])

@@ -18,7 +18,7 @@ def _kill_helpers(service: TestService, over: threading.Event) -> None:
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == service.process.pid and b"helpers.relay" in (entry / "cmdline").read_bytes():
+                if parent == service.process.pid and b"helpers.main_relay" in (entry / "cmdline").read_bytes():
                     os.kill(int(entry.name), signal.SIGKILL)
             except (OSError, ValueError):
                 continue

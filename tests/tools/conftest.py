@@ -13,8 +13,8 @@ from pdm.testgrid import TestGrid
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess
 from tests.grid.agent_sites import Sites
+from tests.helpers.driver import HelperProcess
 
 MODULE = "pdm.workqueue.helpers.main_tools"
 

@@ -15,7 +15,7 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item, entries, put, tree
+from tests.helpers.driver import HelperProcess, copy_item, entries, put, tree
 from tests.protocols.places import owner
 from tests.tools.conftest import MODULE, helper_as, judged, log_of
 

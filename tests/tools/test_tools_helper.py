@@ -14,8 +14,8 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import LIMITS, ODD_NAMES, HelperProcess, copy_item, entries, outcomes, tree
 from tests.grid.agent_sites import Sites
+from tests.helpers.driver import LIMITS, ODD_NAMES, HelperProcess, copy_item, entries, outcomes, tree
 from tests.protocols.places import owner
 from tests.tools.conftest import helper_as, judged, log_of
 

@@ -15,8 +15,8 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService, set_keys
-from tests.agents.helpers.driver import ODD_NAMES, tree
 from tests.grid.agent_sites import Sites
+from tests.helpers.driver import ODD_NAMES, tree
 
 pytestmark = [pytest.mark.grid, pytest.mark.timeout(300)]
 TOOLS = {"mover": "tools"}

@@ -12,11 +12,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pdm.workqueue.assembly import EXPECTED_ERRORS, server_tls
+from pdm.workqueue.assembly import EXPECTED_ERRORS
 from pdm.workqueue.certificates.vault import Vault
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.http.access import AccessList
+from pdm.workqueue.policies import server_tls
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import schema
 from pdm.workqueue.store.engines import make_engines

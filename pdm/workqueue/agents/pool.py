@@ -132,7 +132,7 @@ class AgentPool:
         """End all agents: ask, wait, kill."""
         self._stopping = True
         await self._sweeper.stop()
-        self.look_again()
+        self.wake_waiting()
         living = list(self._living)
         for agent in living:
             agent.end()
@@ -236,7 +236,7 @@ class AgentPool:
                 return agent
         return None
 
-    def look_again(self) -> None:
+    def wake_waiting(self) -> None:
         """An agent may have become free, or nearly so."""
         for waiting in list(self._waiting):
             if not waiting.woken.called:
@@ -254,7 +254,7 @@ class AgentPool:
             self._idle.remove(idle)
             idle.agent.end()
 
-    def put_back(self, agent: AgentProcess, kind: AgentKind) -> None:
+    def release(self, agent: AgentProcess, kind: AgentKind) -> None:
         """Return an agent whose batch is finished."""
         if agent.alive:
             living = self._living[agent]
@@ -263,7 +263,7 @@ class AgentPool:
                 agent.end()
             elif not living.holders:
                 self._idle.append(_Idle(agent, kind, self._timer.seconds()))
-            self.look_again()
+            self.wake_waiting()
 
     async def _started(self, kind: AgentKind, alone: bool, slot: StreamSlot | None) -> AgentProcess:
         agent = AgentProcess(self._command_for(kind))
@@ -302,7 +302,7 @@ class AgentPool:
         if kind.credential and not self.works_with(kind.credential):
             self._retired.discard(kind.credential)
             self._unused(kind.credential)
-        self.look_again()
+        self.wake_waiting()
 
     async def _end_idle(self) -> None:
         before = self._timer.seconds() - self._idle_s

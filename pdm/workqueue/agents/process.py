@@ -159,7 +159,7 @@ class AgentProcess(ProcessProtocol):
         """Ask it to end some work, or some items of it."""
         self._send(CancelRequest(request_id, None if keys is None else list(keys)))
 
-    def go(self, request_id: int, key: int) -> None:
+    def proceed(self, request_id: int, key: int) -> None:
         """Let it do what it has told of by `Begun`."""
         self._send(ProceedRequest(request_id, key))
 

@@ -236,7 +236,7 @@ class Verdict:
         not_before: when it may be tried again (SUBMITTED only).
         transferred: bytes that arrived and are proven (0 if none).
         already_there: whether the destination had the file before, so that nothing was moved.
-        residue: whether a temporary file of the attempt may be left at the destination.
+        leftover: whether a temporary file of the attempt may be left at the destination.
         skipped: for a LIST: entries that are left out.
     """
 
@@ -250,7 +250,7 @@ class Verdict:
     checksum: str | None = None
     already_there: bool = False
     failure: AttemptFailure | None = None
-    residue: bool = False
+    leftover: bool = False
     skipped: int = 0
 
 

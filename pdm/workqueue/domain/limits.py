@@ -344,13 +344,13 @@ class FairQueue:
     def weight(self, user: int) -> float:
         return self.weights.get(user, 1.0)
 
-    def time_of(self, user: int) -> float:
+    def virtual_time(self, user: int) -> float:
         """Who has the least comes next."""
         return max(self._times.get(user, 0.0), self._now)
 
-    def give(self, user: int, work: float) -> None:
+    def charge(self, user: int, work: float) -> None:
         """Count work that a user is given."""
-        self._now = self.time_of(user)
+        self._now = self.virtual_time(user)
         self._times[user] = self._now + work / self.weight(user)
         if len(self._times) > _MOST_REMEMBERED:
             self._times = {other: time for other, time in self._times.items() if time > self._now}

@@ -153,7 +153,7 @@ class Settler:
                         )
                 for job in settled.finished:
                     log_ended(job)
-                self._on_settled(any(verdict.residue for verdict in verdicts))
+                self._on_settled(any(verdict.leftover for verdict in verdicts))
                 skip_locked = bool(settled.passed_over)
                 if settled.passed_over:
                     self._tokens.update(verdict.token for verdict in settled.passed_over)
@@ -245,7 +245,7 @@ class RunningAttempt:
             f"average={progress.average:.0f}B/s elapsed={progress.elapsed:.1f}s"
         )
 
-    def fail(self, failure: AttemptFailure, *, residue: bool, counts: bool, skipped: int) -> None:
+    def fail(self, failure: AttemptFailure, *, leftover: bool, counts: bool, skipped: int) -> None:
         """End it as failed; what follows is decided here."""
         record = self.record
         now = self.context.clock()
@@ -292,7 +292,7 @@ class RunningAttempt:
             status,
             words,
             failure=failure,
-            residue=residue,
+            leftover=leftover,
             counts=counts,
             not_before=not_before,
             skipped=skipped,
@@ -308,7 +308,7 @@ class RunningAttempt:
         checksum: str | None = None,
         already_there: bool = False,
         failure: AttemptFailure | None = None,
-        residue: bool = False,
+        leftover: bool = False,
         counts: bool = True,
         not_before: datetime | None = None,
         skipped: int = 0,
@@ -323,7 +323,7 @@ class RunningAttempt:
             checksum: where compared.
             already_there: whether the destination had it before.
             failure: why it failed.
-            residue: whether a temporary file may be left.
+            leftover: whether a temporary file may be left.
             counts: whether it counts towards ``max_tries``.
             not_before: when it may be tried again.
             skipped: entries of a listing that are not carried out.
@@ -358,7 +358,7 @@ class RunningAttempt:
             checksum=checksum,
             already_there=already_there,
             failure=failure,
-            residue=residue,
+            leftover=leftover,
             skipped=skipped,
         )
         self.context.settler.submit(verdict, closed)

@@ -43,7 +43,7 @@ class Ending(enum.StrEnum):
 
 
 #: Said of an element whose agent had to be ended because of another job's element.
-_DRAGGED_ALONG = "another job's cancellation ended the helper"
+_ENDED_WITH_ANOTHER = "another job's cancellation ended the helper"
 #: Said of an element that waits for the next batch.
 _POSTPONED = "the batch had no room for it"
 
@@ -86,8 +86,8 @@ class RunningBatch:
     #: Elements of cancelled jobs, while others go on.
     _cancelled: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
-    _obeys: bool = False
-    _disobeys: bool = False
+    _is_responding: bool = False
+    _was_killed: bool = False
     _watchdog: IDelayedCall | None = None
     _silence_s: float = 0.0
     _turn_at: float | None = None
@@ -124,16 +124,16 @@ class RunningBatch:
         agent.submit(request, self._listener)
         if not self._agent_free:
             if self._ending is not None:
-                self._ask_to_end()
+                self._request_end()
             elif self._cancelled:
-                self._ask_to_cancel()
+                self._request_cancel()
 
     def end(self, why: Ending) -> None:
         """End it early: ask the agent, and kill it if it does not answer soon."""
         if self._ending is None:
             self._ending = why
             if self._agent is not None:
-                self._ask_to_end()
+                self._request_end()
 
     def cancel(self, job_id: int) -> None:
         """End what is of one job; the rest goes on."""
@@ -144,7 +144,7 @@ class RunningBatch:
         elif keys - self._cancelled:
             self._cancelled |= keys
             if self._agent is not None:
-                self._ask_to_cancel()
+                self._request_cancel()
 
     def attempts_open(self) -> Iterator[ClaimToken]:
         """Those without a verdict."""
@@ -163,50 +163,50 @@ class RunningBatch:
         """Nothing of it can be carried out."""
         for key in list(self._open):
             if key in self._cancelled:
-                self._end_element(key, residue=False)
+                self._end_element(key, leftover=False)
             else:
                 self._fail(key, failure)
         self._agent_free = True
         self._check_finished()
 
-    def leave_out(self, refused: Mapping[int, AttemptFailure], postponed: Collection[int]) -> None:
-        """Before it is begun: fail elements that can never be done, and give others, for which is no room, back."""
+    def exclude(self, refused: Mapping[int, AttemptFailure], postponed: Collection[int]) -> None:
+        """Before it is begun: fail elements that can never be done, and give others, for which is no capacity, back."""
         for key, failure in refused.items():
             if self._ending is not None or key in self._cancelled:
-                self._end_element(key, residue=False)
+                self._end_element(key, leftover=False)
             else:
                 self._fail(key, failure)
         for key in postponed:
-            self._end_element(key, residue=False, why=_POSTPONED)
+            self._end_element(key, leftover=False, why=_POSTPONED)
 
     def drop(self) -> None:
         """Nothing of it was begun and it is to end."""
         for key in list(self._open):
-            self._end_element(key, residue=False)
+            self._end_element(key, leftover=False)
         self._agent_free = True
         self._check_finished()
 
     # -- ending early
 
-    def _ask_to_end(self) -> None:
+    def _request_end(self) -> None:
         if not self._agent_free and self._agent is not None:
             self._agent.cancel(self._request_id)
-            self._expect_obedience()
+            self._start_kill_timer()
 
-    def _ask_to_cancel(self) -> None:
+    def _request_cancel(self) -> None:
         if not self._agent_free and self._agent is not None:
             self._agent.cancel(self._request_id, sorted(self._cancelled & self._open.keys()))
-            self._expect_obedience()
+            self._start_kill_timer()
 
-    def _expect_obedience(self) -> None:
+    def _start_kill_timer(self) -> None:
         if self._killer is not None and self._killer.active():
             self._killer.cancel()
-        self._obeys = False
-        self._killer = self.context.reactor.callLater(self.context.cancel_grace_s, self._disobeyed)
+        self._is_responding = False
+        self._killer = self.context.reactor.callLater(self.context.cancel_grace_s, self._cancel_timed_out)
 
-    def _disobeyed(self) -> None:
+    def _cancel_timed_out(self) -> None:
         if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
-            self._disobeys = True
+            self._was_killed = True
             self._agent.kill("it did not obey")
 
     # -- silence
@@ -214,16 +214,16 @@ class RunningBatch:
     def _turn(self) -> None:
         """What was before it on the agent is done."""
         self._turn_at = self._heard_at = self.context.reactor.seconds()
-        self._watchdog = self.context.reactor.callLater(self._silence_s, self._look_whether_silent)
+        self._watchdog = self.context.reactor.callLater(self._silence_s, self._check_silence)
 
-    def _look_whether_silent(self) -> None:
+    def _check_silence(self) -> None:
         now = self.context.reactor.seconds()
         if self._intake is not None and self._intake.is_paused:
             # It is we who do not listen.
             self._heard_at = now
         left = self._heard_at + self._silence_s - now
         if left > 0:
-            self._watchdog = self.context.reactor.callLater(left, self._look_whether_silent)
+            self._watchdog = self.context.reactor.callLater(left, self._check_silence)
         elif self._agent is not None:
             self._agent.kill(f"it was silent for {self._silence_s:g} s")
 
@@ -236,8 +236,12 @@ class RunningBatch:
             return
         key = event.key
         attempt = self._open.get(key)
-        if self._killer is not None and not self._obeys and (self._ending is not None or key in self._cancelled):
-            self._obeys = True
+        if (
+            self._killer is not None
+            and not self._is_responding
+            and (self._ending is not None or key in self._cancelled)
+        ):
+            self._is_responding = True
             if self._killer.active():
                 self._killer.reset(_CLEAN_UP_S)
         if attempt is None:
@@ -260,7 +264,7 @@ class RunningBatch:
         elif isinstance(event, wire.EntriesEvent):
             self._require_intake().feed(event.entries)
         elif isinstance(event, wire.UnreadableEvent):
-            failure = self._judged(attempt, event.fault)
+            failure = self._classified(attempt, event.fault)
             attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
             self._require_intake().unreadable(event.path, failure)
         elif isinstance(event, wire.RootEvent):
@@ -270,9 +274,9 @@ class RunningBatch:
         elif isinstance(event, wire.FailedEvent):
             if event.fault.scope == "service" and is_exhausted(event.fault.errno):
                 self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
-            self._fail(key, self._judged(attempt, event.fault), residue=event.residue)
+            self._fail(key, self._classified(attempt, event.fault), leftover=event.residue)
         elif isinstance(event, wire.CancelledEvent):
-            self._end_element(key, residue=event.residue)
+            self._end_element(key, leftover=event.residue)
 
     async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
         """Keep what an agent has found, and let it go on; it must not where that cannot be kept."""
@@ -282,11 +286,11 @@ class RunningBatch:
         finally:
             if self._agent is not None and key in self._open:
                 if kept:
-                    self._agent.go(self._request_id, key)
+                    self._agent.proceed(self._request_id, key)
                 else:
                     self._agent.cancel(self._request_id, [key])
 
-    def _judged(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
+    def _classified(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
         """What a fault means; where people get other words for it, the log has what was said."""
         failure = self.mover.classify(fault)
         if not fault.message.startswith(failure.message):
@@ -304,7 +308,7 @@ class RunningBatch:
         except BadListingError as error:
             self._fail(key, bad_listing(error))
         except ClaimLostError:
-            self._end_element(key, residue=False)
+            self._end_element(key, leftover=False)
         except Exception as error:
             if not isinstance(error, DatabaseUnavailableError):
                 self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
@@ -344,14 +348,16 @@ class RunningBatch:
             self._ending = Ending.LAPSED
         # Its transfer may have left something behind: that is looked after before anything else happens there. That it
         # was begun may be among what the agent had no time to tell.
-        residue = self._turn_at is not None and self.batch.type is JobType.COPY
-        if self._ending is not None or key in self._cancelled or self._disobeys:
-            self._end_element(key, residue=residue)
+        leftover = self._turn_at is not None and self.batch.type is JobType.COPY
+        if self._ending is not None or key in self._cancelled or self._was_killed:
+            self._end_element(key, leftover=leftover)
             return
         # Alone it is to blame, even if it had no time to say that it was begun; else an agent that dies at once would
         # be tried for ever.
         counts = attempt.started or (self._turn_at is not None and len(self.batch.elements) == 1)
-        self._fail(key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), residue=residue, counts=counts)
+        self._fail(
+            key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), leftover=leftover, counts=counts
+        )
 
     def _check_finished(self) -> None:
         if self._open:
@@ -391,19 +397,19 @@ class RunningBatch:
     def _skipped(self) -> int:
         return 0 if self._intake is None else self._intake.skipped
 
-    def _fail(self, key: int, failure: AttemptFailure, *, residue: bool = False, counts: bool = True) -> None:
+    def _fail(self, key: int, failure: AttemptFailure, *, leftover: bool = False, counts: bool = True) -> None:
         if counts:
             self.attempts += 1
             self.failed += failure.code in ROUTE_FAILURES
-        self._open.pop(key).fail(failure, residue=residue, counts=counts, skipped=self._skipped)
+        self._open.pop(key).fail(failure, leftover=leftover, counts=counts, skipped=self._skipped)
         self._check_finished()
 
-    def _end_element(self, key: int, *, residue: bool, why: str = _DRAGGED_ALONG) -> None:
+    def _end_element(self, key: int, *, leftover: bool, why: str = _ENDED_WITH_ANOTHER) -> None:
         attempt = self._open.pop(key)
         if self._ending is Ending.LOST:
             attempt.forget(Ending.LOST)
         elif self._ending is Ending.CANCELLED or key in self._cancelled:
-            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", residue=residue, skipped=self._skipped)
+            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", leftover=leftover, skipped=self._skipped)
         else:
-            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", residue=residue, counts=False)
+            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", leftover=leftover, counts=False)
         self._check_finished()

@@ -1,4 +1,4 @@
-"""Keeps the executor busy: claims what is due when there is room, woken by events and, for safety, by time."""
+"""Keeps the executor busy: claims what is due when there is capacity, woken by events and, for safety, by time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WEIGH_EVERY_S = 20.0
 #: Before it is tried again to claim what is due and was not to be had; doubles while nothing happens.
 _FIRST_PAUSE_S = 0.05
 #: After a claim in vain there is no other for so many times as long as it took, and at most for so many seconds.
-_REST_AFTER_VAIN, _LONGEST_REST_S = 5, 0.2
+_REST_FACTOR, _LONGEST_REST_S = 5, 0.2
 #: Elements of one transaction: others who write get their turn.
 _MOST_AT_ONCE = 1000
 
@@ -57,8 +57,8 @@ class Claimer:
     poll_s: float
     lease: Lease
     weights: Mapping[str, float] = field(factory=dict)
-    _turns: dict[frozenset[JobType], FairQueue] = field(factory=dict)
-    _in_vain: int = 0
+    _fair_queues: dict[frozenset[JobType], FairQueue] = field(factory=dict)
+    _empty_claims: int = 0
     _running: bool = False
     _asleep: Deferred[None] | None = None
     _resting: Deferred[None] | None = None
@@ -70,7 +70,7 @@ class Claimer:
     _log: Logger = field(factory=Logger)
 
     async def start(self) -> None:
-        self._turns = {types: FairQueue() for types in (_LISTINGS, _OTHERS)}
+        self._fair_queues = {types: FairQueue() for types in (_LISTINGS, _OTHERS)}
         await self._weigh()
         self._weigher = Periodic(self.reactor, "look for users with weights", _WEIGH_EVERY_S, self._weigh)
         self._weigher.start()
@@ -130,7 +130,7 @@ class Claimer:
                 except Exception as error:
                     if not isinstance(error, ReportedError):
                         self._log.failure("claiming failed; trying again")
-                    self.lease.compare_soon()
+                    self.lease.reconcile_soon()
                     self._answered()
                     if isinstance(error, DatabaseUnavailableError) and not error.alone:
                         self.service_health.report(ServicePart.DATABASE, str(error))
@@ -139,7 +139,7 @@ class Claimer:
                     continue
                 finally:
                     self._answered()
-                if self._in_vain and not self._capacity_freed and self._running:
+                if self._empty_claims and not self._capacity_freed and self._running:
                     await self._rest(self.reactor.seconds() - began)
                 if not begun and not self._woken and self._running:
                     await self._sleep(due_at)
@@ -164,13 +164,13 @@ class Claimer:
             return 0, None
         now = self.clock()
         self.executor.before_claims()
-        batches, listings = self.executor.room()
-        wanted = [(types, room) for types, room in ((_LISTINGS, listings), (_OTHERS, batches)) if room > 0]
+        batches, listings = self.executor.capacity()
+        wanted = [(types, capacity) for types, capacity in ((_LISTINGS, listings), (_OTHERS, batches)) if capacity > 0]
         # Both at once: they share a commit where there is one writer.
-        claims_ = [Deferred.fromCoroutine(self._claim_of(types, room)) for types, room in wanted]
+        claims = [Deferred.fromCoroutine(self._claim_of(types, capacity)) for types, capacity in wanted]
         begun = 0
         error: Exception | None = None
-        for claim in claims_:
+        for claim in claims:
             try:
                 claimed = await claim
             except Exception as failed:
@@ -186,34 +186,34 @@ class Claimer:
         if error is not None:
             raise error
         if begun:
-            self._in_vain = 0
+            self._empty_claims = 0
             return begun, None
         due_at = await self.database.read("when is work due", claim_queries.next_due, now)
         if due_at is not None and due_at <= now:
             # It was due already: a limit kept it out, or another daemon had its hands on it. Who ends something wakes
             # this loop; asking all the time would only cost.
-            due_at = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._in_vain, self.poll_s))
-            self._in_vain = min(self._in_vain + 1, 10)
+            due_at = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._empty_claims, self.poll_s))
+            self._empty_claims = min(self._empty_claims + 1, 10)
         else:
-            self._in_vain = 0
+            self._empty_claims = 0
         return begun, due_at
 
-    async def _claim_of(self, types: frozenset[JobType], room: int) -> Sequence[Batch]:
+    async def _claim_of(self, types: frozenset[JobType], capacity: int) -> Sequence[Batch]:
         now = self.clock()
         limits = ClaimLimits(
-            elements=min(room * self.batch_elements, _MOST_AT_ONCE),
-            batches=room,
+            elements=min(capacity * self.batch_elements, _MOST_AT_ONCE),
+            batches=capacity,
             batch_elements=self.batch_elements,
             batch_bytes=self.batch_bytes,
             types=types,
             batch_sizes=dict(self.executor.batch_sizes),
             sharers=2 * self.executor.limits.batches,
-            openings=self.executor.streams.openings(),
-            bounds=self.executor.bounds(now),
-            turns=self._turns[types].copy(),
+            quota=self.executor.streams.quota(),
+            exclusions=self.executor.exclusions(now),
+            fair_queue=self._fair_queues[types].copy(),
         )
         batches = await self.database.run("claim", claiming.claim, self.lease.worker.incarnation, limits, now)
-        limits.note(self._turns[types], batches)
+        limits.note(self._fair_queues[types], batches)
         return batches
 
     async def _weigh(self) -> None:
@@ -221,8 +221,8 @@ class Claimer:
         if self.weights:
             numbers = await self.database.read("who has a weight", users.numbers, list(self.weights))
             weights = {number: self.weights[subject] for subject, number in numbers.items()}
-            for turns in self._turns.values():
-                turns.weights = weights
+            for fair_queue in self._fair_queues.values():
+                fair_queue.weights = weights
 
     async def _rest(self, took_s: float) -> None:
         """Wait a little, or until there is room.
@@ -231,7 +231,7 @@ class Claimer:
         the database does.
         """
         self._resting = Deferred()
-        timer = self.reactor.callLater(min(took_s * _REST_AFTER_VAIN, _LONGEST_REST_S), self._end_rest)
+        timer = self.reactor.callLater(min(took_s * _REST_FACTOR, _LONGEST_REST_S), self._end_rest)
         await self._resting
         if timer.active():
             timer.cancel()
@@ -244,9 +244,9 @@ class Claimer:
     async def _sleep(self, due_at: datetime | None) -> None:
         now = self.clock()
         pause = self.poll_s
-        for moment in (due_at, self.executor.bounds(now).next_change):
-            if moment is not None:
-                pause = min(max((moment - now).total_seconds(), 0.05), pause)
+        for time in (due_at, self.executor.exclusions(now).next_change):
+            if time is not None:
+                pause = min(max((time - now).total_seconds(), 0.05), pause)
         timer: IDelayedCall = self.reactor.callLater(pause, self.wake)
         self._asleep = Deferred()
         await self._asleep

@@ -77,7 +77,7 @@ class UsableCredentials:
         """The file with the proxy, where one is used."""
         return next((each.path for each in self.sites.values() if each.kind is PROXY), None)
 
-    def told(self, endpoints: Mapping[int, Sequence[str]]) -> str:
+    def variable(self, endpoints: Mapping[int, Sequence[str]]) -> str:
         """What a helper is told in `CREDENTIALS_VARIABLE`: endpoint → file and account, as a JSON object.
 
         Proxies are not in it; it is empty where nothing else is used.

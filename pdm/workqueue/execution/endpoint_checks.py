@@ -29,13 +29,13 @@ from pdm.workqueue.wire import agent_messages as wire
 
 #: Seconds for one endpoint, its login and its listing.
 _ENDPOINT_TIMEOUT_S = 20.0
-_TOO_SILENT = "the helper was silent for too long"
+_SILENT = "the helper was silent for too long"
 #: Seconds for all of a site, waiting for a free agent included: clients are told what was found by then.
 SITE_CHECK_TIMEOUT_S = 45.0
 #: Endpoints that are looked at at once, for all users: their agents work beside the limits that are for jobs.
 _AT_ONCE = 4
 _NOT_REACHED = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED})
-_NOT_LET_IN = frozenset(
+_LOGIN_REFUSED = frozenset(
     {
         FailureCode.CERTIFICATE,
         FailureCode.HOST_KEY,
@@ -93,7 +93,7 @@ class EndpointCheck:
         """Whether it lets the user in."""
         if not self.reachable or self.failure is None:
             return self.reachable or None
-        return self.failure.code not in _NOT_LET_IN
+        return self.failure.code not in _LOGIN_REFUSED
 
     @property
     def listing(self) -> bool | None:
@@ -108,12 +108,12 @@ class SiteCheck:
     """Lists the default folder of a site at each of its endpoints.
 
     Attributes:
-        longest_s: seconds after which what was not looked at by then is given up.
+        timeout_s: seconds after which what was not looked at by then is given up.
     """
 
     preparation: Preparation
     pool: AgentPool
-    longest_s: float = SITE_CHECK_TIMEOUT_S
+    timeout_s: float = SITE_CHECK_TIMEOUT_S
     _turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
     _busy: set[int] = field(factory=set)
     _log: Logger = field(factory=Logger)
@@ -127,29 +127,31 @@ class SiteCheck:
         if user_id in self._busy:
             raise SiteCheckRunningError
         self._busy.add(user_id)
-        until = self.preparation.context.reactor.seconds() + self.longest_s
+        until = self.preparation.context.reactor.seconds() + self.timeout_s
         endpoints = [
             SiteEndpoint(site.id, protocol, url)
             for protocol in sorted(site.endpoints)
             for url in site.endpoint_urls(protocol)
         ]
         found: dict[SiteEndpoint, EndpointCheck] = {}
-        looks = [Deferred.fromCoroutine(self._in_turn(user_id, site, endpoint, until, found)) for endpoint in endpoints]
+        checks = [
+            Deferred.fromCoroutine(self._check_in_turn(user_id, site, endpoint, until, found)) for endpoint in endpoints
+        ]
         # Who has asked may go away; what is under way comes to its end, and only then may the user ask again.
-        over = DeferredList(looks).addCallback(lambda _: self._busy.discard(user_id))
-        await self._waited(over)
-        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
-        return [found.get(endpoint) or EndpointCheck(endpoint, late, self.longest_s) for endpoint in endpoints]
+        over = DeferredList(checks).addCallback(lambda _: self._busy.discard(user_id))
+        await self._wait(over)
+        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.timeout_s:g} s: the service is busy")
+        return [found.get(endpoint) or EndpointCheck(endpoint, late, self.timeout_s) for endpoint in endpoints]
 
-    async def look(self, user_id: int, site: Site, endpoint: SiteEndpoint) -> EndpointCheck:
+    async def check_endpoint(self, user_id: int, site: Site, endpoint: SiteEndpoint) -> EndpointCheck:
         """Look at one endpoint, for the service itself."""
-        until = self.preparation.context.reactor.seconds() + self.longest_s
+        until = self.preparation.context.reactor.seconds() + self.timeout_s
         found: dict[SiteEndpoint, EndpointCheck] = {}
-        await self._in_turn(user_id, site, endpoint, until, found)
-        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.longest_s:g} s: the service is busy")
-        return found.get(endpoint) or EndpointCheck(endpoint, late, self.longest_s)
+        await self._check_in_turn(user_id, site, endpoint, until, found)
+        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.timeout_s:g} s: the service is busy")
+        return found.get(endpoint) or EndpointCheck(endpoint, late, self.timeout_s)
 
-    async def _waited(self, over: Deferred[None]) -> None:
+    async def _wait(self, over: Deferred[None]) -> None:
         """Wait for the end of all looks, or of the time for them."""
         enough: Deferred[None] = Deferred()
 
@@ -160,7 +162,7 @@ class SiteCheck:
                 enough.callback(None)
             return result
 
-        timer = self.preparation.context.reactor.callLater(self.longest_s, end, None)
+        timer = self.preparation.context.reactor.callLater(self.timeout_s, end, None)
         over.addCallback(end)
         try:
             await enough
@@ -168,13 +170,13 @@ class SiteCheck:
             if timer.active():
                 timer.cancel()
 
-    async def _in_turn(
+    async def _check_in_turn(
         self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float, found: dict[SiteEndpoint, EndpointCheck]
     ) -> None:
         await self._turns.acquire()
         try:
             if self.preparation.context.reactor.seconds() < until:
-                found[endpoint] = await self._check_endpoint(user_id, site, endpoint, until)
+                found[endpoint] = await self._timed_check(user_id, site, endpoint, until)
         except Exception:
             self._log.failure("an endpoint of site {site} could not be looked at", site=site.id)
             why = _failure(FailureCode.INTERNAL, "a fault of the service: tell an operator")
@@ -182,24 +184,24 @@ class SiteCheck:
         finally:
             self._turns.release()
 
-    async def _check_endpoint(self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float) -> EndpointCheck:
+    async def _timed_check(self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float) -> EndpointCheck:
         context = self.preparation.context
         began = context.reactor.seconds()
-        failure = await self._listed(user_id, site, endpoint, until)
+        failure = await self._list(user_id, site, endpoint, until)
         checked = EndpointCheck(endpoint, failure, context.reactor.seconds() - began)
         if checked.login:
             # So work that waits for it need not wait for the next probe.
             context.health.worked([endpoint], context.clock())
         return checked
 
-    async def _listed(self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float) -> AttemptFailure | None:
+    async def _list(self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float) -> AttemptFailure | None:
         protocol = endpoint.protocol
         by_tools = moved_by_tools(protocol, None, [site])
         mover = mover_of(protocol, by_tools=by_tools)
         if mover is None:
             return _failure(FailureCode.UNSUPPORTED, f"this service cannot move by {protocol.name}")
         try:
-            kind = await self.preparation.kind_for(user_id, protocol, [(site, protocol)], by_tools=by_tools)
+            kind = await self.preparation.agent_kind(user_id, protocol, [(site, protocol)], by_tools=by_tools)
         except CredentialUnusableError as error:
             return error.failure
         try:
@@ -209,11 +211,11 @@ class SiteCheck:
                     return _failure(FailureCode.TIMEOUT, "there was no free helper in time: the service is busy")
                 return await self._ask(agent, mover, storage_url(site, protocol, site.default_folder, endpoint.url))
             finally:
-                self.pool.put_back(agent, kind)
+                self.pool.release(agent, kind)
         except AgentStartError as error:
             return _failure(FailureCode.CRASHED, str(error))
         finally:
-            self.preparation.release(kind)
+            self.preparation.release_credential(kind)
 
     async def _ask(self, agent: AgentProcess, mover: Mover, url: str) -> AttemptFailure | None:
         number = self.preparation.next_request_id()
@@ -227,7 +229,7 @@ class SiteCheck:
         limits = wire.TimeLimits(stall_s=_ENDPOINT_TIMEOUT_S / 2, total_s=_ENDPOINT_TIMEOUT_S - 2)
         request = wire.ListRequest(number, 0, url, 0, limits)
         died = await ask_agent(agent, request, on_event, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
-        if died == _TOO_SILENT:
+        if died == _SILENT:
             return AttemptFailure(
                 FailureScope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_ENDPOINT_TIMEOUT_S:g} s"
             )
@@ -267,12 +269,12 @@ async def ask_agent(
 
     def ended(sentence: str) -> None:
         if not over.called:
-            over.callback(_TOO_SILENT if silent else sentence)
+            over.callback(_SILENT if silent else sentence)
 
     def too_long() -> None:
         nonlocal silent
         silent = True
-        agent.kill(_TOO_SILENT)
+        agent.kill(_SILENT)
 
     timer = reactor.callLater(silence_s, too_long)
     agent.submit(request, BatchListener(heard, ended))
@@ -314,12 +316,12 @@ class EndpointProbes:
     #: Endpoints to be looked at again after the look that is under way: it may have begun before the failure.
     _again: dict[SiteEndpoint, int] = field(factory=dict)
     _timers: dict[SiteEndpoint, IDelayedCall] = field(factory=dict)
-    _looks: Background = field(factory=Background)
+    _probes: Background = field(factory=Background)
     _stopping: bool = False
     _log: Logger = field(factory=Logger)
 
     def start(self) -> None:
-        self.health.look = self.look
+        self.health.probe = self.probe
         self.health.on_pause = self._paused
 
     async def stop(self) -> None:
@@ -328,9 +330,9 @@ class EndpointProbes:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        await self._looks.over()
+        await self._probes.over()
 
-    def look(self, endpoint: SiteEndpoint, user_id: int) -> None:
+    def probe(self, endpoint: SiteEndpoint, user_id: int) -> None:
         """Look at an endpoint soon."""
         if self._stopping:
             return
@@ -338,7 +340,7 @@ class EndpointProbes:
             self._again[endpoint] = user_id
         else:
             self._under_way.add(endpoint)
-            self._looks.start("look at an endpoint", self._look(endpoint, user_id))
+            self._probes.start("probe an endpoint", self._probe(endpoint, user_id))
 
     def _paused(self, endpoint: SiteEndpoint, until: datetime) -> None:
         """Look at an endpoint when its pause ends."""
@@ -356,20 +358,20 @@ class EndpointProbes:
         del self._timers[endpoint]
         asked = self._again.pop(endpoint, None)
         user_id = asked or self.health.user_of(endpoint)
-        if user_id is not None and (asked is not None or self.health.waits_for_look(endpoint, self.clock())):
-            self.look(endpoint, user_id)
+        if user_id is not None and (asked is not None or self.health.waits_for_probe(endpoint, self.clock())):
+            self.probe(endpoint, user_id)
 
-    async def _look(self, endpoint: SiteEndpoint, user_id: int) -> None:
+    async def _probe(self, endpoint: SiteEndpoint, user_id: int) -> None:
         try:
             site = self.sites.by_id(endpoint.site_id)
             if site is None:
                 return
-            self.health.begin_look(endpoint)
+            self.health.begin_probe(endpoint)
             checked = await self.check(user_id, site, endpoint)
-            self.health.seen(endpoint, checked.failure, checked.answers, self.clock())
+            self.health.probe_ended(endpoint, checked.failure, checked.answers, self.clock())
         finally:
             self._under_way.discard(endpoint)
             if endpoint not in self._timers and (
-                endpoint in self._again or self.health.waits_for_look(endpoint, self.clock())
+                endpoint in self._again or self.health.waits_for_probe(endpoint, self.clock())
             ):
                 self._at(_LEAST_PAUSE_S, endpoint)

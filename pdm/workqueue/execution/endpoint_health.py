@@ -83,7 +83,7 @@ class SiteHealth:
     patience_s: float = 86400.0
     on_change: Callable[[], None] = lambda: None
     #: Has an endpoint looked at, with the credential of a user.
-    look: Callable[[SiteEndpoint, int], None] | None = None
+    probe: Callable[[SiteEndpoint, int], None] | None = None
     #: Has an endpoint looked at when its pause ends.
     on_pause: Callable[[SiteEndpoint, datetime], None] = lambda endpoint, until: None
     _breakers: dict[SiteEndpoint, Breaker] = field(factory=dict)
@@ -94,13 +94,13 @@ class SiteHealth:
     #: Whose work failed there last.
     _users: dict[SiteEndpoint, int] = field(factory=dict)
     #: Elements, job and number, that got no answer there, until a look shows why.
-    _suspects: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
+    _suspected: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
     #: Those of them about which a look that is under way will tell.
-    _examined: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
+    _under_probe: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
     #: Element → how many attempts that were not counted were its own fault.
     _culprits: dict[tuple[int, int], int] = field(factory=dict)
     #: Endpoints of which a look could tell nothing: an element is the probe.
-    _unseen: set[SiteEndpoint] = field(factory=set)
+    _inconclusive: set[SiteEndpoint] = field(factory=set)
 
     # -- before work
 
@@ -152,8 +152,8 @@ class SiteHealth:
 
     def next_change(self, now: datetime) -> datetime | None:
         """When the next endpoint may be tried again; None if none is paused."""
-        moments = [breaker.open_until for breaker in self._breakers.values() if breaker.phase(now) is BreakerState.OPEN]
-        return min((moment for moment in moments if moment is not None), default=None)
+        times = [breaker.open_until for breaker in self._breakers.values() if breaker.phase(now) is BreakerState.OPEN]
+        return min((time for time in times if time is not None), default=None)
 
     def of_site(self, site: Site, now: datetime) -> Iterator[tuple[SiteEndpoint, EndpointHealth]]:
         """How the endpoints of a site stand."""
@@ -194,14 +194,18 @@ class SiteHealth:
     def _usable_phase(self, endpoint: SiteEndpoint, now: datetime) -> BreakerState:
         """The phase as elements see it: they wait for the look at an endpoint whose pause has ended."""
         phase = self.phase(endpoint, now)
-        if phase is BreakerState.HALF_OPEN and self.look is not None and not self._is_probed_by_elements(endpoint, now):
+        if (
+            phase is BreakerState.HALF_OPEN
+            and self.probe is not None
+            and not self._is_probed_by_elements(endpoint, now)
+        ):
             return BreakerState.OPEN
         return phase
 
     def _is_probed_by_elements(self, endpoint: SiteEndpoint, now: datetime) -> bool:
         # After the patience has ended each element finds out by itself, so that jobs end.
         return (
-            endpoint in self._unseen
+            endpoint in self._inconclusive
             or _failing_seconds(self._breakers.get(endpoint, Breaker()), now) >= self.patience_s
         )
 
@@ -218,8 +222,8 @@ class SiteHealth:
             if endpoint not in self._endpoints.get((endpoint.site_id, endpoint.protocol), ()):
                 del self._breakers[endpoint]
                 self._reasons.pop(endpoint, None)
-                self._unseen.discard(endpoint)
-        for known_of in (self._users, self._suspects, self._examined):
+                self._inconclusive.discard(endpoint)
+        for known_of in (self._users, self._suspected, self._under_probe):
             for endpoint in [
                 endpoint
                 for endpoint in known_of
@@ -239,7 +243,7 @@ class SiteHealth:
         for endpoint in endpoints:
             breaker = self._breakers.pop(endpoint, None)
             self._reasons.pop(endpoint, None)
-            self._unseen.discard(endpoint)
+            self._inconclusive.discard(endpoint)
             if breaker is not None and breaker.open_until is not None:
                 _log.info("site {site}: {url} can be reached again", site=endpoint.site_id, url=endpoint.url)
                 self.on_change()
@@ -279,10 +283,10 @@ class SiteHealth:
                 suspected = True
             elif failure.code is FailureCode.CONNECTION:
                 suspected = self._suspect(blamed, job, element)
-            elif self.look is None:
+            elif self.probe is None:
                 self._note(blamed, failure, now)
             else:
-                self.look(blamed, job.user_id)
+                self.probe(blamed, job.user_id)
         # A site of which another endpoint works is not away, however long one of them is.
         alone = [
             self._breakers[endpoint] for endpoint in used if endpoint in self._breakers and self._is_last(endpoint, now)
@@ -303,15 +307,15 @@ class SiteHealth:
         if self._culprits.get(key):
             # When it did the same before, the server was there.
             return False
-        if self.look is None:
+        if self.probe is None:
             return element.lost == 0
-        self._suspects.setdefault(endpoint, set()).add(key)
-        self.look(endpoint, job.user_id)
+        self._suspected.setdefault(endpoint, set()).add(key)
+        self.probe(endpoint, job.user_id)
         return True
 
-    def begin_look(self, endpoint: SiteEndpoint) -> None:
+    def begin_probe(self, endpoint: SiteEndpoint) -> None:
         """A look at an endpoint begins: it tells about failures before it, and not about those that come meanwhile."""
-        self._examined.setdefault(endpoint, set()).update(self._suspects.pop(endpoint, set()))
+        self._under_probe.setdefault(endpoint, set()).update(self._suspected.pop(endpoint, set()))
 
     def forget(self, job_id: int, element_id: int) -> None:
         """An element has failed for good: if its user has it tried again, it begins anew."""
@@ -321,7 +325,7 @@ class SiteHealth:
         """How many attempts of an element were not counted although it was to blame."""
         return self._culprits.get((job_id, element_id), 0)
 
-    def seen(
+    def probe_ended(
         self, endpoint: SiteEndpoint, failure: AttemptFailure | None, reachable: bool | None, now: datetime
     ) -> None:
         """A look at an endpoint has ended.
@@ -332,7 +336,7 @@ class SiteHealth:
             reachable: whether a server answers; None if the look could not tell.
             now: the present moment, UTC.
         """
-        suspects = self._examined.pop(endpoint, set())
+        suspects = self._under_probe.pop(endpoint, set())
         if reachable is False and failure is not None:
             self._note(endpoint, failure, now, certain=True)
             return
@@ -343,14 +347,14 @@ class SiteHealth:
         if reachable:
             self.worked([endpoint], now)
         elif self.phase(endpoint, now) is BreakerState.HALF_OPEN:
-            self._unseen.add(endpoint)
+            self._inconclusive.add(endpoint)
             self.on_change()
 
     def user_of(self, endpoint: SiteEndpoint) -> int | None:
         """Whose credential a look at an endpoint can use: whose work failed there last."""
         return self._users.get(endpoint)
 
-    def waits_for_look(self, endpoint: SiteEndpoint, now: datetime) -> bool:
+    def waits_for_probe(self, endpoint: SiteEndpoint, now: datetime) -> bool:
         """Whether an endpoint is not used until a look has found it to answer."""
         breaker = self._breakers.get(endpoint)
         is_paused = breaker is not None and breaker.open_until is not None
@@ -376,7 +380,7 @@ class SiteHealth:
                 failures=after.failures,
                 reason=self._reasons[endpoint],
             )
-            self._unseen.discard(endpoint)
+            self._inconclusive.discard(endpoint)
             self.on_pause(endpoint, after.open_until)
             self.on_change()
 

@@ -125,12 +125,12 @@ class Executor:
     # -- life
 
     def start(self) -> None:
-        self._janitor = Periodic(self.context.reactor, "take up what was left", _JANITOR_PERIOD_S, self._take_up)
+        self._janitor = Periodic(self.context.reactor, "take up what was left", _JANITOR_PERIOD_S, self._maintain)
         self._janitor.start()
         self._background.start("look for missing software", self._prerequisites.warn())
-        self._background.start("take up what was left", self._take_up())
+        self._background.start("take up what was left", self._maintain())
         self._credentials_watch = Periodic(
-            self.context.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._look_at_credentials
+            self.context.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._check_credentials
         )
         self._credentials_watch.start()
 
@@ -153,15 +153,15 @@ class Executor:
             batch.end(why)
         await DeferredList([following(batch.finished) for batch in running])
 
-    def room(self) -> tuple[int, int]:
+    def capacity(self) -> tuple[int, int]:
         """How many more batches, and how many more listings, may begin; no batch while results wait to be stored."""
         listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
-        batches = self.streams.room()
+        batches = self.streams.capacity()
         if self.context.settler.backlog > _MOST_UNSETTLED:
             batches = 0
         return batches, self.limits.listings - listing
 
-    def bounds(self, now: datetime) -> ClaimExclusions:
+    def exclusions(self, now: datetime) -> ClaimExclusions:
         """What may not begin at a moment."""
         health = self.context.health
         return ClaimExclusions(
@@ -172,12 +172,12 @@ class Executor:
             next_change=health.next_change(now),
         )
 
-    def full(self, job: JobRecord, listing: bool) -> list[str]:
+    def reached_limits(self, job: JobRecord, listing: bool) -> list[str]:
         """Limits of this daemon that let no more of a job begin now, a sentence each; ``listing``: of its listing."""
         if not listing:
-            return self.streams.full(job)
+            return self.streams.reached_limits(job)
         most = self.limits.listings
-        return [] if self.room()[1] > 0 else [f"all {most} listings that may run at once are running"]
+        return [] if self.capacity()[1] > 0 else [f"all {most} listings that may run at once are running"]
 
     # -- work
 
@@ -192,7 +192,7 @@ class Executor:
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
         mover = self.preparation.mover_for(batch.job)
-        running = RunningBatch(batch, mover or DummyMover(), self.context, on_nearly_done=self.pool.look_again)
+        running = RunningBatch(batch, mover or DummyMover(), self.context, on_nearly_done=self.pool.wake_waiting)
         if mover is None:
             running.refuse(missing_mover(batch.job.protocol))
             return
@@ -200,7 +200,7 @@ class Executor:
         # Counted at once: the next claim must know.
         slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
-            start_background("carry out a batch", self._carry_out(running, slot))
+            start_background("carry out a batch", self._run(running, slot))
         for job_id in self._just_cancelled.intersection(batch.jobs):
             # The cancellation came when the claim was through and not answered.
             running.cancel(job_id)
@@ -237,12 +237,12 @@ class Executor:
             log_ended(job)
         self.on_capacity()
 
-    async def _take_up_changes(self) -> None:
+    async def _resume_changes(self) -> None:
         """Go on with cancellations and retries that a daemon had no time to bring to their end."""
         for job_id in await self.database.read("what is being changed", job_changes.unfinished_changes):
             await start_background(f"go on with a change of job {job_id}", self._continue_change(job_id))
 
-    async def _take_up_held(self) -> None:
+    async def _resume_held(self) -> None:
         """Put back what is held although its user has given a credential since."""
         for kind, protocols in protocols_reaching(self.preparation.access).items():
             for user_id in await self.database.read(
@@ -283,7 +283,7 @@ class Executor:
             self.on_capacity()
         return count
 
-    async def _carry_out(self, running: RunningBatch, slot: StreamSlot | None) -> None:
+    async def _run(self, running: RunningBatch, slot: StreamSlot | None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
         endpoints: Collection[SiteEndpoint] = ()
@@ -293,7 +293,7 @@ class Executor:
             self._running[running] = kind.credential
             self.context.health.begin(endpoints)
             request = prepared.built.request
-            running.leave_out(prepared.built.refused, prepared.built.postponed)
+            running.exclude(prepared.built.refused, prepared.built.postponed)
             intake = None
             if request is not None:
                 agent = await self.pool.acquire(kind, alone=slot is None, slot=slot)
@@ -330,11 +330,11 @@ class Executor:
                 if running.seconds:
                     self.streams.ended(running.batch, running.run_so_far)
             if agent is not None and kind is not None:
-                self.pool.put_back(agent, kind)
+                self.pool.release(agent, kind)
             if kind is not None:
-                self.preparation.release(kind)
+                self.preparation.release_credential(kind)
             # Who waits for a stream may be of any kind, and the agent may be gone.
-            self.pool.look_again()
+            self.pool.wake_waiting()
             self.on_capacity()
 
     def _note_seconds(self, running: RunningBatch) -> None:
@@ -353,9 +353,9 @@ class Executor:
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""
-        self._background.start("look at credentials", self._look_at_credentials())
+        self._background.start("look at credentials", self._check_credentials())
 
-    async def _look_at_credentials(self) -> None:
+    async def _check_credentials(self) -> None:
         """End what works with credentials that are not to be used any more; it is done again with what there is."""
         outdated = await self.credentials.outdated()
         for credential in outdated.ended | outdated.renewed:
@@ -400,10 +400,10 @@ class Executor:
 
     # -- what was left behind
 
-    async def _take_up(self) -> None:
+    async def _maintain(self) -> None:
         for what, work in (
-            ("go on with changes of jobs", self._take_up_changes),
-            ("resume what is held", self._take_up_held),
+            ("go on with changes of jobs", self._resume_changes),
+            ("resume what is held", self._resume_held),
             ("resume what was held for missing software", self._prerequisites.resume_held),
             ("remove unfinished files", self._leftovers.remove),
         ):

@@ -25,7 +25,7 @@ from pdm.workqueue.telemetry.background import Background, Periodic
 #: After a renewal that failed.
 _PAUSE_AFTER_ERROR_S = 1.0
 #: Between two looks whether the lease of another incarnation is still renewed.
-_LOOK_AGAIN_S = 1.0
+_CHECK_LEASE_EVERY_S = 1.0
 
 
 class LeaseTakenError(Exception):
@@ -60,10 +60,10 @@ class Lease:
     _on_work: Callable[[], None] = lambda: None
     _is_ours: bool = False
     _stopping: bool = False
-    _told: bool = False
+    _conflict_logged: bool = False
     _tasks: list[Periodic] = field(factory=list)
     _background: Background = field(factory=Background)
-    _comparing: bool = False
+    _reconciling: bool = False
     _log: Logger = field(factory=Logger)
 
     def connect(
@@ -105,7 +105,7 @@ class Lease:
         while (held := await self._register()) is not None:
             is_renewed = seen and seen.held_until and held.held_until and held.held_until > seen.held_until
             if is_renewed or self.reactor.seconds() > give_up_at:
-                raise LeaseTakenError(_taken_message(self.worker, held))
+                raise LeaseTakenError(_conflict_message(self.worker, held))
             if seen is None:
                 self._log.info(
                     "waiting up to {seconds:.0f} s for the lease of an earlier run on {host} to end",
@@ -113,11 +113,11 @@ class Lease:
                     host=held.held_by,
                 )
             seen = held
-            await deferLater(self.reactor, min(max(held.held_for_s, 0.05), _LOOK_AGAIN_S))
+            await deferLater(self.reactor, min(max(held.held_for_s, 0.05), _CHECK_LEASE_EVERY_S))
         every_s = self.lease_s / 3
         self._tasks = [
             Periodic(self.reactor, "renew the lease", every_s, self._renew),
-            Periodic(self.reactor, "compare claims", every_s, self.compare),
+            Periodic(self.reactor, "reconcile claims", every_s, self.reconcile),
         ]
         if self.database.is_shared:
             self._tasks.append(Periodic(self.reactor, "release expired claims", every_s, self._release_expired))
@@ -134,16 +134,16 @@ class Lease:
             self._is_ours = False
             await self.database.run_for_lease("give the lease up", leases.give_up_lease, self.worker.incarnation)
 
-    def compare_soon(self) -> None:
+    def reconcile_soon(self) -> None:
         """A claim has failed: it may have gone through all the same."""
         if not self._stopping:
-            self._background.start("compare claims", self.compare())
+            self._background.start("reconcile claims", self.reconcile())
 
-    async def compare(self) -> None:
+    async def reconcile(self) -> None:
         """Give back what the database says runs here and does not: the answer to its claim was lost."""
-        if self._comparing or not self._is_ours or self._claims_over is None:
+        if self._reconciling or not self._is_ours or self._claims_over is None:
             return
-        self._comparing = True
+        self._reconciling = True
         try:
             running = await self.database.read("what runs here", leases.running_tokens, self.worker.incarnation)
             # What was claimed before that look is known, or lost, once these are answered.
@@ -157,7 +157,7 @@ class Lease:
                     self._log.warn("{count} elements go back to the queue: their claim was not answered", count=back)
                     self._on_work()
         finally:
-            self._comparing = False
+            self._reconciling = False
 
     async def _register(self) -> Registration | None:
         """Take the lease; returns who else has it, None if it is ours now."""
@@ -176,15 +176,15 @@ class Lease:
         if registration.back:
             self._log.info("{count} elements of the last run go back to the queue", count=registration.back)
         self._is_ours = True
-        self._told = False
+        self._conflict_logged = False
         self._extend(began)
         return None
 
     def _extend(self, began: float) -> None:
         # Counted from before the question was sent: in the database the lease ends later.
         self.ends_at = began + self.lease_s
-        for told in self.on_renewed:
-            told(self.ends_at)
+        for notify in self.on_renewed:
+            notify(self.ends_at)
 
     async def _renew(self) -> None:
         is_failing = False
@@ -207,7 +207,7 @@ class Lease:
 
     async def _renew_once(self) -> None:
         if not self._is_ours:
-            await self._take_again()
+            await self._reacquire()
             return
         began = boot_seconds()
         if not self.database.is_shared:
@@ -222,20 +222,20 @@ class Lease:
             self.ends_at = 0.0
             if self._on_lost is not None:
                 await self._on_lost()
-            await self._take_again()
+            await self._reacquire()
             return
         if self.database.is_shared:
             self._extend(began)
         for job_id in renewal.cancelled_jobs:
             self._on_cancelled(job_id)
 
-    async def _take_again(self) -> None:
+    async def _reacquire(self) -> None:
         held = await self._register()
         if held is None:
             self._on_work()
-        elif not self._told:
-            self._told = True
-            self._log.error("nothing is claimed: {why}", why=_taken_message(self.worker, held))
+        elif not self._conflict_logged:
+            self._conflict_logged = True
+            self._log.error("nothing is claimed: {why}", why=_conflict_message(self.worker, held))
 
     async def _release_expired(self) -> None:
         ended = await self.database.run_for_lease("end suspended sessions", leases.end_suspended_sessions)
@@ -251,7 +251,7 @@ class Lease:
             self._on_work()
 
 
-def _taken_message(worker: WorkerIdentity, held: Registration) -> str:
+def _conflict_message(worker: WorkerIdentity, held: Registration) -> str:
     return (
         f"another daemon ({held.held_by}) claims under the name {worker.name}: stop it, or, if this state folder is a "
         "copy of its own, remove the file worker-name here"

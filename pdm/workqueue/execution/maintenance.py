@@ -5,6 +5,8 @@ Removes leftover files of copies, resumes jobs that were HELD for missing softwa
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 
@@ -13,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError
+from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
@@ -35,8 +37,9 @@ _ELEMENTS_AT_ONCE = 500
 #: Seconds until the files of a job are tried again after a failure; doubles with each further failure.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 20.0, 3600.0
 #: Jobs of which failures are remembered; of more, the oldest are tried again early.
-_MOST_REMEMBERED = 10_000
+_MOST_FAILURES = 10_000
 _SLACK_S = 5.0
+_PREREQUISITES_TIMEOUT_S = 60.0
 
 
 class _NotRemovedError(Exception):
@@ -70,7 +73,7 @@ class LeftoverFiles:
             return
         self._busy = True
         try:
-            left = await self.database.read("find residues", results.leftovers, _ELEMENTS_AT_ONCE, self._after)
+            left = await self.database.read("find leftover files", results.leftovers, _ELEMENTS_AT_ONCE, self._after)
             last = left[-1][0] if len(left) == _ELEMENTS_AT_ONCE else None
             self._after = (0, -1) if last is None else (last.job_id, last.id)
             for job, elements in _by_job(left):
@@ -94,7 +97,7 @@ class LeftoverFiles:
             return
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(failures, 20), _LONGEST_PAUSE_S)
         self._failures[job.id] = failures + 1, now + pause_s
-        while len(self._failures) > _MOST_REMEMBERED:
+        while len(self._failures) > _MOST_FAILURES:
             del self._failures[next(iter(self._failures))]
 
     async def _discard(self, batch: Batch) -> None:
@@ -108,20 +111,20 @@ class LeftoverFiles:
             if request is not None:
                 agent = await self.pool.acquire(prepared.kind)
                 try:
-                    gone, why = await self._discarded(agent, request)
+                    gone, why = await self._ask_to_discard(agent, request)
                     removed |= gone
                 finally:
-                    self.pool.put_back(agent, prepared.kind)
+                    self.pool.release(agent, prepared.kind)
         finally:
-            self.preparation.release(prepared.kind)
+            self.preparation.release_credential(prepared.kind)
         tokens = [batch.token(element) for key, element in enumerate(batch.elements) if key in removed]
         if tokens:
-            await self.database.run("residues are gone", results.clear_leftovers, tokens)
+            await self.database.run("clear leftover files", results.clear_leftovers, tokens)
             self._log.info("job {job}: {count} unfinished files removed", job=batch.job.id, count=len(tokens))
         if why:
             raise _NotRemovedError(why)
 
-    async def _discarded(self, agent: AgentProcess, request: wire.CopyRequest) -> tuple[set[int], str]:
+    async def _ask_to_discard(self, agent: AgentProcess, request: wire.CopyRequest) -> tuple[set[int], str]:
         """Have the temporary files of a copy removed.
 
         Returns:
@@ -236,7 +239,7 @@ class Housekeeping:
     _log: Logger = field(factory=Logger)
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "forget what is old", _PERIOD_S, self.purge)
+        self._periodic = Periodic(self.reactor, "expire idempotency keys", _PERIOD_S, self.purge)
         self._periodic.start()
 
     async def stop(self) -> None:
@@ -248,12 +251,12 @@ class Housekeeping:
         before = self.clock() - KEYS_KEPT
         after, count = (0, ""), 0
         while True:
-            keys = await self.database.read("find old keys", jobs.expired_keys, before, after, _KEYS_AT_ONCE)
+            keys = await self.database.read("find expired keys", jobs.expired_keys, before, after, _KEYS_AT_ONCE)
             if not keys:
                 break
             after = keys[-1]
             try:
-                await self.database.run("forget old keys", jobs.delete_keys, keys, before)
+                await self.database.run("delete expired keys", jobs.delete_keys, keys, before)
             except DatabaseClosedError:
                 raise
             except Exception:
@@ -262,3 +265,34 @@ class Housekeeping:
                 count += len(keys)
         if count:
             self._log.info("{count} Idempotency-Keys of old requests are forgotten", count=count)
+
+
+def missing_software(command: AgentCommand) -> Mapping[str, str]:
+    """What is missing for each protocol, by its name; blocks.
+
+    Args:
+        command: runs `pdm.workqueue.helpers.prerequisites`.
+
+    Raises:
+        OSError: no process could be made.
+    """
+    try:
+        done = subprocess.run(
+            command.arguments,
+            env=dict(command.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PREREQUISITES_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode == 0:
+            found: dict[str, str] = json.loads(done.stdout)
+            return found
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except (FileNotFoundError, PermissionError) as error:
+        why = f"{error.strerror}"
+    except subprocess.TimeoutExpired:
+        why = f"it did not end within {_PREREQUISITES_TIMEOUT_S:g} s"
+    # Nothing can be moved without helpers.
+    return dict.fromkeys(JobProtocol.__members__, f"the interpreter of the helpers, {command.arguments[0]}: {why}")

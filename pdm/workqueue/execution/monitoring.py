@@ -202,7 +202,7 @@ _KEPT_IDLE_S = 60.0
 #: Jobs of which nothing runs that are kept at most.
 _MOST_IDLE = 1000
 #: Seconds without a byte after which a transfer does not move any more, whatever was said last.
-_STILL_AFTER_S = 15.0
+_STALLED_AFTER_S = 15.0
 #: Jobs that are remembered as listed.
 _MOST_LISTED = 10_000
 
@@ -243,7 +243,7 @@ class _WatchedJob:
     #: Bytes that the running elements have moved, all together.
     moving: int = 0
     #: The most bytes, proven and moving, that were told since something was last lost.
-    told: int = 0
+    reported: int = 0
 
 
 class ProgressBoard:
@@ -300,7 +300,7 @@ class ProgressBoard:
             job.bytes_rate.add(proven - element.transferred, now_s)
         elif proven < element.transferred:
             # They have to be moved again, and a job that was further than it is now has to say so.
-            job.told = 0
+            job.reported = 0
         if finished:
             job.files_rate.add(1, now_s)
         if not job.elements:
@@ -319,7 +319,7 @@ class ProgressBoard:
         reported = element.reported
         if reported is None:
             return ElementProgress(None, None, None, now_s - element.since_s)
-        if now_s - element.changed_s <= _STILL_AFTER_S:
+        if now_s - element.changed_s <= _STALLED_AFTER_S:
             return ElementProgress(reported.transferred, reported.instant, reported.average, reported.elapsed)
         elapsed = max(now_s - element.since_s, reported.elapsed)
         return ElementProgress(reported.transferred, 0.0, reported.transferred / elapsed, elapsed)
@@ -338,8 +338,8 @@ class ProgressBoard:
         if job is None:
             return None
         now_s = self._clock()
-        job.told = max(job.told, proven + job.moving)
-        return Moving(max(job.told - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
+        job.reported = max(job.reported, proven + job.moving)
+        return Moving(max(job.reported - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
 
     def remember_listed(self, job_id: int, elements: int) -> None:
         """The listing with which a job begins is done, and has led to so many elements."""

@@ -30,7 +30,7 @@ from pdm.workqueue.sites.site import storage_url
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, read_options
 
-#: Where a helper finds the folders of authorities for single endpoints: a JSON object, URL → folder.
+#: Where a helper finds the directories of authorities for single endpoints: a JSON object, URL → folder.
 TRUST_VARIABLE = "PDM_TRUST"
 
 
@@ -47,7 +47,7 @@ class PreparedBatch:
     """What was found for a batch.
 
     Attributes:
-        kind: of agent; its credential is held until `Preparation.release`.
+        kind: of agent; its credential is held until `Preparation.release_credential`.
         built: the request for the agent, and the elements that are not in it.
         options: of the job.
         endpoints: the endpoints that are used, by site.
@@ -89,9 +89,9 @@ class Preparation:
         if mover is None:
             raise NotPossibleError(missing_mover(job.protocol))
         by_tools = job_moved_by_tools(job, self.sites)
-        ends = [self._end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
+        ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.kind_for(job.user_id, job.protocol, ends, by_tools=by_tools)
+            kind = await self.agent_kind(job.user_id, job.protocol, ends, by_tools=by_tools)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -106,7 +106,7 @@ class Preparation:
         try:
             built = mover.request_for(batch, url_of, options, self.element, self.next_request_id())
         except BaseException:
-            self.release(kind)
+            self.release_credential(kind)
             raise
         return PreparedBatch(kind, built, options, endpoints)
 
@@ -119,7 +119,7 @@ class Preparation:
         self._next_id += 1
         return self._next_id
 
-    async def kind_for(
+    async def agent_kind(
         self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], *, by_tools: bool
     ) -> AgentKind:
         """The kind of agent that works for a user at some sites; its credential is held until `release`.
@@ -134,19 +134,19 @@ class Preparation:
             CredentialUnusableError: the user has none that works.
         """
         mover: Mover = TOOL_MOVERS[protocol] if by_tools else MOVERS[protocol]
-        access, trusted = await self._trusting(ends)
+        access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
         if needs := self._needs_at(ends, by_tools=by_tools):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
         # Of all doors: agents are the same whichever a batch takes.
-        if told := usable.told({site.id: site.endpoint_urls(reached_by) for site, reached_by in ends}):
-            environment[CREDENTIALS_VARIABLE] = told
+        if credential_files := usable.variable({site.id: site.endpoint_urls(reached_by) for site, reached_by in ends}):
+            environment[CREDENTIALS_VARIABLE] = credential_files
         if trusted:
             environment[TRUST_VARIABLE] = json.dumps(trusted, sort_keys=True)
         return AgentKind(mover.helper, usable.fingerprint, environment)
 
-    async def _trusting(self, ends: Sequence[RouteEnd]) -> tuple[Access, dict[str, str]]:
+    async def _trust_settings(self, ends: Sequence[RouteEnd]) -> tuple[Access, dict[str, str]]:
         """What a helper may know, with the authorities for all servers; or those of each endpoint, where they differ.
 
         A site's own authorities vouch for its endpoints alone: with both sites' for a whole route, the one could pass a
@@ -155,25 +155,25 @@ class Preparation:
         if self.trust is None or not any(site.authorities for site, _ in ends):
             return self.access, {}
         usual = self.access.trust_dir
-        folders = {
+        directories = {
             site.id: await self.trust(usual, {site.authorities} if site.authorities else set()) for site, _ in ends
         }
-        if len(set(folders.values())) == 1:
-            return evolve(self.access, trust_dir=folders.popitem()[1]), {}
-        told: dict[str, str] = {}
+        if len(set(directories.values())) == 1:
+            return evolve(self.access, trust_dir=directories.popitem()[1]), {}
+        trust_by_url: dict[str, str] = {}
         for site, protocol in ends:
             for url in site.endpoint_urls(protocol):
-                # Of an endpoint that two sites share, and trust by unlike authorities, nothing is told: that fails.
-                if told.setdefault(url, str(folders[site.id])) != str(folders[site.id]):
-                    told[url] = str(usual or "")
-        return self.access, told
+                # Sites that share an endpoint but trust different authorities get the usual ones: the login fails.
+                if trust_by_url.setdefault(url, str(directories[site.id])) != str(directories[site.id]):
+                    trust_by_url[url] = str(usual or "")
+        return self.access, trust_by_url
 
     def _needs_at(self, ends: Sequence[RouteEnd], *, by_tools: bool) -> dict[int, CredentialNeed]:
         movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS
         needs = [(site, credential_need(movers[protocol], self.access)) for site, protocol in ends]
         return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 
-    def _end(self, job: JobRecord, number: int, *, by_tools: bool) -> RouteEnd:
+    def _route_end(self, job: JobRecord, number: int, *, by_tools: bool) -> RouteEnd:
         site = self.sites.by_id(number)
         protocol = None if site is None else reached_by(job, site, by_tools=by_tools)
         if site is None or protocol is None:
@@ -190,7 +190,7 @@ class Preparation:
             if JobProtocol.FILE in site.endpoints
         ]
 
-    def release(self, kind: AgentKind) -> None:
+    def release_credential(self, kind: AgentKind) -> None:
         """Work that asked for a kind has ended."""
         if kind.credential and self.credentials.release(kind.credential) and not self.pool.works_with(kind.credential):
             # No agent was started with it after all.

@@ -99,12 +99,12 @@ class Streams:
         """A place for a claimed batch that is no listing."""
         return self._ledger.slot(batch_keys(batch))
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many batches more may be claimed: one for each stream there may be, and as many ahead."""
         total, waiting = self._limits.total, self._ledger.waiting
         return max(total - self._ledger.streams, 0) + max(total - waiting, 0)
 
-    def openings(self) -> StreamQuota:
+    def quota(self) -> StreamQuota:
         """How many of them for which route, site, user, job."""
         # Batches that may not run yet must not be all there are: then only what may run at once is claimed.
         ahead = 2 if self._ledger.waiting < self._limits.total else 1
@@ -125,7 +125,7 @@ class Streams:
             {kind: limit * ahead for kind, limit in starts.items()},
         )
 
-    def full(self, job: JobRecord) -> list[str]:
+    def reached_limits(self, job: JobRecord) -> list[str]:
         """The limits that let no stream more begin for a job, a sentence each."""
         found = []
         if self._ledger.streams >= self._limits.total:

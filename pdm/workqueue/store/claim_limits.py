@@ -43,13 +43,13 @@ class ClaimLimits:
         batches: at most so many.
         batch_elements: at most so many in a batch.
         batch_sizes: kind of work → the same for that kind, never more than ``batch_elements``; others begin with
-            `FIRST_BATCH_SIZE`. None for no such bounds.
+            `FIRST_BATCH_SIZE`. None for no such exclusions.
         sharers: how many batches there may be at once in all: no job is split coarser than lets all have a share. 0
             for no such care.
         batch_bytes: at most so many in a batch, unless it is of one element.
         types: ``{LIST}`` for the lane of listings, all others for the lane of work, or all for both.
-        openings: how many batches for a route, a site, a user, a job; listings are not counted.
-        bounds: what may not begin, listings neither.
+        quota: how many batches for a route, a site, a user, a job; listings are not counted.
+        exclusions: what may not begin, listings neither.
         turns: what users were given before; a claim leaves it as it is.
     """
 
@@ -60,9 +60,9 @@ class ClaimLimits:
     types: frozenset[JobType] = field(default=frozenset(JobType))
     batch_sizes: Mapping[WorkKind, int] | None = None
     sharers: int = 0
-    openings: StreamQuota = field(factory=StreamQuota)
-    bounds: ClaimExclusions = field(factory=ClaimExclusions)
-    turns: FairQueue = field(factory=FairQueue)
+    quota: StreamQuota = field(factory=StreamQuota)
+    exclusions: ClaimExclusions = field(factory=ClaimExclusions)
+    fair_queue: FairQueue = field(factory=FairQueue)
 
     @types.validator
     def _whole_lanes(self, attribute: object, types: frozenset[JobType]) -> None:
@@ -75,14 +75,14 @@ class ClaimLimits:
             return self.batch_elements
         return min(self.batch_sizes.get(work_kind(job), FIRST_BATCH_SIZE), self.batch_elements)
 
-    def note(self, turns: FairQueue, batches: Iterable[Batch]) -> None:
+    def note(self, fair_queue: FairQueue, batches: Iterable[Batch]) -> None:
         """Count what a claim under these limits took."""
         for batch in batches:
             work = 1.0
             if batch.type is not JobType.LIST:
                 total_bytes = sum(element.size for element in batch.elements)
                 work = batch_work(len(batch.elements), self.batch_size(batch.job), total_bytes, self.batch_bytes)
-            turns.give(batch.job.user_id, work)
+            fair_queue.charge(batch.job.user_id, work)
 
 
 #: What runs, by user: as many rows as jobs run, however many wait or have ended.
@@ -116,42 +116,44 @@ class ClaimBudget:
     users: int = field(init=False, default=0)
     # Elements running, by user, in all daemons.
     _running: dict[int, int]
-    _turns: FairQueue
+    _fair_queue: FairQueue
     # Sites at which one element may run by a protocol, and one runs.
     _probing: set[tuple[int, JobProtocol]] = field(factory=set)
-    _taken: dict[LimitKey, int] = field(factory=dict)
+    _batches_taken: dict[LimitKey, int] = field(factory=dict)
 
     @classmethod
     def measure(cls, session: Session, limits: ClaimLimits) -> ClaimBudget:
         """The room under some limits, with what runs at present."""
         running = {row.user_id: int(row.running) for row in session.execute(RUNNING)}
         tried: set[tuple[int, JobProtocol]] = set()
-        if limits.bounds.probed:
+        if limits.exclusions.probed:
             for row in session.execute(_RUNNING_BY_ROUTE):
-                tried |= limits.bounds.probed & {(site, row.protocol) for site in (row.src_siteid, row.dst_siteid)}
-        return cls(limits, limits.elements, limits.batches, running, limits.turns.copy(), tried)
+                tried |= limits.exclusions.probed & {(site, row.protocol) for site in (row.src_siteid, row.dst_siteid)}
+        return cls(limits, limits.elements, limits.batches, running, limits.fair_queue.copy(), tried)
 
     @property
-    def is_left(self) -> bool:
+    def has_capacity(self) -> bool:
         return self.elements > 0 and self.batches > 0
 
-    def turn(self, user_id: int) -> tuple[float, float]:
+    def order_key(self, user_id: int) -> tuple[float, float]:
         """Who has the least comes next: by the work that users were given, then by what they have running."""
-        running = self._running.get(user_id, 0) / self._turns.weight(user_id)
-        return self._turns.time_of(user_id), running
+        running = self._running.get(user_id, 0) / self._fair_queue.weight(user_id)
+        return self._fair_queue.virtual_time(user_id), running
 
-    def in_turn(self, users: Iterable[int]) -> list[int]:
+    def in_fair_order(self, users: Iterable[int]) -> list[int]:
         """Users, the next one first."""
         # Chance decides between equals; else the first would always win where work is done as soon as it is claimed.
         shuffled = list(users)
         random.shuffle(shuffled)
-        return sorted(shuffled, key=self.turn)
+        return sorted(shuffled, key=self.order_key)
 
-    def user_is_open(self, user_id: int, *, limited: bool) -> bool:
+    def may_claim_for(self, user_id: int, *, limited: bool) -> bool:
         """Whether anything of a user may be taken; ``limited`` by openings, as all but listings are."""
-        return user_id not in self.limits.bounds.banned and (not limited or self._left((LimitKind.USER, user_id)) > 0)
+        return user_id not in self.limits.exclusions.banned and (
+            not limited or self._left((LimitKind.USER, user_id)) > 0
+        )
 
-    def for_batch(self, job: JobRecord, waiting: int) -> int:
+    def batch_allowance(self, job: JobRecord, waiting: int) -> int:
         """How many elements one more batch may have.
 
         Args:
@@ -175,10 +177,10 @@ class ClaimBudget:
             return self.elements
         return fair_share(waiting, -(-self.limits.sharers // max(users, 1)))
 
-    def for_listing(self, job: LockedJob) -> int:
+    def listing_allowance(self, job: LockedJob) -> int:
         """How many elements of a job may be taken, as far as it may begin at all."""
-        bounds, record = self.limits.bounds, job.record
-        if record.user_id in bounds.banned or bounds.excludes(record.protocol, record.sites):
+        exclusions, record = self.limits.exclusions, job.record
+        if record.user_id in exclusions.banned or exclusions.excludes(record.protocol, record.sites):
             return 0
         probed = self._probed(record)
         if not probed:
@@ -186,10 +188,10 @@ class ClaimBudget:
         # One element is a probe: it tells as much as many would.
         return min(self.elements, 1) if self._probing.isdisjoint(probed) else 0
 
-    def for_work(self, job: LockedJob) -> int:
+    def work_allowance(self, job: LockedJob) -> int:
         """How many elements of a job may go into a batch, as far as limits say; none if one more may not be."""
         keys = (*common_keys(job.record), (LimitKind.JOB, job.id))
-        return self.for_listing(job) if all(self._left(key) > 0 for key in keys) else 0
+        return self.listing_allowance(job) if all(self._left(key) > 0 for key in keys) else 0
 
     def take(self, job: LockedJob, count: int) -> None:
         """Count elements that go into a batch."""
@@ -206,16 +208,16 @@ class ClaimBudget:
         if type_ is not JobType.LIST:
             work = batch_work(elements, self.limits.batch_size(first), total_bytes, self.limits.batch_bytes)
             for key in (*common_keys(first), *((LimitKind.JOB, record.id) for record in records)):
-                self._taken[key] = self._taken.get(key, 0) + 1
-        self._turns.give(first.user_id, work)
+                self._batches_taken[key] = self._batches_taken.get(key, 0) + 1
+        self._fair_queue.charge(first.user_id, work)
 
     def start_conditions(self) -> list[sa.ColumnElement[bool]]:
         """Conditions that keep out jobs of which nothing may begin, so that they hide no others."""
-        bounds = self.limits.bounds
+        exclusions = self.limits.exclusions
         conditions = []
-        if bounds.drained:
-            conditions.append(_not_at(bounds.drained))
-        closed = bounds.paused | self._probing
+        if exclusions.drained:
+            conditions.append(_not_at(exclusions.drained))
+        closed = exclusions.paused | self._probing
         for protocol in sorted({protocol for _, protocol in closed}):
             away = {site for site, by in closed if by is protocol}
             conditions.append(sa.or_(jobs.c.protocol != protocol, _not_at(away)))
@@ -228,7 +230,7 @@ class ClaimBudget:
             columns: of jobs: id, src_siteid, dst_siteid.
         """
         closed: dict[LimitKind, list[Any]] = {kind: [] for kind in LimitKind}
-        for kind, named in self.limits.openings.left:
+        for kind, named in self.limits.quota.left:
             if self._left((kind, named)) <= 0:
                 closed[kind].append(named)
         conditions = [_not_on(route, columns) for route in closed[LimitKind.ROUTE]]
@@ -242,11 +244,11 @@ class ClaimBudget:
 
     def _probed(self, job: JobRecord) -> frozenset[tuple[int, JobProtocol]]:
         """The ends of a job of which nobody knows whether they are back."""
-        probed = self.limits.bounds.probed
+        probed = self.limits.exclusions.probed
         return probed & {(site, job.protocol) for site in job.sites} if probed else probed
 
     def _left(self, key: LimitKey) -> int:
-        return self.limits.openings.of(key) - self._taken.get(key, 0)
+        return self.limits.quota.of(key) - self._batches_taken.get(key, 0)
 
 
 def _not_at(sites: Iterable[int]) -> sa.ColumnElement[bool]:

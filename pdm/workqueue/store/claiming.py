@@ -71,7 +71,7 @@ def _claim_queue(
     # First what no other daemon is busy with; only if that is nothing, wait for the others, and not for long: one of
     # them may hang.
     for skip_locked in (True, False):
-        candidates = _candidates(session, queue, budget, now) if budget.is_left else _Candidates()
+        candidates = _candidates(session, queue, budget, now) if budget.has_capacity else _Candidates()
         numbers = candidates.numbers
         if not numbers:
             return []
@@ -110,7 +110,9 @@ def _candidates(session: Session, queue: claim_queries.ClaimQueue, budget: Claim
     """
     # Limits are for work: listings wait for none.
     limited = queue is claim_queries.WORK_QUEUE
-    users = budget.in_turn(user for user in session.scalars(queue.users) if budget.user_is_open(user, limited=limited))
+    users = budget.in_fair_order(
+        user for user in session.scalars(queue.users) if budget.may_claim_for(user, limited=limited)
+    )
     start_conditions, conditions = budget.start_conditions(), budget.conditions if limited else _no_conditions
     closed = bool(start_conditions or conditions(jobs.c))
     statement = queue.open_jobs_of_user(start_conditions, conditions) if closed else queue.jobs_of_user
@@ -164,8 +166,8 @@ def _take_in_turn(
     for job in locked:
         queues.setdefault(job.record.user_id, []).append(job)
     batches = []
-    while queues and budget.is_left:
-        user = min(queues, key=budget.turn)
+    while queues and budget.has_capacity:
+        user = min(queues, key=budget.order_key)
         builder, queues[user] = _next_batch(due_elements, queues[user], budget, len(queues), beyond.get(user, 0))
         if builder.rows:
             batches.append(builder)
@@ -184,7 +186,7 @@ def _next_batch(
     """
     first = queue[0]
     waiting = beyond + sum(job.counters.submitted for job in queue if _can_share_batch(first, job))
-    builder = _BatchBuilder(budget.for_batch(first.record, waiting), budget.limits.batch_bytes)
+    builder = _BatchBuilder(budget.batch_allowance(first.record, waiting), budget.limits.batch_bytes)
     remaining: list[LockedJob] = []
     for at, job in enumerate(queue):
         if builder.is_full:
@@ -303,7 +305,7 @@ class _DueListings:
 
     def allowed(self, job: LockedJob) -> int:
         """How many elements of a job may be taken."""
-        return self._budget.for_listing(job)
+        return self._budget.listing_allowance(job)
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
         if allowed < 1 or job.id not in self._due:
@@ -339,7 +341,7 @@ class _DueWork:
 
     def allowed(self, job: LockedJob) -> int:
         """How many elements of a job may be taken."""
-        return self._budget.for_work(job)
+        return self._budget.work_allowance(job)
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
         """What is due of a job, as far as it is known; more is read when that is nothing."""

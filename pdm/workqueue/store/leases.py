@@ -303,7 +303,7 @@ _RELEASE = (
     )
 )
 _RELEASE_CRASHED = _RELEASE.values(
-    residue=sa.bindparam("may_leave_residue"),
+    residue=sa.bindparam("may_leave_file"),
     failure_scope=sa.bindparam("scope"),
     failure_code=sa.bindparam("code"),
     failure_message=sa.bindparam("message"),
@@ -399,9 +399,9 @@ def _release(
             released.append(change)
         else:
             # A copy that was cut off may have left its temporary file.
-            residue = row.residue or row.type is JobType.COPY
+            leftover = row.residue or row.type is JobType.COPY
             said = {"scope": failure.scope.value, "code": failure.code.value, "message": failure.message}
-            crashed.append({**change, **said, "may_leave_residue": residue})
+            crashed.append({**change, **said, "may_leave_file": leftover})
             ended.append(attempt_row(token, JobStatus.FAILED, row.claimed_at, now, row.worker_id, 0, failure))
         if row.type is JobType.LIST and status is JobStatus.FAILED:
             cancel_later_phases(session, job)

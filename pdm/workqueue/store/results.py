@@ -34,7 +34,7 @@ from pdm.workqueue.store.records import (
     matched,
     workers,
 )
-from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_RESIDUE, MAX_BYTES
+from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
 
 
 @frozen
@@ -119,7 +119,7 @@ def settle(
                 # The new credential came while nothing was HELD yet that it could have resumed.
                 verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
-        if status is JobStatus.DONE and verdict.counts and not verdict.residue and not verdict.already_there:
+        if status is JobStatus.DONE and verdict.counts and not verdict.leftover and not verdict.already_there:
             done.append(_done_change(verdict))
         else:
             others.append(_element_change(verdict, status, row))
@@ -232,7 +232,7 @@ def _element_change(verdict: Verdict, status: JobStatus, row: sa.Row[Any]) -> di
         "elapsed_s": _seconds(verdict),
         "checksum": verdict.checksum,
         # An attempt that succeeds has removed first what earlier ones had left.
-        "residue": verdict.residue or (row.residue and not done),
+        "residue": verdict.leftover or (row.residue and not done),
         "already_there": done and verdict.already_there,
         **failure_columns(None if done else verdict.failure),
     }
@@ -329,7 +329,7 @@ def leftovers_statement(limit: int, after: tuple[int, int]) -> sa.Select[Any]:
     return (
         sa.select(*ELEMENT_COLUMNS)
         .where(
-            sa.text(HAS_RESIDUE),
+            sa.text(HAS_LEFTOVER),
             elements.c.status.in_(_FINAL),
             sa.tuple_(elements.c.job_id, elements.c.id) > sa.tuple_(*after),
         )

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -36,6 +37,12 @@ def start_background(name: str, coroutine: Coroutine[Deferred[Any], Any, None]) 
             _log.failure("{name} failed", failure, name=name)
 
     return work.addErrback(failed)
+
+
+async def run_in_thread(function: Callable[..., _T], /, *arguments: Any) -> _T:
+    """The result of a function that runs in a thread of the reactor's pool."""
+    result: _T = await deferToThread(function, *arguments)
+    return result
 
 
 def following(source: Deferred[_T]) -> Deferred[_T]:

@@ -30,6 +30,10 @@ def use_monotonic_clock(reactor: Any) -> None:
     reactor.seconds = time.monotonic
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class MonotonicUtc:
     """The present moment, UTC, as it was when the process began to ask, and moved on by CLOCK_MONOTONIC since."""
 

@@ -13,7 +13,7 @@ from pdm.workqueue.helpers.backends import local_paths
 from pdm.workqueue.helpers.backends.local import LocalStorage
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, entries, fault, put
+from tests.helpers.driver import ODD_NAMES, HelperProcess, entries, fault, put
 
 
 def kinds(events: list[wire.AgentEvent]) -> dict[str, str]:

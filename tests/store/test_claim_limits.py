@@ -21,9 +21,9 @@ def only(left: dict[LimitKey, int], **otherwise: int) -> StreamQuota:
     return StreamQuota(left, {LimitKind[name]: limit for name, limit in otherwise.items()})
 
 
-def taken(store: Store, openings: StreamQuota) -> dict[int, int]:
+def taken(store: Store, quota: StreamQuota) -> dict[int, int]:
     """Batches that a claim takes, by user; they go back."""
-    batches = store.claim(batch_elements=4, batches=20, openings=openings)
+    batches = store.claim(batch_elements=4, batches=20, quota=quota)
     for batch in batches:
         store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
     return dict(Counter(batch.job.user_id for batch in batches))
@@ -57,7 +57,7 @@ def test_small_jobs_in_one_batch_are_one_batch_of_each(store: Store) -> None:
     user = store.user()
     small = [store.submit(user) for _ in range(6)]
     named: dict[LimitKey, int] = {(LimitKind.JOB, job.id): 1 for job in small[1:]}
-    (batch,) = store.claim(openings=only({**named, (LimitKind.JOB, small[0].id): 0}, USER=1, ROUTE=1))
+    (batch,) = store.claim(quota=only({**named, (LimitKind.JOB, small[0].id): 0}, USER=1, ROUTE=1))
     assert sorted(batch.jobs) == [job.id for job in small[1:]]
 
 
@@ -71,7 +71,7 @@ def test_what_is_closed_hides_no_other_work_of_a_user(store: Store, closed: Limi
     for _ in range(10):
         store.submit(user, src_siteid=7)
     other = store.submit(user, src_siteid=8)
-    assert [batch.job.id for batch in store.claim(batches=1, openings=only({closed: 0}))] == [other.id]
+    assert [batch.job.id for batch in store.claim(batches=1, quota=only({closed: 0}))] == [other.id]
 
 
 def test_users_on_a_closed_route_hide_no_others(store: Store) -> None:
@@ -80,9 +80,9 @@ def test_users_on_a_closed_route_hide_no_others(store: Store) -> None:
         store.submit(store.user(f"user{number}"), src_siteid=7)
     mine = store.submit(store.user("last"), src_siteid=8)
     turns = FairQueue()
-    turns.give(mine.user_id, 100.0)
+    turns.charge(mine.user_id, 100.0)
     limits = only({(LimitKind.ROUTE, Route(7, None)): 0})
-    assert [batch.job.id for batch in store.claim(batches=1, openings=limits, turns=turns)] == [mine.id]
+    assert [batch.job.id for batch in store.claim(batches=1, quota=limits, fair_queue=turns)] == [mine.id]
 
 
 def test_what_a_claim_looks_at_is_bounded_where_much_is_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_what_a_claim_looks_at_is_bounded_where_much_is_closed(store: Store, mon
         monkeypatch.setattr(
             claim_queries, "WORK_QUEUE", claim_queries.ClaimQueue(claim_queries.WORK_QUEUE.due_at, HAS_WORK)
         )
-        assert len(store.claim(openings=closed)) == found
+        assert len(store.claim(quota=closed)) == found
 
 
 def test_listings_wait_for_no_limit(store: Store) -> None:
@@ -105,8 +105,8 @@ def test_listings_wait_for_no_limit(store: Store) -> None:
     listing = store.submit(user, JobType.LIST)
     store.submit(user)
     limits = only({(LimitKind.USER, user): 0}, ROUTE=0)
-    assert [batch.job.id for batch in store.claim(openings=limits)] == [listing.id]
-    assert store.claim(types=LIST_LANE | WORK_LANE, openings=limits) == []
+    assert [batch.job.id for batch in store.claim(quota=limits)] == [listing.id]
+    assert store.claim(types=LIST_LANE | WORK_LANE, quota=limits) == []
 
 
 # -- what may not begin at all
@@ -114,18 +114,18 @@ def test_listings_wait_for_no_limit(store: Store) -> None:
 DUMMY = JobProtocol.DUMMY
 
 
-def begun(store: Store, bounds: ClaimExclusions) -> dict[int, int]:
+def begun(store: Store, exclusions: ClaimExclusions) -> dict[int, int]:
     """Elements of listings and of work that a claim of each takes, by job; they go back."""
     taken: Counter[int] = Counter()
     for lane in (LIST_LANE, WORK_LANE):
-        for batch in store.claim(batches=20, types=lane, bounds=bounds):
+        for batch in store.claim(batches=20, types=lane, exclusions=exclusions):
             store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
             taken.update(element.job_id for element in batch.elements)
     return dict(taken)
 
 
 @pytest.mark.parametrize(
-    ("bounds", "kept_out"),
+    ("exclusions", "kept_out"),
     [
         (ClaimExclusions(), ()),
         (ClaimExclusions(drained=frozenset({7})), ("listing", "work")),
@@ -135,7 +135,7 @@ def begun(store: Store, bounds: ClaimExclusions) -> dict[int, int]:
     ],
 )
 def test_nothing_begins_where_a_site_is_drained_or_away(
-    store: Store, bounds: ClaimExclusions, kept_out: tuple[str, ...]
+    store: Store, exclusions: ClaimExclusions, kept_out: tuple[str, ...]
 ) -> None:
     store.worker()
     user = store.user()
@@ -145,10 +145,10 @@ def test_nothing_begins_where_a_site_is_drained_or_away(
         "work": store.submit(user, src_siteid=7),
         "other": store.submit(user, src_siteid=7, protocol=JobProtocol.GRIDFTP),
     }
-    if bounds.drained == {7}:
+    if exclusions.drained == {7}:
         kept_out = (*kept_out, "other")
     expected = {job.id: 3 if name == "copy" else 1 for name, job in jobs_.items() if name not in kept_out}
-    assert begun(store, bounds) == expected
+    assert begun(store, exclusions) == expected
 
 
 def test_nothing_of_a_banned_user_begins(store: Store) -> None:
@@ -167,14 +167,14 @@ def test_one_element_in_all_tries_a_site_that_may_be_back(store: Store) -> None:
         store.copy_job(user, [1] * 20)
     store.submit(alice, JobType.LIST, src_siteid=1)
     elsewhere = store.submit(bob, src_siteid=7)
-    bounds = ClaimExclusions(probed=frozenset({(1, DUMMY)}))
-    (listing,) = store.claim(types=LIST_LANE, bounds=bounds)
+    exclusions = ClaimExclusions(probed=frozenset({(1, DUMMY)}))
+    (listing,) = store.claim(types=LIST_LANE, exclusions=exclusions)
     # While that runs nothing else may begin there.
-    assert [batch.job.id for batch in store.claim(bounds=bounds)] == [elsewhere.id]
+    assert [batch.job.id for batch in store.claim(exclusions=exclusions)] == [elsewhere.id]
     store.settle(ended(JobStatus.SUBMITTED, listing, counts=False))
-    (probe,) = store.claim(types=WORK_LANE, bounds=bounds)
+    (probe,) = store.claim(types=WORK_LANE, exclusions=exclusions)
     assert len(probe.elements) == 1
-    assert store.claim(bounds=bounds) == []
+    assert store.claim(exclusions=exclusions) == []
     store.settle(done(probe))
     assert sum(len(batch.elements) for batch in store.claim(types=WORK_LANE)) == 39
 
@@ -185,11 +185,11 @@ def test_other_protocols_of_a_site_that_may_be_back_go_on(store: Store) -> None:
     user = store.user()
     busy = store.copy_job(user, [1] * 20, src_siteid=7)
     waiting = store.submit(user, src_siteid=7, protocol=JobProtocol.GRIDFTP)
-    bounds = ClaimExclusions(probed=frozenset({(7, JobProtocol.GRIDFTP)}))
+    exclusions = ClaimExclusions(probed=frozenset({(7, JobProtocol.GRIDFTP)}))
     taken = Counter(
         element.job_id
         for _ in range(3)
-        for batch in store.claim(types=WORK_LANE, bounds=bounds, batch_elements=4, batches=2)
+        for batch in store.claim(types=WORK_LANE, exclusions=exclusions, batch_elements=4, batches=2)
         for element in batch.elements
     )
     assert taken[busy.id] > 1
@@ -206,8 +206,8 @@ def test_what_may_not_begin_hides_no_other_work_however_much_it_is(
         store.submit(user, src_siteid=7)
     other = store.submit(user, src_siteid=8)
     closed = only({(LimitKind.INTO, 9): 0})
-    for bounds in (ClaimExclusions(drained=frozenset({7})), ClaimExclusions(paused=frozenset({(7, DUMMY)}))):
-        (batch,) = store.claim(batches=1, bounds=bounds, openings=closed)
+    for exclusions in (ClaimExclusions(drained=frozenset({7})), ClaimExclusions(paused=frozenset({(7, DUMMY)}))):
+        (batch,) = store.claim(batches=1, exclusions=exclusions, quota=closed)
         assert batch.job.id == other.id
         store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
 
@@ -219,7 +219,7 @@ def shares(store: Store, turns: FairQueue, batches: list[Batch]) -> Counter[int]
     """As the claimer does: count what was given, and end it."""
     given_to: Counter[int] = Counter()
     for batch in batches:
-        turns.give(batch.job.user_id, len(batch.elements) / 5)
+        turns.charge(batch.job.user_id, len(batch.elements) / 5)
         given_to[batch.job.user_id] += len(batch.elements)
     store.settle(done(*batches))
     return given_to
@@ -233,7 +233,7 @@ def test_users_get_their_weights_over_many_claims(store: Store) -> None:
     turns = FairQueue({users[1]: 3.0})
     given_to: Counter[int] = Counter()
     for _ in range(25):
-        given_to += shares(store, turns, store.claim(batches=1, batch_elements=5, turns=turns))
+        given_to += shares(store, turns, store.claim(batches=1, batch_elements=5, fair_queue=turns))
     # Whatever the priority: that counts within a user.
     assert given_to == {users[0]: 25, users[1]: 75, users[2]: 25}
 
@@ -246,7 +246,7 @@ def test_work_that_was_done_counts_not_only_what_runs(store: Store) -> None:
     turns = FairQueue()
     owners = []
     for _ in range(10):
-        (batch,) = store.claim(batches=1, batch_elements=5, turns=turns)
+        (batch,) = store.claim(batches=1, batch_elements=5, fair_queue=turns)
         owners.append(batch.job.user_id)
         shares(store, turns, [batch])
     assert sorted(owners) == [alice] * 5 + [bob] * 5
@@ -258,10 +258,10 @@ def test_who_comes_late_is_served_next_and_then_in_turn(store: Store) -> None:
     alice, bob = store.user("alice"), store.user("bob")
     store.copy_job(alice, [1] * 100)
     turns = FairQueue()
-    for batch in store.claim(batches=3, batch_elements=5, turns=turns):
-        turns.give(batch.job.user_id, 1.0)
+    for batch in store.claim(batches=3, batch_elements=5, fair_queue=turns):
+        turns.charge(batch.job.user_id, 1.0)
     store.copy_job(bob, [1] * 100)
-    owners = [batch.job.user_id for batch in store.claim(batches=6, batch_elements=5, turns=turns)]
+    owners = [batch.job.user_id for batch in store.claim(batches=6, batch_elements=5, fair_queue=turns)]
     assert owners[:2] == [bob] * 2
     assert Counter(owners) == {alice: 2, bob: 4}
 
@@ -271,7 +271,7 @@ def test_a_limited_user_leaves_their_turns_to_others(store: Store) -> None:
     alice, bob = store.user("alice"), store.user("bob")
     store.copy_job(alice, [1] * 100)
     store.copy_job(bob, [1] * 100)
-    batches = store.claim(batches=8, batch_elements=5, openings=only({(LimitKind.USER, alice): 1}))
+    batches = store.claim(batches=8, batch_elements=5, quota=only({(LimitKind.USER, alice): 1}))
     assert Counter(batch.job.user_id for batch in batches) == {alice: 1, bob: 7}
 
 
@@ -293,7 +293,7 @@ def test_shares_are_weights_whatever_routes_and_priorities(store: Store) -> None
         turns = FairQueue(dict(zip(users, weights, strict=True)))
         given_to: Counter[int] = Counter()
         for _ in range(24 // batches):
-            given_to += shares(store, turns, store.claim(batches=batches, batch_elements=5, turns=turns))
+            given_to += shares(store, turns, store.claim(batches=batches, batch_elements=5, fair_queue=turns))
         each = [(given_to[user] / weight, 5 / weight) for user, weight in zip(users, weights, strict=True)]
         for (one, turn), (other, other_turn) in itertools.permutations(each, 2):
             assert one - other <= turn + other_turn + 1e-6

@@ -10,7 +10,7 @@ import pytest
 
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import HelperProcess, copy_item, outcomes, put
+from tests.helpers.driver import HelperProcess, copy_item, outcomes, put
 
 #: URLs that the daemon would not make: what a helper does with them must still be about one item.
 ODD = [

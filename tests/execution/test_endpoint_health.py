@@ -97,11 +97,11 @@ class Looks:
     def __init__(self, watched: Watched) -> None:
         self.asked: list[tuple[str, int]] = []
         self._health = watched.health
-        watched.health.look = self._look
+        watched.health.probe = self._look
 
     def _look(self, endpoint: SiteEndpoint, user: int) -> None:
         self.asked.append((endpoint.url, user))
-        self._health.begin_look(endpoint)
+        self._health.begin_probe(endpoint)
 
 
 def test_a_broken_connection_counts_once_a_look_has_found_the_server(watched: Watched) -> None:
@@ -110,9 +110,9 @@ def test_a_broken_connection_counts_once_a_look_has_found_the_server(watched: Wa
     assert watched.fail(BROKEN)
     assert looks.asked == [(endpoint.url, 1)]
     # What fails after the look has begun is not what it tells about.
-    watched.health.look = lambda endpoint, user: None
+    watched.health.probe = lambda endpoint, user: None
     assert watched.fail(BROKEN, element=evolve(element(), id=2))
-    watched.health.seen(endpoint, None, True, NOW)
+    watched.health.probe_ended(endpoint, None, True, NOW)
     assert watched.health.own_faults(1, 2) == 0
     # The first was not counted, and should have been.
     assert watched.health.own_faults(1, 1) == 1
@@ -125,19 +125,19 @@ def test_a_look_that_finds_nothing_pauses_at_once_and_blames_no_element(watched:
     endpoint, pauses = watched.endpoints[2], []
     watched.health.on_pause = lambda endpoint, until: pauses.append((endpoint, until))
     assert watched.fail(BROKEN)
-    watched.health.seen(endpoint, AWAY, False, NOW)
+    watched.health.probe_ended(endpoint, AWAY, False, NOW)
     assert pauses == [(endpoint, NOW + timedelta(seconds=5))]
     assert watched.health.own_faults(1, 1) == 0
     # When the pause has ended a look comes first, and no element.
     watched.endpoints[2] = SiteEndpoint(2, GRIDFTP, "gsiftp://two:2")
     watched.fail(BROKEN)
-    watched.health.seen(watched.endpoints[2], AWAY, False, NOW)
+    watched.health.probe_ended(watched.endpoints[2], AWAY, False, NOW)
     later = NOW + timedelta(seconds=6)
     assert watched.health.paused(later) == {(2, GRIDFTP)} and not watched.health.probed(later)
     # One that cannot tell leaves it to an element.
-    watched.health.seen(endpoint, None, None, later)
+    watched.health.probe_ended(endpoint, None, None, later)
     assert watched.health.probed(later) == {(2, GRIDFTP)}
-    watched.health.seen(endpoint, None, True, later)
+    watched.health.probe_ended(endpoint, None, True, later)
     assert not watched.health.paused(later) | watched.health.probed(later)
     assert len(looks.asked) == 2
 
@@ -147,7 +147,7 @@ def test_what_breaks_the_server_itself_each_time_comes_to_an_end(watched: Watche
     excused = []
     for lost in range(20):
         excused.append(watched.fail(BROKEN, element=element(lost=lost), at=lost))
-        watched.health.seen(watched.endpoints[2], AWAY, False, NOW + timedelta(seconds=lost))
+        watched.health.probe_ended(watched.endpoints[2], AWAY, False, NOW + timedelta(seconds=lost))
     assert excused == [True] * 10 + [False] * 10
     # To wait for a server that is not there has no such end.
     assert watched.fail(element=element(lost=500), at=30)

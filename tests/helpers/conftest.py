@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents.helpers.driver import HelperProcess
+from tests.helpers.driver import HelperProcess
 
 #: Starts a helper: ``start_helper("relay", {"NAME": "value"})``.
 StartHelper = Callable[..., HelperProcess]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, fault, outcomes, put, tree
+from tests.helpers.driver import ODD_NAMES, HelperProcess, adler, copy_item, fault, outcomes, put, tree
 
 
 def item(source: Path, destination: Path, key: int = 1, attempt: int = 1) -> wire.CopyItem:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.conftest import StartHelper
-from tests.agents.helpers.driver import HelperProcess, copy_item, put
+from tests.helpers.conftest import StartHelper
+from tests.helpers.driver import HelperProcess, copy_item, put
 
 _WAIT_S = 30.0
 

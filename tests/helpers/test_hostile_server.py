@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.conftest import StartHelper
-from tests.agents.helpers.driver import HelperProcess, entries, fault, outcomes
-from tests.agents.helpers.ftp_server import FtpServer, Listing, endless, sends, silent_server
+from tests.helpers.conftest import StartHelper
+from tests.helpers.driver import HelperProcess, entries, fault, outcomes
+from tests.helpers.ftp_server import FtpServer, Listing, endless, sends, silent_server
 
 GOOD = b"Type=cdir; .\r\nType=file;Size=3; good\r\n"
 

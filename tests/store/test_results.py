@@ -276,14 +276,14 @@ def test_sums_of_hostile_sizes_stop_at_the_largest_number(store: Store) -> None:
     assert (record.bytes_total, record.bytes_done) == (2**63 - 1, 2**63 - 1)
 
 
-def test_residues_are_found_until_they_are_cleared(store: Store) -> None:
+def test_leftovers_are_found_until_they_are_cleared(store: Store) -> None:
     store.worker()
     job = store.copy_job(store.user(), [1, 1, 1])
     (batch,) = store.claim()
     store.settle(
         [
-            verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, residue=True),
-            verdict(token_of(batch, 1), JobStatus.SUBMITTED, failure=BROKEN, residue=True),
+            verdict(token_of(batch, 0), JobStatus.FAILED, failure=MISSING, leftover=True),
+            verdict(token_of(batch, 1), JobStatus.SUBMITTED, failure=BROKEN, leftover=True),
             verdict(token_of(batch, 2), JobStatus.FAILED, failure=MISSING),
         ]
     )
@@ -302,11 +302,11 @@ def test_residues_are_found_until_they_are_cleared(store: Store) -> None:
     assert store.run(results.leftovers, 10) == []
 
 
-def test_residues_of_several_elements_are_cleared_at_once_and_read_page_by_page(store: Store) -> None:
+def test_leftovers_of_several_elements_are_cleared_at_once_and_read_page_by_page(store: Store) -> None:
     store.worker()
     user = store.user()
     job = store.copy_job(user, [1, 1, 1])
-    store.settle(ended(JobStatus.FAILED, *store.claim(), failure=MISSING, residue=True))
+    store.settle(ended(JobStatus.FAILED, *store.claim(), failure=MISSING, leftover=True))
     first = store.run(results.leftovers, 2)
     assert [element.id for element, _ in first] == [1, 2]
     assert [element.id for element, _ in store.run(results.leftovers, 2, (job.id, 2))] == [3]

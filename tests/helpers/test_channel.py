@@ -13,8 +13,8 @@ import pytest
 
 from pdm.workqueue.helpers import storage
 from pdm.workqueue.wire import agent_messages as wire
-from tests.agents.helpers.conftest import StartHelper
-from tests.agents.helpers.driver import LIMITS, HelperProcess, entries, outcomes
+from tests.helpers.conftest import StartHelper
+from tests.helpers.driver import LIMITS, HelperProcess, entries, outcomes
 
 HANG = "dummy://x/f?hang=1"
 

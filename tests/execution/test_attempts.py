@@ -55,18 +55,18 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     told: list[bool] = []
     settler = Settler(reactor, database, "w", lambda: START, told.append)
     executor = executor_of(settler)
-    assert executor.room() == (8, 1)
+    assert executor.capacity() == (8, 1)
     # That a log is not on disk yet counts, too.
     logs: list[Deferred[bool]] = [Deferred() for _ in verdicts]
     for verdict, log in zip(verdicts, logs, strict=True):
         settler.submit(verdict, log)
     assert settler.backlog == 3
-    assert executor.room() == (0, 1)
+    assert executor.capacity() == (0, 1)
     for log in logs:
         log.callback(True)
     assert settler.backlog == 3
     await settler.drained()
-    assert (settler.backlog, executor.room()) == (0, (8, 1))
+    assert (settler.backlog, executor.capacity()) == (0, (8, 1))
     assert told and not any(told)
     assert store.job(job.id).status is JobStatus.DONE
 
@@ -78,12 +78,12 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     """The claim is committed, its result is on its way to the reactor, and the user cancels the job."""
     ended: list[int] = []
     monkeypatch.setattr(RunningBatch, "cancel", lambda batch, job_id: ended.append(job_id))
-    settler = Settler(reactor, database, "w", lambda: START, lambda residue: None)
+    settler = Settler(reactor, database, "w", lambda: START, lambda leftover: None)
     executor = executor_of(settler)
     executor.database = database
-    executor.pool = cast(Any, SimpleNamespace(look_again=lambda: None))
+    executor.pool = cast(Any, SimpleNamespace(wake_waiting=lambda: None))
     executor.streams = cast(Any, SimpleNamespace(slot=lambda batch: None))
-    monkeypatch.setattr(Executor, "_carry_out", _nothing)
+    monkeypatch.setattr(Executor, "_run", _nothing)
     store.worker()
     user = store.user()
     before, during, other = (store.submit(user).id for _ in range(3))

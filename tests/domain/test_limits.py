@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pdm.workqueue.domain.limits import NO_LIMIT, LimitKey, LimitKind, Route, StreamLedger, StreamQuota, StreamSlot
+from pdm.workqueue.domain.limits import (
+    BATCH_TIME_S,
+    FIRST_BATCH_SIZE,
+    MIN_SHARE,
+    NO_LIMIT,
+    FairQueue,
+    LimitKey,
+    LimitKind,
+    Route,
+    StreamLedger,
+    StreamQuota,
+    StreamSlot,
+    batch_work,
+    fair_share,
+    next_batch_size,
+    runs_alone,
+)
 
 ROUTE = Route(1, 2)
 
@@ -77,8 +95,8 @@ def test_a_limit_that_falls_lets_nobody_follow() -> None:
 
 
 def test_openings_know_what_is_not_named() -> None:
-    openings = StreamQuota({user(1): 0}, {LimitKind.USER: 3})
-    assert [openings.of(key) for key in (user(1), user(2), (LimitKind.JOB, 1))] == [0, 3, NO_LIMIT]
+    quota = StreamQuota({user(1): 0}, {LimitKind.USER: 3})
+    assert [quota.of(key) for key in (user(1), user(2), (LimitKind.JOB, 1))] == [0, 3, NO_LIMIT]
 
 
 class Agents(RuleBasedStateMachine):
@@ -141,3 +159,121 @@ class Agents(RuleBasedStateMachine):
 
 TestAgents = Agents.TestCase
 TestAgents.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# -- weighted turns, shown on users who always, or only now and then, have something to do
+
+
+def serve(turns: FairQueue, users: list[int], times: int, work: float = 1.0) -> dict[int, int]:
+    served = dict.fromkeys(users, 0)
+    for _ in range(times):
+        user = min(users, key=turns.virtual_time)
+        turns.charge(user, work)
+        served[user] += 1
+    return served
+
+
+def test_users_without_weights_get_the_same() -> None:
+    assert serve(FairQueue(), [1, 2, 3], 30) == {1: 10, 2: 10, 3: 10}
+
+
+def test_weights_are_shares() -> None:
+    assert serve(FairQueue({1: 3.0, 2: 0.5}), [1, 2, 3], 90) == {1: 60, 2: 10, 3: 20}
+
+
+def test_nobody_pays_for_the_time_alone_and_nobody_saves_up_turns() -> None:
+    turns = FairQueue()
+    serve(turns, [1], 1000)
+    assert serve(turns, [1, 2], 10) in ({1: 5, 2: 5}, {1: 4, 2: 6})
+    serve(turns, [1], 1000)
+    assert serve(turns, [1, 2], 10) in ({1: 5, 2: 5}, {1: 4, 2: 6})
+
+
+def test_a_copy_is_tried_out_without_an_effect() -> None:
+    turns = FairQueue({1: 2.0})
+    other = turns.copy()
+    serve(other, [1, 2], 10)
+    assert (turns.virtual_time(1), turns.virtual_time(2)) == (0.0, 0.0)
+    assert other.weight(1) == 2.0
+
+
+def test_work_is_a_part_of_a_full_batch() -> None:
+    assert batch_work(500, 500, 0, 100) == 1.0
+    assert batch_work(50, 500, 20, 100) == 0.2
+    assert batch_work(1, 500, 400, 100) == 4.0
+
+
+@given(
+    weights=st.dictionaries(st.integers(1, 5), st.floats(0.1, 10), min_size=2, max_size=5),
+    works=st.lists(st.floats(0.01, 4), min_size=1, max_size=40),
+)
+def test_shares_differ_by_a_turn_at_most(weights: dict[int, float], works: list[float]) -> None:
+    """Of two users who always wait, none is ahead by more than each one's largest turn, in shares of their weights."""
+    turns = FairQueue(weights)
+    given_to = dict.fromkeys(weights, 0.0)
+    for number in range(200):
+        user = min(weights, key=turns.virtual_time)
+        work = works[number % len(works)]
+        turns.charge(user, work)
+        given_to[user] += work
+        shares = {user: given_to[user] / weights[user] for user in weights}
+        for one, other in itertools.permutations(weights, 2):
+            most = max(works) / weights[one] + max(works) / weights[other]
+            assert shares[one] - shares[other] <= most + 1e-6
+
+
+# -- how large the next batch is
+
+MOST = 500
+
+
+@pytest.mark.parametrize(
+    ("size", "elements", "seconds", "expected"),
+    [
+        (64, 64, 0.01, 128),
+        (64, 64, BATCH_TIME_S / 2 - 0.01, 128),
+        # Well used as it is.
+        (64, 64, BATCH_TIME_S / 2, 64),
+        (64, 64, BATCH_TIME_S, 64),
+        # Twice as long as wanted: half as many.
+        (64, 64, 2 * BATCH_TIME_S, 32),
+        (200, 10, 10 * BATCH_TIME_S, 1),
+        (1, 1, 3600.0, 1),
+        # A quarter of a batch in a quarter of the time says that a whole one is short enough.
+        (64, 16, 0.2, 128),
+        (64, 16, 0.3, 64),
+        # Too few to say anything.
+        (64, 15, 0.001, 64),
+        (400, 400, 0.1, MOST),
+        # The operator has lowered the bound.
+        (900, 900, 1.5, MOST),
+    ],
+)
+def test_the_next_size(size: int, elements: int, seconds: float, expected: int) -> None:
+    assert next_batch_size(size, elements, seconds, MOST) == expected
+
+
+@pytest.mark.parametrize("seconds_each", [0.0001, 0.01, 0.3, 1.0, 30.0])
+def test_sizes_settle_where_a_batch_takes_about_as_long_as_wanted(seconds_each: float) -> None:
+    size, seen = FIRST_BATCH_SIZE, []
+    for _ in range(20):
+        size = next_batch_size(size, size, size * seconds_each, MOST)
+        seen.append(size)
+    assert seen[-1] == seen[-2]
+    taken = size * seconds_each
+    assert taken <= BATCH_TIME_S or size == 1
+    assert taken >= BATCH_TIME_S / 2 or size == MOST or seconds_each > BATCH_TIME_S / 2
+
+
+def test_what_is_left_is_shared() -> None:
+    assert fair_share(8000, 8) == 1000
+    assert fair_share(801, 8) == 101
+    assert fair_share(20, 8) == MIN_SHARE
+    assert fair_share(100, 0) == 100
+
+
+def test_what_agents_die_of_goes_alone() -> None:
+    assert runs_alone(2, "CRASHED")
+    assert not runs_alone(1, "CRASHED")
+    assert not runs_alone(5, "CONNECTION")
+    assert not runs_alone(5, None)

@@ -27,23 +27,23 @@ class Busy:
         self.waiting: list[Deferred[Any]] = []
         self.given_back: list[object] = []
 
-    async def kind_for(self, *_: object) -> AgentKind:
+    async def agent_kind(self, *_: object) -> AgentKind:
         return AgentKind("helper", "", {})
 
-    def release(self, kind: AgentKind) -> None:
+    def release_credential(self, kind: AgentKind) -> None:
         pass
 
     def acquire(self, kind: AgentKind, *, alone: bool) -> Deferred[Any]:
         self.waiting.append(Deferred())
         return self.waiting[-1]
 
-    def put_back(self, agent: object, kind: AgentKind) -> None:
+    def release(self, agent: object, kind: AgentKind) -> None:
         self.given_back.append(agent)
 
 
 def test_a_look_is_answered_in_time_although_all_helpers_are_busy() -> None:
     busy = Busy()
-    check = SiteCheck(busy, busy, longest_s=10.0)  # type: ignore[arg-type]
+    check = SiteCheck(busy, busy, timeout_s=10.0)  # type: ignore[arg-type]
     answer = Deferred.fromCoroutine(check.check(1, SITE))
     assert len(busy.waiting) == 4, "the others wait for these"
     busy.clock.advance(9.0)

@@ -11,7 +11,7 @@ import pytest
 
 from pdm.workqueue.helpers.gridftp import pipelined_tree
 from pdm.workqueue.helpers.gridftp.connections import Waker
-from tests.agents.helpers.test_control_channel import Server
+from tests.helpers.test_control import Server
 
 _LOOK = (
     ("632-", b"250-status of /d\r\n"),

@@ -24,7 +24,9 @@ class Daemon:
         self.failures: list[Failure] = []
         self.services = OrderedServices(lambda: self.events.append("ready"), self._failed)
         for name in ("a", "b", "c"):
-            self.services.add(name, partial(self._step, f"start {name}"), partial(self._step, f"stop {name}"))
+            self.services.add(
+                name, start=partial(self._step, f"start {name}"), stop=partial(self._step, f"stop {name}")
+            )
 
     async def _step(self, step: str) -> None:
         self.events.append(step)
@@ -113,7 +115,7 @@ def test_a_stop_while_the_last_part_starts_is_not_ready(daemon: Daemon, result_o
 def test_plain_functions_are_parts_too(result_of: ResultOf) -> None:
     events: list[str] = []
     services = OrderedServices(lambda: events.append("ready"), lambda _: None)
-    services.add("plain", lambda: events.append("start"), lambda: events.append("stop"))
+    services.add("plain", start=lambda: events.append("start"), stop=lambda: events.append("stop"))
     services.startService()
     result_of(services.stopService())
     assert events == ["start", "ready", "stop"]

@@ -1,0 +1,95 @@
+"""Convert settings into the limits, policies and TLS of the parts that they configure."""
+
+from __future__ import annotations
+
+from pdm.workqueue.certificates.pem import CertificateFilesError
+from pdm.workqueue.certificates.tls_server import ServerTls
+from pdm.workqueue.config.reader import ConfigError
+from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.pacing import BreakerPolicy
+from pdm.workqueue.domain.retry import RetryPolicy
+from pdm.workqueue.execution.executor import ExecutionLimits
+from pdm.workqueue.execution.streams import StreamLimits
+from pdm.workqueue.movers.mover import Access
+from pdm.workqueue.store.engines import DatabaseTimeouts
+from pdm.workqueue.wire.agent_messages import TimeLimits
+
+#: Upper bound of a breaker's pause: a site that is back is found within so many seconds, however long it was away.
+_MAX_BREAKER_PAUSE_S = 120.0
+
+
+def server_tls(settings: Settings) -> ServerTls:
+    """TLS of the listener, from the files that the settings name.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+    """
+    tls = settings.tls
+    try:
+        return ServerTls(tls.certificate, tls.key, tls.trust, tls.crl, signing=tls.signing_policy)
+    except CertificateFilesError as error:
+        raise ConfigError(f"{settings.source}: [tls]: {error}") from error
+
+
+def database_timeouts(settings: Settings) -> DatabaseTimeouts:
+    """How long PostgreSQL may take."""
+    database = settings.database
+    return DatabaseTimeouts(
+        connect_s=database.connect_timeout_s,
+        lock_s=database.lock_timeout_s,
+        statement_s=database.statement_timeout_s,
+        idle_in_transaction_s=database.idle_timeout_s,
+        network_s=database.network_timeout_s,
+    )
+
+
+def retry_policy(settings: Settings) -> RetryPolicy:
+    """Pauses between the tries of an element."""
+    return RetryPolicy(first_pause_s=settings.queue.first_pause_s, longest_pause_s=settings.queue.longest_pause_s)
+
+
+def breaker_policy(settings: Settings) -> BreakerPolicy:
+    """Pauses of an endpoint that cannot be reached."""
+    queue = settings.queue
+    longest_s = max(queue.first_pause_s, min(queue.longest_pause_s, _MAX_BREAKER_PAUSE_S))
+    return BreakerPolicy(first_pause_s=queue.first_pause_s, longest_pause_s=longest_s)
+
+
+def execution_limits(settings: Settings) -> ExecutionLimits:
+    """Batches and listings at once."""
+    return ExecutionLimits(
+        batches=settings.agents.max_agents,
+        listings=settings.agents.list_agents,
+        batch_elements=settings.queue.batch_elements,
+    )
+
+
+def stream_limits(settings: Settings) -> StreamLimits:
+    """Streams of routes, sites, users and jobs."""
+    queue = settings.queue
+    return StreamLimits(
+        total=settings.agents.max_agents,
+        route=queue.route_limit,
+        route_start=queue.route_start,
+        window_s=queue.route_window_s,
+        site_in=queue.site_limit_in,
+        site_out=queue.site_limit_out,
+        user=queue.user_limit,
+        job=queue.job_limit,
+    )
+
+
+def time_limits(settings: Settings) -> TimeLimits:
+    """When a helper gives up an element."""
+    queue = settings.queue
+    return TimeLimits(stall_s=queue.stall_s, total_s=queue.total_s, least_rate=float(queue.least_rate_bytes))
+
+
+def helper_access(settings: Settings) -> Access:
+    """Files that every helper may read."""
+    return Access(
+        trust_dir=settings.credentials.trust_dir,
+        ssh_key=settings.ssh.key,
+        ssh_known_hosts=settings.ssh.known_hosts,
+        ssh_user=settings.ssh.user,
+    )
