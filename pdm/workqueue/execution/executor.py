@@ -39,6 +39,7 @@ from pdm.workqueue.execution.monitoring import ServicePart, check_resources
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
 from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
+from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import job_changes, listings, results
@@ -191,7 +192,8 @@ class Executor:
 
     def begin(self, batch: Batch) -> None:
         """Carry a claimed batch out, in the background."""
-        mover = self.preparation.mover_for(batch.job)
+        by_tools = job_moved_by_tools(batch.job, self.sites)
+        mover = mover_of(batch.job.protocol, by_tools=by_tools)
         running = RunningBatch(batch, mover or DummyMover(), self.context, on_nearly_done=self.pool.wake_waiting)
         if mover is None:
             running.refuse(missing_mover(batch.job.protocol))
@@ -342,7 +344,7 @@ class Executor:
         kind, elements = work_kind(running.batch.job), running.batch.elements
         if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
-            by_tools = job_moved_by_tools(running.batch.job, self.preparation.sites)
+            by_tools = job_moved_by_tools(running.batch.job, self.sites)
             self.batch_sizes[kind] = next_batch_size(
                 size,
                 len(elements),

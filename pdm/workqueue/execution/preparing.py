@@ -85,10 +85,10 @@ class Preparation:
             NotPossibleError: a site, an endpoint or a credential is missing.
         """
         job = batch.job
-        mover = self.mover_for(job)
+        by_tools = job_moved_by_tools(job, self.sites)
+        mover = mover_of(job.protocol, by_tools=by_tools)
         if mover is None:
             raise NotPossibleError(missing_mover(job.protocol))
-        by_tools = job_moved_by_tools(job, self.sites)
         ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
             kind = await self.agent_kind(job.user_id, job.protocol, ends, by_tools=by_tools)
@@ -109,10 +109,6 @@ class Preparation:
             self.release_credential(kind)
             raise
         return PreparedBatch(kind, built, options, endpoints)
-
-    def mover_for(self, job: JobRecord) -> Mover | None:
-        """Who carries out the elements of a job; None if the service has nobody for its protocol."""
-        return mover_of(job.protocol, by_tools=job_moved_by_tools(job, self.sites))
 
     def next_request_id(self) -> int:
         """A number that no other request has."""

@@ -62,6 +62,14 @@ def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobP
     }
 
 
+def _any_mover_reaches(asked: JobProtocol, destination: Site) -> JobProtocol | None:
+    """As `reached_by_protocol`, by the service's own client or else by the tools: who moves a job is not known here."""
+    native = reached_by_protocol(asked, destination)
+    if native is not None or asked not in TOOL_MOVERS:
+        return native
+    return reached_by_protocol(asked, destination, by_tools=True)
+
+
 def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]) -> frozenset[tuple[int, JobProtocol]]:
     """Which jobs cannot reach which sites.
 
@@ -76,11 +84,7 @@ def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]
     for number, protocol in list(found):
         site = sites.by_id(number)
         if site is not None:
-            found.update(
-                (number, asked)
-                for asked, mover in (*MOVERS.items(), *TOOL_MOVERS.items())
-                if destination_protocol(site.endpoints, asked, mover.relays_to) is protocol
-            )
+            found.update((number, asked) for asked in JobProtocol if _any_mover_reaches(asked, site) is protocol)
     return frozenset(found)
 
 

@@ -19,6 +19,7 @@ if not __package__:
 
 from pdm.workqueue.helpers.backends import xrootd_session
 from pdm.workqueue.helpers.gridftp import globus
+from pdm.workqueue.helpers.tools.runner import package_of
 
 _LONGEST_S = 30.0
 _LIBRARIES = ("libglobus_common.so.0", "libglobus_ftp_client.so.2")
@@ -57,7 +58,20 @@ def _xroot() -> str | None:
     return None
 
 
-CHECKS: Mapping[str, Callable[[], str | None]] = {"GRIDFTP": _gridftp, "SSH": _ssh, "XROOT": _xroot}
+def _tools() -> str | None:
+    for program in ("globus-url-copy", "gfal-copy", "setpriv"):
+        if shutil.which(program) is None:
+            return f"there is no {program} on the PATH: install the package {package_of(program)}"
+    return None
+
+
+#: Protocol, or ``TOOLS`` for sites and jobs that are moved by them, → what looks for its software.
+CHECKS: Mapping[str, Callable[[], str | None]] = {
+    "GRIDFTP": _gridftp,
+    "SSH": _ssh,
+    "XROOT": _xroot,
+    "TOOLS": _tools,
+}
 
 
 def main() -> None:

@@ -172,7 +172,7 @@ class ToolRunner:
                     process_group=0,
                 )
             except OSError as error:
-                raise start_error(command.program, _package_of(command.program), error) from error
+                raise start_error(command.program, package_of(command.program), error) from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -255,11 +255,12 @@ class _Output:
 def _path_of(program: str) -> str:
     path = shutil.which(program)
     if path is None:
-        raise start_error(program, _package_of(program), FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+        raise start_error(program, package_of(program), FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
     return path
 
 
-def _package_of(program: str) -> str:
+def package_of(program: str) -> str:
+    """The Debian package of a program."""
     return _GFAL_PACKAGE if program.startswith("gfal-") else PACKAGES[program]
 
 
