@@ -181,7 +181,7 @@ class ToolStorage(Storage):
         return self._known(url, lambda client: client.size(url), lambda: self._there(url).size)
 
     def version(self, url: str) -> FileVersion:
-        return self._known(url, lambda client: client.version(url), lambda: _version(self._there(url)))
+        return self._known(url, lambda client: client.version(url), lambda: self._version_by_tool(url))
 
     def checksum(self, url: str) -> str:
         return self._known(url, lambda client: client.checksum(url), lambda: self._gfal.checksum(url))
@@ -190,6 +190,13 @@ class ToolStorage(Storage):
         client = self._client(url)
         if client is not None:
             client.check_readable(url)
+
+    def _version_by_tool(self, url: str) -> FileVersion:
+        there = self._there(url)
+        if there.kind == "directory":
+            # To globus-url-copy it would be a file that cannot be read.
+            raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
+        return FileVersion(there.size, there.mtime)
 
     def _there(self, url: str) -> FileStat:
         there = self._gfal.stat(url)
@@ -508,10 +515,6 @@ def _is_answer(error: StorageError) -> bool:
 
 def _no_word(status: int) -> StorageError:
     return StorageError(f"globus-url-copy ended with status {status} and has said nothing of the file")
-
-
-def _version(there: FileStat) -> FileVersion:
-    return FileVersion(there.size, there.mtime)
 
 
 def _server(url: str) -> str:
