@@ -8,7 +8,8 @@ from urllib.parse import quote_from_bytes
 
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
+from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import copy_item, put
 
@@ -51,9 +52,14 @@ class Places:
         return [str(path) for path in self.b.rglob(".pdm-*")]
 
 
+def mover_named(protocol: str) -> Mover:
+    """The mover of a protocol; ``tools`` is that of GRIDFTP by the field's own commands."""
+    return TOOL_MOVERS[JobProtocol.GRIDFTP] if protocol == "tools" else MOVERS[JobProtocol.parse(protocol)]
+
+
 def judged(protocol: str, event: wire.AgentEvent | None) -> str:
     assert isinstance(event, wire.FailedEvent), event
-    failure = MOVERS[JobProtocol.parse(protocol)].classify(event.fault)
+    failure = mover_named(protocol).classify(event.fault)
     return f"{failure.scope} {failure.code}"
 
 

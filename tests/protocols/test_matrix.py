@@ -20,13 +20,11 @@ import pytest
 from pdm.testgrid import TestGrid
 from pdm.testgrid.storage_servers import ServerProcess
 from pdm.testgrid.storages import TestStorages
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope, Remedy, hint_for
-from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
-from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess
-from tests.protocols.places import owner
+from tests.protocols.places import mover_named, owner
 from tests.protocols.renewals import LIFETIME_S, PROTOCOLS, RENEWED, SOON_S, renewals
 from tests.protocols.stands import LIMITS, STANDS, Ground, Stand, freeze, unread, wait_for_unread
 
@@ -99,7 +97,7 @@ class Seen:
         if not isinstance(event, wire.FailedEvent):
             assert isinstance(event, wire.DoneEvent), event
             return "DONE"
-        failure = _mover(protocol).classify(event.fault)
+        failure = mover_named(protocol).classify(event.fault)
         self.note(failure)
         return f"{failure.code} / {failure.scope}"
 
@@ -113,10 +111,6 @@ class Seen:
 
 #: The daemon holds what has no credential before it asks any mover, so the tools have no row of that.
 _TITLES = {"tools": "GRIDFTP with mover = tools"}
-
-
-def _mover(protocol: str) -> Mover:
-    return TOOL_MOVERS[JobProtocol.GRIDFTP] if protocol == "tools" else MOVERS[JobProtocol.parse(protocol)]
 
 
 @pytest.fixture(scope="module")
