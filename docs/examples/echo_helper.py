@@ -7,20 +7,25 @@ import os
 from pdm.workqueue.helpers import listing
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.storage import FileStat
+from pdm.workqueue.wire.agent_messages import ListRequest
 
 
 def main() -> None:
     """Serve until the requests end."""
 
     def carry_out(batch: ActiveBatch) -> None:
+        request = batch.request
+        if not isinstance(request, ListRequest):
+            return
+
         def work() -> None:
-            teller = listing.EntryReporter(batch)
-            found = listing.DirectoryEntries(batch, teller, "", deeper=False)
+            reporter = listing.EntryReporter(batch, request)
+            found = listing.DirectoryEntries(reporter, "")
             found.add(os.environb[b"ECHO_NAME"], FileStat("file", 5))
             found.end(0)
-            teller.flush()
+            reporter.flush()
 
-        listing.report_listing(batch, work)
+        listing.report_listing(batch, request, work)
 
     serve("an echo", carry_out)
 

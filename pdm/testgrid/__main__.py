@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     down = commands.add_parser("down", help="end a grid and remove what it made")
     down.add_argument("--keep-files", action="store_true", help="leave certificates, logs and the sites' content")
     for command in (up, down):
-        command.add_argument("directory", metavar="DIR", help="the grid's folder: new or empty for up")
+        command.add_argument("directory", metavar="DIR", help="the grid's directory: new or empty for up")
     chosen = parser.parse_args(arguments)
     grid = TestGrid(chosen.directory)
     try:

@@ -25,9 +25,9 @@ from pdm.workqueue.certificates.authority import Authority
 USERS = ("alice", "bob")
 _SITES = {"A": 1, "B": 2}
 _PROBE_S = 30.0
-#: Says that the folder is a grid's, so that `TestGrid.down` removes nothing of anybody else's.
+#: Says that the directory is a grid's, so that `TestGrid.down` removes nothing of anybody else's.
 _LABEL = ".pdm-testgrid"
-#: What `TestGrid.up` makes in its folder, and `TestGrid.down` removes; the label last.
+#: What `TestGrid.up` makes in its directory, and `TestGrid.down` removes; the label last.
 _MADE = (
     "grid.json",
     "grid-mapfile",
@@ -47,9 +47,7 @@ class GridSite:
     """A site of the grid.
 
     Attributes:
-        id: its number.
-        root: its folder on disk; paths at the site are the real paths.
-        server: what serves it.
+        root: its directory on disk; paths at the site are the real paths.
     """
 
     id: int
@@ -66,8 +64,6 @@ class GridUser:
     """A user of the grid.
 
     Attributes:
-        name: short name.
-        files: the credential.
         account: local account that sessions become; None where the grid was brought up without root.
     """
 
@@ -79,7 +75,7 @@ class GridUser:
 class TestGrid:
     """Two GridFTP sites, A and B, with an authority and users of their own, on free ports of loopback.
 
-    Any number of grids can be up side by side, each in its own folder. Brought up by root, sessions become local
+    Any number of grids can be up side by side, each in its own directory. Brought up by root, sessions become local
     accounts and permissions are real; otherwise every user acts as who brought it up.
     """
 
@@ -91,7 +87,7 @@ class TestGrid:
         """Name a grid; `up` brings it up.
 
         Args:
-            directory: its folder; made by `up`, or empty.
+            directory: its directory; made by `up`, or empty.
             users: names of its users, alice among them; short words of small letters: accounts are named after them.
             log_level: of the servers, as ``globus-gridftp-server -d`` takes it.
         """
@@ -134,7 +130,7 @@ class TestGrid:
 
         Raises:
             GridMissingError: programs are not installed.
-            GridError: the folder cannot be used, or a server does not serve; nothing is left behind.
+            GridError: the directory cannot be used, or a server does not serve; nothing is left behind.
         """
         require_programs()
         self._prepare_directory()
@@ -146,9 +142,9 @@ class TestGrid:
         return self
 
     def down(self, *, keep_files: bool = False) -> int:
-        """End all servers and sessions, and remove what `up` made; the folder too if nothing else is in it.
+        """End all servers and sessions, and remove what `up` made; the directory too if nothing else is in it.
 
-        It needs no more than the folder's name, so another process than that of `up` may call it, and calling it
+        It needs no more than the directory's name, so another process than that of `up` may call it, and calling it
         again does nothing.
 
         Args:
@@ -192,9 +188,8 @@ class TestGrid:
         """Start a further server, which ends with the grid.
 
         Args:
-            name: unique in the grid.
             host_names: whom its certificate is for; ``["wrong.example.org"]`` makes one that clients must refuse.
-            home: name of the site whose folder is its home.
+            home: name of the site whose directory is its home.
             authority: vouches for it; the grid's own if None. The server itself trusts that of the grid's users only.
         """
         host = self.credentials.host
@@ -208,8 +203,8 @@ class TestGrid:
         Raises:
             GridError: it does not come up, or its package is not installed.
         """
-        folder = self.directory / "servers" / "myproxy"
-        server = MyProxyServer(folder, self.credentials.host, self.credentials.trust, {GRID_MARK: str(self.directory)})
+        home = self.directory / "servers" / "myproxy"
+        server = MyProxyServer(home, self.credentials.host, self.credentials.trust, {GRID_MARK: str(self.directory)})
         server.start()
         return server
 
@@ -218,7 +213,7 @@ class TestGrid:
         account = self.users[user].account
         if account is not None:
             entry = pwd.getpwnam(account)
-            inside = [Path(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files)]
+            inside = [Path(top, name) for top, names, files in os.walk(path) for name in (*names, *files)]
             for member in (path, *inside):
                 os.chown(member, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
         return path
@@ -230,16 +225,16 @@ class TestGrid:
         found = {entry.name for entry in self.directory.iterdir()}
         foreign = sorted(found - set(_MADE) if _LABEL in found else found)
         if foreign:
-            raise GridError(f"{self.directory} is not empty ({foreign[0]}): name a new folder for the grid")
+            raise GridError(f"{self.directory} is not empty ({foreign[0]}): name a new directory for the grid")
         self._check_owner()
         (self.directory / _LABEL).touch()
 
     def _open_directory(self) -> None:
-        """Let the accounts into the grid's folder."""
+        """Let the accounts into the grid's directory."""
         self.directory.chmod(0o755)
-        for folder in self.directory.parents:
-            if not stat.S_IMODE(folder.stat().st_mode) & stat.S_IXOTH:
-                raise GridError(f"the grid's accounts cannot enter {folder}: run chmod o+x on it, or use another")
+        for parent in self.directory.parents:
+            if not stat.S_IMODE(parent.stat().st_mode) & stat.S_IXOTH:
+                raise GridError(f"the grid's accounts cannot enter {parent}: run chmod o+x on it, or use another")
 
     def _check_owner(self) -> None:
         label = self.directory / _LABEL
@@ -251,7 +246,7 @@ class TestGrid:
         if self._setuid:
             self._open_directory()
         for name in ("servers", "sites"):
-            _make_folder(self.directory / name)
+            _make_directory(self.directory / name)
         self._credentials = make_credentials(self.directory, self._users)
         local = identities.acquire_accounts(self.directory, self._users) if self._setuid else {}
         self.users = {name: GridUser(name, files, local.get(name)) for name, files in self._credentials.users.items()}
@@ -261,7 +256,7 @@ class TestGrid:
         )
         for name, number in _SITES.items():
             root = self.directory / "sites" / name
-            _make_folder(root, 0o1777 if self._setuid else 0o755)
+            _make_directory(root, 0o1777 if self._setuid else 0o755)
             self.sites[name] = GridSite(number, root, self._start_server(name, root, self._credentials.host))
         self._probe()
         (self.directory / "grid.json").write_text(json.dumps(self.description(), indent=2) + "\n")
@@ -313,7 +308,7 @@ class TestGrid:
                     listing.kill()
 
     def description(self) -> dict[str, Any]:
-        """What ``grid.json`` tells; the first three keys are a promise to other projects."""
+        """Content of ``grid.json``; the first three keys are a promise to other projects."""
         return {
             "ca_dir": str(self.credentials.trust),
             "sites": {
@@ -340,7 +335,7 @@ class TestGrid:
             self.directory.rmdir()
 
 
-def _make_folder(path: Path, mode: int = 0o755) -> None:
+def _make_directory(path: Path, mode: int = 0o755) -> None:
     path.mkdir(exist_ok=True)
     # The accounts must get in whatever the umask is.
     path.chmod(mode)

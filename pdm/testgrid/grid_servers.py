@@ -25,7 +25,7 @@ from pdm.testgrid.processes import (
     signal_process,
 )
 
-#: Mark of every process of a grid: the grid's folder.
+#: Mark of every process of a grid: the grid's directory.
 GRID_MARK = "PDM_TESTGRID"
 _SERVER_MARK = "PDM_TESTGRID_SERVER"
 #: Seconds until a server must listen; a start takes 20 ms.
@@ -37,13 +37,8 @@ class GridFtpSettings:
     """What a server runs on.
 
     Attributes:
-        directory: folder of the grid.
-        name: unique in the grid.
         home: what ``~`` means.
-        certificate: of the host, PEM.
-        key: of the host, PEM.
-        trust: grid style folder of certificate authorities.
-        gridmap: the grid-mapfile.
+        trust: grid style directory of certificate authorities.
         setuid: whether a session becomes the local account of its user (needs root).
         log_level: what ``globus-gridftp-server -d`` takes.
     """
@@ -154,7 +149,7 @@ class GridFtpServer:
         signal_marked(self.settings.marks, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen server go on."""
+        """Continue a frozen server (SIGCONT)."""
         signal_marked(self.settings.marks, signal.SIGCONT)
 
     def _arguments(self) -> list[str]:
@@ -210,13 +205,12 @@ class MyProxyServer:
     """A MyProxy server on a free port of loopback; it ends with the grid whose marks it carries.
 
     Attributes:
-        folder: of its own, for its configuration and what is stored.
-        host: its certificate.
-        trust: grid style folder of authorities.
+        directory: of its own, for its configuration and what is stored.
+        trust: grid style directory of authorities.
         marks: environment by which the grid finds its processes.
     """
 
-    folder: Path
+    directory: Path
     host: HostFiles
     trust: Path
     marks: Mapping[str, str]
@@ -224,7 +218,7 @@ class MyProxyServer:
     @property
     def address(self) -> str:
         """``localhost:PORT``."""
-        return f"localhost:{int((self.folder / 'port').read_text())}"
+        return f"localhost:{int((self.directory / 'port').read_text())}"
 
     def start(self) -> None:
         """Start it, and return when it listens.
@@ -232,16 +226,16 @@ class MyProxyServer:
         Raises:
             GridError: it does not come up.
         """
-        store, port = self.folder / "store", self.folder / "port"
-        self.folder.mkdir(mode=0o700)
+        store, port = self.directory / "store", self.directory / "port"
+        self.directory.mkdir(mode=0o700)
         store.mkdir(mode=0o700)
-        configuration, key = self.folder / "myproxy-server.conf", self.folder / "host.key"
+        configuration, key = self.directory / "myproxy-server.conf", self.directory / "host.key"
         configuration.write_text(_CONFIGURATION.format(trust=self.trust))
         configuration.chmod(0o600)
         shutil.copyfile(self.host.key, key)
         key.chmod(0o600)
         arguments = ["-c", str(configuration), "-l", "localhost", "-p", "0", "-s", str(store)]
-        arguments += ["-z", str(port), "-P", str(self.folder / "pid")]
+        arguments += ["-z", str(port), "-P", str(self.directory / "pid")]
         environment = {"X509_USER_CERT": str(self.host.certificate), "X509_USER_KEY": str(key)}
         started = self._run("myproxy-server", arguments, environment)
         if started.returncode:
@@ -290,7 +284,7 @@ class MyProxyServer:
             env={
                 **(self._marks if name == "myproxy-server" else {}),
                 "PATH": os.defpath,
-                "HOME": str(self.folder),
+                "HOME": str(self.directory),
                 "X509_CERT_DIR": str(self.trust),
                 **environment,
             },

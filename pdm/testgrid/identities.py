@@ -33,9 +33,7 @@ def acquire_accounts(directory: Path, users: Sequence[str], registry: Path = _RE
     """Note that a grid uses the accounts, and make those that are not there.
 
     Args:
-        directory: folder of the grid; it exists.
-        users: names of the grid's users.
-        registry: folder of the references.
+        directory: directory of the grid; it exists.
 
     Returns:
         User → local account.
@@ -112,7 +110,7 @@ def _locked(registry: Path) -> Iterator[None]:
             continue
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # A lock on a file that has lost its name since it was opened locks nobody out.
+            # A lock on a file that was unlinked after it was opened excludes no other process.
             if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 yield
                 if [entry.name for entry in registry.iterdir()] == [_LOCK]:
@@ -133,7 +131,6 @@ class UserFiles:
 
     Attributes:
         dn: the subject in slash form.
-        certificate: PEM.
         key: PEM, mode 0600.
         proxy: a proxy of the user as one file (certificate, key, chain), mode 0600.
         expired_proxy: one that ended an hour ago.
@@ -160,11 +157,10 @@ class GridCredentials:
 
     Attributes:
         authority: signs hosts and users.
-        trust: grid style folder that trusts the authority.
+        trust: grid style directory that trusts the authority.
         host: for servers named ``localhost``.
-        users: name → files.
         stranger: a user of an authority that the grid does not trust.
-        stranger_trust: grid style folder that trusts both authorities: with it the stranger's client accepts the
+        stranger_trust: grid style directory that trusts both authorities: with it the stranger's client accepts the
             servers, and it is they who refuse.
     """
 
@@ -177,18 +173,16 @@ class GridCredentials:
 
 
 def make_credentials(directory: Path, users: Sequence[str], authority_name: str = "Test Grid CA") -> GridCredentials:
-    """Make the certificates of a grid under its folder.
+    """Make the certificates of a grid under its directory.
 
     Args:
-        directory: the folder.
-        users: names of the users.
         authority_name: of the authority; those that are to be trusted together must differ in it.
     """
     trust, stranger_trust = directory / "certificates", directory / "stranger-certificates"
-    for folder in (trust, stranger_trust, directory / "ca", directory / "users", directory / "hosts"):
-        folder.mkdir(exist_ok=True)
+    for path in (trust, stranger_trust, directory / "ca", directory / "users", directory / "hosts"):
+        path.mkdir(exist_ok=True)
         # Sessions read these as the accounts of users, whatever the umask is here.
-        folder.chmod(0o755)
+        path.chmod(0o755)
     # Nearly all the time goes into making keys, which leaves the interpreter lock to others.
     with ThreadPoolExecutor() as threads:
         own = threads.submit(Authority.create, f"{_BASE}/CN={authority_name}")
@@ -201,8 +195,8 @@ def make_credentials(directory: Path, users: Sequence[str], authority_name: str 
     authority.write_trust(trust)
     authority.write_trust(stranger_trust)
     stranger_authority.write_trust(stranger_trust)
-    for folder in (trust, stranger_trust):
-        for file in folder.iterdir():
+    for trusted in (trust, stranger_trust):
+        for file in trusted.iterdir():
             file.chmod(0o644)
     return GridCredentials(
         authority=authority,
@@ -220,11 +214,7 @@ def make_host(
     """Make a host certificate.
 
     Args:
-        directory: folder of the grid.
-        authority: signs it.
         label: names the files.
-        names: DNS names that it is for.
-        addresses: IP addresses that it is for.
     """
     files = HostFiles(directory / "hosts" / f"{label}.crt", directory / "hosts" / f"{label}.key")
     _write(authority.host(list(names), list(addresses)), files)
@@ -233,13 +223,13 @@ def make_host(
 
 def _make_user(directory: Path, authority: Authority, name: str) -> UserFiles:
     user = authority.user(name)
-    folder = directory / "users"
+    users = directory / "users"
     files = UserFiles(
         dn=user.dn,
-        certificate=folder / f"{name}.crt",
-        key=folder / f"{name}.key",
-        proxy=folder / f"{name}.proxy",
-        expired_proxy=folder / f"{name}-expired.proxy",
+        certificate=users / f"{name}.crt",
+        key=users / f"{name}.key",
+        proxy=users / f"{name}.proxy",
+        expired_proxy=users / f"{name}-expired.proxy",
     )
     _write(user, HostFiles(files.certificate, files.key))
     user.proxy(lifetime=_LIFETIME).write_bundle(files.proxy)

@@ -50,7 +50,7 @@ class TestService:
 
     Args:
         directory: of the instance; made by `init`.
-        grid: ``grid.json`` of the test grid it serves; None for local folders only.
+        grid: ``grid.json`` of the test grid it serves; None for local directories only.
     """
 
     #: Not a test case, whatever its name.
@@ -152,8 +152,8 @@ class TestService:
         """Certificate and key of a user of the grid, or of the instance (``admin``)."""
         if self.grid is not None and user in self.grid["users"]:
             return Path(self.grid["users"][user]["cert"]), Path(self.grid["users"][user]["key"])
-        folder = self.directory / "certificates"
-        return folder / f"{user}.crt", folder / f"{user}.key"
+        certificates = self.directory / "certificates"
+        return certificates / f"{user}.crt", certificates / f"{user}.key"
 
     def environment(self, user: str) -> dict[str, str]:
         """The environment in which ``pdm`` is this user, at this daemon."""

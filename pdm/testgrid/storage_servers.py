@@ -31,12 +31,11 @@ class ServerProcess:
     """A server that is started and stopped by its marks; it keeps its port over `stop` and `start`.
 
     Args:
-        folder: of the server, which exists.
-        name: unique in its grid.
+        directory: of the server, which exists.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
         self.name = name
         self.port = 0
         self.pid: int | None = None
@@ -44,12 +43,12 @@ class ServerProcess:
 
     @property
     def marks(self) -> Marks:
-        return {GRID_MARK: str(self.folder), _SERVER_MARK: self.name}
+        return {GRID_MARK: str(self.directory), _SERVER_MARK: self.name}
 
     @property
     def output(self) -> Path:
         """What the server prints."""
-        return self.folder / f"{self.name}.out"
+        return self.directory / f"{self.name}.out"
 
     def command(self) -> Sequence[str]:
         """The program with its arguments, for `port`; it stays in the foreground."""
@@ -99,7 +98,7 @@ class ServerProcess:
             **self.environment(),
             **self.marks,
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-            "HOME": str(self.folder),
+            "HOME": str(self.directory),
         }
         account = self.account()
         who: dict[str, Any] = {}
@@ -125,7 +124,7 @@ class ServerProcess:
                 return False
             with socket.socket() as probe:
                 probe.settimeout(1.0)
-                # A port on which nobody listens may be given to the probe itself, which then meets itself.
+                # A connect to a free port of loopback may get that port as its own, and connect to itself.
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0 and probe.getsockname() != probe.getpeername():
                     return True
             time.sleep(0.02)
@@ -154,7 +153,7 @@ class ServerProcess:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue it (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -191,7 +190,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """A free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -204,19 +203,18 @@ class SftpServer(ServerProcess):
     """``sftp://localhost:PORT``; started by root it lets ``account`` in, else who started it.
 
     Args:
-        folder: for keys and configuration; accounts must be able to enter it.
-        name: of the server.
+        directory: for keys and configuration; accounts must be able to enter it.
         account: local account that sessions become.
     """
 
-    def __init__(self, folder: Path, name: str, account: str | None = None) -> None:
-        super().__init__(folder, name)
+    def __init__(self, directory: Path, name: str, account: str | None = None) -> None:
+        super().__init__(directory, name)
         self.user = account or pwd.getpwuid(os.geteuid()).pw_name
-        self.client_key = folder / "id_ed25519"
-        self.known_hosts = folder / f"{name}.known_hosts"
+        self.client_key = directory / "id_ed25519"
+        self.known_hosts = directory / f"{name}.known_hosts"
         #: The keys that are let in, as sshd reads them at each login.
-        self.authorized = folder / f"{name}.authorized"
-        self._host_key = folder / f"{name}.host_ed25519"
+        self.authorized = directory / f"{name}.authorized"
+        self._host_key = directory / f"{name}.host_ed25519"
         for key in (self._host_key, self.client_key):
             if not key.exists():
                 make_key(key)
@@ -229,7 +227,7 @@ class SftpServer(ServerProcess):
     def command(self) -> Sequence[str]:
         kind, key, *_ = self._host_key.with_suffix(self._host_key.suffix + ".pub").read_text().split()
         self.known_hosts.write_text(f"[localhost]:{self.port} {kind} {key}\n")
-        configuration = self.folder / f"{self.name}.conf"
+        configuration = self.directory / f"{self.name}.conf"
         configuration.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self._host_key}\nPidFile none\n"
             f"AuthorizedKeysFile {self.authorized}\nStrictModes no\nUsePAM no\n"
@@ -262,21 +260,19 @@ class XrootdServer(ServerProcess):
     XRootD refuses to run as root: started by root it runs as ``account``.
 
     Args:
-        folder: of all servers; accounts must be able to enter it.
-        name: of the server.
-        exported: the folder that it serves.
+        directory: of all servers; accounts must be able to enter it.
+        exported: the directory that it serves.
         credentials: whose certificates it has and trusts.
-        account: local account that it runs as.
     """
 
     def __init__(
-        self, folder: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
+        self, directory: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
     ) -> None:
-        super().__init__(folder, name)
+        super().__init__(directory, name)
         self._exported = exported
         self._credentials = credentials
         self._account = account
-        self._own = folder / name
+        self._own = directory / name
         #: Where it speaks its own protocol; kept over `stop` and `start`, as `port` is.
         self.root_port = 0
         self._prepare()
@@ -297,7 +293,7 @@ class XrootdServer(ServerProcess):
         return entry.pw_uid, entry.pw_gid
 
     def environment(self) -> Mapping[str, str]:
-        # The program that copies on a client's behalf looks for the authorities here.
+        # Third-party copy reads the authorities from here.
         return {"X509_CERT_DIR": str(self._credentials.trust)}
 
     def _prepare(self) -> None:
@@ -321,7 +317,7 @@ class XrootdServer(ServerProcess):
 
     def command(self) -> Sequence[str]:
         own, trust = self._own, self._credentials.trust
-        configuration = self.folder / f"{self.name}.conf"
+        configuration = self.directory / f"{self.name}.conf"
         self.root_port = self.root_port or free_port()
         configuration.write_text(f"""\
 all.sitename {self.name}

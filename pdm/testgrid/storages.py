@@ -27,27 +27,25 @@ class TestStorages:
     Brought up by root, the servers act as a local account, so that permissions are real; otherwise as the caller.
 
     Args:
-        folder: of its own, which does not exist and which accounts can reach.
+        directory: of its own, which does not exist and which accounts can reach.
 
     Attributes:
         account: local account that all servers act as; None for the caller's.
-        sftp: OpenSSH servers, by site.
-        xrootd: XRootD servers, by site.
         credentials: certificates of the XRootD servers and of alice.
     """
 
     __test__ = False  # not a test case, whatever its name makes pytest think
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.account: str | None = None
         self.sftp: dict[str, SftpServer] = {}
         self.xrootd: dict[str, XrootdServer] = {}
         self.credentials: GridCredentials | None = None
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(mode=0o755)
-        self.folder.chmod(0o755)
+        self.directory.mkdir(mode=0o755)
+        self.directory.chmod(0o755)
         try:
             self._bring_up()
         except BaseException:
@@ -67,21 +65,21 @@ class TestStorages:
 
     def _bring_up(self) -> None:
         if os.geteuid() == 0:
-            self.account = identities.acquire_accounts(self.folder, _USERS)["alice"]
+            self.account = identities.acquire_accounts(self.directory, _USERS)["alice"]
             identities.unlock_account(self.account)
-        self.credentials = make_credentials(self.folder, _USERS, "Test Storages CA")
+        self.credentials = make_credentials(self.directory, _USERS, "Test Storages CA")
         for site in ("A", "B"):
             self.give(self.root(site))
             self.xrootd[site] = XrootdServer(
-                self.folder, f"xrootd{site}", self.root(site), self.credentials, self.account
+                self.directory, f"xrootd{site}", self.root(site), self.credentials, self.account
             )
-            self.sftp[site] = SftpServer(self.folder, f"sftp{site}", self.account)
+            self.sftp[site] = SftpServer(self.directory, f"sftp{site}", self.account)
         for daemon in self.daemons:
             daemon.start()
 
     def root(self, site: str) -> Path:
-        """The folder of a site; its servers show it under this path."""
-        path = self.folder / "sites" / site
+        """The directory of a site; its servers show it under this path."""
+        path = self.directory / "sites" / site
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -104,14 +102,18 @@ class TestStorages:
         """Let the servers' account own a file or a tree; returns the path."""
         if self.account is not None:
             entry = pwd.getpwnam(self.account)
-            inside = [Path(folder, name) for folder, folders, files in os.walk(path) for name in (*folders, *files)]
+            inside = [
+                Path(directory, name)
+                for directory, directories, files in os.walk(path)
+                for name in (*directories, *files)
+            ]
             for member in (path, *inside):
                 os.chown(member, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
         return path
 
     def environment(self) -> Mapping[str, str]:
         """What the helpers need in their environment."""
-        known = self.folder / "known_hosts"
+        known = self.directory / "known_hosts"
         known.write_text("".join(server.known_hosts.read_text() for server in self.sftp.values()))
         first = self.sftp["A"]
         proxy, trust = "", ""
@@ -123,14 +125,14 @@ class TestStorages:
             "PDM_SSH_USER": first.user,
             "X509_USER_PROXY": proxy,
             "X509_CERT_DIR": trust,
-            "PDM_FILE_ROOTS": json.dumps([quote(bytes(self.folder / "sites"))]),
+            "PDM_FILE_ROOTS": json.dumps([quote(bytes(self.directory / "sites"))]),
         }
 
     def down(self) -> None:
-        """End all servers and remove the folder."""
+        """End all servers and remove the directory."""
         for daemon in self.daemons:
             daemon.stop()
-        end_marked({GRID_MARK: str(self.folder)})
-        shutil.rmtree(self.folder, ignore_errors=True)
+        end_marked({GRID_MARK: str(self.directory)})
+        shutil.rmtree(self.directory, ignore_errors=True)
         if os.geteuid() == 0:
-            identities.release_accounts(self.folder)
+            identities.release_accounts(self.directory)

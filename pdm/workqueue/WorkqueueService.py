@@ -1,4 +1,4 @@
-"""The REST service: joins the table of endpoints, the callers' identities and what handlers use."""
+"""The REST service: the Twisted site that serves the table of endpoints."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _log = Logger()
 
 
 class WorkqueueService:
-    """The service's door for HTTP.
+    """Serves the REST API.
 
-    Every route of ``/workqueue/api/v1.0`` stands in `pdm.workqueue.http.endpoints`; OpenAPI and documentation are made
-    from the same table. How the daemon uses it::
+    All routes of ``/workqueue/api/v1.0`` are in `pdm.workqueue.http.endpoints`; OpenAPI and documentation are generated
+    from the same table. Usage::
 
         service = WorkqueueService(context, AccessList.read(settings.users))
         endpoint.listen(tls.wrap(service.site(reactor)))
 
     Args:
-        context: what handlers use.
-        access: who may call.
-        identify: tells who is at the other end of a connection (its transport); None for nobody.
+        context: the parts of the service that handlers use.
+        access: roles of the users.
+        identify: returns the verified identity of a transport's peer; None without a certificate.
     """
 
-    #: Path below which the API lives.
+    #: Common prefix of all paths.
     ROOT = ROOT
 
     def __init__(
@@ -52,31 +52,31 @@ class WorkqueueService:
         self.app: Klein = build_klein_app(ENDPOINTS, ROOT, context, authenticator)
 
     def resource(self) -> ApiResource:
-        """The root resource; its requests must be those of `site`."""
+        """The root resource; it serves only requests of `site`."""
         return ApiResource(self.app)
 
     def site(self, reactor: Any) -> ApiSite:
-        """The site to listen with: bounds bodies, closes silent connections, logs requests."""
+        """The site to listen with: limits bodies and connections, logs requests."""
         settings = self._context.settings
         server = settings.server
         most = raise_file_limit(server.connections)
         if most < server.connections:
             _log.warn(
-                "this process may have {most} connections, not {wanted}: raise its limit of open files (LimitNOFILE)",
+                "this process can have {most} connections, not {wanted}: raise its limit of open files (LimitNOFILE)",
                 most=most,
                 wanted=server.connections,
             )
         return ApiSite(
             self.resource(),
             reactor,
-            server.body_limit_bytes,
-            server.idle_timeout_s,
-            ConnectionLimits(
-                server.request_timeout_s,
-                most,
-                server.connections_per_address,
-                server.new_connections,
-                server.anonymous_connections,
+            body_limit_bytes=server.body_limit_bytes,
+            idle_timeout_s=server.idle_timeout_s,
+            limits=ConnectionLimits(
+                request_s=server.request_timeout_s,
+                most=most,
+                most_of_address=server.connections_per_address,
+                new_per_s=server.new_connections,
+                most_anonymous=server.anonymous_connections,
             ),
             log_reads=settings.logs.level == "debug",
         )

@@ -126,7 +126,6 @@ class Assembly:
         self._movers = movers
         self._missing_software = find_missing
         self._lock_fd: int | None = None
-        self._database_lock_fd: int | None = None
         self._port: Any = None
         self.url = ""
         queue, agents = settings.queue, settings.agents
@@ -163,7 +162,7 @@ class Assembly:
 
         self.board = ProgressBoard(clock=monotonic)
         health = SiteHealth(policy=breaker_policy(settings), patience_s=settings.sites.patience_s, on_change=self._wake)
-        self.catalogue = SiteDirectory(
+        self.site_directory = SiteDirectory(
             reactor=reactor, database=self.database, sites=self.sites, health=health, on_change=self._wake
         )
         self._settler = Settler(
@@ -174,9 +173,9 @@ class Assembly:
             on_settled=self._settled,
         )
         self.pool = make_pool(
-            reactor,
-            reactor,
-            self._command_for,
+            spawner=reactor,
+            timer=reactor,
+            command_for=self._command_for,
             most=agents.max_agents + agents.list_agents,
             kept_free=agents.list_agents,
             spare=agents.idle_agents,
@@ -229,7 +228,7 @@ class Assembly:
             streams=self.streams,
             preparation=preparation,
             on_capacity=self._capacity_freed,
-            restricted=self.catalogue.restricted,
+            restricted=self.site_directory.restricted,
             find_missing=self._find_missing,
         )
         site_check = make_site_check(preparation=preparation, pool=self.pool)
@@ -274,7 +273,7 @@ class Assembly:
             supports=self._supports,
             trust=lambda: self.tls.trust,
             myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
-            catalogue=self.catalogue,
+            site_directory=self.site_directory,
             check_site=site_check.check,
             relays_to=self._relays_to,
             credentials_changed=self.executor.credentials_changed,
@@ -304,7 +303,7 @@ class Assembly:
         # Removes files that a killed daemon has left.
         services.add("credential files", start=sweep, stop=sweep)
         services.add("trust directories", start=partial(run_in_thread, self._trust_directories.sweep))
-        services.add("sites", start=self.catalogue.start, stop=self.catalogue.stop)
+        services.add("sites", start=self.site_directory.start, stop=self.site_directory.stop)
         services.add("attempt logs", start=self.logs.start, stop=self.logs.stop)
         # Before the agents, so that it stops after the helpers that check endpoints have ended.
         services.add("endpoint probes", start=self.probes.start, stop=self.probes.stop)
@@ -323,9 +322,10 @@ class Assembly:
     # -- start and stop
 
     async def _lock(self) -> None:
+        # Both descriptors stay open, and so locked, until the process ends.
         self._lock_fd = await run_in_thread(lock_instance, self._settings.state.folder)
         if self.database.file is not None:
-            self._database_lock_fd = await run_in_thread(lock_database, self.database.file)
+            await run_in_thread(lock_database, self.database.file)
         self.lease.worker = evolve(self.lease.worker, instance=instance_mark(self._lock_fd))
 
     async def _check_key(self) -> None:
@@ -393,7 +393,7 @@ class Assembly:
     def reload(self) -> None:
         """Read sites and TLS files again; errors are logged, and what was in force stays in force."""
         self.sites.reload()
-        self.catalogue.health.take_sites(self.sites.all())
+        self.site_directory.health.take_sites(self.sites.all())
         start_background("tls files", self._refresh_tls())
 
     async def _find_missing(self) -> Mapping[str, str]:

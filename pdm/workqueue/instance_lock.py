@@ -1,8 +1,7 @@
-"""One daemon per instance folder and per SQLite database, and none while helpers of an earlier one still run.
+"""One daemon per instance directory and per SQLite database, and none while helpers of an earlier one still run.
 
-The lock belongs to an open file that every helper inherits. A daemon that is killed leaves it locked until its last
-helper, and whatever that started, is gone: so nothing of the old run can overlap with the new one. Helpers that do not
-end by themselves, for they are stopped or hang, are killed.
+The flock(2) belongs to an open file that every helper inherits. After a daemon is killed it stays locked until the last
+helper and its children have exited, so two runs never overlap. Helpers that are stopped (SIGSTOP) or hang are killed.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_LOOK_AGAIN_S = 0.05
-#: In the command lines of helpers, before the state folder of the instance that has started them.
+_RETRY_INTERVAL_S = 0.05
+#: In the command lines of helpers, before the state directory of the instance that has started them.
 _HELPER = b"pdm.workqueue.helpers."
 #: In the command line of a daemon.
 _DAEMON = b"pdmworkqueue"
 
 
 class InstanceLockedError(Exception):
-    """Another daemon, or a helper of one, is running; the text names the folder."""
+    """Another daemon, or a helper of one, is running; the text names the directory."""
 
 
-def lock_instance(folder: Path, patience_s: float = 10.0) -> int:
-    """Lock a state folder; blocks for as long as ``patience_s`` seconds while helpers of a dead daemon end.
+def lock_instance(directory: Path, patience_s: float = 10.0) -> int:
+    """Lock a state directory; blocks for as long as ``patience_s`` seconds while helpers of a dead daemon end.
 
     Those that are stopped are killed at once, and those that have not ended by then.
 
@@ -38,10 +37,10 @@ def lock_instance(folder: Path, patience_s: float = 10.0) -> int:
 
     Raises:
         InstanceLockedError: it stays locked.
-        OSError: the folder cannot be written.
+        OSError: the directory cannot be written.
     """
-    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    descriptor = _open(folder / "daemon.lock")
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    descriptor = _open(directory / "daemon.lock")
     give_up_at = time.monotonic() + patience_s
     has_killed = False
     while not _try_lock(descriptor):
@@ -49,16 +48,16 @@ def lock_instance(folder: Path, patience_s: float = 10.0) -> int:
         if _is_daemon(holder) or (has_killed and time.monotonic() >= give_up_at):
             os.close(descriptor)
             raise InstanceLockedError(
-                f"{folder} is in use by another daemon or its helpers (last started: pid {holder or 'unknown'})"
+                f"{directory} is in use by another daemon or its helpers (last started: pid {holder or 'unknown'})"
             )
         is_late = time.monotonic() >= give_up_at
-        for pid in _helpers_of(folder):
+        for pid in _helpers_of(directory):
             if is_late or _is_stopped(pid):
                 _kill(pid)
         if is_late:
             has_killed = True
             give_up_at += 1.0
-        time.sleep(_LOOK_AGAIN_S)
+        time.sleep(_RETRY_INTERVAL_S)
     return descriptor
 
 
@@ -70,7 +69,7 @@ def lock_database(file: Path) -> int:
 
     Raises:
         InstanceLockedError: another daemon has it.
-        OSError: the folder cannot be written.
+        OSError: the directory cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     # Not the file itself: to close a descriptor of that would end the locks that SQLite has on it.
@@ -86,9 +85,9 @@ def lock_database(file: Path) -> int:
 
 
 def instance_mark(descriptor: int) -> str:
-    """What only the holder of this lock can say, until the machine starts anew.
+    """Identifier of the locked file: boot id, device and inode. Only the holder of the lock can know it.
 
-    Two folders that are copies of each other differ in it, and so do two machines that share one.
+    It differs between copies of a directory, and between two machines that share one.
     """
     status = os.fstat(descriptor)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -131,7 +130,7 @@ def _holder(descriptor: int) -> str:
 
 
 def _is_daemon(pid: str) -> bool:
-    """Whether the daemon itself lives: then its end is not worth waiting for. Its number may be another's by now."""
+    """Whether the daemon itself runs, so that waiting is useless. Its pid may belong to another process by now."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
@@ -142,9 +141,9 @@ def _is_daemon(pid: str) -> bool:
     return command is None or _DAEMON in command
 
 
-def _helpers_of(folder: Path) -> Iterator[int]:
+def _helpers_of(directory: Path) -> Iterator[int]:
     """Helpers that an instance has started."""
-    ours = os.fsencode(folder)
+    ours = os.fsencode(directory)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             arguments = (_command_line(int(entry.name)) or b"").split(b"\0")
@@ -168,7 +167,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _kill(pid: int) -> None:
-    """Kill a helper and what it has started: it leads a process group."""
+    """Kill a helper with its process group."""
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

@@ -127,7 +127,7 @@ def test_an_instance_is_not_made_over(instance: Path) -> None:
     before = everything(instance)
     result = run("init", instance)
     assert result.exit_code == 1
-    assert "has a workqueue.conf already: choose another folder" in result.output
+    assert "has a workqueue.conf already: choose another directory" in result.output
     assert everything(instance) == before
 
 

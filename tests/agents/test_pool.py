@@ -50,9 +50,9 @@ def unused() -> Unused:
 @pytest.fixture
 def pool(scripts: dict[str, str], unused: Unused) -> Iterator[AgentPool]:
     pool = AgentPool(
-        reactor,
-        reactor,
-        lambda kind: command(scripts[kind.helper]),
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(scripts[kind.helper]),
         most=2,
         idle_s=60,
         unused=unused.append,
@@ -118,7 +118,7 @@ async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unus
     pool.release(other, kept)
     pool.retire("gone")
     pool.retire("never seen")
-    assert pool.works_with("gone") and agent.alive, "what it does it may end, if nobody else ends it"
+    assert pool.works_with("gone") and agent.alive, "it may finish its work"
     pool.release(agent, gone)
     await following(agent.ended)
     assert (unused, pool.works_with("gone")) == (["gone"], False)
@@ -129,7 +129,15 @@ async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unus
 
 @pytest_twisted.ensureDeferred
 async def test_agents_of_users_who_take_turns_are_kept() -> None:
-    pool = AgentPool(reactor, reactor, lambda kind: command(ECHO), most=1, idle_s=60, unused=lambda name: None, spare=1)
+    pool = AgentPool(
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(ECHO),
+        most=1,
+        idle_s=60,
+        unused=lambda name: None,
+        spare=1,
+    )
     agents: dict[str, AgentProcess] = {}
     for name in ("one", "two", "one", "two"):
         agent = await pool.acquire(kind(credential=name))
@@ -229,7 +237,13 @@ async def test_work_waits_behind_no_other_while_another_kind_waits_longer(pool: 
 @pytest_twisted.ensureDeferred
 async def test_places_are_kept_for_who_needs_an_agent_alone() -> None:
     pool = AgentPool(
-        reactor, reactor, lambda kind: command(ECHO), most=2, idle_s=60, unused=lambda name: None, kept_free=1
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(ECHO),
+        most=2,
+        idle_s=60,
+        unused=lambda name: None,
+        kept_free=1,
     )
     work = await pool.acquire(kind())
     more = Deferred.fromCoroutine(pool.acquire(kind()))
@@ -274,9 +288,9 @@ async def test_a_killed_agent_makes_room_and_is_not_lent_again(pool: AgentPool) 
 @pytest_twisted.ensureDeferred
 async def test_an_agent_that_does_not_come_up_says_why(script: str, says: str) -> None:
     pool = AgentPool(
-        reactor,
-        reactor,
-        lambda kind: command(script),
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(script),
         most=1,
         idle_s=60,
         unused=lambda credential: None,

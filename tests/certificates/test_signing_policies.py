@@ -12,7 +12,8 @@ from cryptography import x509
 from twisted.internet.threads import deferToThread
 
 from pdm.workqueue.certificates.pem import to_pem
-from pdm.workqueue.certificates.trust import ChainRefusedError, read_trust
+from pdm.workqueue.certificates.trust import read_trust
+from pdm.workqueue.certificates.verification import ChainRefusedError
 from pdm.workqueue.domain.signing_policy import PolicyFile, SigningPolicies
 from tests.certificates.test_tls_server import refusal
 from tests.support import forging
@@ -107,7 +108,7 @@ def test_what_policy_files_say(pki: Any, tmp_path: Path, suffix: str, text: str,
     replace_policy(tmp_path, text, suffix)
     trust = read_trust(tmp_path)
     chain = (pki.alice.certificate, pki.authority.certificate)
-    verdict = trust.judge_signatures(chain)
+    verdict = trust.check_signatures(chain)
     assert verdict.constrained
     if words:
         assert words in str(verdict.refusal)
@@ -124,8 +125,8 @@ def test_both_kinds_of_file_have_to_permit(pki: Any, tmp_path: Path) -> None:
     pki.authority.write_trust(tmp_path)
     chain = (pki.alice.certificate, pki.authority.certificate)
     replace_policy(tmp_path, _NAMESPACE + '".*CN=B.*"', "namespaces")
-    assert ".namespaces" in str(read_trust(tmp_path).judge_signatures(chain).refusal)
-    assert read_trust(tmp_path, signing="off").judge_signatures(chain).refusal is None
+    assert ".namespaces" in str(read_trust(tmp_path).check_signatures(chain).refusal)
+    assert read_trust(tmp_path, signing="off").check_signatures(chain).refusal is None
 
 
 def test_names_are_compared_as_the_grid_writes_them(pki: Any) -> None:
@@ -257,8 +258,8 @@ def test_authorities_without_a_policy(pki: Any, tmp_path: Path, serve: Any, tls_
     assert pki.authority.dn not in line
     trust = read_trust(tmp_path / "trust", "off", "require")
     chain = (pki.stranger.certificate, pki.stranger_authority.certificate)
-    assert "has no signing policy here" in str(trust.judge_signatures(chain).refusal)
-    verdict = server.tls.trust.judge_signatures(chain)
+    assert "has no signing policy here" in str(trust.check_signatures(chain).refusal)
+    verdict = server.tls.trust.check_signatures(chain)
     assert (verdict.refusal, verdict.constrained) == (None, False)
 
 

@@ -1,4 +1,4 @@
-"""Files of credentials: one for each, shared while they are the same, gone when nobody works with them."""
+"""Files of credentials: one for each, shared while they are the same, removed when no agent uses them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stored() -> Stored:
 @pytest.fixture
 def handed_out(stored: Stored, tmp_path: Path) -> Credentials:
     vault = Vault.open(tmp_path / "key")
-    return Credentials(stored, vault, CredentialFiles(tmp_path / "run"))  # type: ignore[arg-type]
+    return Credentials(database=stored, vault=vault, files=CredentialFiles(tmp_path / "run"))  # type: ignore[arg-type]
 
 
 def give(handed_out: Credentials, stored: Stored, kind: CredentialKind, site: int, text: str, **details: Any) -> None:

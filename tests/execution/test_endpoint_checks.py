@@ -43,7 +43,7 @@ class Busy:
 
 def test_a_look_is_answered_in_time_although_all_helpers_are_busy() -> None:
     busy = Busy()
-    check = SiteCheck(busy, busy, timeout_s=10.0)  # type: ignore[arg-type]
+    check = SiteCheck(preparation=busy, pool=busy, timeout_s=10.0)  # type: ignore[arg-type]
     answer = Deferred.fromCoroutine(check.check(1, SITE))
     assert len(busy.waiting) == 4, "the others wait for these"
     busy.clock.advance(9.0)

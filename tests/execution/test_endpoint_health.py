@@ -43,7 +43,7 @@ class Watched:
 
     def __init__(self, patience_s: float = 1000.0) -> None:
         self.changes = 0
-        self.health = SiteHealth(BreakerPolicy(3, 5.0, 120.0), patience_s, self._changed)
+        self.health = SiteHealth(policy=BreakerPolicy(3, 5.0, 120.0), patience_s=patience_s, on_change=self._changed)
         self.endpoints = {site.id: self.health.choose(site, GRIDFTP, NOW) for site in (ONE, TWO)}
 
     def _changed(self) -> None:
@@ -154,7 +154,7 @@ def test_what_breaks_the_server_itself_each_time_comes_to_an_end(watched: Watche
 
 
 def test_patience_ends() -> None:
-    watched, away = Watched(patience_s=60.0), evolve(AWAY, scope=FailureScope.SOURCE)
+    watched, away = Watched(patience_s=60.0), AWAY._replace(scope=FailureScope.SOURCE)
     assert [watched.fail(away, at=at) for at in (0, 1, 2, 30, 59)] == [True] * 5
     assert not watched.fail(away, at=60)
     assert not Watched(patience_s=0.0).fail(away)
@@ -226,7 +226,7 @@ def test_who_says_no_is_there(watched: Watched) -> None:
 
 def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
     for _ in range(3):
-        watched.fail(evolve(AWAY, scope=FailureScope.SOURCE), element=element(JobType.LIST))
+        watched.fail(AWAY._replace(scope=FailureScope.SOURCE), element=element(JobType.LIST))
     assert watched.health.phase(watched.endpoints[1], NOW) is BreakerState.OPEN
     # The work of one site may call it the destination.
     for _ in range(3):
@@ -235,7 +235,7 @@ def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
 
 
 def test_load_is_shared_and_what_was_away_is_probed_once() -> None:
-    health = SiteHealth(BreakerPolicy(1, 5.0, 120.0))
+    health = SiteHealth(policy=BreakerPolicy(1, 5.0, 120.0))
     first = health.choose(TWO, GRIDFTP, NOW)
     health.begin([first])
     second = health.choose(TWO, GRIDFTP, NOW)

@@ -31,7 +31,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 
 def lease_of(database: Database, worker: WorkerIdentity, lease_s: float = 600.0) -> Lease:
-    return Lease(reactor, database, worker, lambda: START, lease_s)
+    return Lease(reactor=reactor, database=database, worker=worker, clock=lambda: START, lease_s=lease_s)
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)

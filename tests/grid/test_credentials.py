@@ -46,7 +46,7 @@ def held_job(service: TestService, grid: TestGrid, folder: Path) -> int:
         assert service.pdm("bob", "delegate", "--lifetime", "8s").returncode == 0
         server.freeze()
         job = service.submit("bob", "list", src_siteid=1, src_filepath=str(folder), max_tries=1)
-        assert "ends at" in job["warnings"][0]
+        assert "expires at" in job["warnings"][0]
         assert "pdm delegate" in job["warnings"][0]
         service.wait_for("bob", job["id"], until=["RUNNING"])
         service.kill()

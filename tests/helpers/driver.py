@@ -73,7 +73,7 @@ class HelperProcess:
         self._ids = 0
         #: Whether it lets items begin that wait for that; and what they have found, by request and key.
         self.lets_go = True
-        self.begun: dict[tuple[int, int], dict[str, Any]] = {}
+        self.begun: dict[tuple[int, int], Any] = {}
         #: When the event given out last arrived (`time.monotonic`).
         self.at = 0.0
         self.noise = b""
@@ -102,7 +102,6 @@ class HelperProcess:
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, "rb") as lines:
             for line in lines:
-                assert line.isascii()
                 assert len(line) <= wire.LONGEST_LINE
                 self._events.put((time.monotonic(), self._decoder.decode(line)))
         self._events.put((time.monotonic(), None))

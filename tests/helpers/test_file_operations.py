@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import local_paths
 from pdm.workqueue.helpers.backends.local import LocalStorage
 from pdm.workqueue.helpers.storage import StorageError
@@ -196,7 +197,7 @@ def test_a_file_system_with_neither_exclusive_renames_nor_links(site: Path, monk
     storage = LocalStorage(local_paths.Roots([str(site)]))
     old, there = put(site / "old", b"ours"), put(site / "there", b"theirs")
     with pytest.raises(StorageError) as refused:
-        storage.rename(old.as_uri(), there.as_uri(), replace=False)
+        storage.rename(StorageUrl(old.as_uri()), StorageUrl(there.as_uri()), replace=False)
     assert refused.value.errno == errno.EEXIST
-    storage.rename(old.as_uri(), (site / "new").as_uri(), replace=False)
+    storage.rename(StorageUrl(old.as_uri()), StorageUrl((site / "new").as_uri()), replace=False)
     assert ((site / "new").read_bytes(), there.read_bytes(), old.exists()) == (b"ours", b"theirs", False)

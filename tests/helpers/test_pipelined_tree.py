@@ -11,6 +11,7 @@ import pytest
 
 from pdm.workqueue.helpers.gridftp import pipelined_tree
 from pdm.workqueue.helpers.gridftp.connections import Waker
+from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry, TimeLimits
 from tests.helpers.test_control import Server
 
 _LOOK = (
@@ -32,14 +33,14 @@ class Asked:
     stopped = False
 
     def __init__(self) -> None:
-        self.request = {"key": 1, "url": "gsiftp://server:2811/d", "depth": None, "limits": {}}
+        self.request = ListRequest(1, 1, "gsiftp://server:2811/d", None, TimeLimits())
         self.told: list[str] = []
 
     def root(self, key: int, path: bytes | None) -> None:
         assert path is None
 
-    def entries(self, key: int, rows: list[list[Any]]) -> None:
-        self.told += [row[0] for row in rows]
+    def entries(self, key: int, rows: list[RawEntry]) -> None:
+        self.told += [row.path for row in rows]
 
 
 class OneChannel:
@@ -86,6 +87,6 @@ def test_what_is_left_when_the_server_dies(
     serving.start()
     asked: Any = Asked()
     connections: Any = OneChannel(server)
-    assert pipelined_tree.list_tree(asked, connections, Waker()) == left
+    assert pipelined_tree.list_tree(asked, asked.request, connections, Waker()) == left
     serving.join()
     assert sorted(asked.told) == told

@@ -43,7 +43,7 @@ def test_a_listed_role_holds_where_everybody_may_come(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["king /DC=org/CN=eve", "operator", "operator eve", "eve"])
 def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match=r"users: line 2: /SUBJECT is expected"):
+    with pytest.raises(ConfigError, match=r"users: line 2: expected /SUBJECT"):
         _list(tmp_path, f"{ALICE}\n{line}\n")
 
 

@@ -240,6 +240,6 @@ async def test_a_short_credential_is_warned_of(service: Service) -> None:
     body = {"src_siteid": 1, "src_filepath": "a"}
     await service.give_credential("hurried", timedelta(seconds=900))
     job = (await service.call("hurried", "POST", "/list", body)).json
-    assert "goes on by itself" in job["warnings"][0]
+    assert "resume automatically" in job["warnings"][0]
     await service.give_credential("hurried", timedelta(hours=2))
     assert "warnings" not in (await service.call("hurried", "POST", "/list", body)).json

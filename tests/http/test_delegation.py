@@ -60,7 +60,7 @@ async def test_a_proxy_for_too_long_is_refused_with_the_bound(service: Service) 
     long = _signed(service, "patient", request, timedelta(days=400))
     answer = await service.call("patient", "PUT", f"{place}/credential", raw=long)
     assert answer.status == 400
-    assert "accepts 30d at most: sign one for less (pdm delegate --lifetime 30d)" in answer.json["detail"]
+    assert "accepts at most 30d: sign a shorter one (pdm delegate --lifetime 30d)" in answer.json["detail"]
     # The request is still there to be signed for less.
     short = _signed(service, "patient", request, timedelta(days=30))
     assert (await service.call("patient", "PUT", f"{place}/credential", raw=short)).status == 201

@@ -197,7 +197,7 @@ async def test_attempts_and_their_outputs(service: Service) -> None:
         assert (output["jobid"], output["elementid"], output["attempt"]) == (job["id"], 0, number)
         assert ("first try" in output["log"]) == (number == 1)
     for number in (0, 3, -3, 2**63 - 1, -(2**63) + 1):
-        assert "there is one of 1, 2" in await refused(f"{at}/{number}")
+        assert "it has outputs of 1, 2" in await refused(f"{at}/{number}")
     assert (await service.call("trying", "GET", f"{at}/x")).status == 404
     assert (await service.call("trying", "GET", f"/jobs/{job['id']}/elements/7/output")).problem == "element-not-found"
 

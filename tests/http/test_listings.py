@@ -48,12 +48,12 @@ def _file(path: str) -> ListedEntry:
     return ListedEntry(path, "file", 7, 0o644, 1000)
 
 
-def _folder(path: str) -> ListedEntry:
+def _directory(path: str) -> ListedEntry:
     return ListedEntry(path, "directory")
 
 
 def test_a_tree_is_grouped_by_directory() -> None:
-    names, details = _listed([[_folder(""), _folder("sub"), _file("a")], [_file("sub/b"), _folder("empty")]])
+    names, details = _listed([[_directory(""), _directory("sub"), _file("a")], [_file("sub/b"), _directory("empty")]])
     assert names == {"/data": ["sub", "a", "empty"], "/data/sub": ["b"], "/data/empty": []}
     assert details["/data/sub"] == [{"name": "b", "type": "file", "size": 7, "mode": 0o644, "mtime": 1000}]
 
@@ -71,22 +71,25 @@ def test_a_file_lists_itself_in_its_directory(root: str, expected: dict[str, lis
     assert _listed([[_file("")]], root)[0] == expected
 
 
-@pytest.mark.parametrize("pages", [[], [[]], [[_folder("")]]])
+@pytest.mark.parametrize("pages", [[], [[]], [[_directory("")]]])
 def test_an_empty_directory_has_no_names(pages: list[list[ListedEntry]]) -> None:
     assert _listed(pages) == ({"/data": []}, {"/data": []})
 
 
 def test_the_root_stays_as_the_user_gave_it() -> None:
-    names, _ = _listed([[_file("a"), _folder("sub"), _file("sub/b")]], "run7/")
+    names, _ = _listed([[_file("a"), _directory("sub"), _file("sub/b")]], "run7/")
     assert names == {"run7/": ["a", "sub"], "run7/sub": ["b"]}
-    names, _ = _listed([[_folder("etc"), _file("etc/b")]], "/")
+    names, _ = _listed([[_directory("etc"), _file("etc/b")]], "/")
     assert names == {"/": ["etc"], "/etc": ["b"]}
 
 
 def test_what_was_not_looked_into_is_not_called_empty() -> None:
-    assert _listed([[_folder("sub"), _file("a")]], depth=1)[0] == {"/data": ["sub", "a"]}
-    assert _listed([[_folder("sub"), _folder("sub/deep")]], depth=2)[0] == {"/data": ["sub"], "/data/sub": ["deep"]}
-    assert _listed([[_folder("")]], depth=0)[0] == {"/": ["data"]}
+    assert _listed([[_directory("sub"), _file("a")]], depth=1)[0] == {"/data": ["sub", "a"]}
+    assert _listed([[_directory("sub"), _directory("sub/deep")]], depth=2)[0] == {
+        "/data": ["sub"],
+        "/data/sub": ["deep"],
+    }
+    assert _listed([[_directory("")]], depth=0)[0] == {"/": ["data"]}
 
 
 def test_a_link_tells_where_it_leads() -> None:
@@ -107,9 +110,9 @@ def test_every_entry_stands_once_in_its_directory(paths: list[str], page: int) -
     entries = [_file(path) for path in paths]
     pages = [entries[at : at + page] for at in range(0, len(entries), page)]
     names, details = _listed(pages)
-    found = [f"{folder}/{name}" for folder, content in names.items() for name in content]
+    found = [f"{directory}/{name}" for directory, content in names.items() for name in content]
     assert sorted(found) == sorted(f"/data/{path}" for path in paths)
-    assert {folder: [entry["name"] for entry in content] for folder, content in details.items()} == names
+    assert {directory: [entry["name"] for entry in content] for directory, content in details.items()} == names
 
 
 def test_memory_holds_only_what_is_not_complete() -> None:

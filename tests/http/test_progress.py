@@ -129,7 +129,7 @@ async def test_a_job_that_outlasts_its_credential_says_so(timed: Service, second
     timed.board.begin(job["id"], 1)
     # Rate and size are known now: at 100 bytes a second it takes a day.
     (warning,) = await warnings(1000)
-    assert "the proxy ends at" in warning
+    assert "the proxy expires at" in warning
     assert "pdm delegate" in warning
     assert await warnings(5_000_000) == []
     # With another one it may be as slow as it likes; what is known of credentials is known for a moment.

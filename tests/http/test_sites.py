@@ -129,9 +129,22 @@ async def test_nothing_tells_strangers_of_a_private_site(service: Service) -> No
     assert (refused.status, refused.problem) == (400, "invalid-input $.site")
     for method in ("GET", "DELETE"):
         assert (await service.call("stranger", method, f"/sites/{number}/session")).problem == "not-found"
-    moment = service.now()
+    timestamp = service.now()
     for route in (Route(1, 2), Route(1, number), Route(number, None)):
-        service.routes.append(RouteState(route, 0, 2, 1, 4, None, None, "as many as", moment, moment))
+        service.routes.append(
+            RouteState(
+                route=route,
+                running=0,
+                limit=2,
+                least=1,
+                most=4,
+                throughput=None,
+                unit=None,
+                reason="as many as",
+                decided_at=timestamp,
+                changed_at=timestamp,
+            )
+        )
     counts = [len((await service.call(user, "GET", "/routes")).json) for user in ("stranger", "hider", "operator")]
     service.routes.clear()
     assert counts == [1, 3, 3]
@@ -192,14 +205,14 @@ async def test_a_site_that_is_removed_while_a_job_is_registered(service: Service
     # As another daemon would: this one does not know yet.
     by = Actor(await service.user_id("racing"), "/CN=racing")
     await service.database.run("remove", stored_sites.remove, number, by, service.now())
-    service.context.catalogue._version = 10**9
+    service.context.site_directory._version = 10**9
     try:
         body = {"src_siteid": number, "src_filepath": "f", "protocol": "DUMMY"}
         answer = await service.call("racing", "POST", "/list", body)
         assert (answer.status, answer.problem) == (400, "invalid-input $")
     finally:
-        service.context.catalogue._version = None
-        await service.context.catalogue.refresh()
+        service.context.site_directory._version = None
+        await service.context.site_directory.refresh()
     assert (await service.call("racing", "GET", "/jobs")).json == []
     assert (await service.call("racing", "GET", f"/sites/{number}")).status == 404
 

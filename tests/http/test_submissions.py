@@ -164,7 +164,7 @@ async def test_nothing_is_copied_into_itself(service: Service, source: str, dest
         assert answer.status == (400 if bad else 200)
         if bad:
             assert answer.problem == "invalid-input $.dst_filepath"
-            assert "lies inside" in answer.json["detail"]
+            assert "is inside" in answer.json["detail"]
     answer = await service.call("self", "POST", "/copy", _COPY | {"src_filepath": source, "dst_filepath": destination})
     assert answer.status == 200, "at two sites the same path is two places"
 
@@ -177,7 +177,7 @@ async def test_a_whole_site_is_not_removed(service: Service, path: str) -> None:
             "self", "POST", "/remove", {"src_siteid": 1, "src_filepath": path, "protocol": protocol}
         )
         assert answer.problem == "invalid-input $.src_filepath"
-        assert "all of the site" in answer.json["detail"]
+        assert "root of the whole site" in answer.json["detail"]
 
 
 @pytest_twisted.ensureDeferred
@@ -204,7 +204,7 @@ async def test_protocols_that_are_not_to_be_had(service: Service) -> None:
     assert answer.problem == "invalid-input $.protocol"
     assert answer.json["detail"] == "this service cannot LIST by SSH; it can by GRIDFTP, DUMMY, FILE"
     answer = await service.call("protocols", "POST", "/list", {"src_siteid": 5, "src_filepath": "a"})
-    assert answer.json["detail"] == "there is no site 5; GET /sites lists those there are"
+    assert answer.json["detail"] == "there is no site 5; GET /sites lists all"
 
 
 @pytest_twisted.ensureDeferred

@@ -28,19 +28,19 @@ def test_what_gridftp_servers_said(row: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("protocol", MOVERS)
 def test_what_the_helper_knows_counts_first(protocol: JobProtocol) -> None:
-    fault = Fault("transfer", "Untrusted self-signed certificate", errno=2, code="CHECKSUM_MISMATCH")
+    fault = Fault(FailureScope.TRANSFER, "Untrusted self-signed certificate", errno=2, code="CHECKSUM_MISMATCH")
     assert MOVERS[protocol].classify(fault).code is FailureCode.CHECKSUM_MISMATCH
 
 
 @pytest.mark.parametrize("protocol", MOVERS)
 def test_then_the_error_number(protocol: JobProtocol) -> None:
-    failure = MOVERS[protocol].classify(Fault("destination", "530 expired certificate", errno=28, code="NO_SUCH_CODE"))
+    failure = MOVERS[protocol].classify(Fault(FailureScope.DESTINATION, "530 expired certificate", 28, "NO_SUCH_CODE"))
     assert (failure.scope, failure.code) == (FailureScope.DESTINATION, FailureCode.NO_SPACE)
 
 
 @pytest.mark.parametrize("protocol", MOVERS)
 def test_what_nobody_knows_is_tried_again_and_bounded(protocol: JobProtocol) -> None:
-    failure = MOVERS[protocol].classify(Fault("transfer", "x" * 5000))
+    failure = MOVERS[protocol].classify(Fault(FailureScope.TRANSFER, "x" * 5000))
     assert failure.code is FailureCode.UNKNOWN
     assert failure.retryable
     assert len(failure.message) == 2000

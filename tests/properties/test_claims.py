@@ -136,7 +136,13 @@ class Queue(RuleBasedStateMachine):
         crash=st.integers(0, 5).map(lambda number: number == 0),
     )
     def claim(self, worker: str, lane: frozenset[JobType], batches: int, batch_elements: int, crash: bool) -> None:
-        limits = claim_limits.ClaimLimits(batches * batch_elements, batches, batch_elements, 2**30, lane)
+        limits = claim_limits.ClaimLimits(
+            elements=batches * batch_elements,
+            batches=batches,
+            batch_elements=batch_elements,
+            batch_bytes=2**30,
+            types=lane,
+        )
         if crash:
             self._crashing(claiming.claim, worker, limits, self.store.now)
             return

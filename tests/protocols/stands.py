@@ -33,7 +33,11 @@ _RELAY = "pdm.workqueue.helpers.main_relay"
 _GRIDFTP = "pdm.workqueue.helpers.main_gridftp"
 _TOOLS = "pdm.workqueue.helpers.main_tools"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
-_AS = "import os; from {module} import main; os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
+#: What the helper imports later may not be readable for that account.
+_AS = (
+    "import os; from {module} import main; import pdm.workqueue.helpers.backends.local; "
+    "os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
+)
 _WAIT_S = 30.0
 _numbers = itertools.count(1)
 #: A server that is gone is noticed at once; only one that is frozen for good would cost this.

@@ -60,7 +60,8 @@ def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: Helper
     helper.send(wire.CancelRequest(request.id))
     assert isinstance(helper.rest(request.id)[-1], wire.CancelledEvent)
     helper.lets_go = True
-    found = {**begun.found, "source": ["file", 7, begun.found["destination"][2] - 60]}
+    before: Any = begun.found
+    found = {**before, "source": ["file", 7, before["destination"][2] - 60]}
     other.unlink()
     assert judged(stand.protocol, renamed(helper, stand, other, new, found)) == "source NOT_FOUND"
 

@@ -14,6 +14,7 @@ import pytest
 
 from pdm.testgrid.storage_servers import XrootdServer, descendants
 from pdm.testgrid.storages import TestStorages
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import xrootd
 from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
@@ -69,7 +70,7 @@ class Distrustful(XrootdServer):
 def test_what_servers_cannot_copy_goes_through_here(own: HelperProcess, places: Places) -> None:
     storages, content = places.storages, os.urandom(9_000_001)
     assert storages.credentials is not None
-    server = Distrustful(storages.folder, "distrustful", storages.root("B"), storages.credentials, storages.account)
+    server = Distrustful(storages.directory, "distrustful", storages.root("B"), storages.credentials, storages.account)
     source = places.put(places.a / "large", content)
     server.start()
     try:
@@ -122,7 +123,7 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     ],
 )
 def test_certificates(proxy: str, trust: str, verdict: str, storages: TestStorages, places: Places) -> None:
-    folder = storages.folder
+    folder = storages.directory
     environment = {
         **storages.environment(),
         "X509_USER_PROXY": str(folder / "users" / proxy),
@@ -203,7 +204,7 @@ def test_an_authority_is_a_host_and_a_port(authority: str) -> None:
     backend = XrootdBackend()
     backend.timeouts = Timeouts(1, 0, time.monotonic() + 5)
     with pytest.raises(StorageError, match="HOST:PORT"):
-        backend.stat(f"root://{authority}//x")
+        backend.stat(StorageUrl(f"root://{authority}//x"))
 
 
 def test_small_files_cost_no_program_at_the_server() -> None:

@@ -140,7 +140,7 @@ def test_where_there_is_no_room_the_silent_ones_make_it(start: Start, held: cont
     assert is_open(kept)
     assert [is_open(one) for one in silent] == [False] * 11 + [True] * 19
     assert serves(service)
-    assert "those silent for the longest make room" in service.tail()
+    assert "closing those silent for longest" in service.tail()
 
 
 def test_one_address_cannot_take_all(start: Start, held: contextlib.ExitStack) -> None:

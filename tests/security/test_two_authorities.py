@@ -84,7 +84,7 @@ def attempt(
     for thief in (caller(other, alice), caller(other, alice, proxy=True)):
         status, answer = thief.whoami()
         assert (status, answer["title"]) == (403, "Not allowed")
-        assert "/CN=alice is known here by the authority /DC=org/DC=a/CN=CA of a" in answer["detail"]
+        assert "/CN=alice is registered with the authority /DC=org/DC=a/CN=CA of a" in answer["detail"]
         assert "signing policy" in answer["detail"]
     for subject in (boss, HOST_OPERATOR):
         assert caller(own, subject).whoami()[0] == 403

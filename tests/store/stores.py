@@ -53,13 +53,12 @@ class Store:
     def user(self, name: str = "alice") -> int:
         return self.run(users.register, f"/DC=test/CN={name}", "user", self.now).id
 
-    def worker(self, name: str = "w") -> str:
-        self.register(name)
-        return name
+    def worker(self, incarnation: str = "w") -> str:
+        self.register(incarnation)
+        return incarnation
 
-    def register(self, name: str = "w") -> leases.Registration:
-        """Begin to claim; the name is the incarnation, too."""
-        return self.run(leases.register_worker, leases.WorkerIdentity(name, name), self.now, LEASE_S)
+    def register(self, incarnation: str = "w") -> leases.Registration:
+        return self.run(leases.register_worker, identity(incarnation), self.now, LEASE_S)
 
     def submit(self, user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> JobRecord:
         return self.run(jobs.submit, new_job(user, type_, **changes), None, self.now)
@@ -86,7 +85,11 @@ class Store:
         **limits: Any,
     ) -> list[Batch]:
         whole = ClaimLimits(
-            limits.pop("elements", batches * batch_elements), batches, batch_elements, batch_bytes, **limits
+            elements=limits.pop("elements", batches * batch_elements),
+            batches=batches,
+            batch_elements=batch_elements,
+            batch_bytes=batch_bytes,
+            **limits,
         )
         return self.run(claiming.claim, worker, whole, self.now)
 
@@ -128,6 +131,15 @@ class Store:
             *(found.get(status, 0) for status in (JobStatus.SUBMITTED, JobStatus.RUNNING, JobStatus.DONE)),
             *(found.get(status, 0) for status in (JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.HELD)),
         )
+
+
+def name_of(incarnation: str = "w") -> str:
+    """The worker's name: another text than its incarnation, so that a statement that takes one for the other fails."""
+    return f"worker {incarnation}"
+
+
+def identity(incarnation: str = "w") -> leases.WorkerIdentity:
+    return leases.WorkerIdentity(name_of(incarnation), incarnation)
 
 
 def new_job(user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> NewJob:

@@ -21,13 +21,12 @@ from pdm.workqueue.store import claiming, job_changes, jobs, leases, results, us
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.job_cache import LONGEST_TEXT, JobCache
-from pdm.workqueue.store.leases import WorkerIdentity
-from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, new_job
+from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, identity, new_job
 
 # What mypy knows of it is less than what it can do.
 reactor: Any = _reactor
 
-_WORKER = WorkerIdentity("w", "w")
+_WORKER = identity()
 _LIMITS = ClaimLimits(elements=1000, batches=10, batch_elements=100, batch_bytes=2**40)
 
 

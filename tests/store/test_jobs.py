@@ -74,8 +74,8 @@ def test_pages_of_jobs(store: Store) -> None:
 
 def test_pages_of_elements(store: Store) -> None:
     store.worker()
-    folder = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
-    job = store.copy_job(store.user(), [1, 1, folder])
+    directory = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
+    job = store.copy_job(store.user(), [1, 1, directory])
     batches = store.claim(batch_elements=1, batches=2)
     store.settle(ended(JobStatus.FAILED, batches[0], failure=MISSING))
 
@@ -159,7 +159,7 @@ def test_a_large_job_is_retried_in_parts(store: Store, monkeypatch: pytest.Monke
     assert store.claim() == []
     assert store.run(claim_queries.next_due, store.now) is None
     assert store.run(job_changes.unfinished_changes) == [job.id]
-    # A daemon that is started later goes on with it.
+    # A daemon that is started later continues it.
     assert store.run(job_changes.continue_change, job.id, store.now)
     assert not store.run(job_changes.continue_change, job.id, store.now)
     assert store.run(job_changes.unfinished_changes) == []
@@ -185,7 +185,7 @@ def test_a_large_retry_beside_running_work_and_a_cancellation(store: Store, monk
     record = store.job(job.id)
     assert (record.status, record.counters.cancelled) == (JobStatus.CANCELLED, 6)
     assert store.run(job_changes.retry, job.id, store.now)[1] == 10
-    assert store.run(job_changes.retry, job.id, store.now)[1] == 6, "asked again, it goes on"
+    assert store.run(job_changes.retry, job.id, store.now)[1] == 6, "repeated, it continues"
     while store.run(job_changes.continue_change, job.id, store.now):
         pass
     assert sum(len(batch.elements) for batch in store.claim()) == 10

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.helpers.tools.gfal import _ENTRY, _file_stat, error_of, stat_in
 from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair
@@ -52,7 +53,9 @@ error: There was an error with 1 transfer.
 
 def test_the_output_of_a_list_is_taken_apart() -> None:
     names = [("a%20b", "t1"), ("none", "t2"), ("big", "t3"), ("same", "same")]
-    pairs = [UrlPair(key, f"{_A}/{name}", f"{_B}/{new}", 7) for key, (name, new) in enumerate(names)]
+    pairs = [
+        UrlPair(key, StorageUrl(f"{_A}/{name}"), StorageUrl(f"{_B}/{new}"), 7) for key, (name, new) in enumerate(names)
+    ]
     begun: list[int] = []
     logged: list[tuple[int, str]] = []
     arrived: list[tuple[int, int]] = []
@@ -76,7 +79,7 @@ def test_the_output_of_a_list_is_taken_apart() -> None:
 def test_what_comes_before_the_first_file_is_of_all() -> None:
     heard: list[tuple[int, str]] = []
     listener = CopyListener(
-        [UrlPair(5, "s", "d", 1), UrlPair(6, "s2", "d2", 1)],
+        [UrlPair(5, StorageUrl("s"), StorageUrl("d"), 1), UrlPair(6, StorageUrl("s2"), StorageUrl("d2"), 1)],
         Deadline(10, time.monotonic() + 10),
         lambda pair: None,
         lambda key, line: heard.append((key, line)),
@@ -158,5 +161,5 @@ def test_what_an_error_means(number: int, text: str, expected: int | None, code:
     error = error_of(number, text)
     assert error.errno == expected
     if code is not None:
-        fault = Fault("source", error.message, error.errno, error.code, None)
+        fault = Fault(FailureScope.SOURCE, error.message, error.errno, error.code, None)
         assert ToolsMover(JobProtocol.GRIDFTP).classify(fault).code is code

@@ -28,17 +28,16 @@ _PYTHON_TEST = "import sys; sys.exit(0 if sys.version_info >= (3, 11) else '%d.%
 
 
 def find_problems(settings: Settings, *, database: bool) -> list[str]:
-    """What keeps a daemon with these settings from working; each is one line, empty if nothing does.
+    """Problems of these settings, one line each; empty if there are none.
 
     Args:
-        settings: as read.
-        database: whether to connect to the database and look at its schema.
+        database: whether to connect to the database and check its schema.
     """
     checks: list[Callable[[Settings], None]] = [
         lambda settings: _discard(SiteRegistry.read(settings.sites.folder)),
         lambda settings: _discard(AccessList.read(settings.users)),
         lambda settings: _discard(server_tls(settings)),
-        _check_folders,
+        _check_directories,
         _check_key_file,
         _check_python,
         _check_address,
@@ -55,37 +54,38 @@ def _problems_of(check: Callable[[Settings], None], settings: Settings) -> Itera
 
 
 def _discard(_: object) -> None:
-    """What a check has read is not needed."""
+    """Drop the result of a check."""
 
 
-def _check_folders(settings: Settings) -> None:
-    for key, folder in (
+def _check_directories(settings: Settings) -> None:
+    for key, directory in (
         ("[state] folder", settings.state.folder),
         ("[logs] folder", settings.logs.folder),
         ("[credentials] folder", settings.credentials.folder),
         ("[credentials] key_file", settings.credentials.key_file.parent),
     ):
-        reason = _unusable(folder)
+        reason = _unusable(directory)
         if reason is not None:
             raise ConfigError(f"{settings.source}: {key}: {reason}")
-    folder = settings.credentials.folder
-    if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.geteuid()):
+    directory = settings.credentials.folder
+    if directory.is_symlink() or (directory.exists() and directory.stat().st_uid != os.geteuid()):
         raise ConfigError(
-            f"{settings.source}: [credentials] folder: {folder} is a link, or belongs to another account: name another"
+            f"{settings.source}: [credentials] folder: {directory} is a link, or belongs to another account:"
+            " name another"
         )
 
 
-def _unusable(folder: Path) -> str | None:
-    """Why a folder cannot be made or written; None if it can."""
-    nearest = folder
+def _unusable(directory: Path) -> str | None:
+    """Why a directory cannot be made or written; None if it can."""
+    nearest = directory
     # `exists` would call a path below a file missing.
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     if not nearest.is_dir():
-        return f"{folder} cannot be made: {nearest} is no folder"
+        return f"{directory} cannot be made: {nearest} is no directory"
     if not os.access(nearest, os.W_OK | os.X_OK):
-        verb = "written" if nearest == folder else "made"
-        return f"{folder} cannot be {verb} by this account: change the owner of {nearest}, or name another folder"
+        verb = "written" if nearest == directory else "made"
+        return f"{directory} cannot be {verb} by this account: change the owner of {nearest}, or name another directory"
     return None
 
 

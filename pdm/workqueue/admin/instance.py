@@ -41,29 +41,27 @@ class Grid:
     """A test grid, as its ``grid.json`` describes it.
 
     Attributes:
-        folder: of the grid.
         trust: its hashed directory of authorities.
-        sites: name → what is said about the site.
-        users: who can act at its sites, and so should call the service.
+        users: users with accounts at its sites.
     """
 
-    folder: Path
+    directory: Path
     trust: Path
     sites: Mapping[str, Mapping[str, Any]]
     users: Sequence[UserCertificate]
 
     @classmethod
-    def read(cls, folder: Path) -> Grid:
+    def read(cls, directory: Path) -> Grid:
         """Read the description of a grid.
 
         Raises:
             InstanceError: there is none, or it is not what it should be.
         """
-        file = folder / "grid.json"
+        file = directory / "grid.json"
         try:
             said = json.loads(file.read_text(encoding="utf-8"))
             return cls(
-                folder,
+                directory,
                 Path(said["ca_dir"]),
                 {str(name): dict(site) for name, site in said["sites"].items()},
                 [
@@ -73,13 +71,13 @@ class Grid:
             )
         except OSError as error:
             raise InstanceError(
-                f"{file}: {error.strerror}; start a grid with: python -m pdm.testgrid up {folder}"
+                f"{file}: {error.strerror}; start a grid with: python -m pdm.testgrid up {directory}"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InstanceError(f"{file} is no description of a grid: {type(error).__name__}: {error}") from error
 
 
-#: The entries of an instance folder; one that has any of them is somebody's already.
+#: The entries of an instance directory; a directory with one of them is in use.
 ENTRIES = ("workqueue.conf", "sites.d", "certificates", "var", "storage")
 DEFAULT_PORT = 8443
 _AUTHORITY = "/DC=org/DC=pdm/OU=Test instance/CN=PDM Test CA"
@@ -96,28 +94,26 @@ class Instance:
     """What was made.
 
     Attributes:
-        folder: absolute.
         url: at which the daemon will serve; with ``PORT`` where the port is only known once it runs.
-        identities: who can call it, the most useful first.
-        site: name of a site to try.
+        identities: certificates of its callers, the most useful first.
     """
 
-    folder: Path
+    directory: Path
     url: str
     identities: Sequence[UserCertificate]
     site: str
 
     @property
     def config(self) -> Path:
-        return self.folder / "workqueue.conf"
+        return self.directory / "workqueue.conf"
 
     @property
     def authority(self) -> Path:
-        return self.folder / "certificates" / "ca.crt"
+        return self.directory / "certificates" / "ca.crt"
 
 
 def make_instance(
-    folder: Path,
+    directory: Path,
     *,
     user: str,
     host: str = "127.0.0.1",
@@ -125,68 +121,65 @@ def make_instance(
     grid: Grid | None = None,
     operators: Sequence[str] = (),
 ) -> Instance:
-    """Make a ready instance folder.
+    """Make a ready instance directory.
 
     Args:
-        folder: where; made if missing. Other files in it are left alone.
-        user: name of the user certificate.
-        host: address or name to listen on.
+        directory: where; made if missing. Other files in it are left alone.
         port: TCP port; 0 for a free one at each start.
-        grid: a test grid to serve; without one there are two sites in local folders.
+        grid: a test grid to serve; without one there are two sites in local directories.
         operators: subjects of operators besides the instance's own ``admin``.
 
     Raises:
-        InstanceError: the folder is an instance already, or something asked for is wrong. Nothing is left of a try.
+        InstanceError: the directory is an instance already, or something asked for is wrong. Nothing is left of a try.
     """
-    folder = folder.absolute()
+    directory = directory.absolute()
     for entry in ENTRIES:
-        if (folder / entry).exists() or (folder / entry).is_symlink():
-            raise InstanceError(f"{folder} has a {entry} already: choose another folder, or move that away")
-    if "\n" in str(folder):
-        raise InstanceError("a folder whose name has a line end cannot be written into a configuration file")
+        if (directory / entry).exists() or (directory / entry).is_symlink():
+            raise InstanceError(f"{directory} has a {entry} already: choose another directory, or move that away")
+    if "\n" in str(directory):
+        raise InstanceError("a directory whose name has a line end cannot be written into a configuration file")
     _check_name(user)
     if not _HOST.fullmatch(host):
         raise InstanceError(f"{host[:60]!r} is no address and no host name")
     for operator in operators:
         _check_subject(operator)
-    made = not folder.exists()
+    made = not directory.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InstanceError(f"{folder} cannot be made: {error.strerror}") from error
+        raise InstanceError(f"{directory} cannot be made: {error.strerror}") from error
     try:
-        return _Maker(folder, host, port, grid).make(user, operators)
+        return _Maker(directory, host, port, grid).make(user, operators)
     except BaseException as error:
         for entry in ENTRIES:
-            _remove(folder / entry)
+            _remove(directory / entry)
         if made:
-            _remove(folder)
+            _remove(directory)
         if isinstance(error, OSError):
-            raise InstanceError(f"{folder}: {error.strerror or error}") from error
+            raise InstanceError(f"{directory}: {error.strerror or error}") from error
         if isinstance(error, ConfigError):
             raise InstanceError(f"what was asked for makes no good configuration: {error}") from error
         raise
 
 
-def add_user(folder: Path, name: str) -> UserCertificate:
+def add_user(directory: Path, name: str) -> UserCertificate:
     """Sign a user certificate with the authority of an instance.
 
     Args:
-        folder: the instance.
         name: of the files; the certificate's common name too.
 
     Raises:
-        InstanceError: the name is strange or taken, or the folder is no instance.
+        InstanceError: the name is strange or taken, or the directory is no instance.
     """
     _check_name(name)
-    certificates = folder.absolute() / "certificates"
+    certificates = directory.absolute() / "certificates"
     identity = _identity(certificates, name)
     if identity.certificate.exists() or identity.key.exists():
         raise InstanceError(f"{name} has a certificate already: {identity.certificate}")
     try:
         authority = Authority.load(certificates)
     except (OSError, ValueError) as error:
-        raise InstanceError(f"{folder} is no instance made by 'pdm admin init': {error}") from error
+        raise InstanceError(f"{directory} is no instance made by 'pdm admin init': {error}") from error
     return _sign_user(authority, identity)
 
 
@@ -232,11 +225,11 @@ def _remove(path: Path) -> None:
 
 
 class _Maker:
-    """Writes the parts of one instance; the folder has none of them yet."""
+    """Writes the parts of one instance; the directory has none of them yet."""
 
-    def __init__(self, folder: Path, host: str, port: int, grid: Grid | None) -> None:
-        self._folder = folder
-        self._certificates = folder / "certificates"
+    def __init__(self, directory: Path, host: str, port: int, grid: Grid | None) -> None:
+        self._directory = directory
+        self._certificates = directory / "certificates"
         self._host = host
         self._port = port
         self._grid = grid
@@ -253,18 +246,18 @@ class _Maker:
         caller = _sign_user(authority, _identity(self._certificates, user))
         if self._grid is not None:
             self._trust_grid(self._grid)
-        (self._folder / "var").mkdir(mode=0o700)
-        (self._folder / "var" / "logs").mkdir(mode=0o750)
+        (self._directory / "var").mkdir(mode=0o700)
+        (self._directory / "var" / "logs").mkdir(mode=0o750)
         sites = self._grid_sites(self._grid) if self._grid is not None else self._local_sites()
-        (self._folder / "sites.d").mkdir()
-        (self._folder / "sites.d" / "sites.conf").write_text(_sites_text(sites), encoding="utf-8")
+        (self._directory / "sites.d").mkdir()
+        (self._directory / "sites.d" / "sites.conf").write_text(_sites_text(sites), encoding="utf-8")
         operator = authority.dn.rpartition("/")[0] + "/CN=admin"
-        config = self._folder / "workqueue.conf"
+        config = self._directory / "workqueue.conf"
         config.write_text(self._config_text([operator, *operators]), encoding="utf-8")
         settings = read_settings(config)
         SiteRegistry.read(settings.sites.folder)
         grid_users = [] if self._grid is None else list(self._grid.users)
-        return Instance(self._folder, self._url(), [*grid_users, caller, admin], next(iter(sites)))
+        return Instance(self._directory, self._url(), [*grid_users, caller, admin], next(iter(sites)))
 
     def _host_names(self) -> tuple[list[str], list[str]]:
         names, addresses = ["localhost"], ["127.0.0.1", "::1"]
@@ -293,11 +286,11 @@ class _Maker:
     def _local_sites(self) -> dict[str, dict[str, str]]:
         sites = {}
         for number, letter in enumerate("ab", 1):
-            storage = self._folder / "storage" / letter
+            storage = self._directory / "storage" / letter
             storage.mkdir(parents=True)
             sites[f"local-{letter}"] = {
                 "id": str(number),
-                "description": f"the folder storage/{letter} of this instance",
+                "description": f"the directory storage/{letter} of this instance",
                 "default_folder": "/",
                 "file": "file://" + quote(str(storage)),
                 "dummy": f"dummy://{letter}/",
@@ -318,7 +311,7 @@ class _Maker:
                 }
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise InstanceError(
-                    f"{grid.folder / 'grid.json'}: site {name} is not as expected: {type(error).__name__}: {error}"
+                    f"{grid.directory / 'grid.json'}: site {name} is not as expected: {type(error).__name__}: {error}"
                 ) from error
         return sites
 
@@ -358,13 +351,13 @@ key = certificates/host.key
 trust = certificates/trust
 
 [users]
-# anyone with a certificate of a trusted authority, or only who is listed.
+# anyone with a certificate of a trusted authority, or only listed users.
 #register = anyone
 operators =
 {operators}
 
 [database]
-# By default SQLite in the state folder.
+# By default SQLite in the state directory.
 #url = postgresql://user@host/pdm
 
 [logs]

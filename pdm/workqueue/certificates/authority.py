@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pdm.workqueue.certificates.names import dn, parse_dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.proxies import key_usage, sign_proxy
 
-#: Certificates start a little in the past: clocks of the machines that check them differ.
+#: Certificates start a little in the past, because clocks differ.
 SKEW = timedelta(minutes=-5)
 
 
@@ -30,7 +30,6 @@ class Credential:
     """A certificate with its private key.
 
     Attributes:
-        certificate: of a host, a user, or a proxy.
         key: its private key; RSA, because Globus needs that.
         chain: the certificates that signed it, without the authority's root: for a proxy the proxies before it and the
             user's own.
@@ -58,7 +57,6 @@ class Credential:
         Args:
             start: when it becomes valid, counted from now.
             lifetime: how long it is valid, counted from `start`.
-            limited: Globus' limited proxy.
         """
         key = new_key()
         begin = now() + start
@@ -128,8 +126,6 @@ class Authority:
     """Signs certificates and revocation lists.
 
     Attributes:
-        certificate: of the authority.
-        key: its private key.
         chain: the authorities above a subordinate one, without the root.
     """
 
@@ -142,8 +138,7 @@ class Authority:
         """Make a new self-signed authority.
 
         Args:
-            subject: slash form, such as ``/DC=org/DC=example/CN=My CA``; users and hosts stand beside it.
-            lifetime: of the authority's certificate.
+            subject: slash form, such as ``/DC=org/DC=example/CN=My CA``; users and hosts are named beside it.
 
         Raises:
             ValueError: `subject` is no subject.
@@ -200,7 +195,6 @@ class Authority:
 
         Args:
             names: DNS names, the first (or else the first address) is its common name too.
-            ips: IP addresses.
             start: when it becomes valid, counted from now.
             lifetime: how long it is valid, counted from `start`.
         """

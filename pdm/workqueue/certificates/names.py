@@ -27,9 +27,11 @@ from cryptography.x509.oid import NameOID
 
 from pdm.workqueue.domain.subjects import BEGINNING, decoded_bytes, escaped_value, plain_form
 
-#: To be caught wherever a certificate of others is loaded or looked into.
+#: What `cryptography` raises for a malformed certificate of someone else, when it is loaded or an attribute is read.
 PARSE_ERRORS = (
     ValueError,
+    # A BIT STRING in a name ("oid must be X500_UNIQUE_IDENTIFIER").
+    TypeError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.InvalidVersion,
@@ -69,7 +71,7 @@ def dn(name: x509.Name) -> str:
 
 
 def parse_dn(text: str) -> x509.Name:
-    """The name that a slash form stands for (values as text only, one value a part).
+    """Parse a slash form into a name (values as text only, one value a part).
 
     Raises:
         ValueError: it is not the slash form of a name; the text says what is wrong.

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from pdm.workqueue.certificates.names import PARSE_ERRORS, dn
+from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.pem import (
     CertificateFilesError,
     TlsIdentity,
@@ -35,7 +35,8 @@ from pdm.workqueue.certificates.pem import (
     require_valid,
 )
 from pdm.workqueue.certificates.proxies import proxy_problem
-from pdm.workqueue.certificates.trust import Trust, read_trust, reason_of
+from pdm.workqueue.certificates.trust import Trust, read_trust
+from pdm.workqueue.certificates.verification import UNREADABLE, reason_of
 
 # What a server says about the client's certificate when it ends a handshake (the end of OpenSSL's text of an alert).
 _ALERTS = {
@@ -105,8 +106,7 @@ def client_policy(
         ca: PEM file or grid-style directory of the authorities that may vouch for the service; None for those of the
             system.
         certificate: PEM of the caller's certificate with its chain; a proxy file will do. None to show none.
-        key: PEM of its key; None if it stands in the file of the certificate.
-        passphrase: of an encrypted key.
+        key: PEM of its key; None if it is in the file of the certificate.
         ca_named_by: what has named `ca` (``PDM_CA``), for messages.
 
     Raises:
@@ -157,7 +157,6 @@ def refusal_of(failure: Failure, policy: object = None) -> CertificateRefusal | 
     """Why a certificate was refused, with what the client's policy knows; None if a request failed otherwise.
 
     Args:
-        failure: of the request.
         policy: the one that made the connection, from `client_policy`.
     """
     reason = refusal_reason(failure)
@@ -200,8 +199,7 @@ class _ClientPolicy:
     """Makes connections that show the client's certificate.
 
     Args:
-        trust: who may vouch for the service; None for the authorities of the system.
-        where: they were looked for, for messages.
+        trust: authorities of the service's certificate; None for those of the system.
         identity: what the client shows; None for nothing.
     """
 
@@ -282,13 +280,13 @@ class _ClientPolicy:
                 if names
                 else "",
             )
-        refusal = None if self._trust is None else self._trust.judge_signatures(chain).refusal
+        refusal = None if self._trust is None else self._trust.check_signatures(chain).refusal
         return None if refusal is None else CertificateRefusal(f"the certificate of {host} is not trusted: {refusal}")
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _ConnectionCreator:
-    """Makes the client side of connections to one host, and judges its certificate."""
+    """Makes the client side of connections to one host, and verifies its certificate."""
 
     def __init__(self, host: str, context: SSL.Context, policy: _ClientPolicy) -> None:
         self._host = host
@@ -317,7 +315,7 @@ class _ConnectionCreator:
             else:
                 chain.insert(0, certificate)
                 problem = self._policy.refusal_of_chain(self._host, chain) if depth == 0 else None
-        except PARSE_ERRORS as unreadable:
+        except UNREADABLE as unreadable:
             problem = CertificateRefusal(f"the certificate of {self._host} cannot be read: {unreadable}")
         if problem is not None:
             self._policy.problem = problem
@@ -344,7 +342,7 @@ def _names_of(certificate: x509.Certificate) -> list[str]:
 
 
 def _display_name(name: x509.Name) -> str:
-    return dn(name)[:300] or "nobody"
+    return dn(name)[:300] or "an empty name"
 
 
 def _errors_within(error: BaseException | None) -> Iterator[BaseException]:

@@ -29,10 +29,11 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from pdm.workqueue.certificates.names import PARSE_ERRORS, dn
+from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, TlsIdentity, read_identity, require_valid
 from pdm.workqueue.certificates.proxies import end_entity, is_limited, lifetime_end, proxy_problem
-from pdm.workqueue.certificates.trust import CrlPolicy, Trust, file_state, misuse, read_trust, reason_of
+from pdm.workqueue.certificates.trust import CrlPolicy, Trust, file_state, read_trust
+from pdm.workqueue.certificates.verification import UNREADABLE, misuse, reason_of
 from pdm.workqueue.domain.signing_policy import PolicyMode
 
 
@@ -140,12 +141,8 @@ class ServerTls:
 
     Args:
         certificate: PEM of the host certificate, with its chain.
-        key: PEM of its key.
         trust: PEM file or grid-style directory of the authorities that may vouch for clients.
-        crl: which revocation lists are checked.
-        signing: which signing policies are applied.
         refused: called with the reason of each refused certificate, for counting.
-        now: the clock, for warnings.
 
     Raises:
         CertificateFilesError: a file is missing or unfit; the text says which, and what to do.
@@ -179,7 +176,7 @@ class ServerTls:
 
     @property
     def trust(self) -> Trust:
-        """The authorities and lists in force, for checking what comes by other ways (`delegation.accept`)."""
+        """The authorities and lists in force, for chains that do not arrive by TLS (`delegation.accept_proxy`)."""
         return self._loaded.trust
 
     def wrap(self, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
@@ -242,7 +239,7 @@ class ServerTls:
     def swap(self, loaded: _Loaded) -> None:
         """Put what was loaded into force; on the reactor's thread.
 
-        New connections are judged by it. Open ones go on, but for those that would not be let in again: whose
+        It applies to new connections. Open ones stay open, except those that would be refused now: whose
         certificate is now revoked, whose authority is gone, or may not sign their subject any more.
         """
         before, self._loaded = self._loaded.trust, loaded
@@ -251,7 +248,7 @@ class ServerTls:
         for protocol in list(self._open):
             try:
                 found = self._outdated(verified_chain(protocol), loaded.trust, gone)
-            except PARSE_ERRORS:  # it was read in the handshake
+            except UNREADABLE:  # it was read in the handshake
                 continue
             if found is not None:
                 certificate, reason = found
@@ -265,7 +262,6 @@ class ServerTls:
 
         Args:
             chain: of a connection; empty without a certificate.
-            trust: what is in force now.
             gone: authorities that were trusted before.
         """
         if not chain:
@@ -275,7 +271,7 @@ class ServerTls:
             return revoked, "certificate revoked"
         if not gone.isdisjoint(chain):
             return chain[0], "its authority is no longer trusted here"
-        refusal = trust.judge_signatures(chain).refusal
+        refusal = trust.check_signatures(chain).refusal
         return None if refusal is None else (chain[0], refusal)
 
     def _load(self) -> _Loaded:
@@ -289,7 +285,7 @@ class ServerTls:
         return file_state(self._certificate), file_state(self._key), file_state(self._trust)
 
     def _make_context(self, identity: TlsIdentity, trust: Trust) -> SSL.Context:
-        """Make the context; complete, because pyOpenSSL lets nobody change it after its first connection."""
+        """Make the complete context: pyOpenSSL forbids changes after its first connection."""
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_cipher_list(_CIPHERS)
@@ -308,17 +304,17 @@ class ServerTls:
         assert store is not None
         trust.fill(store)
 
-        def judge(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+        def verify(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
             return self._verify(trust, connection, certificate, error, depth, bool(ok))
 
-        context.set_verify(SSL.VERIFY_PEER, judge)
+        context.set_verify(SSL.VERIFY_PEER, verify)
         return context
 
     def _verify(self, trust: Trust, connection: SSL.Connection, shown: X509, error: int, depth: int, ok: bool) -> bool:
         """Record why a certificate is refused, and never accept what OpenSSL refuses.
 
         There are two exceptions: the missing list of `Trust.fill`; and an issuer that is no authority, which is refused
-        at depth 0, which is always seen last: only the leaf tells that it is a legacy proxy.
+        at depth 0, which is always verified last: only the leaf shows that it is a legacy proxy.
         """
         protocol: TLSMemoryBIOProtocol = connection.get_app_data()
         handshake = handshakes[protocol]
@@ -335,7 +331,7 @@ class ServerTls:
                 handshake.condemned = reason_of(error)
             elif not _is_missing_list(error) or trust.must_be_listed(certificate.issuer):
                 reason = reason_of(error)
-        except PARSE_ERRORS as unreadable:
+        except UNREADABLE as unreadable:
             subject, reason = "(unreadable)", f"certificate cannot be read: {unreadable}"
         if reason is None:
             return True
@@ -360,7 +356,7 @@ class ServerTls:
             if is_leaf and chain[-1] not in self.trust.authorities:
                 return "its authority is no longer trusted here"
         if is_leaf:
-            verdict = self.trust.judge_signatures(chain)
+            verdict = self.trust.check_signatures(chain)
             handshake.constrained = verdict.constrained
             return verdict.refusal
         return None

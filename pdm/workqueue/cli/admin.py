@@ -86,7 +86,7 @@ def _next_steps(instance: Instance, *, delegates: bool) -> str:
     others = ", ".join(identity.name for identity in instance.identities[1:])
     delegate = "  pdm delegate\n" if delegates else ""
     return (
-        f"An instance of the service is ready in {instance.folder}\n\n"
+        f"An instance of the service is ready in {instance.directory}\n\n"
         "Start the daemon, in a terminal of its own, for it writes its log there:\n"
         f"  twistd --nodaemon pdmworkqueue --config {shlex.quote(str(instance.config))}\n\n"
         f"Call it as {first.name} (there are also: {others}):\n"

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from twisted.web.iweb import IResponse
 
-from pdm.workqueue.wire.problems import PROBLEM_TYPE_PREFIX
+from pdm.workqueue.wire.responses import PROBLEM_TYPE_PREFIX
 
 
 class WorkqueueClientError(Exception):

@@ -28,9 +28,9 @@ Duration = Annotated[float, _kind("duration", gt=0, le=3650 * _DAY)]
 DurationOrZero = Annotated[float, _kind("duration", ge=0, le=3650 * _DAY)]
 #: Bytes, written ``512``, ``64KiB``, ``1MB``.
 Size = Annotated[int, _kind("size", ge=1, le=2**62)]
-#: A path; a relative one is relative to the folder of the configuration file.
+#: A path; a relative one is relative to the directory of the configuration file.
 FilePath = Annotated[Path, _kind("path")]
-#: A path; the default is relative to the state folder.
+#: A path; the default is relative to the state directory.
 StatePath = Annotated[Path, _kind("state-path")]
 #: A path, or nothing.
 OptionalPath = Annotated[Path | None, _kind("optional-path")]
@@ -73,7 +73,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who the service is, and whose client certificates it takes.
+    """The host certificate, and which client certificates are accepted.
 
     Attributes:
         certificate: PEM file of the host certificate, with its chain if it has one.
@@ -99,10 +99,10 @@ class UserSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may use the service.
 
     Attributes:
-        register: ``anyone`` with a trusted certificate becomes a user at first sight, or only who is ``listed``.
+        register: ``anyone`` with a trusted certificate becomes a user at its first request, or only ``listed`` ones.
         listed_users: file of subjects, one a line: ``SUBJECT``, or ``ROLE SUBJECT`` (role ``user`` or ``operator``).
-        operators: subjects that may see and steer everybody's jobs.
-        weights: what share of the work users get, compared to others who wait; 1 for those who are not named.
+        operators: subjects that may see and control the jobs of all users.
+        weights: share of the work of a user, relative to other waiting users; 1 by default.
     """
 
     register: Literal["anyone", "listed"] = "anyone"
@@ -115,14 +115,14 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where jobs are kept.
 
     Attributes:
-        url: SQLAlchemy URL; after reading never empty (empty in the file: ``workqueue.sqlite`` in the state folder).
+        url: SQLAlchemy URL; after reading never empty (empty in the file: ``workqueue.sqlite`` in the state directory).
         threads: threads (and connections) for database work.
         connect_timeout_s: until a connection to PostgreSQL is made.
         lock_timeout_s: to wait for a row that another session of PostgreSQL holds.
         statement_timeout_s: for one statement of PostgreSQL.
         idle_timeout_s: PostgreSQL ends a session that has begun a transaction and is silent for so long.
         network_timeout_s: a connection whose other end does not acknowledge what was sent for so long is dead.
-        stop_timeout_s: when the service stops, results that the database does not take for so long are given up.
+        stop_timeout_s: when the service stops, how long to wait for the database to store results.
     """
 
     url: str = ""
@@ -136,7 +136,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``folder``: what the daemon writes; database, keys and logs stand below it unless set elsewhere."""
+    """``folder``: what the daemon writes; database, keys and logs are below it by default."""
 
     folder: FilePath = Path("var")
 
@@ -184,7 +184,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         idle_agents: helpers more that may live without work, so that users who take turns need not log in anew.
         idle_s: a helper without work for so long is ended.
         python: interpreter of the helpers. After reading never None (nothing in the file: the daemon's own).
-        library_path: ``LD_LIBRARY_PATH`` of the helpers, for grid tools installed outside the system's folders.
+        library_path: ``LD_LIBRARY_PATH`` of the helpers, for grid tools installed outside the system's directories.
         cancel_grace_s: how long a helper may take to obey a cancellation; then it is killed.
     """
 
@@ -198,11 +198,11 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How elements are claimed, tried again and given up.
+    """How elements are claimed and retried.
 
     Attributes:
-        lease_s: a daemon that shows no life for so long loses its elements.
-        poll_interval_s: how often the database is asked for work that nobody announced.
+        lease_s: a daemon that does not renew its lease for so long loses its elements.
+        poll_interval_s: how often the database is polled for work that no event has announced.
         batch_elements: most elements handed to a helper at once; how many it is, is found by how long they take.
         batch_bytes: most bytes of a batch; a larger file goes alone.
         first_pause_s: before the second try of an element; doubles with each try.

@@ -130,34 +130,34 @@ def one_line(text: str) -> str:
     return text
 
 
-def path_below(folder: Path) -> Callable[[str], Path]:
-    """Reads a path; a relative one is below the folder, ``~`` is the home of the daemon's account."""
+def path_below(directory: Path) -> Callable[[str], Path]:
+    """Reads a path; a relative one is below the directory, ``~`` is the home of the daemon's account."""
 
     def read(text: str) -> Path:
         if not text:
             raise ValueError("a path is expected")
         if "\0" in text:
             raise ValueError("a path must not contain NUL")
-        return folder / Path(one_line(text)).expanduser()
+        return directory / Path(one_line(text)).expanduser()
 
     return read
 
 
-def optional_path_below(folder: Path) -> Callable[[str], Path | None]:
+def optional_path_below(directory: Path) -> Callable[[str], Path | None]:
     """Reads a path, or None where nothing is written."""
-    read = path_below(folder)
+    read = path_below(directory)
     return lambda text: read(text) if text else None
 
 
-def readers(folder: Path) -> dict[str, Callable[[str], Any]]:
-    """How to read each kind of key of a file in this folder."""
-    path = path_below(folder)
+def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
+    """How to read each kind of key of a file in this directory."""
+    path = path_below(directory)
     return {
         "duration": duration,
         "size": size,
         "path": path,
         "state-path": path,
-        "optional-path": optional_path_below(folder),
+        "optional-path": optional_path_below(directory),
         "subjects": subjects,
         "weights": weights,
         "int": whole,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 
 class _NamedEnum(enum.IntEnum):
@@ -48,25 +48,61 @@ class JobType(_NamedEnum):
     MKDIR = 4
 
 
+class ProtocolInfo(NamedTuple):
+    """What the service knows of a protocol: one line of `JobProtocol` adds one.
+
+    Attributes:
+        number: its number on the wire and in the database; never used twice.
+        schemes: of its URLs; the first is the usual one.
+        default_port: where its servers listen if the URL names no port.
+        backend: ``module:Class`` in ``pdm/workqueue/helpers/backends/``, by which the relay helper reads and writes
+            its storage; empty for a protocol that has a helper of its own.
+        credentials: kinds of credentials (values of `CredentialKind`) that the backend logs in with, the preferred one
+            first.
+        has_homes: whether a path may begin with ``~``, the home directory of the account.
+    """
+
+    number: int
+    schemes: tuple[str, ...]
+    default_port: int | None = None
+    backend: str = ""
+    credentials: tuple[str, ...] = ()
+    has_homes: bool = False
+
+
 class JobProtocol(_NamedEnum):
-    """How the bytes are moved."""
+    """How the bytes are moved. Each member is a number on the wire, and has a `ProtocolInfo`."""
+
+    info: ProtocolInfo
+
+    def __new__(cls, *info: Any) -> Self:
+        known = ProtocolInfo(*info)
+        member = int.__new__(cls, known.number)
+        member._value_ = known.number
+        member.info = known
+        return member
 
     #: GridFTP with grid proxies.
-    GRIDFTP = 0
+    GRIDFTP = ProtocolInfo(0, ("gsiftp",), 2811, has_homes=True)
     #: SFTP.
-    SSH = 1
+    SSH = ProtocolInfo(1, ("sftp",), 22, "sftp:SftpBackend", ("ssh-key",), has_homes=True)
     #: Simulated work, for tests and benchmarks.
-    DUMMY = 2
-    #: Folders that the service itself can see.
-    FILE = 3
+    DUMMY = ProtocolInfo(2, ("dummy",), has_homes=True)
+    #: Directories that the service itself can see.
+    FILE = ProtocolInfo(3, ("file",), None, "local:LocalBackend")
     #: WebDAV over HTTPS.
-    HTTPS = 4
+    HTTPS = ProtocolInfo(4, ("https", "davs"), 443, "webdav:WebdavBackend", ("token", "proxy"))
     #: XRootD.
-    XROOT = 5
+    XROOT = ProtocolInfo(5, ("root", "roots"), 1094, "xrootd:XrootdBackend", ("proxy",))
+
+    @classmethod
+    def of_scheme(cls, scheme: str) -> Self | None:
+        """The protocol whose URLs have a scheme; None if there is none."""
+        return next((member for member in cls if scheme in member.info.schemes), None)
 
 
 #: Protocols that one helper, the relay, reaches all of: a copy goes from any of them to any other through the service.
-RELAYED = frozenset({JobProtocol.FILE, JobProtocol.SSH, JobProtocol.HTTPS, JobProtocol.XROOT})
+RELAYED = frozenset(protocol for protocol in JobProtocol if protocol.info.backend)
 
 #: Protocols that the field's own commands (globus-url-copy, gfal-*) can move. Not SSH: gfal2 checks no host keys.
 TOOL_PROTOCOLS = frozenset({JobProtocol.GRIDFTP, JobProtocol.HTTPS, JobProtocol.XROOT})

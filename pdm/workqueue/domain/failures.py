@@ -6,8 +6,7 @@ import enum
 import errno
 from collections.abc import Mapping
 from types import MappingProxyType
-
-from attrs import frozen
+from typing import NamedTuple
 
 from pdm.workqueue.domain.enums import JobType
 
@@ -69,8 +68,7 @@ class FailureCode(enum.StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
-@frozen
-class _Meaning:
+class _Meaning(NamedTuple):
     remedy: Remedy
     hint: str
 
@@ -262,8 +260,7 @@ def code_for_errno(number: int | None) -> FailureCode:
     return FailureCode.UNKNOWN if number is None else _BY_ERRNO.get(number, FailureCode.UNKNOWN)
 
 
-@frozen
-class AttemptFailure:
+class AttemptFailure(NamedTuple):
     """Why an attempt failed.
 
     Attributes:

@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from pdm.workqueue.domain.failures import FailureCode
 
-#: Codes that may mean that there is too much on a route at once.
+#: Codes that may mean that a route is overloaded.
 ROUTE_FAILURES = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED, FailureCode.CRASHED})
 #: The fewest streams of a route.
 MIN_STREAMS = 1
@@ -30,7 +30,7 @@ _LEAST_FAILED = 3
 _WORTH = 0.3
 #: Below this part of what it was, throughput has fallen clearly.
 _FALLEN = 0.6
-#: With fewer streams busy than this part of the limit, there is not enough work to judge by.
+#: With fewer streams busy than this part of the limit, there is not enough work to measure.
 _BUSY = 0.75
 #: A window ends when each stream has ended so many batches in it.
 _BATCHES_A_STREAM = 2
@@ -45,11 +45,10 @@ _BYTES, _ELEMENTS = "bytes/s", "elements/s"
 
 @frozen
 class BatchRun:
-    """What a batch came to.
+    """Result of a batch.
 
     Attributes:
         seconds: that it took on its stream.
-        elements: done.
         moved: bytes.
         attempts: that ended and count.
         failed: how many of them with one of `ROUTE_FAILURES`.
@@ -71,7 +70,7 @@ class _Window:
     moved: int = 0
     attempts: int = 0
     failed: int = 0
-    # Streams times seconds, until the moment when their number last changed.
+    # Streams times seconds, until their number last changed.
     busy: float = 0.0
 
 
@@ -92,12 +91,9 @@ class Pacer:
 
     Attributes:
         limit: streams at once.
-        most: never more than this.
         window_s: seconds of work between two decisions, at least.
         reason: why the limit is as it is: the latest decision, in a sentence.
-        decided_at: when that was.
         changed_at: when the limit changed last.
-        running: streams at present.
     """
 
     limit: int
@@ -110,7 +106,7 @@ class Pacer:
     _running_since: datetime = field(init=False)
     _window: _Window = field(init=False)
     _speed: _Speed | None = None
-    # What the present limit brings; what one stream less brought, while one more is tried.
+    # Throughput of the present limit; that of one stream less, while one more is tried.
     _here: _Speed | None = None
     _before: _Speed | None = None
     _hold: int = _FIRST_HOLD
@@ -133,12 +129,12 @@ class Pacer:
         return None if self._speed is None else self._speed.unit
 
     def runs(self, count: int, now: datetime) -> None:
-        """So many streams there are from now on."""
+        """Set the number of running streams."""
         self._window.busy += self.running * _seconds(max(self._running_since, self._window.since), now)
         self.running, self._running_since = count, now
 
     def bound(self, most: int, now: datetime) -> bool:
-        """Never more than this from now on; says whether the limit changed."""
+        """Set the maximum; returns whether the limit changed."""
         self.most = max(most, MIN_STREAMS)
         if self.limit <= self.most:
             return False
@@ -146,7 +142,7 @@ class Pacer:
         return True
 
     def ended(self, run: BatchRun, now: datetime) -> bool:
-        """Take in a batch that has ended; says whether the limit changed."""
+        """Record a batch that has ended; returns whether the limit changed."""
         window = self._window
         if _seconds(window.since, now) < run.seconds * _INSIDE:
             # It says more about the limit before.
@@ -161,7 +157,7 @@ class Pacer:
         if window.failed >= _LEAST_FAILED and window.failed >= _BAD_SHARE * window.attempts:
             self._failing(now)
         elif _seconds(window.since, now) >= self.window_s and window.batches >= _BATCHES_A_STREAM * self.limit:
-            self._judge(now)
+            self._evaluate(now)
         return self.limit != before
 
     def _failing(self, now: datetime) -> None:
@@ -173,7 +169,7 @@ class Pacer:
         else:
             self._move(MIN_STREAMS, f"{share}: there cannot be fewer", now)
 
-    def _judge(self, now: datetime) -> None:
+    def _evaluate(self, now: datetime) -> None:
         window = self._window
         self.runs(self.running, now)
         busy = window.busy / _seconds(window.since, now)
@@ -184,7 +180,7 @@ class Pacer:
         if busy < _BUSY * self.limit:
             self._keep(f"there was work for {busy:.1f} of its {self.limit} streams only", now)
         elif self._before is not None and self._before.unit == unit:
-            self._judge_trial(speed, self._before, now)
+            self._evaluate_trial(speed, self._before, now)
         elif self._here is not None and self._here.unit == unit and speed.value < _FALLEN * self._here.value:
             self._fallen(speed, self._here, now)
         else:
@@ -192,7 +188,7 @@ class Pacer:
             self._here = speed
             self._try_more(f"{self.limit} bring {speed}", now)
 
-    def _judge_trial(self, speed: _Speed, before: _Speed, now: datetime) -> None:
+    def _evaluate_trial(self, speed: _Speed, before: _Speed, now: datetime) -> None:
         gain = speed.value / before.value - 1 if before.value else 1.0
         wanted = _WORTH / (self.limit - 1)
         if gain >= wanted:
@@ -227,7 +223,7 @@ class Pacer:
         self._window = _Window(now)
 
     def _move(self, limit: int, reason: str, now: datetime) -> None:
-        """Set the limit; what was learned about the one before is forgotten."""
+        """Set the limit; measurements of the last one are dropped."""
         if limit != self.limit:
             self.limit, self.changed_at = limit, now
         self._here = self._before = None
@@ -239,7 +235,7 @@ def _seconds(since: datetime, until: datetime) -> float:
 
 
 class BreakerState(enum.StrEnum):
-    """Where a breaker stands."""
+    """State of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -248,7 +244,7 @@ class BreakerState(enum.StrEnum):
 
 @frozen
 class BreakerPolicy:
-    """How patient a breaker is.
+    """Threshold and pauses of a breaker.
 
     Attributes:
         threshold: failures in a row that open it.
@@ -263,7 +259,7 @@ class BreakerPolicy:
 
 @frozen
 class Breaker:
-    """What is known of a place; each outcome makes a new one.
+    """State of one endpoint's breaker; immutable: each outcome makes a new one.
 
     Attributes:
         failures: in a row.
@@ -278,17 +274,16 @@ class Breaker:
     open_until: datetime | None = None
 
     def phase(self, now: datetime) -> BreakerState:
-        """Where it stands at a moment (UTC)."""
+        """Its state at a time (UTC)."""
         if self.open_until is None:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
 
     def failed(self, policy: BreakerPolicy, now: datetime, *, certain: bool = False) -> Breaker:
-        """After one more failure; what comes late, while it is open already, prolongs nothing.
+        """After one more failure; a late one, while it is open already, does not extend the pause.
 
         Args:
             policy: how patient it is.
-            now: the present moment, UTC.
             certain: whether it opens at once, whatever the threshold.
         """
         failures, since = self.failures + 1, self.failing_since or now
@@ -305,5 +300,5 @@ class Breaker:
         return Breaker(self.failures, since and since + step, self.opened, until and until + step)
 
     def worked(self) -> Breaker:
-        """After a success: closed, and all is forgotten."""
+        """After a success: closed, and all counters are reset."""
         return Breaker()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterator
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 _RAW_BASE = 0xEF00
@@ -82,6 +83,108 @@ def checked(path: str) -> str:
     if any(len(name) > LONGEST_NAME for name in raw.split(b"/")):
         raise InvalidPathError(f"a file name must not be longer than {LONGEST_NAME} bytes")
     return path
+
+
+class StorageUrl(str):
+    """The URL of a path at a storage server: percent-encoded text, as on the wire, and its parts.
+
+    ``root://host:port//path`` has the path ``//path``: what a server takes it for is the business of its protocol.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def at(cls, server: str, encoded_path: str) -> StorageUrl:
+        """The URL of a path, which begins with a slash, at ``SCHEME://HOST:PORT``."""
+        return cls(server.removesuffix("/") + encoded_path)
+
+    @property
+    def scheme(self) -> str:
+        return self.partition("://")[0]
+
+    @property
+    def authority(self) -> str:
+        """``HOST:PORT`` as it is written; a user name may stand before it."""
+        return self.partition("://")[2].partition("/")[0]
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT``, without a user name or password."""
+        return self.authority.rpartition("@")[2]
+
+    @property
+    def server(self) -> str:
+        """``SCHEME://HOST:PORT``, without a user name or password."""
+        return f"{self.scheme}://{self.address}"
+
+    @property
+    def host(self) -> str:
+        """The host of `address`; an IPv6 address without its brackets."""
+        return host_and_port(self.address)[0]
+
+    @property
+    def port(self) -> str:
+        """The port of `address`; empty if it names none."""
+        return host_and_port(self.address)[1]
+
+    @property
+    def encoded_path(self) -> str:
+        """The path, percent-encoded, with the slash that it begins with."""
+        return "/" + self.partition("://")[2].partition("/")[2]
+
+    @property
+    def path(self) -> bytes:
+        """The path, with the slash that it begins with."""
+        return unquote_to_bytes(self.encoded_path)
+
+    @property
+    def name(self) -> bytes:
+        """The last name of the path."""
+        return unquote_to_bytes(self.rstrip("/").rpartition("/")[2])
+
+    @property
+    def display(self) -> str:
+        """The URL for people: names as they are, no user name, no password, no query."""
+        return self.server + text_from_bytes(unquote_to_bytes(self.encoded_path.partition("?")[0]))
+
+    @property
+    def without_slash(self) -> StorageUrl:
+        """The URL without trailing slashes, but for the one that is all of its path."""
+        root = self._root()
+        return StorageUrl(self[:root] + self[root:].rstrip("/"))
+
+    @property
+    def parent(self) -> StorageUrl:
+        """The directory that holds what is at the URL; of the root, that is the root."""
+        root = self._root()
+        return StorageUrl(self[:root] + self[root:].rstrip("/").rpartition("/")[0])
+
+    def _root(self) -> int:
+        return self.find("/", self.find("//") + 2) + 1
+
+    def child(self, name: bytes) -> StorageUrl:
+        """The entry of a name in the directory at the URL."""
+        return self.below(quote_from_bytes(name, safe=""))
+
+    def below(self, encoded_path: str) -> StorageUrl:
+        """What is at a percent-encoded relative path below the directory at the URL; the directory for an empty one."""
+        return StorageUrl(f"{self.rstrip('/')}/{encoded_path}") if encoded_path else self
+
+    def parents(self) -> Iterator[StorageUrl]:
+        """The URL and those of the directories above it, without the root."""
+        url = self
+        while (above := url.parent) != url:
+            yield url
+            url = above.without_slash
+
+
+def host_and_port(authority: str) -> tuple[str, str]:
+    """Host and port of ``HOST:PORT``: an IPv6 address without its brackets, an empty port if it names none."""
+    if authority.startswith("["):
+        host, _, port = authority[1:].partition("]")
+        return host, port.removeprefix(":")
+    host, _, port = authority.partition(":")
+    return host, port
 
 
 def is_safe_name(name: str) -> bool:

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, Remedy
 
-#: Bounds, in seconds, of what a server can ask for by ``Retry-After``: its next try comes neither in the same second,
+#: Limits, in seconds, of what a server can ask for by ``Retry-After``: its next try comes neither in the same second,
 #: nor after the user has forgotten the job.
 _SOONEST_S, _LATEST_S = 1.0, 3600.0
 #: A server that says these is not asked again within the same second, whatever the policy.
@@ -17,12 +17,7 @@ _OF_A_BUSY_SERVER = frozenset({FailureCode.BUSY, FailureCode.LOCKED, FailureCode
 
 @frozen
 class RetryPolicy:
-    """Exponential back-off.
-
-    Attributes:
-        first_pause_s: seconds before the second try.
-        longest_pause_s: upper bound of a pause in seconds.
-    """
+    """Exponential back-off."""
 
     first_pause_s: float = 5.0
     longest_pause_s: float = 600.0
@@ -30,14 +25,14 @@ class RetryPolicy:
 
 @frozen
 class RetryAt:
-    """Try again, not before this moment (UTC)."""
+    """Try again, not before this time (UTC)."""
 
     not_before: datetime
 
 
 @frozen
 class Hold:
-    """Wait until something outside is mended; the attempt is not counted."""
+    """HELD until something outside is corrected; the attempt is not counted."""
 
 
 @frozen
@@ -57,11 +52,8 @@ def decide_retry(
     """What follows a failed attempt.
 
     Args:
-        policy: the pauses.
-        failure: why it failed.
         tries: attempts that count so far, this one included (1 or more).
         max_tries: how many may count.
-        now: the moment of the failure (UTC).
         jitter: chance, 0 to 1; spreads the retries of many elements over half of each pause.
         uncounted: attempts that do not count; they make the pause longer all the same.
     """
@@ -72,7 +64,7 @@ def decide_retry(
     pause = min(policy.first_pause_s * 2.0 ** min(tries + uncounted - 1, 40), policy.longest_pause_s)
     pause *= 0.5 + 0.5 * jitter
     if failure.retry_after_s is not None:
-        # A moment more for each: all elements were given the same time.
+        # A little later for each: all elements were given the same time.
         asked_for = min(max(failure.retry_after_s, _SOONEST_S), _LATEST_S)
         pause = max(pause, asked_for * (1.0 + 0.1 * jitter))
     elif failure.code in _OF_A_BUSY_SERVER:
@@ -90,12 +82,10 @@ _CRASHES_AT_ONCE = 2
 
 
 def after_crash(policy: RetryPolicy, crashes: int, now: datetime) -> RetryAt | GiveUp:
-    """What follows an attempt that does not count, because its daemon died before it told a result.
+    """Decide about an attempt without a result (its daemon died); it does not count.
 
     Args:
-        policy: the pauses.
         crashes: attempts that crashed without any other end between, this one included.
-        now: the present moment (UTC).
     """
     if crashes >= MOST_CRASHES:
         return GiveUp()

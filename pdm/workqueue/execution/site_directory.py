@@ -1,6 +1,6 @@
 """Sites and restrictions in memory, and the protocols by which jobs reach sites.
 
-They are read again from the database when another daemon has changed them.
+They are reloaded when another daemon has changed them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def reached_by_protocol(asked: JobProtocol, destination: Site, *, by_tools: bool
 
 
 def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobProtocol]]:
-    """The protocols of jobs that may wait for a credential of a kind, at either end."""
+    """Kind of credential → protocols of jobs that may wait for one, at either end."""
     needs = {protocol: credential_need(mover, access) for protocol, mover in MOVERS.items()}
     kinds = {protocol: frozenset(() if need is None else need.kinds) for protocol, need in needs.items()}
     return {
@@ -71,14 +71,10 @@ def _any_mover_reaches(asked: JobProtocol, destination: Site) -> JobProtocol | N
 
 
 def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]) -> frozenset[tuple[int, JobProtocol]]:
-    """Which jobs cannot reach which sites.
+    """Sites with the protocols of jobs that cannot reach them.
 
-    Args:
-        sites: all.
-        paused: sites, and the protocols by which they cannot be reached.
-
-    Returns:
-        The same, and besides sites with the protocols of jobs that would reach them through the service.
+    ``paused`` are sites with the protocols that are paused; the result adds the protocols of jobs that would be relayed
+    to them.
     """
     found = set(paused)
     for number, protocol in list(found):
@@ -88,17 +84,17 @@ def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]
     return frozenset(found)
 
 
-#: Seconds until a change by another daemon is seen, at most, besides the time of the look.
+#: Seconds until a change by another daemon is noticed, at most, plus the time of the query.
 _PERIOD_S = 2.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SiteDirectory:
-    """Keeps the registry of sites, and the restrictions, as the database has them.
+    """Keeps the registry of sites and the restrictions in step with the database.
 
     Attributes:
-        sites: gets the sites.
-        health: which of them can be reached.
+        sites: is updated.
+        health: is updated.
         on_change: called after each change: something may be claimed now.
     """
 
@@ -114,7 +110,7 @@ class SiteDirectory:
 
     async def start(self) -> None:
         await self.refresh()
-        self._periodic = Periodic(self.reactor, "look for changed sites", _PERIOD_S, self.refresh)
+        self._periodic = Periodic(self.reactor, "refresh sites", _PERIOD_S, self.refresh)
         self._periodic.start()
 
     async def stop(self) -> None:
@@ -122,8 +118,8 @@ class SiteDirectory:
             await self._periodic.stop()
 
     async def refresh(self) -> None:
-        """Read what has changed, if anything has."""
-        fresh = await self.database.read("look for changed sites", sites.load_snapshot, self._version)
+        """Reload sites and restrictions if they have changed."""
+        fresh = await self.database.read("refresh sites", sites.load_snapshot, self._version)
         if fresh is not None and (self._version is None or fresh.version > self._version):
             self._take(fresh)
 
@@ -135,15 +131,15 @@ class SiteDirectory:
         self.on_change()
 
     def restriction(self, kind: RestrictionKind, number: int) -> Restriction | None:
-        """What an operator has restricted; None for what is free."""
+        """The restriction of a site or user, if any."""
         return self._restrictions.get((kind, number))
 
     def restricted(self, kind: RestrictionKind) -> list[int]:
-        """The numbers of what is restricted."""
+        """The ids of restricted sites or users."""
         return [number for of_kind, number in self._restrictions if of_kind is kind]
 
     def waits(self, job: JobRecord, now: datetime) -> list[str]:
-        """Why a job has to wait, a sentence each; empty if nothing holds it up but its turn."""
+        """Why a job waits, a sentence each; empty if only for its turn."""
         if job.status.is_final or not job.counters.submitted:
             return []
         found = []
@@ -165,7 +161,7 @@ class SiteDirectory:
 
 
 def site_of(record: SiteRecord) -> Site:
-    """A site of the database as the registry has it."""
+    """Convert a site of the database for the registry."""
     content = record.content
     return Site(
         id=record.id,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import resource
 import sys
@@ -18,11 +17,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 from urllib.parse import quote_from_bytes
 
+import msgspec
+
 from pdm.workqueue.helpers import lease
-from pdm.workqueue.helpers.storage import StoppedError, StorageError, truncated
+from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error, truncated
+from pdm.workqueue.wire import agent_messages as wire
 
 _REQUESTS, _EVENTS = 0, 3
 #: prctl(2)
@@ -36,6 +37,8 @@ _COALESCE_S = 0.004
 #: How soon an item that waits for the daemon sees that it was cancelled.
 _POLL_S = 0.1
 _MAX_BUFFERED = 32 * 1024
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[wire.AgentRequest] = msgspec.json.Decoder(wire.AgentRequest)
 
 
 class EventWriter:
@@ -48,14 +51,14 @@ class EventWriter:
         self._has_some = threading.Event()
         threading.Thread(target=self._flush_soon, name="events", daemon=True).start()
 
-    def write(self, event: dict[str, Any], *, at_once: bool = False) -> None:
+    def write(self, event: wire.AgentEvent, *, at_once: bool = False) -> None:
         """Write one event, with those before it; ends the process if nobody listens any more.
 
         Args:
             event: what to tell.
             at_once: whether it may not wait for more.
         """
-        line = json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n"
+        line = _encoder.encode(event) + b"\n"
         with self._lock:
             self._waiting.append(line)
             self._bytes += len(line)
@@ -90,10 +93,10 @@ class EventWriter:
 class ActiveBatch:
     """A request under way: keeps its promise of exactly one outcome for each key."""
 
-    def __init__(self, request: dict[str, Any], events: EventWriter) -> None:
+    def __init__(self, request: wire.WorkRequest, events: EventWriter) -> None:
         self.request = request
-        self.id: int = request["id"]
-        keys = [request["key"]] if "key" in request else [item["key"] for item in request["items"]]
+        self.id = request.id
+        keys = [request.key] if isinstance(request, wire.ListRequest) else [item.key for item in request.items]
         self._open: set[int] = set(keys)
         self._events = events
         self._lock = threading.Lock()
@@ -166,7 +169,9 @@ class ActiveBatch:
     def leave_out(self, keys: Iterable[int]) -> None:
         """Take items out that have an outcome before the batch is begun."""
         gone = set(keys)
-        self.request["items"] = [item for item in self.request["items"] if item["key"] not in gone]
+        if not isinstance(self.request, wire.ListRequest):
+            items = [item for item in self.request.items if item.key not in gone]
+            self.request = msgspec.structs.replace(self.request, items=items)
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Have a function called when the batch is cancelled; at once if it was already."""
@@ -182,10 +187,10 @@ class ActiveBatch:
             if key not in self._open or key in self._ended:
                 return False
             self._begun.add(key)
-        self._write("started", key)
+        self._events.write(wire.StartedEvent(self.id, key))
         return True
 
-    def begin(self, key: int, found: dict[str, Any], longest_s: float) -> None:
+    def begin(self, key: int, found: wire.FoundBefore, longest_s: float) -> None:
         """Tell what is there, and wait until the daemon has kept it: what is done next cannot be told afterwards.
 
         Args:
@@ -198,7 +203,7 @@ class ActiveBatch:
             StorageError: the daemon did not answer.
         """
         until = time.monotonic() + longest_s
-        self._write("begun", key, found=found)
+        self._events.write(wire.BegunEvent(self.id, key, found))
         self.flush()
         with self._may_go:
             while key not in self._going:
@@ -206,7 +211,7 @@ class ActiveBatch:
                     raise StoppedError
                 left = until - time.monotonic()
                 if left <= 0:
-                    raise StorageError("the service did not let it begin in time", code="INTERNAL", scope="service")
+                    raise internal_error("the service did not let it begin in time")
                 self._may_go.wait(min(left, _POLL_S))
 
     def go(self, key: int) -> None:
@@ -218,26 +223,24 @@ class ActiveBatch:
     def log(self, key: int, text: str) -> None:
         """A line for the log of an item that has no outcome yet."""
         if key in self._open:
-            self._write("log", key, text=truncated(text, _MAX_LOG_LENGTH))
+            self._events.write(wire.LogEvent(self.id, key, truncated(text, _MAX_LOG_LENGTH)))
 
     def progress(self, key: int, transferred: int, instant: float, average: float, elapsed: float) -> None:
         """Bytes, bytes/s now and on average, seconds."""
-        self._write(
-            "progress", key, transferred=transferred, instant=instant, average=average, elapsed=round(elapsed, 3)
-        )
+        self._events.write(wire.ProgressEvent(self.id, key, transferred, instant, average, round(elapsed, 3)))
 
-    def entries(self, key: int, entries: list[list[Any]]) -> None:
-        self._write("entries", key, entries=entries)
+    def entries(self, key: int, entries: list[wire.RawEntry]) -> None:
+        self._events.write(wire.EntriesEvent(self.id, key, entries))
 
     def unreadable(self, key: int, path: str, error: StorageError) -> None:
-        self._write("unreadable", key, path=path, fault=error.fault())
+        self._events.write(wire.UnreadableEvent(self.id, key, path, error.fault()))
 
     def root(self, key: int, path: bytes | None) -> None:
         if path is not None:
-            self._write("root", key, path=quote_from_bytes(path, safe="/"))
+            self._events.write(wire.RootEvent(self.id, key, quote_from_bytes(path, safe="/")))
 
     def unnamed(self, key: int, path: str, count: int) -> None:
-        self._write("unnamed", key, path=path, count=count)
+        self._events.write(wire.UnnamedEvent(self.id, key, path, count))
 
     def done(
         self,
@@ -248,15 +251,13 @@ class ActiveBatch:
         *,
         already_there: bool = False,
     ) -> None:
-        # Left away where it is false, as in nearly all events.
-        more = {"already_there": True} if already_there else {}
-        self._close("done", key, size=size, transferred=transferred, checksum=checksum, **more)
+        self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there))
 
     def failed(self, key: int, error: StorageError, *, residue: bool = False) -> None:
-        self._close("failed", key, fault=error.fault(), residue=residue)
+        self._close(wire.FailedEvent(self.id, key, error.fault(), residue))
 
     def cancelled(self, key: int, *, residue: bool = False) -> None:
-        self._close("cancelled", key, residue=residue)
+        self._close(wire.CancelledEvent(self.id, key, residue))
 
     def finish(self) -> None:
         """End the batch; a key without an outcome is a bug of the helper, told as such."""
@@ -265,22 +266,19 @@ class ActiveBatch:
             self._on_stop.clear()
             self._on_end.clear()
         for key in self.open_keys():
-            self.failed(key, StorageError("the helper lost sight of this element", code="INTERNAL", scope="service"))
-        self._events.write({"event": "finished", "id": self.id}, at_once=True)
+            self.failed(key, internal_error("the helper lost sight of this element"))
+        self._events.write(wire.FinishedEvent(self.id), at_once=True)
 
     def flush(self) -> None:
         """Have what was told so far written at once, as before something that may end the process."""
         self._events.flush()
 
-    def _write(self, event: str, key: int, **fields: Any) -> None:
-        self._events.write({"event": event, "id": self.id, "key": key, **fields})
-
-    def _close(self, event: str, key: int, **fields: Any) -> None:
+    def _close(self, outcome: wire.DoneEvent | wire.FailedEvent | wire.CancelledEvent) -> None:
         with self._lock:
-            if key not in self._open:
+            if outcome.key not in self._open:
                 return
-            self._open.remove(key)
-            self._write(event, key, **fields)
+            self._open.remove(outcome.key)
+            self._events.write(outcome)
 
 
 class _BatchQueue:
@@ -368,31 +366,27 @@ def serve(tools: str, carry_out: Callable[[ActiveBatch], None]) -> None:
     disable_core_dumps()
     events = EventWriter()
     batches = _BatchQueue(carry_out)
-    events.write({"event": "ready", "tools": tools}, at_once=True)
+    events.write(wire.ReadyEvent(tools), at_once=True)
     try:
-        for request in _requests():
-            if request["op"] == "lease":
-                lease.hold(request["until"])
-                continue
-            lease.check()
-            if request["op"] == "cancel":
-                batches.cancel(request["id"], request.get("keys"))
-            elif request["op"] == "go":
-                batches.go(request["id"], request["key"])
-            else:
-                batches.add(ActiveBatch(request, events))
-    except (ValueError, KeyError, TypeError) as error:
+        for line in _lines(iter(lambda: os.read(_REQUESTS, _READ_SIZE), b"")):
+            _take(_decoder.decode(line), batches, events)
+    except (msgspec.DecodeError, ValueError) as error:
         print(f"a request that cannot be read: {error!r}", file=sys.stderr, flush=True)
         os._exit(2)
     os._exit(0)
 
 
-def _requests() -> Iterator[dict[str, Any]]:
-    for line in _lines(iter(lambda: os.read(_REQUESTS, _READ_SIZE), b"")):
-        request = json.loads(line)
-        if not isinstance(request, dict):
-            raise TypeError("a request is an object")
-        yield request
+def _take(request: wire.AgentRequest, batches: _BatchQueue, events: EventWriter) -> None:
+    if isinstance(request, wire.LeaseRequest):
+        lease.hold(request.until)
+        return
+    lease.check()
+    if isinstance(request, wire.CancelRequest):
+        batches.cancel(request.id, request.keys)
+    elif isinstance(request, wire.ProceedRequest):
+        batches.go(request.id, request.key)
+    else:
+        batches.add(ActiveBatch(request, events))
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.directories import TargetDirectories, TargetDirectory
-from pdm.workqueue.helpers.storage import FileStat, FileVersion, StoppedError, Storage, StorageError, scoped
-from pdm.workqueue.helpers.threads import WorkerThreads, timeouts
+from pdm.workqueue.helpers.storage import (
+    FileStat,
+    FileVersion,
+    StoppedError,
+    Storage,
+    StorageError,
+    Timeouts,
+    at_destination,
+    at_source,
+)
+from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 
 #: Seconds that removing what a failed transfer left may take; fewer after a cancel, for which somebody waits, and at
 #: a server that did not answer just now.
@@ -23,10 +35,28 @@ CHANGED = "the source was written to while it was copied"
 _SETTLE_S = 0.05
 
 
-def copy(batch: ActiveBatch, items: Sequence[dict[str, Any]], workers: WorkerThreads, count: int) -> None:
-    """Carry out a ``copy`` request on ``count`` lanes."""
-    copier = FileCopier(batch, items)
-    workers.share(batch, items, count, copier.copy)
+def copy(
+    batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem], workers: WorkerThreads, count: int
+) -> None:
+    """Carry out a ``copy`` request in ``count`` threads."""
+    copier = FileCopier(batch, request, items)
+    workers.share(batch, items, count, lambda storage, item: copier.copy(storage, FileCopy.of(item)))
+
+
+class FileCopy(NamedTuple):
+    """A `CopyItem` with its URLs as values."""
+
+    key: int
+    source: StorageUrl
+    destination: StorageUrl
+    temporary: StorageUrl
+    stale: Sequence[StorageUrl]
+    size: int
+
+    @classmethod
+    def of(cls, item: CopyItem) -> FileCopy:
+        source, destination, temporary = map(StorageUrl, (item.source, item.destination, item.temporary))
+        return cls(item.key, source, destination, temporary, [StorageUrl(url) for url in item.stale], item.size)
 
 
 class PendingCopy(NamedTuple):
@@ -37,11 +67,11 @@ class PendingCopy(NamedTuple):
         directory: in which it arrives.
         version: of the source before the transfer.
         reporter: tells the daemon how far it is.
-        doubted: whether the version may be the same in spite of a write.
+        doubted: whether the version may be the same in spite of a write: then the bytes must tell.
         is_new: whether nothing had the name.
     """
 
-    item: dict[str, Any]
+    item: FileCopy
     directory: TargetDirectory
     version: FileVersion
     reporter: _ProgressReporter
@@ -52,57 +82,53 @@ class PendingCopy(NamedTuple):
 class FileCopier:
     """Copies the files of a batch, each in three steps: what is before the transfer, the transfer, the proof."""
 
-    def __init__(self, batch: ActiveBatch, items: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem]) -> None:
         self._batch = batch
-        self._overwrite: str = batch.request["overwrite"]
-        self._checksums: bool = batch.request["verify"] == "checksum"
+        self._overwrite = request.overwrite
+        self._checksums = request.verify == "checksum"
         self._folders = TargetDirectories(items)
         #: Whether a source could not be read: its neighbours may be no better, and a failed transfer costs logins.
         self._doubts_sources = False
         #: Folders in which nothing can be made, with the reason.
         self._closed: dict[str, StorageError] = {}
 
-    def copy(self, storage: Storage, item: dict[str, Any]) -> None:
+    def copy(self, storage: Storage, item: FileCopy) -> None:
         """Copy one file, from the first look at its destination to its final name."""
         pending = self.begin(storage, item)
         if pending is None:
             return
         try:
             source_sum = storage.transfer(
-                item["source"], item["temporary"], item["size"], self.needs_checksum(pending), pending.reporter.update
+                item.source, item.temporary, item.size, self._checksums or pending.doubted, pending.reporter.update
             )
         except (StoppedError, StorageError) as error:
             self.give_up(storage, pending, error)
         else:
             self.complete(storage, pending, source_sum)
 
-    def begin(self, storage: Storage, item: dict[str, Any]) -> PendingCopy | None:
+    def begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
         """Look at both ends of a copy, and make room; None if it has its outcome already."""
-        key, destination = item["key"], item["destination"]
-        directory = scoped("destination", self._folders.of, storage, destination)
-        for stale in item["stale"]:
+        key, destination = item.key, item.destination
+        directory = at_destination(self._folders.of, storage, destination)
+        for stale in item.stale:
             if directory.may_hold(stale):
-                scoped("destination", _discard, storage, stale)
-        there = scoped("destination", directory.stat, storage, destination)
+                at_destination(_discard, storage, stale)
+        there = at_destination(directory.stat, storage, destination)
         if there is not None:
-            scoped("destination", directory.check_own_name, storage, destination)
+            at_destination(directory.check_own_name, storage, destination)
             if self._is_there_already(storage, item, there):
                 return None
         if directory.url in self._closed:
             raise self._closed[directory.url]
         if self._doubts_sources:
-            scoped("source", storage.check_readable, item["source"])
+            at_source(storage.check_readable, item.source)
         reporter = _ProgressReporter(self._batch, key)
         try:
-            version = scoped("source", storage.version, item["source"])
+            version = at_source(storage.version, item.source)
         except (StoppedError, StorageError) as error:
             self._fail(storage, item, directory, error)
             return None
         return PendingCopy(item, directory, version, reporter, doubted=version.may_hide_writes, is_new=there is None)
-
-    def needs_checksum(self, pending: PendingCopy) -> bool:
-        """Whether the bytes of a copy must be summed up: also where its source's version may not tell of a write."""
-        return self._checksums or pending.doubted
 
     def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
         """Prove a file that has arrived, and give it its name.
@@ -112,13 +138,13 @@ class FileCopier:
             pending: what `begin` has found.
             source_sum: checksum of the bytes that were sent, where they came by here.
         """
-        item, key = pending.item, pending.item["key"]
+        item = pending.item
         try:
-            self._batch.log(key, f"transferred to {item['temporary']} in {pending.reporter.elapsed:.3f} s")
+            self._batch.log(item.key, f"transferred to {item.temporary} in {pending.reporter.elapsed:.3f} s")
             try:
                 checksum = self._prove(storage, item, source_sum)
             except StorageError as error:
-                if error.code == "CHECKSUM_MISMATCH":
+                if error.code == FailureCode.CHECKSUM_MISMATCH:
                     # Most likely because the source is being written: then it is not the way that damages bytes.
                     self._check_version(storage, item, pending.version)
                 raise
@@ -126,99 +152,106 @@ class FileCopier:
             if self._overwrite == "never" or not pending.is_new:
                 self._rename(storage, item, checksum)
             else:
-                with pending.directory.alone(storage, item["temporary"], item["destination"]):
-                    scoped("destination", pending.directory.check_free, storage, item["destination"])
+                with pending.directory.alone(storage, item.temporary, item.destination):
+                    at_destination(pending.directory.check_free, storage, item.destination)
                     self._rename(storage, item, checksum)
         except (StoppedError, StorageError) as error:
             self.give_up(storage, pending, error)
             return
-        scoped("destination", storage.sync_directory, pending.directory.url)
-        self._batch.done(key, item["size"], item["size"], checksum)
+        at_destination(storage.sync_directory, pending.directory.url)
+        self._batch.done(item.key, item.size, item.size, checksum)
 
     def give_up(self, storage: Storage, pending: PendingCopy, error: StoppedError | StorageError) -> None:
         """Remove what a copy that failed has left, and report why it did."""
         self._fail(storage, pending.item, pending.directory, error)
 
     def _fail(
-        self, storage: Storage, item: dict[str, Any], directory: TargetDirectory, error: StoppedError | StorageError
+        self, storage: Storage, item: FileCopy, directory: TargetDirectory, error: StoppedError | StorageError
     ) -> None:
-        residue = self._clean_up(storage, item["temporary"], error)
+        residue = self._clean_up(storage, item.temporary, error)
         if isinstance(error, StoppedError):
-            self._batch.cancelled(item["key"], residue=residue)
+            self._batch.cancelled(item.key, residue=residue)
         else:
             self._learn_from(error, directory.url)
-            self._batch.failed(item["key"], error, residue=residue)
+            self._batch.failed(item.key, error, residue=residue)
 
     def _learn_from(self, error: StorageError, folder_url: str) -> None:
         """Remember what spares the next files a transfer that must fail too."""
-        if error.scope == "source" and error.errno is not None:
+        if error.scope == FailureScope.SOURCE and error.errno is not None:
             self._doubts_sources = True
-        elif error.scope == "destination" and error.errno in _DIRECTORY_ERRNOS:
+        elif error.scope == FailureScope.DESTINATION and error.errno in _DIRECTORY_ERRNOS:
             self._closed[folder_url] = error
 
-    def _is_there_already(self, storage: Storage, item: dict[str, Any], there: FileStat) -> bool:
+    def _is_there_already(self, storage: Storage, item: FileCopy, there: FileStat) -> bool:
         """Decide about what is at the destination; True if the copy is done with it."""
-        destination = item["destination"]
+        destination = item.destination
         if "directory" in (there.kind, there.target_kind):
             raise StorageError(
-                f"{destination} is a directory", errno=errno.EISDIR, code="IS_A_DIRECTORY", scope="destination"
+                f"{destination} is a directory",
+                errno=errno.EISDIR,
+                code=FailureCode.IS_A_DIRECTORY,
+                scope=FailureScope.DESTINATION,
             )
         if self._overwrite == "always":
             return False
         checksum = self._same(storage, item, there)
         if checksum is not None:
-            self._batch.log(item["key"], f"already there: {destination} has the same size and {checksum}")
-            self._batch.done(item["key"], item["size"], 0, checksum, already_there=True)
+            self._batch.log(item.key, f"already there: {destination} has the same size and {checksum}")
+            self._batch.done(item.key, item.size, 0, checksum, already_there=True)
             return True
         if self._overwrite == "never":
             raise _exists_error(destination, there.size)
         return False
 
-    def _same(self, storage: Storage, item: dict[str, Any], there: FileStat) -> str | None:
+    def _same(self, storage: Storage, item: FileCopy, there: FileStat) -> str | None:
         """The checksum that source and destination have in common, if they are identical."""
-        if there.size != item["size"]:
+        if there.size != item.size:
             return None
         try:
-            at_source, at_destination = storage.checksums(item["source"], item["destination"], item["size"])
+            source_sum, destination_sum = storage.checksums(item.source, item.destination, item.size)
         except StorageError as error:
-            if error.code in ("NO_CHECKSUM", "UNSUPPORTED"):
+            if error.code in (FailureCode.NO_CHECKSUM, FailureCode.UNSUPPORTED):
                 # Without checksums nothing shows that they are the same.
                 return None
             raise
-        return f"ADLER32:{at_source}" if at_source == at_destination else None
+        return f"ADLER32:{source_sum}" if source_sum == destination_sum else None
 
-    def _prove(self, storage: Storage, item: dict[str, Any], source_sum: str | None) -> str | None:
+    def _prove(self, storage: Storage, item: FileCopy, source_sum: str | None) -> str | None:
         """Compare what arrived with what was sent.
 
         Returns:
             The checksum, where one was asked for.
         """
-        size = scoped("destination", storage.size, item["temporary"])
-        if size != item["size"]:
-            at_source = scoped("source", storage.size, item["source"])
-            if at_source != item["size"]:
+        size = at_destination(storage.size, item.temporary)
+        if size != item.size:
+            source_size = at_source(storage.size, item.source)
+            if source_size != item.size:
                 raise StorageError(
-                    f"the source had {item['size']} bytes when it was listed and has {at_source} now",
-                    code="SIZE_CHANGED",
-                    scope="source",
+                    f"the source had {item.size} bytes when it was listed and has {source_size} now",
+                    code=FailureCode.SIZE_CHANGED,
+                    scope=FailureScope.SOURCE,
                 )
-            raise StorageError(f"{size} of {at_source} bytes arrived", code="CHECKSUM_MISMATCH", scope="transfer")
+            raise StorageError(
+                f"{size} of {source_size} bytes arrived",
+                code=FailureCode.CHECKSUM_MISMATCH,
+                scope=FailureScope.TRANSFER,
+            )
         if not self._checksums:
             return None
         if source_sum is None:
-            source_sum, arrived_sum = storage.checksums(item["source"], item["temporary"], size)
+            source_sum, arrived_sum = storage.checksums(item.source, item.temporary, size)
         else:
-            arrived_sum = scoped("destination", storage.checksum, item["temporary"])
+            arrived_sum = at_destination(storage.checksum, item.temporary)
         if source_sum != arrived_sum:
             raise StorageError(
                 f"ADLER32 is {source_sum} at the source and {arrived_sum} at the destination",
-                code="CHECKSUM_MISMATCH",
-                scope="transfer",
+                code=FailureCode.CHECKSUM_MISMATCH,
+                scope=FailureScope.TRANSFER,
             )
         return f"ADLER32:{source_sum}"
 
     def _check_unchanged(
-        self, storage: Storage, item: dict[str, Any], version: FileVersion, source_sum: str | None, *, doubted: bool
+        self, storage: Storage, item: FileCopy, version: FileVersion, source_sum: str | None, *, doubted: bool
     ) -> None:
         """Refuse a copy of a source that was written to meanwhile: it may be of two states, and equal to neither.
 
@@ -229,54 +262,55 @@ class FileCopier:
             source_sum: checksum of the bytes that were sent, where they came by here.
             doubted: whether the version may be the same in spite of a write.
         """
-        source = item["source"]
+        source = item.source
         if doubted and (source_sum is not None or not self._checksums):
             # Where servers have sent it among themselves, the proof has read the source already.
             try:
-                sent = source_sum or scoped("destination", storage.checksum, item["temporary"])
-                if scoped("source", storage.checksum, source) != sent:
-                    raise StorageError(CHANGED, code="SIZE_CHANGED", scope="source")
+                sent = source_sum or at_destination(storage.checksum, item.temporary)
+                if at_source(storage.checksum, source) != sent:
+                    raise StorageError(CHANGED, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE)
             except StorageError as error:
-                if error.code != "NO_CHECKSUM" or self._checksums:
+                if error.code != FailureCode.NO_CHECKSUM or self._checksums:
                     raise
         self._check_version(storage, item, version)
 
     @staticmethod
-    def _check_version(storage: Storage, item: dict[str, Any], version: FileVersion) -> None:
-        if scoped("source", storage.version, item["source"]) != version:
-            raise StorageError(CHANGED, code="SIZE_CHANGED", scope="source")
+    def _check_version(storage: Storage, item: FileCopy, version: FileVersion) -> None:
+        if at_source(storage.version, item.source) != version:
+            raise StorageError(CHANGED, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE)
 
-    def _rename(self, storage: Storage, item: dict[str, Any], checksum: str | None) -> None:
+    def _rename(self, storage: Storage, item: FileCopy, checksum: str | None) -> None:
         try:
-            scoped(
-                "destination",
+            at_destination(
                 storage.rename,
-                item["temporary"],
-                item["destination"],
+                item.temporary,
+                item.destination,
                 replace=self._overwrite != "never",
             )
         except StorageError as error:
             if error.errno == errno.EEXIST and self._overwrite == "never":
-                raise _exists_error(item["destination"], None) from None
+                raise _exists_error(item.destination, None) from None
             raise
         proof = checksum or "no checksum asked for"
-        self._batch.log(item["key"], f"{item['size']} bytes, {proof}: renamed to {item['destination']}")
+        self._batch.log(item.key, f"{item.size} bytes, {proof}: renamed to {item.destination}")
 
-    def _clean_up(self, storage: Storage, temporary: str, why: Exception) -> bool:
+    def _clean_up(self, storage: Storage, temporary: StorageUrl, why: Exception) -> bool:
         """Remove the temporary file; True if it may still be there."""
         interrupted = self._batch.stopped
         storage.resume()
-        hurry = interrupted or getattr(why, "code", None) in ("STALLED", "TIMEOUT")
+        hurry = interrupted or getattr(why, "code", None) in (FailureCode.STALLED, FailureCode.TIMEOUT)
         longest_s = _CLEAN_UP_HURRY_S if hurry else _CLEAN_UP_S
-        storage.timeouts = timeouts({"stall_s": longest_s, "total_s": longest_s}, 0)
+        storage.timeouts = Timeouts.within(longest_s)
         try:
             _discard(storage, temporary)
             if interrupted:
                 time.sleep(_SETTLE_S)
                 _discard(storage, temporary)
-        except (StoppedError, StorageError) as error:
+        except StoppedError:
+            return True
+        except StorageError as error:
             # Where nothing can be written nothing was.
-            return getattr(error, "errno", None) != errno.EROFS
+            return error.errno != errno.EROFS
         return False
 
 
@@ -289,7 +323,7 @@ def temporary_name(temporary: str, way: int) -> str:
     return f"{temporary.removesuffix('.part')}.{way}.part" if way else temporary
 
 
-def _discard(storage: Storage, url: str) -> None:
+def _discard(storage: Storage, url: StorageUrl) -> None:
     try:
         storage.remove(url, directory=False)
     except StorageError as error:
@@ -299,7 +333,9 @@ def _discard(storage: Storage, url: str) -> None:
 
 def _exists_error(destination: str, size: int | None) -> StorageError:
     what = "something is there" if size is None else f"another file of {size} bytes is there"
-    return StorageError(f"{destination}: {what}", errno=errno.EEXIST, code="EXISTS", scope="destination")
+    return StorageError(
+        f"{destination}: {what}", errno=errno.EEXIST, code=FailureCode.EXISTS, scope=FailureScope.DESTINATION
+    )
 
 
 class _ProgressReporter:

@@ -7,17 +7,18 @@ import errno
 import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from pdm.workqueue.helpers.storage import FileStat, Storage, StorageError, joined_url, parent_url, scoped
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.storage import FileStat, Storage, StorageError, at_destination
+from pdm.workqueue.wire.agent_messages import CopyItem
 
 #: From so many files on, one listing of their folder is cheaper than a look at each.
 _MIN_FILES_FOR_LISTING = 8
 #: A folder with more entries than this for each file that comes is not read to its end.
 _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
-#: In a URL without a path but ``/``.
-_ROOT_SLASHES = 3
 #: A path of 4,096 bytes, each of them encoded, and a host before it.
 _LONGEST_URL = 3 * 4096 + 512
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
@@ -33,21 +34,21 @@ class TargetDirectory:
         known: what was in it, of the names that matter here; None if each must be looked for.
     """
 
-    def __init__(self, url: str, known: dict[bytes, FileStat] | None) -> None:
+    def __init__(self, url: StorageUrl, known: dict[bytes, FileStat] | None) -> None:
         self.url = url
         self.known = known
         self._lock = threading.Lock()
         #: Whether it takes two names for one that differ in case only; None while that was not looked for.
         self._ignores_case: bool | None = None
 
-    def stat(self, storage: Storage, url: str) -> FileStat | None:
+    def stat(self, storage: Storage, url: StorageUrl) -> FileStat | None:
         """What is at a URL in this folder, or was when the batch began."""
-        return storage.stat(url) if self.known is None else self.known.get(name_of(url))
+        return storage.stat(url) if self.known is None else self.known.get(url.name)
 
-    def may_hold(self, url: str) -> bool:
-        return self.known is None or name_of(url) in self.known
+    def may_hold(self, url: StorageUrl) -> bool:
+        return self.known is None or url.name in self.known
 
-    def check_own_name(self, storage: Storage, url: str) -> None:
+    def check_own_name(self, storage: Storage, url: StorageUrl) -> None:
         """Raise `StorageError` if what is found at a URL has another name: the storage takes the two for one.
 
         Such are storages that ignore case or normalise Unicode. What they found may be another file of the same job.
@@ -55,18 +56,18 @@ class TargetDirectory:
         if self.known is not None:
             # A listing has told this very name.
             return
-        name = name_of(url)
+        name = url.name
         others = {variant for variant in _variants(name) if variant != name}
-        if any(storage.stat(joined_url(self.url, quote_from_bytes(other, safe=""))) for other in others):
+        if any(storage.stat(self.url.child(other)) for other in others):
             _check_listed(storage, name, url)
 
-    def check_free(self, storage: Storage, url: str) -> None:
+    def check_free(self, storage: Storage, url: StorageUrl) -> None:
         """Raise `StorageError` if a name that was free leads to a file of another name by now."""
-        if (self._ignores_case or not name_of(url).isascii()) and storage.stat(url) is not None:
-            _check_listed(storage, name_of(url), url)
+        if (self._ignores_case or not url.name.isascii()) and storage.stat(url) is not None:
+            _check_listed(storage, url.name, url)
 
     @contextlib.contextmanager
-    def alone(self, storage: Storage, temporary: str, url: str) -> Iterator[None]:
+    def alone(self, storage: Storage, temporary: StorageUrl, url: StorageUrl) -> Iterator[None]:
         """Let only one file at a time get its name, where two names may be one.
 
         Args:
@@ -76,21 +77,21 @@ class TargetDirectory:
         """
         with self._lock:
             if self._ignores_case is None:
-                swapped = quote_from_bytes(name_of(temporary).swapcase(), safe="")
-                self._ignores_case = scoped("destination", storage.stat, joined_url(self.url, swapped)) is not None
-        if not self._ignores_case and name_of(url).isascii():
+                swapped = self.url.child(temporary.name.swapcase())
+                self._ignores_case = at_destination(storage.stat, swapped) is not None
+        if not self._ignores_case and url.name.isascii():
             yield
             return
         with self._lock:
             yield
 
 
-def _check_listed(storage: Storage, name: bytes, url: str) -> None:
+def _check_listed(storage: Storage, name: bytes, url: StorageUrl) -> None:
     """Raise `StorageError` if the folder of a URL lists what is there by another name."""
     variants = set(_variants(name))
     folded = {variant.casefold() for variant in map(_text, variants)}
     found: bytes | None = None
-    with contextlib.closing(storage.entries(parent_url(url))) as entries:
+    with contextlib.closing(storage.entries(url.parent)) as entries:
         for other, _ in entries:
             if other == name:
                 return
@@ -101,8 +102,8 @@ def _check_listed(storage: Storage, name: bytes, url: str) -> None:
             f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
             " it ignores case, or the way in which letters are composed",
             errno=errno.EILSEQ,
-            code="INVALID_NAME",
-            scope="destination",
+            code=FailureCode.INVALID_NAME,
+            scope=FailureScope.DESTINATION,
         )
 
 
@@ -123,13 +124,13 @@ def _text(name: bytes) -> str:
 class TargetDirectories:
     """The folders of the items of a batch."""
 
-    def __init__(self, items: Iterable[dict[str, Any]]) -> None:
-        self._wanted: dict[str, set[bytes]] = {}
+    def __init__(self, items: Iterable[CopyItem]) -> None:
+        self._wanted: dict[StorageUrl, set[bytes]] = {}
         for item in items:
-            wanted = self._wanted.setdefault(parent_url(item["destination"]), set())
-            wanted.update(map(name_of, (item["destination"], *item["stale"])))
+            wanted = self._wanted.setdefault(StorageUrl(item.destination).parent, set())
+            wanted.update(StorageUrl(url).name for url in (item.destination, *item.stale))
         self._locks = {url: threading.Lock() for url in self._wanted}
-        self._ready: dict[str, TargetDirectory | StorageError] = {}
+        self._ready: dict[StorageUrl, TargetDirectory | StorageError] = {}
         #: Folded path → its spellings in this batch.
         self._spellings: dict[str, set[str]] = {}
         for url in self._wanted:
@@ -140,19 +141,19 @@ class TargetDirectories:
                     break
                 spellings.add(above)
 
-    def of(self, storage: Storage, destination: str) -> TargetDirectory:
+    def of(self, storage: Storage, destination: StorageUrl) -> TargetDirectory:
         """The folder of a destination, made if it was missing.
 
         Raises:
             StorageError: it cannot be used.
         """
-        url = parent_url(destination)
+        url = destination.parent
         with self._locks[url]:
             if url not in self._ready:
                 try:
                     self._ready[url] = self._prepared(storage, url)
                 except StorageError as error:
-                    if error.lost or error.code in ("STALLED", "TIMEOUT"):
+                    if error.lost or error.code in (FailureCode.STALLED, FailureCode.TIMEOUT):
                         # Nothing that is known of the folder: the next item may have more luck.
                         raise
                     self._ready[url] = error
@@ -161,12 +162,12 @@ class TargetDirectories:
             raise ready
         return ready
 
-    def _prepared(self, storage: Storage, url: str) -> TargetDirectory:
+    def _prepared(self, storage: Storage, url: StorageUrl) -> TargetDirectory:
         is_new = not ensure_directory(storage, url)
         for above in _with_parents(url):
             if len(self._spellings[_folded(above)]) > 1:
                 # What is below both would meet.
-                _check_listed(storage, name_of(above), above)
+                _check_listed(storage, above.name, above)
         if is_new:
             return TargetDirectory(url, {})
         wanted = self._wanted[url]
@@ -175,15 +176,15 @@ class TargetDirectories:
         try:
             return TargetDirectory(url, self._known(storage, url, wanted))
         except StorageError as error:
-            broken_off = error.code == "SERVER_ERROR" and not error.lost
-            if error.errno not in _NOT_SHOWN and error.code != "PERMISSION_DENIED" and not broken_off:
+            broken_off = error.code == FailureCode.SERVER_ERROR and not error.lost
+            if error.errno not in _NOT_SHOWN and error.code != FailureCode.PERMISSION_DENIED and not broken_off:
                 raise
             # A drop box takes files and shows none, and rclone breaks off when a file goes meanwhile: each name is
             # looked for by itself.
             return TargetDirectory(url, None)
 
     @staticmethod
-    def _known(storage: Storage, url: str, wanted: set[bytes]) -> dict[bytes, FileStat] | None:
+    def _known(storage: Storage, url: StorageUrl, wanted: set[bytes]) -> dict[bytes, FileStat] | None:
         """What is in a folder of the names that are wanted; None if it holds too much to be listed."""
         known: dict[bytes, FileStat] = {}
         most = _MOST_ENTRIES + _MOST_ENTRIES_EACH * len(wanted)
@@ -196,7 +197,7 @@ class TargetDirectories:
         return known
 
 
-def ensure_directory(storage: Storage, url: str) -> bool:
+def ensure_directory(storage: Storage, url: StorageUrl) -> bool:
     """Make a directory, and those above it, where they are missing; another agent may do the same meanwhile.
 
     Returns:
@@ -215,7 +216,7 @@ def ensure_directory(storage: Storage, url: str) -> bool:
         try:
             storage.make_directory(folder)
         except StorageError as error:
-            parent = parent_url(folder)
+            parent = folder.parent
             if error.errno == errno.ENOENT and parent != folder and folder not in orphans:
                 orphans.add(folder)
                 missing.append(parent)
@@ -224,7 +225,7 @@ def ensure_directory(storage: Storage, url: str) -> bool:
                 # The folder above was made, or is there: the storage means something else.
                 raise StorageError(
                     f"{folder} cannot be made, although the folder above it is there: {error.message}",
-                    code="SERVER_ERROR",
+                    code=FailureCode.SERVER_ERROR,
                     retry_after_s=error.retry_after_s,
                 ) from error
             if error.errno != errno.EEXIST:
@@ -234,28 +235,19 @@ def ensure_directory(storage: Storage, url: str) -> bool:
     return False
 
 
-def _is_directory(file_stat: FileStat | None, url: str) -> bool:
+def _is_directory(file_stat: FileStat | None, url: StorageUrl) -> bool:
     if file_stat is None:
         return False
     if "directory" not in (file_stat.kind, file_stat.target_kind):
-        raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR, code="NOT_A_DIRECTORY")
+        raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR, code=FailureCode.NOT_A_DIRECTORY)
     return True
 
 
-def _with_parents(url: str) -> Iterator[str]:
-    """A URL and those of the folders above it, without the root; none of a URL that is too long for any storage."""
-    if len(url) > _LONGEST_URL:
-        return
-    while (above := parent_url(url)) != url:
-        yield url
-        url = above.rstrip("/") if above.count("/") > _ROOT_SLASHES else above
+def _with_parents(url: StorageUrl) -> Iterator[StorageUrl]:
+    """`StorageUrl.parents`; none of a URL that is too long for any storage."""
+    return url.parents() if len(url) <= _LONGEST_URL else iter(())
 
 
-def _folded(url: str) -> str:
+def _folded(url: StorageUrl) -> str:
     """What is the same for all spellings of a path that a storage may take for one."""
     return unicodedata.normalize("NFC", _text(unquote_to_bytes(url))).casefold()
-
-
-def name_of(url: str) -> bytes:
-    """The last name of a URL."""
-    return unquote_to_bytes(url.rstrip("/").rpartition("/")[2])

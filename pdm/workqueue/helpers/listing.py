@@ -8,19 +8,21 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import quote_from_bytes
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.storage import (
     FileStat,
     StoppedError,
     Storage,
     StorageError,
-    joined_url,
-    without_trailing_slash,
+    Timeouts,
+    internal_error,
 )
-from pdm.workqueue.helpers.threads import WorkerThreads, timeouts
+from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry
 
 #: An event holds at most so many entries, and about so many bytes of paths.
 _ENTRIES_PER_EVENT, _BYTES_PER_EVENT = 1000, 512 * 1024
@@ -35,94 +37,98 @@ _LARGEST_SIZE = 2**63 - 1
 _LONGEST_BELOW = 64 * 1024
 
 
-def report_listing(batch: ActiveBatch, work: Callable[[], None]) -> None:
+def report_listing(batch: ActiveBatch, request: ListRequest, work: Callable[[], None]) -> None:
     """Carry out a ``list`` request by a function that raises what goes wrong, and report the outcome."""
-    key = batch.request["key"]
-    batch.started(key)
+    batch.started(request.key)
     try:
         work()
     except StoppedError:
-        batch.cancelled(key)
+        batch.cancelled(request.key)
     except StorageError as error:
-        batch.failed(key, error.at("source"))
+        batch.failed(request.key, error.at(FailureScope.SOURCE))
     else:
-        batch.done(key)
+        batch.done(request.key)
 
 
-def list_tree(batch: ActiveBatch, workers: WorkerThreads, max_workers: int, folders: list[str] | None = None) -> None:
+def list_tree(
+    batch: ActiveBatch,
+    request: ListRequest,
+    workers: WorkerThreads,
+    max_workers: int,
+    directories: list[str] | None = None,
+) -> None:
     """Carry out a ``list`` request, or what is left of it.
 
     Args:
         batch: of the request.
+        request: what is asked for.
         workers: where the work is done.
         max_workers: how many of them.
-        folders: percent-encoded paths below the URL that are left; None if it all is.
+        directories: percent-encoded paths below the URL that are left; None if it all is.
     """
-    tree = _TreeListing(batch, workers, max_workers)
-    if folders is None:
+    tree = _TreeListing(batch, request, workers, max_workers)
+    if directories is None:
         tree.begin()
     else:
-        tree.go_on(folders)
+        tree.go_on(directories)
 
 
 class EntryReporter:
-    """Tells the daemon what is found: small folders together, for each event costs it a transaction.
+    """Reports what is found: small directories together, for each event costs the daemon a transaction.
 
     Args:
         batch: of the listing.
+        request: what is asked for.
     """
 
-    def __init__(self, batch: ActiveBatch) -> None:
-        self._batch = batch
+    def __init__(self, batch: ActiveBatch, request: ListRequest) -> None:
+        self.batch = batch
+        self.request = request
         self._guard = threading.Lock()
-        self._rows: list[list[Any]] = []
+        self._rows: list[RawEntry] = []
         self._bytes = 0
         self._since = 0.0
 
-    def take(self, rows: list[list[Any]], size: int) -> None:
-        """Take entries of about ``size`` bytes; they are told soon."""
+    def take(self, rows: list[RawEntry], size: int) -> None:
+        """Take entries of about ``size`` bytes; they are reported soon."""
         with self._guard:
             if len(self._rows) + len(rows) > _ENTRIES_PER_EVENT or self._bytes + size > _BYTES_PER_EVENT:
-                self._tell()
+                self._report()
             if not self._rows:
                 self._since = time.monotonic()
             self._rows += rows
             self._bytes += size
             if time.monotonic() - self._since > _COALESCE_S:
-                self._tell()
+                self._report()
 
     def flush(self) -> None:
-        """Tell what was not told yet."""
+        """Report what was not reported yet."""
         with self._guard:
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._rows:
-            self._batch.entries(self._batch.request["key"], self._rows)
+            self.batch.entries(self.request.key, self._rows)
             self._rows, self._bytes = [], 0
 
 
 class DirectoryEntries:
-    """What is found in one folder, on its way to the daemon.
+    """What is found in one directory, on its way to the daemon.
 
     Args:
-        batch: of the listing.
         reporter: takes it.
-        path: of the folder, percent-encoded, below the listed URL.
-        deeper: whether folders in it are to be listed, too.
+        path: of the directory, percent-encoded, below the listed URL.
 
     Attributes:
-        folders: those in it, to be listed next.
-        told: whether any of it was told to the daemon.
+        folders: directories in it that are to be listed next.
+        told: whether any of it was reported to the daemon.
     """
 
-    def __init__(self, batch: ActiveBatch, reporter: EntryReporter, path: str, *, deeper: bool) -> None:
-        self._batch = batch
+    def __init__(self, reporter: EntryReporter, path: str) -> None:
         self._reporter = reporter
-        self._key: int = batch.request["key"]
         self._path = path
-        self._deeper = deeper
-        self._entries: list[list[Any]] = []
+        self._deeper = is_deeper(reporter.request.depth, path)
+        self._entries: list[RawEntry] = []
         self._bytes = 0
         self.folders: list[str] = []
         self.told = False
@@ -135,7 +141,7 @@ class DirectoryEntries:
             raise StorageError(
                 f"the server's listing is not valid: {below[:200]} has {len(below)} characters and "
                 f"{file_stat.size} bytes",
-                code="BAD_LISTING",
+                code=FailureCode.BAD_LISTING,
             )
         self._entries.append(_entry(below, file_stat))
         self._bytes += len(below) + 3 * len(file_stat.target or b"") + 60
@@ -149,11 +155,12 @@ class DirectoryEntries:
         if self._entries:
             self._tell()
         if unnamed:
-            self._batch.unnamed(self._key, self._path, unnamed)
-            self._batch.log(
-                self._key,
-                f"the server does not name {unnamed} of the entries of "
-                f"{directory_url(self._batch.request['url'], self._path)}: most likely symbolic links that lead "
+            batch, request = self._reporter.batch, self._reporter.request
+            batch.unnamed(request.key, self._path, unnamed)
+            where = directory_url(request.url, self._path)
+            batch.log(
+                request.key,
+                f"the server does not name {unnamed} of the entries of {where}: most likely symbolic links that lead "
                 "nowhere",
             )
 
@@ -167,13 +174,14 @@ class DirectoryEntries:
         """Raise `StorageError` if too many folders wait to be listed."""
         if waiting > _MOST_WAITING:
             raise StorageError(
-                f"more than {_MOST_WAITING} folders wait to be listed: list the tree in parts", code="UNSUPPORTED"
+                f"more than {_MOST_WAITING} folders wait to be listed: list the tree in parts",
+                code=FailureCode.UNSUPPORTED,
             )
 
 
-def directory_url(root: str, path: str) -> str:
-    """URL of a folder below the listed one."""
-    return joined_url(root, path) if path else root
+def directory_url(root: str, path: str) -> StorageUrl:
+    """URL of a directory below the listed one."""
+    return StorageUrl(root).below(path)
 
 
 def is_deeper(depth: int | None, path: str) -> bool:
@@ -181,23 +189,23 @@ def is_deeper(depth: int | None, path: str) -> bool:
     return depth is None or (path.count("/") + 2 if path else 1) < depth
 
 
-def is_listed(request: dict[str, Any], there: FileStat) -> bool:
+def is_listed(request: ListRequest, there: FileStat) -> bool:
     """Whether the thing at the URL is a folder to be looked into, rather than shown itself."""
     is_directory = there.kind == "directory" or (
-        there.kind == "link" and there.target_kind == "directory" and request.get("follow", True)
+        there.kind == "link" and there.target_kind == "directory" and request.follow
     )
-    return is_directory and request["depth"] != 0
+    return is_directory and request.depth != 0
 
 
 class _TreeListing:
-    def __init__(self, batch: ActiveBatch, workers: WorkerThreads, max_workers: int) -> None:
+    def __init__(self, batch: ActiveBatch, request: ListRequest, workers: WorkerThreads, max_workers: int) -> None:
         self._batch = batch
-        self._key: int = batch.request["key"]
-        self._root: str = batch.request["url"]
-        self._depth: int | None = batch.request["depth"]
+        self._request = request
+        self._key = request.key
+        self._root = StorageUrl(request.url)
         self._workers = workers
         self._max_workers = max_workers
-        self._reporter = EntryReporter(batch)
+        self._reporter = EntryReporter(batch, request)
         self._changed = threading.Condition()
         #: Folders still to be listed, as percent-encoded paths below the root; the next is the last.
         self._waiting: list[str] = []
@@ -209,13 +217,13 @@ class _TreeListing:
         """List all of it."""
         first = self._workers.storages(1)[0]
         self._prepare(first)
-        there = first.stat(without_trailing_slash(self._root))
+        there = first.stat(self._root.without_slash)
         if there is None:
-            raise StorageError(f"{self._root} is not there", errno=errno.ENOENT, code="NOT_FOUND")
-        if not is_listed(self._batch.request, there):
+            raise StorageError(f"{self._root} is not there", errno=errno.ENOENT, code=FailureCode.NOT_FOUND)
+        if not is_listed(self._request, there):
             self._batch.entries(self._key, [_entry("", there)])
             return
-        self._batch.root(self._key, first.real_path(without_trailing_slash(self._root), there))
+        self._batch.root(self._key, first.real_path(self._root.without_slash, there))
         # The root itself: its trouble is that of the whole listing.
         self._folder(first, "")
         self._walk(first)
@@ -239,7 +247,7 @@ class _TreeListing:
         storage.resume()
         self._batch.on_stop(storage.interrupt)
         storage.log_to(functools.partial(self._batch.log, self._key))
-        storage.timeouts = timeouts(self._batch.request["limits"], 0)
+        storage.timeouts = Timeouts.of(self._request.limits)
 
     def _worker(self, storage: Storage) -> None:
         while True:
@@ -253,13 +261,11 @@ class _TreeListing:
             try:
                 self._folder(storage, path)
             except StorageError as error:
-                self._batch.unreadable(self._key, path, error.at("source"))
+                self._batch.unreadable(self._key, path, error.at(FailureScope.SOURCE))
             except StoppedError as stopped:
                 self._error = stopped
             except Exception as error:
-                self._error = StorageError(
-                    f"the helper failed: {type(error).__name__}: {error}", code="INTERNAL", scope="service"
-                )
+                self._error = internal_error(f"the helper failed: {type(error).__name__}: {error}")
             finally:
                 with self._changed:
                     self._busy -= 1
@@ -270,9 +276,9 @@ class _TreeListing:
         if self._batch.stopped:
             raise StoppedError
         # Each folder has its own time: a tree may take as long as it goes on.
-        storage.timeouts = timeouts(self._batch.request["limits"], 0)
-        entries = DirectoryEntries(self._batch, self._reporter, path, deeper=is_deeper(self._depth, path))
-        looked = self._batch.request.get("follow", True)
+        storage.timeouts = Timeouts.of(self._request.limits)
+        entries = DirectoryEntries(self._reporter, path)
+        looked = self._request.follow
         with contextlib.closing(storage.entries(directory_url(self._root, path))) as found:
             for name, file_stat in found:
                 if not looked and self._is_left_alone(storage, path):
@@ -285,11 +291,11 @@ class _TreeListing:
 
     def _is_left_alone(self, storage: Storage, path: str) -> bool:
         """Whether a folder is a link, into which a removal must not descend; raises `StorageError` for the root."""
-        link = storage.link_at(without_trailing_slash(directory_url(self._root, path)), listed=bool(path))
+        link = storage.link_at(directory_url(self._root, path).without_slash, listed=bool(path))
         if link is None:
             return False
         if not path:
-            raise StorageError(link, code="UNSUPPORTED")
+            raise StorageError(link, code=FailureCode.UNSUPPORTED)
         self._batch.log(self._key, link)
         return True
 
@@ -312,14 +318,13 @@ class _TreeListing:
 def _checked_name(name: bytes) -> str:
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         raise StorageError(
-            f"the server's listing is not valid: {name[:200]!r} is no name of an entry", code="BAD_LISTING"
+            f"the server's listing is not valid: {name[:200]!r} is no name of an entry", code=FailureCode.BAD_LISTING
         )
     return quote_from_bytes(name, safe="")
 
 
-def _entry(path: str, file_stat: FileStat) -> list[Any]:
-    """A ``RawEntry`` of the wire."""
-    return [
+def _entry(path: str, file_stat: FileStat) -> RawEntry:
+    return RawEntry(
         path,
         file_stat.kind,
         file_stat.size,
@@ -328,4 +333,4 @@ def _entry(path: str, file_stat: FileStat) -> list[Any]:
         quote_from_bytes(file_stat.target, safe="/") if file_stat.target is not None else None,
         file_stat.target_kind == "file",
         file_stat.target_kind == "directory",
-    ]
+    )

@@ -13,15 +13,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.storage import StorageError
+from pdm.workqueue.wire.agent_messages import CopyItem, ListRequest, PathItem, RawEntry
 
 #: Files in one folder of a simulated listing.
 _FILES_A_FOLDER = 1000
@@ -64,32 +65,32 @@ class _Simulation:
 
     def run(self) -> None:
         request = self._batch.request
-        if request["op"] == "list":
-            self._one(request["key"], _behaviour_of(request["url"]), {})
+        if isinstance(request, ListRequest):
+            self._one(request.key, _behaviour_of(request.url), 0, request)
             return
-        for item in request["items"]:
-            if self._batch.is_ended(item["key"]):
-                self._batch.cancelled(item["key"])
+        for item in request.items:
+            url = item.url if isinstance(item, PathItem) else item.source
+            if self._batch.is_ended(item.key):
+                self._batch.cancelled(item.key)
             else:
-                self._one(item["key"], _behaviour_of(item.get("url") or item["source"]), item)
+                self._one(item.key, _behaviour_of(url), item.size if isinstance(item, CopyItem) else 0, None)
 
-    def _one(self, key: int, behaviour: _Behaviour, item: dict[str, Any]) -> None:
+    def _one(self, key: int, behaviour: _Behaviour, size: int, listing: ListRequest | None) -> None:
         if not self._batch.started(key):
             return
         if behaviour.crash:
             self._batch.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        size = item.get("size", 0)
-        listed = self._batch.request["op"] == "list"
-        seconds = behaviour.list_delay_s if listed else behaviour.delay_s
+        seconds = behaviour.list_delay_s if listing else behaviour.delay_s
         if not self._pass_time(key, seconds, size, for_ever=behaviour.hang):
             self._batch.cancelled(key)
         elif behaviour.fail is not None:
             why = f"failed as asked for, attempt {behaviour.attempt}"
-            self._batch.failed(key, StorageError(why, code=behaviour.fail, scope="transfer"))
+            code = FailureCode.__members__.get(behaviour.fail)
+            self._batch.failed(key, StorageError(why, code=code, scope=FailureScope.TRANSFER))
         else:
-            if listed:
-                self._entries(key, behaviour)
+            if listing:
+                self._entries(key, behaviour, listing.depth)
             self._batch.done(key, size, size)
 
     def _pass_time(self, key: int, seconds: float, size: int, *, for_ever: bool) -> bool:
@@ -106,19 +107,21 @@ class _Simulation:
                     return False
         return not self._batch.is_ended(key)
 
-    def _entries(self, key: int, behaviour: _Behaviour) -> None:
-        if behaviour.files is None or self._batch.request["depth"] == 0:
-            kind = "file" if behaviour.files is None else "directory"
-            self._batch.entries(key, [["", kind, behaviour.size if kind == "file" else 0, 0o644, 0, None, False]])
+    def _entries(self, key: int, behaviour: _Behaviour, depth: int | None) -> None:
+        if behaviour.files is None:
+            self._batch.entries(key, [RawEntry("", "file", behaviour.size, 0o644, 0)])
+            return
+        if depth == 0:
+            self._batch.entries(key, [RawEntry("", "directory", 0, 0o644, 0)])
             return
         for first in range(0, behaviour.files, _FILES_A_FOLDER):
             folder = f"d{first // _FILES_A_FOLDER:05d}"
-            self._batch.entries(key, [[folder, "directory", 0, 0o755, 0, None, False]])
-            if self._batch.request["depth"] == 1:
+            self._batch.entries(key, [RawEntry(folder, "directory", 0, 0o755, 0)])
+            if depth == 1:
                 continue
             last = min(first + _FILES_A_FOLDER, behaviour.files)
             names = (f"{folder}/f{number:07d}" for number in range(first, last))
-            self._batch.entries(key, [[name, "file", behaviour.size, 0o644, 0, None, False] for name in names])
+            self._batch.entries(key, [RawEntry(name, "file", behaviour.size, 0o644, 0) for name in names])
 
 
 def main() -> None:

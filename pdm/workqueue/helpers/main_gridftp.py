@@ -5,16 +5,20 @@ The environment names the credential (``X509_USER_PROXY``) and the trusted autho
 
 from __future__ import annotations
 
+import itertools
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import copying, listing, operations
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.gridftp import pipelined_copy, pipelined_operations, pipelined_tree
@@ -25,7 +29,18 @@ from pdm.workqueue.helpers.gridftp.globus_storage import GridFtpStorage
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.wire.agent_messages import (
+    CopyItem,
+    CopyRequest,
+    ItemRequest,
+    ListRequest,
+    MkdirRequest,
+    PathItem,
+    RemoveRequest,
+)
 
+_Item = TypeVar("_Item", CopyItem, PathItem)
+_LAST_WAY = pipelined_copy.TEMPORARY_NAMES - 1
 _MAX_WORKERS = 4
 #: From so many items on, one more lane: a login costs as much as a hundred small files.
 _ITEMS_PER_WORKER = 100
@@ -47,27 +62,17 @@ class _GridftpHelper:
         return storage
 
     def carry_out(self, batch: ActiveBatch) -> None:
+        request = batch.request
         self._globus.destroy_buried()
         batch.on_stop(self._wake)
         if self._connections is not None:
-            self._connections.login_s = min(LOGIN_S, float(batch.request["limits"].get("stall_s", LOGIN_S)))
-        if batch.request["op"] != "list":
-            batch.ends_items(lambda keys: self._waker.wake())
+            self._connections.login_s = min(LOGIN_S, request.limits.stall_s)
         try:
-            if batch.request["op"] == "list":
-                listing.report_listing(batch, lambda: self._list(batch))
+            if isinstance(request, ListRequest):
+                listing.report_listing(batch, request, lambda: self._list(batch, request))
             else:
-                items = batch.request["items"]
-                if batch.request["op"] in ("copy", "discard"):
-                    _add_temporary_names(items)
-                items = self._run_pipelined(batch, items)
-                if batch.request["op"] == "copy":
-                    for item in items:
-                        item["temporary"] = copying.temporary_name(
-                            item["temporary"], pipelined_copy.TEMPORARY_NAMES - 1
-                        )
-                if items:
-                    operations.carry_out_items(batch, items, self._workers, _ITEMS_PER_WORKER)
+                batch.ends_items(lambda keys: self._waker.wake())
+                self._carry_out_items(batch, request)
         finally:
             if self._globus.abandoned:
                 self._cut()
@@ -77,36 +82,66 @@ class _GridftpHelper:
             self._connections.interrupt()
         self._waker.wake()
 
-    def _run_pipelined(self, batch: ActiveBatch, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Carry out what can be done the fast way; returns the items that are left."""
-        if self._connections is None:
-            return items
-        try:
-            if batch.request["op"] == "copy":
-                return pipelined_copy.copy(batch, items, self._connections, self._waker)
+    def _carry_out_items(self, batch: ActiveBatch, request: ItemRequest) -> None:
+        """Carry out what can be done the fast way, then what is left."""
+        left = request
+        if isinstance(request, CopyRequest):
+            left = replace(request, items=self._copy_pipelined(batch, request))
+        elif self._connections is not None and (
             # Whether a directory was there before is to be seen first, unless that makes no difference.
-            if batch.request["op"] == "remove" or (batch.request["op"] == "mkdir" and batch.request["parents"]):
-                return pipelined_operations.carry_out(batch, items, self._connections, self._waker)
+            isinstance(request, RemoveRequest) or (isinstance(request, MkdirRequest) and request.parents)
+        ):
+            connections = self._connections
+            left = replace(
+                request,
+                items=self._left_of(
+                    batch,
+                    lambda: pipelined_operations.carry_out(batch, request, connections, self._waker),
+                    lambda: [replace(item, again=True) for item in request.items],
+                ),
+            )
+        if left.items:
+            operations.carry_out_items(
+                batch, left, self._workers, _ITEMS_PER_WORKER, ways=pipelined_copy.TEMPORARY_NAMES
+            )
+
+    def _copy_pipelined(self, batch: ActiveBatch, request: CopyRequest) -> list[CopyItem]:
+        """Copy what goes the fast way; returns the items that are left, with temporary names of their own."""
+        # What earlier attempts may have left is removed under each name that they may have used.
+        items = [replace(item, stale=list(_names(item.stale))) for item in request.items]
+        left = items
+        if self._connections is not None:
+            connections = self._connections
+            left = self._left_of(
+                batch,
+                lambda: pipelined_copy.copy(batch, request, items, connections, self._waker),
+                lambda: [
+                    replace(item, stale=[*item.stale, *itertools.islice(_names([item.temporary]), _LAST_WAY)])
+                    for item in items
+                ],
+            )
+        return [replace(item, temporary=copying.temporary_name(item.temporary, _LAST_WAY)) for item in left]
+
+    def _left_of(
+        self, batch: ActiveBatch, pipelined: Callable[[], list[_Item]], broken: Callable[[], list[_Item]]
+    ) -> list[_Item]:
+        """What the fast way has left; if it failed as a whole, the items of ``broken`` that have no outcome."""
+        try:
+            return pipelined()
         except Exception:
             # One item may be to blame, and which is not known here: the careful way fails each by itself.
             traceback.print_exc()
-            self._connections.drop_all()
+            if self._connections is not None:
+                self._connections.drop_all()
             opened = set(batch.open_keys())
-            items = [item for item in items if item["key"] in opened]
-            for item in items:
-                if batch.request["op"] == "copy":
-                    ways = range(pipelined_copy.TEMPORARY_NAMES - 1)
-                    item["stale"] += [copying.temporary_name(item["temporary"], way) for way in ways]
-                else:
-                    item["again"] = True
-        return items
+            return [item for item in broken() if item.key in opened]
 
-    def _list(self, batch: ActiveBatch) -> None:
+    def _list(self, batch: ActiveBatch, request: ListRequest) -> None:
         left: list[str] | None = None
         if self._connections is not None:
-            left = pipelined_tree.list_tree(batch, self._connections, self._waker)
+            left = pipelined_tree.list_tree(batch, request, self._connections, self._waker)
         if left is None or left:
-            listing.list_tree(batch, self._workers, _MAX_WORKERS, left)
+            listing.list_tree(batch, request, self._workers, _MAX_WORKERS, left)
 
     def _cut(self) -> None:
         """Cut the connections of handles that were left to themselves; the others make new ones."""
@@ -116,12 +151,11 @@ class _GridftpHelper:
             storage.drop()
 
 
-def _add_temporary_names(items: Sequence[dict[str, Any]]) -> None:
-    """Let what earlier attempts may have left be removed under each name that they may have used."""
-    ways = range(pipelined_copy.TEMPORARY_NAMES)
-    for item in items:
-        known = item["stale"] if "stale" in item else [item["url"]]
-        item["stale"] = [copying.temporary_name(name, way) for name in known for way in ways]
+def _names(temporary_names: Iterable[str]) -> Iterator[str]:
+    """The names that attempts may have used, which were told these."""
+    for name in temporary_names:
+        for way in range(pipelined_copy.TEMPORARY_NAMES):
+            yield copying.temporary_name(name, way)
 
 
 def _channel_pool() -> ChannelPool | None:
@@ -138,7 +172,7 @@ def _helper_or_error() -> _GridftpHelper | StorageError:
         return _GridftpHelper(Globus(), _channel_pool())
     except (OSError, GlobusError) as error:
         why = f"the Globus client library cannot be used ({error}): install the package {PACKAGE}"
-        return StorageError(why, code="DEPENDENCY_MISSING", scope="service")
+        return StorageError(why, code=FailureCode.DEPENDENCY_MISSING, scope=FailureScope.SERVICE)
 
 
 def main() -> None:

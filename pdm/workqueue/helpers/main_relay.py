@@ -6,23 +6,19 @@ way (third-party copy, copy in the kernel); any other copy is streamed.
 
 from __future__ import annotations
 
-import json
-import os
+import importlib
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 if not __package__:
     # Started by its path: the folder of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from pdm.workqueue.helpers import listing, operations
+from pdm.workqueue.domain.enums import RELAYED, JobProtocol
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers import backends, listing, operations
 from pdm.workqueue.helpers.backends.base import StorageBackend, stream_copy
-from pdm.workqueue.helpers.backends.local import LocalBackend
-from pdm.workqueue.helpers.backends.local_paths import Roots
-from pdm.workqueue.helpers.backends.sftp import SftpBackend
-from pdm.workqueue.helpers.backends.webdav import WebdavBackend
-from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
@@ -34,49 +30,44 @@ from pdm.workqueue.helpers.storage import (
     Timeouts,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
+from pdm.workqueue.wire.agent_messages import ListRequest
 
 _MAX_WORKERS = 4
 _ITEMS_PER_WORKER = 16
 
 
-def _local_backend() -> StorageBackend:
-    return LocalBackend(Roots(json.loads(os.environ.get("PDM_FILE_ROOTS", "[]"))))
-
-
-#: Scheme → what makes a side for it.
-BACKENDS: Mapping[str, Callable[[], StorageBackend]] = {
-    "file": _local_backend,
-    "sftp": SftpBackend,
-    "https": WebdavBackend,
-    "davs": WebdavBackend,
-    "root": XrootdBackend,
-    "roots": XrootdBackend,
-}
+def backend_class(protocol: JobProtocol) -> type[StorageBackend]:
+    """The backend of a protocol, imported when it is first asked for: a helper seldom needs them all."""
+    module, _, name = protocol.info.backend.partition(":")
+    found: type[StorageBackend] = getattr(importlib.import_module(f"{backends.__name__}.{module}"), name)
+    return found
 
 
 class RelayStorage(Storage):
-    """One lane: a side for each scheme, made when it is first asked for."""
+    """The storage of one thread: a backend for each scheme, made when it is first asked for."""
 
-    def __init__(self, makers: Mapping[str, Callable[[], StorageBackend]] = BACKENDS) -> None:
-        self._makers = makers
+    def __init__(self) -> None:
         self._backends: dict[str, StorageBackend] = {}
         self._stopped = False
 
-    def _backend(self, url: str) -> StorageBackend:
-        scheme = url.partition("://")[0]
-        backend = self._backends.get(scheme)
+    def _backend(self, url: StorageUrl) -> StorageBackend:
+        backend = self._backends.get(url.scheme)
         if backend is None:
-            maker = self._makers.get(scheme)
-            if maker is None:
-                raise StorageError(f"this helper cannot reach {scheme}://", code="UNSUPPORTED", scope="service")
-            backend = self._backends[scheme] = maker()
+            protocol = JobProtocol.of_scheme(url.scheme)
+            if protocol is None or not protocol.info.backend:
+                raise StorageError(
+                    f"this helper cannot reach {url.scheme}://",
+                    code=FailureCode.UNSUPPORTED,
+                    scope=FailureScope.SERVICE,
+                )
+            backend = self._backends[url.scheme] = backend_class(protocol).from_environment()
             if self._stopped:
                 backend.interrupt()
         backend.timeouts = self.timeouts
         return backend
 
     @property
-    def timeouts(self) -> Timeouts:  # a property here, so that the sides have it too
+    def timeouts(self) -> Timeouts:  # a property here, so that the backends have it too
         return self._timeouts
 
     @timeouts.setter
@@ -85,40 +76,42 @@ class RelayStorage(Storage):
         for backend in self._backends.values():
             backend.timeouts = timeouts
 
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         return self._backend(url).stat(url)
 
-    def real_path(self, url: str, there: FileStat) -> bytes | None:
+    def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         return self._backend(url).real_path(url, there)
 
-    def entries(self, url: str) -> EntryIterator:
+    def entries(self, url: StorageUrl) -> EntryIterator:
         return self._backend(url).entries(url)
 
-    def link_at(self, url: str, *, listed: bool) -> str | None:
+    def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         return self._backend(url).link_at(url, listed=listed)
 
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         self._backend(url).make_directory(url)
 
-    def remove(self, url: str, *, directory: bool) -> None:
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
         self._backend(url).remove(url, directory=directory)
 
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         self._backend(source).rename(source, destination, replace=replace)
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         source_backend, backend = self._backend(source), self._backend(temporary)
         if source_backend is backend:
             return backend.transfer(source, temporary, size, checksum, arrived)
         return stream_copy(source_backend, source, backend, temporary, size, checksum, arrived)
 
-    def size(self, url: str) -> int:
+    def size(self, url: StorageUrl) -> int:
         return self._backend(url).size(url)
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         return self._backend(url).version(url)
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         return self._backend(url).checksum(url)
 
     def interrupt(self) -> None:
@@ -131,7 +124,7 @@ class RelayStorage(Storage):
         for backend in self._backends.values():
             backend.resume()
 
-    def sync_directory(self, directory_url: str) -> None:
+    def sync_directory(self, directory_url: StorageUrl) -> None:
         self._backend(directory_url).sync_directory(directory_url)
 
 
@@ -140,14 +133,16 @@ def main() -> None:
     workers = WorkerThreads(RelayStorage, _MAX_WORKERS)
 
     def carry_out(batch: ActiveBatch) -> None:
-        if batch.request["op"] == "list":
+        request = batch.request
+        if isinstance(request, ListRequest):
             # Threads that list a local disk only wait for each other.
-            most = 1 if batch.request["url"].startswith("file:") else _MAX_WORKERS
-            listing.report_listing(batch, lambda: listing.list_tree(batch, workers, most))
+            most = 1 if StorageUrl(request.url).scheme in JobProtocol.FILE.info.schemes else _MAX_WORKERS
+            listing.report_listing(batch, request, lambda: listing.list_tree(batch, request, workers, most))
         else:
-            operations.carry_out_items(batch, batch.request["items"], workers, _ITEMS_PER_WORKER)
+            operations.carry_out_items(batch, request, workers, _ITEMS_PER_WORKER)
 
-    serve(f"a relay of {', '.join(BACKENDS)}", carry_out)
+    schemes = [scheme for protocol in sorted(RELAYED) for scheme in protocol.info.schemes]
+    serve(f"a relay of {', '.join(schemes)}", carry_out)
 
 
 if __name__ == "__main__":

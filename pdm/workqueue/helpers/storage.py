@@ -6,7 +6,16 @@ import abc
 import errno
 import time
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, ParamSpec, Self, TypeVar
+
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
+
+_P = ParamSpec("_P")
+_Result = TypeVar("_Result")
+#: What can be at a URL.
+FileKind = Literal["file", "directory", "link", "other"]
 
 #: A file of whole seconds that was written to within so many may be written to again without a sign of it.
 FRESH_S = 2.0
@@ -24,12 +33,12 @@ class FileStat(NamedTuple):
         target_kind: of a link: what is there.
     """
 
-    kind: str
+    kind: FileKind
     size: int = 0
     mode: int | None = None
     mtime: int | None = None
     target: bytes | None = None
-    target_kind: str | None = None
+    target_kind: FileKind | None = None
 
 
 class FileVersion(NamedTuple):
@@ -61,8 +70,8 @@ class StorageError(Exception):
     Attributes:
         message: what server or system said.
         errno: where it is known.
-        code: a failure code, where we know it ourselves.
-        scope: ``source``, ``destination``, ``transfer`` or ``service``; None until somebody knows.
+        code: where we know it ourselves.
+        scope: whose side failed; None where that is not known yet.
         lost: whether a connection ended.
         retry_after_s: seconds until the server wants to be asked again, where it has said so.
         unreachable: whether no server answered: it was not connected, or never greeted.
@@ -73,8 +82,8 @@ class StorageError(Exception):
         message: str,
         *,
         errno: int | None = None,
-        code: str | None = None,
-        scope: str | None = None,
+        code: FailureCode | str | None = None,
+        scope: FailureScope | str | None = None,
         lost: bool = False,
         retry_after_s: float | None = None,
         unreachable: bool = False,
@@ -82,27 +91,27 @@ class StorageError(Exception):
         super().__init__(message)
         self.message = message
         self.errno = errno
-        self.code = code
-        self.scope = scope
+        self.code = None if code is None else FailureCode(code)
+        self.scope = None if scope is None else FailureScope(scope)
         self.lost = lost
         self.retry_after_s = retry_after_s
         self.unreachable = unreachable
 
-    def at(self, scope: str) -> StorageError:
+    def at(self, scope: FailureScope | str) -> Self:
         """The same, with its scope set if it had none."""
-        self.scope = self.scope or scope
+        self.scope = self.scope or FailureScope(scope)
         return self
 
-    def fault(self) -> dict[str, Any]:
-        """The same as a ``Fault`` of the wire."""
-        return {
-            "scope": self.scope or "transfer",
-            "message": truncated(self.message),
-            "errno": self.errno,
-            "code": self.code,
-            "retry_after_s": self.retry_after_s,
-            "unreachable": self.unreachable,
-        }
+    def fault(self) -> Fault:
+        """The same as it is reported to the daemon."""
+        return Fault(
+            self.scope or FailureScope.TRANSFER,
+            truncated(self.message),
+            self.errno,
+            self.code,
+            self.retry_after_s,
+            self.unreachable,
+        )
 
 
 class StoppedError(Exception):
@@ -121,6 +130,17 @@ class Timeouts(NamedTuple):
     stall_s: float
     slack_s: float
     until: float
+
+    @classmethod
+    def of(cls, limits: TimeLimits, size: int = 0) -> Timeouts:
+        """How long one element of ``size`` bytes may take, from now."""
+        slack_s = size / max(limits.least_rate, 1.0)
+        return cls(limits.stall_s, slack_s, time.monotonic() + limits.total_s + slack_s)
+
+    @classmethod
+    def within(cls, longest_s: float) -> Timeouts:
+        """For something that must end within so many seconds from now."""
+        return cls(longest_s, 0.0, time.monotonic() + longest_s)
 
 
 #: Names and things in a directory; to be closed by who stops reading early.
@@ -144,10 +164,10 @@ class Storage(abc.ABC):
         """Have what the storage has to tell of the next item written to that item's log."""
 
     @abc.abstractmethod
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         """What is at a URL, links not followed; None if nothing is."""
 
-    def real_path(self, url: str, there: FileStat) -> bytes | None:
+    def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         """Absolute path of the directory at a URL, links resolved; None where the server does not tell.
 
         Args:
@@ -157,10 +177,10 @@ class Storage(abc.ABC):
         return there.target
 
     @abc.abstractmethod
-    def entries(self, url: str) -> EntryIterator:
+    def entries(self, url: StorageUrl) -> EntryIterator:
         """Names and things in a directory, as they arrive; never all in memory."""
 
-    def link_at(self, url: str, *, listed: bool) -> str | None:
+    def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         """Whether what `entries` shows as a directory is a link: asked before a removal descends into it.
 
         Args:
@@ -173,22 +193,24 @@ class Storage(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         """Make one directory. EEXIST and ENOENT come as `StorageError` with that errno."""
 
     @abc.abstractmethod
-    def remove(self, url: str, *, directory: bool) -> None:
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
         """Remove a file, a link, or an empty directory."""
 
     @abc.abstractmethod
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         """Give a new name. Without ``replace`` a destination that is there is EEXIST."""
 
-    def check_readable(self, url: str) -> None:  # noqa: B027  # where a failed transfer is cheap there is nothing to save
+    def check_readable(self, url: StorageUrl) -> None:  # noqa: B027  # where a failed transfer is cheap there is nothing to save
         """Raise `StorageError` if a file cannot be read: asked before transfers once one has failed for that."""
 
     @abc.abstractmethod
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         """Bring the bytes to a new file; the source's checksum if it is known by the way and asked for.
 
         Raises:
@@ -196,10 +218,10 @@ class Storage(abc.ABC):
         """
 
     @abc.abstractmethod
-    def size(self, url: str) -> int:
+    def size(self, url: StorageUrl) -> int:
         """Bytes of a file, as its storage tells now."""
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         """The version of a file, links followed: what the storage tells of it now."""
         there = self.stat(url)
         if there is None:
@@ -207,12 +229,12 @@ class Storage(abc.ABC):
         return FileVersion(there.size, there.mtime)
 
     @abc.abstractmethod
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         """ADLER32 of a file, 8 hex digits, as its storage reads it now."""
 
-    def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
+    def checksums(self, source: StorageUrl, destination: StorageUrl, size: int) -> tuple[str, str]:
         """Checksums of both ends of a copy of ``size`` bytes; `StorageError` has its scope."""
-        return scoped("source", self.checksum, source), scoped("destination", self.checksum, destination)
+        return at_source(self.checksum, source), at_destination(self.checksum, destination)
 
     @abc.abstractmethod
     def interrupt(self) -> None:
@@ -222,16 +244,28 @@ class Storage(abc.ABC):
     def resume(self) -> None:
         """Be of use again after `interrupt`."""
 
-    def sync_directory(self, directory_url: str) -> None:  # noqa: B027  # most storages have nothing to do
+    def sync_directory(self, directory_url: StorageUrl) -> None:  # noqa: B027  # most storages have nothing to do
         """Make the names in a directory durable, where that is ours to do."""
 
 
-def scoped(scope: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def scoped(
+    scope: FailureScope | str, function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs
+) -> _Result:
     """Call, and give a `StorageError` that comes of it the scope, if it has none."""
     try:
         return function(*arguments, **named)
     except StorageError as error:
         raise error.at(scope) from error.__cause__
+
+
+def at_source(function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs) -> _Result:
+    """Call; a `StorageError` that comes of it is the source's, if it has no scope."""
+    return scoped(FailureScope.SOURCE, function, *arguments, **named)
+
+
+def at_destination(function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs) -> _Result:
+    """Call; a `StorageError` that comes of it is the destination's, if it has no scope."""
+    return scoped(FailureScope.DESTINATION, function, *arguments, **named)
 
 
 def link_to_directory(url: str) -> str:
@@ -245,25 +279,28 @@ def start_error(program: str, package: str, error: OSError) -> StorageError:
     """Why a program of this machine could not be started: it is not installed, or the machine lacks something else."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         text = f"{program} cannot be run ({error.strerror}): install the package {package}"
-        return StorageError(text, code="DEPENDENCY_MISSING", scope="service")
-    return StorageError(f"{program} cannot be started: {error}", errno=error.errno, code="INTERNAL", scope="service")
+        return StorageError(text, code=FailureCode.DEPENDENCY_MISSING, scope=FailureScope.SERVICE)
+    return internal_error(f"{program} cannot be started: {error}", errno=error.errno)
 
 
-def without_trailing_slash(url: str) -> str:
-    """The URL without trailing slashes, but for the one that is all of its path."""
-    root = url.find("/", url.find("//") + 2) + 1
-    return url[:root] + url[root:].rstrip("/")
+def internal_error(message: str, *, errno: int | None = None) -> StorageError:
+    """A fault of the service itself."""
+    return StorageError(message, errno=errno, code=FailureCode.INTERNAL, scope=FailureScope.SERVICE)
 
 
-def parent_url(url: str) -> str:
-    """URL of the directory that holds the thing at a URL; of the root, that is the root."""
-    root = url.find("/", url.find("//") + 2) + 1
-    return url[:root] + url[root:].rstrip("/").rpartition("/")[0]
+def without_trailing_slash(url: str) -> StorageUrl:
+    """`StorageUrl.without_slash` of a URL that is text."""
+    return StorageUrl(url).without_slash
 
 
-def joined_url(directory: str, encoded_name: str) -> str:
-    """URL of a thing in a directory."""
-    return f"{directory.rstrip('/')}/{encoded_name}"
+def parent_url(url: str) -> StorageUrl:
+    """`StorageUrl.parent` of a URL that is text."""
+    return StorageUrl(url).parent
+
+
+def joined_url(directory: str, encoded_name: str) -> StorageUrl:
+    """`StorageUrl.below` of a URL that is text."""
+    return StorageUrl(directory).below(encoded_name)
 
 
 def truncated(text: str, longest: int = 2000) -> str:

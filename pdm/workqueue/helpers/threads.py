@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeVar
 
 from pdm.workqueue.helpers.channel import ActiveBatch
-from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts
+from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts, internal_error
+from pdm.workqueue.wire.agent_messages import CopyItem, PathItem, RenameItem
 
-#: What is done with one item. It reports the outcome itself, or raises `StorageError` or `StoppedError`.
-Work = Callable[[Storage, dict[str, Any]], None]
+_Item = TypeVar("_Item", bound=CopyItem | PathItem | RenameItem)
 
 
 class WorkerThreads:
@@ -37,15 +36,21 @@ class WorkerThreads:
         return self._storages[:count]
 
     def share(
-        self, batch: ActiveBatch, items: Iterable[dict[str, Any]], workers: int, work: Work, *, begun: bool = False
+        self,
+        batch: ActiveBatch,
+        items: Iterable[_Item],
+        workers: int,
+        work: Callable[[Storage, _Item], None],
+        *,
+        begun: bool = False,
     ) -> None:
         """Have each item worked on by one of ``workers`` threads; returns when all are worked on.
 
         Args:
             batch: of the items.
-            items: that have no outcome so far.
+            items: those that have no outcome so far.
             workers: how many threads.
-            work: what is done with one.
+            work: reports the outcome of an item itself, or raises `StorageError` or `StoppedError`.
             begun: whether the items were begun before: then cancelled ones are worked on too, for they have left
                 something behind.
         """
@@ -63,7 +68,7 @@ class WorkerThreads:
                     item = waiting.popleft()
                 except IndexError:
                     return
-                if begun or _may_begin(batch, item["key"]):
+                if begun or _may_begin(batch, item.key):
                     _carry_out_item(batch, storage, item, work)
 
         threads = [threading.Thread(target=worker, args=(storage,), name="lane") for storage in storages[1:]]
@@ -81,10 +86,10 @@ def _may_begin(batch: ActiveBatch, key: int) -> bool:
     return batch.started(key)
 
 
-def _carry_out_item(batch: ActiveBatch, storage: Storage, item: dict[str, Any], work: Work) -> None:
-    key = item["key"]
+def _carry_out_item(batch: ActiveBatch, storage: Storage, item: _Item, work: Callable[[Storage, _Item], None]) -> None:
+    key = item.key
     storage.log_to(functools.partial(batch.log, key))
-    storage.timeouts = timeouts(batch.request["limits"], item.get("size", 0))
+    storage.timeouts = Timeouts.of(batch.request.limits, item.size if isinstance(item, CopyItem) else 0)
     try:
         work(storage, item)
     except StoppedError:
@@ -94,10 +99,4 @@ def _carry_out_item(batch: ActiveBatch, storage: Storage, item: dict[str, Any], 
     except Exception as error:
         text = f"the helper failed: {type(error).__name__}: {error}"
         number = error.errno if isinstance(error, OSError) else None
-        batch.failed(key, StorageError(text, errno=number, code="INTERNAL", scope="service"))
-
-
-def timeouts(limits: dict[str, Any], size: int) -> Timeouts:
-    """How long one element of ``size`` bytes may take, from now."""
-    slack_s = size / max(limits.get("least_rate", 500_000.0), 1.0)
-    return Timeouts(limits.get("stall_s", 120.0), slack_s, time.monotonic() + limits.get("total_s", 600.0) + slack_s)
+        batch.failed(key, internal_error(text, errno=number))

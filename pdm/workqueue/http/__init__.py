@@ -1,1 +1,1 @@
-"""The REST door: endpoints as a table, and one place that decodes, checks, authorises, answers and logs."""
+"""The REST API: a table of endpoints, and one dispatcher that authenticates, decodes, validates, answers and logs."""

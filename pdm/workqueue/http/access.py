@@ -1,8 +1,7 @@
 """Authentication and authorisation of callers, and the limit on failed MyProxy logons.
 
-A user is the subject of the end entity of the certificate chain. A limited proxy is accepted like a full one: grid
-sites refuse it for starting programs, but storage servers (and FTS) accept it for moving data, and this service moves
-data.
+A user is identified by the subject of the end-entity certificate of the chain. A limited proxy is accepted like a full
+one: grid sites refuse it for starting programs, but storage servers (and FTS) accept it for data transfers.
 """
 
 from __future__ import annotations
@@ -25,60 +24,50 @@ from pdm.workqueue.store import users
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.wire.responses import timestamp_text
 
-#: How many callers are remembered; each costs some hundred bytes.
+#: Cached callers; each takes some hundred bytes.
 _MAX_CACHED_CALLERS = 10_000
 
 
 class Role(enum.StrEnum):
-    """What a user may do."""
+    """Role of a user."""
 
-    #: Use the service, and see and steer what is one's own.
+    #: Submits jobs; sees and changes only the user's own.
     USER = "user"
-    #: See, cancel and retry everybody's jobs as well.
+    #: Also sees, cancels and retries the jobs of all users.
     OPERATOR = "operator"
 
 
 @frozen
 class Caller:
-    """Who sent a request.
-
-    Attributes:
-        user_id: number in the database.
-        subject: distinguished name in slash form.
-        certificate_ends_at: when the first certificate of the presented chain ends.
-        limited: whether a limited proxy was presented.
-    """
+    """The authenticated sender of a request; `subject` is a distinguished name in slash form."""
 
     user_id: int
     subject: str
     role: Role
+    #: The earliest expiry within the presented chain.
     certificate_ends_at: datetime
+    #: Whether a limited proxy was presented.
     limited: bool
 
     @property
     def scope(self) -> int | None:
-        """Whose jobs the caller may see: one user's, or None for everybody's."""
+        """The user whose jobs the caller may see; None for all users."""
         return None if self.role is Role.OPERATOR else self.user_id
 
 
 @frozen
 class AccessList:
-    """Who may use the service, in which role.
-
-    Attributes:
-        open_to_all: whether everybody with a trusted certificate is a user.
-        roles: of the subjects that are listed.
-    """
+    """Roles of the listed subjects; `open_to_all` admits every subject with a trusted certificate as a user."""
 
     open_to_all: bool
     roles: Mapping[str, Role]
 
     @classmethod
     def read(cls, settings: UserSettings) -> AccessList:
-        """The list that the configuration asks for.
+        """Read the configured list.
 
         Raises:
-            ConfigError: the file of listed users cannot be read, or a line is wrong.
+            ConfigError: the file of listed users is unreadable, or a line of it is invalid.
         """
         roles: dict[str, Role] = {}
         if settings.listed_users is not None:
@@ -94,18 +83,18 @@ class AccessList:
         return cls(settings.register == "anyone", roles)
 
     def role_of(self, subject: str) -> Role | None:
-        """None for who may not use the service."""
+        """Role of a subject; None if it may not use the service."""
         return self.roles.get(subject, Role.USER if self.open_to_all else None)
 
 
 def _parse_user_line(line: str, place: str) -> tuple[Role, str]:
-    """Role and subject of a line; of a grid-mapfile (``"/SUBJECT" account``) the subject."""
+    """Parse ``[ROLE] /SUBJECT``, or a line of a grid-mapfile (``"/SUBJECT" account``)."""
     word, _, rest = line.partition(" ")
     role, subject = (Role(word), rest.strip()) if word in list(Role) else (Role.USER, line)
     if subject.startswith('"'):
         subject = subject[1:].partition('"')[0]
     if not subject.startswith("/"):
-        raise ConfigError(f"{place}: /SUBJECT is expected, or a role ({', '.join(Role)}) and /SUBJECT")
+        raise ConfigError(f"{place}: expected /SUBJECT, or a role ({', '.join(Role)}) and /SUBJECT")
     try:
         return role, normal_subject(subject)
     except ValueError as error:
@@ -114,43 +103,40 @@ def _parse_user_line(line: str, place: str) -> tuple[Role, str]:
 
 @define(eq=False)
 class Authenticator:
-    """Finds out who calls: once for each connection; each subject costs one look into the database, then none.
-
-    Attributes:
-        identify: the verified identity of a connection, None without a certificate.
-        clock: the present moment, UTC.
-        binds: whether a user whom no signing policy covers is bound to the authority of the first connection.
-    """
+    """Authenticates callers; caches the caller of each connection, and the database row of each subject."""
 
     database: Database
     access: AccessList
+    #: Returns the verified identity of a transport's peer; None without a certificate.
     identify: Callable[[Any], PeerIdentity | None]
+    #: Current time, UTC.
     clock: Callable[[], datetime]
+    #: Whether a user whom no signing policy covers is bound to the authority of the first connection.
     binds: bool = True
     _known: dict[tuple[str, str, bool], tuple[int, Role]] = field(factory=dict)
     _connected: WeakKeyDictionary[Any, Caller] = field(factory=WeakKeyDictionary)
 
     async def authenticate(self, transport: Any) -> Caller:
-        """Who is at the other end of a connection.
+        """Authenticate the peer of a connection.
 
         Raises:
-            NotAuthenticatedError: nobody who could be known, or no longer.
-            ForbiddenError: somebody who is not let in.
+            NotAuthenticatedError: no certificate was presented, or it has expired.
+            ForbiddenError: the subject is not a user of this service.
         """
         connected = self._connected.get(transport)
-        # OpenSSL looked at the times once, when the connection was made; a kept connection may outlive a proxy.
+        # OpenSSL checks validity only in the handshake; a persistent connection may outlive a proxy.
         if connected is not None and self.clock() < connected.certificate_ends_at:
             return connected
         identity = self.identify(transport)
         if identity is None:
             raise NotAuthenticatedError(
-                "no client certificate was presented: call with a certificate or a grid proxy (curl: --cert and --key)"
+                "no client certificate was presented: use a certificate or a grid proxy (curl: --cert and --key)"
             )
         now = self.clock()
         if identity.chain_ends_at <= now:
             end = timestamp_text(identity.chain_ends_at)
-            raise NotAuthenticatedError(f"your certificate or proxy ended at {end}: make a new one and connect again")
-        # An authority that no signing policy binds could sign the subject of a user of another one.
+            raise NotAuthenticatedError(f"your certificate or proxy expired at {end}: make a new one and reconnect")
+        # Without a signing policy, an authority could sign the subject of another authority's user.
         key = (identity.subject, identity.authority, identity.constrained)
         known = self._known.get(key) or await self._register(key, now)
         caller = Caller(known[0], identity.subject, known[1], identity.chain_ends_at, identity.limited)
@@ -162,14 +148,14 @@ class Authenticator:
         rebind = constrained or not self.binds
         role = self.access.role_of(subject)
         if role is None:
-            raise ForbiddenError(f"{subject} is not a user of this service: ask its operator to be listed")
+            raise ForbiddenError(f"{subject} is not a user of this service: ask its operator to add you")
         record = await self.database.run(
             "register a user", users.register, subject, role.value, now, authority or None, rebind=rebind
         )
         if not rebind and authority and record.authority != authority:
             raise ForbiddenError(
-                f"{subject} is known here by the authority {record.authority}, and your certificate is of {authority}:"
-                " an operator has to say in a signing policy which of the two may sign it"
+                f"{subject} is registered with the authority {record.authority}, but your certificate was issued by"
+                f" {authority}: an operator must state in a signing policy which of the two may sign this subject"
             )
         if len(self._known) >= _MAX_CACHED_CALLERS:
             self._known.clear()
@@ -177,24 +163,24 @@ class Authenticator:
         return self._known[key]
 
 
-#: So many wrong passwords or names of one user are sent on within the time.
+#: Failed logons of one user that are allowed within the window.
 MAX_LOGON_FAILURES = 5
 LOGON_WINDOW = timedelta(minutes=10)
-#: Users that are remembered; beyond that, those longest quiet are forgotten.
+#: Users kept; beyond that, the least recently failed are dropped.
 _MAX_THROTTLED_USERS = 10_000
 
 
 @define(eq=False)
 class LogonThrottle:
-    """Failed logons of users, in this daemon; nothing of what they sent.
+    """Rate limit of failed MyProxy logons by user, in this daemon's memory.
 
-    Only time makes them forgotten: a logon that succeeds may be at a server of the user's own.
+    A successful logon does not reset the count: it may be at a server that the user controls.
     """
 
     _failures: dict[int, deque[datetime]] = field(factory=dict)
 
     def wait_s(self, user_id: int, now: datetime) -> int:
-        """Seconds until a user may try again; 0 for now."""
+        """Seconds until a user may try again; 0 if at once."""
         failures = self._failures.get(user_id)
         while failures and failures[0] + LOGON_WINDOW <= now:
             failures.popleft()
@@ -203,16 +189,16 @@ class LogonThrottle:
         return max(int((failures[0] + LOGON_WINDOW - now).total_seconds()) + 1, 1)
 
     def clock_was_set(self, step: timedelta) -> None:
-        """The time of day was moved: nobody waits longer, or less, for that."""
+        """Shift the stored timestamps after a step of the system clock."""
         for failures in self._failures.values():
             for number, timestamp in enumerate(failures):
                 failures[number] = timestamp + step
 
     def failed(self, user_id: int, now: datetime) -> None:
-        """A server has refused a user's name or password."""
+        """Record that a server refused a user's name or password."""
         failures = self._failures.pop(user_id, None) or deque(maxlen=MAX_LOGON_FAILURES)
         failures.append(now)
-        # At the end again: the first ones are those longest quiet.
+        # Reinserted at the end: the dict is ordered by the latest failure.
         self._failures[user_id] = failures
         if len(self._failures) > _MAX_THROTTLED_USERS:
             del self._failures[next(iter(self._failures))]

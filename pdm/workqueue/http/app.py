@@ -1,7 +1,7 @@
-"""Klein application: identify the caller, decode the request, call the handler, write the response, report faults.
+"""Klein application: authenticate the caller, decode the request, call the handler, write the response, report faults.
 
 Every route of the endpoint table is served by one `_RouteHandler`. Handlers that need not wait are run synchronously
-(`run_eagerly`), and Klein's routing is cached per address (`ApiResource`).
+(`run_eagerly`), and Klein's routing is cached by URL (`ApiResource`).
 """
 
 from __future__ import annotations
@@ -44,19 +44,16 @@ from pdm.workqueue.wire.requests import LARGEST_ID
 
 
 def run_eagerly(coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None] | None:
-    """Run a coroutine until it waits for something.
+    """Run a new coroutine synchronously until its first await.
 
-    A Deferred and the machinery around it cost as much as all the rest of a request that is answered from memory; a
-    coroutine that reaches its end without waiting needs neither.
-
-    Args:
-        coroutine: not yet begun.
+    A Deferred and its callbacks cost as much as all the rest of a request that is answered from memory.
 
     Returns:
-        None if it has ended; else what fires when it has. To cancel that cancels what the coroutine waits for.
+        None if the coroutine has finished; else a Deferred that fires when it has, and whose cancellation cancels what
+        the coroutine awaits.
 
     Raises:
-        Exception: whatever ended it at once.
+        Exception: raised by the coroutine before its first await.
     """
     context = copy_context()
     try:
@@ -81,14 +78,14 @@ def run_eagerly(coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None
 
 _log = Logger()
 
-#: What a user who is banned may not do; to look, and to cancel or remove what is one's own, stays allowed.
+#: Methods that banned users may not use; they may still read, cancel and delete.
 _FORBIDDEN_WHILE_BANNED = frozenset({"POST", "PUT", "PATCH"})
-#: How many addresses are remembered, and how long each may be, all its parts together.
-_MAX_CACHED_ADDRESSES, _MAX_ADDRESS_LENGTH = 4096, 512
+#: Cached routes, and the greatest total length of method, path and host of one.
+_MAX_CACHED_ROUTES, _MAX_ROUTE_KEY_LENGTH = 4096, 512
 
 
 class _Number(BaseConverter):
-    """A whole number that the database can hold; what is none, or is larger, is an address without anything."""
+    """An integer within the range of the database; anything else does not match the route (404)."""
 
     regex = "[0-9]{1,19}"
     _least: ClassVar[int] = 0
@@ -96,7 +93,7 @@ class _Number(BaseConverter):
     def to_python(self, value: str) -> int:
         number = int(value)
         if not self._least <= number <= LARGEST_ID:
-            # No ValidationError: werkzeug would go on to say which methods there are for such an address.
+            # Not a ValidationError: werkzeug would then look for other routes, and answer 405.
             raise NotFound
         return number
 
@@ -116,31 +113,24 @@ _CONVERTERS: dict[str, type[BaseConverter]] = {
 def build_klein_app(
     endpoints: Iterable[Endpoint], root: str, context: ApiContext, authenticator: Authenticator
 ) -> Klein:
-    """A Klein application that serves a table.
-
-    Args:
-        endpoints: the table.
-        root: path below which all of it lives.
-        context: for the handlers.
-        authenticator: finds out who calls.
-    """
+    """Build the Klein application that serves a table of endpoints below a root path."""
     klein = Klein()
     url_map: Map = klein.url_map
     url_map.converters.update(_CONVERTERS)
-    # A redirect would turn a POST into a GET; an address with one slash too many is simply wrong.
+    # A redirect would turn a POST into a GET; a path with an extra slash is not found.
     url_map.strict_slashes = False
     url_map.merge_slashes = False
     for endpoint in endpoints:
         handler = _RouteHandler(endpoint, context, authenticator)
         klein.route(root + _rule(endpoint.path), methods=[endpoint.method], endpoint=endpoint.name)(handler.serve)
-    # Klein asks these in their order: the last one takes what nobody foresaw.
+    # Klein tries error handlers in order of registration: the last one takes unexpected errors.
     klein.handle_errors(HTTPException)(cast(Any, _answer_routing_error))
     klein.handle_errors(Exception)(cast(Any, _answer_fault))
     return klein
 
 
 def _rule(path: str) -> str:
-    """Our path in Klein's spelling: ``/jobs/<number:job_id>``."""
+    """Convert a path to Klein's syntax: ``/jobs/<number:job_id>``."""
     parts = []
     for part in path.split("/"):
         name = part[1:-1]
@@ -150,14 +140,12 @@ def _rule(path: str) -> str:
 
 @frozen
 class _RouteHandler:
-    """Serves one endpoint."""
-
     endpoint: Endpoint
     context: ApiContext
     authenticator: Authenticator
 
     def serve(self, request: ApiRequest, **path_values: Any) -> Deferred[None] | None:
-        """Answer a request, whatever happens; at once where nothing has to be waited for."""
+        """Answer a request, errors included; synchronously where the handler need not wait."""
         request.route = (self.serve, path_values)
         return run_eagerly(self._serve(request, path_values))
 
@@ -186,7 +174,7 @@ class _RouteHandler:
         caller = await self.authenticator.authenticate(request.channel.transport)
         request.subject = fields["subject"] = caller.subject
         if endpoint.method in _FORBIDDEN_WHILE_BANNED:
-            banned = self.context.catalogue.restriction(RestrictionKind.USER, caller.user_id)
+            banned = self.context.site_directory.restriction(RestrictionKind.USER, caller.user_id)
             if banned is not None:
                 raise ForbiddenError(f"an operator has banned you: {banned.message}")
         arguments = path_values | self._arguments(request, caller)
@@ -227,24 +215,24 @@ def _header_values(request: ApiRequest, name: str) -> Sequence[str]:
 
 def _answer_incident(request: ApiRequest, failure: Failure) -> None:
     incident = log_incident(_log, failure)
-    error = InternalFaultError(f"a fault of the service, not of your request: tell an operator incident {incident}")
+    error = InternalFaultError(f"the service failed, not your request: report incident {incident} to an operator")
     write_problem(request, error, incident)
 
 
 def _answer_routing_error(request: ApiRequest, failure: Failure) -> None:
     error = failure.value
     if isinstance(error, MethodNotAllowed):
-        # HEAD comes with GET, OPTIONS is answered here.
+        # werkzeug adds HEAD to GET; OPTIONS is answered here.
         allowed = ", ".join(sorted({*(error.valid_methods or ()), "OPTIONS"}))
         if request.method == b"OPTIONS":
             request.setHeader("Allow", allowed)
             write_response(request, 204, b"")
             return
         method = request.method.decode("ascii", "replace")
-        text = f"{method} cannot be done here; {allowed} can"
+        text = f"{method} is not allowed at this address; allowed: {allowed}"
         write_problem(request, MethodNotAllowedError(text, None, {"Allow": allowed}))
         return
-    write_problem(request, NotFoundError("there is nothing at this address; GET /openapi.json lists what there is"))
+    write_problem(request, NotFoundError("the API has no such address; GET /openapi.json lists all"))
 
 
 def _answer_fault(request: ApiRequest, failure: Failure) -> None:
@@ -253,13 +241,9 @@ def _answer_fault(request: ApiRequest, failure: Failure) -> None:
 
 
 class ApiResource(Resource):
-    """Klein's resource, behind a check of what Klein itself would answer without JSON.
+    """Klein's resource with a cache of its routing, and with JSON for the errors that Klein would answer as HTML.
 
-    Klein finds out once what serves an address; that costs as much as all the rest of an answer from memory, so it is
-    not asked again for an address that comes again.
-
-    Args:
-        klein: the application.
+    Klein's routing costs as much as all the rest of an answer from memory.
     """
 
     isLeaf = True  # noqa: N815 - Twisted's name
@@ -270,18 +254,17 @@ class ApiResource(Resource):
         self._routes: dict[tuple[bytes, bytes, bytes | None], Any] = {}
 
     def render(self, request: ApiRequest) -> Any:
-        """Serve a request."""
-        # All that Klein looks at.
-        address = (request.method, request.path, request.getHeader(b"Host"))
-        route = self._routes.get(address)
+        # All that Klein's routing depends on.
+        key = (request.method, request.path, request.getHeader(b"Host"))
+        route = self._routes.get(key)
         if route is not None:
             _serve_cached_route(request, *route)
             return NOT_DONE_YET
         result = self._find(request)
-        if request.route is not None and sum(len(part or b"") for part in address) <= _MAX_ADDRESS_LENGTH:
-            if len(self._routes) >= _MAX_CACHED_ADDRESSES:
+        if request.route is not None and sum(len(part or b"") for part in key) <= _MAX_ROUTE_KEY_LENGTH:
+            if len(self._routes) >= _MAX_CACHED_ROUTES:
                 self._routes.clear()
-            self._routes[address] = request.route
+            self._routes[key] = request.route
         return result
 
     def _find(self, request: ApiRequest) -> Any:
@@ -292,9 +275,8 @@ class ApiResource(Resource):
             request.getRequestHostname().decode("ascii")
             return self._render(request)
         except (UnicodeDecodeError, HTTPException):
-            # The HTTPException is werkzeug's opinion of the Host header.
-            error = InvalidInputError("the address, the method or the Host header is not valid text")
-            write_problem(request, error)
+            # werkzeug raises an HTTPException for an invalid Host header.
+            write_problem(request, InvalidInputError("the URL, the method or the Host header is not valid text"))
             request.finish()
             return NOT_DONE_YET
 
@@ -302,7 +284,7 @@ class ApiResource(Resource):
 def _serve_cached_route(
     request: ApiRequest, serve: Callable[..., Deferred[None] | None], path_values: dict[str, Any]
 ) -> None:
-    """Do with a request what Klein does once it knows the route."""
+    """Serve a request as Klein does after its routing."""
     try:
         waiting = serve(request, **path_values)
     except Exception:
@@ -319,4 +301,4 @@ def _serve_cached_route(
 
     request.notifyFinish().addErrback(lambda _: waiting.cancel())
     waiting.addCallbacks(lambda _: request.finish(), failed)
-    waiting.addErrback(lambda failure: _log.failure("an answer could not be ended", failure))
+    waiting.addErrback(lambda failure: _log.failure("the response could not be finished", failure))

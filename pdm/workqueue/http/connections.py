@@ -1,12 +1,12 @@
-"""Connections of the API: how many there may be, how long a request may take to come, and how much each may buffer.
+"""Limits on connections to the API: their number and rate, the time to receive a request, and the memory of each.
 
-What is idle costs little and is kept; when there is room for no more, what has been silent the longest makes room. A
-connection without a whole request yet goes first: it may be nobody's.
+Idle connections cost little and are kept. At the limit, a new connection evicts the one that has been silent longest;
+connections without a complete request, which may be unauthenticated, are evicted first.
 
-What one connection can make the service keep is bounded in every state: `twisted.web` bounds the headers of a request
-and its trailers, `ApiRequest` its body; `ApiChannel` stops reading while a request is carried out or answers are not
-read, begins no request before the earlier answers are sent, and drops what comes after the connection is being closed.
-Connections without a client certificate are few, so that what all of them make the service keep is bounded, too.
+The memory of one connection is bounded in every state: `twisted.web` bounds headers and trailers, `ApiRequest` bounds
+the body; `ApiChannel` stops reading while a request is processed or responses are unread, starts a request only after
+the earlier responses are sent, and discards data that arrives while the connection closes. The number of connections
+without a client certificate is limited separately, which bounds the memory that all of them can take.
 """
 
 from __future__ import annotations
@@ -29,41 +29,35 @@ from pdm.workqueue.http.problems import InvalidInputError, raw_problem_response
 
 _log = Logger()
 
-#: Descriptors for all else: agents have four each, the database and the logs some.
+#: File descriptors kept for agents (four each), the database and logs.
 _RESERVED_FILES = 1024
-#: New connections of an address that may come at once, in seconds of its rate.
+#: Burst of new connections from one address, in seconds of its rate.
 _BURST_S = 10.0
-#: Seconds without any progress after which a connection is cut whose client does not read its answers.
+#: Seconds without progress after which the connection of a client that does not read responses is aborted.
 _UNREAD_TIMEOUT_S = 120.0
-#: How long a client that is refused may go on sending, in seconds, so that it can read why.
+#: Seconds that a refused client may continue to send, so that it can read the response.
 _LINGER_TIMEOUT_S = 5.0
-#: At most one line about refusals in so many seconds.
+#: Seconds between two log lines about refusals.
 _WARN_INTERVAL_S = 60.0
 
 
-@frozen
+@frozen(kw_only=True)
 class ConnectionLimits:
-    """What clients may have.
+    """Limits on the connections of all clients."""
 
-    Attributes:
-        request_s: seconds from the first byte of a request to its last; those of a new connection have to hold its
-            handshake, too.
-        most: connections in all.
-        most_of_address: connections of one address.
-        new_per_s: new connections of one address in a second, on average; 0 for no limit. Each costs a handshake.
-        most_anonymous: connections without a client certificate, after their handshake.
-    """
-
+    #: Seconds from the first byte of a request to its last; of a new connection, including the TLS handshake.
     request_s: float
     most: int
     most_of_address: int
+    #: Average rate of new connections from one address, each of which costs a handshake; 0 for no limit.
     new_per_s: float
+    #: Connections without a client certificate after their handshake.
     most_anonymous: int
 
 
 @define
 class _TokenBucket:
-    """How many connections an address may open by now."""
+    """Tokens for new connections from one address, as of `at` (seconds)."""
 
     left: float
     at: float
@@ -71,47 +65,41 @@ class _TokenBucket:
 
 @define(eq=False)
 class ConnectionLimiter:
-    """All connections of a site; the reactor's thread only.
-
-    Attributes:
-        limits: for them.
-        seconds: a clock that only goes forward.
-    """
+    """State of all connections of a site; `seconds` is a monotonic clock. Used in the reactor's thread only."""
 
     limits: ConnectionLimits
     seconds: Callable[[], float]
     _of_address: Counter[str] = field(factory=Counter)
     _buckets: dict[str, _TokenBucket] = field(factory=dict)
-    #: Since when their request has been on its way, the longest first; new ones count as such.
+    #: Connections whose request is being received (new ones too) → since when, the oldest first.
     _arriving: dict[ApiChannel, float] = field(factory=dict)
-    #: The longest silent first.
+    #: Idle connections, the longest idle first.
     _idle: dict[ApiChannel, None] = field(factory=dict)
-    #: Those without a client certificate, the oldest first.
+    #: Connections without a client certificate, the oldest first.
     _anonymous: dict[ApiChannel, None] = field(factory=dict)
-    #: Since when their client reads nothing.
+    #: Connections whose client does not read its responses → since when.
     _unread: dict[ApiChannel, float] = field(factory=dict)
     _next_warning_at: float = 0.0
 
     @property
     def count(self) -> int:
-        """How many there are."""
         return self._of_address.total()
 
     def admit(self, address: str) -> bool:
-        """Whether an address may have one connection more; others may have to make room."""
+        """Whether an address may open a connection; may evict another connection for it."""
         why = ""
-        if not self._take(address):
+        if not self._take_token(address):
             why = f"it opens more than {self.limits.new_per_s:g} connections a second"
         elif self._of_address[address] >= self.limits.most_of_address:
             why = f"it has {self.limits.most_of_address} connections"
-        elif self.count >= self.limits.most and not self._make_room():
-            why = f"all {self.limits.most} connections are at work"
+        elif self.count >= self.limits.most and not self._evict():
+            why = f"all {self.limits.most} connections are busy"
         if why:
-            self._warn("a connection of {address} is refused: {why}", address=address, why=why)
+            self._warn("connection from {address} refused: {why}", address=address, why=why)
         return not why
 
-    def _take(self, address: str) -> bool:
-        """Whether the rate of new connections allows one."""
+    def _take_token(self, address: str) -> bool:
+        """Whether the rate limit allows a new connection."""
         rate = self.limits.new_per_s
         if not rate:
             return True
@@ -124,31 +112,30 @@ class ConnectionLimiter:
         bucket.left -= 1.0
         return True
 
-    def _make_room(self) -> bool:
+    def _evict(self) -> bool:
         victim = next(iter(self._arriving), None) or next(iter(self._idle), None)
         if victim is None:
             return False
-        self._warn("there are {count} connections: those silent for the longest make room", count=self.count)
-        victim.cut()
+        self._warn("limit of {count} connections reached: closing those silent for longest", count=self.count)
+        victim.abort()
         return True
 
     def opened(self, channel: ApiChannel) -> None:
-        """A connection was made; its handshake comes first."""
+        """A connection was accepted; its handshake follows."""
         self._of_address[channel.address] += 1
         self._arriving[channel] = self.seconds()
 
     def anonymous(self, channel: ApiChannel) -> None:
-        """A handshake has ended without a client certificate; the oldest such connection may have to make room."""
+        """A handshake ended without a client certificate; evicts the oldest such connection at the limit."""
         self._anonymous[channel] = None
         if len(self._anonymous) > self.limits.most_anonymous:
             self._warn(
-                "there are {count} connections without a client certificate: the oldest make room",
-                count=len(self._anonymous),
+                "{count} connections without a client certificate: closing the oldest", count=len(self._anonymous)
             )
-            next(iter(self._anonymous)).cut()
+            next(iter(self._anonymous)).abort()
 
     def unread(self, channel: ApiChannel) -> None:
-        """The client does not read what it is sent."""
+        """The client does not read its response."""
         self._unread.setdefault(channel, self.seconds())
 
     def reading(self, channel: ApiChannel) -> None:
@@ -156,46 +143,44 @@ class ConnectionLimiter:
         self._unread.pop(channel, None)
 
     def arriving(self, channel: ApiChannel) -> None:
-        """The first bytes of a request have come."""
+        """The first bytes of a request were received."""
         self._idle.pop(channel, None)
         self._arriving.setdefault(channel, self.seconds())
 
     def answering(self, channel: ApiChannel) -> None:
-        """A request is there, whole."""
+        """A request was received completely."""
         self._arriving.pop(channel, None)
 
     def idle(self, channel: ApiChannel) -> None:
-        """A request is answered; the next may come."""
+        """A request was answered; the connection awaits the next."""
         self._idle[channel] = None
 
-    def leaving(self, channel: ApiChannel) -> None:
-        """A connection is being ended."""
+    def closing(self, channel: ApiChannel) -> None:
         self._arriving.pop(channel, None)
         self._idle.pop(channel, None)
         self._anonymous.pop(channel, None)
 
     def closed(self, channel: ApiChannel) -> None:
-        """A connection is gone."""
-        self.leaving(channel)
+        self.closing(channel)
         self._unread.pop(channel, None)
         self._of_address[channel.address] -= 1
         if self._of_address[channel.address] <= 0:
             del self._of_address[channel.address]
 
     def sweep(self) -> None:
-        """End connections whose request does not come to its end, and forget addresses that are quiet."""
+        """Close connections that exceed a timeout, and drop the token buckets of inactive addresses."""
         now = self.seconds()
         for channel in [one for one, since in self._arriving.items() if since + self.limits.request_s <= now]:
-            self.leaving(channel)
-            channel.give_up()
+            self.closing(channel)
+            channel.request_timed_out()
         for channel in [one for one, since in self._unread.items() if since + _UNREAD_TIMEOUT_S <= now]:
-            channel.cut()
-        # What is full by now is as good as new.
+            channel.abort()
+        # A bucket that is full again is the same as a new one.
         for address in [one for one, bucket in self._buckets.items() if bucket.at + _BURST_S <= now]:
             del self._buckets[address]
 
     def _warn(self, text: str, **fields: object) -> None:
-        # Somebody who floods the service must not flood its log, too.
+        # A flood of connections must not flood the log.
         now = self.seconds()
         if now >= self._next_warning_at:
             self._next_warning_at = now + _WARN_INTERVAL_S
@@ -203,14 +188,12 @@ class ConnectionLimiter:
 
 
 class ApiChannel(HTTPChannel):
-    """A connection that tells its site where it stands."""
+    """A connection that reports its state to the `ConnectionLimiter`; the site sets `connections` and `address`."""
 
-    #: Which connections there are; set by the site.
     connections: ConnectionLimiter
-    #: Of the other end.
     address: str
     transport: Any
-    #: Whether it has a client certificate; None before the end of the handshake.
+    #: Whether the client has a certificate; None before the end of the handshake.
     identified: bool | None = None
     _answering = False
     _closing: IDelayedCall | None = None
@@ -222,10 +205,10 @@ class ApiChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         if self._closing is not None:
-            # Kept, it would only be thrown away later; not read, it would keep the answer from the client.
+            # Discarded: if it were left unread, TCP would reset the connection and the client would lose the response.
             return
         if self.identified is None:
-            # Without TLS there is no such method.
+            # Transports without TLS lack this method.
             certificate = getattr(self.transport, "getPeerCertificate", lambda: None)
             self.identified = certificate() is not None
             if not self.identified:
@@ -243,7 +226,7 @@ class ApiChannel(HTTPChannel):
             return
         super().rawDataReceived(data)
         if self._handlingRequest and sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
-            # HTTPChannel does not stop reading here while an answer is not read, and would keep whatever comes.
+            # HTTPChannel itself would not stop reading here while a response is unread, and would buffer without limit.
             self._networkProducer.pauseProducing()
 
     def allContentReceived(self) -> None:
@@ -252,7 +235,7 @@ class ApiChannel(HTTPChannel):
         super().allContentReceived()
 
     def when_read(self, begin: Callable[[], None]) -> None:
-        """Begin a request now, or as soon as the client has read enough of the earlier answers."""
+        """Call `begin` now, or once the client has read enough of the earlier responses."""
         if self._waitingForTransport:
             self._waiting_request = begin
         else:
@@ -271,7 +254,7 @@ class ApiChannel(HTTPChannel):
 
     def requestDone(self, request: Any) -> None:
         self._answering = False
-        # Before the next request, which may be here already.
+        # Before super(), which may start the next, pipelined request.
         self.connections.idle(self)
         super().requestDone(request)
 
@@ -282,48 +265,44 @@ class ApiChannel(HTTPChannel):
         super().connectionLost(reason)
 
     def loseConnection(self) -> None:
-        """Close it once what was written is sent; cut it if the client does not read that."""
+        """Close once all written data is sent; abort if the client does not read it in time."""
         self._close(_UNREAD_TIMEOUT_S)
         super().loseConnection()
 
     def refuse(self) -> None:
-        """Close it after an answer that the client did not wait for: it may still be sending."""
+        """Close after an early response, while the client may still be sending."""
         self._close(_LINGER_TIMEOUT_S)
         super().loseConnection()
 
     def _close(self, longest_s: float) -> None:
         if self._closing is None:
-            self._closing = self.callLater(longest_s, self.cut)
+            self._closing = self.callLater(longest_s, self.abort)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         if self._closing is not None:
             return
-        error = InvalidInputError("this is not valid HTTP/1.1: the request line, a header or a chunk is wrong")
+        error = InvalidInputError("not valid HTTP/1.1: the request line, a header or a chunk is malformed")
         self.transport.write(raw_problem_response(error, f"{random.getrandbits(64):016x}"))
         self.refuse()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._respondToBadRequestAndDisconnect()
 
-    def give_up(self) -> None:
-        """Its request does not come to its end: say so if there is a request, and close."""
+    def request_timed_out(self) -> None:
+        """Answer a request that was not received in time, if its headers were, and close."""
         if self.requests:
             self.requests[0].refuse_slow()
         else:
-            self.cut()
+            self.abort()
 
-    def cut(self) -> None:
-        """End it at once."""
-        self.connections.leaving(self)
+    def abort(self) -> None:
+        """Close at once, without sending what is buffered."""
+        self.connections.closing(self)
         self.transport.abortConnection()
 
 
 def raise_file_limit(most: int) -> int:
-    """Let this process have so many connections besides its files, as far as the system allows.
-
-    Returns:
-        How many it can have.
-    """
+    """Raise RLIMIT_NOFILE for a number of connections; returns the number that the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = most + _RESERVED_FILES
     limit = math.inf if hard == resource.RLIM_INFINITY else hard

@@ -32,15 +32,15 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 
 _K = TypeVar("_K", bound=CandidateOfKind)
-#: A job is asked for once a second, and its credential seldom changes.
+#: Clients poll a job once a second, and its credential seldom changes.
 _EXPIRY_CACHE_LIFETIME = timedelta(seconds=10)
-#: With more known ones all are forgotten.
+#: When full, the cache is cleared.
 _MAX_CACHED_EXPIRIES = 10_000
 
 
 @frozen
 class CredentialExpiry:
-    """When the first of the credentials of a job ends, and which kind of one that is."""
+    """Earliest expiry among the credentials of a job, and the kind of that credential."""
 
     at: datetime
     kind: CredentialKind
@@ -48,40 +48,37 @@ class CredentialExpiry:
 
 @define
 class ExpiryCache:
-    """What was found out a moment ago, by user, sites and what is needed there."""
+    """Recent expiries by user, sites and protocol."""
 
     _expiries: dict[object, tuple[datetime, CredentialExpiry | None]] = field(factory=dict)
 
     def find(self, key: object, now: datetime) -> tuple[CredentialExpiry | None] | None:
-        """What is known; None if nothing is, or not any more."""
-        asked_at, end = self._expiries.get(key, (None, None))
-        return None if asked_at is None or abs(now - asked_at) > _EXPIRY_CACHE_LIFETIME else (end,)
+        """The cached value, in a tuple; None for a miss."""
+        cached_at, end = self._expiries.get(key, (None, None))
+        return None if cached_at is None or abs(now - cached_at) > _EXPIRY_CACHE_LIFETIME else (end,)
 
-    def note(self, key: object, now: datetime, end: CredentialExpiry | None) -> None:
-        """Remember for a moment."""
+    def store(self, key: object, now: datetime, end: CredentialExpiry | None) -> None:
         if len(self._expiries) >= _MAX_CACHED_EXPIRIES:
             self._expiries.clear()
         self._expiries[key] = (now, end)
 
 
 def first_expiry(chosen: Mapping[int, _K]) -> CredentialExpiry | None:
-    """The first end of some credentials; None if none ends."""
+    """Earliest expiry of some credentials; None if none expires."""
     at = earliest_expiry(chosen)
-    return (
-        None
-        if at is None
-        else CredentialExpiry(at, next(each.kind for each in chosen.values() if each.valid_until == at))
-    )
+    if at is None:
+        return None
+    return CredentialExpiry(at, next(each.kind for each in chosen.values() if each.valid_until == at))
 
 
 def expiry_warning(progress: JobProgress, end: CredentialExpiry | None, now: datetime) -> str | None:
-    """What a user should know of a credential that ends before the job does; None for nothing."""
+    """Warn when a credential will expire before the job's estimated end; None if it will not."""
     if end is None or progress.eta is None or end.at >= now + timedelta(seconds=progress.eta):
         return None
     return (
-        f"the {end.kind.words} ends at {end.at:%Y-%m-%dT%H:%M:%SZ}, and at the present rate this job needs until"
-        f" {now + timedelta(seconds=progress.eta):%Y-%m-%dT%H:%M:%SZ}: what is left is held then, and goes on by itself"
-        f" when it is renewed ({end.kind.remedy})"
+        f"the {end.kind.words} expires at {end.at:%Y-%m-%dT%H:%M:%SZ}, and at the current rate this job will take until"
+        f" {now + timedelta(seconds=progress.eta):%Y-%m-%dT%H:%M:%SZ}: the remaining elements will then be held, and"
+        f" resume automatically when the credential is renewed ({end.kind.remedy})"
     )
 
 
@@ -90,19 +87,14 @@ _T = TypeVar("_T")
 
 @frozen
 class CredentialLifetimes:
-    """How long a credential is to last.
-
-    Attributes:
-        least: with less, a job is refused.
-        expected: with less, it is accepted with a warning.
-    """
+    """Remaining lifetimes of a credential: below `least` a job is refused, below `expected` it gets a warning."""
 
     least: timedelta
     expected: timedelta
 
 
 class RunInThread(Protocol):
-    """Runs a function that takes long in a thread."""
+    """Runs a blocking function in a thread."""
 
     def __call__(self, function: Callable[..., _T], /, *args: Any) -> Awaitable[_T]: ...
 
@@ -123,73 +115,64 @@ def _no_relays(_protocol: JobProtocol) -> frozenset[JobProtocol]:
     return frozenset()
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class ApiContext:
-    """The service as handlers see it.
-
-    Attributes:
-        clock: the present moment, UTC.
-        in_thread: runs key generation and signature checks off the reactor.
-        wake: says that there may be something to claim.
-        cancelled: says that the cancellation of a job is in the database.
-        progress: how far that is what this daemon runs.
-        routes: how many streams of work it runs between which sites, and why.
-        credential_need: what a protocol needs at a site; None for nothing.
-        supports: whether the service can carry out a job type by a protocol.
-        trust: the authorities in force, for delegated proxies.
-        myproxy: fetches proxies from the MyProxy servers of sites.
-        logons: who has sent wrong passwords to them.
-        catalogue: which sites can be reached, and what operators have restricted.
-        check_site: looks for a user at what the endpoints of a site can do.
-        relays_to: to which protocols copies by another can go, through the service.
-        credentials_changed: says that a credential was removed or replaced, which may be in use.
-        job_retried: says that a job is being retried, of which there may be more to do.
-        full: the limits that let no more of a job (of its listing) begin now, a sentence each.
-        waiting: why jobs wait, by number, as it was found last: with their counters and the moment.
-        expiry_cache: when credentials of jobs end that run.
-        faults: parts of the service that do not work.
-        may_claim: whether jobs are begun in spite of them.
-        resume: lets go on what is held of a user, at a site, by some protocols, from some place on.
-    """
+    """The parts of the service that request handlers use."""
 
     database: Database
     sites: SiteRegistry
     logstore: LogStore
     vault: Vault
     settings: Settings
+    #: Current time, UTC.
     clock: Callable[[], datetime]
+    #: Runs key generation and signature checks outside the reactor's thread.
     in_thread: RunInThread
+    #: Notifies the claimer that elements may have become ready.
     wake: Callable[[], None]
+    #: Notifies the executor that a job's cancellation was committed.
     cancelled: Callable[[int], None]
     progress: ProgressBoard
+    #: Streams between sites, their limits, and the reasons for these.
     routes: Callable[[], Sequence[RouteState]]
+    #: Credential that a protocol needs at a site; None for none.
     credential_need: Callable[[JobProtocol], CredentialNeed | None]
     supports: Callable[[JobProtocol, JobType], bool]
+    #: Current certificate authorities, for delegated proxies.
     trust: Callable[[], Trust]
     myproxy: MyProxyLogons
-    catalogue: SiteDirectory
+    site_directory: SiteDirectory
+    #: Checks the endpoints of a site with a user's credential.
     check_site: Callable[[int, Site], Awaitable[Sequence[EndpointCheck]]]
+    #: Protocols to which the service can relay copies from a protocol.
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _no_relays
+    #: Notifies the executor that a credential, possibly in use, was removed or replaced.
     credentials_changed: Callable[[], None] = _do_nothing
+    #: Continues the retry of a job beyond its first transaction.
     job_retried: Callable[[int], None] = _do_nothing
+    #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _resume_nothing
+    #: Sentences about the limits that keep a job (True: its listing) from starting more work.
     full: Callable[[JobRecord, bool], Sequence[str]] = _no_full_limits
+    #: Cache: job → its counters, the time, and why it waited then.
     waiting: dict[int, tuple[Counters, datetime, WaitReason, list[str]]] = field(factory=dict)
+    #: Parts of the service that do not work.
     faults: Callable[[], Sequence[PartFault]] = tuple
+    #: Whether the daemon starts jobs in spite of these.
     may_claim: Callable[[], bool] = lambda: True
     expiry_cache: ExpiryCache = field(factory=ExpiryCache)
     logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property
     def lifetimes(self) -> CredentialLifetimes:
-        """What a credential must and should still have for a job."""
+        """Lifetimes that the configuration requires of credentials."""
         credentials = self.settings.credentials
         return CredentialLifetimes(
             timedelta(seconds=credentials.minimum_lifetime_s), timedelta(seconds=credentials.expected_duration_s)
         )
 
     def protocols_with(self, kind: CredentialKind) -> frozenset[JobProtocol]:
-        """The protocols of jobs that may have waited for a credential of a kind, at either end."""
+        """Protocols of jobs that may be held for a credential of a kind, at either end."""
 
         def takes(protocol: JobProtocol) -> bool:
             need = self.credential_need(protocol)
@@ -202,14 +185,14 @@ class ApiContext:
         )
 
     def may_see(self, user_id: int, scope: int | None, site: Site) -> bool:
-        """Whether a user sees a site; operators, whose scope is None, see all."""
+        """Whether a user may see a site; operators, whose scope is None, see all."""
         return scope is None or site.is_open_to(user_id)
 
     async def job(self, job_id: int, scope: int | None) -> JobRecord:
-        """A job that the caller may see; out of memory where it is there, without waiting.
+        """A job that the caller may see, without waiting if it is cached.
 
         Raises:
-            JobNotFoundError: there is none.
+            JobNotFoundError: the job does not exist, or is another user's.
         """
         record = await self.database.job(job_id)
         if record is None or scope not in (None, record.user_id):
@@ -217,16 +200,10 @@ class ApiContext:
         return record
 
     async def commit(self, name: str, function: Callable[..., _T], *args: Any, then: Callable[[_T], None]) -> _T:
-        """Run a transaction that has an effect, and the effect after its commit.
+        """Run a transaction, and after its commit an effect (`then`) that gets its result.
 
-        A client that goes away cancels its handler; the transaction is committed all the same, and what follows from
-        it must not get lost. So both belong to the transaction, and the handler only watches.
-
-        Args:
-            name: of the transaction.
-            function: what it does.
-            args: of the function.
-            then: the effect; gets the result.
+        A client that disconnects cancels its handler, but not the transaction, whose effect must not be lost: so both
+        run in the background and the handler only awaits them.
         """
         watched: Deferred[_T] = Deferred()
 

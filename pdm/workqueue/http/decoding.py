@@ -34,7 +34,7 @@ from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
 _S = TypeVar("_S", bound=msgspec.Struct)
 _QueryEnum = TypeVar("_QueryEnum", JobType, JobStatus)
 
-#: What msgspec puts between what is wrong and where.
+#: msgspec writes this between the message and the path.
 _PLACE_SEPARATOR = " - at `$"
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _PATTERN = re.compile(r"Expected `str` matching regex (.*)", re.DOTALL)
@@ -48,16 +48,11 @@ _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 def decode_json(raw: bytes, content_types: Sequence[str], type_: type[_S]) -> _S:
-    """Read a JSON body.
-
-    Args:
-        raw: the body.
-        content_types: the Content-Type headers of the request.
-        type_: what it must be.
+    """Decode and validate a JSON body.
 
     Raises:
-        UnsupportedMediaTypeError: it says that it is something else.
-        InvalidInputError: it is not JSON, or not of the type.
+        UnsupportedMediaTypeError: a Content-Type header names another type.
+        InvalidInputError: the body is not JSON, or not a valid `type_`.
     """
     _check_media_type(content_types)
     try:
@@ -76,17 +71,15 @@ def _check_media_type(content_types: Sequence[str]) -> None:
     for value in content_types:
         media_type = value.partition(";")[0].strip().lower()
         if media_type != _JSON:
-            hint = f"; form data is not read, with curl add -H 'Content-Type: {_JSON}'" if media_type in _FORMS else ""
+            hint = f"; form data is not accepted, with curl add -H 'Content-Type: {_JSON}'"
+            hint = hint if media_type in _FORMS else ""
             raise UnsupportedMediaTypeError(f"{_JSON} is expected, not {media_type[:100]}{hint}", "Content-Type")
 
 
 def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], root: str = "$") -> InvalidInputError:
-    """What msgspec says of a wrong value, with the place as a pointer and the known keys named.
+    """Convert an error of msgspec: the path becomes the pointer, an unknown key gets the list of known ones.
 
-    Args:
-        error: what it says.
-        type_: what was expected at the root.
-        root: what stands for ``$`` in the pointer (``$.extra_opts``).
+    `root` replaces ``$`` in the pointer where the document is a part of the body (``$.extra_opts``).
     """
     text = str(error)
     what, at, place = text.removesuffix("`").rpartition(_PLACE_SEPARATOR)
@@ -95,7 +88,7 @@ def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], r
     if unknown := _UNKNOWN.fullmatch(what):
         keys = _keys_at(type_, place)
         if keys is None and (whole := _UNKNOWN.fullmatch(text)):
-            # The unknown key itself reads like a place.
+            # The unknown key itself contains the separator.
             unknown, place, keys = whole, "", _keys_at(type_, "")
         known = ", ".join(keys or ()) or "none"
         return InvalidInputError(f"unknown key {unknown[1][:100]!r}; known are {known}", f"{root}{place}.{unknown[1]}")
@@ -108,7 +101,7 @@ def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], r
 
 
 def _keys_at(type_: type[msgspec.Struct], place: str) -> list[str] | None:
-    """The keys of the struct at a place such as ``.dummy``; None if there is no struct."""
+    """Keys of the struct at a path such as ``.dummy``; None if there is no struct."""
     for name in place.split(".")[1:]:
         hint = typing.get_type_hints(type_).get(name)
         structs = (
@@ -123,10 +116,10 @@ def _keys_at(type_: type[msgspec.Struct], place: str) -> list[str] | None:
 
 
 def decode_query(raw: bytes, type_: type[_S] | None) -> _S | None:
-    """Read the parameters behind the ``?`` of a URL.
+    """Decode and validate the query string of a URL.
 
     Raises:
-        InvalidInputError: one is unknown, given twice, or wrong.
+        InvalidInputError: a parameter is unknown, duplicated or invalid.
     """
     if not raw:
         return None if type_ is None else type_()
@@ -167,10 +160,10 @@ def _pairs(raw: bytes) -> list[tuple[str, str]]:
 
 
 def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> frozenset[_QueryEnum]:
-    """The members that a repeated query parameter names.
+    """Parse the values of a repeated query parameter as members of an enumeration.
 
     Raises:
-        InvalidInputError: a word is none.
+        InvalidInputError: a value is not a member.
     """
     try:
         return frozenset(type_.parse(value.strip()) for value in values)
@@ -181,10 +174,10 @@ def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> f
 def idempotency_key(
     values: Sequence[str], user_id: int, route: str, body: msgspec.Struct | None
 ) -> IdempotencyKey | None:
-    """The key under which a request is carried out once only; None where none is given.
+    """Read the Idempotency-Key headers; None if there is none.
 
     Raises:
-        InvalidInputError: it is not 1 to 255 printable ASCII characters, or there are several.
+        InvalidInputError: there are several, or the key is not 1 to 255 printable ASCII characters.
     """
     if not values:
         return None
@@ -203,15 +196,10 @@ _WITH_DESTINATION = frozenset({JobType.COPY, JobType.RENAME})
 
 
 def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> NewJob:
-    """The job that a request asks for.
-
-    Args:
-        api: knows sites and what is supported.
-        user_id: whose job it will be.
-        submission: the request.
+    """Validate a submission and convert it to a job of the user.
 
     Raises:
-        InvalidInputError: it cannot be; names the key.
+        InvalidInputError: the submission is invalid; `pointer` names the key.
     """
     type_ = _enum_member(JobType, submission.type, "$.type")
     protocol = JobProtocol.GRIDFTP
@@ -226,13 +214,13 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
     by_tools = _by_tools(protocol, options, source, source if destination is None else destination)
     source_url = _url(source, protocol, submission.src_filepath, "$.src_filepath")
     if type_ is JobType.REMOVE and _is_whole_site(source_url, source.endpoints[protocol]):
-        raise InvalidInputError("that is all of the site: name what is to be removed there", "$.src_filepath")
+        raise InvalidInputError("this path is the root of the whole site: name what to remove", "$.src_filepath")
     if destination is not None and submission.dst_filepath is not None:
         other = _protocol_at(api, source, destination, protocol, by_tools=by_tools)
         destination_url = _url(destination, other, submission.dst_filepath, "$.dst_filepath")
-        # URLs, for two sites may be doors to one storage.
+        # Compares URLs: two sites may be endpoints of one storage.
         if is_inside(destination_url, source_url):
-            raise InvalidInputError("the destination is the source itself, or lies inside it", "$.dst_filepath")
+            raise InvalidInputError("the destination is the source itself, or is inside it", "$.dst_filepath")
     return NewJob(
         user_id=user_id,
         type=type_,
@@ -261,7 +249,7 @@ def _enum_member(type_: type[_JobEnum], word: object, pointer: str) -> _JobEnum:
 
 
 def _is_whole_site(url: str, endpoint: str) -> bool:
-    """Whether a URL is the root of a storage, or of an account: a slip there is beyond repair."""
+    """Whether a URL is the root of a storage or a home directory, whose removal is most likely a mistake."""
     return normalised("/" + url.removeprefix(endpoint)) in ("/", "/~")
 
 
@@ -269,7 +257,7 @@ def _site(api: ApiContext, user_id: int, number: int | str, pointer: str) -> Sit
     site_id = int(number)
     site = api.sites.by_id(site_id) if site_id <= LARGEST_ID else None
     if site is None or not site.is_open_to(user_id):
-        raise InvalidInputError(f"there is no site {site_id}; GET /sites lists those there are", pointer)
+        raise InvalidInputError(f"there is no site {site_id}; GET /sites lists all", pointer)
     return site
 
 
@@ -351,7 +339,7 @@ def _protocol_at(
 
 
 def credential_needs(api: ApiContext, new: NewJob | JobRecord) -> dict[int, CredentialNeed]:
-    """What a job needs at each of its sites that needs something."""
+    """Credentials that a job needs, by site; sites that need none are left out."""
     source = api.sites.by_id(new.src_siteid)
     destination = None if new.dst_siteid is None else api.sites.by_id(new.dst_siteid)
     sites = [site for site in (source, destination) if site is not None]

@@ -1,4 +1,4 @@
-"""Declaration of a route: what decoding, access control, responses, OpenAPI, documentation and tests need of it.
+"""Declaration of a route, from which decoding, access control, OpenAPI, documentation and tests are derived.
 
 Results are values of a struct type, plain text, or JSON that is streamed in pieces (`JsonStream`, `json_array`).
 """
@@ -17,29 +17,29 @@ from attrs import frozen
 
 from pdm.workqueue.http.problems import ApiError
 
-#: A handler: gets the context, the caller (where one is needed), and as keywords the path's parameters, ``body``,
-#: ``query`` and ``key`` (`IdempotencyKey` of a POST). Returns a value of the result type, or `JsonStream` of one.
+#: A handler: gets the context, the caller (unless open to everybody), and as keywords the path parameters, ``body``,
+#: ``query`` and ``key`` (`IdempotencyKey` of a POST). Returns a value of the result type, or a `JsonStream` of one.
 Handler = Callable[..., Awaitable[object]]
 
 
 class Allow(enum.Enum):
-    """Who may call."""
+    """Clients that may call an endpoint."""
 
-    #: Whoever connects.
+    #: All clients, also without a certificate.
     EVERYBODY = enum.auto()
-    #: Users of the service; what they see is theirs, unless they are operators.
+    #: Users of the service, who see only what is their own unless they are operators.
     USERS = enum.auto()
 
 
 class Parameter(enum.Enum):
-    """The kinds of parameters in paths."""
+    """Kinds of path parameters."""
 
     NUMBER = "number"
     SIGNED = "signed"
     WORD = "word"
 
 
-#: Name in a path → its kind and what it is.
+#: Name in a path → its kind and description.
 PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
     {
         "job_id": (Parameter.NUMBER, "Number of a job."),
@@ -48,67 +48,58 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
         "site_id": (Parameter.NUMBER, "Number of a site."),
         "credential_id": (Parameter.NUMBER, "Number of a credential."),
         "user_id": (Parameter.NUMBER, "Number of a user."),
-        "delegation_id": (Parameter.WORD, "The caller's delegation id, as GET /whoami tells it."),
+        "delegation_id": (Parameter.WORD, "The caller's delegation id, as given by GET /whoami."),
     }
 )
 
 
 @frozen
 class JsonStream:
-    """A result that is JSON already, in pieces.
+    """A result as pieces of encoded JSON.
 
-    Attributes:
-        held: so many bytes are collected before the first goes out: what goes wrong until then becomes a status code.
+    An error before the first `buffered_bytes` are complete becomes a status code; later it aborts the connection.
     """
 
     pieces: AsyncGenerator[bytes]
-    held: int = 64 * 1024
+    buffered_bytes: int = 64 * 1024
 
 
 @frozen
 class PlainText:
-    """A result that is plain text."""
+    """A plain-text result."""
 
     text: str
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class Endpoint:
-    """One route.
-
-    Attributes:
-        method: of HTTP.
-        path: below the root of the API, parameters in braces.
-        summary: one line.
-        description: more, for the documentation; the handler's docstring.
-        body: struct of the JSON body, `bytes` for one that the handler reads itself, None for none.
-        query: struct of the query parameters; None where there are none.
-        result: what is given out, as a type; `str` for text, None for nothing.
-        status: of a success.
-        allow: who may call.
-        errors: what may go wrong, besides what may go wrong everywhere.
-    """
+    """One route; `path` is below the root of the API, with parameters in braces."""
 
     method: str
     path: str
     handler: Handler
     summary: str
+    #: The handler's docstring, for OpenAPI and the documentation.
     description: str
+    #: Struct of the JSON body; `bytes` for a raw body, None for no body.
     body: type[msgspec.Struct] | type[bytes] | None
     query: type[msgspec.Struct] | None
+    #: Type of the response; `str` for plain text, None for an empty one.
     result: Any
+    #: Status code of a success.
     status: int
     allow: Allow
+    #: Errors of this endpoint, besides those of all endpoints.
     errors: tuple[type[ApiError], ...]
 
     @property
     def name(self) -> str:
-        """A name in snake case that no other endpoint has."""
+        """A unique name in snake case."""
         return self.handler.__name__
 
     @property
     def parameters(self) -> list[str]:
-        """The names of the path's parameters, in their order."""
+        """Names of the path parameters, in order."""
         return [part[1:-1] for part in self.path.split("/") if part.startswith("{")]
 
 
@@ -124,26 +115,33 @@ def endpoint(
     allow: Allow = Allow.USERS,
     errors: tuple[type[ApiError], ...] = (),
 ) -> Callable[[Handler], Endpoint]:
-    """Declare a handler's route; the name of the handler becomes the endpoint's."""
+    """Declare the route of a handler; the function is replaced by its `Endpoint`."""
 
     def declare(handler: Handler) -> Endpoint:
-        description = inspect.getdoc(handler) or ""
-        return Endpoint(method, path, handler, summary, description, body, query, result, status, allow, errors)
+        return Endpoint(
+            method=method,
+            path=path,
+            handler=handler,
+            summary=summary,
+            description=inspect.getdoc(handler) or "",
+            body=body,
+            query=query,
+            result=result,
+            status=status,
+            allow=allow,
+            errors=errors,
+        )
 
     return declare
 
 
 def json_items(values: Sequence[msgspec.Struct]) -> bytes:
-    """Some items of an array, one or more, without its brackets."""
+    """Encode one or more items of an array, without its brackets."""
     return msgspec.json.encode(values)[1:-1]
 
 
 async def json_array(items: AsyncGenerator[bytes | AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
-    """The pieces of an array.
-
-    Args:
-        items: JSON already; several in one come joined (`json_items`), a long one comes as the pieces of it.
-    """
+    """Pieces of an array; each item is encoded JSON, several items (`json_items`), or the pieces of a large item."""
     separator = b"["
     async with aclosing(items) as source:
         async for item in source:

@@ -1,9 +1,9 @@
 """Stream listings and skipped entries as JSON, in bounded memory.
 
-A listing is ``{directory: [names]}``, made from entries that come in any order. A directory may be written once only,
-but its entries may be spread over the listing. So the pages are read twice: the first time to learn on which page each
-directory is seen last, the second time to write it after that page. What is kept is one number for each directory, and
-the names of those that are not complete.
+A listing is ``{directory: [names]}``, made from entries in any order. Each directory is a key that must be written
+once, but its entries may be spread over the listing. So the pages are read twice: first to find the last page of each
+directory, then to write each directory after that page. Memory holds one page number for each directory, and the names
+of the directories that are incomplete.
 """
 
 from __future__ import annotations
@@ -25,21 +25,15 @@ from pdm.workqueue.store import jobs, listings
 from pdm.workqueue.store.jobs import ElementFilter
 from pdm.workqueue.wire.responses import EntryView, NoteView
 
-#: Reads the pages of a listing from the first one on; each call begins anew.
+#: Reads all pages of a listing; each call starts again with the first.
 Pages = Callable[[], AsyncGenerator[Sequence[ListedEntry]]]
 
-#: Listings of so few pages are read once only.
+#: Listings of up to this number of pages are kept in memory and read once.
 _MAX_PAGES_IN_MEMORY = 4
 
 
 class ListingJson:
-    """One listing.
-
-    Args:
-        pages: reads it.
-        root: the listed path, as the user gave it.
-        depth: how deep was listed; None for all levels.
-    """
+    """Encodes one listing of the path `root`, to a depth (None for all levels)."""
 
     def __init__(self, pages: Pages, root: str, depth: int | None) -> None:
         self._read = pages
@@ -107,19 +101,19 @@ class ListingJson:
         yield b"}"
 
     def _places(self, entry: ListedEntry) -> Iterator[tuple[str, str | None]]:
-        """The directories that an entry says something about; with its name, where it is in one."""
+        """The directories to which an entry contributes, with the name to add, or None for the directory itself."""
         is_directory = entry.type == "directory"
         if entry.path:
             yield joined(self._root, posixpath.dirname(entry.path)), posixpath.basename(entry.path)
-            # What is at the deepest level is named, but was not looked into.
+            # Directories at the deepest level were not listed themselves.
             if is_directory and (self._depth is None or entry.path.count("/") + 1 < self._depth):
                 yield joined(self._root, entry.path), None
         elif is_directory and self._depth != 0:
             yield self._root, None
         else:
             plain = self._root.rstrip("/")
-            folder = posixpath.dirname(plain) or ("/" if plain.startswith("/") or not plain else ".")
-            yield folder, posixpath.basename(plain) or "/"
+            parent = posixpath.dirname(plain) or ("/" if plain.startswith("/") or not plain else ".")
+            yield parent, posixpath.basename(plain) or "/"
 
 
 def _json_member(directory: str, rendered: list[bytes]) -> bytes:
@@ -137,26 +131,21 @@ def _entry_view(name: str, entry: ListedEntry) -> EntryView:
     )
 
 
-#: What follows from a listing, where the listing itself is not kept.
+#: Types of the elements planned from a listing that is not stored itself.
 _PLANNED_TYPES = frozenset({JobType.COPY, JobType.REMOVE, JobType.MKDIR})
 
 
 def has_listing(element: ElementRecord) -> bool:
-    """Whether there is a listing to give out."""
+    """Whether an element has a complete listing."""
     return element.type is JobType.LIST and element.status is JobStatus.DONE
 
 
 async def with_listing(
     api: ApiContext, job: JobRecord, element: ElementRecord, head: msgspec.Struct, *, in_list: bool
 ) -> AsyncGenerator[bytes]:
-    """Pieces of an object with its ``listing``, ``entries`` and notes.
+    """Pieces of the object `head` with the ``listing``, ``entries`` and notes of a LIST element that is DONE.
 
-    Args:
-        api: where they are read.
-        job: of the element.
-        element: a LIST element that is done.
-        head: the object without them.
-        in_list: whether the listing stands in a list, as in elements.
+    With `in_list` the listing is wrapped in an array, as the reference has it for elements (but not for outputs).
     """
     listing = ListingJson(lambda: _pages(api, job, element), job.src_filepath, job.options.get("depth"))
     keys = msgspec.to_builtins(head)
@@ -175,7 +164,7 @@ async def with_listing(
 
 
 async def _notes(api: ApiContext, job: JobRecord, element: ElementRecord) -> AsyncGenerator[bytes]:
-    # Of a listing the paths are those of its entries, below the listed one.
+    # Notes of a LIST job have paths relative to the listed path.
     root = job.src_filepath.rstrip("/") + "/" if job.type is JobType.LIST else ""
     after = 0
     while page := await api.database.read("notes on a listing", listings.notes, job.id, element.id, after, PAGE_SIZE):
@@ -186,7 +175,7 @@ async def _notes(api: ApiContext, job: JobRecord, element: ElementRecord) -> Asy
 
 
 async def skipped_entries(api: ApiContext, job_id: int, after: int, limit: int | None) -> AsyncGenerator[bytes]:
-    """Pages of the array of what is left out of a job."""
+    """Encoded items of the array of a job's skipped entries."""
     while limit is None or limit > 0:
         size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit)
         page = await api.database.read("notes on a listing", listings.notes, job_id, 0, after, size)
@@ -209,9 +198,9 @@ async def _pages(api: ApiContext, job: JobRecord, element: ElementRecord) -> Asy
 
 
 async def _planned_pages(api: ApiContext, job: JobRecord, listed: int) -> AsyncGenerator[Sequence[ListedEntry]]:
-    """The listing of a job whose elements are what was found; folders come from the paths of what is in them."""
+    """The listing of a job, rebuilt from its elements; parent directories are derived from their paths."""
     root = job.src_filepath.rstrip("/") + "/"
-    folders: set[str] = set()
+    directories: set[str] = set()
     after = listed
     while True:
         wanted = ElementFilter(types=_PLANNED_TYPES, limit=PAGE_SIZE, after=after)
@@ -219,11 +208,11 @@ async def _planned_pages(api: ApiContext, job: JobRecord, listed: int) -> AsyncG
         entries: list[ListedEntry] = []
         for element in elements:
             path = element.src_filepath.removeprefix(root) if element.src_filepath != job.src_filepath else ""
-            _add_parent_directories(path, folders, entries)
+            _add_parent_directories(path, directories, entries)
             if not element.is_directory:
                 entries.append(ListedEntry(path, "file", element.size))
-            elif path not in folders:
-                folders.add(path)
+            elif path not in directories:
+                directories.add(path)
                 entries.append(ListedEntry(path, "directory"))
         yield entries
         if len(elements) < PAGE_SIZE:
@@ -232,7 +221,7 @@ async def _planned_pages(api: ApiContext, job: JobRecord, listed: int) -> AsyncG
 
 
 def _add_parent_directories(path: str, known: set[str], entries: list[ListedEntry]) -> None:
-    """Add the folders above a path that were not seen before, the highest first."""
+    """Add the parents of a path that are not known yet, from the top down."""
     end = path.find("/")
     while end >= 0:
         if path[:end] not in known:

@@ -1,4 +1,4 @@
-"""The API in the words of OpenAPI 3.1, made from the table of endpoints."""
+"""The OpenAPI 3.1 document, generated from the table of endpoints."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from pdm.workqueue.http.problems import (
     UnsupportedMediaTypeError,
 )
 from pdm.workqueue.wire.options import OPTIONS
-from pdm.workqueue.wire.problems import MEDIA_TYPE, Problem
 from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS_OF
-from pdm.workqueue.wire.responses import JobView, RetriedJobView
+from pdm.workqueue.wire.responses import MEDIA_TYPE, JobView, Problem, RetriedJobView
 
 _REF = "#/components/schemas/{name}"
 _PATH_SCHEMAS: Mapping[Parameter, dict[str, Any]] = MappingProxyType(
@@ -40,7 +39,7 @@ _PATH_SCHEMAS: Mapping[Parameter, dict[str, Any]] = MappingProxyType(
 
 
 def errors_of(endpoint: Endpoint) -> list[type[ApiError]]:
-    """Everything that may go wrong at an endpoint, by status."""
+    """All errors of an endpoint, by status."""
     found: list[type[ApiError]] = [*endpoint.errors, InternalFaultError]
     if endpoint.allow is not Allow.EVERYBODY:
         found += [NotAuthenticatedError, ForbiddenError, InvalidInputError, ServiceStoppingError, DatabaseOutageError]
@@ -52,12 +51,6 @@ def errors_of(endpoint: Endpoint) -> list[type[ApiError]]:
 
 
 def openapi_document(endpoints: Iterable[Endpoint], root: str) -> dict[str, Any]:
-    """The OpenAPI document.
-
-    Args:
-        endpoints: the table.
-        root: path below which the API lives.
-    """
     table = list(endpoints)
     types = [part for endpoint in table for part in (endpoint.body, endpoint.result) if part not in (None, bytes, str)]
     types += OPTIONS.values()
@@ -112,7 +105,7 @@ def _operation(endpoint: Endpoint, schema_of: Mapping[str, Any]) -> dict[str, An
 
 
 def _type_options(schema: dict[str, Any], options: Iterable[type[msgspec.Struct]]) -> None:
-    """Replace the free object of ``extra_opts`` by the structs that it may be."""
+    """Replace the schema of ``extra_opts``, a free object, by the structs that it may be."""
     old = schema["properties"]["extra_opts"]
     references = [{"$ref": _REF.format(name=struct.__name__)} for struct in options]
     null = [{"type": "null"}] if "default" in old else []
@@ -139,7 +132,7 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
             {
                 "name": "Idempotency-Key",
                 "in": "header",
-                "description": "A repeated request with the same key is carried out once.",
+                "description": "A request that is repeated with the same key is executed once.",
                 "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
             }
         )

@@ -1,7 +1,7 @@
-"""Why a request is not carried out: one exception for each kind, with its HTTP status and its words.
+"""Errors of the API: one exception for each kind, with its HTTP status, type and title.
 
-Handlers raise them; `pdm.workqueue.http.app` turns them into ``application/problem+json``, and the OpenAPI document
-lists them from the endpoint table.
+Handlers raise them; `pdm.workqueue.http.app` converts them to ``application/problem+json``, and the OpenAPI document
+lists them by endpoint.
 """
 
 from __future__ import annotations
@@ -12,24 +12,22 @@ from typing import ClassVar
 
 import msgspec
 
-from pdm.workqueue.wire.problems import MEDIA_TYPE, PROBLEM_TYPE_PREFIX, Problem
+from pdm.workqueue.wire.responses import MEDIA_TYPE, PROBLEM_TYPE_PREFIX, Problem
 
 _LONGEST_DETAIL, _LONGEST_POINTER = 1000, 200
 
 
 class ApiError(Exception):
-    """A request that is refused, or that the service cannot carry out.
+    """A request that is refused, or that the service failed to process.
 
     Attributes:
-        status: of HTTP.
-        word: stable name of the kind.
-        title: the kind in words.
-        detail: what is wrong here, and what to do.
-        pointer: the JSON path (``$.key``), query parameter (``?name``) or header that is wrong.
-        headers: more headers of the answer.
+        detail: what is wrong with this request, and what to do about it.
+        pointer: JSON path (``$.key``), query parameter (``?name``) or header that is wrong.
+        headers: additional headers of the response.
     """
 
     status: ClassVar[int]
+    #: Stable name of the kind; the last part of the problem's ``type``.
     word: ClassVar[str]
     title: ClassVar[str]
 
@@ -40,7 +38,6 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     def problem(self, request_id: str, incident: str | None = None) -> Problem:
-        """The body of the answer."""
         return Problem(
             type=PROBLEM_TYPE_PREFIX + self.word,
             title=self.title,
@@ -53,7 +50,7 @@ class ApiError(Exception):
 
 
 def raw_problem_response(error: ApiError, request_id: str) -> bytes:
-    """A whole answer for a request that is not waited for; the connection is closed after it."""
+    """A complete HTTP response for a request that was not received completely; closes the connection."""
     body = msgspec.json.encode(error.problem(request_id))
     return (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n"
@@ -83,25 +80,25 @@ class ForbiddenError(ApiError):
 
 
 class NotFoundError(ApiError):
-    status, word, title = 404, "not-found", "There is no such thing"
+    status, word, title = 404, "not-found", "Not found"
 
 
 class JobNotFoundError(NotFoundError):
     word, title = "job-not-found", "There is no such job"
 
     def __init__(self, job_id: int) -> None:
-        super().__init__(f"you have no job {job_id}; GET /jobs lists those you have")
+        super().__init__(f"you have no job {job_id}; GET /jobs lists yours")
 
 
 class ElementNotFoundError(NotFoundError):
     word, title = "element-not-found", "There is no such element"
 
     def __init__(self, job_id: int, element_id: int) -> None:
-        super().__init__(f"job {job_id} has no element {element_id}; GET /jobs/{job_id}/elements lists those it has")
+        super().__init__(f"job {job_id} has no element {element_id}; GET /jobs/{job_id}/elements lists all")
 
 
 class MethodNotAllowedError(ApiError):
-    status, word, title = 405, "method-not-allowed", "This cannot be done here"
+    status, word, title = 405, "method-not-allowed", "Method not allowed"
 
 
 class DelegationNeededError(ApiError):
@@ -109,18 +106,18 @@ class DelegationNeededError(ApiError):
 
 
 class ConflictError(ApiError):
-    status, word, title = 409, "conflict", "The request does not fit what the service has now"
+    status, word, title = 409, "conflict", "The request conflicts with the current state"
 
 
 class SiteFailedError(ApiError):
-    status, word, title = 424, "site-failed", "A server of the site did not do its part"
+    status, word, title = 424, "site-failed", "A server of the site failed"
 
 
 class RequestTimeoutError(ApiError):
-    status, word, title = 408, "too-slow", "The request did not come in time"
+    status, word, title = 408, "too-slow", "The request was not received in time"
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"the request was not here whole after {seconds:g} s; nothing was done, send it again")
+        super().__init__(f"the request was incomplete after {seconds:g} s; nothing was done, send it again")
 
 
 class BodyTooLargeError(ApiError):
@@ -157,20 +154,20 @@ class ServiceStoppingError(ApiError):
 
 
 class DatabaseOutageError(ApiError):
-    status, word, title = 503, "database-unavailable", "The database cannot be used now"
+    status, word, title = 503, "database-unavailable", "The database is unavailable"
 
     def __init__(self) -> None:
         super().__init__(
-            "the service cannot use its database now; nothing was done, send the same request again in a moment (with"
-            " its Idempotency-Key nothing is done twice)",
+            "the service's database is unavailable; nothing was done, send the same request again in a few seconds"
+            " (with its Idempotency-Key nothing is done twice)",
             None,
             {"Retry-After": "10"},
         )
 
 
 class AttemptLogMissingError(ApiError):
-    status, word, title = 500, "log-missing", "The log is gone from disk"
+    status, word, title = 500, "log-missing", "The log was deleted from disk"
 
 
 class InternalFaultError(ApiError):
-    status, word, title = 500, "internal-fault", "A fault of the service"
+    status, word, title = 500, "internal-fault", "Internal error of the service"

@@ -1,6 +1,6 @@
-"""HTTP requests with an id and a bounded body, their responses, and the site that makes them.
+"""HTTP requests with an id and a bounded body, their responses, and the site that creates them.
 
-Small responses are written whole; long ones are streamed at the pace of the client, in bounded memory.
+Small responses are written at once; long ones are streamed with flow control, in bounded memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, start_background
 from pdm.workqueue.telemetry.logging import log_incident
-from pdm.workqueue.wire.problems import MEDIA_TYPE
+from pdm.workqueue.wire.responses import MEDIA_TYPE
 
 JSON = b"application/json"
 TEXT = b"text/plain; charset=us-ascii"
@@ -44,7 +44,7 @@ _log = Logger()
 
 
 def write_response(request: ApiRequest, status: int, body: bytes, content_type: bytes = JSON) -> None:
-    """Write a whole answer; twisted.web itself leaves the body out for HEAD."""
+    """Write a complete response; twisted.web itself omits the body for HEAD."""
     request.setResponseCode(status)
     if body:
         request.setHeader(b"Content-Type", content_type)
@@ -54,18 +54,17 @@ def write_response(request: ApiRequest, status: int, body: bytes, content_type: 
 
 
 def write_problem(request: ApiRequest, error: ApiError, incident: str | None = None) -> None:
-    """Write why a request was not carried out."""
     for name, value in error.headers.items():
         request.setHeader(name, value)
     write_response(request, error.status, msgspec.json.encode(error.problem(request.request_id, incident)), _PROBLEM)
 
 
 async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> None:
-    """Write pieces at the pace of the client.
+    """Write pieces at the speed of the client.
 
     Raises:
-        Exception: whatever the pieces raise before the first byte has gone out. Later the connection is cut, so that
-            nobody takes half an answer for a whole one.
+        Exception: raised by the pieces before the first byte was sent. Later errors abort the connection, so that the
+            client cannot take an incomplete response for a complete one.
     """
     collected: list[bytes] = []
     size = 0
@@ -75,7 +74,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
             async for piece in source:
                 collected.append(piece)
                 size += len(piece)
-                if size < (stream.held if flow is None else _WRITE_SIZE):
+                if size < (stream.buffered_bytes if flow is None else _WRITE_SIZE):
                     continue
                 if flow is None:
                     if request.method == b"HEAD":
@@ -95,7 +94,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
         if not isinstance(error, ReportedError):
             log_incident(_log, Failure())
         request.abort()
-        # The connection's end cancels this handler; until then nothing may be added to what was sent.
+        # The loss of the connection cancels this handler; until then nothing more may be sent.
         await Deferred()
     if flow is None:
         write_response(request, status, b"".join(collected))
@@ -106,7 +105,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
 
 @implementer(IPushProducer)
 class _FlowControl:
-    """Lets a writer wait while the client does not read."""
+    """Suspends a writer while the client does not read."""
 
     def __init__(self) -> None:
         self._paused: Deferred[None] | None = None
@@ -125,12 +124,12 @@ class _FlowControl:
             paused.callback(None)
 
     def stopProducing(self) -> None:
-        """The client is gone: Klein cancels the handler, which may be waiting here."""
+        """Nothing: when the client disconnects, Klein cancels the handler, which may be waiting here."""
 
 
-#: Bytes of a body from a client without a certificate: no route takes one, and an error says so.
+#: Bytes of a body from a client without a certificate, which gets an error from every route that takes a body.
 _MAX_ANONYMOUS_BODY = 16384
-#: How often slow connections are looked for.
+#: Seconds between two searches for slow connections.
 _SWEEP_INTERVAL_S = 5.0
 
 _NO_STORE, _NO_SNIFF = [b"no-store"], [b"nosniff"]
@@ -140,9 +139,9 @@ class ApiRequest(Request):
     """A request.
 
     Attributes:
-        request_id: its name in the log and in problems.
-        subject: who sent it, once that is known.
-        route: what serves it, and the values in its path, once that is known.
+        request_id: identifies it in the log and in problems.
+        subject: of the caller, once authenticated.
+        route: its handler and path values, once routed.
     """
 
     channel: ApiChannel
@@ -160,10 +159,10 @@ class ApiRequest(Request):
         self._body = BytesIO()
         self._hostname: bytes | None = None
 
-    # -- what Klein asks for, each of it twice
+    # -- called by Klein, twice each
 
     def isSecure(self) -> bool:
-        # The API is served under TLS alone; to look that up costs more than to decode the request.
+        # The API is served over TLS only; the inherited check costs more than decoding the request.
         return True
 
     def getRequestHostname(self) -> bytes:
@@ -171,37 +170,37 @@ class ApiRequest(Request):
             self._hostname = super().getRequestHostname()
         return self._hostname
 
-    # -- the body, as it comes in
+    # -- receiving the body
 
     def gotLength(self, length: int | None) -> None:
         self.content = self._body
         if length is not None:
-            self._bound_body(length)
+            self._check_length(length)
 
     def handleContentChunk(self, data: bytes) -> None:
         if self._refused:
             return
         self._received += len(data)
-        self._bound_body(self._received)
+        self._check_length(self._received)
         if not self._refused:
             self._body.write(data)
 
-    def _bound_body(self, length: int) -> None:
+    def _check_length(self, length: int) -> None:
         if length > self._site.body_limit:
             self._refuse(BodyTooLargeError(self._site.body_limit))
         elif length > _MAX_ANONYMOUS_BODY and not self.channel.identified:
-            self._refuse(NotAuthenticatedError("no client certificate was presented, and a body needs one"))
+            self._refuse(NotAuthenticatedError("no client certificate was presented; a request with a body needs one"))
 
     def refuse_slow(self) -> None:
-        """Wait no longer for the rest of it."""
+        """Answer with a timeout."""
         if not self._refused:
             self._refuse(RequestTimeoutError(self._site.connections.limits.request_s))
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer at once; the rest of the request is not waited for, nor kept."""
+        """Answer at once, and discard the rest of the request."""
         self._refused = True
         self._body.truncate(0)
-        # Else the channel would ask for the body that was just refused.
+        # Otherwise the channel would answer 100 Continue.
         self.requestHeaders.removeHeader("Expect")
         self._connection().write(raw_problem_response(error, self.request_id))
         _log.info("{title}: {status}", title=error.title, status=error.status, request_id=self.request_id)
@@ -218,18 +217,17 @@ class ApiRequest(Request):
         self.channel.when_read(super().process)
 
     def body(self) -> bytes:
-        """The whole body."""
         return self._body.getvalue()
 
-    # -- the end
+    # -- completion
 
     @property
     def gone(self) -> bool:
-        """Whether there is no connection any more."""
+        """Whether the connection was lost."""
         return self.channel is None
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Close the connection at once."""
         if self.channel is not None:
             self._connection().abortConnection()
 
@@ -246,7 +244,7 @@ class ApiRequest(Request):
         self._log_end(None)
 
     def _log_end(self, result: Failure | None) -> None:
-        # A client that polls must not fill the log: reads that went well are details.
+        # Clients that poll must not flood the log: successful reads are logged at the level debug.
         quiet = self.method in (b"GET", b"HEAD") and self.code < 400 and result is None
         if quiet and not self._site.log_reads:
             return
@@ -258,7 +256,7 @@ class ApiRequest(Request):
             uri=uri,
             path=uri.partition("?")[0],
             status=self.code if result is None else None,
-            end=self.code if result is None else "the client went away",
+            end=self.code if result is None else "client disconnected",
             ms=round((time.perf_counter() - self._begun) * 1000, 1),
             request_id=self.request_id,
             subject=self.subject,
@@ -266,16 +264,7 @@ class ApiRequest(Request):
 
 
 class ApiSite(Site):
-    """Serves the API.
-
-    Args:
-        resource: the root.
-        reactor: for timeouts.
-        body_limit: longest body in bytes.
-        idle_timeout_s: a silent connection is closed after so long.
-        limits: of connections.
-        log_reads: whether reads that went well are logged, too, at the level debug.
-    """
+    """Serves the API; `log_reads` logs successful reads too, at the level debug."""
 
     displayTracebacks = False  # noqa: N815 - Twisted's name
     protocol = cast(Any, ApiChannel)
@@ -284,10 +273,10 @@ class ApiSite(Site):
         self,
         resource: IResource,
         reactor: Any,
-        body_limit: int,
+        *,
+        body_limit_bytes: int,
         idle_timeout_s: float,
         limits: ConnectionLimits,
-        *,
         log_reads: bool,
     ) -> None:
         super().__init__(
@@ -295,14 +284,14 @@ class ApiSite(Site):
             requestFactory=ApiRequest,
             timeout=idle_timeout_s,
             reactor=reactor,
-            # Bodies are decoded in one place, and form data is refused there in words.
+            # `http.decoding` refuses form data with an explanation.
             parsePOSTFormSubmission=False,
         )
-        self.body_limit = body_limit
+        self.body_limit = body_limit_bytes
         self.log_reads = log_reads
         self.connections = ConnectionLimiter(limits, reactor.seconds)
         self._sweeper = Periodic(
-            reactor, "end slow connections", min(limits.request_s / 4, _SWEEP_INTERVAL_S), self.connections.sweep
+            reactor, "close slow connections", min(limits.request_s / 4, _SWEEP_INTERVAL_S), self.connections.sweep
         )
 
     def startFactory(self) -> None:
@@ -310,12 +299,12 @@ class ApiSite(Site):
         self._sweeper.start()
 
     def stopFactory(self) -> None:
-        # What it does, it does at once: there is nothing to wait for.
-        start_background("end slow connections no more", self._sweeper.stop())
+        # The sweep is synchronous: there is nothing to wait for.
+        start_background("stop closing slow connections", self._sweeper.stop())
         super().stopFactory()
 
     def buildProtocol(self, addr: Any) -> Any:
-        """A connection; None where there may be no more, and then it is closed."""
+        """A channel for a new connection; None, so that Twisted closes it, beyond the limits."""
         address = getattr(addr, "host", "")
         if not self.connections.admit(address):
             return None
@@ -325,4 +314,4 @@ class ApiSite(Site):
         return channel
 
     def log(self, request: object) -> None:
-        """Nothing: requests write their own line, with their fields."""
+        """Nothing: `ApiRequest` logs itself, with more fields."""

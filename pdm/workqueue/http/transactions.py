@@ -1,7 +1,7 @@
-"""Database transactions of the REST API; each one reads only what the caller may see.
+"""Database transactions of the REST API; each reads only what the caller may see (`scope`: a user, or None for all).
 
-They run in the database thread, take the session first and pass it on to `pdm.workqueue.store`; exceptions roll the
-transaction back.
+They run in the database thread; an exception rolls the transaction back. Those for a job raise `JobNotFoundError`,
+those for an element also `ElementNotFoundError`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,13 @@ from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
 from pdm.workqueue.wire.responses import timestamp_text
 
-#: How many rows are read in one transaction of a longer answer.
+#: Rows read in one transaction of a streamed response.
 PAGE_SIZE = 500
 
 
 @frozen
 class CredentialNeeds:
-    """The credentials that a job needs.
-
-    Attributes:
-        sites: site → what is needed there.
-        lifetimes: how long they are to last.
-    """
+    """Credentials that a job needs, by site, and their required remaining lifetimes."""
 
     sites: Mapping[int, CredentialNeed]
     lifetimes: CredentialLifetimes
@@ -55,12 +50,6 @@ class CredentialNeeds:
 
 @frozen
 class EndedAttempt:
-    """An attempt that has ended.
-
-    Attributes:
-        failure: why it failed.
-    """
-
     job: JobRecord
     element: ElementRecord
     attempt: int
@@ -71,13 +60,10 @@ class EndedAttempt:
 
 @frozen
 class OutputPage:
-    """Latest ended attempts of some elements, in the order of the elements.
-
-    Attributes:
-        after: the id behind which the next page begins; None after the last page.
-    """
+    """Latest ended attempts of some elements, in the order of the elements."""
 
     attempts: Sequence[EndedAttempt]
+    #: The element after which the next page begins; None if this is the last.
     after: int | None
 
 
@@ -89,36 +75,27 @@ def register(
     needed: CredentialNeeds | None,
     stored: Collection[int] = (),
 ) -> tuple[JobRecord, list[str]]:
-    """Register a job, if the user's credential is good enough.
+    """Register a job, if the user's credentials are valid for long enough; returns the job and warnings.
 
-    Args:
-        session: of the database.
-        new: the job.
-        key: under which it is registered once only.
-        now: the present moment, UTC.
-        needed: the credential that the job needs; None for a job that needs none.
-        stored: which of its sites are in the database.
-
-    Returns:
-        The job, and warnings.
+    `stored` are those of its sites that are in the database, checked again in this transaction.
 
     Raises:
-        DelegationNeededError: there is no credential, or it ends too soon.
+        DelegationNeededError: a credential is missing, or expires too soon.
         IdempotencyConflictError: the key belongs to another request.
-        InvalidInputError: a site was removed in this moment.
+        InvalidInputError: a site has just been removed.
     """
     job = jobs.submit(session, new, key, now)
     if stored and job.log_uid == new.log_uid:
         for number in sites.missing(session, stored):
-            raise InvalidInputError(f"there is no site {number}; GET /sites lists those there are", "$")
-    # A repeated request is answered like the first one, whatever has become of the credential since.
+            raise InvalidInputError(f"there is no site {number}; GET /sites lists all", "$")
+    # A repeated request gets the same answer as the first one, even if the credential has expired since.
     if needed is not None and job.log_uid == new.log_uid:
         return job, _check_credential(session, new, needed, now)
     return job, []
 
 
 def _check_credential(session: Session, new: NewJob, needed: CredentialNeeds, now: datetime) -> list[str]:
-    """Look whether the user's credential lasts long enough; returns warnings."""
+    """Check that the user's credentials are valid for long enough; returns warnings."""
     lifetimes = needed.lifetimes
     found = [each for kind in needed_kinds(needed.sites) for each in credentials.of_kind(session, new.user_id, kind)]
     try:
@@ -137,33 +114,28 @@ def _check_credential(session: Session, new: NewJob, needed: CredentialNeeds, no
     end, kind = first.at, first.kind
     if end < now + lifetimes.least:
         raise DelegationNeededError(
-            f"your {kind.words} ends at {timestamp_text(end)}, and a job needs at least "
+            f"your {kind.words} expires at {timestamp_text(end)}, and a job needs at least "
             f"{lifetimes.least.total_seconds():.0f} s: {kind.remedy}, then submit again"
         )
     return [
-        f"your {kind.words} ends at {timestamp_text(end)}, perhaps before this job does: what is left is held then, and"
-        f" goes on by itself when you renew it ({kind.remedy})"
+        f"your {kind.words} expires at {timestamp_text(end)}, possibly before this job ends: the remaining elements"
+        f" will then be held, and resume automatically when you renew it ({kind.remedy})"
     ]
 
 
 def first_credential_expiry(
     session: Session, user_id: int, needs: Mapping[int, CredentialNeed], now: datetime
 ) -> CredentialExpiry | None:
-    """When the first of the credentials that a job works with ends; None for never, or where there are none."""
+    """Earliest expiry of the credentials that a job uses; None if none expires, or one is missing."""
     found = [each for kind in needed_kinds(needs) for each in credentials.of_kind(session, user_id, kind)]
     try:
         return first_expiry(choose_credentials_by_need(found, needs, now))
     except NoCredentialError:
-        # The next attempt says so.
+        # The next attempt reports it.
         return None
 
 
 def fetch_job(session: Session, job_id: int, scope: int | None) -> JobRecord:
-    """A job that the caller may see.
-
-    Raises:
-        JobNotFoundError: there is none.
-    """
     found = jobs.fetch(session, job_id, scope)
     if found is None:
         raise JobNotFoundError(job_id)
@@ -171,18 +143,12 @@ def fetch_job(session: Session, job_id: int, scope: int | None) -> JobRecord:
 
 
 def job_page(session: Session, wanted: JobFilter, with_owners: bool) -> tuple[list[JobRecord], Mapping[int, str]]:
-    """Some jobs, and the subjects of their users by number where these are asked for."""
+    """A page of jobs, and with `with_owners` the subjects of their users by id."""
     page = jobs.page(session, wanted)
     return page, users.subjects(session, {job.user_id for job in page}) if with_owners else {}
 
 
 def fetch_element(session: Session, job_id: int, element_id: int, scope: int | None) -> tuple[JobRecord, ElementRecord]:
-    """An element with its job.
-
-    Raises:
-        JobNotFoundError: there is no such job.
-        ElementNotFoundError: the job has no such element.
-    """
     owner = fetch_job(session, job_id, scope)
     found = jobs.fetch_element(session, job_id, element_id)
     if found is None:
@@ -191,9 +157,9 @@ def fetch_element(session: Session, job_id: int, element_id: int, scope: int | N
 
 
 def job_and_listing(session: Session, job_id: int) -> tuple[JobRecord, JobStatus]:
-    """A job that was found before, and where its first element stands.
+    """A job, and the status of its first element.
 
-    The element is looked at first: once its listing is done, the job's numbers are those of all that it has found.
+    The element is read first: if its listing is DONE, the job's counters, read later, include all that it has found.
     """
     first = jobs.fetch_element(session, job_id, 0)
     owner = fetch_job(session, job_id, None)
@@ -203,18 +169,9 @@ def job_and_listing(session: Session, job_id: int) -> tuple[JobRecord, JobStatus
 def fetch_attempt(
     session: Session, job_id: int, element_id: int, scope: int | None, number: int
 ) -> tuple[JobRecord, ElementRecord, int, JobStatus | None]:
-    """An attempt that has ended or that runs, with its number, counted from 1, and its status; None if there is none.
+    """Number and status of an attempt, with its job and element; the status is None if there is no such attempt.
 
-    Args:
-        session: of the database.
-        job_id: whose.
-        element_id: whose, in the job.
-        scope: of the caller.
-        number: from 1; negative ones count from the latest, running or not.
-
-    Raises:
-        JobNotFoundError: there is no such job.
-        ElementNotFoundError: the job has no such element.
+    Attempts count from 1; negative numbers count from the latest, running or not.
     """
     owner, found = fetch_element(session, job_id, element_id, scope)
     latest = found.attempts
@@ -230,23 +187,13 @@ def fetch_attempt(
 def element_page(
     session: Session, job_id: int, scope: int | None, wanted: ElementFilter
 ) -> tuple[JobRecord, list[ElementRecord]]:
-    """A job with some of its elements.
-
-    Raises:
-        JobNotFoundError: there is no such job.
-    """
     return fetch_job(session, job_id, scope), jobs.page_elements(session, job_id, wanted)
 
 
 def ended_attempts(
     session: Session, job_id: int, element_id: int, scope: int | None
 ) -> tuple[ElementRecord, Sequence[EndedAttempt]]:
-    """An element with those of its attempts that have ended, the oldest first.
-
-    Raises:
-        JobNotFoundError: there is no such job.
-        ElementNotFoundError: the job has no such element.
-    """
+    """An element with its ended attempts, the oldest first."""
     owner, found = fetch_element(session, job_id, element_id, scope)
     records = jobs.attempts(session, job_id, element_id)
     return found, [
@@ -256,17 +203,13 @@ def ended_attempts(
 
 
 def latest_attempts(session: Session, job_id: int, scope: int | None, after: int | None) -> OutputPage:
-    """The latest ended attempts of the elements behind an id.
-
-    Raises:
-        JobNotFoundError: there is no such job.
-    """
+    """The latest ended attempts of the elements after an id."""
     owner = fetch_job(session, job_id, scope)
     page = jobs.page_elements(session, job_id, ElementFilter(limit=PAGE_SIZE, after=after, with_attempts=True))
     latest = []
     for found in page:
         if found.status in (JobStatus.DONE, JobStatus.FAILED):
-            # Its last attempt is what made it so; only of others the attempts have to be looked up.
+            # The last attempt of such an element has its status; the attempts of others must be queried.
             latest.append(EndedAttempt(owner, found, found.attempts, found.status, True, found.failure))
         else:
             records = jobs.attempts(session, job_id, found.id)
@@ -278,27 +221,18 @@ def latest_attempts(session: Session, job_id: int, scope: int | None, after: int
 
 
 def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> JobRecord:
-    """Cancel a job.
-
-    Raises:
-        JobNotFoundError: there is no such job.
-    """
     fetch_job(session, job_id, scope)
     return job_changes.cancel(session, job_id, now)
 
 
 def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tuple[JobRecord, int]:
-    """Put what has failed or was cancelled back into the queue.
-
-    Raises:
-        JobNotFoundError: there is no such job.
-    """
+    """Put failed and cancelled elements back into the queue; returns the job and their number."""
     fetch_job(session, job_id, scope)
     return job_changes.retry(session, job_id, now)
 
 
 def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:
-    """Keep a delegation that was begun, unless another one was in the meantime; the kept one comes back."""
+    """Store a pending delegation, unless there is one already; returns the stored one."""
     known = credentials.find_pending(session, pending.user_id)
     if known is not None:
         return known
@@ -309,11 +243,7 @@ def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDel
 def put_credential(
     session: Session, user_id: int, new: EncryptedCredential, protocols: Collection[JobProtocol], now: datetime
 ) -> tuple[CredentialRecord, Resumed]:
-    """Store a credential; what was held for want of it goes back to the queue, or the first part of it.
-
-    Returns:
-        The credential, and what goes back.
-    """
+    """Store a credential, and put elements that were held for it back into the queue: all, or the first batch."""
     record = credentials.put(session, user_id, new, now)
     return record, job_changes.resume_held(session, user_id, now, new.site_id, protocols)
 
@@ -321,7 +251,7 @@ def put_credential(
 def put_delegation(
     session: Session, user_id: int, new: EncryptedCredential, protocols: Collection[JobProtocol], now: datetime
 ) -> tuple[CredentialRecord, Resumed]:
-    """Store a delegated proxy, and end the delegation that was begun."""
+    """Store a delegated proxy in place of the pending delegation."""
     credentials.drop_pending(session, user_id)
     return put_credential(session, user_id, new, protocols, now)
 
@@ -329,9 +259,9 @@ def put_delegation(
 def put_generated_key(
     session: Session, user_id: int, new: EncryptedCredential, protocols: Collection[JobProtocol], now: datetime
 ) -> tuple[CredentialRecord, Resumed]:
-    """Store an SSH key that the service has made, unless one of its making is there for that site.
+    """Store a generated SSH key, unless there is a generated one for that site.
 
-    So a request that is repeated gives the same key, which may be installed at the site by now.
+    So a repeated request returns the same key, which may be installed at the site by now.
     """
     known = credentials.find(session, user_id, new.kind, new.site_id)
     if known is not None and known.details.get("made_here"):
@@ -340,12 +270,11 @@ def put_generated_key(
 
 
 def remove_delegation(session: Session, user_id: int) -> None:
-    """Remove a user's delegated proxy, and one that is being delegated."""
+    """Remove a user's delegated proxy and pending delegation."""
     credentials.remove(session, user_id, PROXY)
     credentials.drop_pending(session, user_id)
 
 
 def first_held_element(session: Session, job_id: int) -> ElementRecord | None:
-    """The first element of a job that is held; None if none is."""
     found = jobs.page_elements(session, job_id, ElementFilter(limit=1, statuses=frozenset({JobStatus.HELD})))
     return found[0] if found else None

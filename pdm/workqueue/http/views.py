@@ -43,12 +43,11 @@ from pdm.workqueue.wire.responses import (
     VomsView,
 )
 
-#: Jobs ahead in the queue that are named by their numbers.
+#: Number of jobs ahead in the queue that are listed.
 NAMED_AHEAD = 5
 
 
 def whole_seconds(timestamp: datetime | None) -> datetime | None:
-    """A moment as the API gives it out."""
     return None if timestamp is None else timestamp.replace(microsecond=0)
 
 
@@ -61,10 +60,6 @@ def job_view(
     found: WaitReason | None = None,
     owner: str | None = None,
 ) -> JobView:
-    """A job as the API gives it out, with what was looked up.
-
-    That is its progress, why it waits or is held, how much it leaves out for which reason, and its owner.
-    """
     place = None if found is None else found.place
     next_try = None if found is None else found.next_try
     counters = job.counters
@@ -88,7 +83,7 @@ def job_view(
         cancel_requested=job.cancel_requested,
         num_elements=counters.elements,
         num_new=0,
-        # The reference knows no held elements: for its clients they wait, like those that wait for their turn.
+        # The reference has no HELD elements: its clients see them as submitted.
         num_submitted=counters.submitted + counters.held,
         num_running=counters.running,
         num_done=counters.done,
@@ -132,12 +127,7 @@ def _next_try_view(job: JobRecord, element: ElementRecord) -> NextTryView | Unse
 
 
 def hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
-    """Why elements of a job are held.
-
-    Args:
-        job: whose.
-        first: the first of them; None for none.
-    """
+    """Why elements of a job are held, by the first of them."""
     if first is None or first.failure is None or not job.counters.held:
         return None
     failure = first.failure
@@ -146,7 +136,6 @@ def hold_view(job: JobRecord, first: ElementRecord | None) -> HoldView | None:
 
 
 def job_progress_view(progress: JobProgress) -> JobProgressView:
-    """How far a job is, as the API gives it out."""
     return JobProgressView(
         listing=progress.listing,
         bytes_done=progress.bytes_done,
@@ -163,7 +152,7 @@ def job_progress_view(progress: JobProgress) -> JobProgressView:
 
 
 def failure_view(failure: AttemptFailure, type_: JobType) -> FailureView:
-    """Why an attempt failed, as the API gives it out; the hint depends on the type of the job."""
+    """A failure, with a hint for the type of the job."""
     return FailureView(
         scope=failure.scope.value,
         code=failure.code.value,
@@ -174,7 +163,6 @@ def failure_view(failure: AttemptFailure, type_: JobType) -> FailureView:
 
 
 def skipped_view(job_id: int, note: ListingNote) -> SkippedView:
-    """An entry that is left out, as the API gives it out."""
     skipped = note.skipped
     return SkippedView(
         id=note.number,
@@ -188,7 +176,7 @@ def skipped_view(job_id: int, note: ListingNote) -> SkippedView:
 
 
 def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
-    """An element of a job as the API gives it out, its listing left empty."""
+    """An element, without its listing."""
     failure = None if element.status is JobStatus.DONE else element.failure
     return ElementView(
         id=element.id,
@@ -209,14 +197,9 @@ def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
 
 
 def element_status_view(element: ElementRecord, progress: ElementProgress | None) -> ElementStatusView:
-    """Where an element stands: a running one as its transfer says, others as the database keeps their last attempt.
-
-    Args:
-        element: as the database has it.
-        progress: of its transfer; None if it does not run in this daemon.
-    """
+    """Status of an element, with the progress of its transfer (None if not in this daemon) or of its last attempt."""
     if element.status is not JobStatus.RUNNING:
-        # What was there already has not been moved: it has no rate.
+        # Files that existed already were not transferred: they have no rate.
         transferred = 0 if element.already_there else element.transferred
         elapsed = element.elapsed_s
         average = transferred / elapsed if transferred is not None and elapsed and not element.already_there else None
@@ -236,7 +219,7 @@ def element_status_view(element: ElementRecord, progress: ElementProgress | None
 
 
 def credential_view(record: CredentialRecord) -> CredentialView:
-    """A credential as the API gives it out: nothing of it that is secret."""
+    """A credential, without its secret."""
     return CredentialView(
         id=record.id,
         kind=record.kind.value,
@@ -252,7 +235,6 @@ def credential_view(record: CredentialRecord) -> CredentialView:
 
 
 def route_view(state: RouteState) -> RouteView:
-    """A route as the API gives it out."""
     return RouteView(
         source=state.route.source,
         destination=state.route.destination,
@@ -269,13 +251,12 @@ def route_view(state: RouteState) -> RouteView:
 
 
 def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> SiteView:
-    """A site as the API gives it out; with the health of each endpoint where that is asked for."""
-    now, catalogue = api.clock(), api.catalogue
+    now, directory = api.clock(), api.site_directory
     state, reason = "ok", None
-    sentences = (catalogue.health.sentence(site, protocol, now) for protocol in sorted(site.endpoints))
-    if away := [sentence for sentence in sentences if sentence is not None]:
-        state, reason = "paused", "; ".join(away)
-    drained = catalogue.restriction(RestrictionKind.SITE, site.id)
+    sentences = (directory.health.sentence(site, protocol, now) for protocol in sorted(site.endpoints))
+    if unavailable := [sentence for sentence in sentences if sentence is not None]:
+        state, reason = "paused", "; ".join(unavailable)
+    drained = directory.restriction(RestrictionKind.SITE, site.id)
     if drained is not None:
         state, reason = "drained", drained.message
     return SiteView(
@@ -300,7 +281,6 @@ def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> Site
 
 
 def check_view(check: EndpointCheck) -> CheckView:
-    """What was found at an endpoint, as the API gives it out."""
     return CheckView(
         protocol=check.endpoint.protocol.name,
         url=check.endpoint.url,
@@ -324,7 +304,7 @@ def _endpoint_views(api: ApiContext, site: Site) -> list[EndpointView]:
             next_try=whole_seconds(health.next_try) if health.phase is BreakerState.OPEN else None,
             reason=health.reason,
         )
-        for endpoint, health in api.catalogue.health.of_site(site, api.clock())
+        for endpoint, health in api.site_directory.health.of_site(site, api.clock())
     ]
 
 

@@ -1,4 +1,4 @@
-"""One attempt's log on disk: bounded, a valid text file at every moment, with proof of life while it is long.
+"""One attempt's log on disk: bounded, a valid text file at any time, with proof of life while it is long.
 
 Scheme. Lines go to the end of the file until ``head_bytes`` are written. From then on the newest lines wait in
 memory, as many as fit ``tail_bytes``, and the file gets a line of life now and then (after 5 s, then in pauses that
@@ -9,6 +9,7 @@ lines and bytes were left out, and the tail follows. The file is only ever appen
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from pathlib import Path
 
@@ -25,28 +26,22 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 class LogRef:
     """Which log: the job's ``log_uid``, the element, the attempt (from 1)."""
 
-    # It becomes a folder: what a forged record might say must not lead elsewhere.
+    # It becomes a directory: what a forged record might say must not lead elsewhere.
     log_uid: str = field(validator=check.matches_re(r"[A-Za-z0-9_-]{4,64}"))
     element_id: int = field(validator=check.ge(0))
     attempt: int = field(validator=check.ge(1))
 
-    def path(self, folder: Path) -> Path:
-        """The file below the folder of all logs."""
-        return Path(self.path_text(str(folder)))
+    def path(self, directory: Path) -> Path:
+        """The file below the directory of all logs."""
+        return Path(self.path_text(str(directory)))
 
-    def path_text(self, folder: str) -> str:
-        """The same as text: on the way of each attempt, joining Paths would cost as much as the file itself."""
-        return f"{folder}/{self.log_uid[:2]}/{self.log_uid}/{self.element_id}/attempt{self.attempt}.log"
+    def path_text(self, directory: str) -> str:
+        """The same as text; used for each attempt, where joining Paths would cost as much as the file itself."""
+        return f"{directory}/{self.log_uid[:2]}/{self.log_uid}/{self.element_id}/attempt{self.attempt}.log"
 
 
 class AttemptLog:
-    """A log that is being written. Used by one thread only.
-
-    Args:
-        path: the file.
-        head_bytes: how much of the beginning is kept.
-        tail_bytes: how much of the end is kept.
-    """
+    """A log that is being written. Used by one thread only."""
 
     def __init__(self, path: str, head_bytes: int, tail_bytes: int) -> None:
         self._path = path
@@ -78,7 +73,7 @@ class AttemptLog:
         Args:
             line: with time and line end.
             stamp: the time and a blank, for the lines of our own.
-            now: seconds; when that moment was.
+            now: when that was, in seconds.
         """
         if self._next_life_at is None:
             if len(line) <= self._room:
@@ -120,11 +115,11 @@ class AttemptLog:
         return [note, *self._tail]
 
     def waiting_tail(self) -> bytes:
-        """What a reader would miss who sees the file alone."""
+        """What the file does not contain yet."""
         return b"".join(self._shown_tail())
 
     def write(self) -> OSError | None:
-        """Put what is due at the end of the file; folders are made as needed.
+        """Put what is due at the end of the file; directories are made as needed.
 
         Returns:
             None, or why it could not be written. What was due is lost then; the next write says so.
@@ -157,23 +152,39 @@ class AttemptLog:
 
     def _opened(self) -> int:
         if not self._begun:
-            # The folder of a first attempt is never there yet: making it first saves an open that fails.
-            _make_folders(self._path)
+            # The directory of a first attempt is never there yet: making it first saves an open that fails.
+            _make_directories(self._path)
             self._begun = True
         try:
             return os.open(self._path, _FLAGS, 0o640)
         except FileNotFoundError:
-            _make_folders(self._path)
+            _make_directories(self._path)
             return os.open(self._path, _FLAGS, 0o640)
 
 
-def _make_folders(path: str) -> None:
-    """Make the folders above a log, 0750 each: ``os.makedirs`` would give its mode to the last one only."""
-    folder = os.path.dirname(path)  # noqa: PTH120 - on the way of each attempt; a Path costs more than the mkdir
+def _make_directories(path: str) -> None:
+    """Make the directories above a log, 0750 each: ``os.makedirs`` would give its mode to the last one only."""
+    directory = os.path.dirname(path)  # noqa: PTH120 - called for each attempt; a Path costs more than the mkdir
     try:
-        os.mkdir(folder, 0o750)  # noqa: PTH102 - as above
+        os.mkdir(directory, 0o750)  # noqa: PTH102 - as above
     except FileExistsError:
         return
     except FileNotFoundError:
-        _make_folders(folder)
-        os.mkdir(folder, 0o750)  # noqa: PTH102 - as above
+        _make_directories(directory)
+        os.mkdir(directory, 0o750)  # noqa: PTH102 - as above
+
+
+class TimestampFormatter:
+    """Formats times of lines; caches the text of the last second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def stamp(self, at: float) -> bytes:
+        """The time in UTC, ISO 8601 with milliseconds, and a blank."""
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return b"%b.%03dZ " % (self._text.encode(), int((at - second) * 1000))

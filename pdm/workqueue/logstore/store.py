@@ -24,12 +24,12 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.logstore.attempt_log import AttemptLog, LogRef
+from pdm.workqueue.logstore.attempt_log import AttemptLog, LogRef, TimestampFormatter
 from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
 
 #: How long lines may wait for others before they are written.
 _FLUSH_S = 0.05
-#: Operations carried out before answers are given: bounds how long the first answer waits for the last.
+#: Operations run before answers are delivered: limits how long the first answer waits for the last.
 _MOST_AT_ONCE = 256
 _LONGEST_LINE = 8 * 1024
 _COMPLAINT_PAUSE_S = 10.0
@@ -63,20 +63,18 @@ class LogPiece:
 
 
 class LogWriter:
-    """Carries out operations one after the other on its own thread.
+    """Runs operations one after the other on its own thread.
 
     Args:
-        folder: of all logs.
         head_bytes: how much of the beginning of a log is kept.
-        tail_bytes: how much of its end.
         report: called on the thread with answers, and with a complaint for the daemon's log or None.
     """
 
     def __init__(
-        self, folder: Path, head_bytes: int, tail_bytes: int, report: Callable[[list[Answer], str | None], None]
+        self, directory: Path, head_bytes: int, tail_bytes: int, report: Callable[[list[Answer], str | None], None]
     ) -> None:
-        self._folder = folder
-        self._place = str(folder)
+        self._directory = directory
+        self._place = str(directory)
         self._head_bytes = head_bytes
         self._tail_bytes = tail_bytes
         self._report = report
@@ -87,7 +85,7 @@ class LogWriter:
         self._due_at = 0.0
         self._answers: list[Answer] = []
         self._finished = False
-        self._stamps = _Stamps()
+        self._stamps = TimestampFormatter()
         self._complaint = ""
         self._complain_at = 0.0
         #: Writes that failed, ever. Written by the thread, read by anyone.
@@ -103,14 +101,14 @@ class LogWriter:
         return self._thread.ident is not None
 
     def join(self) -> None:
-        """Wait for the thread, which has been told to finish."""
+        """Wait for the thread, after it was asked to finish."""
         self._thread.join()
 
     def put(self, operation: Operation) -> None:
-        """Have an operation carried out; called on any thread."""
+        """Queue an operation; thread-safe."""
         self._queue.put(operation)
 
-    # What follows runs on the thread.
+    # The methods below run on the thread.
 
     def begin(self, ref: LogRef, text: str, at: float) -> None:
         """Open a log with its first line."""
@@ -155,7 +153,7 @@ class LogWriter:
         """Answer with the text of a log, of a running one too; `LogMissingError` if there is none."""
         log = self._written(ref)
         try:
-            data = self._read(ref.path(self._folder))
+            data = self._read(ref.path(self._directory))
         except OSError as error:
             self._answers.append((answer, _missing(ref, error)))
             return
@@ -166,9 +164,9 @@ class LogWriter:
         """Answer with a `LogPiece`; `LogMissingError` if there is no such log."""
         self._written(ref)
         try:
-            with ref.path(self._folder).open("rb") as file:
+            with ref.path(self._directory).open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                # An offset out of the air is taken back to the end: there nothing follows yet.
+                # An offset after the end is moved to the end.
                 begin = file.seek(min(offset, size))
                 data = file.read(most)
         except OSError as error:
@@ -238,7 +236,8 @@ class LogWriter:
         if error is not None:
             self.errors += 1
             self._complaint = (
-                f"the log {ref.path(self._folder)} could not be written: {error.strerror}; failed writes: {self.errors}"
+                f"the log {ref.path(self._directory)} could not be written: {error.strerror};"
+                f" failed writes: {self.errors}"
             )
 
     def _read(self, path: Path) -> bytes:
@@ -294,22 +293,6 @@ class _OpenLog:
         return [safe.encode("utf-8", "backslashreplace") + b"\n"]
 
 
-class _Stamps:
-    """Writes times; most come from the same second as the one before."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
-
-    def stamp(self, at: float) -> bytes:
-        """The time in UTC, ISO 8601 with milliseconds, and a blank."""
-        second = int(at)
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return b"%b.%03dZ " % (self._text.encode(), int((at - second) * 1000))
-
-
 #: Most characters that wait for a disk that hangs; what comes beyond is counted and left out.
 MOST_WAITING = 64 * 1024**2
 #: A disk with less room than this is full.
@@ -322,10 +305,8 @@ class LogStore:
     All methods are called on the reactor's thread; none of them waits, none fails because of the disk.
 
     Args:
-        reactor: where answers are given.
-        folder: of all logs; made, mode 0750, if it is missing.
+        directory: of all logs; made, mode 0750, if it is missing.
         head_bytes: how much of the beginning of a log is kept.
-        tail_bytes: how much of its end.
         now: the time in seconds since 1970.
     """
 
@@ -334,15 +315,15 @@ class LogStore:
     def __init__(
         self,
         reactor: IReactorFromThreads,
-        folder: Path,
+        directory: Path,
         head_bytes: int = 1024**2,
         tail_bytes: int = 64 * 1024,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._reactor = reactor
-        self._folder = folder
+        self._directory = directory
         self._now = now
-        self._writer = LogWriter(folder, head_bytes, tail_bytes, self._report)
+        self._writer = LogWriter(directory, head_bytes, tail_bytes, self._report)
         self._put = 0
         self._missing: dict[LogRef, int] = {}
         self._stopped = False
@@ -353,12 +334,12 @@ class LogStore:
         return self._writer.errors
 
     def check(self) -> None:
-        """See that the folder takes files; blocks.
+        """Check that files can be written; blocks.
 
         Raises:
             OSError: it does not.
         """
-        with tempfile.TemporaryFile(dir=self._folder) as file:
+        with tempfile.TemporaryFile(dir=self._directory) as file:
             file.write(bytes(_MIN_FREE_BYTES))
             file.flush()
 
@@ -366,9 +347,9 @@ class LogStore:
         """Begin to write.
 
         Raises:
-            OSError: the folder cannot be made.
+            OSError: the directory cannot be made.
         """
-        self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._writer.start()
 
     async def stop(self) -> None:
@@ -410,10 +391,10 @@ class LogStore:
 
     def is_begun(self, ref: LogRef) -> bool:
         """Whether there is a log on disk; any thread may ask."""
-        return Path(ref.path_text(str(self._folder))).exists()
+        return Path(ref.path_text(str(self._directory))).exists()
 
     def read(self, ref: LogRef) -> Deferred[str]:
-        """The text of a log, as far as it is.
+        """The text of a log that was written so far.
 
         Returns:
             Fires with the text, bounded like the log; fails with `LogMissingError` when it is not on disk.
@@ -426,12 +407,7 @@ class LogStore:
         return answer
 
     def read_piece(self, ref: LogRef, offset: int, most: int) -> Deferred[LogPiece]:
-        """A piece of a log that may still be written, as it stands in its file: what came later is never before it.
-
-        Args:
-            ref: which log.
-            offset: where the piece begins, in bytes.
-            most: bytes, at most.
+        """A piece of a log that may still be written, as it is in its file: later text is never before it.
 
         Returns:
             Fires with the piece; fails with `LogMissingError` when there is no such log.
@@ -444,7 +420,7 @@ class LogStore:
         return answer
 
     async def flush(self) -> None:
-        """Wait until everything told so far is on disk."""
+        """Wait until all lines so far are on disk."""
         if not self._stopped:
             answer: Deferred[None] = Deferred()
             self._writer.put(partial(self._writer.flush, answer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
@@ -82,7 +82,7 @@ class GridFtpMover:
 
     def classify(self, fault: Fault) -> AttemptFailure:
         failure = classify(fault, ERROR_PATTERNS)
-        return evolve(failure, message=plain_text(failure.message))
+        return failure._replace(message=plain_text(failure.message))
 
 
 #: What begins a line of a reply: its code, or twice the code, and the module of Globus that speaks.

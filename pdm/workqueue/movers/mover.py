@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeVar
-from urllib.parse import unquote_to_bytes
+from typing import Generic, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -14,11 +13,12 @@ from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
-from pdm.workqueue.domain.paths import LONGEST_PATH, InvalidPathError
+from pdm.workqueue.domain.paths import LONGEST_PATH, InvalidPathError, StorageUrl
 from pdm.workqueue.wire.agent_messages import (
     CopyItem,
     CopyRequest,
     Fault,
+    FoundBefore,
     ListRequest,
     MkdirRequest,
     PathItem,
@@ -285,9 +285,9 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
         raise ValueError(f"element {element.id} of job {job.id} has no destination")
     source = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
     destination = _url(urls, job.dst_siteid, element.dst_filepath, FailureScope.DESTINATION)
-    folder, _, _ = destination.rpartition("/")
     names = [temporary_name(job.log_uid, element.id, attempt) for attempt in range(1, element.attempts + 1)]
-    urls_of_names = [f"{folder}/{name}" for name in names]
+    directory = StorageUrl(destination).parent
+    urls_of_names = [str(directory.below(name)) for name in names]
     _check_length(urls_of_names[-1])
     return CopyItem(key, source, destination, urls_of_names[-1], urls_of_names[:-1], element.size)
 
@@ -296,8 +296,7 @@ def _check_length(temporary: str) -> None:
     """Refuse a destination next to which the temporary name has no room."""
     if len(temporary) <= LONGEST_PATH:
         return
-    path = unquote_to_bytes("/" + temporary.partition("://")[2].partition("/")[2])
-    if len(path) + LONGEST_SUFFIX > LONGEST_PATH:
+    if len(StorageUrl(temporary).path) + LONGEST_SUFFIX > LONGEST_PATH:
         message = f"the path is too long: with its temporary name it has more than {LONGEST_PATH} bytes"
         raise _UnusableError(AttemptFailure(FailureScope.DESTINATION, FailureCode.INVALID_NAME, message))
 
@@ -324,5 +323,6 @@ def _make_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
     return PathItem(key, url, directory=True, found=_found_before(element))
 
 
-def _found_before(element: ElementRecord) -> dict[str, Any] | None:
-    return None if element.found_before is None else dict(element.found_before)
+def _found_before(element: ElementRecord) -> FoundBefore | None:
+    found = element.found_before
+    return None if found is None else FoundBefore(source=found["source"], destination=found["destination"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobType
@@ -77,4 +77,4 @@ class ToolsMover:
 
     def classify(self, fault: Fault) -> AttemptFailure:
         failure = classify(fault, ERROR_PATTERNS)
-        return evolve(failure, message=plain_text(failure.message))
+        return failure._replace(message=plain_text(failure.message))

@@ -11,8 +11,8 @@
     myproxy = myproxy.example.org:7512
     mover = tools
 
-A protocol may have several endpoints, doors to one storage: a URL a line, those after the first indented. Sites that
-users have made come out of the database and stand beside those of the files, which win where two have one number.
+A protocol may have several endpoints of one storage: a URL a line, those after the first indented. Sites that
+users registered come from the database; where two have one number, the site of the file wins.
 """
 
 from __future__ import annotations
@@ -62,32 +62,31 @@ class SiteRegistry:
     """All sites; those of the files, and those of the database, are replaced as a whole when they are read again.
 
     Args:
-        folder: whose ``*.conf`` files describe the sites.
-        sites: what they say.
+        directory: whose ``*.conf`` files describe the sites.
     """
 
     _log = Logger()
 
-    def __init__(self, folder: Path, sites: Iterable[Site]) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, sites: Iterable[Site]) -> None:
+        self._directory = directory
         self._of_files = {site.id: site for site in sites}
         self._stored: dict[int, Site] = {}
         self._sites = dict(self._of_files)
 
     @classmethod
-    def read(cls, folder: Path) -> SiteRegistry:
-        """Read the files of a folder.
+    def read(cls, directory: Path) -> SiteRegistry:
+        """Read the files of a directory.
 
         Raises:
-            ConfigError: the folder or a file cannot be read, or something in it is wrong; names file, site and key.
+            ConfigError: the directory or a file cannot be read, or something in it is wrong; names file, site and key.
         """
-        return cls(folder, _read_folder(folder))
+        return cls(directory, _read_directory(directory))
 
     def by_id(self, number: int) -> Site | None:
         return self._sites.get(number)
 
     def is_of_file(self, number: int) -> bool:
-        """Whether a site is described in a file, so that nobody changes it from outside."""
+        """Whether a site is described in a file, and so cannot be changed through the API."""
         return number in self._of_files
 
     def has_file_name(self, name: str) -> bool:
@@ -95,7 +94,7 @@ class SiteRegistry:
         return any(site.name.casefold() == name.casefold() for site in self._of_files.values())
 
     def take_stored(self, sites: Iterable[Site]) -> None:
-        """Have these as the sites of the database."""
+        """Replace the sites of the database."""
         self._stored = {site.id: site for site in sites}
         self._join()
 
@@ -104,7 +103,7 @@ class SiteRegistry:
             self._log.warn(
                 "site {number} of the database is hidden by the one of that number in the files", number=number
             )
-        # One assignment: who asks from another thread sees the old sites or the new ones.
+        # One assignment: another thread sees the old sites or the new ones.
         self._sites = self._stored | self._of_files
 
     def all(self) -> list[Site]:
@@ -118,21 +117,21 @@ class SiteRegistry:
             None, or what is wrong; the log says it too.
         """
         try:
-            fresh = _read_folder(self._folder)
+            fresh = _read_directory(self._directory)
         except ConfigError as error:
             self._log.error("the sites stay as they were: {reason}", reason=str(error))
             return str(error)
         self._of_files = {site.id: site for site in fresh}
         self._join()
-        self._log.info("{count} sites read from {folder}", count=len(fresh), folder=str(self._folder))
+        self._log.info("{count} sites read from {directory}", count=len(fresh), directory=str(self._directory))
         return None
 
 
-def _read_folder(folder: Path) -> list[Site]:
+def _read_directory(directory: Path) -> list[Site]:
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix == ".conf" and not path.name.startswith("."))
+        files = sorted(path for path in directory.iterdir() if path.suffix == ".conf" and not path.name.startswith("."))
     except OSError as error:
-        raise ConfigError(f"{folder}: the folder of sites cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{directory}: the directory of sites cannot be read: {error.strerror}") from error
     sites: list[Site] = []
     places: dict[int | str, str] = {}
     for file in files:
@@ -169,24 +168,24 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
     except ValueError as error:
         raise ConfigError(f"{place} is no name for a site: {error}") from error
     mover = MoverKind(checked_by("mover", check_mover, MoverKind.NATIVE))
-    doors: dict[JobProtocol, list[str]] = {}
+    endpoints: dict[JobProtocol, list[str]] = {}
     for key, protocol in ENDPOINT_KEYS.items():
         for line in keys[key].split("\n") if key in keys else ():
             try:
-                doors.setdefault(protocol, []).append(check_endpoint(protocol, line, mover))
+                endpoints.setdefault(protocol, []).append(check_endpoint(protocol, line, mover))
             except ValueError as error:
                 raise ConfigError(f"{place} {key}: {error}") from error
-        if protocol is JobProtocol.FILE and len(doors.get(protocol, ())) > 1:
-            raise ConfigError(f"{place} {key}: one folder is expected")
-    if not doors:
+        if protocol is JobProtocol.FILE and len(endpoints.get(protocol, ())) > 1:
+            raise ConfigError(f"{place} {key}: one directory is expected")
+    if not endpoints:
         raise ConfigError(f"{place} has no endpoint: give at least one of {', '.join(ENDPOINT_KEYS)}")
     return Site(
         id=int(checked_by("id", _id, "")),
         name=name,
         description=checked_by("description", check_description, ""),
         default_folder=checked_by("default_folder", check_default_folder, "~"),
-        endpoints={protocol: urls[0] for protocol, urls in doors.items()},
-        alternatives={protocol: tuple(urls[1:]) for protocol, urls in doors.items() if urls[1:]},
+        endpoints={protocol: urls[0] for protocol, urls in endpoints.items()},
+        alternatives={protocol: tuple(urls[1:]) for protocol, urls in endpoints.items() if urls[1:]},
         limit_in=int(checked_by("limit_in", _limit, "1")) if "limit_in" in keys else None,
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
         myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
@@ -303,12 +302,12 @@ def check_endpoint(protocol: JobProtocol, text: str, mover: MoverKind = MoverKin
 
 
 def _root(rest: str) -> str:
-    """The endpoint of a local folder: ``file:///srv/data``, without a slash at its end unless it is ``/``."""
+    """The endpoint of a local directory: ``file:///srv/data``, without a slash at its end unless it is ``/``."""
     if not rest.startswith("/"):
         raise ValueError("file:///FOLDER is expected, with three slashes")
     raw = unquote_to_bytes(rest)
     if b"\0" in raw or b".." in raw.split(b"/"):
-        raise ValueError("a folder without NUL and '..' is expected")
+        raise ValueError("a directory without NUL and '..' is expected")
     names = [name for name in raw.split(b"/") if name not in (b"", b".")]
     return "file:///" + "/".join(quote(name, safe="~") for name in names)
 
@@ -320,7 +319,7 @@ def _server(protocol: JobProtocol, text: str) -> str:
     if parts.port == 0:  # urlsplit itself refuses one beyond 65535, with a ValueError
         raise ValueError("a port from 1 to 65535 is expected")
     path = parts.path.rstrip("/")
-    # Only WebDAV doors stand below a path; elsewhere paths are the server's own and a prefix would go unnoticed.
+    # Only WebDAV endpoints are below a path; elsewhere paths are the server's own and a prefix would go unnoticed.
     if path and protocol is not JobProtocol.HTTPS:
         raise ValueError("an endpoint ends after HOST:PORT; where relative paths begin is the key default_folder")
     try:

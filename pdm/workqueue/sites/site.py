@@ -12,21 +12,21 @@ from pdm.workqueue.domain.paths import InvalidPathError, checked, encoded, resol
 
 @frozen
 class Site:
-    """A place where files are.
+    """A storage site.
 
     Attributes:
         id: the number in the REST API and in the database; stays when the site moves.
-        name: what people call it; never looks like a number.
+        name: what people call it; never a number.
         description: one line for people.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
         mover: who carries out the elements of its jobs, unless a job says so itself.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
-        endpoints: protocol → URL without path (FILE: with the root folder), percent-encoded, no slash at its end.
+        endpoints: protocol → URL without path (FILE: with the root directory), percent-encoded, no slash at its end.
         alternatives: protocol → further URLs of the same storage.
-        owner_id: number of the user who has made it; None for one of the files.
+        owner_id: user that registered it; None for a site of the files.
         public: whether everybody may use it; else only its owner.
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
-        limit_out: the same for what comes out of it.
+        limit_out: likewise, out of it.
         authorities: PEM of authorities that are trusted for this site only; may be empty.
     """
 
@@ -54,7 +54,7 @@ class Site:
         return self.public or self.owner_id == user_id
 
 
-#: Whose servers have no home folders, or none that a client could ask for.
+#: Protocols without home directories, or without a way to ask for them.
 _WITHOUT_HOMES = frozenset({JobProtocol.FILE, JobProtocol.HTTPS, JobProtocol.XROOT})
 
 
@@ -77,14 +77,12 @@ class NotOfferedError(ValueError):
     """A site does not serve a protocol; the text names those it does."""
 
 
-def storage_url(site: Site, protocol: JobProtocol, path: str, door: str | None = None) -> str:
+def storage_url(site: Site, protocol: JobProtocol, path: str, url: str | None = None) -> str:
     """The URL at which a site serves a path.
 
     Args:
-        site: where.
-        protocol: how it is reached.
-        path: as the user gave it: absolute, relative to the site's default folder, or beginning with ``~``.
-        door: which of the site's URLs for the protocol; the preferred one without it.
+        path: as the user gave it: absolute, relative to the site's default directory, or beginning with ``~``.
+        url: which of the site's URLs for the protocol; the preferred one without it.
 
     Returns:
         The percent-encoded URL. For FILE and HTTPS the path is below the endpoint. Servers of FILE, HTTPS and XROOT
@@ -94,7 +92,7 @@ def storage_url(site: Site, protocol: JobProtocol, path: str, door: str | None =
         NotOfferedError: the site has no endpoint for the protocol.
         InvalidPathError: no site can hold the path, or it leads out of a FILE site's root.
     """
-    endpoint = door or site.endpoints.get(protocol)
+    endpoint = url or site.endpoints.get(protocol)
     if endpoint is None:
         offered = ", ".join(sorted(other.name for other in site.endpoints))
         raise NotOfferedError(f"site {site.name} does not offer {protocol.name}: it offers {offered}")
@@ -103,11 +101,11 @@ def storage_url(site: Site, protocol: JobProtocol, path: str, door: str | None =
         # A relative path may be short enough by itself only.
         checked(place)
     if protocol in _WITHOUT_HOMES:
-        inside = _confined(place, "folder" if protocol is JobProtocol.FILE else "server")
+        inside = _confined(place, "directory" if protocol is JobProtocol.FILE else "server")
     else:
         inside = encoded(place if place.startswith("/") else "/" + place)
     if protocol is JobProtocol.XROOT:
-        # root://host//folder: the first slash ends the host, the second begins the path.
+        # root://host//directory: the first slash ends the host, the second begins the path.
         inside = "/" + inside
     return endpoint.removesuffix("/") + inside
 

@@ -1,6 +1,6 @@
 """Change the elements of existing jobs: cancel, retry, resume HELD ones, cancel the later phases of a REMOVE.
 
-One transaction changes a bounded number of elements, so that other writers get their turn; `continue_change` does the
+One transaction changes a bounded number of elements, so that other writers can interleave; `continue_change` does the
 rest of a large job.
 """
 
@@ -33,7 +33,7 @@ from pdm.workqueue.WorkqueueDB import (
     NEVER,
 )
 
-#: Elements that one transaction closes: others who write get their turn.
+#: Elements of later phases that one transaction cancels.
 CLOSED_AT_ONCE = 2000
 
 _LATER = (
@@ -49,10 +49,10 @@ _CANCEL_LATER = (
 
 
 def cancel_later_phases(session: Session, job: LockedJob) -> bool:
-    """Later phases wait for the whole listing; where that has ended without success they will never be due.
+    """Cancel the later phases of a job whose listing ended without success: they wait for the whole listing.
 
     Returns:
-        Whether there are more; a claim that finds nothing else to do goes on with them.
+        Whether there are more; the next claim that finds nothing else in the job cancels them.
     """
     numbers = session.scalars(_LATER, {"of_job": job.id, "most": CLOSED_AT_ONCE}).all()
     if numbers:
@@ -61,21 +61,21 @@ def cancel_later_phases(session: Session, job: LockedJob) -> bool:
     return len(numbers) == CLOSED_AT_ONCE
 
 
-#: Elements that one transaction cancels, or puts back: others who write get their turn.
+#: Elements that one transaction cancels or puts back.
 CHANGED_AT_ONCE = 2000
-#: Jobs that one transaction looks at for elements that are held.
+#: Jobs that one transaction scans for HELD elements.
 _HELD_JOBS_AT_ONCE = 500
-#: Jobs with elements that are held that are looked at for a credential that is there.
+#: Jobs with HELD elements that are scanned for a credential stored since.
 _MOST_HELD_JOBS = 5000
 
 
 @frozen
 class Resumed:
-    """What of a user goes on.
+    """Result of `resume_held`.
 
     Attributes:
         count: elements that went back to the queue.
-        after: job and element that was the last; None if there are no more.
+        after: job and element of the last one, to continue from; None if there are no more.
     """
 
     count: int
@@ -83,10 +83,10 @@ class Resumed:
 
 
 def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
-    """End a job: what waits or is held is CANCELLED, what runs is left to the daemon that runs it.
+    """Cancel a job: SUBMITTED and HELD elements become CANCELLED, RUNNING ones are ended by their daemon.
 
-    From now on nothing of it is claimed. Of a large job, `continue_change` has to cancel what is left waiting.
-    A job that is final stays as it is.
+    No element of it is claimed from now on. `continue_change` cancels the remaining elements of a large job. A final
+    job is not changed.
 
     Raises:
         LookupError: there is no such job.
@@ -99,7 +99,7 @@ def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
 
 
 def continue_change(session: Session, job_id: int, now: datetime) -> bool:
-    """Cancel some more of a job that is being cancelled, or retry some more; says whether there is still more."""
+    """Continue the cancellation or retry of a large job; returns whether there is more to do."""
     job = lock_job(session, job_id)
     if job is None:
         return False
@@ -115,7 +115,7 @@ _UNFINISHED_CHANGES = sa.select(jobs.c.id).where(sa.text(HAS_WORK), jobs.c.work_
 
 
 def unfinished_changes(session: Session) -> list[int]:
-    """Jobs of which some elements still wait to be cancelled, or to be retried."""
+    """Jobs whose cancellation or retry is not complete."""
     return list(session.scalars(_UNFINISHED_CHANGES))
 
 
@@ -159,13 +159,13 @@ def _cancel_part(session: Session, job: LockedJob, now: datetime) -> None:
 
 
 def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]:
-    """Put what FAILED or was CANCELLED back into the queue, with as many tries as at first; attempt numbers go on.
+    """Put FAILED and CANCELLED elements back into the queue, with all their tries again; attempt numbers continue.
 
-    Of a large job, `continue_change` puts back the rest; until then nothing of it is claimed, so that it does not
-    end in between. While a cancellation is not through, nothing is changed.
+    Of a large job, `continue_change` puts back the rest; until then nothing of it is claimed, so that it does not end
+    in between. While a cancellation is not complete, nothing is changed.
 
     Returns:
-        The job, and how many elements go back.
+        The job, and the number of elements.
 
     Raises:
         LookupError: there is no such job.
@@ -233,7 +233,7 @@ _HELD_AFTER = (
 
 
 class HeldRoute(NamedTuple):
-    """Where something of a user is held."""
+    """A user and a route with HELD elements."""
 
     user_id: int
     protocol: JobProtocol
@@ -249,15 +249,10 @@ def resume_held(
     protocols: Collection[JobProtocol] | None = None,
     after: tuple[int, int] = (0, -1),
 ) -> Resumed:
-    """Put what is HELD in a user's jobs back into the queue, or a part of it.
+    """Put HELD elements of a user back into the queue, a part at a time.
 
-    Args:
-        session: of the database.
-        user_id: whose jobs.
-        now: the present moment, UTC.
-        site_id: only jobs that read from or write to this site.
-        protocols: only jobs that are moved by one of these.
-        after: where the last call came to: so each element is put back once, even if it is soon held again.
+    ``site_id``: only jobs that read from or write to this site. ``protocols``: only jobs with one of these protocols.
+    ``after``: where the last call ended: each element is resumed once, even if it is HELD again at once.
     """
     first = after[0] + (after[1] == MAX_BYTES)
     rows = session.execute(_HELD_JOBS, {"user": user_id, "first": first}).all()
@@ -328,14 +323,11 @@ _HELD_DESPITE_CREDENTIAL = (
 
 
 def held_despite_credential(session: Session, kind: CredentialKind, protocols: Collection[JobProtocol]) -> list[int]:
-    """Users of whom something is held although they have given a credential since it was begun.
+    """Users with HELD elements who have stored a credential since these were claimed.
 
-    A daemon may have ended before it had let all go on, or a verdict came in the very moment.
+    The daemon may have stopped before it had resumed all, or a verdict arrived at the same time as the credential.
 
-    Args:
-        session: of the database.
-        kind: of the credential.
-        protocols: of jobs that may have waited for it.
+    ``protocols``: of jobs that may wait for such a credential.
     """
     rows = session.execute(_HELD_DESPITE_CREDENTIAL, {"of_kind": kind.value, "by_protocols": list(protocols)})
     return sorted(
@@ -348,7 +340,7 @@ def held_despite_credential(session: Session, kind: CredentialKind, protocols: C
 
 
 def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
-    """Whose jobs, on which routes, have something that is held for a reason."""
+    """Users and routes with elements HELD for a failure code."""
     rows = session.execute(
         sa.select(jobs.c.user_id, jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid)
         .where(
@@ -361,7 +353,7 @@ def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
         )
         .distinct()
     )
-    return [HeldRoute(*row) for row in rows]
+    return [HeldRoute(row.user_id, row.protocol, row.src_siteid, row.dst_siteid) for row in rows]
 
 
 def _locked(session: Session, job_id: int) -> LockedJob:
@@ -372,7 +364,7 @@ def _locked(session: Session, job_id: int) -> LockedJob:
 
 
 def _waiting_listings(session: Session, numbers: list[int]) -> set[int]:
-    """Which of these jobs have a LIST element that waits and was never put off."""
+    """The jobs whose LIST element is SUBMITTED and was never postponed."""
     return set(
         session.scalars(
             sa.select(elements.c.job_id).where(

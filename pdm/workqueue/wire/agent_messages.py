@@ -1,4 +1,4 @@
-"""The lines between the daemon and an agent: JSON, one message a line, ASCII only.
+"""The lines between the daemon and an agent: JSON in UTF-8, one message a line.
 
 The daemon writes requests to the agent's standard input; the agent writes events to its file descriptor 3. An agent
 carries out one batch at a time, in the order in which they come; the next one may come while one is carried out.
@@ -11,14 +11,27 @@ Order of events of a batch: for each key ``started``, any number of ``log`` and 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import msgspec
+
+from pdm.workqueue.domain.failures import FailureScope
 
 #: The longest line either side accepts, in bytes; a longer one ends the agent.
 LONGEST_LINE = 4 * 1024 * 1024
 #: How an agent exits whose lease has ended (EX_TEMPFAIL of sysexits.h).
 LEASE_OVER_STATUS = 75
+
+
+#: What a thing is recognised by later: its kind; of what is no directory also size and mtime.
+Fingerprint = list[str | int | None]
+
+
+class FoundBefore(TypedDict):
+    """What an attempt has found at both ends before it began; None for nothing. The database keeps it as it is."""
+
+    source: Fingerprint | None
+    destination: Fingerprint | None
 
 
 class CopyItem(msgspec.Struct, frozen=True):
@@ -60,7 +73,7 @@ class PathItem(msgspec.Struct, frozen=True):
     directory: bool = False
     again: bool = False
     listed_at: float | None = None
-    found: dict[str, Any] | None = None
+    found: FoundBefore | None = None
 
 
 class RenameItem(msgspec.Struct, frozen=True):
@@ -69,7 +82,7 @@ class RenameItem(msgspec.Struct, frozen=True):
     key: int
     source: str
     destination: str
-    found: dict[str, Any] | None = None
+    found: FoundBefore | None = None
 
 
 class TimeLimits(msgspec.Struct, frozen=True):
@@ -184,38 +197,40 @@ AgentRequest = (
     | ProceedRequest
     | LeaseRequest
 )
+#: The requests that are work on items.
+ItemRequest = CopyRequest | RemoveRequest | RenameRequest | MkdirRequest | DiscardRequest
 #: The requests that are work; each ends with `FinishedEvent`.
-WorkRequest = ListRequest | CopyRequest | RemoveRequest | RenameRequest | MkdirRequest | DiscardRequest
+WorkRequest = ListRequest | ItemRequest
 
 
-class ReadyEvent(msgspec.Struct, tag="ready", tag_field="event", frozen=True):
+class ReadyEvent(msgspec.Struct, tag="ready", tag_field="event", frozen=True, omit_defaults=True):
     """The first event: the agent can work. ``tools`` names what it works with, for the log."""
 
     tools: str
 
 
-class StartedEvent(msgspec.Struct, tag="started", tag_field="event", frozen=True):
+class StartedEvent(msgspec.Struct, tag="started", tag_field="event", frozen=True, omit_defaults=True):
     """Work on one item begins."""
 
     id: int
     key: int
 
 
-class BegunEvent(msgspec.Struct, tag="begun", tag_field="event", frozen=True):
+class BegunEvent(msgspec.Struct, tag="begun", tag_field="event", frozen=True, omit_defaults=True):
     """The next thing that the agent does to an item cannot be told from somebody else's doing afterwards.
 
     The agent waits for a `ProceedRequest`, so that what it has found is kept before anything is done.
 
     Attributes:
-        found: what was there before: ``source`` and ``destination``, each null or kind, size and mtime.
+        found: what was there before.
     """
 
     id: int
     key: int
-    found: dict[str, Any]
+    found: FoundBefore
 
 
-class LogEvent(msgspec.Struct, tag="log", tag_field="event", frozen=True):
+class LogEvent(msgspec.Struct, tag="log", tag_field="event", frozen=True, omit_defaults=True):
     """A line for the attempt's log."""
 
     id: int
@@ -223,7 +238,7 @@ class LogEvent(msgspec.Struct, tag="log", tag_field="event", frozen=True):
     text: str
 
 
-class ProgressEvent(msgspec.Struct, tag="progress", tag_field="event", frozen=True):
+class ProgressEvent(msgspec.Struct, tag="progress", tag_field="event", frozen=True, omit_defaults=True):
     """How far a transfer is: bytes, bytes/s now and on average, seconds."""
 
     id: int
@@ -251,7 +266,7 @@ class RawEntry(msgspec.Struct, array_like=True, frozen=True):
     target_is_directory: bool = False
 
 
-class EntriesEvent(msgspec.Struct, tag="entries", tag_field="event", frozen=True):
+class EntriesEvent(msgspec.Struct, tag="entries", tag_field="event", frozen=True, omit_defaults=True):
     """Some entries of the listing (at most 1000 an event)."""
 
     id: int
@@ -259,19 +274,20 @@ class EntriesEvent(msgspec.Struct, tag="entries", tag_field="event", frozen=True
     entries: list[RawEntry]
 
 
-class Fault(msgspec.Struct, frozen=True):
+class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
     """What went wrong, before it is judged.
 
     Attributes:
-        scope: whose side.
+        scope: whose side failed.
         message: what server or tool said (at most 2000 characters).
         errno: where one is known.
-        code: a `FailureCode`, where the agent itself knows (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...).
+        code: a `FailureCode`, where the agent itself knows (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...); text
+            here, for the agent of another package may know one that the service does not.
         retry_after_s: seconds until the server wants to be asked again, where it has said so.
         unreachable: whether the agent knows that no server answered: it was not connected, or never greeted.
     """
 
-    scope: Literal["source", "destination", "transfer", "service"]
+    scope: FailureScope
     message: str
     errno: int | None = None
     code: str | None = None
@@ -279,7 +295,7 @@ class Fault(msgspec.Struct, frozen=True):
     unreachable: bool = False
 
 
-class UnreadableEvent(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True):
+class UnreadableEvent(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True, omit_defaults=True):
     """A sub-directory that could not be listed; the rest is."""
 
     id: int
@@ -288,7 +304,7 @@ class UnreadableEvent(msgspec.Struct, tag="unreadable", tag_field="event", froze
     fault: Fault
 
 
-class RootEvent(msgspec.Struct, tag="root", tag_field="event", frozen=True):
+class RootEvent(msgspec.Struct, tag="root", tag_field="event", frozen=True, omit_defaults=True):
     """Where the listed directory is, links resolved: an absolute percent-encoded path. Comes before its entries."""
 
     id: int
@@ -296,7 +312,7 @@ class RootEvent(msgspec.Struct, tag="root", tag_field="event", frozen=True):
     path: str
 
 
-class UnnamedEvent(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True):
+class UnnamedEvent(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True, omit_defaults=True):
     """The server counts ``count`` entries of a directory that it does not name; ``path`` as in `RawEntry`."""
 
     id: int
@@ -305,7 +321,7 @@ class UnnamedEvent(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True
     count: int
 
 
-class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True):
+class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit_defaults=True):
     """An item is done and proven.
 
     Attributes:
@@ -323,7 +339,7 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True):
     already_there: bool = False
 
 
-class FailedEvent(msgspec.Struct, tag="failed", tag_field="event", frozen=True):
+class FailedEvent(msgspec.Struct, tag="failed", tag_field="event", frozen=True, omit_defaults=True):
     """An item failed. ``residue``: a temporary file may be left at the destination."""
 
     id: int
@@ -332,7 +348,7 @@ class FailedEvent(msgspec.Struct, tag="failed", tag_field="event", frozen=True):
     residue: bool = False
 
 
-class CancelledEvent(msgspec.Struct, tag="cancelled", tag_field="event", frozen=True):
+class CancelledEvent(msgspec.Struct, tag="cancelled", tag_field="event", frozen=True, omit_defaults=True):
     """An item was not done because its batch was cancelled."""
 
     id: int
@@ -340,7 +356,7 @@ class CancelledEvent(msgspec.Struct, tag="cancelled", tag_field="event", frozen=
     residue: bool = False
 
 
-class FinishedEvent(msgspec.Struct, tag="finished", tag_field="event", frozen=True):
+class FinishedEvent(msgspec.Struct, tag="finished", tag_field="event", frozen=True, omit_defaults=True):
     """Every key of the batch has been reported; the agent is free."""
 
     id: int

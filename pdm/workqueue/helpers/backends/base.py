@@ -8,9 +8,12 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from typing import Self
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
-from pdm.workqueue.helpers.storage import ProgressCallback, StoppedError, Storage, StorageError, scoped
+from pdm.workqueue.helpers.storage import ProgressCallback, StoppedError, Storage, StorageError, at_destination
 
 #: Seconds between two words about a running copy.
 _PROGRESS_S = 0.5
@@ -25,12 +28,22 @@ class StorageBackend(Storage):
     def __init__(self) -> None:
         self._interrupted = False
 
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The backend for one thread, with what the environment of the helper says."""
+        return cls()
+
+    @classmethod
+    def missing_software(cls) -> str | None:
+        """What this machine lacks for it, as a message for an operator; None for nothing."""
+        return None
+
     @abc.abstractmethod
-    def read(self, url: str) -> Pieces:
+    def read(self, url: StorageUrl) -> Pieces:
         """The bytes of a file."""
 
     @abc.abstractmethod
-    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+    def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         """Make a new file of pieces; what goes wrong with ``pieces`` is raised as it is.
 
         Args:
@@ -39,10 +52,12 @@ class StorageBackend(Storage):
             size: how many they should be.
         """
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         return stream_copy(self, source, self, temporary, size, checksum, arrived)
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         digest = 1
         with contextlib.closing(self.read(url)) as pieces:
             for piece in pieces:
@@ -56,7 +71,7 @@ class StorageBackend(Storage):
         if self._interrupted:
             raise StoppedError
         if time.monotonic() > self.timeouts.until:
-            raise StorageError("not finished in time", code="TIMEOUT", scope="transfer")
+            raise StorageError("not finished in time", code=FailureCode.TIMEOUT, scope=FailureScope.TRANSFER)
 
     def interrupt(self) -> None:
         self._interrupted = True
@@ -85,9 +100,9 @@ class WakeableBackend(StorageBackend):
 
 def stream_copy(
     source_backend: StorageBackend,
-    source: str,
+    source: StorageUrl,
     backend: StorageBackend,
-    temporary: str,
+    temporary: StorageUrl,
     size: int,
     checksum: bool,
     arrived: ProgressCallback,
@@ -96,15 +111,15 @@ def stream_copy(
     flow = _MeteredStream(backend.check, arrived, checksum)
     try:
         with contextlib.closing(source_backend.read(source)) as pieces:
-            scoped("destination", backend.write, temporary, flow.through(pieces), size)
+            at_destination(backend.write, temporary, flow.through(pieces), size)
     except StorageError as error:
         # What `through` has not marked went wrong at the other end.
-        raise error.at("destination") from error.__cause__
+        raise error.at(FailureScope.DESTINATION) from error.__cause__
     return f"{flow.digest:08x}" if checksum else None
 
 
 class _MeteredStream:
-    """What passes: counted, summed up, told about, and stopped where it must be."""
+    """Byte stream that counts, checksums, reports progress and honours cancellation."""
 
     def __init__(self, check: Callable[[], None], arrived: ProgressCallback, checksum: bool) -> None:
         self.digest = 1
@@ -120,7 +135,7 @@ class _MeteredStream:
             except StopIteration:
                 return
             except StorageError as error:
-                raise error.at("source") from error.__cause__
+                raise error.at(FailureScope.SOURCE) from error.__cause__
             self._check()
             if self._checksum:
                 self.digest = zlib.adler32(piece, self.digest)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import time
 import zlib
 from collections.abc import Iterator
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from typing import Self
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.backends.base import Pieces, StorageBackend
 from pdm.workqueue.helpers.backends.local_paths import ResolvedPath, Roots, rename_without_replacing
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
+    FileKind,
     FileStat,
     FileVersion,
     ProgressCallback,
@@ -38,13 +42,13 @@ _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextlib.contextmanager
-def _storage_errors(url: str) -> Iterator[None]:
+def _storage_errors(url: StorageUrl) -> Iterator[None]:
     """Turn an error of the system into one of the storage that names what it was about."""
     try:
         yield
     except OSError as error:
-        path = unquote_to_bytes(url.partition("://")[2]).decode("utf-8", "backslashreplace")
-        code = "UNSUPPORTED" if error.errno == errno.EXDEV else None
+        path = url.path.decode("utf-8", "backslashreplace")
+        code = FailureCode.UNSUPPORTED if error.errno == errno.EXDEV else None
         raise StorageError(f"{error.strerror or error}: {path}", errno=error.errno, code=code) from error
 
 
@@ -55,7 +59,7 @@ class LocalStorage(Storage):
         self._roots = roots
         self._interrupted = False
 
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         with _storage_errors(url):
             try:
                 with self._roots.resolved(url) as resolved:
@@ -64,7 +68,7 @@ class LocalStorage(Storage):
             except FileNotFoundError:
                 return None
 
-    def _file_stat(self, url: str, status: os.stat_result) -> FileStat:
+    def _file_stat(self, url: StorageUrl, status: os.stat_result) -> FileStat:
         kind = _kind(status)
         common = (stat.S_IMODE(status.st_mode), int(status.st_mtime))
         if kind != "link":
@@ -78,11 +82,11 @@ class LocalStorage(Storage):
         target_kind = _kind(target)
         return FileStat("link", target.st_size if target_kind == "file" else 0, *common, resolved.path, target_kind)
 
-    def real_path(self, url: str, there: FileStat) -> bytes | None:
+    def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             return resolved.path
 
-    def entries(self, url: str) -> EntryIterator:
+    def entries(self, url: StorageUrl) -> EntryIterator:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             folder = os.open(
                 resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=resolved.folder
@@ -98,23 +102,22 @@ class LocalStorage(Storage):
             finally:
                 os.close(folder)
 
-    def _found(self, folder_url: str, entry: os.DirEntry[str]) -> FileStat:
+    def _found(self, folder_url: StorageUrl, entry: os.DirEntry[str]) -> FileStat:
         status = entry.stat(follow_symlinks=False)
-        url = f"{folder_url.rstrip('/')}/{quote_from_bytes(os.fsencode(entry.name), safe='')}"
-        return self._file_stat(url, status)
+        return self._file_stat(folder_url.child(os.fsencode(entry.name)), status)
 
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         with _storage_errors(url), self._roots.resolved(url) as resolved:
             lease.check()
             os.mkdir(resolved.name, dir_fd=resolved.folder)
 
-    def remove(self, url: str, *, directory: bool) -> None:
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
         with _storage_errors(url), self._roots.resolved(url) as resolved:
             _refuse_root(resolved)
             lease.check()
             (os.rmdir if directory else os.unlink)(resolved.name, dir_fd=resolved.folder)
 
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         with _storage_errors(source), self._roots.resolved(source) as old, self._roots.resolved(destination) as new:
             _refuse_root(old)
             _refuse_root(new)
@@ -124,8 +127,10 @@ class LocalStorage(Storage):
             else:
                 rename_without_replacing(old, new)
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
-        with self._opened(source, "source") as reading, self._created(temporary) as writing:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
+        with self._opened(source, FailureScope.SOURCE) as reading, self._created(temporary) as writing:
             copy = _LocalCopy(self, reading, writing, arrived)
             digest = None
             if checksum:
@@ -135,7 +140,7 @@ class LocalStorage(Storage):
             try:
                 os.fsync(writing)
             except OSError as error:
-                raise _scoped_error("destination", error) from error
+                raise _scoped_error(FailureScope.DESTINATION, error) from error
         return digest
 
     def check(self) -> None:
@@ -144,10 +149,10 @@ class LocalStorage(Storage):
         if self._interrupted:
             raise StoppedError
         if time.monotonic() > self.timeouts.until:
-            raise StorageError("not finished in time", code="TIMEOUT", scope="transfer")
+            raise StorageError("not finished in time", code=FailureCode.TIMEOUT, scope=FailureScope.TRANSFER)
 
     @contextlib.contextmanager
-    def _opened(self, url: str, scope: str | None = None) -> Iterator[int]:
+    def _opened(self, url: StorageUrl, scope: FailureScope | None = None) -> Iterator[int]:
         """A regular file, open for reading."""
         try:
             with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
@@ -161,35 +166,37 @@ class LocalStorage(Storage):
             if stat.S_ISDIR(status.st_mode):
                 raise StorageError(f"{url} is a directory", errno=errno.EISDIR, scope=scope)
             if not stat.S_ISREG(status.st_mode):
-                raise StorageError(f"{url} is neither a file nor a directory", code="UNSUPPORTED", scope=scope)
+                raise StorageError(
+                    f"{url} is neither a file nor a directory", code=FailureCode.UNSUPPORTED, scope=scope
+                )
             yield file
         finally:
             os.close(file)
 
     @contextlib.contextmanager
-    def _created(self, url: str) -> Iterator[int]:
+    def _created(self, url: StorageUrl) -> Iterator[int]:
         try:
             with _storage_errors(url), self._roots.resolved(url) as resolved:
                 lease.check()
                 file = os.open(resolved.name, _CREATE, 0o666, dir_fd=resolved.folder)
         except StorageError as error:
-            raise error.at("destination") from error.__cause__
+            raise error.at(FailureScope.DESTINATION) from error.__cause__
         try:
             yield file
         finally:
             os.close(file)
 
-    def size(self, url: str) -> int:
+    def size(self, url: StorageUrl) -> int:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             return os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False).st_size
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
             status = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
         tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         with _storage_errors(url), self._opened(url) as file:
             # What is read again shall come from the disk: pages that are written back can be dropped.
             with contextlib.suppress(OSError):
@@ -207,7 +214,7 @@ class LocalStorage(Storage):
     def resume(self) -> None:
         self._interrupted = False
 
-    def sync_directory(self, directory_url: str) -> None:
+    def sync_directory(self, directory_url: StorageUrl) -> None:
         with _storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
             try:
                 folder = os.open(resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.folder)
@@ -243,7 +250,7 @@ class _LocalCopy:
                 try:
                     rest = rest[os.write(self._writing, rest) :]
                 except OSError as error:
-                    raise _scoped_error("destination", error) from error
+                    raise _scoped_error(FailureScope.DESTINATION, error) from error
             self._moved_on(count)
         return f"{digest:08x}"
 
@@ -254,7 +261,9 @@ class _LocalCopy:
                 self._moved_on(count)
         except OSError as error:
             if error.errno not in _NOT_IN_KERNEL or self._moved:
-                raise _scoped_error("destination" if error.errno in _WRITE_ERRNOS else "transfer", error) from error
+                raise _scoped_error(
+                    FailureScope.DESTINATION if error.errno in _WRITE_ERRNOS else FailureScope.TRANSFER, error
+                ) from error
         if self._moved == 0:
             # Also for files that only seem empty to the kernel, as those of /proc do.
             self.with_checksum()
@@ -263,7 +272,7 @@ class _LocalCopy:
         try:
             return os.readv(self._reading, [buffer])
         except OSError as error:
-            raise _scoped_error("source", error) from error
+            raise _scoped_error(FailureScope.SOURCE, error) from error
 
     def _moved_on(self, count: int) -> None:
         self._moved += count
@@ -274,11 +283,11 @@ class _LocalCopy:
             self._arrived(self._moved)
 
 
-def _scoped_error(scope: str, error: OSError) -> StorageError:
+def _scoped_error(scope: FailureScope, error: OSError) -> StorageError:
     return StorageError(error.strerror or str(error), errno=error.errno, scope=scope)
 
 
-def _kind(status: os.stat_result) -> str:
+def _kind(status: os.stat_result) -> FileKind:
     if stat.S_ISREG(status.st_mode):
         return "file"
     if stat.S_ISDIR(status.st_mode):
@@ -288,7 +297,9 @@ def _kind(status: os.stat_result) -> str:
 
 def _refuse_root(resolved: ResolvedPath) -> None:
     if resolved.name == b".":
-        raise StorageError("the root of the site stays as it is", errno=errno.EACCES, code="PERMISSION_DENIED")
+        raise StorageError(
+            "the root of the site stays as it is", errno=errno.EACCES, code=FailureCode.PERMISSION_DENIED
+        )
 
 
 _STREAM_CHUNK = 1024 * 1024
@@ -300,12 +311,16 @@ class LocalBackend(LocalStorage, StorageBackend):
     def __init__(self, roots: Roots) -> None:
         LocalStorage.__init__(self, roots)
 
-    def read(self, url: str) -> Pieces:
+    @classmethod
+    def from_environment(cls) -> Self:
+        return cls(Roots(json.loads(os.environ.get("PDM_FILE_ROOTS", "[]"))))
+
+    def read(self, url: StorageUrl) -> Pieces:
         with self._opened(url) as file:
             while piece := _read_chunk(file):
                 yield piece
 
-    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+    def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         with self._created(url) as file:
             for piece in pieces:
                 rest = memoryview(piece)
@@ -316,10 +331,12 @@ class LocalBackend(LocalStorage, StorageBackend):
             except OSError as error:
                 raise _storage_error(error) from error
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         return LocalStorage.transfer(self, source, temporary, size, checksum, arrived)
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         return LocalStorage.checksum(self, url)
 
 

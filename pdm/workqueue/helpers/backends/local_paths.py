@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import StorageError
 
 _MOST_LINKS = 40
@@ -42,7 +44,7 @@ class Roots:
         self._roots = sorted((unquote_to_bytes(root).rstrip(b"/") for root in roots), key=len, reverse=True)
 
     @contextlib.contextmanager
-    def resolved(self, url: str, *, follow: bool = False) -> Iterator[ResolvedPath]:
+    def resolved(self, url: StorageUrl, *, follow: bool = False) -> Iterator[ResolvedPath]:
         """The place of a URL; its folder is closed at the end.
 
         Args:
@@ -52,7 +54,7 @@ class Roots:
         Raises:
             StorageError: it is outside, or a part of its path is not there or no directory.
         """
-        path = unquote_to_bytes(url.partition("://")[2])
+        path = url.path
         root = next((root for root in self._roots if path == root or path.startswith(root + b"/")), None)
         names = path[len(root) :].split(b"/") if root is not None else []
         if root is None or b".." in names:
@@ -138,7 +140,7 @@ def _outside(path: bytes) -> StorageError:
     return StorageError(
         f"{path.decode('utf-8', 'backslashreplace')} is not below the folder that this site serves",
         errno=errno.EACCES,
-        code="PERMISSION_DENIED",
+        code=FailureCode.PERMISSION_DENIED,
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shutil
 import struct
 from collections.abc import Iterator
 from typing import NoReturn
-from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import sftp_session as sftp
 from pdm.workqueue.helpers.backends.base import Pieces, WakeableBackend
 from pdm.workqueue.helpers.backends.sftp_files import (
@@ -56,9 +58,13 @@ class SftpBackend(WakeableBackend):
         #: The path of the file that was written last.
         self._written = b""
 
+    @classmethod
+    def missing_software(cls) -> str | None:
+        return None if shutil.which("ssh") else "there is no ssh on the PATH: install the package openssh-client"
+
     # -- names
 
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         session, path = self._at(url)
         try:
             found = attributes_of(session.call(sftp.LSTAT, string(path)))
@@ -69,7 +75,7 @@ class SftpBackend(WakeableBackend):
             raise _about(error, path) from error
         return with_targets(session, [(path, file_stat)])[0] if file_stat.kind == "link" else file_stat
 
-    def entries(self, url: str) -> EntryIterator:
+    def entries(self, url: StorageUrl) -> EntryIterator:
         session, path = self._at(url)
         try:
             handle = handle_of(session.call(sftp.OPENDIR, string(path)))
@@ -107,7 +113,7 @@ class SftpBackend(WakeableBackend):
         for (name, _), file_stat in zip(found, file_stats, strict=True):
             yield name, next(targets) if file_stat.kind == "link" else file_stat
 
-    def real_path(self, url: str, there: FileStat) -> bytes | None:
+    def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         session, path = self._at(url)
         try:
             names = list(names_of(session.call(sftp.REALPATH, string(path))))
@@ -115,7 +121,7 @@ class SftpBackend(WakeableBackend):
             return there.target
         return names[0][0] if names else there.target
 
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         session, path = self._at(url)
         if not session.is_openssh and self.stat(url) is not None:
             # Some servers answer that they have made what was there.
@@ -127,7 +133,7 @@ class SftpBackend(WakeableBackend):
                 raise StorageError(f"{_shown(path)} is there", errno=errno.EEXIST) from error
             raise self._diagnosed(session, error, path) from error
 
-    def remove(self, url: str, *, directory: bool) -> None:
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
         session, path = self._at(url)
         try:
             session.call(sftp.RMDIR if directory else sftp.REMOVE, string(path))
@@ -137,7 +143,9 @@ class SftpBackend(WakeableBackend):
                 self._refuse_removal(url, path, there, error, directory=directory)
             raise self._diagnosed(session, error, path) from error
 
-    def _refuse_removal(self, url: str, path: bytes, there: FileStat, error: StatusError, *, directory: bool) -> None:
+    def _refuse_removal(
+        self, url: StorageUrl, path: bytes, there: FileStat, error: StatusError, *, directory: bool
+    ) -> None:
         if directory and there.kind != "directory":
             raise StorageError(f"{_shown(path)} is not a directory", errno=errno.ENOTDIR) from error
         if not directory and there.kind == "directory":
@@ -147,7 +155,7 @@ class SftpBackend(WakeableBackend):
                 if next(entries, None) is not None:
                     raise StorageError(f"{_shown(path)} is not empty", errno=errno.ENOTEMPTY) from error
 
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         session, old = self._at(source)
         new = _path(destination)
         try:
@@ -165,7 +173,7 @@ class SftpBackend(WakeableBackend):
                 ) from error
             raise self._diagnosed(session, error, new, old) from error
 
-    def _replace(self, session: SftpSession, old: bytes, destination: str) -> None:
+    def _replace(self, session: SftpSession, old: bytes, destination: StorageUrl) -> None:
         """Rename; what has the new name is replaced, at once where the server can."""
         new = _path(destination)
         if _POSIX_RENAME in session.extensions:
@@ -187,7 +195,7 @@ class SftpBackend(WakeableBackend):
             session.call(sftp.REMOVE, string(new))
             session.call(sftp.RENAME, string(old), string(new))
 
-    def _name_new(self, session: SftpSession, old: bytes, destination: str) -> None:
+    def _name_new(self, session: SftpSession, old: bytes, destination: StorageUrl) -> None:
         """Rename to a name that must be free.
 
         RENAME of OpenSSH never replaces a file: it makes a hard link and removes the old name. That of other servers
@@ -209,7 +217,7 @@ class SftpBackend(WakeableBackend):
                 raise
             session.call(sftp.EXTENDED, string(_POSIX_RENAME), string(old), string(new))
 
-    def _link(self, session: SftpSession, old: bytes, destination: str) -> bool:
+    def _link(self, session: SftpSession, old: bytes, destination: StorageUrl) -> bool:
         """Give a file its new name as a hard link, which never replaces; False where that cannot be done."""
         # What was written here is a file. A link to a link would be one to what it leads to, on some systems.
         if old != self._written:
@@ -242,22 +250,22 @@ class SftpBackend(WakeableBackend):
             self._linking[session] = refused
         return self._linking[session]
 
-    def size(self, url: str) -> int:
+    def size(self, url: StorageUrl) -> int:
         return self.version(url).size
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         session, path = self._at(url)
         try:
             there = attributes_of(session.call(sftp.STAT, string(path)))
         except StatusError as error:
             raise _about(error, path) from error
         if there.size is None:
-            raise StorageError(f"the server does not tell the size of {_shown(path)}", code="UNSUPPORTED")
+            raise StorageError(f"the server does not tell the size of {_shown(path)}", code=FailureCode.UNSUPPORTED)
         return FileVersion(there.size, there.mtime)
 
     # -- bytes
 
-    def read(self, url: str) -> Pieces:
+    def read(self, url: StorageUrl) -> Pieces:
         session, path = self._at(url)
         try:
             handle = handle_of(session.call(sftp.OPEN, string(path), struct.pack(">I", _READ), _NO_ATTRIBUTES))
@@ -276,14 +284,14 @@ class SftpBackend(WakeableBackend):
             reading.end()
             close_handle(session, handle)
 
-    def _of_reading(self, url: str, path: bytes, error: StatusError) -> StorageError:
+    def _of_reading(self, url: StorageUrl, path: bytes, error: StatusError) -> StorageError:
         if error.status == sftp.FAILURE:
             there = self.stat(url)
             if there is not None and "directory" in (there.kind, there.target_kind):
                 return StorageError(f"{_shown(path)} is a directory", errno=errno.EISDIR)
         return _about(error, path)
 
-    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+    def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         session, path = self._at(url)
         flags = struct.pack(">I", _CREATE_NEW)
         try:
@@ -317,10 +325,10 @@ class SftpBackend(WakeableBackend):
 
     # -- sessions
 
-    def _at(self, url: str) -> tuple[SftpSession, bytes]:
+    def _at(self, url: StorageUrl) -> tuple[SftpSession, bytes]:
         """The session with the server of a URL, and the path there."""
         self.check()
-        authority = url.partition("://")[2].partition("/")[0]
+        authority = url.authority
         session = self._sessions.get(authority)
         if session is None or not session.is_alive():
             if session is not None:
@@ -364,7 +372,7 @@ class SftpBackend(WakeableBackend):
             return StorageError(
                 f"{_shown(path)} is on another file system of the server, and a rename cannot cross: copy, then remove",
                 errno=number,
-                code="UNSUPPORTED",
+                code=FailureCode.UNSUPPORTED,
             )
         words = _WORDS.get(number or 0) if error.errno is None else None
         return StorageError(f"{words or error.message}: {_shown(path)}", errno=number)
@@ -379,16 +387,16 @@ class SftpBackend(WakeableBackend):
             return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(folder)))
         return None
 
-    def _refuse_folder(self, url: str, path: bytes, error: StatusError) -> NoReturn:
+    def _refuse_folder(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
         there = self.stat(url)
         if there is not None and "directory" not in (there.kind, there.target_kind):
             raise StorageError(f"{_shown(path)} is not a directory", errno=errno.ENOTDIR) from error
         raise _about(error, path) from error
 
 
-def _path(url: str) -> bytes:
+def _path(url: StorageUrl) -> bytes:
     """The path at the server; what begins with ``~`` is relative to where the account starts."""
-    path = unquote_to_bytes("/" + url.partition("://")[2].partition("/")[2])
+    path = url.path
     if path == b"/~" or path.startswith(b"/~/"):
         return b"./" + path[3:]
     return path

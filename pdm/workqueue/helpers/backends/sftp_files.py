@@ -11,9 +11,10 @@ import re
 import stat
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.backends import sftp_session as sftp
 from pdm.workqueue.helpers.backends.base import Pieces
 from pdm.workqueue.helpers.backends.sftp_session import (
@@ -26,12 +27,12 @@ from pdm.workqueue.helpers.backends.sftp_session import (
     StatusError,
     string,
 )
-from pdm.workqueue.helpers.storage import FileStat, StorageError
+from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 #: A line of ls -l, as OpenSSH and its kin send it for a long name.
 _LONG_NAME = re.compile(rb"([-dlbcpsD])[-r][-w][-xsStT][-r][-w][-xsStT][-r][-w][-xsStT]")
-_KINDS_OF_LONG_NAMES = {b"-": "file", b"d": "directory", b"l": "link"}
+_KINDS_OF_LONG_NAMES: Mapping[bytes, FileKind] = {b"-": "file", b"d": "directory", b"l": "link"}
 #: A file system with less room than this is full.
 _LEAST_ROOM = 1024 * 1024
 _READ_ONLY = 1
@@ -47,12 +48,12 @@ class Attributes(NamedTuple):
         mtime: seconds since 1970 UTC; None if the server has not said.
     """
 
-    kind: str | None
+    kind: FileKind | None
     size: int | None
     mode: int | None
     mtime: int | None
 
-    def file_stat(self, kind: str | None = None) -> FileStat:
+    def file_stat(self, kind: FileKind | None = None) -> FileStat:
         """The same as a `FileStat`; of the given kind, if the server has not said one."""
         kind = self.kind or kind or "file"
         return FileStat(kind, (self.size or 0) if kind == "file" else 0, self.mode, self.mtime)
@@ -75,21 +76,21 @@ class FileSystem(NamedTuple):
 def attributes_of(answer: SftpResponse) -> Attributes:
     """The attributes in an answer to STAT, LSTAT or FSTAT; `StorageError` if it has none."""
     if answer.type != ATTRS:
-        raise StorageError("the server gave no attributes of a file", code="BAD_LISTING")
+        raise StorageError("the server gave no attributes of a file", code=FailureCode.BAD_LISTING)
     return _attributes(PacketReader(answer.body))
 
 
 def handle_of(answer: SftpResponse) -> bytes:
     """The handle in an answer to OPEN or OPENDIR; `StorageError` if it has none."""
     if answer.type != HANDLE:
-        raise StorageError("the server gave no handle", code="BAD_LISTING")
+        raise StorageError("the server gave no handle", code=FailureCode.BAD_LISTING)
     return PacketReader(answer.body).string()
 
 
 def names_of(answer: SftpResponse) -> Iterator[tuple[bytes, Attributes]]:
     """The names in an answer to READDIR or REALPATH, with their attributes."""
     if answer.type != NAME:
-        raise StorageError("the server gave no names", code="BAD_LISTING")
+        raise StorageError("the server gave no names", code=FailureCode.BAD_LISTING)
     reader = PacketReader(answer.body)
     for _ in range(reader.number()):
         name, long_name = reader.string(), reader.string()
@@ -126,7 +127,7 @@ def _attributes(reader: PacketReader) -> Attributes:
     return Attributes(kind, size, stat.S_IMODE(mode) if mode else None, mtime)
 
 
-def _kind(mode: int) -> str | None:
+def _kind(mode: int) -> FileKind | None:
     if not stat.S_IFMT(mode):
         return None
     if stat.S_ISREG(mode):
@@ -152,7 +153,7 @@ def with_types(
         links: whether a path may be a link itself; False if the attributes are of what it leads to.
     """
     unknown = [path for path, attributes in found if attributes.kind is None]
-    kinds: dict[bytes, str] = {}
+    kinds: dict[bytes, FileKind] = {}
     for start in range(0, len(unknown), _AT_ONCE):
         asked = unknown[start : start + _AT_ONCE]
         are_links = _succeed(session, [(sftp.READLINK, path) for path in asked]) if links else [False] * len(asked)
@@ -328,7 +329,7 @@ class ReadAhead:
                 return
             data = PacketReader(answer.body).string()
             if len(data) > wanted:
-                raise StorageError("the server sent more bytes than it was asked for", code="BAD_LISTING")
+                raise StorageError("the server sent more bytes than it was asked for", code=FailureCode.BAD_LISTING)
             if not data:
                 # No end of file, and no bytes: to ask again would bring the same for ever.
                 return

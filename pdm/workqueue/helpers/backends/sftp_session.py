@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.backends.ssh_command import explain
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, start_error
@@ -125,7 +126,7 @@ class PacketReader:
         try:
             (value,) = struct.unpack_from(form, self._body, self._at)
         except struct.error:
-            raise StorageError("the server's answer is cut short", code="BAD_LISTING") from None
+            raise StorageError("the server's answer is cut short", code=FailureCode.BAD_LISTING) from None
         self._at += struct.calcsize(form)
         return int(value)
 
@@ -138,7 +139,7 @@ class PacketReader:
     def string(self) -> bytes:
         length = self.number()
         if length > self.left:
-            raise StorageError("the server's answer is cut short", code="BAD_LISTING")
+            raise StorageError("the server's answer is cut short", code=FailureCode.BAD_LISTING)
         self._at += length
         return self._body[self._at - length : self._at]
 
@@ -294,7 +295,7 @@ class SftpSession:
             self.close()
             raise StorageError(
                 f"no answer for {self.timeouts.stall_s:g} s" if stalled else "not finished in time",
-                code="STALLED" if stalled else "TIMEOUT",
+                code=FailureCode.STALLED if stalled else "TIMEOUT",
             )
         if bool(self._to_write) != self._writing:
             self._writing = bool(self._to_write)
@@ -349,7 +350,8 @@ class SftpSession:
         return packet
 
     def _broken(self, why: str) -> StorageError:
-        code, unreachable = None, False
+        code: FailureCode | None = None
+        unreachable = False
         if not self.closed:
             # ssh(1) ends by itself once its pipe has; what it says on the way out is the reason.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -362,7 +364,7 @@ class SftpSession:
                 # The connection was good: what the server ran for SFTP has ended.
                 reason = " (the program was not found)" if status in _NOT_FOUND else ""
                 why = f"the account cannot use SFTP: what the server runs for it ended with status {status}{reason}"
-                code = "UNSUPPORTED"
+                code = FailureCode.UNSUPPORTED
             unreachable = not self._greeted and _NO_SERVER.search(said) is not None
             if said:
                 said, known = explain(said)
@@ -373,7 +375,7 @@ class SftpSession:
         """Something else than SFTP came: output of the account's start-up files, most often, which breaks SFTP."""
         if self._greeted:
             self.close()
-            return StorageError("the server's answers are not valid SFTP", code="BAD_LISTING", lost=True)
+            return StorageError("the server's answers are not valid SFTP", code=FailureCode.BAD_LISTING, lost=True)
         give_up_at = time.monotonic() + _NOISE_WAIT_S
         while len(came) < _SHOWN_NOISE and (left_s := give_up_at - time.monotonic()) > 0:
             if not self._poll.poll(left_s * 1000):
@@ -393,5 +395,5 @@ class SftpSession:
             f"the server does not speak SFTP, it began with {shown!r}: either a start-up file of the account (.bashrc,"
             " .profile, .cshrc, /etc/profile.d) or a ForceCommand prints this, and must print nothing in sessions"
             " without a terminal; or the account may not use SFTP",
-            code="UNSUPPORTED",
+            code=FailureCode.UNSUPPORTED,
         )

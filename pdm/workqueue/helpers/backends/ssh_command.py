@@ -6,37 +6,40 @@ import os
 import re
 from collections.abc import Mapping
 
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import host_and_port
 from pdm.workqueue.helpers.credentials import credential_at
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
 
 _LONGEST_CONNECT_S = 30.0
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|[0-9A-Fa-f:.]+", re.ASCII)
 #: Message of ssh(1), what it means, and its code. Recorded from OpenSSH 9.2; each was seen with a real server.
-_EXPLANATIONS: tuple[tuple[re.Pattern[str], str, str], ...] = (
+_EXPLANATIONS: tuple[tuple[re.Pattern[str], str, FailureCode], ...] = (
     (
         re.compile(r"(?:subsystem|exec) request failed|administratively prohibited"),
         "the server offers no SFTP to this account: ask the site to allow the subsystem sftp",
-        "UNSUPPORTED",
+        FailureCode.UNSUPPORTED,
     ),
     (
         re.compile(r"no matching (?:host key type|key exchange method|cipher|MAC) found", re.IGNORECASE),
         "the server has no algorithm in common with ssh of the service: ask the site to update its SSH server",
-        "UNSUPPORTED",
+        FailureCode.UNSUPPORTED,
     ),
     (
         re.compile(r"banner line contains invalid characters|banner exchange: .*invalid format"),
         "no SSH server answers at this address: check the port",
-        "UNSUPPORTED",
+        FailureCode.UNSUPPORTED,
     ),
     (
         re.compile(r"REMOTE HOST IDENTIFICATION HAS CHANGED"),
         "the server has another host key than the file of known hosts has for it",
-        "HOST_KEY",
+        FailureCode.HOST_KEY,
     ),
     (
         re.compile(r"host key is known for|Host key verification failed"),
         "the file of known hosts has no host key of this server",
-        "HOST_KEY",
+        FailureCode.HOST_KEY,
     ),
 )
 #: The last word of a login that failed.
@@ -53,21 +56,20 @@ def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
     Raises:
         StorageError: there is nothing to log in with, or ``authority`` is no address.
     """
-    host, port = authority, ""
-    if authority.startswith("["):
-        host, _, port = authority[1:].partition("]")
-        port = port.removeprefix(":")
-    elif ":" in authority:
-        host, _, port = authority.partition(":")
+    host, port = host_and_port(authority)
     if not _HOST.fullmatch(host) or not (port.isdecimal() or not port):
-        raise StorageError(f"{authority} is no HOST:PORT", code="UNSUPPORTED")
+        raise StorageError(f"{authority} is no HOST:PORT", code=FailureCode.UNSUPPORTED)
     known_hosts = os.environ.get("PDM_SSH_KNOWN_HOSTS")
     if not known_hosts:
-        raise StorageError("the service has no file of known hosts: set known_hosts in [ssh]", code="HOST_KEY")
-    given = credential_at(("sftp",), authority)
+        raise StorageError(
+            "the service has no file of known hosts: set known_hosts in [ssh]", code=FailureCode.HOST_KEY
+        )
+    given = credential_at(JobProtocol.SSH.info.schemes, authority)
     key = os.environ.get("PDM_SSH_KEY") if given is None else given.file
     if not key:
-        raise StorageError("there is no SSH key to log in with", code="CREDENTIAL_MISSING", scope="service")
+        raise StorageError(
+            "there is no SSH key to log in with", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
+        )
     options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
@@ -99,7 +101,7 @@ def ssh_environment() -> Mapping[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C"}
 
 
-def explain(said: str) -> tuple[str, str | None]:
+def explain(said: str) -> tuple[str, FailureCode | None]:
     """What ssh(1) said, with what it means before it, and its code; None where that is not known."""
     for pattern, meaning, code in _EXPLANATIONS:
         if found := pattern.search(said):

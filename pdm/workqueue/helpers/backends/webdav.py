@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.base import Pieces, StorageBackend
 from pdm.workqueue.helpers.backends.webdav_client import WebdavClient, WebdavResponse, server_of
 from pdm.workqueue.helpers.backends.webdav_responses import (
@@ -352,7 +353,7 @@ class WebdavBackend(StorageBackend):
             raise StorageError(f"{url} is not there", errno=errno.ENOENT)
         return there.size
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         head = self._client.call("HEAD", url)
         tag, modified = (head.header("ETag") or "").removeprefix("W/"), head.header("Last-Modified")
         if not tag and not modified:
@@ -362,7 +363,7 @@ class WebdavBackend(StorageBackend):
             mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
         return FileVersion(0, mtime, f"{head.header('Content-Length')} {tag}")
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         """As the server gives it; by reading the file where it gives none."""
         answer = self._client.call("HEAD", url, headers={"Want-Digest": "adler32"})
         digest = _DIGEST.search(answer.header("Digest") or "")
@@ -417,7 +418,9 @@ class WebdavBackend(StorageBackend):
             self.remove(probe, directory=False)
         return error
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         if not self._third_party.may_work(source, temporary):
             return super().transfer(source, temporary, size, checksum, arrived)
         try:

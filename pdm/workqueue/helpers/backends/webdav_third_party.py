@@ -9,6 +9,7 @@ import threading
 import time
 from http import HTTPStatus
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.base import StorageBackend
 from pdm.workqueue.helpers.backends.webdav_client import WebdavClient, WebdavResponse, server_named, server_of
 from pdm.workqueue.helpers.backends.webdav_responses import HttpStatusError, errno_from_text
@@ -153,7 +154,7 @@ class ThirdPartyCopies:
         """Whose fault the failure of a third-party copy is: a source that cannot be read now is at fault."""
         text = truncated(verdict or "the server did not say how the copy ended", 1000)
         try:
-            with contextlib.closing(self._backend.read(source)) as pieces:
+            with contextlib.closing(self._backend.read(StorageUrl(source))) as pieces:
                 next(pieces, None)
         except StorageError as error:
             return error.at("source")

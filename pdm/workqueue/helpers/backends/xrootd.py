@@ -17,21 +17,24 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from urllib.parse import unquote_to_bytes
+from typing import cast
 
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.base import Pieces, WakeableBackend
-from pdm.workqueue.helpers.backends.xrootd_session import XrootdSession, frames
+from pdm.workqueue.helpers.backends.xrootd_session import XrootdSession, frames, missing_software
 from pdm.workqueue.helpers.credentials import trust_at
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
+    FileKind,
     FileStat,
     ProgressCallback,
     StorageError,
     Timeouts,
+    at_destination,
+    at_source,
     link_to_directory,
-    parent_url,
-    scoped,
-    without_trailing_slash,
 )
 
 #: Smaller files go through here even where servers could copy: a program is started and logs in there for each.
@@ -39,9 +42,8 @@ _SMALL = 4 * 1024 * 1024
 _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 #: Names that can be written into the query of another name.
 _PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
-_PORT = 1094
 #: Failures of a copy between servers that a copy through here need not meet.
-_BETWEEN_SERVERS = ("CREDENTIAL_REFUSED", "CERTIFICATE", "UNSUPPORTED")
+_BETWEEN_SERVERS = (FailureCode.CREDENTIAL_REFUSED, FailureCode.CERTIFICATE, FailureCode.UNSUPPORTED)
 _ADLER32 = re.compile(r"adler32 ([0-9A-Fa-f]{1,8})")
 #: Entries after which a worker is replaced: the library (5.5) keeps some 200 bytes of each for ever.
 _MOST_LISTED = 200_000
@@ -66,9 +68,13 @@ class XrootdBackend(WakeableBackend):
         #: Pairs of servers of which the destination did not get into the source.
         self._no_third_party: set[tuple[str, str]] = set()
 
+    @classmethod
+    def missing_software(cls) -> str | None:
+        return missing_software()
+
     # -- names
 
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         server, path = _server_and_path(url)
         try:
             return _file_stat(self._worker(server).call("look", server=server, path=path))
@@ -77,14 +83,14 @@ class XrootdBackend(WakeableBackend):
                 return None
             raise
 
-    def _there(self, url: str) -> FileStat:
+    def _there(self, url: StorageUrl) -> FileStat:
         there = self.stat(url)
         if there is None:
             raise StorageError(f"{url} is not there", errno=errno.ENOENT)
         return there
 
-    def entries(self, url: str) -> EntryIterator:
-        server, path = _server_and_path(without_trailing_slash(url))
+    def entries(self, url: StorageUrl) -> EntryIterator:
+        server, path = _server_and_path(url.without_slash)
         worker = self._worker(server)
         try:
             worker.begin("entries", server=server, path=path)
@@ -94,28 +100,30 @@ class XrootdBackend(WakeableBackend):
                 worker.listed += len(found)
                 for name, told in found:
                     if told is None:
-                        raise StorageError(f"{url}: the server tells nothing of {name[:200]!r}", code="BAD_LISTING")
+                        raise StorageError(
+                            f"{url}: the server tells nothing of {name[:200]!r}", code=FailureCode.BAD_LISTING
+                        )
                     yield name.encode("utf-8", "surrogateescape"), _file_stat(told)
         except StorageError as error:
-            if error.code == "BAD_LISTING":
+            if error.code == FailureCode.BAD_LISTING:
                 raise StorageError(
                     f"{url}: a name here cannot be told from the server's answer ({error.message})",
-                    code="BAD_LISTING",
+                    code=FailureCode.BAD_LISTING,
                 ) from error
             raise
         finally:
             self._let_go(worker)
 
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         server, path = _server_and_path(url)
         if self.stat(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
-        above = self._there(parent_url(url))
+        above = self._there(url.parent)
         if above.kind != "directory":
-            raise StorageError(f"{parent_url(url)} is not a directory", errno=errno.ENOTDIR)
+            raise StorageError(f"{url.parent} is not a directory", errno=errno.ENOTDIR)
         self._worker(server).call("make", server=server, path=path)
 
-    def link_at(self, url: str, *, listed: bool) -> str | None:
+    def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         """A folder that is not empty is not removed by ``rmdir``, and a link to one neither: the reasons differ."""
         server, path = _server_and_path(url)
         try:
@@ -127,7 +135,7 @@ class XrootdBackend(WakeableBackend):
                 raise
         return None
 
-    def remove(self, url: str, *, directory: bool) -> None:
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
         server, path = _server_and_path(url)
         try:
             there = self.stat(url)
@@ -146,23 +154,23 @@ class XrootdBackend(WakeableBackend):
             self._worker(server).call("remove_folder" if directory else "remove", server=server, path=path)
         except StorageError as error:
             if directory and error.errno == errno.ENOTDIR:
-                raise StorageError(link_to_directory(url), code="UNSUPPORTED") from error
+                raise StorageError(link_to_directory(url), code=FailureCode.UNSUPPORTED) from error
             if directory and error.errno == errno.EEXIST:
                 # Some have only one word for both.
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY) from error
             raise
 
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         server, path = _server_and_path(source)
         _, to = _server_and_path(destination)
         if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
         self._worker(server).call("rename", server=server, path=path, to=to)
 
-    def size(self, url: str) -> int:
+    def size(self, url: StorageUrl) -> int:
         return self._there(url).size
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         """As the server computes it; by reading the file where it does not."""
         server, path = _server_and_path(url)
         timeouts = self.timeouts
@@ -180,7 +188,7 @@ class XrootdBackend(WakeableBackend):
 
     # -- bytes
 
-    def read(self, url: str) -> Pieces:
+    def read(self, url: StorageUrl) -> Pieces:
         server, path = _server_and_path(url)
         worker = self._worker(server)
         try:
@@ -189,7 +197,7 @@ class XrootdBackend(WakeableBackend):
         finally:
             self._let_go(worker)
 
-    def write(self, url: str, pieces: Iterator[bytes], size: int) -> None:
+    def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         server, path = _server_and_path(url)
         worker = self._worker(server)
         try:
@@ -214,13 +222,15 @@ class XrootdBackend(WakeableBackend):
         if found != kind:
             worker.answer(content)
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
-        pair = (scoped("source", _server_and_path, source)[0], scoped("destination", _server_and_path, temporary)[0])
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
+        pair = (at_source(_server_and_path, source)[0], at_destination(_server_and_path, temporary)[0])
         if size >= _SMALL and pair not in self._no_third_party and self._can_pull(source, temporary):
             try:
-                scoped("destination", self._pull, source, temporary, size, arrived)
+                at_destination(self._pull, source, temporary, size, arrived)
             except StorageError as error:
-                if error.scope != "destination" or error.code not in _BETWEEN_SERVERS:
+                if error.scope != FailureScope.DESTINATION or error.code not in _BETWEEN_SERVERS:
                     raise
                 # We can read there, and the destination cannot log in there, or does not reach it.
                 self._no_third_party.add(pair)
@@ -230,15 +240,15 @@ class XrootdBackend(WakeableBackend):
                 return None
         return super().transfer(source, temporary, size, checksum, arrived)
 
-    def _can_pull(self, source: str, temporary: str) -> bool:
+    def _can_pull(self, source: StorageUrl, temporary: StorageUrl) -> bool:
         """Whether the destination fetches files by itself, and can be told of this one."""
         server, path = _server_and_path(temporary)
         if not _PLAIN.fullmatch(_server_and_path(source)[1]) or not _PLAIN.fullmatch(path):
             return False
         if server not in self._pulls:
             try:
-                told = scoped(
-                    "destination", self._worker(server).call, "configuration", server=server, names="tpc tpcdlg"
+                told = at_destination(
+                    self._worker(server).call, "configuration", server=server, names="tpc tpcdlg"
                 ).split("\n")
             except StorageError as error:
                 if error.errno is None:
@@ -247,28 +257,28 @@ class XrootdBackend(WakeableBackend):
             self._pulls[server] = len(told) > 1 and told[0] == "1" and "gsi" in told[1].split(",")
         return self._pulls[server]
 
-    def _pull(self, source: str, temporary: str, size: int, arrived: ProgressCallback) -> None:
+    def _pull(self, source: StorageUrl, temporary: StorageUrl, size: int, arrived: ProgressCallback) -> None:
         server, path = _server_and_path(temporary)
-        origin, origin_path = _server_and_path(source)
-        protocol, _, host = origin.partition("://")
-        if not host.rpartition("]")[2].partition(":")[1]:
-            host += f":{_PORT}"
+        _, origin_path = _server_and_path(source)
+        host = source.authority
+        if not source.port:
+            host += f":{JobProtocol.XROOT.info.default_port}"
         cgi = {
             "oss.asize": str(size),
             "tpc.dlg": host,
             "tpc.dlgon": "1",
             "tpc.key": secrets.token_hex(12),
             "tpc.lfn": origin_path,
-            "tpc.spr": protocol,
+            "tpc.spr": source.scheme,
             "tpc.src": host,
             "tpc.stage": "copy",
             "tpc.str": "1",
-            "tpc.tpr": server.partition("://")[0],
+            "tpc.tpr": temporary.scheme,
         }
         # What is wrong with the source is told at once only by itself.
-        there = scoped("source", self._there, source)
+        there = at_source(self._there, source)
         if there.kind == "directory":
-            raise StorageError(f"{source} is a directory", errno=errno.EISDIR, scope="source")
+            raise StorageError(f"{source} is a directory", errno=errno.EISDIR, scope=FailureScope.SOURCE)
         worker = self._delegator(server)
         query = "&".join(f"{name}={value}" for name, value in cgi.items())
         try:
@@ -282,7 +292,9 @@ class XrootdBackend(WakeableBackend):
             # The end of the session here is the end of the copy there.
             self._let_go(worker)
 
-    def _follow(self, worker: XrootdSession, source: str, temporary: str, arrived: ProgressCallback) -> None:
+    def _follow(
+        self, worker: XrootdSession, source: StorageUrl, temporary: StorageUrl, arrived: ProgressCallback
+    ) -> None:
         """Until the copy has ended; a server that is gone or says nothing ends it."""
         moved, moved_at = -1, time.monotonic()
         asked_at = moved_at
@@ -302,20 +314,21 @@ class XrootdBackend(WakeableBackend):
                 raise self._stalled(source)
             if now - asked_at > _SUSPICIOUS_S:
                 asked_at = now
-                for scope, url in (("source", source), ("destination", temporary)):
+                for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
                     error = self._soon(url)
-                    if error is not None and error.code == "CONNECTION":
+                    if error is not None and error.code == FailureCode.CONNECTION:
                         raise error.at(scope)
 
-    def _stalled(self, source: str) -> StorageError:
+    def _stalled(self, source: StorageUrl) -> StorageError:
         told = self._soon(source)
-        scope = "source" if told is not None and told.code in ("STALLED", "TIMEOUT", "CONNECTION") else "destination"
-        return StorageError("no byte has come for too long", code="STALLED", scope=scope)
+        silent = told is not None and told.code in (FailureCode.STALLED, FailureCode.TIMEOUT, FailureCode.CONNECTION)
+        scope = FailureScope.SOURCE if silent else FailureScope.DESTINATION
+        return StorageError("no byte has come for too long", code=FailureCode.STALLED, scope=scope)
 
-    def _soon(self, url: str) -> StorageError | None:
+    def _soon(self, url: StorageUrl) -> StorageError | None:
         """What is wrong with a server that may be dead."""
         timeouts = self.timeouts
-        self.timeouts = Timeouts(_SOON_S, 0, time.monotonic() + _SOON_S)
+        self.timeouts = Timeouts.within(_SOON_S)
         try:
             self.stat(url)
         except StorageError as error:
@@ -324,14 +337,14 @@ class XrootdBackend(WakeableBackend):
             self.timeouts = timeouts
         return None
 
-    def _blamed(self, source: str, error: StorageError) -> StorageError:
+    def _blamed(self, source: StorageUrl, error: StorageError) -> StorageError:
         """Whose fault a failed third-party copy is: a source that cannot be read now is at fault."""
         try:
             with contextlib.closing(self.read(source)) as pieces:
                 next(pieces, None)
         except StorageError as told:
-            return told.at("source")
-        return error.at("destination")
+            return told.at(FailureScope.SOURCE)
+        return error.at(FailureScope.DESTINATION)
 
     # -- workers
 
@@ -374,7 +387,7 @@ class XrootdBackend(WakeableBackend):
 
 
 def _file_stat(told: dict[str, int | str | None]) -> FileStat:
-    kind, size = str(told["kind"]), int(told["size"] or 0)
+    kind, size = cast("FileKind", told["kind"]), int(told["size"] or 0)
     mtime = told["mtime"]
     return FileStat(kind, size if kind == "file" else 0, None, None if mtime is None else int(mtime))
 
@@ -384,22 +397,19 @@ def _trust(server: str) -> str | None:
     return trust_at(server.partition("://")[2])
 
 
-def _server_and_path(url: str) -> tuple[str, str]:
+def _server_and_path(url: StorageUrl) -> tuple[str, str]:
     """Server and path of ``root://host:port//path``, as the client takes them: names as they are.
 
     Raises:
         StorageError: it cannot be told such a name.
     """
-    scheme, _, rest = url.partition("://")
-    authority, _, path = rest.partition("/")
-    if scheme not in ("root", "roots") or not _HOST.fullmatch(authority):
-        raise StorageError(f"{scheme}://{authority} is no root://HOST:PORT", code="UNSUPPORTED")
-    raw = unquote_to_bytes(path)
+    if url.scheme not in JobProtocol.XROOT.info.schemes or not _HOST.fullmatch(url.authority):
+        raise StorageError(f"{url.server} is no root://HOST:PORT", code=FailureCode.UNSUPPORTED)
     try:
-        name = raw.decode("utf-8")
+        name = url.path.decode("utf-8")
     except UnicodeDecodeError as error:
         raise StorageError(f"{url}: XRootD's client takes no names but UTF-8", errno=errno.EILSEQ) from error
     if "?" in name or any(letter in name for letter in "\0\n"):
         # What follows the question mark would be taken for options, and the rest for the name.
         raise StorageError(f"{url}: XRootD cannot be told such a name", errno=errno.EILSEQ)
-    return f"{scheme}://{authority}", "/" + name.lstrip("/")
+    return url.server, "/" + name.lstrip("/")

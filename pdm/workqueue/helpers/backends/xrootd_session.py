@@ -21,9 +21,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.backends.webdav_responses import errno_from_text
-from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, start_error, truncated
+from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, internal_error, start_error, truncated
 
 #: Debian's package that brings the bindings, for the interpreter here.
 PACKAGE, SYSTEM_PYTHON = "python3-xrootd", "/usr/bin/python3"
@@ -35,6 +36,8 @@ _LEAST_S = 0.05
 #: Seconds that the first answer may take at least: there is a login before it, with keys that are made for it.
 _LOGIN_S = 15.0
 _MOST_NOISE = 64 * 1024
+#: Seconds that a look for the bindings may take.
+_LONGEST_LOOK_S = 30.0
 #: What servers mean by their numbers; texts are more exact, where there is one.
 _BY_NUMBER = {
     3000: errno.EINVAL,
@@ -101,6 +104,26 @@ def interpreter() -> str:
     return sys.executable if importlib.util.find_spec("pyxrootd") else SYSTEM_PYTHON
 
 
+def missing_software() -> str | None:
+    """Why no worker can be started here, as a message for an operator; None if one can."""
+    python, install = interpreter(), f"install the package {PACKAGE}"
+    try:
+        # As the worker begins.
+        done = subprocess.run(
+            [python, "-I", "-c", "from pyxrootd import client; from XRootD.client import flags"],
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_LOOK_S,
+            check=False,
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        return f"{python} cannot be run ({error.strerror}): {install}"
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return f"{python} cannot load XRootD's Python bindings ({last[:200]}): {install}"
+    return None
+
+
 def environment(trust: str | None, *, delegates: bool) -> Mapping[str, str]:
     """Of a worker.
 
@@ -114,7 +137,9 @@ def environment(trust: str | None, *, delegates: bool) -> Mapping[str, str]:
     given = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
     proxy = given.get("X509_USER_PROXY", "")
     if not os.access(proxy, os.R_OK):
-        raise StorageError("XROOT needs the user's proxy", code="CREDENTIAL_MISSING", scope="service")
+        raise StorageError(
+            "XROOT needs the user's proxy", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
+        )
     return {
         **given,
         **_SETTINGS,
@@ -224,7 +249,7 @@ class XrootdSession:
                 kind, length = _HEAD.unpack_from(self._waiting)
                 if length > _LONGEST_FRAME:
                     self.close()
-                    raise StorageError("the worker is out of step", code="INTERNAL", scope="service")
+                    raise internal_error("the worker is out of step")
                 end = _HEAD.size + length
                 if len(self._waiting) >= end:
                     content = bytes(self._waiting[_HEAD.size : end])
@@ -265,16 +290,15 @@ class XrootdSession:
             return False
         self.close()
         stalled = time.monotonic() < self.timeouts.until
-        raise StorageError("the server did not answer in time", code="STALLED" if stalled else "TIMEOUT")
+        raise StorageError("the server did not answer in time", code=FailureCode.STALLED if stalled else "TIMEOUT")
 
     def _gone(self) -> StorageError:
         noise = self._said()
         self.close()
         if "No module named" in noise:
             text = f"XRootD's Python bindings are missing: install the package {PACKAGE}"
-            return StorageError(text, code="DEPENDENCY_MISSING", scope="service")
-        text = f"the worker ended: {truncated(noise.strip(), 500)}"
-        return StorageError(text, code="INTERNAL", scope="service")
+            return StorageError(text, code=FailureCode.DEPENDENCY_MISSING, scope=FailureScope.SERVICE)
+        return internal_error(f"the worker ended: {truncated(noise.strip(), 500)}")
 
     def _said(self) -> str:
         end = self._noise.seek(0, os.SEEK_END)
@@ -285,16 +309,16 @@ class XrootdSession:
         text = truncated(str(told["message"]), 1000)
         code, number = told.get("code"), told.get("errno") or 0
         if told.get("what"):
-            scope = "service" if told["what"] == "INTERNAL" else None
-            return XrootdError(text, code=told["what"], scope=scope)
+            known = FailureCode(told["what"])
+            return XrootdError(text, code=known, scope=FailureScope.SERVICE if known is FailureCode.INTERNAL else None)
         if code in _AUTHENTICATION or (code == _SAID_BY_SERVER and number == _AUTHENTICATION_NUMBER):
             return self._refused(text)
         if code == _TLS:
-            return XrootdError(text, code="CERTIFICATE")
+            return XrootdError(text, code=FailureCode.CERTIFICATE)
         if code in _NOT_VALID:
-            return XrootdError(text, code="BAD_LISTING")
+            return XrootdError(text, code=FailureCode.BAD_LISTING)
         if code in _ON_THE_WAY:
-            return XrootdError(text, code="CONNECTION", lost=True, unreachable=code in _NO_SERVER)
+            return XrootdError(text, code=FailureCode.CONNECTION, lost=True, unreachable=code in _NO_SERVER)
         # Names come first in what servers say, and anybody may have chosen them.
         error = XrootdError(text, errno=errno_from_text(text.rpartition(";")[2]) or _BY_NUMBER.get(number))
         error.number = number
@@ -306,10 +330,10 @@ class XrootdSession:
         if reasons:
             text = f"{text}: {truncated(reasons[-1], 300)}"
         if _EXPIRED.search(noise):
-            return XrootdError(text, code="CREDENTIAL_EXPIRED", scope="service")
+            return XrootdError(text, code=FailureCode.CREDENTIAL_EXPIRED, scope=FailureScope.SERVICE)
         # Of several authorities that a server names, not all need be known here: what the server says comes first.
         untrusted = not _REFUSED.search(noise) and _UNTRUSTED.search(noise)
-        return XrootdError(text, code="CERTIFICATE" if untrusted else "CREDENTIAL_REFUSED")
+        return XrootdError(text, code=FailureCode.CERTIFICATE if untrusted else "CREDENTIAL_REFUSED")
 
 
 def frames(session: XrootdSession, kind: bytes) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from ctypes import byref, c_int64, c_size_t, c_void_p
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.credentials import trusting
 from pdm.workqueue.helpers.gridftp.control import greets
 from pdm.workqueue.helpers.gridftp.globus import Globus
@@ -187,7 +188,7 @@ class GridFtpStorage(Storage):
             raise self._blamed(error, source, temporary) from None
         return None
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         try:
             return super().version(url)
         except StorageError as error:
@@ -269,7 +270,7 @@ class GridFtpStorage(Storage):
     def checksum(self, url: str) -> str:
         return self._checksum(self._session, url)
 
-    def checksums(self, source: str, destination: str, size: int) -> tuple[str, str]:
+    def checksums(self, source: StorageUrl, destination: StorageUrl, size: int) -> tuple[str, str]:
         if size < _LARGE:
             return super().checksums(source, destination, size)
         aside = self._beside()

@@ -16,7 +16,8 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+
+import msgspec
 
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import CHANGED, temporary_name
@@ -35,6 +36,7 @@ from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, 
 from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, NewDirectory, PipelinedDirectories
 from pdm.workqueue.helpers.gridftp.replies import errno_of_reply, file_stat_in, may_hide_writes
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
+from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 
 #: Larger files go alone, with progress and their own watch.
 _LARGEST = 64 * 1024 * 1024
@@ -71,13 +73,13 @@ class _PipelinedFile:
         *("temporary", "unproven", "used", "version"),
     )
 
-    def __init__(self, item: dict[str, Any]) -> None:
+    def __init__(self, item: CopyItem) -> None:
         self.item = item
-        self.key: int = item["key"]
-        self.size: int = item["size"]
-        self.source = server_path(item["source"])
-        self.destination = server_path(item["destination"])
-        self.temporary = server_path(item["temporary"])
+        self.key = item.key
+        self.size = item.size
+        self.source = server_path(item.source)
+        self.destination = server_path(item.destination)
+        self.temporary = server_path(item.temporary)
         self.folder = parent_path(self.destination)
         self.used: list[bytes] = []
         self.version: str | None = None
@@ -96,12 +98,13 @@ class _TransferError(Exception):
 
 
 def copy(
-    batch: ActiveBatch, items: Iterable[dict[str, Any]], connections: ChannelPool, waker: Waker
-) -> list[dict[str, Any]]:
+    batch: ActiveBatch, request: CopyRequest, items: Iterable[CopyItem], connections: ChannelPool, waker: Waker
+) -> list[CopyItem]:
     """Carry out as much of a ``copy`` request as goes well.
 
     Args:
         batch: of the request.
+        request: what is asked for.
         items: of the request that have no outcome so far.
         connections: to the servers.
         waker: is woken when the batch is stopped.
@@ -109,19 +112,19 @@ def copy(
     Returns:
         The items that are left for the careful way.
     """
-    left: list[dict[str, Any]] = []
+    left: list[CopyItem] = []
     routes: dict[tuple[str, str], list[_PipelinedFile]] = {}
     for item in items:
         file = _PipelinedFile(item)
-        stale = map(server_path, item["stale"])
-        if item["size"] <= _LARGEST and all(
+        stale = map(server_path, item.stale)
+        if item.size <= _LARGEST and all(
             map(fits_on_command_line, (file.source, file.destination, file.temporary, *stale))
         ):
-            routes.setdefault((host_port(item["source"]), host_port(item["destination"])), []).append(file)
+            routes.setdefault((host_port(item.source), host_port(item.destination)), []).append(file)
         else:
             left.append(item)
     for (source, destination), files in routes.items():
-        left += _RouteCopy(batch, connections, waker, source, destination).run(files)
+        left += _RouteCopy(batch, request, connections, waker, source, destination).run(files)
     return left
 
 
@@ -129,15 +132,21 @@ class _RouteCopy:
     """The files of a batch that go from one server to another."""
 
     def __init__(
-        self, batch: ActiveBatch, connections: ChannelPool, waker: Waker, source: str, destination: str
+        self,
+        batch: ActiveBatch,
+        request: CopyRequest,
+        connections: ChannelPool,
+        waker: Waker,
+        source: str,
+        destination: str,
     ) -> None:
         self._batch = batch
         self._connections = connections
         self._waker = waker
         self._addresses = (source, destination)
-        self._checksums = batch.request["verify"] == "checksum"
-        self._overwrite: str = batch.request["overwrite"]
-        self._limits: dict[str, Any] = batch.request["limits"]
+        self._checksums = request.verify == "checksum"
+        self._overwrite = request.overwrite
+        self._limits = request.limits
         self._open: dict[int, _PipelinedFile] = {}
         #: How often both channels were given up: each time has temporary names of its own.
         self._way = 0
@@ -148,11 +157,11 @@ class _RouteCopy:
         self._moving = 0
         #: New folders about which files have asked.
         self._asked: set[NewDirectory] = set()
-        self._left: list[dict[str, Any]] = []
+        self._left: list[CopyItem] = []
         self._source: ControlChannel
         self._destination: ControlChannel
 
-    def run(self, files: list[_PipelinedFile]) -> list[dict[str, Any]]:
+    def run(self, files: list[_PipelinedFile]) -> list[CopyItem]:
         """Copy; returns the items that are left."""
         self._open = {file.key: file for file in files}
         failures = 0
@@ -221,18 +230,18 @@ class _RouteCopy:
 
     def _timeout_s(self) -> float:
         largest = max((file.size for file in self._under_way.values()), default=0)
-        return float(self._limits.get("stall_s", 120.0)) + largest / float(self._limits.get("least_rate", 500_000.0))
+        return self._limits.stall_s + largest / self._limits.least_rate
 
     # -- before a transfer: is something there?
 
     def _look(self, file: _PipelinedFile, folders: PipelinedDirectories) -> None:
         state = folders.states.get(file.folder)
         if state is None:
-            self._leave(file, f"the folder of {file.item['destination']} cannot be used")
+            self._leave(file, f"the folder of {file.item.destination} cannot be used")
         elif state == NEW:
             self._ready.append(file)
         else:
-            for stale in file.item["stale"]:
+            for stale in file.item.stale:
                 self._destination.send(b"DELE " + server_path(stale), lambda reply: None)
             self._destination.send(b"MLST " + file.destination, lambda reply: self._looked(file, reply))
 
@@ -267,7 +276,7 @@ class _RouteCopy:
                 file.checksum = first
                 if self._batch.started(file.key):
                     self._batch.log(
-                        file.key, f"already there: {file.item['destination']} has the same size and ADLER32:{first}"
+                        file.key, f"already there: {file.item.destination} has the same size and ADLER32:{first}"
                     )
                 self._done(file, 0, already_there=True)
             else:
@@ -305,7 +314,7 @@ class _RouteCopy:
         self._bytes += file.size
         for stale in file.used:
             self._destination.send(b"DELE " + stale, lambda reply: None)
-        file.temporary = server_path(temporary_name(file.item["temporary"], self._way))
+        file.temporary = server_path(temporary_name(file.item.temporary, self._way))
         file.used.append(file.temporary)
         file.checksum = file.version = None
         self._moving += 2
@@ -430,8 +439,8 @@ class _RouteCopy:
             return
         self._close(file)
         if file.used:
-            ways = [temporary_name(file.item["temporary"], way) for way in range(self._way + 1)]
-            file.item["stale"] = [*file.item["stale"], *ways]
+            ways = [temporary_name(file.item.temporary, way) for way in range(self._way + 1)]
+            file.item = msgspec.structs.replace(file.item, stale=[*file.item.stale, *ways])
         self._batch.log(file.key, f"to be done with care: {why}")
         self._left.append(file.item)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import collections
 import errno
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+
+from msgspec.structs import replace
 
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
@@ -27,6 +28,7 @@ from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, 
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, WrappedEntries, errno_of_reply, file_stat_in
 from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
+from pdm.workqueue.wire.agent_messages import MkdirRequest, PathItem, RemoveRequest
 
 #: So many files together are worth a listing of their folder.
 _MIN_FILES_FOR_LISTING = 64
@@ -144,13 +146,13 @@ _MOST_UNDER_WAY = 256
 
 
 def carry_out(
-    batch: ActiveBatch, items: Iterable[dict[str, Any]], connections: ChannelPool, waker: Waker
-) -> list[dict[str, Any]]:
+    batch: ActiveBatch, request: RemoveRequest | MkdirRequest, connections: ChannelPool, waker: Waker
+) -> list[PathItem]:
     """Carry out as much of a ``remove`` or ``mkdir`` request as goes well.
 
     Args:
         batch: of the request.
-        items: of the request that have no outcome so far.
+        request: whose items have no outcome so far.
         connections: to the servers.
         waker: is woken when the batch is stopped.
 
@@ -158,35 +160,35 @@ def carry_out(
         The items that are left for the careful way; those of which it is not known whether they are done have ``again``
         set.
     """
-    left: list[dict[str, Any]] = []
-    addresses: dict[str, list[dict[str, Any]]] = {}
-    for item in items:
-        if fits_on_command_line(server_path(item["url"])):
-            addresses.setdefault(host_port(item["url"]), []).append(item)
+    left: list[PathItem] = []
+    addresses: dict[str, list[PathItem]] = {}
+    for item in request.items:
+        if fits_on_command_line(server_path(item.url)):
+            addresses.setdefault(host_port(item.url), []).append(item)
         else:
             left.append(item)
     for address, some in addresses.items():
-        left += _PipelinedItems(batch, some).on(connections, address, waker)
+        left += _PipelinedItems(batch, request, some).on(connections, address, waker)
     return left
 
 
 class _PipelinedItems:
-    def __init__(self, batch: ActiveBatch, items: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, batch: ActiveBatch, request: RemoveRequest | MkdirRequest, items: Iterable[PathItem]) -> None:
         self._batch = batch
-        self._removes = batch.request["op"] == "remove"
+        self._removes = isinstance(request, RemoveRequest)
         self._waiting = collections.deque(items)
-        self._under_way: collections.deque[dict[str, Any]] = collections.deque()
+        self._under_way: collections.deque[PathItem] = collections.deque()
         #: By key: those that are looked at before they are removed.
-        self._looked_at: dict[int, dict[str, Any]] = {}
-        self._left: list[dict[str, Any]] = []
+        self._looked_at: dict[int, PathItem] = {}
+        self._left: list[PathItem] = []
 
-    def on(self, connections: ChannelPool, address: str, waker: Waker) -> list[dict[str, Any]]:
-        stall_s = float(self._batch.request["limits"].get("stall_s", 120.0))
+    def on(self, connections: ChannelPool, address: str, waker: Waker) -> list[PathItem]:
+        stall_s = self._batch.request.limits.stall_s
         try:
             channel = connections.single(address)
         except SilentServerError as error:
             for item in self._waiting:
-                self._batch.failed(item["key"], error.storage_error("source"))
+                self._batch.failed(item.key, error.storage_error("source"))
             return []
         except ChannelError:
             return list(self._waiting)
@@ -196,25 +198,24 @@ class _PipelinedItems:
             )
         except (ChannelError, BrokenError, SilenceError, StoppedError):
             connections.drop(channel)
-            for item in self._under_way:
-                item["again"] = True
+            self._under_way = collections.deque(replace(item, again=True) for item in self._under_way)
         return [*self._left, *self._looked_at.values(), *self._under_way, *self._waiting]
 
     def _refill(self, channel: ControlChannel) -> None:
         while self._waiting and len(self._under_way) + len(self._looked_at) < _MOST_UNDER_WAY:
             item = self._waiting.popleft()
-            if not self._batch.started(item["key"]):
+            if not self._batch.started(item.key):
                 continue
             if self._removes and must_recheck(item):
                 self._look(channel, item)
             else:
                 self._carry_out(channel, item)
 
-    def _look(self, channel: ControlChannel, item: dict[str, Any]) -> None:
-        self._looked_at[item["key"]] = item
+    def _look(self, channel: ControlChannel, item: PathItem) -> None:
+        self._looked_at[item.key] = item
 
         def looked(reply: Reply) -> None:
-            del self._looked_at[item["key"]]
+            del self._looked_at[item.key]
             there = file_stat_in(reply)
             try:
                 if there is None:
@@ -226,20 +227,20 @@ class _PipelinedItems:
             else:
                 self._carry_out(channel, item)
 
-        channel.send(b"MLST " + server_path(item["url"]), looked)
+        channel.send(b"MLST " + server_path(item.url), looked)
 
-    def _carry_out(self, channel: ControlChannel, item: dict[str, Any]) -> None:
+    def _carry_out(self, channel: ControlChannel, item: PathItem) -> None:
         self._under_way.append(item)
-        channel.send(self._command(item) + server_path(item["url"]), self._answered)
+        channel.send(self._command(item) + server_path(item.url), self._answered)
 
-    def _command(self, item: dict[str, Any]) -> bytes:
+    def _command(self, item: PathItem) -> bytes:
         if not self._removes:
             return b"MKD "
-        return b"RMD " if item.get("directory", False) else b"DELE "
+        return b"RMD " if item.directory else b"DELE "
 
     def _answered(self, reply: Reply) -> None:
         item = self._under_way.popleft()
         if reply.good:
-            self._batch.done(item["key"])
+            self._batch.done(item.key)
         else:
             self._left.append(item)

@@ -8,7 +8,6 @@ fallback.
 from __future__ import annotations
 
 import collections
-from typing import Any
 
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
@@ -23,18 +22,20 @@ from pdm.workqueue.helpers.gridftp.connections import (
 )
 from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, Reply, SilentServerError
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, WrappedEntries, errno_of_reply, file_stat_in
-from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_deeper, is_listed
+from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed
 from pdm.workqueue.helpers.storage import StorageError, without_trailing_slash
+from pdm.workqueue.wire.agent_messages import ListRequest
 
 #: Folders whose listings may be under way at once.
 _MOST_FOLDERS = 16
 
 
-def list_tree(batch: ActiveBatch, connections: ChannelPool, waker: Waker) -> list[str] | None:
+def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool, waker: Waker) -> list[str] | None:
     """Carry out as much of a ``list`` request as goes well.
 
     Args:
         batch: of the request.
+        request: what is asked for.
         connections: to the server.
         waker: is woken when the batch is stopped.
 
@@ -45,7 +46,7 @@ def list_tree(batch: ActiveBatch, connections: ChannelPool, waker: Waker) -> lis
         StoppedError: the batch was stopped.
         StorageError: the tree cannot be listed.
     """
-    url: str = batch.request["url"]
+    url = request.url
     root = server_path(without_trailing_slash(url))
     if not fits_on_command_line(root):
         return None
@@ -57,15 +58,15 @@ def list_tree(batch: ActiveBatch, connections: ChannelPool, waker: Waker) -> lis
         return None
     if "MLSC" not in channel.features:
         return None
-    tree = _PipelinedListing(batch, channel)
+    tree = _PipelinedListing(batch, request, channel)
     try:
         looks: list[Reply] = []
         channel.send(b"MLST " + root, looks.append)
         tree.carry_on(waker)
         there = file_stat_in(looks[0])
-        if not looks[0].good or there is None or not is_listed(batch.request, there):
+        if not looks[0].good or there is None or not is_listed(request, there):
             return None
-        batch.root(batch.request["key"], there.target)
+        batch.root(request.key, there.target)
         tree.begin("")
         tree.carry_on(waker)
     except (ChannelError, BrokenError, SilenceError) as error:
@@ -84,29 +85,29 @@ class _PipelinedListing:
         left: folders for the careful way.
     """
 
-    def __init__(self, batch: ActiveBatch, channel: ControlChannel) -> None:
+    def __init__(self, batch: ActiveBatch, request: ListRequest, channel: ControlChannel) -> None:
         self._batch = batch
+        self._request = request
         self._channel = channel
-        self._reporter = EntryReporter(batch)
+        self._reporter = EntryReporter(batch, request)
         self._waiting: list[str] = []
         self._begun = False
         self._under_way: collections.OrderedDict[str, _PipelinedDirectory] = collections.OrderedDict()
         self.left: list[str] = []
 
     def carry_on(self, waker: Waker) -> None:
-        limits: dict[str, Any] = self._batch.request["limits"]
-        stall_s = float(limits.get("stall_s", 120.0))
+        stall_s = self._request.limits.stall_s
         run_until_answered((self._channel,), waker, lambda: self._batch.stopped, self._refill, lambda: stall_s)
         self._reporter.flush()
 
     def begin(self, path: str) -> None:
         """Ask for the listing of a folder."""
         self._begun = True
-        name = server_path(directory_url(self._batch.request["url"], path))
+        name = server_path(directory_url(self._request.url, path))
         if not fits_on_command_line(name):
             self.left.append(path)
             return
-        folder = _PipelinedDirectory(self._batch, self._reporter, path)
+        folder = _PipelinedDirectory(self._reporter, path)
         self._under_way[path] = folder
         self._channel.send(b"MLSC " + name, lambda reply: self._ended(folder, reply), folder.take)
 
@@ -125,7 +126,7 @@ class _PipelinedListing:
             if not folder.path:
                 # The trouble of the root is that of the whole listing.
                 raise folder.storage_error
-            self._batch.unreadable(self._batch.request["key"], folder.path, folder.storage_error)
+            self._batch.unreadable(self._request.key, folder.path, folder.storage_error)
         self._waiting += folder.entries.folders
         folder.entries.check_room(len(self._waiting))
 
@@ -140,7 +141,7 @@ class _PipelinedListing:
                 storage_error = StorageError(why, lost=True, scope="source")
                 if not path:
                     raise storage_error
-                self._batch.unreadable(self._batch.request["key"], path, storage_error)
+                self._batch.unreadable(self._request.key, path, storage_error)
             elif not path:
                 # Its trouble, if it goes on, is to be that of the whole listing.
                 return None
@@ -157,9 +158,9 @@ class _PipelinedDirectory:
         storage_error: why it cannot be listed.
     """
 
-    def __init__(self, batch: ActiveBatch, reporter: EntryReporter, path: str) -> None:
+    def __init__(self, reporter: EntryReporter, path: str) -> None:
         self.path = path
-        self.entries = DirectoryEntries(batch, reporter, path, deeper=is_deeper(batch.request["depth"], path))
+        self.entries = DirectoryEntries(reporter, path)
         self.storage_error: StorageError | None = None
         self._lines = WrappedEntries(self._found)
         self.take = self._lines.take

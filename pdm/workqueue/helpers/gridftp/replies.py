@@ -10,13 +10,13 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.helpers.gridftp.control import Reply
-from pdm.workqueue.helpers.storage import FileStat, FileVersion, StorageError
+from pdm.workqueue.helpers.storage import FileKind, FileStat, FileVersion, StorageError
 
 #: No honest entry is longer: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
 LONGEST_ENTRY = 64 * 1024
@@ -66,8 +66,11 @@ def read_entry(line: bytes) -> ListingEntry:
     return ListingEntry(name, file_stat, role, int(count) if _DIGITS.match(count) else None)
 
 
+_KINDS: Mapping[bytes, FileKind] = {b"file": "file", b"dir": "directory", b"cdir": "directory", b"pdir": "directory"}
+
+
 def _file_stat(kind: bytes, facts: dict[bytes, bytes], line: bytes) -> FileStat:
-    plain = {b"file": "file", b"dir": "directory", b"cdir": "directory", b"pdir": "directory"}.get(kind, "other")
+    plain = _KINDS.get(kind, "other")
     size = 0
     if plain == "file":
         text = facts.get(b"size")

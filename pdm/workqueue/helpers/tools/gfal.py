@@ -17,8 +17,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.gridftp.replies import errno_of_reply
-from pdm.workqueue.helpers.storage import FileStat, StorageError
+from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand, ToolRunner
 
 #: Where Debian's packages have put the Python bindings; another interpreter first on the PATH has none.
@@ -31,7 +32,8 @@ _ENTRY = re.compile(
     re.DOTALL,
 )
 _ENTRY_BEGINS = re.compile(r".[-rwxsStT]{9} +\S+ +\S+ +\S+ +[0-9]")
-_KINDS = {"-": "file", "d": "directory", "l": "link"}
+_KINDS: Mapping[str, FileKind] = {"-": "file", "d": "directory", "l": "link"}
+_STAT_KINDS: Mapping[str, FileKind] = {"regular file": "file", "directory": "directory"}
 _ERROR = re.compile(r"gfal-[a-z]+ error: (?P<number>[0-9]+) \([^)]*\) - (?P<text>.*)\Z", re.DOTALL)
 _MONITOR = re.compile(r"monitor: .* [0-9]+ [0-9]+ (?P<bytes>[0-9]{1,19}) [0-9]+\Z")
 _STAT_SIZE = re.compile(r"\s*Size: ([0-9]{1,19})\t(.*)\Z")
@@ -87,12 +89,12 @@ class Gfal:
     """
 
     runner: ToolRunner
-    environment: Callable[[Sequence[str]], Mapping[str, str]]
+    environment: Callable[[Sequence[StorageUrl]], Mapping[str, str]]
     log: Callable[[str], None]
     deadline: Callable[[], Deadline]
     _errors: list[str] = field(default_factory=list)
 
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         """What is at a URL, links followed; None if nothing is."""
         lines: list[str] = []
         try:
@@ -103,7 +105,7 @@ class Gfal:
             raise
         return stat_in(lines)
 
-    def entries(self, url: str) -> Generator[tuple[bytes, FileStat], None, None]:
+    def entries(self, url: StorageUrl) -> Generator[tuple[bytes, FileStat], None, None]:
         """What ``gfal-ls`` shows of a directory; `StorageError` after what it had printed if it then failed.
 
         A link is shown as what it leads to, and a pipe as a file.
@@ -142,7 +144,7 @@ class Gfal:
             raise self._failure("gfal-ls", status or 1, code="BAD_LISTING")
         self._check("gfal-ls", status)
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         """ADLER32 of a file, 8 hex digits, as its server or gfal-sum computes it."""
         lines: list[str] = []
         self._run(["gfal-sum", url, "ADLER32"], [url], lines.append)
@@ -151,18 +153,18 @@ class Gfal:
                 return found.group(1).lower().zfill(8)
         raise StorageError(f"gfal-sum prints no ADLER32: {' '.join(lines)[:200]!r}", code="NO_CHECKSUM")
 
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         self._run(["gfal-mkdir", url], [url])
 
-    def rename(self, source: str, destination: str) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl) -> None:
         """Give a new name; a file that has it is replaced without a word."""
         self._run(["gfal-rename", source, destination], [source, destination])
 
-    def remove_directory(self, url: str) -> None:
+    def remove_directory(self, url: StorageUrl) -> None:
         """Remove a directory, **and all that is in it**: there is no other way. The caller has looked."""
         self._run(["gfal-rm", "-r", url], [url])
 
-    def remove_files(self, urls: Sequence[str], told: Callable[[str, str], None]) -> StorageError | None:
+    def remove_files(self, urls: Sequence[StorageUrl], told: Callable[[str, str], None]) -> StorageError | None:
         """Remove files; the tool ends at the first that it cannot remove.
 
         Args:
@@ -187,7 +189,9 @@ class Gfal:
             return error
         return None
 
-    def copy(self, source: str, temporary: str, deadline: Deadline, arrived: Callable[[int], None]) -> None:
+    def copy(
+        self, source: StorageUrl, temporary: StorageUrl, deadline: Deadline, arrived: Callable[[int], None]
+    ) -> None:
         """Copy a file to a new one."""
         moved = 0
 
@@ -208,7 +212,7 @@ class Gfal:
         self._run(["gfal-copy", *options, source, temporary], [source, temporary], heard, deadline=deadline)
 
     def _command(
-        self, arguments: Sequence[str], urls: Sequence[str], lines: Sequence[str] | None = None
+        self, arguments: Sequence[str], urls: Sequence[StorageUrl], lines: Sequence[str] | None = None
     ) -> ToolCommand:
         shown = [f"(a list of {len(lines or ())} URLs)" if one == LIST else one for one in arguments]
         self.log(f"$ {' '.join(shown)}")
@@ -219,7 +223,7 @@ class Gfal:
     def _run(
         self,
         arguments: Sequence[str],
-        urls: Sequence[str],
+        urls: Sequence[StorageUrl],
         heard: Callable[[str], None] = lambda line: None,
         *,
         deadline: Deadline | None = None,
@@ -281,11 +285,14 @@ def error_of(number: int, text: str, code: str | None = None) -> StorageError:
 
 def stat_in(lines: Sequence[str]) -> FileStat:
     """What gfal-stat has printed."""
-    size, kind, mode, mtime = None, "other", None, None
+    size: int | None = None
+    mode: int | None = None
+    mtime: int | None = None
+    kind: FileKind = "other"
     for line in lines:
         if found := _STAT_SIZE.match(line):
             size = int(found.group(1))
-            kind = {"regular file": "file", "directory": "directory"}.get(found.group(2).strip(), "other")
+            kind = _STAT_KINDS.get(found.group(2).strip(), "other")
         elif found := _STAT_MODE.match(line):
             mode = int(found.group(1), 8) & 0o7777
         elif found := _STAT_TIME.match(line):

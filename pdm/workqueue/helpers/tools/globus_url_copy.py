@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand
 
 PROGRAM = "globus-url-copy"
@@ -43,8 +44,8 @@ class UrlPair:
     """
 
     key: int
-    source: str
-    temporary: str
+    source: StorageUrl
+    temporary: StorageUrl
     size: int
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.webdav import WebdavBackend
 from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
 from pdm.workqueue.helpers.credentials import trust_at
@@ -28,7 +29,6 @@ from pdm.workqueue.helpers.storage import (
     Storage,
     StorageError,
     Timeouts,
-    parent_url,
 )
 from pdm.workqueue.helpers.tools.gfal import MISSING, REMOVED, Gfal
 from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for
@@ -80,12 +80,12 @@ class Natives:
         maker = NATIVE.get(scheme)
         return maker() if maker is not None else None
 
-    def may_talk_to(self, url: str) -> bool:
-        return self._refused.get(_server(url), 0.0) <= time.monotonic()
+    def may_talk_to(self, url: StorageUrl) -> bool:
+        return self._refused.get(url.address, 0.0) <= time.monotonic()
 
-    def give_up(self, url: str) -> None:
+    def give_up(self, url: StorageUrl) -> None:
         """Leave a server to the tools for a while."""
-        self._refused[_server(url)] = time.monotonic() + _REMEMBERED_S
+        self._refused[url.address] = time.monotonic() + _REMEMBERED_S
 
 
 #: Scheme → what makes a client of our own for it, besides GridFTP's.
@@ -138,8 +138,8 @@ class ToolStorage(Storage):
 
     # -- our own client first, and a tool where there is none or it cannot talk to the server
 
-    def _client(self, url: str) -> Storage | None:
-        scheme = url.partition("://")[0]
+    def _client(self, url: StorageUrl) -> Storage | None:
+        scheme = url.scheme
         if scheme not in self._clients:
             client = self._clients[scheme] = self._natives.made_for(scheme)
             if client is not None:
@@ -148,7 +148,7 @@ class ToolStorage(Storage):
                     client.interrupt()
         return self._clients[scheme] if self._natives.may_talk_to(url) else None
 
-    def _known(self, url: str, ask: Callable[[Storage], _T], tool: Callable[[], _T]) -> _T:
+    def _known(self, url: StorageUrl, ask: Callable[[Storage], _T], tool: Callable[[], _T]) -> _T:
         client = self._client(url)
         if client is None:
             return tool()
@@ -166,39 +166,39 @@ class ToolStorage(Storage):
             self._natives.give_up(url)
             return answer
 
-    def stat(self, url: str) -> FileStat | None:
+    def stat(self, url: StorageUrl) -> FileStat | None:
         return self._known(url, lambda client: client.stat(url), lambda: self._gfal.stat(url))
 
-    def real_path(self, url: str, there: FileStat) -> bytes | None:
+    def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         client = self._client(url)
         return there.target if client is None else client.real_path(url, there)
 
-    def link_at(self, url: str, *, listed: bool) -> str | None:
+    def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         client = self._client(url)
         return None if client is None else client.link_at(url, listed=listed)
 
-    def size(self, url: str) -> int:
+    def size(self, url: StorageUrl) -> int:
         return self._known(url, lambda client: client.size(url), lambda: self._there(url).size)
 
-    def version(self, url: str) -> FileVersion:
+    def version(self, url: StorageUrl) -> FileVersion:
         return self._known(url, lambda client: client.version(url), lambda: self._version_by_tool(url))
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl) -> str:
         return self._known(url, lambda client: client.checksum(url), lambda: self._gfal.checksum(url))
 
-    def check_readable(self, url: str) -> None:
+    def check_readable(self, url: StorageUrl) -> None:
         client = self._client(url)
         if client is not None:
             client.check_readable(url)
 
-    def _version_by_tool(self, url: str) -> FileVersion:
+    def _version_by_tool(self, url: StorageUrl) -> FileVersion:
         there = self._there(url)
         if there.kind == "directory":
             # To globus-url-copy it would be a file that cannot be read.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         return FileVersion(there.size, there.mtime)
 
-    def _there(self, url: str) -> FileStat:
+    def _there(self, url: StorageUrl) -> FileStat:
         there = self._gfal.stat(url)
         if there is None:
             raise StorageError(f"{url} is not there", errno=errno.ENOENT)
@@ -206,7 +206,7 @@ class ToolStorage(Storage):
 
     # -- listings
 
-    def entries(self, url: str) -> EntryIterator:
+    def entries(self, url: StorageUrl) -> EntryIterator:
         """What gfal-ls shows, put right by our own client where there is one.
 
         gfal-ls shows links as what they lead to and pipes as files, and breaks off at names that it cannot carry.
@@ -258,7 +258,7 @@ class ToolStorage(Storage):
 
     # -- acts
 
-    def make_directory(self, url: str) -> None:
+    def make_directory(self, url: StorageUrl) -> None:
         client = self._client(url)
         if self.acts_natively and client is not None:
             client.make_directory(url)
@@ -266,7 +266,7 @@ class ToolStorage(Storage):
         # Some servers make those above too, and call one that is there made.
         if self.stat(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
-        parent = parent_url(url)
+        parent = url.parent
         if parent != url and self.stat(parent) is None:
             raise StorageError(f"{parent} is not there", errno=errno.ENOENT)
         error = self._error_of(lambda: self._gfal.make_directory(url))
@@ -274,7 +274,7 @@ class ToolStorage(Storage):
         if there is None or there.kind != "directory":
             raise error or StorageError(f"gfal-mkdir has ended well, and {url} is no directory", code="SERVER_ERROR")
 
-    def remove(self, url: str, *, directory: bool) -> None:
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
         client = self._client(url)
         if client is not None and (self.acts_natively or directory):
             # gfal-rm removes a directory only with all that is in it, whatever that is by now.
@@ -293,7 +293,7 @@ class ToolStorage(Storage):
             if error is not None and (is_there or error.errno == errno.ENOENT):
                 raise error
 
-    def _remove_directory(self, url: str) -> None:
+    def _remove_directory(self, url: StorageUrl) -> None:
         with contextlib.closing(self._gfal.entries(url)) as entries:
             if next(entries, None) is not None:
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
@@ -301,7 +301,7 @@ class ToolStorage(Storage):
         if self.stat(url) is not None:
             raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
 
-    def remove_files(self, urls: Sequence[str]) -> None:
+    def remove_files(self, urls: Sequence[StorageUrl]) -> None:
         """Have one process remove files, as far as it gets; `remove` of each tells what became of it."""
         left = list(urls)
         while left:
@@ -317,7 +317,7 @@ class ToolStorage(Storage):
                 self._removals[left[0]] = error or StorageError("gfal-rm has said nothing", code="SERVER_ERROR")
             left = [url for url in left if url not in self._removals]
 
-    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         client = self._client(source)
         if self.acts_natively and client is not None:
             client.rename(source, destination, replace=replace)
@@ -346,7 +346,9 @@ class ToolStorage(Storage):
 
     # -- copies
 
-    def transfer(self, source: str, temporary: str, size: int, checksum: bool, arrived: ProgressCallback) -> str | None:
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
         """By gfal-copy; lists of files between GridFTP servers go by `transfer_list`."""
         stall_s = max(self.timeouts.stall_s, _LEAST_MARKER_STALL_S)
         deadline = Deadline(stall_s + self.timeouts.slack_s, self.timeouts.until)
@@ -448,7 +450,7 @@ class ToolStorage(Storage):
             return complaint.at("transfer")
         if complaint.errno in _DESTINATION_ERRNOS:
             return complaint.at("destination")
-        servers = {"source": _server(pair.source), "destination": _server(pair.temporary)}
+        servers = {"source": pair.source.address, "destination": pair.temporary.address}
         if len(set(servers.values())) > 1:
             for scope, server in servers.items():
                 if server in complaint.message:
@@ -465,7 +467,7 @@ class ToolStorage(Storage):
         self.check_readable(pair.source)
 
     def _ask_destination(self, pair: UrlPair) -> None:
-        self.stat(parent_url(pair.temporary))
+        self.stat(pair.temporary.parent)
 
     def interrupt(self) -> None:
         self._is_interrupted = True
@@ -482,19 +484,19 @@ class ToolStorage(Storage):
                 client.resume()
 
 
-def tool_environment(urls: Sequence[str]) -> dict[str, str]:
+def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
     """The credential and the authorities for a tool that works at some URLs.
 
     Raises:
         StorageError: there is no proxy, and the tool would look for that of the service's own account; or the two ends
             have unlike authorities, of which no tool can be told.
     """
-    for scheme in {url.partition("://")[0] for url in urls} & _REFUSED_SCHEMES:
+    for scheme in {url.scheme for url in urls} & _REFUSED_SCHEMES:
         raise StorageError(f"{scheme}:// is not for the tools", code="UNSUPPORTED", scope="service")
     proxy = os.environ.get("X509_USER_PROXY", "")
     if not os.access(proxy, os.R_OK):
         raise StorageError("the tools need the user's proxy", code="CREDENTIAL_MISSING", scope="service")
-    trusted = {trust_at(_server(url)) for url in urls}
+    trusted = {trust_at(url.address) for url in urls}
     if len(trusted) > 1:
         raise StorageError(
             "the two sites have unlike authorities of their own: no tool can be told of both",
@@ -515,8 +517,3 @@ def _is_answer(error: StorageError) -> bool:
 
 def _no_word(status: int) -> StorageError:
     return StorageError(f"globus-url-copy ended with status {status} and has said nothing of the file")
-
-
-def _server(url: str) -> str:
-    """``HOST:PORT`` of a URL."""
-    return url.split("/", 3)[2].rpartition("@")[2]

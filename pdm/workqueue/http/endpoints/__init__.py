@@ -1,13 +1,13 @@
-"""The REST API: all endpoints, in the order in which they are documented."""
+"""The table of all endpoints, in the order of the documentation."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
 from pdm.workqueue.http.endpoint import Endpoint
-from pdm.workqueue.http.endpoints import credentials, elements, jobs, outputs, service, sites
+from pdm.workqueue.http.endpoints import credentials, elements, jobs, service, sites
 
-#: All paths begin with it.
+#: Common prefix of all paths.
 ROOT = "/workqueue/api/v1.0"
 
 
@@ -16,5 +16,5 @@ def _of(module: ModuleType) -> list[Endpoint]:
 
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
-    endpoint for module in (jobs, elements, outputs, sites, credentials, service) for endpoint in _of(module)
+    endpoint for module in (jobs, elements, sites, credentials, service) for endpoint in _of(module)
 )

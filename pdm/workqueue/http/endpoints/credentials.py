@@ -1,7 +1,7 @@
 """Endpoints of credentials: proxy delegation, SSH keys, tokens and MyProxy logons.
 
-A delegated proxy is made as FTS does it: the service keeps the private key and the client signs a certificate request.
-Secrets are encrypted before they are stored, and never given out.
+Proxies are delegated as in FTS: the service keeps the private key and the client signs a certificate request. Secrets
+are stored encrypted, and never returned.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from pdm.workqueue.http.views import credential_view
 from pdm.workqueue.sites.site import Site
 from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
-from pdm.workqueue.store.credentials import EncryptedCredential as StoredCredential
 from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.telemetry.background import start_background
@@ -52,86 +51,71 @@ from pdm.workqueue.wire.responses import CredentialView, DelegationView
 
 _log = Logger()
 
-#: One of the transactions of `pdm.workqueue.http.transactions` that take a credential.
+#: A transaction of `pdm.workqueue.http.transactions` that stores a credential.
 PutTransaction = Callable[..., tuple[CredentialRecord, Resumed]]
 
 
 async def store_credential(
     api: ApiContext, caller: Caller, new: EncryptedCredential, transaction: PutTransaction = transactions.put_credential
 ) -> CredentialRecord:
-    """Store a credential whose secret is sealed, and let go on what was held for want of it."""
+    """Store a credential, then resume the jobs that were HELD for it."""
     protocols = api.protocols_with(new.kind)
 
     async def resume_held(record: CredentialRecord, resumed: Resumed) -> None:
         count = resumed.count + await api.resume(caller.user_id, new.site_id, protocols, resumed.after)
         _log.info(
-            "a {kind} of {owner} was stored, {resumed} held elements go on",
+            "{kind} of {owner} stored, {resumed} held elements resumed",
             kind=record.kind.words,
             owner=record.subject,
             site=record.site_id or None,
             resumed=count,
         )
 
-    def after_commit(taken: tuple[CredentialRecord, Resumed]) -> None:
-        start_background("let go on what was held", resume_held(*taken))
+    def after_commit(stored: tuple[CredentialRecord, Resumed]) -> None:
+        start_background("resume held elements", resume_held(*stored))
         api.credentials_changed()
         api.wake()
 
     record, _ = await api.commit(
-        "take a credential",
-        transaction,
-        caller.user_id,
-        new,
-        protocols,
-        api.clock(),
-        then=after_commit,
+        "store a credential", transaction, caller.user_id, new, protocols, api.clock(), then=after_commit
     )
     return record
 
 
 async def remove_credential(api: ApiContext, function: Callable[..., Any], *args: Any) -> Any:
-    """Remove a credential, and have what works with it ended.
-
-    Args:
-        api: what is known.
-        function: the transaction that removes it.
-        args: of the function.
-
-    Returns:
-        What the function does.
-    """
+    """Remove a credential by a transaction, then terminate the attempts that use it."""
 
     def after_commit(_result: Any) -> None:
         api.credentials_changed()
 
-    return await api.commit("forget a credential", function, *args, then=after_commit)
+    return await api.commit("remove a credential", function, *args, then=after_commit)
 
 
 def proxy_details(voms: Sequence[VomsAttributes]) -> dict[str, Any]:
-    """What is shown of a proxy besides."""
+    """The details that are stored with a proxy."""
     return {"voms": [{"vo": each.vo, "fqans": list(each.fqans)} for each in voms]} if voms else {}
 
 
 _UNITS_S = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-#: Clocks of who signs and who accepts a proxy differ.
+#: Tolerated difference between the clocks of client and service.
 _CLOCK_SKEW = timedelta(minutes=5)
 
 
 def display_duration(lifetime: timedelta) -> str:
-    """A duration as the command line takes it, in the largest unit that leaves no rest: ``30d``, ``12h``, ``90s``."""
+    """A duration in the syntax of the command line, in the largest unit that divides it: ``30d``, ``12h``, ``90s``."""
     seconds = int(lifetime.total_seconds())
     unit, length = next((unit, length) for unit, length in _UNITS_S if seconds % length == 0)
     return f"{seconds // length}{unit}"
 
 
 def delegation_id(subject: str) -> str:
-    """The name of a caller's delegation: 16 hexadecimal digits, the same in every service of this kind."""
+    """The id of a caller's delegation: 16 hexadecimal digits, derived from the subject."""
     return hashlib.sha1(subject.encode(), usedforsecurity=False).hexdigest()[:16]
 
 
 def _check_own(caller: Caller, name: str) -> None:
     if name != delegation_id(caller.subject):
-        raise NotFoundError("there is no such delegation of yours; GET /whoami tells the id of yours")
+        raise NotFoundError("you have no such delegation; GET /whoami has your delegation id")
 
 
 def _pending_context(user_id: int) -> str:
@@ -139,7 +123,7 @@ def _pending_context(user_id: int) -> str:
 
 
 def _delegation_view(record: CredentialRecord) -> DelegationView:
-    # A proxy always ends.
+    # A proxy always has an expiry.
     end = record.valid_until or datetime.max.replace(tzinfo=UTC)
     return DelegationView(termination_time=end.replace(microsecond=0), subject=record.subject)
 
@@ -147,12 +131,12 @@ def _delegation_view(record: CredentialRecord) -> DelegationView:
 @endpoint(
     "GET",
     "/delegation/{delegation_id}",
-    summary="What is delegated",
+    summary="The delegated proxy of the caller",
     result=DelegationView | None,
     errors=(NotFoundError,),
 )
 async def get_delegation(api: ApiContext, caller: Caller, delegation_id: str) -> DelegationView | None:
-    """``null`` where nothing is."""
+    """``null`` if there is none."""
     _check_own(caller, delegation_id)
     record = await api.database.read("find a credential", credentials.find, caller.user_id, PROXY)
     return None if record is None else _delegation_view(record)
@@ -161,45 +145,45 @@ async def get_delegation(api: ApiContext, caller: Caller, delegation_id: str) ->
 @endpoint(
     "GET",
     "/delegation/{delegation_id}/request",
-    summary="A certificate request to be signed",
+    summary="The certificate request to sign",
     result=str,
     errors=(NotFoundError,),
 )
 async def get_delegation_request(api: ApiContext, caller: Caller, delegation_id: str) -> PlainText:
-    """PEM of a PKCS#10 request; the key stays here. Asked again, the same request comes until it is answered."""
+    """PEM of a PKCS#10 request; the private key stays in the service. The same request is returned until it is used."""
     _check_own(caller, delegation_id)
     pending = await api.database.read("find a pending delegation", credentials.find_pending, caller.user_id)
     if pending is None:
         key_pem, csr_pem = await api.in_thread(new_request, caller.subject, api.settings.credentials.key_bits)
         sealed = api.vault.seal(key_pem, _pending_context(caller.user_id))
         fresh = PendingDelegation(delegation_id, caller.user_id, sealed, csr_pem.decode("ascii"), api.clock())
-        pending = await api.database.run("begin a delegation", transactions.begin_delegation, fresh)
+        pending = await api.database.run("store a pending delegation", transactions.begin_delegation, fresh)
     return PlainText(pending.csr_pem)
 
 
 @endpoint(
     "PUT",
     "/delegation/{delegation_id}/credential",
-    summary="The signed proxy",
+    summary="Store the signed proxy",
     body=bytes,
     result=DelegationView,
     status=201,
     errors=(InvalidInputError, NotFoundError, ConflictError),
 )
 async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_id: str, body: bytes) -> DelegationView:
-    """PEM of the proxy, followed by the certificate that signed it and those behind that.
+    """The body is the PEM of the proxy, followed by its issuer's certificate and the rest of the chain.
 
-    Jobs that are held for want of a credential go on.
+    Jobs that are held for a credential resume.
     """
     _check_own(caller, delegation_id)
     pending = await api.database.read("find a pending delegation", credentials.find_pending, caller.user_id)
     if pending is None:
-        raise ConflictError("no delegation was begun: get the request first, and sign that")
+        raise ConflictError("no certificate request is pending: get a request first, then sign it")
     try:
         key_pem = api.vault.unseal(pending.key, _pending_context(caller.user_id))
     except VaultError as error:
         await api.database.run("drop a pending delegation", credentials.drop_pending, caller.user_id)
-        raise ConflictError("the key of the request cannot be read any more: get a new one, and sign that") from error
+        raise ConflictError("the key of the request can no longer be decrypted: get a new one and sign it") from error
     now = api.clock()
     try:
         proxy = await api.in_thread(accept_proxy, key_pem, body, caller.subject, api.trust(), now)
@@ -209,8 +193,8 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
     if proxy.valid_until > now + longest + _CLOCK_SKEW:
         bound = display_duration(longest)
         raise InvalidInputError(
-            f"the proxy is valid until {proxy.valid_until:%Y-%m-%dT%H:%M:%SZ}, and this service accepts {bound} at"
-            f" most: sign one for less (pdm delegate --lifetime {bound})",
+            f"the proxy is valid until {proxy.valid_until:%Y-%m-%dT%H:%M:%SZ}, but this service accepts at most"
+            f" {bound}: sign a shorter one (pdm delegate --lifetime {bound})",
             "$",
         )
     new = EncryptedCredential(
@@ -226,13 +210,13 @@ async def put_delegation_credential(api: ApiContext, caller: Caller, delegation_
 @endpoint(
     "DELETE",
     "/delegation/{delegation_id}",
-    summary="Forget what was delegated",
+    summary="Remove the delegated proxy",
     result=None,
     status=204,
     errors=(NotFoundError,),
 )
 async def delete_delegation(api: ApiContext, caller: Caller, delegation_id: str) -> None:
-    """What runs with it is ended, and held until there is another one. It is no error if there is nothing."""
+    """Elements that use it are terminated, and held until there is another. It is no error if there is none."""
     _check_own(caller, delegation_id)
     await remove_credential(api, transactions.remove_delegation, caller.user_id)
 
@@ -241,9 +225,9 @@ _DEFAULT_LIFETIME_S = 12 * 3600
 _COMMON_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-@endpoint("GET", "/credentials", summary="What the service holds of the caller", result=list[CredentialView])
+@endpoint("GET", "/credentials", summary="Stored credentials of the caller", result=list[CredentialView])
 async def list_credentials(api: ApiContext, caller: Caller) -> list[CredentialView]:
-    """Delegated proxies, those of logons, SSH keys and tokens; never what is secret of them."""
+    """Delegated proxies, proxies of logons, SSH keys and tokens, without their secrets."""
     found = await api.database.read("list credentials", credentials.of_user, caller.user_id)
     return [credential_view(record) for record in found]
 
@@ -251,7 +235,7 @@ async def list_credentials(api: ApiContext, caller: Caller) -> list[CredentialVi
 @endpoint(
     "POST",
     "/credentials",
-    summary="Give the service a key or a token, or have it make a key",
+    summary="Store an SSH key or a token, or generate an SSH key",
     body=NewCredential,
     result=CredentialView,
     status=201,
@@ -260,10 +244,10 @@ async def list_credentials(api: ApiContext, caller: Caller) -> list[CredentialVi
 async def add_credential(
     api: ApiContext, caller: Caller, body: NewCredential, key: IdempotencyKey | None
 ) -> CredentialView:
-    """It takes the place of the caller's earlier one of that kind for that site.
+    """It replaces the caller's credential of the same kind for the same site.
 
-    An ``ssh-key`` without ``secret`` is made by the service: install the ``public_key`` of the answer at the site.
-    Asked again, the same key comes; delete it to have a new one made. Jobs that are held for want of it go on.
+    An ``ssh-key`` without ``secret`` is generated by the service: install the ``public_key`` of the response at the
+    site. Repeated calls return the same key; delete it to generate a new one. Jobs that are held for it resume.
     """
     site_id = ALL_SITES if body.site is None else _site(api, caller, int(body.site), "$.site").id
     if body.label is not None and not body.label.isprintable():
@@ -284,7 +268,7 @@ async def _add_key(api: ApiContext, caller: Caller, body: NewCredential, site_id
     except SshKeyError as error:
         raise InvalidInputError(str(error), "$.secret") from error
     kind = CredentialKind.SSH_KEY
-    new = StoredCredential(
+    new = EncryptedCredential(
         kind=kind,
         subject=made.fingerprint,
         valid_until=None,
@@ -301,7 +285,7 @@ async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_
     if body.account is not None:
         raise InvalidInputError("a token has no account: leave it out", "$.account")
     if body.secret is None:
-        raise InvalidInputError("the key 'secret' is missing: the token", "$.secret")
+        raise InvalidInputError("the key 'secret' is missing: it must be the token", "$.secret")
     try:
         described = describe_token(body.secret)
     except TokenError as error:
@@ -309,7 +293,7 @@ async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_
     if described.valid_until is not None and described.valid_until <= api.clock() + MIN_VALIDITY:
         raise InvalidInputError(f"the token expired at {described.valid_until:%Y-%m-%dT%H:%M:%SZ}", "$.secret")
     kind = CredentialKind.TOKEN
-    new = StoredCredential(
+    new = EncryptedCredential(
         kind=kind,
         subject=described.subject,
         valid_until=described.valid_until,
@@ -323,15 +307,15 @@ async def _add_token(api: ApiContext, caller: Caller, body: NewCredential, site_
 @endpoint(
     "DELETE",
     "/credentials/{credential_id}",
-    summary="Forget a credential",
+    summary="Remove a credential",
     result=None,
     status=204,
     errors=(NotFoundError,),
 )
 async def delete_credential(api: ApiContext, caller: Caller, credential_id: int) -> None:
-    """What runs with it is ended; without another one that fits, it is held."""
+    """Elements that use it are terminated, and held unless another credential fits."""
     if not await remove_credential(api, credentials.remove_number, caller.user_id, credential_id):
-        raise NotFoundError("there is no such credential of yours; GET /credentials lists those there are")
+        raise NotFoundError(f"you have no credential {credential_id}; GET /credentials lists yours")
 
 
 @endpoint(
@@ -342,7 +326,7 @@ async def delete_credential(api: ApiContext, caller: Caller, credential_id: int)
     errors=(NotFoundError,),
 )
 async def get_session(api: ApiContext, caller: Caller, site_id: int) -> CredentialView | None:
-    """``null`` where there is none."""
+    """``null`` if there is none."""
     site = _site(api, caller, site_id, None)
     record = await api.database.read(
         "find a credential", credentials.find, caller.user_id, CredentialKind.PROXY, site.id
@@ -362,9 +346,9 @@ async def get_session(api: ApiContext, caller: Caller, site_id: int) -> Credenti
 async def log_on(
     api: ApiContext, caller: Caller, site_id: int, body: SiteLogon, key: IdempotencyKey | None
 ) -> CredentialView:
-    """The service fetches a proxy, for this site only; the password is used once and kept nowhere.
+    """The service fetches a proxy for this site only; the password is used once and not stored.
 
-    Jobs that are held for want of a credential there go on.
+    Jobs that are held for a credential at this site resume.
     """
     site = _site(api, caller, site_id, None)
     if site.myproxy is None:
@@ -389,9 +373,9 @@ async def log_on(
             api.logons.failed(caller.user_id, api.clock())
         raise SiteFailedError(f"{error} ({site.name}: {site.myproxy})") from error
     if proxy.valid_until <= api.clock() + MIN_VALIDITY:
-        raise SiteFailedError(f"the MyProxy server of {site.name} gave a proxy that has expired")
+        raise SiteFailedError(f"the MyProxy server of {site.name} returned an expired proxy")
     kind = CredentialKind.PROXY
-    new = StoredCredential(
+    new = EncryptedCredential(
         kind=kind,
         subject=proxy.subject,
         valid_until=proxy.valid_until,
@@ -411,7 +395,7 @@ async def log_on(
     errors=(NotFoundError,),
 )
 async def log_off(api: ApiContext, caller: Caller, site_id: int) -> None:
-    """The proxy of the logon is forgotten, and what runs with it ended. It is no error if there is none."""
+    """Removes the proxy of the logon and terminates elements that use it. It is no error if there is none."""
     site = _site(api, caller, site_id, None)
     await remove_credential(api, credentials.remove, caller.user_id, CredentialKind.PROXY, site.id)
 
@@ -419,6 +403,6 @@ async def log_off(api: ApiContext, caller: Caller, site_id: int) -> None:
 def _site(api: ApiContext, caller: Caller, number: int, pointer: str | None) -> Site:
     site = api.sites.by_id(number) if number <= LARGEST_ID else None
     if site is None or not site.is_open_to(caller.user_id):
-        words = f"there is no site {number}; GET /sites lists those there are"
+        words = f"there is no site {number}; GET /sites lists all"
         raise NotFoundError(words) if pointer is None else InvalidInputError(words, pointer)
     return site

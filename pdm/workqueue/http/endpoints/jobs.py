@@ -1,4 +1,4 @@
-"""Endpoints of jobs: list, show, cancel, retry and submit them, with their progress and why they wait."""
+"""Endpoints of jobs: list, show, cancel, retry and submit them, with their progress and the reasons for waiting."""
 
 from __future__ import annotations
 
@@ -45,14 +45,10 @@ from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView,
 
 
 async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, JobProgress, list[str]]:
-    """A job with its progress, and why it has to wait.
+    """A job with its progress, and sentences about sites and limits that make it wait.
 
-    That a listing is done stays true, so it is looked up once for each job; until then the job is read again along
-    with it, for its numbers and the end of its listing must be of the same moment.
-
-    Args:
-        api: what is known.
-        job: as it was just found.
+    A DONE listing is final and cached for each job. Until then the job is read again in one transaction with the status
+    of its listing, because its counters must be consistent with that status.
     """
     known = listing_status(job)
     if known is not None:
@@ -65,28 +61,23 @@ async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, Job
             api.progress.remember_listed(job.id, job.counters.elements)
     now = api.clock()
     progress = job_progress(job, listing, api.progress.of_job(job.id, job.bytes_done), now)
-    return job, progress, api.catalogue.waits(job, now)
+    return job, progress, api.site_directory.waits(job, now)
 
 
-#: A job that was registered just now is about to be claimed: no look at the queue for it.
+#: A new job is about to be claimed: its place in the queue is not queried for this long.
 _SETTLING_TIME = timedelta(seconds=1)
-#: However often a job is asked for, its place is looked up no more often; and for so many jobs it is remembered.
+#: Cache of reasons for waiting: lifetime and size.
 _WAITING_CACHE_LIFETIME, _MAX_CACHED_WAITING = timedelta(seconds=1), 1000
 
 
 async def waiting_reasons(
     api: ApiContext, job: JobRecord, now: datetime, blocked_by: Sequence[str]
 ) -> tuple[WaitReason, Sequence[str]]:
-    """Why a job waits of which nothing runs; nothing for all others.
-
-    Args:
-        api: what is known.
-        job: as it was just found.
-        now: the present moment, UTC.
-        blocked_by: why it may not begin at all; then its place in the queue means nothing.
+    """Why a job waits that has no running element; nothing for other jobs.
 
     Returns:
-        Its place and its next try, and all reasons in sentences.
+        Its place in the queue and next try, and all reasons as sentences. A job that is `blocked_by` sites or limits
+        has no place in the queue.
     """
     counters = job.counters
     is_settling = now < job.timestamp + _SETTLING_TIME
@@ -149,9 +140,9 @@ def _job_numbers(ahead: Sequence[int]) -> str:
     errors=(InvalidInputError, ForbiddenError),
 )
 async def list_jobs(api: ApiContext, caller: Caller, query: JobQuery) -> JsonStream:
-    """The newest last, or first (``order``); an empty array where there are none.
+    """The newest last, or first (``order``); an empty array if there are none.
 
-    Operators can ask for the jobs of others (``user``), and are told whose they are.
+    Operators can list the jobs of other users (``user``); these have an ``owner``.
     """
     wanted = JobFilter(
         owner_id=_requested_owner(caller, query.user),
@@ -189,45 +180,45 @@ def _requested_owner(caller: Caller, user: str | None) -> int | None:
     if user is None:
         return caller.user_id
     if user != "all" and not (user.isascii() and user.isdecimal() and len(user) < 19):
-        raise InvalidInputError("the number of a user or 'all' is expected", "?user")
+        raise InvalidInputError("expected the number of a user, or 'all'", "?user")
     owner = None if user == "all" else int(user)
     if caller.role is not Role.OPERATOR and owner != caller.user_id:
-        raise ForbiddenError("only operators may list the jobs of others", "?user")
+        raise ForbiddenError("only operators may list the jobs of other users", "?user")
     return owner
 
 
 def site_number(api: ApiContext, caller: Caller, word: str) -> int:
-    """The number of a site that a query names; one that is not known is no error, for old jobs may name it.
+    """The number of a site in a query, by number (known or not: old jobs may have it) or by name.
 
     Raises:
-        InvalidInputError: a name that no site has.
+        InvalidInputError: no site has the name.
     """
     if word.isascii() and word.isdecimal() and len(word) < 19:
         return min(int(word), LARGEST_ID)
     named = [site for site in api.sites.all() if site.name == word and api.may_see(caller.user_id, caller.scope, site)]
     if named:
-        # One's own, where another one is of the same name.
+        # The caller's own site is preferred to others of the same name.
         return max(named, key=lambda site: site.owner_id == caller.user_id).id
-    raise InvalidInputError(f"there is no site {word[:100]!r}; GET /sites lists those there are", "?site")
+    raise InvalidInputError(f"there is no site {word[:100]!r}; GET /sites lists all", "?site")
 
 
 def utc_timestamp(value: datetime | None) -> datetime | None:
-    """A moment of a query in UTC; without a time zone it is UTC already.
+    """Convert a timestamp of a query to UTC, which is also the default time zone.
 
     Raises:
-        InvalidInputError: it lies outside of what a calendar has.
+        InvalidInputError: the timestamp is out of range.
     """
     if value is None or value.tzinfo is None:
         return value if value is None else value.replace(tzinfo=UTC)
     try:
         return value.astimezone(UTC)
     except OverflowError as error:
-        raise InvalidInputError("that moment is outside of the calendar", "?since") from error
+        raise InvalidInputError("the timestamp is out of range", "?since") from error
 
 
 @endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
 async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
-    """The job with its counters, how far it is and how fast it goes, and why it waits or elements of it are held."""
+    """The job with its counters, progress and rate, and the reasons why it waits or its elements are held."""
     job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
     first = None
     if job.counters.held:
@@ -255,7 +246,7 @@ async def _skipped_by_code(api: ApiContext, job: JobRecord) -> dict[str, int] | 
 
 
 async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
-    """Whether the job will take longer than its credential lasts."""
+    """Warn when a credential will expire before the job's estimated end."""
     if progress.eta is None:
         return None
     now, key = api.clock(), (job.user_id, job.src_siteid, job.dst_siteid, job.protocol)
@@ -265,18 +256,16 @@ async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress
         end = None
         if needs:
             end = await api.database.read(
-                "when does a credential end", transactions.first_credential_expiry, job.user_id, needs, now
+                "expiry of a credential", transactions.first_credential_expiry, job.user_id, needs, now
             )
-        api.expiry_cache.note(key, now, end)
+        api.expiry_cache.store(key, now, end)
         known = (end,)
     return expiry_warning(progress, known[0], now)
 
 
-@endpoint(
-    "GET", "/jobs/{job_id}/status", summary="Where a job stands", result=JobStatusView, errors=(JobNotFoundError,)
-)
+@endpoint("GET", "/jobs/{job_id}/status", summary="Status of a job", result=JobStatusView, errors=(JobNotFoundError,))
 async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
-    """The status, how far it is, and what it waits for."""
+    """The status, the progress, and the reasons why the job waits."""
     job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
     _, sentences = await waiting_reasons(api, job, api.clock(), waiting)
     return JobStatusView(
@@ -293,7 +282,7 @@ async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobSta
 @endpoint(
     "GET",
     "/jobs/{job_id}/skipped",
-    summary="What a job leaves out of its source",
+    summary="Source entries that a job skips",
     query=SkippedQuery,
     result=list[SkippedView],
     errors=(InvalidInputError, JobNotFoundError),
@@ -301,7 +290,7 @@ async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobSta
 async def list_skipped(api: ApiContext, caller: Caller, job_id: int, query: SkippedQuery) -> JsonStream:
     """Each entry with its reason, in the order in which they were found; all of them, or a page.
 
-    While a listing that failed is repeated, what the attempt before had found is gone.
+    While a failed listing is repeated, the entries of the earlier attempt are removed.
     """
     job = await api.job(job_id, caller.scope)
     return JsonStream(json_array(skipped_entries(api, job.id, query.after or 0, query.limit)))
@@ -309,9 +298,9 @@ async def list_skipped(api: ApiContext, caller: Caller, job_id: int, query: Skip
 
 @endpoint("DELETE", "/jobs/{job_id}", summary="Cancel a job", result=JobView, errors=(JobNotFoundError,))
 async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
-    """What waits is cancelled at once, what runs is ended within a second.
+    """Waiting elements are cancelled at once, running ones are terminated within a second.
 
-    A job that has ended stays as it is and is given out: so the request may be repeated.
+    A job that has ended is returned unchanged, so the request may be repeated.
     """
     now = api.clock()
 
@@ -328,7 +317,7 @@ async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
 @endpoint(
     "POST",
     "/jobs/{job_id}/retry",
-    summary="Try again what has failed",
+    summary="Retry failed and cancelled elements of a job",
     result=RetriedJobView,
     errors=(InvalidInputError, JobNotFoundError),
 )
@@ -338,9 +327,9 @@ async def retry_job(
     job_id: int,
     key: IdempotencyKey | None,
 ) -> RetriedJobView:
-    """Failed and cancelled elements get new attempts; what is done stays done.
+    """Failed and cancelled elements get new attempts; those that are done are not repeated.
 
-    Needs no key to be repeated: that puts back only what has failed since.
+    The request may be repeated without a key: it then retries only what has failed since.
     """
 
     def wake(result: tuple[JobRecord, int]) -> None:
@@ -361,7 +350,7 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
     needed = transactions.CredentialNeeds(needs, api.lifetimes) if needs else None
 
     def wake(registered: tuple[JobRecord, list[str]]) -> None:
-        # A repeated request comes back with the job that was there.
+        # A repeated request returns the job of the first one.
         if registered[0].log_uid == new.log_uid:
             log_submitted(registered[0])
         api.wake()
@@ -374,14 +363,14 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
         )
     except IdempotencyConflictError as error:
         raise IdempotencyKeyReusedError(
-            "this Idempotency-Key was sent with another request: use a new one for each request", "Idempotency-Key"
+            "this Idempotency-Key was sent with a different request: use a new key for each request", "Idempotency-Key"
         ) from error
     view = job_view(*await with_progress(api, job))
     return msgspec.structs.replace(view, warnings=warnings) if warnings else view
 
 
 def _with_type(type_: JobType, body: msgspec.Struct) -> SubmitJob:
-    """The request of a type's own route as one of ``POST /jobs``."""
+    """Convert the body of a type's own route to one of ``POST /jobs``."""
     return SubmitJob(type=type_.value, **msgspec.structs.asdict(body))
 
 
@@ -389,13 +378,13 @@ def _with_type(type_: JobType, body: msgspec.Struct) -> SubmitJob:
     "POST", "/jobs", summary="Register a job of any type", body=SubmitJob, result=JobView, errors=_SUBMISSION_ERRORS
 )
 async def submit_job(api: ApiContext, caller: Caller, body: SubmitJob, key: IdempotencyKey | None) -> JobView:
-    """Registers a new job. ``type`` is a number, a string of digits or a name."""
+    """``type`` is a number, a string of digits or a name."""
     return await _submit(api, caller, body, key)
 
 
 @endpoint("POST", "/list", summary="Register a listing job", body=SubmitList, result=JobView, errors=_SUBMISSION_ERRORS)
 async def submit_list(api: ApiContext, caller: Caller, body: SubmitList, key: IdempotencyKey | None) -> JobView:
-    """Lists what is at a path, down to the option ``depth`` (all levels without it)."""
+    """Lists a file or directory, down to the option ``depth`` (default: all levels)."""
     return await _submit(api, caller, _with_type(JobType.LIST, body), key)
 
 
@@ -409,7 +398,7 @@ async def submit_copy(api: ApiContext, caller: Caller, body: SubmitCopy, key: Id
     "POST", "/remove", summary="Register a remove job", body=SubmitRemove, result=JobView, errors=_SUBMISSION_ERRORS
 )
 async def submit_remove(api: ApiContext, caller: Caller, body: SubmitRemove, key: IdempotencyKey | None) -> JobView:
-    """Removes a file, or a directory with all that is in it (option ``recursive``)."""
+    """Removes a file, or a directory with all its content (option ``recursive``)."""
     return await _submit(api, caller, _with_type(JobType.REMOVE, body), key)
 
 
@@ -423,5 +412,5 @@ async def submit_rename(api: ApiContext, caller: Caller, body: SubmitRename, key
 
 @endpoint("POST", "/mkdir", summary="Register a mkdir job", body=SubmitMkdir, result=JobView, errors=_SUBMISSION_ERRORS)
 async def submit_mkdir(api: ApiContext, caller: Caller, body: SubmitMkdir, key: IdempotencyKey | None) -> JobView:
-    """Makes a directory; with the option ``parents`` those above it, too."""
+    """Makes a directory; with the option ``parents`` also missing parents."""
     return await _submit(api, caller, _with_type(JobType.MKDIR, body), key)

@@ -22,11 +22,11 @@ from pdm.workqueue.wire.responses import FaultView, HealthView, RouteView, Whoam
 from pdm.workqueue.wire.sites import AuditView, Message, PageQuery, UserView
 
 
-@endpoint("GET", "/routes", summary="How much runs between which sites, and why no more", result=list[RouteView])
+@endpoint("GET", "/routes", summary="Streams between sites, and their limits", result=list[RouteView])
 async def list_routes(api: ApiContext, caller: Caller) -> list[RouteView]:
-    """All routes on which this daemon has run something since it was started, by their sites.
+    """All routes that this daemon has used since its start, by their sites.
 
-    Everybody may see those between sites that they may see: they tell of the sites, and nothing of anybody's jobs.
+    Each user sees the routes between sites visible to the user; routes reveal nothing about jobs.
     """
     hidden = {site.id for site in api.sites.all() if not api.may_see(caller.user_id, caller.scope, site)}
     return [route_view(state) for state in api.routes() if hidden.isdisjoint(state.route)]
@@ -37,7 +37,7 @@ _PAGE_SIZE = 500
 
 @endpoint("GET", "/users", summary="All users", query=PageQuery, result=list[UserView], errors=(InvalidInputError,))
 async def list_users(api: ApiContext, caller: Caller, query: PageQuery) -> list[UserView]:
-    """For operators; in the order of their numbers."""
+    """For operators; in order of their numbers."""
     require_operator(caller)
     page = await api.database.read("page of users", users.page, query.after or 0, query.limit or _PAGE_SIZE)
     return [_user_view(api, record) for record in page]
@@ -54,11 +54,11 @@ async def list_users(api: ApiContext, caller: Caller, query: PageQuery) -> list[
 async def ban_user(
     api: ApiContext, caller: Caller, user_id: int, body: Message, key: IdempotencyKey | None
 ) -> UserView:
-    """For operators. What runs ends, nothing more starts; the user sees the message, and may look and cancel."""
+    """For operators. Running elements finish, none are started; the user sees the message, and may read and cancel."""
     require_operator(caller)
     record = await _fetch_user(api, user_id)
     if record.role == Role.OPERATOR:
-        raise ConflictError("an operator cannot be banned: take the subject out of [users] operators first")
+        raise ConflictError("an operator cannot be banned: remove the subject from [users] operators first")
     await restrict(api, caller, RestrictionKind.USER, user_id, checked_message(body))
     return _user_view(api, record)
 
@@ -72,9 +72,9 @@ async def unban_user(api: ApiContext, caller: Caller, user_id: int, key: Idempot
     return _user_view(api, record)
 
 
-@endpoint("GET", "/audit", summary="Who did what", query=PageQuery, result=list[AuditView], errors=(InvalidInputError,))
+@endpoint("GET", "/audit", summary="Audit log", query=PageQuery, result=list[AuditView], errors=(InvalidInputError,))
 async def list_audit(api: ApiContext, caller: Caller, query: PageQuery) -> list[AuditView]:
-    """For operators: sites that were made, changed, removed, drained and resumed, users banned; the oldest first."""
+    """For operators: creation, change, removal, drain and resumption of sites, bans of users; the oldest first."""
     require_operator(caller)
     page = await api.database.read(
         "page of the audit log", users.page_audit, query.after or 0, query.limit or _PAGE_SIZE
@@ -95,12 +95,12 @@ async def list_audit(api: ApiContext, caller: Caller, query: PageQuery) -> list[
 async def _fetch_user(api: ApiContext, user_id: int) -> UserRecord:
     record = await api.database.read("find a user", users.fetch, user_id)
     if record is None:
-        raise NotFoundError(f"there is no user {user_id}; GET /users lists those there are")
+        raise NotFoundError(f"there is no user {user_id}; GET /users lists all")
     return record
 
 
 def _user_view(api: ApiContext, record: UserRecord) -> UserView:
-    banned = api.catalogue.restriction(RestrictionKind.USER, record.id)
+    banned = api.site_directory.restriction(RestrictionKind.USER, record.id)
     return UserView(
         id=record.id,
         subject=record.subject,
@@ -110,9 +110,9 @@ def _user_view(api: ApiContext, record: UserRecord) -> UserView:
     )
 
 
-@endpoint("GET", "/whoami", summary="Who the service takes the caller for", result=WhoamiView)
+@endpoint("GET", "/whoami", summary="Identity and role of the caller", result=WhoamiView)
 async def whoami(api: ApiContext, caller: Caller) -> WhoamiView:
-    """With the id of the caller's delegation, and how long certificate and delegated credential are valid."""
+    """With the caller's delegation id, and the expiry of the certificate and of the delegated proxy."""
     record = await api.database.read("find a credential", credentials.find, caller.user_id, PROXY)
     return WhoamiView(
         user_id=caller.user_id,
@@ -125,24 +125,24 @@ async def whoami(api: ApiContext, caller: Caller) -> WhoamiView:
     )
 
 
-@endpoint("GET", "/openapi.json", summary="This API in the words of OpenAPI 3.1", result=dict[str, Any])
+@endpoint("GET", "/openapi.json", summary="This API as an OpenAPI 3.1 document", result=dict[str, Any])
 async def get_openapi(api: ApiContext, caller: Caller) -> dict[str, Any]:
-    """Made from the table that serves it."""
+    """Generated from the table of endpoints."""
     return _openapi()
 
 
 @cache
 def _openapi() -> dict[str, Any]:
-    # Not at the top: this module is a part of the table.
+    # Imported here because this module is a part of the table.
     from pdm.workqueue.http.endpoints import ENDPOINTS, ROOT
     from pdm.workqueue.http.openapi import openapi_document
 
     return openapi_document(ENDPOINTS, ROOT)
 
 
-@endpoint("GET", "/health", summary="That the service answers", result=HealthView, allow=Allow.EVERYBODY)
+@endpoint("GET", "/health", summary="Health of the service", result=HealthView, allow=Allow.EVERYBODY)
 async def health(api: ApiContext) -> HealthView:
-    """For monitors; needs no certificate. It answers 200 also while parts do not work, with what they are."""
+    """For monitoring; needs no certificate. The status is 200 even while parts of the service fail; it names them."""
     faults = [FaultView(part=each.part.value, since=each.since.replace(microsecond=0)) for each in api.faults()]
     status = "ok" if not faults else "degraded" if api.may_claim() else "paused"
     return HealthView(status=status, version=__version__, faults=faults)

@@ -1,4 +1,4 @@
-"""Endpoints of sites: list, create, change, remove, check and drain them; validation of what users say about them."""
+"""Endpoints of sites: list, create, change, remove, check and drain them; validation of their definitions."""
 
 from __future__ import annotations
 
@@ -37,22 +37,17 @@ from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.responses import CheckView, SiteView
 from pdm.workqueue.wire.sites import Message, SiteBody, SiteChanges
 
-#: What /etc/hosts of usual systems, and resolvers by themselves, call this machine.
+#: Names of this machine in the usual /etc/hosts, and in resolvers.
 _LOCAL_NAMES = frozenset({"localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"})
 _LOCAL_DOMAINS = (".localhost", ".localdomain", ".localdomain4", ".localdomain6")
 
 
 def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
-    """The site that a body describes.
-
-    Args:
-        caller: whose it will be.
-        body: what it says.
-        local: whether it may lead to this machine and its link.
+    """Validate the definition of a new site of the caller; `local` allows addresses of this machine and its link.
 
     Raises:
-        InvalidInputError: it cannot be; names the key.
-        ForbiddenError: it has a folder of the service's own machine, and the caller is no operator.
+        InvalidInputError: the definition is invalid; `pointer` names the key.
+        ForbiddenError: it has a directory or an address of this machine, and the caller is not an operator.
     """
     return NewSite(
         owner_id=caller.user_id,
@@ -70,17 +65,7 @@ def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
 
 
 def changed_site(caller: Caller, body: SiteChanges, content: NewSite, *, local: bool) -> NewSite:
-    """A site as it is to be.
-
-    Args:
-        caller: who changes it.
-        body: what shall be different.
-        content: the site as it is.
-        local: whether it may lead to this machine and its link.
-
-    Raises:
-        InvalidInputError, ForbiddenError: as for a new one.
-    """
+    """Apply validated changes to the definition of a site; arguments and errors as of `site_from_body`."""
     if body.public is not UNSET:
         content = evolve(content, public=body.public)
     if body.name is not UNSET:
@@ -88,8 +73,8 @@ def changed_site(caller: Caller, body: SiteChanges, content: NewSite, *, local: 
     if body.description is not UNSET:
         content = evolve(content, description=_checked(check_description, body.description, "$.description"))
     if body.default_folder is not UNSET:
-        folder = _checked(check_default_folder, body.default_folder, "$.default_folder")
-        content = evolve(content, default_folder=folder)
+        directory = _checked(check_default_folder, body.default_folder, "$.default_folder")
+        content = evolve(content, default_folder=directory)
     if body.endpoints is not UNSET:
         content = evolve(content, endpoints=_endpoints(caller, body.endpoints, local=local))
     if body.limit_in is not UNSET:
@@ -119,11 +104,11 @@ def _myproxy(server: str | None, *, local: bool) -> str | None:
 
 
 def _check_not_local(address: str, pointer: str, *, local: bool) -> str:
-    """An address (``HOST:PORT``, or a URL), unless it is of this machine, or of its link, and may not be."""
+    """Refuse an address (``HOST:PORT`` or a URL) of this machine or its link, unless `local` allows it."""
     authority = address.partition("://")[2].partition("/")[0] or address
     if not local and _is_local(authority):
-        # Users would reach what trusts connections from here.
-        raise ForbiddenError("an address of the service's own machine, or of its link, is for operators", pointer)
+        # Server-side request forgery: users would reach services that trust local connections.
+        raise ForbiddenError("only operators may use an address of the service's own machine or its link", pointer)
     return address
 
 
@@ -137,7 +122,7 @@ def _is_local(authority: str) -> bool:
         found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)
     except ValueError:
         try:
-            # Other ways to write an address, which resolvers know: 127.1, 0x7f000001.
+            # Other notations that resolvers accept: 127.1, 0x7f000001.
             found = ipaddress.IPv4Address(socket.inet_aton(host))
         except OSError:
             return False
@@ -159,8 +144,8 @@ def _endpoints(
         if protocol in found:
             raise InvalidInputError("the protocol is given twice", pointer)
         if protocol is JobProtocol.FILE and caller.role is not Role.OPERATOR:
-            # It would open the disk of this machine.
-            raise ForbiddenError("only operators may make sites of folders of this machine", pointer)
+            # It would give access to the disk of this machine.
+            raise ForbiddenError("only operators may create sites from directories of this machine", pointer)
         lines = [urls] if isinstance(urls, str) else urls
         checked = [_checked(partial(check_endpoint, protocol), line, pointer) for line in lines]
         if protocol is not JobProtocol.FILE:
@@ -168,7 +153,7 @@ def _endpoints(
         if len(set(checked)) < len(checked):
             raise InvalidInputError("an endpoint is given twice", pointer)
         if protocol is JobProtocol.FILE and len(checked) > 1:
-            raise InvalidInputError("one folder is expected", pointer)
+            raise InvalidInputError("expected one directory", pointer)
         found[protocol] = tuple(checked)
     return {protocol: found[protocol] for protocol in sorted(found)}
 
@@ -186,7 +171,7 @@ _log = Logger()
 
 
 def log_audit(api: ApiContext, caller: Caller, action: str, target: str, details: str = "") -> None:
-    """Say in the log what has just been written to the audit table, and have all parts take it up."""
+    """Log a change that was just written to the audit table, and reload the site directory."""
     _log.info(
         "audit: {subject} {action} {target} {details}",
         subject=caller.subject,
@@ -194,16 +179,15 @@ def log_audit(api: ApiContext, caller: Caller, action: str, target: str, details
         target=target,
         details=details,
     )
-    start_background("take up a change", api.catalogue.refresh())
+    start_background("reload the site directory", api.site_directory.refresh())
 
 
 def actor(caller: Caller) -> Actor:
-    """Who is noted for what a caller does."""
+    """The author of a change, for the audit table."""
     return Actor(caller.user_id, caller.subject)
 
 
 def require_operator(caller: Caller) -> None:
-    """Raises `ForbiddenError` for who is none."""
     if caller.role is not Role.OPERATOR:
         raise ForbiddenError("only operators may do this")
 
@@ -216,47 +200,49 @@ def _visible_site(api: ApiContext, caller: Caller, site_id: int) -> Site:
 
 
 def _site_not_found(site_id: int) -> NotFoundError:
-    return NotFoundError(f"there is no site {site_id}; GET /sites lists those there are")
+    return NotFoundError(f"there is no site {site_id}; GET /sites lists all")
 
 
 def _changeable_site(api: ApiContext, caller: Caller, site_id: int) -> Site:
     """A site that the caller may change."""
     site = _visible_site(api, caller, site_id)
     if api.sites.is_of_file(site_id):
-        raise ConflictError("that site is one of the service's files: its operator changes it there")
+        raise ConflictError(
+            "this site is defined in the service's configuration: only its operator can change it there"
+        )
     if caller.role is not Role.OPERATOR and site.owner_id != caller.user_id:
-        raise ForbiddenError("only its owner, or an operator, may change a site")
+        raise ForbiddenError("only its owner or an operator may change a site")
     return site
 
 
 def _may_be_local(api: ApiContext, caller: Caller) -> bool:
-    """Whether a site of the caller may lead to this machine and its link."""
+    """Whether a site of the caller may have addresses of this machine and its link."""
     return caller.role is Role.OPERATOR or api.settings.sites.local_addresses
 
 
 @endpoint("GET", "/sites", summary="All sites that the caller may use", result=list[SiteView])
 async def list_sites(api: ApiContext, caller: Caller) -> list[SiteView]:
-    """In the order of their numbers; operators see the private ones of all."""
+    """In order of their numbers; operators also see the private sites of all users."""
     return [site_view(api, site) for site in api.sites.all() if api.may_see(caller.user_id, caller.scope, site)]
 
 
 @endpoint("GET", "/sites/{site_id}", summary="One site", result=SiteView, errors=(NotFoundError,))
 async def get_site(api: ApiContext, caller: Caller, site_id: int) -> SiteView:
-    """The protocols that it offers, where, and whether it can be reached."""
+    """The protocols that it offers, its endpoints, and their health."""
     return site_view(api, _visible_site(api, caller, site_id), with_health=True)
 
 
 @endpoint(
     "POST",
     "/sites",
-    summary="Make a site",
+    summary="Create a site",
     body=SiteBody,
     result=SiteView,
     status=201,
     errors=(InvalidInputError, ConflictError),
 )
 async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: IdempotencyKey | None) -> SiteView:
-    """A site of one's own. The same request again gives the same site."""
+    """The site belongs to the caller. A repeated request returns the same site."""
     new = site_from_body(caller, body, local=_may_be_local(api, caller))
     if api.sites.has_file_name(new.name):
         raise _name_taken(new.name)
@@ -265,7 +251,7 @@ async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: Idem
         log_audit(api, caller, "site.create", f"site {record.id}", new.name)
 
     try:
-        record = await api.commit("make a site", sites.create, new, actor(caller), api.clock(), then=then)
+        record = await api.commit("create a site", sites.create, new, actor(caller), api.clock(), then=then)
     except NameTakenError:
         raise _name_taken(new.name) from None
     except TooManySitesError as error:
@@ -282,7 +268,7 @@ async def create_site(api: ApiContext, caller: Caller, body: SiteBody, key: Idem
     errors=(InvalidInputError, NotFoundError, ConflictError),
 )
 async def change_site(api: ApiContext, caller: Caller, site_id: int, body: SiteChanges) -> SiteView:
-    """By its owner, or an operator. Jobs that were accepted go on, with the new endpoints."""
+    """By its owner or an operator. Accepted jobs continue with the new endpoints."""
     site = _changeable_site(api, caller, site_id)
     if body.name is not UNSET and api.sites.has_file_name(body.name):
         raise _name_taken(body.name)
@@ -310,23 +296,20 @@ async def change_site(api: ApiContext, caller: Caller, site_id: int, body: SiteC
     errors=(NotFoundError, ConflictError),
 )
 async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
-    """By its owner, or an operator; not while jobs that have not ended need it (409).
-
-    Its number is never used again.
-    """
+    """By its owner or an operator; not while unfinished jobs need it (409). Its number is never used again."""
     _changeable_site(api, caller, site_id)
 
     def then(removed: bool) -> None:
         if removed:
             log_audit(api, caller, "site.remove", f"site {site_id}")
-            # Those for the site have gone with it.
+            # Credentials for the site were removed with it.
             api.credentials_changed()
 
     try:
         removed = await api.commit("remove a site", sites.remove, site_id, actor(caller), api.clock(), then=then)
     except SiteInUseError as error:
-        raise ConflictError(f"{error}: wait for them, or cancel them, then remove it") from None
-    await api.catalogue.refresh()
+        raise ConflictError(f"{error}: wait for them or cancel them, then remove the site") from None
+    await api.site_directory.refresh()
     if not removed:
         raise _site_not_found(site_id)
 
@@ -334,25 +317,25 @@ async def delete_site(api: ApiContext, caller: Caller, site_id: int) -> None:
 @endpoint(
     "POST",
     "/sites/{site_id}/check",
-    summary="Look at what a site can do",
+    summary="Check the endpoints of a site",
     result=list[CheckView],
     errors=(NotFoundError, ConflictError),
 )
 async def check_site(api: ApiContext, caller: Caller, site_id: int, key: IdempotencyKey | None) -> list[CheckView]:
-    """Connects to each endpoint with the caller's credential, and lists the default folder."""
+    """Connects to each endpoint with the caller's credential, and lists the default directory."""
     site = _visible_site(api, caller, site_id)
     if not site.is_open_to(caller.user_id):
-        raise ForbiddenError("a private site is used by its owner only")
+        raise ForbiddenError("only its owner may use a private site")
     try:
         return [check_view(check) for check in await api.check_site(caller.user_id, site)]
     except SiteCheckRunningError:
-        raise ConflictError("you are having a site looked at already: wait for that") from None
+        raise ConflictError("a site check of yours is running already: wait until it ends") from None
 
 
 @endpoint(
     "POST",
     "/sites/{site_id}/drain",
-    summary="Let nothing new start at a site",
+    summary="Drain a site: start nothing new there",
     body=Message,
     result=SiteView,
     errors=(InvalidInputError, NotFoundError),
@@ -360,7 +343,7 @@ async def check_site(api: ApiContext, caller: Caller, site_id: int, key: Idempot
 async def drain_site(
     api: ApiContext, caller: Caller, site_id: int, body: Message, key: IdempotencyKey | None
 ) -> SiteView:
-    """For operators. What runs ends, jobs are still accepted, and wait; users see the message."""
+    """For operators. Running elements finish; jobs are accepted, but wait; users see the message."""
     require_operator(caller)
     _visible_site(api, caller, site_id)
     await restrict(api, caller, RestrictionKind.SITE, site_id, checked_message(body))
@@ -391,11 +374,11 @@ async def restrict(api: ApiContext, caller: Caller, kind: RestrictionKind, numbe
         )
 
     await api.commit("restrict", sites.restrict, kind, number, message, actor(caller), api.clock(), then=then)
-    await api.catalogue.refresh()
+    await api.site_directory.refresh()
 
 
 async def lift(api: ApiContext, caller: Caller, kind: RestrictionKind, number: int) -> None:
-    """End what `restrict` began."""
+    """End a drain or a ban."""
 
     def then(lifted: bool) -> None:
         if lifted:
@@ -404,29 +387,28 @@ async def lift(api: ApiContext, caller: Caller, kind: RestrictionKind, number: i
             )
 
     await api.commit("lift a restriction", sites.lift_restriction, kind, number, actor(caller), api.clock(), then=then)
-    await api.catalogue.refresh()
+    await api.site_directory.refresh()
 
 
 def checked_message(body: Message) -> str:
-    """The line that users see.
+    """The message of a drain or a ban.
 
     Raises:
-        InvalidInputError: it is no printable line.
+        InvalidInputError: it is empty, or not one printable line.
     """
     if not body.message.isprintable() or not body.message.strip():
-        raise InvalidInputError("one line of printable characters is expected", "$.message")
+        raise InvalidInputError("expected one line of printable characters", "$.message")
     return body.message
 
 
 async def _refreshed_view(api: ApiContext, site_id: int) -> SiteView:
-    """A site that was just changed."""
-    await api.catalogue.refresh()
+    await api.site_directory.refresh()
     site = api.sites.by_id(site_id)
     if site is None:
-        # Somebody has removed it in this moment.
+        # Removed by a concurrent request.
         raise _site_not_found(site_id)
     return site_view(api, site, with_health=True)
 
 
 def _name_taken(name: str) -> ConflictError:
-    return ConflictError(f"there is a site {name} already: choose another name", "$.name")
+    return ConflictError(f"there is already a site {name}: choose another name", "$.name")
