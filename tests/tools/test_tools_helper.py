@@ -180,7 +180,7 @@ def test_a_tool_that_makes_no_progress_is_ended(with_tool: WithTool, sites: Site
     script = 'echo "Source: x"; echo "Dest:   y"; echo "  z"; sleep 100'
     helper = with_tool("globus-url-copy", script)
     assert (
-        judged(helper.copy([sites.item(source, sites.b / "file")], stall_s=1.0, total_s=3.0)[1]) == "transfer TIMEOUT"
+        judged(helper.copy([sites.item(source, sites.b / "file")], stall_s=10.0, total_s=8.0)[1]) == "transfer TIMEOUT"
     )
 
 
