@@ -27,7 +27,8 @@ from pdm.workqueue.helpers.copying import FileCopier, FileCopy, PendingCopy
 from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.helpers.tools.globus_url_copy import PROGRAM, UrlPair
-from pdm.workqueue.helpers.tools.storage import GRIDFTP_SCHEMES, Natives, Removals, ToolStorage
+from pdm.workqueue.helpers.tools.native_clients import NativeClients
+from pdm.workqueue.helpers.tools.storage import GRIDFTP_SCHEMES, Removals, ToolStorage
 from pdm.workqueue.wire.agent_messages import (
     CopyItem,
     CopyRequest,
@@ -52,7 +53,7 @@ class _ToolsHelper:
     """Carries out batches."""
 
     def __init__(self) -> None:
-        natives = Natives()
+        natives = NativeClients()
         #: What lists of removals have told of files, until they are asked for.
         self._removals: Removals = {}
         self._workers = WorkerThreads(lambda: ToolStorage(natives, self._removals), _MAX_WORKERS)

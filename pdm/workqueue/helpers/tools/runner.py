@@ -18,7 +18,9 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
+from pdm.workqueue.helpers.credentials import trust_at
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, start_error
 
 #: Seconds between SIGTERM and SIGKILL. A cancelled tool must be gone within a second.
@@ -30,6 +32,10 @@ _PIECE = 64 * 1024
 _LONGEST_LINE = 64 * 1024
 #: Variables of the helper that no tool may see: they are about the helper's own Python, or name credentials of others.
 _OWN_VARIABLES = ("PYTHON", "PDM_", "VIRTUAL_ENV")
+#: gfal2 writes to SFTP servers whatever their host key is, and loses bytes; and the service's own disk has roots.
+_REFUSED_SCHEMES = frozenset({"sftp", "file"})
+#: Names no home: nothing of the service's own account is to be found by a tool, no proxy and no configuration.
+_NO_HOME = "/nonexistent"
 PACKAGES: Mapping[str, str] = {"globus-url-copy": "globus-gass-copy-progs", "setpriv": "util-linux"}
 _GFAL_PACKAGE = "gfal2-util-scripts"
 
@@ -286,6 +292,32 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
         "PYTHONIOENCODING": "utf-8:surrogateescape",
         **more,
     }
+
+
+def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
+    """The credential and the authorities for a tool that works at some URLs.
+
+    Raises:
+        StorageError: there is no proxy, and the tool would look for that of the service's own account; or the two ends
+            have unlike authorities, of which no tool can be told.
+    """
+    for scheme in {url.scheme for url in urls} & _REFUSED_SCHEMES:
+        raise StorageError(f"{scheme}:// is not for the tools", code="UNSUPPORTED", scope="service")
+    proxy = os.environ.get("X509_USER_PROXY", "")
+    if not os.access(proxy, os.R_OK):
+        raise StorageError("the tools need the user's proxy", code="CREDENTIAL_MISSING", scope="service")
+    trusted = {trust_at(url.address) for url in urls}
+    if len(trusted) > 1:
+        raise StorageError(
+            "the two sites have unlike authorities of their own: no tool can be told of both",
+            code="UNSUPPORTED",
+            scope="service",
+        )
+    trust = trusted.pop()
+    environment = {"X509_USER_PROXY": proxy, "HOME": _NO_HOME}
+    if trust is not None:
+        environment |= {"X509_CERT_DIR": trust, "XrdSecGSICADIR": trust}
+    return environment
 
 
 def _end(process: subprocess.Popen[bytes], exited: int) -> None:

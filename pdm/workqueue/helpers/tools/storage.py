@@ -1,6 +1,6 @@
 """Any storage that gfal2 has a plugin for: the tools act, and what they did is looked at by our own client.
 
-Where this service has a client of its own for a scheme (`NATIVE`), that client gives the proof: size, version,
+Where this service has a client of its own for a scheme (`NativeClients`), that client gives the proof: size, version,
 checksum, what is there and what is gone. Where it has none, or cannot talk to the server, ``gfal-stat``, ``gfal-sum``
 and ``gfal-ls`` do.
 """
@@ -9,17 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.webdav import WebdavBackend
-from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
-from pdm.workqueue.helpers.credentials import trust_at
-from pdm.workqueue.helpers.gridftp.globus import Globus, GlobusError
-from pdm.workqueue.helpers.gridftp.globus_storage import GridFtpStorage
 from pdm.workqueue.helpers.gridftp.replies import error_from
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
@@ -32,7 +25,8 @@ from pdm.workqueue.helpers.storage import (
 )
 from pdm.workqueue.helpers.tools.gfal import MISSING, REMOVED, Gfal
 from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for
-from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner
+from pdm.workqueue.helpers.tools.native_clients import NativeClients, is_answer
+from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner, tool_environment
 
 _T = TypeVar("_T")
 #: What one process that removes many files has told of them: URL → error, or None.
@@ -41,60 +35,11 @@ Removals = dict[str, StorageError | None]
 GRIDFTP_SCHEMES = frozenset({"gsiftp", "ftp"})
 #: Servers send their markers every 5 s: two of them may be missed.
 _LEAST_MARKER_STALL_S = 11.0
-#: Seconds for which a server that our own client could not talk to is left to the tools.
-_REMEMBERED_S = 300.0
-#: EntryIterator of a directory that are kept to compare what gfal-ls shows with what our own client finds.
+#: Entries of a directory that are kept to compare what gfal-ls shows with what our own client finds.
 _MOST_COMPARED = 100_000
 #: Differences that are told one by one.
 _MOST_TOLD = 20
 _DESTINATION_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST})
-#: Codes by which our own client says something of a file, a server or this service: a tool would say the same.
-_ANSWERS = frozenset(
-    {
-        *("NOT_FOUND", "EXISTS", "PERMISSION_DENIED", "IS_A_DIRECTORY", "NOT_A_DIRECTORY", "INVALID_NAME"),
-        *("NO_CHECKSUM", "STALLED", "TIMEOUT", "CREDENTIAL_MISSING", "CREDENTIAL_EXPIRED", "BUSY", "LOCKED"),
-    }
-)
-#: gfal2 writes to SFTP servers whatever their host key is, and loses bytes; and the service's own disk has roots.
-_REFUSED_SCHEMES = frozenset({"sftp", "file"})
-#: Names no home: nothing of the service's own account is to be found by a tool, no proxy and no configuration.
-_NO_HOME = "/nonexistent"
-
-
-class Natives:
-    """Our own clients, for all threads: which schemes they know, and which servers they cannot talk to."""
-
-    def __init__(self) -> None:
-        self._globus: Globus | None = None
-        self._refused: dict[str, float] = {}
-
-    def made_for(self, scheme: str) -> Storage | None:
-        """A new client for a scheme; None where there is none."""
-        if scheme == "gsiftp":
-            try:
-                self._globus = self._globus or Globus()
-            except (OSError, GlobusError):
-                # Its library is not installed: proof is left to gfal.
-                return None
-            return GridFtpStorage(self._globus)
-        maker = NATIVE.get(scheme)
-        return maker() if maker is not None else None
-
-    def may_talk_to(self, url: StorageUrl) -> bool:
-        return self._refused.get(url.address, 0.0) <= time.monotonic()
-
-    def give_up(self, url: StorageUrl) -> None:
-        """Leave a server to the tools for a while."""
-        self._refused[url.address] = time.monotonic() + _REMEMBERED_S
-
-
-#: Scheme → what makes a client of our own for it, besides GridFTP's.
-NATIVE: Mapping[str, Callable[[], Storage]] = {
-    "https": WebdavBackend,
-    "davs": WebdavBackend,
-    "root": XrootdBackend,
-    "roots": XrootdBackend,
-}
 
 
 class ToolStorage(Storage):
@@ -105,7 +50,7 @@ class ToolStorage(Storage):
             its steps would cost more than the copy.
     """
 
-    def __init__(self, natives: Natives, removals: Removals) -> None:
+    def __init__(self, natives: NativeClients, removals: Removals) -> None:
         self._log: Callable[[str], None] = lambda line: None
         self.acts_natively = False
         self.runner = ToolRunner()
@@ -155,7 +100,7 @@ class ToolStorage(Storage):
         try:
             return ask(client)
         except StorageError as error:
-            if _is_answer(error):
+            if is_answer(error):
                 raise
             self._log(f"our own client cannot say ({error.message.splitlines()[0][:200]}): a tool is asked")
             try:
@@ -239,7 +184,7 @@ class ToolStorage(Storage):
                         self._tell_difference(differences, name, said, file_stat)
                     yield name, file_stat
         except StorageError as error:
-            if begun or _is_answer(error):
+            if begun or is_answer(error):
                 raise
             self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): gfal-ls is believed")
             if failure is not None:
@@ -482,37 +427,6 @@ class ToolStorage(Storage):
         for client in self._clients.values():
             if client is not None:
                 client.resume()
-
-
-def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
-    """The credential and the authorities for a tool that works at some URLs.
-
-    Raises:
-        StorageError: there is no proxy, and the tool would look for that of the service's own account; or the two ends
-            have unlike authorities, of which no tool can be told.
-    """
-    for scheme in {url.scheme for url in urls} & _REFUSED_SCHEMES:
-        raise StorageError(f"{scheme}:// is not for the tools", code="UNSUPPORTED", scope="service")
-    proxy = os.environ.get("X509_USER_PROXY", "")
-    if not os.access(proxy, os.R_OK):
-        raise StorageError("the tools need the user's proxy", code="CREDENTIAL_MISSING", scope="service")
-    trusted = {trust_at(url.address) for url in urls}
-    if len(trusted) > 1:
-        raise StorageError(
-            "the two sites have unlike authorities of their own: no tool can be told of both",
-            code="UNSUPPORTED",
-            scope="service",
-        )
-    trust = trusted.pop()
-    environment = {"X509_USER_PROXY": proxy, "HOME": _NO_HOME}
-    if trust is not None:
-        environment |= {"X509_CERT_DIR": trust, "XrdSecGSICADIR": trust}
-    return environment
-
-
-def _is_answer(error: StorageError) -> bool:
-    """Whether our own client has said what is the matter: nothing would be won by asking a tool."""
-    return error.errno is not None or error.unreachable or error.scope == "service" or error.code in _ANSWERS
 
 
 def _no_word(status: int) -> StorageError:
