@@ -25,6 +25,7 @@ from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, copy_item, put
+from tests.protocols.places import require_tools
 from tests.protocols.tokens import macaroon
 
 #: Environment of a helper in which a credential is used that is not as it should be.
@@ -200,6 +201,7 @@ def _gridftp(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
 @contextmanager
 def _tools(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     """GRIDFTP by globus-url-copy and gfal."""
+    require_tools()
     with _gridftp(request, scratch) as stand:
         yield evolve(stand, protocol="tools", code=("-m", _TOOLS))
 

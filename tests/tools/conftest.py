@@ -15,8 +15,16 @@ from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.wire import agent_messages as wire
 from tests.grid.agent_sites import Sites
 from tests.helpers.driver import HelperProcess
+from tests.protocols.places import require_tools
 
 MODULE = "pdm.workqueue.helpers.main_tools"
+
+
+@pytest.fixture(autouse=True)
+def installed_tools(request: pytest.FixtureRequest) -> None:
+    """For tests on the grid: the tools are there."""
+    if request.node.get_closest_marker("grid") is not None:
+        require_tools()
 
 
 @pytest.fixture
