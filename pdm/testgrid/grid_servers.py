@@ -38,9 +38,7 @@ class GridFtpSettings:
 
     Attributes:
         home: what ``~`` means.
-        trust: grid style directory of certificate authorities.
         setuid: whether a session becomes the local account of its user (needs root).
-        log_level: what ``globus-gridftp-server -d`` takes.
     """
 
     directory: Path
@@ -206,7 +204,6 @@ class MyProxyServer:
 
     Attributes:
         directory: of its own, for its configuration and what is stored.
-        trust: grid style directory of authorities.
         marks: environment by which the grid finds its processes.
     """
 

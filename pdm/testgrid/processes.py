@@ -95,7 +95,6 @@ def signal_marked(marks: Marks, number: signal.Signals, spare: int | None = None
     """Send a signal to each process that carries the marks.
 
     Args:
-        marks: names and values in the environment.
         spare: the number of a process that is left alone.
 
     Returns:

@@ -204,7 +204,6 @@ class SftpServer(ServerProcess):
 
     Args:
         directory: for keys and configuration; accounts must be able to enter it.
-        account: local account that sessions become.
     """
 
     def __init__(self, directory: Path, name: str, account: str | None = None) -> None:
@@ -261,8 +260,6 @@ class XrootdServer(ServerProcess):
 
     Args:
         directory: of all servers; accounts must be able to enter it.
-        exported: the directory that it serves.
-        credentials: whose certificates it has and trusts.
     """
 
     def __init__(

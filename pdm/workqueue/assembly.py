@@ -96,12 +96,8 @@ class Assembly:
 
     Args:
         services: gets the parts, in the order of their start.
-        clock: the time, UTC.
         monotonic: seconds, by which rates of transfers are measured.
         movers: what jobs and sites may use.
-        make_pool: makes the pool of helper processes.
-        make_claimer: makes the loop that claims work.
-        make_site_check: makes the check of a site's endpoints.
         find_missing: finds what software is missing, with the command of a helper; in a thread.
     """
 

@@ -1,4 +1,4 @@
-"""Agents as real processes: started, lent, killed; what they write may be anything."""
+"""Agents as real processes: started, lent, killed; their output may be anything."""
 
 from __future__ import annotations
 
@@ -167,11 +167,11 @@ async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: Ag
 
 
 class Watcher(BatchListener):
-    """Notes what it is told."""
+    """Records its events."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
-        super().__init__(self.told.append, self.told.append, lambda: self.told.append("turn"))
+        self.heard: list[object] = []
+        super().__init__(self.heard.append, self.heard.append, lambda: self.heard.append("turn"))
 
 
 @pytest_twisted.ensureDeferred
@@ -198,21 +198,21 @@ async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool,
     # It has two by now; a third has to wait, and what must not wait behind another waits for an agent of its own.
     third = Deferred.fromCoroutine(pool.acquire(kind("two")))
     agents[0].submit(nothing(2), second)
-    assert (first.told, second.told) == (["turn"], [])
-    while not first.told[1:] or not second.told:
+    assert (first.heard, second.heard) == (["turn"], [])
+    while not first.heard[1:] or not second.heard:
         await deferLater(reactor, 0.01)
-    while wire.FinishedEvent(1) not in first.told:
+    while wire.FinishedEvent(1) not in first.heard:
         await deferLater(reactor, 0.01)
     agents[0].detach(1)
     pool.release(agents[0], kind("two"))
-    assert "turn" in second.told
+    assert "turn" in second.heard
     assert not third.called and not alone.called
     pool.release(agents[1], kind("two"))
     assert await alone is agents[1]
     agents[0].kill("the test wants it")
-    while not isinstance(second.told[-1], str) or "the test wants it" not in second.told[-1]:
+    while not isinstance(second.heard[-1], str) or "the test wants it" not in second.heard[-1]:
         await deferLater(reactor, 0.01)
-    assert first.told == ["turn", wire.StartedEvent(1, 0), wire.FinishedEvent(1)]
+    assert first.heard == ["turn", wire.StartedEvent(1, 0), wire.FinishedEvent(1)]
     assert (await third).alive
 
 

@@ -1,4 +1,4 @@
-"""Results on their way to the database: none is forgotten, and they do not pile up."""
+"""Verdicts on their way to the database: none is lost, and they do not pile up."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     store.worker()
     job = store.copy_job(store.user(), [1] * 3)
     verdicts = done(*store.claim())
-    told: list[bool] = []
-    settler = Settler(reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=told.append)
+    settled: list[bool] = []
+    settler = Settler(reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=settled.append)
     executor = executor_of(settler)
     assert executor.capacity() == (8, 1)
     # That a log is not on disk yet counts, too.
@@ -90,7 +90,7 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     assert settler.backlog == 3
     await settler.drained()
     assert (settler.backlog, executor.capacity()) == (0, (8, 1))
-    assert told and not any(told)
+    assert settled and not any(settled)
     assert store.job(job.id).status is JobStatus.DONE
 
 

@@ -100,7 +100,7 @@ def test_what_was_removed_or_replaced_is_found(
     used = [result_of(handed_out.usable(7, kind, {site}, NOW)) for kind, site in ((PROXY, 1), (KEY, 1), (TOKEN, 2))]
     proxy, key, token = (each.fingerprint for each in used)
     assert result_of(handed_out.outdated()) == OutdatedCredentials()
-    # A newer one of the same subject does not disturb what runs; another account is somebody else.
+    # A newer one of the same subject does not disturb what runs; another account is another identity.
     stored.records[0] = evolve(stored.records[0], secret=b"renewed")
     stored.records[1] = evolve(stored.records[1], secret=b"other", details={"account": "bob"})
     del stored.records[2]

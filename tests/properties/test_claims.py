@@ -30,7 +30,8 @@ from pdm.workqueue.domain.retry import MOST_CRASHES
 from pdm.workqueue.store import claim_limits, claim_queries, claiming, job_changes, jobs, leases, results
 from pdm.workqueue.store.records import elements
 from pdm.workqueue.WorkqueueDB import Base
-from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store, new_job, verdict
+from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store
+from tests.support.records import new_job, verdict
 
 _S = JobStatus
 _WORKERS = ("ann", "ben", "cid")

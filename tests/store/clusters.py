@@ -1,4 +1,4 @@
-"""A private PostgreSQL server for tests: below a temporary directory, on a Unix socket, gone afterwards."""
+"""A private PostgreSQL server for tests: in a temporary directory, on a Unix socket, removed afterwards."""
 
 from __future__ import annotations
 

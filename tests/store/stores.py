@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from attrs import define, evolve
+from attrs import define
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, ElementRecord, JobRecord, NewElement, NewJob, Verdict
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, ElementRecord, JobRecord, NewElement, Verdict
 from pdm.workqueue.store import claiming, jobs, leases, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.jobs import ElementFilter
 from pdm.workqueue.store.records import elements, workers
+from tests.support.records import NOW, new_job, verdict
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+START = NOW
 LIST_LANE = frozenset({JobType.LIST})
 WORK_LANE = frozenset(JobType) - LIST_LANE
 LEASE_S = 60.0
@@ -142,26 +143,6 @@ def identity(incarnation: str = "w") -> leases.WorkerIdentity:
     return leases.WorkerIdentity(name_of(incarnation), incarnation)
 
 
-def new_job(user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> NewJob:
-    listed = type_ not in (JobType.MKDIR, JobType.RENAME)
-    new = NewJob(
-        user_id=user,
-        type=type_,
-        protocol=JobProtocol.DUMMY,
-        src_siteid=1,
-        src_filepath="/src",
-        dst_siteid=2 if type_ is JobType.COPY else None,
-        dst_filepath="/dst" if type_ is JobType.COPY else None,
-        options={},
-        priority=5,
-        max_tries=2,
-        label=None,
-        log_uid="0123abcd",
-        first=NewElement(JobType.LIST if listed else type_, "/src"),
-    )
-    return evolve(new, **changes)
-
-
 def as_element(type_: JobType, number: int, given: NewElement | int) -> NewElement:
     if isinstance(given, NewElement):
         return given
@@ -171,10 +152,6 @@ def as_element(type_: JobType, number: int, given: NewElement | int) -> NewEleme
 
 def token_of(batch: Batch, index: int = 0) -> ClaimToken:
     return batch.token(batch.elements[index])
-
-
-def verdict(token: ClaimToken, status: JobStatus = JobStatus.DONE, at: datetime = START, **more: Any) -> Verdict:
-    return Verdict(token, status, at, at + timedelta(seconds=2), **more)
 
 
 def done(*batches: Batch) -> list[Verdict]:

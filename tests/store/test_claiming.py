@@ -12,7 +12,8 @@ from pdm.workqueue.domain.jobs import Batch, NewElement
 from pdm.workqueue.domain.limits import FIRST_BATCH_SIZE, work_kind
 from pdm.workqueue.store import claim_queries, job_changes, leases, results
 from pdm.workqueue.store.claim_limits import ClaimLimits
-from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of
+from tests.support.records import verdict
 
 
 def job_ids(batches: list[Batch]) -> list[int]:

@@ -17,7 +17,8 @@ from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results
 from pdm.workqueue.store.engines import _sqlite_engine
 from pdm.workqueue.store.jobs import JobFilter
 from pdm.workqueue.store.transaction_threads import _max_tries
-from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, new_job
+from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of
+from tests.support.records import new_job
 
 _DAEMONS = 4
 
@@ -62,7 +63,7 @@ class Daemon(threading.Thread):
             tokens = [batch.token(element) for batch in batches for element in batch.elements]
             self._board.begin(tokens)
             if self._chance.random() < 0.1:
-                # It dies: whoever notices takes its lease away, and it comes back under a new name.
+                # It dies: its lease is taken away, and it restarts under a new name.
                 self._board.end(tokens)
                 repeated(self._store, leases.release_worker, name_of(self.name), self._store.now)
                 self.name += "'"
@@ -85,7 +86,7 @@ LIMITS = claim_limits.ClaimLimits(elements=20, batches=4, batch_elements=5, batc
 
 
 class Board:
-    """What runs, told by those that run it."""
+    """What runs, as reported by the daemons."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""The database of the daemon: functions in threads, one commit, results on the reactor."""
+"""The database of the daemon: functions in threads, shared commits, results on the reactor."""
 
 from __future__ import annotations
 

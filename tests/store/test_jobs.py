@@ -10,7 +10,8 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, NewElement
 from pdm.workqueue.store import claim_queries, job_changes, jobs
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
-from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, new_job, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of
+from tests.support.records import new_job, verdict
 
 
 def test_a_registered_job_is_what_was_asked_for(store: Store) -> None:
@@ -125,7 +126,7 @@ def test_a_large_job_is_cancelled_in_parts(store: Store, monkeypatch: pytest.Mon
     record = store.run(job_changes.cancel, job.id, store.now)
     assert (record.status, record.cancel_requested) == (JobStatus.RUNNING, True)
     assert record.counters == Counters(elements=13, submitted=5, done=1, cancelled=4, held=3) == store.recount(job.id)
-    # Nothing of it is claimed or wanted any more, and who comes later finds what is left to do.
+    # Nothing of it is claimed any more, and a later call finds what is left to do.
     assert store.claim() == []
     assert store.run(claim_queries.next_due, store.now) is None
     assert store.run(job_changes.unfinished_changes) == [job.id]

@@ -1,4 +1,4 @@
-"""Leases: who holds one, who lost it, and what happens to the elements of the dead."""
+"""Leases: taken, renewed, lost; release of what dead daemons ran."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ClaimToken, Counters
 from pdm.workqueue.domain.retry import MOST_CRASHES
 from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results
-from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, token_of, verdict
+from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, token_of
+from tests.support.records import verdict
 
 
 def test_a_renewed_lease_is_not_taken_away(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""PostgreSQL commits and the connection ends before it says so: nothing is left running, nothing is told twice."""
+"""PostgreSQL commits and the connection breaks before the answer: no claim and no verdict is lost or repeated."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Ro
 from pdm.workqueue.domain.sites import Actor, NewSite
 from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results, sites
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
-from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of, verdict
+from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of
+from tests.support.records import verdict
 
 _FILES = 1500
 

@@ -1,4 +1,4 @@
-"""Results: what they change, and what they must not change."""
+"""Results of attempts: what they change, and what they must not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, NewElement
 from pdm.workqueue.store import claim_queries, credentials, job_changes, jobs, leases, results
 from pdm.workqueue.store.credentials import EncryptedCredential
-from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of
+from tests.support.records import verdict
 
 
 def test_what_is_done_is_counted_and_kept(store: Store) -> None:

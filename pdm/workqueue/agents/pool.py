@@ -28,7 +28,6 @@ class AgentKind:
     """What makes two agents interchangeable.
 
     Attributes:
-        helper: name of the helper program.
         credential: fingerprint of its credential; empty for none.
         environment: variables that the mover sets: trusted authorities, roots.
     """

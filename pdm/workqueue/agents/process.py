@@ -62,8 +62,6 @@ class AgentCommand:
     """How an agent is started.
 
     Attributes:
-        name: for the log.
-        arguments: program and arguments.
         environment: complete; nothing is inherited.
         lock_fd: descriptor of the instance lock that the agent inherits, or None.
     """

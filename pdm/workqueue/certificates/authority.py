@@ -52,12 +52,7 @@ class Credential:
     def proxy(
         self, start: timedelta = SKEW, lifetime: timedelta = timedelta(hours=12), limited: bool = False
     ) -> Credential:
-        """Make an RFC 3820 proxy of this credential; works on a proxy too.
-
-        Args:
-            start: when it becomes valid, counted from now.
-            lifetime: how long it is valid, counted from `start`.
-        """
+        """Make an RFC 3820 proxy of this credential; works on a proxy too."""
         key = new_key()
         begin = now() + start
         certificate = sign_proxy(self.certificate, self.key, key.public_key(), begin, begin + lifetime, limited=limited)
@@ -195,8 +190,6 @@ class Authority:
 
         Args:
             names: DNS names, the first (or else the first address) is its common name too.
-            start: when it becomes valid, counted from now.
-            lifetime: how long it is valid, counted from `start`.
         """
         alternatives = x509.SubjectAlternativeName(
             [*(x509.DNSName(name) for name in names), *(x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips)]
@@ -215,8 +208,6 @@ class Authority:
 
         Args:
             common_name: last part of the subject; the parts before it are those of the authority.
-            start: when it becomes valid, counted from now.
-            lifetime: how long it is valid, counted from `start`.
         """
         return self._sign(
             common_name,
@@ -237,7 +228,6 @@ class Authority:
         Args:
             revoked: serial numbers of the revoked certificates.
             lifetime: until the next list is due, counted from `start`.
-            start: when it was issued, counted from now.
         """
         begin = now() + start
         builder = (

@@ -80,7 +80,6 @@ def accept_proxy(
     """Verify the proxy that a caller sent for a request.
 
     Args:
-        private_key_pem: the key that `new_request` made.
         pem_from_client: the proxy, followed by the caller's certificate and what is between.
         caller_subject: of the TLS peer (`peer_identity`).
         trust: authorities and revocation lists; those of the service's own TLS.
@@ -125,7 +124,6 @@ def sign_request(
     """Sign a proxy for a request: the caller's side of delegation.
 
     Args:
-        request_pem: what the service gave out.
         certificate: PEM of the caller's certificate or proxy, with its chain.
         key: PEM of its key; None if it is in the file of the certificate.
         lifetime: of the new proxy; cut to what is left of the certificates behind it.

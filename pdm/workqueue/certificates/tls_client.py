@@ -200,7 +200,6 @@ class _ClientPolicy:
 
     Args:
         trust: authorities of the service's certificate; None for those of the system.
-        identity: what the client shows; None for nothing.
     """
 
     def __init__(self, trust: Trust | None, where: str, identity: TlsIdentity | None) -> None:

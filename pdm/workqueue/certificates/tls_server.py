@@ -140,7 +140,6 @@ class ServerTls:
     """Makes the server side of TLS connections.
 
     Args:
-        certificate: PEM of the host certificate, with its chain.
         trust: PEM file or grid-style directory of the authorities that may vouch for clients.
         refused: called with the reason of each refused certificate, for counting.
 
@@ -261,7 +260,6 @@ class ServerTls:
         """What is held against a chain that was good before: the certificate, and the reason.
 
         Args:
-            chain: of a connection; empty without a certificate.
             gone: authorities that were trusted before.
         """
         if not chain:

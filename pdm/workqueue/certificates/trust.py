@@ -46,10 +46,8 @@ class Trust:
     """Authorities with their revocation lists; never changes, is replaced as a whole.
 
     Attributes:
-        authorities: trusted certificates, roots and those below them.
         problems: what could not be read, a sentence each, for the log.
         listed: canonical subjects of the authorities that have a list, usable or not.
-        signing: which subjects the authorities may sign.
     """
 
     authorities: tuple[x509.Certificate, ...]
@@ -186,7 +184,6 @@ def read_trust(path: Path, policy: CrlPolicy = "if-present", signing: PolicyMode
     """Read authorities and lists. File work: to be called in a thread when a reactor runs.
 
     Args:
-        path: PEM file or grid-style directory.
         policy: which revocation lists are checked.
 
     Raises:

@@ -61,7 +61,6 @@ def misuse(certificate: x509.Certificate, issuer: x509.Certificate | None, *, is
 
     Args:
         issuer: the one that signed it, None for the root.
-        is_leaf: whether it is the client's own.
 
     Returns:
         The reason to refuse it, None if there is none.

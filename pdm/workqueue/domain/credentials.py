@@ -143,7 +143,6 @@ def choose_credentials_by_need(
 
     Args:
         found: the user's, of all kinds that are needed, for any site.
-        needs: site → what is needed there.
 
     Returns:
         Site → credential; a site for which the service has to take its own is left out.

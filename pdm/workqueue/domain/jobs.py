@@ -229,8 +229,6 @@ class Verdict:
 
     Attributes:
         status: DONE, FAILED, CANCELLED; SUBMITTED to be tried again; HELD.
-        counts: whether the attempt counts towards ``max_tries``.
-        not_before: when it may be tried again (SUBMITTED only).
         transferred: bytes that arrived and are proven (0 if none).
         already_there: whether the destination had the file before, so that nothing was moved.
         leftover: whether a temporary file of the attempt may be left at the destination.

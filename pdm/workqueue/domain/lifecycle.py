@@ -75,8 +75,6 @@ def job_status(counters: Counters, *, started: bool, cancel_requested: bool) -> 
 
     Args:
         counters: of its elements; the listing is one of them, so a job that still grows is never final.
-        started: whether any element was ever begun.
-        cancel_requested: whether its user asked to end it.
     """
     if counters.submitted or counters.running:
         return JobStatus.RUNNING if started else JobStatus.SUBMITTED

@@ -78,7 +78,6 @@ class StreamQuota:
     """How many batches more may be claimed.
 
     Attributes:
-        left: for what is named here.
         otherwise: for all others of a kind; kinds that are not named have no limit.
     """
 
@@ -160,11 +159,7 @@ def _adjust(counter: Counter[LimitKey], key: LimitKey, by: int) -> None:
 
 @define(eq=False)
 class StreamSlot:
-    """The stream of a batch, or its place in the queue for one; call `leave` at its end, in any case.
-
-    Attributes:
-        has_stream: whether it has one of its own.
-    """
+    """The stream of a batch, or its place in the queue for one; call `leave` at its end, in any case."""
 
     _ledger: StreamLedger
     keys: frozenset[LimitKey]
@@ -224,11 +219,8 @@ class ClaimExclusions:
     """What claims exclude, listings included.
 
     Attributes:
-        paused: sites that cannot be reached by a protocol.
         probed: sites that may be back, by a protocol: of what has to do with one by that, a single element may run at
             once.
-        drained: sites at which nothing starts.
-        banned: users of whom nothing starts.
         next_change: when that changes without an event; None if never.
     """
 
@@ -272,20 +264,13 @@ def work_kind(job: JobRecord) -> WorkKind:
 def next_batch_size(size: int, elements: int, seconds: float, most: int, batch_time_s: float = BATCH_TIME_S) -> int:
     """How many elements the next batch of a kind may have.
 
-    Args:
-        size: how many this one might have had.
-        elements: how many it had.
-        seconds: how long it took.
-        most: never more than this.
-        batch_time_s: how long a batch should take.
-
     Returns:
         Twice as many if a whole batch would have ended in less than half of that time; as many as are done in that
         time if this one took longer; else as many as before.
     """
     if seconds > batch_time_s:
         return min(max(int(elements * batch_time_s / seconds), 1), most)
-    # Too few elements say little about many: most of their time may be the way there and back.
+    # Too few elements say little about many: most of their time may be the round trip.
     says_something = elements * 4 >= size
     if says_something and seconds * size / elements < batch_time_s / 2:
         return min(size * 2, most)
@@ -293,21 +278,12 @@ def next_batch_size(size: int, elements: int, seconds: float, most: int, batch_t
 
 
 def fair_share(waiting: int, batches: int) -> int:
-    """How many waiting elements one batch may take, so that all agents have work until the end.
-
-    Args:
-        waiting: elements that could go into it.
-        batches: how many there may be at once.
-    """
+    """How many waiting elements one batch may take, so that all agents have work until the end."""
     return max(math.ceil(waiting / max(batches, 1)), MIN_SHARE)
 
 
 def runs_alone(attempts: int, last_code: str | None) -> bool:
-    """Whether an element gets a batch of its own, because agents crash with it.
-
-    Args:
-        last_code: why the last one failed.
-    """
+    """Whether an element gets a batch of its own, because agents crash with it."""
     return attempts + 1 >= _ALONE_FROM and last_code == FailureCode.CRASHED.value
 
 
@@ -320,7 +296,6 @@ def batch_work(elements: int, size: int, total_bytes: int, batch_bytes: int) -> 
 
     Args:
         size: how many elements of its kind make a full one.
-        batch_bytes: how many make a full one.
     """
     return max(elements / max(size, 1), total_bytes / max(batch_bytes, 1))
 

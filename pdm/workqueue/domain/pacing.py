@@ -49,8 +49,6 @@ class BatchRun:
 
     Attributes:
         seconds: that it took on its stream.
-        moved: bytes.
-        attempts: that ended and count.
         failed: how many of them with one of `ROUTE_FAILURES`.
     """
 
@@ -90,10 +88,8 @@ class Pacer:
     """The limit of one route.
 
     Attributes:
-        limit: streams at once.
         window_s: seconds of work between two decisions, at least.
         reason: why the limit is as it is: the latest decision, in a sentence.
-        changed_at: when the limit changed last.
     """
 
     limit: int
@@ -247,9 +243,7 @@ class BreakerPolicy:
     """Threshold and pauses of a breaker.
 
     Attributes:
-        threshold: failures in a row that open it.
         first_pause_s: seconds for which it opens at first; doubles with each probe that fails.
-        longest_pause_s: upper bound of that.
     """
 
     threshold: int = 3
@@ -263,7 +257,6 @@ class Breaker:
 
     Attributes:
         failures: in a row.
-        failing_since: when the first of them was.
         opened: how often in a row it opened.
         open_until: when the present pause ends; None while it is closed.
     """

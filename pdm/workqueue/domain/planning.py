@@ -124,10 +124,7 @@ def plan_for(type_: JobType, source: str, destination: str | None, tree: str, *,
     """The plan of a job with a listing.
 
     Args:
-        source: its ``src_filepath``.
-        destination: its ``dst_filepath``.
         tree: absolute path of the source as its server names it; links are followed inside it only.
-        recursive: whether a REMOVE may take a directory.
 
     Returns:
         None for a job whose listing is all that was asked.

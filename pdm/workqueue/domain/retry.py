@@ -53,7 +53,6 @@ def decide_retry(
 
     Args:
         tries: attempts that count so far, this one included (1 or more).
-        max_tries: how many may count.
         jitter: chance, 0 to 1; spreads the retries of many elements over half of each pause.
         uncounted: attempts that do not count; they make the pause longer all the same.
     """

@@ -52,7 +52,6 @@ class _Token:
     Attributes:
         characters: those that match; None for any.
         inverted: all others match instead.
-        repeats: it may occur more than once.
     """
 
     characters: frozenset[str] | None
@@ -99,7 +98,6 @@ class Statement:
 
     Attributes:
         issuer: the authority's subject, plain form; None for the authority that the file belongs to.
-        permits: whether the subjects are allowed or forbidden.
     """
 
     issuer: str | None

@@ -40,10 +40,7 @@ class Settler:
     """Keeps verdicts in memory until they are in the database.
 
     Args:
-        reactor: times the pause after an error.
-        database: that stores them.
         worker: the incarnation that claimed the attempts.
-        clock: UTC.
         on_settled: called after each transaction; True if an attempt may have left a temporary file.
     """
 
@@ -180,7 +177,6 @@ class AttemptContext:
     Attributes:
         host: name of this machine, for the logs.
         cancel_grace_s: seconds until an agent must react to a cancellation before it is killed.
-        service_health: of the service itself.
         health: learns from outcomes which endpoints can be reached.
     """
 

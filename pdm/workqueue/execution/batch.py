@@ -59,7 +59,6 @@ class RunningBatch:
         finished: fires when every element has a verdict and the agent is free or dead.
         on_nearly_done: called once, when the agent may be given its next batch.
         seconds: duration on the agent, once it has ended.
-        elements: number of elements done.
         moved: bytes transferred over the network.
         attempts: number of attempts that ended and count.
         failed: how many of them with `ROUTE_FAILURES`.

@@ -43,7 +43,6 @@ class Claimer:
     Attributes:
         service_health: while a required part of the service is faulty, nothing is claimed.
         poll_s: maximum seconds between two claims (other daemons add work, too).
-        lease: under which it claims.
         weights: subject → share of the work, if not 1.
     """
 

@@ -65,7 +65,6 @@ class EndpointCheck:
 
     Attributes:
         failure: why the default directory could not be listed; None if it could.
-        seconds: duration.
     """
 
     endpoint: SiteEndpoint
@@ -244,9 +243,6 @@ class EndpointProbes:
     """Logs in to an endpoint and lists the default directory of its site, as ``pdm site check`` does.
 
     Uses the credential of the user whose work failed there last, and reads no file of a user.
-
-    Attributes:
-        check: checks one endpoint for a user.
     """
 
     reactor: IReactorTime

@@ -51,9 +51,7 @@ class EndpointHealth:
 
     Attributes:
         failures: consecutive.
-        failing_since: time of the first of them.
         next_try: when a paused endpoint is tried again.
-        reason: of the last failure.
     """
 
     phase: BreakerState

@@ -68,7 +68,6 @@ class ExecutionLimits:
     Attributes:
         batches: copies, removals and so on, if streams allow; as many more may wait for an agent.
         listings: have a limit of their own.
-        batch_elements: elements of one batch at most.
     """
 
     batches: int
@@ -83,7 +82,6 @@ class Executor:
     Attributes:
         on_capacity: called when a batch has ended or new elements are in the database.
         batch_sizes: kind of work → elements of the next batch.
-        find_missing: see `Prerequisites`.
         restricted: ids of drained sites, or of banned users.
     """
 

@@ -67,7 +67,6 @@ class _Unreadable:
 
     Attributes:
         named: the first of them.
-        message: of the first.
     """
 
     code: FailureCode
@@ -92,7 +91,6 @@ class ListingIntake:
     """One listing.
 
     Args:
-        database: where it is stored.
         worker, token: the claim under which it is stored.
         plan: which elements follow; None stores the listing itself.
         source: the listed path, as the user gave it.

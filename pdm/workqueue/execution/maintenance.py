@@ -280,8 +280,7 @@ class Housekeeping:
 def missing_software(command: AgentCommand) -> Mapping[str, str]:
     """What is missing for each protocol, by its name; blocks.
 
-    Args:
-        command: runs `pdm.workqueue.helpers.prerequisites`.
+    ``command``: runs `pdm.workqueue.helpers.prerequisites`.
 
     Raises:
         OSError: no process could be made.

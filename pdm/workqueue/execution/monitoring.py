@@ -69,7 +69,6 @@ class PartFault:
     """A faulty part.
 
     Attributes:
-        since: when it was reported first, UTC.
         reason: for the daemon's log; may name files and servers.
         check: raises while the part does not work.
     """

@@ -49,7 +49,6 @@ class PreparedBatch:
     Attributes:
         kind: of agent; its credential is held until `Preparation.release_credential`.
         built: the request for the agent, and the elements that are not in it.
-        endpoints: site → endpoint that is used.
     """
 
     kind: AgentKind
@@ -63,7 +62,6 @@ class Preparation:
     """Prepares batches and site checks.
 
     Attributes:
-        element: time limits of an element.
         access: settings for every helper; roots and the user's credential are added.
         trust: makes the directory of authorities for a site that has its own.
     """

@@ -93,8 +93,6 @@ class SiteDirectory:
     """Keeps the registry of sites and the restrictions in step with the database.
 
     Attributes:
-        sites: is updated.
-        health: is updated.
         on_change: called after each change: something may be claimed now.
     """
 

@@ -37,7 +37,6 @@ class StreamLimits:
         window_s: seconds of work between two decisions about a route's limit.
         site_in: into one site, unless its description has another limit.
         site_out: out of one site, likewise.
-        user: of one user.
         job: with elements of one job.
     """
 
@@ -56,12 +55,9 @@ class RouteState:
     """State of a route.
 
     Attributes:
-        running: streams at present.
         limit: between ``least`` and ``most``.
         throughput: latest measurement, of all streams together, in ``unit``; None before the first.
         reason: of the latest decision about the limit, a sentence.
-        decided_at: time of that decision.
-        changed_at: when the limit changed last.
     """
 
     route: Route
@@ -77,13 +73,7 @@ class RouteState:
 
 
 class Streams:
-    """The streams of this daemon.
-
-    Args:
-        limits: of the configuration.
-        sites: may have limits of their own.
-        clock: UTC.
-    """
+    """The streams of this daemon."""
 
     _log = Logger()
 

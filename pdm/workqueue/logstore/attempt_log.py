@@ -71,7 +71,6 @@ class AttemptLog:
         """Take a line.
 
         Args:
-            line: with time and line end.
             stamp: the time and a blank, for the lines of our own.
             now: when that was, in seconds.
         """

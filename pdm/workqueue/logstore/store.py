@@ -66,7 +66,6 @@ class LogWriter:
     """Runs operations one after the other on its own thread.
 
     Args:
-        head_bytes: how much of the beginning of a log is kept.
         report: called on the thread with answers, and with a complaint for the daemon's log or None.
     """
 
@@ -306,8 +305,6 @@ class LogStore:
 
     Args:
         directory: of all logs; made, mode 0750, if it is missing.
-        head_bytes: how much of the beginning of a log is kept.
-        now: the time in seconds since 1970.
     """
 
     _log = Logger()

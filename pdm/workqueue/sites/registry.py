@@ -59,11 +59,7 @@ _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 
 class SiteRegistry:
-    """All sites; those of the files, and those of the database, are replaced as a whole when they are read again.
-
-    Args:
-        directory: whose ``*.conf`` files describe the sites.
-    """
+    """All sites; those of the files, and those of the database, are replaced as a whole when they are read again."""
 
     _log = Logger()
 

@@ -17,7 +17,6 @@ class Site:
     Attributes:
         id: the number in the REST API and in the database; stays when the site moves.
         name: what people call it; never a number.
-        description: one line for people.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
         mover: who carries out the elements of its jobs, unless a job says so itself.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.

@@ -25,7 +25,7 @@ from pdm.workqueue.store import claim_queries
 from pdm.workqueue.store.claim_limits import ClaimBudget, ClaimLimits
 from pdm.workqueue.store.leases import live_worker
 from pdm.workqueue.store.locks import LockedJob, lock_due_jobs, save_jobs
-from pdm.workqueue.store.records import claimed_record, elements, jobs
+from pdm.workqueue.store.records import UPDATE_ELEMENT, claimed_record, elements, jobs
 
 #: Jobs that one claim locks at most, so that many small ones fill its batches.
 _MOST_CANDIDATES = 500
@@ -89,7 +89,6 @@ class _Candidates:
     """Jobs that a claim locks and reads.
 
     Attributes:
-        numbers: ids of the jobs.
         beyond: user → elements that wait in further jobs; at most `_MOST_COUNTED` jobs are counted.
     """
 
@@ -273,17 +272,11 @@ def _mark_running(session: Session, builders: Sequence[_BatchBuilder], worker_id
     ]
 
 
-# By primary key, one by one: with a wider condition and outdated statistics of a young job, PostgreSQL may read the
-# whole job for each batch.
-_MARK_RUNNING = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(
-        status=JobStatus.RUNNING,
-        attempts=elements.c.attempts + 1,
-        worker_id=bindparam("claimed_by"),
-        claimed_at=bindparam("claimed_now"),
-    )
+_MARK_RUNNING = UPDATE_ELEMENT.values(
+    status=JobStatus.RUNNING,
+    attempts=elements.c.attempts + 1,
+    worker_id=bindparam("claimed_by"),
+    claimed_at=bindparam("claimed_now"),
 )
 
 

@@ -57,34 +57,13 @@ class Database:
         self._cache = JobCache(0 if engines.shared else MOST_JOBS)
         # Hanging PostgreSQL transactions are cut off. SQLite waits only for the lock of its file, which has a timeout.
         hangs_s = engines.timeouts.transaction_s if engines.shared else None
-        self._writer = TransactionThreads(
-            reactor=reactor,
-            engine=engines.writer,
-            threads=engines.writers,
-            together=engines.together,
-            name="database-writer",
-            cache=self._cache,
-            transaction_s=hangs_s,
+        threads = partial(TransactionThreads, reactor=reactor, cache=self._cache, transaction_s=hangs_s)
+        self._writer = threads(
+            engine=engines.writer, threads=engines.writers, together=engines.together, name="database-writer"
         )
-        self._reader = TransactionThreads(
-            reactor=reactor,
-            engine=engines.reader,
-            threads=engines.readers,
-            together=1,
-            name="database-reader",
-            cache=self._cache,
-            transaction_s=hangs_s,
-        )
+        self._reader = threads(engine=engines.reader, threads=engines.readers, together=1, name="database-reader")
         # A thread and a connection of its own, where possible: nothing may delay the renewal of the lease.
-        self._lease = TransactionThreads(
-            reactor=reactor,
-            engine=engines.lease,
-            threads=1,
-            together=1,
-            name="database-lease",
-            cache=self._cache,
-            transaction_s=hangs_s,
-        )
+        self._lease = threads(engine=engines.lease, threads=1, together=1, name="database-lease")
         self._writing = Availability("writing", time.monotonic)
         self._reading = Availability("reading", time.monotonic)
         self._open = False

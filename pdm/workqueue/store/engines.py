@@ -68,8 +68,6 @@ class Engines:
     Attributes:
         reader: for transactions that only read; the same engine as ``writer`` on PostgreSQL.
         lease: for the renewal of leases, which waits for nothing else; the same engine as ``writer`` on SQLite.
-        writers: threads that may write at once.
-        readers: threads that may read at once.
         together: how many calls may share one commit.
         shared: whether other daemons may use the database at the same time.
     """

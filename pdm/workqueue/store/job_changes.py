@@ -6,9 +6,9 @@ rest of a large job.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from attrs import evolve, frozen
@@ -20,7 +20,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
-from pdm.workqueue.store.records import credentials, elements, jobs
+from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs, matched
 from pdm.workqueue.WorkqueueDB import (
     AT_ONCE,
     CLOCK_SKEW,
@@ -41,11 +41,7 @@ _LATER = (
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_WAITING_WORK), elements.c.phase > 0)
     .limit(bindparam("most"))
 )
-_CANCEL_LATER = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.CANCELLED)
-)
+_CANCEL = UPDATE_ELEMENT.values(status=JobStatus.CANCELLED)
 
 
 def cancel_later_phases(session: Session, job: LockedJob) -> bool:
@@ -55,9 +51,7 @@ def cancel_later_phases(session: Session, job: LockedJob) -> bool:
         Whether there are more; the next claim that finds nothing else in the job cancels them.
     """
     numbers = session.scalars(_LATER, {"of_job": job.id, "most": CLOSED_AT_ONCE}).all()
-    if numbers:
-        session.execute(_CANCEL_LATER, [{"of_job": job.id, "number": number} for number in numbers])
-    job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, len(numbers))
+    _move(session, _CANCEL, job, numbers, JobStatus.SUBMITTED, JobStatus.CANCELLED)
     return len(numbers) == CLOSED_AT_ONCE
 
 
@@ -135,24 +129,17 @@ _WAITING, _HELD = (
     .limit(bindparam("most"))
     for condition in (IS_WAITING_WORK, IS_HELD)
 )
-_CANCEL = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.CANCELLED)
-)
 
 
 def _cancel_part(session: Session, job: LockedJob, now: datetime) -> None:
     left = CHANGED_AT_ONCE
     if job.counters.submitted:
-        listings = cast(sa.CursorResult[Any], session.execute(_CANCEL_LISTING, {"of_job": job.id})).rowcount
+        listings = matched(session, _CANCEL_LISTING, {"of_job": job.id})
         job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, listings)
     for status, those in ((JobStatus.SUBMITTED, _WAITING), (JobStatus.HELD, _HELD)):
         if left and (job.counters.submitted if status is JobStatus.SUBMITTED else job.counters.held):
             numbers = session.scalars(those, {"of_job": job.id, "most": left}).all()
-            if numbers:
-                session.execute(_CANCEL, [{"of_job": job.id, "number": number} for number in numbers])
-            job.move(status, JobStatus.CANCELLED, len(numbers))
+            _move(session, _CANCEL, job, numbers, status, JobStatus.CANCELLED)
             left -= len(numbers)
     job.roll_up(now)
     save_jobs(session, [job])
@@ -179,11 +166,7 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     return job.record, total
 
 
-_RETRY = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
-)
+_RETRY = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
 _SET_ASIDE = (
     sa.select(elements.c.id)
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_SET_ASIDE), elements.c.status == bindparam("in_status"))
@@ -197,9 +180,7 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
     for status in (JobStatus.FAILED, JobStatus.CANCELLED):
         if left and (job.counters.failed if status is JobStatus.FAILED else job.counters.cancelled):
             numbers = session.scalars(_SET_ASIDE, {"of_job": job.id, "in_status": status, "most": left}).all()
-            if numbers:
-                session.execute(_RETRY, [{"of_job": job.id, "number": number} for number in numbers])
-            job.move(status, JobStatus.SUBMITTED, len(numbers))
+            _move(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
             left -= len(numbers)
     more = not left and job.counters.failed + job.counters.cancelled > 0
     if more:
@@ -219,11 +200,7 @@ _HELD_JOBS = (
     .order_by(jobs.c.id)
     .limit(_HELD_JOBS_AT_ONCE)
 )
-_RESUME = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.SUBMITTED, due_at=AT_ONCE)
-)
+_RESUME = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, due_at=AT_ONCE)
 _HELD_AFTER = (
     sa.select(elements.c.id)
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_HELD), elements.c.id > bindparam("after"))
@@ -276,8 +253,7 @@ def resume_held(
         numbers = session.scalars(_HELD_AFTER, parameters).all()
         if not numbers:
             continue
-        session.execute(_RESUME, [{"of_job": job.id, "number": number} for number in numbers])
-        job.move(JobStatus.HELD, JobStatus.SUBMITTED, len(numbers))
+        _move(session, _RESUME, job, numbers, JobStatus.HELD, JobStatus.SUBMITTED)
         job.schedule_work()
         resumed.append(job)
         left, count = left - len(numbers), count + len(numbers)
@@ -354,6 +330,15 @@ def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
         .distinct()
     )
     return [HeldRoute(row.user_id, row.protocol, row.src_siteid, row.dst_siteid) for row in rows]
+
+
+def _move(
+    session: Session, change: sa.Update, job: LockedJob, numbers: Sequence[int], before: JobStatus, after: JobStatus
+) -> None:
+    """Change the status of some elements, in their rows and in the counters of the job."""
+    if numbers:
+        session.execute(change, [{"of_job": job.id, "number": number} for number in numbers])
+    job.move(before, after, len(numbers))
 
 
 def _locked(session: Session, job_id: int) -> LockedJob:

@@ -33,6 +33,7 @@ from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.records import (
     INSERT_ATTEMPTS,
     IS_INCARNATION,
+    UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
     attempts,
@@ -50,12 +51,12 @@ RELEASED_AT_ONCE = 1000
 _DAEMON_LOST = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    "the daemon that ran it died before it stored the result; it is retried",
+    "the daemon that ran it died before it stored the result; it is tried again",
 )
 _CRASHED_TOO_OFTEN = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    f"{MOST_CRASHES} times in a row its daemon or helper died before it reported the result; it is not retried",
+    f"{MOST_CRASHES} times in a row its daemon or helper died before it reported the result; it is not tried again",
 )
 
 
@@ -296,15 +297,11 @@ def release_unknown(session: Session, worker: str, tokens: Collection[ClaimToken
     return _release(session, workers.c.id == number, now, begun=lambda _job, _token: False, only=frozenset(tokens))
 
 
-_RELEASE = (
-    sa.update(elements)
-    .where(elements.c.job_id == sa.bindparam("of_job"), elements.c.id == sa.bindparam("number"))
-    .values(
-        status=sa.bindparam("new_status"),
-        lost=elements.c.lost + 1,
-        due_at=sa.bindparam("due_again_at"),
-        worker_id=None,
-    )
+_RELEASE = UPDATE_ELEMENT.values(
+    status=sa.bindparam("new_status"),
+    lost=elements.c.lost + 1,
+    due_at=sa.bindparam("due_again_at"),
+    worker_id=None,
 )
 _RELEASE_CRASHED = _RELEASE.values(
     residue=sa.bindparam("may_leave_file"),
@@ -347,14 +344,8 @@ def _release(
 ) -> int:
     """Put running elements of some workers back into the queue.
 
-    Args:
-        session: of the database.
-        of_workers: condition on workers.
-        now: UTC.
-        begun: whether work on an attempt had begun; otherwise it has not crashed.
-        only: which attempts; None for all.
-        most: elements, at most.
-        skip_locked: whether to skip jobs that another session has locked.
+    ``of_workers``: condition on workers. ``begun``: whether work on an attempt had begun; otherwise it has not crashed.
+    ``only``: which attempts; None for all. ``skip_locked``: whether to skip jobs that another session has locked.
     """
     held = sa.and_(sa.text(IS_RUNNING), elements.c.worker_id.in_(sa.select(workers.c.id).where(of_workers)))
     if only is not None:

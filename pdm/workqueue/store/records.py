@@ -163,6 +163,11 @@ def _failure(values: dict[str, Any]) -> AttemptFailure | None:
 
 
 INSERT_ELEMENTS = sa.insert(elements)
+#: By primary key, one by one: with a wider condition and outdated statistics of a young job, PostgreSQL may read the
+#: whole job. The parameters have no column's names: UPDATE would set those.
+UPDATE_ELEMENT = sa.update(elements).where(
+    elements.c.job_id == sa.bindparam("of_job"), elements.c.id == sa.bindparam("number")
+)
 INSERT_ATTEMPTS = sa.insert(attempts)
 
 

@@ -23,6 +23,7 @@ from pdm.workqueue.store.records import (
     INSERT_ATTEMPTS,
     INSERT_ELEMENTS,
     JOB_COLUMNS,
+    UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
     attempts,
@@ -57,9 +58,8 @@ class SettleOutcome:
 #: Delay before a retry with a credential that was stored during the attempt; avoids a busy loop if it fails, too.
 _RENEWED_PAUSE = timedelta(seconds=1)
 
-_SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
 #: Most attempts succeed: constants are part of the statement, because each bound value per row costs.
-_SETTLE_DONE = _SETTLE.values(
+_SETTLE_DONE = UPDATE_ELEMENT.values(
     status=JobStatus.DONE,
     worker_id=None,
     # An attempt that succeeds has removed first what earlier ones had left.
@@ -134,7 +134,7 @@ def settle(
             cancel_later_phases(session, job)
     if not ended:
         return SettleOutcome(tuple(lost), (), frozenset(repeated), passed_over)
-    for statement, changes in ((_SETTLE_DONE, done), (_SETTLE, others)):
+    for statement, changes in ((_SETTLE_DONE, done), (UPDATE_ELEMENT, others)):
         if changes:
             session.execute(statement, changes)
     session.execute(INSERT_ATTEMPTS, ended)

@@ -111,11 +111,7 @@ class NameTakenError(Exception):
 
 
 class SiteInUseError(Exception):
-    """Unfinished jobs need the site.
-
-    Attributes:
-        jobs: how many.
-    """
+    """Unfinished jobs need the site."""
 
     def __init__(self, count: int) -> None:
         super().__init__(f"{count} jobs that have not ended need the site")

@@ -64,11 +64,7 @@ class TransactionThreads:
     """Runs functions in threads, each in a transaction.
 
     Args:
-        reactor: receives the results.
-        engine: of the database.
-        threads: maximum number of threads.
         together: how many queued functions may share a commit.
-        name: of the threads.
         cache: is updated with the jobs that are written.
         transaction_s: a transaction that takes longer is cut off; None for no limit.
     """

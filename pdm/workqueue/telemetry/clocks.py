@@ -51,7 +51,6 @@ class ClockWatch:
 
     Attributes:
         listeners: each is called with how far the time of day was moved, forward if it is positive.
-        monotonic: seconds of a clock that is never set.
     """
 
     reactor: IReactorTime

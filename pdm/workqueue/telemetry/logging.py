@@ -172,7 +172,6 @@ def log_incident(log: Logger, failure: Failure, **fields: Any) -> str:
 
     Args:
         log: whose fault it is.
-        fields: more of `FIELDS`.
 
     Returns:
         The incident's short id; the same as in the line.

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.gridftp.replies import errno_of_reply
+from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand
 
 PROGRAM = "globus-url-copy"
@@ -28,6 +30,16 @@ _PERFORMANCE = re.compile(r"\s*([0-9]{1,19}) bytes\s+[0-9.]+ MB/sec avg\s+([0-9.
 _ERROR = re.compile(r"(?:continuing on )?error: (.*)\Z")
 #: The last word about a list: about no file.
 _COUNTED = re.compile(r"error: There (?:was an error with 1 transfer|were errors with [0-9]+ transfers)\.\Z")
+#: A reply of the server, as opposed to what the client library itself met with.
+_REPLY = re.compile(r"the server responded with an error")
+#: A refused login, whose reasons are about the server's files and certificates.
+_LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
+#: The connection is gone: another one may do.
+_LOST = re.compile(
+    r"an end-of-file was reached|Connection reset by peer|Broken pipe|Connection timed out|No route to host"
+    r"|^421[ -]|the connection was closed",
+    re.MULTILINE,
+)
 #: Lines of an error that are kept.
 _MOST_LINES = 40
 
@@ -139,6 +151,19 @@ class CopyListener:
         if self._is_error and report.error.count("\n") < _MOST_LINES:
             text = line.rstrip() if error is None else error.group(1)
             report.error += f"\n{text}" if report.error else text
+
+
+def error_in(text: str) -> StorageError:
+    """The error behind what the tool has said of a file.
+
+    The error number is taken from the server's reply only: "No such file or directory" about a file of this
+    machine (a missing credential) is not about the file that is to be copied.
+    """
+    lost = _LOST.search(text) is not None
+    number: int | None = None
+    if _REPLY.search(text) is not None and not lost and _LOGIN.search(text) is None:
+        number = errno_of_reply(text)
+    return StorageError(text, errno=number, lost=lost)
 
 
 def command_for(pairs: Sequence[UrlPair], environment: dict[str, str]) -> ToolCommand:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.webdav import WebdavBackend
 from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
-from pdm.workqueue.helpers.gridftp.globus import Globus, GlobusError
-from pdm.workqueue.helpers.gridftp.globus_storage import GridFtpStorage
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool
+from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError
+from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
 from pdm.workqueue.helpers.storage import Storage, StorageError
 
 #: Seconds for which a server that our own client could not talk to is left to the tools.
@@ -30,18 +31,18 @@ class NativeClients:
     """Our own clients, for all threads: which schemes they know, and which servers they cannot talk to."""
 
     def __init__(self) -> None:
-        self._globus: Globus | None = None
+        self._gsi: Gsi | None = None
         self._refused: dict[str, float] = {}
 
     def made_for(self, scheme: str) -> Storage | None:
         """A new client for a scheme; None where there is none."""
         if scheme == "gsiftp":
             try:
-                self._globus = self._globus or Globus()
-            except (OSError, GlobusError):
+                self._gsi = self._gsi or Gsi()
+            except (OSError, GsiError):
                 # Its library is not installed: proof is left to gfal.
                 return None
-            return GridFtpStorage(self._globus)
+            return GridFtpStorage(ChannelPool(self._gsi))
         maker = _BACKENDS.get(scheme)
         return maker() if maker is not None else None
 

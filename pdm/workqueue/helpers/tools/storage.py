@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.gridftp.replies import error_from
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
@@ -24,7 +23,7 @@ from pdm.workqueue.helpers.storage import (
     Timeouts,
 )
 from pdm.workqueue.helpers.tools.gfal import MISSING, REMOVED, Gfal
-from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for
+from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for, error_in
 from pdm.workqueue.helpers.tools.native_clients import NativeClients, is_answer
 from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner, tool_environment
 
@@ -352,7 +351,7 @@ class ToolStorage(Storage):
             if status < 0:
                 ended = StorageError(f"globus-url-copy was ended by signal {-status}", code="CRASHED", scope="service")
         outcomes: dict[int, StorageError | None] = {
-            key: error_from(report.error) if report.error else None for key, report in listener.reports.items()
+            key: error_in(report.error) if report.error else None for key, report in listener.reports.items()
         }
         if ended is not None:
             if listener.current is None:
