@@ -26,7 +26,7 @@ from pdm.workqueue.domain.limits import (
     next_batch_size,
     work_kind,
 )
-from pdm.workqueue.domain.paths import decoded
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
@@ -397,7 +397,7 @@ class Executor:
         await self.database.run("begin a listing", listings.begin, token)
         tree = request.url if isinstance(request, wire.ListRequest) else ""
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
-        plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
+        plan = plan_for(job.type, job.src_filepath, job.dst_filepath, StorageUrl(tree).text_path, recursive=recursive)
         return ListingIntake(
             database=self.database,
             worker=self.worker,
@@ -430,10 +430,3 @@ class Executor:
 
 def _dependency_missing(message: str) -> AttemptFailure:
     return AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)
-
-
-def _path_of(url: str) -> str:
-    """The decoded path in a storage URL."""
-    _, _, rest = url.partition("://")
-    slash = rest.find("/")
-    return decoded(rest[slash:].partition("?")[0]) if slash >= 0 else "/"

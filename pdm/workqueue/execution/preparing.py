@@ -13,7 +13,7 @@ from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, JobRecord
-from pdm.workqueue.domain.paths import decoded
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.credentials import (
     CREDENTIALS_VARIABLE,
@@ -177,7 +177,7 @@ class Preparation:
 
     def _roots(self) -> list[str]:
         return [
-            decoded(site.endpoints[JobProtocol.FILE].removeprefix("file://"))
+            StorageUrl(site.endpoints[JobProtocol.FILE]).text_path
             for site in self.sites.all()
             if JobProtocol.FILE in site.endpoints
         ]

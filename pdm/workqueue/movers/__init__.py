@@ -8,8 +8,7 @@ from types import MappingProxyType
 
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.credentials import CredentialKind
-from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol
+from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.movers.gridftp import GridFtpMover
 from pdm.workqueue.movers.mover import Mover
@@ -25,13 +24,8 @@ ENTRY_POINTS = "pdm_workqueue.movers"
 BUILT_IN: Mapping[JobProtocol, Mover] = MappingProxyType(
     {
         JobProtocol.GRIDFTP: GridFtpMover(),
-        JobProtocol.SSH: RelayedMover(JobProtocol.SSH, CredentialKind.SSH_KEY),
-        JobProtocol.HTTPS: RelayedMover(
-            JobProtocol.HTTPS, CredentialKind.PROXY, prefers_credential=CredentialKind.TOKEN
-        ),
-        JobProtocol.XROOT: RelayedMover(JobProtocol.XROOT, CredentialKind.PROXY),
-        JobProtocol.FILE: RelayedMover(JobProtocol.FILE, needs_credential=None),
         JobProtocol.DUMMY: DummyMover(),
+        **{protocol: RelayedMover(protocol) for protocol in sorted(RELAYED)},
     }
 )
 

@@ -34,14 +34,6 @@ __all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_ur
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
 _OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover")
-_SCHEMES = {
-    JobProtocol.GRIDFTP: ("gsiftp",),
-    JobProtocol.SSH: ("sftp",),
-    JobProtocol.DUMMY: ("dummy",),
-    JobProtocol.FILE: ("file",),
-    JobProtocol.HTTPS: ("https", "davs"),
-    JobProtocol.XROOT: ("root", "roots"),
-}
 #: Schemes of servers that only the tools can reach, with the user's proxy; they are GRIDFTP by their name in jobs.
 TOOL_SCHEMES = ("srm", "dcap", "gsidcap")
 #: Where the web service of an SRM stands, and what comes before the path.
@@ -280,7 +272,7 @@ def check_endpoint(protocol: JobProtocol, text: str, mover: MoverKind = MoverKin
     Raises:
         ValueError: it is none for the protocol.
     """
-    schemes = _SCHEMES[protocol]
+    schemes = protocol.info.schemes
     if mover is MoverKind.TOOLS and protocol is JobProtocol.GRIDFTP:
         schemes += TOOL_SCHEMES
         if text.startswith("srm://") and (service := _SRM_SERVICE.search(text)):

@@ -53,10 +53,6 @@ class Site:
         return self.public or self.owner_id == user_id
 
 
-#: Protocols without home directories, or without a way to ask for them.
-_WITHOUT_HOMES = frozenset({JobProtocol.FILE, JobProtocol.HTTPS, JobProtocol.XROOT})
-
-
 def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) -> bool:
     """Whether the elements of a job are carried out by the field's own commands.
 
@@ -99,7 +95,7 @@ def storage_url(site: Site, protocol: JobProtocol, path: str, url: str | None = 
     if place != path:
         # A relative path may be short enough by itself only.
         checked(place)
-    if protocol in _WITHOUT_HOMES:
+    if not protocol.info.has_homes:
         inside = _confined(place, "directory" if protocol is JobProtocol.FILE else "server")
     else:
         inside = encoded(place if place.startswith("/") else "/" + place)

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from pdm.workqueue.certificates.files import read_authorities
 from pdm.workqueue.certificates.pem import to_pem
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.sites import Actor, NewSite, RestrictionKind, SiteRecord
 from pdm.workqueue.execution.endpoint_checks import SiteCheckRunningError
 from pdm.workqueue.http.access import Caller, Role
@@ -105,7 +106,7 @@ def _myproxy(server: str | None, *, local: bool) -> str | None:
 
 def _check_not_local(address: str, pointer: str, *, local: bool) -> str:
     """Refuse an address (``HOST:PORT`` or a URL) of this machine or its link, unless `local` allows it."""
-    authority = address.partition("://")[2].partition("/")[0] or address
+    authority = StorageUrl(address).authority or address
     if not local and _is_local(authority):
         # Server-side request forgery: users would reach services that trust local connections.
         raise ForbiddenError("only operators may use an address of the service's own machine or its link", pointer)
