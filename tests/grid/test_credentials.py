@@ -80,7 +80,7 @@ def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestG
         ended = service.wait_for("bob", job_id, timeout_s=10)
         # With one try in all, an attempt that counted would have been the last.
         assert (ended["status"], ended["max_tries"], "hold" in ended) == ("DONE", 1, False)
-        assert "1 held elements go on" in service.log_path.read_text()
+        assert "1 held elements resumed" in service.log_path.read_text()
 
 
 @pytest.mark.full
