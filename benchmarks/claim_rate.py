@@ -69,7 +69,9 @@ class Queue:
         queue.transact(lambda session: leases.register_worker(session, _IDENTITY, _now(), _LEASE_S))
         for _ in range(job_count):
             queue.transact(lambda session: jobs.submit(session, _new_job(user), None, _now()))
-        lanes = claim_limits.ClaimLimits(job_count, job_count, 1, 1, frozenset({JobType.LIST}))
+        lanes = claim_limits.ClaimLimits(
+            elements=job_count, batches=job_count, batch_elements=1, batch_bytes=1, types=frozenset({JobType.LIST})
+        )
         for batch in queue.transact(lambda session: claiming.claim(session, _WORKER, lanes, _now())):
             queue.listings[batch.job.id] = batch.token(batch.elements[0])
         for job_id in queue.listings:
@@ -89,7 +91,13 @@ class Queue:
     def cycle(self) -> None:
         """Claim, settle, add."""
         most = _BATCHES * _BATCH_ELEMENTS
-        limits = claim_limits.ClaimLimits(most, _BATCHES, _BATCH_ELEMENTS, 2**40, frozenset(JobType) - {JobType.LIST})
+        limits = claim_limits.ClaimLimits(
+            elements=most,
+            batches=_BATCHES,
+            batch_elements=_BATCH_ELEMENTS,
+            batch_bytes=2**40,
+            types=frozenset(JobType) - {JobType.LIST},
+        )
         began = time.perf_counter()
         batches = self.transact(lambda session: claiming.claim(session, _WORKER, limits, _now()))
         self.seconds.append(time.perf_counter() - began)

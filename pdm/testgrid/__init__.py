@@ -1,7 +1,7 @@
 """A real grid on loopback, for tests, demonstrations and benchmarks; also of other projects.
 
 ``TestGrid(directory)`` is the grid as a context manager; ``python -m pdm.testgrid up DIR`` and ``down DIR`` are the
-same as commands. ``DIR/grid.json`` tells where everything is.
+same as commands. ``DIR/grid.json`` describes it.
 """
 
 from __future__ import annotations

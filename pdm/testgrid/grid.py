@@ -47,9 +47,7 @@ class GridSite:
     """A site of the grid.
 
     Attributes:
-        id: its number.
         root: its directory on disk; paths at the site are the real paths.
-        server: what serves it.
     """
 
     id: int
@@ -66,8 +64,6 @@ class GridUser:
     """A user of the grid.
 
     Attributes:
-        name: short name.
-        files: the credential.
         account: local account that sessions become; None where the grid was brought up without root.
     """
 
@@ -192,7 +188,6 @@ class TestGrid:
         """Start a further server, which ends with the grid.
 
         Args:
-            name: unique in the grid.
             host_names: whom its certificate is for; ``["wrong.example.org"]`` makes one that clients must refuse.
             home: name of the site whose directory is its home.
             authority: vouches for it; the grid's own if None. The server itself trusts that of the grid's users only.
@@ -313,7 +308,7 @@ class TestGrid:
                     listing.kill()
 
     def description(self) -> dict[str, Any]:
-        """What ``grid.json`` tells; the first three keys are a promise to other projects."""
+        """Content of ``grid.json``; the first three keys are a promise to other projects."""
         return {
             "ca_dir": str(self.credentials.trust),
             "sites": {

@@ -37,15 +37,8 @@ class GridFtpSettings:
     """What a server runs on.
 
     Attributes:
-        directory: directory of the grid.
-        name: unique in the grid.
         home: what ``~`` means.
-        certificate: of the host, PEM.
-        key: of the host, PEM.
-        trust: grid style directory of certificate authorities.
-        gridmap: the grid-mapfile.
         setuid: whether a session becomes the local account of its user (needs root).
-        log_level: what ``globus-gridftp-server -d`` takes.
     """
 
     directory: Path
@@ -154,7 +147,7 @@ class GridFtpServer:
         signal_marked(self.settings.marks, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen server go on."""
+        """Continue a frozen server (SIGCONT)."""
         signal_marked(self.settings.marks, signal.SIGCONT)
 
     def _arguments(self) -> list[str]:
@@ -211,8 +204,6 @@ class MyProxyServer:
 
     Attributes:
         directory: of its own, for its configuration and what is stored.
-        host: its certificate.
-        trust: grid style directory of authorities.
         marks: environment by which the grid finds its processes.
     """
 

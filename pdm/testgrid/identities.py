@@ -34,8 +34,6 @@ def acquire_accounts(directory: Path, users: Sequence[str], registry: Path = _RE
 
     Args:
         directory: directory of the grid; it exists.
-        users: names of the grid's users.
-        registry: directory of the references.
 
     Returns:
         User → local account.
@@ -112,7 +110,7 @@ def _locked(registry: Path) -> Iterator[None]:
             continue
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # A lock on a file that has lost its name since it was opened locks nobody out.
+            # A lock on a file that was unlinked after it was opened excludes no other process.
             if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 yield
                 if [entry.name for entry in registry.iterdir()] == [_LOCK]:
@@ -133,7 +131,6 @@ class UserFiles:
 
     Attributes:
         dn: the subject in slash form.
-        certificate: PEM.
         key: PEM, mode 0600.
         proxy: a proxy of the user as one file (certificate, key, chain), mode 0600.
         expired_proxy: one that ended an hour ago.
@@ -162,7 +159,6 @@ class GridCredentials:
         authority: signs hosts and users.
         trust: grid style directory that trusts the authority.
         host: for servers named ``localhost``.
-        users: name → files.
         stranger: a user of an authority that the grid does not trust.
         stranger_trust: grid style directory that trusts both authorities: with it the stranger's client accepts the
             servers, and it is they who refuse.
@@ -180,8 +176,6 @@ def make_credentials(directory: Path, users: Sequence[str], authority_name: str 
     """Make the certificates of a grid under its directory.
 
     Args:
-        directory: the directory.
-        users: names of the users.
         authority_name: of the authority; those that are to be trusted together must differ in it.
     """
     trust, stranger_trust = directory / "certificates", directory / "stranger-certificates"
@@ -220,11 +214,7 @@ def make_host(
     """Make a host certificate.
 
     Args:
-        directory: directory of the grid.
-        authority: signs it.
         label: names the files.
-        names: DNS names that it is for.
-        addresses: IP addresses that it is for.
     """
     files = HostFiles(directory / "hosts" / f"{label}.crt", directory / "hosts" / f"{label}.key")
     _write(authority.host(list(names), list(addresses)), files)

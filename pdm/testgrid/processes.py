@@ -2,7 +2,7 @@
 
 A process number proves little: it may belong to another process by now. Every server of a grid is started with marks in
 its environment, which its sessions inherit, also after they have changed their user. The kernel shows the environment
-with which a process was started, so the marks tell reliably to which grid it belongs. Signals go through a pidfd, which
+with which a process was started, so the marks identify its grid reliably. Signals go through a pidfd, which
 never refers to another process.
 """
 
@@ -74,7 +74,7 @@ def program_path(name: str) -> Path:
 
 #: Seconds between SIGTERM and SIGKILL, and after SIGKILL until the grid gives up.
 GRACE_S = 1.0
-# After how many seconds an environment that is not there yet is looked at again, and for how long.
+# After how many seconds an environment that is not there yet is read again, and for how long.
 _LOOK_S, _LONGEST_LOOK_S = 0.002, 2.0
 # Where in /proc/PID/stat begin and end of the environment stand, counted from behind the name.
 _ENV_START, _ENV_END = 47, 48
@@ -95,8 +95,6 @@ def signal_marked(marks: Marks, number: signal.Signals, spare: int | None = None
     """Send a signal to each process that carries the marks.
 
     Args:
-        marks: names and values in the environment.
-        number: the signal.
         spare: the number of a process that is left alone.
 
     Returns:
@@ -106,7 +104,7 @@ def signal_marked(marks: Marks, number: signal.Signals, spare: int | None = None
 
 
 def signal_process(pid: int, marks: Marks, number: signal.Signals) -> bool:
-    """Send a signal to one process if it carries the marks; tell whether it got it."""
+    """Send a signal to one process if it carries the marks; returns whether it was sent."""
     with _opened(pid, marks) as process:
         if process is None:
             return False
@@ -143,7 +141,7 @@ def listening_port(pid: int) -> int | None:
     try:
         sockets = {str(entry.readlink()) for entry in Path("/proc", str(pid), "fd").iterdir()}
     except OSError:
-        # It has ended, or closed what was being looked at.
+        # It has ended, or closed what was read.
         return None
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state, *rest = line.split()
@@ -202,7 +200,7 @@ def _environment(entry: Path) -> bytes:
     """What a process was started with; empty for threads of the kernel, zombies, and who was started with nothing.
 
     While a program takes the place of another in a process (exec), its environment reads as empty, on a busy machine
-    for long: then it is looked at again. One that is empty for good has a place in memory, and no length.
+    for long: then it is read again. One that is empty for good has a place in memory, and no length.
     """
     give_up_at = time.monotonic() + _LONGEST_LOOK_S
     while not (environment := (entry / "environ").read_bytes()) and time.monotonic() < give_up_at:

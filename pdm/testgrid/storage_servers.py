@@ -32,7 +32,6 @@ class ServerProcess:
 
     Args:
         directory: of the server, which exists.
-        name: unique in its grid.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -125,7 +124,7 @@ class ServerProcess:
                 return False
             with socket.socket() as probe:
                 probe.settimeout(1.0)
-                # A port on which nobody listens may be given to the probe itself, which then meets itself.
+                # A connect to a free port of loopback may get that port as its own, and connect to itself.
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0 and probe.getsockname() != probe.getpeername():
                     return True
             time.sleep(0.02)
@@ -154,7 +153,7 @@ class ServerProcess:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue it (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -191,7 +190,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """A free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -205,8 +204,6 @@ class SftpServer(ServerProcess):
 
     Args:
         directory: for keys and configuration; accounts must be able to enter it.
-        name: of the server.
-        account: local account that sessions become.
     """
 
     def __init__(self, directory: Path, name: str, account: str | None = None) -> None:
@@ -263,10 +260,6 @@ class XrootdServer(ServerProcess):
 
     Args:
         directory: of all servers; accounts must be able to enter it.
-        name: of the server.
-        exported: the directory that it serves.
-        credentials: whose certificates it has and trusts.
-        account: local account that it runs as.
     """
 
     def __init__(
@@ -297,7 +290,7 @@ class XrootdServer(ServerProcess):
         return entry.pw_uid, entry.pw_gid
 
     def environment(self) -> Mapping[str, str]:
-        # The program that copies on a client's behalf looks for the authorities here.
+        # Third-party copy reads the authorities from here.
         return {"X509_CERT_DIR": str(self._credentials.trust)}
 
     def _prepare(self) -> None:

@@ -31,9 +31,6 @@ class TestStorages:
 
     Attributes:
         account: local account that all servers act as; None for the caller's.
-        sftp: OpenSSH servers, by site.
-        xrootd: XRootD servers, by site.
-        credentials: certificates of the XRootD servers and of alice.
     """
 
     __test__ = False  # not a test case, whatever its name makes pytest think

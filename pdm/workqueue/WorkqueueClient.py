@@ -1,4 +1,4 @@
-"""The client of the service: one method for each thing the API can do, each returning a Deferred.
+"""The client of the service: one method for each operation of the API, each returning a Deferred.
 
 For example::
 
@@ -50,20 +50,20 @@ from pdm.workqueue.wire.sites import AuditView, UserView
 
 _T = TypeVar("_T")
 _Numbered = TypeVar("_Numbered", JobView, ElementView, SkippedView)
-#: Jobs or elements asked for at a time when all of them are read.
+#: Items in one page when all are read.
 _PAGE_SIZE = 500
 
 
 class SubmitOptions(TypedDict, total=False):
-    """What every submission may add.
+    """Options of every submission.
 
     Attributes:
-        protocol: how to move; GRIDFTP without it.
+        protocol: transfer protocol; default GRIDFTP.
         priority: 0 (first) to 9.
-        max_tries: 1 to 10 attempts for each element.
-        label: a word to find the job by.
+        max_tries: attempts for each element, 1 to 10.
+        label: a word by which to find the job.
         options: further members of ``extra_opts``.
-        idempotency_key: names this submission; the same key twice makes one job. A new one is made without it.
+        idempotency_key: submissions with the same key make one job; default: a new key.
     """
 
     protocol: JobProtocol | str
@@ -75,15 +75,13 @@ class SubmitOptions(TypedDict, total=False):
 
 
 class Filters(TypedDict, total=False):
-    """Which jobs or elements; None is the same as leaving it away.
+    """Filters of jobs or elements; None is the same as omitting one.
 
     Attributes:
-        status: only those that stand so.
-        type: only those of this type.
-        site: only those from or to this site, by number or name.
-        label: only those of jobs with this label.
-        since: only those registered at or after this moment, which has a time zone.
-        after: only those with a greater number.
+        site: source or destination, by number or name.
+        label: of the job.
+        since: registered at or after this time, which needs a time zone.
+        after: only greater numbers.
     """
 
     status: JobStatus | str | None
@@ -95,12 +93,12 @@ class Filters(TypedDict, total=False):
 
 
 class JobFilters(Filters, total=False):
-    """Which jobs, and in which order; None is the same as leaving it away.
+    """Filters and order of jobs; None is the same as omitting one.
 
     Attributes:
-        user: for operators: only those of this user, by number, or ``all``; the caller's own without it.
-        order: ``oldest`` or ``newest`` first; with a limit, ``newest`` leaves the newest.
-        before: only those with a smaller number.
+        user: for operators: the number of a user, or ``all``; default: the caller.
+        order: ``oldest`` or ``newest`` first; with a limit, ``newest`` selects the newest.
+        before: only smaller numbers.
     """
 
     user: int | str | None
@@ -109,16 +107,16 @@ class JobFilters(Filters, total=False):
 
 
 class SiteOptions(TypedDict, total=False):
-    """What may be said about a site besides its name and endpoints.
+    """Definition of a site, besides its name and endpoints.
 
     Attributes:
         description: one line.
-        default_folder: where relative paths begin; ``~`` without it.
-        public: whether everybody sees and uses it; without it, its owner only.
-        limit_in: streams of work that go into it at once, at most; None for what the service has for all.
-        limit_out: the same for what comes out of it.
+        default_folder: directory to which paths are relative; default ``~``.
+        public: whether all users may see and use it; default: only its owner.
+        limit_in: maximum concurrent streams into the site; None for the default of the service.
+        limit_out: maximum concurrent streams out of the site.
         authorities: PEM of authorities that are trusted for this site only.
-        myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None for none.
+        myproxy: ``HOST:PORT`` of the site's MyProxy server; None for none.
     """
 
     description: str
@@ -131,30 +129,25 @@ class SiteOptions(TypedDict, total=False):
 
 
 class SiteChangeOptions(SiteOptions, total=False):
-    """What may be changed about a site: all that `SiteOptions` has, and these.
-
-    Attributes:
-        name: another name.
-        endpoints: instead of all there were.
-    """
+    """Changes to a site; `endpoints` replace all existing ones."""
 
     name: str
     endpoints: Mapping[str, str | Sequence[str]]
 
 
 class WorkqueueClient:
-    """Calls one service as one user, over one pool of kept connections.
+    """Calls one service as one user, over a pool of persistent connections.
 
     All methods return Deferreds, which fail with a `pdm.workqueue.client.errors.WorkqueueClientError`; its class and
-    text say what happened and what to do. Cancelling a Deferred ends its request, not the job.
+    text say what happened and what to do. Cancelling a Deferred cancels its request, not the job.
 
     Args:
-        reactor: Twisted's.
+        reactor: of Twisted.
         base_url: ``https://HOST:PORT`` of the service.
-        policy: presents the caller's certificate and judges the service's; see
+        policy: presents the caller's certificate and verifies the service's; see
             `pdm.workqueue.certificates.tls_client.client_policy`.
-        certificate: PEM file that `delegate` signs with, None for a client that never delegates.
-        key: PEM file of its key, None where it is in the same file.
+        certificate: PEM file with which `delegate` signs; None for a client that never delegates.
+        key: PEM file; None if the key is in the file of the certificate.
         passphrase: of an encrypted key.
         timeout_s: how many seconds the service may be silent.
     """
@@ -171,17 +164,15 @@ class WorkqueueClient:
         timeout_s: float = 60.0,
     ) -> None:
         self._reactor = reactor
-        self._certificate = certificate
-        self._key = key
-        self._passphrase = passphrase
-        self._connection = Connection(reactor, base_url, policy, timeout_s)
+        self._connection = Connection(reactor, base_url=base_url, policy=policy, timeout_s=timeout_s)
+        self._delegation = DelegationClient(self._connection, certificate=certificate, key=key, passphrase=passphrase)
 
     @classmethod
     def from_settings(cls, reactor: Any, settings: ClientSettings, timeout_s: float = 60.0) -> Self:
-        """A client for settings that are known.
+        """A client with explicit settings.
 
         Raises:
-            SettingsError, CredentialError: a file is missing, expired or does not fit; in words.
+            SettingsError, CredentialError: a file is missing, expired or invalid.
         """
         try:
             policy = client_policy(
@@ -207,11 +198,11 @@ class WorkqueueClient:
 
     @classmethod
     def from_environment(cls, reactor: Any, url: str | None = None) -> Self:
-        """A client for what the environment or the user's file names; see `find_settings`."""
+        """A client with settings from the environment or client.conf; see `find_settings`."""
         return cls.from_settings(reactor, find_settings(os.environ, Path.home(), os.getuid(), url))
 
     def close(self) -> Deferred[None]:
-        """Close the kept connections; the client can be used again all the same."""
+        """Close idle connections; the client can still be used."""
         return Deferred.fromCoroutine(self._connection.close())
 
     # Submissions
@@ -219,7 +210,7 @@ class WorkqueueClient:
     def list(
         self, site: int, path: str, *, depth: int | None = None, **more: Unpack[SubmitOptions]
     ) -> Deferred[JobView]:
-        """Submit a listing; `depth` 0 is the thing itself, 1 what is in it, None all levels."""
+        """Submit a listing; `depth` 0 is the path itself, 1 its entries, None all levels."""
         return self._submit("/list", {"src_siteid": site, "src_filepath": path}, {"depth": depth}, more)
 
     def copy(
@@ -233,7 +224,7 @@ class WorkqueueClient:
         verify: Literal["checksum", "size"] | None = None,
         **more: Unpack[SubmitOptions],
     ) -> Deferred[JobView]:
-        """Submit a copy of a file, or of a tree: its content goes to `dst_path`."""
+        """Submit a copy of a file, or of the content of a directory, to `dst_path`."""
         body = {
             "src_siteid": src_site,
             "src_filepath": src_path,
@@ -245,7 +236,7 @@ class WorkqueueClient:
     def remove(
         self, site: int, path: str, *, recursive: bool | None = None, **more: Unpack[SubmitOptions]
     ) -> Deferred[JobView]:
-        """Submit a removal; `recursive=False` spares a directory that is not empty."""
+        """Submit a removal; with `recursive=False` a directory must be empty."""
         return self._submit("/remove", {"src_siteid": site, "src_filepath": path}, {"recursive": recursive}, more)
 
     def rename(
@@ -257,67 +248,65 @@ class WorkqueueClient:
         overwrite: Literal["never", "always"] | None = None,
         **more: Unpack[SubmitOptions],
     ) -> Deferred[JobView]:
-        """Submit a new name at the same site."""
+        """Submit a rename within a site."""
         body = {"src_siteid": site, "src_filepath": path, "dst_filepath": new_path}
         return self._submit("/rename", body, {"overwrite": overwrite}, more)
 
     def mkdir(
         self, site: int, path: str, *, parents: bool | None = None, **more: Unpack[SubmitOptions]
     ) -> Deferred[JobView]:
-        """Submit a new directory; `parents` makes those above too and does not mind one that is there."""
+        """Submit the creation of a directory; `parents` also creates its parents, and accepts an existing directory."""
         return self._submit("/mkdir", {"src_siteid": site, "src_filepath": path}, {"parents": parents}, more)
 
     def submit(self, type_: JobType | str, body: Mapping[str, Any], **more: Unpack[SubmitOptions]) -> Deferred[JobView]:
-        """Submit a job of any type, in the words of the API (``POST /jobs``)."""
+        """Submit a job of any type, with a body of ``POST /jobs``."""
         return self._submit("/jobs", {**body, "type": JobType.parse(type_).value}, {}, more)
 
-    # Questions
+    # Queries
 
     def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> Deferred[Sequence[JobView]]:
-        """The caller's jobs that fit the filters, newest last unless asked otherwise; at most `limit`."""
+        """The caller's jobs that match the filters, by default oldest first."""
         return self._fetch(tuple[JobView, ...], "GET", "/jobs", encode_query(limit=limit, **filters))
 
     def iterate_jobs(self, /, **filters: Unpack[JobFilters]) -> AsyncIterator[JobView]:
-        """All the caller's jobs that fit the filters, newest last unless asked otherwise, read page by page."""
+        """All the caller's jobs that match the filters, read page by page."""
         return self._pages(self.jobs, filters)
 
     def job(self, job_id: int) -> Deferred[JobView]:
-        """One job."""
         return self._fetch(JobView, "GET", f"/jobs/{job_id:d}")
 
     def elements(
         self, job_id: int, *, limit: int | None = None, **filters: Unpack[Filters]
     ) -> Deferred[Sequence[ElementView]]:
-        """The elements of a job that fit the filters, by number; at most `limit`."""
+        """The elements of a job that match the filters, by number."""
         return self._fetch(
             tuple[ElementView, ...], "GET", f"/jobs/{job_id:d}/elements", encode_query(limit=limit, **filters)
         )
 
     def iterate_elements(self, job_id: int, /, **filters: Unpack[Filters]) -> AsyncIterator[ElementView]:
-        """All elements of a job that fit the filters, by number, read page by page."""
+        """All elements of a job that match the filters, read page by page."""
         return self._pages(partial(self.elements, job_id), filters)
 
     def element(self, job_id: int, element_id: int) -> Deferred[ElementView]:
-        """One element."""
         return self._fetch(ElementView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}")
 
     def status(self, job_id: int) -> Deferred[JobStatusView]:
-        """Where a job stands, and how far it is."""
+        """Status and progress of a job."""
         return self._fetch(JobStatusView, "GET", f"/jobs/{job_id:d}/status")
 
     def element_status(self, job_id: int, element_id: int) -> Deferred[ElementStatusView]:
-        """Where an element stands, and how fast it moves."""
+        """Status and rate of an element."""
         return self._fetch(ElementStatusView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/status")
 
     def skipped(
         self, job_id: int, *, limit: int | None = None, after: int | None = None
     ) -> Deferred[Sequence[SkippedView]]:
-        """What a job leaves out of its source, each entry with its reason; at most `limit`."""
+        """Source entries that a job skips, each with its reason."""
         path = f"/jobs/{job_id:d}/skipped"
         return self._fetch(tuple[SkippedView, ...], "GET", path, encode_query(limit=limit, after=after))
 
     def iterate_skipped(self, job_id: int) -> AsyncIterator[SkippedView]:
-        """All that a job leaves out of its source, read page by page."""
+        """All source entries that a job skips, read page by page."""
         return self._pages(partial(self.skipped, job_id), {})
 
     def output(self, job_id: int) -> Deferred[Sequence[OutputView]]:
@@ -325,38 +314,32 @@ class WorkqueueClient:
         return self._fetch(tuple[OutputView, ...], "GET", f"/jobs/{job_id:d}/output")
 
     def element_output(self, job_id: int, element_id: int, attempt: int | None = None) -> Deferred[OutputView]:
-        """The log (and listing) of an element: the latest, or of an attempt (counted from the end if negative)."""
+        """The log (and listing) of an element: of the latest ended attempt, or of one (negative: from the end)."""
         which = "" if attempt is None else f"/{attempt:d}"
         return self._fetch(OutputView, "GET", f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}")
 
     def live_output(
         self, job_id: int, element_id: int, attempt: int | None = None, offset: int = 0
     ) -> Deferred[OutputView]:
-        """A piece of the log of an attempt, of one that still runs too.
+        """A piece of the log of an attempt, running or not; by default the latest, from which negative numbers count.
 
-        Args:
-            job_id: whose.
-            element_id: whose, in the job.
-            attempt: which; the latest without it, and from there negative ones count.
-            offset: where the piece begins: 0, then the ``offset`` of the piece before.
-
-        Returns:
-            Fires with the piece: ``status`` is RUNNING as long as the attempt runs, ``end`` true when nothing follows.
+        The piece begins at `offset`: 0, then the ``offset`` of the piece before. Its ``status`` is RUNNING while the
+        attempt runs; its ``end`` is true if nothing follows.
         """
         which = "" if attempt is None else f"/{attempt:d}"
         path = f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}"
         return self._fetch(OutputView, "GET", path, encode_query(live=1, offset=offset))
 
     def whoami(self) -> Deferred[WhoamiView]:
-        """As whom the service sees the caller."""
+        """Identity and role of the caller."""
         return self._fetch(WhoamiView, "GET", "/whoami")
 
     def sites(self) -> Deferred[Sequence[SiteView]]:
-        """The sites and what they offer."""
+        """The sites, with their protocols and endpoints."""
         return self._fetch(tuple[SiteView, ...], "GET", "/sites")
 
     def routes(self) -> Deferred[Sequence[RouteView]]:
-        """How much the service runs between which sites, and why no more."""
+        """Streams between sites, their limits, and the reasons for these."""
         return self._fetch(tuple[RouteView, ...], "GET", "/routes")
 
     def site(self, site_id: int) -> Deferred[SiteView]:
@@ -368,7 +351,7 @@ class WorkqueueClient:
         return self._fetch(tuple[UserView, ...], "GET", "/users", encode_query(limit=limit, after=after))
 
     def audit(self, *, limit: int | None = None, after: int | None = None) -> Deferred[Sequence[AuditView]]:
-        """Who did what to sites and users, the oldest first; for operators."""
+        """The audit log of sites and users, the oldest first; for operators."""
         return self._fetch(tuple[AuditView, ...], "GET", "/audit", encode_query(limit=limit, after=after))
 
     # Sites
@@ -376,27 +359,24 @@ class WorkqueueClient:
     def add_site(
         self, name: str, endpoints: Mapping[str, str | Sequence[str]], **more: Unpack[SiteOptions]
     ) -> Deferred[SiteView]:
-        """Make a site of one's own; `endpoints` maps protocols to a URL, or to several of one storage."""
+        """Create a site of the caller; `endpoints` maps protocols to a URL, or to several URLs of one storage."""
         body = msgspec.json.encode({"name": name, "endpoints": endpoints, **more})
         return self._fetch(SiteView, "POST", "/sites", body=body, key=_new_key())
 
     def change_site(self, site_id: int, **changes: Unpack[SiteChangeOptions]) -> Deferred[SiteView]:
-        """Change what is said about a site; what is left away stays."""
+        """Change the given settings of a site."""
         return self._fetch(SiteView, "PATCH", f"/sites/{site_id:d}", body=msgspec.json.encode(changes))
 
     def remove_site(self, site_id: int) -> Deferred[None]:
         """Remove a site that no unfinished job needs."""
-        return Deferred.fromCoroutine(self._remove_site(site_id))
-
-    async def _remove_site(self, site_id: int) -> None:
-        await self._connection.request("DELETE", f"/sites/{site_id:d}")
+        return self._send("DELETE", f"/sites/{site_id:d}")
 
     def check_site(self, site_id: int) -> Deferred[Sequence[CheckView]]:
-        """Have the service connect to each endpoint of a site with the caller's credential, and say what works."""
+        """Let the service connect to each endpoint of a site with the caller's credential."""
         return self._fetch(tuple[CheckView, ...], "POST", f"/sites/{site_id:d}/check", key=_new_key())
 
     def drain_site(self, site_id: int, message: str) -> Deferred[SiteView]:
-        """Let nothing new start at a site; users see the message. For operators."""
+        """Drain a site: nothing new starts there, and users see the message. For operators."""
         body = msgspec.json.encode({"message": message})
         return self._fetch(SiteView, "POST", f"/sites/{site_id:d}/drain", body=body, key=_new_key())
 
@@ -405,7 +385,7 @@ class WorkqueueClient:
         return self._fetch(SiteView, "POST", f"/sites/{site_id:d}/resume", key=_new_key())
 
     def ban(self, user_id: int, message: str) -> Deferred[UserView]:
-        """Let a user submit and start nothing more; the user sees the message. For operators."""
+        """Ban a user from submitting and starting jobs; the user sees the message. For operators."""
         body = msgspec.json.encode({"message": message})
         return self._fetch(UserView, "POST", f"/users/{user_id:d}/ban", body=body, key=_new_key())
 
@@ -413,7 +393,7 @@ class WorkqueueClient:
         """End the ban of a user. For operators."""
         return self._fetch(UserView, "POST", f"/users/{user_id:d}/unban", key=_new_key())
 
-    # Actions
+    # Jobs
 
     def wait(
         self,
@@ -423,53 +403,60 @@ class WorkqueueClient:
         *,
         patience_s: float = 120.0,
     ) -> Deferred[JobView]:
-        """Wait until a job has ended, however it ended.
+        """Wait until a job has ended, in whatever state.
 
         Args:
-            job_id: of the job.
-            timeout: seconds; without it, for ever.
-            on_progress: called with the job each time it was asked for, its end included; ``progress`` of it tells
-                how far it is, how fast it goes and how long it will take.
-            patience_s: for how many seconds the service may be away meanwhile (a restart).
+            job_id: number of the job.
+            timeout: seconds; None for no limit.
+            on_progress: called with each state of the job, the last one included; its ``progress`` has counts, rates
+                and the estimated time left.
+            patience_s: for how many seconds the service may be unreachable meanwhile (a restart).
 
         Raises:
-            JobTimeoutError: the time is up; the job goes on.
+            JobTimeoutError: the job did not end in time; it continues.
         """
-        poller = JobPoller(self._reactor, lambda: self.job(job_id), on_progress or (lambda job: None), patience_s)
+        poller = JobPoller(
+            self._reactor,
+            fetch_job=lambda: self.job(job_id),
+            on_progress=on_progress or (lambda job: None),
+            outage_s=patience_s,
+        )
         return Deferred.fromCoroutine(poller.until_end(job_id, timeout))
 
     def cancel(self, job_id: int) -> Deferred[JobView]:
-        """Cancel a job; one that has ended stays as it is."""
+        """Cancel a job; a job that has ended is not changed."""
         return self._fetch(JobView, "DELETE", f"/jobs/{job_id:d}")
 
     def retry(self, job_id: int) -> Deferred[RetriedJobView]:
-        """Try what failed or was cancelled once more."""
+        """Retry failed and cancelled elements."""
         return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", key=_new_key())
 
+    # Credentials
+
     def delegation(self) -> Deferred[DelegationView | None]:
-        """What the service holds of the caller, and until when it is valid; None for nothing."""
-        return Deferred.fromCoroutine(self._delegation_client().held())
+        """The delegated proxy that the service holds, and its expiry; None if there is none."""
+        return Deferred.fromCoroutine(self._delegation.fetch())
 
     def delegate(self, lifetime: timedelta = timedelta(hours=12)) -> Deferred[DelegationView]:
-        """Let the service act for the caller at the sites: it makes a key, and gets a proxy signed for it.
+        """Delegate a proxy to the service, which generates the key; no private key is sent.
 
-        No private key travels. The proxy ends after `lifetime`, or earlier with the caller's own certificate or proxy.
+        The proxy expires after `lifetime`, or earlier with the caller's own certificate or proxy.
 
         Raises:
             CredentialError: the client has no certificate and key to sign with, or they have expired.
         """
-        return Deferred.fromCoroutine(self._delegation_client().give(lifetime))
+        return Deferred.fromCoroutine(self._delegation.delegate(lifetime))
 
     def undelegate(self) -> Deferred[None]:
-        """Make the service forget what was delegated."""
-        return Deferred.fromCoroutine(self._delegation_client().withdraw())
+        """Remove the delegated proxy from the service."""
+        return Deferred.fromCoroutine(self._delegation.remove())
 
     def credentials(self) -> Deferred[Sequence[CredentialView]]:
-        """All that the service holds of the caller; without what is secret."""
+        """All credentials of the caller that the service holds, without their secrets."""
         return self._fetch(tuple[CredentialView, ...], "GET", "/credentials")
 
     def remove_credential(self, credential_id: int) -> Deferred[None]:
-        """Make the service forget a credential."""
+        """Remove a credential from the service."""
         return self._send("DELETE", f"/credentials/{credential_id:d}")
 
     def ssh_key(
@@ -480,49 +467,42 @@ class WorkqueueClient:
         account: str | None = None,
         label: str | None = None,
     ) -> Deferred[CredentialView]:
-        """Have the service make an SSH key, whose ``public_key`` is to be installed at the site; or give it one.
+        """Generate an SSH key in the service (install its ``public_key`` at the site), or upload one.
 
         Args:
-            site: for which site; None for every one.
-            private_key: text of a private key without passphrase; None to have one made.
-            account: who to be at the site.
-            label: a word of one's own.
+            site: number; None for all sites.
+            private_key: text of a private key without passphrase; None to generate one.
+            account: user name at the site.
+            label: a word by which to find it.
         """
         body = {"kind": "ssh-key", "site": site, "secret": private_key, "account": account, "label": label}
         return self._add_credential("/credentials", body)
 
     def token(self, token: str, site: int | None = None, *, label: str | None = None) -> Deferred[CredentialView]:
-        """Give the service a bearer token, for a site or for every one."""
+        """Store a bearer token in the service, for one site or for all."""
         return self._add_credential("/credentials", {"kind": "token", "site": site, "secret": token, "label": label})
 
     def session(self, site: int) -> Deferred[CredentialView | None]:
-        """The proxy of the caller's logon at a site; None for none."""
+        """The proxy of the caller's logon at a site; None if there is none."""
         return self._fetch(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]  # a union
 
     def log_on(
         self, site: int, username: str, password: str, lifetime: timedelta | None = None
     ) -> Deferred[CredentialView]:
-        """Log on at the MyProxy server of a site: the service fetches a proxy for that site.
-
-        Args:
-            site: number.
-            username: at the MyProxy server.
-            password: used once.
-            lifetime: of the proxy; 12 hours without it.
-        """
+        """Log on at the MyProxy server of a site: the service fetches a proxy for that site, by default for 12 h."""
         seconds = None if lifetime is None else int(lifetime.total_seconds())
         body = {"username": username, "password": password, "lifetime": seconds}
         return self._add_credential(f"/sites/{site:d}/session", body)
 
     def log_off(self, site: int) -> Deferred[None]:
-        """Make the service forget the proxy of a logon."""
+        """Remove the proxy of a logon from the service."""
         return self._send("DELETE", f"/sites/{site:d}/session")
 
     def pause(self, seconds: float) -> Deferred[None]:
-        """Let time pass between two questions."""
+        """Wait, between two queries."""
         return Deferred.fromCoroutine(self._connection.pause(seconds))
 
-    # Machinery
+    # Internals
 
     def _submit(
         self, path: str, body: Mapping[str, Any], options: Mapping[str, Any], more: SubmitOptions
@@ -552,9 +532,6 @@ class WorkqueueClient:
 
         return Deferred.fromCoroutine(send())
 
-    def _delegation_client(self) -> DelegationClient:
-        return DelegationClient(self._connection, self._certificate, self._key, self._passphrase)
-
     def _fetch(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> Deferred[_T]:
         return Deferred.fromCoroutine(self._request(type_, method, path, query, **more))
 
@@ -564,23 +541,23 @@ class WorkqueueClient:
             return msgspec.json.decode(content, type=type_)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UnexpectedAnswerError(
-                f"the answer to {method} {path} is not what this client knows ({error})",
-                "Check PDM_URL; if it is right, bring client and service to the same version.",
+                f"unexpected response to {method} {path} ({error})",
+                "Check PDM_URL; if it is right, install the same version of client and service.",
             ) from error
 
     async def _pages(
         self, page: Callable[..., Deferred[Sequence[_Numbered]]], filters: Filters
     ) -> AsyncIterator[_Numbered]:
-        # Where the next page begins; of the newest first, where the one before it ended.
+        # The filter that selects the next page.
         bound = "before" if filters.get("order") == "newest" else "after"
-        begins = dict(filters)
+        selection = dict(filters)
         while True:
-            found = await page(limit=_PAGE_SIZE, **begins)
+            found = await page(limit=_PAGE_SIZE, **selection)
             for each in found:
                 yield each
             if len(found) < _PAGE_SIZE:
                 return
-            begins[bound] = found[-1].id
+            selection[bound] = found[-1].id
 
 
 def _new_key() -> str:

@@ -1,9 +1,9 @@
 """The tables of the queue: declarative models and their column types, the same on PostgreSQL and SQLite.
 
 Status, type and protocol are stored by name, times in UTC, sizes in 64 bits, options as JSON. The counters of a job are
-kept by delta in the transaction that changes its elements; the database itself refuses counters that do not sum up.
-Queries on the way of every element use the partial indexes below; their conditions stand here once, as text, because
-an engine uses a partial index only where the query repeats its condition literally.
+updated by delta in the transaction that changes its elements; a CHECK rejects counters that do not sum up. Frequent
+queries use the partial indexes below. Their conditions are defined once, as text, because a database uses a partial
+index only if the query repeats its condition literally.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ __all__ = [
     "SiteVersionRow",
 ]
 
-#: ``due_at`` of an element that was never put off: it comes before all that were.
+#: ``due_at`` of an element that was never postponed: it sorts before all that were.
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
-#: ``work_due_at`` of a job of which elements still wait to be cancelled or retried: until that is through none is due.
+#: ``work_due_at`` of a job whose cancellation or retry is not complete: nothing of it is due.
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
-#: A claim and a new credential are dated before their transactions, which may come in the other order.
+#: Claims and new credentials have times from before their transactions, which may commit in the other order.
 CLOCK_SKEW = timedelta(seconds=5)
-#: The largest number a column of bytes holds; sums of hostile listings stop here.
+#: Largest value of a column of bytes; sums of hostile listings are capped here.
 MAX_BYTES = 2**63 - 1
-#: Text of a failure is kept up to this many characters.
+#: Longer failure texts are cut.
 MAX_TEXT_LENGTH = 2000
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """A moment: aware in Python, UTC in the database, whatever the server's time zone is."""
+    """A time: aware in Python, UTC in the database, whatever the server's time zone is."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -67,7 +67,7 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
             raise ValueError(f"a naive time reached the database: {value}")
         if value.tzinfo is not UTC:
             value = value.astimezone(UTC)
-        # SQLite keeps text; without the offset it sorts as time does.
+        # SQLite stores text, which sorts correctly without the offset.
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -77,7 +77,7 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 class UntrustedText(sa.types.TypeDecorator[str]):
-    """Text that tools and servers wrote: bounded, and without what PostgreSQL cannot hold."""
+    """Text from tools and servers: limited in length, without characters that PostgreSQL rejects."""
 
     impl = sa.Text
     cache_ok = True
@@ -90,12 +90,12 @@ class UntrustedText(sa.types.TypeDecorator[str]):
 
 
 def enum_column(enumeration: type[enum.Enum], name: str) -> sa.Enum:
-    """A column of member names, with a CHECK, so that the table reads well and takes nothing else."""
+    """A column of member names, with a CHECK."""
     length = max(len(member.name) for member in enumeration) + 8
     return sa.Enum(enumeration, name=name, native_enum=False, create_constraint=True, length=length)
 
 
-#: Numbers the database gives out. SQLite counts only its INTEGER PRIMARY KEY.
+#: Autoincremented ids: SQLite does that only for INTEGER PRIMARY KEY.
 RowId: Any = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -116,8 +116,6 @@ def _partial(name: str, condition: str, *columns: str) -> Index:
 
 
 class Base(DeclarativeBase):
-    """All tables."""
-
     metadata = sa.MetaData(
         naming_convention={
             "pk": "pk_%(table_name)s",
@@ -130,11 +128,11 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """Who may call the service: an end entity's subject.
+    """An end entity that may use the service.
 
     Attributes:
-        authority: subject of the authority to which the user's certificate led; null for a user who was registered
-            before this was recorded and has not connected since.
+        authority: subject of the authority that issued the user's certificate; null until a user from an earlier
+            version connects.
     """
 
     __tablename__ = "users"
@@ -152,9 +150,9 @@ class Job(Base):
     Attributes:
         timestamp: when it was registered.
         started_at: when its first element was first claimed.
-        list_due_at: when its listing may be claimed; null when it does not wait.
-        work_due_at: not later than when any other element may be claimed; null when none can, the year 9999 while
-            some still wait to be cancelled.
+        list_due_at: when its listing may be claimed; null if it does not wait.
+        work_due_at: lower bound of when another element may be claimed; null if none can, the year 9999 while a
+            cancellation or retry is not complete.
     """
 
     __tablename__ = "jobs"
@@ -218,21 +216,22 @@ class JobElement(Base):
 
     Attributes:
         timestamp: when it was planned.
-        due_at: when it may be claimed; 1970 stands for "at once".
+        due_at: when it may be claimed; 1970 for at once.
         attempts: attempts begun; the newest has this number and, while RUNNING, belongs to ``worker_id``.
         lost: attempts that do not count towards ``max_tries``.
         residue: whether attempts may have left a temporary file at the destination.
-        already_there: whether the destination had the file before, so that nothing was moved.
+        already_there: whether the destination had the file before, so that nothing was transferred.
+        begun: the state of source and destination before an attempt changed them.
     """
 
     __tablename__ = "job_elements"
     __table_args__ = (
-        # Fresh elements in the order of the listing, then those put off: what fails holds nothing up.
+        # First attempts in the order of the listing, then retries: failures do not delay others.
         _partial("ix_elements_waiting", IS_WAITING_WORK, "job_id", "phase", "due_at", "id"),
         _partial("ix_elements_running", IS_RUNNING, "job_id", "phase", "id", "worker_id"),
         _partial("ix_elements_set_aside", IS_SET_ASIDE, "job_id", "status", "id"),
         _partial("ix_elements_residue", HAS_LEFTOVER, "job_id", "id"),
-        # Rows lie in the order of (job, number): a page of a job is one stretch of the file.
+        # Clustered by (job, number): a page of a job is contiguous.
         {"sqlite_with_rowid": False},
     )
 
@@ -264,13 +263,10 @@ class JobElement(Base):
 
 
 class Worker(Base):
-    """A daemon that claims.
+    """A daemon that claims; see `pdm.workqueue.store.leases.WorkerIdentity`.
 
     Attributes:
-        lease_until: null once its lease was taken away.
-        incarnation: the start of the daemon that has the lease; each start takes a new one.
-        instance: what only one state folder has; see `pdm.workqueue.store.leases.WorkerIdentity`.
-        host: where it runs, for the operator.
+        lease_until: null once the lease was taken away.
     """
 
     __tablename__ = "workers"
@@ -284,7 +280,7 @@ class Worker(Base):
 
 
 class KeyCheck(Base):
-    """One row: something encrypted with the key of the credentials, by which a daemon with another key is found."""
+    """One row, encrypted with the key of the credentials: a daemon with another key cannot decrypt it."""
 
     __tablename__ = "key_checks"
 
@@ -293,7 +289,7 @@ class KeyCheck(Base):
 
 
 class Attempt(Base):
-    """One ended try at an element."""
+    """An ended attempt at an element."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -315,7 +311,7 @@ class Attempt(Base):
 
 
 class ListingChunk(Base):
-    """A piece of what a LIST element found; ``entries`` is JSON text."""
+    """A chunk of the result of a LIST element; ``entries`` is JSON text."""
 
     __tablename__ = "listing_chunks"
     __table_args__ = (ForeignKeyConstraint(["job_id", "element_id"], ["job_elements.job_id", "job_elements.id"]),)
@@ -327,11 +323,11 @@ class ListingChunk(Base):
 
 
 class ListingNotes(Base):
-    """Some entries that a LIST element could not read or does not carry out, and why.
+    """Entries that a LIST element could not read or skipped, and why.
 
     Attributes:
         content: JSON text.
-        counts: how many by code, JSON text; null in rows of earlier versions.
+        counts: number by code, JSON text; null in rows of earlier versions.
     """
 
     __tablename__ = "listing_notes"
@@ -345,12 +341,12 @@ class ListingNotes(Base):
 
 
 class CredentialRow(Base):
-    """A user's credential of one kind for one site; ``secret`` was encrypted before it came here.
+    """A user's credential of one kind for one site; ``secret`` is encrypted.
 
     Attributes:
         site_id: 0 for every site.
-        valid_until: null for one that does not end.
-        details: what is shown besides, and no secret: the public key, VOMS attributes, the account.
+        valid_until: null for no expiry.
+        details: shown to the user: public key, VOMS attributes, account.
     """
 
     __tablename__ = "credentials"
@@ -369,7 +365,7 @@ class CredentialRow(Base):
 
 
 class PendingDelegationRow(Base):
-    """A delegation that waits for the signed proxy; ``key`` was encrypted before it came here."""
+    """A delegation that waits for the signed proxy; ``key`` is encrypted."""
 
     __tablename__ = "pending_delegations"
 
@@ -381,7 +377,7 @@ class PendingDelegationRow(Base):
 
 
 class IdempotentRequest(Base):
-    """Which job a request with an ``Idempotency-Key`` registered, so that its repetition does not register another."""
+    """The job of a request with an ``Idempotency-Key``, so that a repeated request does not register another."""
 
     __tablename__ = "idempotent_requests"
 
@@ -393,10 +389,10 @@ class IdempotentRequest(Base):
 
 
 class SiteRow(Base):
-    """A site that a user has made; those of the files are not here.
+    """A site that a user has created; sites of the configuration are not stored.
 
     Attributes:
-        endpoints: protocol by name → URLs.
+        endpoints: name of a protocol → URLs.
         authorities: PEM, or empty.
         myproxy: ``HOST:PORT`` of its MyProxy server.
     """
@@ -418,7 +414,7 @@ class SiteRow(Base):
 
 
 class RestrictionRow(Base):
-    """A site that is drained, or a user who is banned; ``kind`` says which."""
+    """A drained site or a banned user; ``kind`` says which."""
 
     __tablename__ = "restrictions"
 
@@ -430,7 +426,7 @@ class RestrictionRow(Base):
 
 
 class AuditRow(Base):
-    """Who did what, when; nothing here is ever changed."""
+    """An action in the audit log; rows are never changed."""
 
     __tablename__ = "audit"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -445,9 +441,9 @@ class AuditRow(Base):
 
 
 class SiteVersionRow(Base):
-    """One row: the version of sites and restrictions, by which other daemons see a change, and the last number given.
+    """One row: the version of sites and restrictions, by which other daemons notice changes, and the last site id.
 
-    Whoever changes something there writes this row first, so that changes come one after the other.
+    Each change updates this row first, so that changes are serialized.
     """
 
     __tablename__ = "catalogue"

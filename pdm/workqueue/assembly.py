@@ -96,12 +96,8 @@ class Assembly:
 
     Args:
         services: gets the parts, in the order of their start.
-        clock: the time, UTC.
         monotonic: seconds, by which rates of transfers are measured.
         movers: what jobs and sites may use.
-        make_pool: makes the pool of helper processes.
-        make_claimer: makes the loop that claims work.
-        make_site_check: makes the check of a site's endpoints.
         find_missing: finds what software is missing, with the command of a helper; in a thread.
     """
 
@@ -126,7 +122,6 @@ class Assembly:
         self._movers = movers
         self._missing_software = find_missing
         self._lock_fd: int | None = None
-        self._database_lock_fd: int | None = None
         self._port: Any = None
         self.url = ""
         queue, agents = settings.queue, settings.agents
@@ -174,9 +169,9 @@ class Assembly:
             on_settled=self._settled,
         )
         self.pool = make_pool(
-            reactor,
-            reactor,
-            self._command_for,
+            spawner=reactor,
+            timer=reactor,
+            command_for=self._command_for,
             most=agents.max_agents + agents.list_agents,
             kept_free=agents.list_agents,
             spare=agents.idle_agents,
@@ -323,9 +318,10 @@ class Assembly:
     # -- start and stop
 
     async def _lock(self) -> None:
+        # Both descriptors stay open, and so locked, until the process ends.
         self._lock_fd = await run_in_thread(lock_instance, self._settings.state.folder)
         if self.database.file is not None:
-            self._database_lock_fd = await run_in_thread(lock_database, self.database.file)
+            await run_in_thread(lock_database, self.database.file)
         self.lease.worker = evolve(self.lease.worker, instance=instance_mark(self._lock_fd))
 
     async def _check_key(self) -> None:

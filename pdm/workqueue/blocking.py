@@ -6,10 +6,10 @@ For example::
         job = client.copy(1, "/data/run7/", 2, "/archive/run7/")
         job = client.wait(job.id)
 
-Twisted has one reactor in a process, which can run once. The first blocking client starts it in a thread of its own;
-it runs until the interpreter ends, for all blocking clients. Where a program runs the reactor already, in whichever
-thread, that one is used. Only the thread in which the reactor runs cannot call: it would wait for itself. After a
-``fork`` the thread is gone: make the client in the process that uses it.
+A process has one Twisted reactor, which can run once. The first blocking client starts it in a thread, which serves all
+blocking clients until the interpreter exits. A reactor that is running already is used, in whichever thread. Calls from
+the reactor's own thread raise an error, because they would deadlock. A ``fork`` does not copy the thread: create the
+client in the process that uses it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _START_S = 30.0
 
 
 class _ReactorThread:
-    """Twisted's reactor, running in some thread."""
+    """Runs Twisted's reactor in a thread, unless it runs already."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def reactor(self) -> Any:
-        """The reactor, running; started at the first call."""
-        # Importing it installs it: not before somebody needs it.
+        """The running reactor; the first call starts it."""
+        # Imported late, because the import installs a reactor.
         from twisted.internet import reactor  # noqa: TID251 - there is no caller that could pass it in
 
         running: Any = reactor
@@ -53,12 +53,10 @@ class _ReactorThread:
         return running
 
     def call(self, function: Callable[[], Deferred[_T]]) -> _T:
-        """Call a function in the reactor's thread and wait for its result; ^C cancels it."""
+        """Call a function in the reactor's thread and wait for its result; KeyboardInterrupt cancels it."""
         reactor = self.reactor()
         if isInIOThread():
-            raise RuntimeError(
-                "a blocking call in the thread of the reactor would wait for itself: use WorkqueueClient there"
-            )
+            raise RuntimeError("a blocking call in the reactor's own thread would deadlock: use WorkqueueClient there")
         future: Future[_T] = Future()
         begun: list[Deferred[_T]] = []
 
@@ -108,7 +106,7 @@ _THREAD = _ReactorThread()
 def _blocking(
     method: Callable[Concatenate[WorkqueueClient, _P], Deferred[_T]],
 ) -> Callable[Concatenate[BlockingWorkqueueClient, _P], _T]:
-    """The method of the client that waits for its result."""
+    """A method of the client that waits for its result."""
 
     @wraps(method)
     def waiting(self: BlockingWorkqueueClient, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -120,14 +118,14 @@ def _blocking(
 def _iterating(
     method: Callable[Concatenate[WorkqueueClient, _P], AsyncIterator[_T]],
 ) -> Callable[Concatenate[BlockingWorkqueueClient, _P], Iterator[_T]]:
-    """The method of the client that gives one after the other, waiting for each."""
+    """An iterating method of the client that waits for each item."""
 
     @wraps(method)
     def iterating(self: BlockingWorkqueueClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
         each = method(self.client, *args, **kwargs)
 
         async def following() -> _T | None:
-            # Not anext(each, None): that one takes a tuple which a Deferred gives back for several arguments.
+            # Not anext(each, None): it mistakes a tuple that a Deferred returns for arguments.
             try:
                 return await each.__anext__()
             except StopAsyncIteration:
@@ -140,7 +138,7 @@ def _iterating(
 
 
 class BlockingWorkqueueClient:
-    """`WorkqueueClient` whose methods return values and raise errors; ^C ends the waiting, not the job.
+    """`WorkqueueClient` whose methods return values and raise errors; ^C stops waiting, but does not cancel the job.
 
     ``on_progress`` of `wait` is called in the reactor's thread.
     """
@@ -150,12 +148,12 @@ class BlockingWorkqueueClient:
 
     @classmethod
     def from_settings(cls, settings: ClientSettings) -> Self:
-        """A client for settings that are known; see `WorkqueueClient.from_settings`."""
+        """A client with explicit settings; see `WorkqueueClient.from_settings`."""
         return cls(WorkqueueClient.from_settings(_THREAD.reactor(), settings))
 
     @classmethod
     def from_environment(cls, url: str | None = None) -> Self:
-        """A client for what the environment or the user's file names."""
+        """A client with settings from the environment or client.conf; see `find_settings`."""
         return cls(WorkqueueClient.from_environment(_THREAD.reactor(), url))
 
     list = _blocking(WorkqueueClient.list)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
-#: After the database was given up, a stop that still does not end is cut off.
-_LAST_PATIENCE_S = 10.0
+#: After the database was given up, a stop that has not ended within so many seconds is forced.
+_FORCED_STOP_S = 10.0
 #: prctl(2)
 _PR_SET_DUMPABLE = 4
 #: A tenth of what Python has by default.
@@ -59,7 +59,7 @@ def makeService(options: Options) -> OrderedServices:
     Raises:
         SystemExit: the configuration is wrong, or was only to be checked.
     """
-    # Until the reactor has its own: nothing is begun yet that would have to be ended.
+    # Until the reactor installs its own handlers there is nothing to stop.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     _leave_no_core()
@@ -92,10 +92,10 @@ def makeService(options: Options) -> OrderedServices:
 
 
 def _leave_no_core() -> None:
-    """Neither this process nor its helpers leave an image of their memory, with keys in it, on a disk."""
+    """Disable core dumps of this process and its helpers: their memory holds keys."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError, AttributeError):
-        # The limit does not hold for a program that collects the images.
+        # The limit does not apply to a core_pattern that pipes to a program.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
@@ -121,7 +121,7 @@ class Daemon(OrderedServices):
         capture_stdlib(self._settings.logs.level)
         # Threads, locks and sockets belong to the process that stays: twistd may fork before the reactor runs.
         self._reactor.callWhenRunning(self._start_in_reactor)
-        # A signal that comes when the reactor has its own handlers and not yet ours stops it, too.
+        # A signal that arrives between the reactor's handlers and ours stops the reactor, too.
         self._reactor.addSystemEventTrigger("after", "shutdown", self._forget_signal)
 
     def _forget_signal(self) -> None:
@@ -129,21 +129,21 @@ class Daemon(OrderedServices):
         self._reactor._exitSignal = None
 
     def _start_in_reactor(self) -> None:
-        # After the reactor has set its own: with those, a clean stop would look like a death by signal.
+        # After the reactor has installed its own: with those, a clean stop would exit with the signal's status.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self._stop_reactor))
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.assembly.reload))
         gc.collect()
-        # Threads that compute let the reactor wait for so long each time it wants to go on.
+        # The longest time for which a computing thread keeps the interpreter lock from the reactor.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         super().startService()
 
     def stopService(self) -> Deferred[None]:
         _log.info("stopping")
-        patience_s = self._settings.database.stop_timeout_s
+        timeout_s = self._settings.database.stop_timeout_s
         timers = [
-            self._reactor.callLater(patience_s, self.assembly.give_up),
-            self._reactor.callLater(patience_s + _LAST_PATIENCE_S, self._cut_off),
+            self._reactor.callLater(timeout_s, self.assembly.give_up),
+            self._reactor.callLater(timeout_s + _FORCED_STOP_S, self._cut_off),
         ]
 
         def ended(result: Any) -> Any:
@@ -155,12 +155,12 @@ class Daemon(OrderedServices):
         return super().stopService().addBoth(ended)
 
     def _cut_off(self) -> None:
-        _log.error("the stop does not end; it is cut off")
+        _log.error("the stop does not end; the process exits now")
         _leave_with_failure()
 
     def _ready(self) -> None:
-        # What the modules and the start have made stays for good. To walk through it again and again, looking for
-        # garbage, would hold up the reactor for a tenth of a second each time.
+        # Objects made by imports and the start live for ever: each full collection would scan them, and block the
+        # reactor for a tenth of a second.
         gc.collect()
         gc.freeze()
         self.assembly.lag.start()

@@ -1,8 +1,7 @@
 """One daemon per instance directory and per SQLite database, and none while helpers of an earlier one still run.
 
-The lock belongs to an open file that every helper inherits. A daemon that is killed leaves it locked until its last
-helper, and whatever that started, is gone: so nothing of the old run can overlap with the new one. Helpers that do not
-end by themselves, for they are stopped or hang, are killed.
+The flock(2) belongs to an open file that every helper inherits. After a daemon is killed it stays locked until the last
+helper and its children have exited, so two runs never overlap. Helpers that are stopped (SIGSTOP) or hang are killed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_LOOK_AGAIN_S = 0.05
+_RETRY_INTERVAL_S = 0.05
 #: In the command lines of helpers, before the state directory of the instance that has started them.
 _HELPER = b"pdm.workqueue.helpers."
 #: In the command line of a daemon.
@@ -58,7 +57,7 @@ def lock_instance(directory: Path, patience_s: float = 10.0) -> int:
         if is_late:
             has_killed = True
             give_up_at += 1.0
-        time.sleep(_LOOK_AGAIN_S)
+        time.sleep(_RETRY_INTERVAL_S)
     return descriptor
 
 
@@ -86,9 +85,9 @@ def lock_database(file: Path) -> int:
 
 
 def instance_mark(descriptor: int) -> str:
-    """What only the holder of this lock can say, until the machine starts anew.
+    """Identifier of the locked file: boot id, device and inode. Only the holder of the lock can know it.
 
-    Two directories that are copies of each other differ in it, and so do two machines that share one.
+    It differs between copies of a directory, and between two machines that share one.
     """
     status = os.fstat(descriptor)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -131,7 +130,7 @@ def _holder(descriptor: int) -> str:
 
 
 def _is_daemon(pid: str) -> bool:
-    """Whether the daemon itself lives: then its end is not worth waiting for. Its number may be another's by now."""
+    """Whether the daemon itself runs, so that waiting is useless. Its pid may belong to another process by now."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
@@ -168,7 +167,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _kill(pid: int) -> None:
-    """Kill a helper and what it has started: it leads a process group."""
+    """Kill a helper with its process group."""
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ class DaemonComponent:
     interruptible: bool
 
 
-async def _taken(step: LifecycleStep) -> None:
+async def _run_step(step: LifecycleStep) -> None:
     result = step()
     if result is not None:
         await result
@@ -37,11 +37,10 @@ async def _taken(step: LifecycleStep) -> None:
 class OrderedServices(Service):
     """Starts its parts one after the other and stops them in reverse, awaiting each.
 
-    Twisted's ``MultiService`` waits for none of them: it would claim work before the database is there, and close
-    the database under the last settlement.
+    Twisted's ``MultiService`` waits for none of them: it would claim work before the database is open, and close the
+    database before the last results are written.
 
     Args:
-        on_ready: called once every part has started.
         on_failed: called with the failure when a part could not start; those before it have been stopped by then.
     """
 
@@ -75,7 +74,7 @@ class OrderedServices(Service):
         starting.addBoth(lambda _: self._start_ended.callback(None))
 
     def stopService(self) -> Deferred[None]:
-        """Stop what has started; a start that is going on ends with the part it is at, or before."""
+        """Stop what has started; a running start ends after its current part, or before."""
         super().stopService()
         self._stop_asked = True
         if self._interruptible is not None:
@@ -87,7 +86,7 @@ class OrderedServices(Service):
             if self._stop_asked:
                 return
             try:
-                starting = Deferred.fromCoroutine(_taken(part.start))
+                starting = Deferred.fromCoroutine(_run_step(part.start))
                 if part.interruptible:
                     self._interruptible = starting
                 await starting
@@ -113,8 +112,8 @@ class OrderedServices(Service):
         while self._started:
             part = self._started.pop()
             try:
-                await _taken(part.stop)
+                await _run_step(part.stop)
             except ReportedError:
-                self._log.info("{part} could not be stopped as it should be", part=part.name)
+                self._log.info("{part} was stopped with an error that is already in the log", part=part.name)
             except Exception:  # the parts below must be stopped, whatever happened to this one
                 self._log.failure("{part} did not stop cleanly", part=part.name)

@@ -29,22 +29,22 @@ def run(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An instance made with defaults, by the login user ``erika``."""
-    folder = tmp_path_factory.mktemp("made") / "instance one"
+    directory = tmp_path_factory.mktemp("made") / "instance one"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOGNAME", "erika")
-        result = run("init", folder)
+        result = run("init", directory)
     assert result.exit_code == 0, result.output
-    folder.with_name("said").write_text(result.output)
-    return folder
+    directory.with_name("said").write_text(result.output)
+    return directory
 
 
 def subject(certificate: Path) -> str:
     return dn(x509.load_pem_x509_certificate(certificate.read_bytes()).subject)
 
 
-def shake_hands(folder: Path, caller: str, host: str, trust: Path | None = None) -> str:
+def shake_hands(directory: Path, caller: str, host: str, trust: Path | None = None) -> str:
     """A real handshake between the instance's host and a caller; gives the common name that the server saw."""
-    certificates = folder / "certificates"
+    certificates = directory / "certificates"
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificates / "host.crt", certificates / "host.key")
     server.load_verify_locations(capath=trust or certificates / "trust")
@@ -83,7 +83,7 @@ def test_the_configuration_is_good(instance: Path) -> None:
     assert list(settings.logs.folder.iterdir()) == []
 
 
-def test_the_sites_are_two_folders(instance: Path) -> None:
+def test_the_sites_are_two_directories(instance: Path) -> None:
     sites = SiteRegistry.read(instance / "sites.d").all()
     assert [(site.id, site.name) for site in sites] == [(1, "local-a"), (2, "local-b")]
     (instance / "storage" / "a" / "file").write_text("here")
@@ -119,15 +119,15 @@ def test_it_says_what_to_do_next(instance: Path) -> None:
     assert "delegate" not in said, "folders of this machine need no proxy"
 
 
-def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def everything(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_an_instance_is_not_made_over(instance: Path) -> None:
     before = everything(instance)
     result = run("init", instance)
     assert result.exit_code == 1
-    assert "has a workqueue.conf already: choose another folder" in result.output
+    assert "has a workqueue.conf already: choose another directory" in result.output
     assert everything(instance) == before
 
 
@@ -179,7 +179,7 @@ def test_bad_wishes_leave_nothing(tmp_path: Path, arguments: list[str], told: st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run("init", tmp_path / "file" / "i")
     assert result.exit_code == 1
@@ -240,15 +240,15 @@ def test_a_user_of_no_instance(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a test grid leaves on disk for others."""
-    folder = tmp_path_factory.mktemp("grid")
+    directory = tmp_path_factory.mktemp("grid")
     authority = Authority.create("/DC=org/DC=rig/CN=Rig CA")
-    authority.write_trust(folder / "certificates")
+    authority.write_trust(directory / "certificates")
     alice = authority.user("alice")
-    alice.write_certificate(folder / "alice.crt")
-    alice.write_key(folder / "alice.key")
-    user = {"cert": str(folder / "alice.crt"), "key": str(folder / "alice.key"), "proxy": "", "dn": alice.dn}
+    alice.write_certificate(directory / "alice.crt")
+    alice.write_key(directory / "alice.key")
+    user = {"cert": str(directory / "alice.crt"), "key": str(directory / "alice.key"), "proxy": "", "dn": alice.dn}
     description = {
-        "ca_dir": str(folder / "certificates"),
+        "ca_dir": str(directory / "certificates"),
         "sites": {
             name: {
                 "id": number,
@@ -259,8 +259,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "users": {"alice": user},
     }
-    (folder / "grid.json").write_text(json.dumps(description))
-    return folder
+    (directory / "grid.json").write_text(json.dumps(description))
+    return directory
 
 
 def test_an_instance_on_a_grid(tmp_path: Path, grid: Path) -> None:

@@ -1,4 +1,4 @@
-"""Agents as real processes: started, lent, killed; what they write may be anything."""
+"""Agents as real processes: started, lent, killed; their output may be anything."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def unused() -> Unused:
 @pytest.fixture
 def pool(scripts: dict[str, str], unused: Unused) -> Iterator[AgentPool]:
     pool = AgentPool(
-        reactor,
-        reactor,
-        lambda kind: command(scripts[kind.helper]),
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(scripts[kind.helper]),
         most=2,
         idle_s=60,
         unused=unused.append,
@@ -118,7 +118,7 @@ async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unus
     pool.release(other, kept)
     pool.retire("gone")
     pool.retire("never seen")
-    assert pool.works_with("gone") and agent.alive, "what it does it may end, if nobody else ends it"
+    assert pool.works_with("gone") and agent.alive, "it may finish its work"
     pool.release(agent, gone)
     await following(agent.ended)
     assert (unused, pool.works_with("gone")) == (["gone"], False)
@@ -129,7 +129,15 @@ async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unus
 
 @pytest_twisted.ensureDeferred
 async def test_agents_of_users_who_take_turns_are_kept() -> None:
-    pool = AgentPool(reactor, reactor, lambda kind: command(ECHO), most=1, idle_s=60, unused=lambda name: None, spare=1)
+    pool = AgentPool(
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(ECHO),
+        most=1,
+        idle_s=60,
+        unused=lambda name: None,
+        spare=1,
+    )
     agents: dict[str, AgentProcess] = {}
     for name in ("one", "two", "one", "two"):
         agent = await pool.acquire(kind(credential=name))
@@ -159,11 +167,11 @@ async def test_when_all_are_lent_one_waits_for_the_next_that_comes_back(pool: Ag
 
 
 class Watcher(BatchListener):
-    """Notes what it is told."""
+    """Records its events."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
-        super().__init__(self.told.append, self.told.append, lambda: self.told.append("turn"))
+        self.heard: list[object] = []
+        super().__init__(self.heard.append, self.heard.append, lambda: self.heard.append("turn"))
 
 
 @pytest_twisted.ensureDeferred
@@ -190,21 +198,21 @@ async def test_an_agent_whose_work_is_nearly_done_gets_the_next(pool: AgentPool,
     # It has two by now; a third has to wait, and what must not wait behind another waits for an agent of its own.
     third = Deferred.fromCoroutine(pool.acquire(kind("two")))
     agents[0].submit(nothing(2), second)
-    assert (first.told, second.told) == (["turn"], [])
-    while not first.told[1:] or not second.told:
+    assert (first.heard, second.heard) == (["turn"], [])
+    while not first.heard[1:] or not second.heard:
         await deferLater(reactor, 0.01)
-    while wire.FinishedEvent(1) not in first.told:
+    while wire.FinishedEvent(1) not in first.heard:
         await deferLater(reactor, 0.01)
     agents[0].detach(1)
     pool.release(agents[0], kind("two"))
-    assert "turn" in second.told
+    assert "turn" in second.heard
     assert not third.called and not alone.called
     pool.release(agents[1], kind("two"))
     assert await alone is agents[1]
     agents[0].kill("the test wants it")
-    while not isinstance(second.told[-1], str) or "the test wants it" not in second.told[-1]:
+    while not isinstance(second.heard[-1], str) or "the test wants it" not in second.heard[-1]:
         await deferLater(reactor, 0.01)
-    assert first.told == ["turn", wire.StartedEvent(1, 0), wire.FinishedEvent(1)]
+    assert first.heard == ["turn", wire.StartedEvent(1, 0), wire.FinishedEvent(1)]
     assert (await third).alive
 
 
@@ -229,7 +237,13 @@ async def test_work_waits_behind_no_other_while_another_kind_waits_longer(pool: 
 @pytest_twisted.ensureDeferred
 async def test_places_are_kept_for_who_needs_an_agent_alone() -> None:
     pool = AgentPool(
-        reactor, reactor, lambda kind: command(ECHO), most=2, idle_s=60, unused=lambda name: None, kept_free=1
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(ECHO),
+        most=2,
+        idle_s=60,
+        unused=lambda name: None,
+        kept_free=1,
     )
     work = await pool.acquire(kind())
     more = Deferred.fromCoroutine(pool.acquire(kind()))
@@ -274,9 +288,9 @@ async def test_a_killed_agent_makes_room_and_is_not_lent_again(pool: AgentPool) 
 @pytest_twisted.ensureDeferred
 async def test_an_agent_that_does_not_come_up_says_why(script: str, says: str) -> None:
     pool = AgentPool(
-        reactor,
-        reactor,
-        lambda kind: command(script),
+        spawner=reactor,
+        timer=reactor,
+        command_for=lambda kind: command(script),
         most=1,
         idle_s=60,
         unused=lambda credential: None,

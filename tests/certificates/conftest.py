@@ -33,7 +33,7 @@ reactor: Any = _reactor
 
 @frozen
 class Pki:
-    """Certificates shared by all tests of the folder: making RSA keys is what takes the time."""
+    """Certificates shared by all tests of the directory: making RSA keys is what takes the time."""
 
     authority: Authority
     stranger_authority: Authority
@@ -133,7 +133,7 @@ class _Shows:
 class Server:
     """A service on loopback, and what its files are."""
 
-    folder: Path
+    directory: Path
     tls: ServerTls
     port: int
     application: WhoAmI
@@ -142,7 +142,7 @@ class Server:
 
     def client(self, credential: Credential | None, ca: Path | None = None) -> Callable[..., Any]:
         """A client with its pool of kept connections: a function that asks, and gives code and answer."""
-        policy = _Shows(credential, read_trust(ca or self.folder / "trust", "off"))
+        policy = _Shows(credential, read_trust(ca or self.directory / "trust", "off"))
         pool = HTTPConnectionPool(reactor)
         self._pools.append(pool)
         http = HTTPClient(Agent(reactor, policy, connectTimeout=10, pool=pool))

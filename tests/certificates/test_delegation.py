@@ -48,10 +48,10 @@ def request_pems() -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def trust(pki: Any, tmp_path_factory: pytest.TempPathFactory) -> Trust:
-    folder = tmp_path_factory.mktemp("trust")
-    pki.authority.write_trust(folder)
-    pki.authority.write_crl(folder, pki.authority.crl([pki.bob.serial]))
-    return read_trust(folder, "require")
+    directory = tmp_path_factory.mktemp("trust")
+    pki.authority.write_trust(directory)
+    pki.authority.write_crl(directory, pki.authority.crl([pki.bob.serial]))
+    return read_trust(directory, "require")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Private files of credentials, and folders of trusted authorities."""
+"""Private files of credentials, and directories of trusted authorities."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pdm.workqueue.certificates.trust import read_trust
 
 
 def test_files_are_private_and_distinct(tmp_path: Path) -> None:
-    folder = tmp_path / "var" / "credentials"
-    files = CredentialFiles(folder)
+    directory = tmp_path / "var" / "credentials"
+    files = CredentialFiles(directory)
     first, second = files.write(b"one"), files.write(b"two")
     assert (first.read_bytes(), second.read_bytes()) == (b"one", b"two")
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert stat.S_IMODE(first.stat().st_mode) == 0o600
     files.remove(first)
     files.remove(first)
-    assert list(folder.iterdir()) == [second]
+    assert list(directory.iterdir()) == [second]
 
 
 def test_sweep_removes_what_a_daemon_before_left(tmp_path: Path) -> None:
@@ -42,13 +42,13 @@ def test_sweep_removes_what_a_daemon_before_left(tmp_path: Path) -> None:
     assert [each.name for each in (tmp_path / "c").iterdir()] == ["notes.txt"]
 
 
-def test_open_folder_is_closed(tmp_path: Path) -> None:
+def test_open_directory_is_closed(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir(mode=0o755)
     CredentialFiles(tmp_path / "c")
     assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o700
 
 
-def test_unsafe_folders_are_refused(tmp_path: Path) -> None:
+def test_unsafe_directories_are_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "file").touch()
@@ -65,7 +65,7 @@ def test_only_own_files_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / "other").exists()
 
 
-# -- folders of authorities for some sites only
+# -- directories of authorities for some sites only
 
 
 @pytest.fixture(scope="module")
@@ -80,31 +80,31 @@ def pem(authority: Authority) -> str:
 def test_usual_ones_and_those_of_the_sites(tmp_path: Path, authorities: list[Authority]) -> None:
     usual, own, other = authorities
     usual.write_trust(tmp_path / "usual")
-    folders = TrustDirectories(tmp_path / "run")
-    folders.sweep()
-    one = folders.directory_for(tmp_path / "usual", [pem(own)])
+    directories = TrustDirectories(tmp_path / "run")
+    directories.sweep()
+    one = directories.directory_for(tmp_path / "usual", [pem(own)])
     assert set(read_trust(one).authorities) == {usual.certificate, own.certificate}
-    both = folders.directory_for(tmp_path / "usual", [pem(other), pem(own), pem(own)])
+    both = directories.directory_for(tmp_path / "usual", [pem(other), pem(own), pem(own)])
     assert set(read_trust(both).authorities) == {each.certificate for each in authorities}
-    assert folders.directory_for(tmp_path / "usual", [pem(own), pem(other)]) == both
-    alone = folders.directory_for(None, [pem(own)])
+    assert directories.directory_for(tmp_path / "usual", [pem(own), pem(other)]) == both
+    alone = directories.directory_for(None, [pem(own)])
     assert alone != one
-    assert folders.directory_for(tmp_path / "nothing", [pem(own)]) == alone
+    assert directories.directory_for(tmp_path / "nothing", [pem(own)]) == alone
     assert one.stat().st_mode & 0o777 == (tmp_path / "run").stat().st_mode & 0o777 == 0o700
     assert len(list(one.glob("*.signing_policy"))) == 4
     # A list that comes to the usual ones comes here too.
     usual.write_crl(tmp_path / "usual", usual.crl())
     os.utime(tmp_path / "usual", (1, 1))
-    assert len(read_trust(folders.directory_for(tmp_path / "usual", [pem(own)])).crls) == 1
-    folders.sweep()
+    assert len(read_trust(directories.directory_for(tmp_path / "usual", [pem(own)])).crls) == 1
+    directories.sweep()
     assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_many_ask_at_once(tmp_path: Path, authorities: list[Authority]) -> None:
-    folders = TrustDirectories(tmp_path / "run")
-    folders.sweep()
+    directories = TrustDirectories(tmp_path / "run")
+    directories.sweep()
     with ThreadPoolExecutor(8) as threads:
-        found = set(threads.map(lambda _: folders.directory_for(None, [pem(authorities[0])]), range(50)))
+        found = set(threads.map(lambda _: directories.directory_for(None, [pem(authorities[0])]), range(50)))
     assert list((tmp_path / "run").iterdir()) == list(found)
 
 
@@ -114,9 +114,9 @@ def test_an_authority_of_the_same_name_stands_beside_the_usual_one(
     usual = authorities[0]
     twin = Authority.create("/DC=org/DC=test/CN=CA 0")
     usual.write_trust(tmp_path / "usual")
-    folders = TrustDirectories(tmp_path / "run")
-    folders.sweep()
-    found = folders.directory_for(tmp_path / "usual", [pem(twin)])
+    directories = TrustDirectories(tmp_path / "run")
+    directories.sweep()
+    found = directories.directory_for(tmp_path / "usual", [pem(twin)])
     assert set(read_trust(found).authorities) == {usual.certificate, twin.certificate}
     assert set(read_trust(tmp_path / "usual").authorities) == {usual.certificate}
 

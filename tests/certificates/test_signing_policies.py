@@ -12,7 +12,8 @@ from cryptography import x509
 from twisted.internet.threads import deferToThread
 
 from pdm.workqueue.certificates.pem import to_pem
-from pdm.workqueue.certificates.trust import ChainRefusedError, read_trust
+from pdm.workqueue.certificates.trust import read_trust
+from pdm.workqueue.certificates.verification import ChainRefusedError
 from pdm.workqueue.domain.signing_policy import PolicyFile, SigningPolicies
 from tests.certificates.test_tls_server import refusal
 from tests.support import forging
@@ -21,9 +22,9 @@ from tests.support.forging import as_authority, certified, odd_proxy
 ALICE = "/DC=org/DC=test/CN=Alice Jones"
 
 
-def replace_policy(folder: Path, text: str | None, suffix: str = "signing_policy", authority: Any = None) -> None:
+def replace_policy(directory: Path, text: str | None, suffix: str = "signing_policy", authority: Any = None) -> None:
     """Write the policies of an authority anew, or remove them."""
-    for path in folder.glob("*.[0-9]"):
+    for path in directory.glob("*.[0-9]"):
         if authority is None or path.read_bytes() == to_pem(authority.certificate):
             target = path.with_suffix(f".{suffix}")
             target.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pdm.workqueue.certificates.tls_client import ClientCredentialError, client_
 
 
 @pytest.fixture
-def folder(pki: Any, tmp_path: Path) -> Path:
+def directory(pki: Any, tmp_path: Path) -> Path:
     """All the ways to keep a credential."""
     pki.alice.write_certificate(tmp_path / "alice.crt")
     pki.alice.write_key(tmp_path / "alice.key")
@@ -36,10 +36,10 @@ def folder(pki: Any, tmp_path: Path) -> Path:
 )
 @pytest_twisted.ensureDeferred
 async def test_one_policy_serves_many_connections(
-    serve: Any, folder: Path, ca: str, certificate: str, key: str | None
+    serve: Any, directory: Path, ca: str, certificate: str, key: str | None
 ) -> None:
     server = serve()
-    policy = client_policy(folder / ca, folder / certificate, folder / key if key else None)
+    policy = client_policy(directory / ca, directory / certificate, directory / key if key else None)
     # No pool: each request is a connection of its own.
     client = HTTPClient(Agent(reactor, policy))
     peers = set()
@@ -52,9 +52,9 @@ async def test_one_policy_serves_many_connections(
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_certificate_is_a_choice(serve: Any, folder: Path) -> None:
+async def test_no_certificate_is_a_choice(serve: Any, directory: Path) -> None:
     server = serve()
-    response = await HTTPClient(Agent(reactor, client_policy(folder / "ca.pem"))).get(
+    response = await HTTPClient(Agent(reactor, client_policy(directory / "ca.pem"))).get(
         f"https://localhost:{server.port}"
     )
     assert response.code == 401
@@ -73,14 +73,14 @@ def _encrypted(pki: Any) -> bytes:
     return bytes(pki.alice.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
 
 
-def test_unfit_files_are_named(pki: Any, folder: Path, expired: dict[str, timedelta]) -> None:
-    (folder / "encrypted.key").write_bytes(_encrypted(pki))
-    (folder / "empty").write_bytes(b"")
-    (folder / "damaged").write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+def test_unfit_files_are_named(pki: Any, directory: Path, expired: dict[str, timedelta]) -> None:
+    (directory / "encrypted.key").write_bytes(_encrypted(pki))
+    (directory / "empty").write_bytes(b"")
+    (directory / "damaged").write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     block = b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
-    (folder / "damaged.key").write_bytes(block)
-    pki.alice.proxy(**expired).write_bundle(folder / "expired")
-    pki.alice.proxy(start=timedelta(hours=1)).write_bundle(folder / "future")
+    (directory / "damaged.key").write_bytes(block)
+    pki.alice.proxy(**expired).write_bundle(directory / "expired")
+    pki.alice.proxy(start=timedelta(hours=1)).write_bundle(directory / "future")
     for ca, certificate, key, words in (
         ("none", "proxy", None, "none cannot be read (No such file or directory)"),
         ("empty", "proxy", None, "empty holds no certificate"),
@@ -95,7 +95,7 @@ def test_unfit_files_are_named(pki: Any, folder: Path, expired: dict[str, timede
         ("ca.pem", "future", None, "check this machine's clock"),
     ):
         with pytest.raises(ClientCredentialError) as caught:
-            client_policy(folder / ca, folder / certificate, folder / key if key else None)
+            client_policy(directory / ca, directory / certificate, directory / key if key else None)
         assert words in str(caught.value)
 
 

@@ -345,10 +345,10 @@ def test_the_status_of_a_job_tells_how_far_it_is(service: TestService) -> None:
     while "moving" not in shown:
         shown = pdm(service, "status", str(number)).stdout
         assert "status    FAILED" not in shown
-    assert re.search(r"^bytes     0 B proven, [\d.]+ (Ki)?B moving, of 977 KiB$", shown, re.MULTILINE)
+    assert re.search(r"^bytes     0 B verified, [\d.]+ (Ki)?B moving, of 977 KiB$", shown, re.MULTILINE)
     assert re.search(r"^progress  \d+%, 0 of 1 files$", shown, re.MULTILINE)
     assert re.search(r"^rate      .*/s on average$", shown, re.MULTILINE)
-    assert re.search(r"^time      \d+ s since it was begun", shown, re.MULTILINE)
+    assert re.search(r"^time      \d+ s since it started", shown, re.MULTILINE)
     pdm(service, "cancel", str(number))
 
     number = submitted(service, "cp", "1:/a", "2:/b", *size, "--option", "dummy.delay=0.1")
@@ -378,7 +378,7 @@ def test_interrupting_detaches(service: TestService, number: int, code: int) -> 
         running.send_signal(number)
         out, err = running.communicate(timeout=20)
     assert (running.returncode, out) == (code, "")
-    assert f"detached: job {match[1]} goes on; pdm wait {match[1]} | pdm cancel {match[1]}\n" in err
+    assert f"detached: job {match[1]} continues; pdm wait {match[1]} | pdm cancel {match[1]}\n" in err
     assert service.call("admin", "GET", f"/jobs/{match[1]}")[1]["status"] == "RUNNING"
     service.call("admin", "DELETE", f"/jobs/{match[1]}")
 
@@ -484,7 +484,7 @@ def test_the_daemons_log_tells_who_submitted_what_and_how_it_ended(service: Test
     waiting = ("--protocol", "dummy", "--option", "dummy.fail=TIMEOUT", "--option", "dummy.fail_times=9")
     cancelled = submitted(service, "mkdir", "1:/a", *waiting, "--max-tries", "10")
     while not service.call("admin", "GET", f"/jobs/{cancelled}")[1].get("next_try"):
-        pass
+        time.sleep(0.02)
     for _ in range(2):
         service.call("admin", "DELETE", f"/jobs/{cancelled}")
     ends = {

@@ -1,4 +1,4 @@
-"""What the exit status says about an ended job and about an error."""
+"""Exit codes of ended jobs and of errors."""
 
 from __future__ import annotations
 
@@ -121,15 +121,15 @@ def test_hints_name_the_options_of_the_command(code: str, type_: str, words: str
     ("detail", "pointer", "words"),
     [
         (
-            "you have no job 9; GET /jobs lists those you have",
+            "you have no job 9; GET /jobs lists yours",
             None,
-            "you have no job 9; 'pdm jobs' lists those you have",
+            "you have no job 9; 'pdm jobs' lists yours",
         ),
-        ("job 9 has no element 3; GET /jobs/9/elements lists those it has", None, "'pdm status 9' lists those it has"),
-        ("only operators may list the jobs of others", "?user", "only operators may list the jobs of others"),
+        ("job 9 has no element 3; GET /jobs/9/elements lists all", None, "'pdm status 9' lists all"),
+        ("only operators may list the jobs of other users", "?user", "only operators may list the jobs of other users"),
         ("not one of never, always", "$.extra_opts.overwrite", "--option overwrite: not one of never, always"),
         (
-            "there is no site 9; GET /sites lists those there are",
+            "there is no site 9; GET /sites lists all",
             "?site",
             "--site: there is no site 9; 'pdm sites' lists",
         ),
@@ -145,10 +145,10 @@ def test_refusals_are_said_in_words_of_the_command_line(detail: str, pointer: st
 def test_reasons_are_said_once_a_kind_and_what_is_held_too(capsys: pytest.CaptureFixture[str]) -> None:
     reasons = WaitingReasons(7)
     for place in (12, 11, 3):
-        reasons.tell(job_view(status="SUBMITTED", num_running=0, waiting=[f"it is number {place} of its user"]))
+        reasons.report(job_view(status="SUBMITTED", num_running=0, waiting=[f"it is number {place} of its user"]))
     hold = {"count": 1, "code": "CREDENTIAL_EXPIRED", "reason": "the proxy expired.", "hint": "x"}
     for _ in range(2):
-        reasons.tell(job_view(status="HELD", num_running=0, held=1, hold=hold))
+        reasons.report(job_view(status="HELD", num_running=0, held=1, hold=hold))
     first, held = capsys.readouterr().err.splitlines()
     assert first == "job 7 waits: it is number 12 of its user"
     assert held.startswith("job 7 is held: the proxy expired. Run 'pdm delegate'")

@@ -107,7 +107,7 @@ async def test_a_submission_that_is_not_answered_is_sent_once_more_with_its_key(
     assert first == second
     server.seen.clear()
     server.behaviours[:] = [server.silent]
-    with pytest.raises(NoAnswerError, match="may have been done"):
+    with pytest.raises(NoAnswerError, match="may have been executed"):
         await client_of(server.url, timeout_s=0.5).copy(1, "/a", 2, "/b")
     assert len(server.seen) == 2
 

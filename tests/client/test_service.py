@@ -257,6 +257,6 @@ async def test_a_lost_log_is_a_fault_with_a_number(
     await service.settle(token, log=None)
     with pytest.raises(ServerFaultError) as caught:
         await client.element_output(job.id, 0)
-    assert "Tell an operator" in str(caught.value)
+    assert "to an operator" in str(caught.value)
     assert [event.get("word") for event in lost_errors] == ["log-missing"]
     lost_errors.clear()

@@ -92,7 +92,7 @@ def test_certificate_and_key_are_never_mixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "file", "words"),
     [
-        ({}, "", "no service is named"),
+        ({}, "", "the service URL is missing"),
         ({**URL, "PDM_KEY": "/k"}, "", "PDM_KEY is set, but not PDM_CERT"),
         (URL, "[client]\nkey = k\n", "has a key, but no certificate"),
         (URL, "[client]\ncertifcate = k\n", "certificate?"),

@@ -44,7 +44,7 @@ def wait(
     clock = Clock()
     service = Service(clock, answers)
     seen: list[str] = []
-    waiting = JobPoller(clock, service, lambda job: seen.append(job.status), patience_s=60)
+    waiting = JobPoller(clock, fetch_job=service, on_progress=lambda job: seen.append(job.status), outage_s=60)
     results: list[JobView | Failure] = []
     Deferred.fromCoroutine(waiting.until_end(7, timeout_s)).addBoth(results.append)
     clock.pump([0.01] * round(seconds * 100))

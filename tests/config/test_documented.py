@@ -16,8 +16,8 @@ _DOCUMENTED = Path(__file__).parents[2] / "etc" / "workqueue.conf"
 _SHOWN = re.compile(r"^#(?=[a-z_]+ =)", re.MULTILINE)
 
 
-def _uncommented(folder: Path) -> Path:
-    file = folder / "uncommented.conf"
+def _uncommented(directory: Path) -> Path:
+    file = directory / "uncommented.conf"
     file.write_text(_SHOWN.sub("", _DOCUMENTED.read_text(encoding="utf-8")), encoding="utf-8")
     return file
 

@@ -63,7 +63,7 @@ def test_what_is_written_is_read(read_text: ReadText, tmp_path: Path) -> None:
     assert settings.credentials.key_bits == 3072
 
 
-def test_what_is_not_set_follows_the_state_folder(read_text: ReadText, tmp_path: Path) -> None:
+def test_what_is_not_set_follows_the_state_directory(read_text: ReadText, tmp_path: Path) -> None:
     settings = read_text("[state]\nfolder = /var/lib/pdm\n[logs]\nfolder = logs\n")
     assert settings.database.url == "sqlite:////var/lib/pdm/workqueue.sqlite"
     assert settings.credentials.folder == Path("/var/lib/pdm/credentials")
@@ -73,26 +73,26 @@ def test_what_is_not_set_follows_the_state_folder(read_text: ReadText, tmp_path:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("sqlite:///a/b.db", "sqlite:///{folder}/a/b.db"),
+        ("sqlite:///a/b.db", "sqlite:///{directory}/a/b.db"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("postgresql://u:p%40@h/db", "postgresql://u:p%40@h/db"),
     ],
 )
 def test_database_urls(read_text: ReadText, tmp_path: Path, url: str, expected: str) -> None:
-    assert read_text(f"[database]\nurl = {url}\n").database.url == expected.format(folder=tmp_path)
+    assert read_text(f"[database]\nurl = {url}\n").database.url == expected.format(directory=tmp_path)
 
 
-def test_a_state_folder_with_odd_letters(read_text: ReadText) -> None:
+def test_a_state_directory_with_odd_letters(read_text: ReadText) -> None:
     url = read_text("[state]\nfolder = /a b%41#?é\n").database.url
     assert make_url(url).database == "/a b%41#?é/workqueue.sqlite"
 
 
-def test_a_configuration_folder_with_odd_letters(tmp_path: Path) -> None:
-    folder = tmp_path / "a b%41?"
-    folder.mkdir()
-    (folder / "x.conf").write_text("[database]\nurl = sqlite:///my%20data.db\n")
-    assert make_url(read_settings(folder / "x.conf").database.url).database == f"{folder}/my data.db"
+def test_a_configuration_directory_with_odd_letters(tmp_path: Path) -> None:
+    directory = tmp_path / "a b%41?"
+    directory.mkdir()
+    (directory / "x.conf").write_text("[database]\nurl = sqlite:///my%20data.db\n")
+    assert make_url(read_settings(directory / "x.conf").database.url).database == f"{directory}/my data.db"
 
 
 def test_a_wrong_database_url_keeps_its_password(read_text: ReadText) -> None:
@@ -134,9 +134,9 @@ def test_overrides_are_stronger(file: Path) -> None:
         ("[credentials]\nkey_bits = 1024\n", r"\[credentials\] key_bits: '1024' is not known: one of 2048"),
         ("[users]\noperators = bob\n", r"\[users\] operators: 'bob' is no subject"),
         ("[tls]\nkey =\n", r"\[tls\] key: a path is expected"),
-        ("port = 1\n", "line 1: a key stands before the first"),
-        ("[server]\nport = 1\nport = 2\n", r"line 3: \[server\] port stands there twice"),
-        ("[server]\n[tls]\n[server]\n", r"line 3: section \[server\] stands there twice"),
+        ("port = 1\n", "line 1: a key is before the first"),
+        ("[server]\nport = 1\nport = 2\n", r"line 3: \[server\] port is there twice"),
+        ("[server]\n[tls]\n[server]\n", r"line 3: section \[server\] is there twice"),
         ("[server]\nport\n", "line 2: 'key = value'"),
         ("[server\nport = 1\n", "line 1: "),
     ],

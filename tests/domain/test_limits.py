@@ -94,7 +94,7 @@ def test_a_limit_that_falls_lets_nobody_follow() -> None:
     assert third.follow(first)
 
 
-def test_openings_know_what_is_not_named() -> None:
+def test_a_quota_has_a_default_for_each_kind() -> None:
     quota = StreamQuota({user(1): 0}, {LimitKind.USER: 3})
     assert [quota.of(key) for key in (user(1), user(2), (LimitKind.JOB, 1))] == [0, 3, NO_LIMIT]
 

@@ -61,15 +61,15 @@ def test_any_other_path_is_taken_as_it_is(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "folder", "expected"),
+    ("path", "directory", "expected"),
     [("/x", "/home", "/x"), ("x", "/home", "/home/x"), ("~/x", "/home", "~/x"), ("x", "~", "~/x"), ("x", "", "/x")],
 )
-def test_relative_paths_begin_at_the_default_folder(path: str, folder: str, expected: str) -> None:
-    assert paths.resolved(path, folder) == expected
+def test_relative_paths_begin_at_the_default_directory(path: str, directory: str, expected: str) -> None:
+    assert paths.resolved(path, directory) == expected
 
 
 @pytest.mark.parametrize(
-    ("path", "folder", "inside"),
+    ("path", "directory", "inside"),
     [
         ("/a/b", "/a", True),
         ("/a", "/a", True),
@@ -82,8 +82,8 @@ def test_relative_paths_begin_at_the_default_folder(path: str, folder: str, expe
         ("//a/b", "/a", True),
     ],
 )
-def test_inside(path: str, folder: str, inside: bool) -> None:
-    assert paths.is_inside(path, folder) is inside
+def test_inside(path: str, directory: str, inside: bool) -> None:
+    assert paths.is_inside(path, directory) is inside
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_list_job_needs_no_plan() -> None:
     assert plan_for(JobType.LIST, "/a", None, "/a") is None
 
 
-def test_a_tree_becomes_its_files_and_its_empty_folders() -> None:
+def test_a_tree_becomes_its_files_and_its_empty_directories() -> None:
     planned = run(
         copy_plan(),
         [
@@ -60,7 +60,7 @@ def test_a_tree_becomes_its_files_and_its_empty_folders() -> None:
     )
 
 
-def test_an_empty_tree_becomes_one_folder() -> None:
+def test_an_empty_tree_becomes_one_directory() -> None:
     assert [element.dst_filepath for element in run(copy_plan(), []).elements] == ["/b/tree"]
 
 
@@ -128,20 +128,20 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
     assert all(skipped.reason for skipped in planned.skipped)
 
 
-def test_a_folder_of_skipped_things_is_still_made() -> None:
+def test_a_directory_of_skipped_things_is_still_made() -> None:
     planned = run(copy_plan(), [ListedEntry("d", "directory"), ListedEntry("d/pipe", "other")])
     assert [(element.type, element.dst_filepath) for element in planned.elements] == [(JobType.MKDIR, "/b/tree/d")]
 
 
-def test_an_unreadable_folder_is_not_taken_for_an_empty_one() -> None:
+def test_an_unreadable_directory_is_not_taken_for_an_empty_one() -> None:
     planned = run(copy_plan(), [ListedEntry("secret", "directory"), ListedEntry("f", "file")], ["secret"])
     assert [element.type for element in planned.elements] == [JobType.COPY]
 
 
 @pytest.mark.parametrize("path", ["..", "a/../b", "a//b", "/etc/passwd", "a/", ".", "a\0b"])
-def test_a_name_that_leaves_the_folder_is_no_listing(path: str) -> None:
+def test_a_name_that_leaves_the_directory_is_no_listing(path: str) -> None:
     for plan in (copy_plan(), remove_plan()):
-        with pytest.raises(BadListingError, match="leave the listed folder"):
+        with pytest.raises(BadListingError, match="leave the listed directory"):
             plan.take([ListedEntry(path, "file")])
 
 
@@ -191,7 +191,7 @@ def test_every_directory_is_removed_after_all_that_is_in_it(tree: dict[str, obje
 @given(
     st.recursive(st.none(), lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=30), st.integers(1, 5)
 )
-def test_a_copy_makes_every_file_and_every_empty_folder_once(tree: dict[str, object] | None, piece: int) -> None:
+def test_a_copy_makes_every_file_and_every_empty_directory_once(tree: dict[str, object] | None, piece: int) -> None:
     entries: list[ListedEntry] = []
     wanted: set[str] = set()
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, JobRecord
 from pdm.workqueue.domain.progress import Moving, SmoothedRate, job_progress, listing_status, time_left
+from tests.support.records import job_record
 
 _S = JobStatus
 BEGUN = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -24,29 +25,13 @@ def job(
     """A COPY of ten files of 100 bytes, of which two are done and three run."""
     fields: dict[str, Any] = {
         "id": 7,
-        "user_id": 1,
-        "type": type_,
-        "status": status,
-        "protocol": JobProtocol.DUMMY,
-        "src_siteid": 1,
-        "src_filepath": "/a",
-        "dst_siteid": 2,
-        "dst_filepath": "/b",
-        "options": {},
-        "priority": 5,
-        "max_tries": 2,
-        "label": None,
-        "log_uid": "0123abcd",
         "timestamp": BEGUN - timedelta(seconds=100),
-        "finished_at": None,
-        "cancel_requested": False,
         "counters": counters or Counters(elements=11, done=3, running=3, submitted=5),
         "bytes_total": 1000,
         "bytes_done": 200,
-        "skipped": 0,
         "started_at": BEGUN,
     }
-    return JobRecord(**{**fields, **more})
+    return job_record(type=type_, status=status, **{**fields, **more})
 
 
 def test_a_steady_rate_is_exact_from_the_first_moments_on() -> None:

@@ -1,4 +1,4 @@
-"""Results on their way to the database: none is forgotten, and they do not pile up."""
+"""Verdicts on their way to the database: none is lost, and they do not pile up."""
 
 from __future__ import annotations
 
@@ -37,11 +37,34 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 def executor_of(settler: Settler) -> Executor:
     context = AttemptContext(
-        reactor, lambda: START, "here", RetryPolicy(), UNUSED, ProgressBoard(), settler, 1.0, UNUSED
+        reactor=reactor,
+        clock=lambda: START,
+        host="here",
+        policy=RetryPolicy(),
+        logs=UNUSED,
+        board=ProgressBoard(),
+        settler=settler,
+        cancel_grace_s=1.0,
+        service_health=UNUSED,
     )
-    limits = ExecutionLimits(4, 1, 100)
-    streams = Streams(StreamLimits(4, 4, 2, 5.0, 4, 4, 4, 4), UNUSED, lambda: START)
-    return Executor(UNUSED, UNUSED, UNUSED, UNUSED, "w", context, limits, streams, UNUSED, lambda: None)
+    limits = ExecutionLimits(batches=4, listings=1, batch_elements=100)
+    streams = Streams(
+        limits=StreamLimits(total=4, route=4, route_start=2, window_s=5.0, site_in=4, site_out=4, user=4, job=4),
+        sites=UNUSED,
+        clock=lambda: START,
+    )
+    return Executor(
+        database=UNUSED,
+        sites=UNUSED,
+        pool=UNUSED,
+        credentials=UNUSED,
+        worker="w",
+        context=context,
+        limits=limits,
+        streams=streams,
+        preparation=UNUSED,
+        on_capacity=lambda: None,
+    )
 
 
 @pytest_twisted.ensureDeferred
@@ -52,8 +75,8 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     store.worker()
     job = store.copy_job(store.user(), [1] * 3)
     verdicts = done(*store.claim())
-    told: list[bool] = []
-    settler = Settler(reactor, database, "w", lambda: START, told.append)
+    settled: list[bool] = []
+    settler = Settler(reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=settled.append)
     executor = executor_of(settler)
     assert executor.capacity() == (8, 1)
     # That a log is not on disk yet counts, too.
@@ -67,7 +90,7 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     assert settler.backlog == 3
     await settler.drained()
     assert (settler.backlog, executor.capacity()) == (0, (8, 1))
-    assert told and not any(told)
+    assert settled and not any(settled)
     assert store.job(job.id).status is JobStatus.DONE
 
 
@@ -78,7 +101,9 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     """The claim is committed, its result is on its way to the reactor, and the user cancels the job."""
     ended: list[int] = []
     monkeypatch.setattr(RunningBatch, "cancel", lambda batch, job_id: ended.append(job_id))
-    settler = Settler(reactor, database, "w", lambda: START, lambda leftover: None)
+    settler = Settler(
+        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover: None
+    )
     executor = executor_of(settler)
     executor.database = database
     executor.pool = cast(Any, SimpleNamespace(wake_waiting=lambda: None))

@@ -1,4 +1,4 @@
-"""Files of credentials: one for each, shared while they are the same, gone when nobody works with them."""
+"""Files of credentials: one for each, shared while they are the same, removed when no agent uses them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stored() -> Stored:
 @pytest.fixture
 def handed_out(stored: Stored, tmp_path: Path) -> Credentials:
     vault = Vault.open(tmp_path / "key")
-    return Credentials(stored, vault, CredentialFiles(tmp_path / "run"))  # type: ignore[arg-type]
+    return Credentials(database=stored, vault=vault, files=CredentialFiles(tmp_path / "run"))  # type: ignore[arg-type]
 
 
 def give(handed_out: Credentials, stored: Stored, kind: CredentialKind, site: int, text: str, **details: Any) -> None:
@@ -100,7 +100,7 @@ def test_what_was_removed_or_replaced_is_found(
     used = [result_of(handed_out.usable(7, kind, {site}, NOW)) for kind, site in ((PROXY, 1), (KEY, 1), (TOKEN, 2))]
     proxy, key, token = (each.fingerprint for each in used)
     assert result_of(handed_out.outdated()) == OutdatedCredentials()
-    # A newer one of the same subject does not disturb what runs; another account is somebody else.
+    # A newer one of the same subject does not disturb what runs; another account is another identity.
     stored.records[0] = evolve(stored.records[0], secret=b"renewed")
     stored.records[1] = evolve(stored.records[1], secret=b"other", details={"account": "bob"})
     del stored.records[2]

@@ -1,4 +1,4 @@
-"""Looks at sites: a few at a time, and an answer in time although all helpers are busy."""
+"""Site checks: a few at a time, and an answer in time even if all helpers are busy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Busy:
 
 def test_a_look_is_answered_in_time_although_all_helpers_are_busy() -> None:
     busy = Busy()
-    check = SiteCheck(busy, busy, timeout_s=10.0)  # type: ignore[arg-type]
+    check = SiteCheck(preparation=busy, pool=busy, timeout_s=10.0)  # type: ignore[arg-type]
     answer = Deferred.fromCoroutine(check.check(1, SITE))
     assert len(busy.waiting) == 4, "the others wait for these"
     busy.clock.advance(9.0)
@@ -53,7 +53,7 @@ def test_a_look_is_answered_in_time_although_all_helpers_are_busy() -> None:
     answer.addCallback(found.extend)
     assert [each.endpoint.url for each in found] == [f"dummy://{number}" for number in range(6)]
     assert {(each.reachable, each.login, each.failure.code) for each in found} == {(None, None, "TIMEOUT")}
-    # One who asks again and again does not fill the queue for helpers.
+    # Repeated requests of one user do not fill the queue for helpers.
     again = Deferred.fromCoroutine(check.check(1, SITE))
     with pytest.raises(SiteCheckRunningError):
         raise again.result.value  # type: ignore[attr-defined]

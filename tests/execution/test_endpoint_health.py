@@ -1,41 +1,31 @@
-"""What outcomes of attempts say about endpoints: who is blamed, who is excused, where the next batch goes."""
+"""Endpoint health: which endpoint is blamed, which attempt is excused, where the next batch goes."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from attrs import evolve
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.jobs import Counters, ElementRecord, JobRecord
+from pdm.workqueue.domain.jobs import ElementRecord
 from pdm.workqueue.domain.pacing import BreakerPolicy, BreakerState
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.sites.site import Site
+from tests.support.records import NOW, element_record, job_record
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GRIDFTP = JobProtocol.GRIDFTP
 ONE = Site(1, "ONE", "", "~", {GRIDFTP: "gsiftp://one:1"})
 TWO = Site(2, "TWO", "", "~", {GRIDFTP: "gsiftp://two:1"}, {GRIDFTP: ("gsiftp://two:2",)})
 AWAY = AttemptFailure(FailureScope.DESTINATION, FailureCode.CONNECTION, "refused", unreachable=True)
 BROKEN = AttemptFailure(FailureScope.DESTINATION, FailureCode.CONNECTION, "reset")
-
-
-def job(**changes: Any) -> JobRecord:
-    made = JobRecord(
-        *(1, 1, JobType.COPY, JobStatus.RUNNING, GRIDFTP, 1, "/a", 2, "/b", {}, 5, 2, None, "uid", NOW, None, False),
-        Counters(),
-        *(0, 0, 0),
-    )
-    return evolve(made, **changes)
+JOB = job_record(protocol=GRIDFTP)
 
 
 def element(type_: JobType = JobType.COPY, lost: int = 0) -> ElementRecord:
-    return ElementRecord(
-        *(1, 1, type_, JobStatus.RUNNING, "/a", "/b", 1, False, 1, lost, 2, NOW, None, None, None, None, None)
-    )
+    return element_record(type=type_, lost=lost)
 
 
 class Watched:
@@ -43,7 +33,7 @@ class Watched:
 
     def __init__(self, patience_s: float = 1000.0) -> None:
         self.changes = 0
-        self.health = SiteHealth(BreakerPolicy(3, 5.0, 120.0), patience_s, self._changed)
+        self.health = SiteHealth(policy=BreakerPolicy(3, 5.0, 120.0), patience_s=patience_s, on_change=self._changed)
         self.endpoints = {site.id: self.health.choose(site, GRIDFTP, NOW) for site in (ONE, TWO)}
 
     def _changed(self) -> None:
@@ -51,7 +41,7 @@ class Watched:
 
     def fail(self, failure: AttemptFailure = AWAY, at: float = 0.0, **changes: Any) -> bool:
         what = changes.pop("element", element())
-        return self.health.failed(job(), what, self.endpoints, failure, NOW + timedelta(seconds=at))
+        return self.health.failed(JOB, what, self.endpoints, failure, NOW + timedelta(seconds=at))
 
 
 @pytest.fixture
@@ -235,12 +225,12 @@ def test_a_listing_says_nothing_of_the_destination(watched: Watched) -> None:
 
 
 def test_load_is_shared_and_what_was_away_is_probed_once() -> None:
-    health = SiteHealth(BreakerPolicy(1, 5.0, 120.0))
+    health = SiteHealth(policy=BreakerPolicy(1, 5.0, 120.0))
     first = health.choose(TWO, GRIDFTP, NOW)
     health.begin([first])
     second = health.choose(TWO, GRIDFTP, NOW)
     assert second != first
-    health.failed(job(), element(), {2: second}, AWAY, NOW)
+    health.failed(JOB, element(), {2: second}, AWAY, NOW)
     health.begin([first, first])
     assert health.choose(TWO, GRIDFTP, NOW) == first
     later = NOW + timedelta(seconds=5)

@@ -31,7 +31,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 
 def lease_of(database: Database, worker: WorkerIdentity, lease_s: float = 600.0) -> Lease:
-    return Lease(reactor, database, worker, lambda: START, lease_s)
+    return Lease(reactor=reactor, database=database, worker=worker, clock=lambda: START, lease_s=lease_s)
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
@@ -56,14 +56,14 @@ async def test_a_live_lease_is_respected_and_a_dead_one_waited_for(database: Dat
 @pytest_twisted.ensureDeferred
 async def test_what_is_told_of_the_end_of_the_lease_is_never_too_late(database: Database) -> None:
     lease = lease_of(database, _FIRST)
-    told: list[float] = []
-    lease.on_renewed.append(told.append)
+    ends: list[float] = []
+    lease.on_renewed.append(ends.append)
     before = boot_seconds()
     await lease.start()
     assert before + 600 <= lease.ends_at <= boot_seconds() + 600
     await lease._renew()
-    assert told == [told[0], lease.ends_at]
-    assert told[1] > told[0]
+    assert ends == [ends[0], lease.ends_at]
+    assert ends[1] > ends[0]
     await lease.stop()
     assert not lease.is_held
 

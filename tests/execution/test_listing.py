@@ -1,4 +1,4 @@
-"""What becomes of a listing of which some folders could not be read."""
+"""Listings with unreadable directories."""
 
 from __future__ import annotations
 
@@ -41,7 +41,17 @@ def test_a_tree_whose_server_went_away_is_not_whole(
     result_of: Callable[[Any], Any], codes: list[FailureCode], failed: FailureCode | None, noted: list[str]
 ) -> None:
     notes: Any = Notes()
-    intake = ListingIntake(notes, "worker", ClaimToken(1, 0, 1), None, "/top", set(), *[lambda: None] * 3)
+    intake = ListingIntake(
+        database=notes,
+        worker="worker",
+        token=ClaimToken(1, 0, 1),
+        plan=None,
+        source="/top",
+        known=set(),
+        pause=lambda: None,
+        resume=lambda: None,
+        on_elements=lambda: None,
+    )
     for number, code in enumerate(codes):
         intake.unreadable(f"folder%20{number}", AttemptFailure(FailureScope.SOURCE, code, "so it is"))
     outcome = result_of(intake.finish())

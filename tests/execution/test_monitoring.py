@@ -1,4 +1,4 @@
-"""The board of what runs: what it tells of elements and jobs, and that it forgets."""
+"""The progress board: what it shows of elements and jobs, and that it forgets."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pdm.workqueue.helpers.gridftp.connections import BrokenError, SilenceError, Waker, run_until_answered
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, Reply
+from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StoppedError
 
 
@@ -33,7 +34,7 @@ class Server:
     def __init__(self) -> None:
         ours, self.socket = socket.socketpair()
         ours.setblocking(False)
-        self.channel = ControlChannel(None, "server:2811")  # type: ignore[arg-type]
+        self.channel = ControlChannel(None, "server:2811")
         inside: Any = self.channel
         inside._socket = ours
         inside._context = PlainContext()

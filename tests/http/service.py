@@ -168,12 +168,12 @@ class UnreachableSites(SiteCheck):
 
     async def check(self, user_id: int, site: Site) -> list[EndpointCheck]:
         return [
-            await self.look(user_id, site, SiteEndpoint(site.id, protocol, url))
+            await self.check_endpoint(user_id, site, SiteEndpoint(site.id, protocol, url))
             for protocol in sorted(site.endpoints)
             for url in site.endpoint_urls(protocol)
         ]
 
-    async def look(self, user_id: int, site: Site, endpoint: SiteEndpoint) -> EndpointCheck:
+    async def check_endpoint(self, user_id: int, site: Site, endpoint: SiteEndpoint) -> EndpointCheck:
         away = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "away")
         return EndpointCheck(endpoint, away, 0.5)
 

@@ -12,12 +12,13 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from pdm.workqueue.domain.enums import JobProtocol, JobType
-from pdm.workqueue.domain.jobs import JobRecord, NewElement, NewJob
+from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.domain.jobs import JobRecord, NewElement
 from pdm.workqueue.http import transactions
 from pdm.workqueue.store import jobs
 from tests.http.service import Service
 from tests.http.test_streams import _connection, _get
+from tests.support.records import new_job
 
 
 @pytest.fixture
@@ -152,8 +153,7 @@ async def test_a_service_that_has_stopped_answers_nothing_from_memory(own_servic
 async def test_ten_thousand_jobs_are_listed_page_by_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 10_000
     user_id = await service.user_id("lister")
-    first = NewElement(JobType.LIST, "data")
-    new = NewJob(user_id, JobType.LIST, JobProtocol.DUMMY, 1, "data", None, None, {}, 5, 2, None, "0" * 32, first)
+    new = new_job(user_id, JobType.LIST, log_uid="0" * 32)
 
     def fill(session: Any) -> list[JobRecord]:
         return [jobs.submit(session, new, None, service.now()) for _ in range(count)]

@@ -131,7 +131,20 @@ async def test_nothing_tells_strangers_of_a_private_site(service: Service) -> No
         assert (await service.call("stranger", method, f"/sites/{number}/session")).problem == "not-found"
     timestamp = service.now()
     for route in (Route(1, 2), Route(1, number), Route(number, None)):
-        service.routes.append(RouteState(route, 0, 2, 1, 4, None, None, "as many as", timestamp, timestamp))
+        service.routes.append(
+            RouteState(
+                route=route,
+                running=0,
+                limit=2,
+                least=1,
+                most=4,
+                throughput=None,
+                unit=None,
+                reason="as many as",
+                decided_at=timestamp,
+                changed_at=timestamp,
+            )
+        )
     counts = [len((await service.call(user, "GET", "/routes")).json) for user in ("stranger", "hider", "operator")]
     service.routes.clear()
     assert counts == [1, 3, 3]

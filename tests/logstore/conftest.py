@@ -67,12 +67,12 @@ class Logs:
     store: LogStore
     reactor: ReactorThread
     clock: WallClock
-    folder: Path
+    directory: Path
     ref: LogRef = field(factory=lambda: LogRef("abcdef0123", 7, 1))
 
     @property
     def file(self) -> Path:
-        return self.folder / "ab" / "abcdef0123" / "7" / "attempt1.log"
+        return self.directory / "ab" / "abcdef0123" / "7" / "attempt1.log"
 
     def close(self, last_line: str = "end") -> bool:
         """Close the log; whether it is complete."""
@@ -96,9 +96,9 @@ def make_logs(tmp_path: Path) -> Iterator[MakeLogs]:
     """Makes started stores; they are stopped at the end."""
     made: list[Logs] = []
 
-    def make(folder: Path = tmp_path / "logs", **bounds: int) -> Logs:
+    def make(directory: Path = tmp_path / "logs", **bounds: int) -> Logs:
         reactor, clock = ReactorThread(), WallClock()
-        logs = Logs(LogStore(reactor, folder, now=clock, **bounds), reactor, clock, folder)
+        logs = Logs(LogStore(reactor, directory, now=clock, **bounds), reactor, clock, directory)
         logs.store.start()
         made.append(logs)
         return logs

@@ -22,15 +22,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 64 KiB."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system; the test with a limit on file sizes runs everywhere")
-    folder = tmp_path / "small"
-    folder.mkdir()
+    directory = tmp_path / "small"
+    directory.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory], capture_output=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode(errors='replace').strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    yield directory
+    subprocess.run(["umount", directory], check=True)
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_space_comes_back(make_logs: Any, file_size_limit: int, lost_errors: lis
     assert "File too large" in _complaints(logs, lost_errors)[0]
 
 
-def test_a_folder_that_is_a_file(logs: Any, lost_errors: list[LogEvent]) -> None:
-    (logs.folder / "ab").write_text("in the way")
+def test_a_directory_that_is_a_file(logs: Any, lost_errors: list[LogEvent]) -> None:
+    (logs.directory / "ab").write_text("in the way")
     logs.store.open(logs.ref, "first")
     assert not logs.close()
     assert "could not be written: Not a directory" in _complaints(logs, lost_errors)[0]
@@ -115,7 +115,7 @@ def test_a_link_is_not_followed(logs: Any, tmp_path: Path, lost_errors: list[Log
     assert "Too many levels of symbolic links" in _complaints(logs, lost_errors)[0]
 
 
-def test_folders_removed_under_a_running_log_are_made_again(logs: Any) -> None:
+def test_directories_removed_under_a_running_log_are_made_again(logs: Any) -> None:
     logs.store.open(logs.ref, "first")
     logs.flush()
     logs.file.unlink()
@@ -144,7 +144,7 @@ def test_a_fault_in_the_thread_ends_neither_it_nor_the_wait(
     assert logs.close()
 
 
-def test_a_folder_that_cannot_be_made(make_logs: Any, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made(make_logs: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         make_logs(tmp_path / "file" / "logs")

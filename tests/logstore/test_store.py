@@ -35,10 +35,10 @@ def test_modes(logs: Logs) -> None:
     logs.store.open(logs.ref, "first")
     logs.close()
     assert stat.S_IMODE(logs.file.stat().st_mode) == 0o640
-    folder = logs.file.parent
-    while folder != logs.folder.parent:
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o750, folder
-        folder = folder.parent
+    directory = logs.file.parent
+    while directory != logs.directory.parent:
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o750, directory
+        directory = directory.parent
 
 
 def test_attempts_and_elements_have_their_own_files(logs: Logs) -> None:
@@ -47,7 +47,7 @@ def test_attempts_and_elements_have_their_own_files(logs: Logs) -> None:
         logs.store.open(ref, str(ref))
     logs.reactor.wait(gatherResults([logs.store.close(ref, "end") for ref in refs]))
     for ref in refs:
-        text = (logs.folder / "ab" / "abcdef0123" / str(ref.element_id) / f"attempt{ref.attempt}.log").read_text()
+        text = (logs.directory / "ab" / "abcdef0123" / str(ref.element_id) / f"attempt{ref.attempt}.log").read_text()
         assert str(ref) in text
         assert len(text.splitlines()) == 2
 
@@ -69,7 +69,7 @@ def test_flush_brings_all_to_disk(logs: Logs) -> None:
     for ref in refs:
         logs.store.open(ref, "first")
     logs.flush()
-    assert len(list(logs.folder.glob("ab/*/*/attempt1.log"))) == 300
+    assert len(list(logs.directory.glob("ab/*/*/attempt1.log"))) == 300
 
 
 def test_a_closed_log_is_complete_when_the_answer_comes(logs: Logs) -> None:
@@ -80,7 +80,7 @@ def test_a_closed_log_is_complete_when_the_answer_comes(logs: Logs) -> None:
         logs.store.open(ref, "first")
         logs.store.write(ref, "line")
         answer = logs.store.close(ref, "last")
-        path = ref.path(logs.folder)
+        path = ref.path(logs.directory)
         answer.addCallback(lambda complete, path=path: seen.append(complete and path.read_text().endswith("Z last\n")))
         answers.append(answer)
     logs.reactor.wait(gatherResults(answers))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -11,15 +10,15 @@ from urllib.parse import parse_qsl
 import msgspec
 import pytest
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.jobs import Batch, Counters, ElementRecord, JobRecord
+from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.jobs import Batch, ElementRecord
 from pdm.workqueue.domain.paths import checked, encoded
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import read_options
+from tests.support.records import NOW, element_record, job_record
 
-NOW = datetime(2026, 11, 23, tzinfo=UTC)
 LIMITS = wire.TimeLimits()
 UID = "abcdefghijklmnopqrstuvwxyz"
 
@@ -30,53 +29,22 @@ def url(site: int, path: str) -> str:
 
 def batch(job_type: JobType, *elements: ElementRecord, element_type: JobType | None = None, **options: Any) -> Batch:
     copies = job_type is JobType.COPY
-    job = JobRecord(
+    job = job_record(
         id=7,
-        user_id=1,
         type=job_type,
-        status=JobStatus.RUNNING,
         protocol=JobProtocol.GRIDFTP,
-        src_siteid=1,
         src_filepath="/from",
         dst_siteid=2 if copies else None,
         dst_filepath="/to" if copies else None,
         options=options,
-        priority=5,
-        max_tries=2,
-        label=None,
         log_uid=UID,
-        timestamp=NOW,
-        finished_at=None,
-        cancel_requested=False,
-        counters=Counters(),
-        bytes_total=0,
-        bytes_done=0,
-        skipped=0,
     )
     return Batch.of_one(job, job_type if element_type is None else element_type, elements)
 
 
 def element(number: int, source: str, destination: str | None = None, attempts: int = 1, **more: Any) -> ElementRecord:
-    fields: dict[str, Any] = {
-        "job_id": 7,
-        "id": number,
-        "type": JobType.COPY,
-        "status": JobStatus.RUNNING,
-        "src_filepath": source,
-        "dst_filepath": destination,
-        "size": 3,
-        "is_directory": False,
-        "attempts": attempts,
-        "lost": 0,
-        "max_tries": 2,
-        "timestamp": NOW,
-        "not_before": None,
-        "transferred": None,
-        "elapsed_s": None,
-        "checksum": None,
-        "failure": None,
-    }
-    return ElementRecord(**{**fields, **more})
+    fields = {"job_id": 7, "id": number, "src_filepath": source, "dst_filepath": destination, "size": 3}
+    return element_record(attempts=attempts, **{**fields, **more})
 
 
 def request(claimed: Batch, protocol: JobProtocol = JobProtocol.GRIDFTP) -> wire.WorkRequest:

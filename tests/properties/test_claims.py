@@ -30,7 +30,8 @@ from pdm.workqueue.domain.retry import MOST_CRASHES
 from pdm.workqueue.store import claim_limits, claim_queries, claiming, job_changes, jobs, leases, results
 from pdm.workqueue.store.records import elements
 from pdm.workqueue.WorkqueueDB import Base
-from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store, new_job, verdict
+from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store
+from tests.support.records import new_job, verdict
 
 _S = JobStatus
 _WORKERS = ("ann", "ben", "cid")
@@ -136,7 +137,13 @@ class Queue(RuleBasedStateMachine):
         crash=st.integers(0, 5).map(lambda number: number == 0),
     )
     def claim(self, worker: str, lane: frozenset[JobType], batches: int, batch_elements: int, crash: bool) -> None:
-        limits = claim_limits.ClaimLimits(batches * batch_elements, batches, batch_elements, 2**30, lane)
+        limits = claim_limits.ClaimLimits(
+            elements=batches * batch_elements,
+            batches=batches,
+            batch_elements=batch_elements,
+            batch_bytes=2**30,
+            types=lane,
+        )
         if crash:
             self._crashing(claiming.claim, worker, limits, self.store.now)
             return

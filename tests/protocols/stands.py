@@ -34,8 +34,8 @@ _GRIDFTP = "pdm.workqueue.helpers.main_gridftp"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
 #: What the helper imports later may not be readable for that account.
 _AS = (
-    "import os; from {module} import main; import pdm.workqueue.helpers.backends.local;"
-    " os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
+    "import os; from {module} import main; import pdm.workqueue.helpers.backends.local; "
+    "os.setgroups([]); os.setgid({gid}); os.setuid({uid}); main()"
 )
 _WAIT_S = 30.0
 _numbers = itertools.count(1)

@@ -16,6 +16,7 @@ from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
 from tests.helpers.driver import tree
 from tests.protocols.places import Places, owner
+from tests.support.loopback import service_of
 
 #: Sites by protocol and letter.
 PROTOCOLS = ("ssh", "https", "file", "xroot")
@@ -30,33 +31,23 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def service(storages: TestStorages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
-    credentials = storages.credentials
-    assert credentials is not None
-    alice = credentials.users["alice"]
-    grid = {
-        "ca_dir": str(credentials.trust),
-        "users": {"alice": {"cert": str(alice.certificate), "key": str(alice.key)}},
-    }
-    service = TestService(tmp_path_factory.mktemp("jobs") / "instance", grid)
+    sections = [
+        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {_endpoint(storages, protocol, letter)}\n"
+        for (protocol, letter), number in SITES.items()
+    ]
+    sections.append(f"[nothing]\nid = {ONLY_DUMMY}\ndummy = dummy://x/\n")
     environment = storages.environment()
-    service.init(
+    service = service_of(
+        storages,
+        tmp_path_factory.mktemp("jobs") / "instance",
+        "\n".join(sections),
         queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "30s", "total": "60s"},
-        credentials={"trust_dir": str(credentials.trust)},
         ssh={
             "key": environment["PDM_SSH_KEY"],
             "known_hosts": environment["PDM_SSH_KNOWN_HOSTS"],
             "user": environment["PDM_SSH_USER"],
         },
     )
-    trust = service.directory / "certificates" / "trust"
-    for file in credentials.trust.iterdir():
-        (trust / file.name).write_bytes(file.read_bytes())
-    sections = [
-        f"[{protocol}-{letter}]\nid = {number}\n{protocol} = {_endpoint(storages, protocol, letter)}\n"
-        for (protocol, letter), number in SITES.items()
-    ]
-    sections.append(f"[nothing]\nid = {ONLY_DUMMY}\ndummy = dummy://x/\n")
-    (service.directory / "sites.d" / "sites.conf").write_text("\n".join(sections))
     with service.running():
         service.delegate("alice")
         yield service

@@ -14,6 +14,7 @@ from pdm.testgrid.service import TestService, set_keys
 from pdm.testgrid.storages import TestStorages
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import Places, judged
+from tests.support.loopback import service_of
 
 pytestmark = pytest.mark.timeout(180)
 _RELAY = (
@@ -41,20 +42,9 @@ def test_a_program_that_is_missing_is_named(
 
 @pytest.fixture
 def service(storages: TestStorages, tmp_path: Path) -> Iterator[TestService]:
-    credentials = storages.credentials
-    assert credentials is not None
-    alice = credentials.users["alice"]
-    users = {"alice": {"cert": str(alice.certificate), "key": str(alice.key)}}
-    service = TestService(tmp_path / "instance", {"ca_dir": str(credentials.trust), "users": users})
-    service.init(
-        queue={"first_pause": "50ms", "longest_pause": "200ms", "poll_interval": "500ms"},
-        credentials={"trust_dir": str(credentials.trust)},
-    )
-    trust = service.directory / "certificates" / "trust"
-    for file in credentials.trust.iterdir():
-        (trust / file.name).write_bytes(file.read_bytes())
     sites = f"[a]\nid = 1\nhttps = {storages.server('https', 'A').url}\n[g]\nid = 2\ngridftp = gsiftp://localhost:1\n"
-    (service.directory / "sites.d" / "sites.conf").write_text(sites)
+    queue = {"first_pause": "50ms", "longest_pause": "200ms", "poll_interval": "500ms"}
+    service = service_of(storages, tmp_path / "instance", sites, queue=queue)
     yield service
     if service.process is not None:
         service.kill()
@@ -68,7 +58,7 @@ def until_says(service: TestService, *status: str) -> None:
 
 
 def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestService, tmp_path: Path) -> None:
-    broken = tmp_path / "libraries" / "libglobus_ftp_client.so.2"
+    broken = tmp_path / "libraries" / "libglobus_gssapi_gsi.so.4"
     broken.parent.mkdir()
     broken.write_text("no library\n")
     set_keys(service.directory / "workqueue.conf", {"agents": {"library_path": str(broken.parent)}})
@@ -79,7 +69,7 @@ def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestSer
         service.wait_for("alice", submitted["id"], until=["HELD"])
         _, element = service.call("alice", "GET", f"{job}/elements/0")
         assert element["error"]["code"] == "DEPENDENCY_MISSING" and element["error"]["scope"] == "service"
-        assert "libglobus_ftp_client.so.2" in element["error"]["message"]
+        assert "libglobus_gssapi_gsi.so.4" in element["error"]["message"]
         assert "GRIDFTP cannot be used" in service.log_path.read_text()
     broken.unlink()
     with service.running():

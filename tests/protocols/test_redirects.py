@@ -13,7 +13,7 @@ from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, adler, copy_item
 from tests.protocols.places import Places, judged
-from tests.protocols.redirecting import RedirectingServer
+from tests.support.redirecting_server import RedirectingServer
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 TOKEN = "canary-token"

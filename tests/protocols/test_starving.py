@@ -11,7 +11,8 @@ import pytest
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
 from tests.protocols.places import Places
-from tests.protocols.redirecting import RedirectingServer
+from tests.support.loopback import service_of
+from tests.support.redirecting_server import RedirectingServer
 
 pytestmark = pytest.mark.timeout(180)
 _GOOD = 4
@@ -27,23 +28,12 @@ def server(storages: TestStorages) -> Iterator[RedirectingServer]:
 
 @pytest.fixture
 def service(storages: TestStorages, server: RedirectingServer, tmp_path: Path) -> Iterator[TestService]:
-    credentials = storages.credentials
-    assert credentials is not None
-    alice = credentials.users["alice"]
-    users = {"alice": {"cert": str(alice.certificate), "key": str(alice.key)}}
-    service = TestService(tmp_path / "instance", {"ca_dir": str(credentials.trust), "users": users})
-    service.init(
-        # The pause of an endpoint that is taken to be away is longer than all that the test waits for.
-        queue={"first_pause": "1s", "longest_pause": "100s", "poll_interval": "500ms"},
-        credentials={"trust_dir": str(credentials.trust)},
-    )
-    trust = service.directory / "certificates" / "trust"
-    for file in credentials.trust.iterdir():
-        (trust / file.name).write_bytes(file.read_bytes())
     (tmp_path / "tree").mkdir()
     sites = f"[local]\nid = 1\nfile = file://{tmp_path}\n[dav]\nid = 2\nhttps = {server.url}\n"
     sites += f"[real]\nid = 3\nhttps = {storages.server('https', 'B').url}\n"
-    (service.directory / "sites.d" / "sites.conf").write_text(sites)
+    # The pause of an endpoint that is taken to be away is longer than all that the test waits for.
+    queue = {"first_pause": "1s", "longest_pause": "100s", "poll_interval": "500ms"}
+    service = service_of(storages, tmp_path / "instance", sites, queue=queue)
     with service.running():
         service.delegate("alice")
         yield service

@@ -20,10 +20,10 @@ from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
 from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import LIMITS, HelperProcess, adler, copy_item
-from tests.protocols import hostile_xrootd as hostile
-from tests.protocols.hostile_xrootd import HostileXrootd
 from tests.protocols.places import Places, judged
 from tests.protocols.test_faults import huge, wait_for_bytes
+from tests.support import hostile_xrootd as hostile
+from tests.support.hostile_xrootd import HostileXrootd
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 pytestmark = pytest.mark.timeout(180)

@@ -71,8 +71,8 @@ def test_no_file_is_no_site(tmp_path: Path) -> None:
     assert SiteRegistry.read(tmp_path).all() == []
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the folder of sites cannot be read: No such file"):
+def test_a_missing_directory_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the directory of sites cannot be read: No such file"):
         SiteRegistry.read(tmp_path / "sites.d")
 
 
@@ -143,7 +143,7 @@ def test_unknown_keys(refused: Refused, key: str, told: str) -> None:
         ("gridftp", "gsiftp://h:1#x", "without '?'"),
         ("gridftp", "gsiftp://h h:1", "plain characters"),
         ("gridftp", "gsiftp://h:1\n  gsiftp://i:1 x", "plain characters"),
-        ("file", "file:///a\n  file:///b", "one folder"),
+        ("file", "file:///a\n  file:///b", "one directory"),
         ("gridftp", "gsiftp://h\x1b[2J:1", "plain characters"),
         ("gridftp", "gsiftp://hé:1", "plain characters"),
         ("https", "http://h:1", "begins with https:// or davs://"),
@@ -162,9 +162,9 @@ def test_endpoints(refused: Refused, key: str, url: str, told: str) -> None:
     assert "secret" not in answer
 
 
-@pytest.mark.parametrize("folder", ["data", "", "~user", "/a/../b", "/a\n  b"])
-def test_default_folders(refused: Refused, folder: str) -> None:
-    assert "[RAL] default_folder: " in refused(f"{_GOOD}default_folder = {folder}\n")
+@pytest.mark.parametrize("directory", ["data", "", "~user", "/a/../b", "/a\n  b"])
+def test_default_directories(refused: Refused, directory: str) -> None:
+    assert "[RAL] default_folder: " in refused(f"{_GOOD}default_folder = {directory}\n")
 
 
 def test_descriptions(refused: Refused) -> None:

@@ -67,7 +67,7 @@ def test_urls(protocol: JobProtocol, path: str, url: str) -> None:
 
 @pytest.mark.parametrize("path", ["/..", "/a/../..", "../../..", "~/..", "/a/../../srv/data x/b", "/./.."])
 def test_no_way_out_of_a_root(path: str) -> None:
-    with pytest.raises(InvalidPathError, match="leads out of the site's folder"):
+    with pytest.raises(InvalidPathError, match="leads out of the site's directory"):
         storage_url(SITE, JobProtocol.FILE, path)
     with pytest.raises(InvalidPathError, match="leads out of the site's server"):
         storage_url(SITE, JobProtocol.HTTPS, path)
@@ -86,7 +86,7 @@ def test_a_protocol_that_is_not_offered() -> None:
         storage_url(SITE, JobProtocol.SSH, "/a")
 
 
-def test_the_root_folder_itself() -> None:
+def test_the_root_directory_itself() -> None:
     site = Site(1, "S", "", "/", {JobProtocol.FILE: "file:///"})
     assert storage_url(site, JobProtocol.FILE, "/a") == "file:///a"
 

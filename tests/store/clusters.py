@@ -1,4 +1,4 @@
-"""A private PostgreSQL server for tests: below a temporary folder, on a Unix socket, gone afterwards."""
+"""A private PostgreSQL server for tests: in a temporary directory, on a Unix socket, removed afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DIES_WITH_US = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") el
 
 
 def programs() -> Path | None:
-    """The folder of the newest server programs on this machine."""
+    """The directory of the newest server programs on this machine."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent
@@ -30,31 +30,31 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def cluster(bin_folder: Path) -> Iterator[sa.URL]:
+def cluster(bin_directory: Path) -> Iterator[sa.URL]:
     """A running server; gives the URL of its maintenance database."""
     # PostgreSQL refuses to run as root.
     account = _account() if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="pdm-pg-"))
+    directory = Path(tempfile.mkdtemp(prefix="pdm-pg-"))
     try:
         if account is not None:
-            os.chown(folder, pwd.getpwnam(account).pw_uid, -1)
-        data = folder / "data"
+            os.chown(directory, pwd.getpwnam(account).pw_uid, -1)
+        data = directory / "data"
         subprocess.run(
-            [bin_folder / "initdb", "-D", data, "-U", "pdm", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
+            [bin_directory / "initdb", "-D", data, "-U", "pdm", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
             check=True,
             capture_output=True,
             user=account,
-            cwd=folder,
+            cwd=directory,
         )
-        with (folder / "log").open("wb") as log:
+        with (directory / "log").open("wb") as log:
             server = subprocess.Popen(
                 [
                     *_DIES_WITH_US,
-                    bin_folder / "postgres",
+                    bin_directory / "postgres",
                     "-D",
                     data,
                     "-k",
-                    folder,
+                    directory,
                     "-h",
                     "",
                     "-F",
@@ -64,18 +64,20 @@ def cluster(bin_folder: Path) -> Iterator[sa.URL]:
                 stdout=log,
                 stderr=log,
                 user=account,
-                cwd=folder,
+                cwd=directory,
             )
         try:
-            url = sa.URL.create("postgresql+psycopg", username="pdm", database="postgres", query={"host": str(folder)})
-            _wait_for(url, server, folder / "log")
+            url = sa.URL.create(
+                "postgresql+psycopg", username="pdm", database="postgres", query={"host": str(directory)}
+            )
+            _wait_for(url, server, directory / "log")
             yield url
         finally:
-            # At once, without writing anything: the folder goes with it.
+            # At once, without writing anything: the directory goes with it.
             server.send_signal(signal.SIGQUIT)
             server.wait(20)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _account() -> str:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from attrs import define, evolve
+from attrs import define
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, ElementRecord, JobRecord, NewElement, NewJob, Verdict
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, ElementRecord, JobRecord, NewElement, Verdict
 from pdm.workqueue.store import claiming, jobs, leases, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.jobs import ElementFilter
 from pdm.workqueue.store.records import elements, workers
+from tests.support.records import NOW, new_job, verdict
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+START = NOW
 LIST_LANE = frozenset({JobType.LIST})
 WORK_LANE = frozenset(JobType) - LIST_LANE
 LEASE_S = 60.0
@@ -53,13 +54,12 @@ class Store:
     def user(self, name: str = "alice") -> int:
         return self.run(users.register, f"/DC=test/CN={name}", "user", self.now).id
 
-    def worker(self, name: str = "w") -> str:
-        self.register(name)
-        return name
+    def worker(self, incarnation: str = "w") -> str:
+        self.register(incarnation)
+        return incarnation
 
-    def register(self, name: str = "w") -> leases.Registration:
-        """Begin to claim; the name is the incarnation, too."""
-        return self.run(leases.register_worker, leases.WorkerIdentity(name, name), self.now, LEASE_S)
+    def register(self, incarnation: str = "w") -> leases.Registration:
+        return self.run(leases.register_worker, identity(incarnation), self.now, LEASE_S)
 
     def submit(self, user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> JobRecord:
         return self.run(jobs.submit, new_job(user, type_, **changes), None, self.now)
@@ -86,7 +86,11 @@ class Store:
         **limits: Any,
     ) -> list[Batch]:
         whole = ClaimLimits(
-            limits.pop("elements", batches * batch_elements), batches, batch_elements, batch_bytes, **limits
+            elements=limits.pop("elements", batches * batch_elements),
+            batches=batches,
+            batch_elements=batch_elements,
+            batch_bytes=batch_bytes,
+            **limits,
         )
         return self.run(claiming.claim, worker, whole, self.now)
 
@@ -130,24 +134,13 @@ class Store:
         )
 
 
-def new_job(user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> NewJob:
-    listed = type_ not in (JobType.MKDIR, JobType.RENAME)
-    new = NewJob(
-        user_id=user,
-        type=type_,
-        protocol=JobProtocol.DUMMY,
-        src_siteid=1,
-        src_filepath="/src",
-        dst_siteid=2 if type_ is JobType.COPY else None,
-        dst_filepath="/dst" if type_ is JobType.COPY else None,
-        options={},
-        priority=5,
-        max_tries=2,
-        label=None,
-        log_uid="0123abcd",
-        first=NewElement(JobType.LIST if listed else type_, "/src"),
-    )
-    return evolve(new, **changes)
+def name_of(incarnation: str = "w") -> str:
+    """The worker's name: another text than its incarnation, so that a statement that takes one for the other fails."""
+    return f"worker {incarnation}"
+
+
+def identity(incarnation: str = "w") -> leases.WorkerIdentity:
+    return leases.WorkerIdentity(name_of(incarnation), incarnation)
 
 
 def as_element(type_: JobType, number: int, given: NewElement | int) -> NewElement:
@@ -159,10 +152,6 @@ def as_element(type_: JobType, number: int, given: NewElement | int) -> NewEleme
 
 def token_of(batch: Batch, index: int = 0) -> ClaimToken:
     return batch.token(batch.elements[index])
-
-
-def verdict(token: ClaimToken, status: JobStatus = JobStatus.DONE, at: datetime = START, **more: Any) -> Verdict:
-    return Verdict(token, status, at, at + timedelta(seconds=2), **more)
 
 
 def done(*batches: Batch) -> list[Verdict]:

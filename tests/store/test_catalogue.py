@@ -1,4 +1,4 @@
-"""Sites of users and restrictions in the database: versions, numbers, names, and who waits for whom."""
+"""Sites of users and restrictions in the database: versions, numbers, names, locks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.sites import LAST_FILE_SITE, Actor, NewSite, RestrictionKind, SiteSnapshot
 from pdm.workqueue.store import credentials, job_changes, jobs, results, sites, users
 from pdm.workqueue.store.credentials import EncryptedCredential
-from tests.store.stores import BROKEN, EXPIRED, Store, done, ended, new_job, token_of
+from tests.store.stores import BROKEN, EXPIRED, Store, done, ended, token_of
+from tests.support.records import new_job
 
 
 @pytest.fixture

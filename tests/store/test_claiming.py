@@ -12,7 +12,8 @@ from pdm.workqueue.domain.jobs import Batch, NewElement
 from pdm.workqueue.domain.limits import FIRST_BATCH_SIZE, work_kind
 from pdm.workqueue.store import claim_queries, job_changes, leases, results
 from pdm.workqueue.store.claim_limits import ClaimLimits
-from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, LIST_LANE, START, WORK_LANE, Store, done, ended, token_of
+from tests.support.records import verdict
 
 
 def job_ids(batches: list[Batch]) -> list[int]:
@@ -66,7 +67,7 @@ def test_both_lanes_at_once_give_listings_first(store: Store) -> None:
 
 def test_half_a_lane_is_refused() -> None:
     with pytest.raises(ValueError, match="all but listings"):
-        ClaimLimits(1, 1, 1, 1, types=frozenset({JobType.COPY}))
+        ClaimLimits(elements=1, batches=1, batch_elements=1, batch_bytes=1, types=frozenset({JobType.COPY}))
 
 
 def test_within_a_user_priority_counts_then_age(store: Store) -> None:
@@ -126,8 +127,8 @@ def test_a_claim_has_no_more_elements_than_allowed(store: Store) -> None:
 
 def test_a_batch_is_of_one_type(store: Store) -> None:
     store.worker()
-    folder = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
-    store.copy_job(store.user(), [1, folder, 1, folder])
+    directory = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
+    store.copy_job(store.user(), [1, directory, 1, directory])
     taken = store.claim()
     assert {batch.type: [element.id for element in batch.elements] for batch in taken} == {
         JobType.COPY: [1, 3],
@@ -200,8 +201,8 @@ def test_listings_never_share(store: Store) -> None:
 def test_a_job_of_other_types_is_not_forgotten_behind_a_full_batch(store: Store) -> None:
     store.worker()
     user = store.user()
-    folder = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
-    first, second = store.copy_job(user, [1, 1]), store.copy_job(user, [folder])
+    directory = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
+    first, second = store.copy_job(user, [1, 1]), store.copy_job(user, [directory])
     taken = store.claim()
     assert [(batch.type, list(batch.jobs)) for batch in taken] == [
         (JobType.COPY, [first.id]),
@@ -268,13 +269,13 @@ def test_elements_can_run_while_the_listing_goes_on(store: Store) -> None:
     assert (final.status, final.bytes_total, final.bytes_done) == (JobStatus.DONE, 7, 7)
 
 
-def folder(path: str, phase: int) -> NewElement:
+def directory(path: str, phase: int) -> NewElement:
     return NewElement(JobType.REMOVE, path, is_directory=True, phase=phase)
 
 
-def test_folders_go_after_all_that_is_in_them(store: Store) -> None:
+def test_directories_go_after_all_that_is_in_them(store: Store) -> None:
     store.worker()
-    job = store.remove_job(store.user(), [folder("/src", 10), folder("/src/d", 9), 1, 1])
+    job = store.remove_job(store.user(), [directory("/src", 10), directory("/src/d", 9), 1, 1])
     (files,) = store.claim()
     assert [element.id for element in files.elements] == [3, 4]
     assert store.claim() == []
@@ -292,11 +293,11 @@ def test_folders_go_after_all_that_is_in_them(store: Store) -> None:
     assert store.job(job.id).status is JobStatus.DONE
 
 
-def test_folders_wait_for_the_listing(store: Store) -> None:
+def test_directories_wait_for_the_listing(store: Store) -> None:
     store.worker()
     store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
-    new = [NewElement(JobType.REMOVE, "/src/a"), folder("/src/d", 9)]
+    new = [NewElement(JobType.REMOVE, "/src/a"), directory("/src/d", 9)]
     assert store.run(results.add_elements, "w", token_of(listing), new)
     store.settle(done(*store.claim()))
     assert store.claim() == []
@@ -304,11 +305,11 @@ def test_folders_wait_for_the_listing(store: Store) -> None:
     assert numbers(store.claim()) == [[2]]
 
 
-def test_folders_wait_for_a_listing_that_is_put_off(store: Store) -> None:
+def test_directories_wait_for_a_listing_that_is_put_off(store: Store) -> None:
     store.worker()
     store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
-    assert store.run(results.add_elements, "w", token_of(listing), [folder("/src/d", 9)])
+    assert store.run(results.add_elements, "w", token_of(listing), [directory("/src/d", 9)])
     later = store.now + timedelta(seconds=30)
     store.settle(ended(JobStatus.SUBMITTED, listing, failure=BROKEN, not_before=later))
     assert store.claim() == []
@@ -318,10 +319,10 @@ def test_folders_wait_for_a_listing_that_is_put_off(store: Store) -> None:
     assert numbers(store.claim()) == [[1]]
 
 
-def test_folders_wait_for_what_is_put_off_or_held(store: Store) -> None:
+def test_directories_wait_for_what_is_put_off_or_held(store: Store) -> None:
     user = store.user()
     store.worker()
-    store.remove_job(user, [1, 1, folder("/src", 9)])
+    store.remove_job(user, [1, 1, directory("/src", 9)])
     (files,) = store.claim()
     later = store.now + timedelta(seconds=30)
     store.settle(
@@ -339,11 +340,11 @@ def test_folders_wait_for_what_is_put_off_or_held(store: Store) -> None:
     assert numbers(store.claim()) == [[3]]
 
 
-def test_folders_stay_where_the_listing_failed(store: Store) -> None:
+def test_directories_stay_where_the_listing_failed(store: Store) -> None:
     store.worker()
     job = store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
-    new = [NewElement(JobType.REMOVE, "/src/a"), folder("/src/d", 9)]
+    new = [NewElement(JobType.REMOVE, "/src/a"), directory("/src/d", 9)]
     assert store.run(results.add_elements, "w", token_of(listing), new)
     store.settle(ended(JobStatus.FAILED, listing, failure=BROKEN))
     store.settle(done(*store.claim()))
@@ -354,7 +355,7 @@ def test_folders_stay_where_the_listing_failed(store: Store) -> None:
         JobStatus.DONE,
         JobStatus.CANCELLED,
     ]
-    # A retry lists again, and the folder waits for it.
+    # A retry lists again, and the directory waits for it.
     store.run(job_changes.retry, job.id, store.now)
     (again,) = store.claim()
     assert again.type is JobType.LIST

@@ -17,7 +17,8 @@ from pdm.workqueue.store import claim_limits, claiming, jobs, leases, results
 from pdm.workqueue.store.engines import _sqlite_engine
 from pdm.workqueue.store.jobs import JobFilter
 from pdm.workqueue.store.transaction_threads import _max_tries
-from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, new_job
+from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of
+from tests.support.records import new_job
 
 _DAEMONS = 4
 
@@ -50,11 +51,8 @@ class Daemon(threading.Thread):
             self.fault = error
             self._board.over.set()
 
-    def _identity(self) -> leases.WorkerIdentity:
-        return leases.WorkerIdentity(self.name, self.name)
-
     def _work(self) -> None:
-        repeated(self._store, leases.register_worker, self._identity(), self._store.now, LEASE_S)
+        repeated(self._store, leases.register_worker, identity(self.name), self._store.now, LEASE_S)
         while not self._board.over.is_set():
             batches = repeated(self._store, claiming.claim, self.name, LIMITS, self._store.now)
             if not batches:
@@ -65,11 +63,11 @@ class Daemon(threading.Thread):
             tokens = [batch.token(element) for batch in batches for element in batch.elements]
             self._board.begin(tokens)
             if self._chance.random() < 0.1:
-                # It dies: whoever notices takes its lease away, and it comes back under a new name.
+                # It dies: its lease is taken away, and it restarts under a new name.
                 self._board.end(tokens)
-                repeated(self._store, leases.release_worker, self.name, self._store.now)
+                repeated(self._store, leases.release_worker, name_of(self.name), self._store.now)
                 self.name += "'"
-                repeated(self._store, leases.register_worker, self._identity(), self._store.now, LEASE_S)
+                repeated(self._store, leases.register_worker, identity(self.name), self._store.now, LEASE_S)
                 continue
             self._board.end(tokens)
             self._settle(batches)
@@ -88,7 +86,7 @@ LIMITS = claim_limits.ClaimLimits(elements=20, batches=4, batch_elements=5, batc
 
 
 class Board:
-    """What runs, told by those that run it."""
+    """What runs, as reported by the daemons."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -143,7 +141,7 @@ def test_daemons_share_the_work(store: Store) -> None:
     assert {token.job_id for token in board.begun} == {job.id for job in found}
 
 
-def test_the_same_request_at_the_same_moment_registers_one_job(store: Store) -> None:
+def test_the_same_request_at_the_same_time_registers_one_job(store: Store) -> None:
     user = store.user()
     key = jobs.IdempotencyKey(user, "k", "f")
     barrier = threading.Barrier(4)

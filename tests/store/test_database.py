@@ -1,4 +1,4 @@
-"""The database of the daemon: functions in threads, one commit, results on the reactor."""
+"""The database of the daemon: functions in threads, shared commits, results on the reactor."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_what_waits_for_sqlite_shares_one_commit(database: Database, commi
 
 @pytest_twisted.ensureDeferred
 async def test_what_passes_is_tried_again(database: Database) -> None:
-    """The same inserted twice at the same moment: the second run finds it there."""
+    """The same inserted twice at the same time: the second run finds it there."""
     tries = []
 
     def insert_blindly(session: Session) -> int:
@@ -161,12 +161,12 @@ async def test_a_cancelled_caller_does_not_undo_its_transaction(database: Databa
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_failure_that_nobody_waits_for_is_logged(database: Database, lost_errors: list[LogEvent]) -> None:
+async def test_a_failure_without_a_caller_is_logged(database: Database, lost_errors: list[LogEvent]) -> None:
     gate = threading.Event()
 
     def fail_slowly(session: Session) -> None:
         gate.wait(10)
-        raise LookupError("nobody hears this")
+        raise LookupError("without a caller")
 
     caller = Deferred.fromCoroutine(database.run("fail slowly", fail_slowly))
     caller.cancel()

@@ -1,4 +1,4 @@
-"""A session of PostgreSQL that hangs with its locks, or a server that does, stops nobody else."""
+"""A session of PostgreSQL that hangs with its locks, or a server that does, blocks no other session."""
 
 from __future__ import annotations
 

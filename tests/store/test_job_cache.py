@@ -1,4 +1,4 @@
-"""Jobs in memory: never older than the database, whatever is written, rolled back or read at the same time."""
+"""The job cache: never older than the database, whatever is written, rolled back or read at the same time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.jobs import ClaimToken, Counters, JobRecord, NewElement, Verdict
+from pdm.workqueue.domain.jobs import ClaimToken, Counters, JobRecord, NewElement
 from pdm.workqueue.store import claiming, job_changes, jobs, leases, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.job_cache import LONGEST_TEXT, JobCache
-from pdm.workqueue.store.leases import WorkerIdentity
-from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, new_job
+from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, identity
+from tests.support.records import job_record, new_job, verdict
 
 # What mypy knows of it is less than what it can do.
 reactor: Any = _reactor
 
-_WORKER = WorkerIdentity("w", "w")
+_WORKER = identity()
 _LIMITS = ClaimLimits(elements=1000, batches=10, batch_elements=100, batch_bytes=2**40)
 
 
@@ -67,10 +67,6 @@ async def _claim(database: Database) -> list[ClaimToken]:
     return [batch.token(element) for batch in batches for element in batch.elements]
 
 
-def _verdict(token: ClaimToken, status: JobStatus = JobStatus.DONE, **more: Any) -> Verdict:
-    return Verdict(token, status, START, START + timedelta(seconds=1), **more)
-
-
 # -- with a database
 
 
@@ -96,13 +92,13 @@ async def test_memory_is_what_the_database_says_after_every_change(
     files = [NewElement(JobType.COPY, f"a/{n}", f"b/{n}", size=7) for n in range(4)]
     assert await database.run("extend", results.add_elements, "w", listing, files)
     await check(bytes_total=28)
-    await database.run("settle", results.settle, "w", [_verdict(listing, skipped=3)], START)
+    await database.run("settle", results.settle, "w", [verdict(listing, skipped=3)], START)
     await check(skipped=3)
     one, two, three, _ = await _claim(database)
     verdicts = [
-        _verdict(one, transferred=7),
-        _verdict(two, JobStatus.FAILED, failure=BROKEN),
-        _verdict(three, JobStatus.HELD, failure=EXPIRED, counts=False),
+        verdict(one, transferred=7),
+        verdict(two, JobStatus.FAILED, failure=BROKEN),
+        verdict(three, JobStatus.HELD, failure=EXPIRED, counts=False),
     ]
     await database.run("settle", results.settle, "w", verdicts, START)
     await check(bytes_done=7)
@@ -262,23 +258,7 @@ async def test_a_slow_read_does_not_bring_back_what_was_before(
 
 @pytest.fixture
 def record() -> JobRecord:
-    new = new_job(1)
-    return JobRecord(
-        **{
-            name: getattr(new, name)
-            for name in ("user_id", "type", "protocol", "src_siteid", "src_filepath", "dst_siteid", "dst_filepath")
-        },
-        **{name: getattr(new, name) for name in ("options", "priority", "max_tries", "label", "log_uid")},
-        id=1,
-        status=JobStatus.SUBMITTED,
-        timestamp=START,
-        finished_at=None,
-        cancel_requested=False,
-        counters=Counters(elements=1, submitted=1),
-        bytes_total=0,
-        bytes_done=0,
-        skipped=0,
-    )
+    return job_record(status=JobStatus.SUBMITTED, counters=Counters(elements=1, submitted=1))
 
 
 def test_of_two_commits_the_later_one_counts(record: JobRecord) -> None:

@@ -10,7 +10,8 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import Counters, NewElement
 from pdm.workqueue.store import claim_queries, job_changes, jobs
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
-from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, new_job, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of
+from tests.support.records import new_job, verdict
 
 
 def test_a_registered_job_is_what_was_asked_for(store: Store) -> None:
@@ -74,8 +75,8 @@ def test_pages_of_jobs(store: Store) -> None:
 
 def test_pages_of_elements(store: Store) -> None:
     store.worker()
-    folder = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
-    job = store.copy_job(store.user(), [1, 1, folder])
+    directory = NewElement(JobType.MKDIR, "/src/d", "/dst/d", is_directory=True)
+    job = store.copy_job(store.user(), [1, 1, directory])
     batches = store.claim(batch_elements=1, batches=2)
     store.settle(ended(JobStatus.FAILED, batches[0], failure=MISSING))
 
@@ -125,7 +126,7 @@ def test_a_large_job_is_cancelled_in_parts(store: Store, monkeypatch: pytest.Mon
     record = store.run(job_changes.cancel, job.id, store.now)
     assert (record.status, record.cancel_requested) == (JobStatus.RUNNING, True)
     assert record.counters == Counters(elements=13, submitted=5, done=1, cancelled=4, held=3) == store.recount(job.id)
-    # Nothing of it is claimed or wanted any more, and who comes later finds what is left to do.
+    # Nothing of it is claimed any more, and a later call finds what is left to do.
     assert store.claim() == []
     assert store.run(claim_queries.next_due, store.now) is None
     assert store.run(job_changes.unfinished_changes) == [job.id]
@@ -159,7 +160,7 @@ def test_a_large_job_is_retried_in_parts(store: Store, monkeypatch: pytest.Monke
     assert store.claim() == []
     assert store.run(claim_queries.next_due, store.now) is None
     assert store.run(job_changes.unfinished_changes) == [job.id]
-    # A daemon that is started later goes on with it.
+    # A daemon that is started later continues it.
     assert store.run(job_changes.continue_change, job.id, store.now)
     assert not store.run(job_changes.continue_change, job.id, store.now)
     assert store.run(job_changes.unfinished_changes) == []
@@ -185,7 +186,7 @@ def test_a_large_retry_beside_running_work_and_a_cancellation(store: Store, monk
     record = store.job(job.id)
     assert (record.status, record.counters.cancelled) == (JobStatus.CANCELLED, 6)
     assert store.run(job_changes.retry, job.id, store.now)[1] == 10
-    assert store.run(job_changes.retry, job.id, store.now)[1] == 6, "asked again, it goes on"
+    assert store.run(job_changes.retry, job.id, store.now)[1] == 6, "repeated, it continues"
     while store.run(job_changes.continue_change, job.id, store.now):
         pass
     assert sum(len(batch.elements) for batch in store.claim()) == 10

@@ -1,4 +1,4 @@
-"""Leases: who holds one, who lost it, and what happens to the elements of the dead."""
+"""Leases: taken, renewed, lost; release of what dead daemons ran."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ClaimToken, Counters
 from pdm.workqueue.domain.retry import MOST_CRASHES
 from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results
-from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, token_of, verdict
+from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, token_of
+from tests.support.records import verdict
 
 
 def test_a_renewed_lease_is_not_taken_away(store: Store) -> None:
@@ -40,16 +41,21 @@ def test_what_a_dead_daemon_ran_runs_again_elsewhere(store: Store) -> None:
     store.settle(done(again), "heir")
     assert store.job(job.id).status is JobStatus.DONE
     lost, last = store.run(jobs.attempts, job.id, 1)
-    assert (lost.worker, lost.status, lost.started_at, lost.ended_at) == ("w", JobStatus.FAILED, claimed_at, store.now)
+    assert (lost.worker, lost.status, lost.started_at, lost.ended_at) == (
+        name_of(),
+        JobStatus.FAILED,
+        claimed_at,
+        store.now,
+    )
     assert lost.failure is not None
     assert lost.failure.code is FailureCode.CRASHED
-    assert (last.worker, last.attempt) == ("heir", 2)
+    assert (last.worker, last.attempt) == (name_of("heir"), 2)
 
 
 def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
     store.worker()
     store.pass_time(LEASE_S + 100)
-    # Late, but nobody has taken anything: all is well.
+    # Late, but no daemon has taken the claims.
     assert not store.run(leases.renew, "w", store.now, LEASE_S).lost
     store.pass_time(LEASE_S)
     store.run(leases.release_expired, store.now)
@@ -60,7 +66,7 @@ def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
     assert len(store.claim()) == 1
 
 
-def test_a_worker_nobody_knows_has_no_lease(store: Store) -> None:
+def test_an_unknown_worker_has_no_lease(store: Store) -> None:
     assert store.run(leases.renew, "nobody", store.now, LEASE_S).lost
 
 
@@ -72,7 +78,7 @@ def test_one_daemon_can_be_declared_dead(store: Store) -> None:
     store.claim()
     store.submit(user)
     store.claim("other")
-    assert store.run(leases.release_worker, "w", store.now) == 1
+    assert store.run(leases.release_worker, name_of(), store.now) == 1
     assert store.run(leases.release_worker, "nobody", store.now) == 0
     assert store.run(leases.renew, "w", store.now, LEASE_S).lost
     assert not store.run(leases.renew, "other", store.now, LEASE_S).lost
@@ -90,7 +96,7 @@ def test_a_dead_listing_is_listed_again(store: Store) -> None:
     store.worker()
     job = store.submit(store.user(), JobType.COPY)
     store.claim()
-    store.run(leases.release_worker, "w", store.now)
+    store.run(leases.release_worker, name_of(), store.now)
     store.worker()
     (again,) = store.claim()
     assert (again.job.id, again.type, token_of(again).attempt) == (job.id, JobType.LIST, 2)
@@ -101,7 +107,7 @@ def test_what_a_dead_daemon_ran_of_a_cancelled_job_is_cancelled(store: Store) ->
     job = store.copy_job(store.user(), [1])
     store.claim()
     store.run(job_changes.cancel, job.id, store.now)
-    store.run(leases.release_worker, "w", store.now)
+    store.run(leases.release_worker, name_of(), store.now)
     assert store.job(job.id).status is JobStatus.CANCELLED
     # The copy that was cut off may have left its temporary file.
     assert [element.id for element, _ in store.run(results.leftovers, 10)] == [1]
@@ -128,7 +134,7 @@ def test_what_every_daemon_dies_of_fails_in_the_end(store: Store) -> None:
     for crashes in range(1, MOST_CRASHES + 1):
         (batch,) = store.claim()
         assert token_of(batch).attempt == crashes
-        store.run(leases.release_worker, "w", store.now)
+        store.run(leases.release_worker, name_of(), store.now)
         element = store.element(job.id, 1)
         # Twice at once; then it has to wait, so that a daemon which cannot come up does not use all tries up.
         assert (element.not_before is None) == (crashes <= 2 or crashes == MOST_CRASHES)
@@ -147,14 +153,14 @@ def test_any_other_end_begins_the_count_of_crashes_anew(store: Store) -> None:
         if attempt == 5:
             store.settle(ended(JobStatus.SUBMITTED, batch, counts=False))
         else:
-            store.run(leases.release_worker, "w", store.now)
+            store.run(leases.release_worker, name_of(), store.now)
         store.pass_time(700)
         store.worker()
         assert store.element(job.id, 1).status is JobStatus.SUBMITTED
 
 
 def _as(incarnation: str, instance: str = "", name: str = "w") -> leases.WorkerIdentity:
-    return leases.WorkerIdentity(name, incarnation, instance, f"host of {incarnation}")
+    return leases.WorkerIdentity(name_of(name), incarnation, instance, f"host of {incarnation}")
 
 
 def _register(store: Store, worker: leases.WorkerIdentity, *, alone: bool = False) -> leases.Registration:
@@ -198,7 +204,7 @@ def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
 
 
 def test_who_has_the_lock_on_the_database_is_alone(store: Store) -> None:
-    """On SQLite: whatever leases the clock says there are, nobody else lives."""
+    """On SQLite: whatever leases the clock says there are, no other daemon lives."""
     _register(store, _as("other", name="other"))
     store.submit(store.user())
     store.claim("other")
@@ -218,7 +224,7 @@ def test_twenty_crashes_end_only_what_was_begun(store: Store) -> None:
     for crash in range(MOST_CRASHES):
         claimed = {token_of(batch, n) for batch in store.claim() for n in range(len(batch.elements))}
         assert ClaimToken(job.id, 2, crash + 1) in claimed
-        worker = leases.WorkerIdentity("w", "w")
+        worker = identity()
         store.run(leases.register_worker, worker, store.now, LEASE_S, begun=lambda job, token: token.element_id == 1)
         store.pass_time(700)
         store.worker()

@@ -1,4 +1,4 @@
-"""PostgreSQL commits and the connection ends before it says so: nothing is left running, nothing is told twice."""
+"""PostgreSQL commits and the connection breaks before the answer: no claim and no verdict is lost or repeated."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from pdm.workqueue.store import claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
-from pdm.workqueue.store.leases import WorkerIdentity
-from tests.store.stores import START, Store, done, token_of
+from tests.store.stores import START, Store, done, identity, token_of
 from tests.support.postgresql_proxy import PostgresqlProxy, postgresql_proxy
 
 reactor: Any = _reactor
@@ -68,7 +67,7 @@ class Joined:
         self.known: Collection[ClaimToken] = ()
         self.claims_over: Deferred[None] = succeed(None)
         self.woken = 0
-        self.lease = Lease(reactor, database, WorkerIdentity("w", "w"), lambda: START, 60.0)
+        self.lease = Lease(reactor=reactor, database=database, worker=identity(), clock=lambda: START, lease_s=60.0)
 
         async def over() -> None:
             await self.claims_over
@@ -145,7 +144,9 @@ async def test_a_verdict_without_an_answer_is_found_written(
 ) -> None:
     job = store.submit(store.user())
     batches = await database.run("claim", claiming.claim, "w", _LIMITS, START)
-    settler = Settler(reactor, database, "w", lambda: START, lambda leftover: None)
+    settler = Settler(
+        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover: None
+    )
     proxy.cut_commits = 1
     for verdict in done(*batches):
         settler.submit(verdict, succeed(True))

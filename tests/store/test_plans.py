@@ -19,7 +19,8 @@ from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Ro
 from pdm.workqueue.domain.sites import Actor, NewSite
 from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results, sites
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
-from tests.store.stores import LEASE_S, MISSING, Store, done, ended, token_of, verdict
+from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of
+from tests.support.records import verdict
 
 _FILES = 1500
 
@@ -134,7 +135,7 @@ def test_claims_while_sites_are_away(busy: Store, explained: Explained) -> None:
 def test_leases(busy: Store, explained: Explained) -> None:
     busy.run(leases.renew, "w", busy.now, LEASE_S)
     busy.run(leases.release_expired, busy.now)
-    busy.run(leases.release_worker, "w", busy.now)
+    busy.run(leases.release_worker, name_of(), busy.now)
     explained.assert_indexed()
 
 
@@ -150,7 +151,7 @@ def test_claims_and_results_of_many_small_jobs(busy: Store, explained: Explained
 def test_daemons_that_die(busy: Store, explained: Explained) -> None:
     for _ in range(3):
         assert busy.claim(batches=2, batch_elements=10)
-        busy.run(leases.release_worker, "w", busy.now)
+        busy.run(leases.release_worker, name_of(), busy.now)
         busy.worker()
     explained.assert_indexed()
 

@@ -1,4 +1,4 @@
-"""Results: what they change, and what they must not change."""
+"""Results of attempts: what they change, and what they must not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, NewElement
 from pdm.workqueue.store import claim_queries, credentials, job_changes, jobs, leases, results
 from pdm.workqueue.store.credentials import EncryptedCredential
-from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, token_of, verdict
+from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of
+from tests.support.records import verdict
 
 
 def test_what_is_done_is_counted_and_kept(store: Store) -> None:
@@ -39,7 +40,7 @@ def test_what_is_done_is_counted_and_kept(store: Store) -> None:
     )
     attempt = store.run(jobs.fetch_attempt, job.id, 2, 1)
     assert attempt is not None
-    assert (attempt.status, attempt.worker, attempt.transferred) == (JobStatus.DONE, "w", 200)
+    assert (attempt.status, attempt.worker, attempt.transferred) == (JobStatus.DONE, name_of(), 200)
     assert (attempt.started_at, attempt.ended_at) == (START, START + timedelta(seconds=2))
     assert store.run(jobs.attempts, job.id, 2) == [attempt]
     assert store.run(jobs.fetch_attempt, job.id, 2, 2) is None
@@ -186,7 +187,7 @@ def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.Mon
         resumed = store.run(job_changes.resume_held, user, store.now, 1, None, after)
         counts.append(resumed.count)
         after = resumed.after
-        # Each goes on once, although the credential is no good and all of it is held again at once.
+        # Each is resumed once, although the credential is no good and all of it is held again at once.
         hold()
     assert (sum(counts), max(counts)) == (16, 4)
     assert {store.element(job.id, 0).attempts for job in elsewhere} == {1}
@@ -227,9 +228,9 @@ def test_many_later_phases_are_closed_in_parts(store: Store, monkeypatch: pytest
     store.worker()
     job = store.submit(store.user(), JobType.REMOVE)
     (listing,) = store.claim()
-    folders = [NewElement(JobType.REMOVE, f"d{number}", None, phase=1) for number in range(8)]
+    directories = [NewElement(JobType.REMOVE, f"d{number}", None, phase=1) for number in range(8)]
     file = NewElement(JobType.REMOVE, "f", None)
-    assert store.run(results.add_elements, "w", token_of(listing), [*folders, file])
+    assert store.run(results.add_elements, "w", token_of(listing), [*directories, file])
     store.settle(ended(JobStatus.FAILED, listing, failure=MISSING))
     assert store.job(job.id).counters.cancelled == 3
     (batch,) = store.claim()
@@ -350,7 +351,7 @@ def test_what_a_rename_found_outlives_its_daemon_and_needs_a_claim(store: Store)
     assert not store.run(results.record_initial_state, "w", ClaimToken(job.id, 0, 2), found)
     assert not store.run(results.record_initial_state, "another", token_of(batch), found)
     assert store.run(results.record_initial_state, "w", token_of(batch), found)
-    store.run(leases.release_worker, "w", store.now)
+    store.run(leases.release_worker, name_of(), store.now)
     store.worker("v")
     (again,) = store.claim("v")
     assert again.elements[0].found_before == found

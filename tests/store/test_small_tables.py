@@ -14,7 +14,8 @@ from pdm.workqueue.store import credentials, jobs, leases, listings, users
 from pdm.workqueue.store.credentials import EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.store.records import listing_notes
-from tests.store.stores import BROKEN, START, Store, ended, new_job, token_of
+from tests.store.stores import BROKEN, START, Store, ended, name_of, token_of
+from tests.support.records import new_job
 
 
 def test_a_user_is_registered_once_and_keeps_the_role_of_today(store: Store) -> None:
@@ -114,7 +115,7 @@ def test_a_lost_listing_writes_nothing(store: Store) -> None:
     (batch,) = store.claim()
     token = token_of(batch)
     store.run(listings.add, token, 0, ENTRIES)
-    store.run(leases.release_worker, "w", store.now)
+    store.run(leases.release_worker, name_of(), store.now)
     store.worker("heir")
     store.claim("heir")
     assert not store.run(listings.begin, token)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.server
 import ssl
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
+
+from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
 
 class Request(NamedTuple):
@@ -39,7 +39,7 @@ def on(method: str, status: int, body: bytes = b"", at: bytes = b"", **headers: 
     return lambda request: reply if request.method == method and request.path.startswith(at) else None
 
 
-class QuirkServer:
+class QuirkServer(LoopbackServer):
     """``https://localhost:PORT``, all in memory.
 
     Args:
@@ -59,13 +59,9 @@ class QuirkServer:
     def __init__(self, certificate: Path, key: Path) -> None:
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def __getattr__(self, name: str) -> object:
-                if name.startswith("do_"):
-                    return lambda: outer._serve(self)
-                raise AttributeError(name)
+        class Handler(HttpHandler):
+            def serve(self) -> None:
+                outer._serve(self)
 
             def handle_expect_100(self) -> bool:
                 # The rules are asked before the bytes are: a refusal comes in place of the word that they may come.
@@ -74,17 +70,11 @@ class QuirkServer:
                     self.end_headers()
                 return True
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
-        self._server.socket = context.wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
-        )
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        server = tls_server(Handler, context, handshake_in_thread=True)
+        server.daemon_threads = True
+        super().__init__(server, "https")
         self.tree: dict[bytes, bytes | None] = {b"": None, b"/d": None}
         self.rules: list[Rule] = []
         self.name_of: Callable[[bytes], bytes] = lambda path: path
@@ -93,24 +83,9 @@ class QuirkServer:
         self.server = "Quirks"
         self.hangs_up = False
 
-    @property
-    def url(self) -> str:
-        return f"https://localhost:{self._server.server_address[1]}"
-
     def methods(self, path: bytes = b"") -> list[str]:
         """Of the requests that came for paths that begin so."""
         return [request.method for request in self.seen if request.path.startswith(path)]
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def _ruled(self, handler: http.server.BaseHTTPRequestHandler) -> Reply | None:
         request = _request(handler)

@@ -191,6 +191,7 @@ def test_no_core_dump_holds_keys(make: Make) -> None:
     give_up_at = time.monotonic() + 30
     while not (found := helpers(service)):
         assert time.monotonic() < give_up_at
+        time.sleep(0.02)
     assert service.process is not None
     for pid in (service.process.pid, *found):
         assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)

@@ -228,17 +228,17 @@ def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
         log_observer(LogSettings(file=tmp_path / "missing" / "daemon.log"))
 
 
-def test_a_lost_folder_stops_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    logger = Logger("test", observer=log_observer(LogSettings(file=folder / "daemon.log")))
-    (folder / "daemon.log").unlink()
-    folder.rmdir()
+def test_a_lost_directory_stops_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    logger = Logger("test", observer=log_observer(LogSettings(file=directory / "daemon.log")))
+    (directory / "daemon.log").unlink()
+    directory.rmdir()
     logger.info("still told")
     assert capfd.readouterr().err.endswith("still told\n")
-    folder.mkdir()
+    directory.mkdir()
     logger.info("back")
-    assert (folder / "daemon.log").read_text().endswith("back\n")
+    assert (directory / "daemon.log").read_text().endswith("back\n")
 
 
 @pytest.mark.parametrize("make", [observer, json_observer, lambda: log_observer(LogSettings())])

@@ -34,7 +34,7 @@ def test_the_last_grid_removes_what_the_first_made(tmp_path: Path) -> None:
     assert not registry.exists()
 
 
-def test_a_grid_whose_folder_is_gone_does_not_count(tmp_path: Path) -> None:
+def test_a_grid_whose_directory_is_gone_does_not_count(tmp_path: Path) -> None:
     registry, lost, mine = tmp_path / "registry", tmp_path / "lost", tmp_path / "mine"
     lost.mkdir()
     mine.mkdir()

@@ -209,7 +209,7 @@ def test_a_grid_is_not_brought_up_twice(grid: TestGrid) -> None:
     assert client(grid.environment(), "-list", grid.sites["B"].url() + "/").returncode == 0
 
 
-def test_a_folder_with_other_things_is_left_alone(grid_programs: None, tmp_path: Path) -> None:
+def test_a_directory_with_other_things_is_left_alone(grid_programs: None, tmp_path: Path) -> None:
     (tmp_path / "users").mkdir()
     (tmp_path / "users" / "thesis.txt").write_text("years of work")
     grid = TestGrid(tmp_path)
@@ -222,7 +222,7 @@ def test_a_folder_with_other_things_is_left_alone(grid_programs: None, tmp_path:
 
 
 @needs_root
-def test_a_folder_that_the_accounts_cannot_enter_is_refused(grid_programs: None, open_folder: Path) -> None:
+def test_a_directory_that_the_accounts_cannot_enter_is_refused(grid_programs: None, open_folder: Path) -> None:
     closed = open_folder / "closed"
     closed.mkdir(mode=0o700)
 
@@ -257,9 +257,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None, open_folder: Path) -> None:
-    folder = open_folder / "everybody"
-    folder.mkdir()
-    folder.chmod(0o777)
+    directory = open_folder / "everybody"
+    directory.mkdir()
+    directory.chmod(0o777)
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -270,10 +270,10 @@ def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None,
             check=False,
         )
 
-    up = command("up", str(folder / "grid"))
+    up = command("up", str(directory / "grid"))
     try:
         assert (up.returncode, up.stderr) == (0, "")
-        told = json.loads((folder / "grid" / "grid.json").read_text())
+        told = json.loads((directory / "grid" / "grid.json").read_text())
         assert "account" not in told["users"]["alice"]
         proxy = {"X509_CERT_DIR": told["ca_dir"], "X509_USER_PROXY": told["users"]["bob"]["proxy"]}
         if os.geteuid() == 0:
@@ -282,10 +282,10 @@ def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None,
         site = told["sites"]["B"]
         assert client(proxy, "-list", f"{site['endpoints']['gsiftp']}{site['root']}/").returncode == 0
     finally:
-        down = command("down", str(folder / "grid"))
+        down = command("down", str(directory / "grid"))
     assert (down.returncode, down.stdout) == (0, "grid is down: 2 processes ended\n")
-    assert not (folder / "grid").exists()
-    assert command("down", str(folder / "grid")).returncode == 0
+    assert not (directory / "grid").exists()
+    assert command("down", str(directory / "grid")).returncode == 0
 
 
 def test_the_command_tells_a_fault_in_one_line(grid: TestGrid) -> None:

@@ -30,11 +30,10 @@ _MSGSPEC_TEST = "import msgspec"
 
 
 def find_problems(settings: Settings, *, database: bool) -> list[str]:
-    """What keeps a daemon with these settings from working; each is one line, empty if nothing does.
+    """Problems of these settings, one line each; empty if there are none.
 
     Args:
-        settings: as read.
-        database: whether to connect to the database and look at its schema.
+        database: whether to connect to the database and check its schema.
     """
     checks: list[Callable[[Settings], None]] = [
         lambda settings: _discard(SiteRegistry.read(settings.sites.folder)),
@@ -57,7 +56,7 @@ def _problems_of(check: Callable[[Settings], None], settings: Settings) -> Itera
 
 
 def _discard(_: object) -> None:
-    """What a check has read is not needed."""
+    """Drop the result of a check."""
 
 
 def _check_directories(settings: Settings) -> None:

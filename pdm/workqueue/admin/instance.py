@@ -43,10 +43,8 @@ class Grid:
     """A test grid, as its ``grid.json`` describes it.
 
     Attributes:
-        directory: of the grid.
         trust: its hashed directory of authorities.
-        sites: name → what is said about the site.
-        users: who can act at its sites, and so should call the service.
+        users: users with accounts at its sites.
     """
 
     directory: Path
@@ -81,7 +79,7 @@ class Grid:
             raise InstanceError(f"{file} is no description of a grid: {type(error).__name__}: {error}") from error
 
 
-#: The entries of an instance directory; one that has any of them is somebody's already.
+#: The entries of an instance directory; a directory with one of them is in use.
 ENTRIES = ("workqueue.conf", "sites.d", "certificates", "var", "storage")
 DEFAULT_PORT = 8443
 _AUTHORITY = "/DC=org/DC=pdm/OU=Test instance/CN=PDM Test CA"
@@ -97,10 +95,8 @@ class Instance:
     """What was made.
 
     Attributes:
-        directory: absolute.
         url: at which the daemon will serve; with ``PORT`` where the port is only known once it runs.
-        identities: who can call it, the most useful first.
-        site: name of a site to try.
+        identities: certificates of its callers, the most useful first.
     """
 
     directory: Path
@@ -130,8 +126,6 @@ def make_instance(
 
     Args:
         directory: where; made if missing. Other files in it are left alone.
-        user: name of the user certificate.
-        host: address or name to listen on.
         port: TCP port; 0 for a free one at each start.
         grid: a test grid to serve; without one there are two sites in local directories.
         operators: subjects of operators besides the instance's own ``admin``.
@@ -173,7 +167,6 @@ def add_user(directory: Path, name: str) -> UserCertificate:
     """Sign a user certificate with the authority of an instance.
 
     Args:
-        directory: the instance.
         name: of the files; the certificate's common name too.
 
     Raises:
@@ -363,7 +356,7 @@ key = certificates/host.key
 trust = certificates/trust
 
 [users]
-# anyone with a certificate of a trusted authority, or only who is listed.
+# anyone with a certificate of a trusted authority, or only listed users.
 #register = anyone
 operators =
 {operators}

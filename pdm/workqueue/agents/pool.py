@@ -1,4 +1,4 @@
-"""Agents kept warm: lent to one batch, and to the next when that is nearly done; kept for others of the same kind."""
+"""Pool of agent processes: an agent is reused for batches of the same kind, and may queue the next one."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartE
 from pdm.workqueue.domain.limits import StreamSlot
 from pdm.workqueue.telemetry.background import Periodic, following
 
-#: The part of what is left of a lease for which agents stop before its end.
+#: Agents stop this fraction of the remaining lease before its end.
 _LEASE_MARGIN = 0.1
 
 
 def boot_seconds() -> float:
-    """The moment by CLOCK_BOOTTIME: one clock for all processes of the machine, which also counts a suspended one."""
+    """Seconds of CLOCK_BOOTTIME: the same for all processes of the machine, and includes time in suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @frozen
 class AgentKind:
-    """What makes two agents exchangeable.
+    """What makes two agents interchangeable.
 
     Attributes:
-        helper: name of the helper program.
-        credential: fingerprint of the credential it works with; empty for none.
-        environment: what the mover asks for, by name: whom it trusts, where it may go.
+        credential: fingerprint of its credential; empty for none.
+        environment: variables that the mover sets: trusted authorities, roots.
     """
 
     helper: str
@@ -50,7 +49,7 @@ class _Living:
     kind: AgentKind
     holders: int
     alone: bool
-    # Of the last borrower.
+    # Of the latest batch.
     slot: StreamSlot | None
 
 
@@ -62,7 +61,7 @@ class _Waiting:
 
     @property
     def is_open(self) -> bool:
-        """Whether it waits for nothing but an agent."""
+        """Whether it waits only for an agent, not for a stream."""
         return self.slot is None or self.slot.is_open
 
     def start(self) -> bool:
@@ -79,24 +78,23 @@ class AgentPool:
 
     Args:
         spawner, timer: the reactor, which is both.
-        command_for: how an agent of a kind is started.
-        most: how many agents may work at once.
-        spare: how many more may live without work: a login costs a server a tenth of a second, so agents of users who
-            take turns are worth keeping.
-        kept_free: how many of them only who needs one alone may have.
+        command_for: how to start an agent of a kind.
+        most: agents that may work at once.
+        spare: additional idle agents: a login takes a server 0.1 s, so agents of users who take turns are kept.
+        kept_free: how many of ``most`` are reserved for callers that need an agent alone.
         idle_s: seconds after which an unused agent is ended.
-        unused: called with the fingerprint of a credential once no agent lives that works with it.
-        start_timeout_s: seconds an agent may take to be ready.
+        unused: called with the fingerprint of a credential once no agent uses it any more.
+        start_timeout_s: seconds until an agent must be ready.
     """
 
     _log = Logger()
 
     def __init__(
         self,
+        *,
         spawner: IReactorProcess,
         timer: IReactorTime,
         command_for: Callable[[AgentKind], AgentCommand],
-        *,
         most: int,
         idle_s: float,
         unused: Callable[[str], None],
@@ -115,13 +113,13 @@ class AgentPool:
         self._start_timeout_s = start_timeout_s
         self._idle: list[_Idle] = []
         self._living: dict[AgentProcess, _Living] = {}
-        #: In the order in which they came.
+        #: In order of arrival.
         self._waiting: list[_Waiting] = []
         self._making_room = 0
-        #: Credentials whose agents end as soon as they have no work.
+        #: Fingerprints of credentials whose agents end as soon as they are idle.
         self._retired: set[str] = set()
         self._stopping = False
-        #: Until when agents may work; None for ever.
+        #: Agents may work until this time; None for no limit.
         self._lease_until: float | None = None
         self._sweeper = Periodic(timer, "end idle agents", max(idle_s / 4, 0.5), self._end_idle)
 
@@ -129,7 +127,7 @@ class AgentPool:
         self._sweeper.start()
 
     async def stop(self, grace_s: float = 2.0) -> None:
-        """End all agents: ask, wait, kill."""
+        """End all agents: close their input, wait ``grace_s``, kill."""
         self._stopping = True
         await self._sweeper.stop()
         self.wake_waiting()
@@ -147,10 +145,9 @@ class AgentPool:
             killer.cancel()
 
     def hold_lease(self, until: float) -> None:
-        """The lease was renewed; agents end themselves a little before its end, unless they are told of another.
+        """Tell all agents the end of the renewed lease; each exits shortly before it, unless it is told a later one.
 
-        Args:
-            until: its end by `boot_seconds`, counted from when its renewal was begun.
+        ``until``: end by `boot_seconds`, counted from the start of the renewal.
         """
         left_s = max(until - boot_seconds(), 0.0)
         self._lease_until = until - _LEASE_MARGIN * left_s
@@ -158,12 +155,10 @@ class AgentPool:
             agent.hold_lease(self._lease_until)
 
     async def acquire(self, kind: AgentKind, *, alone: bool = False, slot: StreamSlot | None = None) -> AgentProcess:
-        """An agent that is ready, or is about to be; waits while all are busy, or limits allow no stream more.
+        """An agent that is ready or nearly done; waits while all are busy, or limits allow no further stream.
 
-        Args:
-            kind: what it must be.
-            alone: whether it must have no other work: for what must not wait behind anything.
-            slot: of the batch that wants it, where that is limited; its owner lets it go.
+        ``alone``: whether it must be idle: for requests that must not wait behind a batch. ``slot``: of the batch, if
+        streams are limited; the caller leaves it.
 
         Raises:
             AgentStartError: it could not be started.
@@ -186,7 +181,7 @@ class AgentPool:
         return agent
 
     async def _place(self, waiting: _Waiting, alone: bool) -> AgentProcess | None:
-        """An agent of the kind; None where there is room to start one."""
+        """An agent of the kind; None if a new one may be started."""
         kind = waiting.kind
         while True:
             if self._stopping:
@@ -198,7 +193,7 @@ class AgentPool:
                 if len(self._living) + self._making_room < self._most_living:
                     return None
                 if self._idle:
-                    # The place is needed for another kind: the longest unused one makes room.
+                    # The longest unused agent of another kind makes room.
                     await self._make_room(self._idle.pop(0).agent)
                     continue
             elif (agent := self._nearly_free(waiting)) is not None:
@@ -207,7 +202,7 @@ class AgentPool:
             await waiting.woken
 
     async def _make_room(self, agent: AgentProcess) -> None:
-        # Its place is for who waits here, and for nobody who is told earlier that it is free.
+        # Reserve the place: a caller that is woken earlier must not take it.
         self._making_room += 1
         try:
             agent.end()
@@ -226,7 +221,7 @@ class AgentPool:
         return None
 
     def _nearly_free(self, waiting: _Waiting) -> AgentProcess | None:
-        """An agent that will soon be done with its work; not while somebody waits longer for the place of one."""
+        """An agent that will soon finish; not while an earlier caller of another kind waits for a place."""
         before = self._waiting[: self._waiting.index(waiting)]
         if any(other.kind != waiting.kind and other.is_open for other in before):
             return None
@@ -237,17 +232,17 @@ class AgentPool:
         return None
 
     def wake_waiting(self) -> None:
-        """An agent may have become free, or nearly so."""
+        """Have all waiting callers look again for an agent and a stream."""
         for waiting in list(self._waiting):
             if not waiting.woken.called:
                 waiting.woken.callback(None)
 
     def works_with(self, credential: str) -> bool:
-        """Whether an agent lives that was started with a credential."""
+        """Whether an agent with a credential is alive."""
         return any(living.kind.credential == credential for living in self._living.values())
 
     def retire(self, credential: str) -> None:
-        """End the agents of a credential: those without work at once, others when they are given back."""
+        """End the agents of a credential: idle ones at once, others when they are released."""
         if self.works_with(credential):
             self._retired.add(credential)
         for idle in [idle for idle in self._idle if idle.kind.credential == credential]:
@@ -255,7 +250,7 @@ class AgentPool:
             idle.agent.end()
 
     def release(self, agent: AgentProcess, kind: AgentKind) -> None:
-        """Return an agent whose batch is finished."""
+        """Return an agent after its batch."""
         if agent.alive:
             living = self._living[agent]
             living.holders -= 1
@@ -281,7 +276,7 @@ class AgentPool:
         return agent
 
     async def try_start(self, kind: AgentKind) -> None:
-        """Start an agent beside all others, and end it.
+        """Check that an agent can be started, outside the pool, and end it.
 
         Raises:
             AgentStartError: it could not be started.

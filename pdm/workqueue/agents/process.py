@@ -1,6 +1,6 @@
-"""One agent process: lines of JSON to and from it, its noise to the log, its end noticed at once.
+"""One agent process: JSON lines to and from it, its output to the log, its exit noticed at once.
 
-This module only carries: what the events mean is decided by who lent the agent.
+This module only transports: the listener of a request interprets its events.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from pdm.workqueue.wire.agent_messages import (
     WorkRequest,
 )
 
-#: The agent's descriptors: requests in, noise, noise, events out.
+#: Descriptors of the agent: requests in, stdout and stderr to the log, events out.
 _REQUESTS, _NOISE, _EVENTS = 0, (1, 2), 3
-#: The descriptor by which an agent, and all it starts, keeps the instance locked while it lives.
+#: Inherited lock: the instance stays locked while an agent, or a process that it started, is alive.
 _LOCK = 4
 _LONGEST_NOISE = 2000
 
@@ -47,7 +47,7 @@ class AgentStartError(Exception):
 
 
 class LeaseOverError(AgentStartError):
-    """The lease of this daemon is over: nothing may be moved until it is renewed."""
+    """The lease of this daemon has ended: nothing may be transferred until it is renewed."""
 
     def __init__(self) -> None:
         super().__init__("the lease of this daemon is over")
@@ -62,10 +62,8 @@ class AgentCommand:
     """How an agent is started.
 
     Attributes:
-        name: for the log.
-        arguments: program and arguments.
-        environment: all of its environment; nothing is inherited.
-        lock_fd: a descriptor of the instance's lock that the agent inherits, or None.
+        environment: complete; nothing is inherited.
+        lock_fd: descriptor of the instance lock that the agent inherits, or None.
     """
 
     name: str
@@ -76,13 +74,13 @@ class AgentCommand:
 
 @define(eq=False)
 class BatchListener:
-    """Who has given an agent work, and is told what becomes of it.
+    """Receives the events of one request to an agent.
 
     Attributes:
-        on_event: called with each event about the work.
-        on_end: called with a sentence when the process is gone; not after the work was taken back.
-        on_turn: called when there is no other work before it any more.
-        nearly_done: whether the agent may be given the next work by now.
+        on_event: called with each event of the request.
+        on_end: called with a sentence if the process dies; not after `AgentProcess.detach`.
+        on_turn: called when no other request is before it.
+        nearly_done: whether the agent may be given another request.
     """
 
     on_event: Callable[[AgentEvent], None]
@@ -95,9 +93,9 @@ class AgentProcess(ProcessProtocol):
     """A started agent.
 
     Attributes:
-        ready: fires with the `ReadyEvent` event, or fails with `AgentStartError`.
-        ended: fires with a sentence about its end once the process is gone.
-        lease_over: whether it has ended itself because the lease that it was told of was over.
+        ready: fires with the `ReadyEvent`, or fails with `AgentStartError`.
+        ended: fires with a sentence once the process has exited.
+        lease_over: whether it has exited because its lease ended.
     """
 
     _log = Logger()
@@ -106,7 +104,7 @@ class AgentProcess(ProcessProtocol):
         self.command = command
         self.ready: Deferred[ReadyEvent] = Deferred()
         self.ended: Deferred[str] = Deferred()
-        #: By the number of the request, the one that is carried out first.
+        #: By request id, in the order of execution.
         self._listeners: dict[int, BatchListener] = {}
         self.pid: int | None = None
         self.alive = False
@@ -116,18 +114,18 @@ class AgentProcess(ProcessProtocol):
         self._why: str | None = None
 
     def start(self, reactor: IReactorProcess) -> None:
-        """Start the process, as the leader of a process group of its own.
+        """Start the process as the leader of its own process group.
 
         Raises:
-            AgentStartError: there is no such program.
+            AgentStartError: the program does not exist or cannot be run.
         """
         child_fds: dict[int, Any] = {_REQUESTS: "w", _EVENTS: "r", **dict.fromkeys(_NOISE, "r")}
         if self.command.lock_fd is not None:
             child_fds[_LOCK] = self.command.lock_fd
-        # The pid stays the same through setsid(1), so that it is also the number of the group.
+        # setsid(1) execs: the pid stays, and is also the process group id.
         setsid = shutil.which("setsid") or "/usr/bin/setsid"
         for program in (setsid, self.command.arguments[0]):
-            # The child would find out too late for an error that says what is missing.
+            # Checked here: in the child it would be too late for a useful error.
             if shutil.which(program) is None:
                 raise AgentMissingError(f"{program} is not there, or cannot be run")
         try:
@@ -146,7 +144,7 @@ class AgentProcess(ProcessProtocol):
         self._log.debug("agent {name} started, pid {pid}", name=self.command.name, pid=self.pid)
 
     def submit(self, request: WorkRequest, listener: BatchListener) -> None:
-        """Hand work over; what is under way is carried out first."""
+        """Send a request; it is queued behind the running one."""
         if not self.alive:
             listener.on_end("the helper process ended before it was given the work")
             return
@@ -156,15 +154,15 @@ class AgentProcess(ProcessProtocol):
             listener.on_turn()
 
     def cancel(self, request_id: int, keys: Sequence[int] | None = None) -> None:
-        """Ask it to end some work, or some items of it."""
+        """Cancel a request, or some items of it."""
         self._send(CancelRequest(request_id, None if keys is None else list(keys)))
 
     def proceed(self, request_id: int, key: int) -> None:
-        """Let it do what it has told of by `Begun`."""
+        """Let the agent do what it has announced by `BegunEvent`."""
         self._send(ProceedRequest(request_id, key))
 
     def detach(self, request_id: int) -> None:
-        """Forget who gave some work: it is finished, or nobody waits for it any more."""
+        """Remove the listener of a request that has finished or is not needed any more."""
         was_first = next(iter(self._listeners), None) == request_id
         self._listeners.pop(request_id, None)
         if was_first:
@@ -174,20 +172,20 @@ class AgentProcess(ProcessProtocol):
 
     @property
     def takes_next(self) -> bool:
-        """Whether the only work that it has is nearly done."""
+        """Whether its only request is nearly done."""
         return self.alive and len(self._listeners) == 1 and all(one.nearly_done for one in self._listeners.values())
 
     def hold_lease(self, until: float) -> None:
-        """Tell it until when it may work, a moment of CLOCK_BOOTTIME; it ends itself then."""
+        """Tell the agent the end of the lease, by CLOCK_BOOTTIME; it exits then."""
         self._send(LeaseRequest(until))
 
     def _send(self, request: WorkRequest | CancelRequest | LeaseRequest | ProceedRequest) -> None:
-        # To a dead agent it is dropped, for its end is being reported.
+        # Dropped if the agent is dead: listeners learn of its end anyway.
         if self.alive and self._transport is not None:
             self._transport.writeToChild(_REQUESTS, _encoder.encode(request) + b"\n")
 
     def pause(self) -> None:
-        """Read no more events until `resume`: the agent blocks once the pipe is full."""
+        """Stop reading events until `resume`: the agent blocks once the pipe is full."""
         self._pipe("pauseProducing")
 
     def resume(self) -> None:
@@ -199,19 +197,19 @@ class AgentProcess(ProcessProtocol):
             getattr(pipe, action)()
 
     def end(self) -> None:
-        """Ask it to leave: its requests end."""
+        """Close its input: it exits after its requests."""
         if self.alive and self._transport is not None:
             self._transport.closeChildFD(_REQUESTS)
 
     def kill(self, why: str) -> None:
-        """Kill it and all that it started, at once."""
+        """Kill the process group at once."""
         self._why = self._why or why
         if self.pid is None:
             return
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
-            # The group is gone, or the child has not come as far as setsid.
+            # The group has exited, or the child has not called setsid yet.
             if self.alive and self._transport is not None:
                 with contextlib.suppress(ProcessExitedAlready):
                     self._transport.signalProcess("KILL")
@@ -249,7 +247,7 @@ class AgentProcess(ProcessProtocol):
                 continue
             listener = self._listeners.get(event.id)
             if listener is None:
-                # A batch that was given up may still have events on their way.
+                # Late event of a detached request.
                 self._log.debug("agent {name}: event without a batch: {event!r}", name=self.command.name, event=event)
                 continue
             try:
@@ -260,10 +258,10 @@ class AgentProcess(ProcessProtocol):
 
     def _decoded(self, lines: bytes) -> Iterator[AgentEvent]:
         try:
-            # All at once: one by one they would cost more than what is done about them.
+            # Decode all lines in one call: one by one would cost more than handling them.
             yield from _decoder.decode_lines(lines)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            # What comes before the bad one counts.
+            # Events before the invalid line are delivered.
             for line in lines.split(b"\n"):
                 try:
                     yield _decoder.decode(line)
@@ -272,10 +270,10 @@ class AgentProcess(ProcessProtocol):
                     return
 
     def processExited(self, reason: Failure) -> None:
-        # Not processEnded: that waits for the pipes, which a grandchild may hold open for long.
+        # Not processEnded: it waits for the pipes, which a grandchild may keep open.
         self.alive = False
         if self.pid is not None:
-            # Whatever it started ends with it.
+            # Kill what it started, too.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         signal_number = getattr(reason.value, "signal", None)
@@ -292,7 +290,7 @@ class AgentProcess(ProcessProtocol):
 
 
 def watched_start(process: AgentProcess, reactor: IReactorTime, timeout_s: float) -> Deferred[ReadyEvent]:
-    """The ``ready`` of a started process; one that is silent for ``timeout_s`` seconds is killed."""
+    """The ``ready`` of a started process, which is killed if it is not ready within ``timeout_s`` seconds."""
 
     def too_slow() -> None:
         process.kill(f"not ready within {timeout_s:g} s")

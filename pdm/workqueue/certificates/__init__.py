@@ -1,1 +1,1 @@
-"""The room that knows X.509: TLS with proxies and CRLs, delegation, and keeping credentials secret."""
+"""X.509: TLS with proxies and CRLs, delegation, encryption of stored credentials."""

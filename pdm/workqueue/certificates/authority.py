@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pdm.workqueue.certificates.names import dn, parse_dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.proxies import key_usage, sign_proxy
 
-#: Certificates start a little in the past: clocks of the machines that check them differ.
+#: Certificates start a little in the past, because clocks differ.
 SKEW = timedelta(minutes=-5)
 
 
@@ -30,7 +30,6 @@ class Credential:
     """A certificate with its private key.
 
     Attributes:
-        certificate: of a host, a user, or a proxy.
         key: its private key; RSA, because Globus needs that.
         chain: the certificates that signed it, without the authority's root: for a proxy the proxies before it and the
             user's own.
@@ -53,13 +52,7 @@ class Credential:
     def proxy(
         self, start: timedelta = SKEW, lifetime: timedelta = timedelta(hours=12), limited: bool = False
     ) -> Credential:
-        """Make an RFC 3820 proxy of this credential; works on a proxy too.
-
-        Args:
-            start: when it becomes valid, counted from now.
-            lifetime: how long it is valid, counted from `start`.
-            limited: Globus' limited proxy.
-        """
+        """Make an RFC 3820 proxy of this credential; works on a proxy too."""
         key = new_key()
         begin = now() + start
         certificate = sign_proxy(self.certificate, self.key, key.public_key(), begin, begin + lifetime, limited=limited)
@@ -128,8 +121,6 @@ class Authority:
     """Signs certificates and revocation lists.
 
     Attributes:
-        certificate: of the authority.
-        key: its private key.
         chain: the authorities above a subordinate one, without the root.
     """
 
@@ -142,8 +133,7 @@ class Authority:
         """Make a new self-signed authority.
 
         Args:
-            subject: slash form, such as ``/DC=org/DC=example/CN=My CA``; users and hosts stand beside it.
-            lifetime: of the authority's certificate.
+            subject: slash form, such as ``/DC=org/DC=example/CN=My CA``; users and hosts are named beside it.
 
         Raises:
             ValueError: `subject` is no subject.
@@ -200,9 +190,6 @@ class Authority:
 
         Args:
             names: DNS names, the first (or else the first address) is its common name too.
-            ips: IP addresses.
-            start: when it becomes valid, counted from now.
-            lifetime: how long it is valid, counted from `start`.
         """
         alternatives = x509.SubjectAlternativeName(
             [*(x509.DNSName(name) for name in names), *(x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips)]
@@ -221,8 +208,6 @@ class Authority:
 
         Args:
             common_name: last part of the subject; the parts before it are those of the authority.
-            start: when it becomes valid, counted from now.
-            lifetime: how long it is valid, counted from `start`.
         """
         return self._sign(
             common_name,
@@ -243,7 +228,6 @@ class Authority:
         Args:
             revoked: serial numbers of the revoked certificates.
             lifetime: until the next list is due, counted from `start`.
-            start: when it was issued, counted from now.
         """
         begin = now() + start
         builder = (

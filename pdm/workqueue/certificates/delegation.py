@@ -1,8 +1,7 @@
-"""Delegation: the service gets a proxy of the caller, and no private key ever travels.
+"""Delegation: the service gets a proxy of the caller, and no private key is sent.
 
-The way of FTS3: the service makes a key and gives out a signing request (`new_request`); the caller signs a proxy for
-that key (`sign_request`, or plain openssl) and sends it with the certificates behind it; the service checks it
-(`accept_proxy`).
+As in FTS3, the service makes a key and a signing request (`new_request`); the caller signs a proxy for that key
+(`sign_request`, or plain openssl) and sends it with its chain; the service verifies it (`accept_proxy`).
 """
 
 from __future__ import annotations
@@ -28,18 +27,19 @@ from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, parse_dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, to_pem
 from pdm.workqueue.certificates.proxies import end_entity, is_proxy, lifetime_end, lifetime_start, sign_proxy
 from pdm.workqueue.certificates.tls_client import ClientCredentialError, read_valid_identity
-from pdm.workqueue.certificates.trust import ChainRefusedError, Trust
+from pdm.workqueue.certificates.trust import Trust
+from pdm.workqueue.certificates.verification import ChainRefusedError
 from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 _LONGEST_BODY = 64 * 1024
 _LONGEST_CHAIN = 16
 _SHORTEST_KEY_BITS = 2048
-#: A proxy starts a little in the past: the clocks of the servers that will see it differ.
+#: A proxy starts a little in the past, because clocks differ.
 _SKEW = timedelta(minutes=5)
 
 
 class DelegationError(Exception):
-    """What was sent is not the proxy that was asked for. The text says why, and what to do."""
+    """The body is not a good proxy for the request. The text says why, and what to do."""
 
 
 @frozen
@@ -63,8 +63,7 @@ def new_request(subject: str, key_bits: int = 2048) -> tuple[bytes, bytes]:
     """Make a key and a signing request for it. Takes some 0.1 s of computing: to be called in a thread.
 
     Args:
-        subject: of the caller, slash form; information for who signs, the proxy's own subject is made by the signer.
-        key_bits: size of the RSA key.
+        subject: of the caller, slash form; informational: the signer chooses the proxy's subject.
 
     Returns:
         The private key and the request, PEM each.
@@ -78,14 +77,12 @@ def new_request(subject: str, key_bits: int = 2048) -> tuple[bytes, bytes]:
 def accept_proxy(
     private_key_pem: bytes, pem_from_client: bytes, caller_subject: str, trust: Trust, now: datetime
 ) -> DelegatedProxy:
-    """Check what a caller sent for a request.
+    """Verify the proxy that a caller sent for a request.
 
     Args:
-        private_key_pem: the key that `new_request` made.
         pem_from_client: the proxy, followed by the caller's certificate and what is between.
-        caller_subject: who sends it, as `peer_identity` says.
+        caller_subject: of the TLS peer (`peer_identity`).
         trust: authorities and revocation lists; those of the service's own TLS.
-        now: the present (aware).
 
     Raises:
         DelegationError: it is not a proxy of the caller for this key, or not a good one.
@@ -127,12 +124,9 @@ def sign_request(
     """Sign a proxy for a request: the caller's side of delegation.
 
     Args:
-        request_pem: what the service gave out.
         certificate: PEM of the caller's certificate or proxy, with its chain.
-        key: PEM of its key; None if it stands in the file of the certificate.
+        key: PEM of its key; None if it is in the file of the certificate.
         lifetime: of the new proxy; cut to what is left of the certificates behind it.
-        now: the present (aware), None for the clock's.
-        passphrase: of an encrypted key.
 
     Returns:
         What to send: the proxy and the certificates behind it, PEM.
@@ -191,8 +185,7 @@ def _read_chain(body: bytes) -> list[x509.Certificate]:
             _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.public_key()
         _ = lifetime_start(chain), lifetime_end(chain)
     except PARSE_ERRORS as error:
-        looks = _form_data(body)
-        raise DelegationError(looks or f"a certificate in the body cannot be read ({error})") from error
+        raise DelegationError(_form_data(body) or f"a certificate in the body cannot be read ({error})") from error
     if len(chain) > _LONGEST_CHAIN:
         raise DelegationError(f"the body holds {len(chain)} certificates: send the proxy and those that it needs only")
     return chain
@@ -200,8 +193,8 @@ def _read_chain(body: bytes) -> list[x509.Certificate]:
 
 def _what_it_looks_like(body: bytes) -> str:
     start = body.lstrip()[:200].lower()
-    if looks := _form_data(body):
-        return looks
+    if problem := _form_data(body):
+        return problem
     if b"-----BEGIN CERTIFICATE REQUEST-----" in body or b"-----BEGIN NEW CERTIFICATE REQUEST-----" in body:
         return "the body is the signing request: sign it, and send the certificate that comes out"
     if start.startswith((b"<!doctype", b"<html", b"<")):

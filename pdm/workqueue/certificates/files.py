@@ -20,12 +20,12 @@ from OpenSSL.crypto import X509
 
 from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem import to_pem
-from pdm.workqueue.certificates.trust import UNREADABLE
+from pdm.workqueue.certificates.verification import UNREADABLE
 
-#: What the names of files begin with: a proxy as Globus names it, others by their kind.
+#: Prefixes of file names: a proxy as Globus names it, others by their kind.
 FILE_PREFIXES = ("x509up", "ssh-key", "token")
 
-#: Bytes of a larger credential than any user has.
+#: Bytes to test the disk with: more than any credential has.
 _LARGEST_CREDENTIAL = 256 * 1024
 
 
@@ -62,7 +62,6 @@ class CredentialFiles:
         """Write a credential into a new file, mode 0600.
 
         Args:
-            content: what the file holds.
             kind: what its name begins with; one of `FILE_PREFIXES`.
 
         Raises:
@@ -85,7 +84,7 @@ class CredentialFiles:
         path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """See that the directory takes files; blocks.
+        """Check that files can be written; blocks.
 
         Raises:
             OSError: it does not.
@@ -93,7 +92,7 @@ class CredentialFiles:
         self.remove(self.write(bytes(_LARGEST_CREDENTIAL)))
 
     def sweep(self) -> int:
-        """Remove what a daemon before left behind; to be called at the start, before the first `write`.
+        """Remove files of an earlier daemon; to be called at the start, before the first `write`.
 
         Returns:
             How many files there were.
@@ -108,7 +107,7 @@ class CredentialFiles:
 _MOST_AUTHORITIES = 20
 #: A disk with less room than this is full.
 _LEAST_FREE_BYTES = 256 * 1024
-#: Any name: what an authority of a site may vouch for is the site itself.
+#: Any subject: an authority of a site is trusted for that site only.
 _SIGNING_POLICY = "access_id_CA   X509   '{name}'\npos_rights     globus CA:sign\ncond_subjects  globus '\"*\"'\n"
 
 
@@ -164,7 +163,7 @@ class TrustDirectories:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def check(self) -> None:
-        """See that a directory can be made; blocks.
+        """Check that a directory can be made; blocks.
 
         Raises:
             OSError: it cannot.
@@ -174,11 +173,10 @@ class TrustDirectories:
             file.flush()
 
     def directory_for(self, usual: Path | None, authorities: Collection[str]) -> Path:
-        """The directory in which the usual authorities are, and these; the same for the same, made at first use.
+        """The directory with the usual authorities and these; cached, made at first use.
 
         Args:
             usual: directory of the authorities that are trusted everywhere; None, or one that is not there, for none.
-            authorities: PEM texts.
 
         Raises:
             OSError: the disk is full.
@@ -195,7 +193,7 @@ class TrustDirectories:
             part = self._directory / f"{name}.{secrets.token_hex(8)}.part"
             part.mkdir(mode=0o700)
             for entry in sorted(usual.iterdir()) if usual is not None else ():
-                # What is written anew there, as revocation lists are, is seen here too.
+                # Links, so that new revocation lists are seen here too.
                 (part / entry.name).symlink_to(entry.absolute())
             for pem in words:
                 for certificate in read_authorities(pem):

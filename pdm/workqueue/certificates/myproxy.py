@@ -23,17 +23,15 @@ from twisted.python.failure import Failure
 from pdm.workqueue.certificates.pem import FetchedProxy, ProxyBundleError, read_bundle
 
 PROGRAM = "myproxy-logon"
-#: The program refuses shorter ones before it asks the server.
-SHORTEST_PASSWORD = 6
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 #: Seconds after which the program is killed.
 TIMEOUT_S = 30.0
 #: Logons at once, of all users: each is a process, and a server that hangs must not fill the machine with them. Of a
-#: user one at a time, else a few at such a server would be in the way of everybody's.
+#: user one at a time, so that one user at a slow server does not block the others.
 _AT_ONCE = 4
 _MOST_BYTES = 256 * 1024
 _LONGEST_WORDS = 300
-#: Characters of what the program says that are read: servers may be hostile, and the patterns take the square of it.
+#: Characters of output that are read: servers may be hostile, and the patterns take quadratic time.
 _MOST_READ = 4000
 
 
@@ -42,7 +40,7 @@ class MyProxyError(Exception):
 
 
 class WrongPasswordError(MyProxyError):
-    """The server knows the user, and not this password."""
+    """The server refuses the password of a user it knows."""
 
 
 class NoSuchUserError(MyProxyError):
@@ -50,14 +48,14 @@ class NoSuchUserError(MyProxyError):
 
 
 class LogonRefusedError(MyProxyError):
-    """The server gave nothing, for a reason that is not known here; a wrong password may be behind it."""
+    """The server refused for an unknown reason; the password may be wrong."""
 
 
 class LogonUnderWayError(MyProxyError):
-    """The user has another logon under way."""
+    """Another logon of the user is running."""
 
 
-#: What program and server say → what is told.
+#: Pattern in the program's output → error and its text.
 _ERROR_PATTERNS: Sequence[tuple[re.Pattern[str], type[MyProxyError], str]] = tuple(
     (re.compile(pattern, re.IGNORECASE), kind, text)
     for pattern, kind, text in (
@@ -93,7 +91,6 @@ class MyProxyLogons:
 
     Attributes:
         trust_dir: hashed directory of the authorities that vouch for MyProxy servers.
-        timeout_s: seconds that a server may take.
         trust: makes the directory with a site's own authorities in it, too.
     """
 
@@ -110,9 +107,7 @@ class MyProxyLogons:
         """Log on for a user of the service, once at a time.
 
         Args:
-            user_id: who asks.
             server: ``HOST:PORT``.
-            username: at that server.
             password: used once, kept nowhere.
             lifetime_s: for how long the proxy is to be valid.
             authorities: PEM of authorities that are trusted besides, for this server only.
@@ -138,10 +133,8 @@ class MyProxyLogons:
 
         Args:
             server: ``HOST:PORT``.
-            username: at that server.
             password: used once, kept nowhere.
             lifetime_s: for how long the proxy is to be valid; the server may give less, and counts in hours.
-            trust_dir: instead of the usual one.
 
         Raises:
             MyProxyError: in words why not.

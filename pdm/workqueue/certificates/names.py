@@ -71,7 +71,7 @@ def dn(name: x509.Name) -> str:
 
 
 def parse_dn(text: str) -> x509.Name:
-    """The name that a slash form stands for (values as text only, one value a part).
+    """Parse a slash form into a name (values as text only, one value a part).
 
     Raises:
         ValueError: it is not the slash form of a name; the text says what is wrong.

@@ -22,7 +22,7 @@ from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
-#: OpenSSL's level of security of today refuses shorter RSA keys.
+#: OpenSSL's default security level refuses shorter RSA keys.
 _SHORTEST_RSA_BITS = 2048
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _KEY_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----[\r\n]*", re.DOTALL)
@@ -38,11 +38,9 @@ class WeakKeyError(CertificateFilesError):
 
 @frozen
 class TlsIdentity:
-    """What one side of a connection shows and proves.
+    """Certificate, key and chain of one side of a connection.
 
     Attributes:
-        certificate: its certificate, which may be a proxy.
-        key: the private key of the certificate.
         chain: the certificates behind it, leaf side first.
     """
 
@@ -56,8 +54,7 @@ def read_identity(certificate_path: Path, key_path: Path | None, passphrase: byt
 
     Args:
         certificate_path: PEM; the certificate first, then its chain. May hold the key too (a proxy file does).
-        key_path: PEM of the key; None if it stands in the same file.
-        passphrase: of an encrypted key.
+        key_path: PEM of the key; None if it is in the same file.
 
     Raises:
         CertificateFilesError: a file is missing, holds something else, the key is encrypted or another one's.
@@ -91,11 +88,6 @@ def is_encrypted(path: Path) -> bool:
 
 def require_valid(certificates_path: Path, chain: tuple[x509.Certificate, ...], now: datetime) -> None:
     """Check that no certificate of a chain has expired or is still to become valid.
-
-    Args:
-        certificates_path: where they come from, for the text.
-        chain: the certificates.
-        now: the present (aware).
 
     Raises:
         CertificateFilesError: one is not valid now.
@@ -178,7 +170,7 @@ _LONGEST_CHAIN = 16
 
 
 class ProxyBundleError(Exception):
-    """It is no proxy with its key; the text says why."""
+    """Not a proxy with its key; the text says why."""
 
 
 @frozen
@@ -188,8 +180,6 @@ class FetchedProxy:
     Attributes:
         subject: whose it is: subject of the end entity, slash form.
         valid_until: when the first certificate of its chain expires (UTC).
-        voms: attributes that it carries.
-        bundle_pem: secret.
     """
 
     subject: str
@@ -199,7 +189,7 @@ class FetchedProxy:
 
 
 def read_bundle(pem: bytes) -> FetchedProxy:
-    """Look into a proxy file. Whether its chain can be trusted is for those to say to whom it is shown.
+    """Parse a proxy file. Its chain is not verified: the storage servers do that.
 
     Raises:
         ProxyBundleError: a certificate or the key is missing, damaged or does not belong to the other.
@@ -215,7 +205,7 @@ def read_bundle(pem: bytes) -> FetchedProxy:
             raise ProxyBundleError("the key does not belong to the first certificate")
         return FetchedProxy(_subject(chain), lifetime_end(chain), voms_attributes(chain), pem)
     except PARSE_ERRORS as error:
-        # What cryptography says of a damaged key holds nothing of it.
+        # Only the type: the text could contain parts of the key.
         raise ProxyBundleError(f"it cannot be read ({type(error).__name__})") from None
 
 

@@ -1,7 +1,7 @@
-"""RFC 3820 proxies: short-lived certificates that a user signs, so that a service may act for her.
+"""RFC 3820 proxies: short-lived certificates that a user signs, so that a service may act for the user.
 
 A chain is always the leaf first, each certificate signed by the next. Nothing here decides whether a chain can be
-trusted; that is OpenSSL's work (`server_tls`, `delegation`).
+trusted; OpenSSL does (`tls_server`, `trust`).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def is_limited(certificate: x509.Certificate) -> bool:
 
 
 def proxy_problem(certificate: x509.Certificate) -> str | None:
-    """Why a proxy does not speak for the user who has signed it; None if it does, or is no proxy.
+    """Why a proxy does not act for its issuer; None if it does, or is no proxy.
 
-    RFC 3820 leaves this to who accepts a proxy (3.8.2): only "inherit all" and "limited" pass rights on that we know.
+    RFC 3820 (3.8.2) leaves this to the relying party: only the policies "inherit all" and "limited" are accepted.
     """
     info = _proxy_cert_info(certificate)
     if info is None:
@@ -112,10 +112,6 @@ def sign_proxy(
 
     Args:
         issuer: certificate of the user, or a proxy of hers.
-        issuer_key: its private key.
-        public_key: of the proxy.
-        start: when it becomes valid.
-        end: when it expires.
         limited: make a limited proxy; of a limited one only limited ones can be made.
     """
     serial = x509.random_serial_number()

@@ -22,7 +22,7 @@ _OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 
 
 class SshKeyError(Exception):
-    """It is no key that can be used; the text says why and what to do, and holds nothing of it."""
+    """The key cannot be used; the text says why and what to do, and never contains the key."""
 
 
 @frozen
@@ -31,7 +31,6 @@ class SshKey:
 
     Attributes:
         fingerprint: ``SHA256:...``, as ssh-keygen shows it.
-        public_line: what goes into ``authorized_keys``.
         private: in OpenSSH's format, without a passphrase; secret.
     """
 
@@ -44,7 +43,7 @@ def make_ssh_key(comment: str) -> SshKey:
     """Make an ed25519 key.
 
     Args:
-        comment: one word behind the public key, that tells its owner what it is for.
+        comment: one word after the public key, which shows its purpose to its owner.
     """
     return _ssh_key(ed25519.Ed25519PrivateKey.generate(), comment)
 
@@ -94,12 +93,12 @@ def _load_private_key(text: bytes) -> object:
     except (ValueError, UnsupportedAlgorithm) as error:
         if "password" in str(error).lower():
             raise SshKeyError(_LOCKED) from None
-        # No word of the library: it might hold some of the key.
+        # Not the library's message: it might contain parts of the key.
         raise SshKeyError("the private key is damaged, or of a type that is not supported") from None
 
 
 _LOCKED = (
-    "the key has a passphrase, and nobody will be there to type it: let the service make a key of its own,"
+    "the key has a passphrase, which the service cannot type: let the service make a key of its own,"
     " or take the passphrase off a copy (ssh-keygen -p)"
 )
 

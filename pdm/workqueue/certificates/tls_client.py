@@ -35,7 +35,8 @@ from pdm.workqueue.certificates.pem import (
     require_valid,
 )
 from pdm.workqueue.certificates.proxies import proxy_problem
-from pdm.workqueue.certificates.trust import UNREADABLE, Trust, read_trust, reason_of
+from pdm.workqueue.certificates.trust import Trust, read_trust
+from pdm.workqueue.certificates.verification import UNREADABLE, reason_of
 
 # What a server says about the client's certificate when it ends a handshake (the end of OpenSSL's text of an alert).
 _ALERTS = {
@@ -105,8 +106,7 @@ def client_policy(
         ca: PEM file or grid-style directory of the authorities that may vouch for the service; None for those of the
             system.
         certificate: PEM of the caller's certificate with its chain; a proxy file will do. None to show none.
-        key: PEM of its key; None if it stands in the file of the certificate.
-        passphrase: of an encrypted key.
+        key: PEM of its key; None if it is in the file of the certificate.
         ca_named_by: what has named `ca` (``PDM_CA``), for messages.
 
     Raises:
@@ -157,7 +157,6 @@ def refusal_of(failure: Failure, policy: object = None) -> CertificateRefusal | 
     """Why a certificate was refused, with what the client's policy knows; None if a request failed otherwise.
 
     Args:
-        failure: of the request.
         policy: the one that made the connection, from `client_policy`.
     """
     reason = refusal_reason(failure)
@@ -200,9 +199,7 @@ class _ClientPolicy:
     """Makes connections that show the client's certificate.
 
     Args:
-        trust: who may vouch for the service; None for the authorities of the system.
-        where: they were looked for, for messages.
-        identity: what the client shows; None for nothing.
+        trust: authorities of the service's certificate; None for those of the system.
     """
 
     def __init__(self, trust: Trust | None, where: str, identity: TlsIdentity | None) -> None:
@@ -344,7 +341,7 @@ def _names_of(certificate: x509.Certificate) -> list[str]:
 
 
 def _display_name(name: x509.Name) -> str:
-    return dn(name)[:300] or "nobody"
+    return dn(name)[:300] or "an empty name"
 
 
 def _errors_within(error: BaseException | None) -> Iterator[BaseException]:

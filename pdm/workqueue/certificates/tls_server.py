@@ -32,7 +32,8 @@ from zope.interface import implementer
 from pdm.workqueue.certificates.names import dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, TlsIdentity, read_identity, require_valid
 from pdm.workqueue.certificates.proxies import end_entity, is_limited, lifetime_end, proxy_problem
-from pdm.workqueue.certificates.trust import UNREADABLE, CrlPolicy, Trust, file_state, misuse, read_trust, reason_of
+from pdm.workqueue.certificates.trust import CrlPolicy, Trust, file_state, read_trust
+from pdm.workqueue.certificates.verification import UNREADABLE, misuse, reason_of
 from pdm.workqueue.domain.signing_policy import PolicyMode
 
 
@@ -139,13 +140,8 @@ class ServerTls:
     """Makes the server side of TLS connections.
 
     Args:
-        certificate: PEM of the host certificate, with its chain.
-        key: PEM of its key.
         trust: PEM file or grid-style directory of the authorities that may vouch for clients.
-        crl: which revocation lists are checked.
-        signing: which signing policies are applied.
         refused: called with the reason of each refused certificate, for counting.
-        now: the clock, for warnings.
 
     Raises:
         CertificateFilesError: a file is missing or unfit; the text says which, and what to do.
@@ -179,7 +175,7 @@ class ServerTls:
 
     @property
     def trust(self) -> Trust:
-        """The authorities and lists in force, for checking what comes by other ways (`delegation.accept`)."""
+        """The authorities and lists in force, for chains that do not arrive by TLS (`delegation.accept_proxy`)."""
         return self._loaded.trust
 
     def wrap(self, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
@@ -242,7 +238,7 @@ class ServerTls:
     def swap(self, loaded: _Loaded) -> None:
         """Put what was loaded into force; on the reactor's thread.
 
-        It applies to new connections. Open ones go on, but for those that would not be let in again: whose
+        It applies to new connections. Open ones stay open, except those that would be refused now: whose
         certificate is now revoked, whose authority is gone, or may not sign their subject any more.
         """
         before, self._loaded = self._loaded.trust, loaded
@@ -264,8 +260,6 @@ class ServerTls:
         """What is held against a chain that was good before: the certificate, and the reason.
 
         Args:
-            chain: of a connection; empty without a certificate.
-            trust: what is in force now.
             gone: authorities that were trusted before.
         """
         if not chain:
@@ -289,7 +283,7 @@ class ServerTls:
         return file_state(self._certificate), file_state(self._key), file_state(self._trust)
 
     def _make_context(self, identity: TlsIdentity, trust: Trust) -> SSL.Context:
-        """Make the context; complete, because pyOpenSSL lets nobody change it after its first connection."""
+        """Make the complete context: pyOpenSSL forbids changes after its first connection."""
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_cipher_list(_CIPHERS)
@@ -318,7 +312,7 @@ class ServerTls:
         """Record why a certificate is refused, and never accept what OpenSSL refuses.
 
         There are two exceptions: the missing list of `Trust.fill`; and an issuer that is no authority, which is refused
-        at depth 0, which is always seen last: only the leaf tells that it is a legacy proxy.
+        at depth 0, which is always verified last: only the leaf shows that it is a legacy proxy.
         """
         protocol: TLSMemoryBIOProtocol = connection.get_app_data()
         handshake = handshakes[protocol]

@@ -16,7 +16,7 @@ _LONGEST_CLAIM = 200
 #: The first packet of a macaroon, and the caveat of its end.
 _LOCATION = re.compile(rb"[0-9a-f]{4}location ([^\n]{0,1000})\n")
 _BEFORE = re.compile(rb"cid before:([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z)\n")
-#: 9999-12-31: what is later is nobody's meaning.
+#: 9999-12-31; a later expiry is not meant.
 _LAST_SECOND = 253402300799
 
 
@@ -26,10 +26,10 @@ class TokenError(Exception):
 
 @frozen
 class TokenDescription:
-    """What a token tells.
+    """Contents of a token.
 
     Attributes:
-        subject: ``SUB at ISSUER`` of a JWT; else that it tells nothing.
+        subject: ``SUB at ISSUER`` of a JWT; else a text that says it is opaque.
         valid_until: ``exp`` of a JWT, the first ``before:`` of a macaroon (UTC); None where it has none.
     """
 
@@ -57,7 +57,7 @@ def describe_token(token: str) -> TokenDescription:
 
 
 def _macaroon(token: str) -> TokenDescription | None:
-    """What a macaroon tells, None if it is something else; XRootD and dCache say in a caveat when it ends."""
+    """Contents of a macaroon, None if it is something else; XRootD and dCache put its expiry into a caveat."""
     try:
         packets = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
     except (binascii.Error, ValueError):

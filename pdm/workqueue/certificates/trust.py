@@ -1,4 +1,4 @@
-"""Trusted authorities, revocation lists and signing policies, and the verification of chains against them.
+"""Trusted authorities, revocation lists and signing policies: reading them, and checking chains against them.
 
 The CRL policy says which lists are checked: ``require`` refuses every certificate of an authority without a list,
 ``if-present`` checks each list that exists, ``off`` none. A list that exists but cannot be used (damaged, signed by
@@ -22,13 +22,12 @@ from attrs import field, frozen
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes, CertificatePublicKeyTypes
-from OpenSSL.crypto import X509, X509Store, X509StoreContext, X509StoreContextError, X509StoreFlags
-from OpenSSL.crypto import Error as OpenSSLError
-from OpenSSL.SSL import X509VerificationCodes as Code
+from OpenSSL.crypto import X509, X509Store, X509StoreFlags
 
 from pdm.workqueue.certificates.names import PARSE_ERRORS, canonical, dn, policy_form, subject_hash, subject_hash_old
 from pdm.workqueue.certificates.pem import CertificateFilesError, read_bytes, read_certificates
-from pdm.workqueue.certificates.proxies import is_legacy_proxy, is_proxy, proxy_problem
+from pdm.workqueue.certificates.proxies import is_proxy
+from pdm.workqueue.certificates.verification import UNREADABLE, ChainRefusedError, misuse, verify_chain
 from pdm.workqueue.domain.signing_policy import (
     LONGEST_FILE,
     NAMESPACES,
@@ -39,92 +38,7 @@ from pdm.workqueue.domain.signing_policy import (
     SigningPolicies,
 )
 
-#: What a malformed certificate raises: OpenSSL may refuse what `cryptography` accepts.
-UNREADABLE = (*PARSE_ERRORS, OpenSSLError)
-
-# pyOpenSSL has no names for these: X509_V_ERR_EE_KEY_TOO_SMALL and its neighbours.
-_EE_KEY_TOO_SMALL, _CA_KEY_TOO_SMALL, _WEAK_DIGEST, _PROXY_SUBJECT = 66, 67, 68, 72
-
-_UNKNOWN_AUTHORITY = "its authority is not trusted here, or part of the chain is missing"
-_REASONS = {
-    Code.ERR_CERT_HAS_EXPIRED: "certificate expired",
-    Code.ERR_CERT_NOT_YET_VALID: "certificate not yet valid",
-    Code.ERR_CERT_REVOKED: "certificate revoked",
-    Code.ERR_CERT_SIGNATURE_FAILURE: "certificate has a bad signature",
-    Code.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: "certificate is self-signed and not trusted here",
-    Code.ERR_SELF_SIGNED_CERT_IN_CHAIN: _UNKNOWN_AUTHORITY,
-    Code.ERR_UNABLE_TO_GET_ISSUER_CERT: _UNKNOWN_AUTHORITY,
-    Code.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: _UNKNOWN_AUTHORITY,
-    Code.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: _UNKNOWN_AUTHORITY,
-    Code.ERR_INVALID_CA: "signed by a certificate that is no authority",
-    Code.ERR_INVALID_NON_CA: "a proxy of an authority's certificate",
-    Code.ERR_INVALID_PURPOSE: "certificate is not meant for clients",
-    Code.ERR_PATH_LENGTH_EXCEEDED: "chain is longer than an authority allows",
-    Code.ERR_PROXY_PATH_LENGTH_EXCEEDED: "chain of proxies is longer than one of them allows",
-    Code.ERR_PROXY_CERTIFICATES_NOT_ALLOWED: "proxy not allowed",
-    Code.ERR_KEYUSAGE_NO_DIGITAL_SIGNATURE: "a proxy of a certificate that may not sign",
-    Code.ERR_UNABLE_TO_GET_CRL: "no usable revocation list of its authority",
-    Code.ERR_CRL_HAS_EXPIRED: "the revocation list of its authority has expired",
-    Code.ERR_CRL_NOT_YET_VALID: "the revocation list of its authority is not yet valid",
-    Code.ERR_CRL_SIGNATURE_FAILURE: "the revocation list of its authority has a bad signature",
-    Code.ERR_UNABLE_TO_GET_CRL_ISSUER: "the revocation list of its authority is signed by somebody else",
-    Code.ERR_UNHANDLED_CRITICAL_EXTENSION: "it has a critical extension that is not known here (a draft proxy of GT3?)",
-    Code.ERR_PERMITTED_VIOLATION: "an authority of its chain may not sign such a subject (name constraints)",
-    Code.ERR_EXCLUDED_VIOLATION: "an authority of its chain may not sign such a subject (name constraints)",
-    _EE_KEY_TOO_SMALL: "key too short (2048 bits are needed)",
-    _CA_KEY_TOO_SMALL: "the key of its authority is too short",
-    _WEAK_DIGEST: "signed with an algorithm that is too weak",
-    _PROXY_SUBJECT: "the subject of a proxy is not that of its issuer plus one CN",
-}
-
-
-def reason_of(error: int) -> str:
-    """The reason for one of OpenSSL's verification errors."""
-    return _REASONS.get(error, f"OpenSSL verification error {error}")
-
-
-def misuse(certificate: x509.Certificate, issuer: x509.Certificate | None, *, is_leaf: bool) -> str | None:
-    """What OpenSSL lets pass in a chain it trusts, and we do not: an authority as a client, a proxy without rights.
-
-    Args:
-        certificate: one of the chain.
-        issuer: the one that signed it, None for the root.
-        is_leaf: whether it is the client's own.
-
-    Returns:
-        The reason to refuse it, None if there is none.
-    """
-    if is_leaf and _is_authority(certificate):
-        return "certificate of an authority, not of a client"
-    if is_proxy(certificate) and issuer is not None and _is_authority(issuer):
-        return _REASONS[Code.ERR_INVALID_NON_CA]
-    if problem := proxy_problem(certificate):
-        return problem
-    return "certificate has no subject" if not certificate.subject.rdns else None
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
-
-
 CrlPolicy = Literal["require", "if-present", "off"]
-
-
-class ChainRefusedError(Exception):
-    """A chain of certificates is not trusted.
-
-    Attributes:
-        reason: why, in words.
-        subject: whose certificate it is, slash form.
-    """
-
-    def __init__(self, reason: str, subject: str) -> None:
-        super().__init__(f"{reason} ({subject})")
-        self.reason = reason
-        self.subject = subject
 
 
 @frozen(eq=False)
@@ -132,12 +46,8 @@ class Trust:
     """Authorities with their revocation lists; never changes, is replaced as a whole.
 
     Attributes:
-        authorities: trusted certificates, roots and those below them.
-        crls: usable revocation lists.
-        policy: which lists are checked.
         problems: what could not be read, a sentence each, for the log.
         listed: canonical subjects of the authorities that have a list, usable or not.
-        signing: which subjects the authorities may sign.
     """
 
     authorities: tuple[x509.Certificate, ...]
@@ -155,7 +65,7 @@ class Trust:
         object.__setattr__(self, "_by_issuer", by_issuer)
 
     def must_be_listed(self, issuer: x509.Name) -> bool:
-        """Whether certificates of this authority may only pass if a revocation list was looked at."""
+        """Whether certificates of this authority are refused without a revocation list."""
         if self.policy == "off":
             return False
         return self.policy == "require" or canonical(issuer) in self.listed
@@ -169,15 +79,14 @@ class Trust:
         self._put_into(store)
         store.set_flags(X509StoreFlags.ALLOW_PROXY_CERTS)
         if self.policy != "off":
-            # Both: CRL_CHECK alone looks at the leaf only, and would let in the proxy of a revoked user.
+            # Both: CRL_CHECK alone looks at the leaf only, and would accept the proxy of a revoked user.
             store.set_flags(X509StoreFlags.CRL_CHECK | X509StoreFlags.CRL_CHECK_ALL)
 
     def verify(self, chain: Sequence[x509.Certificate], now: datetime) -> tuple[x509.Certificate, ...]:
-        """Check a chain that came by another way than TLS, with the same result.
+        """Verify a chain that did not arrive by TLS, by the same rules.
 
         Args:
             chain: leaf first; authorities may be missing.
-            now: the time to check for (aware).
 
         Returns:
             The whole chain, from the leaf to a trusted root.
@@ -198,9 +107,9 @@ class Trust:
             store.set_flags(X509StoreFlags.ALLOW_PROXY_CERTS)
         checking.set_flags(X509StoreFlags.CRL_CHECK)
         leaf, *others = (X509.from_cryptography(certificate) for certificate in chain)
-        verified = _verify_chain(plain, leaf, others)
-        # OpenSSL can only demand lists of all authorities or of none. So each certificate is checked by itself, as the
-        # leaf of the rest of its chain, if its authority's list is to be looked at. A user has no list: no proxies.
+        verified = verify_chain(plain, leaf, others)
+        # OpenSSL demands lists of all authorities or of none. So each certificate is verified as the leaf of the rest
+        # of its chain, if its authority's list must be checked. Users have no lists: proxies are skipped.
         for depth, certificate in enumerate(verified):
             issuer = next(iter(verified[depth + 1 :]), None)
             reason = misuse(certificate, issuer, is_leaf=depth == 0)
@@ -208,7 +117,7 @@ class Trust:
                 raise ChainRefusedError(reason, dn(certificate.subject))
             if not is_proxy(certificate) and self.must_be_listed(certificate.issuer):
                 first, *rest = (X509.from_cryptography(each) for each in verified[depth:])
-                _verify_chain(checking, first, rest)
+                verify_chain(checking, first, rest)
         refusal = self.check_signatures(verified).refusal
         if refusal is not None:
             raise ChainRefusedError(refusal, dn(_behind_proxies(verified)[0].subject))
@@ -230,7 +139,7 @@ class Trust:
         return [shown for subject, shown in subjects.items() if not self.signing.covers(subject)]
 
     def revoked(self, chain: Iterable[x509.Certificate]) -> x509.Certificate | None:
-        """The first certificate of a chain, verified before, that a list names now; a look-up, no cryptography."""
+        """The first certificate of a chain, verified before, that a list names now; by look-up, no cryptography."""
         for certificate in chain:
             for crl in self._by_issuer.get(canonical(certificate.issuer), ()):
                 if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
@@ -267,19 +176,6 @@ def _subject(certificate: x509.Certificate) -> str:
         return "(unreadable)"
 
 
-def _verify_chain(store: X509Store, leaf: X509, others: Sequence[X509]) -> tuple[x509.Certificate, ...]:
-    try:
-        chain = X509StoreContext(store, leaf, others).get_verified_chain()
-    except X509StoreContextError as error:
-        for certificate in (leaf, *others):
-            # OpenSSL would only say that who signed it is no authority.
-            if is_legacy_proxy(certificate.to_cryptography()):
-                legacy = certificate.to_cryptography()
-                raise ChainRefusedError(proxy_problem(legacy) or "a legacy proxy", dn(legacy.subject)) from error
-        raise ChainRefusedError(reason_of(error.errors[0]), dn(error.certificate.to_cryptography().subject)) from error
-    return tuple(each.to_cryptography() for each in chain)
-
-
 _GRID_FILE = re.compile(r"(?P<stem>[0-9a-f]{8})\.(?P<crl>r?)\d+")
 _CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----[\r\n]*", re.DOTALL)
 
@@ -288,9 +184,7 @@ def read_trust(path: Path, policy: CrlPolicy = "if-present", signing: PolicyMode
     """Read authorities and lists. File work: to be called in a thread when a reactor runs.
 
     Args:
-        path: PEM file or grid-style directory.
         policy: which revocation lists are checked.
-        signing: which signing policies are applied.
 
     Raises:
         CertificateFilesError: nothing there can be trusted.

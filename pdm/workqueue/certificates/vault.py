@@ -29,7 +29,7 @@ class Vault:
     """Seals and unseals with AES-256-GCM.
 
     What is sealed is bound to a context (purpose and owner): moved to another row of the database it does not open.
-    Sealed: ``pdm1``, 4 bytes that tell the key, a random nonce of 12 bytes, the encrypted text with its tag.
+    Sealed: ``pdm1``, 4 bytes that identify the key, a random nonce of 12 bytes, the encrypted text with its tag.
 
     Attributes:
         path: the key file. One key a line, ``pdm-vault-1 BASE64``. The first seals; each opens what it sealed, so a new
@@ -66,7 +66,6 @@ class Vault:
         """Encrypt.
 
         Args:
-            plain: the secret.
             context: what it is and whose, such as ``proxy of user 7``; needed again to open it.
         """
         key = self._keys[0]

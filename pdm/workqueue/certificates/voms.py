@@ -27,7 +27,6 @@ class VomsAttributes:
     """What one attribute certificate says.
 
     Attributes:
-        vo: the virtual organisation.
         fqans: groups and roles in it, the primary one first: ``/vo/group/Role=NULL/Capability=NULL``.
     """
 
@@ -59,7 +58,7 @@ def _read(der: bytes) -> tuple[VomsAttributes, ...]:
 
 
 def _attribute_values(der: bytes, depth: int) -> Iterator[bytes]:
-    """The contents of all attributes with FQANs, wherever they stand."""
+    """The contents of all attributes with FQANs, at any depth."""
     for tag, content in der_elements(der):
         if tag == _SEQUENCE and content.startswith(_FQAN_ATTRIBUTE):
             yield content[len(_FQAN_ATTRIBUTE) :]
@@ -91,7 +90,7 @@ def _leaves(der: bytes, depth: int) -> Iterator[tuple[int, bytes]]:
 
 
 def der_elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each element that stands in there, one behind the other.
+    """Tag and content of each element, one after the other.
 
     Raises:
         ValueError, IndexError: it is not DER.
@@ -105,7 +104,7 @@ def der_elements(der: bytes) -> Iterator[tuple[int, bytes]]:
             length = int.from_bytes(der[at : at + digits], "big")
             at += digits
         if at + length > len(der):
-            raise ValueError("an element is longer than what it stands in")
+            raise ValueError("an element is longer than the one that contains it")
         yield tag, der[at : at + length]
         at += length
 

@@ -1,1 +1,1 @@
-"""The command ``pdm``. Each module holds a few commands; `main` loads the one that is asked for, and nothing else."""
+"""The command ``pdm``. Each module holds a few commands; `main` imports only the module of the requested command."""

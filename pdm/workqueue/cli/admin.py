@@ -1,4 +1,4 @@
-"""``pdm admin``: makes an instance of the service, and certificates for its users."""
+"""``pdm admin``: create an instance of the service, and certificates for its users."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from pdm.workqueue.admin.instance import (
 
 @click.group()
 def admin() -> None:
-    """Make and keep an instance of the service."""
+    """Create and maintain an instance of the service."""
 
 
 @admin.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="TCP port; 0: a free one."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address or name to listen on.")
 @click.option("--grid", type=click.Path(path_type=Path), metavar="GRIDDIR", help="Serve this test grid.")
 @click.option(
-    "--operator", "operators", multiple=True, metavar="SUBJECT", help="One more operator: /C=XX/O=Grid/CN=Name."
+    "--operator", "operators", multiple=True, metavar="SUBJECT", help="Additional operator: /C=XX/O=Grid/CN=Name."
 )
-def init(folder: Path, port: int, host: str, grid: Path | None, operators: tuple[str, ...]) -> None:
-    """Make a ready instance in the folder DIR.
+def init(directory: Path, port: int, host: str, grid: Path | None, operators: tuple[str, ...]) -> None:
+    """Create a ready-to-run instance in the directory DIR.
 
-    It gets a configuration, two sites in local folders (or those of a test grid), a certificate authority of its
-    own with certificates for the host, for an operator and for you, and room for database and logs.
+    It gets a configuration, two sites in local directories (or those of a test grid), its own certificate authority
+    with certificates for the host, for an operator and for you, and directories for database and logs.
     """
     try:
         instance = make_instance(
-            folder,
+            directory,
             user=_login_name(),
             host=host,
             port=port,
@@ -57,21 +57,21 @@ def init(folder: Path, port: int, host: str, grid: Path | None, operators: tuple
 
 
 @admin.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("name")
-def user(folder: Path, name: str) -> None:
-    """Make a certificate for the user NAME of the instance in DIR."""
+def user(directory: Path, name: str) -> None:
+    """Create a certificate for the user NAME of the instance in DIR."""
     try:
-        identity = add_user(folder, name)
+        identity = add_user(directory, name)
     except InstanceError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{identity.certificate}\n{identity.key}")
     click.echo("\nTo call the service as this user:")
-    click.echo(_exports(identity, None, folder.absolute() / "certificates" / "ca.crt"))
+    click.echo(_exports(identity, None, directory.absolute() / "certificates" / "ca.crt"))
 
 
 def _login_name() -> str:
-    """The name of who runs this, in the letters that a certificate's file may have."""
+    """The user's login name, reduced to characters that are valid in a certificate's file name."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -81,13 +81,13 @@ def _login_name() -> str:
 
 
 def _next_steps(instance: Instance, *, delegates: bool) -> str:
-    """What to type next; ``delegates``: its sites let nobody in without a proxy."""
+    """What to type next; with `delegates` its sites need a delegated proxy."""
     first = instance.identities[0]
     others = ", ".join(identity.name for identity in instance.identities[1:])
     delegate = "  pdm delegate\n" if delegates else ""
     return (
         f"An instance of the service is ready in {instance.directory}\n\n"
-        "Start the daemon, in a terminal of its own, for it writes its log there:\n"
+        "Start the daemon in its own terminal, to which it writes its log:\n"
         f"  twistd --nodaemon pdmworkqueue --config {shlex.quote(str(instance.config))}\n\n"
         f"Call it as {first.name} (there are also: {others}):\n"
         f"{_exports(first, instance.url, instance.authority)}\n"

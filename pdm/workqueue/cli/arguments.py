@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and the look-up of the sites and users that they name."""
+"""Arguments and options shared by several commands, and the look-up of the sites and users that they name."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
 _UNITS_S = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-#: Names of options that go by other words in ``extra_opts`` than Python's.
+#: Dotted keys of ``extra_opts``.
 _OPTION_PARTS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 @frozen
 class SitePath:
-    """A path at a site, as typed; `site` is a name or a number in digits, `path` may be empty."""
+    """A path at a site, as typed; `site` is a name or a number, `path` may be empty."""
 
     site: str
     path: str
@@ -46,12 +46,12 @@ class SitePathType(click.ParamType[SitePath]):
         site, colon, path = str(value).partition(":")
         if not colon or not site or "/" in site:
             self.fail(f"{value!r} is not of the form SITE:path (see 'pdm sites').", param, ctx)
-        # The bytes that were typed, in the API's own spelling of what is not UTF-8.
+        # The typed bytes, with the API's encoding of names that are not UTF-8.
         return SitePath(site, text_from_bytes(os.fsencode(path)))
 
 
 class DurationType(click.ParamType[float]):
-    """``90``, ``90s``, ``5m``, ``12h``, ``2d``; seconds come out."""
+    """``90``, ``90s``, ``5m``, ``12h``, ``2d``; converts to seconds."""
 
     name = "duration"
 
@@ -60,14 +60,14 @@ class DurationType(click.ParamType[float]):
             return float(value)
         match = _DURATION.fullmatch(str(value).strip())
         if match is None:
-            self.fail(f"{value!r} is not a duration: 90s, 5m, 12h and 2d are.", param, ctx)
+            self.fail(f"{value!r} is not a duration, such as 90s, 5m, 12h or 2d.", param, ctx)
         return float(match[1]) * _UNITS_S[match[2]]
 
 
 class TimestampType(click.ParamType[datetime]):
-    """A moment (``2026-03-02``, ``2026-03-02T11:04``; UTC) or how long ago it was (``12h``)."""
+    """A timestamp (``2026-03-02``, ``2026-03-02T11:04``; UTC) or a time before now (``12h``)."""
 
-    name = "moment"
+    name = "timestamp"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         if isinstance(value, datetime):
@@ -79,12 +79,12 @@ class TimestampType(click.ParamType[datetime]):
         try:
             timestamp = datetime.fromisoformat(text)
         except ValueError:
-            self.fail(f"{value!r} is neither a moment (2026-03-02T11:04) nor a time ago (12h).", param, ctx)
+            self.fail(f"{value!r} is neither a timestamp (2026-03-02T11:04) nor a time before now (12h).", param, ctx)
         return timestamp.astimezone(UTC) if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
 
 
 class ExtraOptionType(click.ParamType[tuple[str, Any]]):
-    """``KEY=VALUE``; VALUE is JSON, or text where it is not; a dotted KEY goes into an object."""
+    """``KEY=VALUE``; VALUE is JSON, or else text; a dotted KEY addresses a member of an object."""
 
     name = "KEY=VALUE"
 
@@ -107,10 +107,10 @@ JOB_NUMBER = click.IntRange(min=1, max=2**63 - 1)
 
 
 def merged_options(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The object that dotted keys describe.
+    """Convert dotted keys to a nested object.
 
     Raises:
-        click.UsageError: a key is given as a value and as an object.
+        click.UsageError: a key has a value and members.
     """
     options: dict[str, Any] = {}
     for key, value in pairs:
@@ -125,38 +125,36 @@ def merged_options(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _chosen_format(ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
-    """The command's own -F, else that before the command (``pdm -F json jobs``), else text."""
+    """The command's own -F, else the one before the command (``pdm -F json jobs``), else text."""
     return value or ctx.find_root().params.get("form") or "text"
 
 
 def format_option(command: _Command) -> _Command:
-    """``-F text|json``."""
     return click.option(
         "-F",
         "--format",
         "form",
         type=click.Choice(["text", "json"]),
         callback=_chosen_format,
-        help="What stdout gets: text for people (default), or JSON as the API gives it.",
+        help="Format of stdout: text for people (default), or JSON as returned by the API.",
     )(command)
 
 
 def protocol_option(command: _Command) -> _Command:
-    """``--protocol``."""
     return click.option(
         "--protocol",
         type=click.Choice([member.name.lower() for member in JobProtocol], case_sensitive=False),
-        help="How to move (default: what the sites offer, GridFTP first).",
+        help="Transfer protocol (default: one that the sites offer, GridFTP first).",
     )(command)
 
 
 def submit_options(command: _Command) -> _Command:
-    """The options of all commands that submit a job."""
+    """Options of all commands that submit a job."""
     decorators = [
         protocol_option,
         click.option("--priority", type=click.IntRange(0, 9), help="0 is served first (default 5)."),
         click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
-        click.option("--label", help="A word to find the job by."),
+        click.option("--label", help="A word by which to find the job."),
         click.option(
             "--option",
             "options",
@@ -167,7 +165,7 @@ def submit_options(command: _Command) -> _Command:
         click.option(
             "--no-wait", is_flag=True, help="Print the number of the job as soon as it is registered, and return."
         ),
-        click.option("--timeout", type=DURATION, help="Wait no longer than this (90s, 5m, 12h); the job goes on."),
+        click.option("--timeout", type=DURATION, help="Maximum time to wait (90s, 5m, 12h); the job continues."),
         format_option,
     ]
     for decorator in reversed(decorators):
@@ -175,23 +173,23 @@ def submit_options(command: _Command) -> _Command:
     return command
 
 
-#: Users that are asked for at a time.
+#: Users in one page.
 _USERS_PAGE_SIZE = 1000
 
 
 @frozen
 class ResolvedSitePath:
-    """A place at a site that exists."""
+    """A path at an existing site."""
 
     site: SiteView
     path: str
 
 
 async def resolve_paths(client: WorkqueueClient, *places: SitePath) -> list[ResolvedSitePath]:
-    """Look up the sites of places; without a path, the place is the site's default folder.
+    """Look up the sites of places; an empty path becomes the site's default directory.
 
     Raises:
-        CommandError: there is no such site.
+        CommandError: a site does not exist.
     """
     sites = await client.sites()
     found = []
@@ -205,13 +203,13 @@ async def find_site(client: WorkqueueClient, name: str) -> SiteView:
     """Look up a site by name or number.
 
     Raises:
-        CommandError: there is none.
+        CommandError: it does not exist.
     """
     return _find_site(await client.sites(), name)
 
 
 def _find_site(sites: Sequence[SiteView], name: str) -> SiteView:
-    # A site may be named by digits: its name counts before another's number.
+    # A name may consist of digits: names take precedence over numbers.
     for same in (lambda site: site.name == name, lambda site: str(site.id) == name):
         for site in sites:
             if same(site):
@@ -221,10 +219,10 @@ def _find_site(sites: Sequence[SiteView], name: str) -> SiteView:
 
 
 async def user_number(client: WorkqueueClient, name: str) -> int:
-    """The number of a user, by number, subject or common name; for operators.
+    """Look up the number of a user by number, subject or common name; for operators.
 
     Raises:
-        CommandError: there is no such user, or several have that common name.
+        CommandError: the user does not exist, or several have that common name.
     """
     if name.isascii() and name.isdecimal():
         return int(name)
@@ -238,31 +236,27 @@ async def user_number(client: WorkqueueClient, name: str) -> int:
     if found:
         numbers = ", ".join(f"{each.id} ({display_name(each.subject)})" for each in found)
         raise CommandError(
-            ExitCode.USAGE, f"several users are called {display_name(name)}", f"Name a number: {numbers}."
+            ExitCode.USAGE, f"several users have the name {display_name(name)}", f"Use a number: {numbers}."
         )
     raise CommandError(ExitCode.NOT_FOUND, f"no user {display_name(name)}", "See 'pdm user list'.")
 
 
 def common_name(subject: str) -> str:
-    """The last common name of a subject in slash form; the whole of it where it has none."""
+    """The last common name of a subject in slash form; without one, the whole subject."""
     return display_name(subject.rpartition("/CN=")[2] or subject)
 
 
-def protocol_for(sites: Sequence[SiteView], asked: str | None) -> JobProtocol:
-    """How to move: as asked, else GridFTP where all the sites offer it, else the first that they all offer.
+def protocol_for(sites: Sequence[SiteView], requested: str | None) -> JobProtocol:
+    """Choose the protocol: as requested, else GridFTP if all sites offer it, else the first that all offer.
 
-    Where they have nothing in common, the first by which the service itself can carry the bytes from the source to the
-    destination. Simulated work comes last: nobody should believe that it has moved a file.
-
-    Args:
-        sites: the source, then the destination where it is another one.
-        asked: as typed, None to choose.
+    Without a common protocol, the first by which the service can relay from the source to the destination. DUMMY comes
+    last, because it only simulates work. `sites` are the source and, if different, the destination.
 
     Raises:
-        CommandError: no protocol leads from the one to the other.
+        CommandError: no protocol connects the sites.
     """
-    if asked is not None:
-        return JobProtocol.parse(asked)
+    if requested is not None:
+        return JobProtocol.parse(requested)
     offered = [{protocol for protocol in JobProtocol if protocol.name in site.protocols} for site in sites]
     common = set.intersection(*offered)
     relayed = offered[0] & RELAYED if offered[-1] & RELAYED else set()
@@ -273,6 +267,6 @@ def protocol_for(sites: Sequence[SiteView], asked: str | None) -> JobProtocol:
     others = ", ".join(protocol.name for protocol in sorted(RELAYED))
     raise CommandError(
         ExitCode.USAGE,
-        f"no protocol leads from the one site to the other: {offers}",
-        f"Copies stay within one protocol, or go from one of {others} to another of these.",
+        f"the sites have no protocol in common: {offers}",
+        f"Copies use one protocol, or go from one of {others} to another of these.",
     )

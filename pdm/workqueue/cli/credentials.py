@@ -1,4 +1,4 @@
-"""``pdm whoami``, ``delegate``, ``credentials``, ``login``, ``logout``, ``ssh-key``, ``token``, and ``sites``."""
+"""``pdm whoami``, ``delegate``, ``credentials``, ``login``, ``logout``, ``ssh-key``, ``token``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pdm.workqueue.cli.arguments import DURATION, SitePath, find_site, format_op
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import display_line, display_name, display_timestamp, stdout_table, table
-from pdm.workqueue.wire.responses import CredentialView, SiteView
+from pdm.workqueue.cli.text import display_line, display_name, display_timestamp, table
+from pdm.workqueue.wire.responses import CredentialView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 
@@ -21,58 +21,18 @@ from pdm.workqueue.WorkqueueClient import WorkqueueClient
 @click.option("--lifetime", type=DURATION, default="12h", help="How long the proxy is valid (30m, 12h; default 12h).")
 @format_option
 def delegate(lifetime: float, form: str) -> None:
-    """Let the service act for me at the sites, for a while.
+    """Delegate a proxy to the service, so that it can act for me at the sites.
 
-    It makes a key and I sign a proxy for it; my own key stays here. The proxy ends with my own certificate at the
-    latest. Jobs that are held for want of it go on by themselves.
+    The service generates a key and I sign a proxy for it; my own key stays here. The proxy expires with my own
+    certificate at the latest. Jobs that are held for it resume automatically.
     """
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         delegation = await client.delegate(timedelta(seconds=lifetime))
         if form == "json":
             print_json(delegation)
         else:
             click.echo(f"delegated until {display_timestamp(delegation.termination_time)}")
-        return ExitCode.DONE
-
-    run(action)
-
-
-@click.command()
-@format_option
-def sites(form: str) -> None:
-    """Show the sites and what they offer."""
-    show_sites(form)
-
-
-def _site_state(site: SiteView) -> str:
-    """What stands before the description of a site that is not as it should be; of a drained one, the message."""
-    if site.state == "ok":
-        return ""
-    return f"[{site.state}: {site.reason}] " if site.state == "drained" else f"[{site.state}] "
-
-
-def show_sites(form: str) -> None:
-    """Carry out ``pdm sites``, and ``pdm site list``."""
-
-    async def action(client: WorkqueueClient) -> int:
-        found = await client.sites()
-        if form == "json":
-            print_json(found)
-            return ExitCode.DONE
-        rows = [
-            [
-                str(site.id),
-                display_name(site.name),
-                ", ".join(name.lower() for name in site.protocols),
-                display_name(site.default_folder),
-                display_line(f"{_site_state(site)}{site.description}").strip(),
-            ]
-            for site in found
-        ]
-        header = ["ID", "NAME", "PROTOCOLS", "FOLDER", "DESCRIPTION"]
-        click.echo(stdout_table(header, rows, right=[0], flexible=[3, 4]))
-        return ExitCode.DONE
 
     run(action)
 
@@ -80,9 +40,9 @@ def show_sites(form: str) -> None:
 @click.command()
 @format_option
 def whoami(form: str) -> None:
-    """Show as whom the service sees me."""
+    """Show my identity and role, and until when my certificate and delegated proxy are valid."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         me = await client.whoami()
         if form == "json":
             print_json(me)
@@ -91,25 +51,24 @@ def whoami(form: str) -> None:
             click.echo(f"{display_name(me.subject)} ({me.role})")
             click.echo(f"certificate valid until {display_timestamp(me.certificate_valid_until)}")
             click.echo(f"delegated {'nothing' if until is None else 'until ' + display_timestamp(until)}")
-        return ExitCode.DONE
 
     run(action)
 
 
 @click.command()
-@click.option("--remove", "removed", type=click.IntRange(min=1), metavar="N", help="Make the service forget number N.")
+@click.option("--remove", "removed", type=click.IntRange(min=1), metavar="N", help="Remove number N from the service.")
 @format_option
 def credentials(removed: int | None, form: str) -> None:
-    """Show what the service may use on my behalf; what is secret of it is never shown."""
+    """Show the credentials that the service holds for me; their secrets are never shown."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         if removed is not None:
             await client.remove_credential(removed)
-            return ExitCode.DONE
+            return
         found = await client.credentials()
         if form == "json":
             print_json(found)
-            return ExitCode.DONE
+            return
         names = {each.id: display_name(each.name) for each in await client.sites()}
         rows = [
             [
@@ -122,7 +81,6 @@ def credentials(removed: int | None, form: str) -> None:
             for each in found
         ]
         click.echo(table(["ID", "KIND", "SITE", "VALID UNTIL", "SUBJECT"], rows, right=[0]))
-        return ExitCode.DONE
 
     run(action)
 
@@ -137,23 +95,23 @@ def _description(credential: CredentialView) -> str:
 
 @click.command()
 @click.argument("site", metavar="SITE")
-@click.option("--username", "-u", help="At the MyProxy server (default: asked for).")
+@click.option("--username", "-u", help="User name at the MyProxy server (default: prompt for it).")
 @click.option("--lifetime", type=DURATION, default="12h", help="How long the proxy is valid (30m, 12h; default 12h).")
 @format_option
 def login(site: str, username: str | None, lifetime: float, form: str) -> None:
-    """Log on at SITE: the service fetches a proxy from its MyProxy server, to be used there.
+    """Log on at SITE: the service fetches a proxy from its MyProxy server, for use at this site only.
 
-    The password is asked for, or read from standard input where that is no terminal; the service uses it once and
-    keeps it nowhere. Jobs that are held for want of a proxy there go on by themselves.
+    The password is prompted for, or read from standard input if that is not a terminal; the service uses it once and
+    does not store it. Jobs that are held for a proxy at SITE resume automatically.
     """
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         found = await find_site(client, site)
         if found.myproxy is None:
             raise CommandError(
                 ExitCode.FAILED, f"site {display_name(found.name)} has no MyProxy server", "Run 'pdm delegate' instead."
             )
-        # Whoever makes a site says where it is: who types a password is told who gets it.
+        # The owner of the site defines this address: the user must see where the password is sent.
         click.echo(f"MyProxy server of {display_name(found.name)}: {display_line(found.myproxy)}", err=True)
         user = username or _prompt("User name: ", hidden=False)
         password = _prompt("Password: ", hidden=True)
@@ -163,7 +121,6 @@ def login(site: str, username: str | None, lifetime: float, form: str) -> None:
         else:
             until = "" if credential.valid_until is None else f" until {display_timestamp(credential.valid_until)}"
             click.echo(f"logged on at {display_name(site)} as {display_line(credential.subject)}{until}")
-        return ExitCode.DONE
 
     run(action)
 
@@ -171,60 +128,58 @@ def login(site: str, username: str | None, lifetime: float, form: str) -> None:
 @click.command()
 @click.argument("site", metavar="SITE")
 def logout(site: str) -> None:
-    """Log off at SITE: the service forgets the proxy of the logon."""
+    """Log off at SITE: the service removes the proxy of the logon."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         await client.log_off(await _site_number(client, site))
-        return ExitCode.DONE
 
     run(action)
 
 
 @click.command(name="ssh-key")
 @click.argument("site", metavar="[SITE]", required=False)
-@click.option("--upload", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A private key of mine.")
-@click.option("--account", help="Who to be at the site: alice, alice@site.org, 'DOMAIN\\alice'.")
-@click.option("--label", help="A word of my own for it.")
+@click.option("--upload", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Private key to upload.")
+@click.option("--account", help="User name at the site: alice, alice@site.org, 'DOMAIN\\alice'.")
+@click.option("--label", help="A word by which to find the key.")
 @format_option
 def ssh_key(site: str | None, upload: Path | None, account: str | None, label: str | None, form: str) -> None:
-    """Have the service make an SSH key for SITE (without it, for every site), and print its public part.
+    """Generate an SSH key in the service, for SITE or for all sites, and print the public key.
 
-    Install that line at the site, in ~/.ssh/authorized_keys. The private part never leaves the service.
+    Add that line to ~/.ssh/authorized_keys at the site. The private key never leaves the service.
     """
     try:
-        # The service says what is wrong with a key; here only what is no text at all.
+        # The service validates the key; here only the file is checked.
         private = None if upload is None else upload.read_text(encoding="utf-8")
     except OSError as error:
         raise click.UsageError(f"{upload} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise click.UsageError(
-            f"{upload} is no plain text: save it as UTF-8, or give the file as ssh-keygen wrote it."
+            f"{upload} is not a text file: upload the file as written by ssh-keygen, or save it as UTF-8."
         ) from error
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         number = None if site is None else await _site_number(client, site)
         credential = await client.ssh_key(number, private, account=account, label=label)
         if form == "json":
             print_json(credential)
         else:
             click.echo(credential.public_key)
-        return ExitCode.DONE
 
     run(action)
 
 
 @click.command()
 @click.argument("site", metavar="[SITE]", required=False)
-@click.option("--label", help="A word of my own for it.")
+@click.option("--label", help="A word by which to find the token.")
 @format_option
 def token(site: str | None, label: str | None, form: str) -> None:
-    """Give the service a bearer token for SITE (without it, for every site).
+    """Store a bearer token in the service, for SITE or for all sites.
 
-    It is asked for, or read from standard input where that is no terminal.
+    The token is prompted for, or read from standard input if that is not a terminal.
     """
     secret = _prompt("Token: ", hidden=True)
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         number = None if site is None else await _site_number(client, site)
         credential = await client.token(secret, number, label=label)
         if form == "json":
@@ -234,19 +189,18 @@ def token(site: str | None, label: str | None, form: str) -> None:
                 "" if credential.valid_until is None else f", valid until {display_timestamp(credential.valid_until)}"
             )
             click.echo(f"stored: {display_line(credential.subject)}{until}")
-        return ExitCode.DONE
 
     run(action)
 
 
 def _prompt(prompt: str, *, hidden: bool) -> str:
-    """One line from the terminal, a secret one without echo; from standard input where that is no terminal."""
+    """Read a line from the terminal, hidden ones without echo, or from standard input if that is not a terminal."""
     if sys.stdin.isatty():
         answer: str = click.prompt(prompt, hide_input=hidden, err=True, prompt_suffix="")
     else:
         answer = sys.stdin.readline().rstrip("\r\n")
     if not answer:
-        raise click.UsageError(f"{prompt.rstrip(': ')} is missing: nothing was typed.")
+        raise click.UsageError(f"{prompt.rstrip(': ')} is missing: the input was empty.")
     return answer
 
 

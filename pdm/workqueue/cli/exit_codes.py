@@ -1,4 +1,4 @@
-"""What the exit status of ``pdm`` says."""
+"""Exit codes of ``pdm``. A module of its own, so that ``pdm --help`` starts without Twisted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 
 class ExitCode(enum.IntEnum):
-    """One number for each thing a script may want to tell apart."""
+    """One exit code for each outcome that a script may want to distinguish."""
 
     DONE = 0
     FAILED = 1
@@ -24,27 +24,27 @@ class ExitCode(enum.IntEnum):
 
 MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
     {
-        ExitCode.DONE: "all that was asked is done and proven (with --no-wait: the job is registered)",
-        ExitCode.FAILED: "failed; nothing of what was asked is done",
-        ExitCode.USAGE: "the command or the request is wrong",
+        ExitCode.DONE: "everything is done and verified (with --no-wait: the job is registered)",
+        ExitCode.FAILED: "failed; nothing was done",
+        ExitCode.USAGE: "the command or the request is invalid",
         ExitCode.NOT_FOUND: "no such job, site or path",
-        ExitCode.CREDENTIAL: "a certificate or a delegation is needed, or is not accepted",
-        ExitCode.TEMPORARY: "server or network trouble that may pass; safe to repeat",
-        ExitCode.PARTIAL: "partly done: something failed or was left out, see 'pdm status'",
+        ExitCode.CREDENTIAL: "a certificate or delegation is missing, expired or refused",
+        ExitCode.TEMPORARY: "temporary error of a server or the network; safe to repeat",
+        ExitCode.PARTIAL: "partly done: something failed or was skipped, see 'pdm status'",
         ExitCode.CANCELLED: "the job was cancelled",
-        ExitCode.TIMED_OUT: "--timeout is over and the job goes on",
-        ExitCode.INTERRUPTED: "interrupted by ^C; a job that was submitted goes on (143: ended by TERM, the same)",
+        ExitCode.TIMED_OUT: "--timeout expired; the job continues",
+        ExitCode.INTERRUPTED: "interrupted by ^C; a submitted job continues (143: the same by SIGTERM)",
     }
 )
 
 
 class CommandError(Exception):
-    """Ends a command.
+    """Ends a command with an exit code.
 
     Args:
-        code: the exit status.
-        what: what happened, a sentence without its full stop; empty where it has been said.
-        advice: what to do, a sentence, or empty.
+        code: exit status of the process.
+        what: what happened; a sentence without full stop, or empty if it has been printed.
+        advice: what to do next; a sentence, or empty.
     """
 
     def __init__(self, code: int, what: str, advice: str = "") -> None:
@@ -55,6 +55,6 @@ class CommandError(Exception):
 
 
 def exit_codes_text() -> str:
-    """The page of ``pdm help exit-codes``."""
+    """Text of ``pdm help exit-codes``."""
     lines = [f"{code.value:5d}  {MEANINGS[code]}" for code in ExitCode]
     return "\n".join(["Exit status of pdm:", "", *lines])

@@ -45,21 +45,23 @@ from pdm.workqueue.WorkqueueClient import JobFilters, WorkqueueClient
 
 _STATUSES = click.Choice([member.name.lower() for member in JobStatus], case_sensitive=False)
 _TYPES = click.Choice([member.name.lower() for member in JobType], case_sensitive=False)
-#: How many failed elements ``pdm status`` names.
+#: Failed elements that ``pdm status`` lists.
 _MAX_LISTED_FAILURES = 50
-#: Jobs that are asked for at a time.
+#: Jobs in one page.
 _PAGE_SIZE = 500
-#: Columns that the paths of a job have at least; those below which they count more than a label; and those of one path.
-_LEAST_WHAT, _GOOD_WHAT, _LEAST_PATH = 16, 30, 6
+#: Minimum columns of WHAT; those below which WHAT takes precedence over LABEL; minimum columns of one path.
+_MIN_WHAT, _GOOD_WHAT, _MIN_PATH = 16, 30, 6
 
 
 @click.command()
-@click.option("--status", type=_STATUSES, help="Only jobs that stand so.")
+@click.option("--status", type=_STATUSES, help="Only jobs with this status.")
 @click.option("--type", "type_", type=_TYPES, help="Only jobs of this type.")
 @click.option("--site", help="Only jobs from or to this site.")
 @click.option("--label", help="Only jobs with this label.")
 @click.option("--since", type=TIMESTAMP, help="Only jobs registered since (12h, 7d, 2026-03-02).")
-@click.option("-n", "--last", type=click.IntRange(min=1), default=20, help="Show so many, the newest (default 20).")
+@click.option(
+    "-n", "--last", type=click.IntRange(min=1), default=20, help="Number of jobs to show, the newest (default 20)."
+)
 @click.option("--all", "all_", is_flag=True, help="Show all.")
 @click.option("--all-users", is_flag=True, help="For operators: the jobs of all users.")
 @click.option("--user", metavar="USER", help="For operators: the jobs of one user: number, subject or its last CN.")
@@ -78,12 +80,12 @@ def jobs(
 ) -> None:
     """Show my jobs, newest last.
 
-    On a terminal the table is made to fit its width; into a file or a pipe it goes whole.
+    On a terminal the table is shortened to its width; in a file or pipe it is complete.
     """
     if all_users and user is not None:
-        raise click.UsageError("--all-users and --user contradict each other: leave one away.")
+        raise click.UsageError("--all-users and --user cannot be combined: omit one.")
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         filters = JobFilters(
             status=None if status is None else JobStatus.parse(status),
             type=None if type_ is None else JobType.parse(type_),
@@ -98,13 +100,12 @@ def jobs(
         elif found:
             names = {each.id: display_name(each.name) for each in await client.sites()}
             click.echo(_table(found, names, terminal_width(sys.stdout)))
-        return ExitCode.DONE
 
     run(action)
 
 
 async def _newest(client: WorkqueueClient, count: int, filters: JobFilters) -> list[JobView]:
-    """So many of the newest jobs, the newest last, without reading those before."""
+    """The `count` newest jobs, the newest last."""
     found: list[JobView] = []
     newest = filters.copy()
     newest["order"] = "newest"
@@ -119,7 +120,7 @@ async def _newest(client: WorkqueueClient, count: int, filters: JobFilters) -> l
 
 
 def _table(found: Sequence[JobView], names: dict[int, str], width: int | None) -> str:
-    """The jobs, a line each; where the terminal is narrow, without what says nothing and with shorter paths."""
+    """The jobs, one line each; on a narrow terminal without empty columns, and with shortened paths."""
     header = ["ID", "TYPE", "STATUS", "DONE", "FAILED", "BYTES", "SUBMITTED (UTC)", "WHAT", "LABEL"]
     rows = [_row(job, names) for job in found]
     if any(job.owner for job in found):
@@ -142,9 +143,9 @@ def _table(found: Sequence[JobView], names: dict[int, str], width: int | None) -
             for row in rows:
                 del row[column]
     what = header.index("WHAT")
-    room = max(_columns_left(header, rows, width), _LEAST_WHAT)
+    columns = max(_columns_left(header, rows, width), _MIN_WHAT)
     for row, job in zip(rows, found, strict=True):
-        row[what] = _paths_cell(job, names, room)
+        row[what] = _paths_cell(job, names, columns)
     flexible = [header.index(name) for name in ("OWNER", "LABEL", "WHAT") if name in header]
     return table(header, rows, right=_number_columns(header), width=width, flexible=flexible)
 
@@ -158,7 +159,7 @@ def _short_time(timestamp: datetime) -> str:
 
 
 def _columns_left(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
-    """Columns of a terminal that all but WHAT leave to it."""
+    """Columns of a terminal that the others leave to WHAT."""
     what = header.index("WHAT")
     others = [[*row[:what], *row[what + 1 :]] for row in [header, *rows]]
     return width - sum(2 + max(map(display_width, cells)) for cells in zip(*others, strict=True))
@@ -183,7 +184,7 @@ def _row(job: JobView, names: dict[int, str]) -> list[str]:
 
 
 def _bytes_cell(job: JobView) -> str:
-    """``1.5 GiB of 3.4 GiB``, proven bytes only; one number where that is all."""
+    """``1.5 GiB of 3.4 GiB``, verified bytes only; one number if both are equal."""
     if job.bytes_done == job.bytes_total:
         return display_bytes(job.bytes_done)
     return f"{display_bytes(job.bytes_done)} of {display_bytes(job.bytes_total)}"
@@ -197,14 +198,14 @@ def _paths_cell(job: JobView, names: dict[int, str], width: int | None = None) -
     texts = [site + path for site, path in places]
     arrow = " -> "
     if width is not None and display_width(arrow.join(texts)) > width:
-        # The end of a path says more than its beginning; what one place does not need is the other's.
+        # The end of a path is more significant; columns that one place does not need go to the other.
         share = (width - len(arrow) * (len(places) - 1)) // len(places)
-        if names and any(share - display_width(site) < _LEAST_PATH for site, _ in places):
-            # The numbers of the sites are shorter than their names.
+        if names and any(share - display_width(site) < _MIN_PATH for site, _ in places):
+            # Numbers of sites are shorter than their names.
             return _paths_cell(job, {}, width)
         spare = sum(max(share - display_width(text), 0) for text in texts)
         texts = [
-            site + truncate(path, max(share + spare - display_width(site), _LEAST_PATH), keep_end=True)
+            site + truncate(path, max(share + spare - display_width(site), _MIN_PATH), keep_end=True)
             if display_width(site + path) > share
             else site + path
             for site, path in places
@@ -214,16 +215,16 @@ def _paths_cell(job: JobView, names: dict[int, str], width: int | None = None) -
 
 @click.command()
 @click.argument("job_id", metavar="N", type=JOB_NUMBER)
-@click.option("--all", "all_", is_flag=True, help="Name all that failed or was left out, not only the first of it.")
+@click.option("--all", "all_", is_flag=True, help="List all failed and skipped entries, not only the first.")
 @format_option
 def status(job_id: int, all_: bool, form: str) -> None:
-    """Show where job N stands, how far it is and how fast it goes, and what failed or was left out and why."""
+    """Show the status of job N: progress, rate, and failed and skipped entries with the reasons."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         job = await client.job(job_id)
         if form == "json":
             print_json(await _with_all(client, job) if all_ else job)
-            return ExitCode.DONE
+            return
         names = {each.id: display_name(each.name) for each in await client.sites()}
         click.echo(f"job {job.id}  {job.type} {_paths_cell(job, names)}")
         if job.owner:
@@ -259,13 +260,12 @@ def status(job_id: int, all_: bool, form: str) -> None:
         if job.num_failed:
             click.echo("failed")
             await _echo_failed(client, job, all_)
-        return ExitCode.DONE
 
     run(action)
 
 
 async def _with_all(client: WorkqueueClient, job: JobView) -> dict[str, Any]:
-    """A job with all that failed and was left out, for ``-F json``."""
+    """A job with all failed elements and skipped entries, for ``-F json``."""
     failed = [each async for each in client.iterate_elements(job.id, status=JobStatus.FAILED)]
     return {"job": job, "failed": failed, "skipped": [each async for each in client.iterate_skipped(job.id)]}
 
@@ -285,7 +285,7 @@ async def _echo_failed(client: WorkqueueClient, job: JobView, all_: bool) -> Non
         for line in failure_lines(failures, job):
             click.echo(line)
         return
-    # One element of each code says what to do about it.
+    # One element of each code, for its hint.
     examples: dict[str, ElementView] = {}
     async for element in client.iterate_elements(job.id, status=JobStatus.FAILED):
         for line in element_lines(element):
@@ -297,16 +297,16 @@ async def _echo_failed(client: WorkqueueClient, job: JobView, all_: bool) -> Non
 
 
 def _progress_lines(job: JobView) -> list[str]:
-    """``bytes``, ``progress``, ``rate`` and ``time``, as far as they are known; null rates are left out."""
+    """The lines ``bytes``, ``progress``, ``rate`` and ``time``, where known."""
     progress = job.progress
     moving = ""
     if progress is not UNSET and progress.bytes_moving:
-        moving = f" proven, {display_bytes(progress.bytes_moving)} moving,"
+        moving = f" verified, {display_bytes(progress.bytes_moving)} moving,"
     lines = [f"bytes     {display_bytes(job.bytes_done)}{moving} of {display_bytes(job.bytes_total)}"]
     if progress is UNSET:
         return lines
     if progress.listing:
-        lines[0] += " so far: it is still listed how much there is"
+        lines[0] += " so far: the listing is not complete"
     elif percent := display_fraction(progress):
         lines.append(f"progress  {percent}, {progress.files_done} of {progress.files_total} files")
     rates = [(progress.instant, "/s now"), (progress.average, "/s on average")]
@@ -317,16 +317,16 @@ def _progress_lines(job: JobView) -> list[str]:
         lines.append(f"rate      {', '.join(words)}")
     if progress.elapsed is not None:
         left = "" if progress.eta is None else f", about {display_duration(progress.eta)} left"
-        lines.append(f"time      {display_duration(progress.elapsed)} since it was begun{left}")
+        lines.append(f"time      {display_duration(progress.elapsed)} since it started{left}")
     return lines
 
 
 @click.command()
 @click.argument("job_id", metavar="N", type=JOB_NUMBER)
-@click.option("--timeout", type=DURATION, help="Wait no longer than this (90s, 5m, 12h).")
+@click.option("--timeout", type=DURATION, help="Maximum time to wait (90s, 5m, 12h).")
 @format_option
 def wait(job_id: int, timeout: float | None, form: str) -> None:
-    """Wait until job N has ended, and exit as it ended (see 'pdm help exit-codes')."""
+    """Wait until job N has ended; the exit status tells how (see 'pdm help exit-codes')."""
 
     async def action(client: WorkqueueClient) -> int:
         return await report_end(client, await follow(client, job_id, timeout, form), form)
@@ -338,7 +338,7 @@ def wait(job_id: int, timeout: float | None, form: str) -> None:
 @click.argument("job_ids", metavar="N...", type=JOB_NUMBER, nargs=-1, required=True)
 @format_option
 def cancel(job_ids: Sequence[int], form: str) -> None:
-    """Cancel jobs. What is done stays done; one that has ended stays as it is."""
+    """Cancel jobs. Finished elements are kept; jobs that have ended are not changed."""
 
     async def one(client: WorkqueueClient, job_id: int) -> JobView:
         job = await client.cancel(job_id)
@@ -359,7 +359,7 @@ def _cancel_word(job: JobView) -> str:
 @click.argument("job_ids", metavar="N...", type=JOB_NUMBER, nargs=-1, required=True)
 @format_option
 def retry(job_ids: Sequence[int], form: str) -> None:
-    """Try what failed or was cancelled in jobs once more."""
+    """Retry failed and cancelled elements of jobs."""
 
     async def one(client: WorkqueueClient, job_id: int) -> JobView:
         job = await client.retry(job_id)
@@ -371,7 +371,7 @@ def retry(job_ids: Sequence[int], form: str) -> None:
 
 
 def _for_each_job(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int], Awaitable[JobView]]) -> None:
-    """Do something to each job: all are tried, each failure is said, and the first one's exit status counts."""
+    """Apply a function to each job; reports every failure, and exits with the code of the first."""
 
     async def action(client: WorkqueueClient) -> int:
         code: int = ExitCode.DONE

@@ -1,4 +1,4 @@
-"""``pdm logs``: logs of attempts; those of running ones as they are written with ``-f``."""
+"""``pdm logs``: show logs of attempts, or follow those of running ones (``-f``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import msgspec
 from attrs import frozen
 
 from pdm.workqueue.cli.arguments import format_option
-from pdm.workqueue.cli.exit_codes import ExitCode
 from pdm.workqueue.cli.outcome import print_json
 from pdm.workqueue.cli.session import print_stderr, run
 from pdm.workqueue.cli.text import display_line, display_text
@@ -20,23 +19,22 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.wire.responses import ElementView, OutputView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
-#: Seconds between two looks at an element, and at a whole job.
+#: Seconds between two polls of an element, and of a whole job.
 _ELEMENT_POLL_S, _JOB_POLL_S = 0.5, 1.0
-#: Running elements of a job whose logs are looked at at a time; those of all others come when they end.
+#: Running elements of a job whose logs are followed at a time; the logs of others are shown when they end.
 _MAX_LIVE_LOGS = 32
-#: Pieces of a running attempt's log that are shown before others have their turn.
+#: Pieces of a running attempt's log that are shown before the next element's.
 _PIECES_AT_ONCE = 8
-#: Pieces of one log that are read where it is not followed; the service keeps logs shorter than that.
+#: Maximum pieces of a log that is not followed; the service limits logs to less.
 _MAX_PIECES = 100
-#: What has a log, or never will have one more.
+#: Elements that have a log, or will get no other.
 _STARTED_STATUSES = ",".join(
     status.name for status in (JobStatus.RUNNING, JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
 )
-_LOG_GONE = "(this log is gone from the service's disk)\n"
+_LOG_GONE = "(this log was deleted from the service's disk)\n"
 
 
 def print_log(output: OutputView) -> None:
-    """A whole log, below a line that says whose it is."""
     _print_header(output)
     log = _LOG_GONE if output.log is None else output.log
     click.echo(display_text(log), nl=not log.endswith("\n"))
@@ -47,10 +45,10 @@ def _print_header(output: OutputView) -> None:
 
 
 async def element_log(client: WorkqueueClient, job_id: int, element_id: int, attempt: int | None) -> OutputView:
-    """The log of an attempt, the latest without a number: of one that runs, what is written so far.
+    """The log of an attempt, by default the latest; of a running attempt, what has been written so far.
 
     Raises:
-        OutputNotReadyError: nothing was begun, or there is no such attempt.
+        OutputNotReadyError: the attempt does not exist.
     """
     element = await client.element_status(job_id, element_id)
     if element.status == JobStatus.RUNNING.name and attempt in (None, -1, element.attempts):
@@ -59,13 +57,13 @@ async def element_log(client: WorkqueueClient, job_id: int, element_id: int, att
 
 
 async def live_outputs(client: WorkqueueClient, job_id: int) -> list[OutputView]:
-    """What is written so far of the first attempts that run of a job."""
+    """Logs of the first running attempts of a job, up to what has been written."""
     running = await client.elements(job_id, status=JobStatus.RUNNING, limit=_MAX_LIVE_LOGS)
     return [await _live_log(client, job_id, element.id, element.attempts) for element in running]
 
 
 async def _live_log(client: WorkqueueClient, job_id: int, element_id: int, attempt: int) -> OutputView:
-    """A log as far as it is written; one that grows faster than it is read comes without its last lines."""
+    """A log up to what has been written; one that grows faster than it is read lacks its last lines."""
     whole = await client.live_output(job_id, element_id, attempt)
     piece = whole
     for _ in range(_MAX_PIECES):
@@ -77,29 +75,23 @@ async def _live_log(client: WorkqueueClient, job_id: int, element_id: int, attem
 
 
 class LogFollower:
-    """Shows the logs of one job; a line says whose it is wherever another one goes on.
-
-    Args:
-        client: of the service.
-        job_id: of the job.
-        seconds: a clock.
-    """
+    """Prints the logs of one job as they grow, with a header line wherever the attempt changes."""
 
     def __init__(self, client: WorkqueueClient, job_id: int, seconds: Callable[[], float]) -> None:
         self._client = client
         self._job_id = job_id
         self._seconds = seconds
-        #: Element → the attempt that is shown next, and how far it has been shown.
+        #: Element → the attempt to show next, and its offset.
         self._next: dict[int, tuple[int, int]] = {}
         self._shown: tuple[int, int] | None = None
-        #: All elements up to this one have ended and are shown.
-        self._over = -1
+        #: All elements up to this one have ended and were shown.
+        self._finished = -1
 
     async def attempt(self, element_id: int, attempt: int) -> None:
-        """Show one attempt, from when it begins; a negative number is of those there are now.
+        """Show one attempt once it starts; a negative number counts from the present latest.
 
         Raises:
-            OutputNotReadyError: it will never begin.
+            OutputNotReadyError: the element ended without such an attempt.
         """
         if attempt < 0:
             attempt = (await self._client.live_output(self._job_id, element_id, attempt)).attempt
@@ -112,14 +104,14 @@ class LogFollower:
                 if self._next[element_id][0] > attempt:
                     return
             elif final:
-                # To be told why.
+                # Raises an error with the reason.
                 await self._client.live_output(self._job_id, element_id, attempt)
             await self._client.pause(_ELEMENT_POLL_S)
 
     async def element(self, element_id: int) -> None:
         """Show each attempt at an element, until it has ended."""
         while True:
-            # First where it stands, then the logs: nothing is written later than what a final status says.
+            # The status is read before the logs: after a final status the logs are complete.
             element = await self._client.element_status(self._job_id, element_id)
             final = JobStatus.parse(element.status).is_final
             await self._show_attempts(element_id, element.attempts, all_of_it=final)
@@ -132,15 +124,15 @@ class LogFollower:
         while True:
             begun = self._seconds()
             final = JobStatus.parse((await self._client.status(self._job_id)).status).is_final
-            await self._look_at_elements()
+            await self._show_elements()
             if final:
                 return
-            # A look at a job of very many elements takes long; then it is not the next thing to look again.
+            # Polling a job with very many elements takes long: the pause is at least as long.
             await self._client.pause(max(_JOB_POLL_S, self._seconds() - begun))
 
-    async def _look_at_elements(self) -> None:
+    async def _show_elements(self) -> None:
         live = 0
-        after = self._over if self._over >= 0 else None
+        after = self._finished if self._finished >= 0 else None
         async for element in self._client.iterate_elements(self._job_id, status=_STARTED_STATUSES, after=after):
             final = JobStatus.parse(element.status).is_final
             live += not final
@@ -149,9 +141,9 @@ class LogFollower:
             self._pass(element, final)
 
     def _pass(self, element: ElementView, final: bool) -> None:
-        """Look no more at the elements before the first that goes on."""
-        if final and element.id == self._over + 1:
-            self._over = element.id
+        """Skip the finished elements before the first unfinished one in later polls."""
+        if final and element.id == self._finished + 1:
+            self._finished = element.id
             self._next.pop(element.id, None)
 
     async def _show_attempts(self, element_id: int, last: int, *, all_of_it: bool) -> None:
@@ -206,23 +198,23 @@ class _LogReferenceType(click.ParamType[_LogReference]):
 
 @click.command()
 @click.argument("reference", metavar="N[.E[.K]]", type=_LogReferenceType())
-@click.option("-a", "--attempt", type=int, help="Which attempt, -1 the latest; the same as K.")
-@click.option("-f", "--follow", is_flag=True, help="Print each log as it is written, until all has ended.")
+@click.option("-a", "--attempt", type=int, help="Number of the attempt, -1 for the latest; the same as K.")
+@click.option("-f", "--follow", is_flag=True, help="Print logs as they are written, until the job has ended.")
 @format_option
 def logs(reference: _LogReference, attempt: int | None, follow: bool, form: str) -> None:
     """Show the log of element E of job N, or of its attempt K, or the latest log of each element.
 
-    Of an attempt that runs, what is written so far. Control characters are shown as escapes.
+    Of a running attempt, what has been written so far. Control characters are shown as escapes.
     """
     if attempt is not None and reference.element_id is None:
-        raise click.UsageError("-a is about one element: write N.E, such as 214.0.")
+        raise click.UsageError("-a needs an element: write N.E, such as 214.0.")
     if attempt is not None and reference.attempt is not None:
-        raise click.UsageError("The attempt is given twice: leave -a away.")
+        raise click.UsageError("The attempt is given twice: omit -a.")
     if follow and form == "json":
-        raise click.UsageError("-f gives each line as it is written, as text: leave -F json away.")
+        raise click.UsageError("-f prints lines of text: omit -F json.")
     attempt = reference.attempt if attempt is None else attempt
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         if follow:
             follower = LogFollower(client, reference.job_id, time.monotonic)
             if reference.element_id is None:
@@ -231,7 +223,7 @@ def logs(reference: _LogReference, attempt: int | None, follow: bool, form: str)
                 await follower.element(reference.element_id)
             else:
                 await follower.attempt(reference.element_id, attempt)
-            return ExitCode.DONE
+            return
         if reference.element_id is None:
             outputs = [*await client.output(reference.job_id), *await live_outputs(client, reference.job_id)]
             if form == "json":
@@ -240,19 +232,18 @@ def logs(reference: _LogReference, attempt: int | None, follow: bool, form: str)
                 print_log(output)
             if not outputs:
                 await _print_why_no_log(client, reference.job_id)
-            return ExitCode.DONE
+            return
         output = await element_log(client, reference.job_id, reference.element_id, attempt)
         if form == "json":
             print_json(output)
         else:
             click.echo(display_text(output.log or ""), nl=False)
-        return ExitCode.DONE
 
     run(action)
 
 
 async def _print_why_no_log(client: WorkqueueClient, job_id: int) -> None:
     job = await client.job(job_id)
-    print_stderr(f"job {job_id} has no log yet: it is {job.status}, and nothing of it was begun")
+    print_stderr(f"job {job_id} has no log yet: it is {job.status}, and no element was started")
     for reason in job.waiting or ():
         print_stderr(f"job {job_id} waits: {display_line(reason)}")

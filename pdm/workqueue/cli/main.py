@@ -1,6 +1,6 @@
 """``pdm``: the table of its commands, and ``pdm help``.
 
-The module of a command is imported when it is used, so that all start fast.
+The module of a command is imported only when it is used, for a fast start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pdm.workqueue import __version__
 from pdm.workqueue.cli.exit_codes import exit_codes_text
 
 _ENVIRONMENT = """\
-Where the service is, who calls, and whom to trust; the first that is set counts:
+Service, certificate and trusted authorities; the first one that is set is used:
 
   service      PDM_URL (https://HOST:PORT)
                url in client.conf
@@ -27,14 +27,14 @@ Where the service is, who calls, and whom to trust; the first that is set counts
                X509_USER_PROXY
                X509_USER_CERT with X509_USER_KEY
                /tmp/x509up_u<uid>
-               ~/.globus/usercert.pem with userkey.pem (asks for the passphrase on a terminal)
+               ~/.globus/usercert.pem with userkey.pem (prompts for the passphrase on a terminal)
   authorities  PDM_CA (a file or a grid-style directory)
                ca in client.conf
                X509_CERT_DIR
                ~/.globus/certificates
                /etc/grid-security/certificates
 
-client.conf is ~/.config/pdm/client.conf (below XDG_CONFIG_HOME where that is set):
+client.conf is ~/.config/pdm/client.conf (below XDG_CONFIG_HOME if that is set):
 
   [client]
   url = https://workqueue.example.org:8443
@@ -47,7 +47,7 @@ client.conf is ~/.config/pdm/client.conf (below XDG_CONFIG_HOME where that is se
 @click.argument("topic", required=False)
 @click.pass_context
 def help_command(ctx: click.Context, topic: str | None) -> None:
-    """Show a page: exit-codes, environment, or the help of a command."""
+    """Show a help page: exit-codes, environment, or a command."""
     parent = ctx.parent
     assert parent is not None
     assert isinstance(parent.command, click.Group)
@@ -60,43 +60,43 @@ def help_command(ctx: click.Context, topic: str | None) -> None:
     else:
         command = parent.command.get_command(parent, topic)
         if command is None:
-            raise click.UsageError(f"There is no page {topic!r}: exit-codes, environment or the name of a command.")
+            raise click.UsageError(f"No help page {topic!r}: use exit-codes, environment or the name of a command.")
         with click.Context(command, info_name=topic, parent=parent) as inner:
             click.echo(inner.get_help())
 
 
-#: command → module and name in it, one line of help.
+#: Command → module and name in it, one line of help.
 _COMMANDS: dict[str, tuple[str, str]] = {
-    "ls": ("submission:ls", "List what is at a path."),
-    "cp": ("submission:cp", "Copy a file or a tree."),
-    "rm": ("submission:rm", "Remove a file, or with -r a tree."),
-    "mv": ("submission:mv", "Give a file or folder a new name at its site."),
-    "mkdir": ("submission:mkdir", "Make a folder."),
+    "ls": ("submission:ls", "List a file or directory."),
+    "cp": ("submission:cp", "Copy a file or directory tree."),
+    "rm": ("submission:rm", "Remove a file, or with -r a directory tree."),
+    "mv": ("submission:mv", "Rename a file or directory at its site."),
+    "mkdir": ("submission:mkdir", "Create a directory."),
     "jobs": ("jobs:jobs", "Show my jobs."),
-    "status": ("jobs:status", "Show where a job stands, and what failed."),
-    "wait": ("jobs:wait", "Wait for a job; exit as it ended."),
-    "logs": ("logs:logs", "Show the logs of a job or an element."),
+    "status": ("jobs:status", "Show the status of a job, and its failures."),
+    "wait": ("jobs:wait", "Wait for a job; the exit status tells how it ended."),
+    "logs": ("logs:logs", "Show or follow the logs of a job or an element."),
     "cancel": ("jobs:cancel", "Cancel jobs."),
-    "retry": ("jobs:retry", "Try what failed once more."),
-    "delegate": ("credentials:delegate", "Let the service act for me at the sites."),
-    "credentials": ("credentials:credentials", "Show what the service may use on my behalf."),
+    "retry": ("jobs:retry", "Retry failed and cancelled elements of jobs."),
+    "delegate": ("credentials:delegate", "Delegate a proxy to the service."),
+    "credentials": ("credentials:credentials", "Show the credentials that the service holds for me."),
     "login": ("credentials:login", "Log on at a site's MyProxy server."),
-    "logout": ("credentials:logout", "Forget the logon at a site."),
-    "ssh-key": ("credentials:ssh_key", "Have an SSH key made for a site, or give one."),
-    "token": ("credentials:token", "Give a bearer token for a site."),
-    "sites": ("credentials:sites", "Show the sites and what they offer."),
-    "routes": ("sites:routes", "Show how much runs between which sites, and why."),
+    "logout": ("credentials:logout", "Log off at a site."),
+    "ssh-key": ("credentials:ssh_key", "Generate an SSH key for a site, or upload one."),
+    "token": ("credentials:token", "Store a bearer token for a site."),
+    "sites": ("sites:sites", "Show the sites and their protocols."),
+    "routes": ("sites:routes", "Show streams between sites, and their limits."),
     "site": ("sites:site", "Add, show, check, change or remove a site."),
     "user": ("sites:user", "For operators: list, ban and unban users."),
-    "audit": ("sites:audit", "For operators: show who did what to sites and users."),
-    "whoami": ("credentials:whoami", "Show as whom the service sees me."),
-    "admin": ("admin:admin", "Make and keep an instance of the service."),
-    "help": ("main:help_command", "Show a page: exit-codes, environment, or a command."),
+    "audit": ("sites:audit", "For operators: show the audit log of sites and users."),
+    "whoami": ("credentials:whoami", "Show my identity and role."),
+    "admin": ("admin:admin", "Create and maintain an instance of the service."),
+    "help": ("main:help_command", "Show a help page: exit-codes, environment, or a command."),
 }
 
 
 class _LazyGroup(click.Group):
-    """A group that knows its commands by name and help line, and imports one when it runs."""
+    """A group that imports a command only when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -117,29 +117,25 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Where the service is, and who calls: 'pdm help environment'. Exit status: 'pdm help exit-codes'.",
+    epilog="Service URL and certificate: 'pdm help environment'. Exit status: 'pdm help exit-codes'.",
 )
 @click.version_option(__version__, prog_name="pdm", message="%(prog)s %(version)s")
-@click.option("-F", "--format", "form", type=click.Choice(["text", "json"]), help="For all commands that know -F.")
+@click.option("-F", "--format", "form", type=click.Choice(["text", "json"]), help="Default of -F for the command.")
 def pdm(form: str | None) -> None:
     """Move data between storage sites with the PDM Workqueue.
 
-    A place is SITE:path; SITE is a name or a number (see 'pdm sites').
+    A PLACE is SITE:path; SITE is a name or a number (see 'pdm sites').
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script; usage errors are said the way all errors of ``pdm`` are said.
-
-    Args:
-        arguments: of the command line; the process's own without it.
-    """
-    # A terminal that cannot show a character gets its escape; it is no reason to fail.
+    """The console script; prints usage errors in the same format as all errors of ``pdm``."""
+    # Characters that the terminal cannot encode become escapes instead of errors.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        # An exit status comes back where click ended the command itself (--help).
+        # click returns an exit status if it ended the command itself (--help).
         result = pdm.main(arguments, prog_name="pdm", standalone_mode=False)
     except NoArgsIsHelpError as error:
         error.show()

@@ -21,11 +21,11 @@ from pdm.workqueue.domain.failures import FailureCode, FailureScope, hint_for
 from pdm.workqueue.wire.responses import ElementView, JobView, SkippedView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
-#: How many of the entries that were left out are named one by one.
+#: Skipped entries that are listed.
 MAX_LISTED_SKIPPED = 10
-#: Type of a job that begins with a listing → what its elements are once they are done.
+#: Type of a job that starts with a listing → word for its finished elements.
 _DONE_WORDS: Mapping[str, str] = MappingProxyType({JobType.COPY.name: "copied", JobType.REMOVE.name: "removed"})
-#: Code → words for one and for several; by word, for a later service may have codes that this client does not know.
+#: Code → singular and plural; codes are strings because a newer service may have unknown ones.
 _SKIP_WORDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "SPECIAL_FILE": ("special file", "special files"),
@@ -39,14 +39,14 @@ _SKIP_WORDS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def files_done(job: JobView) -> int:
-    """Elements that are done, without the listing that a copy or a removal begins with."""
+    """Number of finished elements, without the listing with which a copy or a removal starts."""
     if job.progress is not UNSET:
         return job.progress.files_done
     return max(job.num_done - 1, 0) if job.type in _DONE_WORDS else job.num_done
 
 
 def is_partial(job: JobView) -> bool:
-    """Whether an ended job has done a part of what was asked: the rest failed, or was left out."""
+    """Whether an ended job did only a part: the rest failed or was skipped."""
     if job.status == JobStatus.DONE.name:
         return job.skipped > 0
     return job.status == JobStatus.FAILED.name and files_done(job) > 0
@@ -55,7 +55,7 @@ def is_partial(job: JobView) -> bool:
 def outcome_line(job: JobView) -> str:
     """``copied 3, already there 1, skipped 2 (1 link out of the tree, 1 special file), failed 0``.
 
-    Empty for a job of one act, of which its status says all.
+    Empty for a job of one operation.
     """
     word = _DONE_WORDS.get(job.type)
     skipped = f"skipped {job.skipped}{_skip_reasons(job)}"
@@ -76,7 +76,7 @@ def _skip_reasons(job: JobView) -> str:
 
 
 def skip_words(job: JobView) -> str:
-    """``1 link out of the tree, 2 special files``: how many entries were left out for which reason."""
+    """``1 link out of the tree, 2 special files``: number of skipped entries by reason."""
     counts = {} if job.skipped_by_code is UNSET else job.skipped_by_code
     return ", ".join(f"{count} {_words_for_skip_code(code)[count != 1]}" for code, count in counts.items())
 
@@ -86,12 +86,7 @@ def _words_for_skip_code(code: str) -> tuple[str, str]:
 
 
 def skipped_lines(skipped: Sequence[SkippedView], total: int) -> list[str]:
-    """What was left out and why: a line an entry, and how many are not shown.
-
-    Args:
-        skipped: the first of them.
-        total: how many there are.
-    """
+    """One line for each of the first skipped entries, and the number of the others."""
     lines = []
     for entry in skipped:
         several = f"{entry.count} entries of " if entry.count > 1 else ""
@@ -102,12 +97,12 @@ def skipped_lines(skipped: Sequence[SkippedView], total: int) -> list[str]:
     return lines
 
 
-#: How many failed elements are named one by one.
+#: Failed elements that are listed.
 MAX_LISTED_FAILURES = 10
-#: Characters of a reason, without its numbers, that tell what kind it is.
+#: Leading characters of a reason, without its numbers, by which its kind is recognised.
 _REASON_KIND_LENGTH = 20
 
-#: By word, for a later service may have words that this client does not know.
+#: Exit codes of jobs that failed with one code.
 _SPECIAL_CODES: Mapping[str, ExitCode] = {
     FailureCode.NOT_FOUND: ExitCode.NOT_FOUND,
     FailureCode.CREDENTIAL_EXPIRED: ExitCode.CREDENTIAL,
@@ -122,7 +117,7 @@ _SPECIAL_CODES: Mapping[str, ExitCode] = {
 }
 
 
-#: What hints name, in the words of this command line.
+#: Options named in hints → options of this command line.
 _HINT_WORDS: Mapping[str, str] = {
     "overwrite": "--overwrite always",
     "overwrite_or_different": "--overwrite always, or --overwrite different",
@@ -133,14 +128,7 @@ _HINT_WORDS: Mapping[str, str] = {
 
 
 def hint_of(code: str, hint: str, job_type: str, job_id: int | None = None) -> str:
-    """What to do about a failure: the service's own hint, with the options of this command line.
-
-    Args:
-        code: of the failure.
-        hint: as the service gives it, for codes that this client does not know.
-        job_type: of the job.
-        job_id: of the job; None where there is none.
-    """
+    """The hint for a failure, with the options of this command line; for unknown codes the service's own `hint`."""
     try:
         known, type_ = FailureCode(code), JobType.parse(job_type)
     except ValueError:
@@ -150,27 +138,26 @@ def hint_of(code: str, hint: str, job_type: str, job_id: int | None = None) -> s
 
 
 class WaitingReasons:
-    """Says each kind of reason for which a job waits once: times and numbers in it change all the time."""
+    """Prints each kind of reason for which a job waits once, although times and numbers in it change."""
 
     def __init__(self, job_id: int) -> None:
         self._job_id = job_id
-        self._told: set[str] = set()
-        self._held_told = False
+        self._printed: set[str] = set()
+        self._hold_printed = False
 
-    def tell(self, job: JobView) -> None:
-        """Look at a job."""
-        if job.status == JobStatus.HELD.name and not self._held_told:
-            self._held_told = True
+    def report(self, job: JobView) -> None:
+        if job.status == JobStatus.HELD.name and not self._hold_printed:
+            self._hold_printed = True
             print_stderr(_held_line(job))
         for reason in (job.waiting or ()) if is_waiting(job) else ():
             kind = re.sub(r"\d\S*", "", reason)[:_REASON_KIND_LENGTH]
-            if kind not in self._told:
-                self._told.add(kind)
+            if kind not in self._printed:
+                self._printed.add(kind)
                 print_stderr(f"job {self._job_id} waits: {display_line(reason)}")
 
 
 def _held_line(job: JobView) -> str:
-    advice = "it needs a valid credential. Run 'pdm delegate', and it goes on by itself."
+    advice = "it needs a valid credential. Run 'pdm delegate', and it resumes automatically."
     if job.hold:
         hint = hint_of(job.hold.code, job.hold.hint, job.type, job.id)
         advice = f"{display_line(job.hold.reason).rstrip('.')}. {hint}"
@@ -178,12 +165,12 @@ def _held_line(job: JobView) -> str:
 
 
 async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, form: str) -> JobView:
-    """Wait for the end of a job and show how it gets on, and why it waits.
+    """Wait for the end of a job, and show its progress and why it waits.
 
-    With `form` ``json``, stdout gets what is known when the time is up.
+    After a timeout with the format ``json``, stdout gets the job's last state.
 
     Raises:
-        CommandError: ^C (the job goes on), or the time is up (as well).
+        CommandError: ^C or the timeout; the job continues.
     """
     display = display_for_stderr()
     held = False
@@ -192,7 +179,7 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         nonlocal held
         if job.status == JobStatus.HELD.name and not held:
             held = True
-            display.say(_held_line(job))
+            display.print_line(_held_line(job))
         display.show(job)
 
     try:
@@ -203,14 +190,14 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         raise CommandError(ExitCode.TIMED_OUT, error.what, f"pdm wait {job_id} | pdm cancel {job_id}") from error
     except CancelledError:
         display.close()
-        print_stderr(f"detached: job {job_id} goes on; pdm wait {job_id} | pdm cancel {job_id}")
+        print_stderr(f"detached: job {job_id} continues; pdm wait {job_id} | pdm cancel {job_id}")
         raise CommandError(ExitCode.INTERRUPTED, "") from None
     finally:
         display.close()
 
 
 async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
-    """Say how a job ended; the exit status comes back."""
+    """Print how a job ended; returns the exit code."""
     failures: Sequence[ElementView] = ()
     if job.status == JobStatus.FAILED.name:
         failures = await client.elements(job.id, status=JobStatus.FAILED, limit=MAX_LISTED_FAILURES)
@@ -229,7 +216,7 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
 
 
 def exit_code_of_job(job: JobView, failures: Sequence[ElementView]) -> ExitCode:
-    """The exit status for an ended job; `failures` are some of its failed elements."""
+    """The exit code for an ended job and some of its failed elements."""
     if job.status == JobStatus.CANCELLED.name:
         return ExitCode.CANCELLED
     if is_partial(job):
@@ -243,7 +230,7 @@ def exit_code_of_job(job: JobView, failures: Sequence[ElementView]) -> ExitCode:
 
 
 def failure_lines(failures: Sequence[ElementView], job: JobView) -> list[str]:
-    """What failed, where and why: two lines an element; how many are not shown; then once for each code what to do."""
+    """Two lines for each failed element, the number of the others, then one hint for each code."""
     lines = [line for element in failures for line in element_lines(element)]
     if job.num_failed > len(failures) and failures:
         lines.append(f"  and {job.num_failed - len(failures)} more: pdm status {job.id} --all")
@@ -251,7 +238,6 @@ def failure_lines(failures: Sequence[ElementView], job: JobView) -> list[str]:
 
 
 def element_lines(element: ElementView) -> list[str]:
-    """What failed, where and why."""
     failure = element.failure
     at_destination = (
         failure is not None and failure.scope == FailureScope.DESTINATION and element.dst_filepath is not UNSET
@@ -264,7 +250,7 @@ def element_lines(element: ElementView) -> list[str]:
 
 
 def hint_lines(failures: Iterable[ElementView], job: JobView) -> list[str]:
-    """What to do about failures: a line for each hint, however many elements and codes have it."""
+    """One line for each distinct hint."""
     hints = {
         failure.code: hint_of(failure.code, failure.hint, job.type, job.id)
         for failure in (element.failure for element in failures)
@@ -278,5 +264,5 @@ def hint_lines(failures: Iterable[ElementView], job: JobView) -> list[str]:
 
 
 def print_json(value: object) -> None:
-    """A value of the API on stdout, as JSON in several lines."""
+    """Print a value of the API as indented JSON."""
     click.echo(display_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()))

@@ -1,4 +1,4 @@
-"""How a job gets on, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a job on stderr: a bar on a terminal, otherwise lines at growing intervals."""
 
 from __future__ import annotations
 
@@ -16,36 +16,33 @@ from pdm.workqueue.cli.text import display_bytes, display_duration, display_line
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.wire.responses import JobProgressView, JobView
 
-#: Seconds between two plain lines about a job whose numbers change: soon at first, then a line a minute.
+#: Seconds between two plain lines: short at first, then a line a minute.
 _FIRST_LINE_INTERVAL_S, _MAX_LINE_INTERVAL_S, _LINE_INTERVAL_GROWTH = 5.0, 60.0, 1.5
 #: Columns of a bar.
 _MIN_BAR, _MAX_BAR = 10, 30
-#: Lines of one reason for which a job waits, on a terminal.
+#: Maximum lines of one reason for waiting, on a terminal.
 _REASON_LINES = 4
 
 
 class ProgressDisplay(Protocol):
-    """Shows each state of a job that it is given."""
-
     def show(self, job: JobView) -> None:
-        """The job as it is now."""
+        """Show the present state of the job."""
 
-    def say(self, line: str) -> None:
-        """A line for people that stays."""
+    def print_line(self, line: str) -> None:
+        """Print a line that stays."""
 
-    def close(self) -> None:
-        """Nothing more follows."""
+    def close(self) -> None: ...
 
 
 def display_for_stderr() -> ProgressDisplay:
-    """A bar where stderr is a terminal that can move its cursor, lines otherwise (``TERM=dumb``, files, pipes)."""
+    """A bar if stderr is a terminal that can move its cursor, else lines (``TERM=dumb``, files, pipes)."""
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"):
         return BarDisplay(sys.stderr)
     return LineDisplay()
 
 
 def is_waiting(job: JobView) -> bool:
-    """Whether nothing of a job runs, for reasons that are known."""
+    """Whether no element of a job runs, for known reasons."""
     return bool(job.waiting) and not job.num_running and not JobStatus.parse(job.status).is_final
 
 
@@ -62,31 +59,31 @@ def summary(job: JobView) -> str:
 
 
 def fraction(progress: JobProgressView) -> float | None:
-    """How much of a job is done, 0 to 1, bytes that move included; None while nobody knows how much there is."""
+    """Completed fraction of a job, 0 to 1, including bytes in transfer; None while the total is unknown."""
     if progress.bytes_total:
         return (progress.bytes_done + (progress.bytes_moving or 0)) / progress.bytes_total
     return progress.files_done / progress.files_total if progress.files_total else None
 
 
 def display_fraction(progress: JobProgressView) -> str:
-    """``46%``; rounded down, for 100% is what is all there."""
+    """``46%``; rounded down, so that 100% means complete."""
     part = fraction(progress)
     return "" if part is None else f"{int(part * 100)}%"
 
 
 def progress_parts(job: JobView) -> list[str]:
-    """``1.6 GiB of 3.4 GiB``, ``553/1204 files``, ``518 MiB/s``, ``ETA 59 m``, ``failed 3``: what is known of it."""
+    """``1.6 GiB of 3.4 GiB``, ``553/1204 files``, ``518 MiB/s``, ``ETA 59 m``, ``failed 3``, where known."""
     return [part for _, part in _ranked_parts(job)]
 
 
 def _ranked_parts(job: JobView) -> list[tuple[int, str]]:
-    """The parts of a line in their order, each with a rank: where there is little room the largest go first."""
+    """The parts of a line in order, with their ranks; on a narrow terminal the highest ranks are dropped first."""
     progress = job.progress
     if progress is UNSET:
         return [(rank, part) for rank, part in enumerate(summary(job).split("  ")[1:])]
     parts = []
     if progress.listing:
-        # How much there is, nobody knows yet; what has been found so far says that it goes on.
+        # The total is unknown until the listing ends; the number of entries found shows that it advances.
         parts.append((1, f"listing, {max(job.num_elements - 1, 0)} found"))
         parts.append((3, f"{progress.files_done} files done"))
     else:
@@ -109,11 +106,7 @@ def _unfinished_counts(job: JobView) -> list[str]:
 
 
 class LineDisplay:
-    """Plain lines: at each change of the status, and now and then while numbers change; the end is others'.
-
-    Args:
-        clock: seconds.
-    """
+    """Plain lines at each change of the status, and at intervals; the caller reports the end of the job."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -132,7 +125,7 @@ class LineDisplay:
         if line == self._line or JobStatus.parse(job.status).is_final:
             return
         now = self._clock()
-        # Why it waits is said soon, and what it waits for changes all the time.
+        # A change of state is reported at once; reasons for waiting change too often for that.
         state = (job.status, is_waiting(job))
         if state != self._state:
             self._pause_s = _FIRST_LINE_INTERVAL_S
@@ -143,26 +136,22 @@ class LineDisplay:
         print_stderr(line)
         self._state, self._line, self._next_at = state, line, now + self._pause_s
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         print_stderr(line)
 
     def close(self) -> None:
-        """Lines need no end."""
+        """Nothing to erase."""
 
 
 class BarDisplay:
-    """A line with a bar that is drawn over and over, and below it why the job waits, as long as it does.
-
-    Args:
-        stream: a terminal.
-    """
+    """A line with a bar that is redrawn on a terminal, and below it why the job waits."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._drawn = 0
 
     def show(self, job: JobView) -> None:
-        # A line that fills the last column would make some terminals begin another one.
+        # Some terminals wrap a line that fills the last column.
         width = (terminal_width(self._stream) or 80) - 1
         lines = [bar_line(job, width, unicode=_draws_blocks(self._stream))]
         if is_waiting(job):
@@ -172,7 +161,7 @@ class BarDisplay:
         self._stream.flush()
         self._drawn = len(lines)
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         self.close()
         print_stderr(line)
 
@@ -181,7 +170,7 @@ class BarDisplay:
         self._stream.flush()
 
     def _erase(self) -> str:
-        """What brings the cursor back to where the first line began, and clears all from there on."""
+        """Escape sequence that erases the lines drawn before."""
         if not self._drawn:
             return ""
         up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
@@ -198,25 +187,20 @@ def _draws_blocks(stream: TextIO) -> bool:
 
 
 def bar_line(job: JobView, width: int, *, unicode: bool = True) -> str:
-    """``job 7 RUNNING ━━━━━━━─────────  46%  1.3 KiB of 2.9 KiB  ETA 3 s`` in at most so many columns.
+    """``job 7 RUNNING ━━━━━━━─────────  46%  1.3 KiB of 2.9 KiB  ETA 3 s`` in at most `width` columns.
 
-    Where there is little room the bar is made shorter first, then the least important numbers go; the percentage stays.
-
-    Args:
-        job: as it is now.
-        width: columns of the terminal.
-        unicode: whether the terminal can draw the bar.
+    On a narrow terminal the bar is shortened first, then the least important numbers are dropped.
     """
     head = f"job {job.id} {job.status}"
     known = None if job.progress is UNSET else fraction(job.progress)
     percent = "" if job.progress is UNSET or known is None else f"{display_fraction(job.progress):>4}"
-    room = width - len(head) - (len(percent) + 1 if percent else 0)
+    space = width - len(head) - (len(percent) + 1 if percent else 0)
     parts = _ranked_parts(job)
-    least = _MIN_BAR + 1 if percent else 0
-    while parts and sum(len(part) + 2 for _, part in parts) + least > room:
+    bar_space = _MIN_BAR + 1 if percent else 0
+    while parts and sum(len(part) + 2 for _, part in parts) + bar_space > space:
         parts.remove(max(parts))
     shown = "".join(f"  {part}" for _, part in parts)
-    length = min(room - len(shown) - 1, _MAX_BAR)
+    length = min(space - len(shown) - 1, _MAX_BAR)
     if percent and known is not None and length >= _MIN_BAR:
         full = int(length * known)
         done, left = ("━", "─") if unicode else ("#", "-")

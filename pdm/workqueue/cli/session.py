@@ -1,4 +1,4 @@
-"""One command's life: settings, client, reactor, signals, and every failure as one line and a truthful exit status."""
+"""Run one command: settings, client, reactor, signals; every failure becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _PASSPHRASE_TRIES = 3
 
-#: What a command does with the client; it returns the exit status.
-Action = Callable[[WorkqueueClient], Awaitable[int]]
+#: A command's use of the client; returns the exit code, None for success.
+Action = Callable[[WorkqueueClient], Awaitable[int | None]]
 
 _EXIT_CODES: tuple[tuple[type[WorkqueueClientError], ExitCode], ...] = (
     (JobTimeoutError, ExitCode.TIMED_OUT),
@@ -52,23 +52,23 @@ _EXIT_CODES: tuple[tuple[type[WorkqueueClientError], ExitCode], ...] = (
 
 
 def print_stderr(line: str) -> None:
-    """A line for people, on stderr: stdout has data only."""
+    """Print a line for people; stdout is for data only."""
     click.echo(line, err=True)
 
 
 def print_error(what: str, advice: str = "") -> None:
-    """Tell people about an error: ``pdm: what. what to do.``."""
+    """Print an error: ``pdm: what happened. what to do next.``."""
     what = display_line(what).rstrip(".")
     print_stderr(f"pdm: {what}. {display_line(advice)}".rstrip())
 
 
-#: What the service's words name of its API → the command that does the same.
+#: Routes named in the service's texts → commands that do the same.
 _COMMANDS_FOR_ROUTES = (
     (re.compile(r"GET /jobs/(\d+)/elements"), r"'pdm status \1'"),
     (re.compile(r"GET /users"), "'pdm user list'"),
     (re.compile(r"GET /(jobs|sites|credentials|whoami)\b"), r"'pdm \1'"),
 )
-#: The place in a request that is wrong → what was typed there; other places need no name.
+#: Pointer to an invalid value → the option or argument that it comes from.
 _OPTION_NAMES = {
     "$.src_filepath": "source path",
     "$.dst_filepath": "destination path",
@@ -83,7 +83,7 @@ _OPTION_NAMES = {
 
 
 def error_text(error: WorkqueueClientError) -> str:
-    """What happened, in the words of this command line: its options and commands, no keys and routes of the API."""
+    """Text of an error, with options and commands instead of keys and routes of the API."""
     what = error.what
     if isinstance(error, RequestRefusedError) and error.pointer is not None:
         what = what.removeprefix(f"{error.pointer}: ")
@@ -96,7 +96,7 @@ def error_text(error: WorkqueueClientError) -> str:
 
 
 def exit_code_of(error: WorkqueueClientError) -> ExitCode:
-    """The exit status for an error of the client."""
+    """The exit code for an error of the client."""
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code
@@ -105,9 +105,9 @@ def exit_code_of(error: WorkqueueClientError) -> ExitCode:
 
 
 def run(action: Action) -> NoReturn:
-    """Carry out a command with a client made from the environment, and leave the process with its exit status."""
+    """Run a command with a client from the environment, and exit with its exit code."""
     try:
-        # Before the reactor takes the signals: ^C at the question for a passphrase ends the command.
+        # Before the reactor handles signals, so that ^C at the passphrase prompt ends the command.
         settings = _with_passphrase(find_settings(os.environ, Path.home(), os.getuid()))
     except WorkqueueClientError as error:
         print_error(error.what, error.advice)
@@ -124,9 +124,9 @@ def run(action: Action) -> NoReturn:
 
 
 def _with_passphrase(settings: ClientSettings) -> ClientSettings:
-    """The settings with the passphrase of an encrypted key, which is asked for on a terminal.
+    """Add the passphrase of an encrypted key to the settings; prompts for it on a terminal.
 
-    Where there is none, the key stays locked, and whoever reads it says what can be done.
+    Without a terminal the settings stay unchanged, and reading the key fails later with an explanation.
     """
     path = settings.key or settings.certificate
     try:
@@ -139,11 +139,11 @@ def _with_passphrase(settings: ClientSettings) -> ClientSettings:
             try:
                 read_identity(settings.certificate, settings.key, answer.encode())
             except WeakKeyError:
-                break  # it is open; what is wrong with it is said by who uses it
+                break  # decrypted; the weakness is reported where the key is used
             except CertificateFilesError:
                 if not tries_left:
                     raise
-                print_stderr("That is not it.")
+                print_stderr("Wrong passphrase.")
                 continue
             break
         return evolve(settings, passphrase=answer.encode())
@@ -166,7 +166,7 @@ async def _run(reactor: Any, settings: ClientSettings, action: Action) -> NoRetu
         print_error("interrupted")
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Who read our stdout has seen enough ('pdm jobs | head'); the interpreter's last flush must not complain.
+        # The reader of stdout has exited ('pdm jobs | head'); the interpreter's final flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.FAILED
     raise SystemExit(received.exit_code(code))
@@ -177,13 +177,13 @@ async def _with_client(reactor: Any, settings: ClientSettings, action: Action) -
     try:
         code = await action(client)
         sys.stdout.flush()
-        return code
+        return ExitCode.DONE if code is None else code
     finally:
         await client.close()
 
 
 class _SignalCanceller:
-    """Makes ^C and TERM cancel the command, so that it can say what becomes of its job; a second one kills."""
+    """Cancels the command on SIGINT and SIGTERM, so that it can report on its job; a second signal kills it."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -197,7 +197,7 @@ class _SignalCanceller:
         return await self._command
 
     def exit_code(self, code: int) -> int:
-        """The command's exit status, or of an interrupted one the usual 128 + signal number."""
+        """The command's exit code, or 128 + signal number if it was interrupted."""
         if self._signal is not None and code == ExitCode.INTERRUPTED:
             return 128 + self._signal
         return code

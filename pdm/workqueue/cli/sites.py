@@ -1,4 +1,4 @@
-"""``pdm site`` and ``routes``; ``user`` and ``audit``, for operators."""
+"""``pdm sites``, ``site`` and ``routes``; ``user`` and ``audit``, for operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import click
 from msgspec import UNSET
 
 from pdm.workqueue.cli.arguments import find_site, format_option
-from pdm.workqueue.cli.credentials import show_sites
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import run
@@ -31,29 +30,68 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PROTOCOLS = [member.name.lower() for member in JobProtocol]
 
 
+@click.command()
+@format_option
+def sites(form: str) -> None:
+    """Show the sites and their protocols."""
+    show_sites(form)
+
+
+def _site_state(site: SiteView) -> str:
+    """Prefix of the description of a site that is paused or drained."""
+    if site.state == "ok":
+        return ""
+    return f"[{site.state}: {site.reason}] " if site.state == "drained" else f"[{site.state}] "
+
+
+def show_sites(form: str) -> None:
+    """Run ``pdm sites``, or ``pdm site list``."""
+
+    async def action(client: WorkqueueClient) -> None:
+        found = await client.sites()
+        if form == "json":
+            print_json(found)
+            return
+        rows = [
+            [
+                str(site.id),
+                display_name(site.name),
+                ", ".join(name.lower() for name in site.protocols),
+                display_name(site.default_folder),
+                display_line(f"{_site_state(site)}{site.description}").strip(),
+            ]
+            for site in found
+        ]
+        header = ["ID", "NAME", "PROTOCOLS", "FOLDER", "DESCRIPTION"]
+        click.echo(stdout_table(header, rows, right=[0], flexible=[3, 4]))
+
+    run(action)
+
+
 @click.group()
 def site() -> None:
     """Add, show, check, change or remove a site. SITE is a name or a number."""
 
 
 def _content_options(command: _Command) -> _Command:
-    """What may be said about a site."""
     decorators = [
         *(
-            click.option(f"--{name}", metavar="URL", multiple=True, help=f"Endpoint for {name.upper()}, repeatable.")
+            click.option(f"--{name}", metavar="URL", multiple=True, help=f"Endpoint for {name.upper()}; repeatable.")
             for name in _PROTOCOLS
         ),
         click.option("--description", help="One line for people."),
-        click.option("--folder", "default_folder", help="Where relative paths begin (~ without it)."),
-        click.option("--public/--private", "public", default=None, help="Who sees and uses it: everybody, or only I."),
-        click.option("--limit-in", type=click.IntRange(0, 1_000_000), help="Most streams into it; 0: as for all."),
-        click.option("--limit-out", type=click.IntRange(0, 1_000_000), help="Most streams out of it; 0: as for all."),
+        click.option("--folder", "default_folder", help="Directory to which paths are relative (default ~)."),
+        click.option("--public/--private", "public", default=None, help="Visible to all users, or only to me."),
+        click.option("--limit-in", type=click.IntRange(0, 1_000_000), help="Maximum streams into it; 0: the default."),
+        click.option(
+            "--limit-out", type=click.IntRange(0, 1_000_000), help="Maximum streams out of it; 0: the default."
+        ),
         click.option(
             "--ca",
             type=click.Path(path_type=Path),
-            help="PEM file of authorities that are trusted for this site only; '' takes them away.",
+            help="PEM file of authorities that are trusted for this site only; '' removes them.",
         ),
-        click.option("--myproxy", metavar="HOST:PORT", help="Where its users log on; '' takes it away."),
+        click.option("--myproxy", metavar="HOST:PORT", help="MyProxy server of the site; '' removes it."),
     ]
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -61,12 +99,10 @@ def _content_options(command: _Command) -> _Command:
 
 
 def _endpoints(given: dict[str, Any]) -> dict[str, Sequence[str]]:
-    """Protocol → URLs."""
     return {name.upper(): list(given[name]) for name in _PROTOCOLS if given[name]}
 
 
 def _site_options(given: dict[str, Any]) -> SiteOptions:
-    """What the other options say about a site, in the words of the API."""
     content: SiteOptions = {}
     if given["description"] is not None:
         content["description"] = given["description"]
@@ -99,17 +135,16 @@ def _read_pem(path: Path) -> str:
 @_content_options
 @format_option
 def add(name: str, form: str, **given: Any) -> None:
-    """Add a site of my own.
+    """Create a site of mine.
 
     For example: pdm site add LAB --gridftp gsiftp://gridftp.lab.example.org:2811
     """
     content, endpoints = _site_options(given), _endpoints(given)
     if not endpoints:
-        raise click.UsageError(f"a site has at least one endpoint: {', '.join(f'--{each}' for each in _PROTOCOLS)}")
+        raise click.UsageError(f"a site needs an endpoint: {', '.join(f'--{each}' for each in _PROTOCOLS)}")
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         _print_site(await client.add_site(name, endpoints, **content), form)
-        return ExitCode.DONE
 
     run(action)
 
@@ -120,16 +155,15 @@ def add(name: str, form: str, **given: Any) -> None:
 @_content_options
 @format_option
 def change(name: str, new_name: str | None, form: str, **given: Any) -> None:
-    """Change what is said about a site; endpoints that are given replace all there were."""
+    """Change the settings of a site; given endpoints replace all existing ones."""
     changes = cast(SiteChangeOptions, _site_options(given))
     if new_name is not None:
         changes["name"] = new_name
     if endpoints := _endpoints(given):
         changes["endpoints"] = endpoints
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         _print_site(await client.change_site((await find_site(client, name)).id, **changes), form)
-        return ExitCode.DONE
 
     run(action)
 
@@ -137,7 +171,7 @@ def change(name: str, new_name: str | None, form: str, **given: Any) -> None:
 @site.command("list")
 @format_option
 def list_sites(form: str) -> None:
-    """Show the sites and what they offer, as 'pdm sites' does."""
+    """Show the sites and their protocols, as 'pdm sites' does."""
     show_sites(form)
 
 
@@ -145,11 +179,10 @@ def list_sites(form: str) -> None:
 @click.argument("name", metavar="SITE")
 @format_option
 def show(name: str, form: str) -> None:
-    """Show all about a site, and whether it can be reached."""
+    """Show the settings of a site, and its state."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         _print_site(await client.site((await find_site(client, name)).id), form)
-        return ExitCode.DONE
 
     run(action)
 
@@ -157,13 +190,12 @@ def show(name: str, form: str) -> None:
 @site.command("remove")
 @click.argument("name", metavar="SITE")
 def remove(name: str) -> None:
-    """Remove a site of mine; not while jobs that have not ended need it."""
+    """Remove a site of mine; not while unfinished jobs need it."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         found = await find_site(client, name)
         await client.remove_site(found.id)
         click.echo(f"site {display_name(found.name)} ({found.id}) removed")
-        return ExitCode.DONE
 
     run(action)
 
@@ -172,7 +204,7 @@ def remove(name: str) -> None:
 @click.argument("name", metavar="SITE")
 @format_option
 def check(name: str, form: str) -> None:
-    """Have the service connect to a site for me, and say what works at each endpoint."""
+    """Let the service check a site with my credentials: connection, login and listing at each endpoint."""
 
     async def action(client: WorkqueueClient) -> int:
         checks = await client.check_site((await find_site(client, name)).id)
@@ -207,11 +239,10 @@ def _print_check(found: CheckView) -> None:
 @click.argument("message")
 @format_option
 def drain(name: str, message: str, form: str) -> None:
-    """For operators: let nothing new start at a site. Users see MESSAGE; their jobs wait."""
+    """For operators: start nothing new at a site. Users see MESSAGE; their jobs wait."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         _print_site(await client.drain_site((await find_site(client, name)).id, message), form)
-        return ExitCode.DONE
 
     run(action)
 
@@ -222,9 +253,8 @@ def drain(name: str, message: str, form: str) -> None:
 def resume(name: str, form: str) -> None:
     """For operators: end the drain of a site."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         _print_site(await client.resume_site((await find_site(client, name)).id), form)
-        return ExitCode.DONE
 
     run(action)
 
@@ -260,17 +290,17 @@ def _print_site(found: SiteView, form: str) -> None:
 @click.command()
 @format_option
 def routes(form: str) -> None:
-    """Show how much runs between which sites, and why no more.
+    """Show streams between sites, and their limits.
 
-    RUNNING is streams of work at present, of as many as there may be (LIMIT); the limit moves with what the streams
-    bring, up to MOST.
+    RUNNING is the number of concurrent streams, up to LIMIT; the limit is adjusted by the measured throughput, up to
+    MOST. WHY is the reason for its latest change.
     """
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         found = await client.routes()
         if form == "json":
             print_json(found)
-            return ExitCode.DONE
+            return
         names = {site.id: display_name(site.name) for site in await client.sites()}
 
         def name(number: int | None) -> str:
@@ -291,7 +321,6 @@ def routes(form: str) -> None:
         ]
         head = ["FROM", "TO", "RUNNING", "LIMIT", "MOST", "THROUGHPUT", "SINCE (UTC)", "WHY"]
         click.echo(stdout_table(head, rows, right=[2, 3, 4, 5], flexible=[0, 1, 7]))
-        return ExitCode.DONE
 
     run(action)
 
@@ -318,7 +347,7 @@ def user() -> None:
 def list_users(form: str) -> None:
     """Show all users."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         found: list[UserView] = []
         while page := await client.users(limit=_PAGE_SIZE, after=found[-1].id if found else None):
             found += page
@@ -327,7 +356,6 @@ def list_users(form: str) -> None:
         else:
             rows = [[str(one.id), one.role, display_line(one.subject), display_line(one.banned or "")] for one in found]
             click.echo(stdout_table(["ID", "ROLE", "SUBJECT", "BANNED"], rows, right=[0], flexible=[2, 3]))
-        return ExitCode.DONE
 
     run(action)
 
@@ -336,12 +364,11 @@ def list_users(form: str) -> None:
 @click.argument("number", metavar="N", type=_USER_NUMBER)
 @click.argument("message")
 def ban(number: int, message: str) -> None:
-    """Let user N submit and start nothing more; the user sees MESSAGE."""
+    """Ban user N from submitting and starting jobs; the user sees MESSAGE."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         found = await client.ban(number, message)
         click.echo(f"user {found.id} {display_line(found.subject)} is banned")
-        return ExitCode.DONE
 
     run(action)
 
@@ -351,10 +378,9 @@ def ban(number: int, message: str) -> None:
 def unban(number: int) -> None:
     """End the ban of user N."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         found = await client.unban(number)
         click.echo(f"user {found.id} {display_line(found.subject)} is not banned")
-        return ExitCode.DONE
 
     run(action)
 
@@ -362,9 +388,9 @@ def unban(number: int) -> None:
 @click.command()
 @format_option
 def audit(form: str) -> None:
-    """For operators: show who did what to sites and users, the oldest first."""
+    """For operators: show the audit log of sites and users, the oldest entry first."""
 
-    async def action(client: WorkqueueClient) -> int:
+    async def action(client: WorkqueueClient) -> None:
         found: list[AuditView] = []
         while page := await client.audit(limit=_PAGE_SIZE, after=found[-1].id if found else None):
             found += page
@@ -374,6 +400,5 @@ def audit(form: str) -> None:
             for one in found:
                 line = f"{display_timestamp(one.at)}  {one.subject}  {one.action} {one.target}  {one.details}"
                 click.echo(display_line(line))
-        return ExitCode.DONE
 
     run(action)

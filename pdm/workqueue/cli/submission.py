@@ -35,21 +35,21 @@ from pdm.workqueue.WorkqueueClient import SubmitOptions, WorkqueueClient
 
 @click.command()
 @click.argument("place", type=SITE_PATH)
-@click.option("-l", "--long", "long_", is_flag=True, help="With type and mode, size in bytes, and time (UTC).")
-@click.option("-R", "--recursive", is_flag=True, help="With all that is in the folders below; paths are relative.")
-@click.option("-0", "--null", is_flag=True, help="Each name exactly as it is, followed by a NUL, for 'xargs -0'.")
-@click.option("--timeout", type=DURATION, help="Wait no longer than this (90s, 5m).")
+@click.option("-l", "--long", "long_", is_flag=True, help="Show type and mode, size in bytes, and time (UTC).")
+@click.option("-R", "--recursive", is_flag=True, help="List subdirectories too; paths are relative.")
+@click.option("-0", "--null", is_flag=True, help="Print raw names, each followed by a NUL, for 'xargs -0'.")
+@click.option("--timeout", type=DURATION, help="Maximum time to wait (90s, 5m).")
 @protocol_option
 @format_option
 def ls(
     place: SitePath, long_: bool, recursive: bool, null: bool, timeout: float | None, protocol: str | None, form: str
 ) -> None:
-    r"""List what is at PLACE; without a path, the site's default folder.
+    r"""List the file or directory at PLACE; without a path, the site's default directory.
 
-    Folders end in /. What is not printable in a name is shown as a backslash escape (\n, \x1b).
+    Names of directories end in /. Unprintable characters are shown as backslash escapes (\n, \x1b).
     """
     if null and (long_ or form == "json"):
-        raise click.UsageError("-0 gives bare names: leave -l and -F json away.")
+        raise click.UsageError("-0 prints names only: omit -l and -F json.")
 
     async def action(client: WorkqueueClient) -> int:
         (found,) = await resolve_paths(client, place)
@@ -82,11 +82,11 @@ def ls(
 
 async def _wait_for_listing(client: WorkqueueClient, job_id: int, timeout_s: float | None) -> JobView:
     try:
-        return await client.wait(job_id, timeout=timeout_s, on_progress=WaitingReasons(job_id).tell)
+        return await client.wait(job_id, timeout=timeout_s, on_progress=WaitingReasons(job_id).report)
     except JobTimeoutError as error:
         raise CommandError(ExitCode.TIMED_OUT, error.what, f"pdm wait {job_id} | pdm cancel {job_id}") from error
     except CancelledError:
-        # A listing that nobody waits for is of no use.
+        # The listing is of no use without the command.
         await client.cancel(job_id)
         raise
 
@@ -102,12 +102,7 @@ def _listing_error(found: ResolvedSitePath, job: JobView, element: ElementView) 
 
 
 def rows_of(element: ElementView, top: str) -> list[tuple[str, EntryView]]:
-    """The entries of a listing in the order of their paths, each with its path below the listed folder.
-
-    Args:
-        element: a LIST element that is done.
-        top: the path that was asked for.
-    """
+    """The entries of a finished LIST element, sorted by path, each with its path relative to the listed one (`top`)."""
     if element.entries is UNSET:
         return []
     rows = []
@@ -123,7 +118,6 @@ def rows_of(element: ElementView, top: str) -> list[tuple[str, EntryView]]:
 
 
 def print_rows(rows: list[tuple[str, EntryView]], long_: bool) -> None:
-    """One line an entry."""
     if not long_:
         for path, _entry in rows:
             click.echo(display_name(path))
@@ -139,15 +133,7 @@ def print_rows(rows: list[tuple[str, EntryView]], long_: bool) -> None:
 
 @frozen
 class SubmissionRequest:
-    """What all of these commands take besides their own arguments.
-
-    Attributes:
-        submission: priority, label and the like, as the client wants them.
-        protocol: as typed, None to choose.
-        wait: whether to wait for the end.
-        timeout_s: how long.
-        form: ``text`` or ``json``.
-    """
+    """The common options of commands that submit a job; a `protocol` of None is chosen by the sites."""
 
     submission: SubmitOptions
     protocol: str | None
@@ -168,13 +154,13 @@ class SubmissionRequest:
         timeout: float | None,
         form: str,
     ) -> SubmissionRequest:
-        """From the values of `submit_options`.
+        """Convert the values of `submit_options`.
 
         Raises:
             click.UsageError: they contradict each other.
         """
         if no_wait and timeout is not None:
-            raise click.UsageError("--no-wait does not wait: leave --timeout away, or --no-wait.")
+            raise click.UsageError("--no-wait and --timeout cannot be combined: omit one.")
         submission = SubmitOptions()
         if priority is not None:
             submission["priority"] = priority
@@ -187,22 +173,23 @@ class SubmissionRequest:
         return cls(submission, protocol, not no_wait, timeout, form)
 
 
-#: Protocol → what a recursive removal may do to what symbolic links lead to; the others show links as links.
+#: Protocols whose servers do not show symbolic links as links → warning for recursive removals.
 LINK_WARNINGS: Mapping[JobProtocol, str] = MappingProxyType(
     {
-        JobProtocol.XROOT: "XRootD shows symbolic links as what they lead to: links to folders are left alone, but with"
-        " a link to a file it removes that file, too.",
-        JobProtocol.HTTPS: "WebDAV servers show symbolic links as what they lead to: where the server is not XRootD or"
-        " Apache, what links to folders lead to is removed, too. If the tree may hold links, remove those first.",
+        JobProtocol.XROOT: "XRootD shows the targets of symbolic links instead of the links: links to directories are"
+        " kept, but removing a link to a file also removes that file.",
+        JobProtocol.HTTPS: "WebDAV servers show the targets of symbolic links instead of the links: unless the server"
+        " is XRootD or Apache, the targets of links to directories are removed too. If the tree may contain links,"
+        " remove those first.",
     }
 )
 
-#: Submits the job; gets the client, the places found, and what goes with every submission.
+#: Submits the job, given the client, the resolved places and the common options.
 SubmitFunction = Callable[[WorkqueueClient, list[ResolvedSitePath], SubmitOptions], Deferred[JobView]]
 
 
 def submit_and_follow(places: list[SitePath], request: SubmissionRequest, submit: SubmitFunction) -> NoReturn:
-    """Look up the sites, submit, and follow the job unless told not to."""
+    """Look up the sites, submit the job, and follow it unless ``--no-wait`` is given."""
 
     async def action(client: WorkqueueClient) -> int:
         found = await resolve_paths(client, *places)
@@ -211,7 +198,7 @@ def submit_and_follow(places: list[SitePath], request: SubmissionRequest, submit
             job = await submit(client, found, {**request.submission, "protocol": protocol})
         except CancelledError:
             raise CommandError(
-                ExitCode.INTERRUPTED, "interrupted while submitting", "See 'pdm jobs' for whether the job is there."
+                ExitCode.INTERRUPTED, "interrupted while submitting", "Run 'pdm jobs' to see if the job was registered."
             ) from None
         print_stderr(f"job {job.id} submitted")
         for warning in job.warnings or ():
@@ -237,14 +224,14 @@ def submit_and_follow(places: list[SitePath], request: SubmissionRequest, submit
 @click.option(
     "--overwrite",
     type=click.Choice(["never", "always", "different"]),
-    help="What happens to files that are there (default never; identical ones count as copied).",
+    help="Whether to replace existing files (default never; identical ones count as copied).",
 )
-@click.option("--verify", type=click.Choice(["checksum", "size"]), help="How arrival is proven (default checksum).")
+@click.option("--verify", type=click.Choice(["checksum", "size"]), help="How copies are verified (default checksum).")
 @submit_options
 def cp(source: SitePath, destination: SitePath, overwrite: Any, verify: Any, **common: Any) -> None:
-    """Copy a file or a tree from SOURCE to DESTINATION.
+    """Copy a file or a directory tree from SOURCE to DESTINATION.
 
-    The content of a folder goes to DESTINATION; a file goes to DESTINATION, or into it if it ends in /.
+    The content of a directory goes to DESTINATION; a file goes to DESTINATION, or into it if it ends in /.
     """
     submit_and_follow(
         [source, destination],
@@ -263,12 +250,12 @@ def cp(source: SitePath, destination: SitePath, overwrite: Any, verify: Any, **c
 
 @click.command()
 @click.argument("place", type=SITE_PATH)
-@click.option("-r", "--recursive", is_flag=True, help="Remove a folder with all that is in it.")
+@click.option("-r", "--recursive", is_flag=True, help="Remove a directory with all its content.")
 @submit_options
 def rm(place: SitePath, recursive: bool, **common: Any) -> None:
-    """Remove what is at PLACE; a folder only with -r."""
+    """Remove the file at PLACE, or with -r the directory."""
     if not place.path.strip("/"):
-        raise click.UsageError("rm needs the path of what is to be removed, not a whole site.")
+        raise click.UsageError("rm needs a path: it does not remove a whole site.")
 
     def submit(client: WorkqueueClient, found: list[ResolvedSitePath], more: SubmitOptions) -> Deferred[JobView]:
         warning = LINK_WARNINGS.get(JobProtocol.parse(more["protocol"]))
@@ -283,18 +270,20 @@ def rm(place: SitePath, recursive: bool, **common: Any) -> None:
 @click.argument("place", type=SITE_PATH)
 @click.argument("new_place", metavar="SITE:NEWPATH", type=SITE_PATH)
 @click.option(
-    "--overwrite", type=click.Choice(["never", "always"]), help="What happens to something there (default never)."
+    "--overwrite", type=click.Choice(["never", "always"]), help="Whether to replace an existing file (default never)."
 )
 @submit_options
 def mv(place: SitePath, new_place: SitePath, overwrite: Any, **common: Any) -> None:
-    """Give what is at PLACE a new name at the same site."""
+    """Rename the file or directory at PLACE, at the same site."""
     if not new_place.path:
-        raise click.UsageError("mv needs the new path.")
+        raise click.UsageError("mv needs a new path.")
 
     def submit(client: WorkqueueClient, found: list[ResolvedSitePath], more: SubmitOptions) -> Deferred[JobView]:
         if found[0].site.id != found[1].site.id:
             raise CommandError(
-                ExitCode.USAGE, "mv stays at one site", "To another site: 'pdm cp', then 'pdm rm' when it is done."
+                ExitCode.USAGE,
+                "mv works within one site",
+                "To move data to another site, run 'pdm cp', and 'pdm rm' when it is done.",
             )
         return client.rename(found[0].site.id, found[0].path, found[1].path, overwrite=overwrite, **more)
 
@@ -303,10 +292,10 @@ def mv(place: SitePath, new_place: SitePath, overwrite: Any, **common: Any) -> N
 
 @click.command()
 @click.argument("place", type=SITE_PATH)
-@click.option("-p", "--parents", is_flag=True, help="Make the folders above too; one that is there is no error.")
+@click.option("-p", "--parents", is_flag=True, help="Create missing parents; an existing directory is no error.")
 @submit_options
 def mkdir(place: SitePath, parents: bool, **common: Any) -> None:
-    """Make a folder at PLACE."""
+    """Create a directory at PLACE."""
     submit_and_follow(
         [place],
         SubmissionRequest.read(**common),

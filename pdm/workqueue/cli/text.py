@@ -1,4 +1,4 @@
-"""Text for terminals: names that cannot play tricks, sizes, rates, durations and tables for people."""
+"""Text for terminals: escaped names, sizes, rates, durations and tables."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _escape(character: str) -> str:
 
 
 def display_name(name: str) -> str:
-    """A file name on one line: what is not printable as a backslash escape, a backslash doubled."""
+    """A file name on one line: unprintable characters as backslash escapes, backslashes doubled."""
     if name.isprintable() and name.isascii() and "\\" not in name:
         return name
     return "".join(_escape(c) if c == "\\" or unicodedata.category(c) in _UNPRINTABLE else c for c in name)
 
 
 def display_text(text: str) -> str:
-    """A message of several lines: what a terminal could take for a command is escaped, line ends and tabs stay."""
+    """A message of several lines: control characters are escaped, except line ends and tabs."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else _escape(c) for c in text)
 
 
@@ -45,7 +45,7 @@ def display_line(text: str) -> str:
 
 
 def display_json(text: str) -> str:
-    """JSON that means the same, with all that a terminal could take for a command as JSON's own escapes."""
+    """Equivalent JSON, in which control characters are JSON escapes."""
     if text.isascii() and "\x7f" not in text:  # JSON has escaped the other control characters of ASCII itself
         return text
     return "".join(_json_escape(c) if c != "\n" and unicodedata.category(c) in _UNPRINTABLE else c for c in text)
@@ -57,7 +57,7 @@ def _json_escape(character: str) -> str:
 
 
 def write_bytes(text: str, end: bytes) -> None:
-    """Write the exact bytes of a name to stdout."""
+    """Write the raw bytes of a name to stdout."""
     try:
         raw = bytes_from_text(text)
     except InvalidPathError:
@@ -86,7 +86,7 @@ def display_duration(seconds: float) -> str:
 
 
 def display_mode(kind: str, mode: int | None) -> str:
-    """Type and permission bits as ``ls -l`` shows them; ``?`` for bits that the server does not tell."""
+    """Type and permission bits as in ``ls -l``; ``?`` for unknown bits."""
     letter = {"directory": "d", "link": "l", "file": "-"}.get(kind, "?")
     if mode is None:
         return letter + "?" * 9
@@ -94,7 +94,7 @@ def display_mode(kind: str, mode: int | None) -> str:
 
 
 def display_time(seconds: float | None) -> str:
-    """A moment in UTC: ``2026-03-02 11:04``; blanks where it is not known or no such date exists."""
+    """Seconds since the epoch as ``2026-03-02 11:04`` (UTC); blanks if unknown, ``?`` if out of range."""
     if seconds is None:
         return " " * 16
     try:
@@ -104,12 +104,12 @@ def display_time(seconds: float | None) -> str:
 
 
 def display_timestamp(timestamp: datetime) -> str:
-    """A moment: ``2026-03-02 11:04:05 UTC``."""
+    """A timestamp: ``2026-03-02 11:04:05 UTC``."""
     return timestamp.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def display_width(text: str) -> int:
-    """How many columns of a terminal a text takes: wide characters (CJK, emoji) two, combining marks none."""
+    """Columns of a text on a terminal: wide characters (CJK, emoji) take two, combining marks none."""
     if text.isascii():
         return len(text)
     return sum(
@@ -119,17 +119,11 @@ def display_width(text: str) -> int:
 
 
 def truncate(text: str, width: int, *, keep_end: bool = False) -> str:
-    """The text in at most so many columns, an ellipsis (``...``) for what is left out at its end, or at its beginning.
-
-    Args:
-        text: on one line, safe to print.
-        width: columns, 4 or more.
-        keep_end: whether the end counts more, as in a path.
-    """
+    """Shorten a line to `width` columns (4 or more), with ``...`` at its end, or with `keep_end` at its beginning."""
     if display_width(text) <= width:
         return text
     kept = text
-    # At least one character goes with each round; a wide one makes room for two.
+    # Each round removes at least one character; a wide one frees two columns.
     while kept and display_width(kept) > width - 3:
         surplus = max((display_width(kept) - width + 3) // 2, 1)
         kept = kept[surplus:] if keep_end else kept[:-surplus]
@@ -137,7 +131,7 @@ def truncate(text: str, width: int, *, keep_end: bool = False) -> str:
 
 
 def terminal_width(stream: TextIO) -> int | None:
-    """Columns of the terminal that a stream writes to; None where it is no terminal, and nothing is to be cut."""
+    """Columns of the terminal of a stream; None if it is not a terminal."""
     if not stream.isatty():
         return None
     columns = os.environ.get("COLUMNS", "")
@@ -152,11 +146,11 @@ def terminal_width(stream: TextIO) -> int | None:
 def stdout_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), flexible: Sequence[int] = ()
 ) -> str:
-    """A `table` for stdout: on a terminal the flexible columns are made to fit, elsewhere nothing is cut."""
+    """A `table` for stdout: on a terminal the flexible columns are shortened to fit."""
     return table(header, rows, right, width=terminal_width(sys.stdout), flexible=flexible)
 
 
-#: A column is not made narrower than this, so that something can be read in it.
+#: Minimum columns of a flexible column.
 _MIN_COLUMN = 8
 
 
@@ -168,14 +162,10 @@ def table(
     width: int | None = None,
     flexible: Sequence[int] = (),
 ) -> str:
-    """Columns as wide as they must be, separated by two blanks.
+    """Columns of minimal width, separated by two blanks; cells must be safe to print.
 
-    Args:
-        header: one word a column.
-        rows: cells, already safe to print.
-        right: numbers of the columns that end at their right edge.
-        width: how many columns of a terminal there are; None for no bound.
-        flexible: numbers of the columns that are made narrower for it, the widest first.
+    The columns with the indexes `right` are right-aligned. To fit into `width`, those with the indexes `flexible` are
+    shortened, the widest first.
     """
     widths = [max(display_width(row[i]) for row in [header, *rows]) for i in range(len(header))]
     surplus = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width

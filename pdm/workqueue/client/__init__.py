@@ -1,1 +1,1 @@
-"""What the client is made of: settings, connection, errors. Users import `WorkqueueClient` and `blocking`."""
+"""Parts of the client: settings, connection, delegation, errors. Users import `WorkqueueClient` and `blocking`."""

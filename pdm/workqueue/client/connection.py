@@ -44,10 +44,10 @@ Query = Sequence[tuple[str, str]]
 
 
 def encode_query(**filters: enum.Enum | datetime | str | int | None) -> Query:
-    """The filters that are set, as the API spells them: enumerations by name, moments in ISO 8601 UTC.
+    """Encode the filters that are not None: enumerations by name, timestamps in ISO 8601 UTC.
 
     Raises:
-        ValueError: a moment without a time zone.
+        ValueError: a timestamp has no time zone.
     """
     return [(name, _encode_value(value)) for name, value in filters.items() if value is not None]
 
@@ -57,7 +57,7 @@ def _encode_value(value: enum.Enum | datetime | str | int) -> str:
         return value.name
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            raise ValueError("a moment needs its time zone: datetime.now(timezone.utc)")
+            raise ValueError("a timestamp needs a time zone, such as datetime.now(timezone.utc)")
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     return str(value)
 
@@ -66,10 +66,10 @@ _T = TypeVar("_T")
 
 API_ROOT = "/workqueue/api/v1.0"
 
-#: Seconds before the second, third ... try of a request whose connection broke.
+#: Seconds before the second, third … try of a request whose connection broke.
 _RETRY_PAUSES_S = (0.2, 1.0, 3.0)
-_MAYBE_DONE_ADVICE = "What it asked for may have been done all the same: look before you ask for it again."
-#: The service may ask for a longer pause than ours, up to this.
+_MAYBE_DONE_ADVICE = "The request may have been executed nevertheless: check before you repeat it."
+#: A Retry-After of the service is honoured up to this.
 _MAX_RETRY_PAUSE_S = 10.0
 _CONNECTION_ERRORS = (
     ResponseNeverReceived,
@@ -81,16 +81,12 @@ _CONNECTION_ERRORS = (
 
 
 class Connection:
-    """Sends requests to one service.
+    """Sends requests to the service at ``https://HOST:PORT``, which may be silent for `timeout_s`.
 
-    Args:
-        reactor: connects and keeps time.
-        base_url: ``https://HOST:PORT``.
-        policy: the caller's certificate, and whom the caller trusts.
-        timeout_s: how many seconds the service may be silent.
+    The policy presents the caller's certificate and verifies the service's.
     """
 
-    def __init__(self, reactor: Any, base_url: str, policy: IPolicyForHTTPS, timeout_s: float) -> None:
+    def __init__(self, reactor: Any, *, base_url: str, policy: IPolicyForHTTPS, timeout_s: float) -> None:
         self._reactor: IReactorTime = reactor
         self._base_url = base_url.rstrip("/").removesuffix(API_ROOT)
         self._where = urlsplit(self._base_url).netloc
@@ -102,11 +98,9 @@ class Connection:
         self._client = HTTPClient(Agent(reactor, policy, connectTimeout=timeout_s, pool=self._pool))
 
     async def close(self) -> None:
-        """Close the kept connections."""
         await self._pool.closeCachedConnections()
 
     async def pause(self, seconds: float) -> None:
-        """Let time pass."""
         await deferLater(self._reactor, seconds)
 
     async def request(
@@ -119,22 +113,14 @@ class Connection:
         content_type: str = "application/json",
         key: str | None = None,
     ) -> bytes:
-        """Send a request and return the body of the answer.
+        """Send a request for a path below the root of the API, and return the body of the response.
 
-        When the connection breaks, or the service says "not now", a request that changes nothing when repeated is
-        sent again: each but a POST without a key. One that is not answered in time is sent again only if it has a key,
-        and once: what it asked for may have been done, and the repetition finds that.
-
-        Args:
-            method: of HTTP.
-            path: below the root of the API, with its leading slash.
-            query: parameters of the URL.
-            body: what to send.
-            content_type: of the body.
-            key: the ``Idempotency-Key`` of a POST; the same in each repetition, so that the service acts once.
+        Idempotent requests, which are all but a POST without a `key` (``Idempotency-Key``), are retried if the
+        connection breaks or the service is temporarily unavailable. After a timeout only a request with a key is
+        retried, once: it may have been executed, and then the retry gets the result.
 
         Raises:
-            WorkqueueClientError: the class says what happened.
+            WorkqueueClientError: the request failed; its class and text say how.
         """
         headers = Headers({"Accept": ["application/json"]})
         if body is not None:
@@ -160,7 +146,7 @@ class Connection:
                 sent_before = True
                 await self.pause(pause)
             except UnreachableError:
-                # A service that was never there is reported at once; one that just went away may be restarting.
+                # A service that was never reached is reported at once; one that has just gone away may be restarting.
                 if not sent_before:
                     raise
                 await self.pause(pause)
@@ -191,11 +177,12 @@ class Connection:
             received = await watch.over(content.complete)
         except DNSLookupError as error:
             raise UnreachableError(
-                f"{self._where} is not a known host", "Check PDM_URL, or the url in client.conf."
+                f"host not found: {self._where}", "Check PDM_URL, or the url in client.conf."
             ) from error
         except ConnectError as error:
             raise UnreachableError(
-                f"{self._where} cannot be reached ({_first_line(error)})", "Check the address, and that it is up."
+                f"{self._where} cannot be reached ({_first_line(error)})",
+                "Check the address, and that the service is running.",
             ) from error
         except _CONNECTION_ERRORS as error:
             raise self._broken(Failure(error), watch) from error
@@ -206,12 +193,12 @@ class Connection:
         return received
 
     def _broken(self, failure: Failure, watch: _SilenceTimeout) -> BaseException:
-        """What a request that did not come to its end means."""
+        """The error for a request that got no complete response."""
         if watch.timed_out:
             return NoAnswerError(
                 f"{self._where} did not answer within {self._timeout_s:g} s", "Try again later, or ask an operator."
             )
-        # Cancelling may arrive as itself or wrapped as the reason of a lost connection.
+        # A cancellation may be wrapped as the reason of a lost connection.
         causes = [failure, *getattr(failure.value, "reasons", [])]
         if any(cause.check(CancelledError, ConnectingCancelledError) for cause in causes):
             return CancelledError()
@@ -224,7 +211,7 @@ class Connection:
 
 
 class _SilenceTimeout:
-    """Cancels what it watches over when nothing was heard for too long."""
+    """Cancels a Deferred when no data was received for too long."""
 
     def __init__(self, reactor: IReactorTime, longest_s: float) -> None:
         self._reactor = reactor
@@ -250,7 +237,7 @@ class _SilenceTimeout:
 
 
 class _BodyCollector(Protocol):
-    """Collects the body of an answer; cancelling `complete` ends the connection."""
+    """Collects the body of a response; cancelling `complete` closes the connection."""
 
     def __init__(self, watch: _SilenceTimeout) -> None:
         self._watch = watch
@@ -275,45 +262,42 @@ class _BodyCollector(Protocol):
 
 
 def _first_line(error: BaseException | None) -> str:
-    """What an error says, short enough for one line; of a bundle of reasons the last, which is the cause."""
+    """First line of an error's text; of several reasons the last, which is the cause."""
     reasons = getattr(error, "reasons", None)
     if reasons:
         return _first_line(reasons[-1].value)
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-#: Seconds between two questions: a short job is seen to end at once, a long one costs the service little.
+#: Seconds between two polls: short at first to notice the end of short jobs, longer later to spare the service.
 _FIRST_POLL_PAUSE_S, _MAX_POLL_PAUSE_S, _POLL_PAUSE_GROWTH = 0.05, 2.0, 1.3
 
 
 class JobPoller:
-    """Asks for a job until it has ended.
+    """Polls a job until it has ended, and passes each state to `on_progress`.
 
-    Args:
-        reactor: keeps time.
-        fetch_job: fetches the job.
-        on_progress: told of each answer.
-        patience_s: seconds without any answer after which the last error is raised.
+    `outage_s` is how long the service may be unreachable meanwhile.
     """
 
     def __init__(
         self,
         reactor: IReactorTime,
+        *,
         fetch_job: Callable[[], Deferred[JobView]],
         on_progress: Callable[[JobView], object],
-        patience_s: float,
+        outage_s: float,
     ) -> None:
         self._reactor = reactor
         self._fetch_job = fetch_job
         self._on_progress = on_progress
-        self._patience_s = patience_s
+        self._outage_s = outage_s
 
     async def until_end(self, job_id: int, timeout_s: float | None) -> JobView:
         """The ended job.
 
         Raises:
-            JobTimeoutError: the time is up.
-            WorkqueueClientError: the service says no, or was away for too long.
+            JobTimeoutError: the job did not end in time.
+            WorkqueueClientError: the service refused the request, or was unreachable for too long.
         """
         begun = heard = self._reactor.seconds()
         pause = _FIRST_POLL_PAUSE_S
@@ -322,8 +306,8 @@ class JobPoller:
             try:
                 job = await self._fetch_job()
             except (UnreachableError, ConnectionBrokenError, TemporaryRefusalError):
-                # A service that never answered is not there; one that did may be restarting.
-                if job is None or self._reactor.seconds() - heard > self._patience_s:
+                # A service that has answered before may be restarting.
+                if job is None or self._reactor.seconds() - heard > self._outage_s:
                     raise
             else:
                 heard = self._reactor.seconds()
@@ -335,7 +319,7 @@ class JobPoller:
                 if left <= 0:
                     raise JobTimeoutError(
                         f"job {job_id} had not ended after {timeout_s:g} s",
-                        "It goes on: wait longer, or cancel it.",
+                        "It continues: wait longer, or cancel it.",
                         job,
                     )
                 pause = min(pause, left)

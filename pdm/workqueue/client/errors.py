@@ -1,4 +1,4 @@
-"""Exceptions of the client, each with what happened and what to do about it, and their choice from a response."""
+"""Exceptions of the client, each with what happened and what to do next, and their choice by response."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 from twisted.web.iweb import IResponse
 
-from pdm.workqueue.wire.problems import PROBLEM_TYPE_PREFIX
+from pdm.workqueue.wire.responses import PROBLEM_TYPE_PREFIX
 
 
 class WorkqueueClientError(Exception):
     """Base of all errors of the client.
 
     Attributes:
-        what: what happened, a sentence without its full stop.
-        advice: what to do next, a sentence, or empty.
+        what: what happened; a sentence without full stop.
+        advice: what to do next; a sentence, or empty.
     """
 
     def __init__(self, what: str, advice: str = "") -> None:
@@ -29,19 +29,19 @@ class WorkqueueClientError(Exception):
 
 
 class SettingsError(WorkqueueClientError):
-    """The client is not told where the service is, or is told so wrongly."""
+    """Missing or invalid service URL, or invalid settings."""
 
 
 class CredentialError(WorkqueueClientError):
-    """A certificate or key of the caller is missing, expired, unreadable or not enough."""
+    """A certificate or key of the caller is missing, expired, unreadable or insufficient."""
 
 
 class UnreachableError(WorkqueueClientError):
-    """No connection to the service: nothing was sent."""
+    """No connection to the service; nothing was sent."""
 
 
 class ConnectionBrokenError(WorkqueueClientError):
-    """The connection ended before the answer was complete: what was asked may have been done, or not."""
+    """The connection broke before the response was complete; the request may have been executed or not."""
 
 
 class NoAnswerError(ConnectionBrokenError):
@@ -53,14 +53,14 @@ class CertificateRefusedError(CredentialError):
 
 
 class UnexpectedAnswerError(WorkqueueClientError):
-    """What came back is not what the API answers: another program listens there, or another version."""
+    """The response is not of this API: another program listens there, or another version."""
 
 
 class JobTimeoutError(WorkqueueClientError):
-    """The job had not ended when the time was up; it goes on.
+    """The job did not end in time; it continues.
 
     Attributes:
-        job: as last seen (`pdm.workqueue.wire.responses.JobView`), None if it was never seen.
+        job: its last known state (`pdm.workqueue.wire.responses.JobView`); None if unknown.
     """
 
     def __init__(self, what: str, advice: str, job: Any) -> None:
@@ -73,11 +73,11 @@ class RequestRefusedError(WorkqueueClientError):
 
     Attributes:
         status: HTTP status code.
-        word: stable name of the kind of error, empty where the answer had none.
-        title: the kind of error, the same for all of a kind.
+        word: stable name of the kind of error; empty if unknown.
+        title: description of the kind of error.
         detail: what is wrong with this request.
-        pointer: JSON path of the wrong value (``$.src_filepath``), None where it is not about one.
-        request_id: what an operator finds in the daemon's log, None where the answer had none.
+        pointer: JSON path of the invalid value (``$.src_filepath``), or None.
+        request_id: identifies the request in the daemon's log; None if unknown.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class RequestRefusedError(WorkqueueClientError):
         self.request_id = request_id
 
     def _advice(self, status: int, request_id: str | None, detail: str) -> str:
-        """What to do, as far as the service's own words (`detail`) do not say it: no advice comes twice."""
+        """What to do next; empty if the service's own `detail` says it."""
         if status >= 500 and (request_id is None or request_id not in detail):
-            return f"Tell an operator the number {request_id}." if request_id else "Tell an operator."
+            return f"Report the number {request_id} to an operator." if request_id else "Report this to an operator."
         return ""
 
 
 class InvalidRequestError(RequestRefusedError):
-    """400, 413, 415, 422: the request itself is wrong; `pointer` names the place."""
+    """400, 413, 415, 422: the request is invalid; `pointer` names the value."""
 
 
 class OutputNotReadyError(InvalidRequestError):
@@ -117,14 +117,14 @@ class OutputNotReadyError(InvalidRequestError):
 
 
 class NotAuthenticatedError(RequestRefusedError, CredentialError):
-    """401: the service saw no certificate."""
+    """401: the service got no valid certificate."""
 
     def _advice(self, status: int, request_id: str | None, detail: str) -> str:
-        return "See 'pdm help environment' for where a certificate is looked for."
+        return "Run 'pdm help environment' for where certificates are searched."
 
 
 class ForbiddenError(RequestRefusedError, CredentialError):
-    """403: the service knows who calls, and does not allow this."""
+    """403: the caller is authenticated, but not allowed to do this."""
 
 
 class NotFoundError(RequestRefusedError):
@@ -132,7 +132,7 @@ class NotFoundError(RequestRefusedError):
 
 
 class ConflictError(RequestRefusedError):
-    """409: the request does not fit what the service has now; 422: its key belongs to another request."""
+    """409: the request conflicts with the current state; 422: its key belongs to another request."""
 
 
 class DelegationNeededError(ConflictError, CredentialError):
@@ -143,10 +143,10 @@ class DelegationNeededError(ConflictError, CredentialError):
 
 
 class TemporaryRefusalError(RequestRefusedError):
-    """429, 502, 503, 504: not now; the same request may be repeated.
+    """429, 502, 503, 504: temporarily unavailable; the same request may be repeated.
 
     Attributes:
-        retry_after_s: seconds after which the service asks to be called again, None if it does not say.
+        retry_after_s: seconds after which to retry; None if unknown.
     """
 
     retry_after_s: float | None = None
@@ -156,7 +156,7 @@ class TemporaryRefusalError(RequestRefusedError):
 
 
 class ServerFaultError(RequestRefusedError):
-    """500: a fault of the service; `request_id` stands in its log."""
+    """500: internal error of the service; `request_id` is in its log."""
 
 
 _BY_STATUS: Mapping[int, type[RequestRefusedError]] = {
@@ -169,7 +169,7 @@ _BY_STATUS: Mapping[int, type[RequestRefusedError]] = {
     503: TemporaryRefusalError,
     504: TemporaryRefusalError,
 }
-#: Kinds that share their status with others.
+#: Kinds of errors that share a status with others.
 _BY_WORD: Mapping[str, type[RequestRefusedError]] = {
     "delegation-needed": DelegationNeededError,
     "output-not-ready": OutputNotReadyError,
@@ -178,7 +178,7 @@ _BY_WORD: Mapping[str, type[RequestRefusedError]] = {
 
 
 class _ReceivedProblem(msgspec.Struct):
-    """What is read of an ``application/problem+json`` body; all of it may be missing."""
+    """An ``application/problem+json`` body; all keys may be missing."""
 
     type: str = ""
     title: str = ""
@@ -189,7 +189,7 @@ class _ReceivedProblem(msgspec.Struct):
 
 
 def error_for_response(response: IResponse, body: bytes) -> WorkqueueClientError:
-    """The error for an answer whose status is not 2xx; what its body lacks is made up from the status line."""
+    """The error for a response whose status is not 2xx; the status line replaces what its body lacks."""
     status = response.code
     try:
         problem = msgspec.json.decode(body, type=_ReceivedProblem)
@@ -198,7 +198,7 @@ def error_for_response(response: IResponse, body: bytes) -> WorkqueueClientError
     if status < 400 or (status < 500 and not problem.title):
         return UnexpectedAnswerError(
             f"the service answered {status} {response.phrase.decode('latin-1')}, which is not of this API",
-            "Check PDM_URL: does a workqueue listen there?",
+            "Check that PDM_URL is the address of a workqueue.",
         )
     word = problem.type.removeprefix(PROBLEM_TYPE_PREFIX)
     by_status = _BY_STATUS.get(status, ServerFaultError if status >= 500 else InvalidRequestError)

@@ -1,4 +1,4 @@
-"""Where the service is and who calls it: from the environment, the user's file, or the grid's own conventions."""
+"""Settings of the client: service URL, certificate and authorities, from environment, client.conf or grid defaults."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ _KEYS = ("url", "certificate", "key", "ca")
 
 @frozen
 class ClientSettings:
-    """What a client needs to know.
+    """Settings of a client.
 
     Attributes:
         url: ``https://HOST:PORT`` of the service.
-        certificate: PEM file of the caller's certificate (with its chain, and with the key where `key` is None),
-            None to call without one.
-        key: PEM file of its key.
-        ca: PEM file or grid-style directory of the authorities that may vouch for the service, None for those of
-            the system.
-        ca_named_by: where `ca` comes from, for messages.
+        certificate: PEM file of the caller's certificate, with its chain, and with the key if `key` is None; None to
+            call without a certificate.
+        key: PEM file.
+        ca: PEM file or grid-style directory of the authorities of the service; None for those of the system.
+        ca_named_by: origin of `ca`, for messages.
         passphrase: of an encrypted key.
     """
 
@@ -39,29 +38,24 @@ class ClientSettings:
 
 
 def find_settings(environ: Mapping[str, str], home: Path, uid: int, url: str | None = None) -> ClientSettings:
-    """Collect the settings; the first place that has one wins.
+    """Collect the settings; the first source that has a setting wins.
 
-    Looked at in this order: ``PDM_URL``, ``PDM_CERT`` with ``PDM_KEY``, ``PDM_CA``; the file ``pdm/client.conf``
+    Sources in order: ``PDM_URL``, ``PDM_CERT`` with ``PDM_KEY``, ``PDM_CA``; the file ``pdm/client.conf``
     below ``XDG_CONFIG_HOME`` or ``~/.config``; ``X509_USER_PROXY``, ``X509_USER_CERT`` with ``X509_USER_KEY``,
     ``/tmp/x509up_u<uid>``, ``~/.globus/usercert.pem`` with ``userkey.pem``; ``X509_CERT_DIR``,
     ``~/.globus/certificates``, ``/etc/grid-security/certificates``. Certificate and key always come from the same
-    place.
-
-    Args:
-        environ: the environment variables.
-        home: the user's home folder.
-        uid: the user's number.
-        url: the service, where the caller knows it already.
+    source. An explicit `url` overrides all.
 
     Raises:
-        SettingsError: nothing names the service, or something names it wrongly.
+        SettingsError: missing or invalid service URL, or an invalid file.
     """
     path = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pdm" / "client.conf"
     stored = _read_file(path, home)
     found = url or environ.get("PDM_URL") or stored.get("url")
     if not found:
         raise SettingsError(
-            "no service is named", f"Set PDM_URL=https://HOST:PORT, or write 'url = ...' under [client] into {path}."
+            "the service URL is missing",
+            f"Set PDM_URL=https://HOST:PORT, or write 'url = ...' under [client] into {path}.",
         )
     certificate, key = _identity(environ, stored, home, uid)
     return ClientSettings(_checked_url(found), certificate, key, *_authorities(environ, stored, home))
@@ -77,7 +71,7 @@ def _identity(
         if certificate:
             return Path(certificate), Path(key) if key else None
         if key:
-            raise SettingsError(names, "Name the certificate that belongs to the key.")
+            raise SettingsError(names, "Set the certificate that belongs to the key.")
     if proxy := environ.get("X509_USER_PROXY"):
         return Path(proxy), None
     if (certificate := environ.get("X509_USER_CERT")) and (key := environ.get("X509_USER_KEY")):
@@ -90,7 +84,7 @@ def _identity(
 
 
 def _authorities(environ: Mapping[str, str], stored: Mapping[str, str], home: Path) -> tuple[Path | None, str]:
-    """Where the authorities are, and what says so."""
+    """Path of the authorities, and the setting that names it."""
     for named, by in (
         (environ.get("PDM_CA"), "PDM_CA"),
         (stored.get("ca"), "ca in client.conf"),
@@ -105,7 +99,7 @@ def _authorities(environ: Mapping[str, str], stored: Mapping[str, str], home: Pa
 
 
 def _read_file(path: Path, home: Path) -> Mapping[str, str]:
-    """The values of the user's file; paths in it are relative to it, ``~`` is the home folder."""
+    """Read client.conf; paths in it are relative to it, ``~`` is the home directory."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         text = path.read_text(encoding="utf-8")
@@ -113,9 +107,9 @@ def _read_file(path: Path, home: Path) -> Mapping[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read ({error})", "Mend the file, or remove it.") from error
+        raise SettingsError(f"{path} cannot be read ({error})", "Correct the file, or remove it.") from error
     except configparser.Error as error:
-        raise SettingsError(" ".join(str(error).split()), "Mend the file, or remove it.") from error
+        raise SettingsError(" ".join(str(error).split()), "Correct the file, or remove it.") from error
     for section in parser.sections():
         if section != "client":
             raise SettingsError(f"{path}: unknown section [{section}]", "The only section is [client].")
@@ -123,7 +117,7 @@ def _read_file(path: Path, home: Path) -> Mapping[str, str]:
     for name in values:
         if name not in _KEYS:
             near = difflib.get_close_matches(name, _KEYS, n=1)
-            advice = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(_KEYS)}."
+            advice = f"Did you mean {near[0]}?" if near else f"Known keys are {', '.join(_KEYS)}."
             raise SettingsError(f"{path}: [client] has an unknown key {name}", advice)
     for name in ("certificate", "key", "ca"):
         if value := values.get(name):
@@ -138,5 +132,5 @@ def _checked_url(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise SettingsError(f"{url!r} is not the address of a service", "It has the form https://HOST:PORT.")
+        raise SettingsError(f"invalid service URL {url!r}", "It has the form https://HOST:PORT.")
     return url.rstrip("/")

@@ -25,7 +25,7 @@ class ConfigError(Exception):
 def parse_ini(source: Path) -> dict[str, dict[str, str]]:
     """The sections and keys of an ini file, as text.
 
-    Comments are whole lines that begin with ``#`` or ``;``. A value goes on in the lines that are indented below it.
+    Comments are whole lines that begin with ``#`` or ``;``. Indented lines continue a value.
 
     Raises:
         ConfigError: the file cannot be read, is not UTF-8, or has a line that is neither section, key nor comment.
@@ -47,13 +47,11 @@ def parse_ini(source: Path) -> dict[str, dict[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: is not UTF-8 text (byte {error.start})") from error
     except configparser.MissingSectionHeaderError as error:
-        raise ConfigError(f"{source}: line {error.lineno}: a key stands before the first [section]") from error
+        raise ConfigError(f"{source}: line {error.lineno}: a key is before the first [section]") from error
     except configparser.DuplicateSectionError as error:
-        raise ConfigError(f"{source}: line {error.lineno}: section [{error.section}] stands there twice") from error
+        raise ConfigError(f"{source}: line {error.lineno}: section [{error.section}] is there twice") from error
     except configparser.DuplicateOptionError as error:
-        raise ConfigError(
-            f"{source}: line {error.lineno}: [{error.section}] {error.option} stands there twice"
-        ) from error
+        raise ConfigError(f"{source}: line {error.lineno}: [{error.section}] {error.option} is there twice") from error
     except configparser.ParsingError as error:
         line, _ = error.errors[0]
         raise ConfigError(f"{source}: line {line}: 'key = value' or '[section]' is expected") from error
@@ -84,7 +82,6 @@ def read_settings(path: Path, overrides: Mapping[str, str] | None = None) -> Set
     """Read and check the whole configuration.
 
     Args:
-        path: the file.
         overrides: ``section.key`` → text, stronger than the file (for tests and command lines).
 
     Returns:

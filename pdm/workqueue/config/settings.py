@@ -73,7 +73,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who the service is, and whose client certificates it takes.
+    """The host certificate, and which client certificates are accepted.
 
     Attributes:
         certificate: PEM file of the host certificate, with its chain if it has one.
@@ -99,10 +99,10 @@ class UserSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may use the service.
 
     Attributes:
-        register: ``anyone`` with a trusted certificate becomes a user at first sight, or only who is ``listed``.
+        register: ``anyone`` with a trusted certificate becomes a user at its first request, or only ``listed`` ones.
         listed_users: file of subjects, one a line: ``SUBJECT``, or ``ROLE SUBJECT`` (role ``user`` or ``operator``).
-        operators: subjects that may see and steer everybody's jobs.
-        weights: what share of the work users get, compared to others who wait; 1 for those who are not named.
+        operators: subjects that may see and control the jobs of all users.
+        weights: share of the work of a user, relative to other waiting users; 1 by default.
     """
 
     register: Literal["anyone", "listed"] = "anyone"
@@ -122,7 +122,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         statement_timeout_s: for one statement of PostgreSQL.
         idle_timeout_s: PostgreSQL ends a session that has begun a transaction and is silent for so long.
         network_timeout_s: a connection whose other end does not acknowledge what was sent for so long is dead.
-        stop_timeout_s: when the service stops, results that the database does not take for so long are given up.
+        stop_timeout_s: when the service stops, how long to wait for the database to store results.
     """
 
     url: str = ""
@@ -136,7 +136,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``folder``: what the daemon writes; database, keys and logs stand below it unless set elsewhere."""
+    """``folder``: what the daemon writes; database, keys and logs are below it by default."""
 
     folder: FilePath = Path("var")
 
@@ -199,11 +199,11 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How elements are claimed, tried again and given up.
+    """How elements are claimed and retried.
 
     Attributes:
-        lease_s: a daemon that shows no life for so long loses its elements.
-        poll_interval_s: how often the database is asked for work that nobody announced.
+        lease_s: a daemon that does not renew its lease for so long loses its elements.
+        poll_interval_s: how often the database is polled for work that no event has announced.
         batch_elements: most elements handed to a helper at once; how many it is, is found by how long they take.
         batch_bytes: most bytes of a batch; a larger file goes alone.
         first_pause_s: before the second try of an element; doubles with each try.

@@ -48,7 +48,7 @@ class CredentialNeed:
 
     Attributes:
         kinds: any of them will do; the first of which there is one is taken.
-        optional: the service has one of its own, for users who have given none.
+        optional: the service has a credential of its own, for users without one.
     """
 
     kinds: tuple[CredentialKind, ...]
@@ -60,17 +60,16 @@ class CredentialNeed:
         Else users could make sites to do with it what they like.
 
         Args:
-            owner_id: the user who has made the site; None for one of the operators'.
+            owner_id: user that registered the site; None for a site of the operators.
         """
         return self if owner_id is None else CredentialNeed(self.kinds)
 
 
 class CredentialCandidate(Protocol):
-    """A credential, as far as the choice looks at it.
+    """What the choice among credentials needs to know of one.
 
     Attributes:
         site_id: the site that it is for; `ALL_SITES` for every one.
-        subject: whose it is.
         valid_until: UTC; None for one that does not end.
     """
 
@@ -98,7 +97,6 @@ class NoCredentialError(Exception):
 
     Attributes:
         code: CREDENTIAL_MISSING or CREDENTIAL_EXPIRED.
-        kind: of which there should be one.
     """
 
     def __init__(self, code: FailureCode, message: str, kind: CredentialKind) -> None:
@@ -118,9 +116,6 @@ def choose_credentials(
 
     Args:
         found: the user's of that kind, for any site.
-        kind: what is needed.
-        sites: of the route.
-        now: UTC.
 
     Raises:
         NoCredentialError: a site has none, or none that is still valid.
@@ -148,8 +143,6 @@ def choose_credentials_by_need(
 
     Args:
         found: the user's, of all kinds that are needed, for any site.
-        needs: site → what is needed there.
-        now: UTC.
 
     Returns:
         Site → credential; a site for which the service has to take its own is left out.

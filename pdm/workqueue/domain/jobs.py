@@ -1,4 +1,4 @@
-"""Jobs, elements, attempts and claims as values that travel between the rooms."""
+"""Jobs, elements, attempts and claims as values."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class NewJob:
 
 @frozen
 class Counters:
-    """How many elements of a job stand where; all of them sum to ``elements``."""
+    """Number of elements of a job by status; their sum is ``elements``."""
 
     elements: int = 0
     submitted: int = 0
@@ -124,7 +124,6 @@ class ElementRecord:
     Attributes:
         attempts: attempts begun so far; the newest has this number.
         lost: attempts that do not count (the daemon died, or the credential had expired).
-        failure: of the last failed attempt.
         already_there: whether the destination had the file before, so that nothing was moved.
         begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
     """
@@ -151,7 +150,7 @@ class ElementRecord:
 
     @property
     def found_before(self) -> Mapping[str, Any] | None:
-        """What an earlier attempt found, if it had begun the work and nobody knows whether it was done."""
+        """What an earlier attempt found, if it began the work and its result is unknown."""
         unheard = self.failure is None or self.failure.code in OUTCOME_UNKNOWN
         return self.begun if self.attempts > 1 and unheard else None
 
@@ -162,7 +161,7 @@ class ElementRecord:
 
     @property
     def may_be_done(self) -> bool:
-        """Whether an earlier attempt may have done the work without anybody having been told."""
+        """Whether an earlier attempt may have done the work without a result that was stored."""
         unheard = self.failure is not None and self.failure.code in OUTCOME_UNKNOWN
         return self.attempts > 1 and (self.lost > 0 or unheard)
 
@@ -184,7 +183,7 @@ class AttemptRecord:
 
 @frozen
 class ClaimToken:
-    """The right to run one attempt of one element: what every write about it must carry."""
+    """Fencing token: the right to run one attempt of one element, checked at every write about it."""
 
     job_id: int
     element_id: int
@@ -200,7 +199,6 @@ class Batch:
 
     Attributes:
         jobs: job by number, of all the elements.
-        type: of each element.
         elements: the place of one in here is its key in all that is said to and by the agent.
     """
 
@@ -230,10 +228,7 @@ class Verdict:
     """How one claimed attempt ended.
 
     Attributes:
-        token: of the attempt.
         status: DONE, FAILED, CANCELLED; SUBMITTED to be tried again; HELD.
-        counts: whether the attempt counts towards ``max_tries``.
-        not_before: when it may be tried again (SUBMITTED only).
         transferred: bytes that arrived and are proven (0 if none).
         already_there: whether the destination had the file before, so that nothing was moved.
         leftover: whether a temporary file of the attempt may be left at the destination.
@@ -262,7 +257,7 @@ class ListedEntry:
         path: below the listed directory, parts joined by ``/``; empty for the listed thing itself.
         type: ``file``, ``directory``, ``link`` or ``other``.
         size: bytes; 0 for what is not a file.
-        mode: permission bits, or None where the server does not tell.
+        mode: permission bits, or None where the server does not report them.
         mtime: seconds since 1970 UTC, or None.
         target: of a link: the absolute path it leads to, None if it leads nowhere.
         target_is_file: of a link: whether it leads to a regular file.

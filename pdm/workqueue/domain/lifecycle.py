@@ -1,4 +1,4 @@
-"""Which way elements may go, and where a job stands: from counts, never from a maximum."""
+"""Legal transitions of elements, and the status of a job from its counters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COUNTER_OF: Mapping[JobStatus, str] = MappingProxyType(
 
 
 class IllegalTransitionError(Exception):
-    """A change of status that the table does not know: a fault of the service."""
+    """A change of status that the table does not allow: a bug of the service."""
 
 
 def counters_after_adding(counters: Counters, status: JobStatus, count: int) -> Counters:
@@ -54,7 +54,7 @@ def counters_after_moving(counters: Counters, before: JobStatus, after: JobStatu
     """The counters after elements have changed their status.
 
     Raises:
-        IllegalTransitionError: elements do not go that way, or there are not so many.
+        IllegalTransitionError: the transition is not legal, or there are fewer elements.
     """
     if after not in TRANSITIONS[before]:
         raise IllegalTransitionError(f"an element cannot go from {before.name} to {after.name}")
@@ -64,19 +64,17 @@ def counters_after_moving(counters: Counters, before: JobStatus, after: JobStatu
 
 
 def settled_status(verdict: JobStatus, *, cancel_requested: bool) -> JobStatus:
-    """What an element becomes: one that would wait is cancelled instead, where its job is to end."""
+    """The next status of an element: one that would wait is cancelled if its job is being cancelled."""
     if cancel_requested and verdict in (JobStatus.SUBMITTED, JobStatus.HELD):
         return JobStatus.CANCELLED
     return verdict
 
 
 def job_status(counters: Counters, *, started: bool, cancel_requested: bool) -> JobStatus:
-    """Where a job stands.
+    """Status of a job.
 
     Args:
         counters: of its elements; the listing is one of them, so a job that still grows is never final.
-        started: whether any element was ever begun.
-        cancel_requested: whether its user asked to end it.
     """
     if counters.submitted or counters.running:
         return JobStatus.RUNNING if started else JobStatus.SUBMITTED

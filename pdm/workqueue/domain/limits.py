@@ -10,7 +10,7 @@ of their own: a batch is also bounded in bytes, and a file that is larger goes a
 
 Users take turns by start-time fair queueing. Each user has a virtual time that advances by the work they are given,
 divided by their weight; the user with the lowest virtual time is next. A user who returns after a pause starts at the
-virtual time of the others, so that nobody accumulates credit while idle.
+virtual time of the others, so that an idle user accumulates no credit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NO_LIMIT = 2**31
 
 
 class LimitKind(enum.StrEnum):
-    """By what streams are counted."""
+    """Kinds of keys by which streams are counted."""
 
     ROUTE = "route"
     INTO = "into a site"
@@ -46,13 +46,13 @@ LimitKey = tuple[LimitKind, Hashable]
 
 
 class Route(NamedTuple):
-    """From where to where; without a destination, the one place where something is changed."""
+    """Source and destination site; no destination for an operation at one site."""
 
     source: int
     destination: int | None
 
     def limit_keys(self) -> tuple[LimitKey, ...]:
-        """What a stream on it counts for; where there is one site only, it counts as going into that."""
+        """The keys that a stream on it counts for; at one site only, it counts as going into that."""
         if self.destination is None:
             return ((LimitKind.ROUTE, self), (LimitKind.INTO, self.source))
         return ((LimitKind.ROUTE, self), (LimitKind.OUT_OF, self.source), (LimitKind.INTO, self.destination))
@@ -64,12 +64,12 @@ def route_of(job: JobRecord) -> Route:
 
 
 def common_keys(job: JobRecord) -> tuple[LimitKey, ...]:
-    """What a batch of a job counts for, beside the job: the same for all jobs that may share it."""
+    """The keys of a batch without its job: the same for all jobs that may share the batch."""
     return ((LimitKind.USER, job.user_id), *route_of(job).limit_keys())
 
 
 def batch_keys(batch: Batch) -> frozenset[LimitKey]:
-    """All that a batch counts for."""
+    """All keys that a batch counts for."""
     return frozenset([*common_keys(batch.job), *((LimitKind.JOB, number) for number in batch.jobs)])
 
 
@@ -78,7 +78,6 @@ class StreamQuota:
     """How many batches more may be claimed.
 
     Attributes:
-        left: for what is named here.
         otherwise: for all others of a kind; kinds that are not named have no limit.
     """
 
@@ -105,7 +104,7 @@ class StreamLedger:
         self._slots: set[StreamSlot] = set()
 
     def slot(self, keys: Iterable[LimitKey]) -> StreamSlot:
-        """The place of a batch that was claimed."""
+        """The slot of a batch that was claimed."""
         slot = StreamSlot(self, frozenset(keys))
         self._slots.add(slot)
         self._claimed.update(slot.keys)
@@ -113,12 +112,12 @@ class StreamLedger:
 
     @property
     def streams(self) -> int:
-        """How many there are."""
+        """Number of streams."""
         return sum(1 for slot in self._slots if slot.has_stream)
 
     @property
     def waiting(self) -> int:
-        """How many batches have none of their own yet."""
+        """Number of batches without a stream of their own."""
         return len(self._slots) - self.streams
 
     def running(self, key: LimitKey) -> int:
@@ -129,13 +128,13 @@ class StreamLedger:
         return max(self._limit_of(key) * ahead - self._claimed[key], 0)
 
     def claimed(self) -> Iterable[LimitKey]:
-        """What some claimed batch counts for."""
+        """The keys of all claimed batches."""
         return self._claimed.keys()
 
-    # -- for places
+    # -- for slots
 
     def is_open(self, keys: Iterable[LimitKey], shared: Iterable[LimitKey] = ()) -> bool:
-        """Whether there may be one stream more for keys, and as many as there are for those that are taken over."""
+        """Whether ``keys`` allow one more stream, and ``shared``, which are taken over, are within their limits."""
         return all(self._running[key] < self._limit_of(key) for key in keys) and all(
             self._running[key] <= self._limit_of(key) for key in shared
         )
@@ -160,17 +159,12 @@ def _adjust(counter: Counter[LimitKey], key: LimitKey, by: int) -> None:
 
 @define(eq=False)
 class StreamSlot:
-    """Where a batch stands; `leave` in the end, whatever became of it.
-
-    Attributes:
-        keys: what it counts for.
-        has_stream: whether it has one of its own.
-    """
+    """The stream of a batch, or its place in the queue for one; call `leave` at its end, in any case."""
 
     _ledger: StreamLedger
     keys: frozenset[LimitKey]
     has_stream: bool = False
-    # Keys that are counted for it.
+    # Keys for which it is counted.
     _held: frozenset[LimitKey] = frozenset()
     _leader: StreamSlot | None = None
     _follower: StreamSlot | None = None
@@ -222,15 +216,12 @@ class StreamSlot:
 
 @frozen
 class ClaimExclusions:
-    """What is kept out of claims, listings as well as all other work.
+    """What claims exclude, listings included.
 
     Attributes:
-        paused: sites that cannot be reached by a protocol.
         probed: sites that may be back, by a protocol: of what has to do with one by that, a single element may run at
             once.
-        drained: sites at which nothing starts.
-        banned: users of whom nothing starts.
-        next_change: when that changes by itself; None if it does not.
+        next_change: when that changes without an event; None if never.
     """
 
     paused: frozenset[tuple[int, JobProtocol]] = frozenset()
@@ -240,7 +231,7 @@ class ClaimExclusions:
     next_change: datetime | None = None
 
     def excludes(self, protocol: JobProtocol, sites: frozenset[int]) -> bool:
-        """Whether nothing that has to do with some sites by a protocol may begin."""
+        """Whether no work at these sites by a protocol may begin."""
         return not self.drained.isdisjoint(sites) or any((site, protocol) in self.paused for site in sites)
 
 
@@ -250,12 +241,12 @@ FIRST_BATCH_SIZE = 64
 BATCH_TIME_S = 2.0
 #: The least share of a batch: what is left of a job is not split finer than this between agents.
 MIN_SHARE = 16
-#: From this attempt on, an element whose last one crashed is handed out alone: what happens is then its own doing.
+#: From this attempt on, an element whose last one crashed gets a batch of its own: a further crash concerns no other.
 _ALONE_FROM = 3
 
 
 class WorkKind(NamedTuple):
-    """Work of which one element takes about as long as another of its size."""
+    """Elements that take about the same time for the same size."""
 
     protocol: JobProtocol
     type: JobType
@@ -271,19 +262,13 @@ def work_kind(job: JobRecord) -> WorkKind:
 def next_batch_size(size: int, elements: int, seconds: float, most: int) -> int:
     """How many elements the next batch of a kind may have.
 
-    Args:
-        size: how many this one might have had.
-        elements: how many it had.
-        seconds: how long it took.
-        most: never more than this.
-
     Returns:
         Twice as many if a whole batch would have ended in less than half of `BATCH_TIME_S`; as many as are done in that
         time if this one took longer; else as many as before.
     """
     if seconds > BATCH_TIME_S:
         return min(max(int(elements * BATCH_TIME_S / seconds), 1), most)
-    # Too few elements say little about many: most of their time may be the way there and back.
+    # Too few elements say little about many: most of their time may be the round trip.
     says_something = elements * 4 >= size
     if says_something and seconds * size / elements < BATCH_TIME_S / 2:
         return min(size * 2, most)
@@ -291,26 +276,16 @@ def next_batch_size(size: int, elements: int, seconds: float, most: int) -> int:
 
 
 def fair_share(waiting: int, batches: int) -> int:
-    """How many of some waiting elements one batch may take, so that there is something for all agents to the end.
-
-    Args:
-        waiting: elements that could go into it.
-        batches: how many there may be at once.
-    """
+    """How many waiting elements one batch may take, so that all agents have work until the end."""
     return max(math.ceil(waiting / max(batches, 1)), MIN_SHARE)
 
 
 def runs_alone(attempts: int, last_code: str | None) -> bool:
-    """Whether an element is kept away from others, because agents die with it.
-
-    Args:
-        attempts: begun so far.
-        last_code: why the last one failed.
-    """
+    """Whether an element gets a batch of its own, because agents crash with it."""
     return attempts + 1 >= _ALONE_FROM and last_code == FailureCode.CRASHED.value
 
 
-#: Users that are remembered; the ones behind all others lose nothing when they are forgotten.
+#: Users that are remembered; the users with the least virtual time lose nothing when they are dropped.
 _MOST_REMEMBERED = 10_000
 
 
@@ -318,20 +293,17 @@ def batch_work(elements: int, size: int, total_bytes: int, batch_bytes: int) -> 
     """How much work a batch is; a full one is 1, a large file more.
 
     Args:
-        elements: of the batch.
         size: how many elements of its kind make a full one.
-        total_bytes: of all its elements.
-        batch_bytes: how many make a full one.
     """
     return max(elements / max(size, 1), total_bytes / max(batch_bytes, 1))
 
 
 @define
 class FairQueue:
-    """Who was given how much.
+    """Fair queue: the virtual time of each user.
 
     Attributes:
-        weights: user → share compared to others; 1 for those who are not named.
+        weights: user → share relative to others; 1 by default.
     """
 
     weights: Mapping[int, float] = field(factory=dict)
@@ -342,7 +314,7 @@ class FairQueue:
         return self.weights.get(user, 1.0)
 
     def virtual_time(self, user: int) -> float:
-        """Who has the least comes next."""
+        """The user with the least virtual time."""
         return max(self._times.get(user, 0.0), self._now)
 
     def charge(self, user: int, work: float) -> None:
@@ -353,5 +325,5 @@ class FairQueue:
             self._times = {other: time for other, time in self._times.items() if time > self._now}
 
     def copy(self) -> FairQueue:
-        """The same, to be tried out."""
+        """A copy, for simulation."""
         return FairQueue(self.weights, dict(self._times), self._now)

@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from pdm.workqueue.domain.failures import FailureCode
 
-#: Codes that may mean that there is too much on a route at once.
+#: Codes that may mean that a route is overloaded.
 ROUTE_FAILURES = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED, FailureCode.CRASHED})
 #: The fewest streams of a route.
 MIN_STREAMS = 1
@@ -45,13 +45,10 @@ _BYTES, _ELEMENTS = "bytes/s", "elements/s"
 
 @frozen
 class BatchRun:
-    """What a batch came to.
+    """Result of a batch.
 
     Attributes:
         seconds: that it took on its stream.
-        elements: done.
-        moved: bytes.
-        attempts: that ended and count.
         failed: how many of them with one of `ROUTE_FAILURES`.
     """
 
@@ -91,13 +88,8 @@ class Pacer:
     """The limit of one route.
 
     Attributes:
-        limit: streams at once.
-        most: never more than this.
         window_s: seconds of work between two decisions, at least.
         reason: why the limit is as it is: the latest decision, in a sentence.
-        decided_at: when that was.
-        changed_at: when the limit changed last.
-        running: streams at present.
     """
 
     limit: int
@@ -110,7 +102,7 @@ class Pacer:
     _running_since: datetime = field(init=False)
     _window: _Window = field(init=False)
     _speed: _Speed | None = None
-    # What the present limit brings; what one stream less brought, while one more is tried.
+    # Throughput of the present limit; that of one stream less, while one more is tried.
     _here: _Speed | None = None
     _before: _Speed | None = None
     _hold: int = _FIRST_HOLD
@@ -133,12 +125,12 @@ class Pacer:
         return None if self._speed is None else self._speed.unit
 
     def runs(self, count: int, now: datetime) -> None:
-        """So many streams there are from now on."""
+        """Set the number of running streams."""
         self._window.busy += self.running * _seconds(max(self._running_since, self._window.since), now)
         self.running, self._running_since = count, now
 
     def bound(self, most: int, now: datetime) -> bool:
-        """Never more than this from now on; says whether the limit changed."""
+        """Set the maximum; returns whether the limit changed."""
         self.most = max(most, MIN_STREAMS)
         if self.limit <= self.most:
             return False
@@ -146,7 +138,7 @@ class Pacer:
         return True
 
     def ended(self, run: BatchRun, now: datetime) -> bool:
-        """Take in a batch that has ended; says whether the limit changed."""
+        """Record a batch that has ended; returns whether the limit changed."""
         window = self._window
         if _seconds(window.since, now) < run.seconds * _INSIDE:
             # It says more about the limit before.
@@ -227,7 +219,7 @@ class Pacer:
         self._window = _Window(now)
 
     def _move(self, limit: int, reason: str, now: datetime) -> None:
-        """Set the limit; what was learned about the one before is forgotten."""
+        """Set the limit; measurements of the last one are dropped."""
         if limit != self.limit:
             self.limit, self.changed_at = limit, now
         self._here = self._before = None
@@ -239,7 +231,7 @@ def _seconds(since: datetime, until: datetime) -> float:
 
 
 class BreakerState(enum.StrEnum):
-    """Where a breaker stands."""
+    """State of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -248,12 +240,10 @@ class BreakerState(enum.StrEnum):
 
 @frozen
 class BreakerPolicy:
-    """How patient a breaker is.
+    """Threshold and pauses of a breaker.
 
     Attributes:
-        threshold: failures in a row that open it.
         first_pause_s: seconds for which it opens at first; doubles with each probe that fails.
-        longest_pause_s: upper bound of that.
     """
 
     threshold: int = 3
@@ -263,11 +253,10 @@ class BreakerPolicy:
 
 @frozen
 class Breaker:
-    """What is known of a place; each outcome makes a new one.
+    """State of one endpoint's breaker; immutable: each outcome makes a new one.
 
     Attributes:
         failures: in a row.
-        failing_since: when the first of them was.
         opened: how often in a row it opened.
         open_until: when the present pause ends; None while it is closed.
     """
@@ -284,11 +273,10 @@ class Breaker:
         return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
 
     def failed(self, policy: BreakerPolicy, now: datetime, *, certain: bool = False) -> Breaker:
-        """After one more failure; what comes late, while it is open already, prolongs nothing.
+        """After one more failure; a late one, while it is open already, does not extend the pause.
 
         Args:
             policy: how patient it is.
-            now: UTC.
             certain: whether it opens at once, whatever the threshold.
         """
         failures, since = self.failures + 1, self.failing_since or now
@@ -305,5 +293,5 @@ class Breaker:
         return Breaker(self.failures, since and since + step, self.opened, until and until + step)
 
     def worked(self) -> Breaker:
-        """After a success: closed, and all is forgotten."""
+        """After a success: closed, and all counters are reset."""
         return Breaker()

@@ -1,4 +1,4 @@
-"""What a job's elements are: from a request to its first element, and from a listing to all that follow.
+"""Plan a job's elements: the first one from the request, all others from its listing.
 
 A listing arrives in pieces and may be long. `plan_for` gives the planner of a job type; it takes each piece, gives the
 elements that can run at once, and at the end those that had to wait for it (directories that turned out empty). It
@@ -27,7 +27,7 @@ LARGEST_SIZE = 2**63 - 1
 
 
 class BadListingError(ValueError):
-    """A listing that cannot be true; the text names the entry."""
+    """An impossible listing; the text names the entry."""
 
 
 class SkipCode(enum.StrEnum):
@@ -56,14 +56,12 @@ _SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
 
 @frozen
 class Skipped:
-    """An entry that is not carried out, and why.
+    """An entry that is left out, and why.
 
     Attributes:
         path: as of an element; of entries without a name, of the directory that holds them.
         type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries without a name.
-        code: a `SkipCode`, or a `FailureCode`.
-        reason: for people.
-        count: entries that this stands for; more than 1 only of those without a name.
+        count: number of entries; more than 1 only of those without a name.
     """
 
     path: str
@@ -74,7 +72,7 @@ class Skipped:
 
 
 def unnamed(path: str, count: int) -> Skipped:
-    """Entries of a directory that its server counts and does not name."""
+    """Entries that the server of a directory counts and does not name."""
     return Skipped(path, "unknown", SkipCode.UNNAMED, _SKIP_REASONS[SkipCode.UNNAMED], count)
 
 
@@ -85,7 +83,7 @@ def unreadable(path: str, failure: AttemptFailure) -> Skipped:
 
 @frozen
 class Planned:
-    """What follows from a piece of a listing."""
+    """Elements and skipped entries from a piece of a listing."""
 
     elements: tuple[NewElement, ...] = ()
     skipped: tuple[Skipped, ...] = ()
@@ -101,7 +99,7 @@ class Plan(Protocol):
         ...
 
     def take(self, entries: Iterable[ListedEntry]) -> Planned:
-        """What follows from the next entries.
+        """Plan the next entries.
 
         Raises:
             BadListingError: an entry that no honest server gives.
@@ -109,12 +107,12 @@ class Plan(Protocol):
         ...
 
     def end(self, unreadable: Iterable[str]) -> Planned:
-        """What follows once the listing is complete; ``unreadable`` are directories that could not be listed."""
+        """Plan the rest once the listing is complete; ``unreadable`` are directories that could not be listed."""
         ...
 
 
 def first_element(type_: JobType, src_filepath: str, dst_filepath: str | None) -> NewElement:
-    """Element 0: the listing that the rest follows from, or the act itself."""
+    """Element 0: the listing, or the only operation of the job."""
     if type_ is JobType.RENAME:
         return NewElement(JobType.RENAME, src_filepath, dst_filepath)
     if type_ is JobType.MKDIR:
@@ -126,11 +124,7 @@ def plan_for(type_: JobType, source: str, destination: str | None, tree: str, *,
     """The plan of a job with a listing.
 
     Args:
-        type_: of the job.
-        source: its ``src_filepath``.
-        destination: its ``dst_filepath``.
         tree: absolute path of the source as its server names it; links are followed inside it only.
-        recursive: whether a REMOVE may take a directory.
 
     Returns:
         None for a job whose listing is all that was asked.

@@ -18,7 +18,7 @@ _SMOOTHED_EVENTS = 4
 _NEWEST_GAP = 0.2
 #: Seconds before which a rate would be a guess.
 _LEAST_SPAN_S = 0.5
-#: A time left that is longer tells nobody anything.
+#: A longer estimate says nothing.
 _LONGEST_LEFT_S = 10 * 365 * 86400.0
 #: Job types whose first element is a listing, from which the rest follows.
 _BEGIN_WITH_LISTING = frozenset({JobType.COPY, JobType.REMOVE})
@@ -42,7 +42,7 @@ class SmoothedRate:
     _events: int = 0
 
     def add(self, amount: float, now_s: float) -> None:
-        """Note that so much has happened since the last event."""
+        """Record an amount since the last event."""
         passed_s = now_s - self.last_s
         if passed_s > 0:
             self._gap_s += _NEWEST_GAP * (passed_s - self._gap_s) if self._events else passed_s
@@ -52,7 +52,7 @@ class SmoothedRate:
         self._events += 1
 
     def at(self, now_s: float) -> float | None:
-        """Amount per second; None as long as it cannot be told."""
+        """Amount per second; None until it is known."""
         amount, span_s = self._faded(max(now_s - self.last_s, 0.0))
         return amount / span_s if self._events and span_s >= _LEAST_SPAN_S else None
 
@@ -65,7 +65,7 @@ class SmoothedRate:
 
 @frozen
 class Moving:
-    """What runs of a job, as far as a daemon runs it itself.
+    """The running part of a job in this daemon.
 
     Attributes:
         transferred: bytes that have moved and are not among the proven ones.
@@ -80,7 +80,7 @@ class Moving:
 
 @frozen
 class JobProgress:
-    """How far a job is; None stands for what is not known.
+    """Progress of a job; None is unknown.
 
     Attributes:
         listing: whether it is still being found out how much there is to do.
@@ -93,7 +93,7 @@ class JobProgress:
         average: bytes/s since the job was begun, or over all of it once it has ended.
         files_per_second: elements that end, now.
         elapsed: seconds since it was begun, until now or its end.
-        eta: seconds until it is done, if it goes on like this.
+        eta: seconds until it is done, at the present rates.
     """
 
     listing: bool
@@ -110,7 +110,7 @@ class JobProgress:
 
 
 def listing_status(job: JobRecord) -> JobStatus | None:
-    """Where the listing stands with which a job begins, if its numbers tell; None if its element must be looked at.
+    """State of a job's listing, if its counters show it; None if the element must be read.
 
     A job that begins with something else is as good as listed.
     """
@@ -126,10 +126,8 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
     """How far a job is.
 
     Args:
-        job: as the database has it.
-        listing: where its listing stands.
+        listing: state of its listing.
         moving: what runs of it, None where that is not known.
-        now: UTC.
     """
     counters, ended = job.counters, job.status.is_final
     is_listed = listing.is_final or ended
@@ -152,7 +150,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
         bytes_left = max(job.bytes_total - job.bytes_done - (transferred or 0), 0)
         left = time_left(bytes_left, instant, files_left, files_per_second)
     has_bytes = job.bytes_total > 0
-    # What was there already has not been moved: it belongs into no rate.
+    # Files that were there already were not moved: they do not count in rates.
     moved = job.bytes_done - job.bytes_already_there + (transferred or 0)
     has_rate = has_bytes and (moved > 0 or not job.already_there)
     return JobProgress(
@@ -171,7 +169,7 @@ def job_progress(job: JobRecord, listing: JobStatus, moving: Moving | None, now:
 
 
 def time_left(bytes_left: int, instant: float | None, files_left: int, files_per_second: float | None) -> float | None:
-    """Seconds until all is done at these rates: the slower of the two decides; None if nobody can know.
+    """Seconds until all is done at these rates: the slower of the two decides; None if unknown.
 
     Large files move bytes for long without one of them ending: a rate of files that is not known yet holds nothing up.
     """

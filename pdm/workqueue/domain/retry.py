@@ -17,12 +17,7 @@ _OF_A_BUSY_SERVER = frozenset({FailureCode.BUSY, FailureCode.LOCKED, FailureCode
 
 @frozen
 class RetryPolicy:
-    """Exponential back-off.
-
-    Attributes:
-        first_pause_s: seconds before the second try.
-        longest_pause_s: upper bound of a pause in seconds.
-    """
+    """Exponential back-off."""
 
     first_pause_s: float = 5.0
     longest_pause_s: float = 600.0
@@ -37,7 +32,7 @@ class RetryAt:
 
 @frozen
 class Hold:
-    """Wait until something outside is mended; the attempt is not counted."""
+    """HELD until something outside is corrected; the attempt is not counted."""
 
 
 @frozen
@@ -57,11 +52,7 @@ def decide_retry(
     """What follows a failed attempt.
 
     Args:
-        policy: the pauses.
-        failure: why it failed.
         tries: attempts that count so far, this one included (1 or more).
-        max_tries: how many may count.
-        now: when it failed (UTC).
         jitter: chance, 0 to 1; spreads the retries of many elements over half of each pause.
         uncounted: attempts that do not count; they make the pause longer all the same.
     """
@@ -90,12 +81,10 @@ _CRASHES_AT_ONCE = 2
 
 
 def after_crash(policy: RetryPolicy, crashes: int, now: datetime) -> RetryAt | GiveUp:
-    """What follows an attempt that does not count, because its daemon died before it told a result.
+    """Decide about an attempt without a result (its daemon died); it does not count.
 
     Args:
-        policy: the pauses.
         crashes: attempts that crashed without any other end between, this one included.
-        now: UTC.
     """
     if crashes >= MOST_CRASHES:
         return GiveUp()

@@ -52,8 +52,6 @@ class _Token:
     Attributes:
         characters: those that match; None for any.
         inverted: all others match instead.
-        optional: it may be missing.
-        repeats: it may stand more than once.
     """
 
     characters: frozenset[str] | None
@@ -100,8 +98,6 @@ class Statement:
 
     Attributes:
         issuer: the authority's subject, plain form; None for the authority that the file belongs to.
-        permits: whether the subjects are allowed or forbidden.
-        patterns: of subjects.
     """
 
     issuer: str | None
@@ -118,7 +114,6 @@ class PolicyFile:
     """A policy file that was read.
 
     Attributes:
-        name: of the file, for messages.
         owners: subjects of the authorities beside which it lies, plain form.
         statements: of the file; none if it is malformed.
         problem: why it is malformed; such a file permits nothing.
@@ -131,7 +126,7 @@ class PolicyFile:
 
     @classmethod
     def read(cls, name: str, content: bytes, owners: Iterable[str]) -> PolicyFile:
-        """Parse the content of a file; the end of its name tells its kind."""
+        """Parse the content of a file, by the format that the suffix of its name says."""
         if len(content) > LONGEST_FILE:
             return cls(name, frozenset(owners), problem=f"it has more than {LONGEST_FILE} bytes")
         try:
@@ -363,7 +358,7 @@ def _expression(pattern: str) -> tuple[tuple[_Token, ...], ...]:
 
 def _alternatives(pattern: str, at: int, depth: int) -> tuple[list[tuple[_Token, ...]], int]:
     if depth > 8:
-        raise PolicyError("brackets stand in brackets too often")
+        raise PolicyError("brackets are nested too deeply")
     done: list[tuple[_Token, ...]] = []
     current: list[tuple[_Token, ...]] = [()]
     while at < len(pattern) and pattern[at] != ")":

@@ -22,7 +22,7 @@ class NewSite:
         public: whether everybody sees and uses it; else only its owner.
         endpoints: protocol → URLs, the preferred one first.
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
-        limit_out: the same for what comes out of it.
+        limit_out: likewise, out of it.
         authorities: PEM of the authorities that are trusted for this site only, besides the usual ones; may be empty.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
     """
@@ -61,9 +61,6 @@ class Restriction:
     """What an operator has put out of use for a while.
 
     Attributes:
-        number: of the site or user.
-        message: why, for users.
-        by: subject of the operator.
         since: when, UTC.
     """
 
@@ -100,10 +97,8 @@ class AuditRecord:
     """One act.
 
     Attributes:
-        subject: who.
         action: what was done: ``site.create``, ``user.ban``.
         target: to whom or what: ``site 1000001``, ``user 3``.
-        details: more, in words.
     """
 
     id: int

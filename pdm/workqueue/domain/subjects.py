@@ -26,7 +26,7 @@ SPELLINGS = {
 }
 #: Where a part begins, but for the slash.
 BEGINNING = r"[A-Za-z0-9.]+="
-#: A part as people write it, who do not know that a backslash is to be doubled.
+#: A part as people write it, with backslashes that are not doubled.
 _PART = re.compile(rf"/([A-Za-z0-9.]+)=((?:[^/\\]|/(?!{BEGINNING})|\\[/\\+#]|\\(?![/\\+#]))*)")
 _PIECE = re.compile(r"((?:\\x[0-9A-Fa-f]{2})+)|\\([/\\])|(\\[+#])|([^\\]+|\\)")
 _AMBIGUOUS = re.compile(rf"/(?={BEGINNING})")

@@ -1,7 +1,7 @@
 """Attempts at elements, and the settler that stores their verdicts.
 
-An attempt is one try at one element: its log from the first line to the last, its progress, its verdict. The settler
-writes verdicts to the database, many in one transaction: all that have arrived during the previous one.
+An attempt is one try at one element: its log, its progress, its verdict. The settler writes verdicts to the database,
+many in one transaction: all that have arrived during the previous one.
 """
 
 from __future__ import annotations
@@ -31,26 +31,24 @@ from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableE
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.telemetry.logging import log_ended
 
-#: Verdicts of one transaction at most; bounds how long the writer is busy with them.
+#: Verdicts per transaction at most; bounds how long the writer is busy.
 _MOST_AT_ONCE = 1000
 _PAUSE_AFTER_ERROR_S = 1.0
 
 
 class Settler:
-    """Keeps each verdict until it is in the database.
+    """Keeps verdicts in memory until they are in the database.
 
     Args:
-        reactor: times the pause after an error.
-        database: where to.
-        worker: the incarnation whose claims are settled.
-        clock: the present moment, UTC.
-        on_settled: called after each transaction; with True if an attempt may have left a temporary file.
+        worker: the incarnation that claimed the attempts.
+        on_settled: called after each transaction; True if an attempt may have left a temporary file.
     """
 
     _log = Logger()
 
     def __init__(
         self,
+        *,
         reactor: IReactorTime,
         database: Database,
         worker: str,
@@ -69,11 +67,9 @@ class Settler:
         self._idle_waiters: list[Deferred[None]] = []
 
     def submit(self, verdict: Verdict, log_closed: Deferred[bool]) -> None:
-        """Settle a verdict once its log is on disk; a log that could not be written does not hold it up.
+        """Settle a verdict once its log is on disk; a log that could not be written does not delay it.
 
-        Args:
-            verdict: what became of an attempt.
-            log_closed: of the log store, which says itself when a log is not complete; never fails.
+        ``log_closed`` never fails: the log store reports incomplete logs itself.
         """
         self._awaited += 1
         self._tokens.add(verdict.token)
@@ -88,27 +84,29 @@ class Settler:
         log_closed.addCallback(ready)
 
     async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
-        """Keep what an attempt has found before it does anything; False if it must not, for its claim is lost."""
-        return await self._database.run("note what is begun", results.record_initial_state, self._worker, token, found)
+        """Store what an attempt has found before it changes anything; False if the claim is lost."""
+        return await self._database.run(
+            "store the initial state", results.record_initial_state, self._worker, token, found
+        )
 
     @property
     def backlog(self) -> int:
-        """Verdicts that are not in the database yet."""
+        """Number of verdicts that are not in the database yet."""
         return self._awaited + len(self._pending)
 
     def attempts(self) -> set[ClaimToken]:
-        """Those whose results are not in the database yet."""
+        """Attempts whose verdicts are not in the database yet."""
         return set(self._tokens)
 
     async def drained(self) -> None:
-        """Wait until every verdict handed in is settled."""
+        """Wait until every submitted verdict is settled."""
         while self._awaited or self._busy:
             waiter: Deferred[None] = Deferred()
             self._idle_waiters.append(waiter)
             await waiter
 
     async def _settle_all(self) -> None:
-        # After a fault, which may be a session that hangs and holds a job: the others need not wait for it.
+        # After an error: a hanging session may have locked one job, so the other verdicts do not wait for it.
         skip_locked = False
         at_once = _MOST_AT_ONCE
         try:
@@ -120,7 +118,7 @@ class Settler:
                     )
                 except DatabaseClosedError:
                     self._log.error(
-                        "{count} verdicts are lost, for the database took none: what they are about runs again",
+                        "{count} verdicts are lost: the database is closed; their elements run again",
                         count=len(self._pending),
                     )
                     self._pending.clear()
@@ -131,8 +129,8 @@ class Settler:
                     await deferLater(self._reactor, _PAUSE_AFTER_ERROR_S)
                     continue
                 except Exception:
-                    # What was proven stays in memory. One that cannot be stored must not keep the others from it: each
-                    # by itself, and that one last.
+                    # Keep the verdicts. One that cannot be stored must not block the others: retry one by one, this one
+                    # last.
                     self._log.failure("{count} verdicts could not be stored; trying again", count=len(verdicts))
                     skip_locked = True
                     if len(verdicts) == 1:
@@ -172,14 +170,13 @@ _log = Logger()
 _DECISIONS = {RetryAt: "it will be tried again", Hold: "it is held", GiveUp: "given up"}
 
 
-@frozen
+@frozen(kw_only=True)
 class AttemptContext:
-    """What every attempt uses.
+    """What all attempts share.
 
     Attributes:
         host: name of this machine, for the logs.
-        cancel_grace_s: seconds an agent has to show that it obeys a cancellation before it is killed.
-        service_health: of the service itself.
+        cancel_grace_s: seconds until an agent must react to a cancellation before it is killed.
         health: learns from outcomes which endpoints can be reached.
     """
 
@@ -197,11 +194,11 @@ class AttemptContext:
 
 @define(eq=False)
 class RunningAttempt:
-    """A claimed attempt until its verdict is handed to the settler.
+    """A claimed attempt until its verdict is passed to the settler.
 
     Attributes:
-        started: whether work on it, and so its log, has begun.
-        endpoints: the endpoints that it uses, by site.
+        started: whether its log has begun.
+        endpoints: site → endpoint that it uses.
     """
 
     job: JobRecord
@@ -233,12 +230,11 @@ class RunningAttempt:
         )
 
     def write(self, text: str) -> None:
-        """Add to the log."""
+        """Append to the log."""
         self.begin()
         self.context.logs.write(self._ref, text)
 
     def advance(self, progress: ReportedProgress) -> None:
-        """Note how far it is."""
         self.context.board.update(self.job.id, self.record.id, progress)
         self.write(
             f"progress bytes={progress.transferred} instant={progress.instant:.0f}B/s "
@@ -246,12 +242,12 @@ class RunningAttempt:
         )
 
     def fail(self, failure: AttemptFailure, *, leftover: bool, counts: bool, skipped: int) -> None:
-        """End it as failed; what follows is decided here."""
+        """End it as failed, and decide whether the element is retried."""
         record = self.record
         now = self.context.clock()
         excused = self.context.health.failed(self.job, record, self.endpoints, failure, now)
-        # A helper that dies may do so because of the element. For the rest no element can do anything; but what would
-        # always fail so comes to an end.
+        # A helper may crash because of the element. Other faults of the service are not the element's; but after
+        # `MOST_UNCOUNTED` they count, so that the job ends.
         ours = failure.scope is FailureScope.SERVICE and failure.code is not FailureCode.CRASHED
         blameless = ours and record.lost < MOST_UNCOUNTED
         counts = counts and not excused and not blameless
@@ -269,7 +265,7 @@ class RunningAttempt:
             self.context.health.forget(self.job.id, record.id)
         self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}")
         if excused:
-            self.write("not counted: the site cannot be reached, which is no fault of this element")
+            self.write("not counted: the site cannot be reached, which is not a fault of this element")
         elif blameless:
             self.write("not counted: a fault of the service, not of this element")
         _log.info(
@@ -313,20 +309,10 @@ class RunningAttempt:
         not_before: datetime | None = None,
         skipped: int = 0,
     ) -> None:
-        """Write the last line, and hand the verdict to the settler.
+        """Write the last line of the log, and submit the verdict.
 
-        Args:
-            status: what the element becomes; for the rest see `Verdict`.
-            words: what the last line says besides.
-            transferred: bytes proven at the destination.
-            moved: bytes that went over the wire.
-            checksum: where compared.
-            already_there: whether the destination had it before.
-            failure: why it failed.
-            leftover: whether a temporary file may be left.
-            counts: whether it counts towards ``max_tries``.
-            not_before: when it may be tried again.
-            skipped: entries of a listing that are not carried out.
+        ``words`` are appended to that line, ``moved`` are the bytes transferred over the network, including those of no
+        use; for the other arguments see `Verdict`.
         """
         self.begin()
         if status is JobStatus.DONE and self.endpoints:
@@ -334,12 +320,12 @@ class RunningAttempt:
             self.context.health.worked(
                 [self.endpoints[site] for site in sites if site in self.endpoints], self.context.clock()
             )
-        # A listing is none of the files that a job is about.
+        # A LIST element is not one of the files of the job.
         finished = status.is_final and self.record.type is not JobType.LIST
-        # What was there already has not gone over the wire: it belongs into no rate.
+        # Files that were already there do not count for the transfer rate.
         arrived = 0 if already_there else transferred
         self.context.board.drop(self.job.id, self.record.id, finished=finished, proven=arrived)
-        # Not by the time of day, which may have been set since.
+        # Measured by the reactor: the time of day may have been set.
         now = self._began_at + timedelta(seconds=self.context.reactor.seconds() - self._began_s)
         outcome = status.name if failure is None else "FAILED"
         code = 0 if failure is None and status is JobStatus.DONE else 1
@@ -364,7 +350,7 @@ class RunningAttempt:
         self.context.settler.submit(verdict, closed)
 
     def forget(self, why: str) -> None:
-        """Write nothing about it but the end of its log: another daemon may hold the element by now."""
+        """Close its log without a verdict: another daemon may have the claim by now."""
         self.context.board.drop(self.job.id, self.record.id)
         if self.started:
             self.context.logs.close(self._ref, f"outcome=LOST {why}")

@@ -1,4 +1,4 @@
-"""One batch on one agent: its events become logs, progress and verdicts, exactly one verdict an element."""
+"""Runs one batch on one agent: turns its events into logs, progress and exactly one verdict per element."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire import agent_messages as wire
 
-#: Seconds that an agent which has shown that it obeys may take to remove unfinished files; it may have to log in.
+#: Seconds that a responding agent may take to remove temporary files after a cancellation; it may have to log in.
 _CLEAN_UP_S = 4.0
-#: Added to what an agent may be silent for: it looks after its own time-outs, and this is for one that does not.
+#: Added to the silence allowed: agents enforce their own timeouts; this catches one that does not.
 _SILENCE_SLACK_S = 5.0
 
 
 class Ending(enum.StrEnum):
-    """Why a batch is ended before its time."""
+    """Why a batch is ended early."""
 
     CANCELLED = "the job was cancelled"
     STOPPED = "the service stopped"
@@ -42,28 +42,26 @@ class Ending(enum.StrEnum):
     CREDENTIAL = "the credential that it used was removed or replaced"
 
 
-#: Said of an element whose agent had to be ended because of another job's element.
+#: Log text of elements whose agent was ended because of another job.
 _ENDED_WITH_ANOTHER = "another job's cancellation ended the helper"
-#: Said of an element that waits for the next batch.
+#: Log text of elements that did not fit into the request.
 _POSTPONED = "the batch had no room for it"
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class RunningBatch:
     """A claimed batch until each of its elements has a verdict.
 
-    An agent may have been given it while it still carries out another: until it is its turn, nothing of it was begun,
-    and its silence means nothing.
+    It may be queued on an agent that still runs another batch: until its turn, nothing of it was begun, and silence of
+    the agent does not matter.
 
     Attributes:
-        batch: what was claimed.
-        finished: fires when every element has a verdict and the agent is free or gone.
-        on_nearly_done: called once, when the agent may be given its next work.
-        seconds: how long it has been its turn, in the end.
-        elements: how many are done.
-        moved: bytes that went over the wire.
-        attempts: how many ended and count.
-        failed: how many of them as they do where there is too much on a route.
+        finished: fires when every element has a verdict and the agent is free or dead.
+        on_nearly_done: called once, when the agent may be given its next batch.
+        seconds: duration on the agent, once it has ended.
+        moved: bytes transferred over the network.
+        attempts: number of attempts that ended and count.
+        failed: how many of them with `ROUTE_FAILURES`.
     """
 
     batch: Batch
@@ -76,14 +74,14 @@ class RunningBatch:
     moved: int = 0
     attempts: int = 0
     failed: int = 0
-    #: By key: the place in the batch.
+    #: By key: the index in the batch.
     _open: dict[int, RunningAttempt] = field(factory=dict)
     _agent: AgentProcess | None = None
     _listener: BatchListener | None = None
     _request_id: int = 0
     _intake: ListingIntake | None = None
     _ending: Ending | None = None
-    #: Elements of cancelled jobs, while others go on.
+    #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
     _cancelled: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
     _is_responding: bool = False
@@ -102,7 +100,7 @@ class RunningBatch:
             for key, element in enumerate(self.batch.elements)
         }
 
-    # -- what its owner calls
+    # -- called by the executor
 
     def run(
         self,
@@ -111,14 +109,14 @@ class RunningBatch:
         intake: ListingIntake | None,
         endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({}),
     ) -> None:
-        """Hand the work to an agent, with the endpoints that it uses, by site; `finished` tells the rest."""
+        """Send the request to an agent, with the endpoint that it uses at each site; `finished` fires at the end."""
         for attempt in self._open.values():
             attempt.endpoints = endpoints
         self._agent = agent
         self._request_id = request.id
         self._intake = intake
         largest = max(element.size for element in self.batch.elements)
-        # Reading all bytes of a file, for its checksum, may be silent work.
+        # Computing the checksum of a file may be silent.
         self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
         self._listener = BatchListener(self._event, self._free, self._turn)
         agent.submit(request, self._listener)
@@ -129,14 +127,14 @@ class RunningBatch:
                 self._request_cancel()
 
     def end(self, why: Ending) -> None:
-        """End it early: ask the agent, and kill it if it does not answer soon."""
+        """End it early: cancel the request, and kill the agent if it does not react."""
         if self._ending is None:
             self._ending = why
             if self._agent is not None:
                 self._request_end()
 
     def cancel(self, job_id: int) -> None:
-        """End what is of one job; the rest goes on."""
+        """Cancel the elements of one job; the others continue."""
         keys = {key for key, attempt in self._open.items() if attempt.record.job_id == job_id}
         if keys == self._open.keys() and not self._cancelled:
             if keys:
@@ -147,12 +145,12 @@ class RunningBatch:
                 self._request_cancel()
 
     def attempts_open(self) -> Iterator[ClaimToken]:
-        """Those without a verdict."""
+        """Attempts without a verdict."""
         return (self.batch.token(attempt.record) for attempt in self._open.values())
 
     @property
     def run_so_far(self) -> BatchRun:
-        """What its route learns from it."""
+        """Figures for the adaptive limits of its route."""
         return BatchRun(self.seconds, self.elements, self.moved, self.attempts, self.failed)
 
     @property
@@ -160,7 +158,7 @@ class RunningBatch:
         return self._ending
 
     def refuse(self, failure: AttemptFailure) -> None:
-        """Nothing of it can be carried out."""
+        """Fail all elements: the batch cannot be run."""
         for key in list(self._open):
             if key in self._cancelled:
                 self._end_element(key, leftover=False)
@@ -170,7 +168,7 @@ class RunningBatch:
         self._check_finished()
 
     def exclude(self, refused: Mapping[int, AttemptFailure], postponed: Collection[int]) -> None:
-        """Before it is begun: fail elements that can never be done, and give others, for which is no capacity, back."""
+        """Before the start: fail elements that can never succeed, and return postponed ones to the queue."""
         for key, failure in refused.items():
             if self._ending is not None or key in self._cancelled:
                 self._end_element(key, leftover=False)
@@ -180,7 +178,7 @@ class RunningBatch:
             self._end_element(key, leftover=False, why=_POSTPONED)
 
     def drop(self) -> None:
-        """Nothing of it was begun and it is to end."""
+        """Return all elements to the queue: nothing was begun."""
         for key in list(self._open):
             self._end_element(key, leftover=False)
         self._agent_free = True
@@ -207,19 +205,19 @@ class RunningBatch:
     def _cancel_timed_out(self) -> None:
         if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
             self._was_killed = True
-            self._agent.kill("it did not obey")
+            self._agent.kill("it did not react to a cancellation")
 
     # -- silence
 
     def _turn(self) -> None:
-        """What was before it on the agent is done."""
+        """The agent has finished the request before this one."""
         self._turn_at = self._heard_at = self.context.reactor.seconds()
         self._watchdog = self.context.reactor.callLater(self._silence_s, self._check_silence)
 
     def _check_silence(self) -> None:
         now = self.context.reactor.seconds()
         if self._intake is not None and self._intake.is_paused:
-            # It is we who do not listen.
+            # Reading is paused: the silence is ours.
             self._heard_at = now
         left = self._heard_at + self._silence_s - now
         if left > 0:
@@ -245,12 +243,12 @@ class RunningBatch:
             if self._killer.active():
                 self._killer.reset(_CLEAN_UP_S)
         if attempt is None:
-            self._log.warn("an agent spoke of element {key}, which is not open: {event!r}", key=key, event=event)
+            self._log.warn("an agent sent an event for {key}, which is not open: {event!r}", key=key, event=event)
         elif isinstance(event, wire.StartedEvent):
             attempt.begin()
         elif isinstance(event, wire.BegunEvent):
             attempt.begin()
-            start_background("note what is begun", self._note_begun(key, event))
+            start_background("store the initial state", self._note_begun(key, event))
         elif isinstance(event, wire.DoneEvent):
             if self._intake is not None:
                 self._listing_awaited = True
@@ -279,7 +277,7 @@ class RunningBatch:
             self._end_element(key, leftover=event.residue)
 
     async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
-        """Keep what an agent has found, and let it go on; it must not where that cannot be kept."""
+        """Store what an agent has found, then let it proceed; cancel it if that cannot be stored."""
         kept = False
         try:
             kept = await self.context.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
@@ -291,7 +289,7 @@ class RunningBatch:
                     self._agent.cancel(self._request_id, [key])
 
     def _classified(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
-        """What a fault means; where people get other words for it, the log has what was said."""
+        """The failure that a fault means; the original message goes to the log if it is replaced."""
         failure = self.mover.classify(fault)
         if not fault.message.startswith(failure.message):
             attempt.write(f"the server or its library said: {fault.message}")
@@ -311,7 +309,7 @@ class RunningBatch:
             self._end_element(key, leftover=False)
         except Exception as error:
             if not isinstance(error, DatabaseUnavailableError):
-                self._log.failure("the listing of job {job} could not be kept", job=self.batch.job.id)
+                self._log.failure("the listing of job {job} could not be stored", job=self.batch.job.id)
             self._fail(key, self.context.service_health.blame(error, ServicePart.DATABASE))
         else:
             self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}")
@@ -323,7 +321,7 @@ class RunningBatch:
             self._listing_awaited = False
             self._check_finished()
 
-    # -- the agent is free, or gone
+    # -- the agent is free, or dead
 
     def _free(self, why: str | None) -> None:
         if self._agent_free:
@@ -338,22 +336,21 @@ class RunningBatch:
                 timer.cancel()
         if not self._listing_awaited:
             for key in list(self._open):
-                self._unreported(key, why or "the helper ended the batch without a word about this element")
+                self._unreported(key, why or "the helper ended the batch without a result for this element")
         self._check_finished()
 
     def _unreported(self, key: int, why: str) -> None:
         attempt = self._open[key]
         if self._agent is not None and self._agent.lease_over and self._ending is None:
-            # It has stopped by itself, and knows of no fault of the element.
+            # The agent stopped because of the lease, not because of the element.
             self._ending = Ending.LAPSED
-        # Its transfer may have left something behind: that is looked after before anything else happens there. That it
-        # was begun may be among what the agent had no time to tell.
+        # A transfer may have left a temporary file, even if the agent had no time to report its begin.
         leftover = self._turn_at is not None and self.batch.type is JobType.COPY
         if self._ending is not None or key in self._cancelled or self._was_killed:
             self._end_element(key, leftover=leftover)
             return
-        # Alone it is to blame, even if it had no time to say that it was begun; else an agent that dies at once would
-        # be tried for ever.
+        # A single element is to blame even if its begin was not reported: otherwise one that kills agents at once would
+        # be retried for ever.
         counts = attempt.started or (self._turn_at is not None and len(self.batch.elements) == 1)
         self._fail(
             key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), leftover=leftover, counts=counts
@@ -373,7 +370,7 @@ class RunningBatch:
     def _done(self, key: int, event: wire.DoneEvent) -> None:
         listed = self._open[key].record.size
         if self.batch.type is JobType.COPY and event.size != listed:
-            # The agent's proof and the listing must agree; an agent that says otherwise is not believed.
+            # The size that the agent proved and the listed one must agree; otherwise the result is not trusted.
             message = f"listed with {listed} bytes, proven with {event.size}"
             self._fail(key, AttemptFailure(FailureScope.SOURCE, FailureCode.SIZE_CHANGED, message))
             return

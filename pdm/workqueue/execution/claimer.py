@@ -1,4 +1,4 @@
-"""Keeps the executor busy: claims what is due when there is capacity, woken by events and, for safety, by time."""
+"""Claims due work when there is capacity: woken by events, and by a timer as a fallback."""
 
 from __future__ import annotations
 
@@ -24,27 +24,26 @@ from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableE
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, following, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
-#: A step of the time of day is noticed so soon.
+#: A step of the clock is noticed within this time.
 _NOTICED_WITHIN = timedelta(seconds=5)
-#: Users with weights may come; they are looked for so often.
+#: Interval of the search for users with weights, who may have registered since.
 _WEIGH_EVERY_S = 20.0
-#: Before it is tried again to claim what is due and was not to be had; doubles while nothing happens.
+#: First pause before due work that could not be claimed is tried again; doubles up to ``poll_s``.
 _FIRST_PAUSE_S = 0.05
-#: After a claim in vain there is no other for so many times as long as it took, and at most for so many seconds.
+#: Rest after an empty claim: this multiple of its duration, limited to some seconds.
 _REST_FACTOR, _LONGEST_REST_S = 5, 0.2
-#: Elements of one transaction: others who write get their turn.
+#: Elements per transaction, so that other writers can interleave.
 _MOST_AT_ONCE = 1000
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Claimer:
     """The loop that claims.
 
     Attributes:
-        service_health: of the service: nothing is claimed that it could not carry out.
-        poll_s: seconds after which it looks without being woken (other daemons add work, too).
-        lease: under which it claims.
-        weights: subject → share of the work, where it is not 1.
+        service_health: while a required part of the service is faulty, nothing is claimed.
+        poll_s: maximum seconds between two claims (other daemons add work, too).
+        weights: subject → share of the work, if not 1.
     """
 
     reactor: IReactorTime
@@ -72,14 +71,13 @@ class Claimer:
     async def start(self) -> None:
         self._fair_queues = {types: FairQueue() for types in (_LISTINGS, _OTHERS)}
         await self._weigh()
-        self._weigher = Periodic(self.reactor, "look for users with weights", _WEIGH_EVERY_S, self._weigh)
+        self._weigher = Periodic(self.reactor, "find users with weights", _WEIGH_EVERY_S, self._weigh)
         self._weigher.start()
         self._running = True
         self._over = Deferred()
         start_background("claim", self._loop())
 
     async def stop(self) -> None:
-        """Claim no more."""
         self._running = False
         self.capacity_freed()
         if self._over is not None:
@@ -88,29 +86,29 @@ class Claimer:
             await self._weigher.stop()
 
     def wake(self) -> None:
-        """There may be work, or room for it."""
+        """Claim soon: there may be work, or capacity for it."""
         self._woken = True
         if self._asleep is not None:
             asleep, self._asleep = self._asleep, None
             asleep.callback(None)
 
     def capacity_freed(self) -> None:
-        """There is room for work that may have waited for it."""
+        """Claim now: there is capacity for waiting work."""
         self._capacity_freed = True
         self.wake()
         self._end_rest()
 
     def clock_was_set(self, step: timedelta) -> None:
-        """The time of day was moved; back, what was put off until a moment of the old time would wait too long."""
+        """After the clock was set back, make due what was postponed to a time of the old clock."""
         if step < timedelta(0) and self._running:
-            start_background("bring forward what was put off", self._bring_forward(-step))
+            start_background("bring forward postponed elements", self._bring_forward(-step))
         self.wake()
 
     async def _bring_forward(self, step: timedelta) -> None:
         now = self.clock()
-        # The step was noticed a little after it was made.
+        # The step is noticed with a delay.
         since = max(now, now + step - _NOTICED_WITHIN)
-        await self.database.run("bring forward what was put off", claim_queries.bring_forward, since, now)
+        await self.database.run("bring forward postponed elements", claim_queries.bring_forward, since, now)
         self.wake()
 
     async def _loop(self) -> None:
@@ -119,7 +117,7 @@ class Claimer:
                 self._woken = self._capacity_freed = False
                 began = self.reactor.seconds()
                 if not self.service_health.may_claim:
-                    # What would be claimed could not be carried out.
+                    # Claimed work could not be carried out.
                     await self._sleep(None)
                     continue
                 self._claiming = Deferred()
@@ -153,20 +151,20 @@ class Claimer:
             claiming.callback(None)
 
     async def claims_over(self) -> None:
-        """Wait until the claim that is under way now, if one is, is answered and all that it brought has begun."""
+        """Wait until the current claim, if any, is answered and its batches have begun."""
         if self._claiming is not None:
             await following(self._claiming)
 
     async def _claim(self) -> tuple[int, datetime | None]:
-        """Claim and begin; returns how many batches began, and when it is worth claiming again."""
+        """Claim and begin; returns the number of batches, and the time of the next useful claim."""
         if not self.lease.is_held:
-            # It is being renewed, or taken again; then this loop is woken.
+            # The renewal of the lease wakes this loop.
             return 0, None
         now = self.clock()
         self.executor.before_claims()
         batches, listings = self.executor.capacity()
         wanted = [(types, capacity) for types, capacity in ((_LISTINGS, listings), (_OTHERS, batches)) if capacity > 0]
-        # Both at once: they share a commit where there is one writer.
+        # Concurrently: they share a commit if there is one writer.
         claims = [Deferred.fromCoroutine(self._claim_of(types, capacity)) for types, capacity in wanted]
         begun = 0
         error: Exception | None = None
@@ -174,12 +172,12 @@ class Claimer:
             try:
                 claimed = await claim
             except Exception as failed:
-                # What the other one took must be begun all the same.
+                # The batches of the other claim must begin all the same.
                 error = error or failed
                 continue
             for batch in claimed:
                 if begun:
-                    # One in a turn of the reactor: others need not wait for all of them.
+                    # One per reactor iteration: other events need not wait for all of them.
                     await deferLater(self.reactor, 0)
                 self.executor.begin(batch)
                 begun += 1
@@ -188,10 +186,10 @@ class Claimer:
         if begun:
             self._empty_claims = 0
             return begun, None
-        due_at = await self.database.read("when is work due", claim_queries.next_due, now)
+        due_at = await self.database.read("find the next due time", claim_queries.next_due, now)
         if due_at is not None and due_at <= now:
-            # It was due already: a limit kept it out, or another daemon had its hands on it. Who ends something wakes
-            # this loop; asking all the time would only cost.
+            # It was due before: a limit excluded it, or another daemon had locked it. The end of a batch wakes this
+            # loop; continuous polling would only cost.
             due_at = now + timedelta(seconds=min(_FIRST_PAUSE_S * 2**self._empty_claims, self.poll_s))
             self._empty_claims = min(self._empty_claims + 1, 10)
         else:
@@ -217,18 +215,17 @@ class Claimer:
         return batches
 
     async def _weigh(self) -> None:
-        """Find out who the users are that have weights; some may have come since."""
+        """Resolve the subjects of users with weights to ids."""
         if self.weights:
-            numbers = await self.database.read("who has a weight", users.numbers, list(self.weights))
+            numbers = await self.database.read("find users with weights", users.numbers, list(self.weights))
             weights = {number: self.weights[subject] for subject, number in numbers.items()}
             for fair_queue in self._fair_queues.values():
                 fair_queue.weights = weights
 
     async def _rest(self, took_s: float) -> None:
-        """Wait a little, or until there is room.
+        """Wait a little, or until there is capacity.
 
-        Each job that is submitted wakes the loop. While what waits may not run, looking through it must not be all that
-        the database does.
+        Each submitted job wakes the loop: without a rest, scanning work that may not run would keep the database busy.
         """
         self._resting = Deferred()
         timer = self.reactor.callLater(min(took_s * _REST_FACTOR, _LONGEST_REST_S), self._end_rest)

@@ -27,13 +27,14 @@ from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.database import Database
 
 PROXY = CredentialKind.PROXY
-#: Where a helper finds the files of SSH keys or tokens; see `pdm.workqueue.movers.mover.Mover.needs_credential`.
+#: Environment variable of a helper: files of SSH keys or tokens; see
+#: `pdm.workqueue.movers.mover.Mover.needs_credential`.
 CREDENTIALS_VARIABLE = "PDM_CREDENTIALS"
 _FILE_KINDS = {CredentialKind.PROXY: "x509up", CredentialKind.SSH_KEY: "ssh-key", CredentialKind.TOKEN: "token"}
 
 
 class CredentialUnusableError(Exception):
-    """There is none that works."""
+    """No stored credential can be used."""
 
     def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
@@ -42,12 +43,11 @@ class CredentialUnusableError(Exception):
 
 @frozen
 class SiteCredential:
-    """What an agent uses at one site.
+    """A credential file for one site.
 
     Attributes:
-        kind: of what is in the file.
-        path: 0600 file with the proxy, the private key or the token.
-        account: who to be at the site, where the user has said so (SSH).
+        path: file of mode 0600 with the proxy, private key or token.
+        account: login name, if the user has given one (SSH).
     """
 
     kind: CredentialKind
@@ -57,11 +57,11 @@ class SiteCredential:
 
 @frozen
 class UsableCredentials:
-    """What an agent uses on a route; the files stay until `Credentials.release`.
+    """Credential files for a route, kept until `Credentials.release`.
 
     Attributes:
-        fingerprint: names what is in the files: an agent that was started with the same may go on with it.
-        sites: site → what is used there; of a proxy, the same everywhere.
+        fingerprint: identifies the contents: an agent that was started with the same one can be reused.
+        sites: site → credential; a proxy is the same at all sites.
     """
 
     fingerprint: str
@@ -69,21 +69,18 @@ class UsableCredentials:
 
     @property
     def path(self) -> Path:
-        """The file, for those who use one for the whole route."""
+        """The file, if the whole route uses one."""
         return next(iter(self.sites.values())).path
 
     @property
     def proxy(self) -> Path | None:
-        """The file with the proxy, where one is used."""
+        """The proxy file, if there is one."""
         return next((each.path for each in self.sites.values() if each.kind is PROXY), None)
 
     def variable(self, endpoints: Mapping[int, Sequence[str]]) -> str:
-        """What a helper is told in `CREDENTIALS_VARIABLE`: endpoint → file and account, as a JSON object.
+        """Value of `CREDENTIALS_VARIABLE`: JSON object, URL → file and account; empty if only proxies are used.
 
-        Proxies are not in it; it is empty where nothing else is used.
-
-        Args:
-            endpoints: site → URLs of its endpoints; a site that has none is left out.
+        ``endpoints``: site → URLs of its endpoints.
         """
         files = {
             url: {"file": str(credential.path), "account": credential.account}
@@ -96,58 +93,47 @@ class UsableCredentials:
 
 @frozen
 class OutdatedCredentials:
-    """Fingerprints of credentials in use that are not what the database has any more.
+    """Fingerprints of credentials in use that differ from the database.
 
     Attributes:
-        ended: their user has removed one, or put somebody else's in its place: nothing may go on with them.
-        renewed: there is a newer one of the same subject: what runs may come to its end.
+        ended: removed, or replaced by another identity's: their batches are ended.
+        renewed: replaced by a newer one of the same identity: running batches may finish.
     """
 
     ended: frozenset[str] = frozenset()
     renewed: frozenset[str] = frozenset()
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Credentials:
-    """Hands out credential files."""
+    """Writes credential files for agents, and removes them when no agent uses them."""
 
     database: Database
     vault: Vault
     files: CredentialFiles
     _written: dict[str, Mapping[int, SiteCredential]] = field(factory=dict)
-    #: What is in the files: the credentials of each fingerprint.
+    #: Fingerprint → credentials in the files.
     _sources: dict[str, tuple[CredentialRecord, ...]] = field(factory=dict)
     _holds: Counter[str] = field(factory=Counter)
 
     async def usable(
         self, user_id: int, kind: CredentialKind, sites: Collection[int], now: datetime
     ) -> UsableCredentials:
-        """The user's credential for each site of a route.
-
-        Args:
-            user_id: whose.
-            kind: what the mover needs.
-            sites: of the route.
-            now: the present moment, UTC.
+        """The user's credential of one kind for each site of a route.
 
         Raises:
-            CredentialUnusableError: none is stored for a site, it has expired, or it cannot be unsealed.
+            CredentialUnusableError: none is stored for a site, it has expired, or it cannot be decrypted.
         """
         return await self.usable_each(user_id, dict.fromkeys(sites, CredentialNeed((kind,))), now)
 
     async def usable_each(self, user_id: int, needs: Mapping[int, CredentialNeed], now: datetime) -> UsableCredentials:
-        """The user's credential for each site of a route whose sites may need credentials of several kinds.
-
-        Args:
-            user_id: whose.
-            needs: site → what is needed there.
-            now: the present moment, UTC.
+        """The user's credentials for a route whose sites may need different kinds.
 
         Returns:
-            What is used; without the sites for which the service has to take its own.
+            Credentials by site, without the sites that use the service's own.
 
         Raises:
-            CredentialUnusableError: none is stored for a site, it has expired, or it cannot be unsealed.
+            CredentialUnusableError: none is stored for a site, it has expired, or it cannot be decrypted.
         """
         found: list[CredentialRecord] = []
         for kind in needed_kinds(needs):
@@ -165,12 +151,12 @@ class Credentials:
             self._sources[fingerprint] = tuple({record.id: record for record in chosen.values()}.values())
         self._holds[fingerprint] += 1
         if _is_one_proxy(chosen):
-            # It may have been written for another route.
+            # The file may have been written for another route.
             written = dict.fromkeys(chosen, next(iter(written.values())))
         return UsableCredentials(fingerprint, written)
 
     async def outdated(self) -> OutdatedCredentials:
-        """Look which of the credentials in use were removed or replaced, by this daemon's users or another's."""
+        """Find the credentials in use that were removed or replaced since, through any daemon."""
         sources = dict(self._sources)
         numbers = {record.id for records in sources.values() for record in records}
         if not numbers:
@@ -187,10 +173,10 @@ class Credentials:
         return OutdatedCredentials(frozenset(ended), frozenset(renewed - ended))
 
     def release(self, fingerprint: str) -> bool:
-        """A batch that asked for the files has ended; agents may go on using them.
+        """A batch that uses the files has ended; agents may keep using them.
 
         Returns:
-            Whether no other batch has need of them.
+            Whether no other batch uses them.
         """
         self._holds[fingerprint] -= 1
         if self._holds[fingerprint]:
@@ -199,14 +185,14 @@ class Credentials:
         return True
 
     def remove_unused(self, fingerprint: str) -> None:
-        """No agent works with them any more: the files go, unless a batch is about to start one that will."""
+        """Remove the files when no agent uses them, unless a batch is about to start one."""
         if not self._holds[fingerprint]:
             self._sources.pop(fingerprint, None)
             for credential in self._written.pop(fingerprint, {}).values():
                 self.files.remove(credential.path)
 
     def _write(self, chosen: Mapping[int, CredentialRecord]) -> Mapping[int, SiteCredential]:
-        """Files for what was chosen, one for each credential; all of them or none."""
+        """Write one file per credential; all of them or none."""
         made: dict[int, SiteCredential] = {}
         try:
             for record in {each.id: each for each in chosen.values()}.values():
@@ -228,12 +214,12 @@ class Credentials:
 
 
 def vault_context(user_id: int, kind: CredentialKind = PROXY, site_id: int = ALL_SITES) -> str:
-    """What a sealed credential is bound to, so that one user's or site's cannot be passed off as another's."""
+    """Associated data of an encrypted credential, so that it cannot be used for another user or site."""
     return f"{kind.value} of user {user_id}" + ("" if site_id == ALL_SITES else f" for site {site_id}")
 
 
 def _account_of(record: CredentialRecord) -> tuple[str, object]:
-    """Whom a credential makes of its user."""
+    """The identity that a credential gives to its user."""
     return record.subject, record.details.get("account")
 
 
@@ -242,7 +228,7 @@ def _fingerprint(chosen: Mapping[int, CredentialRecord]) -> str:
     one_proxy = _is_one_proxy(chosen)
     for site, record in sorted(chosen.items()):
         account = str(record.details.get("account"))
-        # Agents that use one for the whole route serve every route.
+        # Agents with one proxy for the whole route serve every route.
         place = "" if one_proxy else f"{site} {account} "
         digest.update(f"{place}{hashlib.sha256(record.secret).hexdigest()}\n".encode())
         if one_proxy:
@@ -251,5 +237,5 @@ def _fingerprint(chosen: Mapping[int, CredentialRecord]) -> str:
 
 
 def _is_one_proxy(chosen: Mapping[int, CredentialRecord]) -> bool:
-    """Whether all of a route is reached by its proxy, of which there is one."""
+    """Whether the whole route uses the user's proxy."""
     return all(record.kind is PROXY for record in chosen.values())

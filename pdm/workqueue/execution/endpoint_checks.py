@@ -14,8 +14,9 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from pdm.workqueue.agents.calls import ask
 from pdm.workqueue.agents.pool import AgentPool
-from pdm.workqueue.agents.process import AgentProcess, AgentStartError, BatchListener
+from pdm.workqueue.agents.process import AgentProcess, AgentStartError
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.execution.credentials import CredentialUnusableError
@@ -29,10 +30,9 @@ from pdm.workqueue.wire import agent_messages as wire
 
 #: Seconds for one endpoint, its login and its listing.
 _ENDPOINT_TIMEOUT_S = 20.0
-_SILENT = "the helper was silent for too long"
-#: Seconds for all of a site, waiting for a free agent included: clients are told what was found by then.
+#: Seconds for a whole site, including the wait for a free agent: clients get the results so far.
 SITE_CHECK_TIMEOUT_S = 45.0
-#: Endpoints that are looked at at once, for all users: their agents work beside the limits that are for jobs.
+#: Endpoints that are checked at once, for all users: their agents are outside the limits for jobs.
 _AT_ONCE = 4
 _NOT_REACHED = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED})
 _LOGIN_REFUSED = frozenset(
@@ -43,7 +43,7 @@ _LOGIN_REFUSED = frozenset(
         FailureCode.CREDENTIAL_EXPIRED,
     }
 )
-#: The look came to its end before the endpoint was asked.
+#: The check ended before the endpoint was contacted.
 _NOT_ASKED = frozenset(
     {
         FailureCode.CREDENTIAL_MISSING,
@@ -56,16 +56,15 @@ _NOT_ASKED = frozenset(
 
 
 class SiteCheckRunningError(Exception):
-    """One look at a time: agents are for the work of all."""
+    """The user has another check running: one at a time, because agents are shared."""
 
 
 @frozen
 class EndpointCheck:
-    """What was found at an endpoint.
+    """Result of a check.
 
     Attributes:
-        failure: why the default folder could not be listed; None if it could.
-        seconds: how long it took.
+        failure: why the default directory could not be listed; None if it could.
     """
 
     endpoint: SiteEndpoint
@@ -74,7 +73,7 @@ class EndpointCheck:
 
     @property
     def reachable(self) -> bool | None:
-        """Whether a server answers; None where nobody knows."""
+        """Whether a server answers; None if unknown."""
         if self.failure is None:
             return True
         late = self.failure.scope is FailureScope.SERVICE and self.failure.code is FailureCode.TIMEOUT
@@ -84,31 +83,31 @@ class EndpointCheck:
 
     @property
     def answers(self) -> bool | None:
-        """Whether a server is there, also one that breaks the connection when it is asked for the default folder."""
+        """Whether a server exists, even if it closes the connection when it is asked for the default directory."""
         broken = self.failure is not None and self.failure.code is FailureCode.CONNECTION
         return True if broken and self.failure is not None and not self.failure.unreachable else self.reachable
 
     @property
     def login(self) -> bool | None:
-        """Whether it lets the user in."""
+        """Whether the user can log in."""
         if not self.reachable or self.failure is None:
             return self.reachable or None
         return self.failure.code not in _LOGIN_REFUSED
 
     @property
     def listing(self) -> bool | None:
-        """Whether the default folder is there and can be listed."""
+        """Whether the default directory exists and can be listed."""
         if not self.login:
             return None
         return self.failure is None
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SiteCheck:
-    """Lists the default folder of a site at each of its endpoints.
+    """Lists the default directory of a site at each of its endpoints.
 
     Attributes:
-        timeout_s: seconds after which what was not looked at by then is given up.
+        timeout_s: seconds for a whole site; later endpoints are reported as not checked.
     """
 
     preparation: Preparation
@@ -119,10 +118,10 @@ class SiteCheck:
     _log: Logger = field(factory=Logger)
 
     async def check(self, user_id: int, site: Site) -> Sequence[EndpointCheck]:
-        """A few endpoints at once; in the order of the protocols.
+        """Check a few endpoints at once; results in the order of the protocols.
 
         Raises:
-            BusyError: the user has another look under way.
+            SiteCheckRunningError: the user has another check running.
         """
         if user_id in self._busy:
             raise SiteCheckRunningError
@@ -137,22 +136,22 @@ class SiteCheck:
         checks = [
             Deferred.fromCoroutine(self._check_in_turn(user_id, site, endpoint, until, found)) for endpoint in endpoints
         ]
-        # Who has asked may go away; what is under way comes to its end, and only then may the user ask again.
+        # The client may disconnect: running checks are completed, and only then the user may start another.
         over = DeferredList(checks).addCallback(lambda _: self._busy.discard(user_id))
         await self._wait(over)
-        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.timeout_s:g} s: the service is busy")
+        late = _failure(FailureCode.TIMEOUT, f"not checked within {self.timeout_s:g} s: the service is busy")
         return [found.get(endpoint) or EndpointCheck(endpoint, late, self.timeout_s) for endpoint in endpoints]
 
     async def check_endpoint(self, user_id: int, site: Site, endpoint: SiteEndpoint) -> EndpointCheck:
-        """Look at one endpoint, for the service itself."""
+        """Check one endpoint, for `EndpointProbes`."""
         until = self.preparation.context.reactor.seconds() + self.timeout_s
         found: dict[SiteEndpoint, EndpointCheck] = {}
         await self._check_in_turn(user_id, site, endpoint, until, found)
-        late = _failure(FailureCode.TIMEOUT, f"not looked at within {self.timeout_s:g} s: the service is busy")
+        late = _failure(FailureCode.TIMEOUT, f"not checked within {self.timeout_s:g} s: the service is busy")
         return found.get(endpoint) or EndpointCheck(endpoint, late, self.timeout_s)
 
     async def _wait(self, over: Deferred[None]) -> None:
-        """Wait for the end of all looks, or of the time for them."""
+        """Wait for the end of all checks, or for the timeout."""
         enough: Deferred[None] = Deferred()
 
         def end(result: object) -> object:
@@ -178,8 +177,8 @@ class SiteCheck:
             if self.preparation.context.reactor.seconds() < until:
                 found[endpoint] = await self._timed_check(user_id, site, endpoint, until)
         except Exception:
-            self._log.failure("an endpoint of site {site} could not be looked at", site=site.id)
-            why = _failure(FailureCode.INTERNAL, "a fault of the service: tell an operator")
+            self._log.failure("an endpoint of site {site} could not be checked", site=site.id)
+            why = _failure(FailureCode.INTERNAL, "a fault of the service: ask an operator")
             found[endpoint] = EndpointCheck(endpoint, why, 0.0)
         finally:
             self._turns.release()
@@ -190,7 +189,7 @@ class SiteCheck:
         failure = await self._list(user_id, site, endpoint, until)
         checked = EndpointCheck(endpoint, failure, context.reactor.seconds() - began)
         if checked.login:
-            # So work that waits for it need not wait for the next probe.
+            # So waiting work need not wait for the next probe.
             context.health.worked([endpoint], context.clock())
         return checked
 
@@ -216,93 +215,32 @@ class SiteCheck:
             self.preparation.release_credential(kind)
 
     async def _ask(self, agent: AgentProcess, protocol: JobProtocol, url: str) -> AttemptFailure | None:
-        mover, number = MOVERS[protocol], self.preparation.next_request_id()
-        failure: AttemptFailure | None = None
-
-        def on_event(event: wire.AgentEvent) -> None:
-            nonlocal failure
-            if isinstance(event, (wire.FailedEvent, wire.UnreadableEvent)):
-                failure = failure or mover.classify(event.fault)
-
         limits = wire.TimeLimits(stall_s=_ENDPOINT_TIMEOUT_S / 2, total_s=_ENDPOINT_TIMEOUT_S - 2)
-        request = wire.ListRequest(number, 0, url, 0, limits)
-        died = await ask_agent(agent, request, on_event, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
-        if died == _SILENT:
+        request = wire.ListRequest(self.preparation.next_request_id(), 0, url, 0, limits)
+        answer = await ask(agent, request, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
+        if answer.timed_out:
             return AttemptFailure(
                 FailureScope.SOURCE, FailureCode.TIMEOUT, f"no listing within {_ENDPOINT_TIMEOUT_S:g} s"
             )
-        return failure or (None if died is None else _failure(FailureCode.CRASHED, died))
-
-
-async def ask_agent(
-    agent: AgentProcess,
-    request: wire.WorkRequest,
-    on_event: Callable[[wire.AgentEvent], None],
-    reactor: IReactorTime,
-    silence_s: float,
-) -> str | None:
-    """Have a helper carry out a request that is not of a job; a helper that does not finish it is killed.
-
-    Args:
-        agent: the helper.
-        request: what it is asked.
-        on_event: called with each event of the request, but the last.
-        reactor: for the time.
-        silence_s: seconds without an event after which it is killed.
-
-    Returns:
-        Why the helper ended before it had finished; None if it finished.
-    """
-    over: Deferred[str | None] = Deferred()
-    finished = silent = False
-
-    def heard(event: wire.AgentEvent) -> None:
-        nonlocal finished
-        if isinstance(event, wire.FinishedEvent):
-            finished = True
-            over.callback(None)
-            return
-        timer.reset(silence_s)
-        on_event(event)
-
-    def ended(sentence: str) -> None:
-        if not over.called:
-            over.callback(_SILENT if silent else sentence)
-
-    def too_long() -> None:
-        nonlocal silent
-        silent = True
-        agent.kill(_SILENT)
-
-    timer = reactor.callLater(silence_s, too_long)
-    agent.submit(request, BatchListener(heard, ended))
-    try:
-        return await over
-    finally:
-        if timer.active():
-            timer.cancel()
-        if not finished:
-            # Whoever has asked may be gone: nothing else is to wait behind this.
-            agent.kill("its request was broken off")
-        agent.detach(request.id)
+        fault = answer.faults.get(request.key)
+        if fault is not None:
+            return MOVERS[protocol].classify(fault)
+        return None if answer.error is None else _failure(FailureCode.CRASHED, answer.error)
 
 
 def _failure(code: FailureCode, message: str) -> AttemptFailure:
     return AttemptFailure(FailureScope.SERVICE, code, message)
 
 
-#: Seconds between two looks at an endpoint, at least.
+#: Minimum seconds between two probes of an endpoint.
 _LEAST_PAUSE_S = 1.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class EndpointProbes:
-    """Logs in to an endpoint and lists the default folder of its site, as ``pdm site check`` does.
+    """Logs in to an endpoint and lists the default directory of its site, as ``pdm site check`` does.
 
-    It uses the credential of the user whose work failed there last, and no file of anybody.
-
-    Attributes:
-        check: looks at one endpoint for a user.
+    Uses the credential of the user whose work failed there last, and reads no file of a user.
     """
 
     reactor: IReactorTime
@@ -311,7 +249,7 @@ class EndpointProbes:
     health: SiteHealth
     check: Callable[[int, Site, SiteEndpoint], Awaitable[EndpointCheck]]
     _under_way: set[SiteEndpoint] = field(factory=set)
-    #: Endpoints to be looked at again after the look that is under way: it may have begun before the failure.
+    #: Endpoints to probe again after the running probe, which may have begun before the failure → user.
     _again: dict[SiteEndpoint, int] = field(factory=dict)
     _timers: dict[SiteEndpoint, IDelayedCall] = field(factory=dict)
     _probes: Background = field(factory=Background)
@@ -323,7 +261,7 @@ class EndpointProbes:
         self.health.on_pause = self._paused
 
     async def stop(self) -> None:
-        """Begin no further look, and wait for those that are under way."""
+        """Start no further probe, and wait for running ones."""
         self._stopping = True
         for timer in self._timers.values():
             timer.cancel()
@@ -331,7 +269,7 @@ class EndpointProbes:
         await self._probes.over()
 
     def probe(self, endpoint: SiteEndpoint, user_id: int) -> None:
-        """Look at an endpoint soon."""
+        """Probe an endpoint soon."""
         if self._stopping:
             return
         if endpoint in self._under_way or endpoint in self._timers:
@@ -341,7 +279,7 @@ class EndpointProbes:
             self._probes.start("probe an endpoint", self._probe(endpoint, user_id))
 
     def _paused(self, endpoint: SiteEndpoint, until: datetime) -> None:
-        """Look at an endpoint when its pause ends."""
+        """Probe an endpoint when its pause ends."""
         self._at((until - self.clock()).total_seconds(), endpoint)
 
     def _at(self, seconds: float, endpoint: SiteEndpoint) -> None:

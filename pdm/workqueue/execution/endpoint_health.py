@@ -1,4 +1,4 @@
-"""Endpoint health: circuit breakers that learn from attempts, and are asked before work is claimed and begun."""
+"""Endpoint health: circuit breakers that learn from attempts, and are consulted before work is claimed and started."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pdm.workqueue.sites.site import Site
 
 _log = Logger()
 
-#: The server may be away, or this one request fails so.
+#: The server may be down, or only this request fails.
 _NO_ANSWER = frozenset({FailureCode.CONNECTION, FailureCode.TIMEOUT, FailureCode.STALLED})
-#: After these nobody knows whether the server was reached.
+#: These do not show whether the server was reached.
 _TELLS_NOTHING = frozenset(
     {
         FailureCode.CRASHED,
@@ -33,8 +33,7 @@ _TELLS_NOTHING = frozenset(
         FailureCode.BAD_LISTING,
     }
 )
-#: Elements of which it is remembered how many attempts, not counted at first, were their own fault; of more the oldest
-#: are forgotten, and may have so many attempts more.
+#: Maximum number of elements in ``_culprits``; the oldest are dropped, and get their uncounted attempts again.
 _MOST_CULPRITS = 10_000
 
 
@@ -46,16 +45,13 @@ class SiteEndpoint(NamedTuple):
     url: str
 
 
-@frozen
+@frozen(kw_only=True)
 class EndpointHealth:
-    """How an endpoint stands.
+    """State of an endpoint.
 
     Attributes:
-        phase: whether it is used.
-        failures: in a row.
-        failing_since: when the first of them was.
-        next_try: when it is tried again, of one that is paused.
-        reason: what the last failure said.
+        failures: consecutive.
+        next_try: when a paused endpoint is tried again.
     """
 
     phase: BreakerState
@@ -65,47 +61,46 @@ class EndpointHealth:
     reason: str
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SiteHealth:
     """The breakers of all endpoints, in memory: after a restart all count as reachable.
 
-    Attributes:
-        policy: of the breakers.
-        patience_s: seconds after which failures count for elements again, so that jobs end in the end.
-        on_change: called when an endpoint is paused, or is back.
+    A failure without an answer may be the fault of the server or of the request: then the endpoint is probed by a
+    request of our own (`execution.endpoint_checks`). Only failures that show that the server is down count for its
+    breaker, and an endpoint whose pause has ended is probed before it gets an element.
 
-    What fails without an answer may be the fault of the server, or of the one request: the endpoint is then looked at
-    by a request of our own (`execution.endpoint_checks`). Only what shows that the server is away counts for its
-    breaker, and an endpoint whose pause has ended is looked at before an element goes there.
+    Attributes:
+        patience_s: seconds after which failures count for elements again, so that jobs end.
+        on_change: called when an endpoint is paused, or reachable again.
     """
 
     policy: BreakerPolicy = field(factory=BreakerPolicy)
     patience_s: float = 86400.0
     on_change: Callable[[], None] = lambda: None
-    #: Has an endpoint looked at, with the credential of a user.
+    #: Starts a probe of an endpoint with the credential of a user.
     probe: Callable[[SiteEndpoint, int], None] | None = None
-    #: Has an endpoint looked at when its pause ends.
+    #: Called when an endpoint is paused, with the end of the pause.
     on_pause: Callable[[SiteEndpoint, datetime], None] = lambda endpoint, until: None
     _breakers: dict[SiteEndpoint, Breaker] = field(factory=dict)
     _reasons: dict[SiteEndpoint, str] = field(factory=dict)
     _busy: Counter[SiteEndpoint] = field(factory=Counter)
-    #: All endpoints of the sites that were used so far.
+    #: Site and protocol → endpoints, of sites that were used so far.
     _endpoints: dict[tuple[int, JobProtocol], tuple[SiteEndpoint, ...]] = field(factory=dict)
-    #: Whose work failed there last.
+    #: User whose work failed there last.
     _users: dict[SiteEndpoint, int] = field(factory=dict)
-    #: Elements, job and number, that got no answer there, until a look shows why.
+    #: Elements (job, number) that got no answer there, until a probe shows why.
     _suspected: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
-    #: Those of them about which a look that is under way will tell.
+    #: Those of them that the running probe will explain.
     _under_probe: dict[SiteEndpoint, set[tuple[int, int]]] = field(factory=dict)
-    #: Element → how many attempts that were not counted were its own fault.
+    #: Element → number of attempts that were its own fault, although they were not counted.
     _culprits: dict[tuple[int, int], int] = field(factory=dict)
-    #: Endpoints of which a look could tell nothing: an element is the probe.
+    #: Endpoints whose probe was inconclusive: an element is the next probe.
     _inconclusive: set[SiteEndpoint] = field(factory=set)
 
     # -- before work
 
     def choose(self, site: Site, protocol: JobProtocol, now: datetime) -> SiteEndpoint:
-        """The endpoint for a batch: one that is to be probed and is not yet, else the least busy that works.
+        """The endpoint for a batch: one that needs a probe and has none, else the least busy working one.
 
         Raises:
             LookupError: the site does not offer the protocol.
@@ -124,11 +119,10 @@ class SiteHealth:
         return min(endpoints, key=rank)
 
     def begin(self, endpoints: Iterable[SiteEndpoint]) -> None:
-        """A batch uses endpoints from now on."""
+        """Count a batch that uses endpoints."""
         self._busy.update(endpoints)
 
     def end(self, endpoints: Iterable[SiteEndpoint]) -> None:
-        """A batch has ended."""
         for endpoint in endpoints:
             self._busy[endpoint] -= 1
             if not self._busy[endpoint]:
@@ -139,11 +133,11 @@ class SiteHealth:
         return BreakerState.CLOSED if breaker is None else breaker.phase(now)
 
     def paused(self, now: datetime) -> frozenset[tuple[int, JobProtocol]]:
-        """Sites to which nothing may be sent by a protocol: all their endpoints for it are paused."""
+        """Sites and protocols for which nothing may start: all their endpoints are paused."""
         return frozenset(route for route, phases in self._routes(now) if phases == {BreakerState.OPEN})
 
     def probed(self, now: datetime) -> frozenset[tuple[int, JobProtocol]]:
-        """Sites of which no endpoint for a protocol works, but one may be tried."""
+        """Sites and protocols without a working endpoint, of which one may be tried."""
         return frozenset(
             route
             for route, phases in self._routes(now)
@@ -151,12 +145,12 @@ class SiteHealth:
         )
 
     def next_change(self, now: datetime) -> datetime | None:
-        """When the next endpoint may be tried again; None if none is paused."""
+        """The end of the next pause; None if no endpoint is paused."""
         times = [breaker.open_until for breaker in self._breakers.values() if breaker.phase(now) is BreakerState.OPEN]
         return min((time for time in times if time is not None), default=None)
 
     def of_site(self, site: Site, now: datetime) -> Iterator[tuple[SiteEndpoint, EndpointHealth]]:
-        """How the endpoints of a site stand."""
+        """State of the endpoints of a site."""
         for protocol in sorted(site.endpoints):
             for url in site.endpoint_urls(protocol):
                 endpoint = SiteEndpoint(site.id, protocol, url)
@@ -164,16 +158,16 @@ class SiteHealth:
                 yield (
                     endpoint,
                     EndpointHealth(
-                        breaker.phase(now),
-                        breaker.failures,
-                        breaker.failing_since,
-                        breaker.open_until,
-                        self._reasons.get(endpoint, ""),
+                        phase=breaker.phase(now),
+                        failures=breaker.failures,
+                        failing_since=breaker.failing_since,
+                        next_try=breaker.open_until,
+                        reason=self._reasons.get(endpoint, ""),
                     ),
                 )
 
     def sentence(self, site: Site, protocol: JobProtocol, now: datetime) -> str | None:
-        """Why work by a protocol waits for a site; None if it does not."""
+        """Why work with a protocol waits for a site; None if it does not."""
         found = [health for endpoint, health in self.of_site(site, now) if endpoint.protocol is protocol]
         if not found or any(health.phase is BreakerState.CLOSED for health in found):
             return None
@@ -192,7 +186,7 @@ class SiteHealth:
             yield route, {self._usable_phase(endpoint, now) for endpoint in self._endpoints[route]}
 
     def _usable_phase(self, endpoint: SiteEndpoint, now: datetime) -> BreakerState:
-        """The phase as elements see it: they wait for the look at an endpoint whose pause has ended."""
+        """The state for elements: they wait for the probe of an endpoint whose pause has ended."""
         phase = self.phase(endpoint, now)
         if (
             phase is BreakerState.HALF_OPEN
@@ -203,14 +197,14 @@ class SiteHealth:
         return phase
 
     def _is_probed_by_elements(self, endpoint: SiteEndpoint, now: datetime) -> bool:
-        # After the patience has ended each element finds out by itself, so that jobs end.
+        # After ``patience_s`` each element tries itself, so that jobs end.
         return (
             endpoint in self._inconclusive
             or _failing_seconds(self._breakers.get(endpoint, Breaker()), now) >= self.patience_s
         )
 
     def take_sites(self, sites: Iterable[Site]) -> None:
-        """Sites have changed: what is known of endpoints that are no more is forgotten, and new ones may be used."""
+        """Update the endpoints after sites have changed; drops the state of removed ones."""
         known = {(site.id, protocol): site for site in sites for protocol in site.endpoints}
         for route in list(self._endpoints):
             site = known.get(route)
@@ -232,14 +226,14 @@ class SiteHealth:
                 del known_of[endpoint]
 
     def clock_was_set(self, step: timedelta) -> None:
-        """The time of day was moved: pauses end after as many seconds as they would have."""
+        """Move the ends of pauses with the clock."""
         for endpoint, breaker in self._breakers.items():
             self._breakers[endpoint] = breaker.moved(step)
 
     # -- outcomes
 
     def worked(self, endpoints: Iterable[SiteEndpoint], now: datetime) -> None:
-        """Endpoints have served."""
+        """Close the breakers of endpoints that have worked."""
         for endpoint in endpoints:
             breaker = self._breakers.pop(endpoint, None)
             self._reasons.pop(endpoint, None)
@@ -258,21 +252,16 @@ class SiteHealth:
     ) -> bool:
         """Learn from a failed attempt.
 
-        Args:
-            job: whose.
-            element: what failed.
-            endpoints: the endpoints that it used, by site.
-            failure: why.
-            now: the present moment, UTC.
+        ``endpoints``: site → endpoint that it used.
 
         Returns:
-            Whether the attempt is excused: an endpoint is out of reach, which is no fault of the element.
+            Whether the attempt is excused: an endpoint is unreachable, which is not the element's fault.
         """
         used = [endpoints[site] for site in sites_of_element(job, element) if site in endpoints]
         blamed = _blamed(job, used, endpoints, failure.scope)
         if failure.code not in _NO_ANSWER:
             if failure.code not in _TELLS_NOTHING and blamed is not None:
-                # It has said no: so it is there.
+                # An answer, even a refusal, shows that the server is up.
                 self.worked([blamed], now)
             return False
         suspected = False
@@ -287,7 +276,7 @@ class SiteHealth:
                 self._note(blamed, failure, now)
             else:
                 self.probe(blamed, job.user_id)
-        # A site of which another endpoint works is not away, however long one of them is.
+        # A site with another working endpoint is reachable.
         alone = [
             self._breakers[endpoint] for endpoint in used if endpoint in self._breakers and self._is_last(endpoint, now)
         ]
@@ -298,14 +287,14 @@ class SiteHealth:
             for endpoint in used
             if endpoint in self._breakers and self._breakers[endpoint].open_until is not None
         ]
-        # What cannot reach a server does no harm there, so it may wait for long. The rest has an end.
+        # Attempts that cannot connect do no harm, so they may be retried for long; others are limited.
         return (suspected or bool(open_)) and (failure.unreachable or element.lost < MOST_UNCOUNTED)
 
     def _suspect(self, endpoint: SiteEndpoint, job: JobRecord, element: ElementRecord) -> bool:
-        """Whether an attempt whose connection broke may have been the server's fault; a look will tell."""
+        """Whether an attempt whose connection broke may be the server's fault; a probe will tell."""
         key = job.id, element.id
         if self._culprits.get(key):
-            # When it did the same before, the server was there.
+            # The server was up when the element failed like this before.
             return False
         if self.probe is None:
             return element.lost == 0
@@ -314,28 +303,21 @@ class SiteHealth:
         return True
 
     def begin_probe(self, endpoint: SiteEndpoint) -> None:
-        """A look at an endpoint begins: it tells about failures before it, and not about those that come meanwhile."""
+        """A probe starts: it explains earlier failures, not those that arrive meanwhile."""
         self._under_probe.setdefault(endpoint, set()).update(self._suspected.pop(endpoint, set()))
 
     def forget(self, job_id: int, element_id: int) -> None:
-        """An element has failed for good: if its user has it tried again, it begins anew."""
+        """Drop the state of an element that has failed for good: a retry by its user starts anew."""
         self._culprits.pop((job_id, element_id), None)
 
     def own_faults(self, job_id: int, element_id: int) -> int:
-        """How many attempts of an element were not counted although it was to blame."""
+        """Number of uncounted attempts of an element that were its own fault."""
         return self._culprits.get((job_id, element_id), 0)
 
     def probe_ended(
         self, endpoint: SiteEndpoint, failure: AttemptFailure | None, reachable: bool | None, now: datetime
     ) -> None:
-        """A look at an endpoint has ended.
-
-        Args:
-            endpoint: the endpoint.
-            failure: what went wrong with it.
-            reachable: whether a server answers; None if the look could not tell.
-            now: the present moment, UTC.
-        """
+        """Take in the result of a probe; ``reachable`` is None if the probe was inconclusive."""
         suspects = self._under_probe.pop(endpoint, set())
         if reachable is False and failure is not None:
             self._note(endpoint, failure, now, certain=True)
@@ -351,17 +333,17 @@ class SiteHealth:
             self.on_change()
 
     def user_of(self, endpoint: SiteEndpoint) -> int | None:
-        """Whose credential a look at an endpoint can use: whose work failed there last."""
+        """The user whose credential a probe can use: whose work failed there last."""
         return self._users.get(endpoint)
 
     def waits_for_probe(self, endpoint: SiteEndpoint, now: datetime) -> bool:
-        """Whether an endpoint is not used until a look has found it to answer."""
+        """Whether an endpoint is not used until a probe succeeds."""
         breaker = self._breakers.get(endpoint)
         is_paused = breaker is not None and breaker.open_until is not None
         return is_paused and not self._is_probed_by_elements(endpoint, now)
 
     def _is_last(self, endpoint: SiteEndpoint, now: datetime) -> bool:
-        """Whether no other endpoint of the site works by the same protocol."""
+        """Whether no other endpoint of the site works with the same protocol."""
         others = self._endpoints.get((endpoint.site_id, endpoint.protocol), ())
         return not any(self.phase(other, now) is BreakerState.CLOSED for other in others if other != endpoint)
 
@@ -390,7 +372,7 @@ def _endpoints_of(site: Site, protocol: JobProtocol) -> tuple[SiteEndpoint, ...]
 
 
 def sites_of_element(job: JobRecord, element: ElementRecord) -> tuple[int, ...]:
-    """The sites that an element has to do with."""
+    """The sites that an element uses."""
     if element.type is JobType.COPY and job.dst_siteid is not None:
         return job.src_siteid, job.dst_siteid
     if element.type is JobType.MKDIR and job.dst_siteid is not None and element.dst_filepath is not None:
@@ -402,7 +384,7 @@ def _blamed(
     job: JobRecord, used: list[SiteEndpoint], endpoints: Mapping[int, SiteEndpoint], scope: FailureScope
 ) -> SiteEndpoint | None:
     if scope not in (FailureScope.SOURCE, FailureScope.DESTINATION):
-        # Between the two, or here: nobody can say which.
+        # Between the sites, or in the service: no single endpoint is to blame.
         return None
     if len(used) == 1:
         return used[0]

@@ -1,4 +1,4 @@
-"""Carries claimed batches out: finds the sites, the credential and an agent, and looks after what crashes leave."""
+"""Runs claimed batches: finds the sites, the credential and an agent; periodic maintenance."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, RemoveOptions
 
 _JANITOR_PERIOD_S = 20.0
-#: Seconds until it is seen that a credential was removed through another daemon.
+#: Seconds until a credential that was removed through another daemon is noticed.
 _CREDENTIALS_PERIOD_S = 2.0
-#: Results that may wait for the database; as many again are at work.
+#: Verdicts that may wait for the database; nothing is claimed above that.
 _MOST_UNSETTLED = 2000
 
 
@@ -59,14 +59,13 @@ async def _nothing_missing() -> Mapping[str, str]:
     return {}
 
 
-@frozen
+@frozen(kw_only=True)
 class ExecutionLimits:
     """How much runs at once.
 
     Attributes:
-        batches: copies, removals and the like at once, as far as streams allow; as many may wait, each for its agent.
-        listings: listings at once, on a lane of their own.
-        batch_elements: elements of one batch at most.
+        batches: copies, removals and so on, if streams allow; as many more may wait for an agent.
+        listings: have a limit of their own.
     """
 
     batches: int
@@ -74,17 +73,14 @@ class ExecutionLimits:
     batch_elements: int
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Executor:
     """Runs batches.
 
     Attributes:
-        streams: say where more may run.
-        preparation: finds what a batch needs.
-        on_capacity: called when a batch has ended or new elements stand in the database.
-        batch_sizes: elements of the next batch, by kind of work.
-        find_missing: as of `Prerequisites`.
-        restricted: numbers of the sites, or users, that operators have put out of use.
+        on_capacity: called when a batch has ended or new elements are in the database.
+        batch_sizes: kind of work → elements of the next batch.
+        restricted: ids of drained sites, or of banned users.
     """
 
     database: Database
@@ -100,21 +96,27 @@ class Executor:
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     restricted: Callable[[RestrictionKind], Collection[int]] = lambda kind: ()
     find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
-    #: With the fingerprint of the credential that they use; empty for none, or as long as it is not known.
+    #: Batch → fingerprint of its credential; empty for none, or until it is known.
     _running: dict[RunningBatch, str] = field(factory=dict)
-    #: Jobs that were cancelled since the claims that are under way were sent.
+    #: Jobs that were cancelled since the running claims were sent.
     _just_cancelled: set[int] = field(factory=set)
     _janitor: Periodic | None = None
     _credentials_watch: Periodic | None = None
     _background: Background = field(factory=Background)
     _leftovers: LeftoverFiles = field(
         init=False,
-        default=Factory(lambda self: LeftoverFiles(self.database, self.pool, self.preparation), takes_self=True),
+        default=Factory(
+            lambda self: LeftoverFiles(database=self.database, pool=self.pool, preparation=self.preparation),
+            takes_self=True,
+        ),
     )
     _prerequisites: Prerequisites = field(
         init=False,
         default=Factory(
-            lambda self: Prerequisites(self.database, self.sites, self.find_missing, self._resume_at), takes_self=True
+            lambda self: Prerequisites(
+                database=self.database, sites=self.sites, find_missing=self.find_missing, resume=self._resume_at
+            ),
+            takes_self=True,
         ),
     )
     _changing: set[int] = field(factory=set)
@@ -124,26 +126,26 @@ class Executor:
     # -- life
 
     def start(self) -> None:
-        self._janitor = Periodic(self.context.reactor, "take up what was left", _JANITOR_PERIOD_S, self._maintain)
+        self._janitor = Periodic(self.context.reactor, "maintenance", _JANITOR_PERIOD_S, self._maintain)
         self._janitor.start()
-        self._background.start("look for missing software", self._prerequisites.warn())
-        self._background.start("take up what was left", self._maintain())
+        self._background.start("warn of missing software", self._prerequisites.warn())
+        self._background.start("maintenance", self._maintain())
         self._credentials_watch = Periodic(
-            self.context.reactor, "look for removed credentials", _CREDENTIALS_PERIOD_S, self._check_credentials
+            self.context.reactor, "check credentials in use", _CREDENTIALS_PERIOD_S, self._check_credentials
         )
         self._credentials_watch.start()
 
     async def stop(self) -> None:
-        """End all batches; what was not done goes back to the queue."""
+        """End all batches; elements that are not done go back to the queue."""
         self._stopping = True
         self._leftovers.stop()
-        # First: what is waited for below may itself wait for an agent.
+        # First: the tasks below may themselves wait for an agent.
         await self.end_all(Ending.STOPPED)
         if self._janitor is not None:
             await self._janitor.stop()
         if self._credentials_watch is not None:
             await self._credentials_watch.stop()
-        # All of it works with the database, which is closed soon.
+        # These tasks use the database, which is closed next.
         await self._background.over()
 
     async def end_all(self, why: Ending) -> None:
@@ -153,7 +155,7 @@ class Executor:
         await DeferredList([following(batch.finished) for batch in running])
 
     def capacity(self) -> tuple[int, int]:
-        """How many more batches, and how many more listings, may begin; no batch while results wait to be stored."""
+        """How many more batches and listings may begin; no batch while many verdicts wait for the database."""
         listing = sum(1 for batch in self._running if batch.batch.type is JobType.LIST)
         batches = self.streams.capacity()
         if self.context.settler.backlog > _MOST_UNSETTLED:
@@ -161,7 +163,7 @@ class Executor:
         return batches, self.limits.listings - listing
 
     def exclusions(self, now: datetime) -> ClaimExclusions:
-        """What may not begin at a moment."""
+        """What may not start now."""
         health = self.context.health
         return ClaimExclusions(
             paused=blocked_sites(self.sites, health.paused(now)),
@@ -172,7 +174,7 @@ class Executor:
         )
 
     def reached_limits(self, job: JobRecord, listing: bool) -> list[str]:
-        """Limits of this daemon that let no more of a job begin now, a sentence each; ``listing``: of its listing."""
+        """Limits of this daemon that prevent more of a job from starting, a sentence each; ``listing``: its listing."""
         if not listing:
             return self.streams.reached_limits(job)
         most = self.limits.listings
@@ -181,31 +183,33 @@ class Executor:
     # -- work
 
     def before_claims(self) -> None:
-        """Claims are sent now: each sees the cancellations of which `cancel` was told before."""
+        """Claims are sent now: they see all cancellations that `cancel` was called for before."""
         self._just_cancelled.clear()
 
     def attempts(self) -> set[ClaimToken]:
-        """What runs here."""
+        """Attempts that run here."""
         return {token for running in self._running for token in running.attempts_open()}
 
     def begin(self, batch: Batch) -> None:
-        """Carry a claimed batch out, in the background."""
+        """Run a claimed batch in the background."""
         mover = MOVERS.get(batch.job.protocol)
-        running = RunningBatch(batch, mover or DummyMover(), self.context, on_nearly_done=self.pool.wake_waiting)
+        running = RunningBatch(
+            batch=batch, mover=mover or DummyMover(), context=self.context, on_nearly_done=self.pool.wake_waiting
+        )
         if mover is None:
             running.refuse(_dependency_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
             return
         self._running[running] = ""
-        # Counted at once: the next claim must know.
+        # Counted at once, for the next claim.
         slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
-            start_background("carry out a batch", self._run(running, slot))
+            start_background("run a batch", self._run(running, slot))
         for job_id in self._just_cancelled.intersection(batch.jobs):
-            # The cancellation came when the claim was through and not answered.
+            # The job was cancelled after its claim and before the answer.
             running.cancel(job_id)
 
     def cancel(self, job_id: int) -> None:
-        """End what runs of a job whose cancellation is in the database."""
+        """End what runs of a job that is cancelled in the database."""
         self._just_cancelled.add(job_id)
         for running in list(self._running):
             if job_id in running.batch.jobs:
@@ -214,11 +218,11 @@ class Executor:
         self.continue_change(job_id)
 
     def continue_change(self, job_id: int) -> None:
-        """Cancel or retry what is left of a job that is being cancelled or retried, in the background."""
-        self._background.start("go on with a change of a job", self._continue_change(job_id))
+        """Continue the cancellation or retry of a large job in the background."""
+        self._background.start("continue a change of a job", self._continue_change(job_id))
 
     async def _continue_change(self, job_id: int) -> None:
-        """Cancel or retry a part of a job at a time, so that others can write in between."""
+        """Cancel or retry a part of a job at a time, so that other writers can interleave."""
         if job_id in self._changing:
             return
         self._changing.add(job_id)
@@ -232,23 +236,23 @@ class Executor:
             self._changing.discard(job_id)
         job = await self.database.job(job_id)
         if job is not None and now is not None and job.finished_at == now:
-            # Its last part made it final; whatever else does that says so itself.
+            # The last part made it final, which no settled verdict has logged.
             log_ended(job)
         self.on_capacity()
 
     async def _resume_changes(self) -> None:
-        """Go on with cancellations and retries that a daemon had no time to bring to their end."""
-        for job_id in await self.database.read("what is being changed", job_changes.unfinished_changes):
-            await start_background(f"go on with a change of job {job_id}", self._continue_change(job_id))
+        """Continue cancellations and retries that a daemon has not completed."""
+        for job_id in await self.database.read("find unfinished changes", job_changes.unfinished_changes):
+            await start_background(f"continue a change of job {job_id}", self._continue_change(job_id))
 
     async def _resume_held(self) -> None:
-        """Put back what is held although its user has given a credential since."""
+        """Resume jobs that are HELD although their user has stored a credential since."""
         for kind, protocols in protocols_reaching(self.preparation.access).items():
             for user_id in await self.database.read(
-                "who is held", job_changes.held_despite_credential, kind, protocols
+                "find users with held jobs", job_changes.held_despite_credential, kind, protocols
             ):
                 work = self._resume_at(user_id, ALL_SITES, protocols)
-                await start_background(f"resume what is held of user {user_id}", work)
+                await start_background(f"resume held jobs of user {user_id}", work)
 
     async def _resume_at(self, user_id: int, site_id: int, protocols: Collection[JobProtocol]) -> None:
         await self.resume(user_id, site_id, protocols, (0, -1))
@@ -256,21 +260,18 @@ class Executor:
     async def resume(
         self, user_id: int, site_id: int, protocols: Collection[JobProtocol], after: tuple[int, int] | None
     ) -> int:
-        """Put what is held of a user back into the queue, a part at a time, so that others can write in between.
+        """Put HELD elements of a user back into the queue, a part at a time, so that other writers can interleave.
 
-        Args:
-            user_id: whose.
-            site_id: only what has to do with this site, or `ALL_SITES`.
-            protocols: only jobs that are moved by one of these.
-            after: where to begin.
+        ``site_id``: only jobs that use this site, or `ALL_SITES`. ``protocols``: only jobs with one of these protocols.
+        ``after``: where to begin.
 
         Returns:
-            How many elements go back.
+            The number of elements.
         """
         count = 0
         while after is not None and not self._stopping:
             resumed = await self.database.run(
-                "resume a part of what is held",
+                "resume held elements",
                 job_changes.resume_held,
                 user_id,
                 self.context.clock(),
@@ -332,12 +333,12 @@ class Executor:
                 self.pool.release(agent, kind)
             if kind is not None:
                 self.preparation.release_credential(kind)
-            # Who waits for a stream may be of any kind, and the agent may be gone.
+            # Waiting batches may need another kind of agent, and this agent may be dead.
             self.pool.wake_waiting()
             self.on_capacity()
 
     def _note_seconds(self, running: RunningBatch) -> None:
-        """Have the next batches of its kind take the time that a batch should."""
+        """Adapt the size of the next batch of this kind to the duration of this one."""
         kind, elements = work_kind(running.batch.job), running.batch.elements
         if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
@@ -345,10 +346,10 @@ class Executor:
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""
-        self._background.start("look at credentials", self._check_credentials())
+        self._background.start("check credentials in use", self._check_credentials())
 
     async def _check_credentials(self) -> None:
-        """End what works with credentials that are not to be used any more; it is done again with what there is."""
+        """End what uses credentials that were removed or replaced; it is run again with the current ones."""
         outdated = await self.credentials.outdated()
         for credential in outdated.ended | outdated.renewed:
             self.pool.retire(credential)
@@ -360,7 +361,7 @@ class Executor:
     def _report_helpers(self, kind: AgentKind, error: AgentStartError) -> None:
         async def check() -> None:
             await deferToThread(check_resources)
-            # Without the user's credentials: it is not asked to do anything.
+            # Without the user's credentials: it gets no request.
             await self.pool.try_start(AgentKind(kind.helper, "", {}))
 
         self.context.service_health.report(ServicePart.HELPERS, str(error), check)
@@ -381,31 +382,40 @@ class Executor:
         token = batch.token(element)
         known: set[bytes] = set()
         if element.attempts > 1:
-            # An earlier attempt may have come half way: what it planned stands, and is not planned again.
-            known = await self.database.read("what is planned", results.known_paths, job.id)
+            # An earlier attempt may have planned some elements: these are not planned again.
+            known = await self.database.read("find planned paths", results.known_paths, job.id)
         await self.database.run("begin a listing", listings.begin, token)
         tree = request.url if isinstance(request, wire.ListRequest) else ""
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, StorageUrl(tree).text_path, recursive=recursive)
-        hooks = agent.pause, agent.resume, self.on_capacity
-        return ListingIntake(self.database, self.worker, token, plan, job.src_filepath, known, *hooks)
+        return ListingIntake(
+            database=self.database,
+            worker=self.worker,
+            token=token,
+            plan=plan,
+            source=job.src_filepath,
+            known=known,
+            pause=agent.pause,
+            resume=agent.resume,
+            on_elements=self.on_capacity,
+        )
 
-    # -- what was left behind
+    # -- maintenance
 
     async def _maintain(self) -> None:
         for what, work in (
-            ("go on with changes of jobs", self._resume_changes),
-            ("resume what is held", self._resume_held),
-            ("resume what was held for missing software", self._prerequisites.resume_held),
-            ("remove unfinished files", self._leftovers.remove),
+            ("continue changes of jobs", self._resume_changes),
+            ("resume held jobs", self._resume_held),
+            ("resume jobs held for missing software", self._prerequisites.resume_held),
+            ("remove leftover files", self._leftovers.remove),
         ):
-            # On its own: where one fails, again and again, the others still have their turn.
+            # Independently: a task that always fails does not prevent the others.
             await start_background(what, work())
 
     def clean_up_soon(self) -> None:
-        """There may be something to remove, perhaps of elements that were cancelled."""
+        """Leftover files may exist, for example of cancelled elements."""
         if not self._stopping:
-            self._background.start("remove unfinished files", self._leftovers.remove())
+            self._background.start("remove leftover files", self._leftovers.remove())
 
 
 def _dependency_missing(message: str) -> AttemptFailure:

@@ -1,7 +1,7 @@
-"""The lease under which a daemon claims: taken at the start, renewed, lost; and claims that nobody knows of.
+"""The lease under which a daemon claims: taken at the start, renewed, lost; and claims whose answer was lost.
 
-Renewal, the release of what dead daemons ran and the comparison with the database are tasks of their own: none of them
-waits for another, and the renewal waits for no other transaction.
+Renewal, the release of claims of dead daemons and the comparison with the database are separate tasks: none waits for
+another, and the renewal waits for no other transaction.
 """
 
 from __future__ import annotations
@@ -22,27 +22,25 @@ from pdm.workqueue.store.errors import DatabaseClosedError
 from pdm.workqueue.store.leases import Registration, WorkerIdentity
 from pdm.workqueue.telemetry.background import Background, Periodic
 
-#: After a renewal that failed.
+#: Seconds after a failed renewal.
 _PAUSE_AFTER_ERROR_S = 1.0
-#: Between two looks whether the lease of another incarnation is still renewed.
+#: Seconds between two checks whether another incarnation renews its lease.
 _CHECK_LEASE_EVERY_S = 1.0
 
 
 class LeaseTakenError(Exception):
-    """Another daemon claims under the same name; the text says what to do."""
+    """Another daemon claims under the same name; the text tells the operator what to do."""
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Lease:
-    """What a daemon may rely on while it claims and moves.
+    """The lease of this daemon.
 
     Attributes:
-        worker: who claims.
-        clock: the present moment, UTC.
-        lease_s: seconds for which claims hold without being renewed.
+        lease_s: seconds for which claims are valid without a renewal.
         begun: whether work on an attempt of an earlier run had begun.
-        ends_at: until then nobody takes the claims away (`boot_seconds`); 0 while there is no lease.
-        on_renewed: each is called with a new `ends_at`, as soon as it is certain.
+        ends_at: no daemon takes the claims before this time (`boot_seconds`); 0 without a lease.
+        on_renewed: called with each new `ends_at`, once it is certain.
     """
 
     reactor: IReactorTime
@@ -74,12 +72,12 @@ class Lease:
         on_cancelled: Callable[[int], None],
         on_work: Callable[[], None],
     ) -> None:
-        """Join it to those who claim and run.
+        """Set the callbacks; separate from the constructor because the claimer needs the lease.
 
         Args:
-            known: the attempts that run here or whose results wait to be stored.
-            claims_over: returns when each claim that is under way now is answered, and what it brought is known.
-            on_lost: ends all that runs.
+            known: attempts that run here or whose verdicts are not stored yet.
+            claims_over: returns when the current claims are answered, and `known` has their attempts.
+            on_lost: ends all running batches.
             on_cancelled: ends what runs of a job.
             on_work: there is something to claim.
         """
@@ -91,14 +89,14 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-        """Whether what is claimed now would be ours."""
+        """Whether claims are valid now."""
         return self._is_ours and boot_seconds() < self.ends_at
 
     async def start(self) -> None:
-        """Take the lease; waits for the end of another one under the same name that is not renewed any more.
+        """Take the lease; waits for the end of a lease of the same name that is not renewed any more.
 
         Raises:
-            LeaseTakenError: it is renewed.
+            LeaseTakenError: that lease is renewed.
         """
         seen: Registration | None = None
         give_up_at = self.reactor.seconds() + 2 * self.lease_s
@@ -125,42 +123,42 @@ class Lease:
             task.start()
 
     async def stop(self) -> None:
-        """Renew no more, and let the next daemon begin at once."""
+        """Stop renewing, and release the lease for the next daemon."""
         self._stopping = True
         for task in self._tasks:
             await task.stop()
         await self._background.over()
         if self._is_ours:
             self._is_ours = False
-            await self.database.run_for_lease("give the lease up", leases.give_up_lease, self.worker.incarnation)
+            await self.database.run_for_lease("release the lease", leases.give_up_lease, self.worker.incarnation)
 
     def reconcile_soon(self) -> None:
-        """A claim has failed: it may have gone through all the same."""
+        """A claim has failed: its transaction may have succeeded all the same."""
         if not self._stopping:
             self._background.start("reconcile claims", self.reconcile())
 
     async def reconcile(self) -> None:
-        """Give back what the database says runs here and does not: the answer to its claim was lost."""
+        """Release claims that this daemon has in the database but does not know, because the answer was lost."""
         if self._reconciling or not self._is_ours or self._claims_over is None:
             return
         self._reconciling = True
         try:
-            running = await self.database.read("what runs here", leases.running_tokens, self.worker.incarnation)
-            # What was claimed before that look is known, or lost, once these are answered.
+            running = await self.database.read("find running attempts", leases.running_tokens, self.worker.incarnation)
+            # After these claims are answered, every claim seen in the database is known or lost.
             await self._claims_over()
             unknown = set(running).difference(self._known())
             if unknown and not self._stopping:
                 back = await self.database.run(
-                    "give back lost claims", leases.release_unknown, self.worker.incarnation, unknown, self.clock()
+                    "release lost claims", leases.release_unknown, self.worker.incarnation, unknown, self.clock()
                 )
                 if back:
-                    self._log.warn("{count} elements go back to the queue: their claim was not answered", count=back)
+                    self._log.warn("{count} elements go back to the queue: their claim had no answer", count=back)
                     self._on_work()
         finally:
             self._reconciling = False
 
     async def _register(self) -> Registration | None:
-        """Take the lease; returns who else has it, None if it is ours now."""
+        """Take the lease; returns the owner of a live one, None if it is ours now."""
         began = boot_seconds()
         registration = await self.database.run_for_lease(
             "register a worker",
@@ -181,7 +179,7 @@ class Lease:
         return None
 
     def _extend(self, began: float) -> None:
-        # Counted from before the question was sent: in the database the lease ends later.
+        # Counted from before the request: in the database the lease ends later.
         self.ends_at = began + self.lease_s
         for notify in self.on_renewed:
             notify(self.ends_at)
@@ -211,13 +209,13 @@ class Lease:
             return
         began = boot_seconds()
         if not self.database.is_shared:
-            # This process has locked the file: whatever becomes of the row, nobody else can claim.
+            # This process has locked the file: no other daemon can claim, whatever the row says.
             self._extend(began)
         renewal = await self.database.run_for_lease(
             "renew the lease", leases.renew, self.worker.incarnation, self.clock(), self.lease_s
         )
         if renewal.lost:
-            self._log.error("the lease of {worker} was taken away; what it ran is given up", worker=self.worker.name)
+            self._log.error("the lease of {worker} was taken away; its attempts are given up", worker=self.worker.name)
             self._is_ours = False
             self.ends_at = 0.0
             if self._on_lost is not None:
@@ -253,8 +251,8 @@ class Lease:
 
 def _conflict_message(worker: WorkerIdentity, held: Registration) -> str:
     return (
-        f"another daemon ({held.held_by}) claims under the name {worker.name}: stop it, or, if this state folder is a "
-        "copy of its own, remove the file worker-name here"
+        f"another daemon ({held.held_by}) claims under the name {worker.name}: stop it, or, if this state directory "
+        "is a copy of its own, remove the file worker-name here"
     )
 
 

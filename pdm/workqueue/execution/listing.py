@@ -1,4 +1,4 @@
-"""Takes in a listing while it arrives: keeps it, or turns it into elements, at the pace of the database."""
+"""Takes in a listing while it arrives: stores it, or plans elements from it, at the pace of the database."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
 from pdm.workqueue.wire.agent_messages import RawEntry
 
-#: Pieces that may wait for the database before the agent is paused.
+#: Chunks that may wait for the database before the agent is paused.
 _MOST_WAITING = 4
-#: Notes that may wait for the next piece of the listing.
+#: Notes that may wait for the next chunk.
 _MOST_NOTES = 1000
-#: Unreadable folders that are named in a failure.
+#: Unreadable directories that are named in a failure.
 _MOST_NAMED = 3
-#: What says nothing of the folder itself.
+#: Failures that do not show that the directory itself is unreadable.
 _INCONCLUSIVE = frozenset(
     {
         FailureCode.CONNECTION,
@@ -41,14 +41,14 @@ class ClaimLostError(Exception):
 
 @frozen
 class ListingOutcome:
-    """What came of a listing: entries seen, and why it failed, if it did."""
+    """Result of a listing: number of entries, and why it failed, if it did."""
 
     entries: int
     failure: AttemptFailure | None
 
 
 def entry_from_wire(raw: RawEntry) -> ListedEntry:
-    """A listing's entry in the words of the domain."""
+    """Convert an entry from the agent's message."""
     return ListedEntry(
         decoded(raw.path),
         raw.type,
@@ -66,9 +66,7 @@ class _Unreadable:
     """Directories that could not be listed.
 
     Attributes:
-        count: how many.
         named: the first of them.
-        message: what was said of the first.
     """
 
     code: FailureCode
@@ -85,7 +83,7 @@ class _Unreadable:
     def failure(self) -> AttemptFailure:
         names = ", ".join(map(repr, self.named))
         more = f" and {self.count - len(self.named)} more" if self.count > len(self.named) else ""
-        text = f"these folders could not be listed: {names}{more} ({self.message})"
+        text = f"these directories could not be listed: {names}{more} ({self.message})"
         return AttemptFailure(FailureScope.SOURCE, self.code, text)
 
 
@@ -93,17 +91,17 @@ class ListingIntake:
     """One listing.
 
     Args:
-        database: where to.
-        worker, token: the claim under which it is written.
-        plan: what elements follow; None keeps the listing itself.
+        worker, token: the claim under which it is stored.
+        plan: which elements follow; None stores the listing itself.
         source: the listed path, as the user gave it.
-        known: elements that an earlier attempt has planned already, as `claims.path_mark`.
-        pause, resume: stop and go on reading from the agent.
+        known: `results.path_hash` of elements that an earlier attempt has planned.
+        pause, resume: stop and continue reading from the agent.
         on_elements: called when there are new elements to claim.
     """
 
     def __init__(
         self,
+        *,
         database: Database,
         worker: str,
         token: ClaimToken,
@@ -132,28 +130,28 @@ class ListingIntake:
         self._entries = 0
         self._skipped = 0
         self._notes: list[Skipped] = []
-        #: Paths only: planning has to know them, what was said of each is noted.
+        #: Paths only, for planning; the failures are in notes.
         self._unreadable: list[str] = []
         self._closed: _Unreadable | None = None
         self._not_seen: _Unreadable | None = None
 
     @property
     def is_paused(self) -> bool:
-        """Whether the agent has been told to wait for the database."""
+        """Whether reading from the agent is paused."""
         return self._paused
 
     @property
     def skipped(self) -> int:
-        """Entries that are left out, as far as is known."""
+        """Number of skipped entries so far."""
         return self._skipped
 
     def locate(self, path: str) -> None:
-        """Note where the listed directory is, links resolved; ``path`` is percent-encoded."""
+        """Set the path of the listed directory after links were resolved; ``path`` is percent-encoded."""
         if self._plan is not None:
             self._plan.locate(decoded(path))
 
     def feed(self, entries: list[RawEntry]) -> None:
-        """Take the next piece; returns at once."""
+        """Queue the next chunk; returns at once."""
         self._waiting.append(entries)
         if len(self._waiting) >= _MOST_WAITING and not self._paused:
             self._paused = True
@@ -163,7 +161,7 @@ class ListingIntake:
             start_background("take in a listing", self._work())
 
     def unreadable(self, path: str, failure: AttemptFailure) -> None:
-        """Note a folder that could not be listed; ``path`` is percent-encoded."""
+        """Note a directory that could not be listed; ``path`` is percent-encoded."""
         name = decoded(path)
         self._unreadable.append(name)
         self._closed = self._closed or _Unreadable(failure.code, failure.message)
@@ -174,22 +172,22 @@ class ListingIntake:
         self._note(unreadable(joined(self._source, name), failure))
 
     def unnamed(self, path: str, count: int) -> None:
-        """Note entries of a folder that its server counts and does not name; ``path`` is percent-encoded."""
+        """Note entries of a directory that its server counts but does not name; ``path`` is percent-encoded."""
         self._note(unnamed(joined(self._source, decoded(path)), count))
 
     def _note(self, note: Skipped) -> None:
         self._skipped += note.count
         self._notes.append(note)
         if len(self._notes) % _MOST_NOTES == 0:
-            # With what is there of the listing, so that the agent waits for the database.
+            # Queued like a chunk, so that the agent waits for the database.
             self.feed([])
 
     async def finish(self) -> ListingOutcome:
-        """Wait until all is stored, and add what follows from the end of the listing.
+        """Wait until all is stored, and add the elements that follow from the end of the listing.
 
         Raises:
             BadListingError: it cannot be true.
-            ClaimLostError: it is another daemon's now.
+            ClaimLostError: another daemon has the claim.
         """
         if self._busy:
             self._idle = Deferred()
@@ -199,8 +197,7 @@ class ListingIntake:
         await self._keep_notes(())
         failure = None
         if self._plan is None:
-            # A folder that stays closed is noted. One behind a server that went away is not known to be closed: the
-            # listing would pass for whole.
+            # An unreadable directory is noted only. If the server went away, the listing fails: it would seem complete.
             failure = None if self._not_seen is None else self._not_seen.failure
         else:
             planned = self._plan.end(self._unreadable)
@@ -220,7 +217,7 @@ class ListingIntake:
         except (BadListingError, ClaimLostError) as error:
             self._error = error
         except Exception as error:
-            # The listing as a whole fails with it; it is not lost here.
+            # Logged by the background task; `finish` fails with it as well.
             self._error = error
             raise
         finally:
@@ -244,7 +241,7 @@ class ListingIntake:
             return
         await self._keep_notes(())
         if entries:
-            kept = await self._database.run("keep a listing", listings.add, self._token, self._sequence, entries)
+            kept = await self._database.run("store a listing", listings.add, self._token, self._sequence, entries)
             self._sequence += 1
             if not kept:
                 raise ClaimLostError
@@ -252,7 +249,7 @@ class ListingIntake:
     async def _add(self, elements: Sequence[NewElement]) -> None:
         new = [element for element in elements if not self._is_known(element)]
         if new:
-            if not await self._database.run("extend a job", results.add_elements, self._worker, self._token, new):
+            if not await self._database.run("add elements", results.add_elements, self._worker, self._token, new):
                 raise ClaimLostError
             self._on_elements()
 
@@ -263,7 +260,7 @@ class ListingIntake:
         notes, self._notes = [*self._notes, *skipped], []
         for first in range(0, len(notes), _MOST_NOTES):
             piece = notes[first : first + _MOST_NOTES]
-            if not await self._database.run("note on a listing", listings.add_notes, self._token, piece):
+            if not await self._database.run("store notes of a listing", listings.add_notes, self._token, piece):
                 raise ClaimLostError
 
 

@@ -14,12 +14,12 @@ from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from pdm.workqueue.agents.calls import ask
 from pdm.workqueue.agents.pool import AgentPool
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
-from pdm.workqueue.execution.endpoint_checks import ask_agent
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
@@ -31,12 +31,12 @@ from pdm.workqueue.store.job_changes import HeldRoute
 from pdm.workqueue.telemetry.background import Periodic
 from pdm.workqueue.wire import agent_messages as wire
 
-#: Elements of one round; the next round begins where this one ended, so that files which cannot be removed hide no
+#: Elements of one round; the next round continues after them, so that files which cannot be removed do not block
 #: others.
 _ELEMENTS_AT_ONCE = 500
-#: Seconds until the files of a job are tried again after a failure; doubles with each further failure.
+#: Seconds until the files of a job are tried again after a failure; doubles with each failure.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 20.0, 3600.0
-#: Jobs of which failures are remembered; of more, the oldest are tried again early.
+#: Jobs whose failures are remembered; the oldest are dropped, and tried again early.
 _MOST_FAILURES = 10_000
 _SLACK_S = 5.0
 _PREREQUISITES_TIMEOUT_S = 60.0
@@ -46,11 +46,11 @@ class _NotRemovedError(Exception):
     """Some files of a job are still there; the text says why."""
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class LeftoverFiles:
-    """Has helpers remove temporary files of elements that will not run again by themselves.
+    """Has helpers remove temporary files of final elements.
 
-    Those of elements that will be tried again are removed by their next attempt.
+    A retried element removes the files of its earlier attempts itself.
     """
 
     database: Database
@@ -59,16 +59,16 @@ class LeftoverFiles:
     _after: tuple[int, int] = (0, -1)
     _busy: bool = False
     _stopping: bool = False
-    #: Job → number of failures in a row, and the time of the next try.
+    #: Job → consecutive failures, and the time of the next try.
     _failures: dict[int, tuple[int, float]] = field(factory=dict)
     _log: Logger = field(factory=Logger)
 
     def stop(self) -> None:
-        """Begin with no further job."""
+        """Start with no further job."""
         self._stopping = True
 
     async def remove(self) -> None:
-        """Remove the files of one round of elements; a job whose files cannot be removed does not hold up others."""
+        """Remove the files of one round of elements; a job whose files cannot be removed does not block others."""
         if self._busy or self._stopping:
             return
         self._busy = True
@@ -103,7 +103,7 @@ class LeftoverFiles:
     async def _discard(self, batch: Batch) -> None:
         prepared = await self.preparation.prepare(batch)
         request = prepared.built.request
-        # What no helper can be asked for was never begun.
+        # Elements that no request can name were never begun.
         removed, why = set(prepared.built.refused), ""
         try:
             if not isinstance(request, wire.CopyRequest | None):
@@ -125,27 +125,21 @@ class LeftoverFiles:
             raise _NotRemovedError(why)
 
     async def _ask_to_discard(self, agent: AgentProcess, request: wire.CopyRequest) -> tuple[set[int], str]:
-        """Have the temporary files of a copy removed.
+        """Have an agent remove the temporary files of a copy.
 
         Returns:
-            The keys of the items of which all files are gone; and why others are still there, empty if none is.
+            Keys of the items whose files are all removed; and why others are not, empty if all are.
         """
         urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
-        failed: dict[int, str] = {}
-
-        def on_event(event: wire.AgentEvent) -> None:
-            if isinstance(event, wire.FailedEvent):
-                failed[urls[event.key][0]] = event.fault.message
-            elif isinstance(event, wire.CancelledEvent):
-                failed[urls[event.key][0]] = "cancelled"
-
         items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
         discard = wire.DiscardRequest(request.id, items, request.limits)
         reactor = self.preparation.context.reactor
-        died = await ask_agent(agent, discard, on_event, reactor, request.limits.total_s + _SLACK_S)
-        if died is not None:
-            return set(), died
-        return {item.key for item in request.items} - failed.keys(), next(iter(failed.values()), "")
+        answer = await ask(agent, discard, reactor, request.limits.total_s + _SLACK_S)
+        if answer.error is not None:
+            return set(), answer.error
+        removed = {item.key for item in request.items} - {urls[number][0] for number in answer.faults}
+        reasons = ("cancelled" if fault is None else fault.message for fault in answer.faults.values())
+        return removed, next(reasons, "")
 
 
 def _by_job(left: Iterable[tuple[ElementRecord, JobRecord]]) -> list[tuple[JobRecord, list[ElementRecord]]]:
@@ -155,18 +149,18 @@ def _by_job(left: Iterable[tuple[ElementRecord, JobRecord]]) -> list[tuple[JobRe
     return list(groups.values())
 
 
-#: Takes a user, a site and protocols of jobs, and puts back what is held of them.
+#: Puts HELD elements of a user, a site and some protocols back into the queue.
 Resume = Callable[[int, int, Collection[JobProtocol]], Awaitable[object]]
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Prerequisites:
-    """Programs and libraries of the protocols.
+    """Programs and libraries that protocols need.
 
     Attributes:
-        find_missing: runs the checks as a helper would be run: name of a protocol → what is missing. OSError if they
-            could not be run for a reason that says nothing about protocols.
-        resume: puts back what is held.
+        find_missing: runs the checks in a helper's environment: name of a protocol → what is missing. OSError if they
+            could not be run at all.
+        resume: puts HELD elements back into the queue.
     """
 
     database: Database
@@ -176,7 +170,7 @@ class Prerequisites:
     _log: Logger = field(factory=Logger)
 
     async def warn(self) -> None:
-        """Warn of what is missing for protocols that sites offer."""
+        """Log what is missing for protocols that sites offer."""
         missing = await self._missing()
         offered = {protocol for site in self.sites.all() for protocol in site.endpoints}
         for protocol in sorted(offered):
@@ -188,9 +182,9 @@ class Prerequisites:
                 )
 
     async def resume_held(self) -> None:
-        """Put back what was held for something that is there by now."""
+        """Resume jobs that were HELD for software that is installed by now."""
         routes = await self.database.read(
-            "what is held for software", job_changes.held_routes, FailureCode.DEPENDENCY_MISSING
+            "find jobs held for software", job_changes.held_routes, FailureCode.DEPENDENCY_MISSING
         )
         if not routes:
             return
@@ -198,7 +192,7 @@ class Prerequisites:
         blocked: set[tuple[int, int, JobProtocol]] = set()
         open_: set[tuple[int, int, JobProtocol]] = set()
         for route in routes:
-            # What is put back is chosen by the site, so one route that is still blocked there keeps the others.
+            # Resuming selects by site, so one route that is still blocked there keeps the others HELD.
             place = route.user_id, route.source if route.destination is None else route.destination, route.protocol
             (open_ if missing.isdisjoint(self._protocols_of(route)) else blocked).add(place)
         for user_id, site_id, protocol in sorted(open_ - blocked):
@@ -212,25 +206,25 @@ class Prerequisites:
         return found
 
     async def _missing(self) -> dict[JobProtocol, str]:
-        """What is missing, by protocol: software, or all of its mover."""
+        """Protocol → what is missing: software, or its mover."""
         found = await self.find_missing()
         missing = {protocol: "no mover for it is installed" for protocol in JobProtocol if protocol not in MOVERS}
         for protocol, mover in MOVERS.items():
-            # What the movers of other packages need only they know.
+            # Movers of other packages check their own prerequisites.
             if mover is BUILT_IN.get(protocol) and protocol.name in found:
                 missing[protocol] = found[protocol.name]
         return missing
 
 
-#: For so long a request with an ``Idempotency-Key`` may be repeated.
+#: Requests with an ``Idempotency-Key`` may be repeated for this time.
 KEYS_KEPT = timedelta(days=7)
 _PERIOD_S = 3600.0
 _KEYS_AT_ONCE = 1000
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Housekeeping:
-    """Purges the database once an hour, a little in each transaction."""
+    """Expires idempotency keys once an hour, a few per transaction."""
 
     reactor: IReactorTime
     database: Database
@@ -247,7 +241,7 @@ class Housekeeping:
             await self._periodic.stop()
 
     async def purge(self) -> None:
-        """Forget the keys of requests that are older than `KEYS_KEPT`; a part that fails does not keep the others."""
+        """Delete keys older than `KEYS_KEPT`; a failed transaction does not prevent the others."""
         before = self.clock() - KEYS_KEPT
         after, count = (0, ""), 0
         while True:
@@ -260,18 +254,17 @@ class Housekeeping:
             except DatabaseClosedError:
                 raise
             except Exception:
-                self._log.failure("{count} old Idempotency-Keys could not be forgotten", count=len(keys))
+                self._log.failure("{count} expired idempotency keys could not be deleted", count=len(keys))
             else:
                 count += len(keys)
         if count:
-            self._log.info("{count} Idempotency-Keys of old requests are forgotten", count=count)
+            self._log.info("{count} expired idempotency keys deleted", count=count)
 
 
 def missing_software(command: AgentCommand) -> Mapping[str, str]:
     """What is missing for each protocol, by its name; blocks.
 
-    Args:
-        command: runs `pdm.workqueue.helpers.prerequisites`.
+    ``command``: runs `pdm.workqueue.helpers.prerequisites`.
 
     Raises:
         OSError: no process could be made.

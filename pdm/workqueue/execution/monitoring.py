@@ -1,11 +1,10 @@
 """State of this daemon in memory: faults of its own parts, and the progress of running elements.
 
-Faults of this machine are kept apart from those of sites and of elements. A part that fails is reported here, and no
-attempt counts for it. While a required part is faulty, nothing is claimed. Each faulty part is checked until it works
-again.
+Faults of this machine are kept apart from those of sites and elements. A failed part is reported here, and no attempt
+counts for it. While a required part is faulty, nothing is claimed. Faulty parts are checked until they work again.
 
-Progress is never stored: a job's own counters, in the database, count what is proven, and a daemon that restarts begins
-its attempts again. All methods of the progress board are called on the reactor's thread and run in constant time.
+Progress is never stored: the counters of a job, in the database, count proven results, and a daemon that restarts
+repeats its attempts. All methods of the progress board run on the reactor thread in constant time.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from pdm.workqueue.telemetry.background import Periodic
 
 _log = Logger()
 
-#: Seconds between two checks of a part that is faulty.
+#: Seconds between two checks of a faulty part.
 _CHECK_PERIOD_S = 1.0
-#: Descriptors that must be free, and bytes that temporary files must have room for, before work begins again.
+#: Free descriptors, and free bytes for temporary files, that are required before work begins again.
 _FREE_DESCRIPTORS, _FREE_BYTES = 64, 256 * 1024
-#: Error numbers that say that this machine lacks something, whatever was asked of it.
+#: Error numbers of exhausted resources of this machine, whatever the operation.
 _EXHAUSTED = frozenset(
     {
         errno.EMFILE,
@@ -50,7 +49,7 @@ _EXHAUSTED = frozenset(
 
 
 class ServicePart(enum.StrEnum):
-    """What the service works with; the words are shown by ``GET /health``."""
+    """Parts of the service; the values are shown by ``GET /health``."""
 
     DATABASE = "database"
     CREDENTIAL_FILES = "credential files"
@@ -58,7 +57,7 @@ class ServicePart(enum.StrEnum):
     ATTEMPT_LOGS = "attempt logs"
 
 
-#: Without these nothing can be carried out. Without its log an attempt can.
+#: Required parts; attempts can run without their logs.
 _REQUIRED = frozenset({ServicePart.DATABASE, ServicePart.CREDENTIAL_FILES, ServicePart.HELPERS})
 
 #: Raises if a part still does not work.
@@ -67,12 +66,11 @@ PartCheck = Callable[[], Awaitable[object]]
 
 @frozen
 class PartFault:
-    """A part that does not work.
+    """A faulty part.
 
     Attributes:
-        since: when it was reported first, UTC.
         reason: for the daemon's log; may name files and servers.
-        check: finds out whether it works again.
+        check: raises while the part does not work.
     """
 
     part: ServicePart
@@ -81,14 +79,14 @@ class PartFault:
     check: PartCheck
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class ServiceHealth:
-    """What is faulty at present.
+    """Faulty parts of the service.
 
     Attributes:
-        checks: how it is found out that a part works again.
+        checks: part → check whether it works.
         on_change: called when work may begin again.
-        log_errors: how many writes of attempt logs have failed so far.
+        log_errors: total number of failed writes of attempt logs.
     """
 
     reactor: IReactorTime
@@ -110,41 +108,31 @@ class ServiceHealth:
 
     @property
     def may_claim(self) -> bool:
-        """Whether all works without which nothing can be carried out."""
+        """Whether all required parts work."""
         return _REQUIRED.isdisjoint(self._faults)
 
     @property
     def faults(self) -> list[PartFault]:
-        """What does not work."""
         return list(self._faults.values())
 
     def report(self, part: ServicePart, reason: str, check: PartCheck | None = None) -> None:
-        """A part has failed.
+        """Report a faulty part.
 
-        Args:
-            part: which.
-            reason: one line for the daemon's log.
-            check: finds out whether it works again; the part's own where it is left out.
+        ``reason`` is one line for the daemon's log; ``check`` replaces the check of the part.
         """
         known = self._faults.get(part)
         check = check or self.checks[part]
         if known is None:
-            stops = "nothing is begun until it works again" if part in _REQUIRED else "work goes on without"
+            stops = "nothing is claimed until it works again" if part in _REQUIRED else "work continues without it"
             _log.error("{part} do not work: {reason}; {stops}", part=part.value, reason=reason, stops=stops)
             self._faults[part] = PartFault(part, self.clock(), reason, check)
         else:
             self._faults[part] = PartFault(part, known.since, reason, check)
 
     def blame(self, error: BaseException, part: ServicePart, check: PartCheck | None = None) -> AttemptFailure:
-        """The failure of an attempt that could not be begun; the part is reported if the error is the machine's.
+        """The failure of an attempt that could not begin. Reports ``part`` if the error is one of this machine.
 
-        Args:
-            error: what was raised.
-            part: what was being used.
-            check: as of `report`.
-
-        Returns:
-            What the user is told: no path, no host, no SQL.
+        The failure's text is shown to the user: it has no path, no host, no SQL.
         """
         if isinstance(error, DatabaseUnavailableError):
             self.report(ServicePart.DATABASE, str(error))
@@ -176,12 +164,12 @@ class ServiceHealth:
 
 
 def is_exhausted(number: int | None) -> bool:
-    """Whether an error number says that this machine lacks something."""
+    """Whether an error number means an exhausted resource of this machine."""
     return number in _EXHAUSTED
 
 
 def check_resources() -> None:
-    """See that a process of this account could be given descriptors and temporary files; blocks.
+    """Check that a process of this account could open descriptors and temporary files; blocks.
 
     Raises:
         OSError: it could not.
@@ -197,19 +185,19 @@ def check_resources() -> None:
             os.close(descriptor)
 
 
-#: Seconds for which the rates of a job are kept while nothing of it runs: between two batches, or before a retry.
+#: Seconds for which the rates of a job are kept while nothing of it runs: between batches, or before a retry.
 _KEPT_IDLE_S = 60.0
-#: Jobs of which nothing runs that are kept at most.
+#: Jobs without running elements that are kept at most.
 _MOST_IDLE = 1000
-#: Seconds without a byte after which a transfer does not move any more, whatever was said last.
+#: Seconds without a byte after which the rate of a transfer is shown as 0.
 _STALLED_AFTER_S = 15.0
-#: Jobs that are remembered as listed.
+#: Jobs that are known as listed at most.
 _MOST_LISTED = 10_000
 
 
 @frozen
 class ReportedProgress:
-    """What an agent reports: bytes that have moved, bytes/s now and on average, seconds since the start."""
+    """Progress from an agent: bytes transferred, bytes/s now and on average, seconds since the start."""
 
     transferred: int
     instant: float
@@ -219,7 +207,7 @@ class ReportedProgress:
 
 @frozen
 class ElementProgress:
-    """How far a running element is; None for what it has not reported yet."""
+    """Progress of a running element; None for what its agent has not reported."""
 
     transferred: int | None
     instant: float | None
@@ -240,17 +228,17 @@ class _WatchedJob:
     bytes_rate: SmoothedRate
     files_rate: SmoothedRate
     elements: dict[int, _RunningElement] = field(factory=dict)
-    #: Bytes that the running elements have moved, all together.
+    #: Sum over the running elements.
     moving: int = 0
-    #: The most bytes, proven and moving, that were told since something was last lost.
+    #: Highest number of bytes, proven and moving, that was shown since bytes were last lost.
     reported: int = 0
 
 
 class ProgressBoard:
-    """The progress of all elements that this daemon runs, and of their jobs.
+    """Progress of all elements that this daemon runs, and of their jobs.
 
     Args:
-        clock: seconds on a clock that never goes back.
+        clock: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -259,15 +247,13 @@ class ProgressBoard:
         self._idle: OrderedDict[int, float] = OrderedDict()
         self._listed: OrderedDict[int, int] = OrderedDict()
 
-    # -- what attempts tell
+    # -- called by attempts
 
     def begin(self, job_id: int, element_id: int) -> None:
-        """Work on an element begins."""
         now_s = self._clock()
         self._watched(job_id, now_s).elements.setdefault(element_id, _RunningElement(now_s, now_s))
 
     def update(self, job_id: int, element_id: int, progress: ReportedProgress) -> None:
-        """An element has come further."""
         now_s = self._clock()
         job = self._watched(job_id, now_s)
         element = job.elements.get(element_id)
@@ -282,13 +268,10 @@ class ProgressBoard:
         element.reported = progress
 
     def drop(self, job_id: int, element_id: int, *, finished: bool = False, proven: int = 0) -> None:
-        """An element does not run any more.
+        """Remove an element that does not run any more.
 
-        Args:
-            job_id: of the job.
-            element_id: which of its elements.
-            finished: whether that is the end of it, rather than of one attempt.
-            proven: bytes that are proven at the destination; also those of which no progress was ever reported.
+        ``finished``: the element has ended, not only one attempt. ``proven``: its bytes at the destination, even if no
+        progress was reported.
         """
         job = self._jobs.get(job_id)
         element = None if job is None else job.elements.pop(element_id, None)
@@ -299,7 +282,7 @@ class ProgressBoard:
         if proven > element.transferred:
             job.bytes_rate.add(proven - element.transferred, now_s)
         elif proven < element.transferred:
-            # They have to be moved again, and a job that was further than it is now has to say so.
+            # These bytes must be moved again, so the shown progress of the job may go back.
             job.reported = 0
         if finished:
             job.files_rate.add(1, now_s)
@@ -307,10 +290,10 @@ class ProgressBoard:
             self._idle[job_id] = now_s
             self._forget_idle(now_s)
 
-    # -- what the API asks
+    # -- called by the API
 
     def of_element(self, job_id: int, element_id: int) -> ElementProgress | None:
-        """How far a running element is; None for one that does not run here."""
+        """Progress of an element; None if it does not run here."""
         job = self._jobs.get(job_id)
         element = None if job is None else job.elements.get(element_id)
         if element is None:
@@ -325,14 +308,10 @@ class ProgressBoard:
         return ElementProgress(reported.transferred, 0.0, reported.transferred / elapsed, elapsed)
 
     def of_job(self, job_id: int, proven: int) -> Moving | None:
-        """What moves of a job; None if nothing of it runs here, or did a moment ago.
+        """Bytes and rates of a job; None if nothing of it runs here, or ran recently.
 
-        What is told never goes back while nothing is lost: bytes of an element that has ended count as moving until
-        the database counts them as proven.
-
-        Args:
-            job_id: of the job.
-            proven: its bytes that are proven, read from the database before this is called.
+        The shown progress does not go back unless bytes are lost: bytes of an ended element count as moving until
+        ``proven`` has them, the proven bytes, read from the database before this call.
         """
         job = self._jobs.get(job_id)
         if job is None:
@@ -342,13 +321,13 @@ class ProgressBoard:
         return Moving(max(job.reported - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
 
     def remember_listed(self, job_id: int, elements: int) -> None:
-        """The listing with which a job begins is done, and has led to so many elements."""
+        """Record that the first listing of a job is done, and its number of elements."""
         self._listed[job_id] = elements
         if len(self._listed) > _MOST_LISTED:
             self._listed.popitem(last=False)
 
     def is_listed(self, job_id: int, elements: int) -> bool:
-        """Whether the listing is known to be done of a job that has so many elements, as a record of it says."""
+        """Whether the listing of a job with this number of elements is known to be done."""
         return self._listed.get(job_id) == elements
 
     # -- memory
@@ -362,7 +341,7 @@ class ProgressBoard:
         return job
 
     def _forget_idle(self, now_s: float) -> None:
-        """Forget the jobs of which nothing has run for long; each was put in once, so each goes once."""
+        """Drop jobs that are idle for long; amortized constant time."""
         while self._idle:
             job_id, since_s = next(iter(self._idle.items()))
             if now_s - since_s < _KEPT_IDLE_S and len(self._idle) <= _MOST_IDLE:

@@ -1,4 +1,4 @@
-"""What a batch needs before an agent carries it out: endpoints, a credential, whom to trust, and the request."""
+"""What a batch needs before an agent runs it: endpoints, credentials, trusted authorities, and the request."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from pdm.workqueue.sites.site import storage_url
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.options import Options, read_options
 
-#: Where a helper finds the directories of authorities for single endpoints: a JSON object, URL → folder.
+#: Environment variable of a helper: authorities of single endpoints, a JSON object, URL → directory.
 TRUST_VARIABLE = "PDM_TRUST"
 
 
 class NotPossibleError(Exception):
-    """A batch that cannot be begun."""
+    """A batch cannot be started."""
 
     def __init__(self, failure: AttemptFailure) -> None:
         super().__init__(failure.message)
@@ -44,13 +44,11 @@ class NotPossibleError(Exception):
 
 @define
 class PreparedBatch:
-    """What was found for a batch.
+    """A batch that can be started.
 
     Attributes:
         kind: of agent; its credential is held until `Preparation.release_credential`.
         built: the request for the agent, and the elements that are not in it.
-        options: of the job.
-        endpoints: the endpoints that are used, by site.
     """
 
     kind: AgentKind
@@ -59,14 +57,13 @@ class PreparedBatch:
     endpoints: Mapping[int, SiteEndpoint]
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class Preparation:
-    """Finds what batches, and looks at sites, need.
+    """Prepares batches and site checks.
 
     Attributes:
-        element: how long an element may take.
-        access: what every helper may know; roots and the user's credential are added for each.
-        trust: makes the folder of authorities where a site has some of its own.
+        access: settings for every helper; roots and the user's credential are added.
+        trust: makes the directory of authorities for a site that has its own.
     """
 
     sites: SiteRegistry
@@ -79,7 +76,7 @@ class Preparation:
     _next_id: int = 0
 
     async def prepare(self, batch: Batch) -> PreparedBatch:
-        """All that a batch needs.
+        """Prepare a batch.
 
         Raises:
             NotPossibleError: a site, an endpoint or a credential is missing.
@@ -108,17 +105,13 @@ class Preparation:
         return PreparedBatch(kind, built, options, endpoints)
 
     def next_request_id(self) -> int:
-        """A number that no other request has."""
         self._next_id += 1
         return self._next_id
 
     async def agent_kind(self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd]) -> AgentKind:
-        """The kind of agent that works for a user at some sites; its credential is held until `release`.
+        """The kind of agent that works for a user at some sites; its credential is held until `release_credential`.
 
-        Args:
-            user_id: whose.
-            protocol: whose mover does the work.
-            ends: the sites, with the protocol by which each is reached.
+        ``protocol`` selects the mover; ``ends`` are the sites with the protocols that reach them.
 
         Raises:
             CredentialUnusableError: the user has none that works.
@@ -129,7 +122,7 @@ class Preparation:
         if needs := self._needs_at(ends):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
-        # Of all doors: agents are the same whichever a batch takes.
+        # For all endpoints: agents do not depend on the one that a batch uses.
         if credential_files := usable.variable({site.id: site.endpoint_urls(reached_by) for site, reached_by in ends}):
             environment[CREDENTIALS_VARIABLE] = credential_files
         if trusted:
@@ -137,10 +130,10 @@ class Preparation:
         return AgentKind(mover.helper, usable.fingerprint, environment)
 
     async def _trust_settings(self, ends: Sequence[RouteEnd]) -> tuple[Access, dict[str, str]]:
-        """What a helper may know, with the authorities for all servers; or those of each endpoint, where they differ.
+        """The access settings with the authorities for all servers; or authorities by endpoint, if they differ.
 
-        A site's own authorities vouch for its endpoints alone: with both sites' for a whole route, the one could pass a
-        server off as the other's.
+        A site's own authorities are valid for its endpoints only: if a route trusted those of both sites, one site
+        could impersonate the other.
         """
         if self.trust is None or not any(site.authorities for site, _ in ends):
             return self.access, {}

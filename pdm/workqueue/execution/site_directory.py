@@ -1,6 +1,6 @@
 """Sites and restrictions in memory, and the protocols by which jobs reach sites.
 
-They are read again from the database when another daemon has changed them.
+They are reloaded when another daemon has changed them.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ RouteEnd = tuple[Site, JobProtocol]
 
 
 def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
-    """The protocol that reaches a site of a job; None if the site does not offer it any more."""
+    """The protocol that a job uses at a site; None if the site does not offer it any more."""
     if site.id == job.src_siteid:
         return destination_protocol(site.endpoints, job.protocol, frozenset())
     return reached_by_protocol(job.protocol, site)
 
 
 def reached_by_protocol(asked: JobProtocol, destination: Site) -> JobProtocol | None:
-    """The protocol that reaches the destination of jobs of a protocol; None if the site does not offer it."""
+    """The protocol that jobs of a protocol use at their destination; None if the site does not offer it."""
     mover = MOVERS.get(asked)
     return destination_protocol(destination.endpoints, asked, frozenset() if mover is None else mover.relays_to)
 
 
 def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobProtocol]]:
-    """The protocols of jobs that may wait for a credential of a kind, at either end."""
+    """Kind of credential → protocols of jobs that may wait for one, at either end."""
     needs = {protocol: credential_need(mover, access) for protocol, mover in MOVERS.items()}
     kinds = {protocol: frozenset(() if need is None else need.kinds) for protocol, need in needs.items()}
     return {
@@ -57,14 +57,10 @@ def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobP
 
 
 def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]) -> frozenset[tuple[int, JobProtocol]]:
-    """Which jobs cannot reach which sites.
+    """Sites with the protocols of jobs that cannot reach them.
 
-    Args:
-        sites: all.
-        paused: sites, and the protocols by which they cannot be reached.
-
-    Returns:
-        The same, and besides sites with the protocols of jobs that would reach them through the service.
+    ``paused`` are sites with the protocols that are paused; the result adds the protocols of jobs that would be relayed
+    to them.
     """
     found = set(paused)
     for number, protocol in list(found):
@@ -78,17 +74,15 @@ def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]
     return frozenset(found)
 
 
-#: Seconds until a change by another daemon is seen, at most, besides the time of the look.
+#: Seconds until a change by another daemon is noticed, at most, plus the time of the query.
 _PERIOD_S = 2.0
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class SiteDirectory:
-    """Keeps the registry of sites, and the restrictions, as the database has them.
+    """Keeps the registry of sites and the restrictions in step with the database.
 
     Attributes:
-        sites: gets the sites.
-        health: which of them can be reached.
         on_change: called after each change: something may be claimed now.
     """
 
@@ -104,7 +98,7 @@ class SiteDirectory:
 
     async def start(self) -> None:
         await self.refresh()
-        self._periodic = Periodic(self.reactor, "look for changed sites", _PERIOD_S, self.refresh)
+        self._periodic = Periodic(self.reactor, "refresh sites", _PERIOD_S, self.refresh)
         self._periodic.start()
 
     async def stop(self) -> None:
@@ -112,8 +106,8 @@ class SiteDirectory:
             await self._periodic.stop()
 
     async def refresh(self) -> None:
-        """Read what has changed, if anything has."""
-        fresh = await self.database.read("look for changed sites", sites.load_snapshot, self._version)
+        """Reload sites and restrictions if they have changed."""
+        fresh = await self.database.read("refresh sites", sites.load_snapshot, self._version)
         if fresh is not None and (self._version is None or fresh.version > self._version):
             self._take(fresh)
 
@@ -125,15 +119,15 @@ class SiteDirectory:
         self.on_change()
 
     def restriction(self, kind: RestrictionKind, number: int) -> Restriction | None:
-        """What an operator has restricted; None for what is free."""
+        """The restriction of a site or user, if any."""
         return self._restrictions.get((kind, number))
 
     def restricted(self, kind: RestrictionKind) -> list[int]:
-        """The numbers of what is restricted."""
+        """The ids of restricted sites or users."""
         return [number for of_kind, number in self._restrictions if of_kind is kind]
 
     def waits(self, job: JobRecord, now: datetime) -> list[str]:
-        """Why a job has to wait, a sentence each; empty if nothing holds it up but its turn."""
+        """Why a job waits, a sentence each; empty if only for its turn."""
         if job.status.is_final or not job.counters.submitted:
             return []
         found = []
@@ -154,7 +148,7 @@ class SiteDirectory:
 
 
 def site_of(record: SiteRecord) -> Site:
-    """A site of the database as the registry has it."""
+    """Convert a site of the database for the registry."""
     content = record.content
     return Site(
         id=record.id,

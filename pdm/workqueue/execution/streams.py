@@ -1,4 +1,4 @@
-"""How many streams of work this daemon runs, and where it may run more: limits, and what routes have taught."""
+"""The streams of this daemon: how many run per route, site, user and job, and adaptive limits of routes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,20 @@ from pdm.workqueue.domain.limits import (
 from pdm.workqueue.domain.pacing import MIN_STREAMS, BatchRun, Pacer
 from pdm.workqueue.sites.registry import SiteRegistry
 
-#: Routes that are remembered without anything running on them.
+#: Routes that are remembered while nothing runs on them.
 _MOST_IDLE = 1000
 
 
-@frozen
+@frozen(kw_only=True)
 class StreamLimits:
-    """How many streams there may be at once.
+    """How many streams may run at once.
 
     Attributes:
-        total: in all.
-        route: from one site to another, at most; fewer where no more are worth it.
-        route_start: what a route begins with.
-        window_s: seconds of work after which it is decided anew how many a route gets.
-        site_in: into one site whose own description says nothing else.
+        route: maximum of a route; the adaptive limit may be lower.
+        route_start: initial limit of a route.
+        window_s: seconds of work between two decisions about a route's limit.
+        site_in: into one site, unless its description has another limit.
         site_out: out of one site, likewise.
-        user: of one user.
         job: with elements of one job.
     """
 
@@ -52,17 +50,14 @@ class StreamLimits:
     job: int
 
 
-@frozen
+@frozen(kw_only=True)
 class RouteState:
-    """What is known of a route.
+    """State of a route.
 
     Attributes:
-        running: streams at present.
-        limit: as many as there may be; between ``least`` and ``most``.
-        throughput: of all streams together, in ``unit``, when it was measured last; None before.
+        limit: between ``least`` and ``most``.
+        throughput: latest measurement, of all streams together, in ``unit``; None before the first.
         reason: of the latest decision about the limit, a sentence.
-        decided_at: when that was.
-        changed_at: when the limit changed last.
     """
 
     route: Route
@@ -78,17 +73,11 @@ class RouteState:
 
 
 class Streams:
-    """The streams of this daemon.
-
-    Args:
-        limits: of the configuration.
-        sites: may have limits of their own.
-        clock: the present moment, UTC.
-    """
+    """The streams of this daemon."""
 
     _log = Logger()
 
-    def __init__(self, limits: StreamLimits, sites: SiteRegistry, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, limits: StreamLimits, sites: SiteRegistry, clock: Callable[[], datetime]) -> None:
         self._limits = limits
         self._sites = sites
         self._clock = clock
@@ -96,17 +85,17 @@ class Streams:
         self._pacers: dict[Route, Pacer] = {}
 
     def slot(self, batch: Batch) -> StreamSlot:
-        """A place for a claimed batch that is no listing."""
+        """The slot of a claimed batch that is no listing."""
         return self._ledger.slot(batch_keys(batch))
 
     def capacity(self) -> int:
-        """How many batches more may be claimed: one for each stream there may be, and as many ahead."""
+        """How many more batches may be claimed: one per free stream, and as many in advance."""
         total, waiting = self._limits.total, self._ledger.waiting
         return max(total - self._ledger.streams, 0) + max(total - waiting, 0)
 
     def quota(self) -> StreamQuota:
-        """How many of them for which route, site, user, job."""
-        # Batches that may not run yet must not be all there are: then only what may run at once is claimed.
+        """How many more batches may be claimed per route, site, user and job."""
+        # Batches in advance must not all be blocked: beyond that, only what may run at once is claimed.
         ahead = 2 if self._ledger.waiting < self._limits.total else 1
         keys = {*self._ledger.claimed(), *((LimitKind.ROUTE, route) for route in self._pacers)}
         for site in self._sites.all():
@@ -126,19 +115,19 @@ class Streams:
         )
 
     def reached_limits(self, job: JobRecord) -> list[str]:
-        """The limits that let no stream more begin for a job, a sentence each."""
+        """The limits that prevent another stream for a job, a sentence each."""
         found = []
         if self._ledger.streams >= self._limits.total:
             found.append(f"all {self._limits.total} streams that may run at once are busy")
         for key in common_keys(job):
-            # Without a stream there is nothing to count, and no pacer is made for a mere question.
+            # Without a running stream no limit is reached; and a query must not create a pacer.
             running = self._ledger.running(key)
             if running and running >= self._limit_of(key):
                 found.append(f"as many streams as there may be {self._limit_words(key)} are busy ({running})")
         return found
 
     def _limit_words(self, key: LimitKey) -> str:
-        """What a limit is about: ``into site B``."""
+        """Describe a limit: ``into site B``."""
         kind, named = key
         if isinstance(named, Route):
             if named.destination is None:
@@ -155,7 +144,7 @@ class Streams:
         return f"site {number}" if site is None else f"site {site.name}"
 
     def ended(self, batch: Batch, run: BatchRun) -> None:
-        """Let a route learn from a batch that had its turn."""
+        """Let the pacer of a route learn from a batch that has run."""
         route = route_of(batch.job)
         pacer, now = self._pacer(route), self._clock()
         before, decided_at = pacer.limit, pacer.decided_at
@@ -163,19 +152,19 @@ class Streams:
         self._log_decision(route, pacer, before, decided_at)
 
     def routes(self) -> list[RouteState]:
-        """What is known of all routes on which something ran, by their sites."""
+        """The state of all routes on which something ran, by their sites."""
         return [
             RouteState(
-                route,
-                self._ledger.running((LimitKind.ROUTE, route)),
-                pacer.limit,
-                MIN_STREAMS,
-                pacer.most,
-                pacer.throughput,
-                pacer.unit,
-                pacer.reason,
-                pacer.decided_at,
-                pacer.changed_at,
+                route=route,
+                running=self._ledger.running((LimitKind.ROUTE, route)),
+                limit=pacer.limit,
+                least=MIN_STREAMS,
+                most=pacer.most,
+                throughput=pacer.throughput,
+                unit=pacer.unit,
+                reason=pacer.reason,
+                decided_at=pacer.decided_at,
+                changed_at=pacer.changed_at,
             )
             for route, pacer in sorted(
                 self._pacers.items(), key=lambda item: (item[0].source, item[0].destination or 0)
@@ -200,7 +189,7 @@ class Streams:
         usual = self._limits.site_in if kind is LimitKind.INTO else self._limits.site_out
         if site is None or own is None:
             return usual
-        # Operators say what they like in their files; users cannot go beyond what is for all.
+        # Operators may exceed the common limit in their files; users may not.
         return own if site.owner_id is None else min(own, usual)
 
     def _most(self, route: Route) -> int:
@@ -208,7 +197,7 @@ class Streams:
         return min(self._limits.total, self._limits.route, *sites)
 
     def _bounded(self, route: Route) -> Pacer:
-        """The pacer of a route, which knows how many there may be today: descriptions of sites are read anew."""
+        """The pacer of a route, with the current limits of its sites."""
         pacer, most = self._pacer(route), self._most(route)
         if pacer.most != most:
             before, decided_at = pacer.limit, pacer.decided_at

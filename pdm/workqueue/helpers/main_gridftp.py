@@ -24,9 +24,8 @@ from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.gridftp import pipelined_copy, pipelined_operations, pipelined_tree
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S
-from pdm.workqueue.helpers.gridftp.globus import PACKAGE, Globus, GlobusError
-from pdm.workqueue.helpers.gridftp.globus_storage import GridFtpStorage
-from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError
+from pdm.workqueue.helpers.gridftp.gsi import LIBRARY, PACKAGE, Gsi, GsiError
+from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import (
@@ -49,37 +48,32 @@ _ITEMS_PER_WORKER = 100
 class _GridftpHelper:
     """Carries out batches: the fast way what goes well, the careful way the rest."""
 
-    def __init__(self, globus: Globus, connections: ChannelPool | None) -> None:
-        self._globus = globus
-        self._connections = connections
+    def __init__(self, gsi: Gsi) -> None:
+        self._gsi = gsi
+        self._connections = ChannelPool(gsi)
         self._waker = Waker()
-        self._storages: list[GridFtpStorage] = []
         self._workers = WorkerThreads(self._opened, _MAX_WORKERS)
+        self._shares_pool = False
 
     def _opened(self) -> GridFtpStorage:
-        storage = GridFtpStorage(self._globus)
-        self._storages.append(storage)
-        return storage
+        if self._shares_pool:
+            return GridFtpStorage(ChannelPool(self._gsi))
+        # The first worker runs on the thread of the batch, after the pipelined commands: it uses the same channels.
+        self._shares_pool = True
+        return GridFtpStorage(self._connections)
 
     def carry_out(self, batch: ActiveBatch) -> None:
         request = batch.request
-        self._globus.destroy_buried()
         batch.on_stop(self._wake)
-        if self._connections is not None:
-            self._connections.login_s = min(LOGIN_S, request.limits.stall_s)
-        try:
-            if isinstance(request, ListRequest):
-                listing.report_listing(batch, request, lambda: self._list(batch, request))
-            else:
-                batch.ends_items(lambda keys: self._waker.wake())
-                self._carry_out_items(batch, request)
-        finally:
-            if self._globus.abandoned:
-                self._cut()
+        self._connections.login_s = min(LOGIN_S, request.limits.stall_s, request.limits.total_s)
+        if isinstance(request, ListRequest):
+            listing.report_listing(batch, request, lambda: self._list(batch, request))
+        else:
+            batch.ends_items(lambda keys: self._waker.wake())
+            self._carry_out_items(batch, request)
 
     def _wake(self) -> None:
-        if self._connections is not None:
-            self._connections.interrupt()
+        self._connections.interrupt()
         self._waker.wake()
 
     def _carry_out_items(self, batch: ActiveBatch, request: ItemRequest) -> None:
@@ -87,16 +81,13 @@ class _GridftpHelper:
         left = request
         if isinstance(request, CopyRequest):
             left = replace(request, items=self._copy_pipelined(batch, request))
-        elif self._connections is not None and (
+        elif isinstance(request, RemoveRequest) or (isinstance(request, MkdirRequest) and request.parents):
             # Whether a directory was there before is to be seen first, unless that makes no difference.
-            isinstance(request, RemoveRequest) or (isinstance(request, MkdirRequest) and request.parents)
-        ):
-            connections = self._connections
             left = replace(
                 request,
                 items=self._left_of(
                     batch,
-                    lambda: pipelined_operations.carry_out(batch, request, connections, self._waker),
+                    lambda: pipelined_operations.carry_out(batch, request, self._connections, self._waker),
                     lambda: [replace(item, again=True) for item in request.items],
                 ),
             )
@@ -109,17 +100,14 @@ class _GridftpHelper:
         """Copy what goes the fast way; returns the items that are left, with temporary names of their own."""
         # What earlier attempts may have left is removed under each name that they may have used.
         items = [replace(item, stale=list(_names(item.stale))) for item in request.items]
-        left = items
-        if self._connections is not None:
-            connections = self._connections
-            left = self._left_of(
-                batch,
-                lambda: pipelined_copy.copy(batch, request, items, connections, self._waker),
-                lambda: [
-                    replace(item, stale=[*item.stale, *itertools.islice(_names([item.temporary]), _LAST_WAY)])
-                    for item in items
-                ],
-            )
+        left = self._left_of(
+            batch,
+            lambda: pipelined_copy.copy(batch, request, items, self._connections, self._waker),
+            lambda: [
+                replace(item, stale=[*item.stale, *itertools.islice(_names([item.temporary]), _LAST_WAY)])
+                for item in items
+            ],
+        )
         return [replace(item, temporary=copying.temporary_name(item.temporary, _LAST_WAY)) for item in left]
 
     def _left_of(
@@ -131,24 +119,14 @@ class _GridftpHelper:
         except Exception:
             # One item may be to blame, and which is not known here: the careful way fails each by itself.
             traceback.print_exc()
-            if self._connections is not None:
-                self._connections.drop_all()
+            self._connections.drop_all()
             opened = set(batch.open_keys())
             return [item for item in broken() if item.key in opened]
 
     def _list(self, batch: ActiveBatch, request: ListRequest) -> None:
-        left: list[str] | None = None
-        if self._connections is not None:
-            left = pipelined_tree.list_tree(batch, request, self._connections, self._waker)
+        left = pipelined_tree.list_tree(batch, request, self._connections, self._waker)
         if left is None or left:
             listing.list_tree(batch, request, self._workers, _MAX_WORKERS, left)
-
-    def _cut(self) -> None:
-        """Cut the connections of handles that were left to themselves; the others make new ones."""
-        self._globus.abandoned = False
-        self._globus.cut()
-        for storage in self._storages:
-            storage.drop()
 
 
 def _names(temporary_names: Iterable[str]) -> Iterator[str]:
@@ -158,20 +136,11 @@ def _names(temporary_names: Iterable[str]) -> Iterator[str]:
             yield copying.temporary_name(name, way)
 
 
-def _channel_pool() -> ChannelPool | None:
-    """What the fast way needs; None where it cannot be had, so that all goes the careful way."""
-    try:
-        return ChannelPool(Gsi())
-    except (OSError, GsiError) as error:
-        print(f"the fast way cannot be used: {error}", file=sys.stderr, flush=True)
-        return None
-
-
 def _helper_or_error() -> _GridftpHelper | StorageError:
     try:
-        return _GridftpHelper(Globus(), _channel_pool())
-    except (OSError, GlobusError) as error:
-        why = f"the Globus client library cannot be used ({error}): install the package {PACKAGE}"
+        return _GridftpHelper(Gsi())
+    except (OSError, GsiError) as error:
+        why = f"the Globus security library cannot be used ({error}): install the package {PACKAGE}"
         return StorageError(why, code=FailureCode.DEPENDENCY_MISSING, scope=FailureScope.SERVICE)
 
 
@@ -190,7 +159,7 @@ def main() -> None:
         else:
             agent.carry_out(batch)
 
-    serve(agent.message if isinstance(agent, StorageError) else "libglobus_ftp_client.so.2", carry_out)
+    serve(agent.message if isinstance(agent, StorageError) else LIBRARY, carry_out)
 
 
 if __name__ == "__main__":

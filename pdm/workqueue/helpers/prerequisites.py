@@ -15,10 +15,10 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol
-from pdm.workqueue.helpers.gridftp import globus
+from pdm.workqueue.helpers.gridftp import gsi
 from pdm.workqueue.helpers.main_relay import backend_class
 
-_LIBRARIES = ("libglobus_common.so.0", "libglobus_ftp_client.so.2")
+_LIBRARIES = ("libglobus_common.so.0", gsi.LIBRARY)
 
 
 def _gridftp() -> str | None:
@@ -26,7 +26,7 @@ def _gridftp() -> str | None:
         try:
             ctypes.CDLL(name)
         except OSError as error:
-            return f"{error}: install the package {globus.PACKAGE}"
+            return f"{error}: install the package {gsi.PACKAGE}"
     return None
 
 

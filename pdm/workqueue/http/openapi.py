@@ -25,9 +25,8 @@ from pdm.workqueue.http.problems import (
     UnsupportedMediaTypeError,
 )
 from pdm.workqueue.wire.options import OPTIONS
-from pdm.workqueue.wire.problems import MEDIA_TYPE, Problem
 from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS_OF
-from pdm.workqueue.wire.responses import JobView, RetriedJobView
+from pdm.workqueue.wire.responses import MEDIA_TYPE, JobView, Problem, RetriedJobView
 
 _REF = "#/components/schemas/{name}"
 _PATH_SCHEMAS: Mapping[Parameter, dict[str, Any]] = MappingProxyType(

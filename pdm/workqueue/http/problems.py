@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import msgspec
 
-from pdm.workqueue.wire.problems import MEDIA_TYPE, PROBLEM_TYPE_PREFIX, Problem
+from pdm.workqueue.wire.responses import MEDIA_TYPE, PROBLEM_TYPE_PREFIX, Problem
 
 _LONGEST_DETAIL, _LONGEST_POINTER = 1000, 200
 

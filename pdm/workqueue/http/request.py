@@ -32,7 +32,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, start_background
 from pdm.workqueue.telemetry.logging import log_incident
-from pdm.workqueue.wire.problems import MEDIA_TYPE
+from pdm.workqueue.wire.responses import MEDIA_TYPE
 
 JSON = b"application/json"
 TEXT = b"text/plain; charset=us-ascii"

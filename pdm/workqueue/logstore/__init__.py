@@ -1,1 +1,1 @@
-"""The logs of attempts: files that people can tail."""
+"""The logs of attempts, one file each."""

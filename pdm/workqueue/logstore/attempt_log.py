@@ -9,6 +9,7 @@ lines and bytes were left out, and the tail follows. The file is only ever appen
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from pathlib import Path
 
@@ -35,18 +36,12 @@ class LogRef:
         return Path(self.path_text(str(directory)))
 
     def path_text(self, directory: str) -> str:
-        """The same as text: on the way of each attempt, joining Paths would cost as much as the file itself."""
+        """The same as text; used for each attempt, where joining Paths would cost as much as the file itself."""
         return f"{directory}/{self.log_uid[:2]}/{self.log_uid}/{self.element_id}/attempt{self.attempt}.log"
 
 
 class AttemptLog:
-    """A log that is being written. Used by one thread only.
-
-    Args:
-        path: the file.
-        head_bytes: how much of the beginning is kept.
-        tail_bytes: how much of the end is kept.
-    """
+    """A log that is being written. Used by one thread only."""
 
     def __init__(self, path: str, head_bytes: int, tail_bytes: int) -> None:
         self._path = path
@@ -76,7 +71,6 @@ class AttemptLog:
         """Take a line.
 
         Args:
-            line: with time and line end.
             stamp: the time and a blank, for the lines of our own.
             now: when that was, in seconds.
         """
@@ -120,7 +114,7 @@ class AttemptLog:
         return [note, *self._tail]
 
     def waiting_tail(self) -> bytes:
-        """What a reader would miss who sees the file alone."""
+        """What the file does not contain yet."""
         return b"".join(self._shown_tail())
 
     def write(self) -> OSError | None:
@@ -169,7 +163,7 @@ class AttemptLog:
 
 def _make_directories(path: str) -> None:
     """Make the directories above a log, 0750 each: ``os.makedirs`` would give its mode to the last one only."""
-    directory = os.path.dirname(path)  # noqa: PTH120 - on the way of each attempt; a Path costs more than the mkdir
+    directory = os.path.dirname(path)  # noqa: PTH120 - called for each attempt; a Path costs more than the mkdir
     try:
         os.mkdir(directory, 0o750)  # noqa: PTH102 - as above
     except FileExistsError:
@@ -177,3 +171,19 @@ def _make_directories(path: str) -> None:
     except FileNotFoundError:
         _make_directories(directory)
         os.mkdir(directory, 0o750)  # noqa: PTH102 - as above
+
+
+class TimestampFormatter:
+    """Formats times of lines; caches the text of the last second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def stamp(self, at: float) -> bytes:
+        """The time in UTC, ISO 8601 with milliseconds, and a blank."""
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return b"%b.%03dZ " % (self._text.encode(), int((at - second) * 1000))

@@ -24,12 +24,12 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pdm.workqueue.logstore.attempt_log import AttemptLog, LogRef
+from pdm.workqueue.logstore.attempt_log import AttemptLog, LogRef, TimestampFormatter
 from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
 
 #: How long lines may wait for others before they are written.
 _FLUSH_S = 0.05
-#: Operations carried out before answers are given: bounds how long the first answer waits for the last.
+#: Operations run before answers are delivered: limits how long the first answer waits for the last.
 _MOST_AT_ONCE = 256
 _LONGEST_LINE = 8 * 1024
 _COMPLAINT_PAUSE_S = 10.0
@@ -63,12 +63,9 @@ class LogPiece:
 
 
 class LogWriter:
-    """Carries out operations one after the other on its own thread.
+    """Runs operations one after the other on its own thread.
 
     Args:
-        directory: of all logs.
-        head_bytes: how much of the beginning of a log is kept.
-        tail_bytes: how much of its end.
         report: called on the thread with answers, and with a complaint for the daemon's log or None.
     """
 
@@ -87,7 +84,7 @@ class LogWriter:
         self._due_at = 0.0
         self._answers: list[Answer] = []
         self._finished = False
-        self._stamps = _Stamps()
+        self._stamps = TimestampFormatter()
         self._complaint = ""
         self._complain_at = 0.0
         #: Writes that failed, ever. Written by the thread, read by anyone.
@@ -103,14 +100,14 @@ class LogWriter:
         return self._thread.ident is not None
 
     def join(self) -> None:
-        """Wait for the thread, which has been told to finish."""
+        """Wait for the thread, after it was asked to finish."""
         self._thread.join()
 
     def put(self, operation: Operation) -> None:
-        """Have an operation carried out; called on any thread."""
+        """Queue an operation; thread-safe."""
         self._queue.put(operation)
 
-    # What follows runs on the thread.
+    # The methods below run on the thread.
 
     def begin(self, ref: LogRef, text: str, at: float) -> None:
         """Open a log with its first line."""
@@ -168,7 +165,7 @@ class LogWriter:
         try:
             with ref.path(self._directory).open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                # An offset out of the air is taken back to the end: there nothing follows yet.
+                # An offset after the end is moved to the end.
                 begin = file.seek(min(offset, size))
                 data = file.read(most)
         except OSError as error:
@@ -295,22 +292,6 @@ class _OpenLog:
         return [safe.encode("utf-8", "backslashreplace") + b"\n"]
 
 
-class _Stamps:
-    """Writes times; most come from the same second as the one before."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
-
-    def stamp(self, at: float) -> bytes:
-        """The time in UTC, ISO 8601 with milliseconds, and a blank."""
-        second = int(at)
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return b"%b.%03dZ " % (self._text.encode(), int((at - second) * 1000))
-
-
 #: Most characters that wait for a disk that hangs; what comes beyond is counted and left out.
 MOST_WAITING = 64 * 1024**2
 #: A disk with less room than this is full.
@@ -323,11 +304,7 @@ class LogStore:
     All methods are called on the reactor's thread; none of them waits, none fails because of the disk.
 
     Args:
-        reactor: where answers are given.
         directory: of all logs; made, mode 0750, if it is missing.
-        head_bytes: how much of the beginning of a log is kept.
-        tail_bytes: how much of its end.
-        now: the time in seconds since 1970.
     """
 
     _log = Logger()
@@ -354,7 +331,7 @@ class LogStore:
         return self._writer.errors
 
     def check(self) -> None:
-        """See that the directory takes files; blocks.
+        """Check that files can be written; blocks.
 
         Raises:
             OSError: it does not.
@@ -414,7 +391,7 @@ class LogStore:
         return Path(ref.path_text(str(self._directory))).exists()
 
     def read(self, ref: LogRef) -> Deferred[str]:
-        """The text of a log, as far as it is.
+        """The text of a log that was written so far.
 
         Returns:
             Fires with the text, bounded like the log; fails with `LogMissingError` when it is not on disk.
@@ -427,12 +404,7 @@ class LogStore:
         return answer
 
     def read_piece(self, ref: LogRef, offset: int, most: int) -> Deferred[LogPiece]:
-        """A piece of a log that may still be written, as it stands in its file: what came later is never before it.
-
-        Args:
-            ref: which log.
-            offset: where the piece begins, in bytes.
-            most: bytes, at most.
+        """A piece of a log that may still be written, as it is in its file: later text is never before it.
 
         Returns:
             Fires with the piece; fails with `LogMissingError` when there is no such log.
@@ -445,7 +417,7 @@ class LogStore:
         return answer
 
     async def flush(self) -> None:
-        """Wait until everything told so far is on disk."""
+        """Wait until all lines so far are on disk."""
         if not self._stopped:
             answer: Deferred[None] = Deferred()
             self._writer.put(partial(self._writer.flush, answer))

@@ -34,7 +34,8 @@ ERROR_PATTERNS = (
     ),
     ErrorPattern.of(
         r"Untrusted self-signed certificate|Can't get the local trusted CA certificate|certificate verify failed"
-        r"|Authorization denied: The name of the remote entity|certificate has been revoked",
+        r"|Authorization denied: The (?:name of the remote entity|expected name for the remote host)"
+        r"|certificate has been revoked",
         FailureCode.CERTIFICATE,
     ),
     ErrorPattern.of(

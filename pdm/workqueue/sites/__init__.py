@@ -1,1 +1,1 @@
-"""Where things are: sites, their endpoints, and the URLs of paths there."""
+"""Sites, their endpoints, and the URLs of paths there."""

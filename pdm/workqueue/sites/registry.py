@@ -11,7 +11,7 @@
     myproxy = myproxy.example.org:7512
 
 A protocol may have several endpoints of one storage: a URL a line, those after the first indented. Sites that
-users have made come out of the database and stand beside those of the files, which win where two have one number.
+users registered come from the database; where two have one number, the site of the file wins.
 """
 
 from __future__ import annotations
@@ -46,12 +46,7 @@ _DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 
 class SiteRegistry:
-    """All sites; those of the files, and those of the database, are replaced as a whole when they are read again.
-
-    Args:
-        directory: whose ``*.conf`` files describe the sites.
-        sites: what they say.
-    """
+    """All sites; those of the files, and those of the database, are replaced as a whole when they are read again."""
 
     _log = Logger()
 
@@ -74,7 +69,7 @@ class SiteRegistry:
         return self._sites.get(number)
 
     def is_of_file(self, number: int) -> bool:
-        """Whether a site is described in a file, so that nobody changes it from outside."""
+        """Whether a site is described in a file, and so cannot be changed through the API."""
         return number in self._of_files
 
     def has_file_name(self, name: str) -> bool:
@@ -82,7 +77,7 @@ class SiteRegistry:
         return any(site.name.casefold() == name.casefold() for site in self._of_files.values())
 
     def take_stored(self, sites: Iterable[Site]) -> None:
-        """Have these as the sites of the database."""
+        """Replace the sites of the database."""
         self._stored = {site.id: site for site in sites}
         self._join()
 
@@ -91,7 +86,7 @@ class SiteRegistry:
             self._log.warn(
                 "site {number} of the database is hidden by the one of that number in the files", number=number
             )
-        # One assignment: who asks from another thread sees the old sites or the new ones.
+        # One assignment: another thread sees the old sites or the new ones.
         self._sites = self._stored | self._of_files
 
     def all(self) -> list[Site]:
@@ -249,7 +244,7 @@ def check_host_and_port(text: str) -> str:
 
 
 def check_endpoint(protocol: JobProtocol, text: str) -> str:
-    """An endpoint of a site, in the one way in which it is written everywhere.
+    """An endpoint of a site in its canonical form.
 
     Raises:
         ValueError: it is none for the protocol.

@@ -12,20 +12,19 @@ from pdm.workqueue.domain.paths import InvalidPathError, checked, encoded, resol
 
 @frozen
 class Site:
-    """A place where files are.
+    """A storage site.
 
     Attributes:
         id: the number in the REST API and in the database; stays when the site moves.
-        name: what people call it; never looks like a number.
-        description: one line for people.
+        name: what people call it; never a number.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         endpoints: protocol → URL without path (FILE: with the root directory), percent-encoded, no slash at its end.
         alternatives: protocol → further URLs of the same storage.
-        owner_id: number of the user who has made it; None for one of the files.
+        owner_id: user that registered it; None for a site of the files.
         public: whether everybody may use it; else only its owner.
         limit_in: streams of work that go into it at once, at most; None for what the configuration says.
-        limit_out: the same for what comes out of it.
+        limit_out: likewise, out of it.
         authorities: PEM of authorities that are trusted for this site only; may be empty.
     """
 
@@ -60,8 +59,6 @@ def storage_url(site: Site, protocol: JobProtocol, path: str, url: str | None = 
     """The URL at which a site serves a path.
 
     Args:
-        site: where.
-        protocol: how it is reached.
         path: as the user gave it: absolute, relative to the site's default directory, or beginning with ``~``.
         url: which of the site's URLs for the protocol; the preferred one without it.
 

@@ -1,4 +1,4 @@
-"""Limits of a claim: in all, for a route, a site, a user, a job; and the order of the users."""
+"""Limits of a claim: in total, per route, site, user and job; and the fair order of the users."""
 
 from __future__ import annotations
 
@@ -34,23 +34,19 @@ _LISTINGS = frozenset({JobType.LIST})
 _WORK = frozenset(JobType) - _LISTINGS
 
 
-@frozen
+@frozen(kw_only=True)
 class ClaimLimits:
     """How much a claim may take.
 
     Attributes:
-        elements: at most so many in all.
-        batches: at most so many.
-        batch_elements: at most so many in a batch.
-        batch_sizes: kind of work → the same for that kind, never more than ``batch_elements``; others begin with
-            `FIRST_BATCH_SIZE`. None for no such exclusions.
-        sharers: how many batches there may be at once in all: no job is split coarser than lets all have a share. 0
-            for no such care.
-        batch_bytes: at most so many in a batch, unless it is of one element.
-        types: ``{LIST}`` for the lane of listings, all others for the lane of work, or all for both.
-        quota: how many batches for a route, a site, a user, a job; listings are not counted.
-        exclusions: what may not begin, listings neither.
-        turns: what users were given before; a claim leaves it as it is.
+        batch_sizes: kind of work → elements of a batch, at most ``batch_elements``; `FIRST_BATCH_SIZE` for kinds that
+            are missing. None: no limit by kind.
+        sharers: batches that run at once in total. Work is split so that all of them get a share; 0 turns that off.
+        batch_bytes: of a batch with more than one element.
+        types: ``{LIST}`` for the queue of listings, all others for the queue of work, or all for both.
+        quota: batches per route, site, user and job; listings are not counted.
+        exclusions: what may not start, listings included.
+        fair_queue: work that users were given so far; a claim does not change it.
     """
 
     elements: int
@@ -70,13 +66,13 @@ class ClaimLimits:
             raise ValueError("a claim takes listings, or all but listings, or all")
 
     def batch_size(self, job: JobRecord) -> int:
-        """How many elements a batch with work of this job's kind may have."""
+        """Elements that a batch of this job's kind may have."""
         if self.batch_sizes is None:
             return self.batch_elements
         return min(self.batch_sizes.get(work_kind(job), FIRST_BATCH_SIZE), self.batch_elements)
 
     def note(self, fair_queue: FairQueue, batches: Iterable[Batch]) -> None:
-        """Count what a claim under these limits took."""
+        """Charge the users for claimed batches."""
         for batch in batches:
             work = 1.0
             if batch.type is not JobType.LIST:
@@ -85,13 +81,13 @@ class ClaimLimits:
             fair_queue.charge(batch.job.user_id, work)
 
 
-#: What runs, by user: as many rows as jobs run, however many wait or have ended.
+#: Running elements per user. Partial index: reads only jobs with running elements.
 RUNNING = (
     sa.select(jobs.c.user_id, sa.func.sum(jobs.c.num_running).label("running"))
     .where(sa.text(HAS_RUNNING))
     .group_by(jobs.c.user_id)
 )
-#: The routes of that, for sites that may be back.
+#: Routes with running elements, for sites that are being probed.
 _RUNNING_BY_ROUTE = (
     sa.select(jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid)
     .where(sa.text(HAS_RUNNING))
@@ -99,71 +95,72 @@ _RUNNING_BY_ROUTE = (
 )
 
 
-@define
+@define(kw_only=True)
 class ClaimBudget:
-    """What may still be taken.
+    """What a claim may still take.
 
     Attributes:
-        limits: of the claim.
-        elements: left.
-        batches: left.
-        users: how many have something due, counted as far as it matters.
+        users: users with due work, counted up to ``limits.sharers``.
     """
 
     limits: ClaimLimits
     elements: int
     batches: int
     users: int = field(init=False, default=0)
-    # Elements running, by user, in all daemons.
+    # Running elements per user, of all daemons.
     _running: dict[int, int]
     _fair_queue: FairQueue
-    # Sites at which one element may run by a protocol, and one runs.
+    # Sites and protocols whose single probe is running.
     _probing: set[tuple[int, JobProtocol]] = field(factory=set)
     _batches_taken: dict[LimitKey, int] = field(factory=dict)
 
     @classmethod
     def measure(cls, session: Session, limits: ClaimLimits) -> ClaimBudget:
-        """The room under some limits, with what runs at present."""
+        """Start with the limits and with what runs now."""
         running = {row.user_id: int(row.running) for row in session.execute(RUNNING)}
         tried: set[tuple[int, JobProtocol]] = set()
         if limits.exclusions.probed:
             for row in session.execute(_RUNNING_BY_ROUTE):
                 tried |= limits.exclusions.probed & {(site, row.protocol) for site in (row.src_siteid, row.dst_siteid)}
-        return cls(limits, limits.elements, limits.batches, running, limits.fair_queue.copy(), tried)
+        return cls(
+            limits=limits,
+            elements=limits.elements,
+            batches=limits.batches,
+            running=running,
+            fair_queue=limits.fair_queue.copy(),
+            probing=tried,
+        )
 
     @property
     def has_capacity(self) -> bool:
         return self.elements > 0 and self.batches > 0
 
     def order_key(self, user_id: int) -> tuple[float, float]:
-        """Who has the least comes next: by the work that users were given, then by what they have running."""
+        """Sort key: the user who was given the least work first, then the one with the fewest running elements."""
         running = self._running.get(user_id, 0) / self._fair_queue.weight(user_id)
         return self._fair_queue.virtual_time(user_id), running
 
     def in_fair_order(self, users: Iterable[int]) -> list[int]:
-        """Users, the next one first."""
-        # Chance decides between equals; else the first would always win where work is done as soon as it is claimed.
+        # Ties are broken at random: otherwise the first user always wins where work ends as soon as it is claimed.
         shuffled = list(users)
         random.shuffle(shuffled)
         return sorted(shuffled, key=self.order_key)
 
     def may_claim_for(self, user_id: int, *, limited: bool) -> bool:
-        """Whether anything of a user may be taken; ``limited`` by openings, as all but listings are."""
+        """Whether any job of a user may be claimed. ``limited``: the quota applies, as for all but listings."""
         return user_id not in self.limits.exclusions.banned and (
             not limited or self._left((LimitKind.USER, user_id)) > 0
         )
 
     def batch_allowance(self, job: JobRecord, waiting: int) -> int:
-        """How many elements one more batch may have.
+        """Elements that the next batch may have.
 
-        Args:
-            job: one that it is of.
-            waiting: elements of its user that could go into it.
+        ``job``: the first job of the batch. ``waiting``: elements of its user that could go into the batch.
         """
         return min(self.elements, self.limits.batch_size(job), self._share(waiting, self.users))
 
     def most_elements(self, waiting: int, users: int) -> int:
-        """How many of a user's waiting elements, of any kind, the batches that are left could take."""
+        """Upper bound of the waiting elements of a user, of any kind, that the remaining batches can take."""
         sizes = self.limits.batch_sizes
         most = self.limits.batch_elements
         if sizes is not None:
@@ -172,36 +169,36 @@ class ClaimBudget:
         return min(self.elements, batches * min(most, self._share(waiting, users)))
 
     def _share(self, waiting: int, users: int) -> int:
-        """What one batch may take so that all have something to the end; other users' work is something, too."""
+        """Elements of one batch such that all agents have work until the end; work of other users counts as well."""
         if not self.limits.sharers:
             return self.elements
         return fair_share(waiting, -(-self.limits.sharers // max(users, 1)))
 
     def listing_allowance(self, job: LockedJob) -> int:
-        """How many elements of a job may be taken, as far as it may begin at all."""
+        """Elements of a job that may start; exclusions and probes only, without the quota."""
         exclusions, record = self.limits.exclusions, job.record
         if record.user_id in exclusions.banned or exclusions.excludes(record.protocol, record.sites):
             return 0
         probed = self._probed(record)
         if not probed:
             return self.elements
-        # One element is a probe: it tells as much as many would.
+        # A probe is a single element: more would tell no more.
         return min(self.elements, 1) if self._probing.isdisjoint(probed) else 0
 
     def work_allowance(self, job: LockedJob) -> int:
-        """How many elements of a job may go into a batch, as far as limits say; none if one more may not be."""
+        """Elements of a job that may go into a batch under all limits; 0 if no further batch may start."""
         keys = (*common_keys(job.record), (LimitKind.JOB, job.id))
         return self.listing_allowance(job) if all(self._left(key) > 0 for key in keys) else 0
 
     def take(self, job: LockedJob, count: int) -> None:
-        """Count elements that go into a batch."""
+        """Count elements that were put into a batch."""
         self.elements -= count
         self._running[job.record.user_id] = self._running.get(job.record.user_id, 0) + count
         if count:
             self._probing |= self._probed(job.record)
 
     def take_batch(self, members: Iterable[LockedJob], type_: JobType, elements: int, total_bytes: int) -> None:
-        """Count a batch of some jobs that are alike."""
+        """Count a batch of similar jobs."""
         self.batches -= 1
         records = [job.record for job in members]
         first, work = records[0], 1.0
@@ -212,7 +209,7 @@ class ClaimBudget:
         self._fair_queue.charge(first.user_id, work)
 
     def start_conditions(self) -> list[sa.ColumnElement[bool]]:
-        """Conditions that keep out jobs of which nothing may begin, so that they hide no others."""
+        """SQL conditions that exclude jobs of which nothing may start, so that they do not fill the candidates."""
         exclusions = self.limits.exclusions
         conditions = []
         if exclusions.drained:
@@ -224,10 +221,9 @@ class ClaimBudget:
         return conditions
 
     def conditions(self, columns: Any) -> list[sa.ColumnElement[bool]]:
-        """Conditions that keep out jobs of which limits let no work be taken, so that they hide no others.
+        """SQL conditions that exclude jobs whose quota is used up, so that they do not fill the candidates.
 
-        Args:
-            columns: of jobs: id, src_siteid, dst_siteid.
+        ``columns``: of jobs: id, src_siteid, dst_siteid.
         """
         closed: dict[LimitKind, list[Any]] = {kind: [] for kind in LimitKind}
         for kind, named in self.limits.quota.left:
@@ -243,7 +239,7 @@ class ClaimBudget:
         return conditions
 
     def _probed(self, job: JobRecord) -> frozenset[tuple[int, JobProtocol]]:
-        """The ends of a job of which nobody knows whether they are back."""
+        """Sites of a job that are being probed."""
         probed = self.limits.exclusions.probed
         return probed & {(site, job.protocol) for site in job.sites} if probed else probed
 

@@ -1,8 +1,7 @@
 """Queries for what may be claimed: users, their jobs, elements; and the position of a job in the queue.
 
-The cost of each query grows with its answer, not with the queue. ``list_due_at`` and ``work_due_at`` of a job say when
-it may have something to claim; they may be too early, never too late. A claim that finds nothing corrects them, so that
-no job is read twice for nothing.
+The cost of each query grows with its result, not with the queue. ``list_due_at`` and ``work_due_at`` of a job may be
+too early, never too late. A claim that finds nothing due corrects them, so that no job is read twice in vain.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pdm.workqueue.store.locks import LockedJob, lock_jobs
 from pdm.workqueue.store.records import ELEMENT_COLUMNS, element_record, elements, jobs, matched
 from pdm.workqueue.WorkqueueDB import AT_ONCE, HAS_LISTING, HAS_WORK, IS_HELD, IS_RUNNING, IS_WAITING_WORK, NEVER
 
-#: Due jobs of a user that are looked at, at most, to find some that no limit keeps out.
+#: Limit of the due jobs of a user that are scanned for some that no limit excludes.
 MOST_PASSED_OVER = 5000
 
 
@@ -31,7 +30,7 @@ class ClaimQueue:
     """Jobs that wait for their listing, or for all other work.
 
     Args:
-        due_at: the column of a job that says when it has something.
+        due_at: column with the time at which a job may have something to claim.
         condition: of the partial indexes over that column.
     """
 
@@ -39,7 +38,7 @@ class ClaimQueue:
         self.due_at = due_at
         self.condition = condition
         waits = sa.text(condition)
-        # Each user with such jobs is found by one jump in an index that begins with the user.
+        # Loose index scan: one lookup per user in an index that begins with the user.
         first = sa.select(sa.func.min(jobs.c.user_id).label("id")).where(waits).cte("active", recursive=True)
         following = sa.select(sa.func.min(jobs.c.user_id)).where(waits, jobs.c.user_id > first.c.id).scalar_subquery()
         active = first.union_all(sa.select(following).where(first.c.id.is_not(None)))
@@ -57,12 +56,11 @@ class ClaimQueue:
         start_conditions: Sequence[sa.ColumnElement[bool]],
         conditions: Callable[[Any], Sequence[sa.ColumnElement[bool]]],
     ) -> sa.Select[Any]:
-        """As ``jobs_of_user``, without those that do not meet conditions.
+        """Like ``jobs_of_user``, without the jobs that violate conditions.
 
-        Args:
-            start_conditions: conditions on jobs. What does not meet them may wait for days: all of it is passed over.
-            conditions: on number and sites. What does not meet them has its turn soon: where many jobs wait for one
-                closed route, only so many are passed over to find others, which bounds the cost.
+        ``start_conditions``: conditions on jobs. Jobs that violate them may wait for days: all are skipped.
+        ``conditions``: on id and sites. Jobs that violate them are due soon: at most `MOST_PASSED_OVER` are scanned,
+        which bounds the cost where many jobs wait for one route.
         """
         allowed = self._due_of_user.where(*start_conditions)
         if not conditions(jobs.c):
@@ -86,7 +84,7 @@ WORK_QUEUE = ClaimQueue(jobs.c.work_due_at, HAS_WORK)
 
 
 def next_due(session: Session, now: datetime) -> datetime | None:
-    """When it is worth claiming again; never before ``now``, None when nothing waits."""
+    """The time of the next useful claim, not before ``now``; None if nothing waits."""
     timestamps = [session.scalar(queue.earliest) for queue in (LISTING_QUEUE, WORK_QUEUE)]
     known = [timestamp for timestamp in timestamps if timestamp is not None and timestamp < NEVER]
     return max(min(known), now) if known else None
@@ -101,7 +99,7 @@ _LISTING_ELEMENTS = sa.select(*ELEMENT_COLUMNS).where(
 
 
 def due_listings(session: Session, locked: Collection[LockedJob], now: datetime) -> dict[int, Sequence[sa.Row[Any]]]:
-    """The LIST elements of some jobs that are due, by job; jobs are told when to look for theirs again."""
+    """The due LIST elements of some jobs, by job. Sets ``list_due_at`` of the other jobs."""
     found: dict[int, sa.Row[Any]] = {}
     for element in session.execute(_LISTING_ELEMENTS, {"numbers": [job.id for job in locked]}):
         found[element.job_id] = element
@@ -120,7 +118,7 @@ def due_listings(session: Session, locked: Collection[LockedJob], now: datetime)
 _WAITING = sa.select(*ELEMENT_COLUMNS).where(
     sa.text(IS_WAITING_WORK), elements.c.phase == bindparam("in_phase"), elements.c.due_at <= bindparam("now")
 )
-#: Fresh elements in the order of the listing, then those put off, the first due first.
+#: First attempts in the order of the listing, then retries in the order of their due time.
 WORK_OF_JOB = (
     _WAITING.where(elements.c.job_id == bindparam("number"))
     .order_by(elements.c.due_at, elements.c.id)
@@ -143,7 +141,7 @@ _NEXT_WORK = (
 def due_work_of_small_jobs(
     session: Session, locked: Collection[LockedJob], now: datetime
 ) -> dict[int, Sequence[sa.Row[Any]]]:
-    """All that is due in some jobs, by job, in one query; for jobs of few elements that know no phases."""
+    """All due elements of some jobs in one query, by job. Not for REMOVE, which has phases."""
     found: dict[int, list[sa.Row[Any]]] = {job.id: [] for job in locked}
     parameters = {"in_phase": 0, "now": now, "numbers": list(found)}
     for row in session.execute(_WORK_OF_JOBS, parameters):
@@ -152,7 +150,7 @@ def due_work_of_small_jobs(
 
 
 def due_work(session: Session, job: LockedJob, most: int, offset: int, now: datetime) -> Sequence[sa.Row[Any]]:
-    """The first elements of a job that are due, without its listing; ``offset`` of them are passed over."""
+    """The first due elements of a job except its listing; skips ``offset`` of them."""
     phase = open_phase(session, job)
     if phase is None:
         return ()
@@ -161,14 +159,14 @@ def due_work(session: Session, job: LockedJob, most: int, offset: int, now: date
 
 
 def update_due_at(session: Session, job: LockedJob, now: datetime) -> None:
-    """Tell a job, of which all that was due is taken, when it has work again."""
+    """Set when a job has work again, after all its due elements were taken."""
     phase = open_phase(session, job) if job.counters.submitted else None
     if phase is None and job.counters.submitted and _is_never_complete(session, job):
         more = cancel_later_phases(session, job)
         job.work_due_at = AT_ONCE if more else None
         job.roll_up(now)
         return
-    # Without an open phase, whatever ends the one before sets the job going again.
+    # Without an open phase, the end of the previous phase schedules the job again.
     job.work_due_at = None if phase is None else session.scalar(_NEXT_WORK, {"number": job.id, "in_phase": phase})
 
 
@@ -188,7 +186,7 @@ _EARLIER_RUNNING, _EARLIER_HELD = (
 
 
 def _is_never_complete(session: Session, job: LockedJob) -> bool:
-    """Whether what waits of a job waits for a listing that has ended without success."""
+    """Whether elements wait for a listing that ended without success."""
     if job.record.type is not JobType.REMOVE or not session.scalar(_FIRST_PHASE, {"number": job.id}):
         return False
     listing: JobStatus | None = session.scalar(_LISTING_STATUS, {"number": job.id})
@@ -196,9 +194,10 @@ def _is_never_complete(session: Session, job: LockedJob) -> bool:
 
 
 def open_phase(session: Session, job: LockedJob) -> int | None:
-    """The phase of which elements may run now; None while an earlier one is not complete. Only a REMOVE has several.
+    """The phase whose elements may run now; None while an earlier phase is not complete. Only a REMOVE has several.
 
-    What is removed last waits for the whole listing, too: a folder may only go once all in it is known and gone.
+    Phases after the first also wait for the whole listing: a directory may be removed only once all its entries are
+    known and removed.
     """
     if job.record.type is not JobType.REMOVE:
         return 0
@@ -216,15 +215,12 @@ def open_phase(session: Session, job: LockedJob) -> int | None:
 
 
 def bring_forward(session: Session, since: datetime, now: datetime) -> int:
-    """The clock was set back: what was put off until a moment of the old time is due now, not hours later.
+    """After the clock was set back: make due what was postponed to a time of the old clock.
 
-    Args:
-        session: of the database.
-        since: the present moment by the old time; nothing else is put off for so long.
-        now: the present moment, UTC.
+    ``since``: the present time by the old clock; no other element is postponed that far.
 
     Returns:
-        How many elements that were.
+        The number of elements.
     """
     jobs_late = sa.or_(
         sa.and_(sa.text(HAS_WORK), jobs.c.work_due_at >= since, jobs.c.work_due_at < NEVER),
@@ -245,18 +241,18 @@ def bring_forward(session: Session, since: datetime, now: datetime) -> int:
     )
 
 
-#: Jobs, and users, that are counted at most: the cost of an answer does not grow with the queue.
+#: Limit of the jobs and users that are counted, so that the cost does not grow with the queue.
 MOST_COUNTED = 1000
 
 
 @frozen
 class QueuePosition:
-    """Where a job stands among all that may be claimed.
+    """The position of a job among all that may be claimed.
 
     Attributes:
-        listing: whether it waits for its listing; listings have a queue of their own.
-        ahead: numbers of the jobs of the same user that come first, in their order; at most `MOST_COUNTED`.
-        other_users: users with such jobs besides, at most `MOST_COUNTED`; users take turns.
+        listing: whether it waits for its listing, which has a queue of its own.
+        ahead: ids of jobs of the same user that come first, in order; at most `MOST_COUNTED`.
+        other_users: number of other users with such jobs, at most `MOST_COUNTED`; users take turns.
     """
 
     listing: bool
@@ -270,7 +266,7 @@ class WaitReason:
 
     Attributes:
         place: None while nothing of it may be claimed.
-        next_try: the first element that is put off after a failure; None where something may be claimed.
+        next_try: the first element that waits for a retry; None if something may be claimed.
     """
 
     place: QueuePosition | None
@@ -312,13 +308,7 @@ _LISTING = sa.select(*ELEMENT_COLUMNS).where(
 
 
 def wait_reason(session: Session, job: JobRecord, now: datetime) -> WaitReason:
-    """Why a job waits of which nothing runs.
-
-    Args:
-        session: of the database.
-        job: with elements that are SUBMITTED.
-        now: the present moment, UTC.
-    """
+    """Why a job waits that has SUBMITTED elements and no running ones; ``now`` is UTC."""
     due = session.execute(_DUE, {"number": job.id}).one_or_none()
     if due is None or (due.list_due_at is None and due.work_due_at is None):
         return WaitReason(None, None)
@@ -327,7 +317,7 @@ def wait_reason(session: Session, job: JobRecord, now: datetime) -> WaitReason:
     if first is not None and first.not_before is not None and first.not_before > now:
         return WaitReason(None, first)
     if (due.work_due_at if queue is WORK_QUEUE else due.list_due_at) > now:
-        # Put off as a whole, such as a large retry of which the elements are being put back.
+        # The whole job is postponed, such as a large retry that is being put back in parts.
         return WaitReason(None, None)
     named = {"user": job.user_id, "now": now, "at_priority": job.priority, "number": job.id}
     ahead = session.scalars(_AHEAD[queue], named).all()

@@ -1,9 +1,8 @@
-"""Claims: what is due goes to a daemon, fairly, in batches, many in one transaction.
+"""Claims: give due elements to a daemon, fairly, in batches, many in one transaction.
 
-Between users: weighted turns, by the work that each was given (`pdm.workqueue.domain.limits`). Within a user: strictly
-by priority, then the older job, as far as limits leave room for its route and sites. Within a job: fresh elements in
-the order of the listing, then those put off: what fails must not hold up what may succeed. Listings have a lane of
-their own.
+Between users: weighted fair queueing (`pdm.workqueue.domain.limits`). Within a user: by priority, then the older job,
+as long as limits allow its route and sites. Within a job: first attempts in the order of the listing, then retries, so
+that failures do not delay what may succeed. Listings have a queue of their own.
 """
 
 from __future__ import annotations
@@ -26,24 +25,20 @@ from pdm.workqueue.store import claim_queries
 from pdm.workqueue.store.claim_limits import ClaimBudget, ClaimLimits
 from pdm.workqueue.store.leases import live_worker
 from pdm.workqueue.store.locks import LockedJob, lock_due_jobs, save_jobs
-from pdm.workqueue.store.records import claimed_record, elements, jobs
+from pdm.workqueue.store.records import UPDATE_ELEMENT, claimed_record, elements, jobs
 
-#: Jobs that one claim locks, so that many small ones fill its batches.
+#: Jobs that one claim locks at most, so that many small ones fill its batches.
 _MOST_CANDIDATES = 500
-#: Small jobs that it counts, to know how many elements wait for all agents.
+#: Small jobs that are counted to estimate how many elements wait for all agents.
 _MOST_COUNTED = 2000
-#: Users of whom it finds nothing that may be taken, at most, before it gives up.
+#: Users without claimable jobs that are scanned before the claim gives up.
 _MOST_PASSED_OVER = 100
 
 
 def claim(session: Session, worker: str, limits: ClaimLimits, now: datetime) -> list[Batch]:
-    """Take what is due: SUBMITTED becomes RUNNING, with one attempt more.
+    """Claim due elements: SUBMITTED becomes RUNNING, with one attempt more.
 
-    Args:
-        session: of the database.
-        worker: the incarnation that takes it; without a lease it gets nothing.
-        limits: how much.
-        now: the present moment, UTC.
+    ``worker``: incarnation of the daemon; without a lease it gets nothing.
 
     Returns:
         Batches; listings first.
@@ -68,8 +63,8 @@ def _claim_queue(
     budget: ClaimBudget,
     now: datetime,
 ) -> list[Batch]:
-    # First what no other daemon is busy with; only if that is nothing, wait for the others, and not for long: one of
-    # them may hang.
+    # First only jobs that no other daemon has locked. If that gives nothing, wait for the locks, briefly: the other
+    # session may hang.
     for skip_locked in (True, False):
         candidates = _candidates(session, queue, budget, now) if budget.has_capacity else _Candidates()
         numbers = candidates.numbers
@@ -91,11 +86,10 @@ def _claim_queue(
 
 @frozen
 class _Candidates:
-    """Jobs to look at.
+    """Jobs that a claim locks and reads.
 
     Attributes:
-        numbers: of the jobs.
-        beyond: elements that wait in further jobs, as far as they were counted, by user.
+        beyond: user → elements that wait in further jobs; at most `_MOST_COUNTED` jobs are counted.
     """
 
     numbers: Sequence[int] = ()
@@ -103,12 +97,11 @@ class _Candidates:
 
 
 def _candidates(session: Session, queue: claim_queries.ClaimQueue, budget: ClaimBudget, now: datetime) -> _Candidates:
-    """Jobs to look at: each user's in order, the users in turn.
+    """Candidates: the jobs of each user in order, the users in turn.
 
-    Twice as many as there may be batches; where those would not fill the batches, because they are small, as many as
-    the batches can take.
+    Twice as many jobs as batches; more where small jobs would not fill the batches.
     """
-    # Limits are for work: listings wait for none.
+    # The quota is for work: listings are not limited by it.
     limited = queue is claim_queries.WORK_QUEUE
     users = budget.in_fair_order(
         user for user in session.scalars(queue.users) if budget.may_claim_for(user, limited=limited)
@@ -122,12 +115,12 @@ def _candidates(session: Session, queue: claim_queries.ClaimQueue, budget: Claim
     columns: list[deque[int]] = []
     beyond = {}
     users_due = 0
-    # Users of whom all is kept out hide nobody, however many they are: chance finds the others in time.
+    # Users whose jobs are all excluded must not hide others: a random choice finds the others in time.
     others = users[few:]
     random.shuffle(others)
     for user in [*users[:few], *others[:_MOST_PASSED_OVER]]:
         if len(columns) == few:
-            # Further users get nothing now, but their work is something for other agents.
+            # Further users get nothing now, but their work keeps other agents busy.
             if users_due >= budget.limits.sharers:
                 break
             users_due += session.execute(statement, {"user": user, "now": now, "most": 1}).first() is not None
@@ -161,7 +154,7 @@ def _no_conditions(_columns: Any) -> list[sa.ColumnElement[bool]]:
 def _take_in_turn(
     due_elements: _DueElements, locked: Sequence[LockedJob], budget: ClaimBudget, beyond: Mapping[int, int]
 ) -> list[_BatchBuilder]:
-    """Batch by batch, always of the user whose turn it is."""
+    """Build batches one by one, each for the user who is next."""
     queues: dict[int, list[LockedJob]] = {}
     for job in locked:
         queues.setdefault(job.record.user_id, []).append(job)
@@ -180,9 +173,9 @@ def _take_in_turn(
 def _next_batch(
     due_elements: _DueElements, queue: list[LockedJob], budget: ClaimBudget, sharers: int, beyond: int
 ) -> tuple[_BatchBuilder, list[LockedJob]]:
-    """A batch for a user's first job and those like it, and the jobs that may have more.
+    """A batch for a user's first job and similar ones, and the jobs that may have more elements.
 
-    Where it has no elements, nothing is due in the first job, or a limit is reached; the next may be of another site.
+    It is empty if nothing of the first job is due or a limit is reached; the next job may be of another site.
     """
     first = queue[0]
     waiting = beyond + sum(job.counters.submitted for job in queue if _can_share_batch(first, job))
@@ -199,7 +192,7 @@ def _next_batch(
         count = builder.fill(job, rows, allowed)
         budget.take(job, count)
         job.move(JobStatus.SUBMITTED, JobStatus.RUNNING, count)
-        # Without a row of this one: there may be some of another type; but the first job has had its chance.
+        # If the batch has no row: elements of another type may remain, but the first job has had its chance.
         if (rows and allowed > 0 and builder.rows) or (count and due_elements.may_have_more(job)):
             remaining.append(job)
     return builder, remaining
@@ -216,11 +209,11 @@ def _can_share_batch(one: LockedJob, other: LockedJob) -> bool:
 
 
 class _BatchBuilder:
-    """A batch that is being put together.
+    """A batch under construction.
 
     Args:
         most: elements.
-        most_bytes: of all elements; a larger one goes alone.
+        most_bytes: sum of all elements; a larger element gets a batch of its own.
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:
@@ -232,7 +225,7 @@ class _BatchBuilder:
         self._most_bytes = most_bytes
 
     def fill(self, job: LockedJob, waiting: deque[sa.Row[Any]], allowed: int) -> int:
-        """Take rows of a job off, the first ones that fit; returns how many."""
+        """Take the first rows of a job that fit; returns how many."""
         passed_over: list[sa.Row[Any]] = []
         before = len(self.rows)
         while waiting and not self.is_full and len(self.rows) - before < allowed:
@@ -255,7 +248,7 @@ class _BatchBuilder:
 
 
 def _mark_running(session: Session, builders: Sequence[_BatchBuilder], worker_id: int, now: datetime) -> list[Batch]:
-    """The batches, with their elements RUNNING."""
+    """Mark the elements RUNNING and return the batches."""
     if not builders:
         return []
     session.execute(
@@ -279,21 +272,15 @@ def _mark_running(session: Session, builders: Sequence[_BatchBuilder], worker_id
     ]
 
 
-# By primary key, one by one: of any wider condition PostgreSQL may think wrong while a large job is younger than its
-# statistics, and then read the whole job for each batch.
-_MARK_RUNNING = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(
-        status=JobStatus.RUNNING,
-        attempts=elements.c.attempts + 1,
-        worker_id=bindparam("claimed_by"),
-        claimed_at=bindparam("claimed_now"),
-    )
+_MARK_RUNNING = UPDATE_ELEMENT.values(
+    status=JobStatus.RUNNING,
+    attempts=elements.c.attempts + 1,
+    worker_id=bindparam("claimed_by"),
+    claimed_at=bindparam("claimed_now"),
 )
 
 
-# -- what is due, read once and handed out in batches
+# -- due elements, read once and handed out in batches
 
 
 class _DueListings:
@@ -304,7 +291,6 @@ class _DueListings:
         self._due = {number: deque(rows) for number, rows in claim_queries.due_listings(session, locked, now).items()}
 
     def allowed(self, job: LockedJob) -> int:
-        """How many elements of a job may be taken."""
         return self._budget.listing_allowance(job)
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
@@ -317,18 +303,18 @@ class _DueListings:
         return False
 
     def update_due_at(self, locked: Sequence[LockedJob]) -> None:
-        """Nothing to do: what was read has told the jobs."""
+        """Nothing to do: reading the listings has updated the jobs."""
 
 
 class _DueWork:
-    """All other elements: of jobs with few, all are read at once; of the others, as many as are a user's share."""
+    """All other elements. Small jobs are read at once; of a large job, as many elements as a user's share."""
 
     def __init__(self, session: Session, locked: Sequence[LockedJob], budget: ClaimBudget, now: datetime) -> None:
         self._session = session
         self._budget = budget
         self._now = now
         self._due: dict[int, deque[sa.Row[Any]]] = {}
-        # Jobs of which there may be more due than was read, and how many that was.
+        # Jobs with more due elements than were read → number of those read.
         self._read_on: dict[int, int] = {}
         left = budget.elements
         small = []
@@ -340,11 +326,10 @@ class _DueWork:
             self._due[job_id] = deque(rows)
 
     def allowed(self, job: LockedJob) -> int:
-        """How many elements of a job may be taken."""
         return self._budget.work_allowance(job)
 
     def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
-        """What is due of a job, as far as it is known; more is read when that is nothing."""
+        """Due elements of a job; reads more when all known ones are taken."""
         if job.id not in self._due:
             self._due[job.id] = deque()
             self._read_on[job.id] = 0
@@ -362,7 +347,7 @@ class _DueWork:
         return job.id in self._read_on
 
     def update_due_at(self, locked: Sequence[LockedJob]) -> None:
-        """Tell jobs of which all is taken that was due when they have work again."""
+        """Reschedule the jobs whose due elements are all taken."""
         for job in locked:
             if job.id in self._due and not self._due[job.id] and job.id not in self._read_on:
                 claim_queries.update_due_at(self._session, job, self._now)

@@ -1,8 +1,8 @@
-"""Credentials, encrypted by `pdm.workqueue.certificates.vault` before they come here."""
+"""Credentials; secrets are encrypted by `pdm.workqueue.certificates.vault` before they are stored here."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +17,7 @@ from pdm.workqueue.store.records import credentials, key_checks, matched, pendin
 
 @frozen
 class PendingDelegation:
-    """A delegation that waits for the signed proxy.
-
-    Attributes:
-        key: the private key, encrypted.
-        csr_pem: the request that the user is to sign.
-    """
+    """A delegation that waits for the signed proxy; ``key`` is the encrypted private key."""
 
     id: str
     user_id: int
@@ -36,12 +31,12 @@ class CredentialRecord:
     """A user's credential of one kind for one site.
 
     Attributes:
-        site_id: `ALL_SITES` for every one.
-        label: the user's own word for it.
-        subject: whose it is, or what it is known by: a certificate's subject, the fingerprint of a key.
-        valid_until: None for one that does not end.
-        details: what is shown besides.
-        secret: what is needed to use it, encrypted.
+        site_id: `ALL_SITES` for every site.
+        label: chosen by the user.
+        subject: a certificate's subject, or the fingerprint of a key.
+        valid_until: None for no expiry.
+        details: shown to the user.
+        secret: encrypted.
     """
 
     id: int
@@ -58,7 +53,7 @@ class CredentialRecord:
 
 @frozen
 class EncryptedCredential:
-    """What is to be stored; see `CredentialRecord`."""
+    """A credential to be stored; see `CredentialRecord`."""
 
     kind: CredentialKind
     subject: str
@@ -69,32 +64,22 @@ class EncryptedCredential:
     details: Mapping[str, Any] = field(factory=dict)
 
 
-_PENDING = tuple(pending_delegations.c[name] for name in ("id", "user_id", "key", "csr_pem", "created_at"))
+_PENDING = tuple(pending_delegations.c[each.name] for each in attrs.fields(PendingDelegation))
 _CREDENTIAL = tuple(credentials.c[each.name] for each in attrs.fields(CredentialRecord))
 
 
 def put_pending(session: Session, pending: PendingDelegation) -> None:
-    """Keep a delegation; one that the user began earlier is dropped."""
+    """Store a delegation in place of an earlier one of the user."""
     drop_pending(session, pending.user_id)
-    session.execute(
-        sa.insert(pending_delegations).values(
-            id=pending.id,
-            user_id=pending.user_id,
-            key=pending.key,
-            csr_pem=pending.csr_pem,
-            created_at=pending.created_at,
-        )
-    )
+    session.execute(sa.insert(pending_delegations).values(attrs.asdict(pending)))
 
 
 def find_pending(session: Session, user_id: int) -> PendingDelegation | None:
-    """The delegation that a user has begun."""
     row = session.execute(sa.select(*_PENDING).where(pending_delegations.c.user_id == user_id)).one_or_none()
-    return None if row is None else PendingDelegation(*row)
+    return None if row is None else PendingDelegation(**row._mapping)
 
 
 def drop_pending(session: Session, user_id: int) -> None:
-    """Forget the delegation that a user has begun, if there is one."""
     session.execute(sa.delete(pending_delegations).where(pending_delegations.c.user_id == user_id))
 
 
@@ -108,40 +93,39 @@ def put(session: Session, user_id: int, new: EncryptedCredential, now: datetime)
 
 
 def find(session: Session, user_id: int, kind: CredentialKind, site_id: int = ALL_SITES) -> CredentialRecord | None:
-    """The user's credential of a kind for a site, whether it is still valid or not."""
+    """The user's credential of a kind for a site, expired or not."""
     row = session.execute(sa.select(*_CREDENTIAL).where(*_at(user_id, kind, site_id))).one_or_none()
     return None if row is None else _record(row)
 
 
 def of_kind(session: Session, user_id: int, kind: CredentialKind) -> list[CredentialRecord]:
-    """All credentials of a kind that a user has."""
     return _some(session, credentials.c.user_id == user_id, credentials.c.kind == kind.value)
 
 
 def of_user(session: Session, user_id: int) -> list[CredentialRecord]:
-    """All credentials of a user, in the order of their numbers."""
+    """All credentials of a user, by ascending id."""
     return _some(session, credentials.c.user_id == user_id)
 
 
 def remove(session: Session, user_id: int, kind: CredentialKind, site_id: int = ALL_SITES) -> bool:
-    """Forget the user's credential of a kind for a site; says whether there was one."""
+    """Delete the user's credential of a kind for a site; returns whether there was one."""
     return bool(matched(session, sa.delete(credentials).where(*_at(user_id, kind, site_id))))
 
 
 def remove_number(session: Session, user_id: int, number: int) -> bool:
-    """Forget the user's credential of a number; says whether there was one."""
+    """Delete the user's credential of an id; returns whether there was one."""
     return bool(
         matched(session, sa.delete(credentials).where(credentials.c.user_id == user_id, credentials.c.id == number))
     )
 
 
 def fetch_many(session: Session, numbers: Collection[int]) -> dict[int, CredentialRecord]:
-    """Those of some credentials that are still there, by number."""
+    """Those of some credentials that still exist, by id."""
     return {record.id: record for record in _some(session, credentials.c.id.in_(sorted(numbers)))}
 
 
 def last_stored(session: Session, user_id: int, sites: Collection[int]) -> datetime | None:
-    """When a user has last given a credential that one of these sites takes; None if there is none."""
+    """When a user last stored a credential that applies to one of these sites; None if there is none."""
     statement = sa.select(sa.func.max(credentials.c.stored_at)).where(
         credentials.c.user_id == user_id, credentials.c.site_id.in_([ALL_SITES, *sites])
     )
@@ -158,24 +142,20 @@ def _some(session: Session, *conditions: sa.ColumnElement[bool]) -> list[Credent
     return [_record(row) for row in session.execute(statement)]
 
 
-def _record(row: Sequence[Any]) -> CredentialRecord:
-    values = [*row[:2], CredentialKind(row[2]), *row[3:]]
-    return CredentialRecord(*values)
+def _record(row: sa.Row[Any]) -> CredentialRecord:
+    return CredentialRecord(**{**row._mapping, "kind": CredentialKind(row.kind)})
 
 
 _KEY_CHECK = 1
 
 
 def key_check(session: Session, sealed: bytes, worker: str) -> tuple[bytes, bool]:
-    """What the first daemon on this database has sealed with its key; kept now if there is nothing.
+    """Compare the encryption keys of the daemons on this database; the first daemon stores its own sealed text.
 
-    Args:
-        session: of the database.
-        sealed: the same, sealed by the daemon that asks.
-        worker: its incarnation.
+    ``sealed``: the known text, sealed by this daemon. ``worker``: incarnation of this daemon.
 
     Returns:
-        What is kept, and whether another key may take its place: nothing else was sealed, and nobody else works here.
+        The stored text, and whether it may be replaced: nothing else is encrypted, and no other daemon has a lease.
     """
     present: bytes | None = session.scalar(sa.select(key_checks.c.secret).where(key_checks.c.id == _KEY_CHECK))
     if present is None:
@@ -190,5 +170,5 @@ def key_check(session: Session, sealed: bytes, worker: str) -> tuple[bytes, bool
 
 
 def change_key_check(session: Session, sealed: bytes) -> None:
-    """Keep what another key has sealed."""
+    """Store the text as another key has sealed it."""
     session.execute(sa.update(key_checks).where(key_checks.c.id == _KEY_CHECK).values(secret=sealed))

@@ -1,4 +1,4 @@
-"""The database as the rest of the daemon sees it: functions go into threads, results come out on the reactor."""
+"""The database as the rest of the daemon uses it: functions run in threads, results arrive on the reactor."""
 
 from __future__ import annotations
 
@@ -45,30 +45,25 @@ _R = TypeVar("_R")
 class Database:
     """Runs functions in transactions, off the reactor.
 
-    Functions take a session first, belong to `pdm.workqueue.store` and must be repeatable. A caller that is cancelled
-    does not cancel its transaction.
-
-    Args:
-        reactor: where results are delivered.
-        engines: of the database.
+    Functions take a session first, belong to `pdm.workqueue.store` and must be repeatable. Cancelling the caller does
+    not cancel the transaction.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: IReactorFromThreads, engines: Engines) -> None:
         self._engines = engines
-        # Of a database that several daemons share nothing can be remembered: the others change it, too.
+        # No cache for a shared database: other daemons change it, too.
         self._cache = JobCache(0 if engines.shared else MOST_JOBS)
-        # What hangs on a server elsewhere is cut; on a file there is only its lock to wait for, which has a timeout.
+        # Hanging PostgreSQL transactions are cut off. SQLite waits only for the lock of its file, which has a timeout.
         hangs_s = engines.timeouts.transaction_s if engines.shared else None
-        self._writer = TransactionThreads(
-            reactor, engines.writer, engines.writers, engines.together, "database-writer", self._cache, hangs_s
+        threads = partial(TransactionThreads, reactor=reactor, cache=self._cache, transaction_s=hangs_s)
+        self._writer = threads(
+            engine=engines.writer, threads=engines.writers, together=engines.together, name="database-writer"
         )
-        self._reader = TransactionThreads(
-            reactor, engines.reader, engines.readers, 1, "database-reader", self._cache, hangs_s
-        )
-        # A thread and a connection of its own, where there can be one: nothing else may hold up the renewal of a lease.
-        self._lease = TransactionThreads(reactor, engines.lease, 1, 1, "database-lease", self._cache, hangs_s)
+        self._reader = threads(engine=engines.reader, threads=engines.readers, together=1, name="database-reader")
+        # A thread and a connection of its own, where possible: nothing may delay the renewal of the lease.
+        self._lease = threads(engine=engines.lease, threads=1, together=1, name="database-lease")
         self._writing = Availability("writing", time.monotonic)
         self._reading = Availability("reading", time.monotonic)
         self._open = False
@@ -83,13 +78,7 @@ class Database:
         threads: int = 4,
         timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS,
     ) -> Database:
-        """The database of a URL; nothing is read or written yet.
-
-        Args:
-            url: of SQLAlchemy, for SQLite or PostgreSQL.
-            reactor: where results are delivered.
-            threads: how many work at once.
-            timeouts: how long PostgreSQL may take.
+        """The database of an SQLAlchemy URL for SQLite or PostgreSQL; nothing is connected yet.
 
         Raises:
             DatabaseUrlError: the URL cannot work.
@@ -98,7 +87,7 @@ class Database:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other daemons may use it at the same time."""
+        """Whether other daemons may use the database at the same time."""
         return self._engines.shared
 
     @property
@@ -107,17 +96,17 @@ class Database:
         return None if self.is_shared else Path(str(self._engines.writer.url.database)).resolve()
 
     async def start(self) -> None:
-        """Start the threads, and make or migrate the tables.
+        """Start the threads, and create or migrate the tables.
 
         Raises:
-            DatabaseUnusableError: it cannot be opened, or is not ours; `SchemaTooNewError` where a newer version of
+            DatabaseUnusableError: it cannot be opened, or has foreign tables; `SchemaTooNewError` if a newer version of
                 the service has used it.
         """
         for pool in self._pools:
             pool.start()
         self._open = True
         try:
-            # An operator is told by the exception: there is no service yet that could be out.
+            # The exception informs the operator: there is no running service whose outage could be logged.
             await self._submit(self._writer, None, "migrate", _migrate)
         except (DatabaseUnavailableError, sa.exc.DBAPIError, OSError) as error:
             await self.stop()
@@ -129,20 +118,20 @@ class Database:
             raise
 
     async def stop(self) -> None:
-        """Take no more, wait for what is under way, close."""
+        """Accept no more calls, wait for running transactions, close."""
         if not self._open:
             return
         self._open = False
         if self._under_way:
             self._idle = Deferred()
             await self._idle
-        # Nothing runs any more: this joins idle threads.
+        # No transaction runs: this joins idle threads.
         for pool in self._pools:
             pool.stop()
         self._engines.dispose()
 
     def give_up(self) -> None:
-        """Carry out no more, for it takes too long: what waits or is under way fails, and so does all that comes."""
+        """Fail all running, queued and future transactions, because stopping takes too long."""
         for pool in self._pools:
             pool.give_up()
 
@@ -152,7 +141,7 @@ class Database:
 
     @property
     def unavailable(self) -> str | None:
-        """Why the newest transactions could not be carried out; None while they can."""
+        """Why the latest transactions failed; None while the database can be used."""
         return self._writing.reason or self._reading.reason
 
     async def run(
@@ -160,11 +149,7 @@ class Database:
     ) -> _R:
         """Run a function in one transaction and wait for its commit.
 
-        Args:
-            name: of the transaction, for the log.
-            function: takes the session, then the arguments.
-            args: for the function.
-            kwargs: for the function.
+        ``function``: takes the session, then the arguments.
 
         Raises:
             DatabaseClosedError: the service is stopping.
@@ -175,18 +160,18 @@ class Database:
     async def read(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
-        """Run a function that only reads; as `run`, beside the writers."""
+        """Like `run`, for a function that only reads; runs in parallel to the writers."""
         return cast(_R, await self._submit(self._reader, self._reading, name, partial(_call, function, args, kwargs)))
 
     async def run_for_lease(
         self, name: str, function: Callable[Concatenate[Session, _P], _R], *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
-        """As `run`, without waiting for what else there is to write; SQLite has one writer for all."""
+        """Like `run`, without queueing behind other writes; SQLite has one writer for all."""
         pool = self._lease if self.is_shared else self._writer
         return cast(_R, await self._submit(pool, self._writing, name, partial(_call, function, args, kwargs)))
 
     async def job(self, job_id: int) -> JobRecord | None:
-        """A job as it stands in the database, None if there is none; asks the database only where it must.
+        """A job as committed, None if there is none; reads the database only if the job is not cached.
 
         Raises:
             DatabaseClosedError: the service is stopping.
@@ -205,7 +190,7 @@ class Database:
         call = QueuedCall(name, function)
         pool.submit(call)
         self._under_way += 1
-        # The caller may cancel what it waits for; that must not be what counts the work.
+        # The caller may cancel its own Deferred; the count of running transactions must not depend on that.
         watched: Deferred[Any] = Deferred()
         call.result.addBoth(self._ended, availability, name, watched)
         return watched

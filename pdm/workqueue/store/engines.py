@@ -1,12 +1,11 @@
-"""Engines for the two databases: what differs between SQLite and PostgreSQL is here and nowhere else.
+"""Database engines. All differences between SQLite and PostgreSQL connections are in this module.
 
-SQLite runs with a write-ahead log and ``synchronous=FULL``. With NORMAL a power cut may take back the last commits:
-jobs whose registration was answered would be gone, results that were reported would not be. FULL costs one flush of the
-disk a commit; `pdm.workqueue.store.transaction_threads` puts all queued calls into one commit,
-so they share the cost.
+SQLite runs with a write-ahead log and ``synchronous=FULL``. With NORMAL a power failure may undo the last commits:
+registered jobs would be lost, stored results would be repeated. FULL costs one disk flush per commit;
+`pdm.workqueue.store.transaction_threads` puts all queued calls into one commit, so they share the cost.
 
-PostgreSQL is on the other side of a network, where any session may hang, ours or another daemon's. Each wait has an
-end: `DatabaseTimeouts`.
+PostgreSQL is reached over a network, where any session may hang, ours or another daemon's. Each wait has a timeout:
+`DatabaseTimeouts`.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ from sqlalchemy.engine import URL, make_url
 
 from pdm.workqueue.store.errors import DatabaseUrlError
 
-#: Of one try; a transaction is tried again, unless the service stops.
+#: Per try; a transaction is retried, unless the service stops.
 _BUSY_TIMEOUT_S = 5
 _BUSY_PAUSE_S = 0.01
-#: Of the operating system, for a connection that is silent: probes so many seconds apart, and how many stay unanswered.
+#: TCP keepalive: seconds between probes, and how many may remain unanswered.
 _PROBE_EVERY_S, _MOST_PROBES = 10, 3
-#: Of the sessions on PostgreSQL; shown by pg_stat_activity.
+#: Name of our sessions on PostgreSQL, in pg_stat_activity.
 APPLICATION_NAME = "pdm-workqueue"
 
 
 @frozen
 class DatabaseTimeouts:
-    """How long PostgreSQL, or the network before it, may take; SQLite needs none of these.
+    """Timeouts of PostgreSQL, in seconds; SQLite needs none of these.
 
     Attributes:
         connect_s: until a connection is made.
-        lock_s: to wait for a row or table that another session holds.
+        lock_s: to wait for a row or table that another session has locked.
         statement_s: for one statement.
-        idle_in_transaction_s: after which the server ends a session that has begun a transaction and says nothing.
-        network_s: for what was sent and is not acknowledged by the other end; then the connection is dead.
+        idle_in_transaction_s: after which the server ends a session that is idle within a transaction.
+        network_s: for sent data that the peer does not acknowledge; then the connection is dead.
     """
 
     connect_s: float = 10.0
@@ -55,26 +54,22 @@ class DatabaseTimeouts:
 
     @property
     def transaction_s(self) -> float:
-        """After which a transaction hangs, and its connection is cut from this side."""
+        """After this time a transaction hangs, and its connection is cut by the client."""
         return self.statement_s + self.lock_s
 
 
 DEFAULT_TIMEOUTS = DatabaseTimeouts()
 
 
-@frozen
+@frozen(kw_only=True)
 class Engines:
-    """Where to write and where to read.
+    """The engines of a database, and how many threads may use them.
 
     Attributes:
-        writer: for transactions that change something.
-        reader: for those that do not; the same engine on PostgreSQL.
-        lease: for the renewal of leases, which waits for nothing else; the same engine on SQLite, which has one writer.
-        writers: threads that may write at once.
-        readers: threads that may read at once.
-        together: how many transactions may share one commit.
+        reader: for transactions that only read; the same engine as ``writer`` on PostgreSQL.
+        lease: for the renewal of leases, which waits for nothing else; the same engine as ``writer`` on SQLite.
+        together: how many calls may share one commit.
         shared: whether other daemons may use the database at the same time.
-        timeouts: how long it may take.
     """
 
     writer: sa.Engine
@@ -95,10 +90,8 @@ class Engines:
 def make_engines(url: str, threads: int, timeouts: DatabaseTimeouts = DEFAULT_TIMEOUTS) -> Engines:
     """Engines for a URL; nothing is connected yet.
 
-    Args:
-        url: ``sqlite:////folder/file`` or ``postgresql://user:password@host/database``.
-        threads: how many threads, and so connections, there may be.
-        timeouts: how long PostgreSQL may take.
+    ``url``: ``sqlite:////directory/file`` or ``postgresql://user:password@host/database``. ``threads``: maximum number
+    of threads, and so of connections. ``timeouts``: of PostgreSQL.
 
     Raises:
         DatabaseUrlError: it names another database, or an SQLite database without a file.
@@ -106,7 +99,7 @@ def make_engines(url: str, threads: int, timeouts: DatabaseTimeouts = DEFAULT_TI
     try:
         parsed = make_url(url)
     except sa.exc.ArgumentError as error:
-        raise DatabaseUrlError("[database] url is not a database URL: write sqlite:////folder/file") from error
+        raise DatabaseUrlError("[database] url is not a database URL: write sqlite:////directory/file") from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         return _sqlite(parsed, threads)
@@ -117,14 +110,14 @@ def make_engines(url: str, threads: int, timeouts: DatabaseTimeouts = DEFAULT_TI
 
 def _sqlite(url: URL, threads: int) -> Engines:
     if url.database in (None, "", ":memory:"):
-        raise DatabaseUrlError("[database] url: SQLite needs a file: write sqlite:////folder/file")
-    # SQLite has one writer at a time. One thread that writes waits for nobody; the others read beside it.
+        raise DatabaseUrlError("[database] url: SQLite needs a file: write sqlite:////directory/file")
+    # SQLite has one writer at a time: one thread writes and never waits for another, the rest read in parallel.
     readers = max(threads - 1, 1)
     writer = _sqlite_engine(url, 1, "BEGIN IMMEDIATE", read_only=False)
     return Engines(
-        writer,
-        _sqlite_engine(url, readers, "BEGIN", read_only=True),
-        writer,
+        writer=writer,
+        reader=_sqlite_engine(url, readers, "BEGIN", read_only=True),
+        lease=writer,
         writers=1,
         readers=readers,
         together=64,
@@ -138,16 +131,16 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
         poolclass=sa.QueuePool,
         pool_size=connections,
         max_overflow=0,
-        # A connection may be opened in one thread of the pool and used, later and alone, in another.
+        # A pooled connection may be opened in one thread and used in another.
         connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
     )
 
-    # What is read is read once, page by page; what is written is met again: rows and indexes of the jobs at work.
+    # Readers scan pages once; the writer touches the same rows and indexes again: it gets the larger cache.
     cache_kib = 16384 if read_only else 65536
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
-        # The driver must not begin transactions behind our back.
+        # The driver must not begin transactions implicitly.
         connection.isolation_level = None
         cursor = connection.cursor()
         _write_ahead(cursor)
@@ -169,9 +162,10 @@ def _sqlite_engine(url: URL, connections: int, begin: str, *, read_only: bool) -
 
 
 def _write_ahead(cursor: Any) -> None:
-    """Have the file use a write-ahead log; of several connections that are opened on a new file, one switches it over.
+    """Switch the file to a write-ahead log.
 
-    SQLite does not wait for its busy timeout here: who comes second is told at once that the database is locked.
+    SQLite ignores its busy timeout here: if several connections open a new file at once, all but one get "database is
+    locked" immediately, so the statement is retried.
     """
     until = time.monotonic() + _BUSY_TIMEOUT_S
     while True:
@@ -187,7 +181,16 @@ def _write_ahead(cursor: Any) -> None:
 
 def _postgresql(url: URL, threads: int, timeouts: DatabaseTimeouts) -> Engines:
     engine, lease = (_postgresql_engine(url, connections, timeouts) for connections in (threads, 1))
-    return Engines(engine, engine, lease, writers=threads, readers=threads, together=1, shared=True, timeouts=timeouts)
+    return Engines(
+        writer=engine,
+        reader=engine,
+        lease=lease,
+        writers=threads,
+        readers=threads,
+        together=1,
+        shared=True,
+        timeouts=timeouts,
+    )
 
 
 def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -> sa.Engine:
@@ -209,16 +212,16 @@ def _postgresql_engine(url: URL, connections: int, timeouts: DatabaseTimeouts) -
         raise DatabaseUrlError(
             "[database] url: PostgreSQL needs its driver: install pdm-workqueue[postgresql]"
         ) from error
-    # By statement, not as options of the connection: a pooler before the server would refuse those.
+    # By statement, not as connection options: a connection pooler would refuse those.
     session_settings = "; ".join(
         f"SET {name} = {value}"
         for name, value in {
-            # How `leases.end_suspended_sessions` tells our sessions from those of a backup.
+            # `leases.end_suspended_sessions` tells our sessions from those of a backup by this name.
             "application_name": f"'{APPLICATION_NAME}'",
             "lock_timeout": _milliseconds(timeouts.lock_s),
             "statement_timeout": _milliseconds(timeouts.statement_s),
             "idle_in_transaction_session_timeout": _milliseconds(timeouts.idle_in_transaction_s),
-            # The server's side: the session of a daemon whose machine is gone must not keep its locks for two hours.
+            # Server side: the session of a daemon whose machine died must not keep its locks for two hours.
             "tcp_keepalives_idle": _PROBE_EVERY_S,
             "tcp_keepalives_interval": _PROBE_EVERY_S,
             "tcp_keepalives_count": _MOST_PROBES,
@@ -240,29 +243,25 @@ def _milliseconds(seconds: float) -> int:
 
 
 def cut_connection(connection: Any) -> None:
-    """End what a connection of either driver does, from another thread; its statement fails.
-
-    Args:
-        connection: of the driver. One that was closed in the meantime is left alone.
-    """
+    """Abort the statement of a driver connection from another thread. A closed connection is left alone."""
     if isinstance(connection, sqlite3.Connection):
         with contextlib.suppress(sqlite3.ProgrammingError):
             connection.interrupt()
         return
-    # Not closed: its thread waits on this descriptor, which must not become another file's.
+    # Shut down, not closed: its thread waits on this descriptor, which must not be reused for another file.
     with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def create_sqlite_file(bind: sa.Engine | sa.Connection) -> None:
-    """Make the database file, readable by its owner alone, if it is not there.
+    """Create the database file, readable by its owner alone, if it does not exist.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the directory cannot be written.
     """
     if bind.dialect.name == "sqlite":
         path = Path(str(bind.engine.url.database))
         path.parent.mkdir(parents=True, exist_ok=True)
-        # One that is there is not even opened: to close it would end all locks that this process has on it.
+        # An existing file is not opened: closing it would drop all POSIX locks of this process on it.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

@@ -1,7 +1,7 @@
-"""Database errors: why a database cannot be used, which driver errors mean that, and the log of outages.
+"""Database errors: startup errors, the mapping of driver errors to outages, and the log of outages.
 
-The text of each error is one line that tells an operator what to do. An outage is logged once, not with each
-transaction that it fails: many clients would fill the log with one fault.
+The text of each error is one line that tells an operator what to do. An outage is logged once, not per failed
+transaction: otherwise many clients would fill the log with one fault.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DatabaseUnusableError(Exception):
 
 
 class DatabaseUrlError(DatabaseUnusableError):
-    """The URL names another kind of database, or is none."""
+    """The URL is invalid or names an unsupported database."""
 
 
 class DatabaseMissingError(DatabaseUnusableError):
@@ -33,14 +33,14 @@ class SchemaTooNewError(DatabaseUnusableError):
 
 
 class ForeignSchemaError(DatabaseUnusableError):
-    """The database holds tables of the same names that are not ours."""
+    """The database holds tables with our names that another program created."""
 
 
 class DatabaseUnavailableError(ReportedError):
-    """The database is away, locked or full; the same may succeed later. The text is the reason, without any SQL.
+    """The database is away, locked or full; a retry may succeed. The text is the reason, without SQL.
 
     Attributes:
-        alone: another transaction may succeed at the same moment (this one waited for a lock).
+        alone: only this transaction is affected (it waited for a lock); others may succeed at the same time.
     """
 
     def __init__(self, reason: str, *, alone: bool = False) -> None:
@@ -49,12 +49,12 @@ class DatabaseUnavailableError(ReportedError):
 
 
 class DatabaseClosedError(ReportedError):
-    """The service is stopping: nothing is taken any more."""
+    """The service is stopping: no transaction is accepted any more."""
 
 
 _log = Logger()
 
-#: How often an outage that goes on is told again, in seconds.
+#: Seconds between two log lines about one outage.
 _LOG_AGAIN_AFTER_S = 60.0
 #: Primary result codes of SQLite (https://sqlite.org/rescode.html) that pass when the file can be used again.
 _SQLITE_CODES = {
@@ -71,41 +71,41 @@ _SQLITE_CODES = {
 #: SQLSTATE classes and codes of PostgreSQL: connection exceptions, insufficient resources, shutdown and start, system
 #: errors; a standby that takes no writes.
 _TRANSIENT_STATES = ("08", "53", "57P", "58", "25006")
-#: A lock, statement or session that timed out: of this transaction alone.
+#: Timeout of a lock, a statement or a session: affects this transaction alone.
 _TIMED_OUT = frozenset({"25P03", "55P03", "57014"})
 
 
 def unavailable_error(error: Exception) -> DatabaseUnavailableError | None:
-    """What an error of a transaction says of the whole database; None if it says nothing of it."""
+    """The outage that an error of a transaction shows; None if it shows none."""
     if not isinstance(error, sa.exc.DBAPIError):
         return None
     cause = error.orig
     if isinstance(cause, sqlite3.Error):
-        # An error that the driver itself raised, not SQLite, has no code.
+        # Errors raised by the driver itself, not by SQLite, have no code.
         code = getattr(cause, "sqlite_errorcode", -1)
         if code == sqlite3.SQLITE_READONLY:
-            # A function that was to read only tried to write: a fault of ours, which no waiting mends.
+            # A function of `Database.read` tried to write: a bug, which no retry repairs.
             return None
         reason = _SQLITE_CODES.get(code & 0xFF)
         return None if reason is None else DatabaseUnavailableError(f"{reason} ({cause})")
     state = getattr(cause, "sqlstate", None)
-    # An error without a state is one of the connection, not of the server.
+    # An error without SQLSTATE comes from the connection, not from the server.
     away = error.connection_invalidated or (state is None and isinstance(error, sa.exc.OperationalError))
     alone = state in _TIMED_OUT
     if away or alone or (state is not None and state.startswith(_TRANSIENT_STATES)):
-        # Never with the statement: its parameters are the users'.
+        # Never include the statement: its parameters are user data.
         return DatabaseUnavailableError(" ".join(str(cause).split())[:300] or "the connection was lost", alone=alone)
     return None
 
 
 @define(eq=False)
 class Availability:
-    """Of one use of the database (reading, writing); the reactor's thread only.
+    """Whether the database can be read, or written; reactor thread only.
 
     Attributes:
-        use: what it is needed for, for the log.
-        seconds: a clock that only goes forward.
-        reason: why the last transaction could not be carried out; None while it can be used.
+        use: "reading" or "writing", for the log.
+        seconds: monotonic clock.
+        reason: why the last transaction failed; None while it can be used.
     """
 
     use: str
@@ -116,7 +116,6 @@ class Availability:
     _failed: int = field(default=0, init=False)
 
     def failed(self, error: DatabaseUnavailableError) -> None:
-        """A transaction could not be carried out."""
         now = self.seconds()
         if self.reason is None:
             self._since, self._failed, self._logged_at = now, 0, now - _LOG_AGAIN_AFTER_S
@@ -134,7 +133,6 @@ class Availability:
             )
 
     def worked(self) -> None:
-        """A transaction was carried out."""
         if self.reason is not None:
             self.reason = None
             _log.info(

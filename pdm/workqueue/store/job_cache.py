@@ -1,9 +1,8 @@
 """Cache of job records, so that repeated requests for a job do not read the database.
 
-It is exact where this process is the only one that writes the database. Before a commit, the jobs that it changes leave
-the cache, so requests in the meantime read the database; after the commit they are cached as they were written, before
-any caller learns that the commit is through. A job that was read is cached only if no commit has touched it since the
-read began.
+It is exact if this process is the only writer. Before a commit, the jobs that it changes leave the cache, so requests
+in the meantime read the database; after the commit they are cached as written, before any caller learns of the commit.
+A job that was read is cached only if no commit has touched it since the read began.
 """
 
 from __future__ import annotations
@@ -18,51 +17,51 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.jobs import JobRecord
 
-#: How many jobs are kept, the least recently asked for leave first.
+#: Capacity; the least recently used job leaves first.
 MOST_JOBS = 2048
-#: Jobs with longer paths and labels are not kept, so that all together stay below some tens of MiB.
+#: Jobs with longer paths and labels are not cached, which bounds the memory to some tens of MiB.
 LONGEST_TEXT = 2000
 
 _KEY = "written jobs"
 
 
 def note_written(session: Session, record: JobRecord) -> None:
-    """Say that this transaction has written a job, as it will be once it is committed."""
+    """Record that this transaction has written a job; it is cached after the commit."""
     session.info.setdefault(_KEY, {})[record.id] = record
 
 
 def written_jobs(session: Session) -> Mapping[int, JobRecord]:
-    """The jobs that a transaction has written, as the last write left them."""
+    """The jobs that a transaction has written, in their last state."""
     noted: Mapping[int, JobRecord] = session.info.get(_KEY, {})
     return noted
 
 
 @define(eq=False)
 class JobRead:
-    """A read of one job; what it found may be kept if nothing was written meanwhile."""
+    """A read of one job; its result is cached if the job was not written meanwhile."""
 
     record: JobRecord | None = None
 
 
 @define(eq=False)
 class JobCache:
-    """Caches jobs. Threads that write call `begin_write` and `end_write`, the reactor's thread the other methods.
+    """Caches jobs. Writer threads call `begin_write` and `end_write`, the reactor thread the other methods.
 
     Attributes:
-        most: how many; 0 where others write the database too.
+        most: capacity; 0 if other processes write the database, too.
     """
 
     most: int = MOST_JOBS
     _kept: OrderedDict[int, JobRecord] = field(factory=OrderedDict)
-    #: Of jobs that are being written: the number of the newest commit that does.
+    #: Job → number of the latest commit that writes it.
     _being_written: dict[int, int] = field(factory=dict)
-    #: Reads under way of which nothing was written yet.
+    #: Running reads of jobs that no commit has touched since.
     _loading: dict[int, JobRead] = field(factory=dict)
     _commits: int = 0
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def get(self, job_id: int) -> JobRecord | None:
-        """A job as the database has it, None if that is not known."""
+        """A job as committed, None if it is not cached."""
         with self._lock:
             record = self._kept.get(job_id)
             if record is not None:
@@ -71,7 +70,7 @@ class JobCache:
 
     @contextmanager
     def loading(self, job_id: int) -> Iterator[JobRead]:
-        """Read a job inside, and set what was found; it is kept if it is still true."""
+        """Context of a read; set ``record`` of the result, which is cached if it is still current."""
         loading = JobRead()
         with self._lock:
             if self.most and job_id not in self._being_written:
@@ -86,7 +85,7 @@ class JobCache:
                         self._keep(loading.record)
 
     def begin_write(self, records: Mapping[int, JobRecord]) -> int:
-        """Forget jobs, for a commit begins that changes them; returns the commit's number."""
+        """Remove the jobs of a commit from the cache; returns the number of the commit."""
         with self._lock:
             self._commits += 1
             if self.most:
@@ -97,12 +96,10 @@ class JobCache:
             return self._commits
 
     def end_write(self, commit: int, records: Mapping[int, JobRecord], *, committed: bool) -> None:
-        """Cache the jobs of a commit again, unless a later commit has begun to change the same job.
+        """Cache the jobs of a commit, unless a later commit has begun to change the same job.
 
-        Args:
-            commit: its number.
-            records: the same as for `begin_write`.
-            committed: whether they stand in the database now; else it is asked again.
+        ``commit``: number from `begin_write`. ``records``: as for `begin_write`. ``committed``: False after a rollback:
+        then the next request reads the database.
         """
         with self._lock:
             for job_id, record in records.items():

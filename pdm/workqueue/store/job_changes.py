@@ -1,14 +1,14 @@
 """Change the elements of existing jobs: cancel, retry, resume HELD ones, cancel the later phases of a REMOVE.
 
-One transaction changes a bounded number of elements, so that other writers get their turn; `continue_change` does the
+One transaction changes a bounded number of elements, so that other writers can interleave; `continue_change` does the
 rest of a large job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from attrs import evolve, frozen
@@ -20,7 +20,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
-from pdm.workqueue.store.records import credentials, elements, jobs
+from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs, matched
 from pdm.workqueue.WorkqueueDB import (
     AT_ONCE,
     CLOCK_SKEW,
@@ -33,7 +33,7 @@ from pdm.workqueue.WorkqueueDB import (
     NEVER,
 )
 
-#: Elements that one transaction closes: others who write get their turn.
+#: Elements of later phases that one transaction cancels.
 CLOSED_AT_ONCE = 2000
 
 _LATER = (
@@ -41,41 +41,35 @@ _LATER = (
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_WAITING_WORK), elements.c.phase > 0)
     .limit(bindparam("most"))
 )
-_CANCEL_LATER = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.CANCELLED)
-)
+_CANCEL = UPDATE_ELEMENT.values(status=JobStatus.CANCELLED)
 
 
 def cancel_later_phases(session: Session, job: LockedJob) -> bool:
-    """Later phases wait for the whole listing; where that has ended without success they will never be due.
+    """Cancel the later phases of a job whose listing ended without success: they wait for the whole listing.
 
     Returns:
-        Whether there are more; a claim that finds nothing else to do goes on with them.
+        Whether there are more; the next claim that finds nothing else in the job cancels them.
     """
     numbers = session.scalars(_LATER, {"of_job": job.id, "most": CLOSED_AT_ONCE}).all()
-    if numbers:
-        session.execute(_CANCEL_LATER, [{"of_job": job.id, "number": number} for number in numbers])
-    job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, len(numbers))
+    _move(session, _CANCEL, job, numbers, JobStatus.SUBMITTED, JobStatus.CANCELLED)
     return len(numbers) == CLOSED_AT_ONCE
 
 
-#: Elements that one transaction cancels, or puts back: others who write get their turn.
+#: Elements that one transaction cancels or puts back.
 CHANGED_AT_ONCE = 2000
-#: Jobs that one transaction looks at for elements that are held.
+#: Jobs that one transaction scans for HELD elements.
 _HELD_JOBS_AT_ONCE = 500
-#: Jobs with elements that are held that are looked at for a credential that is there.
+#: Jobs with HELD elements that are scanned for a credential stored since.
 _MOST_HELD_JOBS = 5000
 
 
 @frozen
 class Resumed:
-    """What of a user goes on.
+    """Result of `resume_held`.
 
     Attributes:
         count: elements that went back to the queue.
-        after: job and element that was the last; None if there are no more.
+        after: job and element of the last one, to continue from; None if there are no more.
     """
 
     count: int
@@ -83,10 +77,10 @@ class Resumed:
 
 
 def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
-    """End a job: what waits or is held is CANCELLED, what runs is left to the daemon that runs it.
+    """Cancel a job: SUBMITTED and HELD elements become CANCELLED, RUNNING ones are ended by their daemon.
 
-    From now on nothing of it is claimed. Of a large job, `continue_change` has to cancel what is left waiting.
-    A job that is final stays as it is.
+    No element of it is claimed from now on. `continue_change` cancels the remaining elements of a large job. A final
+    job is not changed.
 
     Raises:
         LookupError: there is no such job.
@@ -99,7 +93,7 @@ def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
 
 
 def continue_change(session: Session, job_id: int, now: datetime) -> bool:
-    """Cancel some more of a job that is being cancelled, or retry some more; says whether there is still more."""
+    """Continue the cancellation or retry of a large job; returns whether there is more to do."""
     job = lock_job(session, job_id)
     if job is None:
         return False
@@ -115,7 +109,7 @@ _UNFINISHED_CHANGES = sa.select(jobs.c.id).where(sa.text(HAS_WORK), jobs.c.work_
 
 
 def unfinished_changes(session: Session) -> list[int]:
-    """Jobs of which some elements still wait to be cancelled, or to be retried."""
+    """Jobs whose cancellation or retry is not complete."""
     return list(session.scalars(_UNFINISHED_CHANGES))
 
 
@@ -135,37 +129,30 @@ _WAITING, _HELD = (
     .limit(bindparam("most"))
     for condition in (IS_WAITING_WORK, IS_HELD)
 )
-_CANCEL = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.CANCELLED)
-)
 
 
 def _cancel_part(session: Session, job: LockedJob, now: datetime) -> None:
     left = CHANGED_AT_ONCE
     if job.counters.submitted:
-        listings = cast(sa.CursorResult[Any], session.execute(_CANCEL_LISTING, {"of_job": job.id})).rowcount
+        listings = matched(session, _CANCEL_LISTING, {"of_job": job.id})
         job.move(JobStatus.SUBMITTED, JobStatus.CANCELLED, listings)
     for status, those in ((JobStatus.SUBMITTED, _WAITING), (JobStatus.HELD, _HELD)):
         if left and (job.counters.submitted if status is JobStatus.SUBMITTED else job.counters.held):
             numbers = session.scalars(those, {"of_job": job.id, "most": left}).all()
-            if numbers:
-                session.execute(_CANCEL, [{"of_job": job.id, "number": number} for number in numbers])
-            job.move(status, JobStatus.CANCELLED, len(numbers))
+            _move(session, _CANCEL, job, numbers, status, JobStatus.CANCELLED)
             left -= len(numbers)
     job.roll_up(now)
     save_jobs(session, [job])
 
 
 def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]:
-    """Put what FAILED or was CANCELLED back into the queue, with as many tries as at first; attempt numbers go on.
+    """Put FAILED and CANCELLED elements back into the queue, with all their tries again; attempt numbers continue.
 
-    Of a large job, `continue_change` puts back the rest; until then nothing of it is claimed, so that it does not
-    end in between. While a cancellation is not through, nothing is changed.
+    Of a large job, `continue_change` puts back the rest; until then nothing of it is claimed, so that it does not end
+    in between. While a cancellation is not complete, nothing is changed.
 
     Returns:
-        The job, and how many elements go back.
+        The job, and the number of elements.
 
     Raises:
         LookupError: there is no such job.
@@ -179,11 +166,7 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     return job.record, total
 
 
-_RETRY = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
-)
+_RETRY = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
 _SET_ASIDE = (
     sa.select(elements.c.id)
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_SET_ASIDE), elements.c.status == bindparam("in_status"))
@@ -197,9 +180,7 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
     for status in (JobStatus.FAILED, JobStatus.CANCELLED):
         if left and (job.counters.failed if status is JobStatus.FAILED else job.counters.cancelled):
             numbers = session.scalars(_SET_ASIDE, {"of_job": job.id, "in_status": status, "most": left}).all()
-            if numbers:
-                session.execute(_RETRY, [{"of_job": job.id, "number": number} for number in numbers])
-            job.move(status, JobStatus.SUBMITTED, len(numbers))
+            _move(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
             left -= len(numbers)
     more = not left and job.counters.failed + job.counters.cancelled > 0
     if more:
@@ -219,11 +200,7 @@ _HELD_JOBS = (
     .order_by(jobs.c.id)
     .limit(_HELD_JOBS_AT_ONCE)
 )
-_RESUME = (
-    sa.update(elements)
-    .where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-    .values(status=JobStatus.SUBMITTED, due_at=AT_ONCE)
-)
+_RESUME = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, due_at=AT_ONCE)
 _HELD_AFTER = (
     sa.select(elements.c.id)
     .where(elements.c.job_id == bindparam("of_job"), sa.text(IS_HELD), elements.c.id > bindparam("after"))
@@ -233,7 +210,7 @@ _HELD_AFTER = (
 
 
 class HeldRoute(NamedTuple):
-    """Where something of a user is held."""
+    """A user and a route with HELD elements."""
 
     user_id: int
     protocol: JobProtocol
@@ -249,15 +226,10 @@ def resume_held(
     protocols: Collection[JobProtocol] | None = None,
     after: tuple[int, int] = (0, -1),
 ) -> Resumed:
-    """Put what is HELD in a user's jobs back into the queue, or a part of it.
+    """Put HELD elements of a user back into the queue, a part at a time.
 
-    Args:
-        session: of the database.
-        user_id: whose jobs.
-        now: the present moment, UTC.
-        site_id: only jobs that read from or write to this site.
-        protocols: only jobs that are moved by one of these.
-        after: where the last call came to: so each element is put back once, even if it is soon held again.
+    ``site_id``: only jobs that read from or write to this site. ``protocols``: only jobs with one of these protocols.
+    ``after``: where the last call ended: each element is resumed once, even if it is HELD again at once.
     """
     first = after[0] + (after[1] == MAX_BYTES)
     rows = session.execute(_HELD_JOBS, {"user": user_id, "first": first}).all()
@@ -281,8 +253,7 @@ def resume_held(
         numbers = session.scalars(_HELD_AFTER, parameters).all()
         if not numbers:
             continue
-        session.execute(_RESUME, [{"of_job": job.id, "number": number} for number in numbers])
-        job.move(JobStatus.HELD, JobStatus.SUBMITTED, len(numbers))
+        _move(session, _RESUME, job, numbers, JobStatus.HELD, JobStatus.SUBMITTED)
         job.schedule_work()
         resumed.append(job)
         left, count = left - len(numbers), count + len(numbers)
@@ -328,14 +299,11 @@ _HELD_DESPITE_CREDENTIAL = (
 
 
 def held_despite_credential(session: Session, kind: CredentialKind, protocols: Collection[JobProtocol]) -> list[int]:
-    """Users of whom something is held although they have given a credential since it was begun.
+    """Users with HELD elements who have stored a credential since these were claimed.
 
-    A daemon may have ended before it had let all go on, or a verdict came in the very moment.
+    The daemon may have stopped before it had resumed all, or a verdict arrived at the same time as the credential.
 
-    Args:
-        session: of the database.
-        kind: of the credential.
-        protocols: of jobs that may have waited for it.
+    ``protocols``: of jobs that may wait for such a credential.
     """
     rows = session.execute(_HELD_DESPITE_CREDENTIAL, {"of_kind": kind.value, "by_protocols": list(protocols)})
     return sorted(
@@ -348,7 +316,7 @@ def held_despite_credential(session: Session, kind: CredentialKind, protocols: C
 
 
 def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
-    """Whose jobs, on which routes, have something that is held for a reason."""
+    """Users and routes with elements HELD for a failure code."""
     rows = session.execute(
         sa.select(jobs.c.user_id, jobs.c.protocol, jobs.c.src_siteid, jobs.c.dst_siteid)
         .where(
@@ -361,7 +329,16 @@ def held_routes(session: Session, code: FailureCode) -> list[HeldRoute]:
         )
         .distinct()
     )
-    return [HeldRoute(*row) for row in rows]
+    return [HeldRoute(row.user_id, row.protocol, row.src_siteid, row.dst_siteid) for row in rows]
+
+
+def _move(
+    session: Session, change: sa.Update, job: LockedJob, numbers: Sequence[int], before: JobStatus, after: JobStatus
+) -> None:
+    """Change the status of some elements, in their rows and in the counters of the job."""
+    if numbers:
+        session.execute(change, [{"of_job": job.id, "number": number} for number in numbers])
+    job.move(before, after, len(numbers))
 
 
 def _locked(session: Session, job_id: int) -> LockedJob:
@@ -372,7 +349,7 @@ def _locked(session: Session, job_id: int) -> LockedJob:
 
 
 def _waiting_listings(session: Session, numbers: list[int]) -> set[int]:
-    """Which of these jobs have a LIST element that waits and was never put off."""
+    """The jobs whose LIST element is SUBMITTED and was never postponed."""
     return set(
         session.scalars(
             sa.select(elements.c.job_id).where(

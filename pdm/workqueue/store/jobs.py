@@ -35,12 +35,12 @@ _SET_ASIDE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.HELD})
 
 
 class IdempotencyConflictError(Exception):
-    """The key belongs to another request."""
+    """The key was used for another request."""
 
 
 @frozen
 class IdempotencyKey:
-    """What makes the repetition of a request known as such.
+    """Identifies a repeated request.
 
     Attributes:
         key: chosen by the client.
@@ -58,11 +58,10 @@ class JobFilter:
 
     Attributes:
         site: source or destination.
-        since: registered then or later.
-        limit: at most so many.
-        after: only those with a larger number.
-        before: only those with a smaller number.
-        newest_first: in descending order, so that a limit leaves the newest.
+        since: registered at that time or later.
+        after: only ids above.
+        before: only ids below.
+        newest_first: in descending order, so that ``limit`` keeps the newest.
     """
 
     owner_id: int | None = None
@@ -82,9 +81,8 @@ class ElementFilter:
     """Which elements of a job; None stands for all.
 
     Attributes:
-        limit: at most so many.
-        after: only those with a larger number.
-        with_attempts: only those that were begun at least once.
+        after: only ids above.
+        with_attempts: only elements that were started at least once.
     """
 
     statuses: Collection[JobStatus] | None = None
@@ -100,16 +98,15 @@ _FIND_KEY = sa.select(idempotent_requests.c.fingerprint, idempotent_requests.c.j
 )
 _INSERT_KEY = sa.insert(idempotent_requests)
 _INSERT_JOB = sa.insert(jobs).returning(jobs.c.id)
-_JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
 
 
 def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datetime) -> JobRecord:
-    """Register a job with its first element, or find the one that the same request registered before.
+    """Register a job with its first element, or return the job of an earlier request with the same key.
 
     Raises:
-        IdempotencyConflictError: the key belongs to another request.
+        IdempotencyConflictError: the key was used for another request.
     """
-    # The session itself would look for its engine again at each statement.
+    # The session would look up its engine at each statement.
     connection = session.connection()
     if key is not None:
         known = connection.execute(_FIND_KEY, {"user": key.user_id, "client_key": key.key}).one_or_none()
@@ -125,8 +122,8 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
     if key is not None:
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
         connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])
-    # What was just written need not be read.
-    record = job_record([row.get(name) for name in _JOB_NAMES])
+    # Built from the inserted values instead of reading the row back.
+    record = job_record(row.get(column.name) for column in JOB_COLUMNS)
     note_written(session, record)
     return record
 
@@ -170,13 +167,7 @@ _PAGE = sa.select(*JOB_COLUMNS)
 
 
 def fetch(session: Session, job_id: int, owner_id: int | None) -> JobRecord | None:
-    """A job.
-
-    Args:
-        session: of the database.
-        job_id: its number.
-        owner_id: whose it must be; None for anybody's.
-    """
+    """A job; None if it does not exist or its owner is not ``owner_id``. ``owner_id`` None: any owner."""
     row = session.execute(_FETCH, {"number": job_id}).one_or_none()
     if row is None:
         return None
@@ -185,7 +176,7 @@ def fetch(session: Session, job_id: int, owner_id: int | None) -> JobRecord | No
 
 
 def page(session: Session, wanted: JobFilter) -> list[JobRecord]:
-    """Jobs in ascending order, so the newest comes last; or in descending order."""
+    """Jobs in ascending order of their ids, or in descending order."""
     return [job_record(row) for row in session.execute(page_statement(wanted))]
 
 
@@ -218,7 +209,6 @@ _PAGE_ELEMENTS = sa.select(*ELEMENT_COLUMNS).where(elements.c.job_id == bindpara
 
 
 def fetch_element(session: Session, job_id: int, element_id: int) -> ElementRecord | None:
-    """An element of a job."""
     row = session.execute(_FETCH_ELEMENT, {"job": job_id, "number": element_id}).one_or_none()
     return None if row is None else element_record(row)
 
@@ -234,7 +224,7 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
     if wanted.statuses:
         statement = statement.where(elements.c.status.in_(wanted.statuses))
         if _SET_ASIDE.issuperset(wanted.statuses):
-            # The few that failed are found without reading past the many that did not.
+            # The partial index finds the few FAILED ones without scanning the others.
             statement = statement.where(sa.text(IS_SET_ASIDE))
     if wanted.types:
         statement = statement.where(elements.c.type.in_(wanted.types))
@@ -249,7 +239,7 @@ _ATTEMPTS = sa.select(*ATTEMPT_COLUMNS).join_from(attempts_table, workers, attem
 
 
 def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptRecord]:
-    """The attempts of an element that have ended, the oldest first."""
+    """The ended attempts of an element, the oldest first."""
     rows = session.execute(
         _ATTEMPTS.where(attempts_table.c.job_id == job_id, attempts_table.c.element_id == element_id).order_by(
             attempts_table.c.attempt
@@ -259,7 +249,7 @@ def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptReco
 
 
 def fetch_attempt(session: Session, job_id: int, element_id: int, attempt: int) -> AttemptRecord | None:
-    """An attempt that has ended."""
+    """An ended attempt."""
     row = session.execute(
         _ATTEMPTS.where(
             attempts_table.c.job_id == job_id,
@@ -288,21 +278,15 @@ _DELETE_KEY = sa.delete(idempotent_requests).where(
 
 
 def expired_keys(session: Session, before: datetime, after: tuple[int, str], most: int) -> list[tuple[int, str]]:
-    """User and Idempotency-Key of requests that were made before some moment.
+    """User and Idempotency-Key of requests before a time. Only reads; may scan the whole table: run it in a reader.
 
-    Only reads, and may read the whole table: to be run beside the writers.
-
-    Args:
-        session: of the database.
-        before: the moment, UTC.
-        after: where the last call came to; ``(0, "")`` at first.
-        most: at most so many.
+    ``after``: last result of the previous call; ``(0, "")`` at first.
     """
     parameters = {"user": after[0], "client_key": after[1], "before": before, "most": most}
     return [(row.user_id, row.key) for row in session.execute(_EXPIRED_KEYS, parameters)]
 
 
 def delete_keys(session: Session, keys: Collection[tuple[int, str]], before: datetime) -> None:
-    """Forget these keys, unless they were used anew."""
+    """Delete these keys, unless they were used again since."""
     if keys:
         session.execute(_DELETE_KEY, [{"user": user, "client_key": key, "before": before} for user, key in keys])

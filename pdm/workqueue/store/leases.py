@@ -1,15 +1,15 @@
-"""Who may claim, until when, and what becomes of the elements of a daemon that is gone.
+"""Leases of workers, and the release of what dead daemons ran.
 
-The lease stands on the worker's row: one update renews it for all that the worker runs. The row also has the
-*incarnation*, a name that each start of a daemon takes anew and under which it claims: where two daemons have one
-worker's name (a state folder that was copied), the second finds a live lease and claims nothing.
+The lease is a column of the worker's row: one update renews it for all claims of the worker. The row also has the
+*incarnation*, a new name for each start of a daemon, under which it claims: if two daemons use one worker's name (a
+copied state directory), the second one finds a live lease and claims nothing.
 
-An element belongs to its worker under the number of its attempt; once its lease is taken away the element waits again,
-the next claim has another number, and a late result of the old one fits nothing.
+A claim is valid for its worker and the number of its attempt. After the lease was taken away, the element is SUBMITTED
+again, the next claim has another number, and a late result of the old one matches nothing.
 
 On PostgreSQL the database's clock measures leases, so that a daemon whose clock is wrong neither loses its lease nor
-takes another's. SQLite has no clock of its own and one daemon at a time, which holds a lock on the file: there a lease
-ends only when it is taken away.
+takes another's. SQLite has no clock of its own and one daemon at a time, which locks the file: there a lease ends only
+when it is taken away.
 """
 
 from __future__ import annotations
@@ -30,35 +30,46 @@ from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_
 from pdm.workqueue.store.engines import APPLICATION_NAME
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
-from pdm.workqueue.store.records import INSERT_ATTEMPTS, attempt_row, attempts, elements, jobs, matched, workers
+from pdm.workqueue.store.records import (
+    INSERT_ATTEMPTS,
+    IS_INCARNATION,
+    UPDATE_ELEMENT,
+    WORKER_ID,
+    attempt_row,
+    attempts,
+    elements,
+    jobs,
+    matched,
+    workers,
+)
 from pdm.workqueue.WorkqueueDB import AT_ONCE, HAS_RUNNING, IS_RUNNING, UtcDateTime
 
-#: Elements that one transaction takes away from daemons that are gone: others who write get their turn.
+#: Elements that one transaction releases, so that other writers can interleave.
 RELEASED_AT_ONCE = 1000
 
-#: What is said of an attempt whose daemon did not live to tell.
+#: Failure of an attempt whose daemon died.
 _DAEMON_LOST = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    "the daemon that ran it was gone before it told the result; it runs again",
+    "the daemon that ran it died before it stored the result; it is tried again",
 )
 _CRASHED_TOO_OFTEN = AttemptFailure(
     FailureScope.SERVICE,
     FailureCode.CRASHED,
-    f"{MOST_CRASHES} times in a row what ran it died before it told the result; it is not tried again",
+    f"{MOST_CRASHES} times in a row its daemon or helper died before it reported the result; it is not tried again",
 )
 
 
 @frozen
 class WorkerIdentity:
-    """Who claims.
+    """A daemon that claims.
 
     Attributes:
         name: of the worker; the same after each start of an instance.
-        incarnation: of this start; what claims and results are written under.
-        instance: what only this instance has, and only while it holds the lock of its state folder: an earlier
-            incarnation with the same one is known to be dead. Empty if there is no such lock.
-        host: where it runs and its process number, for the operator.
+        incarnation: of this start; claims and results are written under it.
+        instance: unique to an instance while it locks its state directory: an earlier incarnation with the same one is
+            dead. Empty without such a lock.
+        host: host and process id, for the operator.
     """
 
     name: str
@@ -69,13 +80,14 @@ class WorkerIdentity:
 
 @frozen
 class Registration:
-    """What came of `register_worker`.
+    """Result of `register_worker`.
 
     Attributes:
-        held_by: the host of another incarnation with a live lease; None if the name is ours now.
-        held_for_s: seconds until that lease ends if it is not renewed.
-        held_until: the same as a moment of the clock that measures leases; a later one next time is a sign of life.
-        back: how many elements of an earlier incarnation went back to the queue.
+        held_by: host of another incarnation with a live lease; None if this one has the lease now.
+        held_for_s: seconds until that lease expires unless it is renewed.
+        held_until: the same as a time of the clock that measures leases; a later one next time shows that it is
+            renewed.
+        back: elements of an earlier incarnation that went back to the queue.
     """
 
     held_by: str | None = None
@@ -86,11 +98,11 @@ class Registration:
 
 @frozen
 class Renewal:
-    """What a daemon learns when it renews its lease.
+    """Result of `renew`.
 
     Attributes:
-        lost: the lease had been taken away; what the daemon runs may run elsewhere by now.
-        cancelled_jobs: jobs to be ended of which it runs elements.
+        lost: the lease had been taken away; the claims may run elsewhere by now.
+        cancelled_jobs: cancelled jobs of which this worker runs elements.
     """
 
     lost: bool
@@ -98,18 +110,18 @@ class Renewal:
 
 
 def _is_shared(session: Session) -> bool:
-    """Whether the database has a clock of its own, by which several daemons measure."""
+    """Whether several daemons may share the database; then its clock measures leases."""
     return session.get_bind().dialect.name == "postgresql"
 
 
 def _lease_clock(session: Session, now: datetime) -> datetime:
-    """The present moment of the clock that measures leases."""
+    """The present time of the clock that measures leases."""
     if not _is_shared(session):
         return now
     return session.scalars(sa.select(sa.cast(sa.func.clock_timestamp(), UtcDateTime()))).one()
 
 
-#: Whether work on an attempt had begun, as far as the daemon that asks can know.
+#: Whether work on an attempt had begun, by the logs of the calling daemon.
 HasBegun = Callable[[JobRecord, ClaimToken], bool]
 
 
@@ -122,23 +134,19 @@ def register_worker(
     alone: bool = False,
     begun: HasBegun | None = None,
 ) -> Registration:
-    """Begin to claim under a name, unless another daemon does.
+    """Take the lease of a name, unless another daemon has it.
 
-    Whoever registers runs nothing: what an earlier incarnation under the name has left goes back to the queue.
+    What an earlier incarnation under the name ran goes back to the queue.
 
-    Args:
-        session: of the database.
-        worker: who begins.
-        now: the present moment, UTC.
-        lease_s: for how long the lease holds without being renewed.
-        alone: no other daemon can use the database, for this one holds the lock on it.
-        begun: whether work on an attempt of an earlier incarnation had begun; None if that is not known.
+    ``lease_s``: seconds for which the lease is valid without a renewal. ``alone``: no other daemon can use the
+    database, because this one has locked it. ``begun``: whether work on an attempt of an earlier incarnation had begun;
+    None if unknown.
     """
     number = session.scalar(sa.select(workers.c.id).where(workers.c.name == worker.name))
     if number is None:
         number = session.scalar(sa.insert(workers).values(name=worker.name).returning(workers.c.id))
     timestamp = _lease_clock(session, now)
-    # Not waited for: a session of an earlier incarnation that hangs may hold the row.
+    # Do not wait: a hanging session of an earlier incarnation may have locked the row.
     row = session.execute(
         sa.select(workers).where(workers.c.id == number).with_for_update(skip_locked=True)
     ).one_or_none()
@@ -167,13 +175,14 @@ def register_worker(
 
 
 def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renewal:
-    """Show life; ``worker`` is the incarnation. It waits for no claim, and for no other daemon."""
+    """Renew the lease of an incarnation. Waits for no claim and for no other daemon."""
     lease = timedelta(seconds=lease_s)
     renewed = matched(
         session,
         sa.update(workers)
-        .where(workers.c.incarnation == worker, workers.c.lease_until.is_not(None))
+        .where(IS_INCARNATION, workers.c.lease_until.is_not(None))
         .values(lease_until=sa.func.clock_timestamp() + lease if _is_shared(session) else now + lease),
+        {"of_incarnation": worker},
     )
     if not renewed:
         return Renewal(lost=True, cancelled_jobs=frozenset())
@@ -182,47 +191,41 @@ def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renew
             sa.text(HAS_RUNNING),
             jobs.c.cancel_requested,
             sa.exists()
-            .where(elements.c.job_id == jobs.c.id, elements.c.status == JobStatus.RUNNING, _is_of(worker))
+            .where(elements.c.job_id == jobs.c.id, elements.c.status == JobStatus.RUNNING, _RUN_BY_WORKER)
             .correlate(jobs),
-        )
+        ),
+        {"of_incarnation": worker},
     )
     return Renewal(lost=False, cancelled_jobs=frozenset(cancelled))
 
 
 def write_probe(session: Session, worker: str) -> None:
-    """Write without changing anything: a transaction that only reads does not notice a full disk."""
-    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(name=workers.c.name))
+    """Write without changing anything: a read-only transaction does not notice a full disk."""
+    session.execute(sa.update(workers).where(IS_INCARNATION).values(name=workers.c.name), {"of_incarnation": worker})
 
 
-def _is_of(worker: str) -> sa.ColumnElement[bool]:
-    return elements.c.worker_id == sa.select(workers.c.id).where(workers.c.incarnation == worker).scalar_subquery()
-
-
-# KEY SHARE lets the renewal of the lease through, and nobody who would take it away.
-_OF_WORKER = (
-    sa.select(workers.c.id)
-    .where(workers.c.incarnation == sa.bindparam("worker"))
-    .with_for_update(read=True, key_share=True)
-)
+_RUN_BY_WORKER = elements.c.worker_id == WORKER_ID.scalar_subquery()
+# KEY SHARE blocks releasing the lease, not its renewal.
+_LOCK_WORKER = WORKER_ID.with_for_update(read=True, key_share=True)
 _LIVE_WORKER = {
-    True: _OF_WORKER.where(workers.c.lease_until > sa.func.clock_timestamp()),
-    False: _OF_WORKER.where(workers.c.lease_until.is_not(None)),
+    True: _LOCK_WORKER.where(workers.c.lease_until > sa.func.clock_timestamp()),
+    False: _LOCK_WORKER.where(workers.c.lease_until.is_not(None)),
 }
 
 
 def live_worker(session: Session, worker: str) -> int | None:
-    """The number of a worker that holds a lease; until this transaction ends, nobody can take it away."""
-    number: int | None = session.scalar(_LIVE_WORKER[_is_shared(session)], {"worker": worker})
+    """The id of a worker with a lease, which cannot be taken away before this transaction ends."""
+    number: int | None = session.scalar(_LIVE_WORKER[_is_shared(session)], {"of_incarnation": worker})
     return number
 
 
 def release_expired(session: Session, now: datetime) -> int:
-    """Take away the leases that have run out; what those daemons ran goes back to the queue.
+    """Take away expired leases; what those daemons ran goes back to the queue.
 
-    It waits for nobody: a worker or a job that a session holds which hangs is left for the next time.
+    Waits for no lock: a worker or a job that a hanging session has locked is left for the next call.
 
     Returns:
-        How many elements that were; `RELEASED_AT_ONCE` if there may be more.
+        The number of elements; `RELEASED_AT_ONCE` if there may be more.
     """
     has_ended = workers.c.lease_until <= (sa.func.clock_timestamp() if _is_shared(session) else now)
     expired = session.scalars(
@@ -236,11 +239,12 @@ def release_expired(session: Session, now: datetime) -> int:
 def end_suspended_sessions(session: Session) -> int:
     """End PostgreSQL sessions of daemons that are suspended within a statement, so that their locks are released.
 
-    `idle_in_transaction_session_timeout` does not see them: a client that stops in the middle of a pipeline (as psycopg
-    runs `executemany`), or of reading a result, leaves its session in the state "active", waiting for the client.
+    `idle_in_transaction_session_timeout` does not cover them: a client that stops in the middle of a pipeline (as
+    psycopg runs `executemany`), or of reading a result, leaves its session in the state "active", waiting for the
+    client.
 
     Returns:
-        How many were ended.
+        The number of sessions.
     """
     if not _is_shared(session):
         return 0
@@ -257,7 +261,7 @@ _END_SUSPENDED = sa.text("""
 
 
 def release_worker(session: Session, name: str, now: datetime) -> int:
-    """Take away the lease of one daemon that is known to be gone; returns how many elements go back to the queue."""
+    """Take away the lease of a dead daemon; returns how many elements go back to the queue."""
     numbers = session.scalars(sa.select(workers.c.id).where(workers.c.name == name).with_for_update()).all()
     if not numbers:
         return 0
@@ -266,41 +270,38 @@ def release_worker(session: Session, name: str, now: datetime) -> int:
 
 
 def give_up_lease(session: Session, worker: str) -> None:
-    """Give the lease of an incarnation up: what it has not settled may be taken away at once."""
-    session.execute(sa.update(workers).where(workers.c.incarnation == worker).values(lease_until=None))
+    """Release the lease of an incarnation: unsettled claims may be released at once."""
+    session.execute(sa.update(workers).where(IS_INCARNATION).values(lease_until=None), {"of_incarnation": worker})
 
 
 def running_tokens(session: Session, worker: str) -> list[ClaimToken]:
-    """What runs in an incarnation, as the database knows it."""
+    """Attempts that run in an incarnation, according to the database."""
     rows = session.execute(
-        sa.select(elements.c.job_id, elements.c.id, elements.c.attempts).where(sa.text(IS_RUNNING), _is_of(worker))
+        sa.select(elements.c.job_id, elements.c.id, elements.c.attempts).where(sa.text(IS_RUNNING), _RUN_BY_WORKER),
+        {"of_incarnation": worker},
     )
-    return [ClaimToken(*row) for row in rows]
+    return [ClaimToken(row.job_id, row.id, row.attempts) for row in rows]
 
 
 def release_unknown(session: Session, worker: str, tokens: Collection[ClaimToken], now: datetime) -> int:
-    """Give back claims of which the daemon that holds them knows nothing, for the answer to its claim was lost.
+    """Release claims that their daemon does not know, because the answer to its claim was lost.
 
-    What was settled in the meantime is passed over, and so are jobs that another session holds.
+    Claims that were settled meanwhile are skipped, and so are jobs that another session has locked.
 
     Returns:
-        How many elements go back to the queue.
+        The number of elements that go back to the queue.
     """
-    number = session.scalar(sa.select(workers.c.id).where(workers.c.incarnation == worker))
+    number = session.scalar(WORKER_ID, {"of_incarnation": worker})
     if number is None:
         return 0
     return _release(session, workers.c.id == number, now, begun=lambda _job, _token: False, only=frozenset(tokens))
 
 
-_RELEASE = (
-    sa.update(elements)
-    .where(elements.c.job_id == sa.bindparam("of_job"), elements.c.id == sa.bindparam("number"))
-    .values(
-        status=sa.bindparam("new_status"),
-        lost=elements.c.lost + 1,
-        due_at=sa.bindparam("due_again_at"),
-        worker_id=None,
-    )
+_RELEASE = UPDATE_ELEMENT.values(
+    status=sa.bindparam("new_status"),
+    lost=elements.c.lost + 1,
+    due_at=sa.bindparam("due_again_at"),
+    worker_id=None,
 )
 _RELEASE_CRASHED = _RELEASE.values(
     residue=sa.bindparam("may_leave_file"),
@@ -317,9 +318,9 @@ _ENDED_CODES = (
 
 
 def _crashes(session: Session, token: ClaimToken) -> int:
-    """How many attempts of an element have crashed one after the other, the one that runs now included.
+    """The number of consecutive crashes of an element, including the running attempt.
 
-    Those that were claimed and never begun have left no row, and do not count: the crash was none of their doing.
+    Attempts that were claimed and never begun have no row and do not count: they did not cause the crash.
     """
     if token.attempt == 1:
         return 1
@@ -341,16 +342,10 @@ def _release(
     most: int | None = None,
     skip_locked: bool = True,
 ) -> int:
-    """Put what some workers run back into the queue.
+    """Put running elements of some workers back into the queue.
 
-    Args:
-        session: of the database.
-        of_workers: which rows of the table of workers.
-        now: the present moment, UTC.
-        begun: whether work on an attempt had begun; what was not begun has not crashed.
-        only: of which attempts; None for all.
-        most: elements, at most.
-        skip_locked: whether to leave jobs that another session holds.
+    ``of_workers``: condition on workers. ``begun``: whether work on an attempt had begun; otherwise it has not crashed.
+    ``only``: which attempts; None for all. ``skip_locked``: whether to skip jobs that another session has locked.
     """
     held = sa.and_(sa.text(IS_RUNNING), elements.c.worker_id.in_(sa.select(workers.c.id).where(of_workers)))
     if only is not None:
@@ -359,7 +354,7 @@ def _release(
     if not numbers:
         return 0
     locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
-    # Read again: between the first look and the lock some may have been settled.
+    # Read again: some may have been settled between the first query and the lock.
     rows = session.execute(
         sa.select(
             elements.c.job_id,
@@ -392,13 +387,13 @@ def _release(
         if status is JobStatus.SUBMITTED and row.type is JobType.LIST:
             job.schedule_listing(due_at)
         else:
-            # Of a REMOVE, the next phase may begin.
+            # The next phase of a REMOVE may begin.
             job.schedule_work(due_at)
         change = {"of_job": row.job_id, "number": row.id, "new_status": status, "due_again_at": due_at}
         if failure is None:
             released.append(change)
         else:
-            # A copy that was cut off may have left its temporary file.
+            # An interrupted copy may have left its temporary file.
             leftover = row.residue or row.type is JobType.COPY
             said = {"scope": failure.scope.value, "code": failure.code.value, "message": failure.message}
             crashed.append({**change, **said, "may_leave_file": leftover})

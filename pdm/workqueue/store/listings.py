@@ -1,4 +1,4 @@
-"""Results of LIST elements, in pieces, as JSON text; and notes on what could not be read or is not carried out."""
+"""Results of LIST elements, in chunks of JSON text; and notes on entries that could not be read or are skipped."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pdm.workqueue.domain.jobs import ClaimToken, ListedEntry
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.store.records import elements, listing_chunks, listing_notes
 
-#: Numbers of notes in one row of the table; no row has as many notes.
+#: Note numbers per row of the table; no row has more notes.
 _NUMBERS_A_ROW = 1_000_000
 _LARGEST_NUMBER = _NUMBERS_A_ROW * (2**31 - 1)
-#: Code of what was noted before notes had codes.
+#: Code of notes from before notes had codes.
 _NO_CODE = "UNKNOWN"
 
 
 @frozen
 class ListingNote:
-    """What was noted about an entry; ``number`` grows with each note of a job, not by one."""
+    """A note about an entry; ``number`` increases with each note of a job, not by one."""
 
     number: int
     skipped: Skipped
 
 
 def begin(session: Session, token: ClaimToken) -> bool:
-    """Drop what earlier attempts have found; False if the claim is lost."""
+    """Delete the results of earlier attempts; False if the claim is lost."""
     if not _is_live(session, token):
         return False
     for table in (listing_chunks, listing_notes):
@@ -41,20 +41,16 @@ def begin(session: Session, token: ClaimToken) -> bool:
 
 
 def add(session: Session, token: ClaimToken, sequence: int, entries: Sequence[ListedEntry]) -> bool:
-    """Keep a piece of a listing.
+    """Store a chunk of a listing.
 
-    Args:
-        session: of the database.
-        token: of the LIST attempt.
-        sequence: 0 for the first piece.
-        entries: in the order of the server.
+    ``sequence``: 0 for the first chunk. ``entries``: in the order of the server.
 
     Returns:
-        False if the claim is lost; then nothing was kept.
+        False if the claim is lost; then nothing was stored.
     """
     if not _is_live(session, token):
         return False
-    # ASCII: half surrogates and NUL stay what they are, and no database minds them.
+    # ASCII escapes: lone surrogates and NUL survive in every database.
     text = json.dumps(
         [
             [
@@ -80,7 +76,7 @@ def add(session: Session, token: ClaimToken, sequence: int, entries: Sequence[Li
 
 
 def add_notes(session: Session, token: ClaimToken, notes: Sequence[Skipped]) -> bool:
-    """Keep notes, a thousand at most; False if the claim is lost."""
+    """Store at most a thousand notes; False if the claim is lost."""
     if not _is_live(session, token):
         return False
     last = session.scalar(
@@ -111,7 +107,7 @@ def add_notes(session: Session, token: ClaimToken, notes: Sequence[Skipped]) -> 
 
 
 def chunks(session: Session, job_id: int, element_id: int) -> list[int]:
-    """The numbers of the pieces, ascending."""
+    """The numbers of the chunks, ascending."""
     return list(
         session.scalars(
             sa.select(listing_chunks.c.sequence)
@@ -122,7 +118,7 @@ def chunks(session: Session, job_id: int, element_id: int) -> list[int]:
 
 
 def chunk(session: Session, job_id: int, element_id: int, sequence: int) -> list[ListedEntry]:
-    """One piece; empty if there is none of that number."""
+    """One chunk; empty if there is none of that number."""
     text = session.scalar(
         sa.select(listing_chunks.c.entries).where(
             listing_chunks.c.job_id == job_id,
@@ -134,7 +130,7 @@ def chunk(session: Session, job_id: int, element_id: int, sequence: int) -> list
 
 
 def notes(session: Session, job_id: int, element_id: int, after: int, limit: int) -> list[ListingNote]:
-    """Notes with numbers above ``after``, in the order in which they were made; at most ``limit``."""
+    """At most ``limit`` notes with numbers above ``after``, in ascending order."""
     first, skip = divmod(min(after, _LARGEST_NUMBER), _NUMBERS_A_ROW)
     statement = (
         sa.select(listing_notes.c.sequence, listing_notes.c.content)
@@ -169,19 +165,20 @@ def _skipped(kept: dict[str, str | int]) -> Skipped:
 
 
 def count_notes(session: Session, job_id: int) -> dict[str, int]:
-    """How many entries of a job's source were left out, by code."""
+    """The number of skipped entries of a job's source, by code."""
     counts: Counter[str] = Counter()
     for row in session.execute(
-        sa.select(listing_notes.c.counts, sa.case((listing_notes.c.counts.is_(None), listing_notes.c.content))).where(
-            listing_notes.c.job_id == job_id
-        )
+        sa.select(
+            listing_notes.c.counts,
+            sa.case((listing_notes.c.counts.is_(None), listing_notes.c.content)).label("content"),
+        ).where(listing_notes.c.job_id == job_id)
     ):
-        counts.update(json.loads(row[0]) if row[0] is not None else {_NO_CODE: len(json.loads(row[1]))})
+        counts.update({_NO_CODE: len(json.loads(row.content))} if row.counts is None else json.loads(row.counts))
     return dict(sorted(counts.items()))
 
 
 def _is_live(session: Session, token: ClaimToken) -> bool:
-    """Whether the attempt still runs; while this transaction lasts, nobody else can begin another."""
+    """Whether the attempt still runs; no other attempt can begin before this transaction ends."""
     found = session.scalar(
         sa.select(elements.c.id)
         .where(

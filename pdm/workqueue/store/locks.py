@@ -1,6 +1,6 @@
-"""Jobs under lock: whoever changes elements locks their jobs first, in ascending order, so nobody waits in a ring.
+"""Row locks. Jobs are locked in id order before their elements are changed, to avoid deadlocks.
 
-SQLite knows no row locks and needs none: its writers come one after the other. Its compiler leaves FOR UPDATE out.
+SQLite has no row locks and needs none: it has one writer. SQLAlchemy omits FOR UPDATE there.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _COLUMNS = (*JOB_COLUMNS, jobs.c.list_due_at, jobs.c.work_due_at)
 
 @define
 class LockedJob:
-    """A job that nobody else changes before this transaction ends; `save_jobs` writes what was changed here.
+    """A job that no other transaction changes before this one ends; `save_jobs` writes the changes.
 
-    ``record`` has the new status and numbers once `roll_up` was called.
+    ``record`` has the new status and counters after `roll_up`.
     """
 
     record: JobRecord
@@ -36,7 +36,7 @@ class LockedJob:
     list_due_at: datetime | None
     work_due_at: datetime | None
     _counters: Counters = field(init=False)
-    # Counted here first: many elements of a job change at once, and each new record costs.
+    # Moves are summed up first: many elements change at once, and a new record for each is expensive.
     _moves: dict[tuple[JobStatus, JobStatus], int] = field(init=False, factory=dict)
     _bytes_total: int = field(init=False)
     _bytes_done: int = field(init=False)
@@ -59,51 +59,50 @@ class LockedJob:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is anything to write back."""
+        """Whether there is anything to write."""
         record, list_due_at, work_due_at = self._before
         same = self.record is record and self.list_due_at == list_due_at and self.work_due_at == work_due_at
         return not same
 
     @property
     def counters(self) -> Counters:
-        """With all that was moved so far."""
+        """Counters including all moves so far."""
         for (before, after), count in self._moves.items():
             self._counters = lifecycle.counters_after_moving(self._counters, before, after, count)
         self._moves.clear()
         return self._counters
 
     def move(self, before: JobStatus, after: JobStatus, count: int = 1) -> None:
-        """Count elements that change their status."""
+        """Count elements whose status changes."""
         if count:
             self._moves[before, after] = self._moves.get((before, after), 0) + count
 
     def grow(self, count: int, size: int) -> None:
-        """Count new elements and their bytes."""
         self._counters = lifecycle.counters_after_adding(self.counters, JobStatus.SUBMITTED, count)
         self._bytes_total = min(self._bytes_total + size, MAX_BYTES)
 
     def count_arrived(self, size: int, *, already_there: bool) -> None:
-        """Count bytes that are at the destination: they arrived, or were there before."""
+        """Count bytes that are proven at the destination, transferred or already there."""
         self._bytes_done = min(self._bytes_done + size, MAX_BYTES)
         if already_there:
             self._already_there += 1
             self._bytes_already_there = min(self._bytes_already_there + size, MAX_BYTES)
 
     def schedule_listing(self, due_at: datetime = AT_ONCE) -> None:
-        """Its LIST element may be claimed, from this moment on."""
+        """Make the LIST element claimable from a time on."""
         self.list_due_at = due_at
 
     def schedule_work(self, due_at: datetime = AT_ONCE) -> None:
-        """Another element may be claimed, from this moment on at the earliest.
+        """Make another element claimable from a time on, at the earliest.
 
-        Not while a large job is being cancelled or retried: who ends that sets it going.
+        No effect while a large job is being cancelled or retried: the end of that schedules it.
         """
         if self.work_due_at == NEVER:
             return
         self.work_due_at = due_at if self.work_due_at is None else min(self.work_due_at, due_at)
 
     def roll_up(self, now: datetime) -> bool:
-        """Bring the status in line with the counters; says whether the job has just become final."""
+        """Derive the status from the counters; returns whether the job has just become final."""
         before, counters = self.record.status, self.counters
         status = lifecycle.job_status(
             counters, started=self.started_at is not None, cancel_requested=self.record.cancel_requested
@@ -144,16 +143,16 @@ _LOCK_DUE = {
 
 
 def lock_job(session: Session, job_id: int) -> LockedJob | None:
-    """Lock one job; None if there is none of that number."""
+    """Lock one job; None if it does not exist."""
     return next(iter(lock_jobs(session, [job_id])), None)
 
 
 def lock_jobs(session: Session, numbers: Collection[int], *, skip_locked: bool = False) -> list[LockedJob]:
-    """Lock the jobs of these numbers; with ``skip_locked`` only those that no other transaction holds."""
+    """Lock jobs by id; with ``skip_locked`` only those that no other transaction has locked."""
     return _locked(session, _LOCK_BY_NUMBER[skip_locked], {"numbers": list(numbers)})
 
 
-#: PostgreSQL: the lock did not come within ``lock_timeout``.
+#: PostgreSQL: ``lock_timeout`` expired.
 LOCK_NOT_AVAILABLE = "55P03"
 _WAIT_BRIEFLY = sa.text("SET LOCAL lock_timeout = '250ms'")
 
@@ -161,17 +160,13 @@ _WAIT_BRIEFLY = sa.text("SET LOCAL lock_timeout = '250ms'")
 def lock_due_jobs(
     session: Session, due_at: sa.Column[Any], numbers: Collection[int], now: datetime, *, skip_locked: bool
 ) -> list[LockedJob]:
-    """Lock those of these jobs that still may have something due, once the lock is there.
+    """Lock those of these jobs that still have something due once they are locked.
 
-    Args:
-        session: of the database.
-        due_at: the column that says so.
-        numbers: of the jobs.
-        now: the present moment, UTC.
-        skip_locked: leave out jobs that another transaction holds, rather than wait for it a little.
+    ``due_at``: column with the due time. ``skip_locked``: skip jobs that another transaction has locked, instead of
+    waiting briefly.
 
     Returns:
-        The jobs; none where another transaction did not end within a moment.
+        The jobs; none if the lock was not available in time.
     """
     parameters = {"numbers": list(numbers), "now": now}
     if skip_locked or session.get_bind().dialect.name != "postgresql":
@@ -188,14 +183,14 @@ def lock_due_jobs(
 
 def _locked(session: Session, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[LockedJob]:
     rows = session.execute(statement, parameters).all()
-    return [LockedJob(job_record(row), *row[len(JOB_COLUMNS) :]) for row in rows]
+    return [LockedJob(job_record(row), row.list_due_at, row.work_due_at) for row in rows]
 
 
 _SAVE = sa.update(jobs).where(jobs.c.id == bindparam("job_id"))
 
 
 def save_jobs(session: Session, locked: Collection[LockedJob]) -> None:
-    """Write locked jobs back."""
+    """Write locked jobs."""
     if locked:
         session.execute(_SAVE, [_saved(job) for job in locked])
         for job in locked:

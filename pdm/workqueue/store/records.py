@@ -1,14 +1,15 @@
 """Tables, and the conversion of their rows to frozen records and back.
 
-Statements use the tables, not the ORM: they load no objects. What leaves the store is frozen and knows no session.
+Statements use the tables, not the ORM: they load no objects. The store returns frozen records without a session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 
+import attrs
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -57,16 +58,21 @@ audit = _table(AuditRow)
 catalogue = _table(SiteVersionRow)
 
 
-def matched(session: Session, statement: sa.Update | sa.Delete) -> int:
-    """Run a change; the number of rows that it met."""
-    return cast(sa.CursorResult[Any], session.execute(statement)).rowcount
+#: The row of the daemon that claims under an incarnation. The parameter has no column's name: UPDATE would set that.
+IS_INCARNATION = workers.c.incarnation == sa.bindparam("of_incarnation")
+WORKER_ID = sa.select(workers.c.id).where(IS_INCARNATION)
+
+
+def matched(session: Session, statement: sa.Update | sa.Delete, parameters: dict[str, Any] | None = None) -> int:
+    """Execute a statement and return the number of rows that it matched."""
+    return cast(sa.CursorResult[Any], session.execute(statement, parameters)).rowcount
 
 
 def _columns(table: sa.Table, *names: str) -> Sequence[sa.Column[Any]]:
     return tuple(table.c[name] for name in names)
 
 
-#: What `job_record` reads, in its order.
+#: What `job_record` reads.
 JOB_COLUMNS = (
     *_columns(jobs, "id", "user_id", "type", "status", "protocol"),
     *_columns(jobs, "src_siteid", "src_filepath", "dst_siteid", "dst_filepath"),
@@ -77,22 +83,22 @@ JOB_COLUMNS = (
     *_columns(jobs, "num_failed", "num_cancelled", "num_held"),
     *_columns(jobs, "started_at", "already_there", "bytes_already_there"),
 )
-#: What `element_record` reads, in its order.
+#: What `element_record` reads.
 ELEMENT_COLUMNS = (
     *_columns(elements, "job_id", "id", "type", "status", "src_filepath", "dst_filepath", "size", "is_directory"),
     *_columns(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
     *_columns(elements, "transferred", "elapsed_s", "checksum"),
     *_columns(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
 )
-#: What `attempt_record` reads, in its order; of `attempts` joined with `workers`.
-ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
+#: What `attempt_record` reads; of `attempts` joined with `workers`.
+ATTEMPT_COLUMNS: Sequence[sa.ColumnElement[Any]] = (
     attempts.c.job_id,
     attempts.c.element_id,
     attempts.c.attempt,
     attempts.c.status,
     attempts.c.started_at,
     attempts.c.ended_at,
-    workers.c.name,
+    workers.c.name.label("worker"),
     attempts.c.transferred,
     attempts.c.failure_scope,
     attempts.c.failure_code,
@@ -100,33 +106,45 @@ ATTEMPT_COLUMNS: Sequence[sa.Column[Any]] = (
 )
 
 
-def job_record(row: Sequence[Any]) -> JobRecord:
+_JOB_NAMES, _ELEMENT_NAMES, _ATTEMPT_NAMES = (
+    tuple(column.name for column in columns) for columns in (JOB_COLUMNS, ELEMENT_COLUMNS, ATTEMPT_COLUMNS)
+)
+_COUNTERS = tuple((f"num_{counter.name}", counter.name) for counter in attrs.fields(Counters))
+
+
+def job_record(row: Iterable[Any]) -> JobRecord:
     """A job from a row that begins with `JOB_COLUMNS`."""
-    values = [*row[:17], Counters(*row[20:27]), *row[17:20], *row[27:30]]
-    return JobRecord(*values)
+    # A dict, not the attributes of `sa.Row`: those take twice as long for a whole record.
+    values = dict(zip(_JOB_NAMES, row, strict=False))
+    counters = Counters(**{counter: values.pop(column) for column, counter in _COUNTERS})
+    return JobRecord(options=values.pop("extra_opts"), counters=counters, **values)
 
 
-def element_record(row: Sequence[Any]) -> ElementRecord:
-    """An element from a row that begins with `ELEMENT_COLUMNS`."""
-    values = [*row[:12], _put_off(row[3], row[12]), *row[13:16], _failure(*row[16:19]), *row[19:21]]
-    return ElementRecord(*values)
+def element_record(row: Iterable[Any]) -> ElementRecord:
+    """An element from a row of `ELEMENT_COLUMNS`."""
+    values = dict(zip(_ELEMENT_NAMES, row, strict=True))
+    due_at = values.pop("due_at")
+    is_postponed = values["status"] is JobStatus.SUBMITTED and due_at != AT_ONCE
+    return ElementRecord(not_before=due_at if is_postponed else None, failure=_failure(values), **values)
 
 
-def claimed_record(row: Sequence[Any]) -> ElementRecord:
-    """An element as it is once claimed, from a row that was read before: RUNNING, one attempt more."""
-    begun = (*row[9:12], None, *row[13:16], _failure(*row[16:19]), *row[19:21])
-    values = [*row[:3], JobStatus.RUNNING, *row[4:8], row[8] + 1, *begun]
-    return ElementRecord(*values)
+def claimed_record(row: Iterable[Any]) -> ElementRecord:
+    """A claimed element, from a row of `ELEMENT_COLUMNS` read before the claim: RUNNING, one attempt more."""
+    values = dict(zip(_ELEMENT_NAMES, row, strict=True))
+    del values["due_at"]
+    values["status"] = JobStatus.RUNNING
+    values["attempts"] += 1
+    return ElementRecord(not_before=None, failure=_failure(values), **values)
 
 
-def attempt_record(row: Sequence[Any]) -> AttemptRecord:
+def attempt_record(row: Iterable[Any]) -> AttemptRecord:
     """An attempt from a row of `ATTEMPT_COLUMNS`."""
-    values = [*row[:8], _failure(*row[8:11])]
-    return AttemptRecord(*values)
+    values = dict(zip(_ATTEMPT_NAMES, row, strict=True))
+    return AttemptRecord(failure=_failure(values), **values)
 
 
 def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
-    """A failure as both tables that keep one store it."""
+    """A failure as columns of ``job_elements`` and ``attempts``."""
     if failure is None:
         return {"failure_scope": None, "failure_code": None, "failure_message": None}
     return {
@@ -136,22 +154,25 @@ def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
     }
 
 
-def _failure(scope: str | None, code: str | None, message: str | None) -> AttemptFailure | None:
+def _failure(values: dict[str, Any]) -> AttemptFailure | None:
+    """Take the columns of a failure out of the values of a row."""
+    scope, code, message = values.pop("failure_scope"), values.pop("failure_code"), values.pop("failure_message")
     if scope is None or code is None:
         return None
     return AttemptFailure(FailureScope(scope), FailureCode(code), message or "")
 
 
-def _put_off(status: JobStatus, due_at: datetime) -> datetime | None:
-    return due_at if status is JobStatus.SUBMITTED and due_at != AT_ONCE else None
-
-
 INSERT_ELEMENTS = sa.insert(elements)
+#: By primary key, one by one: with a wider condition and outdated statistics of a young job, PostgreSQL may read the
+#: whole job. The parameters have no column's names: UPDATE would set those.
+UPDATE_ELEMENT = sa.update(elements).where(
+    elements.c.job_id == sa.bindparam("of_job"), elements.c.id == sa.bindparam("number")
+)
 INSERT_ATTEMPTS = sa.insert(attempts)
 
 
 def element_row(job_id: int, number: int, new: NewElement, max_tries: int, now: datetime) -> dict[str, Any]:
-    """A new element, SUBMITTED."""
+    """A new SUBMITTED element."""
     return {
         "job_id": job_id,
         "id": number,
@@ -180,7 +201,7 @@ def attempt_row(
     transferred: int,
     failure: AttemptFailure | None,
 ) -> dict[str, Any]:
-    """An attempt that has ended."""
+    """An ended attempt."""
     return {
         "job_id": token.job_id,
         "element_id": token.element_id,

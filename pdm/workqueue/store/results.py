@@ -1,4 +1,4 @@
-"""Results of claimed elements, many in one transaction; elements that a running listing adds; leftover files."""
+"""Results of claimed elements, many in one transaction; elements added by a running listing; leftover files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from pdm.workqueue.store.records import (
     INSERT_ATTEMPTS,
     INSERT_ELEMENTS,
     JOB_COLUMNS,
+    UPDATE_ELEMENT,
+    WORKER_ID,
     attempt_row,
     attempts,
     element_record,
@@ -32,20 +34,19 @@ from pdm.workqueue.store.records import (
     job_record,
     jobs,
     matched,
-    workers,
 )
 from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
 
 
 @frozen
 class SettleOutcome:
-    """What came of verdicts.
+    """Result of `settle`.
 
     Attributes:
-        lost: whose claim was gone: nothing was written about them.
-        repeated: those of them that were written already, by a transaction whose commit was not answered.
+        lost: attempts whose claim was lost: nothing was written.
+        repeated: those of them that an earlier transaction has written, whose commit was not acknowledged.
         finished: jobs that became final.
-        passed_over: nothing was written about them, for another session holds their jobs.
+        passed_over: nothing was written, because another session has locked their jobs.
     """
 
     lost: tuple[ClaimToken, ...]
@@ -54,13 +55,11 @@ class SettleOutcome:
     passed_over: tuple[Verdict, ...] = ()
 
 
-#: Before an element tries a credential that came while it was at work; long enough to do no harm if that is no good.
+#: Delay before a retry with a credential that was stored during the attempt; avoids a busy loop if it fails, too.
 _RENEWED_PAUSE = timedelta(seconds=1)
 
-_WORKER = sa.select(workers.c.id).where(workers.c.incarnation == bindparam("worker"))
-_SETTLE = sa.update(elements).where(elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number"))
-#: Most attempts succeed: what that always means stands in the statement, for each value of each row costs.
-_SETTLE_DONE = _SETTLE.values(
+#: Most attempts succeed: constants are part of the statement, because each bound value per row costs.
+_SETTLE_DONE = UPDATE_ELEMENT.values(
     status=JobStatus.DONE,
     worker_id=None,
     # An attempt that succeeds has removed first what earlier ones had left.
@@ -75,19 +74,15 @@ _SETTLE_DONE = _SETTLE.values(
 def settle(
     session: Session, worker: str, verdicts: Sequence[Verdict], now: datetime, *, skip_locked: bool = False
 ) -> SettleOutcome:
-    """Write how claimed attempts ended.
+    """Write the results of claimed attempts.
 
-    A verdict whose element does not run any more under this worker and attempt writes nothing. An element that would
-    wait again, of a job that is to be ended, becomes CANCELLED.
+    A verdict whose element does not run any more under this worker and attempt writes nothing. If the job is cancelled,
+    an element that would be SUBMITTED again becomes CANCELLED.
 
-    Args:
-        session: of the database.
-        worker: the incarnation whose claims they are.
-        verdicts: in any order; of one attempt at most one.
-        now: the present moment, UTC.
-        skip_locked: pass verdicts over whose jobs another session holds, rather than wait for it.
+    ``worker``: the incarnation that claimed them. ``verdicts``: in any order; at most one per attempt. ``skip_locked``:
+    skip verdicts whose jobs another session has locked, instead of waiting.
     """
-    worker_id = session.scalar(_WORKER, {"worker": worker})
+    worker_id = session.scalar(WORKER_ID, {"of_incarnation": worker})
     numbers = {verdict.token.job_id for verdict in verdicts}
     locked = {job.id: job for job in lock_jobs(session, numbers, skip_locked=skip_locked)}
     passed_over: tuple[Verdict, ...] = ()
@@ -116,7 +111,7 @@ def settle(
             if job.id not in renewed:
                 renewed[job.id] = last_stored(session, job.record.user_id, job.record.sites) or AT_ONCE
             if renewed[job.id] >= row.claimed_at - CLOCK_SKEW:
-                # The new credential came while nothing was HELD yet that it could have resumed.
+                # The new credential was stored before this element was HELD, so it did not resume it.
                 verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
         if status is JobStatus.DONE and verdict.counts and not verdict.leftover and not verdict.already_there:
@@ -139,13 +134,13 @@ def settle(
             cancel_later_phases(session, job)
     if not ended:
         return SettleOutcome(tuple(lost), (), frozenset(repeated), passed_over)
-    for statement, changes in ((_SETTLE_DONE, done), (_SETTLE, others)):
+    for statement, changes in ((_SETTLE_DONE, done), (UPDATE_ELEMENT, others)):
         if changes:
             session.execute(statement, changes)
     session.execute(INSERT_ATTEMPTS, ended)
     for job in locked.values():
         if job.record.type is JobType.REMOVE:
-            # A phase may have become complete: let a claim look whether the next one may begin.
+            # A phase may be complete: let a claim check whether the next one may begin.
             job.schedule_work()
     finished = tuple(job.record for job in locked.values() if job.roll_up(now))
     save_jobs(session, locked.values())
@@ -153,7 +148,7 @@ def settle(
 
 
 def _outcome(verdict: Verdict) -> JobStatus:
-    """How the attempt ended; that of an element that waits again without a failure was broken off."""
+    """The status of the attempt; CANCELLED if the element is SUBMITTED again without a failure."""
     outcome = verdict.status if verdict.failure is None else JobStatus.FAILED
     return outcome if outcome.is_final else JobStatus.CANCELLED
 
@@ -167,13 +162,17 @@ _WRITTEN = sa.select(attempts.c.status, attempts.c.started_at, attempts.c.ended_
 
 
 def _is_written(session: Session, worker_id: int | None, verdict: Verdict) -> bool:
-    """Whether a transaction before this one has written a verdict: then its commit went through unanswered."""
+    """Whether an earlier transaction has written a verdict, whose commit was not acknowledged."""
     token = verdict.token
     row = session.execute(
         _WRITTEN,
         {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "worker": worker_id},
     ).one_or_none()
-    return row is not None and tuple(row) == (_outcome(verdict), verdict.started_at, verdict.ended_at)
+    return (
+        row is not None
+        and row.status is _outcome(verdict)
+        and (row.started_at, row.ended_at) == (verdict.started_at, verdict.ended_at)
+    )
 
 
 _RUNNING = sa.select(
@@ -189,11 +188,11 @@ _RUNNING = sa.select(
 def _running(
     session: Session, worker_id: int | None, tokens: Sequence[ClaimToken]
 ) -> dict[tuple[int, int], sa.Row[Any]]:
-    """What of some elements a worker runs."""
+    """Those of some elements that a worker runs."""
     numbers_of: dict[int, list[int]] = {}
     for token in tokens:
         numbers_of.setdefault(token.job_id, []).append(token.element_id)
-    # Many jobs of one element are one query, and so are many elements of one job.
+    # One query for many jobs of one element, and for many elements of one job.
     alike: dict[tuple[int, ...], list[int]] = {}
     for job_id, numbers in numbers_of.items():
         alike.setdefault(tuple(numbers), []).append(job_id)
@@ -257,21 +256,17 @@ def _clamped(size: int) -> int:
 
 
 def add_elements(session: Session, worker: str, token: ClaimToken, new: Sequence[NewElement]) -> bool:
-    """Add elements to a job, behind its running listing.
+    """Add elements to a job while its listing runs.
 
-    Args:
-        session: of the database.
-        worker: who runs the listing.
-        token: of the LIST attempt.
-        new: what it has found; numbered in this order.
+    ``worker``: incarnation that runs the listing. ``new``: numbered in this order.
 
     Returns:
-        False if the claim is lost or the job is to be ended; then nothing was added.
+        False if the claim is lost or the job is cancelled; then nothing was added.
     """
     job = lock_job(session, token.job_id)
     if job is None or job.record.cancel_requested:
         return False
-    worker_id = session.scalar(_WORKER, {"worker": worker})
+    worker_id = session.scalar(WORKER_ID, {"of_incarnation": worker})
     listing = _running(session, worker_id, [token]).get((token.job_id, token.element_id))
     if listing is None or listing.attempts != token.attempt:
         return False
@@ -292,7 +287,7 @@ def add_elements(session: Session, worker: str, token: ClaimToken, new: Sequence
 
 
 def known_paths(session: Session, job_id: int) -> set[bytes]:
-    """What listings of a job have planned so far, as `path_hash`; a million of them take less than 100 MiB."""
+    """`path_hash` of the elements that listings of a job have planned; a million of them take under 100 MiB."""
     statement = sa.select(elements.c.type, elements.c.src_filepath).where(
         elements.c.job_id == job_id, elements.c.id > 0
     )
@@ -301,7 +296,7 @@ def known_paths(session: Session, job_id: int) -> set[bytes]:
 
 
 def path_hash(type_: JobType, path: str) -> bytes:
-    """Stands for the element of a type for a path: far shorter, and no two are alike in practice (96 bits)."""
+    """Short identifier of an element's type and path; 96 bits make collisions negligible."""
     return hashlib.blake2b(f"{type_.name}:{path}".encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
@@ -309,12 +304,9 @@ _FINAL = [status for status in JobStatus if status.is_final]
 
 
 def leftovers(session: Session, limit: int, after: tuple[int, int] = (0, -1)) -> list[tuple[ElementRecord, JobRecord]]:
-    """Final elements that may have left something, with their jobs; the oldest jobs first.
+    """Final elements that may have left temporary files, with their jobs; the oldest jobs first.
 
-    Args:
-        session: of the database.
-        limit: at most so many.
-        after: job and number of the element where the last call ended.
+    ``after``: job and number of the element where the last call ended.
     """
     rows: list[sa.Row[Any]] = list(session.execute(leftovers_statement(limit, after)))
     by_number = {
@@ -325,7 +317,7 @@ def leftovers(session: Session, limit: int, after: tuple[int, int] = (0, -1)) ->
 
 
 def leftovers_statement(limit: int, after: tuple[int, int]) -> sa.Select[Any]:
-    """The query for elements of `leftovers`."""
+    """The query of `leftovers`."""
     return (
         sa.select(*ELEMENT_COLUMNS)
         .where(
@@ -338,7 +330,7 @@ def leftovers_statement(limit: int, after: tuple[int, int]) -> sa.Select[Any]:
     )
 
 
-# No IN: for executemany, SQLAlchemy cannot expand a list into parameters of the statement.
+# No IN: SQLAlchemy cannot expand lists in an executemany.
 _CLEAR_LEFTOVER = sa.update(elements).where(
     elements.c.job_id == sa.bindparam("of_job"),
     elements.c.id == sa.bindparam("number"),
@@ -348,7 +340,7 @@ _CLEAR_LEFTOVER = sa.update(elements).where(
 
 
 def clear_leftovers(session: Session, tokens: Iterable[ClaimToken]) -> None:
-    """Note that nothing is left; elements that were set going again since are passed over."""
+    """Record that nothing is left; elements that were retried since are skipped."""
     gone = [
         {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "residue": False}
         for token in tokens
@@ -358,16 +350,12 @@ def clear_leftovers(session: Session, tokens: Iterable[ClaimToken]) -> None:
 
 
 def record_initial_state(session: Session, worker: str, token: ClaimToken, found: Mapping[str, Any]) -> bool:
-    """Keep what an attempt has found, before it does anything.
+    """Store the state of the storage that an attempt has found, before it changes anything.
 
-    Args:
-        session: of the database.
-        worker: the incarnation whose claim it is.
-        token: of the attempt.
-        found: what is there before.
+    ``worker``: incarnation that has the claim. ``found``: state of source and destination.
 
     Returns:
-        False if the claim is lost: then it must not be done.
+        False if the claim is lost: then nothing may be changed.
     """
     statement = (
         sa.update(elements)
@@ -376,8 +364,8 @@ def record_initial_state(session: Session, worker: str, token: ClaimToken, found
             elements.c.id == token.element_id,
             elements.c.attempts == token.attempt,
             elements.c.status == JobStatus.RUNNING,
-            elements.c.worker_id == sa.select(workers.c.id).where(workers.c.incarnation == worker).scalar_subquery(),
+            elements.c.worker_id == WORKER_ID.scalar_subquery(),
         )
         .values(begun=dict(found))
     )
-    return bool(matched(session, statement))
+    return bool(matched(session, statement, {"of_incarnation": worker}))

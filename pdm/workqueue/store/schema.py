@@ -1,4 +1,4 @@
-"""Brings a database to the schema of this version, with the migrations that are part of the package."""
+"""Migrates a database to the schema of this version, with the migrations in the package."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pdm.workqueue.store.engines import make_engines
 from pdm.workqueue.store.errors import DatabaseMissingError, ForeignSchemaError, SchemaTooNewError
 from pdm.workqueue.WorkqueueDB import Base
 
-#: Key of the lock under which one of several daemons migrates a PostgreSQL database; any number, always the same.
+#: Advisory lock: only one of several daemons migrates a PostgreSQL database. Any constant number.
 _MIGRATION_LOCK = 7_236_914_250_118_402
 
 
 def migrate(connection: sa.Connection) -> None:
-    """Create the tables, or bring them up to date, in the connection's transaction.
+    """Create or migrate the tables, in the connection's transaction.
 
     Raises:
         SchemaTooNewError: this version does not know the schema.
-        ForeignSchemaError: there are tables, but no record of which version made them.
+        ForeignSchemaError: there are tables, but no record of their version.
     """
     if connection.dialect.name == "postgresql":
-        # A large table takes its time, and so may another daemon that migrates.
+        # Migrating a large table may take long, and so may waiting for another daemon that migrates.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
     if _revision(connection) != ScriptDirectory.from_config(config()).get_current_head():
@@ -35,18 +35,18 @@ def migrate(connection: sa.Connection) -> None:
 
 
 def check(url: str) -> None:
-    """Connect to a database that a daemon is to use, and change nothing.
+    """Check that a daemon can use a database; changes nothing.
 
     Raises:
         DatabaseUnusableError: the URL is wrong, its driver is missing, the server cannot be reached, or the tables are
-            those of a newer version or of something else.
+            those of a newer version or of another program.
     """
     engines = make_engines(url, 1)
     where = engines.reader.url.render_as_string(hide_password=True)
     path = Path(engines.reader.url.database or "") if engines.reader.dialect.name == "sqlite" else None
     try:
         if path is not None and not path.exists():
-            # A daemon makes it at its first start.
+            # The daemon creates it at its first start.
             nearest = next(parent for parent in path.parents if parent.exists())
             if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
                 raise DatabaseMissingError(f"the database {where} cannot be made: {nearest} cannot be written")
@@ -60,11 +60,11 @@ def check(url: str) -> None:
 
 
 def _revision(connection: sa.Connection) -> str | None:
-    """The schema that a database has, None for an empty database.
+    """The schema revision of a database, None for an empty one.
 
     Raises:
         SchemaTooNewError: this version does not know the schema.
-        ForeignSchemaError: there are tables, but no record of which version made them.
+        ForeignSchemaError: there are tables, but no record of their version.
     """
     scripts = ScriptDirectory.from_config(config())
     known = {script.revision for script in scripts.walk_revisions()}

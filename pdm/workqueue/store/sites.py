@@ -1,7 +1,7 @@
 """Sites that users have created, and the restrictions (drained sites, banned users) of operators.
 
-Permissions are checked before; here are the checks that only the database can make. Changes are serialized, and each
-makes a new version of the catalogue, by which the other daemons see that they have to load it.
+Callers check permissions; this module checks what only the database can. Changes are serialized, and each increments
+the version of the catalogue, by which other daemons notice that they must reload it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ from pdm.workqueue.store import users
 from pdm.workqueue.store.records import catalogue, credentials, jobs, matched, restrictions, sites
 from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
 
-#: The only row.
 _CATALOGUE_ROW = 1
 
 
 def begin_change(session: Session) -> None:
-    """Begin a change: who comes later waits until it is committed. The first statement of its transaction."""
+    """Serialize a change: other changes wait for its commit. The first statement of the transaction."""
     bump = sa.update(catalogue).where(catalogue.c.id == _CATALOGUE_ROW).values(version=catalogue.c.version + 1)
     if not matched(session, bump):
-        # Two may try this at once: the second one's transaction fails, and is run again.
+        # Two transactions may insert at once: the second one fails and is retried.
         session.execute(sa.insert(catalogue).values(id=_CATALOGUE_ROW, version=1, last_site=LAST_FILE_SITE))
 
 
 def next_site_number(session: Session) -> int:
-    """A number that no site has ever had: jobs remember it for good."""
+    """A number that no site ever had: jobs refer to it for ever."""
     session.execute(
         sa.update(catalogue).where(catalogue.c.id == _CATALOGUE_ROW).values(last_site=catalogue.c.last_site + 1)
     )
@@ -48,20 +47,19 @@ def next_site_number(session: Session) -> int:
 
 
 _RESTRICTION_COLUMNS = tuple(restrictions.c[name] for name in ("kind", "number", "message", "subject", "since"))
-#: kind → what the audit log calls it to restrict it, and to end that.
+#: kind → actions in the audit log: to restrict, to lift the restriction.
 _ACTIONS = {RestrictionKind.SITE: ("site.drain", "site.resume"), RestrictionKind.USER: ("user.ban", "user.unban")}
 
 
 def all_restrictions(session: Session) -> Iterator[Restriction]:
-    """All restrictions."""
     for row in session.execute(sa.select(*_RESTRICTION_COLUMNS)):
-        yield Restriction(RestrictionKind(row.kind), *row[1:])
+        yield Restriction(RestrictionKind(row.kind), row.number, row.message, by=row.subject, since=row.since)
 
 
 def restrict(
     session: Session, kind: RestrictionKind, number: int, message: str, by: Actor, now: datetime
 ) -> Restriction:
-    """Restrict a site or a user; a message that is there is replaced."""
+    """Restrict a site or a user; replaces the message of an existing restriction."""
     begin_change(session)
     session.execute(sa.delete(restrictions).where(*_is_restriction_of(kind, number)))
     session.execute(
@@ -72,7 +70,7 @@ def restrict(
 
 
 def lift_restriction(session: Session, kind: RestrictionKind, number: int, by: Actor, now: datetime) -> bool:
-    """End a restriction; says whether there was one."""
+    """End a restriction; returns whether there was one."""
     begin_change(session)
     lifted = bool(matched(session, sa.delete(restrictions).where(*_is_restriction_of(kind, number))))
     if lifted:
@@ -91,11 +89,11 @@ _COLUMNS = tuple(
         *("endpoints", "limit_in", "limit_out", "authorities", "myproxy"),
     )
 )
-#: Sites of one user: all are kept in memory.
+#: Sites of one user; bounds the memory, where all sites are kept.
 MOST_OF_OWNER = 200
 _COUNT_OF_OWNER = sa.select(sa.func.count()).select_from(sites).where(sites.c.owner_id == sa.bindparam("owner"))
-#: Jobs that have not ended: each waits for work or its listing, runs or is held; these indexes have no others, however
-#: many there ever were. A union, for neither engine reads several partial indexes for one condition.
+#: Unfinished jobs, read from partial indexes that contain no ended jobs. A UNION, because neither database combines
+#: several partial indexes for an OR.
 _UNFINISHED = sa.union(
     *(
         sa.select(jobs.c.id).where(
@@ -109,15 +107,11 @@ _COUNT_UNFINISHED = sa.select(sa.func.count()).select_from(_UNFINISHED)
 
 
 class NameTakenError(Exception):
-    """Another site that the owner, or everybody, sees has the name."""
+    """Another site that the owner, or everybody, can see has the name."""
 
 
 class SiteInUseError(Exception):
-    """Jobs that have not ended need the site.
-
-    Attributes:
-        jobs: how many.
-    """
+    """Unfinished jobs need the site."""
 
     def __init__(self, count: int) -> None:
         super().__init__(f"{count} jobs that have not ended need the site")
@@ -125,21 +119,21 @@ class SiteInUseError(Exception):
 
 
 class TooManySitesError(Exception):
-    """The owner has as many sites as one may have."""
+    """The owner has `MOST_OF_OWNER` sites."""
 
 
 def all_sites(session: Session) -> Iterator[SiteRecord]:
-    """All sites of the database, lowest number first."""
+    """All sites of the database, by ascending id."""
     for row in session.execute(sa.select(*_COLUMNS).order_by(sites.c.id)):
         yield _record(row)
 
 
 def create(session: Session, new: NewSite, by: Actor, now: datetime) -> SiteRecord:
-    """Make a site; the same again by the same owner is the one there is, for a client may repeat a request.
+    """Create a site. Returns the existing one if it is identical, because a client may repeat a request.
 
     Raises:
-        NameTakenError: the name is another's.
-        TooManySitesError: the owner has enough.
+        NameTakenError: another site has the name.
+        TooManySitesError: the owner has `MOST_OF_OWNER` sites.
     """
     begin_change(session)
     for known in _same_name(session, new):
@@ -157,17 +151,12 @@ def create(session: Session, new: NewSite, by: Actor, now: datetime) -> SiteReco
 def change(
     session: Session, number: int, changed: Callable[[NewSite], NewSite], by: Actor, now: datetime
 ) -> SiteRecord | None:
-    """Change what is said about a site; None if it is gone.
+    """Change the description of a site; None if it does not exist any more.
 
-    Args:
-        session: of the database.
-        number: of the site.
-        changed: makes what it is to be of what it is at this moment, which another daemon may just have changed.
-        by: who does it.
-        now: the present moment, UTC.
+    ``changed``: computes the new description from the current one, which another daemon may just have changed.
 
     Raises:
-        NameTakenError: the new name is another's.
+        NameTakenError: another site has the new name.
     """
     begin_change(session)
     row = session.execute(sa.select(*_COLUMNS).where(sites.c.id == number)).one_or_none()
@@ -185,13 +174,13 @@ def change(
 
 
 def remove(session: Session, number: int, by: Actor, now: datetime) -> bool:
-    """Remove a site of which no job has need any more; says whether it was there.
+    """Remove a site that no unfinished job needs; returns whether it existed.
 
     Raises:
-        SiteInUseError: a job has need of it.
+        SiteInUseError: an unfinished job needs it.
     """
     begin_change(session)
-    # Under a lock: a job that is being registered holds it (`missing`).
+    # FOR UPDATE conflicts with the lock of a job that is being registered (`missing`).
     locked = session.execute(sa.select(sites.c.name).where(sites.c.id == number).with_for_update()).one_or_none()
     if locked is None:
         return False
@@ -206,7 +195,7 @@ def remove(session: Session, number: int, by: Actor, now: datetime) -> bool:
 
 
 def missing(session: Session, numbers: Collection[int]) -> set[int]:
-    """Which of some sites are not there; the others cannot be removed before this transaction has ended."""
+    """Those of some sites that do not exist; the others cannot be removed before this transaction ends."""
     found = session.scalars(
         sa.select(sites.c.id).where(sites.c.id.in_(numbers)).order_by(sites.c.id).with_for_update(read=True)
     )
@@ -214,7 +203,7 @@ def missing(session: Session, numbers: Collection[int]) -> set[int]:
 
 
 def _same_name(session: Session, content: NewSite) -> list[SiteRecord]:
-    """Sites of the name that the owner sees; for a public site, all that would be beside it in somebody's eyes."""
+    """Sites of that name that the owner can see; for a public site, also those of every user who would see both."""
     seen = sa.or_(sites.c.public.is_(True), sites.c.owner_id == content.owner_id)
     rows = session.execute(sa.select(*_COLUMNS).where(sa.func.lower(sites.c.name) == content.name.lower(), seen))
     return [_record(row) for row in rows]
@@ -265,7 +254,7 @@ _CATALOGUE_VERSION = sa.select(catalogue.c.version).where(catalogue.c.id == _CAT
 
 
 def load_snapshot(session: Session, known: int | None) -> SiteSnapshot | None:
-    """All sites and restrictions; None if the version is the known one."""
+    """All sites and restrictions; None if the version is ``known``."""
     version = session.scalar(_CATALOGUE_VERSION) or 0
     if version == known:
         return None

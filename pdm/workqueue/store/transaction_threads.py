@@ -1,7 +1,7 @@
-"""Database threads: run functions in transactions, one transaction each, or one commit for all that are queued.
+"""Database threads: run functions in transactions, one transaction each, or one commit for all queued calls.
 
-A function must be repeatable: if its transaction fails for a transient reason, or another function of the same commit
-fails, it is rolled back and run again.
+A function must be repeatable: after a transient error, or if another function of the same commit fails, its transaction
+is rolled back and run again.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pdm.workqueue.store.errors import DatabaseClosedError, unavailable_error
 from pdm.workqueue.store.job_cache import JobCache, written_jobs
 
 _MAX_TRIES = 6
-#: SQLite has waited for its busy timeout by then.
+#: For a locked SQLite file: each try has waited for the busy timeout.
 _MAX_TRIES_LOCKED = 2
 _FIRST_PAUSE_S = 0.01
-#: How often it is looked for transactions that hang.
+#: Interval of the check for hanging transactions.
 _CHECK_EVERY_S = 1.0
-#: A transaction that takes longer is told of in the log.
+#: Slower transactions are logged.
 _SLOW_S = 1.0
 #: PostgreSQL: serialization failure, deadlock.
 _RETRYABLE_STATES = frozenset({"40001", "40P01"})
@@ -42,14 +42,14 @@ _RETRYABLE_STATES = frozenset({"40001", "40P01"})
 
 @define(eq=False)
 class QueuedCall:
-    """A function that waits for its transaction."""
+    """A function that is queued for a transaction."""
 
     name: str
     function: Callable[[Session], Any]
     result: Deferred[Any] = field(factory=Deferred)
     seconds: float = 0.0
     outcome: Any = None
-    #: Its commit was sent, so that what becomes of a connection that breaks now is not known.
+    #: The commit was sent: if the connection breaks now, the outcome is unknown.
     committing: bool = False
 
     def run(self, session: Session) -> None:
@@ -64,19 +64,16 @@ class TransactionThreads:
     """Runs functions in threads, each in a transaction.
 
     Args:
-        reactor: gets the results.
-        engine: of the database.
-        threads: how many run at once.
-        together: how many functions may share a commit; those that wait do.
-        name: of the threads.
-        cache: is told of the jobs that are written.
-        transaction_s: a transaction that takes longer hangs, and is cut off; None where none can.
+        together: how many queued functions may share a commit.
+        cache: is updated with the jobs that are written.
+        transaction_s: a transaction that takes longer is cut off; None for no limit.
     """
 
     _log = Logger()
 
     def __init__(
         self,
+        *,
         reactor: IReactorFromThreads,
         engine: sa.Engine,
         threads: int,
@@ -94,7 +91,7 @@ class TransactionThreads:
         self._waiting: deque[QueuedCall] = deque()
         self._draining = 0
         self._lock = threading.Lock()
-        #: What runs: since when (`time.monotonic`), and on which connection of the driver.
+        #: Thread → start (`time.monotonic`) and driver connection of its running transaction.
         self._under_way: dict[int, tuple[float, Any]] = {}
         self._transaction_s = transaction_s
         self._closing = False
@@ -108,12 +105,12 @@ class TransactionThreads:
             self._watch.start()
 
     def stop(self) -> None:
-        """End the threads; blocks until what they run has ended."""
+        """End the threads; blocks until their transactions have ended."""
         self._ended.set()
         self._pool.stop()
 
     def give_up(self) -> None:
-        """Carry out no more: what waits fails with `DatabaseClosedError`, what is under way is cut off."""
+        """Fail queued calls with `DatabaseClosedError`, and cut off running transactions."""
         with self._lock:
             self._closing = True
             for _, connection in self._under_way.values():
@@ -127,7 +124,7 @@ class TransactionThreads:
                 raise DatabaseClosedError(f"the service is stopping; {call.name!r} was not carried out")
             self._waiting.append(call)
             if self._draining == self._threads:
-                # All are at work, and look here again before they rest.
+                # All threads are busy, and check the queue again before they stop.
                 return
             self._draining += 1
         self._pool.callInThread(self._drain)
@@ -147,18 +144,18 @@ class TransactionThreads:
             raise
 
     def _take_next(self) -> Sequence[QueuedCall]:
-        """What this thread does next; nothing ends it."""
+        """The next calls of this thread; empty ends it."""
         with self._lock:
             if not self._waiting:
                 self._draining -= 1
             return [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
 
     def _run_together(self, calls: Sequence[QueuedCall]) -> bool:
-        """Run several functions in one transaction; False if it came to nothing, whatever the reason."""
+        """Run several functions in one transaction; False if it failed for any reason."""
         try:
             self._run_transaction(calls)
         except Exception:
-            # Each of them has its own trial next, and its own error if it is the one to blame.
+            # Each function is retried on its own, and gets its own error.
             return False
         return True
 
@@ -185,12 +182,12 @@ class TransactionThreads:
             return waiting
 
     def _fail(self, calls: Sequence[QueuedCall], outage: Exception) -> None:
-        """Fail all that waited for the database while it could not be used: each would wait as long again."""
+        """Fail calls at once during an outage: otherwise each would wait for its own timeout."""
         for call in calls:
             self._reactor.callFromThread(call.result.errback, Failure(outage))
 
     def _run_transaction(self, calls: Sequence[QueuedCall]) -> None:
-        """Run functions in one transaction, commit it, and let their results be delivered."""
+        """Run functions in one transaction, commit it, and deliver their results."""
         commit = 0
         records: Mapping[int, JobRecord] = {}
         for call in calls:
@@ -215,7 +212,7 @@ class TransactionThreads:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sa.Connection]:
-        """A connection that is known while it is used: it may have to be cut."""
+        """A connection that is registered while it is used, because it may have to be cut."""
         thread = threading.get_ident()
         try:
             with self._engine.connect() as connection:
@@ -227,11 +224,11 @@ class TransactionThreads:
                 self._under_way.pop(thread, None)
 
     def _cut_hanging(self) -> None:
-        """The server ends what takes too long, unless it is the server, or the way to it, that hangs."""
+        """Cut hanging transactions: the server's own timeouts do not help if the server or the network hangs."""
         while not self._ended.wait(_CHECK_EVERY_S):
             before = time.monotonic() - (self._transaction_s or 0.0)
             with self._lock:
-                # Under the lock: a connection that is free again may be another transaction's.
+                # Under the lock: a connection that was returned may belong to another transaction.
                 hanging = [connection for since, connection in self._under_way.values() if since < before]
                 for connection in hanging:
                     cut_connection(connection)
@@ -245,7 +242,7 @@ class TransactionThreads:
     # -- in the reactor thread
 
     def _deliver(self, calls: Sequence[QueuedCall], commit: int, records: Mapping[int, JobRecord]) -> None:
-        # First: whoever is told below that its work is done must find it done.
+        # First update the cache: a caller whose call is done must read its result.
         self._cache.end_write(commit, records, committed=True)
         for call in calls:
             if call.seconds > _SLOW_S:
@@ -254,16 +251,16 @@ class TransactionThreads:
 
 
 def _max_tries(error: Exception, *, committing: bool = False) -> int:
-    """How often a transaction is run that fails so."""
+    """How often a transaction with this error is run in total."""
     if isinstance(error, sa.exc.IntegrityError):
-        # Another transaction inserted the same at the same moment: the second run finds it there.
+        # A concurrent transaction inserted the same row: the second run finds it.
         return _MAX_TRIES
     if not isinstance(error, sa.exc.DBAPIError):
         return 1
     if getattr(error.orig, "sqlstate", None) in _RETRYABLE_STATES:
         return _MAX_TRIES
     if error.connection_invalidated:
-        # PostgreSQL: the next connection may be good; but a commit that was sent may have gone through unanswered.
+        # PostgreSQL: a new connection may work; but a commit that was sent may have succeeded.
         return 1 if committing else _MAX_TRIES_LOCKED
-    # SQLite: another process (a backup, somebody's shell) holds the file.
+    # SQLite: another process (a backup, a shell) has locked the file.
     return _MAX_TRIES_LOCKED if "database is locked" in str(error.orig) else 1

@@ -1,6 +1,6 @@
-"""Users, and the audit log of what they and operators did.
+"""Users, and the audit log.
 
-An audit record is written in the transaction that does what it tells of, and never changed.
+An audit record is written in the transaction of the action that it describes, and never changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pdm.workqueue.store.records import audit, users
 
 @frozen
 class UserRecord:
-    """A user: number, end entity's subject, role (``user``, ``operator``), first sight, the certificate's authority."""
+    """A user: the end entity's subject, the role (``user``, ``operator``), and the certificate's issuing authority."""
 
     id: int
     subject: str
@@ -33,16 +33,11 @@ _USER_COLUMNS = (users.c.id, users.c.subject, users.c.role, users.c.registered_a
 def register(
     session: Session, subject: str, role: str, now: datetime, authority: str | None = None, *, rebind: bool = True
 ) -> UserRecord:
-    """The user of a subject, made at first sight; with the role that the configuration gives today.
+    """Return the user of a subject; creates it at the first request, and updates the role from the configuration.
 
-    Args:
-        session: of the database.
-        subject: of the end entity.
-        role: ``user`` or ``operator``.
-        now: the present.
-        authority: to which the certificate of the user leads; None if that is not known.
-        rebind: whether the user may come from another authority than the one that is recorded. If not, the record of
-            that user is returned as it is, and its `authority` shows the difference.
+    ``role``: ``user`` or ``operator``. ``authority``: that issued the user's certificate; None if unknown. ``rebind``:
+    whether the authority may differ from the recorded one. If not, the stored record is returned unchanged, and its
+    `authority` shows the difference.
     """
     known = find(session, subject)
     if known is None:
@@ -54,44 +49,43 @@ def register(
         session.execute(sa.update(users).where(users.c.id == known.id).values(new))
     else:
         return known
-    return UserRecord(*session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one())
+    row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one()
+    return UserRecord(**row._mapping)
 
 
 def find(session: Session, subject: str) -> UserRecord | None:
-    """The user of a subject."""
     row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.subject == subject)).one_or_none()
-    return None if row is None else UserRecord(*row)
+    return None if row is None else UserRecord(**row._mapping)
 
 
 def numbers(session: Session, subjects: Collection[str]) -> dict[str, int]:
-    """The numbers of those subjects that are users."""
+    """The ids of those subjects that are registered."""
     rows = session.execute(sa.select(users.c.subject, users.c.id).where(users.c.subject.in_(subjects)))
     return {row.subject: row.id for row in rows}
 
 
 def subjects(session: Session, user_ids: Collection[int]) -> dict[int, str]:
-    """The subjects of some users, by number."""
+    """The subjects of some users, by id."""
     rows = session.execute(sa.select(users.c.id, users.c.subject).where(users.c.id.in_(user_ids)))
     return {row.id: row.subject for row in rows}
 
 
 def fetch(session: Session, user_id: int) -> UserRecord | None:
-    """The user of a number."""
     row = session.execute(sa.select(*_USER_COLUMNS).where(users.c.id == user_id)).one_or_none()
-    return None if row is None else UserRecord(*row)
+    return None if row is None else UserRecord(**row._mapping)
 
 
 def page(session: Session, after: int, limit: int) -> list[UserRecord]:
-    """Users with larger numbers than ``after``, in their order."""
+    """Users with ids above ``after``, ascending."""
     rows = session.execute(sa.select(*_USER_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit))
-    return [UserRecord(*row) for row in rows]
+    return [UserRecord(**row._mapping) for row in rows]
 
 
 _AUDIT_COLUMNS = (audit.c.id, audit.c.at, audit.c.subject, audit.c.action, audit.c.target, audit.c.details)
 
 
 def record_action(session: Session, by: Actor, action: str, target: str, details: str, now: datetime) -> None:
-    """Note an act."""
+    """Write an audit record."""
     session.execute(
         sa.insert(audit).values(
             at=now, user_id=by.user_id, subject=by.subject, action=action, target=target, details=details
@@ -100,6 +94,6 @@ def record_action(session: Session, by: Actor, action: str, target: str, details
 
 
 def page_audit(session: Session, after: int, limit: int) -> list[AuditRecord]:
-    """Acts with larger numbers than ``after``, the oldest first."""
+    """Audit records with ids above ``after``, the oldest first."""
     rows = session.execute(sa.select(*_AUDIT_COLUMNS).where(audit.c.id > after).order_by(audit.c.id).limit(limit))
-    return [AuditRecord(*row) for row in rows]
+    return [AuditRecord(**row._mapping) for row in rows]

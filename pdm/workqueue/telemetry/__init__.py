@@ -1,1 +1,1 @@
-"""How the daemon tells what it does, and keeps its background work honest."""
+"""Logging, clocks, and background work whose failures are logged."""

@@ -1,4 +1,4 @@
-"""Work that nobody waits for: it has an owner, and its failure is in the log."""
+"""Background work: coroutines, periodic calls and threads; each failure is logged under a name."""
 
 from __future__ import annotations
 
@@ -17,15 +17,11 @@ _log = Logger()
 
 
 class ReportedError(Exception):
-    """A failure that its source has logged already: who meets it need not log it again."""
+    """A failure that its source has logged already; it is not logged again."""
 
 
 def start_background(name: str, coroutine: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
-    """Run a coroutine beside everything else; a failure is logged under its name.
-
-    Args:
-        name: what it does, for the log.
-        coroutine: the work.
+    """Run a coroutine in the background; a failure is logged under its name.
 
     Returns:
         Fires with None when it has ended, however; cancel it to end the work.
@@ -58,7 +54,7 @@ def following(source: Deferred[_T]) -> Deferred[_T]:
 
 
 class Background:
-    """Work of one owner beside everything else, which is over before its owner has stopped."""
+    """Background work of one owner, which waits for it when it stops."""
 
     def __init__(self) -> None:
         self._under_way: set[Deferred[None]] = set()
@@ -77,13 +73,10 @@ class Background:
 
 
 class Periodic:
-    """Does something again and again: waits for it to end, logs its failure, goes on.
+    """Calls a function again and again, each time when the last call has ended; failures are logged.
 
     Args:
-        reactor: for time.
-        name: what it does, for the log.
         interval_s: seconds from the end of one run to the begin of the next.
-        function: the work; may return an awaitable.
     """
 
     def __init__(
@@ -104,7 +97,7 @@ class Periodic:
             self._plan()
 
     async def stop(self) -> None:
-        """Plan no further run, and wait until one that is going on has ended."""
+        """Schedule no further run, and wait for a running one."""
         self._started = False
         if self._timer is not None:
             self._timer.cancel()

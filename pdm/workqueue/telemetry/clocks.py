@@ -51,8 +51,6 @@ class ClockWatch:
 
     Attributes:
         listeners: each is called with how far the time of day was moved, forward if it is positive.
-        wall: the time of day, in seconds.
-        monotonic: seconds of a clock that is never set.
     """
 
     reactor: IReactorTime
@@ -67,40 +65,37 @@ class ClockWatch:
         self._ahead_s = self.wall() - self.monotonic()
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "look at the clock", _CLOCK_INTERVAL_S, self.look)
+        self._periodic = Periodic(self.reactor, "check the clock", _CLOCK_INTERVAL_S, self.check)
         self._periodic.start()
 
     async def stop(self) -> None:
         if self._periodic is not None:
             await self._periodic.stop()
 
-    def look(self) -> None:
-        """Find out whether the time of day was set since the last look."""
+    def check(self) -> None:
+        """Detect whether the time of day was set since the last check."""
         ahead_s = self.wall() - self.monotonic()
         step_s, self._ahead_s = ahead_s - self._ahead_s, ahead_s
         if abs(step_s) < _LEAST_STEP_S:
             return
         self._log.warn("the clock of this machine was set by {seconds:+.0f} s", seconds=step_s)
-        for told in self.listeners:
-            told(timedelta(seconds=step_s))
+        for listener in self.listeners:
+            listener(timedelta(seconds=step_s))
 
 
-#: How often it is looked at. What blocks for longer than this cannot be missed, less than this it may look shorter.
+#: How often the latency is measured. A longer block is always seen; a shorter one may be measured as less.
 _LAG_INTERVAL_S = 0.02
-#: More than this is told of.
+#: A longer latency is logged.
 LATE_S = 0.05
 #: At most one line in so many seconds.
 _LAG_LOG_INTERVAL_S = 60.0
 
 
 class ReactorLag:
-    """Plans a call again and again, and notes how much later than planned it comes.
-
-    Args:
-        reactor: that is watched.
+    """Measures the latency of the reactor: how much later than scheduled a periodic call runs.
 
     Attributes:
-        worst_s: the most seconds ever.
+        worst_s: the highest latency so far.
     """
 
     _log = Logger()
@@ -109,17 +104,17 @@ class ReactorLag:
         self._reactor = reactor
         self._timer: IDelayedCall | None = None
         self._planned_at = 0.0
-        self._tell_at = 0.0
-        self._untold_s = 0.0
+        self._next_log_at = 0.0
+        self._unlogged_s = 0.0
         self.worst_s = 0.0
 
     def start(self) -> None:
-        """Begin to look."""
-        self._tell_at = self._reactor.seconds()
+        """Begin to measure."""
+        self._next_log_at = self._reactor.seconds()
         self._plan()
 
     def stop(self) -> None:
-        """Look no more, and log the worst."""
+        """Stop, and log the worst latency."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -127,15 +122,15 @@ class ReactorLag:
 
     def _plan(self) -> None:
         self._planned_at = self._reactor.seconds() + _LAG_INTERVAL_S
-        self._timer = self._reactor.callLater(_LAG_INTERVAL_S, self._look)
+        self._timer = self._reactor.callLater(_LAG_INTERVAL_S, self._measure)
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         now = self._reactor.seconds()
         late_s = now - self._planned_at
         self.worst_s = max(self.worst_s, late_s)
-        self._untold_s = max(self._untold_s, late_s)
-        if self._untold_s > LATE_S and now >= self._tell_at:
-            self._log.warn("the reactor was {lag:.0f} ms late: something blocks it", lag=self._untold_s * 1000)
-            self._untold_s = 0.0
-            self._tell_at = now + _LAG_LOG_INTERVAL_S
+        self._unlogged_s = max(self._unlogged_s, late_s)
+        if self._unlogged_s > LATE_S and now >= self._next_log_at:
+            self._log.warn("the reactor was {lag:.0f} ms late: something blocks it", lag=self._unlogged_s * 1000)
+            self._unlogged_s = 0.0
+            self._next_log_at = now + _LAG_LOG_INTERVAL_S
         self._plan()

@@ -31,10 +31,10 @@ from pdm.workqueue.config.settings import LogSettings
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import JobRecord
 
-#: A pile of text is cut before the patterns below look at it, so that a hostile one costs little.
+#: Long text is cut before the patterns below are applied, so that hostile input costs little.
 LONGEST_TEXT = 64 * 1024
 
-# A key that is cut off before its END is still a key, hence the second way to end.
+# A key that is cut off before its END is still a key, hence the second alternative.
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
 )
@@ -99,7 +99,7 @@ class LogFile:
     def write(self, lines: str) -> None:
         """Append whole lines.
 
-        Never raises for a full disk or a lost directory: a log that cannot be written must not stop what it tells of.
+        Never raises for a full disk or a lost directory: a log that cannot be written must not stop the service.
         """
         data = lines.encode("utf-8", "backslashreplace")
         with self._lock:
@@ -168,15 +168,13 @@ class log_context:  # noqa: N801 - used like a function; a class, for every requ
 
 
 def log_incident(log: Logger, failure: Failure, **fields: Any) -> str:
-    """Log a fault of ours with its traceback, under a name that can be told to the user.
+    """Log an internal fault with its traceback, under an incident id that the user is given.
 
     Args:
         log: whose fault it is.
-        failure: what happened.
-        fields: more of `FIELDS`.
 
     Returns:
-        The incident's short id; the same stands in the line.
+        The incident's short id; the same as in the line.
     """
     incident = secrets.token_hex(4)
     log.failure("incident {incident}: {kind}", failure, incident=incident, kind=type(failure.value).__name__, **fields)
@@ -189,8 +187,6 @@ class LineObserver:
 
     Args:
         write: takes whole lines; may be called from any thread.
-        format: how lines look.
-        level: the least level written.
     """
 
     def __init__(self, write: Callable[[str], None], format: LogFormat = "text", level: LevelName = "info") -> None:  # noqa: A002 - the word of the configuration
@@ -230,7 +226,7 @@ def _message(event: dict[str, Any]) -> str:
 
 
 def _formatted(event: dict[str, Any]) -> str:
-    """What `formatEvent` says, at a tenth of the price where the format calls nothing."""
+    """As `formatEvent`, at a tenth of the cost where the format calls nothing."""
     pattern = event.get("log_format")
     if isinstance(pattern, str) and "(" not in pattern:
         with contextlib.suppress(Exception):
@@ -249,8 +245,8 @@ def _text_lines(event: dict[str, Any], level: str) -> str:
     head = f"{_time(event)} {level:<5} {event.get('log_namespace', '-')}"
     head = f"{head} [{marks}]" if marks else head
     lines = [f"{head} {escaped(_message(event))}\n"]
-    # Each line of a traceback has the head too: who looks for a request's id finds all of it, and nobody can
-    # forge a line by what an exception says.
+    # Each line of a traceback has the head too: a search for a request's id finds all of it, and the text of an
+    # exception cannot forge a line.
     lines += [f"{head} | {escaped(line)}\n" for line in _traceback(event).splitlines() if line.strip()]
     return "".join(lines)
 
@@ -353,7 +349,7 @@ _log = Logger()
 
 
 def log_submitted(job: JobRecord) -> None:
-    """A job was registered: by whom, and what it asks for. Paths stand in the logs of its attempts."""
+    """A job was registered: by whom, and what it asks for. Paths are in the logs of its attempts."""
     where = f"{job.src_siteid}" if job.dst_siteid is None else f"{job.src_siteid} -> {job.dst_siteid}"
     _log.info(
         "job {job} of user {user} submitted: {type} by {protocol}, site {where}, priority {priority}",

@@ -134,14 +134,14 @@ OPTIONS_OF: Mapping[type[msgspec.Struct], tuple[type[msgspec.Struct], ...]] = Ma
 
 Submission = SubmitList | SubmitRemove | SubmitMkdir | SubmitCopy | SubmitRename | SubmitJob
 
-#: The end of a text in a pattern; a dollar would also stand before a last newline.
+#: The end of a text in a pattern; a dollar would also match before a last newline.
 _END = r"(?![\s\S])"
 #: Who somebody is at a site: no option of a program, and one line.
 _ACCOUNT = rf"^[A-Za-z0-9_.@/=+:,][A-Za-z0-9_.@/=+:, -]{{0,254}}{_END}"
 _SSH_ACCOUNT = rf"^[A-Za-z0-9_][A-Za-z0-9_.@+$\\-]{{0,63}}{_END}"
 #: What is sent once and never shown again; one line.
 _ONE_LINE = rf"^[^\x00-\x1f\x7f]+{_END}"
-#: What a pattern asks for, in words: nobody should have to read it.
+#: What a pattern asks for, in words, for error messages.
 PATTERN_WORDS: Mapping[str, str] = {
     _ACCOUNT: "a user name of one line is expected, at most 255 letters, digits, blanks and . _ @ / = + : , -",
     _SSH_ACCOUNT: (
@@ -205,7 +205,7 @@ class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     type: TypeWords = ()
     site: Annotated[str | None, Meta(description="Number or name of the source or destination site.")] = None
     label: Annotated[str | None, Meta(description="The job's label.")] = None
-    since: Annotated[datetime | None, Meta(description="Registered at this moment or later, RFC 3339.")] = None
+    since: Annotated[datetime | None, Meta(description="Registered at this time or later, RFC 3339.")] = None
     limit: Annotated[_Limit | None, Meta(description="At most so many.")] = None
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
 
@@ -221,7 +221,7 @@ class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How an output is read."""
 
     live: Annotated[
-        bool, Meta(description="1 for the log of a running attempt too: a piece of it, as far as it is written.")
+        bool, Meta(description="1 for the log of a running attempt too: what is written so far, in pieces.")
     ] = False
     offset: Annotated[
         Annotated[int, Meta(ge=0, le=LARGEST_ID)] | None,

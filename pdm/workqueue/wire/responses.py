@@ -1,4 +1,4 @@
-"""What the service answers: one struct for each object of the API. Times are UTC, sizes bytes."""
+"""What the service answers: one struct for each object of the API, and its errors. Times are UTC, sizes bytes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Names = dict[str, list[str]]
 class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
     """How far a job is and how fast it goes; null where that is not known.
 
-    What moves now is known to the daemon that moves it, and told of what that one moves. Proven bytes and those that
-    move are told apart; together they are never more than the total, and they go back only when a transfer has to be
-    done again. A file here is any element but the listing: also a directory that is made or removed.
+    What moves now is known only to the daemon that moves it. Proven bytes and moving ones are separate; together they
+    are never more than the total, and decrease only when a transfer has to be repeated. A file here is any element but
+    the listing: also a directory that is made or removed.
     """
 
     listing: Annotated[bool, Meta(description="Whether it is still being listed how much there is to do.")]
@@ -55,7 +55,7 @@ class JobProgressView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HoldView(msgspec.Struct, frozen=True, kw_only=True):
-    """Why elements of a job are held; they go on by themselves once that is mended."""
+    """Why elements of a job are HELD; they resume once that is corrected."""
 
     count: Annotated[int, Meta(description="Elements that are held.")]
     code: Annotated[str, Meta(description="Stable word; of the first of them.")]
@@ -74,7 +74,7 @@ class FailureView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job stands in the queue; users take turns, so jobs of others are not counted."""
+    """Position of a job in the queue; users take turns, so jobs of others are not counted."""
 
     place: Annotated[int, Meta(description="Among the jobs of its user that wait, from 1; by priority, then number.")]
     behind: Annotated[list[int], Meta(description="Numbers of the first of the jobs that come before it.")]
@@ -86,7 +86,7 @@ class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
     """The next try of an element that failed, while nothing else of its job can be done."""
 
     element: int
-    at: Annotated[datetime, Meta(description="Not before this moment.")]
+    at: Annotated[datetime, Meta(description="Not before this time.")]
     attempt: Annotated[int, Meta(description="Which try it will be, without those that do not count.")]
     max_tries: int
     failure: FailureView = field(name="error")
@@ -250,7 +250,7 @@ class OutputView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job stands."""
+    """Status of a job."""
 
     jobid: int
     status: StatusName
@@ -262,7 +262,7 @@ class JobStatusView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ElementStatusView(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an element stands, and how far it is; null where that is not known."""
+    """Status and progress of an element; null is unknown."""
 
     jobid: int
     elementid: int
@@ -287,7 +287,7 @@ class WhoamiView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointView(msgspec.Struct, frozen=True, kw_only=True):
-    """How an endpoint of a site stands, as far as this daemon knows."""
+    """State of an endpoint of a site in this daemon."""
 
     protocol: ProtocolName
     url: str
@@ -336,7 +336,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckView(msgspec.Struct, frozen=True, kw_only=True):
-    """What a look at an endpoint has found; null where it did not come so far."""
+    """Result of the check of an endpoint; null for steps that were not reached."""
 
     protocol: ProtocolName
     url: str
@@ -349,7 +349,7 @@ class CheckView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteView(msgspec.Struct, frozen=True, kw_only=True):
-    """Work from one site to another, in streams: helpers that carry out one batch after the other.
+    """Work from one site to another, in streams: helpers that run one batch after the other.
 
     A stream more is tried while it brings more throughput; failures of connections halve them. Listings are not
     counted.
@@ -383,14 +383,14 @@ class VomsView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CredentialView(msgspec.Struct, frozen=True, kw_only=True):
-    """A credential that the service holds; what is secret of it is never given out."""
+    """A credential that the service holds, without its secret."""
 
     id: int
     kind: Annotated[str, Meta(extra_json_schema={"enum": [kind.value for kind in CredentialKind]})]
     subject: Annotated[str, Meta(description="Whose it is; the fingerprint of an SSH key.")]
     site: Annotated[int | None, Meta(description="The site that it is for; null for every one.")]
     label: str | None
-    valid_until: Annotated[datetime | None, Meta(description="Null for one that does not end, or does not tell.")]
+    valid_until: Annotated[datetime | None, Meta(description="Null for one without an expiry, or with an unknown one.")]
     stored_at: datetime
     voms: Annotated[list[VomsView], Meta(description="Of a proxy.")]
     account: Annotated[str | None, Meta(description="Of an SSH key: the account at the site.")]
@@ -423,3 +423,24 @@ class HealthView(msgspec.Struct, frozen=True, kw_only=True):
 def timestamp_text(timestamp: datetime) -> str:
     """A time (UTC) as the API writes it: ``2026-11-23T19:30:12Z``."""
     return f"{timestamp:%Y-%m-%dT%H:%M:%S}Z"
+
+
+#: What the ``type`` of a problem begins with; the rest is its stable word.
+PROBLEM_TYPE_PREFIX = "urn:pdm:workqueue:problem:"
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Error response, ``application/problem+json`` of RFC 9457."""
+
+    type: Annotated[str, Meta(description="Stable name of the kind of problem.")]
+    title: Annotated[str, Meta(description="The kind of problem in words, the same for all of a kind.")]
+    status: Annotated[int, Meta(description="The HTTP status code once more.")]
+    detail: Annotated[str, Meta(description="What is wrong with this request, and what to do.")]
+    request_id: Annotated[str, Meta(description="Is on every line of the daemon's log about this request.")]
+    pointer: Annotated[
+        str | None,
+        Meta(description="What is wrong: $.key of the body, ?name of the query, or the name of a header."),
+    ] = None
+    incident: Annotated[str | None, Meta(description="For a fault of the service: what to tell an operator.")] = None

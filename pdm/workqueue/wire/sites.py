@@ -100,7 +100,7 @@ class UserView(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     role: str
     registered_at: datetime
-    banned: Annotated[str | None, Meta(description="Why the user is banned; null for who is not.")]
+    banned: Annotated[str | None, Meta(description="Why the user is banned; null if not.")]
 
 
 class AuditView(msgspec.Struct, frozen=True, kw_only=True):

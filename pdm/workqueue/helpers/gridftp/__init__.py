@@ -1,1 +1,1 @@
-"""GridFTP: pipelined commands on our own control channels, and the Globus client library as fallback."""
+"""GridFTP over our own control connections: pipelined commands, and one operation at a time as the fallback."""

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import selectors
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
-from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, Reply, SilentServerError
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel, SilentServerError
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StoppedError
 
 #: Seconds for which a server that does not fit is not tried again.
 _UNFIT_S = 30.0
 #: What listings and looks shall tell.
 _FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
-_PASSIVE = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
+#: Data connections of a large file between servers of which one answers later than that.
+_STREAMS_FAR_AWAY, _FAR_AWAY_S = 4, 0.02
 
 
 class ChannelPool:
@@ -40,70 +42,106 @@ class ChannelPool:
         self._gsi = gsi
         self.login_s = LOGIN_S
         self._single: dict[str, ControlChannel] = {}
-        self._pairs: dict[tuple[str, str], tuple[ControlChannel, ControlChannel]] = {}
+        self._pairs: dict[tuple[str, str, int], tuple[ControlChannel, ControlChannel]] = {}
         self._unfit: dict[str, float] = {}
         self._guard = threading.Lock()
         self._opening: set[ControlChannel] = set()
 
-    def single(self, address: str) -> ControlChannel:
+    def single(self, address: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
         """A channel to a server, for all but transfers.
+
+        Args:
+            address: ``host:port``.
+            again: whether to try also a server that could not be used just now.
+            plain: whether it lets everybody in.
 
         Raises:
             ChannelError: there is none to be had.
         """
         # One that serves transfers does as well: batches come one after the other.
-        for (source, destination), (at_source, at_destination) in self._pairs.items():
+        for (source, destination, _), (at_source, at_destination) in self._pairs.items():
             for known, channel in ((source, at_source), (destination, at_destination)):
                 if known == address and not channel.is_dead:
                     return channel
+        return self.beside(address, again=again, plain=plain)
+
+    def beside(self, address: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
+        """The same, but none that serves transfers: of use while such a one does."""
         kept = self._single.get(address)
         if kept is not None:
             if not kept.is_dead:
                 return kept
             self.drop(kept)
-        (opened,) = self._opened(address)
-        self._single[address] = opened
+        with self._opened(address, again=again, plain=plain) as (opened,):
+            self._single[address] = opened
         return opened
 
-    def pair(self, source: str, destination: str) -> tuple[ControlChannel, ControlChannel]:
+    def pair(
+        self, source: str, destination: str, *, large: bool = False, again: bool = False
+    ) -> tuple[ControlChannel, ControlChannel]:
         """Channels to two servers that are ready to send files from the one to the other.
 
-        Their data connection is kept: each RETR goes with the STOR that was sent at the same time.
+        Their data connections are kept: each RETR goes with the STOR that was sent at the same time.
+
+        Args:
+            source: ``host:port`` of the server that sends.
+            destination: of the one that receives.
+            large: whether files are so large that several data connections are worth it, if the servers are far away.
+            again: whether to try also servers that could not be used just now.
 
         Raises:
             ChannelError: there are none to be had.
         """
-        pair = self._pairs.get((source, destination))
-        if pair is not None:
+        for streams in (_STREAMS_FAR_AWAY, 1) if large else (1,):
+            pair = self._pairs.get((source, destination, streams))
+            if pair is None or streams < _streams(pair, large=large):
+                continue
             if not any(channel.is_dead for channel in pair):
                 return pair
             self.drop(*pair)
-        at_source, at_destination = self._opened(source, destination)
+        spare = {address: channel for address in (source, destination) if (channel := self._spare(address)) is not None}
         try:
-            for channel in (at_source, at_destination):
-                _accepted(channel, b"TYPE I")
-                _accepted(channel, b"MODE E")
-            _accepted(at_source, b"OPTS RETR Parallelism=1,1,1;")
-            found = _PASSIVE.search(_accepted(at_destination, b"PASV").text)
-            if found is None:
-                raise ChannelError(f"{destination} gives no address for data")
-            _accepted(at_source, b"PORT " + found.group(1).encode())
-        except ChannelError:
-            self._unfit[source] = self._unfit[destination] = time.monotonic() + _UNFIT_S
-            at_source.dispose()
-            at_destination.dispose()
-            raise
-        self._pairs[source, destination] = (at_source, at_destination)
+            return self._paired(source, destination, spare, large=large, again=again)
+        except ChannelError as error:
+            if not spare or error.refused:
+                raise
+        # It may be that the server had closed what we had kept.
+        return self._paired(source, destination, {}, large=large, again=True)
+
+    def _spare(self, address: str) -> ControlChannel | None:
+        channel = self._single.pop(address, None)
+        if channel is not None and channel.is_dead:
+            channel.dispose()
+            return None
+        return channel
+
+    def _paired(
+        self, source: str, destination: str, spare: Mapping[str, ControlChannel], *, large: bool, again: bool
+    ) -> tuple[ControlChannel, ControlChannel]:
+        """A pair of new channels and of such as are to spare."""
+        missing = [address for address in (source, destination) if address not in spare]
+        if source == destination and spare:
+            missing = [destination]
+        with self._opened(*missing, again=again, known=tuple(spare.values())) as opened:
+            new = iter(opened)
+            at_source = spare[source] if source in spare else next(new)
+            at_destination = spare[destination] if destination in spare and source != destination else next(new)
+            try:
+                streams = _prepare_transfers(at_source, at_destination, large=large)
+            except ChannelError:
+                self._unfit[source] = self._unfit[destination] = time.monotonic() + _UNFIT_S
+                raise
+        self._pairs[source, destination, streams] = (at_source, at_destination)
         return at_source, at_destination
 
-    def drop(self, *channels: ControlChannel) -> None:
+    def drop(self, *channels: Channel) -> None:
         """End channels, and with each the other one of its pair."""
         for key, pair in list(self._pairs.items()):
             if any(channel in pair for channel in channels):
                 del self._pairs[key]
                 channels = (*channels, *pair)
-        for address, channel in list(self._single.items()):
-            if channel in channels:
+        for address, single in list(self._single.items()):
+            if single in channels:
                 del self._single[address]
         for channel in set(channels):
             channel.dispose()
@@ -118,12 +156,33 @@ class ChannelPool:
             for channel in self._opening:
                 channel.close()
 
-    def _opened(self, *addresses: str) -> list[ControlChannel]:
-        """New channels, logged in side by side: a login is a tenth of a second of work for its server."""
-        for address in addresses:
-            if self._unfit.get(address, 0.0) > time.monotonic():
-                raise ChannelError(f"{address} could not be used just now")
-        channels = [ControlChannel(self._gsi, address, self.login_s) for address in addresses]
+    @contextlib.contextmanager
+    def _opened(
+        self, *addresses: str, again: bool = False, plain: bool = False, known: Sequence[ControlChannel] = ()
+    ) -> Iterator[list[ControlChannel]]:
+        """New channels, logged in side by side: a login is a tenth of a second of work for its server.
+
+        Until this ends they, and those that were known, can be interrupted, and if it fails they are ended.
+        """
+        channels = [ControlChannel(None if plain else self._gsi, address, self.login_s) for address in addresses]
+        with self._guard:
+            self._opening.update(channels, known)
+        try:
+            for address in addresses:
+                if not again and self._unfit.get(address, 0.0) > time.monotonic():
+                    raise ChannelError(f"{address} could not be used just now", address, refused=True)
+            if channels:
+                self._log_in(channels)
+            yield channels
+        except BaseException:
+            for channel in (*channels, *known):
+                channel.dispose()
+            raise
+        finally:
+            with self._guard:
+                self._opening.clear()
+
+    def _log_in(self, channels: Sequence[ControlChannel]) -> None:
         errors: list[ChannelError] = []
 
         def open_one(channel: ControlChannel) -> None:
@@ -132,33 +191,48 @@ class ChannelPool:
                 if "MLST" in channel.features:
                     _accepted(channel, _FACTS)
             except SilentServerError as error:
-                # That is all that can be known of it: the careful way would find out no more.
+                # That is all that can be known of it.
                 errors.insert(0, error)
             except ChannelError as error:
                 self._unfit[channel.address] = time.monotonic() + _UNFIT_S
                 errors.append(error)
 
-        with self._guard:
-            self._opening.update(channels)
         threads = [threading.Thread(target=open_one, args=(channel,), name="login") for channel in channels[1:]]
         for thread in threads:
             thread.start()
         open_one(channels[0])
         for thread in threads:
             thread.join()
-        with self._guard:
-            self._opening.clear()
         if errors:
-            for channel in channels:
-                channel.dispose()
             raise errors[0]
-        return channels
+
+
+def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel, *, large: bool) -> int:
+    """Have two servers ready for transfers; returns the number of data connections."""
+    for channel in (at_source, at_destination):
+        _accepted(channel, b"TYPE I")
+        _accepted(channel, b"MODE E")
+    streams = _streams((at_source, at_destination), large=large)
+    _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
+    listens_at = _accepted(at_destination, b"PASV").data_address
+    if listens_at is None:
+        address = at_destination.address
+        raise ChannelError(f"{address} gives no address for data", address, refused=True)
+    _accepted(at_source, b"PORT " + listens_at[0])
+    return streams
+
+
+def _streams(pair: tuple[ControlChannel, ControlChannel], *, large: bool) -> int:
+    """Data connections between two servers: one alone is limited by its window, if its way is long."""
+    is_far = max(channel.round_trip_s for channel in pair) > _FAR_AWAY_S
+    return _STREAMS_FAR_AWAY if large and is_far else 1
 
 
 def _accepted(channel: ControlChannel, command: bytes) -> Reply:
     reply = channel.ask(command)
     if not reply.good:
-        raise ChannelError(f"{channel.address}: {command.decode('ascii')}: {reply.text}")
+        why = f"{channel.address} does not know {command.decode('ascii')}:\n{reply.text}"
+        raise ChannelError(why, channel.address, refused=not reply.closes)
     return reply
 
 
@@ -190,10 +264,41 @@ def parent_path(path: bytes) -> bytes:
 _TICK_S = 1.0
 
 
+class Channel(Protocol):
+    """What a pipeline carries on: a control channel, or the data that belongs to one.
+
+    Attributes:
+        address: ``host:port`` of the server.
+        heard_at: when it last said anything (`time.monotonic`).
+    """
+
+    address: str
+    heard_at: float
+
+    @property
+    def waiting(self) -> int:
+        """How much is still to come; 0 if nothing is."""
+
+    @property
+    def unsent(self) -> object:
+        """True if `flush` has something to send."""
+
+    def fileno(self) -> int: ...
+
+    def flush(self) -> None:
+        """Send what can be sent now; raises `ChannelError`."""
+
+    def read(self) -> None:
+        """Take what has arrived; raises `ChannelError`."""
+
+    def dispose(self) -> None:
+        """End it."""
+
+
 class SilenceError(Exception):
     """A server has not answered in time."""
 
-    def __init__(self, channel: ControlChannel) -> None:
+    def __init__(self, channel: Channel) -> None:
         super().__init__(f"{channel.address} has not answered in time")
         self.channel = channel
 
@@ -201,7 +306,7 @@ class SilenceError(Exception):
 class BrokenError(Exception):
     """A channel is of no use any more."""
 
-    def __init__(self, channel: ControlChannel, why: str) -> None:
+    def __init__(self, channel: Channel, why: str) -> None:
         super().__init__(why)
         self.channel = channel
 
@@ -226,12 +331,24 @@ class Waker:
 
 
 def run_until_answered(
-    channels: Sequence[ControlChannel],
+    channels: Sequence[Channel],
     waker: Waker,
     stopped: Callable[[], bool],
     refill: Callable[[], None],
     timeout_s: Callable[[], float],
 ) -> None:
+    """Do all of `steps`."""
+    for _ in steps(channels, waker, stopped, refill, timeout_s):
+        pass
+
+
+def steps(
+    channels: Sequence[Channel],
+    waker: Waker,
+    stopped: Callable[[], bool],
+    refill: Callable[[], None],
+    timeout_s: Callable[[], float],
+) -> Iterator[None]:
     """Exchange commands and replies until no channel waits for any.
 
     Args:
@@ -240,6 +357,9 @@ def run_until_answered(
         stopped: whether to stop.
         refill: called before each look at the channels: sends more commands where there is room.
         timeout_s: seconds a server may be silent while it owes a reply.
+
+    Yields:
+        After each look at the channels, so that what has arrived can be passed on.
 
     Raises:
         StoppedError: we were told to stop.
@@ -273,9 +393,10 @@ def run_until_answered(
                 silent_s = now - channel.heard_at if channel.waiting else 0.0
                 if silent_s > _TICK_S and silent_s > timeout_s():
                     raise SilenceError(channel)
+            yield
 
 
-def _attempt(channel: ControlChannel, action: Callable[[], None]) -> None:
+def _attempt(channel: Channel, action: Callable[[], None]) -> None:
     try:
         action()
     except ChannelError as error:

@@ -14,12 +14,13 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trusting
 from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StorageError
 
 #: Seconds a server may take to greet, and for each step of the login, where no one says less.
@@ -37,69 +38,70 @@ _MOST_LOGIN_STEPS = 100
 
 
 class ChannelError(Exception):
-    """The connection is of no use any more, or never was; the text says why."""
-
-
-class SilentServerError(ChannelError):
-    """The server takes connections, or not even that, and says nothing.
+    """The connection is of no use any more, or never was; the text says why.
 
     Attributes:
         address: ``host:port``.
+        unreachable: whether no server answered: it was not connected, or never greeted.
+        refused: whether the server, or the library, has refused the login.
     """
+
+    def __init__(self, why: str, address: str = "", *, unreachable: bool = False, refused: bool = False) -> None:
+        super().__init__(why)
+        self.address = address
+        self.unreachable = unreachable
+        self.refused = refused
+
+    def storage_error(self, scope: FailureScope | str | None = None) -> StorageError:
+        """The same as an error of the storage."""
+        return StorageError(
+            str(self),
+            code=FailureCode.CONNECTION if self.unreachable else None,
+            scope=scope,
+            lost=not self.refused,
+            unreachable=self.unreachable,
+        )
+
+
+class SilentServerError(ChannelError):
+    """The server takes connections, or not even that, and says nothing."""
 
     def __init__(self, address: str, login_s: float) -> None:
-        super().__init__(f"{address} did not answer to a login for {login_s:g} s")
-        self.address = address
-
-    def storage_error(self, scope: str) -> StorageError:
-        """The same as of a server that cannot be reached."""
-        return StorageError(str(self), code="CONNECTION", scope=scope, lost=True, unreachable=True)
-
-
-class Reply(NamedTuple):
-    """What a server says to a command.
-
-    Attributes:
-        code: three digits, as a number.
-        text: all of its lines, without the wrapping.
-    """
-
-    code: int
-    text: str
-
-    @property
-    def good(self) -> bool:
-        """Whether the command was carried out, or waits for its second half (RNFR)."""
-        return self.code < 400
+        super().__init__(f"{address} did not answer to a login for {login_s:g} s", address, unreachable=True)
 
 
 #: Gets the reply to a command.
 Answered = Callable[[Reply], None]
 #: Gets the lines between the first and the last of a reply, as the server has sent them together.
 Between = Callable[[bytes], None]
+#: Gets what is said while a command is carried out: that a transfer begins, and its markers.
+Marked = Callable[[Reply], None]
 
 
 class ControlChannel:
     """A connection on which we are logged in.
 
     Args:
-        gsi: the library and the credential.
+        gsi: the library and the credential; None for a server that lets everybody in (plain FTP).
         address: ``host:port`` of the server.
         login_s: seconds that each step of the login may take.
 
     Attributes:
+        gsi: as given.
         address: as given.
         features: what the server can do, by the first words of its FEAT lines, in capitals.
         waiting: how many commands have no reply yet.
         heard_at: when the server last said anything (`time.monotonic`).
+        round_trip_s: seconds of the quickest answer to a command that was sent alone.
     """
 
-    def __init__(self, gsi: Gsi, address: str, login_s: float = LOGIN_S) -> None:
-        self._gsi = gsi
+    def __init__(self, gsi: Gsi | None, address: str, login_s: float = LOGIN_S) -> None:
+        self.gsi = gsi
         self._login_s = login_s
         self.address = address
         self.features: dict[str, str] = {}
         self.heard_at = 0.0
+        self.round_trip_s = float("inf")
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
         # What has arrived: whole lines, and the beginning of the next.
@@ -108,7 +110,7 @@ class ControlChannel:
         # The lines of the reply that is not complete.
         self._lines: list[bytes] = []
         self._unsent = bytearray()
-        self._answers: collections.deque[tuple[Answered, Between | None]] = collections.deque()
+        self._answers: collections.deque[tuple[Answered, Between | None, Marked | None]] = collections.deque()
         self._closed = False
 
     @property
@@ -130,22 +132,37 @@ class ControlChannel:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._closed:
                 raise ChannelError("closed")
-            self._context = SecurityContext(self._gsi, host)
-            self._log_in(self._context)
+            self._expect(self._plain_reply(), 220)
+            if self.gsi is None:
+                self._log_in_plainly()
+            else:
+                self._context = SecurityContext(self.gsi, host)
+                self._log_in(self._context)
             self._read_features(self.ask(b"FEAT"))
             self._socket.setblocking(False)
         except TimeoutError:
             self.close()
             raise SilentServerError(self.address, self._login_s) from None
-        except (OSError, GsiError, UnicodeError) as error:
+        except GsiError as error:
             self.close()
-            raise ChannelError(f"{self.address}: {error}") from error
+            raise ChannelError(f"{self.address}: {error}", self.address, refused=True) from error
+        except (OSError, UnicodeError) as error:
+            never_connected = self._socket is None and not self._closed
+            self.close()
+            raise ChannelError(f"{self.address}: {error}", self.address, unreachable=never_connected) from error
         except ChannelError:
             self.close()
             raise
 
+    def _log_in_plainly(self) -> None:
+        self._send_plain(b"USER anonymous")
+        reply = self._plain_reply()
+        self._expect(reply, 230, 331)
+        if reply.code == 331:
+            self._send_plain(b"PASS anonymous@")
+            self._expect(self._plain_reply(), 230, 202)
+
     def _log_in(self, context: SecurityContext) -> None:
-        self._expect(self._plain_reply(), 220)
         self._send_plain(b"AUTH GSSAPI")
         self._expect(self._plain_reply(), 334)
         token: bytes | None = None
@@ -164,17 +181,19 @@ class ControlChannel:
             elif complete:
                 break
             else:
-                raise ChannelError(f"{self.address}: the login does not go on")
+                raise ChannelError(f"{self.address}: the login does not go on", self.address)
             answer, complete = context.step(token)
         else:
-            raise ChannelError(f"{self.address}: the login does not come to an end")
+            raise ChannelError(f"{self.address}: the login does not come to an end", self.address)
         # The account is the one that the server's grid map names for us.
         self._expect(self.ask(b"USER :globus-mapping:"), 230, 331)
         self._expect(self.ask(b"PASS dummy"), 230, 202)
 
     def _expect(self, reply: Reply, *codes: int) -> None:
         if reply.code not in codes:
-            raise ChannelError(f"{self.address}: {reply.text}")
+            busy = reply.closes
+            why = f"{self.address} does not let us in:\n{reply.text}"
+            raise ChannelError(why, self.address, unreachable=busy, refused=not busy)
 
     def _send_plain(self, line: bytes) -> None:
         self._connected().sendall(line + b"\r\n")
@@ -197,6 +216,7 @@ class ControlChannel:
         connection = self._connected()
         blocking = connection.gettimeout()
         connection.settimeout(self._login_s)
+        asked_at = time.monotonic()
         try:
             while not answers:
                 if self._unsent:
@@ -207,9 +227,10 @@ class ControlChannel:
         except TimeoutError:
             raise SilentServerError(self.address, self._login_s) from None
         except OSError as error:
-            raise ChannelError(f"{self.address}: {error}") from error
+            raise ChannelError(f"{self.address}: {error}", self.address) from error
         finally:
             connection.settimeout(blocking)
+        self.round_trip_s = min(self.round_trip_s, time.monotonic() - asked_at)
         return answers[0]
 
     def _read_features(self, reply: Reply) -> None:
@@ -219,7 +240,15 @@ class ControlChannel:
 
     # -- commands and replies, which do not block
 
-    def send(self, command: bytes, answered: Answered, between: Between | None = None) -> None:
+    def send(
+        self,
+        command: bytes,
+        answered: Answered,
+        between: Between | None = None,
+        marked: Marked | None = None,
+        *,
+        many_lines: bool = False,
+    ) -> None:
         """Send a command when `flush` is called next.
 
         Args:
@@ -227,22 +256,29 @@ class ControlChannel:
             answered: gets the reply.
             between: gets what is between the first and the last line of a long reply; without it they are part of the
                 reply.
+            marked: gets what is said before the command has been carried out.
+            many_lines: whether the command may hold LF, or CR, as names of files do: where commands are wrapped, only
+                CR LF ends one.
 
         Raises:
-            ValueError: the command holds a line end.
+            ValueError: the command holds what ends one.
             ChannelError: it cannot be sent.
         """
-        if b"\n" in command or b"\r" in command or b"\0" in command:
+        ends = (b"\r\n", b"\0") if many_lines and self._context is not None else (b"\n", b"\r", b"\0")
+        if any(end in command for end in ends):
             raise ValueError("a command is one line")
-        if self._context is None:
-            raise ChannelError(f"{self.address}: not logged in")
-        try:
-            self._unsent += b"MIC " + base64.b64encode(self._context.wrap(command + b"\r\n")) + b"\r\n"
-        except GsiError as error:
-            raise ChannelError(f"{self.address}: {error}") from error
+        if self._context is not None:
+            try:
+                self._unsent += b"MIC " + base64.b64encode(self._context.wrap(command + b"\r\n")) + b"\r\n"
+            except GsiError as error:
+                raise ChannelError(f"{self.address}: {error}", self.address) from error
+        elif self.gsi is None:
+            self._unsent += command + b"\r\n"
+        else:
+            raise ChannelError(f"{self.address}: not logged in", self.address)
         if not self._answers:
             self.heard_at = time.monotonic()
-        self._answers.append((answered, between))
+        self._answers.append((answered, between, marked))
 
     @property
     def unsent(self) -> bool:
@@ -258,7 +294,7 @@ class ControlChannel:
             except BlockingIOError:
                 return
             except OSError as error:
-                raise ChannelError(f"{self.address}: {error}") from error
+                raise ChannelError(f"{self.address}: {error}", self.address) from error
             del self._unsent[:sent]
 
     def read(self) -> None:
@@ -272,17 +308,19 @@ class ControlChannel:
         except BlockingIOError:
             return
         except OSError as error:
-            raise ChannelError(f"{self.address}: {error}") from error
+            raise ChannelError(f"{self.address}: {error}", self.address) from error
         self._dispatch()
 
     def _dispatch(self) -> None:
         for reply in self._replies():
             if reply.code < 200:
-                # A sign of life from a transfer.
+                marked = self._answers[0][2] if self._answers else None
+                if marked is not None:
+                    marked(reply)
                 continue
             if not self._answers:
-                raise ChannelError(f"{self.address}: said without being asked: {reply.text[:200]}")
-            answered, _ = self._answers.popleft()
+                raise ChannelError(f"{self.address}: said without being asked: {reply.text[:200]}", self.address)
+            answered, _, _ = self._answers.popleft()
             answered(reply)
 
     def fileno(self) -> int:
@@ -290,15 +328,16 @@ class ControlChannel:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the server has ended the connection while nothing was under way."""
+        """Whether the server has ended the connection, or said that it will, while nothing was under way."""
         if self._socket is None:
             return True
         try:
-            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
-            return True
+            pass
+        return True
 
     def close(self) -> None:
         """End the connection; may be called by any thread, and ends what waits for it."""
@@ -320,18 +359,18 @@ class ControlChannel:
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            raise ChannelError(f"{self.address}: the connection is closed")
+            raise ChannelError(f"{self.address}: the connection is closed", self.address)
         return self._socket
 
     def _receive(self) -> None:
         piece = self._connected().recv(_PIECE)
         if not piece:
-            raise ChannelError(f"{self.address}: the server has closed the connection")
+            raise ChannelError(f"{self.address}: the server has closed the connection", self.address)
         self.heard_at = time.monotonic()
         *lines, self._rest = (self._rest + piece).split(b"\n")
         self._arrived.extend(lines)
         if len(self._rest) > _LONGEST_LINE:
-            raise ChannelError(f"{self.address}: a reply without an end")
+            raise ChannelError(f"{self.address}: a reply without an end", self.address)
 
     def _replies(self) -> Iterator[Reply]:
         """The replies that are complete, each to be dealt with before the next is taken.
@@ -341,7 +380,7 @@ class ControlChannel:
         while self._arrived:
             line = self._arrived.popleft()
             # The wrapping tells which line is the last; what is in it may be the name of a file.
-            last = line[3:4] == b" "
+            last = line[3:4] == b" " and line[:3].isdigit()
             piece = self._opened(line)
             if last:
                 self._lines.append(piece)
@@ -355,7 +394,7 @@ class ControlChannel:
         try:
             return self._context.unwrap(binascii.a2b_base64(line[4:]))
         except (GsiError, binascii.Error) as error:
-            raise ChannelError(f"{self.address}: {error}") from error
+            raise ChannelError(f"{self.address}: {error}", self.address) from error
 
     def _more(self, piece: bytes) -> None:
         between = self._answers[0][1] if self._answers else None
@@ -369,7 +408,7 @@ class ControlChannel:
         self._lines.clear()
         code = text[:3]
         if not (code.isdigit() and len(code) == 3):
-            raise ChannelError(f"{self.address}: this is no reply: {text[:200]!r}")
+            raise ChannelError(f"{self.address}: this is no reply: {text[:200]!r}", self.address)
         return Reply(int(code), text.decode("utf-8", "backslashreplace").replace("\r\n", "\n").strip())
 
 

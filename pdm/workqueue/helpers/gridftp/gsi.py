@@ -6,14 +6,16 @@ The credential and the trusted authorities come from the environment: ``X509_USE
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 
 #: Debian's package that brings the library.
 PACKAGE = "libglobus-gssapi-gsi4"
-
-_LIBRARY = "libglobus_gssapi_gsi.so.4"
+LIBRARY = "libglobus_gssapi_gsi.so.4"
 #: Delegate a full proxy, authenticate both ends, allow integrity and encryption (RFC 2744).
 _WANTED = 1 | 2 | 16 | 32
+_DELEGATION = 1
 _INITIATE_ONLY = 1
 _CONTINUE_NEEDED = 1
 #: The upper half of a major status is the error.
@@ -44,25 +46,36 @@ class Gsi:
 
     Raises:
         OSError: it is not installed.
-        GsiError: it cannot be set up, or there is no usable credential.
+        GsiError: it cannot be set up.
     """
 
     def __init__(self) -> None:
         self._common = ctypes.CDLL("libglobus_common.so.0", mode=ctypes.RTLD_GLOBAL)
-        self._slow = ctypes.CDLL(_LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        self._slow = ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
         # Microseconds each, ten thousands of times a second: giving up the interpreter's lock would cost more.
-        self._quick = ctypes.PyDLL(_LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        self._quick = ctypes.PyDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
         self._declare()
         self._common.globus_thread_set_model(b"pthread")
         if self._common.globus_module_activate(byref(c_char.in_dll(self._slow, "globus_i_gsi_gssapi_module"))) != 0:
             raise GsiError("the GSSAPI library could not be set up")
         self._host_based = c_void_p.in_dll(self._slow, "GSS_C_NT_HOSTBASED_SERVICE")
-        self._credential = c_void_p()
-        minor = c_uint32()
-        status = self._slow.gss_acquire_cred(
-            byref(minor), None, 0, None, _INITIATE_ONLY, byref(self._credential), None, None
-        )
-        self._check(status, minor, "the credential cannot be used")
+        #: By the folder of authorities, which the library reads with a credential, not with a login.
+        self._credentials: dict[str | None, c_void_p] = {}
+        self._guard = threading.Lock()
+
+    def credential(self) -> c_void_p:
+        """The credential of this process, to be used where the authorities of now are trusted; raises `GsiError`."""
+        trusted = os.environ.get("X509_CERT_DIR")
+        with self._guard:
+            credential = self._credentials.get(trusted)
+            if credential is None:
+                credential, minor = c_void_p(), c_uint32()
+                status = self._slow.gss_acquire_cred(
+                    byref(minor), None, 0, None, _INITIATE_ONLY, byref(credential), None, None
+                )
+                self._check(status, minor, "the credential cannot be used")
+                self._credentials[trusted] = credential
+            return credential
 
     def _declare(self) -> None:
         common, slow, quick = self._common, self._slow, self._quick
@@ -76,6 +89,7 @@ class Gsi:
         common.globus_object_free.restype = None
         pointer, number = POINTER(c_void_p), POINTER(c_uint32)
         slow.gss_acquire_cred.argtypes = [number, c_void_p, c_uint32, c_void_p, c_int, pointer, c_void_p, number]
+        slow.gss_inquire_cred.argtypes = [number, c_void_p, pointer, c_void_p, c_void_p, c_void_p]
         slow.gss_import_name.argtypes = [number, _GIVEN, c_void_p, pointer]
         slow.gss_release_name.argtypes = [number, pointer]
         slow.gss_init_sec_context.argtypes = [
@@ -102,7 +116,7 @@ class Gsi:
         if text:
             reason = ctypes.string_at(text).decode("utf-8", "backslashreplace").strip()
             self._c.free(text)
-        raise GsiError(f"{what}: {reason}")
+        raise GsiError(f"{what}:\n{reason}")
 
 
 class SecurityContext:
@@ -110,20 +124,30 @@ class SecurityContext:
 
     Args:
         gsi: the library.
-        host: name of the server, as its certificate must give it.
+        host: name of the server, as its certificate must give it; None for what has the proxy that we have delegated,
+            as the other end of a data connection has.
 
     Raises:
-        GsiError: the name is not usable.
+        GsiError: the name, or the credential, is not usable.
     """
 
-    def __init__(self, gsi: Gsi, host: str) -> None:
+    def __init__(self, gsi: Gsi, host: str | None) -> None:
         self._gsi = gsi
+        self._credential: c_void_p | None = None
         self._minor = c_uint32()
         self._context = c_void_p()
         self._name = c_void_p()
         # Made once: they are used for every command and reply.
         self._given, self._answer = _Given(), _Taken()
         self._by_minor, self._by_given, self._by_answer = map(byref, (self._minor, self._given, self._answer))
+        self._wanted = _WANTED
+        if host is None:
+            self._wanted &= ~_DELEGATION
+            status = gsi._slow.gss_inquire_cred(
+                *(byref(self._minor), gsi.credential(), byref(self._name), None, None, None)
+            )
+            gsi._check(status, self._minor, "the credential has no name")
+            return
         service = b"host@" + host.encode("idna")
         name = _Given(len(service), service)
         status = gsi._slow.gss_import_name(byref(self._minor), byref(name), gsi._host_based, byref(self._name))
@@ -141,10 +165,12 @@ class SecurityContext:
         Raises:
             GsiError: the server, or we, are not trusted.
         """
+        if self._credential is None:
+            self._credential = self._gsi.credential()
         given = None if token is None else byref(_Given(len(token), token))
         status = self._gsi._slow.gss_init_sec_context(
-            *(byref(self._minor), self._gsi._credential, byref(self._context), self._name),
-            *(None, _WANTED, 0, None, given, None, self._by_answer, None, None),
+            *(byref(self._minor), self._credential, byref(self._context), self._name),
+            *(None, self._wanted, 0, None, given, None, self._by_answer, None, None),
         )
         self._gsi._check(status, self._minor, "the login failed")
         return self._taken(), not status & _CONTINUE_NEEDED

@@ -32,9 +32,9 @@ from pdm.workqueue.helpers.gridftp.connections import (
     run_until_answered,
     server_path,
 )
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, Reply, SilentServerError
+from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
 from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, NewDirectory, PipelinedDirectories
-from pdm.workqueue.helpers.gridftp.replies import errno_of_reply, file_stat_in, may_hide_writes
+from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, file_stat_in, may_hide_writes
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 

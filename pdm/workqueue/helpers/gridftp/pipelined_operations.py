@@ -24,8 +24,8 @@ from pdm.workqueue.helpers.gridftp.connections import (
     run_until_answered,
     server_path,
 )
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, Reply, SilentServerError
-from pdm.workqueue.helpers.gridftp.replies import ListingEntry, WrappedEntries, errno_of_reply, file_stat_in
+from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
+from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, errno_of_reply, file_stat_in
 from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must_recheck
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import MkdirRequest, PathItem, RemoveRequest

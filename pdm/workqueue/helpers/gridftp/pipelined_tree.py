@@ -20,8 +20,8 @@ from pdm.workqueue.helpers.gridftp.connections import (
     run_until_answered,
     server_path,
 )
-from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, Reply, SilentServerError
-from pdm.workqueue.helpers.gridftp.replies import ListingEntry, WrappedEntries, errno_of_reply, file_stat_in
+from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
+from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, errno_of_reply, file_stat_in
 from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed
 from pdm.workqueue.helpers.storage import StorageError, without_trailing_slash
 from pdm.workqueue.wire.agent_messages import ListRequest

@@ -15,16 +15,48 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from pdm.workqueue.helpers.gridftp.control import Reply
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.storage import FileKind, FileStat, FileVersion, StorageError
 
 #: No honest entry is longer: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
 LONGEST_ENTRY = 64 * 1024
 LARGEST_SIZE = 2**63 - 1
 _FACTS = re.compile(rb"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ")
+_PASSIVE_ADDRESS = re.compile(r"227 [^\n]{0,200}?((?:\d{1,3},){5}\d{1,3})")
 _BREAK = re.compile(rb"\r\n(?=(?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+ )")
 _DIGITS = re.compile(rb"[0-9]{1,20}\Z")
 _MODE = re.compile(rb"[0-7]{1,6}\Z")
+
+
+class Reply(NamedTuple):
+    """What a server says to a command.
+
+    Attributes:
+        code: three digits, as a number.
+        text: all of its lines, without the wrapping.
+    """
+
+    code: int
+    text: str
+
+    @property
+    def good(self) -> bool:
+        """Whether the command was carried out, or waits for its second half (RNFR)."""
+        return self.code < 400
+
+    @property
+    def closes(self) -> bool:
+        """Whether the server is about to close the connection."""
+        return self.code == 421
+
+    @property
+    def data_address(self) -> tuple[bytes, tuple[str, int]] | None:
+        """Where a server listens for data, of its reply to PASV: as PORT takes it, and as sockets do."""
+        found = _PASSIVE_ADDRESS.match(self.text)
+        if found is None:
+            return None
+        *host, high, low = found.group(1).split(",")
+        return found.group(1).encode(), (".".join(host), int(high) * 256 + int(low))
 
 
 class ListingEntry(NamedTuple):
@@ -157,7 +189,7 @@ class WrappedEntries:
 
 def invalid_listing(why: str) -> StorageError:
     """A listing that cannot be true."""
-    return StorageError(f"the server's listing is not valid: {why}", code="BAD_LISTING")
+    return StorageError(f"the server's listing is not valid: {why}", code=FailureCode.BAD_LISTING)
 
 
 #: Newer Globus servers end a failed reply in structured lines.
@@ -177,16 +209,16 @@ _STRERRORS = {os.strerror(number): number for number in sorted(errno.errorcode, 
 _PROSE = re.compile(
     r"System error in [\w ./()-]+: (" + "|".join(re.escape(text) for text in sorted(_STRERRORS, key=len)[::-1]) + ")"
 )
-#: A reply of the server, as opposed to what the client library itself met with.
-_REPLY = re.compile(r"the server responded with an error")
+#: A first line, the entry, and a last line.
+_LINES_OF_MLST = 3
 #: The reply to MDTM.
 _MDTM_TIME = re.compile(r"213 ([0-9]{14})")
-#: A refused login, whose reasons are about the server's files and certificates.
-_LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
+#: We are not logged in, for reasons that are about the server's files and certificates: 530 to 539.
+_LOGIN = 53
 #: The connection is gone: another one may do.
 _LOST = re.compile(
     r"an end-of-file was reached|Connection reset by peer|Broken pipe|Connection timed out|No route to host"
-    r"|^421[ -]|Handle not in the proper state|not in the proper state CLOSING|the connection was closed",
+    r"|Handle not in the proper state|not in the proper state CLOSING|the connection was closed",
     re.MULTILINE,
 )
 #: CKSM, or its algorithm, is not known to the server.
@@ -197,17 +229,13 @@ _NO_CHECKSUM = re.compile(
 )
 
 
-def error_from(text: str) -> StorageError:
-    """The error behind an error's text.
-
-    The error number is taken from the server's reply only: "No such file or directory" about a file of this
-    machine (a missing credential) is not about the file that is to be moved.
-    """
-    lost = _LOST.search(text) is not None
-    number: int | None = None
-    if _REPLY.search(text) is not None and not lost and _LOGIN.search(text) is None:
-        number = errno_of_reply(text)
-    return StorageError(text, errno=number, lost=lost)
+def refusal(reply: Reply) -> StorageError:
+    """The error behind a reply which says that a command was not carried out."""
+    text = reply.text
+    lost = reply.closes or _LOST.search(text) is not None
+    # What is wrong with a connection, or with the login, is not about the file.
+    is_of_the_file = not lost and reply.code // 10 != _LOGIN
+    return StorageError(text, errno=errno_of_reply(text) if is_of_the_file else None, lost=lost)
 
 
 def errno_of_reply(text: str) -> int | None:
@@ -222,11 +250,6 @@ def errno_of_reply(text: str) -> int | None:
     return _STRERRORS[found.group(1)] if found is not None else None
 
 
-def is_refused_login(error: StorageError) -> bool:
-    """Whether a server has not let us in."""
-    return error.errno is None and _LOGIN.search(error.message) is not None
-
-
 def lacks_checksum(error: StorageError) -> bool:
     """Whether a refused CKSM means that the server has none."""
     return error.errno is None and not error.lost and _NO_CHECKSUM.search(error.message) is not None
@@ -238,10 +261,26 @@ def may_hide_writes(text: str) -> bool:
     return found is None or FileVersion(0, parse_time(found.group(1).encode())).may_hide_writes
 
 
+def status_in(reply: Reply, path: bytes) -> FileStat:
+    """What the reply to an MLST tells of a path, which may hold line ends.
+
+    Raises:
+        StorageError: the server has refused, or its reply is not valid (BAD_LISTING).
+    """
+    if not reply.good:
+        raise refusal(reply)
+    lines = reply.text.split("\n")
+    if len(lines) == _LINES_OF_MLST:
+        return read_entry(lines[1].strip().encode()).file_stat
+    # The first line and the entry hold the path: the facts stand before the last of these, on one line.
+    before = reply.text.rpartition(path.decode("utf-8", "backslashreplace"))[0]
+    return read_entry(before.rpartition("\n")[2].strip().encode() + b" path").file_stat
+
+
 def file_stat_in(reply: Reply) -> FileStat | None:
     """What the reply to an MLST tells of; None if it tells nothing that can be understood."""
     lines = reply.text.split("\n")
     try:
-        return read_entry(lines[1].strip().encode()).file_stat if reply.good and len(lines) == 3 else None
+        return read_entry(lines[1].strip().encode()).file_stat if reply.good and len(lines) == _LINES_OF_MLST else None
     except StorageError:
         return None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import http.server
 import ssl
-import threading
 import zlib
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
+
+from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
 _FOLDERS = ("/folder", "/bad")
 
@@ -22,7 +22,7 @@ class Seen(NamedTuple):
     certificate: bool
 
 
-class RedirectingServer:
+class RedirectingServer(LoopbackServer):
     """``https://localhost:PORT``.
 
     Args:
@@ -46,13 +46,9 @@ class RedirectingServer:
         self.wants_first = True
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def __getattr__(self, name: str) -> object:
-                if name.startswith("do_"):
-                    return lambda: outer._serve(self)
-                raise AttributeError(name)
+        class Handler(HttpHandler):
+            def serve(self) -> None:
+                outer._serve(self)
 
             def handle_expect_100(self) -> bool:
                 # A redirect comes in place of the word that the bytes may come.
@@ -61,32 +57,12 @@ class RedirectingServer:
                     self.end_headers()
                 return True
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(capath=str(trust))
         context.verify_mode = ssl.CERT_OPTIONAL
         context.verify_flags |= ssl.VERIFY_ALLOW_PROXY_CERTS
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-
-    @property
-    def url(self) -> str:
-        return f"https://localhost:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(tls_server(Handler, context), "https")
 
     def _serve(self, request: http.server.BaseHTTPRequestHandler) -> None:
         method, path = request.command, request.path.partition("?")[0]

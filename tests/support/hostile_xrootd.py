@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 import socketserver
 import struct
-import threading
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Self
+
+from tests.support.loopback import LoopbackServer
 
 PROTOCOL, LOGIN, OPEN, STAT, DIRLIST, PING = 3006, 3007, 3010, 3017, 3004, 3011
 OK, ERROR, REDIRECT = 0, 4003, 4004
@@ -33,7 +32,7 @@ def error(number: int) -> tuple[int, bytes]:
     return ERROR, struct.pack(">I", number) + b"refused\0"
 
 
-class HostileXrootd:
+class HostileXrootd(LoopbackServer):
     """``root://localhost:PORT``.
 
     Args:
@@ -48,24 +47,9 @@ class HostileXrootd:
             def handle(self) -> None:
                 outer._serve(self.request)
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-
-    @property
-    def url(self) -> str:
-        return f"root://localhost:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        super().__init__(server, "root")
 
     def _serve(self, connection: socket.socket) -> None:
         pipe = connection.makefile("rwb", buffering=0)

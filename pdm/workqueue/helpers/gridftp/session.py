@@ -1,0 +1,293 @@
+"""One command at a time: commands to GridFTP servers with timeouts, which another thread can interrupt.
+
+Channels are kept from command to command. A server may close one that is idle, so a command that meets a closed
+channel is sent once more on a new one, if the channel was idle before.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeVar
+
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.helpers.gridftp.connections import (
+    BrokenError,
+    Channel,
+    ChannelPool,
+    SilenceError,
+    Waker,
+    host_port,
+    steps,
+)
+from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel
+from pdm.workqueue.helpers.gridftp.data import DataConnection
+from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, read_listing, refusal
+from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
+
+#: A channel that was idle for so long may have been closed by the server.
+_IDLE_S = 1.0
+_LEAST_LOGIN_S = 0.001
+_Channels = TypeVar("_Channels")
+_Result = TypeVar("_Result")
+
+
+class ControlSession:
+    """Used by one thread; `interrupt` may be called by any.
+
+    Args:
+        connections: the channels, of this thread alone.
+
+    Attributes:
+        connections: as given.
+        interrupted: whether commands end with `StoppedError`.
+    """
+
+    def __init__(self, connections: ChannelPool) -> None:
+        self.connections = connections
+        self.interrupted = False
+        self._waker = Waker()
+
+    def interrupt(self) -> None:
+        """End the command that is running, and every one before `resume`, with `StoppedError`; returns at once."""
+        self.interrupted = True
+        self.connections.interrupt()
+        self._waker.wake()
+
+    def resume(self) -> None:
+        """Be of use again after `interrupt`."""
+        self.interrupted = False
+
+    # -- channels
+
+    def channel(self, url: str, timeouts: Timeouts, *, beside: bool = False) -> ControlChannel:
+        """A channel to the server of a URL, which is none for transfers if it is used beside one.
+
+        Raises:
+            StorageError: there is none to be had.
+            StoppedError: it was interrupted.
+        """
+        plain = url.startswith("ftp:")
+        opens = self.connections.beside if beside else self.connections.single
+        return self._opened(lambda: opens(host_port(url), again=True, plain=plain), timeouts)
+
+    def pair(self, source: str, destination: str, timeouts: Timeouts) -> tuple[ControlChannel, ControlChannel]:
+        """Channels for a large transfer between the servers of two URLs; raises `StorageError` with its scope."""
+        at_source, at_destination = host_port(source), host_port(destination)
+
+        def scope_of(error: ChannelError) -> FailureScope:
+            return FailureScope.SOURCE if error.address == at_source else FailureScope.DESTINATION
+
+        return self._opened(
+            lambda: self.connections.pair(at_source, at_destination, large=True, again=True), timeouts, scope_of
+        )
+
+    def _opened(
+        self,
+        opens: Callable[[], _Channels],
+        timeouts: Timeouts,
+        scope_of: Callable[[ChannelError], FailureScope | None] = lambda error: None,
+    ) -> _Channels:
+        if self.interrupted:
+            raise StoppedError
+        left_s = timeouts.until - time.monotonic()
+        self.connections.login_s = max(min(LOGIN_S, timeouts.stall_s, left_s), _LEAST_LOGIN_S)
+        try:
+            return opens()
+        except ChannelError as error:
+            if self.interrupted:
+                raise StoppedError from None
+            storage_error = error.storage_error(scope_of(error))
+            if time.monotonic() >= timeouts.until:
+                storage_error.code = FailureCode.TIMEOUT
+            raise storage_error from error
+
+    # -- commands
+
+    def ask(self, url: str, *commands: bytes, timeouts: Timeouts, beside: bool = False) -> Reply:
+        """Send commands to the server of a URL.
+
+        Args:
+            url: names the server.
+            commands: without line ends.
+            timeouts: for each reply, and for all of them.
+            beside: whether a transfer is under way.
+
+        Returns:
+            The first reply that refuses, or the last.
+
+        Raises:
+            StorageError: there is no reply.
+            StoppedError: it was interrupted.
+        """
+        replies: list[Reply] = []
+
+        def sent(channel: ControlChannel) -> Iterator[None]:
+            for command in commands:
+                channel.send(command, replies.append, many_lines=True)
+            yield from self.steps((channel,), timeouts)
+            if replies[-1].closes:
+                self.connections.drop(channel)
+                raise refusal(replies.pop())
+
+        for _ in self._twice_if_closed(sent, lambda: self.channel(url, timeouts, beside=beside)):
+            pass
+        return next((reply for reply in replies if not reply.good), replies[-1])
+
+    def _twice_if_closed(
+        self, use: Callable[[ControlChannel], Iterator[_Result]], opened: Callable[[], ControlChannel]
+    ) -> Iterator[_Result]:
+        channel = opened()
+        may_be_closed = time.monotonic() - channel.heard_at > _IDLE_S
+        begun = False
+        try:
+            for result in use(channel):
+                begun = begun or result is not None
+                yield result
+        except StorageError as error:
+            if not error.lost or error.code is not None:
+                raise
+            if begun or not may_be_closed:
+                error.code = FailureCode.CONNECTION
+                raise
+        else:
+            return
+        yield from use(opened())
+
+    def steps(
+        self,
+        channels: Sequence[Channel],
+        timeouts: Timeouts,
+        check: Callable[[], None] = lambda: None,
+        *,
+        keep: bool = False,
+    ) -> Iterator[None]:
+        """Exchange commands and replies until none is due.
+
+        Args:
+            channels: which ones.
+            timeouts: for each reply, and for all of them.
+            check: called at least once a second; may raise.
+            keep: whether to keep the channels if that fails: who calls drops them.
+
+        Raises:
+            StorageError: a reply does not come.
+            StoppedError: it was interrupted.
+        """
+
+        def check_time() -> None:
+            check()
+            if time.monotonic() > timeouts.until:
+                raise StorageError("not finished in time", code=FailureCode.TIMEOUT, lost=True)
+
+        complete = False
+        try:
+            yield from steps(channels, self._waker, lambda: self.interrupted, check_time, lambda: timeouts.stall_s)
+            complete = True
+        except SilenceError as error:
+            why = f"no answer of {error.channel.address} for {timeouts.stall_s:.0f} s"
+            raise StorageError(why, code=FailureCode.STALLED, lost=True) from error
+        except (BrokenError, ChannelError) as error:
+            if self.interrupted:
+                raise StoppedError from None
+            raise StorageError(str(error), lost=True) from error
+        finally:
+            if not complete and not keep:
+                self.connections.drop(*channels)
+
+    def run(
+        self,
+        channels: Sequence[ControlChannel],
+        timeouts: Timeouts,
+        check: Callable[[], None] = lambda: None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        """Do all of `steps`."""
+        for _ in self.steps(channels, timeouts, check, keep=keep):
+            pass
+
+    # -- listings
+
+    def listing(self, url: str, path: bytes, timeouts: Timeouts) -> Generator[ListingEntry, None, None]:
+        """The entries of a directory, as they arrive; to be closed by who stops reading early.
+
+        Args:
+            url: of the directory.
+            path: of it, as its server takes it.
+            timeouts: for each part, and for all of it.
+
+        Raises:
+            StorageError: the directory cannot be listed, or the listing is not valid.
+            StoppedError: it was interrupted.
+        """
+
+        def listed(channel: ControlChannel) -> Iterator[ListingEntry | None]:
+            if "MLSC" in channel.features:
+                return self._wrapped_listing(channel, path, timeouts)
+            # The data connections of channels for transfers are those between servers.
+            return self._data_listing(self.channel(url, timeouts, beside=True), path, timeouts)
+
+        for line in self._twice_if_closed(listed, lambda: self.channel(url, timeouts)):
+            if line is not None:
+                yield line
+
+    def _wrapped_listing(
+        self, channel: ControlChannel, path: bytes, timeouts: Timeouts
+    ) -> Iterator[ListingEntry | None]:
+        found: collections.deque[ListingEntry] = collections.deque()
+        entries = WrappedEntries(found.append)
+        replies: list[Reply] = []
+        channel.send(b"MLSC " + path, replies.append, entries.take, many_lines=True)
+        for _ in self.steps((channel,), timeouts, lambda: _raise(entries.storage_error)):
+            while found:
+                yield found.popleft()
+        if not replies[0].good:
+            raise refusal(replies[0])
+        entries.end()
+        _raise(entries.storage_error)
+        yield from found
+
+    def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Timeouts) -> Iterator[ListingEntry | None]:
+        replies: list[Reply] = []
+        # As text every LF of a name would come as CR LF.
+        for command in (b"TYPE I", b"PASV"):
+            channel.send(command, replies.append)
+        self.run((channel,), timeouts)
+        _, passive = replies
+        if not passive.good:
+            raise refusal(passive)
+        replies.clear()
+        try:
+            data = DataConnection(channel.gsi, channel.address, passive, self.connections.login_s)
+        except ChannelError as error:
+            self.connections.drop(channel)
+            raise error.storage_error() from error
+
+        def check() -> None:
+            # While one of them is heard of the server is alive.
+            channel.heard_at = data.heard_at = max(channel.heard_at, data.heard_at)
+            if replies and not replies[0].good:
+                data.end()
+
+        def pieces() -> Iterator[bytes]:
+            for _ in self.steps((channel, data), timeouts, check):
+                while data.pieces:
+                    yield data.pieces.popleft()
+            yield from data.pieces
+
+        channel.send(b"MLSD " + path, replies.append, many_lines=True)
+        try:
+            yield from read_listing(pieces())
+            if not replies[0].good:
+                raise refusal(replies[0])
+            if data.error is not None:
+                raise data.error.storage_error()
+        finally:
+            data.dispose()
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

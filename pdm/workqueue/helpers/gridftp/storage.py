@@ -1,0 +1,229 @@
+"""GridFTP servers as a storage: one operation at a time, so that each error is that of one server and one file."""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Callable
+
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
+from pdm.workqueue.helpers.gridftp.control import ControlChannel, greets
+from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
+from pdm.workqueue.helpers.gridftp.session import ControlSession
+from pdm.workqueue.helpers.gridftp.transfer import ThirdPartyTransfer, size_in
+from pdm.workqueue.helpers.storage import (
+    EntryIterator,
+    FileStat,
+    FileVersion,
+    ProgressCallback,
+    Storage,
+    StorageError,
+    Timeouts,
+)
+
+#: Seconds that a server may take to greet.
+_GREETING_S = 10.0
+#: Seconds for a server to answer whose connections have ended.
+_GONE_S = 5.0
+_CKSM = b"CKSM ADLER32 0 %d "
+_WHOLE_FILE = -1
+_CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
+
+
+class GridFtpStorage(Storage):
+    """One thread's channels to GridFTP servers.
+
+    Args:
+        connections: the channels.
+    """
+
+    def __init__(self, connections: ChannelPool) -> None:
+        self._session = ControlSession(connections)
+
+    def stat(self, url: str) -> FileStat | None:
+        path = _path(url)
+        try:
+            return status_in(self._ask(url, b"MLST " + path), path)
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+
+    def entries(self, url: str) -> EntryIterator:
+        seen, counted = 0, 0
+        for line in self._session.listing(url, _path(url), self.timeouts):
+            seen += 1
+            if line.role:
+                counted = line.counted or counted
+            else:
+                yield line.name, line.file_stat
+        self.unnamed = max(counted - seen, 0)
+
+    def make_directory(self, url: str) -> None:
+        self._accepted(url, b"MKD " + _path(url))
+
+    def remove(self, url: str, *, directory: bool) -> None:
+        self._accepted(url, (b"RMD " if directory else b"DELE ") + _path(url))
+
+    def rename(self, source: str, destination: str, *, replace: bool) -> None:
+        # The server's rename replaces files without a word.
+        if not replace and self.stat(destination) is not None:
+            raise StorageError(f"{destination} is there", errno=errno.EEXIST)
+        self._accepted(source, b"RNFR " + _path(source), b"RNTO " + _path(destination))
+
+    def check_readable(self, url: str) -> None:
+        reply = self._ask(url, _CKSM % 1 + _path(url))
+        if not reply.good:
+            error = refusal(reply)
+            if not lacks_checksum(error):
+                raise error
+
+    def size(self, url: str) -> int:
+        return size_in(self._ask(url, b"SIZE " + _path(url)))
+
+    def version(self, url: StorageUrl) -> FileVersion:
+        try:
+            return super().version(url)
+        except StorageError as error:
+            self._check_greeting(error, url, FailureScope.SOURCE)
+            raise
+
+    # -- checksums
+
+    def checksum(self, url: str) -> str:
+        with_slack = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
+        return _checksum_in(self._session.ask(url, _CKSM % _WHOLE_FILE + _path(url), timeouts=with_slack))
+
+    def checksums(self, source: StorageUrl, destination: StorageUrl, size: int) -> tuple[str, str]:
+        if host_port(source) == host_port(destination):
+            return super().checksums(source, destination, size)
+        urls = {FailureScope.SOURCE: source, FailureScope.DESTINATION: destination}
+        channels: dict[FailureScope, ControlChannel] = {}
+        replies: dict[FailureScope, Reply] = {}
+        for scope, url in urls.items():
+            try:
+                channels[scope] = self._session.channel(url, self.timeouts)
+            except StorageError as error:
+                raise error.at(scope) from error.__cause__
+        timeouts = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
+
+        def check() -> None:
+            if len(replies) < len(urls):
+                raise_refusal()
+
+        def raise_refusal() -> None:
+            for scope, reply in replies.items():
+                if not reply.good:
+                    raise _checksum_error(reply).at(scope)
+
+        for scope, url in urls.items():
+            command = _CKSM % _WHOLE_FILE + _path(url)
+            channels[scope].send(command, _keeping(replies, scope), many_lines=True)
+        # After a refusal the other checksum, which may take long, is of no use.
+        self._session.run(tuple(channels.values()), timeouts, check)
+        raise_refusal()
+        return _checksum_in(replies[FailureScope.SOURCE]), _checksum_in(replies[FailureScope.DESTINATION])
+
+    # -- transfers
+
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
+        _path(source), _path(temporary)
+        transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived)
+        try:
+            transfer.run(may_restart=_compute_checksums)
+        except StorageError as error:
+            if not transfer.begun:
+                for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
+                    self._check_greeting(error, url, scope)
+            if error.scope is None:
+                error.scope = self._gone(source, temporary) if error.lost else FailureScope.TRANSFER
+            raise
+        if transfer.restarts and not checksum:
+            at_source, at_destination = self.checksums(source, temporary, size)
+            if at_source != at_destination:
+                raise StorageError(
+                    f"it was sent in {transfer.restarts + 1} parts: ADLER32 is {at_source} at the source and"
+                    f" {at_destination} at the destination",
+                    code=FailureCode.CHECKSUM_MISMATCH,
+                    scope=FailureScope.TRANSFER,
+                )
+        return None
+
+    def _check_greeting(self, error: StorageError, url: str, scope: FailureScope) -> None:
+        """Call a server that says nothing to anybody what it is as good as: one that cannot be reached."""
+        if error.code is FailureCode.STALLED and not greets(host_port(url), min(_GREETING_S, self.timeouts.stall_s)):
+            message = f"{host_port(url)} takes connections and says nothing; {error.message}"
+            raise StorageError(message, code=FailureCode.CONNECTION, scope=scope, lost=True) from None
+
+    def _gone(self, source: str, temporary: str) -> FailureScope:
+        """Which end of a transfer whose connections broke does not answer any more; ``transfer`` if both do."""
+        timeouts = Timeouts(_GONE_S, 0.0, min(self.timeouts.until, time.monotonic() + _GONE_S))
+        for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
+            try:
+                self._session.ask(url, b"SIZE " + _path(url), timeouts=timeouts)
+            except StorageError:
+                return scope
+        return FailureScope.TRANSFER
+
+    # -- commands
+
+    def _ask(self, url: str, *commands: bytes) -> Reply:
+        return self._session.ask(url, *commands, timeouts=self.timeouts)
+
+    def _accepted(self, url: str, *commands: bytes) -> None:
+        reply = self._ask(url, *commands)
+        if not reply.good:
+            raise refusal(reply)
+
+    def interrupt(self) -> None:
+        self._session.interrupt()
+
+    def resume(self) -> None:
+        self._session.resume()
+
+
+def _path(url: str) -> bytes:
+    """The path of a URL as its server takes it; raises `StorageError` if no command can hold it.
+
+    Servers take what stands before CR LF for the whole path: that may be another file.
+    """
+    path = server_path(url)
+    if b"\r\n" in path or b"\0" in path:
+        raise StorageError(
+            f"{url}: a GridFTP command cannot hold a name with CR LF or NUL",
+            errno=errno.EILSEQ,
+            code=FailureCode.INVALID_NAME,
+        )
+    return path
+
+
+def _keeping(replies: dict[FailureScope, Reply], scope: FailureScope) -> Callable[[Reply], None]:
+    def answered(reply: Reply) -> None:
+        replies[scope] = reply
+
+    return answered
+
+
+def _compute_checksums(*channels: ControlChannel) -> bool:
+    return all("ADLER32" in channel.features.get("CKSM", "") for channel in channels)
+
+
+def _checksum_in(reply: Reply) -> str:
+    if not reply.good:
+        raise _checksum_error(reply)
+    found = _CHECKSUM.match(reply.text)
+    if found is None:
+        raise StorageError(f"the server's checksum is no ADLER32: {reply.text[:80]!r}", code=FailureCode.NO_CHECKSUM)
+    return found.group(1).lower().zfill(8)
+
+
+def _checksum_error(reply: Reply) -> StorageError:
+    error = refusal(reply)
+    if lacks_checksum(error):
+        return StorageError(f"the server computes no ADLER32 checksums: {error.message}", code=FailureCode.NO_CHECKSUM)
+    return error

@@ -1,0 +1,90 @@
+"""What our small servers share: a free port of loopback, a thread, TLS, and a daemon that knows them as sites."""
+
+from __future__ import annotations
+
+import http.server
+import socketserver
+import ssl
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pdm.testgrid.service import TestService
+from pdm.testgrid.storages import TestStorages
+
+
+class LoopbackServer:
+    """A server that runs in a thread while its context lasts.
+
+    Args:
+        server: bound to its port.
+        scheme: of its URL.
+    """
+
+    def __init__(self, server: socketserver.TCPServer, scheme: str) -> None:
+        self._server = server
+        self._scheme = scheme
+        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    @property
+    def url(self) -> str:
+        return f"{self._scheme}://localhost:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class HttpHandler(http.server.BaseHTTPRequestHandler):
+    """Hands all methods to one function, and says nothing on standard error."""
+
+    protocol_version = "HTTP/1.1"
+
+    def serve(self) -> None:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("do_"):
+            return self.serve
+        raise AttributeError(name)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def tls_server(
+    handler: type[HttpHandler], context: ssl.SSLContext, *, handshake_in_thread: bool = False
+) -> http.server.ThreadingHTTPServer:
+    """An HTTPS server on a free port; with ``handshake_in_thread`` a bad handshake is its own connection's trouble."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=not handshake_in_thread, suppress_ragged_eofs=True
+    )
+    return server
+
+
+def service_of(storages: TestStorages, directory: Path, sites: str, **settings: Mapping[str, str]) -> TestService:
+    """A daemon, not started, for alice of the storages: it trusts their authority, and has the sites that are told."""
+    credentials = storages.credentials
+    assert credentials is not None
+    alice = credentials.users["alice"]
+    grid: dict[str, Any] = {
+        "ca_dir": str(credentials.trust),
+        "users": {"alice": {"cert": str(alice.certificate), "key": str(alice.key)}},
+    }
+    service = TestService(directory, grid)
+    service.init(credentials={"trust_dir": str(credentials.trust)}, **settings)
+    trust = service.directory / "certificates" / "trust"
+    for file in credentials.trust.iterdir():
+        (trust / file.name).write_bytes(file.read_bytes())
+    (service.directory / "sites.d" / "sites.conf").write_text(sites)
+    return service
