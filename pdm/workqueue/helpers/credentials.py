@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import json
 import os
 import re
@@ -137,19 +136,18 @@ _SHORT_NAMES = {
 }
 
 
-def check_server(connection: http.client.HTTPSConnection, folder: str) -> None:
+def check_server(sock: ssl.SSLSocket, folder: str) -> None:
     """Raise `ssl.SSLCertVerificationError` if an authority of the server's chain may not sign what it has signed.
 
     Args:
-        connection: after its handshake.
+        sock: after its handshake.
         folder: of the trusted authorities.
     """
     policies = _policies(folder, _directory_state(folder))
     if not policies.files:
         return
     # Part of the public interface from Python 3.13 on only.
-    sock: Any = connection.sock
-    chain: list[Any] = sock._sslobj.get_verified_chain()
+    chain: list[Any] = sock._sslobj.get_verified_chain()  # type: ignore[attr-defined]
     refusal = policies.evaluate([_canonical_subject(each.get_info()["subject"]) for each in chain]).refusal
     if refusal is not None:
         raise ssl.SSLCertVerificationError(f"certificate verify failed: {refusal}")
