@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +13,9 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import StorageError
-from pdm.workqueue.helpers.tools.gfal import _ENTRY, _file_stat, error_of, stat_in
+from pdm.workqueue.helpers.tools.gfal import _ENTRY, Gfal, _file_stat, error_of, stat_in
 from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair
-from pdm.workqueue.helpers.tools.runner import Deadline
+from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner
 from pdm.workqueue.movers.tools import ToolsMover
 from pdm.workqueue.wire.agent_messages import Fault
 
@@ -109,6 +111,17 @@ def test_entries_of_gfal_ls(line: str, name: str, kind: str, mode: int) -> None:
     assert found is not None
     stat = _file_stat(found)
     assert (found["name"], stat.kind, stat.mode, stat.mtime) == (name, kind, mode, 1795978919)
+
+
+def test_a_listing_that_begins_with_what_is_no_entry_is_bad(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As an error text that gfal-ls prints among its entries: the tool is ended before it has a status."""
+    (tmp_path / "gfal-ls").write_text("#!/bin/sh\necho no entry\nsleep 60\n")
+    (tmp_path / "gfal-ls").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gfal = Gfal(ToolRunner(), lambda urls: {}, lambda line: None, lambda: Deadline(30.0, time.monotonic() + 30.0))
+    with pytest.raises(StorageError, match="no entry of a directory") as raised:
+        list(gfal.entries(StorageUrl(_A)))
+    assert raised.value.code is FailureCode.BAD_LISTING
 
 
 def test_gfal_stat() -> None:

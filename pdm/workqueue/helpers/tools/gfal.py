@@ -115,6 +115,8 @@ class Gfal:
         lines = self.runner.lines(self._command(arguments, [url]), deadline)
         parts: list[str] = []
         self._errors = []
+        # Of a tool that is ended because of what it prints.
+        status = 1
         with contextlib.closing(lines):
             while True:
                 try:
