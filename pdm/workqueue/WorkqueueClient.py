@@ -117,6 +117,7 @@ class SiteOptions(TypedDict, total=False):
         limit_out: maximum concurrent streams out of the site.
         authorities: PEM of authorities that are trusted for this site only.
         myproxy: ``HOST:PORT`` of the site's MyProxy server; None for none.
+        mover: ``native`` (default), or ``tools``: globus-url-copy and gfal carry out its jobs.
     """
 
     description: str
@@ -126,6 +127,7 @@ class SiteOptions(TypedDict, total=False):
     limit_out: int | None
     authorities: str
     myproxy: str | None
+    mover: Literal["native", "tools"]
 
 
 class SiteChangeOptions(SiteOptions, total=False):

@@ -395,6 +395,7 @@ class SiteRow(Base):
         endpoints: name of a protocol → URLs.
         authorities: PEM, or empty.
         myproxy: ``HOST:PORT`` of its MyProxy server.
+        mover: ``native`` or ``tools``.
     """
 
     __tablename__ = "sites"
@@ -410,6 +411,7 @@ class SiteRow(Base):
     limit_out: Mapped[int | None]
     authorities: Mapped[str]
     myproxy: Mapped[str | None]
+    mover: Mapped[str] = mapped_column(String(8), server_default="native")
     created_at: Mapped[datetime]
 
 

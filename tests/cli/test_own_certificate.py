@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -80,6 +81,8 @@ def test_a_passphrase_is_asked_for(home: Path, typed: list[str], code: int, word
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(home)
+        # A test run that a shell has put into the background passes on that SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execve(_PDM[0], [*_PDM, "jobs"], environment(home))
     said, asked, deadline = "", 0, time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -27,7 +27,7 @@ class Busy:
         self.waiting: list[Deferred[Any]] = []
         self.given_back: list[object] = []
 
-    async def agent_kind(self, *_: object) -> AgentKind:
+    async def agent_kind(self, *_: object, **__: object) -> AgentKind:
         return AgentKind("helper", "", {})
 
     def release_credential(self, kind: AgentKind) -> None:

@@ -381,6 +381,8 @@ def _wrong(key: str) -> list[tuple[str, Any]]:
     if key == "authorities":
         bad = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----"
         return [("", value) for value in (*every, 7, "x", "\0", bad, "x" * 65537)]
+    if key == "mover":
+        return [("", value) for value in (*every, 7, True, "", "Tools", "fts")]
     if key == "myproxy":
         return [("", value) for value in (*every, 7, True, "", "h", "h:", "h:0", "h:65536", "-h:1", "h h:1", "a\n:1")]
     urls = [

@@ -287,6 +287,7 @@ async def test_sites(service: Service) -> None:
         "limit_out": None,
         "authorities": [],
         "myproxy": None,
+        "mover": "native",
         "state": "ok",
         "reason": None,
     }

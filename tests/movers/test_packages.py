@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -12,7 +14,8 @@ from pathlib import Path
 from twisted.logger import LogEvent
 
 from pdm.workqueue.movers import installed
-from tests.helpers.driver import HelperProcess, entries
+from pdm.workqueue.wire import agent_messages as wire
+from tests.helpers.driver import HelperProcess, copy_item, entries
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: The page shows these files, whole.
@@ -50,6 +53,42 @@ def test_its_helper_lists() -> None:
     path = os.pathsep.join([str(Path.cwd()), str(_EXAMPLES)])
     with HelperProcess(["-m", "echo_helper"], {"ECHO_NAME": "hello", "PYTHONPATH": path}) as helper:
         assert entries(helper.list("root://h//x"))["hello"].size == 5
+
+
+def test_a_backend_is_one_module_and_one_line(tmp_path: Path) -> None:
+    """The backend of the page, added to a copy of the service, moves files; nothing else has to know of it."""
+    shutil.copytree(Path.cwd() / "pdm", tmp_path / "pdm", ignore=shutil.ignore_patterns("__pycache__"))
+    workqueue = tmp_path / "pdm" / "workqueue"
+    shutil.copy(_EXAMPLES / "memory_backend.py", workqueue / "helpers" / "backends")
+    page = (_DOCS / "adding-a-protocol.rst").read_text()
+    line = re.search(r"\n( +MEMORY = ProtocolInfo\(.+\)\n)", page)
+    assert line is not None
+    enums = workqueue / "domain" / "enums.py"
+    before = "    @classmethod\n    def of_scheme("
+    assert before in enums.read_text()
+    enums.write_text(enums.read_text().replace(before, f"{line.group(1)}\n{before}"))
+
+    script = (
+        "from pdm.workqueue.domain.enums import JobProtocol; from pdm.workqueue.movers import MOVERS;"
+        " from pdm.workqueue.sites.registry import check_endpoint; memory = JobProtocol.parse('memory');"
+        " print(memory.value, MOVERS[memory].helper, check_endpoint(memory, 'memory://host:1'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "6 pdm.workqueue.helpers.main_relay memory://host:1\n", done.stderr
+
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "file").write_bytes(b"content")
+    environment = {"PYTHONPATH": "", "PDM_FILE_ROOTS": json.dumps([str(site)])}
+    with HelperProcess([str(workqueue / "helpers" / "main_relay.py")], environment) as helper:
+        there, back = "memory://host:1/d/file", (site / "back").as_uri()
+        for key, (source, destination) in enumerate((((site / "file").as_uri(), there), (there, back))):
+            event = helper.copy([copy_item(key, source, destination, 7)])[key]
+            assert isinstance(event, wire.DoneEvent), event
+        assert set(entries(helper.list("memory://host:1/"))) == {"d", "d/file"}
+    assert (site / "back").read_bytes() == b"content"
 
 
 def test_one_that_cannot_be_used_is_left_out(lost_errors: list[LogEvent]) -> None:

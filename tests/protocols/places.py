@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
+import pytest
+
+from pdm.testgrid.processes import missing_of
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS
+from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import copy_item, put
 
@@ -51,9 +55,24 @@ class Places:
         return [str(path) for path in self.b.rglob(".pdm-*")]
 
 
+def mover_named(protocol: str) -> Mover:
+    """The mover of a protocol; ``tools`` is that of GRIDFTP by the field's own commands."""
+    return TOOL_MOVERS[JobProtocol.GRIDFTP] if protocol == "tools" else MOVERS[JobProtocol.parse(protocol)]
+
+
+def require_tools() -> None:
+    """Skip a test where the field's own commands are not installed."""
+    missing = missing_of("globus-url-copy", "gfal-copy")
+    if missing:
+        text = f"THE TESTS OF THE TOOLS CANNOT RUN: {', '.join(missing)} not found: run script/bootstrap as root"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+
+
 def judged(protocol: str, event: wire.AgentEvent | None) -> str:
     assert isinstance(event, wire.FailedEvent), event
-    failure = MOVERS[JobProtocol.parse(protocol)].classify(event.fault)
+    failure = mover_named(protocol).classify(event.fault)
     return f"{failure.scope} {failure.code}"
 
 

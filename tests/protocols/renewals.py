@@ -19,7 +19,7 @@ from tests.protocols.stands import STANDS, Ground, Stand
 from tests.protocols.tokens import macaroon
 
 #: Protocols with credentials, and the sites of each by letter; the first two are the grid's own.
-PROTOCOLS = [protocol for protocol in STANDS if protocol != "file"]
+PROTOCOLS = [protocol for protocol in STANDS if protocol not in ("file", "tools")]
 SITES: Mapping[tuple[str, str], int] = {
     place: number for number, place in enumerate(itertools.product(PROTOCOLS, "AB"), start=1)
 }

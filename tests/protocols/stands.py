@@ -25,12 +25,14 @@ from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.driver import HelperProcess, copy_item, put
+from tests.protocols.places import require_tools
 from tests.protocols.tokens import macaroon
 
 #: Environment of a helper in which a credential is used that is not as it should be.
 Changes = Mapping[str, str]
 _RELAY = "pdm.workqueue.helpers.main_relay"
 _GRIDFTP = "pdm.workqueue.helpers.main_gridftp"
+_TOOLS = "pdm.workqueue.helpers.main_tools"
 #: Runs a helper as an account: what root could do shows nothing of permissions.
 #: What the helper imports later may not be readable for that account.
 _AS = (
@@ -49,7 +51,7 @@ class Stand:
     """A protocol with its servers.
 
     Attributes:
-        protocol: as movers are looked up.
+        protocol: as movers are looked up; ``tools`` is GRIDFTP by the field's own commands.
         a: folder at the site that copies come from.
         b: folder at the site that everything else happens at.
         url: of a path.
@@ -197,6 +199,14 @@ def _gridftp(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
 
 
 @contextmanager
+def _tools(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
+    """GRIDFTP by globus-url-copy and gfal."""
+    require_tools()
+    with _gridftp(request, scratch) as stand:
+        yield evolve(stand, protocol="tools", code=("-m", _TOOLS))
+
+
+@contextmanager
 def _stored(protocol: str, request: pytest.FixtureRequest) -> Iterator[Stand]:
     """A protocol of `TestStorages`."""
     storages: TestStorages = request.getfixturevalue("storages")
@@ -280,6 +290,7 @@ def _file(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
 
 STANDS: Mapping[str, Callable[[pytest.FixtureRequest, Path], AbstractContextManager[Stand]]] = {
     "gridftp": _gridftp,
+    "tools": _tools,
     "ssh": _ssh,
     "https": _https,
     "xroot": _xroot,

@@ -414,6 +414,31 @@ def test_an_expectation_that_fails_is_not_made_again(
     ) == 1
 
 
+def test_a_refusal_in_the_middle_of_an_upload_is_heard(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    """The server takes bytes unasked, then refuses and closes the connection while more of them are being sent."""
+    server.ignores_expect, server.most_read = True, 1_000_000
+    server.rules.append(on("PUT", 507))
+    for number in range(3):
+        item = upload(server, tmp_path, "f", f"/d/f{number}", b"x" * 30_000_000)
+        assert failure(helper.copy([item])[1]).code == "NO_SPACE"
+    assert server.methods().count("PUT") == 3, "it was asked once more for its reason"
+
+
+def test_a_redirect_after_the_bytes_is_not_followed_without_them(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.ignores_expect = True
+    server.rules.append(on("PUT", 307, Location=f"{server.url}/d/elsewhere"))
+    item = upload(server, tmp_path, "f", "/d/f", b"x" * 300_000)
+    found = failure(helper.copy([item])[1])
+    assert (found.code, found.retryable) == ("SERVER_ERROR", True)
+    server.ignores_expect = False
+    server.rules.clear()
+    assert isinstance(helper.copy([item])[1], wire.DoneEvent)
+
+
 @pytest.mark.parametrize("method", ["PROPFIND", "GET", "PUT", "MOVE"])
 def test_a_server_that_hangs_up_on_one_path_is_not_away(
     method: str, server: QuirkServer, helper: HelperProcess, tmp_path: Path

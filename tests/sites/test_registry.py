@@ -9,8 +9,9 @@ import pytest
 from twisted.logger import LogEvent
 
 from pdm.workqueue.config.reader import ConfigError
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import moved_by_tools, storage_url
 
 Refused = Callable[[str], str]
 
@@ -215,3 +216,35 @@ def test_a_myproxy_server_is_host_and_port(tmp_path: Path, text: str) -> None:
     site = SiteRegistry.read(tmp_path).by_id(1)
     assert site is not None
     assert site.myproxy == "proxy.example.org:7512"
+
+
+def test_a_site_that_is_moved_by_the_tools(tmp_path: Path) -> None:
+    """It may be of a scheme that only they know."""
+    file = tmp_path / "sites.conf"
+    srm = "srm://se.example.org:8443/srm/managerv2?SFN="
+    for url in (srm, "srm://se.example.org:8443", "dcap://se.example.org:22125", "gsiftp://se.example.org:2811"):
+        file.write_text(f"[A]\nid = 1\ngridftp = {url}\nmover = tools\n")
+        site = SiteRegistry.read(tmp_path).by_id(1)
+        assert site is not None
+        assert site.mover is MoverKind.TOOLS
+        assert storage_url(site, JobProtocol.GRIDFTP, "/store/a b") == f"{url}/store/a%20b"
+    for text, message in (
+        (f"gridftp = {srm}\n", "gridftp: a URL that begins with gsiftp:// is expected"),
+        (f"gridftp = {srm}x\nmover = tools\n", "gridftp: a URL without '[?]'"),
+        ("gridftp = gsiftp://a:1\nmover = fts\n", "mover: native or tools is expected"),
+    ):
+        file.write_text(f"[A]\nid = 1\n{text}")
+        with pytest.raises(ConfigError, match=message):
+            SiteRegistry.read(tmp_path)
+
+
+def test_whose_movement_a_job_has(tmp_path: Path) -> None:
+    (tmp_path / "sites.conf").write_text(
+        "[A]\nid = 1\ngridftp = gsiftp://a:1\nmover = tools\n[B]\nid = 2\ngridftp = gsiftp://b:1\n"
+    )
+    tools, native = SiteRegistry.read(tmp_path).all()
+    assert moved_by_tools(JobProtocol.GRIDFTP, None, [native, tools])
+    assert not moved_by_tools(JobProtocol.GRIDFTP, None, [native])
+    assert moved_by_tools(JobProtocol.GRIDFTP, "tools", [native])
+    assert not moved_by_tools(JobProtocol.GRIDFTP, "native", [tools])
+    assert not moved_by_tools(JobProtocol.SSH, None, [tools])

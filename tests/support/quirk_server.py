@@ -54,6 +54,8 @@ class QuirkServer(LoopbackServer):
         seen: all requests.
         server: its ``Server`` header.
         hangs_up: whether it ends each connection after an answer, without having said so.
+        ignores_expect: whether it says nothing before it has the bytes.
+        most_read: bytes of a body that are read before a rule's reply ends the connection; None for all.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
@@ -65,7 +67,7 @@ class QuirkServer(LoopbackServer):
 
             def handle_expect_100(self) -> bool:
                 # The rules are asked before the bytes are: a refusal comes in place of the word that they may come.
-                if outer._ruled(self) is None:
+                if outer._ruled(self) is None and not outer.ignores_expect:
                     self.send_response_only(100)
                     self.end_headers()
                 return True
@@ -82,6 +84,8 @@ class QuirkServer(LoopbackServer):
         self.seen: list[Request] = []
         self.server = "Quirks"
         self.hangs_up = False
+        self.ignores_expect = False
+        self.most_read: int | None = None
 
     def methods(self, path: bytes = b"") -> list[str]:
         """Of the requests that came for paths that begin so."""
@@ -95,10 +99,13 @@ class QuirkServer(LoopbackServer):
         request = _request(handler)
         self.seen.append(request)
         reply = self._ruled(handler)
-        asked_first = "100-continue" in request.headers.get("Expect", "")
+        asked_first = "100-continue" in request.headers.get("Expect", "") and not self.ignores_expect
         body = b""
         if reply is None or not asked_first:
-            body = handler.rfile.read(int(request.headers.get("Content-Length") or 0))
+            length = int(request.headers.get("Content-Length") or 0)
+            if reply is not None and self.most_read is not None and self.most_read < length:
+                length, handler.close_connection = self.most_read, True
+            body = handler.rfile.read(length)
         else:
             # Its bytes were never sent.
             handler.close_connection = True

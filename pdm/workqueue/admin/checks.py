@@ -24,7 +24,9 @@ from pdm.workqueue.store.engines import make_engines
 
 _PYTHON_TIMEOUT_S = 20
 #: What the helpers' interpreter must be.
-_PYTHON_TEST = "import sys; sys.exit(0 if sys.version_info >= (3, 11) else '%d.%d' % sys.version_info[:2])"
+_PYTHON_TEST = "import sys; sys.exit('%d.%d' % sys.version_info[:2]) if sys.version_info < (3, 11) else None"
+#: What helpers import besides the service itself.
+_MSGSPEC_TEST = "import msgspec"
 
 
 def find_problems(settings: Settings, *, database: bool) -> list[str]:
@@ -96,11 +98,20 @@ def _check_key_file(settings: Settings) -> None:
 
 
 def _check_python(settings: Settings) -> None:
+    place = f"{settings.source}: [agents] python: {settings.agents.python}"
+    if (why := _failure_of(settings, _PYTHON_TEST)) is not None:
+        raise ConfigError(f"{place} is no Python 3.11 or newer ({why})")
+    if (why := _failure_of(settings, _MSGSPEC_TEST)) is not None:
+        raise ConfigError(f"{place} has no msgspec, which helpers need ({why}): install it there, or leave the key out")
+
+
+def _failure_of(settings: Settings, code: str) -> str | None:
+    """What the interpreter of the helpers says of code that fails there; None if it does not fail."""
     python = settings.agents.python
     place = f"{settings.source}: [agents] python: {python}"
     try:
         done = subprocess.run(
-            [str(python), "-c", _PYTHON_TEST],
+            [str(python), "-c", code],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -110,8 +121,8 @@ def _check_python(settings: Settings) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = error.strerror if isinstance(error, OSError) else "it does not end"
         raise ConfigError(f"{place} cannot be run ({reason}): name a Python 3.11 or newer") from error
-    if done.returncode:
-        raise ConfigError(f"{place} is no Python 3.11 or newer ({done.stderr.strip()[:200]})")
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return lines[-1][:200] if done.returncode else None
 
 
 def _check_address(settings: Settings) -> None:

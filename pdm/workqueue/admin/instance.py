@@ -13,13 +13,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from attrs import frozen
 
 from pdm.workqueue.certificates.authority import Authority
 from pdm.workqueue.config.reader import ConfigError, read_settings
 from pdm.workqueue.config.values import subjects
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.sites.registry import SiteRegistry
 
 
@@ -86,7 +88,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
 _RESERVED = frozenset({"ca", "host", "admin", "trust"})
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}|[0-9A-Fa-f:.]{2,45}", re.ASCII)
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised here, listened on only if the operator says so
-_GRID_KEYS = {"gsiftp": "gridftp", "sftp": "ssh", "https": "https", "davs": "https", "root": "xroot"}
 
 
 @frozen
@@ -306,7 +307,11 @@ class _Maker:
                     "id": str(said["id"]),
                     "description": f"site {name} of the test grid",
                     "default_folder": str(said["root"]),
-                    **{_GRID_KEYS[scheme]: url for url in urls if (scheme := urlsplit(url).scheme) in _GRID_KEYS},
+                    **{
+                        protocol.name.lower(): url
+                        for url in urls
+                        if (protocol := JobProtocol.of_scheme(StorageUrl(url).scheme)) is not None
+                    },
                     "dummy": f"dummy://{name.lower()}/",
                 }
             except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.text import display_name
-from pdm.workqueue.domain.enums import RELAYED, JobProtocol
+from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import text_from_bytes
 from pdm.workqueue.wire.responses import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
@@ -148,10 +148,24 @@ def protocol_option(command: _Command) -> _Command:
     )(command)
 
 
+#: Of the option ``--mover``.
+MOVER_HELP = "Who moves: the service's own clients (native), or globus-url-copy and gfal (tools)."
+
+
+def mover_option(command: _Command) -> _Command:
+    """``--mover``."""
+    return click.option(
+        "--mover",
+        type=click.Choice([kind.value for kind in MoverKind]),
+        help=f"{MOVER_HELP} Without it, as the sites say.",
+    )(command)
+
+
 def submit_options(command: _Command) -> _Command:
     """Options of all commands that submit a job."""
     decorators = [
         protocol_option,
+        mover_option,
         click.option("--priority", type=click.IntRange(0, 9), help="0 is served first (default 5)."),
         click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
         click.option("--label", help="A word by which to find the job."),
@@ -246,11 +260,12 @@ def common_name(subject: str) -> str:
     return display_name(subject.rpartition("/CN=")[2] or subject)
 
 
-def protocol_for(sites: Sequence[SiteView], requested: str | None) -> JobProtocol:
+def protocol_for(sites: Sequence[SiteView], requested: str | None, mover: str | None = None) -> JobProtocol:
     """Choose the protocol: as requested, else GridFTP if all sites offer it, else the first that all offer.
 
     Without a common protocol, the first by which the service can relay from the source to the destination. DUMMY comes
-    last, because it only simulates work. `sites` are the source and, if different, the destination.
+    last, because it only simulates work. `sites` are the source and, if different, the destination; they choose a
+    `mover` of None.
 
     Raises:
         CommandError: no protocol connects the sites.
@@ -259,12 +274,14 @@ def protocol_for(sites: Sequence[SiteView], requested: str | None) -> JobProtoco
         return JobProtocol.parse(requested)
     offered = [{protocol for protocol in JobProtocol if protocol.name in site.protocols} for site in sites]
     common = set.intersection(*offered)
-    relayed = offered[0] & RELAYED if offered[-1] & RELAYED else set()
+    by_tools = MoverKind.TOOLS in ([site.mover for site in sites] if mover is None else [mover])
+    reaching = TOOL_PROTOCOLS if by_tools else RELAYED
+    relayed = offered[0] & reaching if offered[-1] & reaching else set()
     for choice in (common - {JobProtocol.DUMMY}, relayed, common):
         if choice:
             return min(choice)
     offers = "; ".join(f"{display_name(site.name)} offers {', '.join(site.protocols) or 'nothing'}" for site in sites)
-    others = ", ".join(protocol.name for protocol in sorted(RELAYED))
+    others = ", ".join(protocol.name for protocol in sorted(reaching))
     raise CommandError(
         ExitCode.USAGE,
         f"the sites have no protocol in common: {offers}",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import click
 from msgspec import UNSET
 
-from pdm.workqueue.cli.arguments import find_site, format_option
+from pdm.workqueue.cli.arguments import MOVER_HELP, find_site, format_option
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import run
@@ -21,7 +21,7 @@ from pdm.workqueue.cli.text import (
     display_timestamp,
     stdout_table,
 )
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
 from pdm.workqueue.wire.responses import CheckView, RouteView, SiteView
 from pdm.workqueue.wire.sites import AuditView, UserView
 from pdm.workqueue.WorkqueueClient import SiteChangeOptions, SiteOptions, WorkqueueClient
@@ -92,6 +92,7 @@ def _content_options(command: _Command) -> _Command:
             help="PEM file of authorities that are trusted for this site only; '' removes them.",
         ),
         click.option("--myproxy", metavar="HOST:PORT", help="MyProxy server of the site; '' removes it."),
+        click.option("--mover", type=click.Choice([kind.value for kind in MoverKind]), help=MOVER_HELP),
     ]
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -118,6 +119,8 @@ def _site_options(given: dict[str, Any]) -> SiteOptions:
         content["authorities"] = _read_pem(given["ca"])
     if given["myproxy"] is not None:
         content["myproxy"] = given["myproxy"] or None
+    if given["mover"] is not None:
+        content["mover"] = given["mover"]
     return content
 
 
@@ -280,6 +283,8 @@ def _print_site(found: SiteView, form: str) -> None:
         click.echo(f"trusts    {display_line(subject)}, for this site only")
     if found.myproxy is not None:
         click.echo(f"logon     at {found.myproxy}")
+    if found.mover == MoverKind.TOOLS:
+        click.echo("mover     tools: globus-url-copy and gfal carry out its jobs")
     click.echo(f"state     {found.state}{'' if found.reason is None else ': ' + display_line(found.reason)}")
     for each in () if found.health is UNSET else found.health:
         if each.state != "closed":

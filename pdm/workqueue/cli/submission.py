@@ -18,6 +18,7 @@ from pdm.workqueue.cli.arguments import (
     SitePath,
     format_option,
     merged_options,
+    mover_option,
     protocol_for,
     protocol_option,
     resolve_paths,
@@ -40,9 +41,17 @@ from pdm.workqueue.WorkqueueClient import SubmitOptions, WorkqueueClient
 @click.option("-0", "--null", is_flag=True, help="Print raw names, each followed by a NUL, for 'xargs -0'.")
 @click.option("--timeout", type=DURATION, help="Maximum time to wait (90s, 5m).")
 @protocol_option
+@mover_option
 @format_option
 def ls(
-    place: SitePath, long_: bool, recursive: bool, null: bool, timeout: float | None, protocol: str | None, form: str
+    place: SitePath,
+    long_: bool,
+    recursive: bool,
+    null: bool,
+    timeout: float | None,
+    protocol: str | None,
+    mover: str | None,
+    form: str,
 ) -> None:
     r"""List the file or directory at PLACE; without a path, the site's default directory.
 
@@ -57,7 +66,8 @@ def ls(
             found.site.id,
             found.path,
             depth=None if recursive else 1,
-            protocol=protocol_for([found.site], protocol),
+            protocol=protocol_for([found.site], protocol, mover),
+            options={} if mover is None else {"mover": mover},
         )
         ended = await _wait_for_listing(client, job.id, timeout)
         element = await client.element(job.id, 0)
@@ -133,10 +143,11 @@ def print_rows(rows: list[tuple[str, EntryView]], long_: bool) -> None:
 
 @frozen
 class SubmissionRequest:
-    """The common options of commands that submit a job; a `protocol` of None is chosen by the sites."""
+    """The common options of commands that submit a job; the sites choose a `protocol` and a `mover` of None."""
 
     submission: SubmitOptions
     protocol: str | None
+    mover: str | None
     wait: bool
     timeout_s: float | None
     form: str
@@ -146,6 +157,7 @@ class SubmissionRequest:
         cls,
         *,
         protocol: str | None,
+        mover: str | None,
         priority: int | None,
         max_tries: int | None,
         label: str | None,
@@ -168,9 +180,12 @@ class SubmissionRequest:
             submission["max_tries"] = max_tries
         if label is not None:
             submission["label"] = label
-        if options:
-            submission["options"] = merged_options(options)
-        return cls(submission, protocol, not no_wait, timeout, form)
+        extra = merged_options(options)
+        if mover is not None:
+            extra["mover"] = mover
+        if extra:
+            submission["options"] = extra
+        return cls(submission, protocol, mover, not no_wait, timeout, form)
 
 
 #: Protocols whose servers do not show symbolic links as links → warning for recursive removals.
@@ -193,7 +208,7 @@ def submit_and_follow(places: list[SitePath], request: SubmissionRequest, submit
 
     async def action(client: WorkqueueClient) -> int:
         found = await resolve_paths(client, *places)
-        protocol = protocol_for([place.site for place in found], request.protocol)
+        protocol = protocol_for([place.site for place in found], request.protocol, request.mover)
         try:
             job = await submit(client, found, {**request.submission, "protocol": protocol})
         except CancelledError:

@@ -183,7 +183,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         list_agents: helpers more, for listings alone, so that ``pdm ls`` never waits behind copies.
         idle_agents: helpers more that may live without work, so that users who take turns need not log in anew.
         idle_s: a helper without work for so long is ended.
-        python: interpreter of the helpers. After reading never None (nothing in the file: the daemon's own).
+        python: interpreter of the helpers, which has msgspec. After reading never None (nothing in the file: the
+            daemon's own).
         library_path: ``LD_LIBRARY_PATH`` of the helpers, for grid tools installed outside the system's directories.
         cancel_grace_s: how long a helper may take to obey a cancellation; then it is killed.
     """

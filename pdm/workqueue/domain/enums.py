@@ -104,6 +104,18 @@ class JobProtocol(_NamedEnum):
 #: Protocols that one helper, the relay, reaches all of: a copy goes from any of them to any other through the service.
 RELAYED = frozenset(protocol for protocol in JobProtocol if protocol.info.backend)
 
+#: Protocols that the field's own commands (globus-url-copy, gfal-*) can move. Not SSH: gfal2 checks no host keys.
+TOOL_PROTOCOLS = frozenset({JobProtocol.GRIDFTP, JobProtocol.HTTPS, JobProtocol.XROOT})
+
+
+class MoverKind(enum.StrEnum):
+    """Who carries out the elements of a job."""
+
+    #: The service's own clients of the protocols.
+    NATIVE = "native"
+    #: The field's own commands.
+    TOOLS = "tools"
+
 
 class JobStatus(_NamedEnum):
     """Where a job or an element stands."""

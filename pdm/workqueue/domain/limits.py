@@ -239,6 +239,8 @@ class ClaimExclusions:
 FIRST_BATCH_SIZE = 64
 #: Seconds that a batch shall take.
 BATCH_TIME_S = 2.0
+#: Of the field's own commands, whose start and logins take seconds, however many files they are given.
+TOOLS_BATCH_TIME_S = 20.0
 #: The least share of a batch: what is left of a job is not split finer than this between agents.
 MIN_SHARE = 16
 #: From this attempt on, an element whose last one crashed gets a batch of its own: a further crash concerns no other.
@@ -259,18 +261,18 @@ def work_kind(job: JobRecord) -> WorkKind:
     return WorkKind(job.protocol, job.type, job.src_siteid, job.dst_siteid)
 
 
-def next_batch_size(size: int, elements: int, seconds: float, most: int) -> int:
+def next_batch_size(size: int, elements: int, seconds: float, most: int, batch_time_s: float = BATCH_TIME_S) -> int:
     """How many elements the next batch of a kind may have.
 
     Returns:
-        Twice as many if a whole batch would have ended in less than half of `BATCH_TIME_S`; as many as are done in that
+        Twice as many if a whole batch would have ended in less than half of that time; as many as are done in that
         time if this one took longer; else as many as before.
     """
-    if seconds > BATCH_TIME_S:
-        return min(max(int(elements * BATCH_TIME_S / seconds), 1), most)
+    if seconds > batch_time_s:
+        return min(max(int(elements * batch_time_s / seconds), 1), most)
     # Too few elements say little about many: most of their time may be the round trip.
     says_something = elements * 4 >= size
-    if says_something and seconds * size / elements < BATCH_TIME_S / 2:
+    if says_something and seconds * size / elements < batch_time_s / 2:
         return min(size * 2, most)
     return min(size, most)
 

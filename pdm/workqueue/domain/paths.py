@@ -145,7 +145,12 @@ class StorageUrl(str):
     @property
     def display(self) -> str:
         """The URL for people: names as they are, no user name, no password, no query."""
-        return self.server + text_from_bytes(unquote_to_bytes(self.encoded_path.partition("?")[0]))
+        return self.server + self.text_path
+
+    @property
+    def text_path(self) -> str:
+        """The path as text, without a query."""
+        return decoded(self.encoded_path.partition("?")[0])
 
     @property
     def without_slash(self) -> StorageUrl:

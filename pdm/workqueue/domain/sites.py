@@ -8,7 +8,7 @@ from datetime import datetime
 
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 
 #: Sites of the database have larger numbers; those below are for the files of ``sites.d``.
 LAST_FILE_SITE = 1_000_000
@@ -25,6 +25,7 @@ class NewSite:
         limit_out: likewise, out of it.
         authorities: PEM of the authorities that are trusted for this site only, besides the usual ones; may be empty.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
+        mover: who carries out the elements of its jobs.
     """
 
     owner_id: int
@@ -37,6 +38,7 @@ class NewSite:
     limit_out: int | None
     authorities: str
     myproxy: str | None = None
+    mover: MoverKind = MoverKind.NATIVE
 
 
 @frozen

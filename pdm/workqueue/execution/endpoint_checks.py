@@ -17,14 +17,14 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.calls import ask
 from pdm.workqueue.agents.pool import AgentPool
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError
-from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.execution.credentials import CredentialUnusableError
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.preparing import Preparation
-from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers import mover_of
+from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import Site, storage_url
+from pdm.workqueue.sites.site import Site, moved_by_tools, storage_url
 from pdm.workqueue.telemetry.background import Background
 from pdm.workqueue.wire import agent_messages as wire
 
@@ -195,10 +195,12 @@ class SiteCheck:
 
     async def _list(self, user_id: int, site: Site, endpoint: SiteEndpoint, until: float) -> AttemptFailure | None:
         protocol = endpoint.protocol
-        if protocol not in MOVERS:
+        by_tools = moved_by_tools(protocol, None, [site])
+        mover = mover_of(protocol, by_tools=by_tools)
+        if mover is None:
             return _failure(FailureCode.UNSUPPORTED, f"this service cannot move by {protocol.name}")
         try:
-            kind = await self.preparation.agent_kind(user_id, protocol, [(site, protocol)])
+            kind = await self.preparation.agent_kind(user_id, protocol, [(site, protocol)], by_tools=by_tools)
         except CredentialUnusableError as error:
             return error.failure
         try:
@@ -206,7 +208,7 @@ class SiteCheck:
             try:
                 if self.preparation.context.reactor.seconds() >= until:
                     return _failure(FailureCode.TIMEOUT, "there was no free helper in time: the service is busy")
-                return await self._ask(agent, protocol, storage_url(site, protocol, site.default_folder, endpoint.url))
+                return await self._ask(agent, mover, storage_url(site, protocol, site.default_folder, endpoint.url))
             finally:
                 self.pool.release(agent, kind)
         except AgentStartError as error:
@@ -214,7 +216,7 @@ class SiteCheck:
         finally:
             self.preparation.release_credential(kind)
 
-    async def _ask(self, agent: AgentProcess, protocol: JobProtocol, url: str) -> AttemptFailure | None:
+    async def _ask(self, agent: AgentProcess, mover: Mover, url: str) -> AttemptFailure | None:
         limits = wire.TimeLimits(stall_s=_ENDPOINT_TIMEOUT_S / 2, total_s=_ENDPOINT_TIMEOUT_S - 2)
         request = wire.ListRequest(self.preparation.next_request_id(), 0, url, 0, limits)
         answer = await ask(agent, request, self.preparation.context.reactor, _ENDPOINT_TIMEOUT_S)
@@ -224,7 +226,7 @@ class SiteCheck:
             )
         fault = answer.faults.get(request.key)
         if fault is not None:
-            return MOVERS[protocol].classify(fault)
+            return mover.classify(fault)
         return None if answer.error is None else _failure(FailureCode.CRASHED, answer.error)
 
 

@@ -17,14 +17,16 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
 from pdm.workqueue.domain.limits import (
+    BATCH_TIME_S,
     FIRST_BATCH_SIZE,
+    TOOLS_BATCH_TIME_S,
     ClaimExclusions,
     StreamSlot,
     WorkKind,
     next_batch_size,
     work_kind,
 )
-from pdm.workqueue.domain.paths import decoded
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
@@ -34,10 +36,10 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
 from pdm.workqueue.execution.monitoring import ServicePart, check_resources
-from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
-from pdm.workqueue.execution.site_directory import blocked_sites, protocols_reaching
+from pdm.workqueue.execution.preparing import NotPossibleError, Preparation, missing_mover
+from pdm.workqueue.execution.site_directory import blocked_sites, job_moved_by_tools, protocols_reaching
 from pdm.workqueue.execution.streams import Streams
-from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.store import job_changes, listings, results
@@ -191,13 +193,14 @@ class Executor:
         return {token for running in self._running for token in running.attempts_open()}
 
     def begin(self, batch: Batch) -> None:
-        """Run a claimed batch in the background."""
-        mover = MOVERS.get(batch.job.protocol)
+        """Carry a claimed batch out, in the background."""
+        by_tools = job_moved_by_tools(batch.job, self.sites)
+        mover = mover_of(batch.job.protocol, by_tools=by_tools)
         running = RunningBatch(
             batch=batch, mover=mover or DummyMover(), context=self.context, on_nearly_done=self.pool.wake_waiting
         )
         if mover is None:
-            running.refuse(_dependency_missing(f"the service has no mover for {batch.job.protocol.name} any more"))
+            running.refuse(missing_mover(batch.job.protocol))
             return
         self._running[running] = ""
         # Counted at once, for the next claim.
@@ -342,7 +345,14 @@ class Executor:
         kind, elements = work_kind(running.batch.job), running.batch.elements
         if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
-            self.batch_sizes[kind] = next_batch_size(size, len(elements), running.seconds, self.limits.batch_elements)
+            by_tools = job_moved_by_tools(running.batch.job, self.sites)
+            self.batch_sizes[kind] = next_batch_size(
+                size,
+                len(elements),
+                running.seconds,
+                self.limits.batch_elements,
+                TOOLS_BATCH_TIME_S if by_tools else BATCH_TIME_S,
+            )
 
     def credentials_changed(self) -> None:
         """A user has removed or replaced a credential."""
@@ -387,7 +397,7 @@ class Executor:
         await self.database.run("begin a listing", listings.begin, token)
         tree = request.url if isinstance(request, wire.ListRequest) else ""
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
-        plan = plan_for(job.type, job.src_filepath, job.dst_filepath, _path_of(tree), recursive=recursive)
+        plan = plan_for(job.type, job.src_filepath, job.dst_filepath, StorageUrl(tree).text_path, recursive=recursive)
         return ListingIntake(
             database=self.database,
             worker=self.worker,
@@ -420,10 +430,3 @@ class Executor:
 
 def _dependency_missing(message: str) -> AttemptFailure:
     return AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)
-
-
-def _path_of(url: str) -> str:
-    """The decoded path in a storage URL."""
-    _, _, rest = url.partition("://")
-    slash = rest.find("/")
-    return decoded(rest[slash:].partition("?")[0]) if slash >= 0 else "/"

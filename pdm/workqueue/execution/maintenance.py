@@ -17,13 +17,14 @@ from twisted.logger import Logger
 from pdm.workqueue.agents.calls import ask
 from pdm.workqueue.agents.pool import AgentPool
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
 from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.site import moved_by_tools
 from pdm.workqueue.store import job_changes, jobs, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
@@ -149,7 +150,9 @@ def _by_job(left: Iterable[tuple[ElementRecord, JobRecord]]) -> list[tuple[JobRe
     return list(groups.values())
 
 
-#: Puts HELD elements of a user, a site and some protocols back into the queue.
+#: Of what is missing: the key of globus-url-copy and gfal.
+TOOLS = "TOOLS"
+#: Takes a user, a site and protocols of jobs, and puts back what is held of them.
 Resume = Callable[[int, int, Collection[JobProtocol]], Awaitable[object]]
 
 
@@ -170,8 +173,9 @@ class Prerequisites:
     _log: Logger = field(factory=Logger)
 
     async def warn(self) -> None:
-        """Log what is missing for protocols that sites offer."""
-        missing = await self._missing()
+        """Warn of what is missing for protocols that sites offer."""
+        found = await self.find_missing()
+        missing = _missing_protocols(found)
         offered = {protocol for site in self.sites.all() for protocol in site.endpoints}
         for protocol in sorted(offered):
             if protocol in missing:
@@ -180,6 +184,11 @@ class Prerequisites:
                     protocol=protocol.name,
                     why=missing[protocol],
                 )
+        if TOOLS in found and any(site.mover is MoverKind.TOOLS for site in self.sites.all()):
+            self._log.warn(
+                "sites with mover = tools cannot be used: {why}; jobs that need them are held until they can",
+                why=found[TOOLS],
+            )
 
     async def resume_held(self) -> None:
         """Resume jobs that were HELD for software that is installed by now."""
@@ -188,13 +197,16 @@ class Prerequisites:
         )
         if not routes:
             return
-        missing = (await self._missing()).keys()
+        found = await self.find_missing()
+        missing = _missing_protocols(found).keys()
         blocked: set[tuple[int, int, JobProtocol]] = set()
         open_: set[tuple[int, int, JobProtocol]] = set()
         for route in routes:
             # Resuming selects by site, so one route that is still blocked there keeps the others HELD.
             place = route.user_id, route.source if route.destination is None else route.destination, route.protocol
-            (open_ if missing.isdisjoint(self._protocols_of(route)) else blocked).add(place)
+            lacks_tools = TOOLS in found and self._is_moved_by_tools(route)
+            is_open = missing.isdisjoint(self._protocols_of(route)) and not lacks_tools
+            (open_ if is_open else blocked).add(place)
         for user_id, site_id, protocol in sorted(open_ - blocked):
             await self.resume(user_id, site_id, {protocol})
 
@@ -205,15 +217,19 @@ class Prerequisites:
             found.add(there)
         return found
 
-    async def _missing(self) -> dict[JobProtocol, str]:
-        """Protocol → what is missing: software, or its mover."""
-        found = await self.find_missing()
-        missing = {protocol: "no mover for it is installed" for protocol in JobProtocol if protocol not in MOVERS}
-        for protocol, mover in MOVERS.items():
-            # Movers of other packages check their own prerequisites.
-            if mover is BUILT_IN.get(protocol) and protocol.name in found:
-                missing[protocol] = found[protocol.name]
-        return missing
+    def _is_moved_by_tools(self, route: HeldRoute) -> bool:
+        sites = [self.sites.by_id(number) for number in (route.source, route.destination) if number is not None]
+        return moved_by_tools(route.protocol, None, [site for site in sites if site is not None])
+
+
+def _missing_protocols(found: Mapping[str, str]) -> dict[JobProtocol, str]:
+    """What is missing, by protocol: software, or all of its mover."""
+    missing = {protocol: "no mover for it is installed" for protocol in JobProtocol if protocol not in MOVERS}
+    for protocol, mover in MOVERS.items():
+        # What the movers of other packages need only they know.
+        if mover is BUILT_IN.get(protocol) and protocol.name in found:
+            missing[protocol] = found[protocol.name]
+    return missing
 
 
 #: Requests with an ``Idempotency-Key`` may be repeated for this time.

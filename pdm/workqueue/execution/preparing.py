@@ -13,7 +13,7 @@ from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch, JobRecord
-from pdm.workqueue.domain.paths import decoded
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.credentials import (
     CREDENTIALS_VARIABLE,
@@ -22,9 +22,9 @@ from pdm.workqueue.execution.credentials import (
     UsableCredentials,
 )
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
-from pdm.workqueue.execution.site_directory import RouteEnd, reached_by
-from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.movers.mover import Access, BuiltRequest, credential_need
+from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
+from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.sites.site import storage_url
 from pdm.workqueue.wire import agent_messages as wire
@@ -82,10 +82,13 @@ class Preparation:
             NotPossibleError: a site, an endpoint or a credential is missing.
         """
         job = batch.job
-        mover = MOVERS[job.protocol]
-        ends = [self._route_end(job, number) for number in sorted(job.sites)]
+        by_tools = job_moved_by_tools(job, self.sites)
+        mover = mover_of(job.protocol, by_tools=by_tools)
+        if mover is None:
+            raise NotPossibleError(missing_mover(job.protocol))
+        ends = [self._route_end(job, number, by_tools=by_tools) for number in sorted(job.sites)]
         try:
-            kind = await self.agent_kind(job.user_id, job.protocol, ends)
+            kind = await self.agent_kind(job.user_id, job.protocol, ends, by_tools=by_tools)
         except CredentialUnusableError as error:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
@@ -108,18 +111,24 @@ class Preparation:
         self._next_id += 1
         return self._next_id
 
-    async def agent_kind(self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd]) -> AgentKind:
-        """The kind of agent that works for a user at some sites; its credential is held until `release_credential`.
+    async def agent_kind(
+        self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], *, by_tools: bool
+    ) -> AgentKind:
+        """The kind of agent that works for a user at some sites; its credential is held until `release`.
 
-        ``protocol`` selects the mover; ``ends`` are the sites with the protocols that reach them.
+        Args:
+            user_id: whose.
+            protocol: whose mover does the work.
+            ends: the sites, with the protocol by which each is reached.
+            by_tools: whether the field's own commands do the work.
 
         Raises:
             CredentialUnusableError: the user has none that works.
         """
-        mover = MOVERS[protocol]
+        mover: Mover = TOOL_MOVERS[protocol] if by_tools else MOVERS[protocol]
         access, trusted = await self._trust_settings(ends)
         usable = UsableCredentials("", {})
-        if needs := self._needs_at(ends):
+        if needs := self._needs_at(ends, by_tools=by_tools):
             usable = await self.credentials.usable_each(user_id, needs, self.context.clock())
         environment = dict(mover.environment(evolve(access, credential=usable.proxy, roots=self._roots())))
         # For all endpoints: agents do not depend on the one that a batch uses.
@@ -151,13 +160,14 @@ class Preparation:
                     trust_by_url[url] = str(usual or "")
         return self.access, trust_by_url
 
-    def _needs_at(self, ends: Sequence[RouteEnd]) -> dict[int, CredentialNeed]:
-        needs = [(site, credential_need(MOVERS[protocol], self.access)) for site, protocol in ends]
+    def _needs_at(self, ends: Sequence[RouteEnd], *, by_tools: bool) -> dict[int, CredentialNeed]:
+        movers: Mapping[JobProtocol, Mover] = TOOL_MOVERS if by_tools else MOVERS
+        needs = [(site, credential_need(movers[protocol], self.access)) for site, protocol in ends]
         return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 
-    def _route_end(self, job: JobRecord, number: int) -> RouteEnd:
+    def _route_end(self, job: JobRecord, number: int, *, by_tools: bool) -> RouteEnd:
         site = self.sites.by_id(number)
-        protocol = None if site is None else reached_by(job, site)
+        protocol = None if site is None else reached_by(job, site, by_tools=by_tools)
         if site is None or protocol is None:
             what = "is not known any more" if site is None else f"does not offer {job.protocol.name} any more"
             raise NotPossibleError(
@@ -167,7 +177,7 @@ class Preparation:
 
     def _roots(self) -> list[str]:
         return [
-            decoded(site.endpoints[JobProtocol.FILE].removeprefix("file://"))
+            StorageUrl(site.endpoints[JobProtocol.FILE]).text_path
             for site in self.sites.all()
             if JobProtocol.FILE in site.endpoints
         ]
@@ -177,3 +187,9 @@ class Preparation:
         if kind.credential and self.credentials.release(kind.credential) and not self.pool.works_with(kind.credential):
             # No agent was started with it after all.
             self.credentials.remove_unused(kind.credential)
+
+
+def missing_mover(protocol: JobProtocol) -> AttemptFailure:
+    """What is the matter with jobs of a protocol that the service had a mover for once."""
+    message = f"the service has no mover for {protocol.name} any more"
+    return AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)

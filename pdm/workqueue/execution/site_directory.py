@@ -17,10 +17,10 @@ from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.sites import Restriction, RestrictionKind, SiteRecord, SiteSnapshot
 from pdm.workqueue.execution.endpoint_health import SiteHealth
-from pdm.workqueue.movers import MOVERS
+from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
 from pdm.workqueue.movers.mover import Access, credential_need, destination_protocol
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.site import Site, moved_by_tools
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic
@@ -29,16 +29,22 @@ from pdm.workqueue.telemetry.background import Periodic
 RouteEnd = tuple[Site, JobProtocol]
 
 
-def reached_by(job: JobRecord, site: Site) -> JobProtocol | None:
-    """The protocol that a job uses at a site; None if the site does not offer it any more."""
+def job_moved_by_tools(job: JobRecord, sites: SiteRegistry) -> bool:
+    """Whether the elements of a job are carried out by the field's own commands."""
+    known = [site for site in map(sites.by_id, job.sites) if site is not None]
+    return moved_by_tools(job.protocol, job.options.get("mover"), known)
+
+
+def reached_by(job: JobRecord, site: Site, *, by_tools: bool) -> JobProtocol | None:
+    """The protocol that reaches a site of a job; None if the site does not offer it any more."""
     if site.id == job.src_siteid:
         return destination_protocol(site.endpoints, job.protocol, frozenset())
-    return reached_by_protocol(job.protocol, site)
+    return reached_by_protocol(job.protocol, site, by_tools=by_tools)
 
 
-def reached_by_protocol(asked: JobProtocol, destination: Site) -> JobProtocol | None:
-    """The protocol that jobs of a protocol use at their destination; None if the site does not offer it."""
-    mover = MOVERS.get(asked)
+def reached_by_protocol(asked: JobProtocol, destination: Site, *, by_tools: bool = False) -> JobProtocol | None:
+    """The protocol that reaches the destination of jobs of a protocol; None if the site does not offer it."""
+    mover = mover_of(asked, by_tools=by_tools)
     return destination_protocol(destination.endpoints, asked, frozenset() if mover is None else mover.relays_to)
 
 
@@ -56,6 +62,14 @@ def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobP
     }
 
 
+def _any_mover_reaches(asked: JobProtocol, destination: Site) -> JobProtocol | None:
+    """As `reached_by_protocol`, by the service's own client or else by the tools: who moves a job is not known here."""
+    native = reached_by_protocol(asked, destination)
+    if native is not None or asked not in TOOL_MOVERS:
+        return native
+    return reached_by_protocol(asked, destination, by_tools=True)
+
+
 def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]) -> frozenset[tuple[int, JobProtocol]]:
     """Sites with the protocols of jobs that cannot reach them.
 
@@ -66,11 +80,7 @@ def blocked_sites(sites: SiteRegistry, paused: Iterable[tuple[int, JobProtocol]]
     for number, protocol in list(found):
         site = sites.by_id(number)
         if site is not None:
-            found.update(
-                (number, asked)
-                for asked, mover in MOVERS.items()
-                if destination_protocol(site.endpoints, asked, mover.relays_to) is protocol
-            )
+            found.update((number, asked) for asked in JobProtocol if _any_mover_reaches(asked, site) is protocol)
     return frozenset(found)
 
 
@@ -134,6 +144,7 @@ class SiteDirectory:
         banned = self.restriction(RestrictionKind.USER, job.user_id)
         if banned is not None:
             found.append(f"its user is banned: {banned.message}")
+        by_tools = job_moved_by_tools(job, self.sites)
         for number in dict.fromkeys([job.src_siteid, job.dst_siteid]):
             site = None if number is None else self.sites.by_id(number)
             if site is None:
@@ -141,7 +152,7 @@ class SiteDirectory:
             drained = self.restriction(RestrictionKind.SITE, site.id)
             if drained is not None:
                 found.append(f"site {site.name} ({site.id}) is drained: {drained.message}")
-            sentence = self.health.sentence(site, reached_by(job, site) or job.protocol, now)
+            sentence = self.health.sentence(site, reached_by(job, site, by_tools=by_tools) or job.protocol, now)
             if sentence is not None:
                 found.append(sentence)
         return found
@@ -163,4 +174,5 @@ def site_of(record: SiteRecord) -> Site:
         limit_out=content.limit_out,
         authorities=content.authorities,
         myproxy=content.myproxy,
+        mover=content.mover,
     )

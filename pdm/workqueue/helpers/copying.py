@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
-from pdm.workqueue.helpers.directories import TargetDirectories
+from pdm.workqueue.helpers.directories import TargetDirectories, TargetDirectory
 from pdm.workqueue.helpers.storage import (
     FileStat,
     FileVersion,
@@ -39,11 +39,11 @@ def copy(
     batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem], workers: WorkerThreads, count: int
 ) -> None:
     """Carry out a ``copy`` request in ``count`` threads."""
-    copier = _Copier(batch, request, items)
-    workers.share(batch, items, count, lambda storage, item: copier.copy(storage, _FileCopy.of(item)))
+    copier = FileCopier(batch, request, items)
+    workers.share(batch, items, count, lambda storage, item: copier.copy(storage, FileCopy.of(item)))
 
 
-class _FileCopy(NamedTuple):
+class FileCopy(NamedTuple):
     """A `CopyItem` with its URLs as values."""
 
     key: int
@@ -54,12 +54,34 @@ class _FileCopy(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, item: CopyItem) -> _FileCopy:
+    def of(cls, item: CopyItem) -> FileCopy:
         source, destination, temporary = map(StorageUrl, (item.source, item.destination, item.temporary))
         return cls(item.key, source, destination, temporary, [StorageUrl(url) for url in item.stale], item.size)
 
 
-class _Copier:
+class PendingCopy(NamedTuple):
+    """A copy between the looks at its ends and its proof.
+
+    Attributes:
+        item: of the request.
+        directory: in which it arrives.
+        version: of the source before the transfer.
+        reporter: tells the daemon how far it is.
+        doubted: whether the version may be the same in spite of a write: then the bytes must tell.
+        is_new: whether nothing had the name.
+    """
+
+    item: FileCopy
+    directory: TargetDirectory
+    version: FileVersion
+    reporter: _ProgressReporter
+    doubted: bool
+    is_new: bool
+
+
+class FileCopier:
+    """Copies the files of a batch, each in three steps: what is before the transfer, the transfer, the proof."""
+
     def __init__(self, batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem]) -> None:
         self._batch = batch
         self._overwrite = request.overwrite
@@ -70,55 +92,88 @@ class _Copier:
         #: Folders in which nothing can be made, with the reason.
         self._closed: dict[str, StorageError] = {}
 
-    def copy(self, storage: Storage, item: _FileCopy) -> None:
+    def copy(self, storage: Storage, item: FileCopy) -> None:
         """Copy one file, from the first look at its destination to its final name."""
+        pending = self.begin(storage, item)
+        if pending is None:
+            return
+        try:
+            source_sum = storage.transfer(
+                item.source, item.temporary, item.size, self._checksums or pending.doubted, pending.reporter.update
+            )
+        except (StoppedError, StorageError) as error:
+            self.give_up(storage, pending, error)
+        else:
+            self.complete(storage, pending, source_sum)
+
+    def begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
+        """Look at both ends of a copy, and make room; None if it has its outcome already."""
         key, destination = item.key, item.destination
-        folder = at_destination(self._folders.of, storage, destination)
+        directory = at_destination(self._folders.of, storage, destination)
         for stale in item.stale:
-            if folder.may_hold(stale):
+            if directory.may_hold(stale):
                 at_destination(_discard, storage, stale)
-        there = at_destination(folder.stat, storage, destination)
+        there = at_destination(directory.stat, storage, destination)
         if there is not None:
-            at_destination(folder.check_own_name, storage, destination)
+            at_destination(directory.check_own_name, storage, destination)
             if self._is_there_already(storage, item, there):
-                return
-        if folder.url in self._closed:
-            raise self._closed[folder.url]
+                return None
+        if directory.url in self._closed:
+            raise self._closed[directory.url]
         if self._doubts_sources:
             at_source(storage.check_readable, item.source)
-        arrival = _ProgressReporter(self._batch, key)
+        reporter = _ProgressReporter(self._batch, key)
         try:
             version = at_source(storage.version, item.source)
-            # Then its bytes must tell what its version may not.
-            doubted = version.may_hide_writes
-            source_sum = storage.transfer(
-                item.source, item.temporary, item.size, self._checksums or doubted, arrival.update
-            )
-            self._batch.log(key, f"transferred to {item.temporary} in {arrival.elapsed:.3f} s")
+        except (StoppedError, StorageError) as error:
+            self._fail(storage, item, directory, error)
+            return None
+        return PendingCopy(item, directory, version, reporter, doubted=version.may_hide_writes, is_new=there is None)
+
+    def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
+        """Prove a file that has arrived, and give it its name.
+
+        Args:
+            storage: of both ends.
+            pending: what `begin` has found.
+            source_sum: checksum of the bytes that were sent, where they came by here.
+        """
+        item = pending.item
+        try:
+            self._batch.log(item.key, f"transferred to {item.temporary} in {pending.reporter.elapsed:.3f} s")
             try:
                 checksum = self._prove(storage, item, source_sum)
             except StorageError as error:
                 if error.code == FailureCode.CHECKSUM_MISMATCH:
                     # Most likely because the source is being written: then it is not the way that damages bytes.
-                    self._check_version(storage, item, version)
+                    self._check_version(storage, item, pending.version)
                 raise
-            self._check_unchanged(storage, item, version, source_sum, doubted=doubted)
-            if self._overwrite == "never" or there is not None:
+            self._check_unchanged(storage, item, pending.version, source_sum, doubted=pending.doubted)
+            if self._overwrite == "never" or not pending.is_new:
                 self._rename(storage, item, checksum)
             else:
-                with folder.alone(storage, item.temporary, destination):
-                    at_destination(folder.check_free, storage, destination)
+                with pending.directory.alone(storage, item.temporary, item.destination):
+                    at_destination(pending.directory.check_free, storage, item.destination)
                     self._rename(storage, item, checksum)
         except (StoppedError, StorageError) as error:
-            residue = self._clean_up(storage, item.temporary, error)
-            if isinstance(error, StoppedError):
-                self._batch.cancelled(key, residue=residue)
-            else:
-                self._learn_from(error, folder.url)
-                self._batch.failed(key, error, residue=residue)
+            self.give_up(storage, pending, error)
             return
-        at_destination(storage.sync_directory, folder.url)
-        self._batch.done(key, item.size, item.size, checksum)
+        at_destination(storage.sync_directory, pending.directory.url)
+        self._batch.done(item.key, item.size, item.size, checksum)
+
+    def give_up(self, storage: Storage, pending: PendingCopy, error: StoppedError | StorageError) -> None:
+        """Remove what a copy that failed has left, and report why it did."""
+        self._fail(storage, pending.item, pending.directory, error)
+
+    def _fail(
+        self, storage: Storage, item: FileCopy, directory: TargetDirectory, error: StoppedError | StorageError
+    ) -> None:
+        residue = self._clean_up(storage, item.temporary, error)
+        if isinstance(error, StoppedError):
+            self._batch.cancelled(item.key, residue=residue)
+        else:
+            self._learn_from(error, directory.url)
+            self._batch.failed(item.key, error, residue=residue)
 
     def _learn_from(self, error: StorageError, folder_url: str) -> None:
         """Remember what spares the next files a transfer that must fail too."""
@@ -127,7 +182,7 @@ class _Copier:
         elif error.scope == FailureScope.DESTINATION and error.errno in _DIRECTORY_ERRNOS:
             self._closed[folder_url] = error
 
-    def _is_there_already(self, storage: Storage, item: _FileCopy, there: FileStat) -> bool:
+    def _is_there_already(self, storage: Storage, item: FileCopy, there: FileStat) -> bool:
         """Decide about what is at the destination; True if the copy is done with it."""
         destination = item.destination
         if "directory" in (there.kind, there.target_kind):
@@ -148,7 +203,7 @@ class _Copier:
             raise _exists_error(destination, there.size)
         return False
 
-    def _same(self, storage: Storage, item: _FileCopy, there: FileStat) -> str | None:
+    def _same(self, storage: Storage, item: FileCopy, there: FileStat) -> str | None:
         """The checksum that source and destination have in common, if they are identical."""
         if there.size != item.size:
             return None
@@ -161,7 +216,7 @@ class _Copier:
             raise
         return f"ADLER32:{source_sum}" if source_sum == destination_sum else None
 
-    def _prove(self, storage: Storage, item: _FileCopy, source_sum: str | None) -> str | None:
+    def _prove(self, storage: Storage, item: FileCopy, source_sum: str | None) -> str | None:
         """Compare what arrived with what was sent.
 
         Returns:
@@ -196,7 +251,7 @@ class _Copier:
         return f"ADLER32:{source_sum}"
 
     def _check_unchanged(
-        self, storage: Storage, item: _FileCopy, version: FileVersion, source_sum: str | None, *, doubted: bool
+        self, storage: Storage, item: FileCopy, version: FileVersion, source_sum: str | None, *, doubted: bool
     ) -> None:
         """Refuse a copy of a source that was written to meanwhile: it may be of two states, and equal to neither.
 
@@ -220,11 +275,11 @@ class _Copier:
         self._check_version(storage, item, version)
 
     @staticmethod
-    def _check_version(storage: Storage, item: _FileCopy, version: FileVersion) -> None:
+    def _check_version(storage: Storage, item: FileCopy, version: FileVersion) -> None:
         if at_source(storage.version, item.source) != version:
             raise StorageError(CHANGED, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE)
 
-    def _rename(self, storage: Storage, item: _FileCopy, checksum: str | None) -> None:
+    def _rename(self, storage: Storage, item: FileCopy, checksum: str | None) -> None:
         try:
             at_destination(
                 storage.rename,
@@ -290,11 +345,20 @@ class _ProgressReporter:
         self._batch = batch
         self._key = key
         self._began = self._last_at = time.monotonic()
+        self._ended: float | None = None
         self._last = 0
+
+    def restart(self) -> None:
+        """Count from now: the transfer begins."""
+        self._began = self._last_at = time.monotonic()
+
+    def end(self) -> None:
+        """Count no further: the transfer has ended, and its proof has to wait for others."""
+        self._ended = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        return time.monotonic() - self._began
+        return (self._ended or time.monotonic()) - self._began
 
     def update(self, transferred: int) -> None:
         now = time.monotonic()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import json
 import os
 import re
@@ -22,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.signing_policy import LONGEST_FILE, NAMESPACES, SIGNING_POLICY, PolicyFile, SigningPolicies
 from pdm.workqueue.domain.subjects import plain_form
 
@@ -29,6 +30,10 @@ from pdm.workqueue.domain.subjects import plain_form
 _TRUST_VARIABLE = "X509_CERT_DIR"
 _DEFAULT_TRUST = os.environ.get(_TRUST_VARIABLE)
 _switching = threading.RLock()
+#: Of the protocols whose servers are checked against authorities.
+_DEFAULT_PORTS = frozenset(
+    str(protocol.info.default_port) for protocol in (JobProtocol.GRIDFTP, JobProtocol.HTTPS, JobProtocol.XROOT)
+)
 
 
 class EndpointCredential(NamedTuple):
@@ -57,10 +62,7 @@ def credential_at(schemes: tuple[str, ...], authority: str) -> EndpointCredentia
 @functools.lru_cache(maxsize=1)
 def _parsed_credentials(text: str) -> Mapping[str, EndpointCredential]:
     told: dict[str, dict[str, Any]] = json.loads(text) if text else {}
-    return {
-        "/".join(url.split("/")[:3]): EndpointCredential(each["file"], each.get("account"))
-        for url, each in told.items()
-    }
+    return {StorageUrl(url).server: EndpointCredential(each["file"], each.get("account")) for url, each in told.items()}
 
 
 def trust_at(authority: str) -> str | None:
@@ -104,7 +106,7 @@ def _parsed_trust(text: str) -> Mapping[str, str]:
     told: dict[str, str] = json.loads(text) if text else {}
     folders: dict[str, str] = {}
     for url, folder in told.items():
-        authority = _canonical_authority(url.split("/", 3)[2])
+        authority = _canonical_authority(StorageUrl(url).authority)
         # Two names of one server that are trusted by unlike authorities: by none of them.
         folders[authority] = folder if folders.get(authority, folder) == folder else ""
     return folders
@@ -112,7 +114,9 @@ def _parsed_trust(text: str) -> Mapping[str, str]:
 
 def _canonical_authority(authority: str) -> str:
     """One spelling of a server's address: libraries keep connections by what it means."""
-    return authority.rpartition("@")[2].lower().removesuffix(":2811").removesuffix(":443").removesuffix(":1094")
+    address = authority.rpartition("@")[2].lower()
+    host, _, port = address.rpartition(":")
+    return host if port in _DEFAULT_PORTS else address
 
 
 _AUTHORITY_FILE = re.compile(r"([0-9a-f]{8})\.\d+")
@@ -132,19 +136,18 @@ _SHORT_NAMES = {
 }
 
 
-def check_server(connection: http.client.HTTPSConnection, folder: str) -> None:
+def check_server(sock: ssl.SSLSocket, folder: str) -> None:
     """Raise `ssl.SSLCertVerificationError` if an authority of the server's chain may not sign what it has signed.
 
     Args:
-        connection: after its handshake.
+        sock: after its handshake.
         folder: of the trusted authorities.
     """
     policies = _policies(folder, _directory_state(folder))
     if not policies.files:
         return
     # Part of the public interface from Python 3.13 on only.
-    sock: Any = connection.sock
-    chain: list[Any] = sock._sslobj.get_verified_chain()
+    chain: list[Any] = sock._sslobj.get_verified_chain()  # type: ignore[attr-defined]
     refusal = policies.evaluate([_canonical_subject(each.get_info()["subject"]) for each in chain]).refusal
     if refusal is not None:
         raise ssl.SSLCertVerificationError(f"certificate verify failed: {refusal}")

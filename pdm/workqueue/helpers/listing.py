@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -245,6 +246,7 @@ class _TreeListing:
     def _prepare(self, storage: Storage) -> None:
         storage.resume()
         self._batch.on_stop(storage.interrupt)
+        storage.log_to(functools.partial(self._batch.log, self._key))
         storage.timeouts = Timeouts.of(self._request.limits)
 
     def _worker(self, storage: Storage) -> None:

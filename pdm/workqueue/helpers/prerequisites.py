@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ if not __package__:
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol
 from pdm.workqueue.helpers.gridftp import gsi
 from pdm.workqueue.helpers.main_relay import backend_class
+from pdm.workqueue.helpers.tools.runner import package_of
 
 _LIBRARIES = ("libglobus_common.so.0", gsi.LIBRARY)
 
@@ -30,11 +32,19 @@ def _gridftp() -> str | None:
     return None
 
 
+def _tools() -> str | None:
+    for program in ("globus-url-copy", "gfal-copy", "setpriv"):
+        if shutil.which(program) is None:
+            return f"there is no {program} on the PATH: install the package {package_of(program)}"
+    return None
+
+
 def find_missing() -> dict[str, str]:
-    """Protocol → what this machine lacks for it."""
+    """Protocol, or ``TOOLS`` for sites and jobs that are moved by them, → what this machine lacks for it."""
     found = {protocol: backend_class(protocol).missing_software() for protocol in sorted(RELAYED)}
     found[JobProtocol.GRIDFTP] = _gridftp()
-    return {protocol.name: why for protocol, why in found.items() if why}
+    missing = {protocol.name: why for protocol, why in found.items() if why}
+    return missing if (why := _tools()) is None else {**missing, "TOOLS": why}
 
 
 def main() -> None:

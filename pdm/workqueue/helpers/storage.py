@@ -160,6 +160,9 @@ class Storage(abc.ABC):
     #: Entries of the directory listed last that its server counts but does not name.
     unnamed: int = 0
 
+    def log_to(self, write: Callable[[str], None]) -> None:  # noqa: B027  # most have nothing to tell by themselves
+        """Have what the storage has to tell of the next item written to that item's log."""
+
     @abc.abstractmethod
     def stat(self, url: StorageUrl) -> FileStat | None:
         """What is at a URL, links not followed; None if nothing is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -35,15 +36,23 @@ class WorkerThreads:
         return self._storages[:count]
 
     def share(
-        self, batch: ActiveBatch, items: Iterable[_Item], workers: int, work: Callable[[Storage, _Item], None]
+        self,
+        batch: ActiveBatch,
+        items: Iterable[_Item],
+        workers: int,
+        work: Callable[[Storage, _Item], None],
+        *,
+        begun: bool = False,
     ) -> None:
-        """Have each item worked on by one of ``workers`` threads; returns when all have an outcome.
+        """Have each item worked on by one of ``workers`` threads; returns when all are worked on.
 
         Args:
             batch: of the items.
             items: those that have no outcome so far.
             workers: how many threads.
             work: reports the outcome of an item itself, or raises `StorageError` or `StoppedError`.
+            begun: whether the items were begun before: then cancelled ones are worked on too, for they have left
+                something behind.
         """
         waiting = deque(items)
         storages = self.storages(min(workers, len(waiting)))
@@ -59,7 +68,8 @@ class WorkerThreads:
                     item = waiting.popleft()
                 except IndexError:
                     return
-                _carry_out_item(batch, storage, item, work)
+                if begun or _may_begin(batch, item.key):
+                    _carry_out_item(batch, storage, item, work)
 
         threads = [threading.Thread(target=worker, args=(storage,), name="lane") for storage in storages[1:]]
         for thread in threads:
@@ -69,13 +79,16 @@ class WorkerThreads:
             thread.join()
 
 
-def _carry_out_item(batch: ActiveBatch, storage: Storage, item: _Item, work: Callable[[Storage, _Item], None]) -> None:
-    key = item.key
+def _may_begin(batch: ActiveBatch, key: int) -> bool:
     if batch.stopped:
         batch.cancelled(key)
-        return
-    if not batch.started(key):
-        return
+        return False
+    return batch.started(key)
+
+
+def _carry_out_item(batch: ActiveBatch, storage: Storage, item: _Item, work: Callable[[Storage, _Item], None]) -> None:
+    key = item.key
+    storage.log_to(functools.partial(batch.log, key))
     storage.timeouts = Timeouts.of(batch.request.limits, item.size if isinstance(item, CopyItem) else 0)
     try:
         work(storage, item)

@@ -9,22 +9,24 @@ import hashlib
 import re
 import typing
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from pdm.workqueue.domain.credentials import CredentialNeed
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.domain.planning import first_element
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
-from pdm.workqueue.sites.site import NotOfferedError, Site, storage_url
+from pdm.workqueue.sites.registry import TOOL_SCHEMES
+from pdm.workqueue.sites.site import NotOfferedError, Site, moved_by_tools, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.wire.options import OPTIONS, read_options
 from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
@@ -209,11 +211,12 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
     source = _site(api, user_id, submission.src_siteid, "$.src_siteid")
     destination = _destination(api, user_id, type_, source, submission)
     _check_supported(api, protocol, type_)
+    by_tools = _by_tools(protocol, options, source, source if destination is None else destination)
     source_url = _url(source, protocol, submission.src_filepath, "$.src_filepath")
     if type_ is JobType.REMOVE and _is_whole_site(source_url, source.endpoints[protocol]):
         raise InvalidInputError("this path is the root of the whole site: name what to remove", "$.src_filepath")
     if destination is not None and submission.dst_filepath is not None:
-        other = _protocol_at(api, source, destination, protocol)
+        other = _protocol_at(api, source, destination, protocol, by_tools=by_tools)
         destination_url = _url(destination, other, submission.dst_filepath, "$.dst_filepath")
         # Compares URLs: two sites may be endpoints of one storage.
         if is_inside(destination_url, source_url):
@@ -233,6 +236,9 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         log_uid=uuid.uuid4().hex,
         first=first_element(type_, submission.src_filepath, submission.dst_filepath),
     )
+
+
+_TOOL_URLS = tuple(f"{scheme}://" for scheme in TOOL_SCHEMES)
 
 
 def _enum_member(type_: type[_JobEnum], word: object, pointer: str) -> _JobEnum:
@@ -299,9 +305,27 @@ def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> 
     raise InvalidInputError(f"this service cannot {type_.name}", "$.type")
 
 
-def _protocol_at(api: ApiContext, source: Site, destination: Site, protocol: JobProtocol) -> JobProtocol:
-    """The protocol to use at the destination; refuses one that the service cannot relay to."""
-    relays_to = api.relays_to(protocol)
+def _by_tools(protocol: JobProtocol, options: Mapping[str, Any], *sites: Site) -> bool:
+    """Whether the field's own commands carry out a job."""
+    asked = options.get("mover")
+    if asked == MoverKind.TOOLS and protocol not in TOOL_PROTOCOLS:
+        known = ", ".join(each.name for each in sorted(TOOL_PROTOCOLS))
+        raise InvalidInputError(f"the tools move by {known}, not by {protocol.name}", "$.extra_opts.mover")
+    by_tools = moved_by_tools(protocol, asked, sites)
+    if not by_tools and any(site.endpoints.get(protocol, "").startswith(_TOOL_URLS) for site in sites):
+        raise InvalidInputError("only the tools reach this site: leave the option mover away", "$.extra_opts.mover")
+    return by_tools
+
+
+def _relays_to(api: ApiContext, protocol: JobProtocol, *, by_tools: bool) -> frozenset[JobProtocol]:
+    return TOOL_MOVERS[protocol].relays_to if by_tools else api.relays_to(protocol)
+
+
+def _protocol_at(
+    api: ApiContext, source: Site, destination: Site, protocol: JobProtocol, *, by_tools: bool
+) -> JobProtocol:
+    """The protocol for the destination; one that cannot be reached is refused with the pairs that work."""
+    relays_to = _relays_to(api, protocol, by_tools=by_tools)
     if source is destination or not relays_to:
         return protocol
     found = destination_protocol(destination.endpoints, protocol, relays_to)
@@ -318,11 +342,17 @@ def credential_needs(api: ApiContext, new: NewJob | JobRecord) -> dict[int, Cred
     """Credentials that a job needs, by site; sites that need none are left out."""
     source = api.sites.by_id(new.src_siteid)
     destination = None if new.dst_siteid is None else api.sites.by_id(new.dst_siteid)
+    sites = [site for site in (source, destination) if site is not None]
+    by_tools = moved_by_tools(new.protocol, new.options.get("mover"), sites)
     ends = [] if source is None else [(source, new.protocol)]
     if destination is not None and destination.id != new.src_siteid:
-        found = destination_protocol(destination.endpoints, new.protocol, api.relays_to(new.protocol))
+        found = destination_protocol(
+            destination.endpoints, new.protocol, _relays_to(api, new.protocol, by_tools=by_tools)
+        )
         ends.append((destination, found or new.protocol))
-    needs = [(site, api.credential_need(protocol)) for site, protocol in ends]
+    needs = [
+        (site, TOOL_MOVERS[protocol].need if by_tools else api.credential_need(protocol)) for site, protocol in ends
+    ]
     return {site.id: need.at(site.owner_id) for site, need in needs if need is not None}
 
 

@@ -273,6 +273,7 @@ def site_view(api: ApiContext, site: Site, *, with_health: bool = False) -> Site
         limit_out=site.limit_out,
         authorities=list(_authority_subjects(site.authorities)),
         myproxy=site.myproxy,
+        mover=site.mover.value,
         state=state,
         reason=reason,
         health=_endpoint_views(api, site) if with_health else UNSET,

@@ -8,12 +8,12 @@ from types import MappingProxyType
 
 from twisted.logger import Logger
 
-from pdm.workqueue.domain.credentials import CredentialKind
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.movers.gridftp import GridFtpMover
 from pdm.workqueue.movers.mover import Mover
 from pdm.workqueue.movers.relayed import RelayedMover
+from pdm.workqueue.movers.tools import ToolsMover
 
 _log = Logger()
 
@@ -24,14 +24,14 @@ ENTRY_POINTS = "pdm_workqueue.movers"
 BUILT_IN: Mapping[JobProtocol, Mover] = MappingProxyType(
     {
         JobProtocol.GRIDFTP: GridFtpMover(),
-        JobProtocol.SSH: RelayedMover(JobProtocol.SSH, CredentialKind.SSH_KEY),
-        JobProtocol.HTTPS: RelayedMover(
-            JobProtocol.HTTPS, CredentialKind.PROXY, prefers_credential=CredentialKind.TOKEN
-        ),
-        JobProtocol.XROOT: RelayedMover(JobProtocol.XROOT, CredentialKind.PROXY),
-        JobProtocol.FILE: RelayedMover(JobProtocol.FILE, needs_credential=None),
         JobProtocol.DUMMY: DummyMover(),
+        **{protocol: RelayedMover(protocol) for protocol in sorted(RELAYED)},
     }
+)
+
+#: Those that have the field's own commands do it: for sites with ``mover = tools``, and jobs with that option.
+TOOL_MOVERS: Mapping[JobProtocol, ToolsMover] = MappingProxyType(
+    {protocol: ToolsMover(protocol) for protocol in TOOL_PROTOCOLS}
 )
 
 
@@ -57,3 +57,8 @@ def installed(found: Iterable[EntryPoint]) -> dict[JobProtocol, Mover]:
 
 #: What the service can move. A protocol that is not here is refused when a job is submitted.
 MOVERS: Mapping[JobProtocol, Mover] = MappingProxyType({**BUILT_IN, **installed(entry_points(group=ENTRY_POINTS))})
+
+
+def mover_of(protocol: JobProtocol, *, by_tools: bool) -> Mover | None:
+    """The mover of a protocol; None if there is none."""
+    return TOOL_MOVERS[protocol] if by_tools else MOVERS.get(protocol)

@@ -36,10 +36,18 @@ class RelayedMover:
     """Has the relay move one of its protocols."""
 
     protocol: JobProtocol
-    needs_credential: CredentialKind | None
-    prefers_credential: CredentialKind | None = None
     job_types: frozenset[JobType] = ALL_JOB_TYPES
     helper: str = "pdm.workqueue.helpers.main_relay"
+
+    @property
+    def needs_credential(self) -> CredentialKind | None:
+        kinds = self.protocol.info.credentials
+        return CredentialKind(kinds[-1]) if kinds else None
+
+    @property
+    def prefers_credential(self) -> CredentialKind | None:
+        kinds = self.protocol.info.credentials
+        return CredentialKind(kinds[0]) if len(kinds) > 1 else None
 
     @property
     def relays_to(self) -> frozenset[JobProtocol]:

@@ -9,6 +9,7 @@
     gridftp = gsiftp://gridftp.example.org:2811
     https = https://dav.example.org:443
     myproxy = myproxy.example.org:7512
+    mover = tools
 
 A protocol may have several endpoints of one storage: a URL a line, those after the first indented. Sites that
 users registered come from the database; where two have one number, the site of the file wins.
@@ -24,7 +25,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 from twisted.logger import Logger
 
 from pdm.workqueue.config.reader import ConfigError, parse_ini, suggestion
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import InvalidPathError, checked
 from pdm.workqueue.sites.site import NotOfferedError, Site, storage_url
 
@@ -32,15 +33,11 @@ __all__ = ["ConfigError", "NotOfferedError", "Site", "SiteRegistry", "storage_ur
 
 #: Key → protocol.
 ENDPOINT_KEYS = {member.name.lower(): member for member in JobProtocol}
-_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy")
-_SCHEMES = {
-    JobProtocol.GRIDFTP: ("gsiftp",),
-    JobProtocol.SSH: ("sftp",),
-    JobProtocol.DUMMY: ("dummy",),
-    JobProtocol.FILE: ("file",),
-    JobProtocol.HTTPS: ("https", "davs"),
-    JobProtocol.XROOT: ("root", "roots"),
-}
+_OTHER_KEYS = ("id", "description", "default_folder", "limit_in", "limit_out", "myproxy", "mover")
+#: Schemes of servers that only the tools can reach, with the user's proxy; they are GRIDFTP by their name in jobs.
+TOOL_SCHEMES = ("srm", "dcap", "gsidcap")
+#: Where the web service of an SRM stands, and what comes before the path.
+_SRM_SERVICE = re.compile(r"(?<=.)/[A-Za-z0-9/._-]{1,200}\?SFN=\Z", re.ASCII)
 #: Largest site number: the database keeps 32 bits with a sign.
 LARGEST_ID = 2**31 - 1
 _LONGEST_NAME = 64
@@ -158,11 +155,12 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         check_name(name)
     except ValueError as error:
         raise ConfigError(f"{place} is no name for a site: {error}") from error
+    mover = MoverKind(checked_by("mover", check_mover, MoverKind.NATIVE))
     endpoints: dict[JobProtocol, list[str]] = {}
     for key, protocol in ENDPOINT_KEYS.items():
         for line in keys[key].split("\n") if key in keys else ():
             try:
-                endpoints.setdefault(protocol, []).append(check_endpoint(protocol, line))
+                endpoints.setdefault(protocol, []).append(check_endpoint(protocol, line, mover))
             except ValueError as error:
                 raise ConfigError(f"{place} {key}: {error}") from error
         if protocol is JobProtocol.FILE and len(endpoints.get(protocol, ())) > 1:
@@ -179,6 +177,7 @@ def _read_site(place: str, name: str, keys: Mapping[str, str]) -> Site:
         limit_in=int(checked_by("limit_in", _limit, "1")) if "limit_in" in keys else None,
         limit_out=int(checked_by("limit_out", _limit, "1")) if "limit_out" in keys else None,
         myproxy=checked_by("myproxy", check_host_and_port, "") if "myproxy" in keys else None,
+        mover=mover,
     )
 
 
@@ -251,13 +250,33 @@ def check_host_and_port(text: str) -> str:
     return text
 
 
-def check_endpoint(protocol: JobProtocol, text: str) -> str:
-    """An endpoint of a site in its canonical form.
+def check_mover(text: str) -> str:
+    """Who carries out the elements of a site's jobs.
+
+    Raises:
+        ValueError: nobody has that name.
+    """
+    if text not in list(MoverKind):
+        raise ValueError(f"{' or '.join(MoverKind)} is expected")
+    return text
+
+
+def check_endpoint(protocol: JobProtocol, text: str, mover: MoverKind = MoverKind.NATIVE) -> str:
+    """An endpoint of a site, in the one way in which it is written everywhere.
+
+    Args:
+        protocol: by which it is reached.
+        text: the URL.
+        mover: of the site: the tools know of more schemes.
 
     Raises:
         ValueError: it is none for the protocol.
     """
-    schemes = _SCHEMES[protocol]
+    schemes = protocol.info.schemes
+    if mover is MoverKind.TOOLS and protocol is JobProtocol.GRIDFTP:
+        schemes += TOOL_SCHEMES
+        if text.startswith("srm://") and (service := _SRM_SERVICE.search(text)):
+            return check_endpoint(protocol, text[: service.start()], mover) + service.group()
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("a URL of plain characters is expected; write others percent-encoded")
     scheme, separator, rest = text.partition("://")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import field, frozen
 
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import InvalidPathError, checked, encoded, resolved
 
 
@@ -18,6 +18,7 @@ class Site:
         id: the number in the REST API and in the database; stays when the site moves.
         name: what people call it; never a number.
         default_folder: where relative paths begin; absolute, or begins with ``~``.
+        mover: who carries out the elements of its jobs, unless a job says so itself.
         myproxy: ``HOST:PORT`` of the MyProxy server at which its users log on; None where it has none.
         endpoints: protocol → URL without path (FILE: with the root directory), percent-encoded, no slash at its end.
         alternatives: protocol → further URLs of the same storage.
@@ -40,6 +41,7 @@ class Site:
     limit_out: int | None = None
     authorities: str = ""
     myproxy: str | None = None
+    mover: MoverKind = MoverKind.NATIVE
 
     def endpoint_urls(self, protocol: JobProtocol) -> Sequence[str]:
         """All URLs of a protocol, the preferred one first; empty where it is not offered."""
@@ -51,8 +53,19 @@ class Site:
         return self.public or self.owner_id == user_id
 
 
-#: Protocols without home directories, or without a way to ask for them.
-_WITHOUT_HOMES = frozenset({JobProtocol.FILE, JobProtocol.HTTPS, JobProtocol.XROOT})
+def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) -> bool:
+    """Whether the elements of a job are carried out by the field's own commands.
+
+    Args:
+        protocol: of the job.
+        asked: its option ``mover``; None where it has none.
+        sites: its own; one that is moved by the tools is enough.
+    """
+    if protocol not in TOOL_PROTOCOLS:
+        return False
+    if asked is not None:
+        return asked == MoverKind.TOOLS
+    return any(site.mover is MoverKind.TOOLS for site in sites)
 
 
 class NotOfferedError(ValueError):
@@ -82,7 +95,7 @@ def storage_url(site: Site, protocol: JobProtocol, path: str, url: str | None = 
     if place != path:
         # A relative path may be short enough by itself only.
         checked(place)
-    if protocol in _WITHOUT_HOMES:
+    if not protocol.info.has_homes:
         inside = _confined(place, "directory" if protocol is JobProtocol.FILE else "server")
     else:
         inside = encoded(place if place.startswith("/") else "/" + place)

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.domain.sites import (
     LAST_FILE_SITE,
     Actor,
@@ -86,7 +86,7 @@ _COLUMNS = tuple(
     sites.c[name]
     for name in (
         *("id", "owner_id", "public", "name", "description", "default_folder"),
-        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy"),
+        *("endpoints", "limit_in", "limit_out", "authorities", "myproxy", "mover"),
     )
 )
 #: Sites of one user; bounds the memory, where all sites are kept.
@@ -221,6 +221,7 @@ def _values(content: NewSite) -> dict[str, Any]:
         "limit_out": content.limit_out,
         "authorities": content.authorities,
         "myproxy": content.myproxy,
+        "mover": content.mover.value,
     }
 
 
@@ -228,7 +229,8 @@ def _audit_details(content: NewSite) -> str:
     urls = " ".join(url for urls in content.endpoints.values() for url in urls)
     own = " with authorities of its own" if content.authorities else ""
     logon = f", logon at {content.myproxy}" if content.myproxy else ""
-    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}: {urls}"
+    mover = f", moved by {content.mover}" if content.mover is not MoverKind.NATIVE else ""
+    return f"{content.name}, {'public' if content.public else 'private'}{own}{logon}{mover}: {urls}"
 
 
 def _record(row: sa.Row[Any]) -> SiteRecord:
@@ -246,6 +248,7 @@ def _record(row: sa.Row[Any]) -> SiteRecord:
             limit_out=row.limit_out,
             authorities=row.authorities,
             myproxy=row.myproxy,
+            mover=MoverKind(row.mover),
         ),
     )
 

@@ -36,8 +36,15 @@ class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     fail_times: Annotated[int, Meta(ge=0, le=100)] | None = None
 
 
+Mover = Annotated[
+    Literal["native", "tools"],
+    Meta(description="Who does the work: the service's own clients, or globus-url-copy and gfal."),
+]
+
+
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     dummy: DummyOptions | None = None
+    mover: Mover | None = None
 
 
 class ListOptions(_Options, frozen=True):

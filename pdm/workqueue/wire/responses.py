@@ -324,6 +324,13 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     myproxy: Annotated[str | None, Meta(description="HOST:PORT of the MyProxy server at which its users log on.")] = (
         None
     )
+    mover: Annotated[
+        str,
+        Meta(
+            description="Who carries out its jobs: the service's own clients, or globus-url-copy and gfal (tools).",
+            extra_json_schema={"enum": ["native", "tools"]},
+        ),
+    ] = "native"
     state: Annotated[
         str,
         Meta(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -48,6 +48,10 @@ MyProxy = Annotated[
     Annotated[str, Meta(min_length=1, max_length=300)] | None,
     Meta(description="HOST:PORT of the MyProxy server at which its users log on; null for none."),
 ]
+SiteMover = Annotated[
+    Literal["native", "tools"],
+    Meta(description="Who carries out its jobs: the service's own clients, or globus-url-copy and gfal (tools)."),
+]
 
 
 class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -62,6 +66,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limit_out: Streams = None
     authorities: Authorities | None = None
     myproxy: MyProxy = None
+    mover: SiteMover | None = None
 
 
 class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -76,6 +81,7 @@ class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limit_out: Streams | UnsetType = UNSET
     authorities: Authorities | UnsetType = UNSET
     myproxy: MyProxy | UnsetType = UNSET
+    mover: SiteMover | UnsetType = UNSET
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

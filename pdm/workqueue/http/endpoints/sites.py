@@ -14,7 +14,8 @@ from twisted.logger import Logger
 
 from pdm.workqueue.certificates.files import read_authorities
 from pdm.workqueue.certificates.pem import to_pem
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import JobProtocol, MoverKind
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.sites import Actor, NewSite, RestrictionKind, SiteRecord
 from pdm.workqueue.execution.endpoint_checks import SiteCheckRunningError
 from pdm.workqueue.http.access import Caller, Role
@@ -60,6 +61,7 @@ def site_from_body(caller: Caller, body: SiteBody, *, local: bool) -> NewSite:
         limit_out=body.limit_out,
         authorities=_authorities(body.authorities or ""),
         myproxy=_myproxy(body.myproxy, local=local),
+        mover=MoverKind(body.mover or MoverKind.NATIVE),
     )
 
 
@@ -84,6 +86,8 @@ def changed_site(caller: Caller, body: SiteChanges, content: NewSite, *, local: 
         content = evolve(content, authorities=_authorities(body.authorities))
     if body.myproxy is not UNSET:
         content = evolve(content, myproxy=_myproxy(body.myproxy, local=local))
+    if body.mover is not UNSET:
+        content = evolve(content, mover=MoverKind(body.mover))
     return content
 
 
@@ -102,7 +106,7 @@ def _myproxy(server: str | None, *, local: bool) -> str | None:
 
 def _check_not_local(address: str, pointer: str, *, local: bool) -> str:
     """Refuse an address (``HOST:PORT`` or a URL) of this machine or its link, unless `local` allows it."""
-    authority = address.partition("://")[2].partition("/")[0] or address
+    authority = StorageUrl(address).authority or address
     if not local and _is_local(authority):
         # Server-side request forgery: users would reach services that trust local connections.
         raise ForbiddenError("only operators may use an address of the service's own machine or its link", pointer)

@@ -1,0 +1,440 @@
+"""HTTPS client of storage backends: persistent connections, credentials, redirects, errors as `StorageError`.
+
+``X509_CERT_DIR`` names the trusted authorities, ``PDM_TRUST`` those of single servers, ``X509_USER_PROXY`` the client's
+certificate with its key, ``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only. A server that a
+redirect leads to gets neither certificate nor token: with the user's proxy it could act in the user's name anywhere. It
+finds what it needs in the URL, as dCache, EOS and XRootD have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import ssl
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import NamedTuple
+
+import h11
+
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers import lease
+from pdm.workqueue.helpers.backends.http_connection import HttpConnection
+from pdm.workqueue.helpers.backends.http_errors import error_from_response
+from pdm.workqueue.helpers.credentials import check_server, credential_at, trust_at
+from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, truncated
+
+_MAX_ERROR_TEXT = 4000
+_MIN_TIMEOUT_S = 0.05
+#: Not repeated when a connection was lost: the server may have carried them out.
+_NOT_REPEATABLE = frozenset({"PUT", "COPY", "MOVE", "DELETE", "MKCOL"})
+#: Redirects are for bytes: where servers of dCache, EOS and XRootD keep them is known to others of their kind.
+_REDIRECTED = frozenset({"GET", "HEAD", "PUT", "COPY"})
+_REDIRECTS, _MAX_REDIRECTS = (301, 302, 303, 307, 308), 5
+#: With these a redirect that adds a slash to a directory's name is followed. A DELETE is not: what was a file before
+#: would be a whole tree now.
+_SLASH_ADDED = frozenset({"PROPFIND", "MKCOL", "MOVE", "COPY", "HEAD", "OPTIONS"})
+#: Bytes of a body that are read only to keep the connection.
+_MAX_UNUSED_BODY = 1024 * 1024
+#: Seconds in which a server that has closed a connection must answer another.
+_PROBE_S = 3.0
+#: Codes of a server that could not be connected.
+UNREACHABLE = frozenset({FailureCode.CONNECTION, FailureCode.STALLED, FailureCode.TIMEOUT})
+_CREDENTIAL_CODES = frozenset({FailureCode.CREDENTIAL_EXPIRED, FailureCode.CREDENTIAL_REFUSED})
+_AUTHORITY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+_ASCII = re.compile(r"[\x21-\x7e]+")
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}", re.ASCII)
+
+Headers = Mapping[str, str | bytes]
+Body = bytes | Iterator[bytes]
+
+
+class _Server(NamedTuple):
+    """Where a connection leads.
+
+    Attributes:
+        authority: host, and port.
+        is_known: whether the user has named it; other servers get no credential of any kind.
+        trust: directory of the authorities that are trusted for it: those of the site that has named it.
+    """
+
+    authority: str
+    is_known: bool
+    trust: str | None
+
+
+class HttpResponse:
+    """The response to a request: its head is there, its body is to be read to the end or dropped."""
+
+    def __init__(self, client: HttpClient, server: _Server, connection: HttpConnection, head: h11.Response) -> None:
+        self._client = client
+        self._connection = connection
+        self._headers = head.headers
+        self._has_ended = False
+        self.server = server
+        self.has_sent_body = connection.has_sent_body
+        self.status = head.status_code
+        self.reason = head.reason.decode("latin-1")
+
+    def header(self, name: str) -> str | None:
+        """The values of a header, joined by commas; None if there is none."""
+        values = [value.decode("latin-1") for key, value in self._headers if key == name.lower().encode()]
+        return ", ".join(values) if values else None
+
+    def read(self, min_timeout_s: float = 0.0) -> bytes:
+        """A chunk of the body, empty at its end; ``min_timeout_s`` as in `HttpConnection.read`."""
+        if self._has_ended:
+            return b""
+        try:
+            with self._client.translated_errors(self.server, self._connection):
+                chunk = self._connection.read(min_timeout_s)
+        except StorageError as error:
+            raise self._client.explained(self.server, error) from error.__cause__
+        if not chunk:
+            self._has_ended = True
+            self._client.release(self.server, self._connection)
+        return chunk
+
+    def finish(self) -> None:
+        """Skip the rest of the body; the connection is closed if that is long."""
+        left = _MAX_UNUSED_BODY
+        while left > 0 and (chunk := self.read()):
+            left -= len(chunk)
+        if left <= 0:
+            self.drop()
+
+    def abort(self) -> None:
+        """Fail the thread that is reading; from any thread."""
+        self._connection.abort()
+
+    def drop(self) -> None:
+        """Close the connection, and with it what is under way there."""
+        if not self._has_ended:
+            self._client.close(self._connection)
+
+
+class HttpClient:
+    """The connections of one worker thread; `interrupt` may be called by any thread.
+
+    Attributes:
+        timeouts: of what is under way.
+        interrupted: whether everything is to end.
+    """
+
+    def __init__(self) -> None:
+        self.timeouts: Timeouts
+        self.interrupted = False
+        self._idle: dict[_Server, list[HttpConnection]] = {}
+        self._busy: set[HttpConnection] = set()
+        self._contexts: dict[tuple[str | None, bool], ssl.SSLContext] = {}
+        #: Authority → its ``Server`` header.
+        self._products: dict[str, str] = {}
+        #: Servers that get a body unasked, for they ignore or refuse ``Expect``.
+        self._without_expect: set[_Server] = set()
+
+    def open(
+        self,
+        method: str,
+        url: StorageUrl,
+        headers: Headers | None = None,
+        body: Body = b"",
+        ok: tuple[int, ...] = (200,),
+    ) -> HttpResponse:
+        """Send a request, wherever the server redirects it.
+
+        Args:
+            method: of HTTP.
+            url: percent-encoded.
+            headers: besides those of the credential.
+            body: an iterator is read only for a server that takes it.
+            ok: statuses that are no error.
+
+        Raises:
+            StorageError: there was no response, or a redirect that is not followed.
+            HttpStatusError: the status is an error.
+        """
+        self.check_name(url)
+        headers = headers or {}
+        first, at = url.authority, url
+        for _ in range(_MAX_REDIRECTS + 1):
+            authority = at.authority
+            response = self._request(_Server(authority, authority == first, trust_at(first)), method, at, headers, body)
+            if response.status not in _REDIRECTS:
+                break
+            location = response.header("Location") or ""
+            if method in _SLASH_ADDED and _only_adds_slash(at, location):
+                response.finish()
+                at = StorageUrl(at + "/")
+                continue
+            if method not in _REDIRECTED:
+                break
+            response.drop()
+            if response.has_sent_body:
+                # It cannot be sent twice. The next attempt asks the server first, again.
+                self._without_expect.discard(response.server)
+                raise StorageError(f"{url}: the server redirects after it took bytes", code=FailureCode.SERVER_ERROR)
+            at = _redirected(at, location)
+        if response.status in ok:
+            return response
+        if response.status in _REDIRECTS:
+            response.drop()
+            where = truncated(response.header("Location") or "nowhere", 300)
+            raise StorageError(f"{method} {url}: the server redirects to {where}", code=FailureCode.UNSUPPORTED)
+        text = ""
+        with contextlib.suppress(StorageError):
+            text = response.read()[:_MAX_ERROR_TEXT].decode("utf-8", "backslashreplace").strip()
+            response.finish()
+        # Without the query: with it, whoever reads the message could have the file.
+        request = f"{method} {at.partition('?')[0]}"
+        retry_after, size = response.header("Retry-After"), headers.get("Content-Length")
+        raise error_from_response(request, response.status, response.reason, text, retry_after, size)
+
+    def call(
+        self,
+        method: str,
+        url: StorageUrl,
+        headers: Headers | None = None,
+        body: Body = b"",
+        ok: tuple[int, ...] = (200,),
+    ) -> HttpResponse:
+        """As `open`, for a response of which only the head matters."""
+        response = self.open(method, url, headers, body, ok)
+        response.finish()
+        return response
+
+    def is_xrootd(self, url: StorageUrl) -> bool:
+        """Whether a server is XRootD's, by its own words."""
+        authority = url.authority
+        if authority not in self._products:
+            self._request(known_server(url), "OPTIONS", StorageUrl(f"https://{authority}/"), {}, b"").finish()
+        return self._products[authority].startswith("xrootd")
+
+    def check_name(self, url: StorageUrl) -> None:
+        """Raise `StorageError` for a name that XRootD would take for another: it cuts paths at ``?``, however encoded.
+
+        Without this the removal of ``data?`` would remove ``data``.
+        """
+        if "%3f" in url.lower() and self.is_xrootd(url):
+            raise StorageError(f"{url}: this server cannot hold names with a question mark", errno=errno.EILSEQ)
+
+    def interrupt(self) -> None:
+        """End what is under way, from any thread."""
+        self.interrupted = True
+        for connection in list(self._busy):
+            connection.abort()
+
+    # -- one request
+
+    def _request(self, server: _Server, method: str, url: StorageUrl, headers: Headers, body: Body) -> HttpResponse:
+        """Send a request, a second time if nothing can have been done by the first."""
+        is_kept = self._has_idle(server)
+        try:
+            response = self._request_once(server, method, url, headers, body)
+        except StorageError as error:
+            # The server may have closed a kept connection meanwhile.
+            if not (is_kept and error.lost) or method in _NOT_REPEATABLE:
+                raise self.explained(server, error) from error.__cause__
+        else:
+            is_unexpected = response.status == HTTPStatus.EXPECTATION_FAILED and not isinstance(body, bytes)
+            if not is_unexpected or response.has_sent_body:
+                return response
+            response.drop()
+            self._without_expect.add(server)
+        self.close_idle(server)
+        try:
+            return self._request_once(server, method, url, headers, body)
+        except StorageError as error:
+            raise self.explained(server, error) from error.__cause__
+
+    def _request_once(
+        self, server: _Server, method: str, url: StorageUrl, headers: Headers, body: Body
+    ) -> HttpResponse:
+        lease.check()
+        if server.is_known:
+            headers = {**self.credentials(server.authority), **headers}
+        expect = not isinstance(body, bytes) and server not in self._without_expect
+        connection = self._connected(server)
+        with self.translated_errors(server, connection):
+            head = connection.request(method, url.encoded_path, headers, body, expect=expect)
+        if connection.ignores_expect:
+            self._without_expect.add(server)
+        response = HttpResponse(self, server, connection, head)
+        self._products[server.authority] = (response.header("Server") or "").lower()
+        return response
+
+    def explained(self, server: _Server, error: StorageError) -> StorageError:
+        """Why a connection ended: the server is down, does not want the client, or cannot cope with this one request.
+
+        Only the first is CONNECTION. Some servers end the connection over one path (Apache over a directory that it
+        cannot enter, WsgiDAV over a name that is not UTF-8) and are well otherwise: that must not pause the site.
+        """
+        if not error.lost or error.code is not FailureCode.CONNECTION or self.interrupted:
+            return error
+        reason = self._probe(server)
+        if reason is None:
+            text = f"the server ended the connection at this request, and answers others: {error.message}"
+            return StorageError(text, code=FailureCode.SERVER_ERROR, lost=True)
+        return reason if reason.code in _CREDENTIAL_CODES else error
+
+    def _probe(self, server: _Server) -> StorageError | None:
+        """Send a request that asks for nothing; what goes wrong, or None if the server responds soon."""
+        connection = HttpConnection(server.authority, self._tls(server), lambda: min(self._timeout_s(), _PROBE_S))
+        try:
+            connection.connect()
+            connection.request("OPTIONS", "/", {})
+        except (OSError, h11.ProtocolError) as error:
+            return self._storage_error(server, error)
+        finally:
+            connection.close()
+        return None
+
+    # -- connections
+
+    def _has_idle(self, server: _Server) -> bool:
+        """Whether there is a kept connection; those that the server has closed meanwhile are closed."""
+        idle = self._idle.get(server, [])
+        for connection in list(idle):
+            if not connection.is_open():
+                idle.remove(connection)
+                connection.close()
+        return bool(idle)
+
+    def _connected(self, server: _Server) -> HttpConnection:
+        if self.interrupted:
+            raise StoppedError
+        idle = self._idle.get(server)
+        connection = idle.pop() if idle else HttpConnection(server.authority, self._tls(server), self._timeout_s)
+        self._busy.add(connection)
+        if not connection.is_connected:
+            try:
+                with self.translated_errors(server, connection):
+                    sock = connection.connect()
+                    if server.trust:
+                        check_server(sock, server.trust)
+            except StorageError as error:
+                error.unreachable = error.code in UNREACHABLE
+                raise
+        return connection
+
+    def release(self, server: _Server, connection: HttpConnection) -> None:
+        """Keep a connection for the next request, if it takes one."""
+        if connection.is_reusable:
+            self._busy.discard(connection)
+            self._idle.setdefault(server, []).append(connection)
+        else:
+            self.close(connection)
+
+    def close(self, connection: HttpConnection) -> None:
+        self._busy.discard(connection)
+        connection.close()
+
+    def close_idle(self, server: _Server) -> None:
+        """Close the kept connections to a server."""
+        for connection in self._idle.pop(server, []):
+            connection.close()
+
+    def _timeout_s(self) -> float:
+        if self.interrupted:
+            raise StoppedError
+        left = self.timeouts.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("not finished in time")
+        return max(min(self.timeouts.stall_s, left), _MIN_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def translated_errors(self, server: _Server, connection: HttpConnection) -> Iterator[None]:
+        """Turn errors of a connection into those of the storage; the connection is closed by any error."""
+        try:
+            yield
+        except BaseException as error:
+            self.close(connection)
+            if not isinstance(error, (OSError, h11.ProtocolError)):
+                raise
+            if self.interrupted:
+                raise StoppedError from error
+            raise self._storage_error(server, error) from error
+
+    def _storage_error(self, server: _Server, error: Exception) -> StorageError:
+        text = f"{server.authority}: {str(error) or type(error).__name__}"
+        if isinstance(error, TimeoutError):
+            is_stalled = time.monotonic() < self.timeouts.until
+            return StorageError(text, code=FailureCode.STALLED if is_stalled else "TIMEOUT")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return StorageError(text, code=FailureCode.CERTIFICATE)
+        if isinstance(error, ssl.SSLError) and "ALERT" in text.upper():
+            if "EXPIRED" in text.upper():
+                return StorageError(text, code=FailureCode.CREDENTIAL_EXPIRED, scope=FailureScope.SERVICE)
+            return StorageError(text, code=FailureCode.CREDENTIAL_REFUSED)
+        return StorageError(text, code=FailureCode.CONNECTION, lost=True)
+
+    # -- credentials
+
+    @staticmethod
+    def credentials(authority: str) -> dict[str, str]:
+        """The headers with the user's token for a server, if there is one."""
+        credential = credential_at(("https", "davs"), authority)
+        if credential is None:
+            return {}
+        try:
+            token = Path(credential.file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            text = f"the token cannot be read: {type(error).__name__}"
+            raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
+        if not _TOKEN.fullmatch(token):
+            raise StorageError(
+                "that is no bearer token", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
+            )
+        return {"Authorization": f"Bearer {token}"}
+
+    def _tls(self, server: _Server) -> ssl.SSLContext:
+        """Trusts the authorities of the server; with the user's proxy for servers that the user has named."""
+        key = server.trust, server.is_known
+        if key not in self._contexts:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            # Apache asks for a certificate once it knows the path (SSLVerifyClient in a Location or Directory).
+            context.post_handshake_auth = True
+            try:
+                context.load_verify_locations(capath=server.trust or None)
+                if server.is_known and (proxy := os.environ.get("X509_USER_PROXY")):
+                    context.load_cert_chain(proxy)
+            except (OSError, TypeError) as error:
+                text = f"the credential or the authorities cannot be read: {error}"
+                raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
+            self._contexts[key] = context
+        return self._contexts[key]
+
+
+def known_server(url: StorageUrl) -> _Server:
+    """The server of a URL that the user has named."""
+    authority = url.authority
+    return _Server(authority, True, trust_at(authority))
+
+
+def _redirected(url: StorageUrl, location: str) -> StorageUrl:
+    """Where a redirect leads.
+
+    Raises:
+        StorageError: it is not followed.
+    """
+    where = urllib.parse.urljoin(url, location).partition("#")[0]
+    scheme, _, rest = where.partition("://")
+    if scheme != "https" or not _AUTHORITY.fullmatch(rest.partition("/")[0]) or not _ASCII.fullmatch(where):
+        text = f"{url}: the server redirects to {truncated(location, 300)!r}: only https:// is followed"
+        raise StorageError(text, code=FailureCode.UNSUPPORTED)
+    return StorageUrl(where)
+
+
+def _only_adds_slash(url: StorageUrl, location: str) -> bool:
+    """Whether a redirect leads to the same path with a slash; its host and scheme may be those behind a proxy."""
+    try:
+        path = urllib.parse.urlsplit(urllib.parse.urljoin(url, location)).path
+    except ValueError:
+        return False
+    asked = urllib.parse.unquote_to_bytes(url.encoded_path.partition("?")[0])
+    return not asked.endswith(b"/") and urllib.parse.unquote_to_bytes(path) == asked + b"/"

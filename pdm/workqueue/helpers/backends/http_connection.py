@@ -1,0 +1,260 @@
+"""One HTTP/1.1 connection over TLS, on h11: sized and chunked bodies, 100-continue, responses that come early.
+
+The socket never blocks. All waiting is done in one place, which keeps to the timeouts, and while a body is being sent
+the connection also receives: a server that refuses an upload says so, and may read no more of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+
+import h11
+
+#: Bytes that are received before they are parsed. TLS yields at most 16 KiB at a time.
+_RECEIVE_SIZE = 256 * 1024
+#: After fewer bytes at once there is hardly more to receive.
+_MIN_RECORD = 4 * 1024
+#: Bytes of a response's head.
+_MAX_HEAD = 64 * 1024
+_MAX_INTERIM_RESPONSES = 50
+#: Seconds for a server to say that it wants the body.
+_CONTINUE_S = 2.0
+#: How a connection ends under a server that does not want the request, or that dies.
+_CLOSED = (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)
+_BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class HttpConnection:
+    """A connection for one request after the other: one thread uses it, `abort` may be called by any.
+
+    All methods may raise `OSError` and `h11.ProtocolError`. The connection is of no more use then.
+
+    Args:
+        authority: host, and port.
+        context: of TLS.
+        timeout_s: seconds to wait for the next byte; raises `TimeoutError` if there is no time left.
+
+    Attributes:
+        is_connected: whether `connect` has connected it.
+        has_sent_body: whether a part of the last request's body was sent.
+        ignores_expect: whether the server said nothing when it was asked whether it wants the body.
+    """
+
+    def __init__(self, authority: str, context: ssl.SSLContext, timeout_s: Callable[[], float]) -> None:
+        self._authority = authority
+        self._context = context
+        self._timeout_s = timeout_s
+        self._protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+        self._buffer = memoryview(bytearray(_RECEIVE_SIZE))
+        self._response: h11.Response | None = None
+        self._interim_responses = 0
+        self._may_send = False
+        self.has_sent_body = False
+        self.ignores_expect = False
+        self._sock: ssl.SSLSocket
+        self.is_connected = False
+
+    def connect(self) -> ssl.SSLSocket:
+        """Connect, and make the TLS handshake; returns the socket, for its certificates."""
+        url = urllib.parse.urlsplit(f"//{self._authority}")
+        try:
+            address = url.hostname or "", url.port or 443
+        except ValueError as error:
+            raise OSError(str(error)) from error
+        plain = socket.create_connection(address, self._timeout_s())
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = self._context.wrap_socket(plain, server_hostname=address[0], do_handshake_on_connect=False)
+        self.is_connected = True
+        self._sock.do_handshake()
+        self._sock.setblocking(False)
+        return self._sock
+
+    def request(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str | bytes],
+        body: bytes | Iterator[bytes] = b"",
+        *,
+        expect: bool = False,
+    ) -> h11.Response:
+        """Send a request and return the head of the response.
+
+        Args:
+            method: of HTTP.
+            target: path and query.
+            headers: with ``Content-Length`` if the body is an iterator.
+            body: an iterator is not read to its end if the server responds with an error.
+            expect: whether to ask the server for its consent (``Expect: 100-continue``) before an iterator is read.
+        """
+        if self._protocol.our_state is h11.DONE:
+            self._protocol.start_next_cycle()
+        self._response, self._interim_responses, self._may_send = None, 0, False
+        self.has_sent_body = self.ignores_expect = False
+        fields = {"Host": self._authority.removesuffix(":443"), "Accept-Encoding": "identity", **headers}
+        if isinstance(body, bytes) and body:
+            fields["Content-Length"] = str(len(body))
+        if expect:
+            fields["Expect"] = "100-continue"
+        encoded = [
+            (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in fields.items()
+        ]
+        head = self._protocol.send(h11.Request(method=method, target=target, headers=encoded))
+        if isinstance(body, bytes):
+            data = self._protocol.send(h11.Data(data=body)) if body else b""
+            return self._send(head + data + self._protocol.send(h11.EndOfMessage())) or self._wait_for_response()
+        refusal = self._send(head) or (self._ask() if expect else None) or self._upload(body)
+        return refusal or self._wait_for_response()
+
+    def _ask(self) -> h11.Response | None:
+        """Wait until the server wants the body; its response, if it does not."""
+        give_up_at = time.monotonic() + min(_CONTINUE_S, self._timeout_s())
+        while self._parse_head() is None and not self._may_send:
+            wanted = self._receive()
+            if wanted and not self._poll(wanted, max(give_up_at - time.monotonic(), 0.0)):
+                self.ignores_expect = True
+                break
+        return self._response
+
+    def _upload(self, chunks: Iterator[bytes]) -> h11.Response | None:
+        """Send a body; the response, if the server refuses it before its end."""
+        for chunk in chunks:
+            if self._poll(select.POLLIN, 0) and (refusal := self._early_refusal()) is not None:
+                return refusal
+            self.has_sent_body = True
+            for data in self._protocol.send_with_data_passthrough(h11.Data(data=chunk)) or ():
+                if (refusal := self._send(data)) is not None:
+                    return refusal
+        return self._send(self._protocol.send(h11.EndOfMessage()))
+
+    def _send(self, data: bytes) -> h11.Response | None:
+        """Send bytes; the response, if the server refuses the request before it has taken them."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except _BLOCKED as error:
+                # After a success that comes early nothing more is received, so that the buffer stays bounded.
+                ready = self._wait(_events(error) | (select.POLLIN if self._response is None else 0))
+                if ready != select.POLLOUT and (refusal := self._early_refusal()) is not None:
+                    return refusal
+            except _CLOSED:
+                # The reason may have arrived before: as a response, or as an alert of TLS, which is raised here.
+                if (refusal := self._early_refusal()) is not None:
+                    return refusal
+                raise
+        return None
+
+    def _early_refusal(self) -> h11.Response | None:
+        if self._response is None and not self._receive():
+            self._parse_head()
+        is_error = self._response is not None and self._response.status_code >= HTTPStatus.MULTIPLE_CHOICES
+        return self._response if is_error else None
+
+    def _wait_for_response(self) -> h11.Response:
+        while (response := self._parse_head()) is None:
+            self._wait_for_data()
+        return response
+
+    def _parse_head(self) -> h11.Response | None:
+        """The response, if all of its head has been received; interim responses are passed over."""
+        while self._response is None:
+            event = self._protocol.next_event()
+            if isinstance(event, h11.Response):
+                self._response = event
+            elif isinstance(event, h11.InformationalResponse):
+                self._may_send = self._may_send or event.status_code == HTTPStatus.CONTINUE
+                self._interim_responses += 1
+                if self._interim_responses > _MAX_INTERIM_RESPONSES:
+                    raise h11.RemoteProtocolError("the server announces a response again and again")
+            else:
+                return None
+        return self._response
+
+    def read(self, min_timeout_s: float = 0.0) -> bytes:
+        """A chunk of the response's body, empty at its end; not to be called again then.
+
+        Args:
+            min_timeout_s: seconds to wait at least, if the timeouts are shorter.
+        """
+        while (event := self._protocol.next_event()) is h11.NEED_DATA:
+            self._wait_for_data(min_timeout_s)
+        return event.data if isinstance(event, h11.Data) else b""
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the connection takes another request: all was sent, all was read, and nothing else has come."""
+        protocol = self._protocol
+        return protocol.our_state is protocol.their_state is h11.DONE and not protocol.trailing_data[0]
+
+    def is_open(self) -> bool:
+        """Whether the server has kept the connection open since the last response, and has sent nothing."""
+        if not self._poll(select.POLLIN, 0):
+            return True
+        try:
+            self._sock.recv(1)
+        except ssl.SSLWantReadError:
+            # TLS has spoken for itself, with a session ticket for example.
+            return True
+        except OSError:
+            pass
+        return False
+
+    def abort(self) -> None:
+        """End what is under way, from any thread."""
+        if self.is_connected:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        if self.is_connected:
+            self._sock.close()
+
+    # -- the socket
+
+    def _receive(self) -> int:
+        """Take what has arrived without waiting: 0, or the events of `select.poll` to wait for if there is nothing."""
+        count = 0
+        try:
+            while received := self._sock.recv_into(self._buffer[count:]):
+                count += received
+                if received < _MIN_RECORD or count == _RECEIVE_SIZE:
+                    break
+        except _BLOCKED as error:
+            if not count:
+                return _events(error)
+        except OSError:
+            if not count:
+                raise
+        if not count and self._response is None:
+            raise ConnectionResetError("the server closed the connection without a response")
+        # Nothing is the end of the stream.
+        self._protocol.receive_data(self._buffer[:count])  # type: ignore[arg-type]  # any buffer will do
+        return 0
+
+    def _wait_for_data(self, min_timeout_s: float = 0.0) -> None:
+        while wanted := self._receive():
+            self._wait(wanted, min_timeout_s)
+
+    def _wait(self, events: int, min_timeout_s: float = 0.0) -> int:
+        ready = self._poll(events, max(self._timeout_s(), min_timeout_s))
+        if not ready:
+            raise TimeoutError("the server neither sent nor took a byte in time")
+        return ready
+
+    def _poll(self, events: int, seconds: float) -> int:
+        """Wait for events of `select.poll`; those that are there, 0 for none."""
+        poll = select.poll()
+        poll.register(self._sock, events)
+        return next((ready for _, ready in poll.poll(seconds * 1000)), 0)
+
+
+def _events(error: ssl.SSLError) -> int:
+    return select.POLLOUT if isinstance(error, ssl.SSLWantWriteError) else select.POLLIN

@@ -1,0 +1,233 @@
+"""Multistatus documents of WebDAV (the response to PROPFIND), parsed while they arrive.
+
+The server may be hostile. A document type, and with it every entity, is refused. Memory is bounded: the tree holds no
+more than the responses of one chunk and the one that is incomplete.
+
+`xml.etree.ElementTree.XMLPullParser` cannot do this: it fails at prefixes that are not declared, which some servers
+send, and has no hook for the document type. Here expat, without namespaces, drives the same `TreeBuilder`, and calls no
+Python for an element.
+"""
+
+from __future__ import annotations
+
+import codecs
+import email.utils
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.helpers.storage import StorageError
+
+#: Bytes that are parsed before complete responses are taken out of the tree.
+_CHUNK_SIZE = 64 * 1024
+#: Bytes of one response: servers list a few dozen properties, locks and their owners.
+_MAX_RESPONSE_SIZE = 256 * 1024
+_MAX_SIZE_DIGITS = 19
+_OK = 200
+#: Error of expat at text behind the end of the document.
+_AFTER_END = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
+#: Bytes that XML cannot carry → characters of the private use area, which are always taken for such bytes.
+_ESCAPES = {
+    **{0xDC00 + byte: chr(0xEF00 + byte) for byte in range(0x80, 0x100)},
+    **{byte: chr(0xEF00 + byte) for byte in range(0x20) if byte not in b"\n\t"},
+}
+_UNESCAPES = {ord(escaped): chr(byte) for byte, escaped in _ESCAPES.items()}
+
+
+class DavResource(NamedTuple):
+    """One resource of a multistatus.
+
+    Attributes:
+        href: as the server has written it.
+        is_directory: whether it is a collection.
+        size: ``getcontentlength``; None if the server sends none.
+        mtime: ``getlastmodified`` in seconds since 1970 UTC; None if the server sends none.
+        status: HTTP status of the resource itself; 200 unless the server sends another.
+    """
+
+    href: str
+    is_directory: bool
+    size: int | None
+    mtime: int | None
+    status: int
+
+
+def resources(url: str, chunks: Iterable[bytes], *, raw: bool = False) -> Iterator[DavResource]:
+    """The resources of a multistatus document.
+
+    Args:
+        url: that was requested, for errors.
+        chunks: of the document.
+        raw: whether the server writes names as they are, as XRootD does: bytes that XML forbids are let through.
+
+    Raises:
+        StorageError: BAD_LISTING, the document is no multistatus; SERVER_ERROR, it is incomplete.
+    """
+    tree = _ResponseTree(url, raw=raw)
+    for chunk in chunks:
+        for at in range(0, len(chunk), _CHUNK_SIZE):
+            tree.feed(chunk[at : at + _CHUNK_SIZE])
+            yield from map(tree.resource, tree.take(leave=1))
+    tree.feed(b"", final=True)
+    yield from map(tree.resource, tree.take(leave=0))
+
+
+class _ResponseTree:
+    """The ``response`` elements that have been parsed and not been taken yet."""
+
+    def __init__(self, url: str, *, raw: bool) -> None:
+        self._url = url
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape") if raw else None
+        self._builder = TreeBuilder()
+        self._parser = expat.ParserCreate()
+        self._parser.buffer_text = True
+        self._parser.StartDoctypeDeclHandler = self._refuse_doctype
+        self._parser.StartElementHandler = self._start_root
+        self._parser.EndElementHandler = self._builder.end
+        self._parser.CharacterDataHandler = self._builder.data
+        self._root: Element | None = None
+        #: Bytes since a response was complete.
+        self._pending = 0
+
+    def _refuse_doctype(self, *_: object) -> None:
+        raise self._invalid("it declares a document type")
+
+    def _start_root(self, tag: str, attributes: dict[str, str]) -> None:
+        if _local_name(tag) != "multistatus":
+            raise self._invalid(f"it begins with <{tag[:50]}>")
+        self._root = self._builder.start(tag, attributes)
+        self._parser.StartElementHandler = self._builder.start
+
+    def feed(self, data: bytes, *, final: bool = False) -> None:
+        if self._decoder is not None:
+            data = self._decoder.decode(data, final).translate(_ESCAPES).encode()
+        self._pending += len(data)
+        try:
+            self._parser.Parse(data, final)
+        except expat.ExpatError as error:
+            if error.code == _AFTER_END:
+                # rclone and others of Go's library append an error so, as when a file vanishes while they list.
+                text = f"{self._url}: the server broke off its listing: {error}"
+                raise StorageError(text, code=FailureCode.SERVER_ERROR) from None
+            if final:
+                text = f"{self._url}: the server's listing is cut short"
+                raise StorageError(text, code=FailureCode.SERVER_ERROR, lost=True) from None
+            raise self._invalid(str(error)) from None
+
+    def take(self, *, leave: int) -> list[Element]:
+        """Remove the elements from the tree and return them, but for the last ``leave``, which may be incomplete."""
+        found: list[Element] = []
+        if self._root is not None and len(self._root) > leave:
+            found = self._root[: len(self._root) - leave]
+            del self._root[: len(found)]
+            self._pending = 0
+        elif self._pending > _MAX_RESPONSE_SIZE:
+            raise self._invalid("an entry is too long")
+        return [element for element in found if _local_name(element.tag) == "response"]
+
+    def resource(self, response: Element) -> DavResource:
+        hrefs: list[str] = []
+        statuses = [_OK]
+        properties: dict[str, Element] = {}
+        for part in response:
+            match _local_name(part.tag):
+                case "href":
+                    hrefs.append(part.text or "")
+                case "status":
+                    statuses.append(_status_code(part) or _OK)
+                case "propstat" if _propstat_is_ok(part):
+                    for inner in part:
+                        properties |= _by_name(inner)
+                case "propstat":
+                    pass
+                case name:
+                    # Some servers leave out ``propstat``, or ``prop`` as well.
+                    properties |= _by_name(part) | {name: part}
+        if not hrefs:
+            raise self._invalid("an entry without a name")
+        # Not ``iscollection``: XRootD (5.5) sends that for every file that may be executed.
+        kinds = properties.get("resourcetype", ())
+        size = _text(properties.get("getcontentlength"))
+        is_size = size.isascii() and size.isdecimal() and len(size) <= _MAX_SIZE_DIGITS
+        return DavResource(
+            # With a status for several resources, the first; no PROPFIND has such.
+            hrefs[0],
+            any(_local_name(kind.tag) == "collection" for kind in kinds),
+            int(size) if is_size else None,
+            _seconds(_text(properties.get("getlastmodified"))),
+            statuses[-1],
+        )
+
+    def _invalid(self, reason: str) -> StorageError:
+        return StorageError(f"{self._url}: the server's listing is not valid: {reason}", code=FailureCode.BAD_LISTING)
+
+
+@functools.lru_cache(maxsize=256)
+def _local_name(tag: str) -> str:
+    return tag.rpartition(":")[2].lower()
+
+
+def _by_name(elements: Iterable[Element]) -> dict[str, Element]:
+    return {_local_name(element.tag): element for element in elements}
+
+
+def _text(element: Element | None) -> str:
+    return "" if element is None else (element.text or "").strip()
+
+
+def _propstat_is_ok(propstat: Element) -> bool:
+    return all(_status_code(part) in (_OK, None) for part in propstat if _local_name(part.tag) == "status")
+
+
+def _status_code(element: Element) -> int | None:
+    """The number in ``HTTP/1.1 404 Not Found``."""
+    return _parsed_status(element.text or "")
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed_status(text: str) -> int | None:
+    words = text.split()
+    return (
+        int(words[1]) if len(words) > 1 and len(words[1]) == 3 and words[1].isascii() and words[1].isdecimal() else None
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _seconds(date: str) -> int | None:
+    with suppress(ValueError, TypeError, OverflowError, IndexError):
+        return int(email.utils.parsedate_to_datetime(date).timestamp())
+    return None
+
+
+def path_of_href(href: str, base: bytes, *, raw: bool) -> bytes:
+    """The decoded path that an href names, without a slash at its end; the root is empty.
+
+    Args:
+        href: absolute URL, absolute path, or relative to ``base``.
+        base: decoded path of the directory that was asked, without a slash at its end.
+        raw: whether the server does not encode names, as XRootD.
+    """
+    if raw:
+        return href.translate(_UNESCAPES).encode("utf-8", "surrogateescape").rstrip(b"/")
+    href = href.strip()
+    encoded = href.encode()
+    if "://" in href or href.startswith("//"):
+        # A proxy may have another name and scheme than the server behind it, so only the path counts.
+        with suppress(ValueError):
+            encoded = urlsplit(href).path.encode()
+    else:
+        encoded = encoded.partition(b"?")[0].partition(b"#")[0]
+    path = unquote_to_bytes(encoded)
+    if not path.startswith(b"/"):
+        path = base + b"/" + path
+    return plain_path(path)
+
+
+def plain_path(path: bytes) -> bytes:
+    """A path without empty names and ``.``; ``..`` stays, so that no entry can leave its directory by it."""
+    return b"".join(b"/" + name for name in path.split(b"/") if name not in (b"", b"."))

@@ -1,0 +1,68 @@
+"""Our own clients of storage protocols, as the tools helper uses them: to prove what the tools did.
+
+They are asked first. A server that one of them cannot talk to is left to the tools for a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.backends.webdav import WebdavBackend
+from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool
+from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError
+from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
+from pdm.workqueue.helpers.storage import Storage, StorageError
+
+#: Seconds for which a server that our own client could not talk to is left to the tools.
+_REMEMBERED_S = 300.0
+#: Codes by which our own client says something of a file, a server or this service: a tool would say the same.
+_ANSWERS = frozenset(
+    {
+        *("NOT_FOUND", "EXISTS", "PERMISSION_DENIED", "IS_A_DIRECTORY", "NOT_A_DIRECTORY", "INVALID_NAME"),
+        *("NO_CHECKSUM", "STALLED", "TIMEOUT", "CREDENTIAL_MISSING", "CREDENTIAL_EXPIRED", "BUSY", "LOCKED"),
+    }
+)
+
+
+class NativeClients:
+    """Our own clients, for all threads: which schemes they know, and which servers they cannot talk to."""
+
+    def __init__(self) -> None:
+        self._gsi: Gsi | None = None
+        self._refused: dict[str, float] = {}
+
+    def made_for(self, scheme: str) -> Storage | None:
+        """A new client for a scheme; None where there is none."""
+        if scheme == "gsiftp":
+            try:
+                self._gsi = self._gsi or Gsi()
+            except (OSError, GsiError):
+                # Its library is not installed: proof is left to gfal.
+                return None
+            return GridFtpStorage(ChannelPool(self._gsi))
+        maker = _BACKENDS.get(scheme)
+        return maker() if maker is not None else None
+
+    def may_talk_to(self, url: StorageUrl) -> bool:
+        return self._refused.get(url.address, 0.0) <= time.monotonic()
+
+    def give_up(self, url: StorageUrl) -> None:
+        """Leave a server to the tools for a while."""
+        self._refused[url.address] = time.monotonic() + _REMEMBERED_S
+
+
+#: Scheme → what makes a client of our own for it, besides GridFTP's.
+_BACKENDS: Mapping[str, Callable[[], Storage]] = {
+    "https": WebdavBackend,
+    "davs": WebdavBackend,
+    "root": XrootdBackend,
+    "roots": XrootdBackend,
+}
+
+
+def is_answer(error: StorageError) -> bool:
+    """Whether our own client has said what is the matter: nothing would be won by asking a tool."""
+    return error.errno is not None or error.unreachable or error.scope == "service" or error.code in _ANSWERS

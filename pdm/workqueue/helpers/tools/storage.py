@@ -1,0 +1,432 @@
+"""Any storage that gfal2 has a plugin for: the tools act, and what they did is looked at by our own client.
+
+Where this service has a client of its own for a scheme (`NativeClients`), that client gives the proof: size, version,
+checksum, what is there and what is gone. Where it has none, or cannot talk to the server, ``gfal-stat``, ``gfal-sum``
+and ``gfal-ls`` do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.storage import (
+    EntryIterator,
+    FileStat,
+    FileVersion,
+    ProgressCallback,
+    Storage,
+    StorageError,
+    Timeouts,
+)
+from pdm.workqueue.helpers.tools.gfal import MISSING, REMOVED, Gfal
+from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for, error_in
+from pdm.workqueue.helpers.tools.native_clients import NativeClients, is_answer
+from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner, tool_environment
+
+_T = TypeVar("_T")
+#: What one process that removes many files has told of them: URL → error, or None.
+Removals = dict[str, StorageError | None]
+#: Schemes between which globus-url-copy has the servers send the bytes to each other.
+GRIDFTP_SCHEMES = frozenset({"gsiftp", "ftp"})
+#: Servers send their markers every 5 s: two of them may be missed.
+_LEAST_MARKER_STALL_S = 11.0
+#: Entries of a directory that are kept to compare what gfal-ls shows with what our own client finds.
+_MOST_COMPARED = 100_000
+#: Differences that are told one by one.
+_MOST_TOLD = 20
+_DESTINATION_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST})
+
+
+class ToolStorage(Storage):
+    """One thread's way to the storage.
+
+    Attributes:
+        acts_natively: whether our own client removes and renames, where there is one: around a copy a tool for each of
+            its steps would cost more than the copy.
+    """
+
+    def __init__(self, natives: NativeClients, removals: Removals) -> None:
+        self._log: Callable[[str], None] = lambda line: None
+        self.acts_natively = False
+        self.runner = ToolRunner()
+        self._natives = natives
+        self._clients: dict[str, Storage | None] = {}
+        self._is_interrupted = False
+        self._gfal = Gfal(self.runner, tool_environment, self._write, self._deadline)
+        self._removals = removals
+
+    @property
+    def timeouts(self) -> Timeouts:
+        return self._timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        for client in self._clients.values():
+            if client is not None:
+                client.timeouts = timeouts
+
+    def log_to(self, write: Callable[[str], None]) -> None:
+        self._log = write
+
+    def _write(self, line: str) -> None:
+        if line.strip():
+            self._log(line)
+
+    def _deadline(self, more_s: float = 0.0) -> Deadline:
+        return Deadline(self.timeouts.stall_s + more_s, self.timeouts.until)
+
+    # -- our own client first, and a tool where there is none or it cannot talk to the server
+
+    def _client(self, url: StorageUrl) -> Storage | None:
+        scheme = url.scheme
+        if scheme not in self._clients:
+            client = self._clients[scheme] = self._natives.made_for(scheme)
+            if client is not None:
+                client.timeouts = self.timeouts
+                if self._is_interrupted:
+                    client.interrupt()
+        return self._clients[scheme] if self._natives.may_talk_to(url) else None
+
+    def _known(self, url: StorageUrl, ask: Callable[[Storage], _T], tool: Callable[[], _T]) -> _T:
+        client = self._client(url)
+        if client is None:
+            return tool()
+        try:
+            return ask(client)
+        except StorageError as error:
+            if is_answer(error):
+                raise
+            self._log(f"our own client cannot say ({error.message.splitlines()[0][:200]}): a tool is asked")
+            try:
+                answer = tool()
+            except StorageError as of_tool:
+                # Ours knows better what it means, unless the tool has said something of the file.
+                raise of_tool if of_tool.errno is not None else error from None
+            self._natives.give_up(url)
+            return answer
+
+    def stat(self, url: StorageUrl) -> FileStat | None:
+        return self._known(url, lambda client: client.stat(url), lambda: self._gfal.stat(url))
+
+    def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
+        client = self._client(url)
+        return there.target if client is None else client.real_path(url, there)
+
+    def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
+        client = self._client(url)
+        return None if client is None else client.link_at(url, listed=listed)
+
+    def size(self, url: StorageUrl) -> int:
+        return self._known(url, lambda client: client.size(url), lambda: self._there(url).size)
+
+    def version(self, url: StorageUrl) -> FileVersion:
+        return self._known(url, lambda client: client.version(url), lambda: self._version_by_tool(url))
+
+    def checksum(self, url: StorageUrl) -> str:
+        return self._known(url, lambda client: client.checksum(url), lambda: self._gfal.checksum(url))
+
+    def check_readable(self, url: StorageUrl) -> None:
+        client = self._client(url)
+        if client is not None:
+            client.check_readable(url)
+
+    def _version_by_tool(self, url: StorageUrl) -> FileVersion:
+        there = self._there(url)
+        if there.kind == "directory":
+            # To globus-url-copy it would be a file that cannot be read.
+            raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
+        return FileVersion(there.size, there.mtime)
+
+    def _there(self, url: StorageUrl) -> FileStat:
+        there = self._gfal.stat(url)
+        if there is None:
+            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+        return there
+
+    # -- listings
+
+    def entries(self, url: StorageUrl) -> EntryIterator:
+        """What gfal-ls shows, put right by our own client where there is one.
+
+        gfal-ls shows links as what they lead to and pipes as files, and breaks off at names that it cannot carry.
+        """
+        client = self._client(url)
+        if client is None or self.acts_natively:
+            yield from self._gfal.entries(url) if client is None else client.entries(url)
+            return
+        shown: dict[bytes, FileStat] = {}
+        failure: StorageError | None = None
+        try:
+            with contextlib.closing(self._gfal.entries(url)) as entries:
+                for name, file_stat in entries:
+                    if len(shown) < _MOST_COMPARED:
+                        shown[name] = file_stat
+        except StorageError as error:
+            if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
+                raise
+            failure = error
+            self._log(f"gfal-ls has broken off after {len(shown)} entries: our own client lists the directory")
+        begun = False
+        differences = 0
+        try:
+            with contextlib.closing(client.entries(url)) as found:
+                for name, file_stat in found:
+                    begun = True
+                    said = shown.pop(name, None)
+                    if (said is None and failure is None) or (said is not None and said.kind != file_stat.kind):
+                        differences += 1
+                        self._tell_difference(differences, name, said, file_stat)
+                    yield name, file_stat
+        except StorageError as error:
+            if begun or is_answer(error):
+                raise
+            self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): gfal-ls is believed")
+            if failure is not None:
+                raise failure from None
+            self._natives.give_up(url)
+            yield from shown.items()
+            return
+        if differences > _MOST_TOLD:
+            self._log(f"gfal-ls shows {differences} entries in another way than they are, or not at all")
+        self.unnamed = client.unnamed
+
+    def _tell_difference(self, number: int, name: bytes, said: FileStat | None, file_stat: FileStat) -> None:
+        if number <= _MOST_TOLD:
+            what = "does not show it" if said is None else f"calls it a {said.kind}"
+            self._log(f"{name!r} is a {file_stat.kind}: gfal-ls {what}")
+
+    # -- acts
+
+    def make_directory(self, url: StorageUrl) -> None:
+        client = self._client(url)
+        if self.acts_natively and client is not None:
+            client.make_directory(url)
+            return
+        # Some servers make those above too, and call one that is there made.
+        if self.stat(url) is not None:
+            raise StorageError(f"{url} is there", errno=errno.EEXIST)
+        parent = url.parent
+        if parent != url and self.stat(parent) is None:
+            raise StorageError(f"{parent} is not there", errno=errno.ENOENT)
+        error = self._error_of(lambda: self._gfal.make_directory(url))
+        there = self.stat(url) if error is None or error.errno is None else None
+        if there is None or there.kind != "directory":
+            raise error or StorageError(f"gfal-mkdir has ended well, and {url} is no directory", code="SERVER_ERROR")
+
+    def remove(self, url: StorageUrl, *, directory: bool) -> None:
+        client = self._client(url)
+        if client is not None and (self.acts_natively or directory):
+            # gfal-rm removes a directory only with all that is in it, whatever that is by now.
+            client.remove(url, directory=directory)
+        elif directory:
+            self._remove_directory(url)
+        else:
+            if url not in self._removals:
+                if self.stat(url) is None:
+                    raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+                self.remove_files([url])
+            error = self._removals.pop(url)
+            is_there = self.stat(url) is not None
+            if is_there and (error is None or error.errno == errno.ENOENT):
+                raise StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
+            if error is not None and (is_there or error.errno == errno.ENOENT):
+                raise error
+
+    def _remove_directory(self, url: StorageUrl) -> None:
+        with contextlib.closing(self._gfal.entries(url)) as entries:
+            if next(entries, None) is not None:
+                raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
+        error = self._error_of(lambda: self._gfal.remove_directory(url))
+        if self.stat(url) is not None:
+            raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
+
+    def remove_files(self, urls: Sequence[StorageUrl]) -> None:
+        """Have one process remove files, as far as it gets; `remove` of each tells what became of it."""
+        left = list(urls)
+        while left:
+            told: dict[str, str] = {}
+            error = self._gfal.remove_files(left, told.__setitem__)
+            for url, word in told.items():
+                if word == MISSING:
+                    self._removals[url] = StorageError(f"{url} is not there", errno=errno.ENOENT)
+                else:
+                    self._removals[url] = None if word == REMOVED else error
+            if not told.keys() & set(left):
+                # It has said nothing of any: the first is looked at, the others have another try.
+                self._removals[left[0]] = error or StorageError("gfal-rm has said nothing", code="SERVER_ERROR")
+            left = [url for url in left if url not in self._removals]
+
+    def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
+        client = self._client(source)
+        if self.acts_natively and client is not None:
+            client.rename(source, destination, replace=replace)
+            return
+        # gfal-rename replaces without a word.
+        if not replace and self.stat(destination) is not None:
+            raise StorageError(f"{destination} is there", errno=errno.EEXIST)
+        error = self._error_of(lambda: self._gfal.rename(source, destination))
+        if error is not None and error.errno is not None:
+            raise error
+        if self.stat(destination) is None or self.stat(source) is not None:
+            raise error or StorageError(
+                f"gfal-rename has ended well, and {source} does not have its new name", code="SERVER_ERROR"
+            )
+
+    @staticmethod
+    def _error_of(act: Callable[[], object]) -> StorageError | None:
+        """What a tool says of its failure; what became of it is looked at."""
+        try:
+            act()
+        except StorageError as error:
+            if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
+                raise
+            return error
+        return None
+
+    # -- copies
+
+    def transfer(
+        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+    ) -> str | None:
+        """By gfal-copy; lists of files between GridFTP servers go by `transfer_list`."""
+        stall_s = max(self.timeouts.stall_s, _LEAST_MARKER_STALL_S)
+        deadline = Deadline(stall_s + self.timeouts.slack_s, self.timeouts.until)
+        complaint: StorageError | None = None
+        try:
+            self._gfal.copy(source, temporary, deadline, arrived)
+        except StorageError as error:
+            complaint = error
+        failure = self.confirmed(complaint, UrlPair(0, source, temporary, size))
+        if failure is not None:
+            raise failure
+        return None
+
+    def transfer_list(
+        self,
+        pairs: Sequence[UrlPair],
+        log: Callable[[int, str], None],
+        begun: Callable[[UrlPair], Timeouts],
+        arrived: Callable[[int, int], None],
+    ) -> dict[int, StorageError | None]:
+        """Have one globus-url-copy copy files between two GridFTP servers.
+
+        Args:
+            pairs: the files.
+            log: called with the key of a file and a line about it.
+            begun: called with the file that begins; returns how long it may take.
+            arrived: called with the key of a file and the bytes that have arrived.
+
+        Returns:
+            What the tool has complained of, by key: a file is whole or not whatever it says. Files that are not in
+            there were not begun when it died.
+
+        Raises:
+            StoppedError: `interrupt` was called.
+            StorageError: it could not be begun.
+        """
+        first = pairs[0]
+        deadline = self._deadline()
+
+        def on_begun(pair: UrlPair) -> None:
+            timeouts = begun(pair)
+            deadline.stall_s = max(timeouts.stall_s, _LEAST_MARKER_STALL_S)
+            deadline.until = timeouts.until
+
+        listener = CopyListener(pairs, deadline, on_begun, log, arrived)
+        command = command_for(pairs, tool_environment([first.source, first.temporary]))
+        log(first.key, f"$ {' '.join(command.arguments[2:-1])} (a list of {len(pairs)} pairs of URLs)")
+        ended: StorageError | None = None
+        try:
+            status = self.runner.run(command, deadline, listener.heard)
+        except StorageError as error:
+            if listener.current is None:
+                raise
+            ended = error
+        else:
+            if status < 0:
+                ended = StorageError(f"globus-url-copy was ended by signal {-status}", code="CRASHED", scope="service")
+        outcomes: dict[int, StorageError | None] = {
+            key: error_in(report.error) if report.error else None for key, report in listener.reports.items()
+        }
+        if ended is not None:
+            if listener.current is None:
+                raise ended
+            outcomes[listener.current.key] = ended
+            return outcomes
+        # It has come to its end: what it has not spoken of it has not done, or shares the fate of what it could not do.
+        unheard = None if status == 0 else outcomes.get(first.key) or _no_word(status)
+        return {pair.key: unheard for pair in pairs} | outcomes
+
+    def confirmed(self, complaint: StorageError | None, pair: UrlPair) -> StorageError | None:
+        """What a tool's word of a copy comes to.
+
+        Returns:
+            None where the file can be proven: a complaint is dropped if size and checksum agree. Else why not, with
+            the end that is at fault.
+        """
+        if complaint is None:
+            try:
+                self.size(pair.temporary)
+            except StorageError as error:
+                if error.errno != errno.ENOENT:
+                    return error.at("destination")
+                return StorageError("the tool reports success, and nothing has arrived", code="CHECKSUM_MISMATCH")
+            return None
+        if complaint.code == "DEPENDENCY_MISSING":
+            return complaint
+        with contextlib.suppress(StorageError):
+            is_whole = self.size(pair.temporary) == pair.size
+            if is_whole and self.checksum(pair.source) == self.checksum(pair.temporary):
+                self._log("the tool has reported a failure, and the file is there, whole: size and checksum agree")
+                return None
+        return self._blamed(complaint, pair)
+
+    def _blamed(self, complaint: StorageError, pair: UrlPair) -> StorageError:
+        """A complaint with its scope: tools do not tell which server they speak of."""
+        if complaint.scope is not None:
+            return complaint
+        if complaint.code is not None and complaint.errno is None:
+            return complaint.at("transfer")
+        if complaint.errno in _DESTINATION_ERRNOS:
+            return complaint.at("destination")
+        servers = {"source": pair.source.address, "destination": pair.temporary.address}
+        if len(set(servers.values())) > 1:
+            for scope, server in servers.items():
+                if server in complaint.message:
+                    return complaint.at(scope)
+        for scope, ask in (("source", self._read_source), ("destination", self._ask_destination)):
+            try:
+                ask(pair)
+            except StorageError as error:
+                return error.at(scope)
+        return complaint.at("destination" if complaint.errno is not None else "transfer")
+
+    def _read_source(self, pair: UrlPair) -> None:
+        self.version(pair.source)
+        self.check_readable(pair.source)
+
+    def _ask_destination(self, pair: UrlPair) -> None:
+        self.stat(pair.temporary.parent)
+
+    def interrupt(self) -> None:
+        self._is_interrupted = True
+        self.runner.interrupt()
+        for client in list(self._clients.values()):
+            if client is not None:
+                client.interrupt()
+
+    def resume(self) -> None:
+        self._is_interrupted = False
+        self.runner.resume()
+        for client in self._clients.values():
+            if client is not None:
+                client.resume()
+
+
+def _no_word(status: int) -> StorageError:
+    return StorageError(f"globus-url-copy ended with status {status} and has said nothing of the file")

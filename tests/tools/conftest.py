@@ -1,0 +1,87 @@
+"""Folders on the real grid, and tools helpers that are driven directly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid import TestGrid
+from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.movers import TOOL_MOVERS
+from pdm.workqueue.wire import agent_messages as wire
+from tests.grid.agent_sites import Sites
+from tests.helpers.driver import HelperProcess
+from tests.protocols.places import require_tools
+
+MODULE = "pdm.workqueue.helpers.main_tools"
+
+
+@pytest.fixture(autouse=True)
+def installed_tools(request: pytest.FixtureRequest) -> None:
+    """For tests on the grid: the tools are there."""
+    if request.node.get_closest_marker("grid") is not None:
+        require_tools()
+
+
+@pytest.fixture
+def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
+    number = getattr(request.config, "tools_folders", 0) + 1
+    request.config.tools_folders = number  # type: ignore[attr-defined]
+    made = Sites(grid, f"tools{number}")
+    yield made
+    for site in grid.sites.values():
+        site.server.thaw()
+        if site.server.pid is None:
+            site.server.start()
+    for folder in (made.a, made.b):
+        shutil.rmtree(folder)
+
+
+def helper_as(grid: TestGrid, **changes: str) -> HelperProcess:
+    return HelperProcess(["-m", MODULE], {**grid.environment(), **changes})
+
+
+@pytest.fixture(scope="module")
+def shared(grid: TestGrid) -> Iterator[HelperProcess]:
+    with helper_as(grid) as running:
+        yield running
+
+
+@pytest.fixture
+def own(grid: TestGrid) -> Iterator[HelperProcess]:
+    """A helper for a test that breaks something."""
+    with helper_as(grid) as running:
+        yield running
+
+
+@pytest.fixture
+def with_tool(grid: TestGrid, tmp_path: Path) -> Iterator[Callable[[str, str], HelperProcess]]:
+    """Starts a helper that finds a script instead of a tool; in there ``"$REAL"`` is the tool."""
+    running: list[HelperProcess] = []
+
+    def start(tool: str, script: str) -> HelperProcess:
+        file = tmp_path / tool
+        file.write_text(f"#!/bin/bash\nREAL=/usr/bin/{tool}\n{script}\n")
+        file.chmod(0o755)
+        helper = helper_as(grid, PATH=f"{tmp_path}:{os.defpath}")
+        helper.__enter__()
+        running.append(helper)
+        return helper
+
+    yield start
+    for helper in running:
+        helper.end()
+
+
+def judged(event: wire.AgentEvent | None) -> str:
+    assert isinstance(event, wire.FailedEvent), event
+    failure = TOOL_MOVERS[JobProtocol.GRIDFTP].classify(event.fault)
+    return f"{failure.scope} {failure.code}"
+
+
+def log_of(events: list[wire.AgentEvent], key: int) -> list[str]:
+    return [event.text for event in events if isinstance(event, wire.LogEvent) and event.key == key]
