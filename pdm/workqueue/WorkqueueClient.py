@@ -167,7 +167,9 @@ class WorkqueueClient:
     ) -> None:
         self._reactor = reactor
         self._connection = Connection(reactor, base_url=base_url, policy=policy, timeout_s=timeout_s)
-        self._delegation = DelegationClient(self._connection, certificate=certificate, key=key, passphrase=passphrase)
+        self._certificate = certificate
+        self._key = key
+        self._passphrase = passphrase
 
     @classmethod
     def from_settings(cls, reactor: Any, settings: ClientSettings, timeout_s: float = 60.0) -> Self:
@@ -437,7 +439,7 @@ class WorkqueueClient:
 
     def delegation(self) -> Deferred[DelegationView | None]:
         """The delegated proxy that the service holds, and its expiry; None if there is none."""
-        return Deferred.fromCoroutine(self._delegation.fetch())
+        return Deferred.fromCoroutine(self._delegation_client().fetch())
 
     def delegate(self, lifetime: timedelta = timedelta(hours=12)) -> Deferred[DelegationView]:
         """Delegate a proxy to the service, which generates the key; no private key is sent.
@@ -447,11 +449,11 @@ class WorkqueueClient:
         Raises:
             CredentialError: the client has no certificate and key to sign with, or they have expired.
         """
-        return Deferred.fromCoroutine(self._delegation.delegate(lifetime))
+        return Deferred.fromCoroutine(self._delegation_client().delegate(lifetime))
 
     def undelegate(self) -> Deferred[None]:
         """Remove the delegated proxy from the service."""
-        return Deferred.fromCoroutine(self._delegation.remove())
+        return Deferred.fromCoroutine(self._delegation_client().remove())
 
     def credentials(self) -> Deferred[Sequence[CredentialView]]:
         """All credentials of the caller that the service holds, without their secrets."""
@@ -533,6 +535,11 @@ class WorkqueueClient:
             await self._connection.request(method, path)
 
         return Deferred.fromCoroutine(send())
+
+    def _delegation_client(self) -> DelegationClient:
+        return DelegationClient(
+            self._connection, certificate=self._certificate, key=self._key, passphrase=self._passphrase
+        )
 
     def _fetch(self, type_: type[_T], method: str, path: str, query: Query = (), **more: Any) -> Deferred[_T]:
         return Deferred.fromCoroutine(self._request(type_, method, path, query, **more))
