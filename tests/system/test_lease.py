@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -66,7 +67,9 @@ def signal_all(service: TestService, number: int) -> list[int]:
     assert service.process is not None
     pids = descendants(service.process.pid)
     for pid in (service.process.pid, *pids):
-        os.kill(pid, number)
+        # A helper may end by itself at this moment.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
     return pids
 
 
