@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
@@ -78,12 +78,22 @@ class GridFtpMover:
         return build_request(batch, urls, options, limits, request_id)
 
     def environment(self, access: Access) -> Mapping[str, str]:
-        values = {"X509_USER_PROXY": access.credential, "X509_CERT_DIR": access.trust_dir}
-        return {name: str(path) for name, path in values.items() if path is not None}
+        return proxy_environment(access)
 
     def classify(self, fault: Fault) -> AttemptFailure:
-        failure = classify(fault, ERROR_PATTERNS)
-        return failure._replace(message=plain_text(failure.message))
+        return classify_reply(fault, ERROR_PATTERNS)
+
+
+def proxy_environment(access: Access) -> Mapping[str, str]:
+    """Environment of a helper that logs in with the user's proxy."""
+    values = {"X509_USER_PROXY": access.credential, "X509_CERT_DIR": access.trust_dir}
+    return {name: str(path) for name, path in values.items() if path is not None}
+
+
+def classify_reply(fault: Fault, patterns: Sequence[ErrorPattern]) -> AttemptFailure:
+    """As `classify`, with the text of a Globus server or library as `plain_text`."""
+    failure = classify(fault, patterns)
+    return failure._replace(message=plain_text(failure.message))
 
 
 #: What begins a line of a reply: its code, or twice the code, and the module of Globus that speaks.

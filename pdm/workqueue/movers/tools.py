@@ -10,9 +10,9 @@ from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.classification import ErrorPattern, classify
+from pdm.workqueue.movers.classification import ErrorPattern
 from pdm.workqueue.movers.gridftp import ERROR_PATTERNS as GRIDFTP_ERROR_PATTERNS
-from pdm.workqueue.movers.gridftp import plain_text
+from pdm.workqueue.movers.gridftp import classify_reply, proxy_environment
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
 from pdm.workqueue.wire.options import Options
@@ -72,9 +72,7 @@ class ToolsMover:
         return build_request(batch, urls, options, limits, request_id)
 
     def environment(self, access: Access) -> Mapping[str, str]:
-        values = {"X509_USER_PROXY": access.credential, "X509_CERT_DIR": access.trust_dir}
-        return {name: str(path) for name, path in values.items() if path is not None}
+        return proxy_environment(access)
 
     def classify(self, fault: Fault) -> AttemptFailure:
-        failure = classify(fault, ERROR_PATTERNS)
-        return failure._replace(message=plain_text(failure.message))
+        return classify_reply(fault, ERROR_PATTERNS)
