@@ -288,21 +288,6 @@ def internal_error(message: str, *, errno: int | None = None) -> StorageError:
     return StorageError(message, errno=errno, code=FailureCode.INTERNAL, scope=FailureScope.SERVICE)
 
 
-def without_trailing_slash(url: str) -> StorageUrl:
-    """`StorageUrl.without_slash` of a URL that is text."""
-    return StorageUrl(url).without_slash
-
-
-def parent_url(url: str) -> StorageUrl:
-    """`StorageUrl.parent` of a URL that is text."""
-    return StorageUrl(url).parent
-
-
-def joined_url(directory: str, encoded_name: str) -> StorageUrl:
-    """`StorageUrl.below` of a URL that is text."""
-    return StorageUrl(directory).below(encoded_name)
-
-
 def truncated(text: str, longest: int = 2000) -> str:
     """The text, its middle left out if it is long; without half surrogates, which no JSON reader takes."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")

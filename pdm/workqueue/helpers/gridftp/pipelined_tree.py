@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 
+from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
     BrokenError,
@@ -23,7 +24,7 @@ from pdm.workqueue.helpers.gridftp.connections import (
 from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, errno_of_reply, file_stat_in
 from pdm.workqueue.helpers.listing import DirectoryEntries, EntryReporter, directory_url, is_listed
-from pdm.workqueue.helpers.storage import StorageError, without_trailing_slash
+from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire.agent_messages import ListRequest
 
 #: Folders whose listings may be under way at once.
@@ -47,7 +48,7 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
         StorageError: the tree cannot be listed.
     """
     url = request.url
-    root = server_path(without_trailing_slash(url))
+    root = server_path(StorageUrl(url).without_slash)
     if not fits_on_command_line(root):
         return None
     try:
