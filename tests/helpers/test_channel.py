@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -103,21 +105,20 @@ def test_the_end_of_requests_is_the_end_of_the_process(dummy: HelperProcess) -> 
     assert dummy.event() is None
 
 
-def test_a_reader_that_is_gone_is_the_end_of_the_process() -> None:
+@contextlib.contextmanager
+def with_events() -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A dummy helper, and the descriptor that its events are read from."""
     events, written = os.pipe()
+    command = ["/bin/bash", "-c", f'exec 3>&{written}; exec "$0" "$@"', sys.executable, "-m"]
     with subprocess.Popen(
-        [
-            "/bin/bash",
-            "-c",
-            f'exec 3>&{written}; exec "$0" "$@"',
-            sys.executable,
-            "-m",
-            "pdm.workqueue.helpers.main_dummy",
-        ],
-        stdin=subprocess.PIPE,
-        pass_fds=(written,),
+        [*command, "pdm.workqueue.helpers.main_dummy"], stdin=subprocess.PIPE, pass_fds=(written,)
     ) as process:
         os.close(written)
+        yield process, events
+
+
+def test_a_reader_that_is_gone_is_the_end_of_the_process() -> None:
+    with with_events() as (process, events):
         assert os.read(events, 10_000).startswith(b'{"event":"ready"')
         os.close(events)
         assert process.stdin is not None
@@ -143,20 +144,7 @@ def test_a_request_may_be_longer_than_an_event(dummy: HelperProcess) -> None:
 
 
 def test_nobody_reading_stops_the_helper_and_loses_nothing() -> None:
-    events, written = os.pipe()
-    with subprocess.Popen(
-        [
-            "/bin/bash",
-            "-c",
-            f'exec 3>&{written}; exec "$0" "$@"',
-            sys.executable,
-            "-m",
-            "pdm.workqueue.helpers.main_dummy",
-        ],
-        stdin=subprocess.PIPE,
-        pass_fds=(written,),
-    ) as process:
-        os.close(written)
+    with with_events() as (process, events):
         assert process.stdin is not None
         process.stdin.write(b'{"op":"list","id":1,"key":0,"url":"dummy://x?files=200000","depth":null,"limits":{}}\n')
         process.stdin.flush()
