@@ -16,7 +16,7 @@ from pdm.workqueue.certificates.names import PARSE_ERRORS
 _AC_SEQUENCE = x509.ObjectIdentifier("1.3.6.1.4.1.8005.100.100.5")
 #: Object identifier 1.3.6.1.4.1.8005.100.100.4 in DER: the attribute that holds the names of groups and roles.
 _FQAN_ATTRIBUTE = bytes.fromhex("060a2b06010401be45646404")
-_SEQUENCE, _OCTETS, _URI = 0x30, 0x04, 0x86
+_TAG_SEQUENCE, _OCTETS, _URI = 0x30, 0x04, 0x86
 _LONG_FORM, _CONSTRUCTED = 0x80, 0x20
 #: More than this no server sends; a hostile extension gets no further.
 _MOST_FQANS, _DEEPEST, _LONGEST_NAME = 100, 16, 255
@@ -60,7 +60,7 @@ def _read(der: bytes) -> tuple[VomsAttributes, ...]:
 def _attribute_values(der: bytes, depth: int) -> Iterator[bytes]:
     """The contents of all attributes with FQANs, at any depth."""
     for tag, content in der_elements(der):
-        if tag == _SEQUENCE and content.startswith(_FQAN_ATTRIBUTE):
+        if tag == _TAG_SEQUENCE and content.startswith(_FQAN_ATTRIBUTE):
             yield content[len(_FQAN_ATTRIBUTE) :]
         elif tag & _CONSTRUCTED and depth:
             yield from _attribute_values(content, depth - 1)
