@@ -82,8 +82,8 @@ class StorageError(Exception):
         message: str,
         *,
         errno: int | None = None,
-        code: FailureCode | str | None = None,
-        scope: FailureScope | str | None = None,
+        code: FailureCode | None = None,
+        scope: FailureScope | None = None,
         lost: bool = False,
         retry_after_s: float | None = None,
         unreachable: bool = False,
@@ -91,15 +91,15 @@ class StorageError(Exception):
         super().__init__(message)
         self.message = message
         self.errno = errno
-        self.code = None if code is None else FailureCode(code)
-        self.scope = None if scope is None else FailureScope(scope)
+        self.code = code
+        self.scope = scope
         self.lost = lost
         self.retry_after_s = retry_after_s
         self.unreachable = unreachable
 
-    def at(self, scope: FailureScope | str) -> Self:
+    def at(self, scope: FailureScope) -> Self:
         """The same, with its scope set if it had none."""
-        self.scope = self.scope or FailureScope(scope)
+        self.scope = self.scope or scope
         return self
 
     def fault(self) -> Fault:
@@ -248,9 +248,7 @@ class Storage(abc.ABC):
         """Make the names in a directory durable, where that is ours to do."""
 
 
-def scoped(
-    scope: FailureScope | str, function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs
-) -> _Result:
+def scoped(scope: FailureScope, function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs) -> _Result:
     """Call, and give a `StorageError` that comes of it the scope, if it has none."""
     try:
         return function(*arguments, **named)

@@ -364,7 +364,7 @@ class HttpClient:
         text = f"{server.authority}: {str(error) or type(error).__name__}"
         if isinstance(error, TimeoutError):
             is_stalled = time.monotonic() < self.timeouts.until
-            return StorageError(text, code=FailureCode.STALLED if is_stalled else "TIMEOUT")
+            return StorageError(text, code=FailureCode.STALLED if is_stalled else FailureCode.TIMEOUT)
         if isinstance(error, ssl.SSLCertVerificationError):
             return StorageError(text, code=FailureCode.CERTIFICATE)
         if isinstance(error, ssl.SSLError) and "ALERT" in text.upper():

@@ -295,7 +295,7 @@ class SftpSession:
             self.close()
             raise StorageError(
                 f"no answer for {self.timeouts.stall_s:g} s" if stalled else "not finished in time",
-                code=FailureCode.STALLED if stalled else "TIMEOUT",
+                code=FailureCode.STALLED if stalled else FailureCode.TIMEOUT,
             )
         if bool(self._to_write) != self._writing:
             self._writing = bool(self._to_write)

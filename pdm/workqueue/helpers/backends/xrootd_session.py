@@ -290,7 +290,9 @@ class XrootdSession:
             return False
         self.close()
         stalled = time.monotonic() < self.timeouts.until
-        raise StorageError("the server did not answer in time", code=FailureCode.STALLED if stalled else "TIMEOUT")
+        raise StorageError(
+            "the server did not answer in time", code=FailureCode.STALLED if stalled else FailureCode.TIMEOUT
+        )
 
     def _gone(self) -> StorageError:
         noise = self._said()
@@ -333,7 +335,7 @@ class XrootdSession:
             return XrootdError(text, code=FailureCode.CREDENTIAL_EXPIRED, scope=FailureScope.SERVICE)
         # Of several authorities that a server names, not all need be known here: what the server says comes first.
         untrusted = not _REFUSED.search(noise) and _UNTRUSTED.search(noise)
-        return XrootdError(text, code=FailureCode.CERTIFICATE if untrusted else "CREDENTIAL_REFUSED")
+        return XrootdError(text, code=FailureCode.CERTIFICATE if untrusted else FailureCode.CREDENTIAL_REFUSED)
 
 
 def frames(session: XrootdSession, kind: bytes) -> Iterator[bytes]:

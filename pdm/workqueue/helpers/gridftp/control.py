@@ -52,7 +52,7 @@ class ChannelError(Exception):
         self.unreachable = unreachable
         self.refused = refused
 
-    def storage_error(self, scope: FailureScope | str | None = None) -> StorageError:
+    def storage_error(self, scope: FailureScope | None = None) -> StorageError:
         """The same as an error of the storage."""
         return StorageError(
             str(self),

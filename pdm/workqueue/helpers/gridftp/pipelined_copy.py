@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import CHANGED, temporary_name
 from pdm.workqueue.helpers.gridftp.connections import (
@@ -175,7 +176,8 @@ class _RouteCopy:
             except SilentServerError as error:
                 for file in list(self._open.values()):
                     self._close(file)
-                    scope = "source" if error.address == self._addresses[0] else "destination"
+                    is_source = error.address == self._addresses[0]
+                    scope = FailureScope.SOURCE if is_source else FailureScope.DESTINATION
                     self._batch.failed(file.key, error.storage_error(scope), residue=bool(file.used))
             except ChannelError as error:
                 # There is no connection to be had: the careful way finds out why.
@@ -468,7 +470,7 @@ class _RouteCopy:
         file = next(iter(self._under_way.values()), None)
         if file is not None:
             self._close(file)
-            self._batch.failed(file.key, StorageError(why, code="STALLED"), residue=True)
+            self._batch.failed(file.key, StorageError(why, code=FailureCode.STALLED), residue=True)
 
     def _start_over(self) -> None:
         """Give up both channels; what was on its way is open still, and what was renamed unheard shows as there."""

@@ -188,7 +188,7 @@ class _PipelinedItems:
             channel = connections.single(address)
         except SilentServerError as error:
             for item in self._waiting:
-                self._batch.failed(item.key, error.storage_error("source"))
+                self._batch.failed(item.key, error.storage_error(FailureScope.SOURCE))
             return []
         except ChannelError:
             return list(self._waiting)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 
+from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
@@ -54,7 +55,7 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
     try:
         channel = connections.single(host_port(url))
     except SilentServerError as error:
-        raise error.storage_error("source") from None
+        raise error.storage_error(FailureScope.SOURCE) from None
     except ChannelError:
         return None
     if "MLSC" not in channel.features:
@@ -123,7 +124,7 @@ class _PipelinedListing:
         else:
             folder.storage_error = StorageError(reply.text, errno=errno_of_reply(reply.text))
         if folder.storage_error is not None:
-            folder.storage_error.at("source")
+            folder.storage_error.at(FailureScope.SOURCE)
             if not folder.path:
                 # The trouble of the root is that of the whole listing.
                 raise folder.storage_error
@@ -139,7 +140,7 @@ class _PipelinedListing:
         self._reporter.flush()
         for path, folder in self._under_way.items():
             if folder.entries.told:
-                storage_error = StorageError(why, lost=True, scope="source")
+                storage_error = StorageError(why, lost=True, scope=FailureScope.SOURCE)
                 if not path:
                     raise storage_error
                 self._batch.unreadable(self._request.key, path, storage_error)

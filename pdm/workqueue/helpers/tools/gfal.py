@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.gridftp.replies import errno_of_reply
 from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
@@ -143,7 +144,7 @@ class Gfal:
         if parts:
             # Also if the tool calls that a success.
             self._errors = self._errors or [f"gfal-ls printed what is no entry of a directory: {parts[0][:200]!r}"]
-            raise self._failure("gfal-ls", status or 1, code="BAD_LISTING")
+            raise self._failure("gfal-ls", status or 1, code=FailureCode.BAD_LISTING)
         self._check("gfal-ls", status)
 
     def checksum(self, url: StorageUrl) -> str:
@@ -153,7 +154,7 @@ class Gfal:
         for line in lines:
             if line.startswith(url) and (found := _SUM.match(line)):
                 return found.group(1).lower().zfill(8)
-        raise StorageError(f"gfal-sum prints no ADLER32: {' '.join(lines)[:200]!r}", code="NO_CHECKSUM")
+        raise StorageError(f"gfal-sum prints no ADLER32: {' '.join(lines)[:200]!r}", code=FailureCode.NO_CHECKSUM)
 
     def make_directory(self, url: StorageUrl) -> None:
         self._run(["gfal-mkdir", url], [url])
@@ -257,20 +258,22 @@ class Gfal:
             return
         raise self._failure(program, status)
 
-    def _failure(self, program: str, status: int, code: str | None = None) -> StorageError:
+    def _failure(self, program: str, status: int, code: FailureCode | None = None) -> StorageError:
         for line in self._errors:
             if found := _ERROR.match(line):
                 return error_of(int(found["number"]), found["text"], code)
         said = "; ".join(self._errors[-3:]) or "it said nothing"
         if status < 0:
             name = signal.Signals(-status).name
-            return StorageError(f"{program} was ended by {name}: {said}", code=code or "CRASHED", scope="service")
+            return StorageError(
+                f"{program} was ended by {name}: {said}", code=code or FailureCode.CRASHED, scope=FailureScope.SERVICE
+            )
         if any("UnicodeDecodeError" in line for line in self._errors):
-            return StorageError(f"{program} cannot carry a name that is not UTF-8", code="INVALID_NAME")
+            return StorageError(f"{program} cannot carry a name that is not UTF-8", code=FailureCode.INVALID_NAME)
         return StorageError(f"{program} ended with status {status}: {said}", code=code)
 
 
-def error_of(number: int, text: str, code: str | None = None) -> StorageError:
+def error_of(number: int, text: str, code: FailureCode | None = None) -> StorageError:
     """The error behind the number and the text of a gfal command: the text counts more."""
     text = _REPLY_LINE.sub("\n", text.replace("\\x00", "").strip())
     if _SRM_STATUS.search(text):
@@ -300,7 +303,7 @@ def stat_in(lines: Sequence[str]) -> FileStat:
         elif found := _STAT_TIME.match(line):
             mtime = _seconds(found.group(1))
     if size is None:
-        raise StorageError(f"gfal-stat prints no size: {' '.join(lines)[:200]!r}", code="BAD_LISTING")
+        raise StorageError(f"gfal-stat prints no size: {' '.join(lines)[:200]!r}", code=FailureCode.BAD_LISTING)
     return FileStat(kind, size, mode, mtime)
 
 

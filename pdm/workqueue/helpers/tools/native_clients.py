@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.webdav import WebdavBackend
 from pdm.workqueue.helpers.backends.xrootd import XrootdBackend
@@ -21,8 +22,19 @@ _REMEMBERED_S = 300.0
 #: Codes by which our own client says something of a file, a server or this service: a tool would say the same.
 _ANSWERS = frozenset(
     {
-        *("NOT_FOUND", "EXISTS", "PERMISSION_DENIED", "IS_A_DIRECTORY", "NOT_A_DIRECTORY", "INVALID_NAME"),
-        *("NO_CHECKSUM", "STALLED", "TIMEOUT", "CREDENTIAL_MISSING", "CREDENTIAL_EXPIRED", "BUSY", "LOCKED"),
+        FailureCode.NOT_FOUND,
+        FailureCode.EXISTS,
+        FailureCode.PERMISSION_DENIED,
+        FailureCode.IS_A_DIRECTORY,
+        FailureCode.NOT_A_DIRECTORY,
+        FailureCode.INVALID_NAME,
+        FailureCode.NO_CHECKSUM,
+        FailureCode.STALLED,
+        FailureCode.TIMEOUT,
+        FailureCode.CREDENTIAL_MISSING,
+        FailureCode.CREDENTIAL_EXPIRED,
+        FailureCode.BUSY,
+        FailureCode.LOCKED,
     }
 )
 
@@ -65,4 +77,4 @@ _BACKENDS: Mapping[str, Callable[[], Storage]] = {
 
 def is_answer(error: StorageError) -> bool:
     """Whether our own client has said what is the matter: nothing would be won by asking a tool."""
-    return error.errno is not None or error.unreachable or error.scope == "service" or error.code in _ANSWERS
+    return error.errno is not None or error.unreachable or error.scope is FailureScope.SERVICE or error.code in _ANSWERS

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.credentials import trust_at
@@ -62,9 +63,9 @@ class Deadline:
         """Why the tool must end now; None if it may go on."""
         now = time.monotonic()
         if now > self.until:
-            return StorageError("not finished in time", code="TIMEOUT")
+            return StorageError("not finished in time", code=FailureCode.TIMEOUT)
         if now - self.moved_at > self.stall_s:
-            return StorageError(f"no progress for {self.stall_s:.0f} s", code="STALLED")
+            return StorageError(f"no progress for {self.stall_s:.0f} s", code=FailureCode.STALLED)
         return None
 
 
@@ -302,16 +303,20 @@ def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
             have unlike authorities, of which no tool can be told.
     """
     for scheme in {url.scheme for url in urls} & _REFUSED_SCHEMES:
-        raise StorageError(f"{scheme}:// is not for the tools", code="UNSUPPORTED", scope="service")
+        raise StorageError(
+            f"{scheme}:// is not for the tools", code=FailureCode.UNSUPPORTED, scope=FailureScope.SERVICE
+        )
     proxy = os.environ.get("X509_USER_PROXY", "")
     if not os.access(proxy, os.R_OK):
-        raise StorageError("the tools need the user's proxy", code="CREDENTIAL_MISSING", scope="service")
+        raise StorageError(
+            "the tools need the user's proxy", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
+        )
     trusted = {trust_at(url.address) for url in urls}
     if len(trusted) > 1:
         raise StorageError(
             "the two sites have unlike authorities of their own: no tool can be told of both",
-            code="UNSUPPORTED",
-            scope="service",
+            code=FailureCode.UNSUPPORTED,
+            scope=FailureScope.SERVICE,
         )
     trust = trusted.pop()
     environment = {"X509_USER_PROXY": proxy, "HOME": _NO_HOME}

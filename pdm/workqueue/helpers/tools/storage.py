@@ -12,6 +12,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
@@ -216,7 +217,9 @@ class ToolStorage(Storage):
         error = self._error_of(lambda: self._gfal.make_directory(url))
         there = self.stat(url) if error is None or error.errno is None else None
         if there is None or there.kind != "directory":
-            raise error or StorageError(f"gfal-mkdir has ended well, and {url} is no directory", code="SERVER_ERROR")
+            raise error or StorageError(
+                f"gfal-mkdir has ended well, and {url} is no directory", code=FailureCode.SERVER_ERROR
+            )
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
         client = self._client(url)
@@ -233,7 +236,7 @@ class ToolStorage(Storage):
             error = self._removals.pop(url)
             is_there = self.stat(url) is not None
             if is_there and (error is None or error.errno == errno.ENOENT):
-                raise StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
+                raise StorageError(f"gfal-rm calls {url} removed, and it is there", code=FailureCode.SERVER_ERROR)
             if error is not None and (is_there or error.errno == errno.ENOENT):
                 raise error
 
@@ -243,7 +246,7 @@ class ToolStorage(Storage):
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
         error = self._error_of(lambda: self._gfal.remove_directory(url))
         if self.stat(url) is not None:
-            raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code="SERVER_ERROR")
+            raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code=FailureCode.SERVER_ERROR)
 
     def remove_files(self, urls: Sequence[StorageUrl]) -> None:
         """Have one process remove files, as far as it gets; `remove` of each tells what became of it."""
@@ -258,7 +261,9 @@ class ToolStorage(Storage):
                     self._removals[url] = None if word == REMOVED else error
             if not told.keys() & set(left):
                 # It has said nothing of any: the first is looked at, the others have another try.
-                self._removals[left[0]] = error or StorageError("gfal-rm has said nothing", code="SERVER_ERROR")
+                self._removals[left[0]] = error or StorageError(
+                    "gfal-rm has said nothing", code=FailureCode.SERVER_ERROR
+                )
             left = [url for url in left if url not in self._removals]
 
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
@@ -274,7 +279,7 @@ class ToolStorage(Storage):
             raise error
         if self.stat(destination) is None or self.stat(source) is not None:
             raise error or StorageError(
-                f"gfal-rename has ended well, and {source} does not have its new name", code="SERVER_ERROR"
+                f"gfal-rename has ended well, and {source} does not have its new name", code=FailureCode.SERVER_ERROR
             )
 
     @staticmethod
@@ -349,7 +354,11 @@ class ToolStorage(Storage):
             ended = error
         else:
             if status < 0:
-                ended = StorageError(f"globus-url-copy was ended by signal {-status}", code="CRASHED", scope="service")
+                ended = StorageError(
+                    f"globus-url-copy was ended by signal {-status}",
+                    code=FailureCode.CRASHED,
+                    scope=FailureScope.SERVICE,
+                )
         outcomes: dict[int, StorageError | None] = {
             key: error_in(report.error) if report.error else None for key, report in listener.reports.items()
         }
@@ -374,8 +383,10 @@ class ToolStorage(Storage):
                 self.size(pair.temporary)
             except StorageError as error:
                 if error.errno != errno.ENOENT:
-                    return error.at("destination")
-                return StorageError("the tool reports success, and nothing has arrived", code="CHECKSUM_MISMATCH")
+                    return error.at(FailureScope.DESTINATION)
+                return StorageError(
+                    "the tool reports success, and nothing has arrived", code=FailureCode.CHECKSUM_MISMATCH
+                )
             return None
         if complaint.code == "DEPENDENCY_MISSING":
             return complaint
@@ -391,20 +402,26 @@ class ToolStorage(Storage):
         if complaint.scope is not None:
             return complaint
         if complaint.code is not None and complaint.errno is None:
-            return complaint.at("transfer")
+            return complaint.at(FailureScope.TRANSFER)
         if complaint.errno in _DESTINATION_ERRNOS:
-            return complaint.at("destination")
-        servers = {"source": pair.source.address, "destination": pair.temporary.address}
+            return complaint.at(FailureScope.DESTINATION)
+        servers = {
+            FailureScope.SOURCE: pair.source.address,
+            FailureScope.DESTINATION: pair.temporary.address,
+        }
         if len(set(servers.values())) > 1:
             for scope, server in servers.items():
                 if server in complaint.message:
                     return complaint.at(scope)
-        for scope, ask in (("source", self._read_source), ("destination", self._ask_destination)):
+        for scope, ask in (
+            (FailureScope.SOURCE, self._read_source),
+            (FailureScope.DESTINATION, self._ask_destination),
+        ):
             try:
                 ask(pair)
             except StorageError as error:
                 return error.at(scope)
-        return complaint.at("destination" if complaint.errno is not None else "transfer")
+        return complaint.at(FailureScope.DESTINATION if complaint.errno is not None else FailureScope.TRANSFER)
 
     def _read_source(self, pair: UrlPair) -> None:
         self.version(pair.source)
