@@ -10,10 +10,9 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.classification import classify
-from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl, build_request, classify
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.options import Options
+from pdm.workqueue.wire.requests import Options
 
 
 @frozen

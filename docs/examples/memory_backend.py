@@ -6,8 +6,7 @@ import errno
 from collections.abc import Iterator
 
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.base import Pieces, StorageBackend
-from pdm.workqueue.helpers.storage import EntryIterator, FileStat, StorageError
+from pdm.workqueue.helpers.storage import EntryIterator, FileStat, Pieces, StorageBackend, StorageError
 
 #: URL → the bytes of a file, or None for a directory. All threads of the helper share it.
 _CONTENT: dict[str, bytes | None] = {}

@@ -26,8 +26,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.iweb import IPolicyForHTTPS
 
 from pdm.workqueue.certificates.tls_client import ClientCredentialError, WeakCredentialError, client_policy
-from pdm.workqueue.client.connection import Connection, JobPoller, Query, encode_query
-from pdm.workqueue.client.delegation import DelegationClient
+from pdm.workqueue.client.connection import Connection, DelegationClient, JobPoller, Query, encode_query
 from pdm.workqueue.client.errors import CredentialError, SettingsError, UnexpectedAnswerError
 from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType

@@ -6,8 +6,8 @@ from pdm.workqueue.certificates.pem import CertificateFilesError
 from pdm.workqueue.certificates.tls_server import ServerTls
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
+from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.domain.pacing import BreakerPolicy
-from pdm.workqueue.domain.retry import RetryPolicy
 from pdm.workqueue.execution.executor import ExecutionLimits
 from pdm.workqueue.execution.streams import StreamLimits
 from pdm.workqueue.movers.mover import Access

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 
 from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.certificates.voms import VomsAttributes, _read, voms_attributes
+from pdm.workqueue.certificates.proxies import VomsAttributes, _read, voms_attributes
 
 #: Made with voms-proxy-fake, as a VOMS server's client makes them.
 _PROXY = Path(__file__).parent / "data" / "voms-proxy.pem"

@@ -12,17 +12,17 @@ import pytest
 from attrs import define
 from msgspec import UNSET
 
-from pdm.workqueue.cli.progress import (
+from pdm.workqueue.cli.display import (
     BarDisplay,
     LineDisplay,
     bar_line,
     display_for_stderr,
     display_fraction,
+    display_width,
     fraction,
     progress_parts,
     summary,
 )
-from pdm.workqueue.cli.text import display_width
 from pdm.workqueue.wire.responses import JobProgressView, JobView
 from tests.client.samples import job_view, progress_of
 

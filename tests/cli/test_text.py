@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdm.workqueue.cli.text import (
+from pdm.workqueue.cli.display import (
     display_bytes,
     display_duration,
     display_json,

@@ -20,7 +20,7 @@ from pdm.workqueue.domain.failures import (
     code_for_errno,
     hint_for,
 )
-from pdm.workqueue.domain.retry import GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
+from pdm.workqueue.domain.lifecycle import GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 POLICY = RetryPolicy(first_pause_s=4, longest_pause_s=60)

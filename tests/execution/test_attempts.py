@@ -12,7 +12,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.retry import RetryPolicy
+from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.execution import executor as executor_module
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import RunningBatch

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from pdm.workqueue.agents.pool import AgentKind
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.execution.endpoint_checks import SiteCheck, SiteCheckRunningError
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.registry import Site
 
 DUMMY = JobProtocol.DUMMY
 SITE = Site(1, "ONE", "", "~", {DUMMY: "dummy://0"}, {DUMMY: tuple(f"dummy://{number}" for number in range(1, 6))})

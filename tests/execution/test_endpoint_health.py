@@ -13,7 +13,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ElementRecord
 from pdm.workqueue.domain.pacing import BreakerPolicy, BreakerState
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.registry import Site
 from tests.support.records import NOW, element_record, job_record
 
 GRIDFTP = JobProtocol.GRIDFTP

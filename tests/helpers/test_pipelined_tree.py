@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pdm.workqueue.helpers.gridftp import pipelined_tree
+from pdm.workqueue.helpers.gridftp import pipelined_operations
 from pdm.workqueue.helpers.gridftp.connections import Waker
 from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry, TimeLimits
 from tests.helpers.test_control import Server
@@ -87,6 +87,6 @@ def test_what_is_left_when_the_server_dies(
     serving.start()
     asked: Any = Asked()
     connections: Any = OneChannel(server)
-    assert pipelined_tree.list_tree(asked, asked.request, connections, Waker()) == left
+    assert pipelined_operations.list_tree(asked, asked.request, connections, Waker()) == left
     serving.join()
     assert sorted(asked.told) == told

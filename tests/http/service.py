@@ -41,7 +41,7 @@ from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.services import OrderedServices
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import claiming, credentials, jobs, leases, listings, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.credentials import EncryptedCredential

@@ -16,7 +16,7 @@ from pdm.workqueue.domain.limits import Route
 from pdm.workqueue.domain.sites import LAST_FILE_SITE, Actor
 from pdm.workqueue.execution.endpoint_checks import EndpointCheck, SiteCheckRunningError
 from pdm.workqueue.execution.streams import RouteState
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import sites as stored_sites
 from pdm.workqueue.wire.sites import SiteBody, SiteChanges
 from tests.http.service import Service

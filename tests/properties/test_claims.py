@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, Counters, NewElement
-from pdm.workqueue.domain.retry import MOST_CRASHES
+from pdm.workqueue.domain.lifecycle import MOST_CRASHES
 from pdm.workqueue.store import claim_limits, claim_queries, claiming, job_changes, jobs, leases, results
 from pdm.workqueue.store.records import elements
 from pdm.workqueue.WorkqueueDB import Base

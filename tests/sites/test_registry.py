@@ -10,8 +10,7 @@ from twisted.logger import LogEvent
 
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
-from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import moved_by_tools, storage_url
+from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools, storage_url
 
 Refused = Callable[[str], str]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import InvalidPathError, bytes_from_text
-from pdm.workqueue.sites.site import NotOfferedError, Site, storage_url
+from pdm.workqueue.sites.registry import NotOfferedError, Site, storage_url
 
 SITE = Site(
     1,

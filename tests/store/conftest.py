@@ -13,8 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from pdm.workqueue.store import schema
-from pdm.workqueue.store.engines import create_sqlite_file, make_engines
+from pdm.workqueue.store.engines import create_sqlite_file, make_engines, migrate
 from pdm.workqueue.WorkqueueDB import Base
 from tests.store.clusters import cluster, programs
 from tests.store.stores import Store
@@ -46,7 +45,7 @@ def _migrate(url: sa.URL) -> None:
     engines = make_engines(url.render_as_string(hide_password=False), 1)
     create_sqlite_file(engines.writer)
     with engines.writer.begin() as connection:
-        schema.migrate(connection)
+        migrate(connection)
     engines.dispose()
 
 

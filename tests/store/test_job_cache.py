@@ -20,7 +20,7 @@ from pdm.workqueue.domain.jobs import ClaimToken, Counters, JobRecord, NewElemen
 from pdm.workqueue.store import claiming, job_changes, jobs, leases, results, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.store.job_cache import LONGEST_TEXT, JobCache
+from pdm.workqueue.store.jobs import LONGEST_TEXT, JobCache
 from tests.store.stores import BROKEN, EXPIRED, LEASE_S, START, identity
 from tests.support.records import job_record, new_job, verdict
 

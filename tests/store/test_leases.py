@@ -7,7 +7,7 @@ from datetime import timedelta
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import ClaimToken, Counters
-from pdm.workqueue.domain.retry import MOST_CRASHES
+from pdm.workqueue.domain.lifecycle import MOST_CRASHES
 from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results
 from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, token_of
 from tests.support.records import verdict

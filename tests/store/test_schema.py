@@ -15,9 +15,9 @@ from sqlalchemy.schema import CreateTable
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.subjects import normal_subject
-from pdm.workqueue.store import credentials, job_changes, schema
+from pdm.workqueue.store import credentials, job_changes
 from pdm.workqueue.store.credentials import EncryptedCredential
-from pdm.workqueue.store.engines import create_sqlite_file, make_engines
+from pdm.workqueue.store.engines import config, create_sqlite_file, make_engines, migrate
 from pdm.workqueue.store.errors import DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
 from pdm.workqueue.WorkqueueDB import Base
 from tests.store.stores import EXPIRED, Store, done, ended
@@ -35,7 +35,7 @@ def connection(empty_url: str) -> sa.Connection:  # type: ignore[misc]
 
 
 def test_an_empty_database_becomes_what_the_models_say(connection: sa.Connection) -> None:
-    schema.migrate(connection)
+    migrate(connection)
     context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
     assert compare_metadata(context, Base.metadata) == []
 
@@ -45,7 +45,7 @@ def test_checks_and_partial_indexes_are_those_of_the_models(empty_url: str) -> N
     engines = make_engines(empty_url, 1)
     create_sqlite_file(engines.writer)
     with engines.writer.begin() as connection:
-        schema.migrate(connection)
+        migrate(connection)
         migrated = described(connection)
         with connection.begin_nested():
             Base.metadata.drop_all(connection)
@@ -72,22 +72,22 @@ def described(connection: sa.Connection) -> set[tuple[str, str]]:
 
 
 def test_a_migrated_database_is_left_alone(connection: sa.Connection) -> None:
-    schema.migrate(connection)
-    schema.migrate(connection)
+    migrate(connection)
+    migrate(connection)
     assert connection.execute(sa.text("SELECT count(*) FROM alembic_version")).scalar() == 1
 
 
 def test_a_schema_of_the_future_is_refused(connection: sa.Connection) -> None:
-    schema.migrate(connection)
+    migrate(connection)
     connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SchemaTooNewError, match="schema 9999, which this version does not know: install"):
-        schema.migrate(connection)
+        migrate(connection)
 
 
 def test_tables_of_another_origin_are_not_touched(connection: sa.Connection) -> None:
     connection.execute(sa.text("CREATE TABLE jobs (id INTEGER)"))
     with pytest.raises(ForeignSchemaError, match=r"\(jobs\): point \[database\] url at an empty database"):
-        schema.migrate(connection)
+        migrate(connection)
     assert sa.inspect(connection).get_table_names() == ["jobs"]
 
 
@@ -100,7 +100,7 @@ def test_daemons_that_start_together_migrate_once(empty_url: str) -> None:
         try:
             own = make_engines(empty_url, 1)
             with own.writer.begin() as connection:
-                schema.migrate(connection)
+                migrate(connection)
             own.dispose()
         except Exception as error:
             faults.append(error)
@@ -141,7 +141,7 @@ def test_sizes_have_64_bits_on_postgresql() -> None:
 
 
 def test_credentials_of_the_first_schema_are_kept(connection: sa.Connection) -> None:
-    command.upgrade(schema.config(connection), "0001")
+    command.upgrade(config(connection), "0001")
     connection.execute(
         sa.text("INSERT INTO users (id, subject, role, registered_at) VALUES (3, '/CN=a', 'user', :now)"), _AT
     )
@@ -152,7 +152,7 @@ def test_credentials_of_the_first_schema_are_kept(connection: sa.Connection) -> 
         ),
         {**_AT, "secret": b"\0sealed"},
     )
-    schema.migrate(connection)
+    migrate(connection)
     with Session(bind=connection) as session:
         found = credentials.find(session, 3, CredentialKind.PROXY)
         assert found is not None
@@ -164,7 +164,7 @@ def test_credentials_of_the_first_schema_are_kept(connection: sa.Connection) -> 
 
 def test_subjects_of_users_get_their_new_form(connection: sa.Connection) -> None:
     """A slash in a value was marked always, and now only where it could be taken for the beginning of a part."""
-    command.upgrade(schema.config(connection), "0003_sites")
+    command.upgrade(config(connection), "0003_sites")
     before = [r"/CN=host\/a.b", r"/CN=alice\/CN=admin", r"/CN=a\\\/b\\", "/CN=plain/O=x", r"/CN=a\/b\/1.2=c\\/O=d\\"]
     after = ["/CN=host/a.b", r"/CN=alice\/CN=admin", r"/CN=a\\/b\\", "/CN=plain/O=x", r"/CN=a/b\/1.2=c\\/O=d\\"]
     for number, subject in enumerate(before, 1):
@@ -172,7 +172,7 @@ def test_subjects_of_users_get_their_new_form(connection: sa.Connection) -> None
             sa.text("INSERT INTO users (id, subject, role, registered_at) VALUES (:id, :subject, 'user', :now)"),
             {**_AT, "id": number, "subject": subject},
         )
-    schema.migrate(connection)
+    migrate(connection)
     found = connection.execute(sa.text("SELECT subject, authority FROM users ORDER BY id")).all()
     assert found == [(subject, None) for subject in after]
     assert [normal_subject(subject) for subject in after] == after
@@ -184,7 +184,7 @@ def _back_to_the_first_schema(connection: sa.Connection) -> None:
     rows = {table.name: connection.execute(sa.select(table)).mappings().all() for table in tables}
     Base.metadata.drop_all(connection)
     connection.execute(sa.text("DROP TABLE alembic_version"))
-    command.upgrade(schema.config(connection), "0001")
+    command.upgrade(config(connection), "0001")
     for table in tables:
         names = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
         for row in rows[table.name]:
@@ -196,7 +196,7 @@ def test_work_of_the_first_schema_goes_on(empty_url: str) -> None:
     engines = make_engines(empty_url, 2)
     create_sqlite_file(engines.writer)
     with engines.writer.begin() as connection:
-        schema.migrate(connection)
+        migrate(connection)
     store = Store(engines.writer)
     user = store.user()
     store.worker("old")
@@ -207,7 +207,7 @@ def test_work_of_the_first_schema_goes_on(empty_url: str) -> None:
     before = {number: store.job(number) for number in numbers}
     with engines.writer.begin() as connection:
         _back_to_the_first_schema(connection)
-        schema.migrate(connection)
+        migrate(connection)
     assert {number: store.job(number) for number in numbers} == before
     assert store.register("old").back == sum(len(batch.elements) for batch in running)
     held = store.claim("old", batches=1, batch_elements=2)

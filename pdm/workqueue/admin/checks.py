@@ -19,7 +19,7 @@ from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.http.access import AccessList
 from pdm.workqueue.policies import server_tls
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import schema
+from pdm.workqueue.store import engines
 from pdm.workqueue.store.engines import make_engines
 
 _PYTHON_TIMEOUT_S = 20
@@ -138,4 +138,4 @@ def _check_address(settings: Settings) -> None:
 
 
 def _check_database(settings: Settings) -> None:
-    schema.check(settings.database.url)
+    engines.check(settings.database.url)

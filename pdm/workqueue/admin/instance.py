@@ -18,8 +18,7 @@ from urllib.parse import quote
 from attrs import frozen
 
 from pdm.workqueue.certificates.authority import Authority
-from pdm.workqueue.config.reader import ConfigError, read_settings
-from pdm.workqueue.config.values import subjects
+from pdm.workqueue.config.reader import ConfigError, read_settings, subjects
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.sites.registry import SiteRegistry

@@ -25,11 +25,18 @@ from cryptography.x509.oid import NameOID
 
 from pdm.workqueue.certificates.names import PARSE_ERRORS, dn, parse_dn
 from pdm.workqueue.certificates.pem import CertificateFilesError, to_pem
-from pdm.workqueue.certificates.proxies import end_entity, is_proxy, lifetime_end, lifetime_start, sign_proxy
+from pdm.workqueue.certificates.proxies import (
+    VomsAttributes,
+    end_entity,
+    is_proxy,
+    lifetime_end,
+    lifetime_start,
+    sign_proxy,
+    voms_attributes,
+)
 from pdm.workqueue.certificates.tls_client import ClientCredentialError, read_valid_identity
 from pdm.workqueue.certificates.trust import Trust
 from pdm.workqueue.certificates.verification import ChainRefusedError
-from pdm.workqueue.certificates.voms import VomsAttributes, voms_attributes
 
 _LONGEST_BODY = 64 * 1024
 _LONGEST_CHAIN = 16

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import click
 from attrs import frozen
 
+from pdm.workqueue.cli.display import display_name
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.text import display_name
 from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import text_from_bytes
 from pdm.workqueue.wire.responses import SiteView

@@ -16,8 +16,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
 from pdm.workqueue.certificates.pem import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
+from pdm.workqueue.cli.display import display_line
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.text import display_line
 from pdm.workqueue.client.errors import (
     ConnectionBrokenError,
     CredentialError,

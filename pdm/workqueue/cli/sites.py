@@ -10,10 +10,7 @@ import click
 from msgspec import UNSET
 
 from pdm.workqueue.cli.arguments import MOVER_HELP, find_site, format_option
-from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.outcome import hint_of, print_json
-from pdm.workqueue.cli.session import run
-from pdm.workqueue.cli.text import (
+from pdm.workqueue.cli.display import (
     display_bytes,
     display_line,
     display_name,
@@ -21,6 +18,9 @@ from pdm.workqueue.cli.text import (
     display_timestamp,
     stdout_table,
 )
+from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.outcome import hint_of, print_json
+from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
 from pdm.workqueue.wire.responses import CheckView, RouteView, SiteView
 from pdm.workqueue.wire.sites import AuditView, UserView

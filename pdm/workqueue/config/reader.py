@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,162 @@ import msgspec
 from msgspec.structs import FieldInfo, fields, replace
 
 from pdm.workqueue.config.settings import SECTIONS, Settings
-from pdm.workqueue.config.values import readers
+from pdm.workqueue.domain.subjects import normal_subject
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_BYTES = {
+    "": 1,
+    "B": 1,
+    "kB": 1000,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+    "KiB": 1024,
+    "MiB": 1024**2,
+    "GiB": 1024**3,
+    "TiB": 1024**4,
+}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_SHARE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?", re.ASCII)
+_LEAST_SHARE, _LARGEST_SHARE = 0.01, 100
+_YES = frozenset({"yes", "true", "on", "1"})
+_NO = frozenset({"no", "false", "off", "0"})
+
+
+def _quantity(text: str) -> tuple[float, str]:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or len(text) > 40:
+        return math.nan, ""
+    return float(match.group(1)), match.group(2)
+
+
+def duration(text: str) -> float:
+    """Seconds in ``500ms``, ``30s``, ``5m``, ``12h``, ``7d`` or ``0``.
+
+    Raises:
+        ValueError: it is no duration, or has no unit.
+    """
+    number, unit = _quantity(text)
+    if unit in _UNITS_S and not math.isnan(number):
+        return number * _UNITS_S[unit]
+    if number == 0 and unit == "":
+        return 0.0
+    raise ValueError("a duration is expected, such as 500ms, 30s, 5m, 12h or 7d")
+
+
+def size(text: str) -> int:
+    """Bytes in ``512``, ``64KiB``, ``1MB``.
+
+    Raises:
+        ValueError: it is no size, or not a whole number of bytes.
+    """
+    number, unit = _quantity(text)
+    if math.isnan(number) or unit not in _UNITS_BYTES:
+        raise ValueError("a size is expected, such as 512, 64KiB, 1MiB or 2GB")
+    exact = number * _UNITS_BYTES[unit]
+    if exact != int(exact):
+        raise ValueError("a whole number of bytes is expected")
+    return int(exact)
+
+
+def whole(text: str) -> int:
+    """A whole number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _WHOLE.fullmatch(text):
+        raise ValueError("a whole number is expected")
+    return int(text)
+
+
+def yes_or_no(text: str) -> bool:
+    """A decision: yes or no (also true/false, on/off, 1/0).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.lower() in _YES:
+        return True
+    if text.lower() in _NO:
+        return False
+    raise ValueError("yes or no is expected")
+
+
+def subjects(text: str) -> tuple[str, ...]:
+    """Subjects of certificates, one a line; in the form in which they are compared.
+
+    Raises:
+        ValueError: a line is no subject in slash form.
+    """
+    return tuple(normal_subject(line.strip()) for line in text.splitlines() if line.strip())
+
+
+def weights(text: str) -> dict[str, float]:
+    """Shares of subjects, one a line: ``3 /C=XX/O=Organisation/CN=Name``.
+
+    Raises:
+        ValueError: a line is not of that form, or a share is not between 0.01 and 100.
+    """
+    found: dict[str, float] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        number, _, subject = line.partition(" ")
+        if not _SHARE.fullmatch(number) or not _LEAST_SHARE <= float(number) <= _LARGEST_SHARE:
+            raise ValueError(f"{line[:60]!r}: a share ({_LEAST_SHARE} to {_LARGEST_SHARE}) and a subject are expected")
+        (known,) = subjects(subject) or ("",)
+        if not known or known in found:
+            raise ValueError(f"{line[:60]!r}: {'each subject once' if known else 'a subject'} is expected")
+        found[known] = float(number)
+    return found
+
+
+def one_line(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        ValueError: it goes over several lines (a following line was indented by mistake).
+    """
+    if "\n" in text:
+        raise ValueError("one line is expected: is the line after it indented by mistake?")
+    return text
+
+
+def path_below(directory: Path) -> Callable[[str], Path]:
+    """Reads a path; a relative one is below the directory, ``~`` is the home of the daemon's account."""
+
+    def read(text: str) -> Path:
+        if not text:
+            raise ValueError("a path is expected")
+        if "\0" in text:
+            raise ValueError("a path must not contain NUL")
+        return directory / Path(one_line(text)).expanduser()
+
+    return read
+
+
+def optional_path_below(directory: Path) -> Callable[[str], Path | None]:
+    """Reads a path, or None where nothing is written."""
+    read = path_below(directory)
+    return lambda text: read(text) if text else None
+
+
+def readers(directory: Path) -> dict[str, Callable[[str], Any]]:
+    """How to read each kind of key of a file in this directory."""
+    path = path_below(directory)
+    return {
+        "duration": duration,
+        "size": size,
+        "path": path,
+        "state-path": path,
+        "optional-path": optional_path_below(directory),
+        "subjects": subjects,
+        "weights": weights,
+        "int": whole,
+        "bool": yes_or_no,
+        "str": one_line,
+    }
 
 
 class ConfigError(Exception):

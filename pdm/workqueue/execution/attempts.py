@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, Verdict
-from pdm.workqueue.domain.retry import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
+from pdm.workqueue.domain.lifecycle import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth, sites_of_element
 from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress, ServiceHealth
 from pdm.workqueue.logstore.attempt_log import LogRef

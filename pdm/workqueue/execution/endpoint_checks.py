@@ -14,8 +14,7 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from pdm.workqueue.agents.calls import ask
-from pdm.workqueue.agents.pool import AgentPool
+from pdm.workqueue.agents.pool import AgentPool, ask
 from pdm.workqueue.agents.process import AgentProcess, AgentStartError
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.execution.credentials import CredentialUnusableError
@@ -23,8 +22,7 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.mover import Mover
-from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import Site, moved_by_tools, storage_url
+from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools, storage_url
 from pdm.workqueue.telemetry.background import Background
 from pdm.workqueue.wire import agent_messages as wire
 

@@ -13,9 +13,9 @@ from twisted.logger import Logger
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
+from pdm.workqueue.domain.lifecycle import MOST_UNCOUNTED
 from pdm.workqueue.domain.pacing import Breaker, BreakerPolicy, BreakerState
-from pdm.workqueue.domain.retry import MOST_UNCOUNTED
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.registry import Site
 
 _log = Logger()
 

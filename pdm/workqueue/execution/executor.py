@@ -48,7 +48,7 @@ from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context, log_ended
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.options import Options, RemoveOptions
+from pdm.workqueue.wire.requests import Options, RemoveOptions
 
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until a credential that was removed through another daemon is noticed.

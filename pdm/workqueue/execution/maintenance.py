@@ -14,8 +14,7 @@ from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from pdm.workqueue.agents.calls import ask
-from pdm.workqueue.agents.pool import AgentPool
+from pdm.workqueue.agents.pool import AgentPool, ask
 from pdm.workqueue.agents.process import AgentCommand, AgentProcess, AgentStartError
 from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
@@ -23,8 +22,7 @@ from pdm.workqueue.domain.jobs import Batch, ElementRecord, JobRecord
 from pdm.workqueue.execution.preparing import NotPossibleError, Preparation
 from pdm.workqueue.execution.site_directory import reached_by_protocol
 from pdm.workqueue.movers import BUILT_IN, MOVERS
-from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import moved_by_tools
+from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools
 from pdm.workqueue.store import job_changes, jobs, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError

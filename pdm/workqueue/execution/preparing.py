@@ -25,10 +25,9 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
 from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
-from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import storage_url
+from pdm.workqueue.sites.registry import SiteRegistry, storage_url
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.options import Options, read_options
+from pdm.workqueue.wire.requests import Options, read_options
 
 #: Environment variable of a helper: authorities of single endpoints, a JSON object, URL → directory.
 TRUST_VARIABLE = "PDM_TRUST"

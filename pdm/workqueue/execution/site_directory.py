@@ -19,8 +19,7 @@ from pdm.workqueue.domain.sites import Restriction, RestrictionKind, SiteRecord,
 from pdm.workqueue.execution.endpoint_health import SiteHealth
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
 from pdm.workqueue.movers.mover import Access, credential_need, destination_protocol
-from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.sites.site import Site, moved_by_tools
+from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import Periodic

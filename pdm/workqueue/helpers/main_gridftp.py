@@ -21,7 +21,7 @@ if not __package__:
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers import copying, listing, operations
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
-from pdm.workqueue.helpers.gridftp import pipelined_copy, pipelined_operations, pipelined_tree
+from pdm.workqueue.helpers.gridftp import pipelined_copy, pipelined_operations
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S
 from pdm.workqueue.helpers.gridftp.gsi import LIBRARY, PACKAGE, Gsi, GsiError
@@ -124,7 +124,7 @@ class _GridftpHelper:
             return [item for item in broken() if item.key in opened]
 
     def _list(self, batch: ActiveBatch, request: ListRequest) -> None:
-        left = pipelined_tree.list_tree(batch, request, self._connections, self._waker)
+        left = pipelined_operations.list_tree(batch, request, self._connections, self._waker)
         if left is None or left:
             listing.list_tree(batch, request, self._workers, _MAX_WORKERS, left)
 

@@ -18,7 +18,6 @@ from pdm.workqueue.domain.enums import RELAYED, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import backends, listing, operations
-from pdm.workqueue.helpers.backends.base import StorageBackend, stream_copy
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
@@ -26,8 +25,10 @@ from pdm.workqueue.helpers.storage import (
     FileVersion,
     ProgressCallback,
     Storage,
+    StorageBackend,
     StorageError,
     Timeouts,
+    stream_copy,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import ListRequest

@@ -25,11 +25,9 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
-from pdm.workqueue.sites.registry import TOOL_SCHEMES
-from pdm.workqueue.sites.site import NotOfferedError, Site, moved_by_tools, storage_url
+from pdm.workqueue.sites.registry import TOOL_SCHEMES, NotOfferedError, Site, moved_by_tools, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
-from pdm.workqueue.wire.options import OPTIONS, read_options
-from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
+from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS, PATTERN_WORDS, SubmitJob, read_options
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _QueryEnum = TypeVar("_QueryEnum", JobType, JobStatus)

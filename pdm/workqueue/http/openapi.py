@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pdm.workqueue import __version__
-from pdm.workqueue.http.endpoint import PATH_PARAMETERS, Allow, Endpoint, Parameter
+from pdm.workqueue.http.context import PATH_PARAMETERS, Allow, Endpoint, Parameter
 from pdm.workqueue.http.problems import (
     ApiError,
     BodyTooLargeError,
@@ -24,8 +24,7 @@ from pdm.workqueue.http.problems import (
     ServiceStoppingError,
     UnsupportedMediaTypeError,
 )
-from pdm.workqueue.wire.options import OPTIONS
-from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS_OF
+from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS, OPTIONS_OF
 from pdm.workqueue.wire.responses import MEDIA_TYPE, JobView, Problem, RetriedJobView
 
 _REF = "#/components/schemas/{name}"

@@ -22,7 +22,7 @@ from twisted.web.server import Request, Site
 from zope.interface import implementer
 
 from pdm.workqueue.http.connections import ApiChannel, ConnectionLimiter, ConnectionLimits
-from pdm.workqueue.http.endpoint import JsonStream
+from pdm.workqueue.http.context import JsonStream
 from pdm.workqueue.http.problems import (
     ApiError,
     BodyTooLargeError,

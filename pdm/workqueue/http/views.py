@@ -21,7 +21,7 @@ from pdm.workqueue.execution.endpoint_checks import EndpointCheck
 from pdm.workqueue.execution.monitoring import ElementProgress
 from pdm.workqueue.execution.streams import RouteState
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.listings import ListingNote

@@ -11,10 +11,17 @@ from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.classification import ErrorPattern, classify
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.movers.mover import (
+    ALL_JOB_TYPES,
+    Access,
+    BuiltRequest,
+    ErrorPattern,
+    SiteUrl,
+    build_request,
+    classify,
+)
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.options import Options
+from pdm.workqueue.wire.requests import Options
 
 #: What Globus servers and libraries say where they give no number; tests/movers/data has each as it was recorded.
 #: The order matters: a reply about a certificate also says that the login failed.

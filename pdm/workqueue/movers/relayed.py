@@ -12,10 +12,17 @@ from pdm.workqueue.domain.enums import RELAYED, JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.domain.paths import encoded
-from pdm.workqueue.movers.classification import ErrorPattern, classify
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.movers.mover import (
+    ALL_JOB_TYPES,
+    Access,
+    BuiltRequest,
+    ErrorPattern,
+    SiteUrl,
+    build_request,
+    classify,
+)
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.options import Options
+from pdm.workqueue.wire.requests import Options
 
 #: What ssh(1) says where a login fails, as recorded from OpenSSH 9.2; and what a dead connection looks like.
 ERROR_PATTERNS = (

@@ -10,12 +10,11 @@ from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.movers.classification import ErrorPattern
 from pdm.workqueue.movers.gridftp import ERROR_PATTERNS as GRIDFTP_ERROR_PATTERNS
 from pdm.workqueue.movers.gridftp import classify_reply, proxy_environment
-from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request
+from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, ErrorPattern, SiteUrl, build_request
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.options import Options
+from pdm.workqueue.wire.requests import Options
 
 #: What gfal2 2.21 and its plugins say, where their number says nothing; tests/movers/data has each as it was recorded.
 #: The status codes of SRM are those of its specification.

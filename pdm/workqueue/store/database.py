@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.store import jobs, schema
+from pdm.workqueue.store import engines, jobs
 from pdm.workqueue.store.engines import DEFAULT_TIMEOUTS, DatabaseTimeouts, Engines, make_engines
 from pdm.workqueue.store.errors import (
     Availability,
@@ -26,7 +26,7 @@ from pdm.workqueue.store.errors import (
     DatabaseUnusableError,
     SchemaTooNewError,
 )
-from pdm.workqueue.store.job_cache import MOST_JOBS, JobCache
+from pdm.workqueue.store.jobs import MOST_JOBS, JobCache
 from pdm.workqueue.store.transaction_threads import QueuedCall, TransactionThreads
 
 __all__ = [
@@ -219,4 +219,4 @@ def _line(reason: object) -> str:
 
 
 def _migrate(session: Session) -> None:
-    schema.migrate(session.connection())
+    engines.migrate(session.connection())

@@ -25,8 +25,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
-from pdm.workqueue.domain.lifecycle import settled_status
-from pdm.workqueue.domain.retry import MOST_CRASHES, GiveUp, RetryPolicy, after_crash
+from pdm.workqueue.domain.lifecycle import MOST_CRASHES, GiveUp, RetryPolicy, after_crash, settled_status
 from pdm.workqueue.store.engines import APPLICATION_NAME
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.locks import lock_jobs, save_jobs

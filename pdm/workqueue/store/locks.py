@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain import lifecycle
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Counters, JobRecord
-from pdm.workqueue.store.job_cache import note_written
+from pdm.workqueue.store.jobs import note_written
 from pdm.workqueue.store.records import JOB_COLUMNS, job_record, jobs
 from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
 

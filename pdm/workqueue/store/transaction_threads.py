@@ -26,7 +26,7 @@ from twisted.python.threadpool import ThreadPool
 from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.store.engines import cut_connection
 from pdm.workqueue.store.errors import DatabaseClosedError, unavailable_error
-from pdm.workqueue.store.job_cache import JobCache, written_jobs
+from pdm.workqueue.store.jobs import JobCache, written_jobs
 
 _MAX_TRIES = 6
 #: For a locked SQLite file: each try has waited for the busy timeout.

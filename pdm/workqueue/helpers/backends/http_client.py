@@ -25,8 +25,7 @@ import h11
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
-from pdm.workqueue.helpers.backends.http_connection import HttpConnection
-from pdm.workqueue.helpers.backends.http_errors import error_from_response
+from pdm.workqueue.helpers.backends.http_connection import HttpConnection, error_from_response
 from pdm.workqueue.helpers.credentials import check_server, credential_at, trust_at
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, truncated
 

@@ -1,21 +1,139 @@
-"""One HTTP/1.1 connection over TLS, on h11: sized and chunked bodies, 100-continue, responses that come early.
-
-The socket never blocks. All waiting is done in one place, which keeps to the timeouts, and while a body is being sent
-the connection also receives: a server that refuses an upload says so, and may read no more of it.
-"""
+"""One HTTP/1.1 connection over h11, and what its errors and statuses mean for a transfer."""
 
 from __future__ import annotations
 
 import contextlib
+import email.utils
+import errno
 import select
 import socket
 import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 
 import h11
+
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.helpers.backends.propfind import resources
+from pdm.workqueue.helpers.storage import StorageError, truncated
+
+_MAX_RETRY_AFTER_S = 7 * 86400.0
+_ERRNO_BY_STATUS: Mapping[int, int] = {
+    403: errno.EACCES,
+    404: errno.ENOENT,
+    405: errno.EOPNOTSUPP,
+    409: errno.ENOENT,
+    410: errno.ENOENT,
+    412: errno.EEXIST,
+    414: errno.ENAMETOOLONG,
+    415: errno.EOPNOTSUPP,
+    501: errno.EOPNOTSUPP,
+    507: errno.ENOSPC,
+}
+#: These mean what they say, whatever the text says.
+_CODE_BY_STATUS: Mapping[int, FailureCode] = {
+    408: FailureCode.TIMEOUT,
+    413: FailureCode.TOO_LARGE,
+    417: FailureCode.UNSUPPORTED,
+    423: FailureCode.LOCKED,
+    425: FailureCode.BUSY,
+    429: FailureCode.BUSY,
+    503: FailureCode.BUSY,
+    504: FailureCode.SERVER_ERROR,
+}
+#: What servers write into the body of any status; XRootD in the words of the system.
+_ERRNO_BY_TEXT = (
+    ("no space left", errno.ENOSPC),
+    ("quota exceeded", errno.EDQUOT),
+    ("permission denied", errno.EACCES),
+    ("operation not permitted", errno.EACCES),
+    ("no such file", errno.ENOENT),
+    ("not empty", errno.ENOTEMPTY),
+    ("not a directory", errno.ENOTDIR),
+    ("is a directory", errno.EISDIR),
+    ("file exists", errno.EEXIST),
+    ("name too long", errno.ENAMETOOLONG),
+    ("too many levels of symbolic links", errno.ELOOP),
+    ("read-only", errno.EROFS),
+    ("cross-device link", errno.EXDEV),
+)
+
+
+class HttpStatusError(StorageError):
+    """A server responded with a status that is no success.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    status = 0
+
+
+def errno_from_text(text: str) -> int | None:
+    """The error number that a sentence of a server means.
+
+    What comes before the last semicolon names the file, which may be called ``permission denied``.
+    """
+    lowered = text.rpartition(";")[2].lower()
+    return next((number for words, number in _ERRNO_BY_TEXT if words in lowered), None)
+
+
+def error_from_response(
+    request: str, status: int, reason: str, text: str, retry_after: str | None, size: object
+) -> HttpStatusError:
+    """The error for a response.
+
+    Args:
+        request: method and URL, for the message.
+        status: of the response.
+        reason: the words beside it.
+        text: the beginning of its body.
+        retry_after: its ``Retry-After``.
+        size: ``Content-Length`` of the request; None if there was none.
+    """
+    message = f"{request}: {status} {reason}: {truncated(text, 500)}"
+    if status == HTTPStatus.MULTI_STATUS:
+        status = _inner_error(text) or status
+    code, number = _CODE_BY_STATUS.get(status), None
+    if code is None:
+        number = errno_from_text(text) or _ERRNO_BY_STATUS.get(status)
+    if status == HTTPStatus.UNAUTHORIZED and errno_from_text(text) is None:
+        code = FailureCode.CREDENTIAL_REFUSED
+    elif number is None and code is None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        code = FailureCode.SERVER_ERROR
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        message = (
+            f"the server, or a proxy before it, takes no request of {size or 'that many'} bytes"
+            f" (as set by client_max_body_size of nginx, LimitRequestBody of Apache and the like): {message}"
+        )
+    error = HttpStatusError(message, errno=number, code=code, retry_after_s=retry_after_seconds(retry_after))
+    error.status = status
+    return error
+
+
+def _inner_error(multistatus: str) -> int | None:
+    """The first status in a multistatus that is no success: of the resource that was in the way."""
+    with suppress(StorageError):
+        for resource in resources("", [multistatus.encode("utf-8", "replace")]):
+            if resource.status >= HTTPStatus.BAD_REQUEST:
+                return resource.status
+    return None
+
+
+def retry_after_seconds(retry_after: str | None) -> float | None:
+    """``Retry-After``, a number or a date, in seconds from now; None if there is none, or it is neither."""
+    text = (retry_after or "").strip()
+    if text.isascii() and text.isdecimal():
+        return min(float(text[:10]), _MAX_RETRY_AFTER_S)
+    try:
+        then = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(then - time.time(), 0.0), _MAX_RETRY_AFTER_S)
+
 
 #: Bytes that are received before they are parsed. TLS yields at most 16 KiB at a time.
 _RECEIVE_SIZE = 256 * 1024

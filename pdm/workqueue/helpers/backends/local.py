@@ -15,16 +15,17 @@ from typing import Self
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
-from pdm.workqueue.helpers.backends.base import Pieces, StorageBackend
 from pdm.workqueue.helpers.backends.local_paths import ResolvedPath, Roots, rename_without_replacing
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileKind,
     FileStat,
     FileVersion,
+    Pieces,
     ProgressCallback,
     StoppedError,
     Storage,
+    StorageBackend,
     StorageError,
 )
 

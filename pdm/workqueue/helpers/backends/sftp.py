@@ -12,7 +12,6 @@ from typing import NoReturn
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends import sftp_session as sftp
-from pdm.workqueue.helpers.backends.base import Pieces, WakeableBackend
 from pdm.workqueue.helpers.backends.sftp_files import (
     Attributes,
     FileSystem,
@@ -29,7 +28,7 @@ from pdm.workqueue.helpers.backends.sftp_files import (
 )
 from pdm.workqueue.helpers.backends.sftp_session import SftpSession, StatusError, string
 from pdm.workqueue.helpers.backends.ssh_command import ssh_command, ssh_environment
-from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, StorageError
+from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, Pieces, StorageError, WakeableBackend
 
 _READ, _CREATE_NEW = 0x01, 0x02 | 0x08 | 0x20
 _NO_ATTRIBUTES = struct.pack(">I", 0)

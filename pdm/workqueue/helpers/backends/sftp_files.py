@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.backends import sftp_session as sftp
-from pdm.workqueue.helpers.backends.base import Pieces
 from pdm.workqueue.helpers.backends.sftp_session import (
     ATTRS,
     HANDLE,
@@ -27,7 +26,7 @@ from pdm.workqueue.helpers.backends.sftp_session import (
     StatusError,
     string,
 )
-from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
+from pdm.workqueue.helpers.storage import FileKind, FileStat, Pieces, StorageError
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
 #: A line of ls -l, as OpenSSH and its kin send it for a long name.

@@ -17,17 +17,26 @@ from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.base import Pieces, StorageBackend
 from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
-from pdm.workqueue.helpers.backends.http_errors import HttpStatusError
-from pdm.workqueue.helpers.backends.propfind import DavResource, path_of_href, plain_path, resources
-from pdm.workqueue.helpers.backends.webdav_names import check_kept, folded, is_odd, shape_of
+from pdm.workqueue.helpers.backends.http_connection import HttpStatusError
+from pdm.workqueue.helpers.backends.propfind import (
+    DavResource,
+    check_kept,
+    folded,
+    is_odd,
+    path_of_href,
+    plain_path,
+    resources,
+    shape_of,
+)
 from pdm.workqueue.helpers.backends.webdav_third_party import NotBegunError, ThirdPartyCopies
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
     FileVersion,
+    Pieces,
     ProgressCallback,
+    StorageBackend,
     StorageError,
     Timeouts,
     link_to_directory,

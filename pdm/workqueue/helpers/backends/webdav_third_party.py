@@ -11,10 +11,16 @@ from http import HTTPStatus
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.base import StorageBackend
 from pdm.workqueue.helpers.backends.http_client import UNREACHABLE, HttpClient, HttpResponse, known_server
-from pdm.workqueue.helpers.backends.http_errors import HttpStatusError, errno_from_text
-from pdm.workqueue.helpers.storage import ProgressCallback, StorageError, Timeouts, at_destination, truncated
+from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, errno_from_text
+from pdm.workqueue.helpers.storage import (
+    ProgressCallback,
+    StorageBackend,
+    StorageError,
+    Timeouts,
+    at_destination,
+    truncated,
+)
 
 #: Seconds without a marker after which a server that copies is taken for dead; most send one every five.
 _MARKER_TIMEOUT_S = 12.0

@@ -22,16 +22,17 @@ from typing import cast
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers.backends.base import Pieces, WakeableBackend
 from pdm.workqueue.helpers.backends.xrootd_session import XrootdSession, frames, missing_software
 from pdm.workqueue.helpers.credentials import trust_at
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileKind,
     FileStat,
+    Pieces,
     ProgressCallback,
     StorageError,
     Timeouts,
+    WakeableBackend,
     at_destination,
     at_source,
     link_to_directory,

@@ -22,16 +22,15 @@ from pdm.workqueue.certificates.myproxy import (
     NoSuchUserError,
     WrongPasswordError,
 )
-from pdm.workqueue.certificates.ssh_keys import SshKey, SshKeyError, make_ssh_key, read_ssh_key
+from pdm.workqueue.certificates.pem import SshKey, SshKeyError, make_ssh_key, read_ssh_key
+from pdm.workqueue.certificates.proxies import VomsAttributes
 from pdm.workqueue.certificates.tokens import TokenError, describe_token
 from pdm.workqueue.certificates.vault import VaultError
-from pdm.workqueue.certificates.voms import VomsAttributes
 from pdm.workqueue.domain.credentials import ALL_SITES, MIN_VALIDITY, CredentialKind
 from pdm.workqueue.execution.credentials import PROXY, vault_context
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
-from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.endpoint import PlainText, endpoint
+from pdm.workqueue.http.context import ApiContext, PlainText, endpoint
 from pdm.workqueue.http.problems import (
     ConflictError,
     InvalidInputError,
@@ -40,7 +39,7 @@ from pdm.workqueue.http.problems import (
     TooManyAttemptsError,
 )
 from pdm.workqueue.http.views import credential_view
-from pdm.workqueue.sites.site import Site
+from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store import credentials
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.job_changes import Resumed

@@ -14,9 +14,8 @@ from pdm.workqueue.domain.jobs import JobRecord
 from pdm.workqueue.domain.progress import JobProgress, job_progress, listing_status
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import ApiContext, expiry_warning
+from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, expiry_warning, json_array, json_items
 from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
-from pdm.workqueue.http.endpoint import JsonStream, endpoint, json_array, json_items
 from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.problems import (
     DelegationNeededError,

@@ -19,18 +19,17 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.sites import Actor, NewSite, RestrictionKind, SiteRecord
 from pdm.workqueue.execution.endpoint_checks import SiteCheckRunningError
 from pdm.workqueue.http.access import Caller, Role
-from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.endpoint import endpoint
+from pdm.workqueue.http.context import ApiContext, endpoint
 from pdm.workqueue.http.problems import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 from pdm.workqueue.http.views import check_view, site_view
 from pdm.workqueue.sites.registry import (
+    Site,
     check_default_folder,
     check_description,
     check_endpoint,
     check_host_and_port,
     check_name,
 )
-from pdm.workqueue.sites.site import Site
 from pdm.workqueue.store import sites
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.store.sites import NameTakenError, SiteInUseError, TooManySitesError

@@ -1,4 +1,4 @@
-"""Run by alembic: migrates over the connection that `pdm.workqueue.store.schema` gives, in its transaction."""
+"""Run by alembic: migrates over the connection that `pdm.workqueue.store.engines` gives, in its transaction."""
 
 from __future__ import annotations
 
