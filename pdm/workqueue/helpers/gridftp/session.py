@@ -22,8 +22,8 @@ from pdm.workqueue.helpers.gridftp.connections import (
     steps,
 )
 from pdm.workqueue.helpers.gridftp.control import LOGIN_S, ChannelError, ControlChannel
+from pdm.workqueue.helpers.gridftp.data import DataConnection
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, read_listing, refusal
-from pdm.workqueue.helpers.gridftp.transfer import DataConnection
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
 
 #: A channel that was idle for so long may have been closed by the server.
