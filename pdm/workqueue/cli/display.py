@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
+import click
 from msgspec import UNSET
 
-from pdm.workqueue.cli.session import print_stderr
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.paths import InvalidPathError, bytes_from_text
 from pdm.workqueue.wire.responses import JobProgressView, JobView
@@ -21,6 +21,11 @@ from pdm.workqueue.wire.responses import JobProgressView, JobView
 #: Control and format characters, line and paragraph separators, half pairs, private and unassigned characters.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def print_stderr(line: str) -> None:
+    """Print a line for people; stdout is for data only."""
+    click.echo(line, err=True)
 
 
 def _escape(character: str) -> str:
