@@ -23,11 +23,6 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
 _SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
-def print_stderr(line: str) -> None:
-    """Print a line for people; stdout is for data only."""
-    click.echo(line, err=True)
-
-
 def _escape(character: str) -> str:
     if character in _SHORT_ESCAPES:
         return _SHORT_ESCAPES[character]
@@ -54,6 +49,11 @@ def display_text(text: str) -> str:
 def display_line(text: str) -> str:
     """A message on one line."""
     return display_text(" ".join(text.split()))
+
+
+def print_stderr(line: str) -> None:
+    """Print a line for people; stdout is for data only."""
+    click.echo(line, err=True)
 
 
 def display_json(text: str) -> str:

@@ -24,7 +24,14 @@ from pdm.workqueue.cli.arguments import (
     resolve_paths,
     submit_options,
 )
-from pdm.workqueue.cli.display import display_line, display_mode, display_name, display_time, print_stderr, write_bytes
+from pdm.workqueue.cli.display import (
+    display_line,
+    display_mode,
+    display_name,
+    display_time,
+    print_stderr,
+    write_bytes,
+)
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import WaitingReasons, exit_code_of_job, follow, hint_of, print_json, report_end
 from pdm.workqueue.cli.session import print_error, run

@@ -167,8 +167,22 @@ class ElementRecord:
 
 
 @frozen
+class LogSpan:
+    """The part of a job's log file that has all lines of one attempt, perhaps with lines of others between them.
+
+    Both are in bytes: where the first line begins, and how many until the last line ends.
+    """
+
+    offset: int
+    length: int
+
+
+@frozen
 class AttemptRecord:
-    """An attempt that has ended."""
+    """An attempt that has ended.
+
+    ``log`` is None where it is not known: of earlier versions, and of an attempt that was lost with its daemon.
+    """
 
     job_id: int
     element_id: int
@@ -179,6 +193,7 @@ class AttemptRecord:
     worker: str
     transferred: int
     failure: AttemptFailure | None
+    log: LogSpan | None = None
 
 
 @frozen
@@ -233,6 +248,7 @@ class Verdict:
         already_there: whether the destination had the file before, so that nothing was moved.
         leftover: whether a temporary file of the attempt may be left at the destination.
         skipped: for a LIST: entries that are left out.
+        log: where its log is; None if nothing of it could be written.
     """
 
     token: ClaimToken
@@ -247,6 +263,7 @@ class Verdict:
     failure: AttemptFailure | None = None
     leftover: bool = False
     skipped: int = 0
+    log: LogSpan | None = None
 
 
 @frozen

@@ -127,6 +127,7 @@ def settle(
                 row.worker_id,
                 _clamped(verdict.transferred),
                 verdict.failure,
+                verdict.log,
             )
         )
         _count(job, verdict, status, row.type)
