@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ _PAIRS = {PACKAGE / "workqueue" / "http" / "problems.py", PACKAGE / "workqueue" 
 _PUBLIC = {"WorkqueueClient", "WorkqueueDB", "WorkqueueService", "__init__", "__main__"}
 
 
+@cache
 def modules() -> dict[Path, ast.Module]:
     paths = (path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts)
     return {path: ast.parse(path.read_text()) for path in paths}
