@@ -296,7 +296,7 @@ def test_a_disk_that_hangs_does_not_fill_the_memory(logs: Logs, monkeypatch: pyt
         held.set()
         release.wait(30)
 
-    logs.store._writer.put(hang)
+    logs.store._writer.put([hang])
     assert held.wait(30)
     logs.store.open(logs.ref, "first")
     for _ in range(100):
