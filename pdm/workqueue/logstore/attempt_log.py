@@ -34,7 +34,7 @@ class LogRef(_AttemptNumber):
     def __new__(cls, log_uid: str, element_id: int, attempt: int) -> Self:
         # It becomes a directory: what a forged record might say must not lead elsewhere.
         if not _UID.fullmatch(log_uid) or element_id < 0 or attempt < 1:
-            raise ValueError(f"no log_uid, element and attempt: {log_uid!r}, {element_id}, {attempt}")
+            raise ValueError(f"no log_uid, element_id and attempt: {log_uid!r}, {element_id}, {attempt}")
         return tuple.__new__(cls, (log_uid, element_id, attempt))
 
     @property
