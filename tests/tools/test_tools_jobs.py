@@ -62,6 +62,7 @@ def tools_running() -> set[int]:
     return found
 
 
+@pytest.mark.full
 def test_all_five_types_at_a_tree_of_200_files(
     service: TestService, sites: Sites, record_property: Callable[[str, object], None]
 ) -> None:
