@@ -27,12 +27,8 @@ _ON_BOTH = frozenset(
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        kind = (
-            item.callspec.params.get("database_kind")
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else None
-        )
-        if kind == "postgresql" and item.path.stem not in _ON_BOTH:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if parameters.get("database_kind") == "postgresql" and item.path.stem not in _ON_BOTH:
             item.add_marker(pytest.mark.full)
 
 
