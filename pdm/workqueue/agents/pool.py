@@ -222,7 +222,7 @@ class AgentPool:
             killer.cancel()
 
     def hold_lease(self, until: float) -> None:
-        """Tell all agents the end of the renewed lease; each exits shortly before it, unless it is told a later one.
+        """Tell all agents the end of the renewed lease; each exits shortly before it, unless a later one arrives.
 
         ``until``: end by `boot_seconds`, counted from the start of the renewal.
         """
