@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -77,7 +77,7 @@ class Settler:
 
         def ready(closed: ClosedLog) -> None:
             self._awaited -= 1
-            self._pending.append(evolve(verdict, log=closed.span))
+            self._pending.append(verdict._replace(log=closed.span))
             if not self._busy:
                 self._busy = True
                 start_background("settle", self._settle_all())
