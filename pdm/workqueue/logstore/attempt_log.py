@@ -21,7 +21,7 @@ _SHOWN_IN_LIFE = 300
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 
-@frozen
+@frozen(cache_hash=True)
 class LogRef:
     """Which log: the job's ``log_uid``, the element, the attempt (from 1)."""
 
