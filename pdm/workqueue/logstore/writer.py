@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.jobs import LogSpan
@@ -34,8 +34,7 @@ _LONGEST_KEY_LINES = 100
 Operation = Callable[[], None]
 
 
-@frozen
-class ClosedLog:
+class ClosedLog(NamedTuple):
     """How the log of an attempt ended.
 
     Attributes:
