@@ -238,7 +238,7 @@ class RunningBatch:
         self._heard_at = self.context.reactor.seconds()
         now = self.context.now()
         for event in events:
-            if type(event) is wire.FinishedEvent or type(event) is wire.ReadyEvent:
+            if isinstance(event, (wire.FinishedEvent, wire.ReadyEvent)):
                 self._note_worked(now)
                 self._free(None)
                 continue
