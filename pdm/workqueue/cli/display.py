@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
+import click
 from msgspec import UNSET
 
-from pdm.workqueue.cli.session import print_stderr
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.paths import InvalidPathError, bytes_from_text
 from pdm.workqueue.wire.responses import JobProgressView, JobView
@@ -49,6 +49,11 @@ def display_text(text: str) -> str:
 def display_line(text: str) -> str:
     """A message on one line."""
     return display_text(" ".join(text.split()))
+
+
+def print_stderr(line: str) -> None:
+    """Print a line for people; stdout is for data only."""
+    click.echo(line, err=True)
 
 
 def display_json(text: str) -> str:

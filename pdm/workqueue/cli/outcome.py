@@ -11,9 +11,16 @@ import msgspec
 from msgspec import UNSET
 from twisted.internet.defer import CancelledError
 
-from pdm.workqueue.cli.display import display_for_stderr, display_json, display_line, display_name, is_waiting, summary
+from pdm.workqueue.cli.display import (
+    display_for_stderr,
+    display_json,
+    display_line,
+    display_name,
+    is_waiting,
+    print_stderr,
+    summary,
+)
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.session import print_stderr
 from pdm.workqueue.client.errors import JobTimeoutError
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode, FailureScope, hint_for

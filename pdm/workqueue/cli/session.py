@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
 from pdm.workqueue.certificates.pem import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
-from pdm.workqueue.cli.display import display_line
+from pdm.workqueue.cli.display import display_line, print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.client.errors import (
     ConnectionBrokenError,
@@ -49,11 +49,6 @@ _EXIT_CODES: tuple[tuple[type[WorkqueueClientError], ExitCode], ...] = (
     (ConnectionBrokenError, ExitCode.TEMPORARY),
     (TemporaryRefusalError, ExitCode.TEMPORARY),
 )
-
-
-def print_stderr(line: str) -> None:
-    """Print a line for people; stdout is for data only."""
-    click.echo(line, err=True)
 
 
 def print_error(what: str, advice: str = "") -> None:

@@ -24,10 +24,17 @@ from pdm.workqueue.cli.arguments import (
     resolve_paths,
     submit_options,
 )
-from pdm.workqueue.cli.display import display_line, display_mode, display_name, display_time, write_bytes
+from pdm.workqueue.cli.display import (
+    display_line,
+    display_mode,
+    display_name,
+    display_time,
+    print_stderr,
+    write_bytes,
+)
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import WaitingReasons, exit_code_of_job, follow, hint_of, print_json, report_end
-from pdm.workqueue.cli.session import print_error, print_stderr, run
+from pdm.workqueue.cli.session import print_error, run
 from pdm.workqueue.client.errors import JobTimeoutError
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.wire.responses import ElementView, EntryView, JobView
