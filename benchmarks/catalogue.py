@@ -68,6 +68,29 @@ _DUMMY_BARS = (
     Bar("0.5 ms CPU of the daemon each", "cpu ms each, ours/daemon", most=0.5),
 )
 
+_PROTOCOL_CLIENTS = {"ssh": "sftp and rclone", "https": "curl and rclone", "xroot": "xrdcp and xrdfs"}
+_PROTOCOL_KINDS = {
+    "small": ("small_files", "COPY of small files of 1 KiB by {}"),
+    "large": ("large_file", "COPY of one large file by {}"),
+    "list": ("list_tree", "LIST of a tree by {}"),
+}
+
+
+def _of_protocols() -> Iterator[Benchmark]:
+    """Rows of the protocols besides GridFTP, each with and without a delay."""
+    for protocol, clients in _PROTOCOL_CLIENTS.items():
+        for kind, (name, title) in _PROTOCOL_KINDS.items():
+            for delay in (0, 20):
+                yield Benchmark(
+                    f"{protocol}_{name}" + ("_delayed" if delay else ""),
+                    title.format(protocol.upper())
+                    + (f", over a line with a round trip of {delay} ms" if delay else ""),
+                    "protocol_files",
+                    ("--protocol", protocol, "--kind", kind, "--delay", str(delay)),
+                    (_ratio(0.90, f"the best of {clients}", 1.50),),
+                )
+
+
 _ALL = (
     Benchmark(
         "small_files",
@@ -181,6 +204,7 @@ _ALL = (
         (),
         (Bar("under 50 ms", "ours/median", most=50.0),),
     ),
+    *_of_protocols(),
 )
 
 #: Name → benchmark, in the order of the page.

@@ -84,7 +84,7 @@ def rig(users: Sequence[str] = (), *, need_bytes: int = 0, **settings: dict[str,
         folder = stack.enter_context(folder_for_all("pdm-bench-"))
         grid = None
         if users:
-            where = stack.enter_context(folder_for_all("pdm-bench-grid-", _storage(need_bytes)))
+            where = stack.enter_context(folder_for_all("pdm-bench-grid-", storage_folder(need_bytes)))
             grid = TestGrid(where / "grid", users=users, log_level="ERROR,WARN")
             stack.callback(grid.down)
             grid.up()
@@ -93,7 +93,7 @@ def rig(users: Sequence[str] = (), *, need_bytes: int = 0, **settings: dict[str,
         )
         service.init(**settings)
         # What still runs when the figures are there is not worth waiting for; without a daemon, stop() says so.
-        stack.callback(_end, service)
+        stack.callback(end_daemon, service)
         service.start()
         assert service.process is not None
         for user in users:
@@ -102,7 +102,8 @@ def rig(users: Sequence[str] = (), *, need_bytes: int = 0, **settings: dict[str,
         yield Rig(service, grid, folder, Meter(service.process.pid, servers))
 
 
-def _end(service: TestService) -> None:
+def end_daemon(service: TestService) -> None:
+    """Stop a daemon, or kill it where it does not stop soon; nothing if it has ended."""
     if service.process is None:
         return
     try:
@@ -130,7 +131,7 @@ def folder_for_all(prefix: str, where: Path | None = None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _storage(need_bytes: int) -> Path | None:
+def storage_folder(need_bytes: int) -> Path | None:
     """Memory, if what is needed is less than half of what is free there; else the usual place."""
     if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * need_bytes + _GIB:
         return _MEMORY

@@ -27,6 +27,8 @@ _HEAD = """\
      - Rate of the service; of what it is compared with
      - CPU ms for each, peak memory
 """
+#: What names of bare contenders begin with that are commands.
+_COMMANDS = ("curl", "gfal-rm", "globus-url-copy", "rclone", "sftp", "xrdcp", "xrdfs")
 #: Figures that have a place of their own, or say nothing that a reader asks for.
 _TOLD = frozenset(
     {
@@ -79,7 +81,7 @@ def _rates(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _literal(name: str) -> str:
-    return f"``{name}``" if name.startswith(("globus-url-copy", "gfal-rm")) else name
+    return f"``{name}``" if name.startswith(_COMMANDS) else name
 
 
 def _costs(result: Mapping[str, Any]) -> Iterator[str]:

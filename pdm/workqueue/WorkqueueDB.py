@@ -289,7 +289,12 @@ class KeyCheck(Base):
 
 
 class Attempt(Base):
-    """An ended attempt at an element."""
+    """An ended attempt at an element.
+
+    Attributes:
+        log_offset: see `pdm.workqueue.domain.jobs.LogSpan`; null in rows of earlier versions, and of attempts that were
+            lost with their daemon. So is ``log_length``.
+    """
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -308,6 +313,8 @@ class Attempt(Base):
     failure_scope: Mapped[str | None] = mapped_column(String(16))
     failure_code: Mapped[str | None] = mapped_column(String(32))
     failure_message: Mapped[str | None] = mapped_column(UntrustedText)
+    log_offset: Mapped[int | None]
+    log_length: Mapped[int | None]
 
 
 class ListingChunk(Base):

@@ -9,7 +9,7 @@ import pytest
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.jobs import ClaimToken, Counters, NewElement
+from pdm.workqueue.domain.jobs import ClaimToken, Counters, LogSpan, NewElement
 from pdm.workqueue.store import claim_queries, credentials, job_changes, jobs, leases, results
 from pdm.workqueue.store.credentials import EncryptedCredential
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of
@@ -44,6 +44,23 @@ def test_what_is_done_is_counted_and_kept(store: Store) -> None:
     assert (attempt.started_at, attempt.ended_at) == (START, START + timedelta(seconds=2))
     assert store.run(jobs.attempts, job.id, 2) == [attempt]
     assert store.run(jobs.fetch_attempt, job.id, 2, 2) is None
+
+
+def test_an_attempt_knows_where_its_log_is(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1, 1, 1])
+    (batch,) = store.claim()
+    spans = [LogSpan(0, 300), LogSpan(2**40, 2**33), None]
+    first, second, third = batch.elements
+    store.settle(
+        [
+            verdict(batch.token(first), log=spans[0]),
+            verdict(batch.token(second), JobStatus.FAILED, failure=MISSING, log=spans[1]),
+            verdict(batch.token(third), JobStatus.FAILED, failure=MISSING),
+        ]
+    )
+    found = [store.run(jobs.fetch_attempt, job.id, element.id, 1) for element in batch.elements]
+    assert [attempt.log for attempt in found if attempt is not None] == spans
 
 
 def test_one_failure_fails_the_job_when_all_has_ended(store: Store) -> None:

@@ -15,7 +15,15 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, Counters, ElementRecord, JobRecord, NewElement
+from pdm.workqueue.domain.jobs import (
+    AttemptRecord,
+    ClaimToken,
+    Counters,
+    ElementRecord,
+    JobRecord,
+    LogSpan,
+    NewElement,
+)
 from pdm.workqueue.WorkqueueDB import (
     AT_ONCE,
     Attempt,
@@ -103,6 +111,8 @@ ATTEMPT_COLUMNS: Sequence[sa.ColumnElement[Any]] = (
     attempts.c.failure_scope,
     attempts.c.failure_code,
     attempts.c.failure_message,
+    attempts.c.log_offset,
+    attempts.c.log_length,
 )
 
 
@@ -140,7 +150,9 @@ def claimed_record(row: Iterable[Any]) -> ElementRecord:
 def attempt_record(row: Iterable[Any]) -> AttemptRecord:
     """An attempt from a row of `ATTEMPT_COLUMNS`."""
     values = dict(zip(_ATTEMPT_NAMES, row, strict=True))
-    return AttemptRecord(failure=_failure(values), **values)
+    offset, length = values.pop("log_offset"), values.pop("log_length")
+    log = None if offset is None or length is None else LogSpan(offset, length)
+    return AttemptRecord(failure=_failure(values), log=log, **values)
 
 
 def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:
@@ -200,6 +212,7 @@ def attempt_row(
     worker_id: int,
     transferred: int,
     failure: AttemptFailure | None,
+    log: LogSpan | None = None,
 ) -> dict[str, Any]:
     """An ended attempt."""
     return {
@@ -211,5 +224,7 @@ def attempt_row(
         "ended_at": ended_at,
         "worker_id": worker_id,
         "transferred": transferred,
+        "log_offset": None if log is None else log.offset,
+        "log_length": None if log is None else log.length,
         **failure_columns(failure),
     }

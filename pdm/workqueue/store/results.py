@@ -112,7 +112,7 @@ def settle(
                 renewed[job.id] = last_stored(session, job.record.user_id, job.record.sites) or AT_ONCE
             if renewed[job.id] >= row.claimed_at - CLOCK_SKEW:
                 # The new credential was stored before this element was HELD, so it did not resume it.
-                verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
+                verdict = given._replace(status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
         if status is JobStatus.DONE and verdict.counts and not verdict.leftover and not verdict.already_there:
             done.append(_done_change(verdict))
@@ -127,6 +127,7 @@ def settle(
                 row.worker_id,
                 _clamped(verdict.transferred),
                 verdict.failure,
+                verdict.log,
             )
         )
         _count(job, verdict, status, row.type)
