@@ -50,7 +50,11 @@ class Single:
 Mode = ListMode | Single
 _PROVE = "-verify-checksum -checksum-alg ADLER32"
 SIZE_MODES: Sequence[Mode] = (ListMode("-c -fast -v"), ListMode("-cc 4 -pp -fast"), ListMode("-pp", 2))
-CHECKSUM_MODES: Sequence[Mode] = (ListMode(f"-c -fast -v {_PROVE}"), ListMode(f"-c -fast -v {_PROVE}", 2))
+CHECKSUM_MODES: Sequence[Mode] = (
+    ListMode(f"-c -fast -v {_PROVE}"),
+    ListMode(f"-c -fast -v {_PROVE}", 2),
+    ListMode(f"-cc 4 -pp -fast {_PROVE}"),
+)
 ONE_FILE_MODES: Sequence[Mode] = (Single(""), Single("-fast"), ListMode("-c -fast -v"))
 ONE_FILE_CHECKSUM_MODES: Sequence[Mode] = (Single(_PROVE), Single(f"-fast {_PROVE}"))
 

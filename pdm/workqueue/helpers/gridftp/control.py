@@ -93,6 +93,7 @@ class ControlChannel:
         waiting: how many commands have no reply yet.
         heard_at: when the server last said anything (`time.monotonic`).
         round_trip_s: seconds of the quickest answer to a command that was sent alone.
+        sends_markers: whether the server tells how far a transfer to it is.
     """
 
     def __init__(self, gsi: Gsi | None, address: str, login_s: float = LOGIN_S) -> None:
@@ -102,6 +103,7 @@ class ControlChannel:
         self.features: dict[str, str] = {}
         self.heard_at = 0.0
         self.round_trip_s = float("inf")
+        self.sends_markers = True
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
         # What has arrived: whole lines, and the beginning of the next.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.helpers.storage import FileKind, FileStat, FileVersion, StorageError
+from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
 
 #: No honest entry is longer: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
 LONGEST_ENTRY = 64 * 1024
@@ -255,10 +255,10 @@ def lacks_checksum(error: StorageError) -> bool:
     return error.errno is None and not error.lost and _NO_CHECKSUM.search(error.message) is not None
 
 
-def may_hide_writes(text: str) -> bool:
-    """Whether a file may be written to again and the reply to an MDTM stay the same: it counts whole seconds."""
-    found = _MDTM_TIME.match(text)
-    return found is None or FileVersion(0, parse_time(found.group(1).encode())).may_hide_writes
+def time_in(reply: Reply) -> int | None:
+    """The seconds since 1970 in the reply to an MDTM; None if it tells none."""
+    found = _MDTM_TIME.match(reply.text)
+    return parse_time(found.group(1).encode()) if found is not None else None
 
 
 def status_in(reply: Reply, path: bytes) -> FileStat:
