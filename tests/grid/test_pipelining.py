@@ -13,6 +13,7 @@ import pytest
 
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker, host_port, run_until_answered, server_path
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.wire import agent_messages as wire
 from tests.grid.agent_sites import Sites, judged
 from tests.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
@@ -234,12 +235,12 @@ def test_only_large_files_are_told_of_while_they_arrive(sites: Sites, monkeypatc
         for number, large in enumerate([False, True, False]):
             pairs.append(connections.pair(*addresses, large=large))
             at_source, at_destination = pairs[-1]
-            codes: list[int] = []
+            marks: list[Reply] = []
             command = b"STOR " + server_path(sites.url(sites.b / f"g{number}"))
-            at_destination.send(command, lambda reply: None, None, lambda reply, codes=codes: codes.append(reply.code))
+            at_destination.send(command, lambda reply: None, None, marks.append)
             at_source.send(b"RETR " + server_path(sites.url(source)), lambda reply: None)
             run_until_answered(pairs[-1], waker, lambda: False, lambda: None, lambda: 30.0)
-            said.append([code for code in codes if code in (111, 112)])
+            said.append([mark.code for mark in marks if mark.code in (111, 112)])
     finally:
         connections.drop_all()
     assert pairs[0] == pairs[1] == pairs[2]

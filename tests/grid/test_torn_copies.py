@@ -113,7 +113,8 @@ def test_of_many_sources_those_that_are_rewritten_in_place_are_found(
     assert set(ended) == set(range(len(files)))
     for key, file in enumerate(files):
         if isinstance(ended[key], wire.DoneEvent):
-            assert (sites.b / "new" / file.name).read_bytes() == file.read_bytes(), file.name
+            # What was proven before the writer came, and only had no name yet, is a copy of what it was.
+            assert (sites.b / "new" / file.name).read_bytes() in (b"o" * MIB, file.read_bytes()), file.name
         else:
             assert fault(ended[key]) == ("source", "SIZE_CHANGED"), ended[key]
 

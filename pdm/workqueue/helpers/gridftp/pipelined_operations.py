@@ -193,8 +193,8 @@ class _PipelinedItems:
             self._left.append(item)
 
 
-#: Folders whose listings may be under way at once.
-_MOST_FOLDERS = 16
+#: Folders whose listings may be under way at once, of a server that answers at once and of one that is far away.
+_MOST_FOLDERS, _MOST_FOLDERS_FAR_AWAY, _FAR_AWAY_S = 16, 256, 0.005
 
 
 def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool, waker: Waker) -> list[str] | None:
@@ -259,6 +259,8 @@ class _PipelinedListing:
         self._reporter = EntryReporter(batch, request)
         self._waiting: list[str] = []
         self._begun = False
+        is_far = _FAR_AWAY_S < channel.round_trip_s < float("inf")
+        self._most_folders = _MOST_FOLDERS_FAR_AWAY if is_far else _MOST_FOLDERS
         self._under_way: collections.OrderedDict[str, _PipelinedDirectory] = collections.OrderedDict()
         self.left: list[str] = []
 
@@ -279,7 +281,7 @@ class _PipelinedListing:
         self._channel.send(b"MLSC " + name, lambda reply: self._ended(folder, reply), folder.take)
 
     def _refill(self) -> None:
-        while self._waiting and len(self._under_way) < _MOST_FOLDERS:
+        while self._waiting and len(self._under_way) < self._most_folders:
             self.begin(self._waiting.pop())
 
     def _ended(self, folder: _PipelinedDirectory, reply: Reply) -> None:
