@@ -105,8 +105,10 @@ class Copies:
         return {mode.name: Contender(partial(self.by_tool, mode), self.prepare_bare, self.check_copy) for mode in modes}
 
 
-def modes_for(kind: str, verify: str) -> Sequence[bare.Mode]:
-    """The bare modes that may be the best for a kind of tree."""
+def modes_for(kind: str, verify: str, *, far: bool) -> Sequence[bare.Mode]:
+    """The bare modes that may be the best for a kind of tree, between servers that are far away or not."""
+    if far:
+        return bare.FAR_CHECKSUM_MODES if verify == "checksum" else bare.FAR_SIZE_MODES
     if kind == "large":
         return bare.ONE_FILE_CHECKSUM_MODES if verify == "checksum" else bare.ONE_FILE_MODES
     return bare.CHECKSUM_MODES if verify == "checksum" else bare.SIZE_MODES
@@ -135,7 +137,7 @@ def main() -> None:
         count, unit = (options.files * size // _KIB**2, "MiB/s") if by_bytes else (options.files, "files/s")
         figures = Comparison(on.meter, count, unit).alternate(
             Contender(copies.ours, copies.prepare_ours, copies.check_ours),
-            copies.contenders(modes_for(options.kind, options.verify)),
+            copies.contenders(modes_for(options.kind, options.verify, far=options.round_trip_ms > 0)),
             options.rounds,
         )
         figures["elements"] = options.files
