@@ -46,7 +46,7 @@ _ITEMS_PER_WORKER = 100
 
 
 class _GridftpHelper:
-    """Carries out batches: pipelined what goes well, by the fallback the rest."""
+    """Carries out batches: pipelined what goes well, one operation at a time the rest."""
 
     def __init__(self, gsi: Gsi) -> None:
         self._gsi = gsi
@@ -77,7 +77,7 @@ class _GridftpHelper:
         self._waker.wake()
 
     def _carry_out_items(self, batch: ActiveBatch, request: ItemRequest) -> None:
-        """Carry out pipelined what goes well, then what is left."""
+        """Carry out what can be pipelined, then what is left one by one."""
         left = request
         if isinstance(request, CopyRequest):
             left = replace(request, items=self._copy_pipelined(batch, request))
@@ -113,11 +113,11 @@ class _GridftpHelper:
     def _left_of(
         self, batch: ActiveBatch, pipelined: Callable[[], list[_Item]], broken: Callable[[], list[_Item]]
     ) -> list[_Item]:
-        """What pipelined commands have left; if they failed as a whole, the items of ``broken`` without an outcome."""
+        """What the pipelined run has left; if it failed as a whole, the items of ``broken`` that have no outcome."""
         try:
             return pipelined()
         except Exception:
-            # One item may be to blame, and which is not known here: the fallback fails each by itself.
+            # One item may be to blame, and which is not known here: one by one each fails by itself.
             traceback.print_exc()
             self._connections.drop_all()
             opened = set(batch.open_keys())
