@@ -26,8 +26,13 @@ from pdm.workqueue.helpers.gridftp.replies import (
 from pdm.workqueue.helpers.storage import FRESH_S, FileStat
 from pdm.workqueue.wire.agent_messages import CopyItem
 
-#: So many files together are worth a listing of their directory.
-_MIN_FILES_FOR_LISTING = 64
+#: So many files together are worth a listing of their directory; of a large directory more, one for each few entries.
+_MIN_FILES_FOR_LISTING, _MAX_FILES_FOR_LISTING, _ENTRIES_FOR_A_FILE = 64, 128, 4
+#: Entries of a source directory above which a command for each file costs less than listings while files arrive.
+_MOST_ENTRIES_LISTED_AGAIN = 256
+#: Files of one source directory that are worth a listing before they are copied: if it is known to be small enough, and
+#: if nothing is known of it.
+_MIN_SOURCES_OF_KNOWN, _MIN_SOURCES = 4, 16
 #: Entries of a source directory for each file of the batch, above which two commands for each file cost less.
 _MOST_ENTRIES_A_FILE = 3
 #: Directories whose numbers of entries are remembered.
@@ -50,11 +55,12 @@ class PipelinedFile:
         over: whether it has an outcome here, or was left to the fallback; later answers change nothing.
         listings: of directories at both ends, by which it is proven with others once it has arrived.
         is_listed: whether such a listing shows its size, and that its name is free.
+        is_source_listed: whether such a listing shows that the source was not written to.
     """
 
     __slots__ = (
-        *("checksum", "destination", "folder", "is_listed", "item", "key", "listings", "over", "size", "source"),
-        *("temporary", "unproven", "used", "version"),
+        *("checksum", "destination", "folder", "is_listed", "is_source_listed", "item", "key", "listings", "over"),
+        *("size", "source", "temporary", "unproven", "used", "version"),
     )
 
     def __init__(self, item: CopyItem) -> None:
@@ -75,7 +81,7 @@ class PipelinedFile:
         self.checksum: str | None = None
         self.unproven = 0
         self.listings: list[SharedListing] = []
-        self.is_listed = False
+        self.is_listed = self.is_source_listed = False
 
     def wait_for(self, listing: SharedListing) -> None:
         """Have the file proven by a listing, too."""
@@ -114,6 +120,7 @@ class SharedListing:
         self._names = names
         self._check = check
         self._asking: list[PipelinedFile] = []
+        self._count = 0
         self.to_come = 0
 
     def ask(self, file: PipelinedFile) -> None:
@@ -123,11 +130,13 @@ class SharedListing:
 
     def list_if_due(self, *, all_arrived: bool) -> bool:
         """List it, if enough ask, or no more will for now; whether it did."""
-        if len(self._asking) < _MIN_FILES_FOR_LISTING and self.to_come and not all_arrived:
+        enough = min(max(_MIN_FILES_FOR_LISTING, self._count // _ENTRIES_FOR_A_FILE), _MAX_FILES_FOR_LISTING)
+        if len(self._asking) < enough and self.to_come and not all_arrived:
             return False
         asking, self._asking = self._asking, []
 
         def listed(entries: Mapping[bytes, FileStat], count: int) -> None:
+            self._count = count
             for file in asking:
                 if not file.over:
                     self._check(file, entries)
@@ -311,7 +320,8 @@ class SourceCheck:
             directories[parent_path(file.source)].append(file)
         for path, some in directories.items():
             count = self._counts.get((self._channel.address, path), 0)
-            if len(some) >= _MIN_FILES_FOR_LISTING and count <= _MOST_ENTRIES_A_FILE * len(some):
+            least = _MIN_SOURCES_OF_KNOWN if count else _MIN_SOURCES
+            if len(some) >= least and count <= _MOST_ENTRIES_A_FILE * len(some):
                 self._list(path, some)
 
     def _list(self, path: bytes, files: Sequence[PipelinedFile]) -> None:
@@ -324,12 +334,15 @@ class SourceCheck:
             self._counts[self._channel.address, path] = count
             if count > _MOST_ENTRIES_A_FILE * len(files):
                 return
+            again = count <= _MOST_ENTRIES_LISTED_AGAIN or not self._knows_times
             for file in files:
                 there = entries.get(base_name(file.source))
                 # The time of a link may be its own, not that of the file to which it leads.
                 if there is not None and there.kind == "file" and there.mtime is not None and not file.over:
                     file.version = there.mtime
-                    file.wait_for(after)
+                    if again:
+                        file.is_source_listed = True
+                        file.wait_for(after)
 
         list_entries(self._channel, path, names, listed)
 
@@ -342,10 +355,9 @@ class SourceCheck:
 
     def look_after(self, file: PipelinedFile) -> None:
         """Ask for it again; comes after its RETR."""
-        if isinstance(file.version, int):
-            if may_hide_writes(file.version, self._listed_at):
-                self._doubt(file)
-        elif self._knows_times:
+        if isinstance(file.version, int) and may_hide_writes(file.version, self._listed_at):
+            self._doubt(file)
+        if self._knows_times and not file.is_source_listed:
             file.unproven += 1
             self._channel.send(b"MDTM " + file.source, lambda reply: self._told_again(file, reply))
 
@@ -356,7 +368,8 @@ class SourceCheck:
         self._passed(file)
 
     def _told_again(self, file: PipelinedFile, reply: Reply) -> None:
-        if not reply.good or reply.text != file.version:
+        version = time_in(reply) if isinstance(file.version, int) else reply.text
+        if not reply.good or version != file.version:
             self._leave(file, CHANGED)
         self._passed(file)
 

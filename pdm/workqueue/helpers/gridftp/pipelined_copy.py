@@ -51,7 +51,7 @@ from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 _LARGEST = 64 * 1024 * 1024
 #: Files, and bytes, that may be on their way at once; the files between servers that answer at once, and more for each
 #: second that an answer takes: a file waits for four of them, from its transfer to its name.
-_MOST_FILES, _MOST_FILES_A_SECOND, _MOST_BYTES = 128, 8000, 256 * 1024 * 1024
+_MOST_FILES, _MOST_FILES_A_SECOND, _MOST_BYTES = 256, 8000, 256 * 1024 * 1024
 #: A server that takes longer to answer is busy, not far away.
 _LONGEST_ROUND_TRIP_S = 0.25
 #: Failures of transfers after which the rest of a batch is left to the fallback: each costs two logins.
