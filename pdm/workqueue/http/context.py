@@ -134,6 +134,8 @@ class ApiContext:
     in_thread: RunInThread
     #: Notifies the claimer that elements may have become ready.
     wake: Callable[[], None]
+    #: Runs a transaction that adds an element to a job: `Claimer.add_element`.
+    add_element: Callable[..., Awaitable[Any]]
     #: Notifies the executor that a job's cancellation was committed.
     cancelled: Callable[[int], None]
     progress: ProgressBoard
@@ -203,8 +205,15 @@ class ApiContext:
             raise JobNotFoundError(job_id)
         return record
 
-    async def commit(self, name: str, function: Callable[..., _T], *args: Any, then: Callable[[_T], None]) -> _T:
-        """Run a transaction, and after its commit an effect (`then`) that gets its result.
+    async def commit(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        then: Callable[[_T], None],
+        run: Callable[..., Awaitable[_T]] | None = None,
+    ) -> _T:
+        """Run a transaction by `run` (default: `Database.run`), and after its commit an effect (`then`) of its result.
 
         A client that disconnects cancels its handler, but not the transaction, whose effect must not be lost: so both
         run in the background and the handler only awaits them.
@@ -213,7 +222,7 @@ class ApiContext:
 
         async def work() -> None:
             try:
-                result = await self.database.run(name, function, *args)
+                result = await (run or self.database.run)(name, function, *args)
             except Exception:
                 if watched.called:
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import attrs
 import msgspec
@@ -348,17 +349,24 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
     needs = credential_needs(api, new)
     needed = transactions.CredentialNeeds(needs, api.lifetimes) if needs else None
 
-    def wake(registered: tuple[JobRecord, list[str]]) -> None:
+    def log(registered: tuple[JobRecord, list[str]]) -> None:
         # A repeated request returns the job of the first one.
         if registered[0].log_uid == new.log_uid:
             log_submitted(registered[0])
-        api.wake()
 
     try:
         numbers = {new.src_siteid} if new.dst_siteid is None else {new.src_siteid, new.dst_siteid}
         stored = [number for number in numbers if not api.sites.is_of_file(number)]
         job, warnings = await api.commit(
-            "register a job", transactions.register, new, key, api.clock(), needed, stored, then=wake
+            "register a job",
+            transactions.register_and_claim,
+            new,
+            key,
+            api.clock(),
+            needed,
+            stored,
+            then=log,
+            run=partial(api.add_element, new, new.first.type),
         )
     except IdempotencyConflictError as error:
         raise IdempotencyKeyReusedError(
