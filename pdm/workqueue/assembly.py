@@ -270,6 +270,7 @@ class Assembly:
             clock=clock,
             in_thread=run_in_thread,
             wake=self._wake,
+            reactor=reactor,
             add_element=self._add_element,
             cancelled=self.executor.cancel,
             progress=self.board,

@@ -40,6 +40,7 @@ from pdm.workqueue.wire.requests import (
     SubmitMkdir,
     SubmitRemove,
     SubmitRename,
+    WaitQuery,
 )
 from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView, SkippedView
 
@@ -216,10 +217,18 @@ def utc_timestamp(value: datetime | None) -> datetime | None:
         raise InvalidInputError("the timestamp is out of range", "?since") from error
 
 
-@endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
-async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
+@endpoint(
+    "GET",
+    "/jobs/{job_id}",
+    summary="One job",
+    query=WaitQuery,
+    result=JobView,
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def get_job(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery) -> JobView:
     """The job with its counters, progress and rate, and the reasons why it waits or its elements are held."""
-    job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
+    found_job = await api.awaited_job(job_id, caller.scope, query.wait)
+    job, progress, waiting = await with_progress(api, found_job)
     first = None
     if job.counters.held:
         first = await api.database.read("why elements are held", transactions.first_held_element, job.id)
@@ -263,10 +272,18 @@ async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress
     return expiry_warning(progress, known[0], now)
 
 
-@endpoint("GET", "/jobs/{job_id}/status", summary="Status of a job", result=JobStatusView, errors=(JobNotFoundError,))
-async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/status",
+    summary="Status of a job",
+    query=WaitQuery,
+    result=JobStatusView,
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def get_job_status(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery) -> JobStatusView:
     """The status, the progress, and the reasons why the job waits."""
-    job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
+    found_job = await api.awaited_job(job_id, caller.scope, query.wait)
+    job, progress, waiting = await with_progress(api, found_job)
     _, sentences = await waiting_reasons(api, job, api.clock(), waiting)
     return JobStatusView(
         jobid=job.id,
