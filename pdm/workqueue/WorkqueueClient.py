@@ -31,7 +31,6 @@ from pdm.workqueue.client.errors import CredentialError, SettingsError, Unexpect
 from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.wire.responses import (
-    CheckView,
     CredentialView,
     DelegationView,
     ElementStatusView,
@@ -40,12 +39,10 @@ from pdm.workqueue.wire.responses import (
     JobView,
     OutputView,
     RetriedJobView,
-    RouteView,
-    SiteView,
     SkippedView,
     WhoamiView,
 )
-from pdm.workqueue.wire.sites import AuditView, UserView
+from pdm.workqueue.wire.sites import AuditView, CheckView, RouteView, SiteView, UserView
 
 _T = TypeVar("_T")
 _Numbered = TypeVar("_Numbered", JobView, ElementView, SkippedView)

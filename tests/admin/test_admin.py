@@ -18,7 +18,8 @@ from pdm.workqueue.cli import admin as admin_module
 from pdm.workqueue.cli.admin import admin
 from pdm.workqueue.config.reader import read_settings
 from pdm.workqueue.domain.enums import JobProtocol
-from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.storage_urls import storage_url
 
 
 def run(*arguments: object) -> Result:

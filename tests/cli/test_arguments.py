@@ -21,7 +21,7 @@ from pdm.workqueue.cli.arguments import (
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import MOVERS
-from pdm.workqueue.wire.responses import SiteView
+from pdm.workqueue.wire.sites import SiteView
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,9 @@ def test_inside(path: str, directory: str, inside: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "safe"), [("a", True), ("..a", True), ("..", False), (".", False), ("", False), ("a/b", False)]
+    ("name", "safe"),
+    [("a", True), ("..a", True), ("...", True), ("..", False), (".", False), ("", False), ("\0", False)],
 )
 def test_names_a_listing_may_give(name: str, safe: bool) -> None:
-    assert paths.is_safe_name(name) is safe
+    for path in (name, f"d/{name}", f"{name}/f", f"d/{name}/f", f"d\n/{name}/\n"):
+        assert paths.is_safe_path(path) is safe

@@ -101,7 +101,7 @@ def test_a_broken_connection_counts_once_a_look_has_found_the_server(watched: Wa
     assert looks.asked == [(endpoint.url, 1)]
     # What fails after the look has begun is not what it tells about.
     watched.health.probe = lambda endpoint, user: None
-    assert watched.fail(BROKEN, element=evolve(element(), id=2))
+    assert watched.fail(BROKEN, element=element()._replace(id=2))
     watched.health.probe_ended(endpoint, None, True, NOW)
     assert watched.health.own_faults(1, 2) == 0
     # The first was not counted, and should have been.

@@ -10,7 +10,8 @@ from twisted.logger import LogEvent
 
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.domain.enums import JobProtocol, MoverKind
-from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools, storage_url
+from pdm.workqueue.sites.registry import SiteRegistry, moved_by_tools
+from pdm.workqueue.sites.storage_urls import storage_url
 
 Refused = Callable[[str], str]
 

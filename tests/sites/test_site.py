@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.domain.paths import InvalidPathError, bytes_from_text
-from pdm.workqueue.sites.registry import NotOfferedError, Site, storage_url
+from pdm.workqueue.sites.registry import Site
+from pdm.workqueue.sites.storage_urls import EndpointUrls, NotOfferedError, storage_url
 
 SITE = Site(
     1,
@@ -112,3 +113,31 @@ def test_a_file_url_is_always_below_its_root(parts: list[str]) -> None:
     assert Path(place.decode("utf-8", "surrogateescape")).is_relative_to("/srv/data x")
     if parts and not {"..", ".", "", "~"} & set(path.split("/")):
         assert place.endswith(bytes_from_text(path))
+
+
+_names = st.one_of(
+    st.sampled_from(["..", ".", "", "~", "a", "b.root", "x" * 255, "x" * 256, "-", "..."]),
+    st.text(st.characters(exclude_characters="\0/", codec="utf-8"), max_size=8),
+)
+
+
+@given(st.lists(st.lists(_names, max_size=6), max_size=6), st.sampled_from(sorted(SITE.endpoints)))
+def test_urls_of_many_paths_are_those_of_each(paths: list[list[str]], protocol: JobProtocol) -> None:
+    urls = EndpointUrls(SITE, protocol, SITE.endpoints[protocol])
+    for path in ["/".join(names) for names in paths for _ in range(2)]:
+        try:
+            expected = storage_url(SITE, protocol, path)
+        except InvalidPathError as error:
+            with pytest.raises(InvalidPathError, match=str(error)[:20]):
+                urls.of(path)
+        else:
+            assert urls.of(path) == expected
+
+
+def test_a_name_for_which_its_directory_leaves_no_room() -> None:
+    urls = EndpointUrls(SITE, JobProtocol.GRIDFTP, SITE.endpoints[JobProtocol.GRIDFTP])
+    directory = "/" + "a/" * 2046
+    for name in "ab":
+        assert urls.of(directory + name) == f"gsiftp://h:2811{directory}{name}"
+    with pytest.raises(InvalidPathError, match="longer than 4096 bytes"):
+        urls.of(directory + "aaaa")

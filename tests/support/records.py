@@ -62,7 +62,7 @@ def element_record(**changes: Any) -> ElementRecord:
         checksum=None,
         failure=None,
     )
-    return evolve(record, **changes)
+    return record._replace(**changes)
 
 
 def new_job(user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> NewJob:

@@ -16,7 +16,7 @@ from pdm.workqueue.cli.display import display_name
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import text_from_bytes
-from pdm.workqueue.wire.responses import SiteView
+from pdm.workqueue.wire.sites import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -22,8 +22,7 @@ from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.outcome import hint_of, print_json
 from pdm.workqueue.cli.session import run
 from pdm.workqueue.domain.enums import JobProtocol, JobType, MoverKind
-from pdm.workqueue.wire.responses import CheckView, RouteView, SiteView
-from pdm.workqueue.wire.sites import AuditView, UserView
+from pdm.workqueue.wire.sites import AuditView, CheckView, RouteView, SiteView, UserView
 from pdm.workqueue.WorkqueueClient import SiteChangeOptions, SiteOptions, WorkqueueClient
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -15,6 +15,10 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 _RAW_BASE = 0xEF00
 _RAW_CHARACTERS = re.compile("[\uef80-\uefff]")
 _ESCAPED = re.compile("[\udc80-\udcff]|[\uef80-\uefff]")
+#: A name that is the same in a URL; ``.`` and ``..`` are not among them.
+_PLAIN_NAME = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9_.~-]{1,255}", re.ASCII)
+#: What makes a relative path unsafe: an empty name, ``.``, ``..``, NUL.
+_UNSAFE_PART = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
 
 #: The longest name of one file, in bytes (NAME_MAX of common file systems).
 LONGEST_NAME = 255
@@ -44,6 +48,8 @@ def bytes_from_text(text: str) -> bytes:
     Raises:
         InvalidPathError: the text holds half of a surrogate pair.
     """
+    if text.isascii():
+        return text.encode()
     parts = []
     end = 0
     try:
@@ -64,6 +70,8 @@ def encoded(path: str) -> str:
 
 def decoded(encoded_path: str) -> str:
     """The text of a percent-encoded path."""
+    if "%" not in encoded_path and encoded_path.isascii():
+        return encoded_path
     return text_from_bytes(unquote_to_bytes(encoded_path))
 
 
@@ -83,6 +91,11 @@ def checked(path: str) -> str:
     if any(len(name) > LONGEST_NAME for name in raw.split(b"/")):
         raise InvalidPathError(f"a file name must not be longer than {LONGEST_NAME} bytes")
     return path
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file may have this name, and a URL has it as it is: without percent-encoding."""
+    return _PLAIN_NAME.fullmatch(name) is not None
 
 
 class StorageUrl(str):
@@ -192,9 +205,9 @@ def host_and_port(authority: str) -> tuple[str, str]:
     return host, port
 
 
-def is_safe_name(name: str) -> bool:
-    """Whether a listing may give this as the name of one entry."""
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+def is_safe_path(path: str) -> bool:
+    """Whether a listing may give this as the path of one entry: it stays below the listed directory."""
+    return _UNSAFE_PART.search(path) is None
 
 
 def resolved(path: str, default_folder: str) -> str:
@@ -209,9 +222,9 @@ def resolved(path: str, default_folder: str) -> str:
     return posixpath.join(default_folder or "/", path)
 
 
-def joined(folder: str, relative: str) -> str:
-    """The path of an entry of a folder; ``relative`` comes from a listing whose names are safe."""
-    return folder.rstrip("/") + "/" + relative if relative else folder
+def joined(directory: str, relative: str) -> str:
+    """The path of an entry of a directory; ``relative`` comes from a listing whose names are safe."""
+    return directory.rstrip("/") + "/" + relative if relative else directory
 
 
 def normalised(path: str) -> str:
@@ -220,7 +233,7 @@ def normalised(path: str) -> str:
     return "/" + plain.lstrip("/") if plain.startswith("/") else plain
 
 
-def is_inside(path: str, folder: str) -> bool:
-    """Whether a path is the folder or below it, by their text alone."""
-    inner, outer = normalised(path), normalised(folder)
+def is_inside(path: str, directory: str) -> bool:
+    """Whether a path is the directory or below it, by their text alone."""
+    inner, outer = normalised(path), normalised(directory)
     return inner == outer or inner.startswith(outer.rstrip("/") + "/")

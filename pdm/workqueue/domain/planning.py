@@ -18,7 +18,7 @@ from attrs import Factory, define, frozen
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
-from pdm.workqueue.domain.paths import is_inside, is_safe_name, joined
+from pdm.workqueue.domain.paths import is_inside, is_safe_path, joined
 
 #: Phase of the top directory of a REMOVE; each level below runs one phase earlier, files run in phase 0.
 LAST_PHASE = 1_000_000
@@ -141,7 +141,7 @@ def plan_for(type_: JobType, source: str, destination: str | None, tree: str, *,
 def _checked(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
     """The entries, each with names that stay inside the listed directory and a size that can be stored."""
     for entry in entries:
-        if entry.path and not all(map(is_safe_name, entry.path.split("/"))):
+        if entry.path and not is_safe_path(entry.path):
             raise BadListingError(f"the listing names {entry.path[:200]!r}, which would leave the listed directory")
         if not 0 <= entry.size <= LARGEST_SIZE:
             raise BadListingError(f"the listing gives {entry.path[:200]!r} a size of {entry.size} bytes")
@@ -209,7 +209,7 @@ class _CopyPlan:
         )
 
     def _has_child(self, path: str) -> None:
-        self._childless.discard(posixpath.dirname(path))
+        self._childless.discard(path.rpartition("/")[0])
 
     def _leads_inside(self, entry: ListedEntry) -> bool:
         return entry.target is not None and entry.target_is_file and is_inside(entry.target, self._tree)

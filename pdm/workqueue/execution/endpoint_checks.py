@@ -22,7 +22,8 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.preparing import Preparation
 from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.mover import Mover
-from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools, storage_url
+from pdm.workqueue.sites.registry import Site, SiteRegistry, moved_by_tools
+from pdm.workqueue.sites.storage_urls import storage_url
 from pdm.workqueue.telemetry.background import Background
 from pdm.workqueue.wire import agent_messages as wire
 

@@ -25,7 +25,8 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint
 from pdm.workqueue.execution.site_directory import RouteEnd, job_moved_by_tools, reached_by
 from pdm.workqueue.movers import MOVERS, TOOL_MOVERS, mover_of
 from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_need
-from pdm.workqueue.sites.registry import SiteRegistry, storage_url
+from pdm.workqueue.sites.registry import SiteRegistry
+from pdm.workqueue.sites.storage_urls import EndpointUrls
 from pdm.workqueue.wire import agent_messages as wire
 from pdm.workqueue.wire.requests import Options, read_options
 
@@ -92,15 +93,12 @@ class Preparation:
             raise NotPossibleError(error.failure) from error
         now = self.context.clock()
         endpoints = {site.id: self.context.health.choose(site, protocol, now) for site, protocol in ends}
-        by_number = {site.id: (site, protocol) for site, protocol in ends}
-
-        def url_of(site_id: int, path: str) -> str:
-            site, protocol = by_number[site_id]
-            return storage_url(site, protocol, path, endpoints[site_id].url)
-
+        urls = {site.id: EndpointUrls(site, protocol, endpoints[site.id].url).of for site, protocol in ends}
         options = read_options(job.type, job.options)
         try:
-            built = mover.request_for(batch, url_of, options, self.element, self.next_request_id())
+            built = mover.request_for(
+                batch, lambda site_id, path: urls[site_id](path), options, self.element, self.next_request_id()
+            )
         except BaseException:
             self.release_credential(kind)
             raise

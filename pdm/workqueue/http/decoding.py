@@ -25,7 +25,8 @@ from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
-from pdm.workqueue.sites.registry import TOOL_SCHEMES, NotOfferedError, Site, moved_by_tools, storage_url
+from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
+from pdm.workqueue.sites.storage_urls import NotOfferedError, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS, PATTERN_WORDS, SubmitJob, read_options
 

@@ -26,22 +26,19 @@ from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.listings import ListingNote
 from pdm.workqueue.wire.responses import (
-    CheckView,
     CredentialView,
     ElementStatusView,
     ElementView,
-    EndpointView,
     FailureView,
     HoldView,
     JobProgressView,
     JobView,
     NextTryView,
     QueueView,
-    RouteView,
-    SiteView,
     SkippedView,
     VomsView,
 )
+from pdm.workqueue.wire.sites import CheckView, EndpointView, RouteView, SiteView
 
 #: Number of jobs ahead in the queue that are listed.
 NAMED_AHEAD = 5

@@ -103,9 +103,9 @@ class Access:
 
     Attributes:
         credential: file with the user's delegated proxy; None where none is needed.
-        trust_dir: folder with the authorities that storage servers are checked against, but for endpoints of which the
-            helper is told others, by URL (``PDM_TRUST``).
-        roots: folders on disk that FILE sites serve.
+        trust_dir: directory with the authorities that storage servers are checked against, except endpoints that have
+            others of their own, by URL (``PDM_TRUST``).
+        roots: directories on disk that FILE sites serve.
         ssh_key: file with the service's own private key for SSH, for users who have given none.
         ssh_known_hosts: file with the host keys of SSH servers.
         ssh_user: account at SSH servers; empty for the service's own name.
@@ -338,11 +338,14 @@ def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) 
         raise ValueError(f"element {element.id} of job {job.id} has no destination")
     source = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
     destination = _url(urls, job.dst_siteid, element.dst_filepath, FailureScope.DESTINATION)
-    names = [temporary_name(job.log_uid, element.id, attempt) for attempt in range(1, element.attempts + 1)]
-    directory = StorageUrl(destination).parent
-    urls_of_names = [str(directory.below(name)) for name in names]
-    _check_length(urls_of_names[-1])
-    return CopyItem(key, source, destination, urls_of_names[-1], urls_of_names[:-1], element.size)
+    directory = destination.rpartition("/")[0]
+    if destination.endswith("/"):
+        directory = StorageUrl(destination).parent.rstrip("/")
+    attempts = element.attempts
+    temporary = f"{directory}/{temporary_name(job.log_uid, element.id, attempts)}"
+    _check_length(temporary)
+    stale = [f"{directory}/{temporary_name(job.log_uid, element.id, attempt)}" for attempt in range(1, attempts)]
+    return CopyItem(key, source, destination, temporary, stale, element.size)
 
 
 def _check_length(temporary: str) -> None:

@@ -27,7 +27,7 @@ from twisted.logger import Logger
 
 from pdm.workqueue.config.reader import ConfigError, parse_ini, suggestion
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, MoverKind
-from pdm.workqueue.domain.paths import InvalidPathError, checked, encoded, resolved
+from pdm.workqueue.domain.paths import InvalidPathError, checked
 
 
 @frozen
@@ -86,57 +86,6 @@ def moved_by_tools(protocol: JobProtocol, asked: object, sites: Iterable[Site]) 
     if asked is not None:
         return asked == MoverKind.TOOLS
     return any(site.mover is MoverKind.TOOLS for site in sites)
-
-
-class NotOfferedError(ValueError):
-    """A site does not serve a protocol; the text names those it does."""
-
-
-def storage_url(site: Site, protocol: JobProtocol, path: str, url: str | None = None) -> str:
-    """The URL at which a site serves a path.
-
-    Args:
-        path: as the user gave it: absolute, relative to the site's default directory, or beginning with ``~``.
-        url: which of the site's URLs for the protocol; the preferred one without it.
-
-    Returns:
-        The percent-encoded URL. For FILE and HTTPS the path is below the endpoint. Servers of FILE, HTTPS and XROOT
-        know no homes: there ``~`` is their root, and ``//``, ``/./`` and ``/../`` are resolved here.
-
-    Raises:
-        NotOfferedError: the site has no endpoint for the protocol.
-        InvalidPathError: no site can hold the path, or it leads out of a FILE site's root.
-    """
-    endpoint = url or site.endpoints.get(protocol)
-    if endpoint is None:
-        offered = ", ".join(sorted(other.name for other in site.endpoints))
-        raise NotOfferedError(f"site {site.name} does not offer {protocol.name}: it offers {offered}")
-    place = resolved(checked(path), site.default_folder)
-    if place != path:
-        # A relative path may be short enough by itself only.
-        checked(place)
-    if not protocol.info.has_homes:
-        inside = _confined(place, "directory" if protocol is JobProtocol.FILE else "server")
-    else:
-        inside = encoded(place if place.startswith("/") else "/" + place)
-    if protocol is JobProtocol.XROOT:
-        # root://host//directory: the first slash ends the host, the second begins the path.
-        inside = "/" + inside
-    return endpoint.removesuffix("/") + inside
-
-
-def _confined(place: str, what: str) -> str:
-    """The encoded path below a root; ``~`` is the root itself. ``what`` must not be left, as the error says."""
-    inside = place[1:] if place == "~" or place.startswith("~/") else place
-    names: list[str] = []
-    for name in inside.split("/"):
-        if name == "..":
-            if not names:
-                raise InvalidPathError(f"the path leads out of the site's {what} by '..'")
-            names.pop()
-        elif name not in ("", "."):
-            names.append(name)
-    return encoded("/" + "/".join(names))
 
 
 #: Key → protocol.
@@ -362,7 +311,7 @@ def check_mover(text: str) -> str:
     """Who carries out the elements of a site's jobs.
 
     Raises:
-        ValueError: nobody has that name.
+        ValueError: no account has that name.
     """
     if text not in list(MoverKind):
         raise ValueError(f"{' or '.join(MoverKind)} is expected")

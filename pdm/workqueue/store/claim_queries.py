@@ -98,20 +98,18 @@ _LISTING_ELEMENTS = sa.select(*ELEMENT_COLUMNS).where(
 )
 
 
-def due_listings(session: Session, locked: Collection[LockedJob], now: datetime) -> dict[int, Sequence[sa.Row[Any]]]:
-    """The due LIST elements of some jobs, by job. Sets ``list_due_at`` of the other jobs."""
-    found: dict[int, sa.Row[Any]] = {}
-    for element in session.execute(_LISTING_ELEMENTS, {"numbers": [job.id for job in locked]}):
-        found[element.job_id] = element
-    due: dict[int, Sequence[sa.Row[Any]]] = {}
+def due_listings(session: Session, locked: Collection[LockedJob], now: datetime) -> dict[int, list[ElementRecord]]:
+    """The due LIST elements of some jobs, by job, as they are once claimed. Sets ``list_due_at`` of the other jobs."""
+    found = {row.job_id: row for row in session.execute(_LISTING_ELEMENTS, {"numbers": [job.id for job in locked]})}
+    due: dict[int, list[ElementRecord]] = {}
     for job in locked:
-        row: sa.Row[Any] | None = found.get(job.id)
+        row = found.get(job.id)
         if row is None:
             job.list_due_at = None
         elif row.due_at > now:
             job.list_due_at = row.due_at
         else:
-            due[job.id] = (row,)
+            due[job.id] = [element_record(row, claimed=True)]
     return due
 
 
@@ -140,22 +138,23 @@ _NEXT_WORK = (
 
 def due_work_of_small_jobs(
     session: Session, locked: Collection[LockedJob], now: datetime
-) -> dict[int, Sequence[sa.Row[Any]]]:
-    """All due elements of some jobs in one query, by job. Not for REMOVE, which has phases."""
-    found: dict[int, list[sa.Row[Any]]] = {job.id: [] for job in locked}
+) -> dict[int, list[ElementRecord]]:
+    """All due elements of some jobs in one query, by job, as they are once claimed. Not for REMOVE: it has phases."""
+    found: dict[int, list[ElementRecord]] = {job.id: [] for job in locked}
     parameters = {"in_phase": 0, "now": now, "numbers": list(found)}
-    for row in session.execute(_WORK_OF_JOBS, parameters):
-        found[row.job_id].append(row)
-    return dict(found)
+    for row in session.execute(_WORK_OF_JOBS, parameters).all():
+        element = element_record(row, claimed=True)
+        found[element.job_id].append(element)
+    return found
 
 
-def due_work(session: Session, job: LockedJob, most: int, offset: int, now: datetime) -> Sequence[sa.Row[Any]]:
-    """The first due elements of a job except its listing; skips ``offset`` of them."""
+def due_work(session: Session, job: LockedJob, most: int, offset: int, now: datetime) -> list[ElementRecord]:
+    """The first due elements of a job except its listing, as they are once claimed; skips ``offset`` of them."""
     phase = open_phase(session, job)
     if phase is None:
-        return ()
+        return []
     parameters = {"number": job.id, "in_phase": phase, "now": now, "most": most, "offset": offset}
-    return session.execute(WORK_OF_JOB, parameters).all()
+    return [element_record(row, claimed=True) for row in session.execute(WORK_OF_JOB, parameters).all()]
 
 
 def update_due_at(session: Session, job: LockedJob, now: datetime) -> None:

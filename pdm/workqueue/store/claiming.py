@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,13 +19,13 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.jobs import Batch
+from pdm.workqueue.domain.jobs import Batch, ElementRecord
 from pdm.workqueue.domain.limits import runs_alone, work_kind
 from pdm.workqueue.store import claim_queries
 from pdm.workqueue.store.claim_limits import ClaimBudget, ClaimLimits
 from pdm.workqueue.store.leases import live_worker
 from pdm.workqueue.store.locks import LockedJob, lock_due_jobs, save_jobs
-from pdm.workqueue.store.records import UPDATE_ELEMENT, claimed_record, elements, jobs
+from pdm.workqueue.store.records import elements, jobs
 
 #: Jobs that one claim locks at most, so that many small ones fill its batches.
 _MOST_CANDIDATES = 500
@@ -162,9 +162,9 @@ def _take_in_turn(
     while queues and budget.has_capacity:
         user = min(queues, key=budget.order_key)
         builder, queues[user] = _next_batch(due_elements, queues[user], budget, len(queues), beyond.get(user, 0))
-        if builder.rows:
+        if builder.elements:
             batches.append(builder)
-            budget.take_batch(builder.jobs.values(), builder.rows[0].type, len(builder.rows), builder.bytes)
+            budget.take_batch(builder.jobs.values(), builder.elements[0].type, len(builder.elements), builder.bytes)
         if not queues[user]:
             del queues[user]
     return batches
@@ -188,12 +188,12 @@ def _next_batch(
             remaining.append(job)
             continue
         allowed = due_elements.allowed(job)
-        rows = due_elements.waiting(job, allowed, sharers)
-        count = builder.fill(job, rows, allowed)
+        due = due_elements.waiting(job, allowed, sharers)
+        count = builder.fill(job, due, allowed)
         budget.take(job, count)
         job.move(JobStatus.SUBMITTED, JobStatus.RUNNING, count)
-        # If the batch has no row: elements of another type may remain, but the first job has had its chance.
-        if (rows and allowed > 0 and builder.rows) or (count and due_elements.may_have_more(job)):
+        # If the batch is empty: elements of another type may remain, but the first job has had its chance.
+        if (due and allowed > 0 and builder.elements) or (count and due_elements.may_have_more(job)):
             remaining.append(job)
     return builder, remaining
 
@@ -217,31 +217,34 @@ class _BatchBuilder:
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:
-        self.rows: list[sa.Row[Any]] = []
+        self.elements: list[ElementRecord] = []
         self.jobs: dict[int, LockedJob] = {}
         self.is_full = most < 1
         self.bytes = 0
         self._most = most
         self._most_bytes = most_bytes
 
-    def fill(self, job: LockedJob, waiting: deque[sa.Row[Any]], allowed: int) -> int:
-        """Take the first rows of a job that fit; returns how many."""
-        passed_over: list[sa.Row[Any]] = []
-        before = len(self.rows)
-        while waiting and not self.is_full and len(self.rows) - before < allowed:
-            row = waiting[0]
-            if self.rows and row.type is not self.rows[0].type:
+    def fill(self, job: LockedJob, waiting: deque[ElementRecord], allowed: int) -> int:
+        """Take the first due elements of a job that fit; returns how many."""
+        passed_over: list[ElementRecord] = []
+        before = len(self.elements)
+        while waiting and not self.is_full and len(self.elements) - before < allowed:
+            element = waiting[0]
+            if self.elements and element.type is not self.elements[0].type:
                 passed_over.append(waiting.popleft())
                 continue
-            alone = row.type is JobType.LIST or runs_alone(row.attempts, row.failure_code)
-            if self.rows and (alone or self.bytes + row.size > self._most_bytes):
+            failure = element.failure
+            alone = element.type is JobType.LIST or (
+                failure is not None and runs_alone(element.attempts - 1, failure.code.value)
+            )
+            if self.elements and (alone or self.bytes + element.size > self._most_bytes):
                 self.is_full = True
                 break
-            self.rows.append(waiting.popleft())
-            self.bytes += row.size
-            self.is_full = alone or len(self.rows) == self._most
+            self.elements.append(waiting.popleft())
+            self.bytes += element.size
+            self.is_full = alone or len(self.elements) == self._most
         waiting.extendleft(reversed(passed_over))
-        count = len(self.rows) - before
+        count = len(self.elements) - before
         if count:
             self.jobs[job.id] = job
         return count
@@ -251,12 +254,12 @@ def _mark_running(session: Session, builders: Sequence[_BatchBuilder], worker_id
     """Mark the elements RUNNING and return the batches."""
     if not builders:
         return []
+    claimed = sorted((element.job_id, element.id) for builder in builders for element in builder.elements)
     session.execute(
         _MARK_RUNNING,
         [
-            {"of_job": row.job_id, "number": row.id, "claimed_by": worker_id, "claimed_now": now}
-            for builder in builders
-            for row in builder.rows
+            {"of_job": job_id, "first": first, "last": last, "claimed_by": worker_id, "claimed_now": now}
+            for job_id, first, last in _ranges(claimed)
         ],
     )
     for job in {number: job for builder in builders for number, job in builder.jobs.items()}.values():
@@ -265,18 +268,35 @@ def _mark_running(session: Session, builders: Sequence[_BatchBuilder], worker_id
     return [
         Batch(
             {number: job.record for number, job in builder.jobs.items()},
-            builder.rows[0].type,
-            tuple(claimed_record(row) for row in builder.rows),
+            builder.elements[0].type,
+            tuple(builder.elements),
         )
         for builder in builders
     ]
 
 
-_MARK_RUNNING = UPDATE_ELEMENT.values(
-    status=JobStatus.RUNNING,
-    attempts=elements.c.attempts + 1,
-    worker_id=bindparam("claimed_by"),
-    claimed_at=bindparam("claimed_now"),
+def _ranges(claimed: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Ranges of consecutive numbers: job, first and last number. ``claimed``: job and number, sorted."""
+    first = last = claimed[0]
+    for job_id, number in claimed[1:]:
+        if (job_id, number - 1) != last:
+            yield *first, last[1]
+            first = (job_id, number)
+        last = (job_id, number)
+    yield *first, last[1]
+
+
+#: Fresh elements are claimed in the order of their numbers, and a range of them costs an eighth of so many statements.
+#: All elements of a range were read as SUBMITTED under the lock of their job.
+_MARK_RUNNING = (
+    sa.update(elements)
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.id.between(bindparam("first"), bindparam("last")))
+    .values(
+        status=JobStatus.RUNNING,
+        attempts=elements.c.attempts + 1,
+        worker_id=bindparam("claimed_by"),
+        claimed_at=bindparam("claimed_now"),
+    )
 )
 
 
@@ -288,12 +308,12 @@ class _DueListings:
 
     def __init__(self, session: Session, locked: Sequence[LockedJob], budget: ClaimBudget, now: datetime) -> None:
         self._budget = budget
-        self._due = {number: deque(rows) for number, rows in claim_queries.due_listings(session, locked, now).items()}
+        self._due = {job_id: deque(due) for job_id, due in claim_queries.due_listings(session, locked, now).items()}
 
     def allowed(self, job: LockedJob) -> int:
         return self._budget.listing_allowance(job)
 
-    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
+    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[ElementRecord]:
         if allowed < 1 or job.id not in self._due:
             return deque()
         job.list_due_at = None
@@ -313,7 +333,7 @@ class _DueWork:
         self._session = session
         self._budget = budget
         self._now = now
-        self._due: dict[int, deque[sa.Row[Any]]] = {}
+        self._due: dict[int, deque[ElementRecord]] = {}
         # Jobs with more due elements than were read → number of those read.
         self._read_on: dict[int, int] = {}
         left = budget.elements
@@ -322,13 +342,13 @@ class _DueWork:
             if job.record.type is not JobType.REMOVE and job.counters.submitted <= left:
                 left -= job.counters.submitted
                 small.append(job)
-        for job_id, rows in claim_queries.due_work_of_small_jobs(session, small, now).items() if small else ():
-            self._due[job_id] = deque(rows)
+        for job_id, due in claim_queries.due_work_of_small_jobs(session, small, now).items() if small else ():
+            self._due[job_id] = deque(due)
 
     def allowed(self, job: LockedJob) -> int:
         return self._budget.work_allowance(job)
 
-    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[sa.Row[Any]]:
+    def waiting(self, job: LockedJob, allowed: int, sharers: int) -> deque[ElementRecord]:
         """Due elements of a job; reads more when all known ones are taken."""
         if job.id not in self._due:
             self._due[job.id] = deque()

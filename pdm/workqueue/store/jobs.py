@@ -19,13 +19,12 @@ from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, N
 from pdm.workqueue.store.records import (
     ATTEMPT_COLUMNS,
     ELEMENT_COLUMNS,
-    INSERT_ELEMENTS,
     JOB_COLUMNS,
     attempt_record,
     element_record,
-    element_row,
     elements,
     idempotent_requests,
+    insert_elements,
     job_record,
     jobs,
     workers,
@@ -220,7 +219,7 @@ def submit(session: Session, new: NewJob, key: IdempotencyKey | None, now: datet
             return job_record(connection.execute(_FETCH, {"number": known.job_id}).one())
     row = _job_row(new, now)
     row["id"] = job_id = connection.execute(_INSERT_JOB, row).scalar_one()
-    connection.execute(INSERT_ELEMENTS, [element_row(job_id, 0, new.first, new.max_tries, now)])
+    insert_elements(session, job_id, 0, [new.first], new.max_tries, now)
     if key is not None:
         request = {"user_id": key.user_id, "key": key.key, "fingerprint": key.fingerprint}
         connection.execute(_INSERT_KEY, [request | {"job_id": job_id, "created_at": now}])

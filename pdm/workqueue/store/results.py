@@ -21,20 +21,20 @@ from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     INSERT_ATTEMPTS,
-    INSERT_ELEMENTS,
     JOB_COLUMNS,
     UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
     attempts,
     element_record,
-    element_row,
     elements,
     failure_columns,
+    insert_elements,
     job_record,
     jobs,
     matched,
 )
+from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
 
 
@@ -58,16 +58,22 @@ class SettleOutcome:
 #: Delay before a retry with a credential that was stored during the attempt; avoids a busy loop if it fails, too.
 _RENEWED_PAUSE = timedelta(seconds=1)
 
-#: Most attempts succeed: constants are part of the statement, because each bound value per row costs.
-_SETTLE_DONE = UPDATE_ELEMENT.values(
-    status=JobStatus.DONE,
-    worker_id=None,
-    # An attempt that succeeds has removed first what earlier ones had left.
-    residue=False,
-    transferred=bindparam("bytes_proven"),
-    elapsed_s=bindparam("seconds"),
-    checksum=bindparam("proof"),
-    **failure_columns(None),
+
+def _columns(*names: str) -> Sequence[sa.Column[Any]]:
+    return [elements.c[name] for name in names]
+
+
+#: Most attempts succeed at once, and change less than others. An attempt that succeeds has removed first what earlier
+#: ones had left.
+_SETTLE_DONE = RowStatement(
+    """
+    WITH done (job_id, id, transferred, elapsed_s, checksum) AS (VALUES {rows})
+    UPDATE job_elements SET status = 'DONE', worker_id = NULL, residue = FALSE,
+        transferred = done.transferred, elapsed_s = done.elapsed_s, checksum = done.checksum,
+        failure_scope = NULL, failure_code = NULL, failure_message = NULL
+    FROM done WHERE job_elements.job_id = done.job_id AND job_elements.id = done.id
+    """,
+    _columns("job_id", "id", "transferred", "elapsed_s", "checksum"),
 )
 
 
@@ -92,14 +98,14 @@ def settle(
     running = _running(session, worker_id, [verdict.token for verdict in verdicts])
     lost: list[ClaimToken] = []
     repeated: set[ClaimToken] = set()
-    done: list[dict[str, Any]] = []
+    done: list[tuple[Any, ...]] = []
     others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
     renewed: dict[int, datetime] = {}
     for given in verdicts:
         token = given.token
         row = running.get((token.job_id, token.element_id))
-        if row is None or row.attempts != token.attempt:
+        if row is None or row.attempt != token.attempt:
             lost.append(token)
             if _is_written(session, worker_id, given):
                 repeated.add(token)
@@ -112,7 +118,7 @@ def settle(
                 renewed[job.id] = last_stored(session, job.record.user_id, job.record.sites) or AT_ONCE
             if renewed[job.id] >= row.claimed_at - CLOCK_SKEW:
                 # The new credential was stored before this element was HELD, so it did not resume it.
-                verdict = evolve(given, status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
+                verdict = given._replace(status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
         if status is JobStatus.DONE and verdict.counts and not verdict.leftover and not verdict.already_there:
             done.append(_done_change(verdict))
@@ -135,9 +141,10 @@ def settle(
             cancel_later_phases(session, job)
     if not ended:
         return SettleOutcome(tuple(lost), (), frozenset(repeated), passed_over)
-    for statement, changes in ((_SETTLE_DONE, done), (UPDATE_ELEMENT, others)):
-        if changes:
-            session.execute(statement, changes)
+    if done:
+        _SETTLE_DONE.execute(session, done)
+    if others:
+        session.execute(UPDATE_ELEMENT, others)
     session.execute(INSERT_ATTEMPTS, ended)
     for job in locked.values():
         if job.record.type is JobType.REMOVE:
@@ -176,50 +183,50 @@ def _is_written(session: Session, worker_id: int | None, verdict: Verdict) -> bo
     )
 
 
-_RUNNING = sa.select(
-    *(elements.c[name] for name in ("job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"))
-).where(
-    elements.c.job_id.in_(bindparam("jobs", expanding=True)),
-    elements.c.id.in_(bindparam("numbers", expanding=True)),
-    elements.c.status == JobStatus.RUNNING,
-    elements.c.worker_id == bindparam("worker"),
+@frozen
+class _ClaimedElement:
+    """What a verdict needs of an element that runs."""
+
+    job_id: int
+    element_id: int
+    attempt: int
+    lost: int
+    type: JobType
+    residue: bool
+    worker_id: int
+    claimed_at: datetime
+
+
+_RUNNING = RowStatement(
+    """
+    WITH asked (of_job, number) AS (VALUES {rows})
+    SELECT job_id, id, attempts, lost, type, residue, worker_id, claimed_at FROM asked, job_elements
+    WHERE job_id = of_job AND id = number AND status = 'RUNNING' AND worker_id = ?
+    """,
+    _columns("job_id", "id"),
+    _columns("worker_id"),
+    _columns("job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"),
 )
 
 
 def _running(
     session: Session, worker_id: int | None, tokens: Sequence[ClaimToken]
-) -> dict[tuple[int, int], sa.Row[Any]]:
+) -> dict[tuple[int, int], _ClaimedElement]:
     """Those of some elements that a worker runs."""
-    numbers_of: dict[int, list[int]] = {}
-    for token in tokens:
-        numbers_of.setdefault(token.job_id, []).append(token.element_id)
-    # One query for many jobs of one element, and for many elements of one job.
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for job_id, numbers in numbers_of.items():
-        alike.setdefault(tuple(numbers), []).append(job_id)
-    found = {}
-    for some_numbers, job_ids in alike.items():
-        parameters = {"jobs": job_ids, "numbers": some_numbers, "worker": worker_id}
-        for row in session.execute(_RUNNING, parameters):
-            found[row.job_id, row.id] = row
-    return found
+    rows = _RUNNING.execute(session, {(token.job_id, token.element_id) for token in tokens}, worker_id)
+    return {row[:2]: _ClaimedElement(*row) for row in rows}
 
 
-def _done_change(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "of_job": verdict.token.job_id,
-        "number": verdict.token.element_id,
-        "bytes_proven": _clamped(verdict.transferred),
-        "seconds": _seconds(verdict),
-        "proof": verdict.checksum,
-    }
+def _done_change(verdict: Verdict) -> tuple[Any, ...]:
+    token = verdict.token
+    return token.job_id, token.element_id, _clamped(verdict.transferred), _seconds(verdict), verdict.checksum
 
 
 def _seconds(verdict: Verdict) -> float:
     return max((verdict.ended_at - verdict.started_at).total_seconds(), 0.0)
 
 
-def _element_change(verdict: Verdict, status: JobStatus, row: sa.Row[Any]) -> dict[str, Any]:
+def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -> dict[str, Any]:
     done = status is JobStatus.DONE
     return {
         "of_job": verdict.token.job_id,
@@ -269,17 +276,10 @@ def add_elements(session: Session, worker: str, token: ClaimToken, new: Sequence
         return False
     worker_id = session.scalar(WORKER_ID, {"of_incarnation": worker})
     listing = _running(session, worker_id, [token]).get((token.job_id, token.element_id))
-    if listing is None or listing.attempts != token.attempt:
+    if listing is None or listing.attempt != token.attempt:
         return False
     if new:
-        first = job.counters.elements
-        session.execute(
-            INSERT_ELEMENTS,
-            [
-                element_row(job.id, first + offset, element, job.record.max_tries, listing.claimed_at)
-                for offset, element in enumerate(new)
-            ],
-        )
+        insert_elements(session, job.id, job.counters.elements, new, job.record.max_tries, listing.claimed_at)
         job.grow(len(new), sum(element.size for element in new))
         job.schedule_work()
         job.roll_up(listing.claimed_at)

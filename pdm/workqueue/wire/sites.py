@@ -1,4 +1,4 @@
-"""What clients send about sites and users, and what operators read."""
+"""Sites, routes between them and users: the bodies of requests, and what the service answers. Times are UTC."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, UnsetType, field
 
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.wire.requests import LARGEST_ID
+from pdm.workqueue.wire.responses import FailureView, ProtocolName
 
 _Url = Annotated[str, Meta(min_length=1, max_length=2000)]
 SiteName = Annotated[
@@ -97,6 +98,95 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     after: Annotated[
         Annotated[int, Meta(ge=0, le=LARGEST_ID)] | None, Meta(description="Only those with a larger id.")
     ] = None
+
+
+class EndpointView(msgspec.Struct, frozen=True, kw_only=True):
+    """State of an endpoint of a site in this daemon."""
+
+    protocol: ProtocolName
+    url: str
+    state: Annotated[
+        str,
+        Meta(
+            description="closed: it is used; open: it is left alone for a while; half-open: it is being probed.",
+            extra_json_schema={"enum": ["closed", "open", "half-open"]},
+        ),
+    ]
+    failures: Annotated[int, Meta(description="Connections that failed, in a row.")]
+    failing_since: datetime | None
+    next_try: Annotated[datetime | None, Meta(description="When it is tried again.")]
+    reason: Annotated[str, Meta(description="What the last failure said.")]
+
+
+class SiteView(msgspec.Struct, frozen=True, kw_only=True):
+    """A site; ``endpoints`` maps each protocol that it offers to a URL, ``alternatives`` to further ones."""
+
+    id: int
+    name: str
+    description: str
+    default_folder: str
+    protocols: list[ProtocolName]
+    endpoints: dict[str, str]
+    alternatives: dict[str, list[str]] = {}
+    owner: Annotated[int | None, Meta(description="User who has made it; null for a site of the service itself.")] = (
+        None
+    )
+    public: Annotated[bool, Meta(description="Whether everybody sees and uses it; else its owner only.")] = True
+    limit_in: int | None = None
+    limit_out: int | None = None
+    authorities: Annotated[list[str], Meta(description="Subjects of the authorities trusted for this site only.")] = []
+    myproxy: Annotated[str | None, Meta(description="HOST:PORT of the MyProxy server at which its users log on.")] = (
+        None
+    )
+    mover: Annotated[
+        str,
+        Meta(
+            description="Who carries out its jobs: the service's own clients, or globus-url-copy and gfal (tools).",
+            extra_json_schema={"enum": ["native", "tools"]},
+        ),
+    ] = "native"
+    state: Annotated[
+        str,
+        Meta(
+            description="ok; paused: some protocol of it cannot be reached; drained: an operator lets nothing start.",
+            extra_json_schema={"enum": ["ok", "paused", "drained"]},
+        ),
+    ] = "ok"
+    reason: Annotated[str | None, Meta(description="Why it is not ok.")] = None
+    health: Annotated[list[EndpointView] | UnsetType, Meta(description="Of one site; not in arrays.")] = UNSET
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of the check of an endpoint; null for steps that were not reached."""
+
+    protocol: ProtocolName
+    url: str
+    ok: bool
+    reachable: bool | None
+    login: bool | None
+    listing: bool | None
+    seconds: float
+    failure: FailureView | None = field(name="error")
+
+
+class RouteView(msgspec.Struct, frozen=True, kw_only=True):
+    """Work from one site to another, in streams: helpers that run one batch after the other.
+
+    A stream more is tried while it brings more throughput; failures of connections halve them. Listings are not
+    counted.
+    """
+
+    source: Annotated[int, Meta(description="Number of a site.")]
+    destination: Annotated[int | None, Meta(description="Number of a site; null where only the source is changed.")]
+    running: Annotated[int, Meta(description="Streams at present.")]
+    limit: Annotated[int, Meta(description="Streams that there may be at present.")]
+    least: Annotated[int, Meta(description="The limit never goes below it.")]
+    most: Annotated[int, Meta(description="Nor above: what configuration and sites allow.")]
+    throughput: Annotated[float | None, Meta(description="Of all streams together, when it was measured last.")]
+    unit: Annotated[str | None, Meta(description="Of the throughput: bytes/s, or elements/s where they are small.")]
+    reason: Annotated[str, Meta(description="Of the latest decision about the limit, a sentence.")]
+    decided_at: Annotated[datetime, Meta(description="When that was.")]
+    changed_at: Annotated[datetime, Meta(description="When the limit changed last.")]
 
 
 class UserView(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,8 +17,8 @@ from pdm.workqueue.http.views import route_view, whole_seconds
 from pdm.workqueue.store import credentials, users
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.store.users import UserRecord
-from pdm.workqueue.wire.responses import FaultView, HealthView, RouteView, WhoamiView
-from pdm.workqueue.wire.sites import AuditView, Message, PageQuery, UserView
+from pdm.workqueue.wire.responses import FaultView, HealthView, WhoamiView
+from pdm.workqueue.wire.sites import AuditView, Message, PageQuery, RouteView, UserView
 
 
 @endpoint("GET", "/routes", summary="Streams between sites, and their limits", result=list[RouteView])

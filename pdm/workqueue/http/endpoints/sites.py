@@ -34,8 +34,7 @@ from pdm.workqueue.store import sites
 from pdm.workqueue.store.jobs import IdempotencyKey
 from pdm.workqueue.store.sites import NameTakenError, SiteInUseError, TooManySitesError
 from pdm.workqueue.telemetry.background import start_background
-from pdm.workqueue.wire.responses import CheckView, SiteView
-from pdm.workqueue.wire.sites import Message, SiteBody, SiteChanges
+from pdm.workqueue.wire.sites import CheckView, Message, SiteBody, SiteChanges, SiteView
 
 #: Names of this machine in the usual /etc/hosts, and in resolvers.
 _LOCAL_NAMES = frozenset({"localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"})

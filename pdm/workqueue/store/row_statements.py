@@ -1,0 +1,100 @@
+"""Statements about lists of rows, without SQLAlchemy's cost for each row.
+
+For a row of an ``executemany`` SQLAlchemy spends more (a dict, a function for each value) than SQLite needs to write
+it. Here the rows stand in the statement, as ``VALUES`` of a common table expression. SQLite then also evaluates once
+for all of them what it evaluates once for each execution: constants, and the lists of names in CHECK constraints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import sqlalchemy as sa
+from attrs import define, field
+from sqlalchemy.orm import Session
+
+#: Rows of one execution. A list is cut into pieces of this size and of smaller powers of two: few different texts,
+#: which the driver keeps prepared.
+_MOST_ROWS = 64
+
+_Processors = Sequence[Callable[[Any], Any] | None]
+
+
+@define
+class _Form:
+    """A statement for one dialect: how values are converted, and the text by number of rows."""
+
+    of_row: _Processors
+    of_shared: _Processors
+    of_result: _Processors
+    texts: dict[int, str] = field(factory=dict)
+
+
+@define(eq=False)
+class RowStatement:
+    """A statement about many rows.
+
+    Args:
+        text: with ``{rows}`` for the rows, before any ``?``, which stands for a shared value.
+        row: columns that have the types of the values of a row.
+        shared: the same of the values that all rows share, in the order of their ``?``.
+        result: the same of what it returns; empty if it returns nothing.
+    """
+
+    text: str
+    row: Sequence[sa.Column[Any]]
+    shared: Sequence[sa.Column[Any]] = ()
+    result: Sequence[sa.Column[Any]] = ()
+    _forms: dict[str, _Form] = field(factory=dict, init=False)
+
+    def execute(self, session: Session, rows: Iterable[Sequence[Any]], *shared: Any) -> list[tuple[Any, ...]]:
+        """Execute it for all rows, in as many pieces as necessary; returns what it finds, in any order."""
+        # Not by the session: that would look up its engine for each statement.
+        connection = session.connection()
+        form = self._form(connection.dialect)
+        values = _converted(rows, form.of_row)
+        common = tuple(chain.from_iterable(_converted([shared], form.of_shared)))
+        found: list[Sequence[Any]] = []
+        first, size = 0, _MOST_ROWS
+        while first < len(values):
+            while first + size > len(values):
+                size //= 2
+            text = form.texts.get(size) or self._text(connection.dialect, form, size)
+            flat = (*chain.from_iterable(values[first : first + size]), *common)
+            done = connection.exec_driver_sql(text, flat)
+            if self.result:
+                found += done.all()
+            first += size
+        return _converted(found, form.of_result)
+
+    def _form(self, dialect: sa.Dialect) -> _Form:
+        form = self._forms.get(dialect.name)
+        if form is None:
+            form = self._forms[dialect.name] = _Form(
+                [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.row],
+                [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self.shared],
+                [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in self.result],
+            )
+        return form
+
+    def _text(self, dialect: sa.Dialect, form: _Form, size: int) -> str:
+        row = f"({', '.join('?' * len(self.row))})"
+        text = self.text.format(rows=", ".join([row] * size))
+        form.texts[size] = text = text if dialect.paramstyle == "qmark" else text.replace("?", "%s")
+        return text
+
+
+def _converted(rows: Iterable[Sequence[Any]], processors: _Processors) -> list[tuple[Any, ...]]:
+    """Rows with their values converted, column by column."""
+    columns = zip(*rows, strict=True)
+    return list(
+        zip(
+            *(
+                values if process is None else map(process, values)
+                for values, process in zip(columns, processors, strict=False)
+            ),
+            strict=True,
+        )
+    )
