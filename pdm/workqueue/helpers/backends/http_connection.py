@@ -16,7 +16,7 @@ from http import HTTPStatus
 
 import h11
 
-from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.backends.propfind import resources
 from pdm.workqueue.helpers.storage import StorageError, truncated
 
@@ -133,22 +133,6 @@ def retry_after_seconds(retry_after: str | None) -> float | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(then - time.time(), 0.0), _MAX_RETRY_AFTER_S)
-
-
-def exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """The pieces, which must have the size that was announced."""
-    left = size
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            break
-        yield piece
-    if left:
-        raise StorageError(
-            "the source is not as long as it was when it was listed",
-            code=FailureCode.SIZE_CHANGED,
-            scope=FailureScope.SOURCE,
-        )
 
 
 #: Bytes that are received before they are parsed. TLS yields at most 16 KiB at a time.

@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
-from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, exactly
+from pdm.workqueue.helpers.backends.http_connection import HttpStatusError
 from pdm.workqueue.helpers.backends.propfind import (
     DavResource,
     check_kept,
@@ -243,7 +243,7 @@ class WebdavBackend(StorageBackend):
                 raise StorageError(f"{destination} is a directory", errno=errno.EISDIR)
             self._check_empty(destination)
         try:
-            self.move(source, destination, is_directory=is_directory, replace=replace)
+            self._move(source, destination, is_directory=is_directory, replace=replace)
         except StorageError as error:
             if error.errno == errno.EOPNOTSUPP and not replace and self.stat(destination) is not None:
                 raise StorageError(f"{destination} exists", errno=errno.EEXIST) from error
@@ -252,7 +252,7 @@ class WebdavBackend(StorageBackend):
         if new is None or (not is_directory and new.size != old.size):
             raise _misplaced(destination)
 
-    def move(self, source: StorageUrl, destination: StorageUrl, *, is_directory: bool, replace: bool) -> None:
+    def _move(self, source: StorageUrl, destination: StorageUrl, *, is_directory: bool, replace: bool) -> None:
         """MOVE, with ``Destination`` in the first form that the server accepts."""
         if is_directory:
             source, destination = self._directory_url(source), self._directory_url(destination)
@@ -308,7 +308,7 @@ class WebdavBackend(StorageBackend):
                 # Where no file can be made, none of the user's can be overwritten either.
                 return None
             try:
-                self.move(source, destination, is_directory=False, replace=False)
+                self._move(source, destination, is_directory=False, replace=False)
                 return self.stat(destination) is not None
             except HttpStatusError as error:
                 if error.status not in _NAME_REFUSED:
@@ -335,7 +335,14 @@ class WebdavBackend(StorageBackend):
         return self._existing(url).size
 
     def version(self, url: StorageUrl) -> FileVersion:
-        return version_of_response(self._client.call("HEAD", url)) or super().version(url)
+        head = self._client.call("HEAD", url)
+        tag, modified = (head.header("ETag") or "").removeprefix("W/"), head.header("Last-Modified")
+        if not tag and not modified:
+            return super().version(url)
+        mtime: float | None = None
+        with contextlib.suppress(ValueError, TypeError):
+            mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
+        return FileVersion(0, mtime, f"{head.header('Content-Length')} {tag}")
 
     def checksum(self, url: StorageUrl) -> str:
         """As the server sends it; by reading the file where it sends none."""
@@ -349,20 +356,7 @@ class WebdavBackend(StorageBackend):
         if file_stat is not None and file_stat.kind == "directory":
             # Servers send a page for people.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
-        yield from self.get(url, file_stat)[1]
-
-    def get(self, url: StorageUrl, file_stat: FileStat | None) -> tuple[HttpResponse, Pieces]:
-        """The response to a GET, and the bytes of its body, which must be read to their end or closed.
-
-        Args:
-            url: of the file.
-            file_stat: what is known of it.
-        """
         response = self._client.open("GET", url)
-        return response, self._pieces(url, response, file_stat)
-
-    @staticmethod
-    def _pieces(url: StorageUrl, response: HttpResponse, file_stat: FileStat | None) -> Pieces:
         length = _number(response.header("Content-Length"))
         encoding = (response.header("Content-Encoding") or "identity").lower()
         with _dropped_early(response):
@@ -375,7 +369,7 @@ class WebdavBackend(StorageBackend):
                 yield chunk
 
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
-        body = exactly(pieces, size)
+        body = _exactly(pieces, size)
         headers = {"Content-Length": str(size)}
         self._client.call("PUT", url, headers, b"".join(body) if size <= _SMALL else body, ok=(200, 201, 204))
 
@@ -402,17 +396,6 @@ class WebdavBackend(StorageBackend):
         self._client.interrupted = False
 
 
-def version_of_response(response: HttpResponse) -> FileVersion | None:
-    """The version of a file that the response to HEAD or GET shows; None if it shows none."""
-    tag, modified = (response.header("ETag") or "").removeprefix("W/"), response.header("Last-Modified")
-    if not tag and not modified:
-        return None
-    mtime: float | None = None
-    with contextlib.suppress(ValueError, TypeError):
-        mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
-    return FileVersion(0, mtime, f"{response.header('Content-Length')} {tag}")
-
-
 @contextlib.contextmanager
 def _dropped_early(response: HttpResponse) -> Iterator[None]:
     """Close the connection of a response whose body is not read to its end."""
@@ -436,3 +419,19 @@ def _misplaced(url: StorageUrl) -> StorageError:
         code=FailureCode.INVALID_NAME,
         scope=FailureScope.DESTINATION,
     )
+
+
+def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The pieces, which must have the size that was announced."""
+    left = size
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            break
+        yield piece
+    if left:
+        raise StorageError(
+            "the source is not as long as it was when it was listed",
+            code=FailureCode.SIZE_CHANGED,
+            scope=FailureScope.SOURCE,
+        )
