@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.records import (
-    ATTEMPT_COLUMNS,
     ELEMENT_COLUMNS,
+    ENDED_ATTEMPTS,
     JOB_COLUMNS,
     attempt_record,
     element_record,
@@ -27,9 +27,7 @@ from pdm.workqueue.store.records import (
     insert_elements,
     job_record,
     jobs,
-    workers,
 )
-from pdm.workqueue.store.records import attempts as attempts_table
 from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE
 
 #: Capacity; the least recently used job leaves first.
@@ -336,29 +334,15 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
     return statement
 
 
-_ATTEMPTS = sa.select(*ATTEMPT_COLUMNS).join_from(attempts_table, workers, attempts_table.c.worker_id == workers.c.id)
-
-
 def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptRecord]:
     """The ended attempts of an element, the oldest first."""
-    rows = session.execute(
-        _ATTEMPTS.where(attempts_table.c.job_id == job_id, attempts_table.c.element_id == element_id).order_by(
-            attempts_table.c.attempt
-        )
-    )
+    rows = session.execute(ENDED_ATTEMPTS, {"job": job_id, "first": element_id, "last": element_id})
     return [attempt_record(row) for row in rows]
 
 
 def fetch_attempt(session: Session, job_id: int, element_id: int, attempt: int) -> AttemptRecord | None:
     """An ended attempt."""
-    row = session.execute(
-        _ATTEMPTS.where(
-            attempts_table.c.job_id == job_id,
-            attempts_table.c.element_id == element_id,
-            attempts_table.c.attempt == attempt,
-        )
-    ).one_or_none()
-    return None if row is None else attempt_record(row)
+    return next((one for one in attempts(session, job_id, element_id) if one.attempt == attempt), None)
 
 
 _EXPIRED_KEYS = (
