@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -156,6 +157,21 @@ def lost_errors() -> Iterator[list[LogEvent]]:
 
     A test that expects such an error asks for this list, checks what is in it, and clears it.
     """
+    with _collected_errors() as events:
+        yield events
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lost_errors_of_fixtures() -> Iterator[None]:
+    """Make a module fail when its fixtures lose an error; what it leaves is not walked again after each later test."""
+    yield
+    with _collected_errors():
+        pass
+    gc.freeze()
+
+
+@contextlib.contextmanager
+def _collected_errors() -> Iterator[list[LogEvent]]:
     events: list[LogEvent] = []
 
     @provider(ILogObserver)
@@ -164,10 +180,12 @@ def lost_errors() -> Iterator[list[LogEvent]]:
             events.append(event)
 
     globalLogPublisher.addObserver(observe)
-    yield events
-    # A Deferred tells of its unhandled failure when it is collected.
-    gc.collect()
-    globalLogPublisher.removeObserver(observe)
+    try:
+        yield events
+    finally:
+        # A Deferred tells of its unhandled failure when it is collected.
+        gc.collect()
+        globalLogPublisher.removeObserver(observe)
     if events:
         pytest.fail("errors that nobody handled:\n" + "\n".join(map(_told, events)), pytrace=False)
 

@@ -32,11 +32,13 @@ class ServerProcess:
 
     Args:
         directory: of the server, which exists.
+        account: local account that it runs as; None for the caller's.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, account: str | None = None) -> None:
         self.directory = directory
         self.name = name
+        self._runs_as = account
         self.port = 0
         self.pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,7 +58,10 @@ class ServerProcess:
 
     def account(self) -> tuple[int, int] | None:
         """User and group that it runs as; None for the caller's."""
-        return None
+        if self._runs_as is None:
+            return None
+        entry = pwd.getpwnam(self._runs_as)
+        return entry.pw_uid, entry.pw_gid
 
     def environment(self) -> Mapping[str, str]:
         """What it needs in its environment besides."""
@@ -265,10 +270,9 @@ class XrootdServer(ServerProcess):
     def __init__(
         self, directory: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
     ) -> None:
-        super().__init__(directory, name)
+        super().__init__(directory, name, account)
         self._exported = exported
         self._credentials = credentials
-        self._account = account
         self._own = directory / name
         #: Where it speaks its own protocol; kept over `stop` and `start`, as `port` is.
         self.root_port = 0
@@ -282,12 +286,6 @@ class XrootdServer(ServerProcess):
     def root_url(self) -> str:
         """Where it speaks its own protocol."""
         return f"root://localhost:{self.root_port}"
-
-    def account(self) -> tuple[int, int] | None:
-        if self._account is None:
-            return None
-        entry = pwd.getpwnam(self._account)
-        return entry.pw_uid, entry.pw_gid
 
     def environment(self) -> Mapping[str, str]:
         # Third-party copy reads the authorities from here.
@@ -303,7 +301,7 @@ class XrootdServer(ServerProcess):
         (self._own / "macaroon.secret").write_text(
             "".join(text[start : start + _WIDTH] + "\n" for start in range(0, len(text), _WIDTH))
         )
-        name = self._account or pwd.getpwuid(os.geteuid()).pw_name
+        name = self._runs_as or pwd.getpwuid(os.geteuid()).pw_name
         (self._own / "gridmap").write_text(f'"{self._credentials.users["alice"].dn}" {name}\n')
         (self._own / "authdb").write_text(f"u {name} / a\n")
         account = self.account()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,9 @@ def nothing(number: int) -> wire.WorkRequest:
 
 
 async def next_event(agent: AgentProcess, request: wire.WorkRequest) -> wire.AgentEvent:
-    answer: Deferred[wire.AgentEvent] = Deferred()
+    answer: Deferred[Sequence[wire.AgentEvent]] = Deferred()
     agent.submit(request, BatchListener(answer.callback, lambda sentence: None))
-    event = await answer
+    (event,) = await answer
     agent.detach(request.id)
     return event
 
@@ -171,7 +171,7 @@ class Watcher(BatchListener):
 
     def __init__(self) -> None:
         self.heard: list[object] = []
-        super().__init__(self.heard.append, self.heard.append, lambda: self.heard.append("turn"))
+        super().__init__(self.heard.extend, self.heard.append, lambda: self.heard.append("turn"))
 
 
 @pytest_twisted.ensureDeferred
@@ -349,7 +349,7 @@ async def test_a_paused_agent_blocks_instead_of_filling_memory(pool: AgentPool, 
     )
     agent = await pool.acquire(kind("flood"))
     seen: list[Any] = []
-    agent.submit(nothing(1), BatchListener(seen.append, lambda sentence: None))
+    agent.submit(nothing(1), BatchListener(seen.extend, lambda sentence: None))
     while not seen:
         await deferLater(reactor, 0.01)
     agent.pause()
@@ -385,7 +385,7 @@ async def test_who_follows_takes_over_the_stream(pool: AgentPool) -> None:
     one: LimitKey = (LimitKind.USER, 1)
     slots = [ledger.slot([one]) for _ in range(3)]
     agent = await pool.acquire(kind(), slot=slots[0])
-    listener = BatchListener(lambda event: None, lambda sentence: None)
+    listener = BatchListener(lambda events: None, lambda sentence: None)
     agent.submit(nothing(1), listener)
     follower = Deferred.fromCoroutine(pool.acquire(kind(), slot=slots[1]))
     last = Deferred.fromCoroutine(pool.acquire(kind(), slot=slots[2]))

@@ -255,6 +255,7 @@ def test_a_job_in_the_queue_has_no_log_and_says_why_it_waits(service: TestServic
     service.call("admin", "DELETE", f"/jobs/{number}")
 
 
+@pytest.mark.full
 def test_the_newest_jobs_are_shown_and_of_whom(service: TestService) -> None:
     numbers = [submitted(service, "mkdir", "1:/a", "--protocol", "dummy") for _ in range(3)]
     listed = pdm(service, "jobs", "-n", "2").stdout.splitlines()
@@ -308,7 +309,7 @@ def test_logs(service: TestService, folder: Path) -> None:
         pdm(service, "logs", f"{number}.1", *which, code=3)
 
 
-@pytest.mark.parametrize("which", ["", ".1", ".1.1"])
+@pytest.mark.parametrize("which", ["", *(pytest.param(which, marks=pytest.mark.full) for which in (".1", ".1.1"))])
 def test_logs_are_followed_while_they_are_written(service: TestService, which: str) -> None:
     number = submitted(service, "cp", "1:/a", "2:/b", *ENDLESS)
     with subprocess.Popen(
@@ -427,6 +428,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(service: TestService)
     assert "DONE  4/4 elements" in shown
 
 
+@pytest.mark.full
 def test_tables_fit_a_terminal(service: TestService) -> None:
     path = f"/{'long/' * 20}name"
     number = submitted(service, "cp", f"1:{path}", f"2:{path}", "--protocol", "dummy", "--label", "x" * 60)

@@ -157,6 +157,7 @@ def test_a_cancelled_transfer_is_dead_within_a_second_and_leaves_nothing(
     assert list(grid_folders.b.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_helper_that_does_not_obey_is_killed_and_its_file_removed(
     service: TestService, grid: TestGrid, grid_folders: Any
 ) -> None:

@@ -169,6 +169,7 @@ def arrived(folder: Path) -> int:
     return sum(not path.name.startswith(".pdm-") for path in folder.iterdir()) if folder.exists() else 0
 
 
+@pytest.mark.full
 def test_logons_that_fail_say_why(service: TestService, grid: TestGrid, myproxy: MyProxyServer, tmp_path: Path) -> None:
     def refused(**body: object) -> tuple[int, str, str]:
         status, problem = service.call("bob", "POST", "/sites/1/session", {"username": "bob", **body})

@@ -382,6 +382,7 @@ def test_a_server_killed_in_mid_transfer_is_tried_again(
         large.unlink()
 
 
+@pytest.mark.full
 def test_an_untrusted_authority(grid: TestGrid, grid_folders: Any, tmp_path: Path) -> None:
     service = TestService(tmp_path / "instance", grid.description(), grid.directory)
     empty = tmp_path / "nobody"
@@ -405,6 +406,7 @@ def _bare(grid: TestGrid, *arguments: str) -> None:
     subprocess.run(["globus-url-copy", *arguments], env={**os.environ, **grid.environment()}, check=True)
 
 
+@pytest.mark.full
 def test_the_queue_gives_what_the_bare_tool_gives(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
     file = grid_folders.a / "f"
     file.write_bytes(os.urandom(100_000))

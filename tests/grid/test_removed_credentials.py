@@ -48,6 +48,7 @@ def test_what_runs_with_a_removed_proxy_is_held(service: TestService, grid: Test
     assert "Traceback" not in log
 
 
+@pytest.mark.full
 def test_a_renewed_proxy_ends_nothing(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
     server = grid.sites["A"].server
     with service.running():

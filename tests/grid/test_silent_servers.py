@@ -96,6 +96,7 @@ def copied(service: TestService, number: int, source: Any, target: Any) -> dict[
     return job
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_the_other_endpoint_is_used(service: TestService, grid: TestGrid, grid_folders: Any, frozen: bool) -> None:
     """Both servers of the grid serve all folders: one of them is away, and no element is the worse for it."""

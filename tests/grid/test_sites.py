@@ -160,6 +160,7 @@ def large(path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_sites_of_unlike_authorities_copy_to_each_other(
     strangers: TestService, institutes: tuple[Institute, Institute], grid_folders: Any
 ) -> None:
@@ -181,6 +182,7 @@ def test_sites_of_unlike_authorities_copy_to_each_other(
     assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700}
 
 
+@pytest.mark.full
 def test_the_authority_of_a_site_vouches_for_no_other(
     strangers: TestService, institutes: tuple[Institute, Institute], grid_folders: Any
 ) -> None:

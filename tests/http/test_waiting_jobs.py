@@ -123,6 +123,7 @@ async def test_the_newest_jobs_come_first_where_that_is_asked_for(service: Servi
 
 @pytest_twisted.ensureDeferred
 async def test_operators_see_whose_jobs_there_are(service: Service) -> None:
+    await service.submit("neighbour")
     job = await service.submit("owner")
     subject = service.certificates.of("owner").dn
     assert "owner" not in (await service.call("owner", "GET", f"/jobs/{job['id']}")).json

@@ -67,7 +67,9 @@ def run(service: TestService, type_: str, protocol: str, letter: str, path: Path
     return service.wait_for("alice", submitted["id"], timeout_s=150.0)
 
 
-@pytest.mark.parametrize("protocol", ["ssh", "https", "xroot"])
+@pytest.mark.parametrize(
+    "protocol", ["ssh", *(pytest.param(name, marks=pytest.mark.full) for name in ("https", "xroot"))]
+)
 def test_all_five_job_types(protocol: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"
     for number in range(30):
@@ -273,7 +275,9 @@ def test_a_removal_does_not_follow_links_to_folders(protocol: str, service: Test
         assert "symbolic link to a directory" in _error(service, named)["message"]
 
 
-@pytest.mark.parametrize(("protocol", "warned"), [("ssh", False), ("https", True), ("xroot", True)])
+@pytest.mark.parametrize(
+    ("protocol", "warned"), [("ssh", False), ("https", True), pytest.param("xroot", True, marks=pytest.mark.full)]
+)
 def test_who_removes_a_tree_is_warned_of_links_before(
     protocol: str, warned: bool, service: TestService, places: Places
 ) -> None:

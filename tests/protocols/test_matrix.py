@@ -167,7 +167,11 @@ def either(*outcomes: str) -> str:
 # -- stands and helpers, one for all cells of a protocol
 
 
-@pytest.fixture(scope="module", params=list(STANDS))
+@pytest.fixture(
+    scope="module",
+    # The tools are a second client of the same servers; tests/tools has them in every run.
+    params=[pytest.param(name, marks=pytest.mark.full) if name == "tools" else name for name in STANDS],
+)
 def stand(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     with _stand(request.param, request, tmp_path_factory.mktemp(request.param)) as made:
         yield made

@@ -57,6 +57,7 @@ def until_says(service: TestService, *status: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.full
 def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestService, tmp_path: Path) -> None:
     broken = tmp_path / "libraries" / "libglobus_gssapi_gsi.so.4"
     broken.parent.mkdir()

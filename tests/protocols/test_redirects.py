@@ -119,7 +119,7 @@ def test_the_token_goes_on_to_the_same_server_only(
         "gopher:x",
     ],
 )
-@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize("method", ["GET", pytest.param("PUT", marks=pytest.mark.full)])
 def test_only_https_is_followed(
     method: str, where: str, door: RedirectingServer, helper: HelperProcess, places: Places
 ) -> None:

@@ -186,9 +186,9 @@ def test_types_that_the_server_does_not_say_are_found_out(quirks: str, servers: 
     ("make", "quirks"),
     [
         (AsyncSsh, "renaming-replaces"),
-        (AsyncSsh, "renaming-replaces,no-links"),
+        pytest.param(AsyncSsh, "renaming-replaces,no-links", marks=pytest.mark.full),
         (AsyncSsh, "renaming-replaces,no-extensions"),
-        (Rclone, None),
+        pytest.param(Rclone, None, marks=pytest.mark.full),
     ],
 )
 def test_what_comes_during_a_copy_is_not_overwritten(

@@ -90,6 +90,7 @@ def test_an_authority_never_becomes_an_option(authority: str, monkeypatch: pytes
         ssh_command(authority, Timeouts(1, 0, 1))
 
 
+@pytest.mark.full
 def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     size = 128 * 1024**2
     source = places.put(places.a / "large", b"")

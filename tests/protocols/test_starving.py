@@ -53,6 +53,7 @@ def copy(service: TestService, name: str, destination: str, site: int = 2) -> in
     return int(job["id"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("status", [0, pytest.param(503, marks=pytest.mark.full)])
 def test_one_bad_folder_starves_nobody(
     status: int, service: TestService, server: RedirectingServer, tmp_path: Path

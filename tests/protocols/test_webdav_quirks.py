@@ -492,7 +492,7 @@ def test_two_folders_that_meet_at_the_destination_are_found(
     assert server.tree[paths[1 - failed[0]].encode()] == f"content {1 - failed[0]}".encode()
 
 
-@pytest.mark.parametrize("count", [2, 12])
+@pytest.mark.parametrize("count", [2, pytest.param(12, marks=pytest.mark.full)])
 @pytest.mark.parametrize("overwrite", ["never", "always", "different"])
 @pytest.mark.parametrize("names", [("README", "readme"), ("caf\u00e9", "cafe\u0301")])
 def test_two_files_that_meet_at_the_destination_are_found(

@@ -251,6 +251,7 @@ def test_what_is_no_request_is_answered_400_and_leaves_no_error(
     assert "AttributeError" not in patient.tail()
 
 
+@pytest.mark.full
 def test_connections_without_a_certificate_are_few(start: Start, held: contextlib.ExitStack) -> None:
     service = start(anonymous_connections="3")
     request = f"GET {_PATH}/health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()

@@ -22,6 +22,7 @@ def service(open_folder: Path) -> Iterator[TestService]:
         yield service
 
 
+@pytest.mark.full
 @pytest.mark.timeout(120)
 def test_requests_made_from_the_openapi_document(service: TestService, tmp_path: Path) -> None:
     outcome = fuzzing.run(service, tmp_path, ["--phases", "fuzzing", "--max-examples", "5", "--seed", "1"])

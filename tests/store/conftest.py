@@ -18,6 +18,19 @@ from pdm.workqueue.WorkqueueDB import Base
 from tests.store.clusters import cluster, programs
 from tests.store.stores import Store
 
+#: Modules whose behaviour depends on the database: locks, isolation, sessions, errors. Those run on both in every run,
+#: the others on the second one in a full run.
+_ON_BOTH = frozenset(
+    {"test_claiming", "test_concurrency", "test_database", "test_hanging_sessions", "test_leases", "test_lost_answers"}
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if parameters.get("database_kind") == "postgresql" and item.path.stem not in _ON_BOTH:
+            item.add_marker(pytest.mark.full)
+
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[sa.URL]:

@@ -6,7 +6,6 @@ All present the test grid's host certificate. Started by root they run as a loca
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,10 +37,9 @@ class WebDavServer(ServerProcess):
     def __init__(
         self, folder: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
     ) -> None:
-        super().__init__(folder, name)
+        super().__init__(folder, name, account)
         self.exported = exported
         self.credentials = credentials
-        self._account = account
         self.own = folder / name
         self.own.mkdir()
         exported.mkdir(parents=True, exist_ok=True)
@@ -62,12 +60,6 @@ class WebDavServer(ServerProcess):
     @property
     def url(self) -> str:
         return f"https://localhost:{self.port}"
-
-    def account(self) -> tuple[int, int] | None:
-        if self._account is None:
-            return None
-        entry = pwd.getpwnam(self._account)
-        return entry.pw_uid, entry.pw_gid
 
     def environment(self) -> Mapping[str, str]:
         return {"HOME": str(self.own), "TMPDIR": str(self.own)}

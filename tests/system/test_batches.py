@@ -92,6 +92,7 @@ def test_one_of_several_jobs_in_a_batch_is_cancelled_and_the_helper_of_the_other
     assert service.stop() == 0
 
 
+@pytest.mark.full
 def test_a_daemon_that_is_killed_in_the_middle_of_shared_batches_loses_nothing(service: TestService) -> None:
     jobs = [submit(service, delay=0.1) for _ in range(4 * JOBS)]
     service.wait_for("admin", jobs[JOBS], until=["DONE"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,9 @@ def test_the_configuration_can_be_checked(unstarted: TestService) -> None:
         ("logs", "folder", "/dev/null/logs", "[logs] folder"),
         ("credentials", "folder", "/dev/null/credentials", "[credentials] folder"),
         ("server", "host", "192.0.2.1", "no address of this machine"),
+        ("tls", "trust", "var/trust", "[tls] trust"),
+        ("tls", "trust", "var/../var/trust/own.pem", "is emptied at each start"),
+        ("credentials", "trust_dir", "var/trust", "[credentials] trust_dir"),
     ],
 )
 def test_what_cannot_work_is_found(unstarted: TestService, section: str, key: str, value: str, named: str) -> None:
@@ -132,6 +136,25 @@ def test_what_cannot_work_is_found(unstarted: TestService, section: str, key: st
     assert any(named in problem for problem in found), found
     assert not any("\n" in problem for problem in found)
     assert sorted(unstarted.directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("present", "missing"), [((), "msgspec"), (("msgspec",), "h11")])
+def test_an_interpreter_without_what_helpers_import_is_found(
+    unstarted: TestService, tmp_path: Path, present: Sequence[str], missing: str
+) -> None:
+    """A real one that sees no site-packages, but for some libraries."""
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for name in present:
+        (libraries / name).symlink_to(Path(importlib.import_module(name).__path__[0]))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={libraries} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    config = unstarted.directory / "workqueue.conf"
+    set_keys(config, {"agents": {"python": str(python)}})
+    (problem,) = find_problems(read_settings(config), database=True)
+    assert f"[agents] python: {python} has no {missing}, which helpers need" in problem
+    assert f"No module named '{missing}'" in problem
 
 
 def test_all_that_is_wrong_is_told_at_once(unstarted: TestService) -> None:
@@ -190,13 +213,14 @@ def test_a_second_daemon_on_the_instance_is_refused(service: TestService) -> Non
 
 def test_a_broken_certificate_is_one_line(unstarted: TestService) -> None:
     (unstarted.directory / "certificates" / "host.crt").write_text("not a certificate")
-    assert "host.crt" in refused(run(unstarted.directory / "workqueue.conf"))
+    (problem,) = find_problems(read_settings(unstarted.directory / "workqueue.conf"), database=True)
+    assert "host.crt" in problem and "\n" not in problem
 
 
 def test_a_broken_site_is_one_line(unstarted: TestService) -> None:
     (unstarted.directory / "sites.d" / "broken.conf").write_text("[x]\nid = one\n")
-    line = refused(run(unstarted.directory / "workqueue.conf"))
-    assert "broken.conf" in line and "id" in line
+    (line,) = find_problems(read_settings(unstarted.directory / "workqueue.conf"), database=True)
+    assert "broken.conf" in line and "id" in line and "\n" not in line
 
 
 def test_a_stop_in_the_middle_of_work_gives_it_back(service: TestService) -> None:

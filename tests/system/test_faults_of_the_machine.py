@@ -117,6 +117,7 @@ def lives(pid: int) -> bool:
 # -- copies of an instance, and what they share
 
 
+@pytest.mark.full
 @pytest.mark.postgresql
 def test_a_copy_of_an_instance_and_a_foreign_key_are_refused(make: Make, postgresql: sa.URL) -> None:
     url = postgresql.render_as_string(hide_password=False)
@@ -148,6 +149,7 @@ def test_a_copy_of_an_instance_and_a_foreign_key_are_refused(make: Make, postgre
     assert (first.stop(), copy.stop()) == (0, 0)
 
 
+@pytest.mark.full
 def test_two_daemons_on_one_sqlite_file_are_refused(make: Make) -> None:
     first, second = make("first"), make("second")
     link = second.directory / "link.sqlite"
@@ -292,6 +294,7 @@ def test_answers_of_the_database_are_lost_and_then_the_database(make: Make, prox
 # -- clocks
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not _FAKETIME.exists(), reason="libfaketime is not installed (Debian: apt-get install faketime)")
 def test_the_time_of_day_is_set_and_nothing_stands_still_or_dies(make: Make, tmp_path: Path) -> None:
     offset = tmp_path / "offset"

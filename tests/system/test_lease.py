@@ -80,6 +80,7 @@ def until(what: str, condition: Any, timeout_s: float = 60.0) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.full
 def test_a_removal_that_was_suspended_removes_none_of_the_files_that_have_come_since(
     pair: tuple[TestService, TestService],
 ) -> None:

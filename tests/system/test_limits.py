@@ -102,6 +102,7 @@ def test_a_user_a_job_and_a_site_never_have_more_than_their_limits(make: Callabl
         assert (narrow["most"], narrow["running"]) == (2, 0)
 
 
+@pytest.mark.full
 def test_a_route_that_fails_is_halved_and_comes_back(make: Callable[..., TestService]) -> None:
     service = make(
         agents={"max_agents": "4"},

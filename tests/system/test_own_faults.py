@@ -150,6 +150,7 @@ def postgresql_server() -> Iterator[sa.URL]:
             server.wait(20)
 
 
+@pytest.mark.full
 @pytest.mark.postgresql
 def test_a_database_that_is_away_costs_no_try_and_shows_no_sql(service: TestService, postgresql_server: sa.URL) -> None:
     url = postgresql_server.render_as_string(hide_password=False)

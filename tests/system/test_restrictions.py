@@ -56,6 +56,7 @@ def test_nothing_new_starts_at_a_drained_site(service: TestService) -> None:
     assert "new disks" in service.pdm("admin", "audit").stdout
 
 
+@pytest.mark.full
 def test_the_sites_survive_a_restart(service: TestService) -> None:
     printed = service.pdm("admin", "site", "add", "KEPT", "--dummy", "dummy://kept", "--folder", "/x", "--public")
     assert printed.returncode == 0, printed.stderr

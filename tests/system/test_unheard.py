@@ -7,6 +7,8 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
+
 from pdm.testgrid.service import TestService
 
 _JOBS = 60
@@ -24,6 +26,7 @@ def _kill_helpers(service: TestService, over: threading.Event) -> None:
                 continue
 
 
+@pytest.mark.full
 def test_renames_of_nothing_and_directories_that_are_there_are_never_done(tmp_path: Path) -> None:
     service = TestService(tmp_path / "instance")
     service.init(queue={"first_pause": "20ms", "longest_pause": "50ms"})

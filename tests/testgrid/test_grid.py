@@ -232,6 +232,7 @@ def test_a_directory_that_the_accounts_cannot_enter_is_refused(grid_programs: No
     closed.rmdir()
 
 
+@pytest.mark.full
 def test_files_can_be_kept(grid_programs: None, open_folder: Path) -> None:
     grid = TestGrid(open_folder / "kept").up()
     (grid.sites["A"].root / "file").write_text("stays")

@@ -56,6 +56,7 @@ def anonymous(grid: TestGrid, open_folder: Path) -> Iterator[tuple[str, Path]]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.full
 def test_all_that_a_job_needs(grid: TestGrid, anonymous: tuple[str, Path]) -> None:
     url, folder = anonymous
     put(folder / "from" / "a b", b"content")

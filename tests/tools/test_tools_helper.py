@@ -116,7 +116,7 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("verify", ["checksum", "size"])
+@pytest.mark.parametrize("verify", ["checksum", pytest.param("size", marks=pytest.mark.full)])
 @pytest.mark.parametrize("lie", LIES)
 def test_only_our_own_proof_counts(lie: str, verify: str, with_tool: WithTool, sites: Sites) -> None:
     script, expected = LIES[lie]

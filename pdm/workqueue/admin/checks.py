@@ -25,8 +25,8 @@ from pdm.workqueue.store.engines import make_engines
 _PYTHON_TIMEOUT_S = 20
 #: What the helpers' interpreter must be.
 _PYTHON_TEST = "import sys; sys.exit('%d.%d' % sys.version_info[:2]) if sys.version_info < (3, 11) else None"
-#: What helpers import besides the service itself.
-_MSGSPEC_TEST = "import msgspec"
+#: What helpers import besides the service itself and the standard library.
+_HELPER_LIBRARIES = ("msgspec", "h11")
 
 
 def find_problems(settings: Settings, *, database: bool) -> list[str]:
@@ -40,6 +40,7 @@ def find_problems(settings: Settings, *, database: bool) -> list[str]:
         lambda settings: _discard(AccessList.read(settings.users)),
         lambda settings: _discard(server_tls(settings)),
         _check_directories,
+        _check_trust,
         _check_key_file,
         _check_python,
         _check_address,
@@ -77,6 +78,16 @@ def _check_directories(settings: Settings) -> None:
         )
 
 
+def _check_trust(settings: Settings) -> None:
+    """The start empties ``trust`` in the state directory: an operator's authorities there would be lost."""
+    emptied = (settings.state.folder / "trust").resolve()
+    for key, path in (("[tls] trust", settings.tls.trust), ("[credentials] trust_dir", settings.credentials.trust_dir)):
+        if path.resolve().is_relative_to(emptied):
+            raise ConfigError(
+                f"{settings.source}: {key}: {path} is emptied at each start of the daemon: name another path"
+            )
+
+
 def _unusable(directory: Path) -> str | None:
     """Why a directory cannot be made or written; None if it can."""
     nearest = directory
@@ -101,8 +112,13 @@ def _check_python(settings: Settings) -> None:
     place = f"{settings.source}: [agents] python: {settings.agents.python}"
     if (why := _failure_of(settings, _PYTHON_TEST)) is not None:
         raise ConfigError(f"{place} is no Python 3.11 or newer ({why})")
-    if (why := _failure_of(settings, _MSGSPEC_TEST)) is not None:
-        raise ConfigError(f"{place} has no msgspec, which helpers need ({why}): install it there, or leave the key out")
+    if _failure_of(settings, f"import {', '.join(_HELPER_LIBRARIES)}") is None:
+        return
+    for library in _HELPER_LIBRARIES:
+        if (why := _failure_of(settings, f"import {library}")) is not None:
+            raise ConfigError(
+                f"{place} has no {library}, which helpers need ({why}): install it there, or leave the key out"
+            )
 
 
 def _failure_of(settings: Settings, code: str) -> str | None:

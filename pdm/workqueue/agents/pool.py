@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
@@ -56,17 +56,17 @@ async def ask(agent: AgentProcess, request: WorkRequest, reactor: IReactorTime, 
     faults: dict[int, Fault | None] = {}
     finished = timed_out = False
 
-    def on_event(event: AgentEvent) -> None:
+    def on_events(events: Sequence[AgentEvent]) -> None:
         nonlocal finished
-        if isinstance(event, FinishedEvent):
-            finished = True
-            over.callback(None)
-            return
         timer.reset(silence_s)
-        if isinstance(event, (FailedEvent, UnreadableEvent)):
-            faults.setdefault(event.key, event.fault)
-        elif isinstance(event, CancelledEvent):
-            faults.setdefault(event.key, None)
+        for event in events:
+            if isinstance(event, FinishedEvent):
+                finished = True
+                over.callback(None)
+            elif isinstance(event, (FailedEvent, UnreadableEvent)):
+                faults.setdefault(event.key, event.fault)
+            elif isinstance(event, CancelledEvent):
+                faults.setdefault(event.key, None)
 
     def on_end(reason: str) -> None:
         if not over.called:
@@ -78,7 +78,7 @@ async def ask(agent: AgentProcess, request: WorkRequest, reactor: IReactorTime, 
         agent.kill("the helper was silent for too long")
 
     timer = reactor.callLater(silence_s, on_timeout)
-    agent.submit(request, BatchListener(on_event, on_end))
+    agent.submit(request, BatchListener(on_events, on_end))
     try:
         error = await over
     finally:
@@ -222,7 +222,7 @@ class AgentPool:
             killer.cancel()
 
     def hold_lease(self, until: float) -> None:
-        """Tell all agents the end of the renewed lease; each exits shortly before it, unless it is told a later one.
+        """Tell all agents the end of the renewed lease; each exits shortly before it, unless a later one arrives.
 
         ``until``: end by `boot_seconds`, counted from the start of the renewal.
         """

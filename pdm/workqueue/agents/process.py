@@ -6,10 +6,11 @@ This module only transports: the listener of a request interprets its events.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -77,13 +78,13 @@ class BatchListener:
     """Receives the events of one request to an agent.
 
     Attributes:
-        on_event: called with each event of the request.
+        on_events: called with events of the request that arrived together, in order.
         on_end: called with a sentence if the process dies; not after `AgentProcess.detach`.
         on_turn: called when no other request is before it.
         nearly_done: whether the agent may be given another request.
     """
 
-    on_event: Callable[[AgentEvent], None]
+    on_events: Callable[[Sequence[AgentEvent]], None]
     on_end: Callable[[str], None]
     on_turn: Callable[[], None] = lambda: None
     nearly_done: bool = False
@@ -238,36 +239,29 @@ class AgentProcess(ProcessProtocol):
             self.kill(f"it wrote a line of more than {LONGEST_LINE} bytes")
 
     def _received(self, lines: bytes) -> None:
-        for event in self._decoded(lines):
+        events, invalid = _decoded(lines)
+        for request_id, together in itertools.groupby(events, _request_of):
             if self._why is not None:
                 return
-            if isinstance(event, ReadyEvent):
-                if not self.ready.called:
-                    self.ready.callback(event)
+            if request_id is None:
+                for event in together:
+                    if isinstance(event, ReadyEvent) and not self.ready.called:
+                        self.ready.callback(event)
                 continue
-            listener = self._listeners.get(event.id)
+            listener = self._listeners.get(request_id)
             if listener is None:
-                # Late event of a detached request.
-                self._log.debug("agent {name}: event without a batch: {event!r}", name=self.command.name, event=event)
+                # Late events of a detached request.
+                self._log.debug(
+                    "agent {name}: events without a batch: {events!r}", name=self.command.name, events=list(together)
+                )
                 continue
             try:
-                listener.on_event(event)
+                listener.on_events(list(together))
             except Exception:
-                self._log.failure("agent {name}: event not handled", name=self.command.name)
-                self.kill("the service could not handle its event")
-
-    def _decoded(self, lines: bytes) -> Iterator[AgentEvent]:
-        try:
-            # Decode all lines in one call: one by one would cost more than handling them.
-            yield from _decoder.decode_lines(lines)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            # Events before the invalid line are delivered.
-            for line in lines.split(b"\n"):
-                try:
-                    yield _decoder.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    self.kill(f"it wrote a line that is no event ({error}): {line[:200]!r}")
-                    return
+                self._log.failure("agent {name}: events not handled", name=self.command.name)
+                self.kill("the service could not handle its events")
+        if invalid is not None:
+            self.kill(invalid)
 
     def processExited(self, reason: Failure) -> None:
         # Not processEnded: it waits for the pipes, which a grandchild may keep open.
@@ -287,6 +281,25 @@ class AgentProcess(ProcessProtocol):
         for listener in listeners.values():
             listener.on_end(sentence)
         self.ended.callback(sentence)
+
+
+def _request_of(event: AgentEvent) -> int | None:
+    return None if isinstance(event, ReadyEvent) else event.id
+
+
+def _decoded(lines: bytes) -> tuple[list[AgentEvent], str | None]:
+    """The events up to the first invalid line, and what is wrong with that, if there is one."""
+    try:
+        # Decode all lines in one call: one by one would cost more than handling them.
+        return _decoder.decode_lines(lines), None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        events = []
+        for line in lines.split(b"\n"):
+            try:
+                events.append(_decoder.decode(line))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                return events, f"it wrote a line that is no event ({error}): {line[:200]!r}"
+        raise
 
 
 def watched_start(process: AgentProcess, reactor: IReactorTime, timeout_s: float) -> Deferred[ReadyEvent]:

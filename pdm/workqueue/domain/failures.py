@@ -204,7 +204,7 @@ def hint_for(code: FailureCode, type_: JobType, words: Mapping[str, str] = API_W
     return (_HINTS.get((code, type_)) or MEANINGS[code].hint).format_map(words)
 
 
-#: After these nobody knows whether the server has done what it was asked for.
+#: After these it is unknown whether the server has carried out the request.
 OUTCOME_UNKNOWN = frozenset(
     {
         FailureCode.CRASHED,

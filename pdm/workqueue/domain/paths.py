@@ -222,9 +222,9 @@ def resolved(path: str, default_folder: str) -> str:
     return posixpath.join(default_folder or "/", path)
 
 
-def joined(folder: str, relative: str) -> str:
-    """The path of an entry of a folder; ``relative`` comes from a listing whose names are safe."""
-    return folder.rstrip("/") + "/" + relative if relative else folder
+def joined(directory: str, relative: str) -> str:
+    """The path of an entry of a directory; ``relative`` comes from a listing whose names are safe."""
+    return directory.rstrip("/") + "/" + relative if relative else directory
 
 
 def normalised(path: str) -> str:
@@ -233,7 +233,7 @@ def normalised(path: str) -> str:
     return "/" + plain.lstrip("/") if plain.startswith("/") else plain
 
 
-def is_inside(path: str, folder: str) -> bool:
-    """Whether a path is the folder or below it, by their text alone."""
-    inner, outer = normalised(path), normalised(folder)
+def is_inside(path: str, directory: str) -> bool:
+    """Whether a path is the directory or below it, by their text alone."""
+    inner, outer = normalised(path), normalised(directory)
     return inner == outer or inner.startswith(outer.rstrip("/") + "/")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -21,7 +21,7 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, Verdict
 from pdm.workqueue.domain.lifecycle import MOST_UNCOUNTED, GiveUp, Hold, RetryAt, RetryPolicy, decide_retry
-from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth, sites_of_element
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress, ServiceHealth
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
@@ -170,6 +170,18 @@ _log = Logger()
 _DECISIONS = {RetryAt: "it will be tried again", Hold: "it is held", GiveUp: "given up"}
 
 
+class Instant(NamedTuple):
+    """A time by two clocks; the events of an agent that arrive together have the same.
+
+    Attributes:
+        utc: time of day, which may be set.
+        seconds: of the progress board's clock, which is never set: for durations.
+    """
+
+    utc: datetime
+    seconds: float
+
+
 @frozen(kw_only=True)
 class AttemptContext:
     """What all attempts share.
@@ -191,34 +203,31 @@ class AttemptContext:
     service_health: ServiceHealth
     health: SiteHealth = field(factory=SiteHealth)
 
+    def now(self) -> Instant:
+        return Instant(self.clock(), self.board.clock())
+
 
 @define(eq=False)
 class RunningAttempt:
     """A claimed attempt until its verdict is passed to the settler.
 
     Attributes:
-        started: whether its log has begun.
-        endpoints: site → endpoint that it uses.
+        began: when its log began; None before.
     """
 
     job: JobRecord
     record: ElementRecord
     context: AttemptContext
-    started: bool = False
-    endpoints: Mapping[int, SiteEndpoint] = field(factory=dict)
-    _began_at: datetime = field(init=False)
-    _began_s: float = field(init=False)
+    began: Instant | None = None
     _ref: LogRef = field(init=False)
 
-    def begin(self) -> None:
-        """Write the first line of the log, once."""
-        if self.started:
-            return
-        self.started = True
-        self._began_at = self.context.clock()
-        self._began_s = self.context.reactor.seconds()
-        self.context.board.begin(self.job.id, self.record.id)
+    def begin(self, now: Instant) -> Instant:
+        """Write the first line of the log, once; returns when it began."""
+        if self.began is not None:
+            return self.began
+        self.began = now
         record, job = self.record, self.job
+        self.context.board.begin(job.id, record.id, now.seconds)
         self._ref = LogRef(job.log_uid, record.id, record.attempts)
         where = f"source={job.src_siteid}:{record.src_filepath}"
         if record.dst_filepath is not None:
@@ -228,24 +237,34 @@ class RunningAttempt:
             f"host={self.context.host} job={job.id} element={record.id} attempt={record.attempts} "
             f"type={record.type.name} protocol={job.protocol.name} {where}",
         )
+        return now
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, now: Instant) -> None:
         """Append to the log."""
-        self.begin()
+        self.begin(now)
         self.context.logs.write(self._ref, text)
 
-    def advance(self, progress: ReportedProgress) -> None:
-        self.context.board.update(self.job.id, self.record.id, progress)
+    def advance(self, progress: ReportedProgress, now: Instant) -> None:
+        self.context.board.update(self.job.id, self.record.id, progress, now.seconds)
         self.write(
             f"progress bytes={progress.transferred} instant={progress.instant:.0f}B/s "
-            f"average={progress.average:.0f}B/s elapsed={progress.elapsed:.1f}s"
+            f"average={progress.average:.0f}B/s elapsed={progress.elapsed:.1f}s",
+            now,
         )
 
-    def fail(self, failure: AttemptFailure, *, leftover: bool, counts: bool, skipped: int) -> None:
-        """End it as failed, and decide whether the element is retried."""
+    def fail(
+        self,
+        failure: AttemptFailure,
+        now: Instant,
+        endpoints: Mapping[int, SiteEndpoint],
+        *,
+        leftover: bool,
+        counts: bool,
+        skipped: int,
+    ) -> None:
+        """End it as failed, and decide whether the element is retried; ``endpoints``: site → endpoint that it used."""
         record = self.record
-        now = self.context.clock()
-        excused = self.context.health.failed(self.job, record, self.endpoints, failure, now)
+        excused = self.context.health.failed(self.job, record, endpoints, failure, now.utc)
         # A helper may crash because of the element. Other faults of the service are not the element's; but after
         # `MOST_UNCOUNTED` they count, so that the job ends.
         ours = failure.scope is FailureScope.SERVICE and failure.code is not FailureCode.CRASHED
@@ -257,17 +276,17 @@ class RunningAttempt:
             failure,
             max(record.attempts - record.lost - uncounted + self.context.health.own_faults(self.job.id, record.id), 1),
             record.max_tries + uncounted,
-            now,
+            now.utc,
             random.random(),  # noqa: S311 - spreads retries, guards nothing
             record.lost,
         )
         if isinstance(decision, GiveUp):
             self.context.health.forget(self.job.id, record.id)
-        self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}")
+        self.write(f"failed scope={failure.scope} code={failure.code} {failure.message}", now)
         if excused:
-            self.write("not counted: the site cannot be reached, which is not a fault of this element")
+            self.write("not counted: the site cannot be reached, which is not a fault of this element", now)
         elif blameless:
-            self.write("not counted: a fault of the service, not of this element")
+            self.write("not counted: a fault of the service, not of this element", now)
         _log.info(
             "attempt failed: {scope} {code}: {message}; {decision}",
             job=record.job_id,
@@ -287,6 +306,7 @@ class RunningAttempt:
         self.end(
             status,
             words,
+            now,
             failure=failure,
             leftover=leftover,
             counts=counts,
@@ -298,6 +318,7 @@ class RunningAttempt:
         self,
         status: JobStatus,
         words: str,
+        now: Instant,
         *,
         transferred: int = 0,
         moved: int = 0,
@@ -314,43 +335,37 @@ class RunningAttempt:
         ``words`` are appended to that line, ``moved`` are the bytes transferred over the network, including those of no
         use; for the other arguments see `Verdict`.
         """
-        self.begin()
-        if status is JobStatus.DONE and self.endpoints:
-            sites = sites_of_element(self.job, self.record)
-            self.context.health.worked(
-                [self.endpoints[site] for site in sites if site in self.endpoints], self.context.clock()
-            )
+        began, record, context = self.begin(now), self.record, self.context
         # A LIST element is not one of the files of the job.
-        finished = status.is_final and self.record.type is not JobType.LIST
+        finished = status.is_final and record.type is not JobType.LIST
         # Files that were already there do not count for the transfer rate.
         arrived = 0 if already_there else transferred
-        self.context.board.drop(self.job.id, self.record.id, finished=finished, proven=arrived)
-        # Measured by the reactor: the time of day may have been set.
-        now = self._began_at + timedelta(seconds=self.context.reactor.seconds() - self._began_s)
+        context.board.drop(record.job_id, record.id, now.seconds, finished=finished, proven=arrived)
+        # By the clock that is never set.
+        seconds = now.seconds - began.seconds
         outcome = status.name if failure is None else "FAILED"
         code = 0 if failure is None and status is JobStatus.DONE else 1
-        seconds = (now - self._began_at).total_seconds()
-        closed = self.context.logs.close(
+        closed = context.logs.close(
             self._ref, f"outcome={outcome} rc={code} bytes={moved} seconds={seconds:.3f}{words}"
         )
         verdict = Verdict(
-            ClaimToken(self.record.job_id, self.record.id, self.record.attempts),
+            ClaimToken(record.job_id, record.id, record.attempts),
             status,
-            self._began_at,
-            now,
-            counts=counts,
-            not_before=not_before,
-            transferred=transferred,
-            checksum=checksum,
-            already_there=already_there,
-            failure=failure,
-            leftover=leftover,
-            skipped=skipped,
+            began.utc,
+            began.utc + timedelta(seconds=seconds) if seconds else began.utc,
+            counts,
+            not_before,
+            transferred,
+            checksum,
+            already_there,
+            failure,
+            leftover,
+            skipped,
         )
-        self.context.settler.submit(verdict, closed)
+        context.settler.submit(verdict, closed)
 
     def forget(self, why: str) -> None:
         """Close its log without a verdict: another daemon may have the claim by now."""
         self.context.board.drop(self.job.id, self.record.id)
-        if self.started:
+        if self.began is not None:
             self.context.logs.close(self._ref, f"outcome=LOST {why}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -17,8 +18,8 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import Batch, ClaimToken
 from pdm.workqueue.domain.pacing import ROUTE_FAILURES, BatchRun
 from pdm.workqueue.domain.planning import BadListingError
-from pdm.workqueue.execution.attempts import AttemptContext, RunningAttempt
-from pdm.workqueue.execution.endpoint_health import SiteEndpoint
+from pdm.workqueue.execution.attempts import AttemptContext, Instant, RunningAttempt
+from pdm.workqueue.execution.endpoint_health import SiteEndpoint, sites_of_element
 from pdm.workqueue.execution.listing import ClaimLostError, ListingIntake, bad_listing
 from pdm.workqueue.execution.monitoring import ReportedProgress, ServicePart, is_exhausted
 from pdm.workqueue.movers.mover import Mover
@@ -79,6 +80,10 @@ class RunningBatch:
     _agent: AgentProcess | None = None
     _listener: BatchListener | None = None
     _request_id: int = 0
+    #: Site → endpoint that it uses.
+    _endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({})
+    #: Whether an element is done of which the health of its endpoints does not know yet.
+    _has_worked: bool = False
     _intake: ListingIntake | None = None
     _ending: Ending | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
@@ -110,15 +115,14 @@ class RunningBatch:
         endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({}),
     ) -> None:
         """Send the request to an agent, with the endpoint that it uses at each site; `finished` fires at the end."""
-        for attempt in self._open.values():
-            attempt.endpoints = endpoints
+        self._endpoints = endpoints
         self._agent = agent
         self._request_id = request.id
         self._intake = intake
         largest = max(element.size for element in self.batch.elements)
         # Computing the checksum of a file may be silent.
         self._silence_s = request.limits.stall_s + largest / request.limits.least_rate + _SILENCE_SLACK_S
-        self._listener = BatchListener(self._event, self._free, self._turn)
+        self._listener = BatchListener(self._events, self._free, self._turn)
         agent.submit(request, self._listener)
         if not self._agent_free:
             if self._ending is not None:
@@ -159,28 +163,31 @@ class RunningBatch:
 
     def refuse(self, failure: AttemptFailure) -> None:
         """Fail all elements: the batch cannot be run."""
+        now = self.context.now()
         for key in list(self._open):
             if key in self._cancelled:
-                self._end_element(key, leftover=False)
+                self._end_element(key, now, leftover=False)
             else:
-                self._fail(key, failure)
+                self._fail(key, failure, now)
         self._agent_free = True
         self._check_finished()
 
     def exclude(self, refused: Mapping[int, AttemptFailure], postponed: Collection[int]) -> None:
         """Before the start: fail elements that can never succeed, and return postponed ones to the queue."""
+        now = self.context.now()
         for key, failure in refused.items():
             if self._ending is not None or key in self._cancelled:
-                self._end_element(key, leftover=False)
+                self._end_element(key, now, leftover=False)
             else:
-                self._fail(key, failure)
+                self._fail(key, failure, now)
         for key in postponed:
-            self._end_element(key, leftover=False, why=_POSTPONED)
+            self._end_element(key, now, leftover=False, why=_POSTPONED)
 
     def drop(self) -> None:
         """Return all elements to the queue: nothing was begun."""
+        now = self.context.now()
         for key in list(self._open):
-            self._end_element(key, leftover=False)
+            self._end_element(key, now, leftover=False)
         self._agent_free = True
         self._check_finished()
 
@@ -227,54 +234,51 @@ class RunningBatch:
 
     # -- events
 
-    def _event(self, event: wire.AgentEvent) -> None:
+    def _events(self, events: Sequence[wire.AgentEvent]) -> None:
         self._heard_at = self.context.reactor.seconds()
-        if isinstance(event, (wire.FinishedEvent, wire.ReadyEvent)):
-            self._free(None)
-            return
-        key = event.key
-        attempt = self._open.get(key)
-        if (
-            self._killer is not None
-            and not self._is_responding
-            and (self._ending is not None or key in self._cancelled)
-        ):
-            self._is_responding = True
-            if self._killer.active():
-                self._killer.reset(_CLEAN_UP_S)
-        if attempt is None:
-            self._log.warn("an agent sent an event for {key}, which is not open: {event!r}", key=key, event=event)
-        elif isinstance(event, wire.StartedEvent):
-            attempt.begin()
-        elif isinstance(event, wire.BegunEvent):
-            attempt.begin()
-            start_background("store the initial state", self._note_begun(key, event))
-        elif isinstance(event, wire.DoneEvent):
-            if self._intake is not None:
-                self._listing_awaited = True
-                start_background("end a listing", self._listing_done(key, self._intake))
+        now = self.context.now()
+        for event in events:
+            if isinstance(event, (wire.FinishedEvent, wire.ReadyEvent)):
+                self._note_worked(now)
+                self._free(None)
+                continue
+            key = event.key
+            if self._killer is not None and (self._ending is not None or key in self._cancelled):
+                self._note_response(self._killer)
+            attempt = self._open.get(key)
+            if attempt is None:
+                self._log.warn("an agent sent an event for {key}, which is not open: {event!r}", key=key, event=event)
             else:
-                self._done(key, event)
-        elif isinstance(event, wire.LogEvent):
-            attempt.write(event.text)
-        elif isinstance(event, wire.ProgressEvent):
-            attempt.advance(ReportedProgress(event.transferred, event.instant, event.average, event.elapsed))
-        elif isinstance(event, wire.EntriesEvent):
-            self._require_intake().feed(event.entries)
-        elif isinstance(event, wire.UnreadableEvent):
-            failure = self._classified(attempt, event.fault)
-            attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}")
-            self._require_intake().unreadable(event.path, failure)
-        elif isinstance(event, wire.RootEvent):
-            self._require_intake().locate(event.path)
-        elif isinstance(event, wire.UnnamedEvent):
-            self._require_intake().unnamed(event.path, event.count)
-        elif isinstance(event, wire.FailedEvent):
-            if event.fault.scope == "service" and is_exhausted(event.fault.errno):
-                self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
-            self._fail(key, self._classified(attempt, event.fault), leftover=event.residue)
-        elif isinstance(event, wire.CancelledEvent):
-            self._end_element(key, leftover=event.residue)
+                _HANDLERS[type(event)](self, attempt, event, now)
+        self._note_worked(now)
+        self._check_finished()
+
+    def _note_response(self, killer: IDelayedCall) -> None:
+        if not self._is_responding:
+            self._is_responding = True
+            if killer.active():
+                killer.reset(_CLEAN_UP_S)
+
+    def _on_begun(self, attempt: RunningAttempt, event: wire.BegunEvent, now: Instant) -> None:
+        attempt.begin(now)
+        start_background("store the initial state", self._note_begun(event.key, event))
+
+    def _on_done(self, attempt: RunningAttempt, event: wire.DoneEvent, now: Instant) -> None:
+        if self._intake is not None:
+            self._listing_awaited = True
+            start_background("end a listing", self._listing_done(event.key, self._intake))
+        else:
+            self._done(event.key, event, now)
+
+    def _on_unreadable(self, attempt: RunningAttempt, event: wire.UnreadableEvent, now: Instant) -> None:
+        failure = self._classified(attempt, event.fault, now)
+        attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}", now)
+        self._require_intake().unreadable(event.path, failure)
+
+    def _on_failed(self, attempt: RunningAttempt, event: wire.FailedEvent, now: Instant) -> None:
+        if event.fault.scope == "service" and is_exhausted(event.fault.errno):
+            self.context.service_health.report(ServicePart.HELPERS, event.fault.message)
+        self._fail(event.key, self._classified(attempt, event.fault, now), now, leftover=event.residue)
 
     async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
         """Store what an agent has found, then let it proceed; cancel it if that cannot be stored."""
@@ -288,11 +292,11 @@ class RunningBatch:
                 else:
                     self._agent.cancel(self._request_id, [key])
 
-    def _classified(self, attempt: RunningAttempt, fault: wire.Fault) -> AttemptFailure:
+    def _classified(self, attempt: RunningAttempt, fault: wire.Fault, now: Instant) -> AttemptFailure:
         """The failure that a fault means; the original message goes to the log if it is replaced."""
         failure = self.mover.classify(fault)
         if not fault.message.startswith(failure.message):
-            attempt.write(f"the server or its library said: {fault.message}")
+            attempt.write(f"the server or its library said: {fault.message}", now)
         return failure
 
     def _require_intake(self) -> ListingIntake:
@@ -304,19 +308,21 @@ class RunningBatch:
         try:
             outcome = await intake.finish()
         except BadListingError as error:
-            self._fail(key, bad_listing(error))
+            self._fail(key, bad_listing(error), self.context.now())
         except ClaimLostError:
-            self._end_element(key, leftover=False)
+            self._end_element(key, self.context.now(), leftover=False)
         except Exception as error:
             if not isinstance(error, DatabaseUnavailableError):
                 self._log.failure("the listing of job {job} could not be stored", job=self.batch.job.id)
-            self._fail(key, self.context.service_health.blame(error, ServicePart.DATABASE))
+            self._fail(key, self.context.service_health.blame(error, ServicePart.DATABASE), self.context.now())
         else:
-            self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}")
+            now = self.context.now()
+            self._open[key].write(f"listed entries={outcome.entries} skipped={intake.skipped}", now)
             if outcome.failure is not None:
-                self._fail(key, outcome.failure)
+                self._fail(key, outcome.failure, now)
             else:
-                self._done(key, wire.DoneEvent(id=0, key=key))
+                self._done(key, wire.DoneEvent(id=0, key=key), now)
+                self._note_worked(now)
         finally:
             self._listing_awaited = False
             self._check_finished()
@@ -335,11 +341,12 @@ class RunningBatch:
             if timer is not None and timer.active():
                 timer.cancel()
         if not self._listing_awaited:
+            now = self.context.now()
             for key in list(self._open):
-                self._unreported(key, why or "the helper ended the batch without a result for this element")
+                self._unreported(key, why or "the helper ended the batch without a result for this element", now)
         self._check_finished()
 
-    def _unreported(self, key: int, why: str) -> None:
+    def _unreported(self, key: int, why: str, now: Instant) -> None:
         attempt = self._open[key]
         if self._agent is not None and self._agent.lease_over and self._ending is None:
             # The agent stopped because of the lease, not because of the element.
@@ -347,13 +354,13 @@ class RunningBatch:
         # A transfer may have left a temporary file, even if the agent had no time to report its begin.
         leftover = self._turn_at is not None and self.batch.type is JobType.COPY
         if self._ending is not None or key in self._cancelled or self._was_killed:
-            self._end_element(key, leftover=leftover)
+            self._end_element(key, now, leftover=leftover)
             return
         # A single element is to blame even if its begin was not reported: otherwise one that kills agents at once would
         # be retried for ever.
-        counts = attempt.started or (self._turn_at is not None and len(self.batch.elements) == 1)
+        counts = attempt.began is not None or (self._turn_at is not None and len(self.batch.elements) == 1)
         self._fail(
-            key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), leftover=leftover, counts=counts
+            key, AttemptFailure(FailureScope.SERVICE, FailureCode.CRASHED, why), now, leftover=leftover, counts=counts
         )
 
     def _check_finished(self) -> None:
@@ -367,46 +374,75 @@ class RunningBatch:
 
     # -- verdicts
 
-    def _done(self, key: int, event: wire.DoneEvent) -> None:
+    def _done(self, key: int, event: wire.DoneEvent, now: Instant) -> None:
         listed = self._open[key].record.size
         if self.batch.type is JobType.COPY and event.size != listed:
             # The size that the agent proved and the listed one must agree; otherwise the result is not trusted.
             message = f"listed with {listed} bytes, proven with {event.size}"
-            self._fail(key, AttemptFailure(FailureScope.SOURCE, FailureCode.SIZE_CHANGED, message))
+            self._fail(key, AttemptFailure(FailureScope.SOURCE, FailureCode.SIZE_CHANGED, message), now)
             return
         note = " (already there)" if event.already_there else ""
         proof = f" checksum={event.checksum}" if event.checksum else ""
         self.elements += 1
         self.moved += event.transferred
         self.attempts += 1
+        self._has_worked = True
         self._open.pop(key).end(
             JobStatus.DONE,
             note + proof,
+            now,
             transferred=event.size,
             moved=event.transferred,
             checksum=event.checksum,
             already_there=event.already_there,
             skipped=self._skipped,
         )
-        self._check_finished()
+
+    def _note_worked(self, now: Instant) -> None:
+        """Tell the health of the endpoints that elements are done."""
+        if self._has_worked:
+            self._has_worked = False
+            # The elements of a batch use the same sites.
+            sites = sites_of_element(self.batch.job, self.batch.elements[0])
+            worked = [self._endpoints[site] for site in sites if site in self._endpoints]
+            self.context.health.worked(worked, now.utc)
 
     @property
     def _skipped(self) -> int:
         return 0 if self._intake is None else self._intake.skipped
 
-    def _fail(self, key: int, failure: AttemptFailure, *, leftover: bool = False, counts: bool = True) -> None:
+    def _fail(
+        self, key: int, failure: AttemptFailure, now: Instant, *, leftover: bool = False, counts: bool = True
+    ) -> None:
+        # In the order in which it happened.
+        self._note_worked(now)
         if counts:
             self.attempts += 1
             self.failed += failure.code in ROUTE_FAILURES
-        self._open.pop(key).fail(failure, leftover=leftover, counts=counts, skipped=self._skipped)
-        self._check_finished()
+        self._open.pop(key).fail(failure, now, self._endpoints, leftover=leftover, counts=counts, skipped=self._skipped)
 
-    def _end_element(self, key: int, *, leftover: bool, why: str = _ENDED_WITH_ANOTHER) -> None:
+    def _end_element(self, key: int, now: Instant, *, leftover: bool, why: str = _ENDED_WITH_ANOTHER) -> None:
         attempt = self._open.pop(key)
         if self._ending is Ending.LOST:
             attempt.forget(Ending.LOST)
         elif self._ending is Ending.CANCELLED or key in self._cancelled:
-            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", leftover=leftover, skipped=self._skipped)
+            attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", now, leftover=leftover, skipped=self._skipped)
         else:
-            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", leftover=leftover, counts=False)
-        self._check_finished()
+            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", now, leftover=leftover, counts=False)
+
+
+_HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], object]] = {
+    wire.StartedEvent: lambda batch, attempt, event, now: attempt.begin(now),
+    wire.BegunEvent: RunningBatch._on_begun,
+    wire.LogEvent: lambda batch, attempt, event, now: attempt.write(event.text, now),
+    wire.ProgressEvent: lambda batch, attempt, event, now: attempt.advance(
+        ReportedProgress(event.transferred, event.instant, event.average, event.elapsed), now
+    ),
+    wire.RootEvent: lambda batch, attempt, event, now: batch._require_intake().locate(event.path),
+    wire.EntriesEvent: lambda batch, attempt, event, now: batch._require_intake().feed(event.entries),
+    wire.UnreadableEvent: RunningBatch._on_unreadable,
+    wire.UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event.path, event.count),
+    wire.DoneEvent: RunningBatch._on_done,
+    wire.FailedEvent: RunningBatch._on_failed,
+    wire.CancelledEvent: lambda batch, attempt, event, now: batch._end_element(event.key, now, leftover=event.residue),
+}

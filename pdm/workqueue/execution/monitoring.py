@@ -242,19 +242,21 @@ class ProgressBoard:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._jobs: dict[int, _WatchedJob] = {}
         self._idle: OrderedDict[int, float] = OrderedDict()
         self._listed: OrderedDict[int, int] = OrderedDict()
 
-    # -- called by attempts
+    # -- called by attempts; ``now_s``: what `clock` said, for many of them; it is asked without
 
-    def begin(self, job_id: int, element_id: int) -> None:
-        now_s = self._clock()
-        self._watched(job_id, now_s).elements.setdefault(element_id, _RunningElement(now_s, now_s))
+    def begin(self, job_id: int, element_id: int, now_s: float | None = None) -> None:
+        now_s = self.clock() if now_s is None else now_s
+        elements = self._watched(job_id, now_s).elements
+        if element_id not in elements:
+            elements[element_id] = _RunningElement(now_s, now_s)
 
-    def update(self, job_id: int, element_id: int, progress: ReportedProgress) -> None:
-        now_s = self._clock()
+    def update(self, job_id: int, element_id: int, progress: ReportedProgress, now_s: float | None = None) -> None:
+        now_s = self.clock() if now_s is None else now_s
         job = self._watched(job_id, now_s)
         element = job.elements.get(element_id)
         if element is None:
@@ -267,7 +269,15 @@ class ProgressBoard:
         element.transferred = progress.transferred
         element.reported = progress
 
-    def drop(self, job_id: int, element_id: int, *, finished: bool = False, proven: int = 0) -> None:
+    def drop(
+        self,
+        job_id: int,
+        element_id: int,
+        now_s: float | None = None,
+        *,
+        finished: bool = False,
+        proven: int = 0,
+    ) -> None:
         """Remove an element that does not run any more.
 
         ``finished``: the element has ended, not only one attempt. ``proven``: its bytes at the destination, even if no
@@ -277,7 +287,7 @@ class ProgressBoard:
         element = None if job is None else job.elements.pop(element_id, None)
         if job is None or element is None:
             return
-        now_s = self._clock()
+        now_s = self.clock() if now_s is None else now_s
         job.moving -= element.transferred
         if proven > element.transferred:
             job.bytes_rate.add(proven - element.transferred, now_s)
@@ -298,7 +308,7 @@ class ProgressBoard:
         element = None if job is None else job.elements.get(element_id)
         if element is None:
             return None
-        now_s = self._clock()
+        now_s = self.clock()
         reported = element.reported
         if reported is None:
             return ElementProgress(None, None, None, now_s - element.since_s)
@@ -316,7 +326,7 @@ class ProgressBoard:
         job = self._jobs.get(job_id)
         if job is None:
             return None
-        now_s = self._clock()
+        now_s = self.clock()
         job.reported = max(job.reported, proven + job.moving)
         return Moving(max(job.reported - proven, 0), job.bytes_rate.at(now_s), job.files_rate.at(now_s))
 

@@ -52,7 +52,7 @@ class EventWriter:
         threading.Thread(target=self._flush_soon, name="events", daemon=True).start()
 
     def write(self, event: wire.AgentEvent, *, at_once: bool = False) -> None:
-        """Write one event, with those before it; ends the process if nobody listens any more.
+        """Write one event, with those before it; ends the process if the daemon has closed the pipe.
 
         Args:
             event: what to tell.

@@ -317,8 +317,8 @@ class FileCopier:
 def temporary_name(temporary: str, way: int) -> str:
     """The temporary name for a further way of the same attempt; 0 is the first.
 
-    A session that was given up may open its file later, when a frozen server goes on. Under a name of its own it finds
-    none that another way has proven.
+    A session that was given up may open its file later, when a frozen server continues. Under a name of its own it
+    finds none that another way has proven.
     """
     return f"{temporary.removesuffix('.part')}.{way}.part" if way else temporary
 

@@ -275,7 +275,7 @@ class _TreeListing:
         """List one folder and remember those in it."""
         if self._batch.stopped:
             raise StoppedError
-        # Each folder has its own time: a tree may take as long as it goes on.
+        # Each directory has its own time limit: a tree has none as a whole.
         storage.timeouts = Timeouts.of(self._request.limits)
         entries = DirectoryEntries(self._reporter, path)
         looked = self._request.follow

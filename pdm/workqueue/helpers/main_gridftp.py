@@ -46,7 +46,7 @@ _ITEMS_PER_WORKER = 100
 
 
 class _GridftpHelper:
-    """Carries out batches: the fast way what goes well, the careful way the rest."""
+    """Carries out batches: pipelined what goes well, one operation at a time the rest."""
 
     def __init__(self, gsi: Gsi) -> None:
         self._gsi = gsi
@@ -77,7 +77,7 @@ class _GridftpHelper:
         self._waker.wake()
 
     def _carry_out_items(self, batch: ActiveBatch, request: ItemRequest) -> None:
-        """Carry out what can be done the fast way, then what is left."""
+        """Carry out what can be pipelined, then what is left one by one."""
         left = request
         if isinstance(request, CopyRequest):
             left = replace(request, items=self._copy_pipelined(batch, request))
@@ -97,7 +97,7 @@ class _GridftpHelper:
             )
 
     def _copy_pipelined(self, batch: ActiveBatch, request: CopyRequest) -> list[CopyItem]:
-        """Copy what goes the fast way; returns the items that are left, with temporary names of their own."""
+        """Copy what can be pipelined; returns the items that are left, with temporary names of their own."""
         # What earlier attempts may have left is removed under each name that they may have used.
         items = [replace(item, stale=list(_names(item.stale))) for item in request.items]
         left = self._left_of(
@@ -113,11 +113,11 @@ class _GridftpHelper:
     def _left_of(
         self, batch: ActiveBatch, pipelined: Callable[[], list[_Item]], broken: Callable[[], list[_Item]]
     ) -> list[_Item]:
-        """What the fast way has left; if it failed as a whole, the items of ``broken`` that have no outcome."""
+        """What the pipelined run has left; if it failed as a whole, the items of ``broken`` that have no outcome."""
         try:
             return pipelined()
         except Exception:
-            # One item may be to blame, and which is not known here: the careful way fails each by itself.
+            # One item may be to blame, and which is not known here: one by one each fails by itself.
             traceback.print_exc()
             self._connections.drop_all()
             opened = set(batch.open_keys())

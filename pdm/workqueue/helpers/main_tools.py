@@ -45,7 +45,7 @@ _ITEMS_PER_WORKER = 4
 _ITEMS_PER_NATIVE_WORKER = 50
 #: From so many files on, one process removes them all.
 _LEAST_LIST = 2
-#: Files of which one globus-url-copy is told.
+#: Files that one globus-url-copy copies.
 _LONGEST_LIST = 1000
 
 
@@ -213,7 +213,7 @@ def _remove_in_lists(batch: ActiveBatch, request: RemoveRequest, workers: Worker
 
     def check(storage: Storage, item: PathItem) -> None:
         url = StorageUrl(item.url)
-        # What must not be removed is told when it is its turn.
+        # What must not be removed is reported when it is its turn.
         with contextlib.suppress(StorageError):
             if operations.must_recheck(item):
                 operations.check_unchanged_since_listing(item, storage.stat(url))

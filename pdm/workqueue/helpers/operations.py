@@ -169,7 +169,7 @@ def rename_items(
 
 
 def _fingerprint(file_stat: FileStat | None) -> Fingerprint | None:
-    """What a thing is told by later: kind, and size and mtime of what is no directory."""
+    """What identifies an entry later: its kind, and size and mtime unless it is a directory."""
     if file_stat is None:
         return None
     return [file_stat.kind] if file_stat.kind == "directory" else [file_stat.kind, file_stat.size, file_stat.mtime]

@@ -29,7 +29,7 @@ class WorkerThreads:
         self._storages: list[Storage] = []
 
     def storages(self, count: int) -> list[Storage]:
-        """The first ``count`` of them, as far as there may be so many."""
+        """The first ``count`` of them; fewer where the limit is lower."""
         count = min(max(count, 1), self._most)
         while len(self._storages) < count:
             self._storages.append(self._open_storage())

@@ -61,7 +61,7 @@ def _asking(item: CopyItem | PathItem | RenameItem, query: str) -> CopyItem | Pa
 
 
 def _query(dummy: DummyOptions, leave_out: Sequence[str] = ()) -> str:
-    """The query of a URL as far as all elements have it in common: the number of the attempt is to follow."""
+    """The part of a URL's query that all elements share; the number of the attempt is appended."""
     values = {
         name: int(value) if isinstance(value, bool) else value
         for name, value in msgspec.structs.asdict(dummy).items()

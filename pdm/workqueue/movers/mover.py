@@ -103,9 +103,9 @@ class Access:
 
     Attributes:
         credential: file with the user's delegated proxy; None where none is needed.
-        trust_dir: folder with the authorities that storage servers are checked against, but for endpoints of which the
-            helper is told others, by URL (``PDM_TRUST``).
-        roots: folders on disk that FILE sites serve.
+        trust_dir: directory with the authorities that storage servers are checked against, except endpoints that have
+            others of their own, by URL (``PDM_TRUST``).
+        roots: directories on disk that FILE sites serve.
         ssh_key: file with the service's own private key for SSH, for users who have given none.
         ssh_known_hosts: file with the host keys of SSH servers.
         ssh_user: account at SSH servers; empty for the service's own name.

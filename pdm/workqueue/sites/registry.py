@@ -311,7 +311,7 @@ def check_mover(text: str) -> str:
     """Who carries out the elements of a site's jobs.
 
     Raises:
-        ValueError: nobody has that name.
+        ValueError: no account has that name.
     """
     if text not in list(MoverKind):
         raise ValueError(f"{' or '.join(MoverKind)} is expected")

@@ -41,7 +41,7 @@ class CopyItem(msgspec.Struct, frozen=True):
         key: names the item in events.
         source: URL of the file.
         destination: URL of its final name.
-        temporary: URL under which it arrives, in the folder of the destination; renamed once proven.
+        temporary: URL under which it arrives, in the directory of the destination; renamed once proven.
         stale: URLs of temporary files that earlier attempts may have left; removed first.
         size: bytes according to the listing; another size at the end is SIZE_CHANGED.
     """
@@ -61,10 +61,10 @@ class PathItem(msgspec.Struct, frozen=True):
         key: names the item in events.
         url: of the thing.
         directory: whether it is one.
-        again: of a removal: an attempt whose end nobody knows may have removed it already; then it counts as done.
+        again: of a removal: an attempt without a known end may have removed it already; then it counts as done.
         listed_at: of a removal: when it was listed, seconds since 1970; a file that was written later is not the one
             that was to go.
-        found: of a directory to make: what `BegunEvent` told of an earlier attempt whose end nobody knows. By that
+        found: of a directory to make: what `BegunEvent` reported of an earlier attempt without a known end. By that
             alone it is decided whether that attempt has made it.
     """
 
@@ -250,7 +250,7 @@ class ProgressEvent(msgspec.Struct, tag="progress", tag_field="event", frozen=Tr
 
 
 class RawEntry(msgspec.Struct, array_like=True, frozen=True):
-    """One entry as the server gives it: path below the listed folder, percent-encoded, parts joined by ``/``.
+    """One entry as the server gives it: path below the listed directory, percent-encoded, parts joined by ``/``.
 
     ``type`` is ``file``, ``directory``, ``link`` or ``other``. The entry with an empty path is the listed thing itself,
     where it is no directory or a link to one. ``target`` of a link is an absolute percent-encoded path.

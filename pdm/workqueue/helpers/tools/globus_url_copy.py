@@ -169,7 +169,7 @@ def error_in(text: str) -> StorageError:
 def command_for(pairs: Sequence[UrlPair], environment: dict[str, str]) -> ToolCommand:
     """The command that copies a list.
 
-    ``-c`` goes on after an error and ``-vb`` tells of each file; both hang together with ``-pp``. ``-fast`` keeps the
+    ``-c`` continues after an error and ``-vb`` reports each file; both hang together with ``-pp``. ``-fast`` keeps the
     data connections between files. Its output is buffered by lines (``stdbuf``), so that it keeps its order with that
     of errors.
     """

@@ -37,7 +37,7 @@ GRIDFTP_SCHEMES = frozenset({"gsiftp", "ftp"})
 _LEAST_MARKER_STALL_S = 11.0
 #: Entries of a directory that are kept to compare what gfal-ls shows with what our own client finds.
 _MOST_COMPARED = 100_000
-#: Differences that are told one by one.
+#: Differences that are reported one by one.
 _MOST_TOLD = 20
 _DESTINATION_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST})
 
@@ -249,7 +249,7 @@ class ToolStorage(Storage):
             raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code=FailureCode.SERVER_ERROR)
 
     def remove_files(self, urls: Sequence[StorageUrl]) -> None:
-        """Have one process remove files, as far as it gets; `remove` of each tells what became of it."""
+        """Have one process remove files; it may stop early, and `remove` of each reports the outcome."""
         left = list(urls)
         while left:
             told: dict[str, str] = {}
