@@ -67,6 +67,10 @@ _DUMMY_BARS = (
     Bar("1,500 elements/s (goal 3,000)", "ours/median", least=1500),
     Bar("0.5 ms CPU of the daemon each", "cpu ms each, ours/daemon", most=0.5),
 )
+_LOG_BARS = (
+    Bar("60 MiB of logs for 100,000 elements", "logs of 100,000 elements/MiB", most=60.0),
+    Bar("3 inodes of logs for a job", "logs of 100,000 elements/inodes", most=3.0),
+)
 
 _PROTOCOL_CLIENTS = {"ssh": "sftp and rclone", "https": "curl and rclone", "xroot": "xrdcp and xrdfs"}
 _PROTOCOL_KINDS = {
@@ -148,7 +152,9 @@ _ALL = (
         (),
         (Bar("p50 within 60 ms of a warm agent without the queue", "p50 over bare (ms)", most=60.0),),
     ),
-    Benchmark("dummy_one_job", "10,000 elements of no work in one job", "dummy_elements", (), _DUMMY_BARS),
+    Benchmark(
+        "dummy_one_job", "10,000 elements of no work in one job", "dummy_elements", (), (*_DUMMY_BARS, *_LOG_BARS)
+    ),
     Benchmark(
         "dummy_many_jobs", "2,000 jobs of one element of no work", "dummy_elements", ("--shape", "jobs"), _DUMMY_BARS
     ),

@@ -2,8 +2,8 @@
 
 ``--shape job``: one COPY job, from submission to DONE. ``--shape jobs``: many MKDIR jobs of one element each; they are
 submitted while all places are taken, and the clock runs from the moment the places are free until the last is DONE.
-The floor writes for each element a log file and two rows, 200 elements a commit (``synchronous=FULL``), in one thread,
-and does nothing else.
+The floor writes for each element a log (one file for each job) and two rows, 200 elements a commit
+(``synchronous=FULL``), in one thread, and does nothing else.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from figures import BenchmarkError
 from rest_load import Connections, post
 from rig import Rig, file_system, options_of, report, rig, run
 from rounds import Comparison, Contender, timed
-from trees import require_logs
+from trees import logs_taken, require_logs
 
 _TOGETHER = 200
 _TIMEOUT_S = 600.0
 _CONNECTIONS = 16
+_LOGS_OF = 100_000
 
 
 @define
@@ -35,11 +36,13 @@ class Work:
     rig: Rig
     caller: Caller
     elements: int
+    many: bool
     number: int = 0
     holder: int = 0
     last: int = 0
     job: dict[str, Any] = field(factory=dict)
     submitted_per_s: list[float] = field(factory=list)
+    logs: dict[str, float] = field(factory=dict)
 
     # -- one job
 
@@ -58,6 +61,9 @@ class Work:
         if self.job["num_done"] != self.elements + 1:
             raise BenchmarkError(f"{self.job['num_done']} elements done instead of {self.elements + 1}")
         require_logs(self.caller.logs, self.job["log_uid"], self.elements + 1)
+        taken = logs_taken(self.caller.logs, self.job["log_uid"])
+        # The file grows with the elements; it is one, however many there are.
+        self.logs = {"MiB": taken["MiB"] * _LOGS_OF / self.elements, "inodes": taken["inodes"]}
 
     # -- many jobs
 
@@ -105,7 +111,7 @@ class Work:
     # -- the floor
 
     def floor(self) -> float:
-        return timed(lambda: keep_books(self._floor_folder, self.elements))
+        return timed(lambda: keep_books(self._floor_folder, self.elements, many_jobs=self.many))
 
     def check_floor(self) -> None:
         shutil.rmtree(self._floor_folder)
@@ -115,8 +121,8 @@ class Work:
         return self.rig.folder / "floor"
 
 
-def keep_books(folder: Path, elements: int) -> None:
-    """Write a log file and two rows for each element, some elements a commit."""
+def keep_books(folder: Path, elements: int, *, many_jobs: bool) -> None:
+    """Write a log and two rows for each element, some elements a commit; a log file for each job."""
     folder.mkdir()
     connection = sqlite3.connect(folder / "books.sqlite", isolation_level=None)
     try:
@@ -127,9 +133,10 @@ def keep_books(folder: Path, elements: int) -> None:
         for first in range(0, elements, _TOGETHER):
             numbers = range(first, min(first + _TOGETHER, elements))
             for number in numbers:
-                log = folder / str(number)
-                log.mkdir()
-                (log / "attempt1.log").write_text("done\n")
+                log = folder / (str(number) if many_jobs else "0")
+                log.mkdir(exist_ok=True)
+                with (log / "log").open("a") as file:
+                    file.write("done\n")
             rows = [(number, "DONE", f"/tree/d{number // 1000:05d}/f{number:07d}") for number in numbers]
             connection.execute("BEGIN IMMEDIATE")
             for table in ("elements", "attempts"):
@@ -144,17 +151,19 @@ def main() -> None:
     many = options.shape == "jobs"
     options.elements = options.elements or ((2_000, 300) if many else (10_000, 1_000))[options.quick]
     with rig() as on, on.caller("admin") as caller:
-        work = Work(on, caller, options.elements)
+        work = Work(on, caller, options.elements, many)
         ours = Contender(work.many_jobs, work.prepare_many_jobs, work.check_many_jobs) if many else Contender(
             work.one_job, check=work.check_one_job
         )  # fmt: skip
         figures = Comparison(on.meter, options.elements, "elements/s").alternate(
             ours,
-            {"a log file and two rows each, 200 a commit": Contender(work.floor, check=work.check_floor)},
+            {"a log and two rows each, 200 a commit": Contender(work.floor, check=work.check_floor)},
             options.rounds,
         )
         if many:
             figures["submitted/s, 16 connections"] = {"median": sorted(work.submitted_per_s)[options.rounds // 2]}
+        else:
+            figures[f"logs of {_LOGS_OF:,} elements"] = work.logs
         figures["checksums"] = "none: nothing is moved"
         figures["database on"] = file_system(on.folder)
         figures["complete, with logs"] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,8 +91,12 @@ def _same_bytes(one: Path, other: Path, size: int) -> bool:
     return True
 
 
+#: Elements whose attempt has ended with a line that says how.
+_ENDED = re.compile(rb"^\S+ (\d+)\.\d+ outcome=", re.MULTILINE)
+
+
 def require_logs(logs: Path, uid: str, elements: int) -> None:
-    """Fail unless each element of a job has a log with something in it.
+    """Fail unless each element of a job has a log that came to its end.
 
     Args:
         logs: folder of all logs of attempts.
@@ -99,14 +104,17 @@ def require_logs(logs: Path, uid: str, elements: int) -> None:
         elements: how many the job has.
 
     Raises:
-        BenchmarkError: a log is missing or empty.
+        BenchmarkError: a log is missing or has no last line.
     """
-    folder = logs / uid[:2] / uid
+    files = list((logs / uid[:2] / uid).glob("log*"))
+    ended = {int(number) for file in files for number in _ENDED.findall(file.read_bytes())}
     for number in range(elements):
-        log = folder / str(number) / "attempt1.log"
-        try:
-            empty = not log.stat().st_size
-        except FileNotFoundError:
-            empty = True
-        if empty:
-            raise BenchmarkError(f"element {number} has no log: {log}")
+        if number not in ended:
+            raise BenchmarkError(f"element {number} has no log that came to its end: {files}")
+
+
+def logs_taken(logs: Path, uid: str) -> dict[str, float]:
+    """What the logs of a job take on disk, with their folders: MiB and inodes."""
+    folder = logs / uid[:2] / uid
+    found = [path.stat() for path in (folder.parent, folder, *folder.rglob("*"))]
+    return {"MiB": sum(status.st_blocks for status in found) * 512 / _PIECE, "inodes": len(found)}

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import Ending
 from pdm.workqueue.execution.claimer import Claimer
@@ -135,20 +136,25 @@ class Assembly:
             threads=settings.database.threads,
             timeouts=database_timeouts(settings),
         )
+        name = worker_name(settings.state.folder)
         self.logs = LogStore(
-            reactor, settings.logs.folder, head_bytes=settings.logs.head_bytes, tail_bytes=settings.logs.tail_bytes
+            reactor,
+            settings.logs.folder,
+            head_bytes=settings.logs.head_bytes,
+            tail_bytes=settings.logs.tail_bytes,
+            worker=name if self.database.is_shared else None,
         )
         self.lease = Lease(
             reactor=reactor,
             database=self.database,
             worker=WorkerIdentity(
-                name=worker_name(settings.state.folder),
+                name=name,
                 incarnation=incarnation,
                 host=f"{socket.gethostname()}, pid {os.getpid()}",
             ),
             clock=clock,
             lease_s=queue.lease_s,
-            begun=lambda job, token: self.logs.is_begun(LogRef(job.log_uid, token.element_id, token.attempt)),
+            begun=self._begun,
         )
         self.vault = Vault.open(settings.credentials.key_file)
         self._credential_files = CredentialFiles(settings.credentials.folder)
@@ -356,6 +362,10 @@ class Assembly:
             await maybeDeferred(self._port.stopListening)
 
     # -- callbacks of the parts
+
+    def _begun(self, job: JobRecord, tokens: Collection[ClaimToken]) -> Collection[ClaimToken]:
+        by_ref = {LogRef(job.log_uid, token.element_id, token.attempt): token for token in tokens}
+        return [by_ref[ref] for ref in self.logs.begun(by_ref)]
 
     def _wake(self) -> None:
         self.claimer.wake()

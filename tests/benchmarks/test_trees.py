@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from figures import BenchmarkError
-from trees import make_folders_like, make_tree, require_logs, require_same, sizes
+from trees import logs_taken, make_folders_like, make_tree, require_logs, require_same, sizes
 
 
 @pytest.fixture
@@ -67,14 +67,25 @@ def test_a_missing_and_a_further_file_are_found(trees: tuple[Path, Path]) -> Non
 
 
 def test_each_element_needs_a_log_with_something_in_it(tmp_path: Path) -> None:
-    for number in range(3):
-        folder = tmp_path / "ab" / "abcd" / str(number)
-        folder.mkdir(parents=True)
-        (folder / "attempt1.log").write_text("done")
-
+    log = tmp_path / "ab" / "abcd" / "log"
+    log.parent.mkdir(parents=True)
+    with pytest.raises(BenchmarkError, match="element 0"):
+        require_logs(tmp_path, "abcd", 1)
+    line = "2027-01-15T08:00:00.250Z {}.1 {}\n"
+    lines = [line.format(number, text) for text in ("first 5.1 words", "outcome=DONE rc=0") for number in range(3)]
+    log.write_text("".join(lines))
     require_logs(tmp_path, "abcd", 3)
     with pytest.raises(BenchmarkError, match="element 3"):
         require_logs(tmp_path, "abcd", 4)
-    (tmp_path / "ab" / "abcd" / "1" / "attempt1.log").write_text("")
+    log.write_text("".join(lines[:4] + lines[5:]))
     with pytest.raises(BenchmarkError, match="element 1"):
         require_logs(tmp_path, "abcd", 3)
+
+
+def test_what_logs_take_is_counted_with_their_folders(tmp_path: Path) -> None:
+    log = tmp_path / "ab" / "abcd" / "log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(bytes(3 * 1024**2))
+    taken = logs_taken(tmp_path, "abcd")
+    assert taken["inodes"] == 3
+    assert 3 <= taken["MiB"] < 3.1

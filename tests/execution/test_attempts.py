@@ -12,6 +12,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.jobs import LogSpan
 from pdm.workqueue.domain.lifecycle import RetryPolicy
 from pdm.workqueue.execution import executor as executor_module
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
@@ -19,6 +20,8 @@ from pdm.workqueue.execution.batch import RunningBatch
 from pdm.workqueue.execution.executor import ExecutionLimits, Executor
 from pdm.workqueue.execution.monitoring import ProgressBoard
 from pdm.workqueue.execution.streams import StreamLimits, Streams
+from pdm.workqueue.logstore.writer import ClosedLog
+from pdm.workqueue.store import jobs
 from pdm.workqueue.store.database import Database
 from tests.store.stores import START, Store, done
 
@@ -80,18 +83,20 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     executor = executor_of(settler)
     assert executor.capacity() == (8, 1)
     # That a log is not on disk yet counts, too.
-    logs: list[Deferred[bool]] = [Deferred() for _ in verdicts]
+    logs: list[Deferred[ClosedLog]] = [Deferred() for _ in verdicts]
     for verdict, log in zip(verdicts, logs, strict=True):
         settler.submit(verdict, log)
     assert settler.backlog == 3
     assert executor.capacity() == (0, 1)
     for log in logs:
-        log.callback(True)
+        log.callback(ClosedLog(True, LogSpan(0, 10)))
     assert settler.backlog == 3
     await settler.drained()
     assert (settler.backlog, executor.capacity()) == (0, (8, 1))
     assert settled and not any(settled)
     assert store.job(job.id).status is JobStatus.DONE
+    (attempt,) = store.run(jobs.attempts, job.id, 1)
+    assert attempt.log == LogSpan(0, 10)
 
 
 @pytest_twisted.ensureDeferred

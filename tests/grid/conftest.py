@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from tests.grid.agent_sites import Sites, helper_as
 from tests.helpers.driver import HelperProcess
 
 _numbers = itertools.count(1)
+
+StartHelper = Callable[[TestGrid], HelperProcess]
 
 
 @frozen
@@ -61,18 +63,26 @@ def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
     yield made
     for site in grid.sites.values():
         site.server.thaw()
+        if site.server.pid is None:
+            site.server.start()
     for folder in (made.a, made.b):
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def start_helper() -> StartHelper:
+    """Starts the helper that is tested; other packages of tests have another."""
+    return helper_as
+
+
 @pytest.fixture(scope="module")
-def shared(grid: TestGrid) -> Iterator[HelperProcess]:
-    with helper_as(grid) as running:
+def shared(grid: TestGrid, start_helper: StartHelper) -> Iterator[HelperProcess]:
+    with start_helper(grid) as running:
         yield running
 
 
 @pytest.fixture
-def own(grid: TestGrid) -> Iterator[HelperProcess]:
+def own(grid: TestGrid, start_helper: StartHelper) -> Iterator[HelperProcess]:
     """A helper for a test that breaks something."""
-    with helper_as(grid) as running:
+    with start_helper(grid) as running:
         yield running

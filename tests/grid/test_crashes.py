@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import pytest
 
 from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
+from tests.support.attempt_logs import attempt_lines, job_logs
 
 MIB = 1024 * 1024
-LINE = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?)Z ", re.MULTILINE)
 
 
 @pytest.fixture
@@ -52,10 +51,10 @@ def lives(pid: int) -> bool:
         return False
 
 
-def times(log: Path) -> tuple[datetime, datetime]:
+def times(lines: Sequence[str]) -> tuple[datetime, datetime]:
     """First and last moment of an attempt's log."""
-    found = LINE.findall(log.read_text())
-    return datetime.fromisoformat(found[0]), datetime.fromisoformat(found[-1])
+    first, last = (datetime.fromisoformat(line.partition(" ")[0]) for line in (lines[0], lines[-1]))
+    return first, last
 
 
 def until(what: str, condition: Any, timeout_s: float = 20.0) -> None:
@@ -95,16 +94,16 @@ def test_a_daemon_killed_in_the_middle_of_a_copy_loses_and_doubles_nothing(
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     assert contents(copy) == contents(tree)
-    elements = [path for path in (service.directory / "var" / "logs").glob("*/*/*") if path.is_dir()]
-    assert len(elements) == 301
-    repeated = 0
-    for element in elements:
-        logs = sorted(element.glob("attempt*.log"), key=lambda log: int(log.stem[7:]))
-        repeated += logs[-1].stem != "attempt1"
-        # Lines of the last moments before the daemon was killed had not come to the disk.
-        spans = [times(log) for log in logs if log.stat().st_size]
+    (log,) = job_logs(service.directory / "var" / "logs")
+    # Lines of the last moments before the daemon was killed had not come to the disk.
+    attempts: dict[int, list[tuple[datetime, datetime]]] = {}
+    for (element, _), lines in sorted(attempt_lines(log).items()):
+        attempts.setdefault(element, []).append(times(lines))
+    assert len(attempts) == 301
+    for element, spans in attempts.items():
         for (_, end), (start, _) in itertools.pairwise(spans):
-            assert end <= start, f"{element}: attempts overlap"
+            assert end <= start, f"element {element}: attempts overlap"
+    repeated = [element for element, attempt in attempt_lines(log) if attempt > 1]
     assert repeated, "no element was under way when the daemon was killed"
 
 

@@ -369,7 +369,7 @@ class Service:
             ref = LogRef(job.log_uid, token.element_id, token.attempt)
             self.logs.open(ref, "the first line")
             self.logs.write(ref, log)
-            await self.logs.close(ref, "the last line")
+            more["log"] = (await self.logs.close(ref, "the last line")).span
         now = self.now()
         verdict = Verdict(token, status, now - timedelta(seconds=2), now, failure=failure, **more)
         settled = await self.database.run("settle", results.settle, "worker", [verdict], now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest_twisted
@@ -12,7 +13,6 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.monitoring import ReportedProgress
-from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.store import listings
 from tests.http.service import Service
 
@@ -202,18 +202,31 @@ async def test_attempts_and_their_outputs(service: Service) -> None:
     assert (await service.call("trying", "GET", f"/jobs/{job['id']}/elements/7/output")).problem == "element-not-found"
 
 
+def blank(file: Path, element_id: int) -> None:
+    """Take the lines of an element out of the log file of a job; others stay where they are."""
+    lines = file.read_bytes().splitlines(keepends=True)
+    key = f" {element_id}.1 ".encode()
+    file.write_bytes(b"".join(b"x" * (len(line) - 1) + b"\n" if key in line else line for line in lines))
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_log_that_is_gone_is_a_500(own_service: Service, lost_errors: list[object]) -> None:
     service = own_service
     job_id = await service.copied("gone", "a", "b")
     job = await service.job(job_id)
-    LogRef(job.log_uid, 2, 1).path(service.folder / "logs").unlink()
+    file = service.folder / "logs" / job.log_uid[:2] / job.log_uid / "log"
+    blank(file, 2)
     for path in (f"/jobs/{job_id}/elements/2/output", f"/jobs/{job_id}/elements/2/output/1", f"/jobs/{job_id}/output"):
         answer = await service.call("gone", "GET", path)
         assert (answer.status, answer.problem) == (500, "log-missing")
         assert f"job {job_id}, element 2, attempt 1" in answer.json["detail"]
-    assert (await service.call("gone", "GET", f"/jobs/{job_id}/elements/1/output")).status == 200
+    at = f"/jobs/{job_id}/elements/1/output"
+    assert (await service.call("gone", "GET", at)).status == 200
     assert len(lost_errors) == 3, "an operator should see it"
+    file.unlink()
+    assert (await service.call("gone", "GET", at)).status == 500
+    live = (await service.call("gone", "GET", f"{at}?live=1")).json
+    assert (live["log"], live["end"]) == (None, True)
     lost_errors.clear()
 
 
@@ -227,7 +240,7 @@ async def test_a_late_gap_in_a_long_output_does_not_spoil_it(own_service: Servic
     for token in await service.claim(job["id"]):
         await service.settle(token, log=("x" * 100 + "\n") * 4000)
     record = await service.job(job["id"])
-    LogRef(record.log_uid, 4, 1).path(service.folder / "logs").unlink()
+    blank(service.folder / "logs" / record.log_uid[:2] / record.log_uid / "log", 4)
     outputs = (await service.call("long", "GET", f"/jobs/{job['id']}/output")).json
     assert [output["log"] is None for output in outputs] == [False, False, False, False, True]
 

@@ -17,6 +17,8 @@ from zope.interface import implementer
 
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
+from pdm.workqueue.logstore.writer import ClosedLog
+from tests.support.attempt_logs import attempt_lines
 
 #: Only a test that has failed waits so long.
 _PATIENCE_S = 30.0
@@ -72,20 +74,34 @@ class Logs:
 
     @property
     def file(self) -> Path:
+        return self.directory / "ab" / "abcdef0123" / "log"
+
+    @property
+    def old_file(self) -> Path:
+        """Where earlier versions wrote this attempt."""
         return self.directory / "ab" / "abcdef0123" / "7" / "attempt1.log"
 
-    def close(self, last_line: str = "end") -> bool:
-        """Close the log; whether it is complete."""
-        complete = self.reactor.wait(self.store.close(self.ref, last_line))
-        assert isinstance(complete, bool)
-        return complete
+    def close(self, last_line: str = "end") -> ClosedLog:
+        closed = self.reactor.wait(self.store.close(self.ref, last_line))
+        assert isinstance(closed, ClosedLog)
+        return closed
+
+    def text(self) -> str:
+        """What the file has of the attempt."""
+        return "".join(f"{line}\n" for line in attempt_lines(self.file).get((7, 1), []))
+
+    def read(self, **where: Any) -> str:
+        """What the store reads of the attempt."""
+        text = self.reactor.wait(self.store.read(self.ref, **where))
+        assert isinstance(text, str)
+        return text
 
     def flush(self) -> None:
         self.reactor.wait(self.store.flush())
 
     def lines(self) -> list[str]:
-        """The lines of the file, without their times."""
-        return [line.partition("Z ")[2] or line for line in self.file.read_text("utf-8").splitlines()]
+        """The lines of the attempt in the file, without their times."""
+        return [line.partition("Z ")[2] for line in attempt_lines(self.file).get((7, 1), [])]
 
 
 MakeLogs = Callable[..., Logs]
@@ -96,9 +112,9 @@ def make_logs(tmp_path: Path) -> Iterator[MakeLogs]:
     """Makes started stores; they are stopped at the end."""
     made: list[Logs] = []
 
-    def make(directory: Path = tmp_path / "logs", **bounds: int) -> Logs:
+    def make(directory: Path = tmp_path / "logs", **more: Any) -> Logs:
         reactor, clock = ReactorThread(), WallClock()
-        logs = Logs(LogStore(reactor, directory, now=clock, **bounds), reactor, clock, directory)
+        logs = Logs(LogStore(reactor, directory, now=clock, **more), reactor, clock, directory)
         logs.store.start()
         made.append(logs)
         return logs

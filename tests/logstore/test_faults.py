@@ -57,9 +57,9 @@ def test_a_full_disk(make_logs: Any, small_disk: Path, lost_errors: list[LogEven
     (small_disk / "fill").write_bytes(b"x" * (64 * 1024 - 5 * 4096))
     for number in range(3000):
         logs.store.write(logs.ref, f"{number} " + "y" * 40)
-    assert not logs.close("outcome=DONE")
+    assert not logs.close("outcome=DONE").complete
     (told,) = _complaints(logs, lost_errors)
-    assert "attempt1.log could not be written: No space left on device; failed writes: " in told
+    assert "abcdef0123/log could not be written: No space left on device; failed writes: " in told
     assert logs.store.errors >= 1
 
 
@@ -70,9 +70,10 @@ def test_a_full_disk_fails_thousands_but_complains_once(
     refs = [LogRef("abcdef0123", element, 1) for element in range(2000)]
     for ref in refs:
         logs.store.open(ref, "first " + "y" * 100)
-    complete = logs.reactor.wait(gatherResults([logs.store.close(ref, "last") for ref in refs]))
-    assert complete.count(False) > 1000
-    assert logs.store.errors >= complete.count(False)
+    closed_logs = logs.reactor.wait(gatherResults([logs.store.close(ref, "last") for ref in refs]))
+    incomplete = [closed for closed in closed_logs if not closed.complete]
+    assert len(incomplete) > 1000
+    assert logs.store.errors >= len(incomplete)
     assert len(_complaints(logs, lost_errors)) == 1
 
 
@@ -87,7 +88,7 @@ def test_space_comes_back(make_logs: Any, file_size_limit: int, lost_errors: lis
     assert logs.file.stat().st_size == file_size_limit
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     logs.store.write(logs.ref, "space again")
-    assert not logs.close("outcome=DONE"), "lines are missing: that is not complete"
+    assert not logs.close("outcome=DONE").complete, "lines are missing: that is not complete"
     lines = logs.lines()
     assert lines[-2:] == ["space again", "outcome=DONE"]
     # The half line at the old end counts as lost, and the note begins on a line of its own.
@@ -100,7 +101,7 @@ def test_space_comes_back(make_logs: Any, file_size_limit: int, lost_errors: lis
 def test_a_directory_that_is_a_file(logs: Any, lost_errors: list[LogEvent]) -> None:
     (logs.directory / "ab").write_text("in the way")
     logs.store.open(logs.ref, "first")
-    assert not logs.close()
+    assert not logs.close().complete
     assert "could not be written: Not a directory" in _complaints(logs, lost_errors)[0]
 
 
@@ -110,7 +111,7 @@ def test_a_link_is_not_followed(logs: Any, tmp_path: Path, lost_errors: list[Log
     logs.file.parent.mkdir(parents=True)
     logs.file.symlink_to(other)
     logs.store.open(logs.ref, "first")
-    assert not logs.close()
+    assert not logs.close().complete
     assert other.read_text() == "precious\n"
     assert "Too many levels of symbolic links" in _complaints(logs, lost_errors)[0]
 
@@ -122,26 +123,26 @@ def test_directories_removed_under_a_running_log_are_made_again(logs: Any) -> No
     logs.file.parent.rmdir()
     logs.file.parent.parent.rmdir()
     logs.store.write(logs.ref, "second")
-    assert logs.close()
+    assert logs.close().complete
     assert logs.lines() == ["second", "end"]
 
 
 def test_a_fault_in_the_thread_ends_neither_it_nor_the_wait(
     logs: Any, monkeypatch: pytest.MonkeyPatch, lost_errors: list[LogEvent]
 ) -> None:
-    from pdm.workqueue.logstore.attempt_log import AttemptLog
+    from pdm.workqueue.logstore.job_file import JobFile
 
-    def broken(self: AttemptLog) -> None:
+    def broken(self: JobFile, logs: object) -> None:
         raise RuntimeError("a fault of ours")
 
     logs.store.open(logs.ref, "first")
     with monkeypatch.context() as patch:
-        patch.setattr(AttemptLog, "write", broken)
-        assert not logs.close()
+        patch.setattr(JobFile, "append", broken)
+        assert not logs.close().complete
     (told,) = _complaints(logs, lost_errors)
     assert told == "a fault of the log store: RuntimeError: a fault of ours"
     logs.store.open(logs.ref, "again")
-    assert logs.close()
+    assert logs.close().complete
 
 
 def test_a_directory_that_cannot_be_made(make_logs: Any, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from twisted.internet.defer import gatherResults
 
 from pdm.workqueue.logstore import store
 from pdm.workqueue.logstore.attempt_log import LogRef
-from pdm.workqueue.logstore.store import LogMissingError, LogStore
+from pdm.workqueue.logstore.reader import LogMissingError
+from pdm.workqueue.logstore.store import LogStore
 
 Logs = Any  # the class of conftest.py, which tests cannot import
 
@@ -22,12 +23,12 @@ def test_a_log_from_first_to_last_line(logs: Logs) -> None:
     logs.store.open(logs.ref, "host=h element=7")
     logs.clock.seconds += 0.5
     logs.store.write(logs.ref, "one\ntwo\n")
-    assert logs.close("outcome=DONE rc=0")
+    assert logs.close("outcome=DONE rc=0").complete
     assert logs.file.read_text() == (
-        "2027-01-15T08:00:00.250Z host=h element=7\n"
-        "2027-01-15T08:00:00.750Z one\n"
-        "2027-01-15T08:00:00.750Z two\n"
-        "2027-01-15T08:00:00.750Z outcome=DONE rc=0\n"
+        "2027-01-15T08:00:00.250Z 7.1 host=h element=7\n"
+        "2027-01-15T08:00:00.750Z 7.1 one\n"
+        "2027-01-15T08:00:00.750Z 7.1 two\n"
+        "2027-01-15T08:00:00.750Z 7.1 outcome=DONE rc=0\n"
     )
 
 
@@ -41,21 +42,58 @@ def test_modes(logs: Logs) -> None:
         directory = directory.parent
 
 
-def test_attempts_and_elements_have_their_own_files(logs: Logs) -> None:
+def test_all_attempts_of_a_job_write_one_file_and_each_stands_in_one_piece(logs: Logs) -> None:
     refs = [LogRef("abcdef0123", element, attempt) for element in (0, 1) for attempt in (1, 2)]
     for ref in refs:
         logs.store.open(ref, str(ref))
-    logs.reactor.wait(gatherResults([logs.store.close(ref, "end") for ref in refs]))
-    for ref in refs:
-        text = (logs.directory / "ab" / "abcdef0123" / str(ref.element_id) / f"attempt{ref.attempt}.log").read_text()
-        assert str(ref) in text
-        assert len(text.splitlines()) == 2
+    closed = logs.reactor.wait(gatherResults([logs.store.close(ref, "end") for ref in refs]))
+    data = logs.file.read_bytes()
+    assert [path for path in logs.directory.rglob("*") if path.is_file()] == [logs.file]
+    assert sum(log.span.length for log in closed) == len(data)
+    for ref, log in zip(refs, closed, strict=True):
+        first, last = data[log.span.offset : log.span.offset + log.span.length].decode().splitlines()
+        assert first.endswith(f" {ref.element_id}.{ref.attempt} {ref}")
+        assert last.endswith(f" {ref.element_id}.{ref.attempt} end")
+
+
+def test_a_log_is_read_where_others_write_between_its_lines(logs: Logs) -> None:
+    other = LogRef("abcdef0123", 71, 1)
+    logs.store.open(other, "the other")
+    logs.store.open(logs.ref, "first")
+    for number in range(5):
+        logs.store.write(logs.ref, f"line {number}")
+        logs.store.write(other, f"7.1 line {number} 7.1 2027-01-15T08:00:00.250Z 7.1 forged")
+        logs.flush()
+    closed = logs.close()
+    expected = ["first", *(f"line {number}" for number in range(5)), "end"]
+    for where in ({"span": closed.span}, {}, {"worker": "whoever", "span": closed.span}):
+        assert [line.partition("Z ")[2] for line in logs.read(**where).splitlines()] == expected
+    assert closed.span.offset > 0
+
+
+def test_daemons_that_share_a_database_write_a_file_each(make_logs: Any) -> None:
+    one, other = make_logs(worker="host:01"), make_logs(worker="other/../host:02")
+    for logs, attempt in ((one, 1), (other, 2)):
+        logs.ref = LogRef("abcdef0123", 7, attempt)
+        logs.store.open(logs.ref, f"attempt {attempt}")
+        logs.close()
+    names = {path.name for path in one.directory.rglob("*") if path.is_file()}
+    assert names == {"log-host-01", "log-other-..-host-02"}
+    assert "attempt 1" in other.reactor.wait(other.store.read(one.ref, "host:01"))
+    with pytest.raises(LogMissingError):
+        other.reactor.wait(other.store.read(one.ref))
+
+
+def test_where_daemons_cannot_share_a_database_the_name_of_the_daemon_is_of_no_matter(logs: Logs) -> None:
+    logs.store.open(logs.ref, "first")
+    logs.close()
+    assert "first" in logs.read(worker="an earlier name")
 
 
 def test_a_running_log_shows_without_being_asked(logs: Logs) -> None:
     logs.store.open(logs.ref, "first")
     until = time.monotonic() + 20
-    while not logs.file.exists() and time.monotonic() < until:
+    while not (logs.file.exists() and logs.lines()) and time.monotonic() < until:
         time.sleep(0.005)
     assert logs.lines() == ["first"]
     logs.store.write(logs.ref, "second")
@@ -69,7 +107,7 @@ def test_flush_brings_all_to_disk(logs: Logs) -> None:
     for ref in refs:
         logs.store.open(ref, "first")
     logs.flush()
-    assert len(list(logs.directory.glob("ab/*/*/attempt1.log"))) == 300
+    assert len(logs.file.read_bytes().splitlines()) == 300
 
 
 def test_a_closed_log_is_complete_when_the_answer_comes(logs: Logs) -> None:
@@ -80,8 +118,10 @@ def test_a_closed_log_is_complete_when_the_answer_comes(logs: Logs) -> None:
         logs.store.open(ref, "first")
         logs.store.write(ref, "line")
         answer = logs.store.close(ref, "last")
-        path = ref.path(logs.directory)
-        answer.addCallback(lambda complete, path=path: seen.append(complete and path.read_text().endswith("Z last\n")))
+        path = logs.directory / "ui" / ref.log_uid / "log"
+        answer.addCallback(
+            lambda closed, path=path: seen.append(closed.complete and path.read_text().endswith(".1 last\n"))
+        )
         answers.append(answer)
     logs.reactor.wait(gatherResults(answers))
     assert seen == [True] * 500
@@ -153,7 +193,7 @@ def test_reading(logs: Logs) -> None:
     assert logs.reactor.wait(logs.store.read(logs.ref)).endswith("Z é\n")
     logs.close("last")
     text = logs.reactor.wait(logs.store.read(logs.ref))
-    assert text == logs.file.read_text()
+    assert text == logs.text()
     assert text.endswith("Z last\n")
 
 
@@ -173,27 +213,32 @@ def test_reading_what_cannot_be_read(logs: Logs) -> None:
         logs.reactor.wait(logs.store.read(logs.ref))
 
 
-def test_reading_is_bounded(make_logs: Any) -> None:
+@pytest.mark.parametrize("length", [30, 300, 30_000])
+def test_reading_is_bounded(make_logs: Any, length: int) -> None:
+    """However long a file of ours has become, and whoever wrote it."""
     logs = make_logs(head_bytes=1000, tail_bytes=100)
     logs.file.parent.mkdir(parents=True)
-    logs.file.write_bytes(b"a" * 1000 + b"b" * 5_000_000 + b"c" * 100)
-    text = logs.reactor.wait(logs.store.read(logs.ref))
-    assert len(text) < 600_000
-    assert text.startswith("a" * 1000)
-    assert text.endswith("not shown\n" + "c" * 100)
+    lines = [b"2027-01-15T08:00:00.250Z 7.1 %d %b\n" % (n, b"x" * length) for n in range(5_000_000 // length)]
+    logs.file.write_bytes(b"".join(lines))
+    text = logs.read()
+    assert len(text) < 650_000
+    assert text.startswith("2027-01-15T08:00:00.250Z 0 xxx")
+    shown = text.splitlines()
+    assert shown[-1] == lines[-1].decode().replace(" 7.1 ", " ").strip()
+    assert any(line.endswith("bytes in the middle are not shown") for line in shown[-5:])
 
 
 def test_what_is_not_utf8_is_read_all_the_same(logs: Logs) -> None:
     logs.file.parent.mkdir(parents=True)
-    logs.file.write_bytes(b"a\xff\n")
-    assert logs.reactor.wait(logs.store.read(logs.ref)) == "a\ufffd\n"
+    logs.file.write_bytes(b"2027-01-15T08:00:00.250Z 7.1 a\xff\n")
+    assert logs.read() == "2027-01-15T08:00:00.250Z a\ufffd\n"
 
 
 def test_lines_after_the_last_are_dropped(logs: Logs) -> None:
     logs.store.open(logs.ref, "first")
-    assert logs.close()
+    assert logs.close().complete
     logs.store.write(logs.ref, "late")
-    assert not logs.close("again")
+    assert not logs.close("again").complete
     assert logs.lines() == ["first", "end"]
 
 
@@ -201,14 +246,14 @@ def test_stop_ends_what_is_open(logs: Logs) -> None:
     logs.store.open(logs.ref, "first")
     logs.reactor.wait(logs.store.stop())
     assert logs.lines() == ["first", "[log] ends here: the daemon stopped"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "logstore"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("log")]
 
 
 def test_after_the_stop(logs: Logs) -> None:
     logs.reactor.wait(logs.store.stop())
     logs.store.open(logs.ref, "first")
     logs.store.write(logs.ref, "line")
-    assert not logs.close()
+    assert not logs.close().complete
     with pytest.raises(LogMissingError, match="stopped"):
         logs.reactor.wait(logs.store.read(logs.ref))
     logs.flush()
@@ -257,7 +302,7 @@ def test_a_disk_that_hangs_does_not_fill_the_memory(logs: Logs, monkeypatch: pyt
     for _ in range(100):
         logs.store.write(logs.ref, "x" * 99)
     release.set()
-    assert not logs.close()
+    assert not logs.close().complete
     lines = logs.lines()
     kept = lines.count("x" * 99)
     assert 10 <= kept <= 12

@@ -19,7 +19,6 @@ from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.http.endpoints import ENDPOINTS
-from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.store import jobs
 from tests.http.service import Answer, Certificates, Service, running
 from tests.reference.examples import READS, SUBMISSIONS, Read, Submission
@@ -167,8 +166,7 @@ async def _status_without_log(prepared: Prepared, path: str) -> int:
     service = prepared.service
     job = await service.database.read("fetch", jobs.fetch, prepared.numbers["12"], None)
     assert job is not None
-    attempt = 1 if path.endswith("/1") else 2
-    log = LogRef(job.log_uid, 1, attempt).path(service.folder / "logs")
+    log = service.folder / "logs" / job.log_uid[:2] / job.log_uid / "log"
     aside = log.with_suffix(".aside")
     log.rename(aside)
     try:

@@ -6,6 +6,7 @@ Every session of pytest ends with a look for them (``tests/conftest.py``).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ TOKEN = "canarytoken4711.canarytoken4711"
 _MARKS = tuple(f"-----BEGIN {kind}PRIVATE KEY-----".encode() for kind in ("", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "))
 _secrets = [PASSWORD.encode(), TOKEN.encode(), *_MARKS]
 _KINDS = (".log", ".sqlite", ".sqlite-wal", ".jsonl")
+#: Logs of jobs: `pdm.workqueue.logstore.attempt_log.log_name`.
+_JOB_LOG = re.compile(r"log(-.*)?")
 _PIECE = 1024 * 1024
 
 
@@ -30,7 +33,8 @@ def found_in(folder: Path) -> Iterator[str]:
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place) / name
-            if name.endswith(_KINDS) and not path.is_symlink() and path.is_file():
+            is_watched = name.endswith(_KINDS) or _JOB_LOG.fullmatch(name)
+            if is_watched and not path.is_symlink() and path.is_file():
                 yield from (f"{path}: {secret[:24].decode()}…" for secret in _secrets_in(path))
 
 

@@ -14,12 +14,13 @@ from tests.security import canary
 def test_what_it_finds(tmp_path: Path, secret: str) -> None:
     logs = tmp_path / "logs" / "ab"
     logs.mkdir(parents=True)
-    (logs / "attempt1.log").write_bytes(b"x" * (1024 * 1024 - 5) + secret.encode() + b"\n")
+    for name in ("log", "log-host-01", "daemon.log"):
+        (logs / name).write_bytes(b"x" * (1024 * 1024 - 5) + secret.encode() + b"\n")
     (tmp_path / "workqueue.sqlite").write_text(f"a row {secret}")
     (tmp_path / "host.key").write_text(secret)
     found = list(canary.found_in(tmp_path))
     # It would be found once more when the session ends.
     shutil.rmtree(logs)
     (tmp_path / "workqueue.sqlite").unlink()
-    assert len(found) == 2
+    assert len(found) == 4
     assert all(secret[:10] in line for line in found)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.jobs import ClaimToken, Counters
+from pdm.workqueue.domain.jobs import ClaimToken, Counters, JobRecord
 from pdm.workqueue.domain.lifecycle import MOST_CRASHES
 from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results
 from tests.store.stores import BROKEN, LEASE_S, Store, done, ended, identity, name_of, token_of
@@ -221,11 +222,16 @@ def test_a_lease_that_was_given_up_is_free(store: Store) -> None:
 def test_twenty_crashes_end_only_what_was_begun(store: Store) -> None:
     """A daemon that is killed again and again: what waited in a batch had nothing to do with it."""
     job = store.copy_job(store.user(), [1, 1], store.worker())
+
+    def only_first(of_job: JobRecord, tokens: Collection[ClaimToken]) -> list[ClaimToken]:
+        assert of_job.id == job.id
+        return [token for token in tokens if token.element_id == 1]
+
     for crash in range(MOST_CRASHES):
         claimed = {token_of(batch, n) for batch in store.claim() for n in range(len(batch.elements))}
         assert ClaimToken(job.id, 2, crash + 1) in claimed
         worker = identity()
-        store.run(leases.register_worker, worker, store.now, LEASE_S, begun=lambda job, token: token.element_id == 1)
+        store.run(leases.register_worker, worker, store.now, LEASE_S, begun=only_first)
         store.pass_time(700)
         store.worker()
     begun, waited = store.elements(job.id)[1:]

@@ -18,6 +18,7 @@ from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import ClaimToken
 from pdm.workqueue.execution.attempts import Settler
 from pdm.workqueue.execution.lease import Lease
+from pdm.workqueue.logstore.writer import ClosedLog
 from pdm.workqueue.store import claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
@@ -149,7 +150,7 @@ async def test_a_verdict_without_an_answer_is_found_written(
     )
     proxy.cut_commits = 1
     for verdict in done(*batches):
-        settler.submit(verdict, succeed(True))
+        settler.submit(verdict, succeed(ClosedLog(True, None)))
     assert settler.attempts() == {token_of(batches[0])}
     await settler.drained()
     lost_errors.clear()

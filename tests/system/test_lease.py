@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storage_servers import descendants
 from tests.store.clusters import cluster, programs
+from tests.support.attempt_logs import attempt_lines, job_logs
 
 LEASE_S = 2
 
@@ -133,10 +134,11 @@ def test_helpers_of_a_suspended_daemon_are_gone_before_another_one_takes_over(
     gone_at = datetime.now(UTC)
     ended = second.wait_for("admin", job["id"], timeout_s=50)
     assert ended["status"] == "DONE", ended
-    logs = [log for log in (second.directory / "var" / "logs").rglob("attempt2.log") if log.stat().st_size]
-    assert logs, "nothing was under way when the daemon was suspended"
-    for log in logs:
-        assert gone_at <= datetime.fromisoformat(log.read_text().split()[0]), log.read_text()
+    (log,) = job_logs(second.directory / "var" / "logs")
+    again = [lines for (_, attempt), lines in attempt_lines(log).items() if attempt == 2]
+    assert again, "nothing was under way when the daemon was suspended"
+    for lines in again:
+        assert gone_at <= datetime.fromisoformat(lines[0].split()[0]), lines
     signal_all(first, signal.SIGCONT)
     made = first.submit("admin", "mkdir", src_siteid=1, src_filepath="/after", protocol="FILE")
     assert first.wait_for("admin", made["id"])["status"] == "DONE"

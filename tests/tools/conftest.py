@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pdm.testgrid import TestGrid
 from pdm.workqueue.domain.enums import JobProtocol
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.grid.agent_sites import Sites
+from tests.grid.conftest import StartHelper, own, shared, sites  # noqa: F401 - fixtures
 from tests.helpers.driver import HelperProcess
 from tests.protocols.places import require_tools
 
@@ -27,35 +26,13 @@ def installed_tools(request: pytest.FixtureRequest) -> None:
         require_tools()
 
 
-@pytest.fixture
-def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
-    number = getattr(request.config, "tools_folders", 0) + 1
-    request.config.tools_folders = number  # type: ignore[attr-defined]
-    made = Sites(grid, f"tools{number}")
-    yield made
-    for site in grid.sites.values():
-        site.server.thaw()
-        if site.server.pid is None:
-            site.server.start()
-    for folder in (made.a, made.b):
-        shutil.rmtree(folder)
-
-
 def helper_as(grid: TestGrid, **changes: str) -> HelperProcess:
     return HelperProcess(["-m", MODULE], {**grid.environment(), **changes})
 
 
-@pytest.fixture(scope="module")
-def shared(grid: TestGrid) -> Iterator[HelperProcess]:
-    with helper_as(grid) as running:
-        yield running
-
-
-@pytest.fixture
-def own(grid: TestGrid) -> Iterator[HelperProcess]:
-    """A helper for a test that breaks something."""
-    with helper_as(grid) as running:
-        yield running
+@pytest.fixture(scope="session")
+def start_helper() -> StartHelper:
+    return helper_as
 
 
 @pytest.fixture

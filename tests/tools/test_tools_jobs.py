@@ -17,6 +17,7 @@ from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService, set_keys
 from tests.grid.agent_sites import Sites
 from tests.helpers.driver import ODD_NAMES, tree
+from tests.support.attempt_logs import attempt_lines
 
 pytestmark = [pytest.mark.grid, pytest.mark.timeout(300)]
 TOOLS = {"mover": "tools"}
@@ -111,10 +112,12 @@ def test_the_log_grows_while_the_tool_moves_and_both_its_death_and_a_cancel_are_
         "alice", "copy", src_siteid=1, src_filepath=str(huge), dst_siteid=2, dst_filepath=str(sites.b / "huge")
     )
 
+    logs = service.directory / "var" / "logs"
+
     def logged(attempt: int) -> str:
         # What `tail -F` shows.
-        found = (service.directory / "var" / "logs").rglob(f"1/attempt{attempt}.log")
-        return "".join(file.read_text() for file in found if "huge" in file.read_text())
+        found = attempt_lines(logs / job["log_uid"][:2] / job["log_uid"] / "log")
+        return "\n".join(found.get((1, attempt), []))
 
     wait_for(lambda: " bytes " in logged(1) and "MB/sec inst" in logged(1))
     _, element = service.call("alice", "GET", f"/jobs/{job['id']}/elements/1/status")

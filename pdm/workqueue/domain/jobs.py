@@ -167,8 +167,7 @@ class ElementRecord(NamedTuple):
         return self.attempts > 1 and (self.lost > 0 or unheard)
 
 
-@frozen
-class LogSpan:
+class LogSpan(NamedTuple):
     """The part of a job's log file that has all lines of one attempt, perhaps with lines of others between them.
 
     Both are in bytes: where the first line begins, and how many until the last line ends.

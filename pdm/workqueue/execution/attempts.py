@@ -25,6 +25,7 @@ from pdm.workqueue.execution.endpoint_health import SiteEndpoint, SiteHealth
 from pdm.workqueue.execution.monitoring import ProgressBoard, ReportedProgress, ServiceHealth
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
+from pdm.workqueue.logstore.writer import ClosedLog
 from pdm.workqueue.store import results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
@@ -66,7 +67,7 @@ class Settler:
         self._busy = False
         self._idle_waiters: list[Deferred[None]] = []
 
-    def submit(self, verdict: Verdict, log_closed: Deferred[bool]) -> None:
+    def submit(self, verdict: Verdict, log_closed: Deferred[ClosedLog]) -> None:
         """Settle a verdict once its log is on disk; a log that could not be written does not delay it.
 
         ``log_closed`` never fails: the log store reports incomplete logs itself.
@@ -74,9 +75,9 @@ class Settler:
         self._awaited += 1
         self._tokens.add(verdict.token)
 
-        def ready(complete: bool) -> None:
+        def ready(closed: ClosedLog) -> None:
             self._awaited -= 1
-            self._pending.append(verdict)
+            self._pending.append(verdict._replace(log=closed.span))
             if not self._busy:
                 self._busy = True
                 start_background("settle", self._settle_all())

@@ -15,11 +15,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from pdm.workqueue.agents.pool import boot_seconds
-from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
+from pdm.workqueue.domain.jobs import ClaimToken
 from pdm.workqueue.store import leases
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError
-from pdm.workqueue.store.leases import Registration, WorkerIdentity
+from pdm.workqueue.store.leases import FindBegun, Registration, WorkerIdentity
 from pdm.workqueue.telemetry.background import Background, Periodic
 
 #: Seconds after a failed renewal.
@@ -38,7 +38,7 @@ class Lease:
 
     Attributes:
         lease_s: seconds for which claims are valid without a renewal.
-        begun: whether work on an attempt of an earlier run had begun.
+        begun: finds attempts of an earlier run whose work had begun.
         ends_at: no daemon takes the claims before this time (`boot_seconds`); 0 without a lease.
         on_renewed: called with each new `ends_at`, once it is certain.
     """
@@ -48,7 +48,7 @@ class Lease:
     worker: WorkerIdentity
     clock: Callable[[], datetime]
     lease_s: float
-    begun: Callable[[JobRecord, ClaimToken], bool] | None = None
+    begun: FindBegun | None = None
     ends_at: float = 0.0
     on_renewed: list[Callable[[float], None]] = field(factory=list)
     _known: Callable[[], Collection[ClaimToken]] = tuple

@@ -21,7 +21,7 @@ from pdm.workqueue.domain.credentials import (
 )
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
-from pdm.workqueue.domain.jobs import ElementRecord, JobRecord, NewJob
+from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, LogSpan, NewJob
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
 from pdm.workqueue.http.problems import (
@@ -50,12 +50,34 @@ class CredentialNeeds:
 
 @frozen
 class EndedAttempt:
+    """An attempt that has ended; ``worker`` is the daemon that ran it, ``log`` says where in its file the log is."""
+
     job: JobRecord
     element: ElementRecord
     attempt: int
     status: JobStatus
     is_latest: bool
     failure: AttemptFailure | None
+    worker: str
+    log: LogSpan | None
+
+
+@frozen
+class KnownAttempt:
+    """An attempt, running or ended.
+
+    Attributes:
+        status: None if there is no such attempt.
+        worker: the daemon that runs it or ran it; None if none does any more.
+        log: where in the file of that daemon its log is; None if unknown.
+    """
+
+    job: JobRecord
+    element: ElementRecord
+    attempt: int
+    status: JobStatus | None
+    worker: str | None = None
+    log: LogSpan | None = None
 
 
 @frozen
@@ -166,10 +188,8 @@ def job_and_listing(session: Session, job_id: int) -> tuple[JobRecord, JobStatus
     return owner, owner.status if first is None else first.status
 
 
-def fetch_attempt(
-    session: Session, job_id: int, element_id: int, scope: int | None, number: int
-) -> tuple[JobRecord, ElementRecord, int, JobStatus | None]:
-    """Number and status of an attempt, with its job and element; the status is None if there is no such attempt.
+def fetch_attempt(session: Session, job_id: int, element_id: int, scope: int | None, number: int) -> KnownAttempt:
+    """An attempt, with its job and element.
 
     Attempts count from 1; negative numbers count from the latest, running or not.
     """
@@ -177,11 +197,14 @@ def fetch_attempt(
     latest = found.attempts
     number += latest + 1 if number < 0 else 0
     if not 1 <= number <= latest:
-        return owner, found, number, None
+        return KnownAttempt(owner, found, number, None)
     if number == latest and found.status is JobStatus.RUNNING:
-        return owner, found, number, JobStatus.RUNNING
+        worker = jobs.worker_of_element(session, job_id, element_id)
+        return KnownAttempt(owner, found, number, JobStatus.RUNNING, worker)
     record = jobs.fetch_attempt(session, job_id, element_id, number)
-    return owner, found, number, None if record is None else record.status
+    if record is None:
+        return KnownAttempt(owner, found, number, None)
+    return KnownAttempt(owner, found, number, record.status, record.worker, record.log)
 
 
 def element_page(
@@ -196,28 +219,24 @@ def ended_attempts(
     """An element with its ended attempts, the oldest first."""
     owner, found = fetch_element(session, job_id, element_id, scope)
     records = jobs.attempts(session, job_id, element_id)
-    return found, [
-        EndedAttempt(owner, found, record.attempt, record.status, record is records[-1], record.failure)
-        for record in records
-    ]
+    return found, [_ended(owner, found, record, is_latest=record is records[-1]) for record in records]
+
+
+def _ended(owner: JobRecord, element: ElementRecord, record: AttemptRecord, *, is_latest: bool) -> EndedAttempt:
+    return EndedAttempt(
+        owner, element, record.attempt, record.status, is_latest, record.failure, record.worker, record.log
+    )
 
 
 def latest_attempts(session: Session, job_id: int, scope: int | None, after: int | None) -> OutputPage:
     """The latest ended attempts of the elements after an id."""
     owner = fetch_job(session, job_id, scope)
     page = jobs.page_elements(session, job_id, ElementFilter(limit=PAGE_SIZE, after=after, with_attempts=True))
-    latest = []
-    for found in page:
-        if found.status in (JobStatus.DONE, JobStatus.FAILED):
-            # The last attempt of such an element has its status; the attempts of others must be queried.
-            latest.append(EndedAttempt(owner, found, found.attempts, found.status, True, found.failure))
-        else:
-            records = jobs.attempts(session, job_id, found.id)
-            if records:
-                latest.append(
-                    EndedAttempt(owner, found, records[-1].attempt, records[-1].status, True, records[-1].failure)
-                )
-    return OutputPage(latest, page[-1].id if len(page) == PAGE_SIZE else None)
+    if not page:
+        return OutputPage([], None)
+    latest = jobs.latest_attempts(session, job_id, page[0].id, page[-1].id)
+    ended = [_ended(owner, found, latest[found.id], is_latest=True) for found in page if found.id in latest]
+    return OutputPage(ended, page[-1].id if len(page) == PAGE_SIZE else None)
 
 
 def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> JobRecord:

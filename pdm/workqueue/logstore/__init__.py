@@ -1,1 +1,1 @@
-"""The logs of attempts, one file each."""
+"""The logs of attempts: one file for each job."""

@@ -1,17 +1,16 @@
-"""One attempt's log on disk: bounded, a valid text file at any time, with proof of life while it is long.
+"""The log of one attempt: its lines, bounded, with proof of life while it is long.
 
-Scheme. Lines go to the end of the file until ``head_bytes`` are written. From then on the newest lines wait in
-memory, as many as fit ``tail_bytes``, and the file gets a line of life now and then (after 5 s, then in pauses that
-double up to 5 minutes): how much is left out so far, and the newest line. When the attempt ends, a line says how many
-lines and bytes were left out, and the tail follows. The file is only ever appended to, so ``tail -F`` shows all of it.
+Scheme. Lines are due at once until ``head_bytes`` are written. From then on the newest lines wait in memory, as many as
+fit ``tail_bytes``, and the log gets a line of life now and then (after 5 s, then in pauses that double up to 5
+minutes): how much is left out so far, and the newest line. When the attempt ends, a line says how many lines and bytes
+were left out, and the tail follows. Lines are only ever appended, so ``tail -F`` shows all of it.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import time
 from collections import deque
-from pathlib import Path
 
 from attrs import field, frozen
 from attrs import validators as check
@@ -19,10 +18,10 @@ from attrs import validators as check
 _FIRST_LIFE_S = 5.0
 _LONGEST_LIFE_S = 300.0
 _SHOWN_IN_LIFE = 300
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 
-@frozen
+@frozen(cache_hash=True)
 class LogRef:
     """Which log: the job's ``log_uid``, the element, the attempt (from 1)."""
 
@@ -31,53 +30,74 @@ class LogRef:
     element_id: int = field(validator=check.ge(0))
     attempt: int = field(validator=check.ge(1))
 
-    def path(self, directory: Path) -> Path:
-        """The file below the directory of all logs."""
-        return Path(self.path_text(str(directory)))
+    @property
+    def key(self) -> str:
+        """The second word of its lines in the file of the job."""
+        return f"{self.element_id}.{self.attempt}"
 
-    def path_text(self, directory: str) -> str:
-        """The same as text; used for each attempt, where joining Paths would cost as much as the file itself."""
-        return f"{directory}/{self.log_uid[:2]}/{self.log_uid}/{self.element_id}/attempt{self.attempt}.log"
+    def old_path(self, directory: str) -> str:
+        """The file that earlier versions wrote for this attempt alone, below the directory of all logs."""
+        return f"{folder_of(directory, self.log_uid)}/{self.element_id}/attempt{self.attempt}.log"
+
+
+def folder_of(directory: str, log_uid: str) -> str:
+    """The folder of a job's logs, as text: it is made for each job, where Paths would cost as much as the file."""
+    return f"{directory}/{log_uid[:2]}/{log_uid}"
+
+
+def log_name(worker: str | None) -> str:
+    """The file in the folder of a job that one daemon writes.
+
+    Args:
+        worker: name of the daemon; None where only one daemon can use the database.
+    """
+    return "log" if worker is None else f"log-{_NOT_IN_FILE_NAMES.sub('-', worker)}"
 
 
 class AttemptLog:
-    """A log that is being written. Used by one thread only."""
+    """The lines of an attempt that runs. Used by one thread only.
 
-    def __init__(self, path: str, head_bytes: int, tail_bytes: int) -> None:
-        self._path = path
+    Args:
+        key: what each line has after its time, with a blank.
+    """
+
+    def __init__(self, key: bytes, head_bytes: int, tail_bytes: int) -> None:
+        self._key = key
         self._room = head_bytes
         self._tail_bytes = tail_bytes
-        #: What the next write puts at the end of the file.
-        self._buffer: list[bytes] = []
+        #: What the next write puts into the file.
+        self._due: list[bytes] = []
         self._tail: deque[bytes] = deque()
         self._in_tail = 0
         self._left_out_lines = 0
         self._left_out_bytes = 0
         self._life_pause_s = _FIRST_LIFE_S
         self._next_life_at: float | None = None
+        self._stamp = b""
         self._lost_lines = 0
         self._lost_because = ""
-        self._torn = False
-        self._begun = False
         #: Whether every line so far that was not left out by the bounds has been written.
         self.complete = True
 
     @property
-    def dirty(self) -> bool:
-        """Whether a write is due."""
-        return bool(self._buffer)
+    def is_due(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._due)
 
-    def add(self, line: bytes, stamp: bytes, now: float) -> None:
+    def add(self, text: bytes, stamp: bytes, now: float) -> None:
         """Take a line.
 
         Args:
-            stamp: the time and a blank, for the lines of our own.
+            text: without the time, with the line end.
+            stamp: the time and a blank.
             now: when that was, in seconds.
         """
+        line = stamp + self._key + text
+        self._stamp = stamp
         if self._next_life_at is None:
             if len(line) <= self._room:
                 self._room -= len(line)
-                self._buffer.append(line)
+                self._due.append(line)
                 return
             self._next_life_at = now + self._life_pause_s
         self._tail.append(line)
@@ -92,85 +112,52 @@ class AttemptLog:
         if now >= self._next_life_at:
             self._life_pause_s = min(self._life_pause_s * 2, _LONGEST_LIFE_S)
             self._next_life_at = now + self._life_pause_s
-            newest = line.rstrip(b"\n")[:_SHOWN_IN_LIFE].decode("utf-8", "ignore").encode()
-            self._buffer.append(
-                stamp
-                + b"[log] the log is long: %d lines (%d bytes) wait or are left out; the newest: %b\n"
-                % (self._left_out_lines + len(self._tail), self._left_out_bytes + self._in_tail, newest)
+            newest = (stamp + text).rstrip(b"\n")[:_SHOWN_IN_LIFE].decode("utf-8", "ignore").encode()
+            self._due.append(
+                self._note(
+                    b"the log is long: %d lines (%d bytes) wait or are left out; the newest: %b"
+                    % (self._left_out_lines + len(self._tail), self._left_out_bytes + self._in_tail, newest)
+                )
             )
 
-    def add_last(self, line: bytes) -> None:
-        """Take the last line: it is kept whatever the bounds say."""
+    def add_last(self, text: bytes, stamp: bytes) -> None:
+        """Take a last line: it is kept whatever the bounds say."""
         self._next_life_at = None
         if self._tail:
-            self._buffer += self._shown_tail()
+            self._due += self._shown_tail()
             self._tail.clear()
-        self._buffer.append(line)
+        self._stamp = stamp
+        self._due.append(stamp + self._key + text)
+
+    def _note(self, text: bytes) -> bytes:
+        return b"%b%b[log] %b\n" % (self._stamp, self._key, text)
 
     def _shown_tail(self) -> list[bytes]:
         if not self._left_out_lines:
             return list(self._tail)
-        note = b"[log] left out %d lines (%d bytes)\n" % (self._left_out_lines, self._left_out_bytes)
+        note = self._note(b"left out %d lines (%d bytes)" % (self._left_out_lines, self._left_out_bytes))
         return [note, *self._tail]
 
     def waiting_tail(self) -> bytes:
-        """What the file does not contain yet."""
+        """What the file does not contain yet, apart from what is due."""
         return b"".join(self._shown_tail())
 
-    def write(self) -> OSError | None:
-        """Put what is due at the end of the file; directories are made as needed.
-
-        Returns:
-            None, or why it could not be written. What was due is lost then; the next write says so.
-        """
-        data = b"".join(self._buffer)
-        self._buffer = []
+    def take(self) -> bytes:
+        """What is due: whole lines. If they cannot be written, `lose` must be told."""
+        data = b"".join(self._due)
+        self._due = []
         if self._lost_lines:
-            note = b"[log] %d lines could not be written: %b\n" % (self._lost_lines, self._lost_because.encode())
-            data = note + data
-        if self._torn:
-            data = b"\n" + data
-        rest = memoryview(data)
-        try:
-            fd = self._opened()
-            try:
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
-            finally:
-                os.close(fd)
-        except OSError as error:
-            self.complete = False
-            self._torn = self._torn or len(rest) < len(data)
-            # A note of ours that was not written either is one line too many: a count is no less true for that.
-            self._lost_lines += bytes(rest).count(b"\n")
-            self._lost_because = error.strerror or type(error).__name__
-            return error
-        self._lost_lines = 0
-        self._torn = False
-        return None
+            note = b"%d lines could not be written: %b" % (self._lost_lines, self._lost_because.encode())
+            data = self._note(note) + data
+            self._lost_lines = 0
+        return data
 
-    def _opened(self) -> int:
-        if not self._begun:
-            # The directory of a first attempt is never there yet: making it first saves an open that fails.
-            _make_directories(self._path)
-            self._begun = True
-        try:
-            return os.open(self._path, _FLAGS, 0o640)
-        except FileNotFoundError:
-            _make_directories(self._path)
-            return os.open(self._path, _FLAGS, 0o640)
-
-
-def _make_directories(path: str) -> None:
-    """Make the directories above a log, 0750 each: ``os.makedirs`` would give its mode to the last one only."""
-    directory = os.path.dirname(path)  # noqa: PTH120 - called for each attempt; a Path costs more than the mkdir
-    try:
-        os.mkdir(directory, 0o750)  # noqa: PTH102 - as above
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        _make_directories(directory)
-        os.mkdir(directory, 0o750)  # noqa: PTH102 - as above
+    def lose(self, rest: bytes, why: str) -> None:
+        """Take note of what could not be written of what was taken; the next write says so."""
+        self.complete = False
+        # A note of ours that was not written either is one line too many: a count is no less true for that.
+        self._lost_lines += rest.count(b"\n")
+        self._lost_because = why
 
 
 class TimestampFormatter:
@@ -178,12 +165,15 @@ class TimestampFormatter:
 
     def __init__(self) -> None:
         self._second = -1
-        self._text = ""
+        self._text = b""
 
     def stamp(self, at: float) -> bytes:
-        """The time in UTC, ISO 8601 with milliseconds, and a blank."""
+        """The time in UTC, ISO 8601 with milliseconds, and a blank: `STAMP_BYTES`."""
         second = int(at)
         if second != self._second:
             self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return b"%b.%03dZ " % (self._text.encode(), int((at - second) * 1000))
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%b.%03dZ " % (self._text, int((at - second) * 1000))
+
+
+STAMP_BYTES = len("2027-01-15T08:00:00.250Z ")

@@ -340,6 +340,28 @@ def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptReco
     return [attempt_record(row) for row in rows]
 
 
+def latest_attempts(session: Session, job_id: int, first: int, last: int) -> dict[int, AttemptRecord]:
+    """The latest ended attempt of each element from one to another, by the element's number."""
+    rows = session.execute(
+        _ATTEMPTS.where(attempts_table.c.job_id == job_id, attempts_table.c.element_id.between(first, last)).order_by(
+            attempts_table.c.element_id, attempts_table.c.attempt
+        )
+    )
+    # Of each element, the latest comes last and stays.
+    return {record.element_id: record for record in map(attempt_record, rows)}
+
+
+_WORKER_OF_ELEMENT = sa.select(workers.c.name).where(
+    workers.c.id == elements.c.worker_id, elements.c.job_id == bindparam("job"), elements.c.id == bindparam("number")
+)
+
+
+def worker_of_element(session: Session, job_id: int, element_id: int) -> str | None:
+    """The name of the daemon that runs an element; None if none does."""
+    name: str | None = session.scalar(_WORKER_OF_ELEMENT, {"job": job_id, "number": element_id})
+    return name
+
+
 def fetch_attempt(session: Session, job_id: int, element_id: int, attempt: int) -> AttemptRecord | None:
     """An ended attempt."""
     return next((one for one in attempts(session, job_id, element_id) if one.attempt == attempt), None)

@@ -120,8 +120,8 @@ def _lease_clock(session: Session, now: datetime) -> datetime:
     return session.scalars(sa.select(sa.cast(sa.func.clock_timestamp(), UtcDateTime()))).one()
 
 
-#: Whether work on an attempt had begun, by the logs of the calling daemon.
-HasBegun = Callable[[JobRecord, ClaimToken], bool]
+#: Those of some attempts at elements of a job whose work had begun, by the logs of the calling daemon.
+FindBegun = Callable[[JobRecord, Collection[ClaimToken]], Collection[ClaimToken]]
 
 
 def register_worker(
@@ -131,14 +131,14 @@ def register_worker(
     lease_s: float,
     *,
     alone: bool = False,
-    begun: HasBegun | None = None,
+    begun: FindBegun | None = None,
 ) -> Registration:
     """Take the lease of a name, unless another daemon has it.
 
     What an earlier incarnation under the name ran goes back to the queue.
 
     ``lease_s``: seconds for which the lease is valid without a renewal. ``alone``: no other daemon can use the
-    database, because this one has locked it. ``begun``: whether work on an attempt of an earlier incarnation had begun;
+    database, because this one has locked it. ``begun``: finds attempts of an earlier incarnation whose work had begun;
     None if unknown.
     """
     number = session.scalar(sa.select(workers.c.id).where(workers.c.name == worker.name))
@@ -170,7 +170,7 @@ def register_worker(
     if alone:
         session.execute(sa.update(workers).where(workers.c.id != number).values(lease_until=None))
         left = list(session.scalars(sa.select(workers.c.id)))
-    return Registration(back=_release(session, workers.c.id.in_(left), now, begun=begun or _always))
+    return Registration(back=_release(session, workers.c.id.in_(left), now, begun=begun or _all))
 
 
 def renew(session: Session, worker: str, now: datetime, lease_s: float) -> Renewal:
@@ -293,7 +293,7 @@ def release_unknown(session: Session, worker: str, tokens: Collection[ClaimToken
     number = session.scalar(WORKER_ID, {"of_incarnation": worker})
     if number is None:
         return 0
-    return _release(session, workers.c.id == number, now, begun=lambda _job, _token: False, only=frozenset(tokens))
+    return _release(session, workers.c.id == number, now, begun=lambda _job, _tokens: (), only=frozenset(tokens))
 
 
 _RELEASE = UPDATE_ELEMENT.values(
@@ -322,8 +322,8 @@ def _crashes(session: Session, token: ClaimToken) -> int:
     return 1 + sum(1 for _ in crashed)
 
 
-def _always(_job: JobRecord, _token: ClaimToken) -> bool:
-    return True
+def _all(_job: JobRecord, tokens: Collection[ClaimToken]) -> Collection[ClaimToken]:
+    return tokens
 
 
 def _release(
@@ -331,14 +331,14 @@ def _release(
     of_workers: sa.ColumnElement[bool],
     now: datetime,
     *,
-    begun: HasBegun = _always,
+    begun: FindBegun = _all,
     only: Collection[ClaimToken] | None = None,
     most: int | None = None,
     skip_locked: bool = True,
 ) -> int:
     """Put running elements of some workers back into the queue.
 
-    ``of_workers``: condition on workers. ``begun``: whether work on an attempt had begun; otherwise it has not crashed.
+    ``of_workers``: condition on workers. ``begun``: finds those whose work had begun; others have not crashed.
     ``only``: which attempts; None for all. ``skip_locked``: whether to skip jobs that another session has locked.
     """
     held = sa.and_(sa.text(IS_RUNNING), elements.c.worker_id.in_(sa.select(workers.c.id).where(of_workers)))
@@ -362,6 +362,10 @@ def _release(
         .where(held, elements.c.job_id.in_(locked))
         .limit(most)
     ).all()
+    tokens_of: dict[int, set[ClaimToken]] = {}
+    for row in rows:
+        tokens_of.setdefault(row.job_id, set()).add(ClaimToken(row.job_id, row.id, row.attempts))
+    had_begun = {token for job_id, tokens in tokens_of.items() for token in begun(locked[job_id].record, tokens)}
     released, crashed, ended = [], [], []
     for row in rows:
         job = locked[row.job_id]
@@ -370,7 +374,7 @@ def _release(
             continue
         failure, due_at = None, AT_ONCE
         status = settled_status(JobStatus.SUBMITTED, cancel_requested=job.record.cancel_requested)
-        if begun(job.record, token):
+        if token in had_begun:
             failure = _DAEMON_LOST
             decision = after_crash(RetryPolicy(), _crashes(session, token), now)
             if isinstance(decision, GiveUp):

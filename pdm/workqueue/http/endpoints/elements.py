@@ -33,8 +33,8 @@ from pdm.workqueue.http.problems import (
 from pdm.workqueue.http.transactions import EndedAttempt, OutputPage
 from pdm.workqueue.http.views import element_status_view, element_view
 from pdm.workqueue.logstore.attempt_log import LogRef
-from pdm.workqueue.logstore.store import LogMissingError as LogFileMissingError
-from pdm.workqueue.logstore.store import LogPiece
+from pdm.workqueue.logstore.reader import LogMissingError as LogFileMissingError
+from pdm.workqueue.logstore.reader import LogPiece
 from pdm.workqueue.store import jobs
 from pdm.workqueue.store.jobs import ElementFilter
 from pdm.workqueue.wire.requests import ElementQuery, OutputQuery
@@ -193,7 +193,8 @@ async def _outputs(
 
 async def _read_log(api: ApiContext, ended: EndedAttempt) -> str:
     try:
-        return await api.logstore.read(LogRef(ended.job.log_uid, ended.element.id, ended.attempt))
+        ref = LogRef(ended.job.log_uid, ended.element.id, ended.attempt)
+        return await api.logstore.read(ref, ended.worker, ended.log)
     except LogFileMissingError as error:
         if ended.failure is not None and ended.failure.code is FailureCode.CRASHED:
             # A daemon that was killed may not have started the log, or has it on another machine.
@@ -268,26 +269,26 @@ async def _requested_output(
 async def _live_output(
     api: ApiContext, caller: Caller, job_id: int, element_id: int, number: int, offset: int
 ) -> OutputView:
-    job, element, attempt, status = await api.database.read(
-        "an attempt", transactions.fetch_attempt, job_id, element_id, caller.scope, number
-    )
+    found = await api.database.read("an attempt", transactions.fetch_attempt, job_id, element_id, caller.scope, number)
+    job, element, attempt, status = found.job, found.element, found.attempt, found.status
     if status is None:
         place = f"element {element.id} of job {job.id}"
         raise OutputNotReadyError(f"{place} has no attempt {number}: {element.attempts} were started")
     # The database is read before the log: the log of an attempt that has ended is complete.
     ended = status is not JobStatus.RUNNING
+    ref = LogRef(job.log_uid, element.id, attempt)
     try:
-        piece = await api.logstore.read_piece(LogRef(job.log_uid, element.id, attempt), offset, _LIVE_BYTES)
+        piece = await api.logstore.read_piece(ref, offset, _LIVE_BYTES, found.worker, found.log)
     except LogFileMissingError:
-        # An element that was claimed but waits within its batch has no log yet.
-        piece = LogPiece(None if ended else "", offset, is_last=True)
+        piece = LogPiece(None, offset, is_last=True)
     return OutputView(
         jobid=job.id,
         elementid=element.id,
         attempt=attempt,
         type=element.type.name,
         status=status.name,
-        log=piece.text,
+        # An element that was claimed but waits within its batch has no log yet.
+        log=piece.text if ended else piece.text or "",
         offset=piece.end,
         end=ended and piece.is_last,
     )

@@ -1,0 +1,256 @@
+"""Writing of logs, by one thread.
+
+The thread takes everything that was queued since its last pass. Logs that are closed are written at the end of the
+pass, those of one job together; others within 50 ms. So a short attempt stands in one piece, many of them cost one
+open, one write and one close, and a long one is visible while it runs.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from twisted.internet.defer import Deferred
+
+from pdm.workqueue.domain.jobs import LogSpan
+from pdm.workqueue.logstore.attempt_log import AttemptLog, LogRef, TimestampFormatter
+from pdm.workqueue.logstore.job_file import JobFile, OpenLog
+from pdm.workqueue.logstore.reader import Answer, Region
+from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
+
+#: How long lines may wait for others before they are written.
+_FLUSH_S = 0.05
+#: Operations run before answers are delivered: limits how long the first answer waits for the last.
+_MOST_AT_ONCE = 512
+_LONGEST_LINE = 8 * 1024
+_COMPLAINT_PAUSE_S = 10.0
+#: A private key is never longer; a BEGIN without END hides no more lines than this.
+_LONGEST_KEY_LINES = 100
+
+Operation = Callable[[], None]
+
+
+class ClosedLog(NamedTuple):
+    """How the log of an attempt ended.
+
+    Attributes:
+        complete: whether all of it is on disk.
+        span: where it is in the file of its job; None if nothing of it is on disk.
+    """
+
+    complete: bool
+    span: LogSpan | None
+
+
+class LogWriter:
+    """Runs operations one after the other on its own thread.
+
+    Args:
+        name: of the file that it writes in the folder of each job.
+        report: called on the thread with answers, and with a complaint for the daemon's log or None.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        name: str,
+        head_bytes: int,
+        tail_bytes: int,
+        report: Callable[[list[Answer], str | None], None],
+    ) -> None:
+        self._directory = directory
+        self._name = name
+        self._head_bytes = head_bytes
+        self._tail_bytes = tail_bytes
+        self._report = report
+        self._queue: queue.SimpleQueue[Operation] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="logstore", daemon=True)
+        #: Those that open logs write into, by `log_uid`.
+        self._files: dict[str, JobFile] = {}
+        self._open: dict[LogRef, OpenLog] = {}
+        #: Open logs with lines that are due.
+        self._dirty: dict[LogRef, OpenLog] = {}
+        self._closing: list[tuple[OpenLog, bool, Deferred[ClosedLog]]] = []
+        self._due_at = 0.0
+        self._answers: list[Answer] = []
+        self._finished = False
+        self._stamps = TimestampFormatter()
+        self._complaint = ""
+        self._complain_at = 0.0
+        #: Logs of which lines could not be written, each time. Written by the thread, read by anyone.
+        self.errors = 0
+        #: Characters of lines taken in, ever. Written by the thread, read by anyone.
+        self.taken = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        return self._thread.ident is not None
+
+    def join(self) -> None:
+        """Wait for the thread, after it was asked to finish."""
+        self._thread.join()
+
+    def put(self, operation: Operation) -> None:
+        """Queue an operation; thread-safe."""
+        self._queue.put(operation)
+
+    # The methods below run on the thread.
+
+    def begin(self, ref: LogRef, text: str, at: float) -> None:
+        """Open a log with its first line."""
+        if ref not in self._open:
+            file = self._files.get(ref.log_uid)
+            if file is None:
+                file = self._files[ref.log_uid] = JobFile(self._directory, ref.log_uid, self._name)
+            file.open_logs += 1
+            log = AttemptLog(f"{ref.key} ".encode(), self._head_bytes, self._tail_bytes)
+            self._open[ref] = OpenLog(file, log)
+        self.add(ref, text, at)
+
+    def add(self, ref: LogRef, text: str, at: float) -> None:
+        """Add lines; a log that is not open (any more) takes none."""
+        self.taken += len(text)
+        opened = self._open.get(ref)
+        if opened is None:
+            return
+        stamp = self._stamps.stamp(at)
+        for line in _lines(opened, text):
+            opened.log.add(line, stamp, at)
+        if opened.log.is_due:
+            if not self._dirty:
+                self._due_at = time.monotonic() + _FLUSH_S
+            self._dirty[ref] = opened
+
+    def end(self, ref: LogRef, text: str, at: float, missing: int, answer: Deferred[ClosedLog]) -> None:
+        """Add the last line and close; answered with a `ClosedLog`, once it is on disk."""
+        opened = self._open.pop(ref, None)
+        if opened is None:
+            self._answers.append((answer, ClosedLog(False, None)))
+            return
+        self._dirty.pop(ref, None)
+        self._closing.append((opened, not missing, answer))
+        stamp = self._stamps.stamp(at)
+        if missing:
+            opened.log.add_last(b"[log] %d lines went missing: the disk did not keep up\n" % missing, stamp)
+        for line in _lines(opened, text):
+            opened.log.add_last(line, stamp)
+
+    def locate(self, ref: LogRef, then: Callable[[Region | None], None]) -> None:
+        """Call a function with the part of the file that has what is known of a log by now; None if it is not open."""
+        self._guarded(self._write_closing)
+        opened = self._open.get(ref)
+        if opened is None:
+            then(None)
+            return
+        if self._dirty.pop(ref, None) is not None:
+            self._guarded(partial(self._write, [opened]))
+        begin, end = (0, 0) if opened.span is None else (opened.span.offset, opened.span.offset + opened.span.length)
+        then(Region(begin, end, opened.log.waiting_tail()))
+
+    def flush(self, answer: Deferred[None]) -> None:
+        """Write out all that waits."""
+        self._write_closing()
+        self._write_dirty()
+        self._answers.append((answer, None))
+
+    def finish(self, at: float, answer: Deferred[None]) -> None:
+        """Close what is open, then end the thread."""
+        for ref in list(self._open):
+            self.end(ref, "[log] ends here: the daemon stopped", at, 0, Deferred())
+        self._write_closing()
+        self._finished = True
+        self._answers.append((answer, None))
+
+    def _run(self) -> None:
+        while not self._finished:
+            for operation in self._next_operations():
+                self._guarded(operation)
+            self._guarded(self._write_closing)
+            if self._dirty and time.monotonic() >= self._due_at:
+                self._guarded(self._write_dirty)
+            self._give_answers()
+
+    def _next_operations(self) -> list[Operation]:
+        wait = max(0.0, self._due_at - time.monotonic()) if self._dirty else None
+        operations = []
+        try:
+            operations.append(self._queue.get(timeout=wait))
+            while len(operations) < _MOST_AT_ONCE:
+                operations.append(self._queue.get_nowait())
+        except queue.Empty:
+            pass
+        return operations
+
+    def _guarded(self, operation: Operation) -> None:
+        try:
+            operation()
+        except Exception as error:  # the thread must outlive any fault, else every attempt would wait for ever
+            self.errors += 1
+            self._complaint = f"a fault of the log store: {type(error).__name__}: {error}"
+
+    def _write_closing(self) -> None:
+        closing, self._closing = self._closing, []
+        written = False
+        try:
+            self._write(opened for opened, _, _ in closing)
+            written = True
+        finally:
+            # Whatever happens here, who waits to settle the attempts gets an answer.
+            for opened, has_all, answer in closing:
+                complete = written and has_all and opened.log.complete
+                self._answers.append((answer, ClosedLog(complete, opened.span)))
+                opened.file.open_logs -= 1
+                if not opened.file.open_logs:
+                    del self._files[opened.file.log_uid]
+
+    def _write_dirty(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        self._write(dirty.values())
+
+    def _write(self, logs: Iterable[OpenLog]) -> None:
+        """Write what is due, with one write for each job."""
+        by_file: dict[JobFile, list[OpenLog]] = {}
+        for opened in logs:
+            by_file.setdefault(opened.file, []).append(opened)
+        for file, together in by_file.items():
+            fault = file.append(together)
+            if fault is not None:
+                failed, why = fault
+                self.errors += failed
+                self._complaint = f"the log {file.path} could not be written: {why}; failed writes: {self.errors}"
+
+    def _give_answers(self) -> None:
+        complaint = None
+        if self._complaint and time.monotonic() >= self._complain_at:
+            # A full disk fails thousands of writes a second: one line now and then is enough.
+            complaint, self._complaint = self._complaint, ""
+            self._complain_at = time.monotonic() + _COMPLAINT_PAUSE_S
+        if self._answers or complaint:
+            answers, self._answers = self._answers, []
+            self._report(answers, complaint)
+
+
+def _lines(opened: OpenLog, text: str) -> list[bytes]:
+    """The text as lines that are safe, without secrets, each with its line end."""
+    if "\n" not in text:
+        return _line(opened, text)
+    return [line for piece in text.removesuffix("\n").split("\n") for line in _line(opened, piece)]
+
+
+def _line(opened: OpenLog, line: str) -> list[bytes]:
+    # A private key comes line by line: from BEGIN to END nothing is shown.
+    if opened.hidden_lines:
+        over = "-----END " in line or opened.hidden_lines >= _LONGEST_KEY_LINES
+        opened.hidden_lines = 0 if over else opened.hidden_lines + 1
+        return []
+    if "PRIVATE KEY-----" in line and "-----END " not in line:
+        opened.hidden_lines = 1
+    safe = escaped(redacted(bounded(line.rstrip("\r"), _LONGEST_LINE)))
+    return [safe.encode("utf-8", "backslashreplace") + b"\n"]

@@ -1,0 +1,27 @@
+"""What the log files of jobs contain, read as an operator reads them: ``grep`` for the lines of one attempt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_LINE = re.compile(r"(\S+Z) (\d+)\.(\d+) (.*)")
+
+
+def job_logs(logs: Path) -> Iterator[Path]:
+    """The log files of all jobs below the folder of all logs, of every daemon."""
+    return (path for path in logs.glob("*/*/log*") if path.is_file())
+
+
+def attempt_lines(file: Path) -> dict[tuple[int, int], list[str]]:
+    """The lines of each attempt in the log file of a job, by element and attempt, without these two.
+
+    Half lines, as a daemon that was killed may leave them, are passed over.
+    """
+    found: dict[tuple[int, int], list[str]] = {}
+    for line in file.read_text("utf-8", "surrogateescape").split("\n"):
+        if match := _LINE.fullmatch(line):
+            moment, element, attempt, text = match.groups()
+            found.setdefault((int(element), int(attempt)), []).append(f"{moment} {text}")
+    return found
