@@ -27,6 +27,7 @@ from pdm.workqueue.store.records import (
     insert_elements,
     job_record,
     jobs,
+    workers,
 )
 from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE
 
@@ -336,19 +337,18 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
 
 def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptRecord]:
     """The ended attempts of an element, the oldest first."""
-    rows = session.execute(ENDED_ATTEMPTS, {"job": job_id, "first": element_id, "last": element_id})
-    return [attempt_record(row) for row in rows]
+    return _ended_attempts(session, job_id, element_id, element_id)
 
 
 def latest_attempts(session: Session, job_id: int, first: int, last: int) -> dict[int, AttemptRecord]:
     """The latest ended attempt of each element from one to another, by the element's number."""
-    rows = session.execute(
-        _ATTEMPTS.where(attempts_table.c.job_id == job_id, attempts_table.c.element_id.between(first, last)).order_by(
-            attempts_table.c.element_id, attempts_table.c.attempt
-        )
-    )
     # Of each element, the latest comes last and stays.
-    return {record.element_id: record for record in map(attempt_record, rows)}
+    return {record.element_id: record for record in _ended_attempts(session, job_id, first, last)}
+
+
+def _ended_attempts(session: Session, job_id: int, first: int, last: int) -> list[AttemptRecord]:
+    rows = session.execute(ENDED_ATTEMPTS, {"job": job_id, "first": first, "last": last})
+    return [attempt_record(row) for row in rows]
 
 
 _WORKER_OF_ELEMENT = sa.select(workers.c.name).where(
