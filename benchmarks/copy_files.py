@@ -1,7 +1,8 @@
 """COPY of a tree between two GridFTP sites, against the best way to run the bare tool over the same files.
 
 The service lists the tree, copies, proves each file and writes a log for each; the bare tool gets the list of files and
-the folders at the destination for nothing. After each run of either side the trees must be identical.
+the folders at the destination for nothing. After each run of either side the trees must be identical. With a delay,
+whatever is said between service, servers and tools takes a round trip of that time; the API of the service does not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import bare
+import network_delay
 from attrs import define, field, frozen
 from caller import Caller
 from figures import BenchmarkError
@@ -103,8 +105,10 @@ class Copies:
         return {mode.name: Contender(partial(self.by_tool, mode), self.prepare_bare, self.check_copy) for mode in modes}
 
 
-def modes_for(kind: str, verify: str) -> Sequence[bare.Mode]:
-    """The bare modes that may be the best for a kind of tree."""
+def modes_for(kind: str, verify: str, *, far: bool) -> Sequence[bare.Mode]:
+    """The bare modes that may be the best for a kind of tree, between servers that are far away or not."""
+    if far:
+        return bare.FAR_CHECKSUM_MODES if verify == "checksum" else bare.FAR_SIZE_MODES
     if kind == "large":
         return bare.ONE_FILE_CHECKSUM_MODES if verify == "checksum" else bare.ONE_FILE_MODES
     return bare.CHECKSUM_MODES if verify == "checksum" else bare.SIZE_MODES
@@ -113,7 +117,7 @@ def modes_for(kind: str, verify: str) -> Sequence[bare.Mode]:
 def main() -> None:
     options = options_of(
         __doc__ or "", kind=("small", "small"), verify=("size", "size"), files=(0, 0), folders=(-1, -1), kib=(0, 0),
-        rounds=(0, 0),
+        rounds=(0, 0), round_trip_ms=(0, 0),
     )  # fmt: skip
     kind = KINDS[options.kind]
     options.files = options.files or kind.files[options.quick]
@@ -121,15 +125,19 @@ def main() -> None:
     options.kib = options.kib or kind.kib[options.quick]
     options.rounds = options.rounds or kind.rounds[options.quick]
     size = options.kib * _KIB
+    if options.round_trip_ms:
+        network_delay.enter_namespace()
     with rig(["alice"], need_bytes=2 * options.files * size) as on, on.caller() as caller:
         files = make_tree(on.sites[0] / "tree", options.files, options.folders, size)
         on.real_grid.give(on.sites[0] / "tree")
+        if options.round_trip_ms:
+            network_delay.delay_loopback(options.round_trip_ms / 1000, [on.port])
         copies = Copies(on, caller, files, options.verify)
         by_bytes = options.kind != "small"
         count, unit = (options.files * size // _KIB**2, "MiB/s") if by_bytes else (options.files, "files/s")
         figures = Comparison(on.meter, count, unit).alternate(
             Contender(copies.ours, copies.prepare_ours, copies.check_ours),
-            copies.contenders(modes_for(options.kind, options.verify)),
+            copies.contenders(modes_for(options.kind, options.verify, far=options.round_trip_ms > 0)),
             options.rounds,
         )
         figures["elements"] = options.files

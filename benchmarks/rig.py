@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import frozen
 from caller import Caller
@@ -58,6 +59,11 @@ class Rig:
         """The process number of the daemon."""
         assert self.service.process is not None
         return self.service.process.pid
+
+    @property
+    def port(self) -> int:
+        """The port of the daemon's API."""
+        return urlsplit(self.service.url or "").port or 0
 
     @property
     def real_grid(self) -> TestGrid:

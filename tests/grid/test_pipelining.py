@@ -11,11 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker, host_port, run_until_answered, server_path
+from pdm.workqueue.helpers.gridftp.gsi import Gsi
+from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.wire import agent_messages as wire
 from tests.grid.agent_sites import Sites, judged
 from tests.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
 
-CAREFUL = "to be done with care"
+FALLBACK = "left to the fallback"
 
 
 def files_of_one_size(sites: Sites, count: int, size: int = 1024) -> list[Path]:
@@ -29,22 +32,22 @@ def items_of(sites: Sites, files: Sequence[Path]) -> list[wire.CopyItem]:
     return [sites.item(file, sites.b / file.relative_to(sites.a), key) for key, file in enumerate(files)]
 
 
-def careful(events: Sequence[wire.AgentEvent]) -> list[str]:
-    return [event.text for event in events if isinstance(event, wire.LogEvent) and event.text.startswith(CAREFUL)]
+def fallbacks(events: Sequence[wire.AgentEvent]) -> list[str]:
+    return [event.text for event in events if isinstance(event, wire.LogEvent) and event.text.startswith(FALLBACK)]
 
 
 @pytest.mark.parametrize("verify", ["checksum", "size"])
-def test_good_files_need_no_care(own: HelperProcess, sites: Sites, verify: str) -> None:
+def test_good_files_need_no_fallback(own: HelperProcess, sites: Sites, verify: str) -> None:
     files = files_of_one_size(sites, 300)
     items = items_of(sites, files)
     events = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits()))  # type: ignore[arg-type]
-    assert careful(events) == []
+    assert fallbacks(events) == []
     sums = [adler(file.read_bytes()) if verify == "checksum" else None for file in files]
     assert outcomes(events) == {key: wire.DoneEvent(1, key, 1024, 1024, checksum) for key, checksum in enumerate(sums)}
     assert tree(sites.b) == tree(sites.a)
 
     again = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits()))  # type: ignore[arg-type]
-    assert careful(again) == []
+    assert fallbacks(again) == []
     assert all(isinstance(event, wire.DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
 
 
@@ -217,3 +220,30 @@ def test_an_item_that_the_pipelined_way_stumbles_over_fails_alone(own: HelperPro
     removed = own.remove(*removals)
     assert {key for key, event in removed.items() if isinstance(event, wire.FailedEvent)} == {7}
     assert tree(sites.b) == {}
+
+
+def test_only_large_files_are_told_of_while_they_arrive(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same two sessions copy small files, then a large one, then small ones."""
+    for name, value in sites.grid.environment().items():
+        monkeypatch.setenv(name, value)
+    source = sites.put(sites.a / "f")
+    connections, waker = ChannelPool(Gsi()), Waker()
+    addresses = host_port(sites.url(sites.a)), host_port(sites.url(sites.b))
+    said: list[list[int]] = []
+    pairs = []
+    try:
+        for number, large in enumerate([False, True, False]):
+            pairs.append(connections.pair(*addresses, large=large))
+            at_source, at_destination = pairs[-1]
+            marks: list[Reply] = []
+            command = b"STOR " + server_path(sites.url(sites.b / f"g{number}"))
+            at_destination.send(command, lambda reply: None, None, marks.append)
+            at_source.send(b"RETR " + server_path(sites.url(source)), lambda reply: None)
+            run_until_answered(pairs[-1], waker, lambda: False, lambda: None, lambda: 30.0)
+            said.append([mark.code for mark in marks if mark.code in (111, 112)])
+    finally:
+        connections.drop_all()
+    assert pairs[0] == pairs[1] == pairs[2]
+    assert not said[0]
+    assert set(said[1]) == {111, 112}
+    assert not said[2]

@@ -15,7 +15,7 @@ from tests.grid.agent_sites import Sites, helper_as, judged
 from tests.helpers.driver import HelperProcess
 
 FILES = 40
-#: More than goes the fast way.
+#: More than is copied pipelined.
 _LARGE = 65 * 1024 * 1024
 
 

@@ -154,7 +154,7 @@ def copied(service: TestService, source: int, path: Path, destination: int, copy
 
 
 def large(path: Path) -> Path:
-    """A file that goes the careful way, over connections of the Globus library's own."""
+    """A file that is left to the fallback, over connections of the Globus library's own."""
     with path.open("wb") as file:
         file.truncate(70 * 1024 * 1024)
     return path

@@ -24,6 +24,8 @@ from pdm.workqueue.helpers.storage import StoppedError
 _UNFIT_S = 30.0
 #: What listings and looks shall tell.
 _FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
+#: Seconds between markers of a large transfer, as servers have it of themselves.
+_MARKERS_EVERY_S = 5
 #: Data connections of a large file between servers of which one answers later than that.
 _STREAMS_FAR_AWAY, _FAR_AWAY_S = 4, 0.02
 
@@ -36,11 +38,13 @@ class ChannelPool:
 
     Attributes:
         login_s: seconds that each step of a login may take.
+        entry_counts: how many entries a directory had when it was last listed for a copy, by address and path.
     """
 
     def __init__(self, gsi: Gsi) -> None:
         self._gsi = gsi
         self.login_s = LOGIN_S
+        self.entry_counts: dict[tuple[str, bytes], int] = {}
         self._single: dict[str, ControlChannel] = {}
         self._pairs: dict[tuple[str, str, int], tuple[ControlChannel, ControlChannel]] = {}
         self._unfit: dict[str, float] = {}
@@ -97,7 +101,9 @@ class ChannelPool:
             if pair is None or streams < _streams(pair, large=large):
                 continue
             if not any(channel.is_dead for channel in pair):
-                return pair
+                with contextlib.suppress(ChannelError):
+                    _set_markers(pair[1], wanted=large)
+                    return pair
             self.drop(*pair)
         spare = {address: channel for address in (source, destination) if (channel := self._spare(address)) is not None}
         try:
@@ -212,6 +218,7 @@ def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel
     for channel in (at_source, at_destination):
         _accepted(channel, b"TYPE I")
         _accepted(channel, b"MODE E")
+    _set_markers(at_destination, wanted=large)
     streams = _streams((at_source, at_destination), large=large)
     _accepted(at_source, b"OPTS RETR Parallelism=%d,%d,%d;" % (streams, streams, streams))
     listens_at = _accepted(at_destination, b"PASV").data_address
@@ -220,6 +227,15 @@ def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel
         raise ChannelError(f"{address} gives no address for data", address, refused=True)
     _accepted(at_source, b"PORT " + listens_at[0])
     return streams
+
+
+def _set_markers(at_destination: ControlChannel, *, wanted: bool) -> None:
+    """Have the receiving server say how far a transfer is, or not: for a small file those are 13 of 20 lines."""
+    if at_destination.sends_markers is not wanted:
+        for command in (b"TREV PERF %d", b"TREV RESTART %d"):
+            # A server that does not know this sends them, or none, all the same.
+            at_destination.ask(command % (_MARKERS_EVERY_S if wanted else 0))
+        at_destination.sends_markers = wanted
 
 
 def _streams(pair: tuple[ControlChannel, ControlChannel], *, large: bool) -> int:

@@ -93,6 +93,7 @@ class ControlChannel:
         waiting: how many commands have no reply yet.
         heard_at: when the server last said anything (`time.monotonic`).
         round_trip_s: seconds of the quickest answer to a command that was sent alone.
+        sends_markers: whether the server tells how far a transfer to it is.
     """
 
     def __init__(self, gsi: Gsi | None, address: str, login_s: float = LOGIN_S) -> None:
@@ -102,6 +103,7 @@ class ControlChannel:
         self.features: dict[str, str] = {}
         self.heard_at = 0.0
         self.round_trip_s = float("inf")
+        self.sends_markers = True
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
         # What has arrived: whole lines, and the beginning of the next.
@@ -264,12 +266,14 @@ class ControlChannel:
             ValueError: the command holds what ends one.
             ChannelError: it cannot be sent.
         """
-        ends = (b"\r\n", b"\0") if many_lines and self._context is not None else (b"\n", b"\r", b"\0")
-        if any(end in command for end in ends):
-            raise ValueError("a command is one line")
+        if b"\n" in command or b"\r" in command or b"\0" in command:
+            wrapped = self._context is not None
+            if not (many_lines and wrapped) or b"\r\n" in command or b"\0" in command:
+                raise ValueError("a command is one line")
         if self._context is not None:
             try:
-                self._unsent += b"MIC " + base64.b64encode(self._context.wrap(command + b"\r\n")) + b"\r\n"
+                token = self._context.wrap(command + b"\r\n")
+                self._unsent += b"MIC %b\r\n" % binascii.b2a_base64(token, newline=False)
             except GsiError as error:
                 raise ChannelError(f"{self.address}: {error}", self.address) from error
         elif self.gsi is None:
@@ -380,9 +384,9 @@ class ControlChannel:
         while self._arrived:
             line = self._arrived.popleft()
             # The wrapping tells which line is the last; what is in it may be the name of a file.
-            last = line[3:4] == b" " and line[:3].isdigit()
+            head = line[:4]
             piece = self._opened(line)
-            if last:
+            if head[3:] == b" " and head[:3].isdigit():
                 self._lines.append(piece)
                 yield self._reply()
             else:
@@ -404,7 +408,7 @@ class ControlChannel:
             self._lines.append(piece)
 
     def _reply(self) -> Reply:
-        text = b"".join(self._lines)
+        text = self._lines[0] if len(self._lines) == 1 else b"".join(self._lines)
         self._lines.clear()
         code = text[:3]
         if not (code.isdigit() and len(code) == 3):

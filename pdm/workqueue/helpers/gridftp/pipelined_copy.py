@@ -21,7 +21,7 @@ import msgspec
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch
-from pdm.workqueue.helpers.copying import CHANGED, temporary_name
+from pdm.workqueue.helpers.copying import temporary_name
 from pdm.workqueue.helpers.gridftp.connections import (
     BrokenError,
     ChannelPool,
@@ -29,71 +29,46 @@ from pdm.workqueue.helpers.gridftp.connections import (
     Waker,
     fits_on_command_line,
     host_port,
-    parent_path,
     run_until_answered,
     server_path,
 )
 from pdm.workqueue.helpers.gridftp.control import ChannelError, ControlChannel, SilentServerError
-from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, NewDirectory, PipelinedDirectories
-from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, file_stat_in, may_hide_writes
-from pdm.workqueue.helpers.storage import StoppedError, StorageError
+from pdm.workqueue.helpers.gridftp.copy_checks import (
+    DestinationCheck,
+    PipelinedFile,
+    SharedListing,
+    SourceCheck,
+    ask_checksums,
+    base_name,
+    computes_checksums,
+)
+from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, PipelinedDirectories
+from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply
+from pdm.workqueue.helpers.storage import FileStat, StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 
 #: Larger files go alone, with progress and their own watch.
 _LARGEST = 64 * 1024 * 1024
-#: Files, and bytes, that may be on their way at once.
-_MOST_FILES, _MOST_BYTES = 128, 256 * 1024 * 1024
-#: Failures of transfers after which the rest of a batch is left to the careful way: each costs two logins.
+#: Files, and bytes, that may be on their way at once; the files between servers that answer at once, and more for each
+#: second that an answer takes: a file waits for four of them, from its transfer to its name.
+_MOST_FILES, _MOST_FILES_A_SECOND, _MOST_BYTES = 256, 8000, 256 * 1024 * 1024
+#: A server that takes longer to answer is busy, not far away.
+_LONGEST_ROUND_TRIP_S = 0.25
+#: Failures of transfers after which the rest of a batch is left to the fallback: each costs two logins.
 _MOST_FAILURES = 3
-#: Every temporary name that an attempt may use: one each time both channels are opened, the last for the careful way.
+#: Every temporary name that an attempt may use: one each time both channels are opened, the last for the fallback.
 TEMPORARY_NAMES = _MOST_FAILURES + 1
 #: A server whose session was cut may open its file a moment later.
 _SETTLE_S = 0.1
 #: Seconds that removing what a cancelled batch left may take.
 _CLEAN_UP_S = 3.0
-_CKSM = b"CKSM ADLER32 0 -1 "
-_CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
 _SIZE = re.compile(r"213 ([0-9]{1,19})\Z")
-
-
-class _PipelinedFile:
-    """One file of the batch.
-
-    Attributes:
-        temporary: the name under which it arrives this time.
-        used: the names under which something of it may be.
-        version: what the source's server said of it before the transfer.
-        checksum: what one side has told, until the other has told the same.
-        unproven: answers still to come before it is proven.
-        over: whether it has an outcome here, or was left to the careful way; later answers change nothing.
-        folder_listing: shows its size, and that its name is free, with those of others; None if it is looked at alone.
-    """
-
-    __slots__ = (
-        *("checksum", "destination", "folder", "folder_listing", "item", "key", "over", "size", "source"),
-        *("temporary", "unproven", "used", "version"),
-    )
-
-    def __init__(self, item: CopyItem) -> None:
-        self.item = item
-        self.key = item.key
-        self.size = item.size
-        self.source = server_path(item.source)
-        self.destination = server_path(item.destination)
-        self.temporary = server_path(item.temporary)
-        self.folder = parent_path(self.destination)
-        self.used: list[bytes] = []
-        self.version: str | None = None
-        self.checksum: str | None = None
-        self.unproven = 0
-        self.over = False
-        self.folder_listing: NewDirectory | None = None
 
 
 class _TransferError(Exception):
     """A transfer has failed, and with it the pairing of the two channels."""
 
-    def __init__(self, file: _PipelinedFile, reply: Reply) -> None:
+    def __init__(self, file: PipelinedFile, reply: Reply) -> None:
         super().__init__(reply.text)
         self.file = file
 
@@ -111,12 +86,12 @@ def copy(
         waker: is woken when the batch is stopped.
 
     Returns:
-        The items that are left for the careful way.
+        The items that are left for the fallback.
     """
     left: list[CopyItem] = []
-    routes: dict[tuple[str, str], list[_PipelinedFile]] = {}
+    routes: dict[tuple[str, str], list[PipelinedFile]] = {}
     for item in items:
-        file = _PipelinedFile(item)
+        file = PipelinedFile(item)
         stale = map(server_path, item.stale)
         if item.size <= _LARGEST and all(
             map(fits_on_command_line, (file.source, file.destination, file.temporary, *stale))
@@ -148,27 +123,32 @@ class _RouteCopy:
         self._checksums = request.verify == "checksum"
         self._overwrite = request.overwrite
         self._limits = request.limits
-        self._open: dict[int, _PipelinedFile] = {}
+        self._open: dict[int, PipelinedFile] = {}
         #: How often both channels were given up: each time has temporary names of its own.
         self._way = 0
-        self._ready: collections.deque[_PipelinedFile] = collections.deque()
-        self._under_way: dict[int, _PipelinedFile] = {}
+        self._ready: collections.deque[PipelinedFile] = collections.deque()
+        self._under_way: dict[int, PipelinedFile] = {}
         self._bytes = 0
         # Answers to RETR and STOR that are still to come.
         self._moving = 0
-        #: New folders about which files have asked.
-        self._asked: set[NewDirectory] = set()
+        #: Listings for which files wait.
+        self._asked: set[SharedListing] = set()
         self._left: list[CopyItem] = []
         self._source: ControlChannel
         self._destination: ControlChannel
+        #: Looks at the times of sources; None where their checksums are compared.
+        self._sources: SourceCheck | None = None
+        self._most_files = _MOST_FILES
 
-    def run(self, files: list[_PipelinedFile]) -> list[CopyItem]:
+    def run(self, files: list[PipelinedFile]) -> list[CopyItem]:
         """Copy; returns the items that are left."""
         self._open = {file.key: file for file in files}
         failures = 0
         while self._open:
             try:
                 self._source, self._destination = self._connections.pair(*self._addresses)
+                round_trip_s = max(self._source.round_trip_s, self._destination.round_trip_s)
+                self._most_files = _MOST_FILES + int(_MOST_FILES_A_SECOND * min(round_trip_s, _LONGEST_ROUND_TRIP_S))
                 self._copy_all()
             except StoppedError:
                 self._clean_up()
@@ -180,7 +160,7 @@ class _RouteCopy:
                     scope = FailureScope.SOURCE if is_source else FailureScope.DESTINATION
                     self._batch.failed(file.key, error.storage_error(scope), residue=bool(file.used))
             except ChannelError as error:
-                # There is no connection to be had: the careful way finds out why.
+                # There is no connection to be had: the fallback finds out why.
                 self._give_up(str(error))
             except _TransferError as error:
                 failures += 1
@@ -200,30 +180,39 @@ class _RouteCopy:
 
     def _copy_all(self) -> None:
         """Do all that is open on one pair of channels."""
-        files = list(self._open.values())
-        if self._checksums and not self._can_sum():
+        channels = self._source, self._destination
+        if self._checksums and not computes_checksums(*channels):
             raise ChannelError("a server offers no ADLER32")
+        files = list(self._open.values())
+        for file in files:
+            file.begin_anew()
+        if not self._checksums:
+            self._sources = SourceCheck(
+                self._source, self._connections.entry_counts, self._doubt, self._proven, self._leave
+            )
+            self._sources.list_directories(files)
         folders = PipelinedDirectories(self._destination, {file.folder for file in files})
         self._carry_on()
         self._find_new_folders(files, folders)
+        check = DestinationCheck(channels, self._overwrite, self._ready.append, self._is_there, self._leave)
         for file in files:
-            self._look(file, folders)
+            if not file.over:
+                self._look(file, folders, check)
         self._carry_on()
         self._carry_on(self._refill)
 
-    def _find_new_folders(self, files: list[_PipelinedFile], folders: PipelinedDirectories) -> None:
-        """Tell files whose folder the batch has made, and which holds little else than them."""
+    def _find_new_folders(self, files: list[PipelinedFile], folders: PipelinedDirectories) -> None:
+        """Have files proven by a listing whose folder the batch has made, and which holds little else than them."""
         self._asked.clear()
-        listings: dict[bytes, NewDirectory] = {}
+        listings: dict[bytes, SharedListing] = {}
+        if "MLSC" not in self._destination.features:
+            return
         for file in files:
-            file.folder_listing = None
-            if folders.states.get(file.folder) == NEW and "MLSC" in self._destination.features:
-                listing = listings.setdefault(file.folder, NewDirectory(self._destination, file.folder))
-                listing.to_come += 1
-                file.folder_listing = listing
-
-    def _can_sum(self) -> bool:
-        return all("ADLER32" in channel.features.get("CKSM", "") for channel in (self._source, self._destination))
+            if folders.states.get(file.folder) == NEW:
+                if file.folder not in listings:
+                    listings[file.folder] = SharedListing(self._destination, file.folder, None, self._arrived)
+                file.wait_for(listings[file.folder])
+                file.is_listed = True
 
     def _carry_on(self, refill: Callable[[], None] = lambda: None) -> None:
         run_until_answered(
@@ -234,74 +223,21 @@ class _RouteCopy:
         largest = max((file.size for file in self._under_way.values()), default=0)
         return self._limits.stall_s + largest / self._limits.least_rate
 
-    # -- before a transfer: is something there?
-
-    def _look(self, file: _PipelinedFile, folders: PipelinedDirectories) -> None:
+    def _look(self, file: PipelinedFile, folders: PipelinedDirectories, check: DestinationCheck) -> None:
         state = folders.states.get(file.folder)
         if state is None:
             self._leave(file, f"the folder of {file.item.destination} cannot be used")
         elif state == NEW:
             self._ready.append(file)
         else:
-            for stale in file.item.stale:
-                self._destination.send(b"DELE " + server_path(stale), lambda reply: None)
-            self._destination.send(b"MLST " + file.destination, lambda reply: self._looked(file, reply))
-
-    def _looked(self, file: _PipelinedFile, reply: Reply) -> None:
-        if not reply.good:
-            if errno_of_reply(reply.text) == errno.ENOENT:
-                self._ready.append(file)
-            else:
-                self._leave(file, reply.text)
-            return
-        there = file_stat_in(reply)
-        if there is None or there.kind != "file":
-            self._leave(file, "something else is at the destination")
-        elif self._overwrite == "always":
-            self._ready.append(file)
-        elif there.size != file.size:
-            self._is_another(file)
-        else:
-            self._compare(file)
-
-    def _compare(self, file: _PipelinedFile) -> None:
-        sums: list[str | None] = []
-
-        def summed(reply: Reply) -> None:
-            sums.append(_sum_in(reply))
-            if len(sums) < 2:
-                return
-            first, second = sums
-            if first is None or second is None:
-                self._leave(file, reply.text)
-            elif first == second:
-                file.checksum = first
-                if self._batch.started(file.key):
-                    self._batch.log(
-                        file.key, f"already there: {file.item.destination} has the same size and ADLER32:{first}"
-                    )
-                self._done(file, 0, already_there=True)
-            else:
-                self._is_another(file)
-
-        if not self._can_sum():
-            self._leave(file, "a server offers no checksums")
-            return
-        self._source.send(_CKSM + file.source, summed)
-        self._destination.send(_CKSM + file.destination, summed)
-
-    def _is_another(self, file: _PipelinedFile) -> None:
-        if self._overwrite == "different":
-            self._ready.append(file)
-        else:
-            self._leave(file, "another file is at the destination")
+            check.look(file)
 
     # -- the transfer and its proof
 
     def _refill(self) -> None:
-        for listing in [each for each in self._asked if each.look_if_due(all_arrived=not self._moving)]:
+        for listing in [each for each in self._asked if each.list_if_due(all_arrived=not self._moving)]:
             self._asked.remove(listing)
-        while self._ready and len(self._under_way) < _MOST_FILES:
+        while self._ready and len(self._under_way) < self._most_files:
             if self._under_way and self._bytes + self._ready[0].size > _MOST_BYTES:
                 return
             file = self._ready.popleft()
@@ -311,16 +247,15 @@ class _RouteCopy:
             else:
                 self._begin(file)
 
-    def _begin(self, file: _PipelinedFile) -> None:
+    def _begin(self, file: PipelinedFile) -> None:
         self._under_way[file.key] = file
         self._bytes += file.size
         for stale in file.used:
             self._destination.send(b"DELE " + stale, lambda reply: None)
         file.temporary = server_path(temporary_name(file.item.temporary, self._way))
         file.used.append(file.temporary)
-        file.checksum = file.version = None
         self._moving += 2
-        file.unproven = 2 if file.folder_listing else 3
+        file.unproven = 2 if file.is_listed else 3
 
         def transferred(reply: Reply) -> None:
             if not reply.good:
@@ -335,89 +270,66 @@ class _RouteCopy:
             self._proven(file)
 
         self._destination.send(b"STOR " + file.temporary, transferred)
-        self._ask_version(file, self._versioned)
+        if self._sources is not None:
+            self._sources.look_before(file)
         self._source.send(b"RETR " + file.source, transferred)
-        if file.folder_listing is None:
+        if not file.is_listed:
             self._destination.send(b"SIZE " + file.temporary, sized)
-        if self._checksums:
+        if self._sources is not None:
+            self._sources.look_after(file)
+        else:
             self._ask_sums(file)
-        self._ask_version(file, self._versioned_again)
 
-    def _ask_sums(self, file: _PipelinedFile) -> None:
-        def summed(reply: Reply) -> None:
-            checksum = _sum_in(reply)
+    def _ask_sums(self, file: PipelinedFile) -> None:
+        def summed(checksum: str | None, reply: Reply) -> None:
             if checksum is None or file.checksum not in (None, checksum):
                 self._leave(file, f"the checksums are not known to be equal: {file.checksum}, {reply.text}")
             file.checksum = checksum
             self._proven(file)
 
         file.unproven += 2
-        self._source.send(_CKSM + file.source, summed)
-        self._destination.send(_CKSM + file.temporary, summed)
+        ask_checksums(self._source, self._destination, file.source, file.temporary, summed)
 
-    # -- whether the source was written to meanwhile
+    def _doubt(self, file: PipelinedFile) -> None:
+        """Compare checksums of a source that was written to just now: its time may not show a torn copy."""
+        if computes_checksums(self._source, self._destination):
+            self._ask_sums(file)
+        else:
+            self._leave(file, "the source was written to just now")
 
-    def _ask_version(self, file: _PipelinedFile, answered: Callable[[_PipelinedFile, Reply], None]) -> None:
-        # One short line for each, in the row of the others: the listing that gave the size has its time no more.
-        if "MDTM" in self._source.features:
-            file.unproven += 1
-            self._source.send(b"MDTM " + file.source, lambda reply: answered(file, reply))
-
-    def _versioned(self, file: _PipelinedFile, reply: Reply) -> None:
-        file.version = reply.text
-        if not self._checksums and may_hide_writes(reply.text):
-            # Only checksums can tell a copy of it from a torn one.
-            if self._can_sum():
-                self._ask_sums(file)
-            else:
-                self._leave(file, "the source was written to just now")
-        self._proven(file)
-
-    def _versioned_again(self, file: _PipelinedFile, reply: Reply) -> None:
-        if not reply.good or reply.text != file.version:
-            self._leave(file, CHANGED)
-        self._proven(file)
-
-    def _proven(self, file: _PipelinedFile) -> None:
+    def _proven(self, file: PipelinedFile) -> None:
         """Count one more answer that is as it must be; with the last of them the file gets its name."""
         file.unproven -= 1
         if file.unproven or file.over:
             return
-        if file.folder_listing is not None:
-            self._show(file, file.folder_listing)
-            return
-
-        def nothing_there(reply: Reply) -> None:
-            if errno_of_reply(reply.text) == errno.ENOENT:
-                self._rename(file)
-            else:
-                self._leave(file, f"something has come to its destination: {reply.text}")
-
-        if self._overwrite == "never":
+        if file.listings:
+            listings, file.listings = file.listings, []
+            file.unproven = len(listings)
+            for listing in listings:
+                listing.ask(file)
+                self._asked.add(listing)
+        elif self._overwrite == "never" and not file.is_listed:
             # The server's rename replaces what is there without a word.
-            self._destination.send(b"SIZE " + file.destination, nothing_there)
+            self._destination.send(b"SIZE " + file.destination, lambda reply: self._rename_if_free(file, reply))
         else:
             self._rename(file)
 
-    def _show(self, file: _PipelinedFile, listing: NewDirectory) -> None:
-        """Have a file proven by the listing of its folder, with others."""
+    def _arrived(self, file: PipelinedFile, entries: Mapping[bytes, FileStat]) -> None:
+        """Check a file against the listing of its new folder: its size, and that its name is free."""
+        there = entries.get(base_name(file.temporary))
+        if there is None or there.kind != "file" or there.size != file.size:
+            self._leave(file, f"what arrived has not {file.size} bytes: {there}")
+        elif self._overwrite == "never" and base_name(file.destination) in entries:
+            self._leave(file, "something has come to its destination")
+        self._proven(file)
 
-        def shown(sizes: Mapping[bytes, int | None]) -> None:
-            if file.over:
-                return
-            size = sizes.get(file.temporary.rpartition(b"/")[2])
-            if size != file.size:
-                self._leave(file, f"what arrived has not {file.size} bytes: {size}")
-            elif self._overwrite == "never" and file.destination.rpartition(b"/")[2] in sizes:
-                self._leave(file, "something has come to its destination")
-            else:
-                self._rename(file)
+    def _rename_if_free(self, file: PipelinedFile, reply: Reply) -> None:
+        if errno_of_reply(reply.text) == errno.ENOENT:
+            self._rename(file)
+        else:
+            self._leave(file, f"something has come to its destination: {reply.text}")
 
-        file.folder_listing = None
-        listing.ask(shown)
-        self._asked.add(listing)
-
-    def _rename(self, file: _PipelinedFile) -> None:
+    def _rename(self, file: PipelinedFile) -> None:
         def renamed(reply: Reply) -> None:
             if reply.good:
                 self._done(file, file.size)
@@ -429,27 +341,36 @@ class _RouteCopy:
 
     # -- outcomes
 
-    def _done(self, file: _PipelinedFile, transferred: int, *, already_there: bool = False) -> None:
+    def _is_there(self, file: PipelinedFile) -> None:
+        """The destination has the file already."""
+        if self._batch.started(file.key):
+            self._batch.log(
+                file.key, f"already there: {file.item.destination} has the same size and ADLER32:{file.checksum}"
+            )
+        self._done(file, 0, already_there=True)
+
+    def _done(self, file: PipelinedFile, transferred: int, *, already_there: bool = False) -> None:
         self._close(file)
         asked = self._checksums or not transferred
         checksum = f"ADLER32:{file.checksum}" if asked and file.checksum else None
         self._batch.done(file.key, file.size, transferred, checksum, already_there=already_there)
 
-    def _leave(self, file: _PipelinedFile, why: str) -> None:
-        """Leave a file to the careful way."""
+    def _leave(self, file: PipelinedFile, why: str) -> None:
+        """Leave a file to the fallback."""
         if file.over:
             return
         self._close(file)
         if file.used:
             ways = [temporary_name(file.item.temporary, way) for way in range(self._way + 1)]
             file.item = msgspec.structs.replace(file.item, stale=[*file.item.stale, *ways])
-        self._batch.log(file.key, f"to be done with care: {why}")
+        self._batch.log(file.key, f"left to the fallback: {why}")
         self._left.append(file.item)
 
-    def _close(self, file: _PipelinedFile) -> None:
+    def _close(self, file: PipelinedFile) -> None:
         file.over = True
-        if file.folder_listing is not None:
-            file.folder_listing.to_come -= 1
+        for listing in file.listings:
+            listing.to_come -= 1
+        file.listings = []
         del self._open[file.key]
         if self._under_way.pop(file.key, None) is not None:
             self._bytes -= file.size
@@ -507,9 +428,3 @@ def _noting(gone: set[bytes], temporary: bytes) -> Callable[[Reply], None]:
             gone.add(temporary)
 
     return answered
-
-
-def _sum_in(reply: Reply) -> str | None:
-    """The checksum that a CKSM tells, 8 hex digits; None if it tells none."""
-    found = _CHECKSUM.match(reply.text)
-    return found.group(1).lower().zfill(8) if found is not None else None

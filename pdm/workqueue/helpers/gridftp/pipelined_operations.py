@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
@@ -33,8 +33,6 @@ from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import ListRequest, MkdirRequest, PathItem, RemoveRequest
 
-#: So many files together are worth a listing of their folder.
-_MIN_FILES_FOR_LISTING = 64
 #: States of a folder that can be used.
 NEW, THERE = "new", "there"
 
@@ -90,60 +88,6 @@ class PipelinedDirectories:
         self._then[folder].clear()
 
 
-class NewDirectory:
-    """A folder that the batch has made: one listing of it shows the sizes of many files, and which names are free.
-
-    That a name is free is an error of five lines otherwise, and each size a command.
-
-    Args:
-        channel: to the server.
-        path: of the folder.
-
-    Attributes:
-        to_come: files of the batch that will ask, but have not yet.
-    """
-
-    def __init__(self, channel: ControlChannel, path: bytes) -> None:
-        self._channel = channel
-        self._path = path
-        self._asking: list[Callable[[Mapping[bytes, int | None]], None]] = []
-        self.to_come = 0
-
-    def ask(self, shown: Callable[[Mapping[bytes, int | None]], None]) -> None:
-        """Ask what is in it.
-
-        Args:
-            shown: gets name and size (None for what has none) of all that is, once others ask, too.
-        """
-        self._asking.append(shown)
-        self.to_come -= 1
-
-    def look_if_due(self, *, all_arrived: bool) -> bool:
-        """List it, if enough ask, or no more will for now; whether it did."""
-        if len(self._asking) < _MIN_FILES_FOR_LISTING and self.to_come and not all_arrived:
-            return False
-        asking, self._asking = self._asking, []
-        self._list(asking)
-        return True
-
-    def _list(self, asking: list[Callable[[Mapping[bytes, int | None]], None]]) -> None:
-        sizes: dict[bytes, int | None] = {}
-
-        def found(line: ListingEntry) -> None:
-            sizes[line.name] = line.file_stat.size if line.file_stat.kind == "file" else None
-
-        lines = WrappedEntries(found)
-
-        def ended(reply: Reply) -> None:
-            lines.end()
-            # Of a listing that is not whole nothing is believed: then no file has the size that it should.
-            known = sizes if reply.good and lines.storage_error is None else {}
-            for shown in asking:
-                shown(known)
-
-        self._channel.send(b"MLSC " + self._path, ended, lines.take)
-
-
 #: Commands that may be under way at once.
 _MOST_UNDER_WAY = 256
 
@@ -160,7 +104,7 @@ def carry_out(
         waker: is woken when the batch is stopped.
 
     Returns:
-        The items that are left for the careful way; those of which it is not known whether they are done have ``again``
+        The items that are left for the fallback; those of which it is not known whether they are done have ``again``
         set.
     """
     left: list[PathItem] = []
@@ -225,7 +169,7 @@ class _PipelinedItems:
                     raise StorageError(reply.text)
                 check_unchanged_since_listing(item, there)
             except StorageError:
-                # The careful way finds out, and says, what is wrong.
+                # The fallback finds out, and says, what is wrong.
                 self._left.append(item)
             else:
                 self._carry_out(channel, item)
@@ -249,8 +193,8 @@ class _PipelinedItems:
             self._left.append(item)
 
 
-#: Folders whose listings may be under way at once.
-_MOST_FOLDERS = 16
+#: Folders whose listings may be under way at once, of a server that answers at once and of one that is far away.
+_MOST_FOLDERS, _MOST_FOLDERS_FAR_AWAY, _FAR_AWAY_S = 16, 256, 0.005
 
 
 def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool, waker: Waker) -> list[str] | None:
@@ -263,7 +207,7 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
         waker: is woken when the batch is stopped.
 
     Returns:
-        Folders that are left for the careful way, percent-encoded, relative to the URL; None if all of it is.
+        Folders that are left for the fallback, percent-encoded, relative to the URL; None if all of it is.
 
     Raises:
         StoppedError: the batch was stopped.
@@ -305,7 +249,7 @@ class _PipelinedListing:
     """The folders of a listing.
 
     Attributes:
-        left: folders for the careful way.
+        left: folders for the fallback.
     """
 
     def __init__(self, batch: ActiveBatch, request: ListRequest, channel: ControlChannel) -> None:
@@ -315,6 +259,8 @@ class _PipelinedListing:
         self._reporter = EntryReporter(batch, request)
         self._waiting: list[str] = []
         self._begun = False
+        is_far = _FAR_AWAY_S < channel.round_trip_s < float("inf")
+        self._most_folders = _MOST_FOLDERS_FAR_AWAY if is_far else _MOST_FOLDERS
         self._under_way: collections.OrderedDict[str, _PipelinedDirectory] = collections.OrderedDict()
         self.left: list[str] = []
 
@@ -335,7 +281,7 @@ class _PipelinedListing:
         self._channel.send(b"MLSC " + name, lambda reply: self._ended(folder, reply), folder.take)
 
     def _refill(self) -> None:
-        while self._waiting and len(self._under_way) < _MOST_FOLDERS:
+        while self._waiting and len(self._under_way) < self._most_folders:
             self.begin(self._waiting.pop())
 
     def _ended(self, folder: _PipelinedDirectory, reply: Reply) -> None:

@@ -1,0 +1,390 @@
+"""What pipelined copies need to know of both ends: is something at the destination, was the source written to.
+
+Each look at one file is a command, and each command costs the helper and the server as much as a tenth of a small file.
+One listing of a directory answers for all files in it, at a third of that for each entry.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from pdm.workqueue.helpers.copying import CHANGED
+from pdm.workqueue.helpers.gridftp.connections import parent_path, server_path
+from pdm.workqueue.helpers.gridftp.control import ControlChannel
+from pdm.workqueue.helpers.gridftp.replies import (
+    ListingEntry,
+    Reply,
+    WrappedEntries,
+    errno_of_reply,
+    file_stat_in,
+    time_in,
+)
+from pdm.workqueue.helpers.storage import FRESH_S, FileStat
+from pdm.workqueue.wire.agent_messages import CopyItem
+
+#: So many files together are worth a listing of their directory; of a large directory more, one for each few entries.
+_MIN_FILES_FOR_LISTING, _MAX_FILES_FOR_LISTING, _ENTRIES_FOR_A_FILE = 64, 128, 4
+#: Entries of a source directory above which a command for each file costs less than listings while files arrive.
+_MOST_ENTRIES_LISTED_AGAIN = 256
+#: Files of one source directory that are worth a listing before they are copied: if it is known to be small enough, and
+#: if nothing is known of it.
+_MIN_SOURCES_OF_KNOWN, _MIN_SOURCES = 4, 16
+#: Entries of a source directory for each file of the batch, above which two commands for each file cost less.
+_MOST_ENTRIES_A_FILE = 3
+#: Directories whose numbers of entries are remembered.
+_MOST_COUNTS = 10_000
+_CKSM = b"CKSM ADLER32 0 -1 "
+_CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
+
+Shown = Callable[[Mapping[bytes, FileStat]], None]
+
+
+class PipelinedFile:
+    """One file of a batch.
+
+    Attributes:
+        temporary: the name under which it arrives this time.
+        used: the names under which something of it may be.
+        version: what the source's server said of it before the transfer.
+        checksum: what one side has told, until the other has told the same.
+        unproven: answers still to come before it is proven.
+        over: whether it has an outcome here, or was left to the fallback; later answers change nothing.
+        listings: of directories at both ends, by which it is proven with others once it has arrived.
+        is_listed: whether such a listing shows its size, and that its name is free.
+        is_source_listed: whether such a listing shows that the source was not written to.
+    """
+
+    __slots__ = (
+        *("checksum", "destination", "folder", "is_listed", "is_source_listed", "item", "key", "listings", "over"),
+        *("size", "source", "temporary", "unproven", "used", "version"),
+    )
+
+    def __init__(self, item: CopyItem) -> None:
+        self.item = item
+        self.key = item.key
+        self.size = item.size
+        self.source = server_path(item.source)
+        self.destination = server_path(item.destination)
+        self.temporary = server_path(item.temporary)
+        self.folder = parent_path(self.destination)
+        self.used: list[bytes] = []
+        self.over = False
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget what was learned on channels that are gone."""
+        self.version: str | int | None = None
+        self.checksum: str | None = None
+        self.unproven = 0
+        self.listings: list[SharedListing] = []
+        self.is_listed = self.is_source_listed = False
+
+    def wait_for(self, listing: SharedListing) -> None:
+        """Have the file proven by a listing, too."""
+        self.listings.append(listing)
+        listing.to_come += 1
+
+
+#: Is called with a file and why it is left to the fallback.
+Leave = Callable[[PipelinedFile, str], None]
+#: Is called with a file of which a look has shown nothing wrong.
+Passed = Callable[[PipelinedFile], None]
+
+
+class SharedListing:
+    """One listing of a directory that answers for many files: sizes, times, and which names are free.
+
+    Args:
+        channel: to the server.
+        path: of the directory.
+        names: that are of interest; None for all.
+        check: what to do once a file's directory is listed: gets the file and the entries by name.
+
+    Attributes:
+        to_come: files of the batch that will ask, but have not yet.
+    """
+
+    def __init__(
+        self,
+        channel: ControlChannel,
+        path: bytes,
+        names: Collection[bytes] | None,
+        check: Callable[[PipelinedFile, Mapping[bytes, FileStat]], None],
+    ) -> None:
+        self._channel = channel
+        self._path = path
+        self._names = names
+        self._check = check
+        self._asking: list[PipelinedFile] = []
+        self._count = 0
+        self.to_come = 0
+
+    def ask(self, file: PipelinedFile) -> None:
+        """Have a file checked against the next listing, which comes once others ask, too."""
+        self._asking.append(file)
+        self.to_come -= 1
+
+    def list_if_due(self, *, all_arrived: bool) -> bool:
+        """List it, if enough ask, or no more will for now; whether it did."""
+        enough = min(max(_MIN_FILES_FOR_LISTING, self._count // _ENTRIES_FOR_A_FILE), _MAX_FILES_FOR_LISTING)
+        if len(self._asking) < enough and self.to_come and not all_arrived:
+            return False
+        asking, self._asking = self._asking, []
+
+        def listed(entries: Mapping[bytes, FileStat], count: int) -> None:
+            self._count = count
+            for file in asking:
+                if not file.over:
+                    self._check(file, entries)
+
+        list_entries(self._channel, self._path, self._names, listed)
+        return True
+
+
+def list_entries(
+    channel: ControlChannel,
+    path: bytes,
+    names: Collection[bytes] | None,
+    listed: Callable[[Mapping[bytes, FileStat], int], None],
+) -> None:
+    """List a directory.
+
+    Args:
+        channel: to a server that knows MLSC.
+        path: of the directory.
+        names: that are of interest; None for all.
+        listed: gets the entries of interest by name, and the number of all. Of a listing that is not whole, or not
+            valid, nothing is believed: then there are none.
+    """
+    entries: dict[bytes, FileStat] = {}
+    count = 0
+
+    def found(entry: ListingEntry) -> None:
+        nonlocal count
+        count += 1
+        if names is None or entry.name in names:
+            entries[entry.name] = entry.file_stat
+
+    lines = WrappedEntries(found)
+
+    def ended(reply: Reply) -> None:
+        lines.end()
+        listed(entries if reply.good and lines.storage_error is None else {}, count)
+
+    channel.send(b"MLSC " + path, ended, lines.take)
+
+
+def computes_checksums(*channels: ControlChannel) -> bool:
+    """Whether servers compute ADLER32."""
+    return all("ADLER32" in channel.features.get("CKSM", "") for channel in channels)
+
+
+def ask_checksums(
+    at_source: ControlChannel,
+    at_destination: ControlChannel,
+    source: bytes,
+    destination: bytes,
+    answered: Callable[[str | None, Reply], None],
+) -> None:
+    """Ask two servers for the ADLER32 of a file each; ``answered`` gets 8 hex digits, or None, for each of them."""
+
+    def told(reply: Reply) -> None:
+        found = _CHECKSUM.match(reply.text)
+        answered(found.group(1).lower().zfill(8) if found is not None else None, reply)
+
+    at_source.send(_CKSM + source, told)
+    at_destination.send(_CKSM + destination, told)
+
+
+def base_name(path: bytes) -> bytes:
+    """The last part of a path."""
+    return path.rpartition(b"/")[2]
+
+
+class DestinationCheck:
+    """Looks whether something is at the destinations of files, and whether that is the file itself.
+
+    Args:
+        channels: to source and destination.
+        overwrite: of the request.
+        free: is called with a file that may be copied.
+        same: with one that is there already, after its checksum was noted.
+        leave: with one that is left to the fallback.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[ControlChannel, ControlChannel],
+        overwrite: str,
+        free: Passed,
+        same: Passed,
+        leave: Leave,
+    ) -> None:
+        self._channels = channels
+        self._overwrite = overwrite
+        self._free = free
+        self._same = same
+        self._leave = leave
+
+    def look(self, file: PipelinedFile) -> None:
+        """Look at a destination in a directory that was there before."""
+        _, at_destination = self._channels
+        for stale in file.item.stale:
+            at_destination.send(b"DELE " + server_path(stale), lambda reply: None)
+        at_destination.send(b"MLST " + file.destination, lambda reply: self._looked(file, reply))
+
+    def _looked(self, file: PipelinedFile, reply: Reply) -> None:
+        if not reply.good:
+            if errno_of_reply(reply.text) == errno.ENOENT:
+                self._free(file)
+            else:
+                self._leave(file, reply.text)
+            return
+        there = file_stat_in(reply)
+        if there is None or there.kind != "file":
+            self._leave(file, "something else is at the destination")
+        elif self._overwrite == "always":
+            self._free(file)
+        elif there.size != file.size:
+            self._is_another(file)
+        else:
+            self._compare(file)
+
+    def _compare(self, file: PipelinedFile) -> None:
+        sums: list[str | None] = []
+
+        def summed(checksum: str | None, reply: Reply) -> None:
+            sums.append(checksum)
+            if len(sums) < len(self._channels):
+                return
+            if None in sums:
+                self._leave(file, reply.text)
+            elif len(set(sums)) == 1:
+                file.checksum = checksum
+                self._same(file)
+            else:
+                self._is_another(file)
+
+        if not computes_checksums(*self._channels):
+            self._leave(file, "a server offers no checksums")
+            return
+        ask_checksums(*self._channels, file.source, file.destination, summed)
+
+    def _is_another(self, file: PipelinedFile) -> None:
+        if self._overwrite == "different":
+            self._free(file)
+        else:
+            self._leave(file, "another file is at the destination")
+
+
+class SourceCheck:
+    """Finds sources that were written to while they were copied, by their times before and after.
+
+    Of use where no checksums are compared: the source's is computed after its last byte was sent, so a copy that is of
+    two states of a file has another one.
+
+    Args:
+        channel: to the source.
+        counts: entries of directories when they were last listed, by address and path; kept up here.
+        doubt: is called with a file whose time may stay the same in spite of a write, after its RETR was sent.
+        passed: with one that has passed a look.
+        leave: with one that is left to the fallback, as it was written to.
+    """
+
+    def __init__(
+        self,
+        channel: ControlChannel,
+        counts: dict[tuple[str, bytes], int],
+        doubt: Passed,
+        passed: Passed,
+        leave: Leave,
+    ) -> None:
+        self._channel = channel
+        self._counts = counts
+        self._doubt = doubt
+        self._passed = passed
+        self._leave = leave
+        self._knows_times = "MDTM" in channel.features
+        self._listed_at = time.time()
+
+    def list_directories(self, files: Sequence[PipelinedFile]) -> None:
+        """Note the times of files that have enough others beside them, by a listing of their directory."""
+        if "MLSC" not in self._channel.features:
+            return
+        directories: dict[bytes, list[PipelinedFile]] = collections.defaultdict(list)
+        for file in files:
+            directories[parent_path(file.source)].append(file)
+        for path, some in directories.items():
+            count = self._counts.get((self._channel.address, path), 0)
+            least = _MIN_SOURCES_OF_KNOWN if count else _MIN_SOURCES
+            if len(some) >= least and count <= _MOST_ENTRIES_A_FILE * len(some):
+                self._list(path, some)
+
+    def _list(self, path: bytes, files: Sequence[PipelinedFile]) -> None:
+        names = {base_name(file.source) for file in files}
+        after = SharedListing(self._channel, path, names, self._listed_again)
+
+        def listed(entries: Mapping[bytes, FileStat], count: int) -> None:
+            if len(self._counts) >= _MOST_COUNTS:
+                self._counts.clear()
+            self._counts[self._channel.address, path] = count
+            if count > _MOST_ENTRIES_A_FILE * len(files):
+                return
+            again = count <= _MOST_ENTRIES_LISTED_AGAIN or not self._knows_times
+            for file in files:
+                there = entries.get(base_name(file.source))
+                # The time of a link may be its own, not that of the file to which it leads.
+                if there is not None and there.kind == "file" and there.mtime is not None and not file.over:
+                    file.version = there.mtime
+                    if again:
+                        file.is_source_listed = True
+                        file.wait_for(after)
+
+        list_entries(self._channel, path, names, listed)
+
+    def look_before(self, file: PipelinedFile) -> None:
+        """Ask for the time of a source whose directory was not listed; comes before its RETR."""
+        if file.version is None and self._knows_times:
+            asked_at = time.time()
+            file.unproven += 1
+            self._channel.send(b"MDTM " + file.source, lambda reply: self._told(file, reply, asked_at))
+
+    def look_after(self, file: PipelinedFile) -> None:
+        """Ask for it again; comes after its RETR."""
+        if isinstance(file.version, int) and may_hide_writes(file.version, self._listed_at):
+            self._doubt(file)
+        if self._knows_times and not file.is_source_listed:
+            file.unproven += 1
+            self._channel.send(b"MDTM " + file.source, lambda reply: self._told_again(file, reply))
+
+    def _told(self, file: PipelinedFile, reply: Reply, asked_at: float) -> None:
+        file.version = reply.text
+        if may_hide_writes(time_in(reply), asked_at):
+            self._doubt(file)
+        self._passed(file)
+
+    def _told_again(self, file: PipelinedFile, reply: Reply) -> None:
+        version = time_in(reply) if isinstance(file.version, int) else reply.text
+        if not reply.good or version != file.version:
+            self._leave(file, CHANGED)
+        self._passed(file)
+
+    def _listed_again(self, file: PipelinedFile, entries: Mapping[bytes, FileStat]) -> None:
+        there = entries.get(base_name(file.source))
+        if there is None or there.kind != "file" or there.mtime != file.version:
+            self._leave(file, CHANGED)
+        self._passed(file)
+
+
+def may_hide_writes(mtime: int | None, asked_at: float) -> bool:
+    """Whether a file may be written to after it was looked at and keep its time, which counts whole seconds.
+
+    Args:
+        mtime: seconds since 1970; None if the server tells none.
+        asked_at: when the look was asked for, by this machine's clock. It came later.
+    """
+    return mtime is None or asked_at - FRESH_S < mtime < time.time() + FRESH_S
