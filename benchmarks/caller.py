@@ -20,6 +20,7 @@ FINAL = ("DONE", "FAILED", "CANCELLED")
 #: A job is looked at when its age has grown by this part, which is how late its end may be seen. Each look costs the
 #: daemon something: more of them would measure themselves.
 _GROWTH = 0.02
+_LONGEST_WAIT_S = 60
 _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.1
 
 
@@ -87,32 +88,49 @@ class Caller:
         number: int,
         timeout_s: float,
         until: Callable[[dict[str, Any]], bool] = lambda job: job["status"] in FINAL,
-        rest_s: float = 0.0,
     ) -> dict[str, Any]:
-        """Look at a job until it is as wished, the first time after ``rest_s`` seconds; the job.
+        """Look at a job until it is as wished; the job.
 
         Raises:
             BenchmarkError: it is not so in time.
         """
-        time.sleep(rest_s)
         found: dict[str, Any] = wait_for(lambda: self.job(number), until, timeout_s)
         return found
 
-    def done(self, number: int, timeout_s: float, rest_s: float = 0.0) -> dict[str, Any]:
-        """Wait for a job to be DONE, without a look at it for ``rest_s`` seconds.
+    def done(self, number: int, timeout_s: float) -> dict[str, Any]:
+        """Wait for a job to be DONE.
 
         Raises:
             BenchmarkError: it ends otherwise, or not in time.
         """
-        job = self.wait(number, timeout_s, rest_s=rest_s)
-        if job["status"] != "DONE" or job["num_done"] != job["num_elements"]:
-            raise BenchmarkError(f"job {number} did not do its work: {job}")
-        return job
+        return self.checked(self.wait(number, timeout_s))
 
     def wait_until_listed(self, number: int) -> None:
         """Wait until the listing of a job (its element 0) is done."""
         path = f"/jobs/{number}/elements/0/status"
         wait_for(lambda: self.call("GET", path), lambda seen: seen["status"] == "DONE", 60)
+
+    def ended(self, number: int) -> dict[str, Any]:
+        """Wait for a job to be DONE as a user's client does: the service answers once its status changes.
+
+        Raises:
+            BenchmarkError: it ends otherwise.
+        """
+        job = self.job(number)
+        while job["status"] not in FINAL:
+            job = self.call("GET", f"/jobs/{number}?wait={_LONGEST_WAIT_S}")
+        return self.checked(job)
+
+    @staticmethod
+    def checked(job: dict[str, Any]) -> dict[str, Any]:
+        """The job, if it is DONE with all its elements.
+
+        Raises:
+            BenchmarkError: it is not.
+        """
+        if job["status"] != "DONE" or job["num_done"] != job["num_elements"]:
+            raise BenchmarkError(f"job {job['id']} did not do its work: {job}")
+        return job
 
     def cancel(self, number: int) -> None:
         """Cancel a job."""

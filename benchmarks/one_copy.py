@@ -23,8 +23,6 @@ from trees import require_logs
 from pdm.workqueue.wire import agent_messages as wire
 
 _MODULE = "pdm.workqueue.helpers.main_gridftp"
-#: No job is looked at before this part of the shortest time so far: looks would slow down what they look at.
-_REST_PART = 0.6
 #: Between two copies, so that each meets an idle daemon.
 _REST_S = 0.05
 
@@ -40,7 +38,6 @@ class Copies:
     folder: Path
     verify: Literal["checksum", "size"]
     number: int = 0
-    shortest_s: float = 0.0
 
     def by_daemon(self) -> float:
         destination = self._next()
@@ -56,10 +53,9 @@ class Copies:
                 dst_filepath=str(destination),
                 extra_opts={"verify": self.verify},
             )
-            job = self.caller.done(job["id"], 60, self.shortest_s * _REST_PART)
+            job = self.caller.ended(job["id"])
 
         seconds = timed(copy)
-        self.shortest_s = min(seconds, self.shortest_s or seconds)
         self._check(destination)
         require_logs(self.caller.logs, job["log_uid"], 2)
         return seconds
@@ -101,8 +97,6 @@ def main() -> None:
             on.real_grid.give(path)
         copies = Copies(on, caller, helper, file, folder, options.verify)
         first = [copies.by_daemon(), copies.by_agent(listed=False), copies.by_agent(listed=True)]
-        # The logins of the first one say nothing about how long the others take.
-        copies.shortest_s = 0.0
         ours, bare, listed = [], [], []
         before = on.meter.cpu()
         for _ in range(options.rounds):

@@ -272,8 +272,9 @@ class WorkqueueClient:
         """All the caller's jobs that match the filters, read page by page."""
         return self._pages(self.jobs, filters)
 
-    def job(self, job_id: int) -> Deferred[JobView]:
-        return self._fetch(JobView, "GET", f"/jobs/{job_id:d}")
+    def job(self, job_id: int, *, wait: float = 0.0) -> Deferred[JobView]:
+        """A job; with ``wait`` as soon as its status changes, at the latest after so many seconds."""
+        return self._fetch(JobView, "GET", f"/jobs/{job_id:d}", encode_query(wait=wait or None))
 
     def elements(
         self, job_id: int, *, limit: int | None = None, **filters: Unpack[Filters]
@@ -417,7 +418,7 @@ class WorkqueueClient:
         """
         poller = JobPoller(
             self._reactor,
-            fetch_job=lambda: self.job(job_id),
+            fetch_job=lambda seconds: self.job(job_id, wait=seconds),
             on_progress=on_progress or (lambda job: None),
             outage_s=patience_s,
         )

@@ -195,7 +195,7 @@ class Assembly:
                 ServicePart.HELPERS: partial(run_in_thread, check_resources),
                 ServicePart.ATTEMPT_LOGS: partial(run_in_thread, self.logs.check),
             },
-            on_change=self._capacity_freed,
+            on_change=self._work_added,
             log_errors=lambda: self.logs.errors,
         )
         context = AttemptContext(
@@ -230,6 +230,8 @@ class Assembly:
             streams=self.streams,
             preparation=preparation,
             on_capacity=self._capacity_freed,
+            on_work=self._work_added,
+            add_element=self._add_element,
             restricted=self.site_directory.restricted,
             find_missing=self._find_missing,
         )
@@ -268,6 +270,8 @@ class Assembly:
             clock=clock,
             in_thread=run_in_thread,
             wake=self._wake,
+            reactor=reactor,
+            add_element=self._add_element,
             cancelled=self.executor.cancel,
             progress=self.board,
             routes=self.streams.routes,
@@ -373,8 +377,17 @@ class Assembly:
     def _capacity_freed(self) -> None:
         self.claimer.capacity_freed()
 
-    def _settled(self, has_leftovers: bool) -> None:
-        self.claimer.wake()
+    def _work_added(self) -> None:
+        self.claimer.work_added()
+
+    async def _add_element(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.claimer.add_element(*args, **kwargs)
+
+    def _settled(self, has_leftovers: bool, has_waiting: bool) -> None:
+        if has_waiting:
+            self.claimer.wake()
+        else:
+            self.claimer.capacity_freed()
         if has_leftovers:
             self.executor.clean_up_soon()
 

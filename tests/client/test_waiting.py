@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from pdm.workqueue.client.connection import JobPoller
 from pdm.workqueue.client.errors import (
     ConnectionBrokenError,
+    InvalidRequestError,
     JobTimeoutError,
     NotFoundError,
     UnreachableError,
@@ -31,9 +32,11 @@ class Service:
         self.clock = clock
         self.answers = list(answers)
         self.asked_at: list[float] = []
+        self.waits: list[float] = []
 
-    def __call__(self) -> Deferred[JobView]:
+    def __call__(self, wait_s: float) -> Deferred[JobView]:
         self.asked_at.append(self.clock.seconds())
+        self.waits.append(wait_s)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return fail(answer) if isinstance(answer, WorkqueueClientError) else succeed(job_view(status=answer))
 
@@ -72,6 +75,22 @@ def test_pauses_grow_up_to_two_seconds() -> None:
     assert all(later >= earlier - 0.02 for earlier, later in pairwise(pauses))
     assert 1.9 < pauses[-1] < 2.1
     assert not results
+
+
+def test_the_service_is_asked_to_wait_for_the_next_status() -> None:
+    service, _, _ = wait(["SUBMITTED", "RUNNING", "DONE"])
+    # A change is followed at once by the next question.
+    assert service.asked_at == [0.0, 0.0, 0.0]
+    assert service.waits[0] == 0.0
+    assert all(seconds > 0 for seconds in service.waits[1:])
+
+
+def test_an_earlier_service_is_asked_without_waiting() -> None:
+    refusal = InvalidRequestError(400, "Invalid input", "unknown query parameter 'wait'")
+    service, results, _ = wait(["RUNNING", refusal, "RUNNING", "DONE"], seconds=2)
+    assert [type(result) for result in results] == [JobView]
+    assert service.waits[1] > 0
+    assert service.waits[2:] == [0.0, 0.0]
 
 
 def test_the_time_is_up_exactly_then() -> None:

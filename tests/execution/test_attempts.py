@@ -67,6 +67,8 @@ def executor_of(settler: Settler) -> Executor:
         streams=streams,
         preparation=UNUSED,
         on_capacity=lambda: None,
+        on_work=lambda: None,
+        add_element=UNUSED,
     )
 
 
@@ -78,8 +80,14 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     store.worker()
     job = store.copy_job(store.user(), [1] * 3)
     verdicts = done(*store.claim())
-    settled: list[bool] = []
-    settler = Settler(reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=settled.append)
+    settled: list[tuple[bool, bool]] = []
+    settler = Settler(
+        reactor=reactor,
+        database=database,
+        worker="w",
+        clock=lambda: START,
+        on_settled=lambda leftover, waiting: settled.append((leftover, waiting)),
+    )
     executor = executor_of(settler)
     assert executor.capacity() == (8, 1)
     # That a log is not on disk yet counts, too.
@@ -93,7 +101,7 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     assert settler.backlog == 3
     await settler.drained()
     assert (settler.backlog, executor.capacity()) == (0, (8, 1))
-    assert settled and not any(settled)
+    assert set(settled) == {(False, False)}
     assert store.job(job.id).status is JobStatus.DONE
     (attempt,) = store.run(jobs.attempts, job.id, 1)
     assert attempt.log == LogSpan(0, 10)
@@ -107,7 +115,7 @@ async def test_a_cancellation_between_a_claim_and_its_answer_is_obeyed(
     ended: list[int] = []
     monkeypatch.setattr(RunningBatch, "cancel", lambda batch, job_id: ended.append(job_id))
     settler = Settler(
-        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover: None
+        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover, waiting: None
     )
     executor = executor_of(settler)
     executor.database = database

@@ -28,8 +28,11 @@ class Stored:
     """Stands for the database: answers with the records of a kind."""
 
     records: list[CredentialRecord] = field(factory=list)
+    is_shared: bool = False
+    reads: int = 0
 
     async def read(self, _name: str, function: object, *arguments: Any) -> Any:
+        self.reads += 1
         if function is credentials.fetch_many:
             return {record.id: record for record in self.records if record.id in arguments[0]}
         return [record for record in self.records if record.kind is arguments[1]]
@@ -143,3 +146,24 @@ def test_a_key_for_one_end_and_a_proxy_for_the_other(
         handed_out.release(each.fingerprint)
         handed_out.remove_unused(each.fingerprint)
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_credentials_are_read_again_after_a_change(
+    handed_out: Credentials, stored: Stored, result_of: Callable[..., Any], shared: bool
+) -> None:
+    stored.is_shared = shared
+    give(handed_out, stored, PROXY, 0, "a proxy")
+    for _ in range(3):
+        result_of(handed_out.usable(7, PROXY, {1}, NOW))
+    # Other daemons change a shared database at any time.
+    assert stored.reads == (3 if shared else 1)
+    stored.records.clear()
+    result_of(handed_out.outdated())
+
+    async def refused() -> FailureCode:
+        with pytest.raises(CredentialUnusableError) as caught:
+            await handed_out.usable(7, PROXY, {1}, NOW)
+        return caught.value.failure.code
+
+    assert result_of(refused()) is FailureCode.CREDENTIAL_MISSING

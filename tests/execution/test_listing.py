@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_a_tree_whose_server_went_away_is_not_whole(
     notes: Any = Notes()
     intake = ListingIntake(
         database=notes,
-        worker="worker",
+        add_elements=cast(Any, None),
         token=ClaimToken(1, 0, 1),
         plan=None,
         source="/top",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import NewElement
-from tests.http.service import Service, certificates, service
+from tests.http.service import Answer, Service, certificates, service
 
 __all__ = ["certificates", "service"]
 
@@ -119,6 +121,43 @@ async def test_the_newest_jobs_come_first_where_that_is_asked_for(service: Servi
     assert await listed(f"?before={numbers[2]}") == numbers[:2]
     refused = await service.call("newest", "GET", "/jobs?order=random")
     assert (refused.status, refused.json["pointer"]) == (400, "?order")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_that_is_waited_for_comes_when_its_status_changes(service: Service) -> None:
+    number = (await service.submit("patient", "/mkdir"))["id"]
+
+    def waited(path: str = "") -> Deferred[Answer]:
+        return Deferred.fromCoroutine(service.call("patient", "GET", f"/jobs/{number}{path}?wait=50"))
+
+    answers = [waited(), waited("/status")]
+    # Both are at the service when it answers this one, and nothing has happened.
+    unchanged = await service.call("patient", "GET", f"/jobs/{number}?wait=0.3")
+    assert unchanged.json["status"] == "SUBMITTED"
+    assert not any(answer.called for answer in answers)
+    (token,) = await service.claim(number)
+    assert [(await answer).json["status"] for answer in answers] == ["RUNNING", "RUNNING"]
+    answers = [waited(), waited("/status")]
+    await service.call("patient", "GET", f"/jobs/{number}?wait=0.3")
+    await service.settle(token)
+    assert [(await answer).json["status"] for answer in answers] == ["DONE", "DONE"]
+    # What has ended does not change any more.
+    assert (await waited()).json["status"] == "DONE"
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("seconds", ["61", "-1", "soon", "nan"])
+async def test_nobody_waits_for_longer_than_a_minute(service: Service, seconds: str) -> None:
+    number = (await service.submit("hasty", "/mkdir"))["id"]
+    refused = await service.call("hasty", "GET", f"/jobs/{number}?wait={seconds}")
+    assert (refused.status, refused.json["pointer"]) == (400, "?wait")
+
+
+@pytest_twisted.ensureDeferred
+async def test_of_another_users_job_nobody_hears(service: Service) -> None:
+    number = (await service.submit("patient", "/mkdir"))["id"]
+    await service.submit("hasty", "/mkdir")
+    assert (await service.call("hasty", "GET", f"/jobs/{number}?wait=50")).status == 404
 
 
 @pytest_twisted.ensureDeferred

@@ -146,7 +146,7 @@ async def test_a_verdict_without_an_answer_is_found_written(
     job = store.submit(store.user())
     batches = await database.run("claim", claiming.claim, "w", _LIMITS, START)
     settler = Settler(
-        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover: None
+        reactor=reactor, database=database, worker="w", clock=lambda: START, on_settled=lambda leftover, waiting: None
     )
     proxy.cut_commits = 1
     for verdict in done(*batches):

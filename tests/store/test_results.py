@@ -122,6 +122,31 @@ def test_an_attempt_that_succeeded_under_an_earlier_version_has_a_row(store: Sto
     assert store.settle([again]).repeated == {again.token}
 
 
+def test_latest_attempts_and_who_runs_what(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1, 1, 1])
+    (batch,) = store.claim()
+    first, second, third = batch.elements
+    assert store.run(jobs.worker_of_element, job.id, first.id) == name_of()
+    store.settle(
+        [
+            verdict(batch.token(first), JobStatus.SUBMITTED, failure=BROKEN, log=LogSpan(0, 10)),
+            verdict(batch.token(second), log=LogSpan(10, 10)),
+        ]
+    )
+    assert store.run(jobs.worker_of_element, job.id, first.id) is None
+    assert store.run(jobs.worker_of_element, job.id, second.id) is None
+    (again,) = store.claim()
+    store.settle(done(again))
+    latest = store.run(jobs.latest_attempts, job.id, 1, 3)
+    assert {number: (found.attempt, found.status) for number, found in latest.items()} == {
+        first.id: (2, JobStatus.DONE),
+        second.id: (1, JobStatus.DONE),
+    }
+    assert store.run(jobs.latest_attempts, job.id, third.id, third.id) == {}
+    assert [found.attempt for found in store.run(jobs.attempts, job.id, first.id)] == [1, 2]
+
+
 def test_one_failure_fails_the_job_when_all_has_ended(store: Store) -> None:
     store.worker()
     job = store.copy_job(store.user(), [1, 1])

@@ -17,11 +17,12 @@ def job_logs(logs: Path) -> Iterator[Path]:
 def attempt_lines(file: Path) -> dict[tuple[int, int], list[str]]:
     """The lines of each attempt in the log file of a job, by element and attempt, without these two.
 
-    Half lines, as a daemon that was killed may leave them, are passed over.
+    Half lines, as a daemon that was killed may leave them, are passed over. A file that is not there yet has no lines.
     """
     found: dict[tuple[int, int], list[str]] = {}
-    for line in file.read_text("utf-8", "surrogateescape").split("\n"):
+    text = file.read_text("utf-8", "surrogateescape") if file.exists() else ""
+    for line in text.split("\n"):
         if match := _LINE.fullmatch(line):
-            moment, element, attempt, text = match.groups()
-            found.setdefault((int(element), int(attempt)), []).append(f"{moment} {text}")
+            moment, element, attempt, words = match.groups()
+            found.setdefault((int(element), int(attempt)), []).append(f"{moment} {words}")
     return found

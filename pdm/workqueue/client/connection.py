@@ -35,6 +35,7 @@ from pdm.workqueue.client.errors import (
     CertificateRefusedError,
     ConnectionBrokenError,
     CredentialError,
+    InvalidRequestError,
     JobTimeoutError,
     NoAnswerError,
     TemporaryRefusalError,
@@ -48,7 +49,7 @@ from pdm.workqueue.wire.responses import DelegationView, JobView, WhoamiView
 Query = Sequence[tuple[str, str]]
 
 
-def encode_query(**filters: enum.Enum | datetime | str | int | None) -> Query:
+def encode_query(**filters: enum.Enum | datetime | str | float | None) -> Query:
     """Encode the filters that are not None: enumerations by name, timestamps in ISO 8601 UTC.
 
     Raises:
@@ -57,7 +58,7 @@ def encode_query(**filters: enum.Enum | datetime | str | int | None) -> Query:
     return [(name, _encode_value(value)) for name, value in filters.items() if value is not None]
 
 
-def _encode_value(value: enum.Enum | datetime | str | int) -> str:
+def _encode_value(value: enum.Enum | datetime | str | float) -> str:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, datetime):
@@ -279,16 +280,17 @@ _FIRST_POLL_PAUSE_S, _MAX_POLL_PAUSE_S, _POLL_PAUSE_GROWTH = 0.05, 2.0, 1.3
 
 
 class JobPoller:
-    """Polls a job until it has ended, and passes each state to `on_progress`.
+    """Asks for a job until it has ended, and passes each state to `on_progress`.
 
-    `outage_s` is how long the service may be unreachable meanwhile.
+    The service answers when the status changes, at the latest after the seconds that `fetch_job` gets: so the end of a
+    job is seen at once, and its progress from time to time. `outage_s` is how long the service may be unreachable.
     """
 
     def __init__(
         self,
         reactor: IReactorTime,
         *,
-        fetch_job: Callable[[], Deferred[JobView]],
+        fetch_job: Callable[[float], Deferred[JobView]],
         on_progress: Callable[[JobView], object],
         outage_s: float,
     ) -> None:
@@ -305,20 +307,29 @@ class JobPoller:
             WorkqueueClientError: the service refused the request, or was unreachable for too long.
         """
         begun = heard = self._reactor.seconds()
-        pause = _FIRST_POLL_PAUSE_S
+        pause, wait_s, may_wait = _FIRST_POLL_PAUSE_S, 0.0, True
         job: JobView | None = None
+        status = ""
         while True:
+            asked = self._reactor.seconds()
+            has_changed = False
             try:
-                job = await self._fetch_job()
+                job = await self._fetch_job(wait_s)
             except (UnreachableError, ConnectionBrokenError, TemporaryRefusalError):
                 # A service that has answered before may be restarting.
                 if job is None or self._reactor.seconds() - heard > self._outage_s:
                     raise
+            except InvalidRequestError:
+                if not wait_s:
+                    raise
+                # An earlier version of the service knows no waiting.
+                may_wait = False
             else:
                 heard = self._reactor.seconds()
                 self._on_progress(job)
                 if JobStatus.parse(job.status).is_final:
                     return job
+                has_changed, status = job.status != status, job.status
             if timeout_s is not None:
                 left = begun + timeout_s - self._reactor.seconds()
                 if left <= 0:
@@ -328,7 +339,11 @@ class JobPoller:
                         job,
                     )
                 pause = min(pause, left)
-            await deferLater(self._reactor, pause)
+            waited_s = self._reactor.seconds() - asked
+            if not has_changed and waited_s < pause:
+                # The service is away, or does not wait.
+                await deferLater(self._reactor, pause - waited_s)
+            wait_s = pause if may_wait else 0.0
             pause = min(pause * _POLL_PAUSE_GROWTH, _MAX_POLL_PAUSE_S)
 
 

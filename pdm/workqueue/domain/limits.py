@@ -26,7 +26,7 @@ from attrs import define, field, frozen
 
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.jobs import Batch, JobRecord
+from pdm.workqueue.domain.jobs import Batch, JobRecord, NewJob
 
 #: More than there are agents.
 NO_LIMIT = 2**31
@@ -58,12 +58,12 @@ class Route(NamedTuple):
         return ((LimitKind.ROUTE, self), (LimitKind.OUT_OF, self.source), (LimitKind.INTO, self.destination))
 
 
-def route_of(job: JobRecord) -> Route:
+def route_of(job: JobRecord | NewJob) -> Route:
     """The route of a job's work."""
     return Route(job.src_siteid, job.dst_siteid)
 
 
-def common_keys(job: JobRecord) -> tuple[LimitKey, ...]:
+def common_keys(job: JobRecord | NewJob) -> tuple[LimitKey, ...]:
     """The keys of a batch without its job: the same for all jobs that may share the batch."""
     return ((LimitKind.USER, job.user_id), *route_of(job).limit_keys())
 

@@ -42,7 +42,8 @@ class Settler:
 
     Args:
         worker: the incarnation that claimed the attempts.
-        on_settled: called after each transaction; True if an attempt may have left a temporary file.
+        on_settled: called after each transaction; whether an attempt may have left a temporary file, and whether
+            elements of the jobs wait.
     """
 
     _log = Logger()
@@ -54,7 +55,7 @@ class Settler:
         database: Database,
         worker: str,
         clock: Callable[[], datetime],
-        on_settled: Callable[[bool], None],
+        on_settled: Callable[[bool, bool], None],
     ) -> None:
         self._reactor = reactor
         self._database = database
@@ -152,7 +153,7 @@ class Settler:
                         )
                 for job in settled.finished:
                     log_ended(job)
-                self._on_settled(any(verdict.leftover for verdict in verdicts))
+                self._on_settled(any(verdict.leftover for verdict in verdicts), settled.has_waiting)
                 skip_locked = bool(settled.passed_over)
                 if settled.passed_over:
                     self._tokens.update(verdict.token for verdict in settled.passed_over)

@@ -63,6 +63,7 @@ class RunningBatch:
         moved: bytes transferred over the network.
         attempts: number of attempts that ended and count.
         failed: how many of them with `ROUTE_FAILURES`.
+        is_listed: whether a listing is complete, and only to be stored: the agent is free, or is so at once.
     """
 
     batch: Batch
@@ -95,7 +96,7 @@ class RunningBatch:
     _silence_s: float = 0.0
     _turn_at: float | None = None
     _heard_at: float = 0.0
-    _listing_awaited: bool = False
+    is_listed: bool = False
     _agent_free: bool = False
     _log: Logger = field(factory=Logger)
 
@@ -265,7 +266,7 @@ class RunningBatch:
 
     def _on_done(self, attempt: RunningAttempt, event: wire.DoneEvent, now: Instant) -> None:
         if self._intake is not None:
-            self._listing_awaited = True
+            self.is_listed = True
             start_background("end a listing", self._listing_done(event.key, self._intake))
         else:
             self._done(event.key, event, now)
@@ -324,7 +325,7 @@ class RunningBatch:
                 self._done(key, wire.DoneEvent(id=0, key=key), now)
                 self._note_worked(now)
         finally:
-            self._listing_awaited = False
+            self.is_listed = False
             self._check_finished()
 
     # -- the agent is free, or dead
@@ -340,7 +341,7 @@ class RunningBatch:
         for timer in (self._killer, self._watchdog):
             if timer is not None and timer.active():
                 timer.cancel()
-        if not self._listing_awaited:
+        if not self.is_listed:
             now = self.context.now()
             for key in list(self._open):
                 self._unreported(key, why or "the helper ended the batch without a result for this element", now)
@@ -369,7 +370,7 @@ class RunningBatch:
                 self._listener.nearly_done = 2 * len(self._open) <= len(self.batch.elements)
                 if self._listener.nearly_done:
                     self.on_nearly_done()
-        elif self._agent_free and not self._listing_awaited and not self.finished.called:
+        elif self._agent_free and not self.is_listed and not self.finished.called:
             self.finished.callback(None)
 
     # -- verdicts

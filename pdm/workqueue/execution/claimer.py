@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -12,8 +13,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.jobs import Batch
-from pdm.workqueue.domain.limits import FairQueue
+from pdm.workqueue.domain.jobs import Batch, JobRecord, NewJob
+from pdm.workqueue.domain.limits import FairQueue, LimitKind, common_keys
 from pdm.workqueue.execution.executor import Executor
 from pdm.workqueue.execution.lease import Lease
 from pdm.workqueue.execution.monitoring import ServiceHealth, ServicePart
@@ -21,6 +22,7 @@ from pdm.workqueue.store import claim_queries, claiming, users
 from pdm.workqueue.store.claim_limits import ClaimLimits
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseClosedError, DatabaseUnavailableError
+from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.telemetry.background import Periodic, ReportedError, following, start_background
 
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -34,6 +36,8 @@ _FIRST_PAUSE_S = 0.05
 _REST_FACTOR, _LONGEST_REST_S = 5, 0.2
 #: Elements per transaction, so that other writers can interleave.
 _MOST_AT_ONCE = 1000
+
+_R = TypeVar("_R")
 
 
 @define(eq=False, kw_only=True)
@@ -65,6 +69,10 @@ class Claimer:
     _capacity_freed: bool = False
     _over: Deferred[None] | None = None
     _claiming: Deferred[None] | None = None
+    #: An element is being claimed in the transaction that adds it.
+    _adding: Deferred[None] | None = None
+    #: Whether the last claim has found that nothing is due, and nothing was added since.
+    _nothing_due: bool = False
     _weigher: Periodic | None = None
     _log: Logger = field(factory=Logger)
 
@@ -79,24 +87,101 @@ class Claimer:
 
     async def stop(self) -> None:
         self._running = False
-        self.capacity_freed()
+        self.work_added()
         if self._over is not None:
             await self._over
+        if self._adding is not None:
+            await following(self._adding)
         if self._weigher is not None:
             await self._weigher.stop()
 
     def wake(self) -> None:
         """Claim soon: there may be work, or capacity for it."""
         self._woken = True
+        self._nothing_due = False
         if self._asleep is not None:
             asleep, self._asleep = self._asleep, None
             asleep.callback(None)
 
-    def capacity_freed(self) -> None:
-        """Claim now: there is capacity for waiting work."""
+    def work_added(self) -> None:
+        """Claim now: there is work that a claim has not seen."""
         self._capacity_freed = True
         self.wake()
         self._end_rest()
+
+    def capacity_freed(self) -> None:
+        """Claim now if work waits for capacity."""
+        # Other daemons may have added work to a shared database.
+        if self._asleep is None or not self._nothing_due or self.database.is_shared:
+            self.work_added()
+
+    async def add_element(
+        self,
+        to: NewJob | JobRecord | None,
+        type_: JobType,
+        name: str,
+        function: Callable[..., tuple[_R, Batch | None]],
+        *args: Any,
+        begin: Callable[[Batch], None] | None = None,
+    ) -> _R:
+        """Run a transaction that adds an element to a job, and begin the element at once if nothing else is due.
+
+        The element is then claimed in the same transaction: a daemon that has nothing else to do needs neither a second
+        commit nor a look at the queue.
+
+        Args:
+            to: the job; None to claim nothing at once.
+            function: gets the session, ``args`` and a `FirstClaim` or None; returns its result and the claimed batch.
+            begin: begins that batch; without it the executor does.
+        """
+        claim = None if to is None else self._first_claim(to, type_)
+        if claim is None:
+            result, _ = await self.database.run(name, function, *args, None)
+            self.wake()
+            return result
+        self._adding = Deferred()
+        try:
+            result, batch = await self.database.run(name, function, *args, claim)
+            if batch is None:
+                self.wake()
+            else:
+                self._fair_queues[_lane(type_)].charge(batch.job.user_id, 1.0)
+                (begin or self.executor.begin)(batch)
+        except Exception:
+            # The transaction may have succeeded all the same.
+            self.lease.reconcile_soon()
+            self.wake()
+            raise
+        finally:
+            adding, self._adding = self._adding, None
+            adding.callback(None)
+        return result
+
+    def _first_claim(self, to: NewJob | JobRecord, type_: JobType) -> FirstClaim | None:
+        """Permission to claim an element as it is added: nothing else is due, and all limits allow it."""
+        if self._asleep is None or not self._nothing_due or self._adding is not None or self.database.is_shared:
+            return None
+        if not (self._running and self.service_health.may_claim and self.lease.is_held):
+            return None
+        batches, listings = self.executor.capacity()
+        now = self.clock()
+        exclusions = self.executor.exclusions(now)
+        if (
+            (listings if type_ is JobType.LIST else batches) < 1
+            or to.user_id in exclusions.banned
+            or exclusions.excludes(to.protocol, to.sites)
+            # Of a site that is being probed, one element may run at a time.
+            or any((site, to.protocol) in exclusions.probed for site in to.sites)
+        ):
+            return None
+        if type_ is not JobType.LIST:
+            keys = [*common_keys(to)]
+            if isinstance(to, JobRecord):
+                keys.append((LimitKind.JOB, to.id))
+            quota = self.executor.streams.quota()
+            if any(quota.of(key) < 1 for key in keys):
+                return None
+        return FirstClaim(self.lease.worker.incarnation, now)
 
     def clock_was_set(self, step: timedelta) -> None:
         """After the clock was set back, make due what was postponed to a time of the old clock."""
@@ -151,15 +236,19 @@ class Claimer:
             claiming.callback(None)
 
     async def claims_over(self) -> None:
-        """Wait until the current claim, if any, is answered and its batches have begun."""
-        if self._claiming is not None:
-            await following(self._claiming)
+        """Wait until the current claims, if any, are answered and their batches have begun."""
+        for running in (self._claiming, self._adding):
+            if running is not None:
+                await following(running)
 
     async def _claim(self) -> tuple[int, datetime | None]:
         """Claim and begin; returns the number of batches, and the time of the next useful claim."""
         if not self.lease.is_held:
             # The renewal of the lease wakes this loop.
             return 0, None
+        if self._adding is not None:
+            # It may be told of a cancellation that `before_claims` would forget.
+            await following(self._adding)
         now = self.clock()
         self.executor.before_claims()
         batches, listings = self.executor.capacity()
@@ -194,6 +283,7 @@ class Claimer:
             self._empty_claims = min(self._empty_claims + 1, 10)
         else:
             self._empty_claims = 0
+            self._nothing_due = not self._woken
         return begun, due_at
 
     async def _claim_of(self, types: frozenset[JobType], capacity: int) -> Sequence[Batch]:
@@ -253,3 +343,7 @@ class Claimer:
 
 _LISTINGS = frozenset({JobType.LIST})
 _OTHERS = frozenset(JobType) - _LISTINGS
+
+
+def _lane(type_: JobType) -> frozenset[JobType]:
+    return _LISTINGS if type_ is JobType.LIST else _OTHERS

@@ -115,6 +115,8 @@ class Credentials:
     #: Fingerprint → credentials in the files.
     _sources: dict[str, tuple[CredentialRecord, ...]] = field(factory=dict)
     _holds: Counter[str] = field(factory=Counter)
+    #: What was read since the last change; not of a shared database, which other daemons change.
+    _read: dict[tuple[int, CredentialKind], Sequence[CredentialRecord]] = field(factory=dict)
 
     async def usable(
         self, user_id: int, kind: CredentialKind, sites: Collection[int], now: datetime
@@ -137,7 +139,7 @@ class Credentials:
         """
         found: list[CredentialRecord] = []
         for kind in needed_kinds(needs):
-            found += await self.database.read("find credentials", credentials.of_kind, user_id, kind)
+            found += await self._of_kind(user_id, kind)
         try:
             chosen = choose_credentials_by_need(found, needs, now)
         except NoCredentialError as error:
@@ -155,8 +157,22 @@ class Credentials:
             written = dict.fromkeys(chosen, next(iter(written.values())))
         return UsableCredentials(fingerprint, written)
 
+    async def _of_kind(self, user_id: int, kind: CredentialKind) -> Sequence[CredentialRecord]:
+        read = self._read
+        found = read.get((user_id, kind))
+        if found is None:
+            found = await self.database.read("find credentials", credentials.of_kind, user_id, kind)
+            if not self.database.is_shared:
+                # After a change meanwhile, this is a dictionary that nobody reads any more.
+                read[user_id, kind] = found
+        return found
+
     async def outdated(self) -> OutdatedCredentials:
-        """Find the credentials in use that were removed or replaced since, through any daemon."""
+        """Find the credentials in use that were removed or replaced since, through any daemon.
+
+        Called after each change through this daemon, and every few seconds.
+        """
+        self._read = {}
         sources = dict(self._sources)
         numbers = {record.id for records in sources.values() for record in records}
         if not numbers:

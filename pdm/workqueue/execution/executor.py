@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import DeferredList
@@ -15,7 +16,7 @@ from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentS
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, NewElement
 from pdm.workqueue.domain.limits import (
     BATCH_TIME_S,
     FIRST_BATCH_SIZE,
@@ -42,7 +43,7 @@ from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import job_changes, listings, results
+from pdm.workqueue.store import first_claims, job_changes, listings, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
@@ -80,7 +81,9 @@ class Executor:
     """Runs batches.
 
     Attributes:
-        on_capacity: called when a batch has ended or new elements are in the database.
+        on_capacity: called when a batch has ended.
+        on_work: called when elements in the database became due.
+        add_element: runs a transaction that adds an element to a job: `Claimer.add_element`.
         batch_sizes: kind of work → elements of the next batch.
         restricted: ids of drained sites, or of banned users.
     """
@@ -95,6 +98,8 @@ class Executor:
     streams: Streams
     preparation: Preparation
     on_capacity: Callable[[], None]
+    on_work: Callable[[], None]
+    add_element: Callable[..., Awaitable[bool]]
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     restricted: Callable[[RestrictionKind], Collection[int]] = lambda kind: ()
     find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
@@ -192,8 +197,11 @@ class Executor:
         """Attempts that run here."""
         return {token for running in self._running for token in running.attempts_open()}
 
-    def begin(self, batch: Batch) -> None:
-        """Carry a claimed batch out, in the background."""
+    def begin(self, batch: Batch, behind: RunningBatch | None = None) -> None:
+        """Carry a claimed batch out, in the background.
+
+        ``behind``: a listing from which it follows; if that is about to end, the batch gets its agent.
+        """
         by_tools = job_moved_by_tools(batch.job, self.sites)
         mover = mover_of(batch.job.protocol, by_tools=by_tools)
         running = RunningBatch(
@@ -206,7 +214,7 @@ class Executor:
         # Counted at once, for the next claim.
         slot = None if batch.type is JobType.LIST else self.streams.slot(batch)
         with log_context(job=batch.job.id if len(batch.jobs) == 1 else None):
-            start_background("run a batch", self._run(running, slot))
+            start_background("run a batch", self._run(running, slot, behind))
         for job_id in self._just_cancelled.intersection(batch.jobs):
             # The job was cancelled after its claim and before the answer.
             running.cancel(job_id)
@@ -241,7 +249,7 @@ class Executor:
         if job is not None and now is not None and job.finished_at == now:
             # The last part made it final, which no settled verdict has logged.
             log_ended(job)
-        self.on_capacity()
+        self.on_work()
 
     async def _resume_changes(self) -> None:
         """Continue cancellations and retries that a daemon has not completed."""
@@ -283,14 +291,16 @@ class Executor:
                 after,
             )
             count, after = count + resumed.count, resumed.after
-            self.on_capacity()
+            self.on_work()
         return count
 
-    async def _run(self, running: RunningBatch, slot: StreamSlot | None) -> None:
+    async def _run(self, running: RunningBatch, slot: StreamSlot | None, behind: RunningBatch | None = None) -> None:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
         endpoints: Collection[SiteEndpoint] = ()
         try:
+            if behind is not None and behind.is_listed:
+                await following(behind.finished)
             prepared = await self.preparation.prepare(running.batch)
             kind, endpoints = prepared.kind, prepared.endpoints.values()
             self._running[running] = kind.credential
@@ -300,7 +310,7 @@ class Executor:
             intake = None
             if request is not None:
                 agent = await self.pool.acquire(kind, alone=slot is None, slot=slot)
-                intake = await self._intake_for(running.batch, agent, request, prepared.options)
+                intake = await self._intake_for(running, agent, request, prepared.options)
             if running.ending is not None or request is None or agent is None:
                 running.drop()
             else:
@@ -384,8 +394,9 @@ class Executor:
             running.refuse(failure)
 
     async def _intake_for(
-        self, batch: Batch, agent: AgentProcess, request: wire.WorkRequest, options: Options
+        self, running: RunningBatch, agent: AgentProcess, request: wire.WorkRequest, options: Options
     ) -> ListingIntake | None:
+        batch = running.batch
         if batch.type is not JobType.LIST:
             return None
         element, job = batch.elements[0], batch.job
@@ -394,13 +405,20 @@ class Executor:
         if element.attempts > 1:
             # An earlier attempt may have planned some elements: these are not planned again.
             known = await self.database.read("find planned paths", results.known_paths, job.id)
-        await self.database.run("begin a listing", listings.begin, token)
+            await self.database.run("begin a listing", listings.begin, token)
         tree = request.url if isinstance(request, wire.ListRequest) else ""
         recursive = options.recursive if isinstance(options, RemoveOptions) else True
         plan = plan_for(job.type, job.src_filepath, job.dst_filepath, StorageUrl(tree).text_path, recursive=recursive)
+
+        async def add_elements(new: Sequence[NewElement]) -> bool:
+            # Of a REMOVE, claims know which phase may begin.
+            to = job if len(new) == 1 and job.type is JobType.COPY else None
+            add, begin = first_claims.add_and_claim, partial(self.begin, behind=running)
+            return await self.add_element(to, new[0].type, "add elements", add, self.worker, token, new, begin=begin)
+
         return ListingIntake(
             database=self.database,
-            worker=self.worker,
+            add_elements=add_elements,
             token=token,
             plan=plan,
             source=job.src_filepath,

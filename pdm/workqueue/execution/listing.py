@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from attrs import Factory, define, frozen
 from twisted.internet.defer import Deferred
@@ -91,7 +91,8 @@ class ListingIntake:
     """One listing.
 
     Args:
-        worker, token: the claim under which it is stored.
+        add_elements: adds elements to the job; False if the claim is lost.
+        token: the claim under which it is stored.
         plan: which elements follow; None stores the listing itself.
         source: the listed path, as the user gave it.
         known: `results.path_hash` of elements that an earlier attempt has planned.
@@ -103,7 +104,7 @@ class ListingIntake:
         self,
         *,
         database: Database,
-        worker: str,
+        add_elements: Callable[[Sequence[NewElement]], Awaitable[bool]],
         token: ClaimToken,
         plan: Plan | None,
         source: str,
@@ -113,7 +114,7 @@ class ListingIntake:
         on_elements: Callable[[], None],
     ) -> None:
         self._database = database
-        self._worker = worker
+        self._add_elements = add_elements
         self._token = token
         self._plan = plan
         self._source = source
@@ -249,7 +250,7 @@ class ListingIntake:
     async def _add(self, elements: Sequence[NewElement]) -> None:
         new = [element for element in elements if not self._is_known(element)]
         if new:
-            if not await self._database.run("add elements", results.add_elements, self._worker, self._token, new):
+            if not await self._add_elements(new):
                 raise ClaimLostError
             self._on_elements()
 

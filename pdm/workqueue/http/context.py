@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -12,7 +13,9 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
@@ -38,6 +41,8 @@ from pdm.workqueue.telemetry.background import start_background
 _K = TypeVar("_K", bound=CandidateOfKind)
 #: Clients poll a job once a second, and its credential seldom changes.
 _EXPIRY_CACHE_LIFETIME = timedelta(seconds=10)
+#: Seconds after which a job of a shared database that somebody waits for is read again.
+_LOOK_AGAIN_S = 0.5
 #: When full, the cache is cleared.
 _MAX_CACHED_EXPIRIES = 10_000
 
@@ -134,6 +139,9 @@ class ApiContext:
     in_thread: RunInThread
     #: Notifies the claimer that elements may have become ready.
     wake: Callable[[], None]
+    reactor: IReactorTime
+    #: Runs a transaction that adds an element to a job: `Claimer.add_element`.
+    add_element: Callable[..., Awaitable[Any]]
     #: Notifies the executor that a job's cancellation was committed.
     cancelled: Callable[[int], None]
     progress: ProgressBoard
@@ -203,8 +211,38 @@ class ApiContext:
             raise JobNotFoundError(job_id)
         return record
 
-    async def commit(self, name: str, function: Callable[..., _T], *args: Any, then: Callable[[_T], None]) -> _T:
-        """Run a transaction, and after its commit an effect (`then`) that gets its result.
+    async def awaited_job(self, job_id: int, scope: int | None, wait_s: float) -> JobRecord:
+        """Like `job`; one that has not ended is given out when its status changes, at the latest after ``wait_s``."""
+        if not wait_s:
+            return await self.job(job_id, scope)
+        until = self.reactor.seconds() + wait_s
+        before = None
+        while True:
+            # Before the job is read: what is written meanwhile is not missed.
+            written = self.database.written(job_id)
+            try:
+                job = await self.job(job_id, scope)
+                before = before or job.status
+                left_s = until - self.reactor.seconds()
+                if job.status is not before or job.status.is_final or left_s <= 0:
+                    return job
+                # Of what other daemons write to a shared database nothing is heard.
+                written.addTimeout(min(left_s, _LOOK_AGAIN_S) if self.database.is_shared else left_s, self.reactor)
+                with contextlib.suppress(DeferredTimeoutError):
+                    await written
+            finally:
+                written.addErrback(_ignore_cancellation)
+                written.cancel()
+
+    async def commit(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        then: Callable[[_T], None],
+        run: Callable[..., Awaitable[_T]] | None = None,
+    ) -> _T:
+        """Run a transaction by `run` (default: `Database.run`), and after its commit an effect (`then`) of its result.
 
         A client that disconnects cancels its handler, but not the transaction, whose effect must not be lost: so both
         run in the background and the handler only awaits them.
@@ -213,7 +251,7 @@ class ApiContext:
 
         async def work() -> None:
             try:
-                result = await self.database.run(name, function, *args)
+                result = await (run or self.database.run)(name, function, *args)
             except Exception:
                 if watched.called:
                     raise
@@ -226,6 +264,10 @@ class ApiContext:
 
         start_background(name, work())
         return await watched
+
+
+def _ignore_cancellation(failure: Failure) -> None:
+    failure.trap(CancelledError)
 
 
 #: A handler: gets the context, the caller (unless open to everybody), and as keywords the path parameters, ``body``,

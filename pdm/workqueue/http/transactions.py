@@ -21,7 +21,7 @@ from pdm.workqueue.domain.credentials import (
 )
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
-from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, LogSpan, NewJob
+from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
 from pdm.workqueue.http.problems import (
@@ -30,8 +30,9 @@ from pdm.workqueue.http.problems import (
     InvalidInputError,
     JobNotFoundError,
 )
-from pdm.workqueue.store import credentials, job_changes, jobs, sites, users
+from pdm.workqueue.store import credentials, first_claims, job_changes, jobs, sites, users
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
+from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
 from pdm.workqueue.wire.responses import timestamp_text
@@ -114,6 +115,27 @@ def register(
     if needed is not None and job.log_uid == new.log_uid:
         return job, _check_credential(session, new, needed, now)
     return job, []
+
+
+def register_and_claim(
+    session: Session,
+    new: NewJob,
+    key: IdempotencyKey | None,
+    now: datetime,
+    needed: CredentialNeeds | None,
+    stored: Collection[int],
+    claim: FirstClaim | None,
+) -> tuple[tuple[JobRecord, list[str]], Batch | None]:
+    """Like `register`; with ``claim`` also claim the first element of a new job.
+
+    Returns:
+        The job as registered, with the warnings, and the claimed batch.
+    """
+    registered = register(session, new, key, now, needed, stored)
+    job, _ = registered
+    if claim is None or job.log_uid != new.log_uid:
+        return registered, None
+    return registered, first_claims.claim_first_element(session, job, claim)
 
 
 def _check_credential(session: Session, new: NewJob, needed: CredentialNeeds, now: datetime) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -57,7 +57,13 @@ class Database:
         self._cache = JobCache(0 if engines.shared else MOST_JOBS)
         # Hanging PostgreSQL transactions are cut off. SQLite waits only for the lock of its file, which has a timeout.
         hangs_s = engines.timeouts.transaction_s if engines.shared else None
-        threads = partial(TransactionThreads, reactor=reactor, cache=self._cache, transaction_s=hangs_s)
+        threads = partial(
+            TransactionThreads,
+            reactor=reactor,
+            cache=self._cache,
+            on_written=self._tell_waiting,
+            transaction_s=hangs_s,
+        )
         self._writer = threads(
             engine=engines.writer, threads=engines.writers, together=engines.together, name="database-writer"
         )
@@ -69,6 +75,8 @@ class Database:
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
+        #: By job: who waits for the next commit that writes it.
+        self._waiting: dict[int, set[Deferred[None]]] = {}
 
     @classmethod
     def open(
@@ -181,6 +189,25 @@ class Database:
             with self._cache.loading(job_id) as loading:
                 record = loading.record = await self.read("fetch a job", jobs.fetch, job_id, None)
         return record
+
+    def written(self, job_id: int) -> Deferred[None]:
+        """Fires after the next commit of this daemon that writes a job; may be cancelled."""
+        waiting: Deferred[None] = Deferred(partial(self._forget_waiting, job_id))
+        self._waiting.setdefault(job_id, set()).add(waiting)
+        return waiting
+
+    def _forget_waiting(self, job_id: int, waiting: Deferred[None]) -> None:
+        of_job = self._waiting.get(job_id, set())
+        of_job.discard(waiting)
+        if not of_job:
+            self._waiting.pop(job_id, None)
+
+    def _tell_waiting(self, written: Iterable[int]) -> None:
+        if self._waiting:
+            for job_id in written:
+                for waiting in self._waiting.pop(job_id, ()):
+                    if not waiting.called:
+                        waiting.callback(None)
 
     def _submit(
         self, pool: TransactionThreads, availability: Availability | None, name: str, function: Callable[[Session], Any]

@@ -352,7 +352,10 @@ def _ended_attempts(session: Session, job_id: int, first: int, last: int) -> lis
 
 
 _WORKER_OF_ELEMENT = sa.select(workers.c.name).where(
-    workers.c.id == elements.c.worker_id, elements.c.job_id == bindparam("job"), elements.c.id == bindparam("number")
+    workers.c.id == elements.c.worker_id,
+    elements.c.job_id == bindparam("job"),
+    elements.c.id == bindparam("number"),
+    elements.c.status == JobStatus.RUNNING,
 )
 
 

@@ -48,12 +48,14 @@ class SettleOutcome:
         repeated: those of them that an earlier transaction has written, whose commit was not acknowledged.
         finished: jobs that became final.
         passed_over: nothing was written, because another session has locked their jobs.
+        has_waiting: whether any of the jobs has SUBMITTED elements.
     """
 
     lost: tuple[ClaimToken, ...]
     finished: tuple[JobRecord, ...]
     repeated: frozenset[ClaimToken] = frozenset()
     passed_over: tuple[Verdict, ...] = ()
+    has_waiting: bool = False
 
 
 #: Delay before a retry with a credential that was stored during the attempt; avoids a busy loop if it fails, too.
@@ -148,7 +150,8 @@ def settle(
             job.schedule_work()
     finished = tuple(job.record for job in locked.values() if job.roll_up(now))
     save_jobs(session, locked.values())
-    return SettleOutcome(tuple(lost), finished, frozenset(repeated), passed_over)
+    has_waiting = any(job.counters.submitted for job in locked.values())
+    return SettleOutcome(tuple(lost), finished, frozenset(repeated), passed_over, has_waiting)
 
 
 def _outcome(verdict: Verdict) -> JobStatus:

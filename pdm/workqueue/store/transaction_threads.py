@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,6 +66,7 @@ class TransactionThreads:
     Args:
         together: how many queued functions may share a commit.
         cache: is updated with the jobs that are written.
+        on_written: called with the ids of these jobs after their commit.
         transaction_s: a transaction that takes longer is cut off; None for no limit.
     """
 
@@ -80,6 +81,7 @@ class TransactionThreads:
         together: int,
         name: str,
         cache: JobCache,
+        on_written: Callable[[Iterable[int]], None],
         transaction_s: float | None = None,
     ) -> None:
         self._reactor = reactor
@@ -87,6 +89,7 @@ class TransactionThreads:
         self._threads = threads
         self._together = together
         self._cache = cache
+        self._on_written = on_written
         self._pool = ThreadPool(minthreads=0, maxthreads=threads, name=name)
         self._waiting: deque[QueuedCall] = deque()
         self._draining = 0
@@ -248,6 +251,7 @@ class TransactionThreads:
             if call.seconds > _SLOW_S:
                 self._log.warn("transaction {name!r} took {seconds:.1f} s", name=call.name, seconds=call.seconds)
             call.result.callback(call.outcome)
+        self._on_written(records)
 
 
 def _max_tries(error: Exception, *, committing: bool = False) -> int:

@@ -298,11 +298,24 @@ class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
 
 
+#: The longest time that a request for a job may wait.
+LONGEST_WAIT_S = 60
+
+
 class SkippedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which of the entries that a job leaves out; without parameters, all."""
 
     limit: Annotated[_Limit | None, Meta(description="At most so many.")] = None
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
+
+
+class WaitQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a job is given out."""
+
+    wait: Annotated[
+        Annotated[float, Meta(ge=0, le=LONGEST_WAIT_S)],
+        Meta(description="Seconds to wait for the status to change; a job that has ended is given out at once."),
+    ] = 0.0
 
 
 class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

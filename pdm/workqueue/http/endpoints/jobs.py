@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import attrs
 import msgspec
@@ -39,6 +40,7 @@ from pdm.workqueue.wire.requests import (
     SubmitMkdir,
     SubmitRemove,
     SubmitRename,
+    WaitQuery,
 )
 from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView, SkippedView
 
@@ -215,10 +217,18 @@ def utc_timestamp(value: datetime | None) -> datetime | None:
         raise InvalidInputError("the timestamp is out of range", "?since") from error
 
 
-@endpoint("GET", "/jobs/{job_id}", summary="One job", result=JobView, errors=(JobNotFoundError,))
-async def get_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
+@endpoint(
+    "GET",
+    "/jobs/{job_id}",
+    summary="One job",
+    query=WaitQuery,
+    result=JobView,
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def get_job(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery) -> JobView:
     """The job with its counters, progress and rate, and the reasons why it waits or its elements are held."""
-    job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
+    found_job = await api.awaited_job(job_id, caller.scope, query.wait)
+    job, progress, waiting = await with_progress(api, found_job)
     first = None
     if job.counters.held:
         first = await api.database.read("why elements are held", transactions.first_held_element, job.id)
@@ -262,10 +272,18 @@ async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress
     return expiry_warning(progress, known[0], now)
 
 
-@endpoint("GET", "/jobs/{job_id}/status", summary="Status of a job", result=JobStatusView, errors=(JobNotFoundError,))
-async def get_job_status(api: ApiContext, caller: Caller, job_id: int) -> JobStatusView:
+@endpoint(
+    "GET",
+    "/jobs/{job_id}/status",
+    summary="Status of a job",
+    query=WaitQuery,
+    result=JobStatusView,
+    errors=(InvalidInputError, JobNotFoundError),
+)
+async def get_job_status(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery) -> JobStatusView:
     """The status, the progress, and the reasons why the job waits."""
-    job, progress, waiting = await with_progress(api, await api.job(job_id, caller.scope))
+    found_job = await api.awaited_job(job_id, caller.scope, query.wait)
+    job, progress, waiting = await with_progress(api, found_job)
     _, sentences = await waiting_reasons(api, job, api.clock(), waiting)
     return JobStatusView(
         jobid=job.id,
@@ -348,17 +366,24 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
     needs = credential_needs(api, new)
     needed = transactions.CredentialNeeds(needs, api.lifetimes) if needs else None
 
-    def wake(registered: tuple[JobRecord, list[str]]) -> None:
+    def log(registered: tuple[JobRecord, list[str]]) -> None:
         # A repeated request returns the job of the first one.
         if registered[0].log_uid == new.log_uid:
             log_submitted(registered[0])
-        api.wake()
 
     try:
         numbers = {new.src_siteid} if new.dst_siteid is None else {new.src_siteid, new.dst_siteid}
         stored = [number for number in numbers if not api.sites.is_of_file(number)]
         job, warnings = await api.commit(
-            "register a job", transactions.register, new, key, api.clock(), needed, stored, then=wake
+            "register a job",
+            transactions.register_and_claim,
+            new,
+            key,
+            api.clock(),
+            needed,
+            stored,
+            then=log,
+            run=partial(api.add_element, new, new.first.type),
         )
     except IdempotencyConflictError as error:
         raise IdempotencyKeyReusedError(
