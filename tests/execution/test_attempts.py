@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import LogSpan
@@ -91,13 +90,11 @@ async def test_nothing_new_begins_while_results_wait_for_the_database(
     executor = executor_of(settler)
     assert executor.capacity() == (8, 1)
     # That a log is not on disk yet counts, too.
-    logs: list[Deferred[ClosedLog]] = [Deferred() for _ in verdicts]
-    for verdict, log in zip(verdicts, logs, strict=True):
-        settler.submit(verdict, log)
+    on_disk = [settler.submit(verdict) for verdict in verdicts]
     assert settler.backlog == 3
     assert executor.capacity() == (0, 1)
-    for log in logs:
-        log.callback(ClosedLog(True, LogSpan(0, 10)))
+    for log_closed in on_disk:
+        log_closed(ClosedLog(True, LogSpan(0, 10)))
     assert settler.backlog == 3
     await settler.drained()
     assert (settler.backlog, executor.capacity()) == (0, (8, 1))

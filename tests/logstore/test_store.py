@@ -92,11 +92,13 @@ def test_where_daemons_cannot_share_a_database_the_name_of_the_daemon_is_of_no_m
 
 def test_a_running_log_shows_without_being_asked(logs: Logs) -> None:
     logs.store.open(logs.ref, "first")
+    logs.reactor.run_handed()
     until = time.monotonic() + 20
     while not (logs.file.exists() and logs.lines()) and time.monotonic() < until:
         time.sleep(0.005)
     assert logs.lines() == ["first"]
     logs.store.write(logs.ref, "second")
+    logs.reactor.run_handed()
     while len(logs.lines()) < 2 and time.monotonic() < until:
         time.sleep(0.005)
     assert logs.lines() == ["first", "second"]
@@ -296,7 +298,7 @@ def test_a_disk_that_hangs_does_not_fill_the_memory(logs: Logs, monkeypatch: pyt
         held.set()
         release.wait(30)
 
-    logs.store._writer.put(hang)
+    logs.store._writer.put([hang])
     assert held.wait(30)
     logs.store.open(logs.ref, "first")
     for _ in range(100):

@@ -150,7 +150,7 @@ async def test_a_verdict_without_an_answer_is_found_written(
     )
     proxy.cut_commits = 1
     for verdict in done(*batches):
-        settler.submit(verdict, succeed(ClosedLog(True, None)))
+        settler.submit(verdict)(ClosedLog(True, None))
     assert settler.attempts() == {token_of(batches[0])}
     await settler.drained()
     lost_errors.clear()

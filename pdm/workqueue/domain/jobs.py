@@ -263,6 +263,11 @@ class Verdict(NamedTuple):
     skipped: int = 0
     log: LogSpan | None = None
 
+    def with_log(self, log: LogSpan | None) -> Verdict:
+        """The verdict, and where its log is."""
+        # A third of what `_replace` takes.
+        return Verdict._make((*self[:-1], log))
+
 
 class ListedEntry(NamedTuple):
     """One entry of a listing.

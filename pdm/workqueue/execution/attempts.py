@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from attrs import define, field, frozen
@@ -68,22 +69,22 @@ class Settler:
         self._busy = False
         self._idle_waiters: list[Deferred[None]] = []
 
-    def submit(self, verdict: Verdict, log_closed: Deferred[ClosedLog]) -> None:
-        """Settle a verdict once its log is on disk; a log that could not be written does not delay it.
+    def submit(self, verdict: Verdict) -> Callable[[ClosedLog], None]:
+        """Take in a verdict, which is settled once its log is on disk.
 
-        ``log_closed`` never fails: the log store reports incomplete logs itself.
+        Returns:
+            To be called then; also with a log that could not be written, which the log store reports itself.
         """
         self._awaited += 1
         self._tokens.add(verdict.token)
+        return partial(self._ready, verdict)
 
-        def ready(closed: ClosedLog) -> None:
-            self._awaited -= 1
-            self._pending.append(verdict._replace(log=closed.span))
-            if not self._busy:
-                self._busy = True
-                start_background("settle", self._settle_all())
-
-        log_closed.addCallback(ready)
+    def _ready(self, verdict: Verdict, closed: ClosedLog) -> None:
+        self._awaited -= 1
+        self._pending.append(verdict.with_log(closed.span))
+        if not self._busy:
+            self._busy = True
+            start_background("settle", self._settle_all())
 
     async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
         """Store what an attempt has found before it changes anything; False if the claim is lost."""
@@ -339,7 +340,7 @@ class RunningAttempt:
         """
         began, record, context = self.begin(now), self.record, self.context
         # A LIST element is not one of the files of the job.
-        finished = status.is_final and record.type is not JobType.LIST
+        finished = record.type is not JobType.LIST and (status is JobStatus.DONE or status.is_final)
         # Files that were already there do not count for the transfer rate.
         arrived = 0 if already_there else transferred
         context.board.drop(record.job_id, record.id, now.seconds, finished=finished, proven=arrived)
@@ -347,9 +348,6 @@ class RunningAttempt:
         seconds = now.seconds - began.seconds
         outcome = status.name if failure is None else "FAILED"
         code = 0 if failure is None and status is JobStatus.DONE else 1
-        closed = context.logs.close(
-            self._ref, f"outcome={outcome} rc={code} bytes={moved} seconds={seconds:.3f}{words}"
-        )
         verdict = Verdict(
             ClaimToken(record.job_id, record.id, record.attempts),
             status,
@@ -364,7 +362,8 @@ class RunningAttempt:
             leftover,
             skipped,
         )
-        context.settler.submit(verdict, closed)
+        last_line = f"outcome={outcome} rc={code} bytes={moved} seconds={seconds:.3f}{words}"
+        context.logs.end(self._ref, last_line, context.settler.submit(verdict))
 
     def forget(self, why: str) -> None:
         """Close its log without a verdict: another daemon may have the claim by now."""

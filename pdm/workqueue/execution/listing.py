@@ -248,14 +248,13 @@ class ListingIntake:
                 raise ClaimLostError
 
     async def _add(self, elements: Sequence[NewElement]) -> None:
-        new = [element for element in elements if not self._is_known(element)]
+        new = elements
+        if self._known:
+            new = [one for one in elements if results.path_hash(one.type, one.src_filepath) not in self._known]
         if new:
             if not await self._add_elements(new):
                 raise ClaimLostError
             self._on_elements()
-
-    def _is_known(self, element: NewElement) -> bool:
-        return bool(self._known) and results.path_hash(element.type, element.src_filepath) in self._known
 
     async def _keep_notes(self, skipped: Sequence[Skipped]) -> None:
         notes, self._notes = [*self._notes, *skipped], []

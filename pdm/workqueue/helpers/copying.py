@@ -26,13 +26,13 @@ from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 
 #: Seconds that removing what a failed transfer left may take; fewer after a cancel, for which somebody waits, and at
 #: a server that did not answer just now.
-_CLEAN_UP_S, _CLEAN_UP_HURRY_S = 10.0, 3.0
+_CLEAN_UP_S, CLEAN_UP_HURRY_S = 10.0, 3.0
 #: Errors of a new file that every new file in its folder would meet.
 _DIRECTORY_ERRNOS = frozenset({errno.EACCES, errno.EROFS})
 #: Said of a source whose copy cannot be trusted.
 CHANGED = "the source was written to while it was copied"
 #: A server whose session was cut may open its file a moment later.
-_SETTLE_S = 0.05
+SETTLE_S = 0.05
 
 
 def copy(
@@ -106,13 +106,20 @@ class FileCopier:
         else:
             self.complete(storage, pending, source_sum)
 
+    def open_directory(self, storage: Storage, destination: StorageUrl) -> TargetDirectory:
+        """The directory of a destination; raises `StorageError` if it cannot be used."""
+        directory = at_destination(self._folders.of, storage, destination)
+        if directory.url in self._closed:
+            raise self._closed[directory.url]
+        return directory
+
     def begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
         """Look at both ends of a copy, and make room; None if it has its outcome already."""
         key, destination = item.key, item.destination
         directory = at_destination(self._folders.of, storage, destination)
         for stale in item.stale:
             if directory.may_hold(stale):
-                at_destination(_discard, storage, stale)
+                at_destination(discard, storage, stale)
         there = at_destination(directory.stat, storage, destination)
         if there is not None:
             at_destination(directory.check_own_name, storage, destination)
@@ -168,7 +175,7 @@ class FileCopier:
     def _fail(
         self, storage: Storage, item: FileCopy, directory: TargetDirectory, error: StoppedError | StorageError
     ) -> None:
-        residue = self._clean_up(storage, item.temporary, error)
+        residue = self.clean_up(storage, item.temporary, error)
         if isinstance(error, StoppedError):
             self._batch.cancelled(item.key, residue=residue)
         else:
@@ -294,18 +301,18 @@ class FileCopier:
         proof = checksum or "no checksum asked for"
         self._batch.log(item.key, f"{item.size} bytes, {proof}: renamed to {item.destination}")
 
-    def _clean_up(self, storage: Storage, temporary: StorageUrl, why: Exception) -> bool:
+    def clean_up(self, storage: Storage, temporary: StorageUrl, why: Exception) -> bool:
         """Remove the temporary file; True if it may still be there."""
         interrupted = self._batch.stopped
         storage.resume()
         hurry = interrupted or getattr(why, "code", None) in (FailureCode.STALLED, FailureCode.TIMEOUT)
-        longest_s = _CLEAN_UP_HURRY_S if hurry else _CLEAN_UP_S
+        longest_s = CLEAN_UP_HURRY_S if hurry else _CLEAN_UP_S
         storage.timeouts = Timeouts.within(longest_s)
         try:
-            _discard(storage, temporary)
+            discard(storage, temporary)
             if interrupted:
-                time.sleep(_SETTLE_S)
-                _discard(storage, temporary)
+                time.sleep(SETTLE_S)
+                discard(storage, temporary)
         except StoppedError:
             return True
         except StorageError as error:
@@ -323,7 +330,7 @@ def temporary_name(temporary: str, way: int) -> str:
     return f"{temporary.removesuffix('.part')}.{way}.part" if way else temporary
 
 
-def _discard(storage: Storage, url: StorageUrl) -> None:
+def discard(storage: Storage, url: StorageUrl) -> None:
     try:
         storage.remove(url, directory=False)
     except StorageError as error:

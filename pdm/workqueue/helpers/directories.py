@@ -75,15 +75,24 @@ class TargetDirectory:
             temporary: a file of ours in the folder, whose name has letters.
             url: of the file that gets its name.
         """
-        with self._lock:
-            if self._ignores_case is None:
-                swapped = self.url.child(temporary.name.swapcase())
-                self._ignores_case = at_destination(storage.stat, swapped) is not None
-        if not self._ignores_case and url.name.isascii():
+        if not self.ignores_case(storage, temporary) and url.name.isascii():
             yield
             return
         with self._lock:
             yield
+
+    def ignores_case(self, storage: Storage, temporary: StorageUrl) -> bool:
+        """Whether the folder takes two names for one that differ in case only.
+
+        Args:
+            storage: of the folder.
+            temporary: a file of ours in the folder, whose name has letters.
+        """
+        with self._lock:
+            if self._ignores_case is None:
+                swapped = self.url.child(temporary.name.swapcase())
+                self._ignores_case = at_destination(storage.stat, swapped) is not None
+            return self._ignores_case
 
 
 def _check_listed(storage: Storage, name: bytes, url: StorageUrl) -> None:

@@ -17,21 +17,21 @@ if not __package__:
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.helpers import backends, listing, operations
+from pdm.workqueue.helpers import backends, grouped_copy, listing, operations
 from pdm.workqueue.helpers.channel import ActiveBatch, serve
+from pdm.workqueue.helpers.group_backend import GroupBackend, GroupStorage
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
     FileVersion,
     ProgressCallback,
-    Storage,
     StorageBackend,
     StorageError,
     Timeouts,
     stream_copy,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
-from pdm.workqueue.wire.agent_messages import ListRequest
+from pdm.workqueue.wire.agent_messages import CopyRequest, ListRequest
 
 _MAX_WORKERS = 4
 _ITEMS_PER_WORKER = 16
@@ -44,7 +44,7 @@ def backend_class(protocol: JobProtocol) -> type[StorageBackend]:
     return found
 
 
-class RelayStorage(Storage):
+class RelayStorage(GroupStorage):
     """The storage of one thread: a backend for each scheme, made when it is first asked for."""
 
     def __init__(self) -> None:
@@ -66,6 +66,10 @@ class RelayStorage(Storage):
                 backend.interrupt()
         backend.timeouts = self.timeouts
         return backend
+
+    def group_backend(self, url: StorageUrl) -> GroupBackend | None:
+        backend = self._backend(url)
+        return backend if isinstance(backend, GroupBackend) else None
 
     @property
     def timeouts(self) -> Timeouts:  # a property here, so that the backends have it too
@@ -139,6 +143,9 @@ def main() -> None:
             # Threads that list a local disk only wait for each other.
             most = 1 if StorageUrl(request.url).scheme in JobProtocol.FILE.info.schemes else _MAX_WORKERS
             listing.report_listing(batch, request, lambda: listing.list_tree(batch, request, workers, most))
+        elif isinstance(request, CopyRequest):
+            count = 1 + len(request.items) // _ITEMS_PER_WORKER
+            grouped_copy.copy(batch, request, request.items, workers, count)
         else:
             operations.carry_out_items(batch, request, workers, _ITEMS_PER_WORKER)
 

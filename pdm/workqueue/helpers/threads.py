@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.storage import StoppedError, Storage, StorageError, Timeouts, internal_error
 from pdm.workqueue.wire.agent_messages import CopyItem, PathItem, RenameItem
 
+_Part = TypeVar("_Part")
 _Item = TypeVar("_Item", bound=CopyItem | PathItem | RenameItem)
 
 
@@ -30,7 +32,7 @@ class WorkerThreads:
 
     def storages(self, count: int) -> list[Storage]:
         """The first ``count`` of them; fewer where the limit is lower."""
-        count = min(max(count, 1), self._most)
+        count = self.limited(count)
         while len(self._storages) < count:
             self._storages.append(self._open_storage())
         return self._storages[:count]
@@ -54,7 +56,54 @@ class WorkerThreads:
             begun: whether the items were begun before: then cancelled ones are worked on too, for they have left
                 something behind.
         """
-        waiting = deque(items)
+
+        def each(storage: Storage, item: _Item) -> None:
+            if begun or may_begin(batch, item.key):
+                _carry_out_item(batch, storage, item, work)
+
+        self._share_out(batch, items, workers, each)
+
+    def share_groups(
+        self,
+        batch: ActiveBatch,
+        groups: Sequence[Sequence[_Item]],
+        workers: int,
+        together: Callable[[Storage, Sequence[_Item]], Sequence[_Item]],
+        alone: Callable[[Storage, _Item], None],
+    ) -> None:
+        """Have each group worked on by one of ``workers`` threads; returns when all are worked on.
+
+        Args:
+            batch: of the items.
+            groups: of items that have no outcome so far.
+            workers: how many threads.
+            together: works on a group of two or more, and returns the items that are left to be done alone.
+            alone: as ``work`` of `share`, but reports by itself that an item is started.
+        """
+
+        def each(storage: Storage, group: Sequence[_Item]) -> None:
+            left = group
+            if len(group) > 1:
+                try:
+                    left = together(storage, group)
+                except Exception:
+                    # One item may be to blame, and which is not known here: each that has no outcome fails by itself.
+                    traceback.print_exc()
+                    opened = set(batch.open_keys())
+                    left = [item for item in group if item.key in opened]
+            for item in left:
+                _carry_out_item(batch, storage, item, alone)
+
+        self._share_out(batch, groups, workers, each)
+
+    def limited(self, count: int) -> int:
+        """How many threads there are if ``count`` are asked for."""
+        return min(max(count, 1), self._most)
+
+    def _share_out(
+        self, batch: ActiveBatch, parts: Iterable[_Part], workers: int, each: Callable[[Storage, _Part], None]
+    ) -> None:
+        waiting = deque(parts)
         storages = self.storages(min(workers, len(waiting)))
         # An item that is ended alone is not begun; one that is under way ends soon, for large ones are alone.
         batch.ends_items(lambda keys: None)
@@ -65,11 +114,10 @@ class WorkerThreads:
         def worker(storage: Storage) -> None:
             while True:
                 try:
-                    item = waiting.popleft()
+                    part = waiting.popleft()
                 except IndexError:
                     return
-                if begun or _may_begin(batch, item.key):
-                    _carry_out_item(batch, storage, item, work)
+                each(storage, part)
 
         threads = [threading.Thread(target=worker, args=(storage,), name="lane") for storage in storages[1:]]
         for thread in threads:
@@ -79,7 +127,8 @@ class WorkerThreads:
             thread.join()
 
 
-def _may_begin(batch: ActiveBatch, key: int) -> bool:
+def may_begin(batch: ActiveBatch, key: int) -> bool:
+    """Report an item as started; False if it has its outcome, because it was cancelled."""
     if batch.stopped:
         batch.cancelled(key)
         return False

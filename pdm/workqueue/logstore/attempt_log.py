@@ -11,24 +11,31 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-
-from attrs import field, frozen
-from attrs import validators as check
+from typing import NamedTuple, Self
 
 _FIRST_LIFE_S = 5.0
 _LONGEST_LIFE_S = 300.0
 _SHOWN_IN_LIFE = 300
+_UID = re.compile(r"[A-Za-z0-9_-]{4,64}", re.ASCII)
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 
-@frozen(cache_hash=True)
-class LogRef:
+class _AttemptNumber(NamedTuple):
+    log_uid: str
+    element_id: int
+    attempt: int
+
+
+class LogRef(_AttemptNumber):
     """Which log: the job's ``log_uid``, the element, the attempt (from 1)."""
 
-    # It becomes a directory: what a forged record might say must not lead elsewhere.
-    log_uid: str = field(validator=check.matches_re(r"[A-Za-z0-9_-]{4,64}"))
-    element_id: int = field(validator=check.ge(0))
-    attempt: int = field(validator=check.ge(1))
+    __slots__ = ()
+
+    def __new__(cls, log_uid: str, element_id: int, attempt: int) -> Self:
+        # It becomes a directory: what a forged record might say must not lead elsewhere.
+        if not _UID.fullmatch(log_uid) or element_id < 0 or attempt < 1:
+            raise ValueError(f"no log_uid, element_id and attempt: {log_uid!r}, {element_id}, {attempt}")
+        return tuple.__new__(cls, (log_uid, element_id, attempt))
 
     @property
     def key(self) -> str:

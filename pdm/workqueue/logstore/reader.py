@@ -32,7 +32,7 @@ _KEY_OF_LINE = re.compile(rb"^[^\n]{%d} (\d+\.\d+) [^\n]*" % (STAMP_BYTES - 1), 
 _NEWLINE = ord("\n")
 
 #: A Deferred and what it is to fire with (a `Failure` fails it).
-Answer = tuple[Deferred[Any], object]
+Answer = tuple[Callable[[Any], object], object]
 
 
 class LogMissingError(Exception):
@@ -107,7 +107,7 @@ class LogReader:
                 result = read()
             except Exception:  # whoever waits is told, and the thread goes on
                 result = Failure()
-            self._report([(answer, result)])
+            self._report([(answer.callback, result)])
 
     # The methods below run on the thread.
 

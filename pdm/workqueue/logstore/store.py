@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
@@ -61,6 +61,8 @@ class LogStore:
         self._reader, self._searcher = (
             LogReader(place, head_bytes, tail_bytes, partial(self._report, complaint=None)) for _ in range(2)
         )
+        #: Operations for the writer, until the end of this turn of the reactor.
+        self._operations: list[Operation] = []
         self._put = 0
         self._missing: dict[LogRef, int] = {}
         self._stopped = False
@@ -99,7 +101,8 @@ class LogStore:
             return
         # What the writer was asked to locate goes to a reader first.
         ended: Deferred[None] = Deferred()
-        self._writer.put(partial(self._writer.finish, self._now(), ended))
+        self._hand_over()
+        self._writer.put([partial(self._writer.finish, self._now(), ended)])
         await ended
         self._writer.join()
         for reader in (self._reader, self._searcher):
@@ -126,12 +129,17 @@ class LogStore:
             Fires when all is on disk, or when something could not be written (the daemon's log says why). Never fails,
             so that a full disk holds up no verdict.
         """
-        if self._stopped:
-            return succeed(ClosedLog(False, None))
         answer: Deferred[ClosedLog] = Deferred()
-        missing = self._missing.pop(ref, 0)
-        self._writer.put(partial(self._writer.end, ref, last_line, self._now(), missing, answer))
+        self.end(ref, last_line, answer.callback)
         return answer
+
+    def end(self, ref: LogRef, last_line: str, on_disk: Callable[[ClosedLog], object]) -> None:
+        """As `close`; ``on_disk`` is called in place of a Deferred, which would cost as much as the lines."""
+        if self._stopped:
+            on_disk(ClosedLog(False, None))
+            return
+        missing = self._missing.pop(ref, 0)
+        self._add(partial(self._writer.end, ref, last_line, self._now(), missing, on_disk))
 
     def begun(self, refs: Collection[LogRef]) -> set[LogRef]:
         """Those of some attempts whose work had begun, by this daemon's logs; any thread may ask.
@@ -189,20 +197,31 @@ class LogStore:
         elif span is not None:
             pass_on(Region(span.offset, span.offset + span.length))
         else:
-            self._writer.put(partial(self._writer.locate, ref, pass_on))
+            self._add(partial(self._writer.locate, ref, pass_on))
         return answer
 
     async def flush(self) -> None:
         """Wait until all lines so far are on disk."""
         if not self._stopped:
             answer: Deferred[None] = Deferred()
-            self._writer.put(partial(self._writer.flush, answer))
+            self._add(partial(self._writer.flush, answer))
             await answer
 
     def _put_text(self, operation: Operation, text: str) -> None:
         if not self._stopped:
             self._put += len(text)
-            self._writer.put(operation)
+            self._add(operation)
+
+    def _add(self, operation: Operation) -> None:
+        """Queue an operation for the writer, with all others of this turn of the reactor: each hand-over wakes it."""
+        if not self._operations:
+            self._reactor.callFromThread(self._hand_over)
+        self._operations.append(operation)
+
+    def _hand_over(self) -> None:
+        if self._operations:
+            operations, self._operations = self._operations, []
+            self._writer.put(operations)
 
     def _report(self, answers: list[Answer], complaint: str | None) -> None:
         self._reactor.callFromThread(self._give, answers, complaint)
@@ -210,5 +229,5 @@ class LogStore:
     def _give(self, answers: list[Answer], complaint: str | None) -> None:
         if complaint is not None:
             self._log.error("{complaint}", complaint=complaint)
-        for deferred, value in answers:
-            deferred.callback(value)
+        for answer, value in answers:
+            answer(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -67,14 +67,14 @@ class LogWriter:
         self._head_bytes = head_bytes
         self._tail_bytes = tail_bytes
         self._report = report
-        self._queue: queue.SimpleQueue[Operation] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Sequence[Operation]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="logstore", daemon=True)
         #: Those that open logs write into, by `log_uid`.
         self._files: dict[str, JobFile] = {}
         self._open: dict[LogRef, OpenLog] = {}
         #: Open logs with lines that are due.
         self._dirty: dict[LogRef, OpenLog] = {}
-        self._closing: list[tuple[OpenLog, bool, Deferred[ClosedLog]]] = []
+        self._closing: list[tuple[OpenLog, bool, Callable[[ClosedLog], object]]] = []
         self._due_at = 0.0
         self._answers: list[Answer] = []
         self._finished = False
@@ -97,9 +97,9 @@ class LogWriter:
         """Wait for the thread, after it was asked to finish."""
         self._thread.join()
 
-    def put(self, operation: Operation) -> None:
-        """Queue an operation; thread-safe."""
-        self._queue.put(operation)
+    def put(self, operations: Sequence[Operation]) -> None:
+        """Queue operations; thread-safe."""
+        self._queue.put(operations)
 
     # The methods below run on the thread.
 
@@ -128,8 +128,8 @@ class LogWriter:
                 self._due_at = time.monotonic() + _FLUSH_S
             self._dirty[ref] = opened
 
-    def end(self, ref: LogRef, text: str, at: float, missing: int, answer: Deferred[ClosedLog]) -> None:
-        """Add the last line and close; answered with a `ClosedLog`, once it is on disk."""
+    def end(self, ref: LogRef, text: str, at: float, missing: int, answer: Callable[[ClosedLog], object]) -> None:
+        """Add the last line and close; ``answer`` is called on the reactor's thread, once all is on disk."""
         opened = self._open.pop(ref, None)
         if opened is None:
             self._answers.append((answer, ClosedLog(False, None)))
@@ -158,15 +158,15 @@ class LogWriter:
         """Write out all that waits."""
         self._write_closing()
         self._write_dirty()
-        self._answers.append((answer, None))
+        self._answers.append((answer.callback, None))
 
     def finish(self, at: float, answer: Deferred[None]) -> None:
         """Close what is open, then end the thread."""
         for ref in list(self._open):
-            self.end(ref, "[log] ends here: the daemon stopped", at, 0, Deferred())
+            self.end(ref, "[log] ends here: the daemon stopped", at, 0, lambda closed: None)
         self._write_closing()
         self._finished = True
-        self._answers.append((answer, None))
+        self._answers.append((answer.callback, None))
 
     def _run(self) -> None:
         while not self._finished:
@@ -179,11 +179,11 @@ class LogWriter:
 
     def _next_operations(self) -> list[Operation]:
         wait = max(0.0, self._due_at - time.monotonic()) if self._dirty else None
-        operations = []
+        operations: list[Operation] = []
         try:
-            operations.append(self._queue.get(timeout=wait))
+            operations += self._queue.get(timeout=wait)
             while len(operations) < _MOST_AT_ONCE:
-                operations.append(self._queue.get_nowait())
+                operations += self._queue.get_nowait()
         except queue.Empty:
             pass
         return operations

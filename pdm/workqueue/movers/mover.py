@@ -298,7 +298,7 @@ def _length(item: CopyItem | PathItem | RenameItem) -> int:
         return len(item.url)
     length = len(item.source) + len(item.destination)
     if isinstance(item, CopyItem):
-        length += len(item.temporary) + sum(map(len, item.stale))
+        length += len(item.temporary) * (1 + len(item.stale))
     return length
 
 

@@ -6,11 +6,12 @@ import contextlib
 import errno
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.backends import sftp_groups
 from pdm.workqueue.helpers.backends import sftp_session as sftp
 from pdm.workqueue.helpers.backends.sftp_files import (
     Attributes,
@@ -28,6 +29,7 @@ from pdm.workqueue.helpers.backends.sftp_files import (
 )
 from pdm.workqueue.helpers.backends.sftp_session import SftpSession, StatusError, string
 from pdm.workqueue.helpers.backends.ssh_command import ssh_command, ssh_environment
+from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
 from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, Pieces, StorageError, WakeableBackend
 
 _READ, _CREATE_NEW = 0x01, 0x02 | 0x08 | 0x20
@@ -39,13 +41,11 @@ _POSIX_RENAME, _HARD_LINK, _FSYNC, _STATVFS, _LIMITS = (
     b"statvfs@openssh.com",
     b"limits@openssh.com",
 )
-#: File systems that cannot sync a file answer so to fsync; any other answer is about the bytes.
-_CANNOT_SYNC = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 #: What is said in place of "Failure".
 _WORDS = {errno.EROFS: "Read-only file system", errno.ENOSPC: "No space left on device"}
 
 
-class SftpBackend(WakeableBackend):
+class SftpBackend(WakeableBackend, GroupBackend):
     """One lane's sessions, one for each server."""
 
     def __init__(self) -> None:
@@ -319,8 +319,44 @@ class SftpBackend(WakeableBackend):
             try:
                 session.call(sftp.EXTENDED, string(_FSYNC), string(handle))
             except StatusError as error:
-                if error.errno not in _CANNOT_SYNC:
+                if error.errno not in sftp_groups.CANNOT_SYNC:
                     raise
+
+    # -- groups
+
+    def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
+        # RENAME of OpenSSH never replaces a file. Others are asked for one after the other.
+        session, _ = self._at(url)
+        return _POSIX_RENAME in session.extensions if replace else session.is_openssh
+
+    def read_group(self, files: Sequence[tuple[StorageUrl, int]]) -> list[FileContent | None]:
+        session, _ = self._at(files[0][0])
+        return sftp_groups.read(session, [(_path(url), size) for url, size in files], self._sizes(session).reading)
+
+    def group_versions(self, urls: Sequence[StorageUrl]) -> list[FileVersion | None]:
+        session, _ = self._at(urls[0])
+        return [sftp_groups.version_of(found) for found in sftp_groups.attributes(session, map(_path, urls))]
+
+    def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
+        return [version.size if version else None for version in self.group_versions(urls)]
+
+    def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
+        session, _ = self._at(urls[0])
+        return sftp_groups.are_free(session, map(_path, urls))
+
+    def write_group(self, files: Sequence[tuple[StorageUrl, bytes]]) -> list[bool]:
+        session, _ = self._at(files[0][0])
+        return sftp_groups.write(session, [(_path(url), content) for url, content in files], self._sizes(session))
+
+    def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
+        session, _ = self._at(files[0][0])
+        kind, prefix = (sftp.EXTENDED, string(_POSIX_RENAME)) if replace else (sftp.RENAME, b"")
+        renames = [(kind, prefix + string(_path(old)) + string(_path(new))) for old, new, _ in files]
+        return sftp_groups.carry_out(session, renames)
+
+    def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
+        session, _ = self._at(urls[0])
+        return sftp_groups.remove(session, list(map(_path, urls)))
 
     # -- sessions
 

@@ -1,0 +1,158 @@
+"""Group operations at SFTP servers: the requests for all files of a group are sent before the first answer is read."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from pdm.workqueue.helpers.backends import sftp_session as sftp
+from pdm.workqueue.helpers.backends.sftp_files import Attributes, PieceSizes, attributes_of, close_handle, handle_of
+from pdm.workqueue.helpers.backends.sftp_session import PacketReader, SftpResponse, SftpSession, StatusError, string
+from pdm.workqueue.helpers.group_backend import FileContent
+from pdm.workqueue.helpers.storage import FileVersion
+
+_Result = TypeVar("_Result")
+_READ, _CREATE_NEW = struct.pack(">I", 0x01), struct.pack(">I", 0x02 | 0x08 | 0x20)
+_NO_ATTRIBUTES = struct.pack(">I", 0)
+_FSYNC = b"fsync@openssh.com"
+#: File systems that cannot sync a file answer so to fsync; any other answer is about the bytes.
+CANNOT_SYNC = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
+
+
+def _received(session: SftpSession, request: int, read: Callable[[SftpResponse], _Result]) -> _Result | None:
+    """What an answer says; None if it is a refusal."""
+    try:
+        return read(session.receive(request))
+    except StatusError:
+        return None
+
+
+def _open(session: SftpSession, paths: Iterable[bytes], flags: bytes) -> list[bytes | None]:
+    """Handles of files; None of those that cannot be opened."""
+    requests = [session.send(sftp.OPEN, string(path), flags, _NO_ATTRIBUTES) for path in paths]
+    return [_received(session, request, handle_of) for request in requests]
+
+
+def version_of(found: Attributes | None) -> FileVersion | None:
+    """The version that attributes tell; None if they lack the size."""
+    return None if found is None or found.size is None else FileVersion(found.size, found.mtime)
+
+
+def read(session: SftpSession, files: Sequence[tuple[bytes, int]], most: int) -> list[FileContent | None]:
+    """Contents of files.
+
+    Args:
+        session: with the server.
+        files: path and size of each.
+        most: bytes of one request.
+    """
+    handles = _open(session, [path for path, _ in files], _READ)
+    asked: list[tuple[int, list[int]] | None] = [
+        None if handle is None else (session.send(sftp.FSTAT, string(handle)), []) for handle in handles
+    ]
+    found: list[Attributes | None] = []
+    if not session.is_openssh:
+        # Others may answer in another order, and tell the version after the bytes.
+        found = [None if each is None else _received(session, each[0], attributes_of) for each in asked]
+    for handle, each, (_, size) in zip(handles, asked, files, strict=True):
+        if handle is not None and each is not None:
+            # One byte more than there should be shows that the file has grown.
+            for offset in range(0, size + 1, most):
+                place = struct.pack(">QI", offset, min(most, size + 1 - offset))
+                each[1].append(session.send(sftp.READ, string(handle), place))
+    contents: list[FileContent | None] = []
+    for number, (handle, each) in enumerate(zip(handles, asked, strict=True)):
+        if handle is None or each is None:
+            contents.append(None)
+            continue
+        attributes = found[number] if found else _received(session, each[0], attributes_of)
+        version = version_of(attributes)
+        pieces = [_received(session, request, _data) for request in each[1]]
+        close_handle(session, handle)
+        # What is short in the middle is not all; then the size tells.
+        is_file = attributes is not None and attributes.kind != "directory" and None not in pieces
+        contents.append(
+            FileContent(b"".join(piece or b"" for piece in pieces), version) if is_file and version else None
+        )
+    return contents
+
+
+def _data(answer: SftpResponse) -> bytes:
+    """Bytes of an answer to READ; none at the end of the file."""
+    return b"" if answer.type == sftp.STATUS else PacketReader(answer.body).string()
+
+
+def attributes(session: SftpSession, paths: Iterable[bytes]) -> list[Attributes | None]:
+    """What is at paths, links followed; None where that is not told."""
+    requests = [session.send(sftp.STAT, string(path)) for path in paths]
+    return [_received(session, request, attributes_of) for request in requests]
+
+
+def are_free(session: SftpSession, paths: Iterable[bytes]) -> list[bool]:
+    """Whether nothing is at paths, not even a link."""
+    return [number == errno.ENOENT for number in _errnos(session, [(sftp.LSTAT, string(path)) for path in paths])]
+
+
+def write(session: SftpSession, files: Sequence[tuple[bytes, bytes]], sizes: PieceSizes) -> list[bool]:
+    """Make new files of path and bytes; True where all was taken."""
+    handles = _open(session, [path for path, _ in files], _CREATE_NEW)
+    syncs = _FSYNC in session.extensions
+    asked: list[list[int]] = []
+    for handle, (_, content) in zip(handles, files, strict=True):
+        requests: list[int] = []
+        if handle is not None:
+            opened = string(handle)
+            view = memoryview(content)
+            for offset in range(0, len(content), sizes.writing):
+                part = view[offset : offset + sizes.writing]
+                requests.append(session.send(sftp.WRITE, opened, struct.pack(">QI", offset, len(part)), part))
+        asked.append(requests)
+    if not session.is_openssh:
+        # Others may carry requests out in another order.
+        taken = [all(number == 0 for number in _answers(session, requests)) for requests in asked]
+    else:
+        taken = []
+    ends: list[list[int]] = []
+    for handle in handles:
+        requests = []
+        if handle is not None:
+            if syncs:
+                requests.append(session.send(sftp.EXTENDED, string(_FSYNC), string(handle)))
+            requests.append(session.send(sftp.CLOSE, string(handle)))
+        ends.append(requests)
+    made = []
+    for number, (handle, requests, end) in enumerate(zip(handles, asked, ends, strict=True)):
+        good = taken[number] if taken else all(each == 0 for each in _answers(session, requests))
+        *synced, closed = _answers(session, end) or [None]
+        good = good and closed == 0 and all(each == 0 or each in CANNOT_SYNC for each in synced)
+        made.append(handle is not None and good)
+    return made
+
+
+def carry_out(session: SftpSession, requests: Sequence[tuple[int, bytes]]) -> list[bool]:
+    """Which requests, of a type and what follows it, are carried out rather than refused."""
+    return [number == 0 for number in _errnos(session, requests)]
+
+
+def remove(session: SftpSession, paths: Sequence[bytes]) -> list[bool]:
+    """Remove files; True where nothing is left."""
+    return [number in (0, errno.ENOENT) for number in _errnos(session, [(sftp.REMOVE, string(path)) for path in paths])]
+
+
+def _errnos(session: SftpSession, requests: Sequence[tuple[int, bytes]]) -> list[int | None]:
+    return _answers(session, [session.send(kind, rest) for kind, rest in requests])
+
+
+def _answers(session: SftpSession, requests: Iterable[int]) -> list[int | None]:
+    """Of each answer 0, or the error number of a refusal; None if that is not known."""
+    numbers: list[int | None] = []
+    for request in requests:
+        try:
+            session.receive(request)
+        except StatusError as error:
+            numbers.append(error.errno)
+        else:
+            numbers.append(0)
+    return numbers

@@ -1,0 +1,73 @@
+"""Storage backends that carry out one step for many files at once, in about the time of one."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.storage import FileVersion, Storage, StorageBackend
+
+
+class FileContent(NamedTuple):
+    """The bytes of a small file.
+
+    Attributes:
+        data: all of them, and more than were asked for if the file has grown.
+        version: of the file before they were read.
+    """
+
+    data: bytes
+    version: FileVersion
+
+
+class GroupBackend(StorageBackend):
+    """A backend with group operations: all URLs of a group are of one server, results come in the order of the URLs.
+
+    What is refused for one file is told by None or False in its place. `StorageError` and `StoppedError` are of the
+    whole group, as when the connection is lost.
+    """
+
+    @abc.abstractmethod
+    def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
+        """Whether the server of a URL can be trusted with `rename_group`."""
+
+    @abc.abstractmethod
+    def read_group(self, files: Sequence[tuple[StorageUrl, int]]) -> list[FileContent | None]:
+        """Contents of files of so many bytes, each with its version before that."""
+
+    @abc.abstractmethod
+    def group_versions(self, urls: Sequence[StorageUrl]) -> list[FileVersion | None]:
+        """`Storage.version` of each file, comparable with those of `read_group`."""
+
+    @abc.abstractmethod
+    def write_group(self, files: Sequence[tuple[StorageUrl, bytes]]) -> list[bool]:
+        """Make new files; True where all bytes were taken, as `StorageBackend.write` takes them."""
+
+    @abc.abstractmethod
+    def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
+        """Bytes of each file."""
+
+    @abc.abstractmethod
+    def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
+        """Whether nothing is at each URL."""
+
+    @abc.abstractmethod
+    def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
+        """Give files of so many bytes their new names, in the same directory, where nothing was a moment ago.
+
+        Without ``replace`` what is there by now is not replaced.
+        """
+
+    @abc.abstractmethod
+    def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
+        """Remove files; True where nothing is left."""
+
+
+class GroupStorage(Storage):
+    """A storage that has backends, some of them with group operations."""
+
+    @abc.abstractmethod
+    def group_backend(self, url: StorageUrl) -> GroupBackend | None:
+        """The backend of a URL; None if it has no group operations."""

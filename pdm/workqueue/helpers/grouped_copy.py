@@ -1,0 +1,317 @@
+"""Copies of small files in groups: each step is taken for all files of a group before the next step.
+
+So a group costs as many round trips as one file does. The bytes pass through memory. Whatever is not as expected leaves
+a file to `copying.FileCopier`, which copies it alone and finds the reason; a file is reported here only once it is
+proven and has its final name.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.copying import CHANGED, CLEAN_UP_HURRY_S, SETTLE_S, FileCopier, FileCopy, discard
+from pdm.workqueue.helpers.directories import TargetDirectory
+from pdm.workqueue.helpers.group_backend import GroupBackend, GroupStorage
+from pdm.workqueue.helpers.storage import (
+    FileVersion,
+    StoppedError,
+    Storage,
+    StorageError,
+    Timeouts,
+    at_destination,
+    at_source,
+)
+from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
+from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
+
+#: Larger files go alone: their bytes cost more than their round trips.
+_LARGEST = 256 * 1024
+#: Files, and bytes, of a group. Each file may be an open handle at the server.
+_MOST_FILES, _MOST_BYTES = 64, 4 * 1024 * 1024
+
+
+def copy(
+    batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem], workers: WorkerThreads, count: int
+) -> None:
+    """Carry out a ``copy`` request in ``count`` threads, small files in groups."""
+    copier = GroupCopier(batch, request, items)
+    groups = list(_groups(items, workers.limited(count)))
+    workers.share_groups(batch, groups, count, copier.copy_group, copier.copy_one)
+
+
+def _groups(items: Iterable[CopyItem], threads: int) -> Iterator[list[CopyItem]]:
+    """Small files of the same two servers together, as many as give all threads work; larger ones alone."""
+    small: dict[tuple[str, str], list[CopyItem]] = {}
+    for item in items:
+        if item.size <= _LARGEST:
+            servers = StorageUrl(item.source).server, StorageUrl(item.destination).server
+            small.setdefault(servers, []).append(item)
+        else:
+            yield [item]
+    for alike in small.values():
+        most = min(-(-len(alike) // threads), _MOST_FILES)
+        group: list[CopyItem] = []
+        size = 0
+        for item in alike:
+            if len(group) == most or size + item.size > _MOST_BYTES:
+                yield group
+                group, size = [], 0
+            group.append(item)
+            size += item.size
+        yield group
+
+
+class _GroupedFile:
+    """A file of a group.
+
+    Attributes:
+        key: of the item.
+        source: where it comes from.
+        destination: its final name.
+        temporary: the name under which it arrives.
+        size: bytes, as listed.
+        directory: in which it arrives.
+        content: its bytes, once they were read.
+        version: of the source, before its bytes were read.
+        checksum: ADLER32 of the bytes, where checksums are asked for.
+        began_at: when the copy began (`time.monotonic`).
+    """
+
+    def __init__(self, item: CopyItem, directory: TargetDirectory) -> None:
+        self.key, self.source, self.destination, self.temporary, _, self.size = FileCopy.of(item)
+        self.directory = directory
+        self.content = b""
+        self.version = FileVersion(0)
+        self.checksum: str | None = None
+        self.began_at = time.monotonic()
+
+
+class GroupCopier:
+    """Copies the files of a batch, in groups or alone."""
+
+    def __init__(self, batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem]) -> None:
+        self.batch = batch
+        self.limits = request.limits
+        self.replaces = request.overwrite != "never"
+        self.with_checksums = request.verify == "checksum"
+        self.copier = FileCopier(batch, request, items)
+        #: Keys of files of which something may be under the temporary name.
+        self.written: set[int] = set()
+
+    def copy_one(self, storage: Storage, item: CopyItem) -> None:
+        """Copy a file alone, whatever a group has left of it."""
+        copy = FileCopy.of(item)
+        if item.key not in self.written:
+            if may_begin(self.batch, item.key):
+                self.copier.copy(storage, copy)
+        elif self.batch.is_ended(item.key):
+            residue = self.copier.clean_up(storage, copy.temporary, StoppedError())
+            self.batch.cancelled(item.key, residue=residue)
+        else:
+            try:
+                at_destination(discard, storage, copy.temporary)
+            except StoppedError:
+                self.batch.cancelled(item.key, residue=True)
+            except StorageError as error:
+                self.batch.failed(item.key, error, residue=True)
+            else:
+                self.copier.copy(storage, copy)
+
+    def copy_group(self, storage: Storage, items: Sequence[CopyItem]) -> Sequence[CopyItem]:
+        """Copy as many files of a group as goes well; returns those that are left, to be copied alone."""
+        if not isinstance(storage, GroupStorage):
+            return items
+        storage.timeouts = Timeouts.of(self.limits, sum(item.size for item in items))
+        storage.log_to(lambda text: self.batch.log(items[0].key, text))
+        first = FileCopy.of(items[0])
+        try:
+            source, destination = storage.group_backend(first.source), storage.group_backend(first.temporary)
+            if source is None or destination is None or not destination.renames_groups(first.temporary, self.replaces):
+                return items
+        except (StoppedError, StorageError):
+            return items
+        _GroupCopy(self, storage, source, destination).carry_out(items)
+        opened = set(self.batch.open_keys())
+        return [item for item in items if item.key in opened]
+
+
+class _GroupCopy:
+    """The copy of one group.
+
+    Args:
+        copier: of the batch.
+        storage: of the thread.
+        source: the backend that the files come from.
+        destination: the backend that they go to.
+    """
+
+    def __init__(self, copier: GroupCopier, storage: Storage, source: GroupBackend, destination: GroupBackend) -> None:
+        self._copier = copier
+        self._batch = copier.batch
+        self._storage = storage
+        self._source = source
+        self._destination = destination
+        #: Files that were begun, and neither left nor done.
+        self._open: dict[int, _GroupedFile] = {}
+        self._is_renaming = False
+
+    def carry_out(self, items: Sequence[CopyItem]) -> None:
+        """Copy; files without an outcome afterwards are left."""
+        try:
+            self._begin(items)
+            self._read()
+            self._write()
+            self._prove()
+            self._rename()
+        except StoppedError as stopped:
+            self._end(list(self._open.values()), stopped)
+        except StorageError as error:
+            if self._is_renaming:
+                # Which of them have their names is not known: a look at each finds out, in the next attempt.
+                self._end(list(self._open.values()), error)
+            elif error.code in (FailureCode.STALLED, FailureCode.TIMEOUT):
+                # Whether the others would fail too, they find out alone.
+                self._end(list(self._open.values())[:1], error)
+            if error.lost:
+                time.sleep(SETTLE_S)
+
+    def _leave(self, file: _GroupedFile, why: str) -> None:
+        self._batch.log(file.key, f"is copied alone: {why}")
+        del self._open[file.key]
+
+    # -- the steps
+
+    def _begin(self, items: Sequence[CopyItem]) -> None:
+        """Find the files whose directory can be used, and whose name is free."""
+        unknown = []
+        for item in items:
+            url = StorageUrl(item.destination)
+            if not url.name.isascii():
+                # The storage may take it for one with another, which is found out for each.
+                continue
+            try:
+                directory = self._copier.copier.open_directory(self._storage, url)
+            except StorageError as error:
+                if error.lost or error.code in (FailureCode.STALLED, FailureCode.TIMEOUT):
+                    raise
+                continue
+            if any(directory.may_hold(StorageUrl(stale)) for stale in item.stale):
+                continue
+            if directory.known is not None and url.name in directory.known:
+                continue
+            if not may_begin(self._batch, item.key):
+                continue
+            file = self._open[item.key] = _GroupedFile(item, directory)
+            if directory.known is None:
+                unknown.append(file)
+        free = self._destination.are_free([file.destination for file in unknown]) if unknown else []
+        for file, is_free in zip(unknown, free, strict=True):
+            if not is_free:
+                self._leave(file, "something is at its destination")
+
+    def _read(self) -> None:
+        files = list(self._open.values())
+        if not files:
+            return
+        found = at_source(self._source.read_group, [(file.source, file.size) for file in files])
+        for file, content in zip(files, found, strict=True):
+            if content is None or len(content.data) != file.size:
+                self._leave(file, "the source cannot be read, or has another size")
+            elif content.version.may_hide_writes:
+                self._leave(file, "the source was written to just now")
+            else:
+                file.content, file.version = content
+        files = list(self._open.values())
+        if not files:
+            return
+        versions = at_source(self._source.group_versions, [file.source for file in files])
+        for file, version in zip(files, versions, strict=True):
+            if version != file.version:
+                self._leave(file, CHANGED)
+
+    def _write(self) -> None:
+        files = list(self._open.values())
+        if not files:
+            return
+        self._copier.written.update(file.key for file in files)
+        made = at_destination(self._destination.write_group, [(file.temporary, file.content) for file in files])
+        for file, is_made in zip(files, made, strict=True):
+            if is_made:
+                elapsed_s = time.monotonic() - file.began_at
+                self._batch.log(file.key, f"transferred to {file.temporary} in {elapsed_s:.3f} s, with others")
+            else:
+                self._leave(file, "it cannot be written")
+
+    def _prove(self) -> None:
+        """Compare what arrived with what was sent."""
+        files = list(self._open.values())
+        if not files:
+            return
+        sizes = at_destination(self._destination.group_sizes, [file.temporary for file in files])
+        for file, size in zip(files, sizes, strict=True):
+            if size != file.size:
+                self._leave(file, f"{size} of {file.size} bytes arrived")
+        files = list(self._open.values())
+        if not files or not self._copier.with_checksums:
+            return
+        arrived = at_destination(self._destination.read_group, [(file.temporary, file.size) for file in files])
+        for file, content in zip(files, arrived, strict=True):
+            checksum = f"{zlib.adler32(file.content):08x}"
+            if content is None or f"{zlib.adler32(content.data):08x}" != checksum:
+                self._leave(file, "another ADLER32 arrived")
+            else:
+                file.checksum = f"ADLER32:{checksum}"
+
+    def _rename(self) -> None:
+        for file in list(self._open.values()):
+            if at_destination(file.directory.ignores_case, self._storage, file.temporary):
+                self._leave(file, "the destination ignores case")
+        files = list(self._open.values())
+        if not files:
+            return
+        self._is_renaming = True
+        renames = [(file.temporary, file.destination, file.size) for file in files]
+        named = at_destination(self._destination.rename_group, renames, replace=self._copier.replaces)
+        for file, is_named in zip(files, named, strict=True):
+            if not is_named:
+                self._leave(file, "it cannot be renamed")
+        for directory_url in {file.directory.url for file in self._open.values()}:
+            at_destination(self._storage.sync_directory, directory_url)
+        for file in list(self._open.values()):
+            del self._open[file.key]
+            proof = file.checksum or "no checksum asked for"
+            self._batch.log(file.key, f"{file.size} bytes, {proof}: renamed to {file.destination}")
+            self._batch.done(file.key, file.size, file.size, file.checksum)
+
+    # -- the end of those that fail
+
+    def _end(self, files: Sequence[_GroupedFile], error: StoppedError | StorageError) -> None:
+        """Remove what files have left, and report why they failed."""
+        left = self._left_over([file for file in files if file.key in self._copier.written])
+        for file in files:
+            del self._open[file.key]
+            if isinstance(error, StoppedError):
+                self._batch.cancelled(file.key, residue=file.key in left)
+            else:
+                self._batch.failed(file.key, error, residue=file.key in left)
+
+    def _left_over(self, files: Sequence[_GroupedFile]) -> set[int]:
+        """Remove temporary files; the keys of those that may be there still."""
+        if not files:
+            return set()
+        self._storage.resume()
+        self._storage.timeouts = Timeouts.within(CLEAN_UP_HURRY_S)
+        temporary = [file.temporary for file in files]
+        try:
+            self._destination.remove_group(temporary)
+            # A server whose session was cut may open its file a moment later.
+            time.sleep(SETTLE_S)
+            gone = self._destination.remove_group(temporary)
+        except (StoppedError, StorageError):
+            return {file.key for file in files}
+        return {file.key for file, is_gone in zip(files, gone, strict=True) if not is_gone}

@@ -1,0 +1,156 @@
+"""Small files are copied in groups: all that holds for one file holds for each of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pdm.workqueue.wire import agent_messages as wire
+from tests.helpers.driver import HelperProcess, adler, fault, outcomes, tree
+from tests.protocols.places import Places
+
+OLD = 1_700_000_000
+PROTOCOLS = ("ssh",)
+_ROUTES = list(itertools.product(PROTOCOLS, repeat=2))
+_WAIT_S = 60.0
+
+
+def old(places: Places, path: Path, content: bytes) -> Path:
+    """A file that was written long ago: a younger one is copied alone."""
+    places.put(path, content)
+    os.utime(path, (OLD, OLD))
+    return path
+
+
+def make_sources(places: Places, count: int = 40, size: int = 1000) -> list[Path]:
+    """Files of many sizes, also of none, in two folders."""
+    return [
+        old(places, places.a / "tree" / f"d{number % 2}" / f"f{number:03}", bytes([number]) * (number * size))
+        for number in range(count)
+    ]
+
+
+def items_of(places: Places, route: tuple[str, str], sources: list[Path]) -> list[wire.CopyItem]:
+    return [
+        places.item(route[0], source, places.b / source.relative_to(places.a), key, to=route[1])
+        for key, source in enumerate(sources)
+    ]
+
+
+def copied(
+    helper: HelperProcess, items: list[wire.CopyItem], overwrite: str = "never", verify: str = "checksum"
+) -> tuple[dict[int, wire.AgentEvent], set[int]]:
+    """The outcomes of a copy, and the keys of the files that came in a group."""
+    request = wire.CopyRequest(helper.new_id(), items, overwrite, verify, wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    events = helper.run(request)
+    together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+    return outcomes(events), together
+
+
+@pytest.mark.parametrize("verify", ["checksum", "size"])
+@pytest.mark.parametrize("route", _ROUTES)
+def test_all_files_of_a_group_arrive(relay: HelperProcess, places: Places, route: tuple[str, str], verify: str) -> None:
+    sources = make_sources(places)
+
+    ended, together = copied(relay, items_of(places, route, sources), verify=verify)
+
+    assert tree(places.b) == tree(places.a)
+    assert together == set(range(len(sources)))
+    for key, source in enumerate(sources):
+        content = source.read_bytes()
+        done = ended[key]
+        assert isinstance(done, wire.DoneEvent), done
+        assert (done.size, done.transferred) == (len(content), len(content))
+        assert done.checksum == (adler(content) if verify == "checksum" else None)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_one_that_cannot_be_copied_is_no_harm_to_the_others(
+    relay: HelperProcess, places: Places, protocol: str
+) -> None:
+    sources = make_sources(places)
+    items = items_of(places, (protocol, protocol), sources)
+    absent, longer, taken, young = 3, 5, 8, 11
+    sources[absent].unlink()
+    with sources[longer].open("ab") as file:
+        file.write(b"more")
+    os.utime(sources[longer], (OLD, OLD))
+    there = places.put(places.b / sources[taken].relative_to(places.a), b"another")
+    os.utime(sources[young])
+
+    ended, together = copied(relay, items)
+
+    failed = {key: fault(event) for key, event in ended.items() if not isinstance(event, wire.DoneEvent)}
+    assert failed == {
+        absent: ("source", failed[absent][1]),
+        longer: ("source", "SIZE_CHANGED"),
+        taken: ("destination", "EXISTS"),
+    }
+    assert there.read_bytes() == b"another"
+    assert together == set(ended) - {absent, longer, taken, young}
+    for key in together | {young}:
+        assert (places.b / sources[key].relative_to(places.a)).read_bytes() == sources[key].read_bytes()
+    assert places.left() == []
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_there_is_replaced_where_that_is_asked_for(relay: HelperProcess, places: Places, protocol: str) -> None:
+    sources = make_sources(places)
+    for source in sources[:10]:
+        places.put(places.b / source.relative_to(places.a), b"another")
+
+    ended, together = copied(relay, items_of(places, (protocol, protocol), sources), overwrite="always")
+
+    assert {type(event) for event in ended.values()} == {wire.DoneEvent}
+    assert together == set(range(10, len(sources)))
+    assert tree(places.b) == tree(places.a)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_group_that_is_cancelled_leaves_nothing(own: HelperProcess, places: Places, protocol: str) -> None:
+    sources = make_sources(places, count=200)
+    request = wire.CopyRequest(
+        own.new_id(), items_of(places, (protocol, protocol), sources), "never", "size", wire.TimeLimits(stall_s=60.0)
+    )
+    own.send(request)
+    give_up_at = time.monotonic() + _WAIT_S
+    while not list(places.b.rglob("*.part")):
+        assert time.monotonic() < give_up_at, "no file arrives"
+    own.send(wire.CancelRequest(request.id))
+
+    ended = outcomes(own.rest(request.id))
+
+    assert places.left() == []
+    for key, source in enumerate(sources):
+        is_there = (places.b / source.relative_to(places.a)).exists()
+        assert is_there == isinstance(ended[key], wire.DoneEvent), ended[key]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_that_dies_under_a_group_leaves_each_file_whole_or_absent(
+    own: HelperProcess, places: Places, protocol: str
+) -> None:
+    sources = make_sources(places, count=200)
+    items = items_of(places, (protocol, protocol), sources)
+    request = wire.CopyRequest(own.new_id(), items, "never", "size", wire.TimeLimits(stall_s=60.0))
+    server = places.storages.server(protocol, "B")
+    own.send(request)
+    give_up_at = time.monotonic() + _WAIT_S
+    while not list(places.b.rglob("*.part")):
+        assert time.monotonic() < give_up_at, "no file arrives"
+    server.kill()
+    server.start()
+
+    ended = outcomes(own.rest(request.id))
+
+    for key, event in ended.items():
+        arrived = places.b / sources[key].relative_to(places.a)
+        if isinstance(event, wire.DoneEvent):
+            assert arrived.read_bytes() == sources[key].read_bytes()
+        else:
+            assert isinstance(event, wire.FailedEvent), event
+            assert event.residue or not Path(arrived.parent, Path(items[key].temporary).name).exists()
