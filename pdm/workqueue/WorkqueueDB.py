@@ -239,11 +239,15 @@ class JobElement(Base):
     Attributes:
         timestamp: when it was planned.
         due_at: when it may be claimed; 1970 for at once.
-        attempts: attempts begun; the newest has this number and, while RUNNING, belongs to ``worker_id``.
+        attempts: attempts begun; the newest has this number.
+        worker_id: the worker that runs the newest attempt, or whose attempt has succeeded.
         lost: attempts that do not count towards ``max_tries``.
         residue: whether attempts may have left a temporary file at the destination.
         already_there: whether the destination had the file before, so that nothing was transferred.
         begun: the state of source and destination before an attempt changed them.
+        started_at: of the attempt that has succeeded, the newest, which took ``elapsed_s``; it has no row in
+            ``attempts``. Null in all other elements, and in those of earlier versions. So are ``log_offset`` and
+            ``log_length``, see `pdm.workqueue.domain.jobs.LogSpan`.
     """
 
     __tablename__ = "job_elements"
@@ -282,6 +286,9 @@ class JobElement(Base):
     failure_message: Mapped[str | None] = mapped_column(UntrustedText)
     already_there: Mapped[bool] = mapped_column(server_default=sa.false())
     begun: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    started_at: Mapped[datetime | None]
+    log_offset: Mapped[int | None]
+    log_length: Mapped[int | None]
 
 
 class Worker(Base):
@@ -311,7 +318,7 @@ class KeyCheck(Base):
 
 
 class Attempt(Base):
-    """An ended attempt at an element.
+    """An ended attempt at an element, unless it has succeeded: that is told by columns of the element.
 
     Attributes:
         log_offset: see `pdm.workqueue.domain.jobs.LogSpan`; null in rows of earlier versions, and of attempts that were

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 import sqlalchemy as sa
-from attrs import define
+from attrs import define, field
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -30,12 +30,14 @@ from pdm.workqueue.domain.lifecycle import MOST_CRASHES
 from pdm.workqueue.store import claim_limits, claim_queries, claiming, job_changes, jobs, leases, results
 from pdm.workqueue.store.records import elements
 from pdm.workqueue.WorkqueueDB import Base
-from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store
+from tests.store.stores import BROKEN, EXPIRED, LEASE_S, LIST_LANE, WORK_LANE, Store, name_of
 from tests.support.records import new_job, verdict
 
 _S = JobStatus
 _WORKERS = ("ann", "ben", "cid")
 _FAILURES = {_S.FAILED: BROKEN, _S.SUBMITTED: BROKEN, _S.HELD: EXPIRED}
+#: Status of a verdict → of its attempt.
+_OUTCOMES = {_S.DONE: _S.DONE, _S.CANCELLED: _S.CANCELLED, **dict.fromkeys(_FAILURES, _S.FAILED)}
 
 
 class CrashError(Exception):
@@ -44,7 +46,11 @@ class CrashError(Exception):
 
 @define
 class Known:
-    """An element as the model knows it; ``worker`` runs its newest attempt, the last ``crashes`` ones were lost."""
+    """An element as the model knows it.
+
+    ``worker`` runs its newest attempt, the last ``crashes`` ones were lost; ``ended`` are number, status and worker of
+    those that have ended.
+    """
 
     type: JobType
     phase: int
@@ -52,6 +58,7 @@ class Known:
     attempts: int = 0
     crashes: int = 0
     worker: str | None = None
+    ended: list[tuple[int, JobStatus, str]] = field(factory=list)
 
 
 class Queue(RuleBasedStateMachine):
@@ -206,14 +213,17 @@ class Queue(RuleBasedStateMachine):
             self._crashing(results.settle, worker, verdicts, self.store.now)
             return
         settled = self.store.run(results.settle, worker, verdicts, self.store.now)
-        lost = set()
+        lost, repeated = set(), set()
         before = {token.job_id: self._is_final(token.job_id) for token in chosen}
         for token, status in chosen.items():
             if not self._is_live(token, worker):
                 lost.add(token)
+                if (token.attempt, _OUTCOMES[status], worker) in self.known[token.job_id, token.element_id].ended:
+                    repeated.add(token)
                 continue
             one = self.known[token.job_id, token.element_id]
             one.worker = None
+            one.ended.append((token.attempt, _OUTCOMES[status], worker))
             one.status = status
             one.crashes = 0
             if token.job_id in self.cancelling and status in (_S.SUBMITTED, _S.HELD):
@@ -223,6 +233,9 @@ class Queue(RuleBasedStateMachine):
                     if other.phase and other.status is _S.SUBMITTED:
                         other.status = _S.CANCELLED
         assert set(settled.lost) == lost
+        # The model knows no times: what a lost daemon's attempt is told to have been may differ in those.
+        assert settled.repeated <= repeated
+        assert {token for token in repeated if chosen[token] is _S.DONE} <= settled.repeated
         ended = {job_id for job_id, was_final in before.items() if self._is_final(job_id) and not was_final}
         assert {job.id for job in settled.finished} == ended
 
@@ -303,8 +316,23 @@ class Queue(RuleBasedStateMachine):
             assert (record.finished_at is not None) == record.status.is_final
             assert (record.status is _S.DONE) == (set(statuses) == {_S.DONE})
 
+    @rule(pick=st.integers(0, 99))
+    def ended_attempts_are_kept(self, pick: int) -> None:
+        job_id = self._pick_job(pick)
+        if job_id is not None:
+            self._check_attempts(job_id)
+
+    def _check_attempts(self, job_id: int) -> None:
+        for number, one in enumerate(self._of(job_id)):
+            found = self.store.run(jobs.attempts, job_id, number)
+            assert [(each.attempt, each.status, each.worker) for each in found] == [
+                (attempt, status, name_of(worker)) for attempt, status, worker in one.ended
+            ]
+
     def teardown(self) -> None:
         """Left alone, everything comes to its end: nothing was lost."""
+        for job_id in {job_id for job_id, _ in self.known}:
+            self._check_attempts(job_id)
         self.store.pass_time(1000)
         self.store.run(leases.release_expired, self.store.now)
         # What a daemon's end has cost for the third time waits a little.
@@ -337,6 +365,7 @@ class Queue(RuleBasedStateMachine):
         for (job_id, _), one in self.known.items():
             if one.worker == worker:
                 count += 1
+                one.ended.append((one.attempts, _S.FAILED, worker))
                 one.worker = None
                 one.crashes += 1
                 one.status = _S.CANCELLED if job_id in self.cancelling else _S.SUBMITTED

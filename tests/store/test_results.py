@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
@@ -12,6 +13,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken, Counters, LogSpan, NewElement
 from pdm.workqueue.store import claim_queries, credentials, job_changes, jobs, leases, results
 from pdm.workqueue.store.credentials import EncryptedCredential
+from pdm.workqueue.store.records import attempt_row, attempts, elements, workers
 from tests.store.stores import BROKEN, EXPIRED, MISSING, START, Store, done, ended, name_of, token_of
 from tests.support.records import verdict
 
@@ -63,6 +65,63 @@ def test_an_attempt_knows_where_its_log_is(store: Store) -> None:
     assert [attempt.log for attempt in found if attempt is not None] == spans
 
 
+def test_an_attempt_that_succeeds_has_no_row_of_its_own(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1, 1, 1], max_tries=3)
+    (batch,) = store.claim()
+    first, second, third = (batch.token(element) for element in batch.elements)
+    store.settle(
+        [
+            verdict(first, log=LogSpan(0, 9), counts=False),
+            verdict(second, already_there=True, transferred=1, leftover=True),
+            verdict(third, JobStatus.SUBMITTED, failure=BROKEN, log=LogSpan(9, 5)),
+        ]
+    )
+    store.pass_time(10)
+    (batch,) = store.claim()
+    later = verdict(batch.token(batch.elements[0]), at=store.now, log=LogSpan(2**40, 7))
+    store.settle([later])
+    assert store.settle([later]).repeated == {later.token}
+    assert store.settle([later._replace(ended_at=store.now)]).repeated == frozenset()
+    assert [(e.status, e.lost, e.already_there) for e in store.elements(job.id, after=0)] == [
+        (JobStatus.DONE, 1, False),
+        (JobStatus.DONE, 0, True),
+        (JobStatus.DONE, 0, False),
+    ]
+    assert [element.id for element, _ in store.run(results.leftovers, 10)] == [second.element_id]
+    kept = [store.run(jobs.attempts, job.id, number) for number in (1, 2, 3)]
+    assert [[(one.attempt, one.status, one.failure, one.log) for one in those] for those in kept] == [
+        [(1, JobStatus.DONE, None, LogSpan(0, 9))],
+        [(1, JobStatus.DONE, None, None)],
+        [(1, JobStatus.FAILED, BROKEN, LogSpan(9, 5)), (2, JobStatus.DONE, None, LogSpan(2**40, 7))],
+    ]
+    last = kept[2][1]
+    assert (last.started_at, last.ended_at, last.worker) == (store.now, store.now + timedelta(seconds=2), name_of())
+    assert _stored_attempts(store) == [(third.job_id, third.element_id, 1)]
+
+
+def _stored_attempts(store: Store) -> list[tuple[int, int, int]]:
+    columns = (attempts.c.job_id, attempts.c.element_id, attempts.c.attempt)
+    return [tuple(row) for row in store.run(lambda session: session.execute(sa.select(*columns)).all())]
+
+
+def test_an_attempt_that_succeeded_under_an_earlier_version_has_a_row(store: Store) -> None:
+    store.worker()
+    job = store.copy_job(store.user(), [1, 1])
+    store.settle(done(*store.claim()))
+    of_first = (elements.c.job_id == job.id, elements.c.id == 1)
+    earlier = {"worker_id": None, "started_at": None}
+    (before,) = store.run(jobs.attempts, job.id, 1)
+    worker_id = sa.select(workers.c.id).where(workers.c.name == before.worker).scalar_subquery()
+    row = attempt_row(ClaimToken(job.id, 1, 1), JobStatus.DONE, before.started_at, before.ended_at, 0, 1, None)
+    store.run(lambda session: session.execute(sa.update(elements).where(*of_first).values(earlier)))
+    store.run(lambda session: session.execute(sa.insert(attempts).values({**row, "worker_id": worker_id})))
+    assert store.run(jobs.attempts, job.id, 1) == [before]
+    assert store.run(jobs.fetch_attempt, job.id, 2, 1) is not None
+    again = verdict(ClaimToken(job.id, 1, 1), transferred=1)
+    assert store.settle([again]).repeated == {again.token}
+
+
 def test_latest_attempts_and_who_runs_what(store: Store) -> None:
     store.worker()
     job = store.copy_job(store.user(), [1, 1, 1])
@@ -76,6 +135,7 @@ def test_latest_attempts_and_who_runs_what(store: Store) -> None:
         ]
     )
     assert store.run(jobs.worker_of_element, job.id, first.id) is None
+    assert store.run(jobs.worker_of_element, job.id, second.id) is None
     (again,) = store.claim()
     store.settle(done(again))
     latest = store.run(jobs.latest_attempts, job.id, 1, 3)

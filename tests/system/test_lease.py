@@ -120,7 +120,12 @@ def test_helpers_of_a_suspended_daemon_are_gone_before_another_one_takes_over(
     places = {"src_siteid": 1, "src_filepath": "/t", "dst_siteid": 2, "dst_filepath": "/c"}
     options = {"dummy": {"files": 3, "delay": 1.5 * LEASE_S}}
     job = first.submit("admin", "copy", **places, protocol="DUMMY", extra_opts=options)
-    until("work runs", lambda: first.call("admin", "GET", f"/jobs/{job['id']}")[1]["num_running"] > 0)
+
+    def copies_run() -> bool:
+        seen = first.call("admin", "GET", f"/jobs/{job['id']}")[1]
+        return bool(seen["num_done"] > 0 and seen["num_running"] > 0)
+
+    until("the listing is done and copies run", copies_run)
     assert first.process is not None
     helpers = descendants(first.process.pid)
     first.process.send_signal(signal.SIGSTOP)

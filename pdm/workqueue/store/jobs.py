@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.records import (
-    ATTEMPT_COLUMNS,
     ELEMENT_COLUMNS,
+    ENDED_ATTEMPTS,
     JOB_COLUMNS,
     attempt_record,
     element_record,
@@ -29,7 +29,6 @@ from pdm.workqueue.store.records import (
     jobs,
     workers,
 )
-from pdm.workqueue.store.records import attempts as attempts_table
 from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE
 
 #: Capacity; the least recently used job leaves first.
@@ -336,32 +335,27 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
     return statement
 
 
-_ATTEMPTS = sa.select(*ATTEMPT_COLUMNS).join_from(attempts_table, workers, attempts_table.c.worker_id == workers.c.id)
-
-
 def attempts(session: Session, job_id: int, element_id: int) -> list[AttemptRecord]:
     """The ended attempts of an element, the oldest first."""
-    rows = session.execute(
-        _ATTEMPTS.where(attempts_table.c.job_id == job_id, attempts_table.c.element_id == element_id).order_by(
-            attempts_table.c.attempt
-        )
-    )
-    return [attempt_record(row) for row in rows]
+    return _ended_attempts(session, job_id, element_id, element_id)
 
 
 def latest_attempts(session: Session, job_id: int, first: int, last: int) -> dict[int, AttemptRecord]:
     """The latest ended attempt of each element from one to another, by the element's number."""
-    rows = session.execute(
-        _ATTEMPTS.where(attempts_table.c.job_id == job_id, attempts_table.c.element_id.between(first, last)).order_by(
-            attempts_table.c.element_id, attempts_table.c.attempt
-        )
-    )
     # Of each element, the latest comes last and stays.
-    return {record.element_id: record for record in map(attempt_record, rows)}
+    return {record.element_id: record for record in _ended_attempts(session, job_id, first, last)}
+
+
+def _ended_attempts(session: Session, job_id: int, first: int, last: int) -> list[AttemptRecord]:
+    rows = session.execute(ENDED_ATTEMPTS, {"job": job_id, "first": first, "last": last})
+    return [attempt_record(row) for row in rows]
 
 
 _WORKER_OF_ELEMENT = sa.select(workers.c.name).where(
-    workers.c.id == elements.c.worker_id, elements.c.job_id == bindparam("job"), elements.c.id == bindparam("number")
+    workers.c.id == elements.c.worker_id,
+    elements.c.job_id == bindparam("job"),
+    elements.c.id == bindparam("number"),
+    elements.c.status == JobStatus.RUNNING,
 )
 
 
@@ -373,14 +367,7 @@ def worker_of_element(session: Session, job_id: int, element_id: int) -> str | N
 
 def fetch_attempt(session: Session, job_id: int, element_id: int, attempt: int) -> AttemptRecord | None:
     """An ended attempt."""
-    row = session.execute(
-        _ATTEMPTS.where(
-            attempts_table.c.job_id == job_id,
-            attempts_table.c.element_id == element_id,
-            attempts_table.c.attempt == attempt,
-        )
-    ).one_or_none()
-    return None if row is None else attempt_record(row)
+    return next((one for one in attempts(session, job_id, element_id) if one.attempt == attempt), None)
 
 
 _EXPIRED_KEYS = (

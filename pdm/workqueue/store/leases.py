@@ -28,6 +28,7 @@ from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.domain.lifecycle import MOST_CRASHES, GiveUp, RetryPolicy, after_crash, settled_status
 from pdm.workqueue.store.engines import APPLICATION_NAME
 from pdm.workqueue.store.job_changes import cancel_later_phases
+from pdm.workqueue.store.jobs import attempts as ended_attempts
 from pdm.workqueue.store.locks import lock_jobs, save_jobs
 from pdm.workqueue.store.records import (
     INSERT_ATTEMPTS,
@@ -35,7 +36,6 @@ from pdm.workqueue.store.records import (
     UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
-    attempts,
     elements,
     jobs,
     matched,
@@ -308,12 +308,6 @@ _RELEASE_CRASHED = _RELEASE.values(
     failure_code=sa.bindparam("code"),
     failure_message=sa.bindparam("message"),
 )
-_ENDED_CODES = (
-    sa.select(attempts.c.failure_code)
-    .where(attempts.c.job_id == sa.bindparam("of_job"), attempts.c.element_id == sa.bindparam("number"))
-    .order_by(attempts.c.attempt.desc())
-    .limit(MOST_CRASHES)
-)
 
 
 def _crashes(session: Session, token: ClaimToken) -> int:
@@ -323,8 +317,9 @@ def _crashes(session: Session, token: ClaimToken) -> int:
     """
     if token.attempt == 1:
         return 1
-    codes = session.scalars(_ENDED_CODES, {"of_job": token.job_id, "number": token.element_id})
-    return 1 + sum(1 for _ in takewhile(lambda code: code == FailureCode.CRASHED.value, codes))
+    ended = reversed(ended_attempts(session, token.job_id, token.element_id))
+    crashed = takewhile(lambda one: one.failure is not None and one.failure.code is FailureCode.CRASHED, ended)
+    return 1 + sum(1 for _ in crashed)
 
 
 def _all(_job: JobRecord, tokens: Collection[ClaimToken]) -> Collection[ClaimToken]:

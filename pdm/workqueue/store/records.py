@@ -6,7 +6,7 @@ Statements use the tables, not the ORM: they load no objects. The store returns 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import attrs
@@ -99,25 +99,7 @@ ELEMENT_COLUMNS = (
     *_columns(elements, "transferred", "elapsed_s", "checksum"),
     *_columns(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
 )
-#: What `attempt_record` reads; of `attempts` joined with `workers`.
-ATTEMPT_COLUMNS: Sequence[sa.ColumnElement[Any]] = (
-    attempts.c.job_id,
-    attempts.c.element_id,
-    attempts.c.attempt,
-    attempts.c.status,
-    attempts.c.started_at,
-    attempts.c.ended_at,
-    workers.c.name.label("worker"),
-    attempts.c.transferred,
-    attempts.c.failure_scope,
-    attempts.c.failure_code,
-    attempts.c.failure_message,
-    attempts.c.log_offset,
-    attempts.c.log_length,
-)
-
-
-_JOB_NAMES, _ATTEMPT_NAMES = (tuple(column.name for column in columns) for columns in (JOB_COLUMNS, ATTEMPT_COLUMNS))
+_JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
 _COUNTERS = tuple((f"num_{counter.name}", counter.name) for counter in attrs.fields(Counters))
 
 
@@ -160,13 +142,53 @@ def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecor
     )
 
 
+_FAILURE_COLUMNS = ("failure_scope", "failure_code", "failure_message")
+#: The ended attempts at the elements ``first`` to ``last`` of a job, in order: those that have succeeded are columns of
+#: their elements, since schema 0010; all others are rows of `attempts`.
+ENDED_ATTEMPTS = sa.union_all(
+    sa.select(
+        *_columns(attempts, "job_id", "element_id", "attempt", "status", "started_at", "ended_at"),
+        sa.null().label("elapsed_s"),
+        workers.c.name.label("worker"),
+        *_columns(attempts, "transferred", "log_offset", "log_length", *_FAILURE_COLUMNS),
+    )
+    .join_from(attempts, workers, attempts.c.worker_id == workers.c.id)
+    .where(
+        attempts.c.job_id == sa.bindparam("job"),
+        attempts.c.element_id.between(sa.bindparam("first"), sa.bindparam("last")),
+    ),
+    sa.select(
+        *(elements.c.job_id, elements.c.id, elements.c.attempts, elements.c.status, elements.c.started_at, sa.null()),
+        elements.c.elapsed_s,
+        workers.c.name,
+        *_columns(elements, "transferred", "log_offset", "log_length"),
+        *(sa.null().label(name) for name in _FAILURE_COLUMNS),
+    )
+    .join_from(elements, workers, elements.c.worker_id == workers.c.id)
+    .where(
+        elements.c.job_id == sa.bindparam("job"),
+        elements.c.id.between(sa.bindparam("first"), sa.bindparam("last")),
+        elements.c.started_at.is_not(None),
+    ),
+).order_by("element_id", "attempt")
+
+
 def attempt_record(row: Iterable[Any]) -> AttemptRecord:
-    """An attempt from a row of `ATTEMPT_COLUMNS`."""
-    values = dict(zip(_ATTEMPT_NAMES, row, strict=True))
-    offset, length = values.pop("log_offset"), values.pop("log_length")
-    log = None if offset is None or length is None else LogSpan(offset, length)
-    failure = _failure(*(values.pop(f"failure_{part}") for part in ("scope", "code", "message")))
-    return AttemptRecord(failure=failure, log=log, **values)
+    """An attempt from a row of `ENDED_ATTEMPTS`."""
+    job_id, number, attempt, status, started_at, ended_at, elapsed_s, worker, transferred, *rest = row
+    offset, length, scope, code, message = rest
+    return AttemptRecord(
+        job_id=job_id,
+        element_id=number,
+        attempt=attempt,
+        status=status,
+        started_at=started_at,
+        ended_at=ended_at or started_at + timedelta(seconds=elapsed_s),
+        worker=worker,
+        transferred=transferred,
+        failure=_failure(scope, code, message),
+        log=None if offset is None or length is None else LogSpan(offset, length),
+    )
 
 
 def failure_columns(failure: AttemptFailure | None) -> dict[str, str | None]:

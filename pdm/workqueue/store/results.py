@@ -5,27 +5,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from attrs import evolve, frozen
-from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.jobs import ClaimToken, ElementRecord, JobRecord, NewElement, Verdict
+from pdm.workqueue.domain.jobs import AttemptRecord, ClaimToken, ElementRecord, JobRecord, NewElement, Verdict
 from pdm.workqueue.domain.lifecycle import settled_status
 from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.job_changes import cancel_later_phases
+from pdm.workqueue.store.jobs import fetch_attempt
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     INSERT_ATTEMPTS,
+    IS_INCARNATION,
     JOB_COLUMNS,
     UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
-    attempts,
     element_record,
     elements,
     failure_columns,
@@ -33,6 +33,7 @@ from pdm.workqueue.store.records import (
     job_record,
     jobs,
     matched,
+    workers,
 )
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import AT_ONCE, CLOCK_SKEW, HAS_LEFTOVER, MAX_BYTES
@@ -65,17 +66,22 @@ def _columns(*names: str) -> Sequence[sa.Column[Any]]:
     return [elements.c[name] for name in names]
 
 
-#: Most attempts succeed at once, and change less than others. An attempt that succeeds has removed first what earlier
-#: ones had left.
+#: Of an attempt that succeeds the element's row tells all, so that it costs no row of its own.
 _SETTLE_DONE = RowStatement(
     """
-    WITH done (job_id, id, transferred, elapsed_s, checksum) AS (VALUES {rows})
-    UPDATE job_elements SET status = 'DONE', worker_id = NULL, residue = FALSE,
-        transferred = done.transferred, elapsed_s = done.elapsed_s, checksum = done.checksum,
+    WITH done (job_id, id, lost, transferred, elapsed_s, checksum, residue, already_there,
+        started_at, log_offset, log_length) AS (VALUES {rows})
+    UPDATE job_elements SET status = 'DONE', lost = done.lost, transferred = done.transferred,
+        elapsed_s = done.elapsed_s, checksum = done.checksum, residue = done.residue,
+        already_there = done.already_there, claimed_at = NULL, started_at = done.started_at,
+        log_offset = CAST(done.log_offset AS BIGINT), log_length = CAST(done.log_length AS BIGINT),
         failure_scope = NULL, failure_code = NULL, failure_message = NULL
     FROM done WHERE job_elements.job_id = done.job_id AND job_elements.id = done.id
     """,
-    _columns("job_id", "id", "transferred", "elapsed_s", "checksum"),
+    [
+        *_columns("job_id", "id", "lost", "transferred", "elapsed_s", "checksum", "residue", "already_there"),
+        *_columns("started_at", "log_offset", "log_length"),
+    ],
 )
 
 
@@ -109,7 +115,7 @@ def settle(
         row = running.get((token.job_id, token.element_id))
         if row is None or row.attempt != token.attempt:
             lost.append(token)
-            if _is_written(session, worker_id, given):
+            if _is_written(session, worker, given):
                 repeated.add(token)
             continue
         del running[token.job_id, token.element_id]
@@ -122,32 +128,22 @@ def settle(
                 # The new credential was stored before this element was HELD, so it did not resume it.
                 verdict = given._replace(status=JobStatus.SUBMITTED, not_before=now + _RENEWED_PAUSE)
         status = settled_status(verdict.status, cancel_requested=job.record.cancel_requested)
-        if status is JobStatus.DONE and verdict.counts and not verdict.leftover and not verdict.already_there:
-            done.append(_done_change(verdict))
+        outcome = _outcome(verdict)
+        if status is JobStatus.DONE and outcome is JobStatus.DONE:
+            done.append(_done_change(verdict, row))
         else:
             others.append(_element_change(verdict, status, row))
-        ended.append(
-            attempt_row(
-                token,
-                _outcome(verdict),
-                verdict.started_at,
-                verdict.ended_at,
-                row.worker_id,
-                _clamped(verdict.transferred),
-                verdict.failure,
-                verdict.log,
-            )
-        )
+            ended.append(_attempt_row(verdict, outcome, row))
         _count(job, verdict, status, row.type)
         if row.type is JobType.LIST and status.is_final and status is not JobStatus.DONE:
             cancel_later_phases(session, job)
-    if not ended:
+    if not done and not others:
         return SettleOutcome(tuple(lost), (), frozenset(repeated), passed_over)
     if done:
         _SETTLE_DONE.execute(session, done)
     if others:
         session.execute(UPDATE_ELEMENT, others)
-    session.execute(INSERT_ATTEMPTS, ended)
+        session.execute(INSERT_ATTEMPTS, ended)
     for job in locked.values():
         if job.record.type is JobType.REMOVE:
             # A phase may be complete: let a claim check whether the next one may begin.
@@ -164,30 +160,22 @@ def _outcome(verdict: Verdict) -> JobStatus:
     return outcome if outcome.is_final else JobStatus.CANCELLED
 
 
-_WRITTEN = sa.select(attempts.c.status, attempts.c.started_at, attempts.c.ended_at).where(
-    attempts.c.job_id == bindparam("of_job"),
-    attempts.c.element_id == bindparam("number"),
-    attempts.c.attempt == bindparam("attempt"),
-    attempts.c.worker_id == bindparam("worker"),
-)
+_WORKER_NAME = sa.select(workers.c.name).where(IS_INCARNATION)
 
 
-def _is_written(session: Session, worker_id: int | None, verdict: Verdict) -> bool:
+def _is_written(session: Session, worker: str, verdict: Verdict) -> bool:
     """Whether an earlier transaction has written a verdict, whose commit was not acknowledged."""
     token = verdict.token
-    row = session.execute(
-        _WRITTEN,
-        {"of_job": token.job_id, "number": token.element_id, "attempt": token.attempt, "worker": worker_id},
-    ).one_or_none()
+    written = fetch_attempt(session, token.job_id, token.element_id, token.attempt)
     return (
-        row is not None
-        and row.status is _outcome(verdict)
-        and (row.started_at, row.ended_at) == (verdict.started_at, verdict.ended_at)
+        written is not None
+        and written.worker == session.scalar(_WORKER_NAME, {"of_incarnation": worker})
+        and (written.status, written.started_at) == (_outcome(verdict), verdict.started_at)
+        and _seconds(written) == _seconds(verdict)
     )
 
 
-@frozen
-class _ClaimedElement:
+class _ClaimedElement(NamedTuple):
     """What a verdict needs of an element that runs."""
 
     job_id: int
@@ -217,16 +205,41 @@ def _running(
 ) -> dict[tuple[int, int], _ClaimedElement]:
     """Those of some elements that a worker runs."""
     rows = _RUNNING.execute(session, {(token.job_id, token.element_id) for token in tokens}, worker_id)
-    return {row[:2]: _ClaimedElement(*row) for row in rows}
+    return {row[:2]: _ClaimedElement._make(row) for row in rows}
 
 
-def _done_change(verdict: Verdict) -> tuple[Any, ...]:
-    token = verdict.token
-    return token.job_id, token.element_id, _clamped(verdict.transferred), _seconds(verdict), verdict.checksum
+def _done_change(verdict: Verdict, row: _ClaimedElement) -> tuple[Any, ...]:
+    log = verdict.log
+    return (
+        row.job_id,
+        row.element_id,
+        row.lost + (not verdict.counts),
+        _clamped(verdict.transferred),
+        _seconds(verdict),
+        verdict.checksum,
+        verdict.leftover,
+        verdict.already_there,
+        verdict.started_at,
+        None if log is None else log.offset,
+        None if log is None else log.length,
+    )
 
 
-def _seconds(verdict: Verdict) -> float:
-    return max((verdict.ended_at - verdict.started_at).total_seconds(), 0.0)
+def _seconds(ended: Verdict | AttemptRecord) -> float:
+    return max((ended.ended_at - ended.started_at).total_seconds(), 0.0)
+
+
+def _attempt_row(verdict: Verdict, outcome: JobStatus, row: _ClaimedElement) -> dict[str, Any]:
+    return attempt_row(
+        verdict.token,
+        outcome,
+        verdict.started_at,
+        verdict.ended_at,
+        row.worker_id,
+        _clamped(verdict.transferred),
+        verdict.failure,
+        verdict.log,
+    )
 
 
 def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -> dict[str, Any]:
@@ -235,7 +248,7 @@ def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -
         "of_job": verdict.token.job_id,
         "number": verdict.token.element_id,
         "status": status,
-        "lost": row.lost + (0 if verdict.counts else 1),
+        "lost": row.lost + (not verdict.counts),
         "due_at": verdict.not_before or AT_ONCE,
         "worker_id": None,
         "transferred": _clamped(verdict.transferred),
