@@ -24,7 +24,7 @@ from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.http import request, transactions
 from pdm.workqueue.http.request import ApiRequest
 from pdm.workqueue.store import jobs
-from tests.http.service import ROOT, Service
+from tests.http.service import ROOT, IdleClaimer, Service
 
 _ELEMENTS = 6_000
 
@@ -204,7 +204,7 @@ async def test_what_was_committed_has_its_effect_though_the_client_has_left(
 
     monkeypatch.setattr(jobs, "submit", submit_late)
     woken: Deferred[None] = Deferred()
-    own_service.context.wake = lambda: woken.callback(None)
+    monkeypatch.setattr(IdleClaimer, "wake", lambda _: woken.callback(None))
     body = b'{"src_siteid": 1, "src_filepath": "a", "protocol": "DUMMY"}'
     head = f"POST {ROOT}/list HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
 

@@ -275,7 +275,8 @@ def test_answers_of_the_database_are_lost_and_then_the_database(make: Make, prox
     service = make("instance", database={"url": proxy.url, "stop_timeout": "1s"}, queue={"lease": "3s"})
     service.start()
     jobs = [submit(service, delay=0.2) for _ in range(40)]
-    for only_after in (b"UPDATE job_elements SET status", b"INSERT INTO attempts") * 3:
+    # Of a claim, and of a result.
+    for only_after in (b"UPDATE job_elements SET status=", b"WITH done") * 3:
         proxy.only_after, proxy.cut_commits = only_after, 1
         give_up_at = time.monotonic() + 30
         while proxy.cut_commits:
