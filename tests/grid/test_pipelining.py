@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -247,3 +250,16 @@ def test_only_large_files_are_told_of_while_they_arrive(sites: Sites, monkeypatc
     assert not said[0]
     assert set(said[1]) == {111, 112}
     assert not said[2]
+
+
+def test_the_library_of_the_grid_leaves_signals_to_programs_that_are_started(grid_programs: None) -> None:
+    program = """
+import subprocess
+from pdm.workqueue.helpers.gridftp.gsi import Gsi
+gsi = Gsi()
+child = subprocess.Popen(["sleep", "60"])
+child.terminate()
+print(child.wait(10))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == (f"{-signal.SIGTERM}\n", 0), done.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import threading
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 
@@ -56,7 +57,11 @@ class Gsi:
         self._quick = ctypes.PyDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
         self._declare()
         self._common.globus_thread_set_model(b"pthread")
-        if self._common.globus_module_activate(byref(c_char.in_dll(self._slow, "globus_i_gsi_gssapi_module"))) != 0:
+        # The library blocks most signals; programs that are started later would inherit that and miss a SIGTERM.
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        status = self._common.globus_module_activate(byref(c_char.in_dll(self._slow, "globus_i_gsi_gssapi_module")))
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+        if status != 0:
             raise GsiError("the GSSAPI library could not be set up")
         self._host_based = c_void_p.in_dll(self._slow, "GSS_C_NT_HOSTBASED_SERVICE")
         #: By the folder of authorities, which the library reads with a credential, not with a login.
