@@ -92,6 +92,20 @@ def test_one_of_several_jobs_in_a_batch_is_cancelled_and_the_helper_of_the_other
     assert service.stop() == 0
 
 
+def test_a_job_that_waits_for_a_busy_helper_is_cancelled_at_once(service: TestService) -> None:
+    first, second = (submit(service, hang=True) for _ in range(2))
+    for job in (first, second):
+        service.wait_for("admin", job, until=["RUNNING"])
+    cancel(service, second)
+    assert (status(service, first), attempts(service, second)) == ("RUNNING", 1)
+    assert "outcome=CANCELLED" in log(service, second, 1)
+    # The next one takes its place.
+    third = submit(service)
+    service.wait_for("admin", third, until=["RUNNING"])
+    cancel(service, first)
+    assert service.wait_for("admin", third)["status"] == "DONE"
+
+
 @pytest.mark.full
 def test_a_daemon_that_is_killed_in_the_middle_of_shared_batches_loses_nothing(service: TestService) -> None:
     jobs = [submit(service, delay=0.1) for _ in range(4 * JOBS)]

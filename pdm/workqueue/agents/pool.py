@@ -134,6 +134,7 @@ class _Living:
 class _Waiting:
     kind: AgentKind
     slot: StreamSlot | None
+    is_wanted: Callable[[], bool]
     woken: Deferred[None] = field(factory=Deferred)
 
     @property
@@ -231,19 +232,27 @@ class AgentPool:
         for agent in self._living:
             agent.hold_lease(self._lease_until)
 
-    async def acquire(self, kind: AgentKind, *, alone: bool = False, slot: StreamSlot | None = None) -> AgentProcess:
+    async def acquire(
+        self,
+        kind: AgentKind,
+        *,
+        alone: bool = False,
+        slot: StreamSlot | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> AgentProcess:
         """An agent that is ready or nearly done; waits while all are busy, or limits allow no further stream.
 
         ``alone``: whether it must be idle: for requests that must not wait behind a batch. ``slot``: of the batch, if
-        streams are limited; the caller leaves it.
+        streams are limited; the caller leaves it. ``is_wanted``: whether the caller still waits; after a change it
+        calls `wake_waiting`.
 
         Raises:
-            AgentStartError: it could not be started.
+            AgentStartError: it could not be started, or is not wanted any more.
             LeaseOverError: there is no lease under which it could work.
         """
         if self._lease_until is not None and boot_seconds() >= self._lease_until:
             raise LeaseOverError
-        waiting = _Waiting(kind, slot)
+        waiting = _Waiting(kind, slot, is_wanted)
         self._waiting.append(waiting)
         try:
             agent = await self._place(waiting, alone)
@@ -263,6 +272,8 @@ class AgentPool:
         while True:
             if self._stopping:
                 raise AgentStartError("the service is stopping")
+            if not waiting.is_wanted():
+                raise AgentStartError("its batch was ended")
             if alone or (self._working() < self._most - self._kept_free and waiting.start()):
                 agent = self._free(kind)
                 if agent is not None:

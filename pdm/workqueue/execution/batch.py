@@ -58,7 +58,7 @@ class RunningBatch:
 
     Attributes:
         finished: fires when every element has a verdict and the agent is free or dead.
-        on_nearly_done: called once, when the agent may be given its next batch.
+        wake_waiting: has batches look again for an agent: its own may be given another, or it needs none any more.
         seconds: duration on the agent, once it has ended.
         moved: bytes transferred over the network.
         attempts: number of attempts that ended and count.
@@ -70,12 +70,13 @@ class RunningBatch:
     mover: Mover
     context: AttemptContext
     finished: Deferred[None] = field(factory=Deferred)
-    on_nearly_done: Callable[[], None] = lambda: None
+    wake_waiting: Callable[[], None] = lambda: None
     seconds: float = 0.0
     elements: int = 0
     moved: int = 0
     attempts: int = 0
     failed: int = 0
+    ending: Ending | None = None
     #: By key: the index in the batch.
     _open: dict[int, RunningAttempt] = field(factory=dict)
     _agent: AgentProcess | None = None
@@ -86,7 +87,6 @@ class RunningBatch:
     #: Whether an element is done of which the health of its endpoints does not know yet.
     _has_worked: bool = False
     _intake: ListingIntake | None = None
-    _ending: Ending | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
     _cancelled: set[int] = field(factory=set)
     _killer: IDelayedCall | None = None
@@ -126,17 +126,19 @@ class RunningBatch:
         self._listener = BatchListener(self._events, self._free, self._turn)
         agent.submit(request, self._listener)
         if not self._agent_free:
-            if self._ending is not None:
+            if self.ending is not None:
                 self._request_end()
             elif self._cancelled:
                 self._request_cancel()
 
     def end(self, why: Ending) -> None:
         """End it early: cancel the request, and kill the agent if it does not react."""
-        if self._ending is None:
-            self._ending = why
+        if self.ending is None:
+            self.ending = why
             if self._agent is not None:
                 self._request_end()
+            else:
+                self.wake_waiting()
 
     def cancel(self, job_id: int) -> None:
         """Cancel the elements of one job; the others continue."""
@@ -158,9 +160,8 @@ class RunningBatch:
         """Figures for the adaptive limits of its route."""
         return BatchRun(self.seconds, self.elements, self.moved, self.attempts, self.failed)
 
-    @property
-    def ending(self) -> Ending | None:
-        return self._ending
+    def is_wanted(self) -> bool:
+        return self.ending is None
 
     def refuse(self, failure: AttemptFailure) -> None:
         """Fail all elements: the batch cannot be run."""
@@ -177,7 +178,7 @@ class RunningBatch:
         """Before the start: fail elements that can never succeed, and return postponed ones to the queue."""
         now = self.context.now()
         for key, failure in refused.items():
-            if self._ending is not None or key in self._cancelled:
+            if self.ending is not None or key in self._cancelled:
                 self._end_element(key, now, leftover=False)
             else:
                 self._fail(key, failure, now)
@@ -211,7 +212,7 @@ class RunningBatch:
         self._killer = self.context.reactor.callLater(self.context.cancel_grace_s, self._cancel_timed_out)
 
     def _cancel_timed_out(self) -> None:
-        if self._agent is not None and (self._ending is not None or self._cancelled & self._open.keys()):
+        if self._agent is not None and (self.ending is not None or self._cancelled & self._open.keys()):
             self._was_killed = True
             self._agent.kill("it did not react to a cancellation")
 
@@ -244,7 +245,7 @@ class RunningBatch:
                 self._free(None)
                 continue
             key = event.key
-            if self._killer is not None and (self._ending is not None or key in self._cancelled):
+            if self._killer is not None and (self.ending is not None or key in self._cancelled):
                 self._note_response(self._killer)
             attempt = self._open.get(key)
             if attempt is None:
@@ -349,12 +350,12 @@ class RunningBatch:
 
     def _unreported(self, key: int, why: str, now: Instant) -> None:
         attempt = self._open[key]
-        if self._agent is not None and self._agent.lease_over and self._ending is None:
+        if self._agent is not None and self._agent.lease_over and self.ending is None:
             # The agent stopped because of the lease, not because of the element.
-            self._ending = Ending.LAPSED
+            self.ending = Ending.LAPSED
         # A transfer may have left a temporary file, even if the agent had no time to report its begin.
         leftover = self._turn_at is not None and self.batch.type is JobType.COPY
-        if self._ending is not None or key in self._cancelled or self._was_killed:
+        if self.ending is not None or key in self._cancelled or self._was_killed:
             self._end_element(key, now, leftover=leftover)
             return
         # A single element is to blame even if its begin was not reported: otherwise one that kills agents at once would
@@ -369,7 +370,7 @@ class RunningBatch:
             if self._listener is not None and not self._listener.nearly_done and self._intake is None:
                 self._listener.nearly_done = 2 * len(self._open) <= len(self.batch.elements)
                 if self._listener.nearly_done:
-                    self.on_nearly_done()
+                    self.wake_waiting()
         elif self._agent_free and not self.is_listed and not self.finished.called:
             self.finished.callback(None)
 
@@ -424,12 +425,12 @@ class RunningBatch:
 
     def _end_element(self, key: int, now: Instant, *, leftover: bool, why: str = _ENDED_WITH_ANOTHER) -> None:
         attempt = self._open.pop(key)
-        if self._ending is Ending.LOST:
+        if self.ending is Ending.LOST:
             attempt.forget(Ending.LOST)
-        elif self._ending is Ending.CANCELLED or key in self._cancelled:
+        elif self.ending is Ending.CANCELLED or key in self._cancelled:
             attempt.end(JobStatus.CANCELLED, f" {Ending.CANCELLED}", now, leftover=leftover, skipped=self._skipped)
         else:
-            attempt.end(JobStatus.SUBMITTED, f" {self._ending or why}", now, leftover=leftover, counts=False)
+            attempt.end(JobStatus.SUBMITTED, f" {self.ending or why}", now, leftover=leftover, counts=False)
 
 
 _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], object]] = {

@@ -205,7 +205,7 @@ class Executor:
         by_tools = job_moved_by_tools(batch.job, self.sites)
         mover = mover_of(batch.job.protocol, by_tools=by_tools)
         running = RunningBatch(
-            batch=batch, mover=mover or DummyMover(), context=self.context, on_nearly_done=self.pool.wake_waiting
+            batch=batch, mover=mover or DummyMover(), context=self.context, wake_waiting=self.pool.wake_waiting
         )
         if mover is None:
             running.refuse(missing_mover(batch.job.protocol))
@@ -225,7 +225,6 @@ class Executor:
         for running in list(self._running):
             if job_id in running.batch.jobs:
                 running.cancel(job_id)
-
         self.continue_change(job_id)
 
     def continue_change(self, job_id: int) -> None:
@@ -309,7 +308,8 @@ class Executor:
             running.exclude(prepared.built.refused, prepared.built.postponed)
             intake = None
             if request is not None:
-                agent = await self.pool.acquire(kind, alone=slot is None, slot=slot)
+                is_wanted = running.is_wanted
+                agent = await self.pool.acquire(kind, alone=slot is None, slot=slot, is_wanted=is_wanted)
                 intake = await self._intake_for(running, agent, request, prepared.options)
             if running.ending is not None or request is None or agent is None:
                 running.drop()
