@@ -76,7 +76,7 @@ def _claim_queue(
         locked = [by_number[number] for number in numbers if number in by_number]
         due_elements = read_due_elements(session, locked, budget, now)
         builders = _take_in_turn(due_elements, locked, budget, candidates.beyond)
-        batches = _mark_running(session, builders, worker_id, now)
+        batches = _begin_batches(session, builders, worker_id, now)
         due_elements.update_due_at(locked)
         save_jobs(session, [job for job in locked if job.is_changed])
         if batches or len(locked) == len(numbers):
@@ -250,18 +250,12 @@ class _BatchBuilder:
         return count
 
 
-def _mark_running(session: Session, builders: Sequence[_BatchBuilder], worker_id: int, now: datetime) -> list[Batch]:
+def _begin_batches(session: Session, builders: Sequence[_BatchBuilder], worker_id: int, now: datetime) -> list[Batch]:
     """Mark the elements RUNNING and return the batches."""
     if not builders:
         return []
     claimed = sorted((element.job_id, element.id) for builder in builders for element in builder.elements)
-    session.execute(
-        _MARK_RUNNING,
-        [
-            {"of_job": job_id, "first": first, "last": last, "claimed_by": worker_id, "claimed_now": now}
-            for job_id, first, last in _ranges(claimed)
-        ],
-    )
+    mark_running(session, claimed, worker_id, now)
     for job in {number: job for builder in builders for number, job in builder.jobs.items()}.values():
         job.started_at = job.started_at or now
         job.roll_up(now)
@@ -273,6 +267,20 @@ def _mark_running(session: Session, builders: Sequence[_BatchBuilder], worker_id
         )
         for builder in builders
     ]
+
+
+def mark_running(session: Session, claimed: Sequence[tuple[int, int]], worker_id: int, now: datetime) -> None:
+    """Mark elements RUNNING that were read as SUBMITTED under the lock of their jobs.
+
+    ``claimed``: job and number of each, sorted.
+    """
+    session.execute(
+        _MARK_RUNNING,
+        [
+            {"of_job": job_id, "first": first, "last": last, "claimed_by": worker_id, "claimed_now": now}
+            for job_id, first, last in _ranges(claimed)
+        ],
+    )
 
 
 def _ranges(claimed: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -287,7 +295,6 @@ def _ranges(claimed: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]
 
 
 #: Fresh elements are claimed in the order of their numbers, and a range of them costs an eighth of so many statements.
-#: All elements of a range were read as SUBMITTED under the lock of their job.
 _MARK_RUNNING = (
     sa.update(elements)
     .where(elements.c.job_id == bindparam("of_job"), elements.c.id.between(bindparam("first"), bindparam("last")))

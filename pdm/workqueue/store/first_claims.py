@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, NewElement
+from pdm.workqueue.store.claiming import mark_running
 from pdm.workqueue.store.leases import live_worker
-from pdm.workqueue.store.locks import LockedJob, lock_job, save_jobs
-from pdm.workqueue.store.records import ELEMENT_COLUMNS, UPDATE_ELEMENT, element_record, elements
-from pdm.workqueue.store.results import add_elements
+from pdm.workqueue.store.locks import LockedJob, save_jobs
+from pdm.workqueue.store.records import ELEMENT_COLUMNS, element_record, elements
+from pdm.workqueue.store.results import add_elements, extend_job
 
 
 @frozen
@@ -37,18 +38,16 @@ class FirstClaim:
 _ELEMENT = sa.select(*ELEMENT_COLUMNS).where(
     elements.c.job_id == bindparam("of_job"), elements.c.id == bindparam("number")
 )
-_MARK_RUNNING = UPDATE_ELEMENT.values(
-    status=JobStatus.RUNNING,
-    attempts=elements.c.attempts + 1,
-    worker_id=bindparam("claimed_by"),
-    claimed_at=bindparam("claimed_now"),
-)
 
 
 def claim_first_element(session: Session, job: JobRecord, claim: FirstClaim) -> Batch | None:
     """Claim element 0 of a job that this transaction has inserted; None without a lease."""
     # It has no other element: nothing of it is due once this one runs.
-    return _claim(session, LockedJob(job, None, None), 0, claim)
+    inserted = LockedJob(job, None, None)
+    batch = _claim(session, inserted, 0, claim)
+    if batch is not None:
+        save_jobs(session, [inserted])
+    return batch
 
 
 def add_and_claim(
@@ -59,24 +58,25 @@ def add_and_claim(
     Returns:
         Whether they were added, and the claimed batch, if any.
     """
-    if not add_elements(session, worker, token, new):
+    if claim is None:
+        return add_elements(session, worker, token, new), None
+    job = extend_job(session, worker, token, new)
+    if job is None:
         return False, None
-    job = None if claim is None else lock_job(session, token.job_id)
-    if claim is None or job is None:
-        return True, None
-    return True, _claim(session, job, job.counters.elements - 1, claim)
+    batch = _claim(session, job, job.counters.elements - 1, claim)
+    save_jobs(session, [job])
+    return True, batch
 
 
 def _claim(session: Session, job: LockedJob, number: int, claim: FirstClaim) -> Batch | None:
+    """Claim an element of a job, which the caller saves."""
     worker_id = live_worker(session, claim.worker)
     if worker_id is None:
         return None
     place = {"of_job": job.id, "number": number}
-    added = element_record(session.execute(_ELEMENT, place).one())
-    session.execute(_MARK_RUNNING, [place | {"claimed_by": worker_id, "claimed_now": claim.now}])
+    claimed = element_record(session.execute(_ELEMENT, place).one(), claimed=True)
+    mark_running(session, [(job.id, number)], worker_id, claim.now)
     job.move(JobStatus.SUBMITTED, JobStatus.RUNNING)
     job.started_at = job.started_at or claim.now
     job.roll_up(claim.now)
-    save_jobs(session, [job])
-    running = added._replace(status=JobStatus.RUNNING, attempts=added.attempts + 1, not_before=None)
-    return Batch.of_one(job.record, added.type, (running,))
+    return Batch.of_one(job.record, claimed.type, (claimed,))

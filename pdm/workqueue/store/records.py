@@ -77,27 +77,27 @@ def matched(session: Session, statement: sa.Update | sa.Delete, parameters: dict
     return cast(sa.CursorResult[Any], session.execute(statement, parameters)).rowcount
 
 
-def _columns(table: sa.Table, *names: str) -> Sequence[sa.Column[Any]]:
+def columns_of(table: sa.Table, *names: str) -> Sequence[sa.Column[Any]]:
     return tuple(table.c[name] for name in names)
 
 
 #: What `job_record` reads.
 JOB_COLUMNS = (
-    *_columns(jobs, "id", "user_id", "type", "status", "protocol"),
-    *_columns(jobs, "src_siteid", "src_filepath", "dst_siteid", "dst_filepath"),
-    *_columns(jobs, "extra_opts", "priority", "max_tries", "label", "log_uid"),
-    *_columns(jobs, "timestamp", "finished_at", "cancel_requested"),
-    *_columns(jobs, "bytes_total", "bytes_done", "skipped"),
-    *_columns(jobs, "num_elements", "num_submitted", "num_running", "num_done"),
-    *_columns(jobs, "num_failed", "num_cancelled", "num_held"),
-    *_columns(jobs, "started_at", "already_there", "bytes_already_there"),
+    *columns_of(jobs, "id", "user_id", "type", "status", "protocol"),
+    *columns_of(jobs, "src_siteid", "src_filepath", "dst_siteid", "dst_filepath"),
+    *columns_of(jobs, "extra_opts", "priority", "max_tries", "label", "log_uid"),
+    *columns_of(jobs, "timestamp", "finished_at", "cancel_requested"),
+    *columns_of(jobs, "bytes_total", "bytes_done", "skipped"),
+    *columns_of(jobs, "num_elements", "num_submitted", "num_running", "num_done"),
+    *columns_of(jobs, "num_failed", "num_cancelled", "num_held"),
+    *columns_of(jobs, "started_at", "already_there", "bytes_already_there"),
 )
 #: What `element_record` reads.
 ELEMENT_COLUMNS = (
-    *_columns(elements, "job_id", "id", "type", "status", "src_filepath", "dst_filepath", "size", "is_directory"),
-    *_columns(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
-    *_columns(elements, "transferred", "elapsed_s", "checksum"),
-    *_columns(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
+    *columns_of(elements, "job_id", "id", "type", "status", "src_filepath", "dst_filepath", "size", "is_directory"),
+    *columns_of(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
+    *columns_of(elements, "transferred", "elapsed_s", "checksum"),
+    *columns_of(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
 )
 _JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
 _COUNTERS = tuple((f"num_{counter.name}", counter.name) for counter in attrs.fields(Counters))
@@ -147,10 +147,10 @@ _FAILURE_COLUMNS = ("failure_scope", "failure_code", "failure_message")
 #: their elements, since schema 0010; all others are rows of `attempts`.
 ENDED_ATTEMPTS = sa.union_all(
     sa.select(
-        *_columns(attempts, "job_id", "element_id", "attempt", "status", "started_at", "ended_at"),
+        *columns_of(attempts, "job_id", "element_id", "attempt", "status", "started_at", "ended_at"),
         sa.null().label("elapsed_s"),
         workers.c.name.label("worker"),
-        *_columns(attempts, "transferred", "log_offset", "log_length", *_FAILURE_COLUMNS),
+        *columns_of(attempts, "transferred", "log_offset", "log_length", *_FAILURE_COLUMNS),
     )
     .join_from(attempts, workers, attempts.c.worker_id == workers.c.id)
     .where(
@@ -161,7 +161,7 @@ ENDED_ATTEMPTS = sa.union_all(
         *(elements.c.job_id, elements.c.id, elements.c.attempts, elements.c.status, elements.c.started_at, sa.null()),
         elements.c.elapsed_s,
         workers.c.name,
-        *_columns(elements, "transferred", "log_offset", "log_length"),
+        *columns_of(elements, "transferred", "log_offset", "log_length"),
         *(sa.null().label(name) for name in _FAILURE_COLUMNS),
     )
     .join_from(elements, workers, elements.c.worker_id == workers.c.id)
@@ -225,8 +225,8 @@ _INSERT_ELEMENTS = RowStatement(
     SELECT ?, ?, ?, ?, 'SUBMITTED', 0, 0, FALSE,
         id, type, src_filepath, dst_filepath, size, is_directory, phase FROM new
     """,
-    _columns(elements, "id", "type", "src_filepath", "dst_filepath", "size", "is_directory", "phase"),
-    _columns(elements, "job_id", "max_tries", "timestamp", "due_at"),
+    columns_of(elements, "id", "type", "src_filepath", "dst_filepath", "size", "is_directory", "phase"),
+    columns_of(elements, "job_id", "max_tries", "timestamp", "due_at"),
 )
 
 

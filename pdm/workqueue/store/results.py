@@ -26,6 +26,7 @@ from pdm.workqueue.store.records import (
     UPDATE_ELEMENT,
     WORKER_ID,
     attempt_row,
+    columns_of,
     element_record,
     elements,
     failure_columns,
@@ -62,10 +63,6 @@ class SettleOutcome:
 _RENEWED_PAUSE = timedelta(seconds=1)
 
 
-def _columns(*names: str) -> Sequence[sa.Column[Any]]:
-    return [elements.c[name] for name in names]
-
-
 #: Of an attempt that succeeds the element's row tells all, so that it costs no row of its own.
 _SETTLE_DONE = RowStatement(
     """
@@ -79,8 +76,10 @@ _SETTLE_DONE = RowStatement(
     FROM done WHERE job_elements.job_id = done.job_id AND job_elements.id = done.id
     """,
     [
-        *_columns("job_id", "id", "lost", "transferred", "elapsed_s", "checksum", "residue", "already_there"),
-        *_columns("started_at", "log_offset", "log_length"),
+        *columns_of(
+            elements, "job_id", "id", "lost", "transferred", "elapsed_s", "checksum", "residue", "already_there"
+        ),
+        *columns_of(elements, "started_at", "log_offset", "log_length"),
     ],
 )
 
@@ -194,9 +193,9 @@ _RUNNING = RowStatement(
     SELECT job_id, id, attempts, lost, type, residue, worker_id, claimed_at FROM asked, job_elements
     WHERE job_id = of_job AND id = number AND status = 'RUNNING' AND worker_id = ?
     """,
-    _columns("job_id", "id"),
-    _columns("worker_id"),
-    _columns("job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"),
+    columns_of(elements, "job_id", "id"),
+    columns_of(elements, "worker_id"),
+    columns_of(elements, "job_id", "id", "attempts", "lost", "type", "residue", "worker_id", "claimed_at"),
 )
 
 
@@ -287,20 +286,27 @@ def add_elements(session: Session, worker: str, token: ClaimToken, new: Sequence
     Returns:
         False if the claim is lost or the job is cancelled; then nothing was added.
     """
+    job = extend_job(session, worker, token, new)
+    if job is not None and new:
+        save_jobs(session, [job])
+    return job is not None
+
+
+def extend_job(session: Session, worker: str, token: ClaimToken, new: Sequence[NewElement]) -> LockedJob | None:
+    """Like `add_elements`, but the caller saves the job; None if nothing was added."""
     job = lock_job(session, token.job_id)
     if job is None or job.record.cancel_requested:
-        return False
+        return None
     worker_id = session.scalar(WORKER_ID, {"of_incarnation": worker})
     listing = _running(session, worker_id, [token]).get((token.job_id, token.element_id))
     if listing is None or listing.attempt != token.attempt:
-        return False
+        return None
     if new:
         insert_elements(session, job.id, job.counters.elements, new, job.record.max_tries, listing.claimed_at)
         job.grow(len(new), sum(element.size for element in new))
         job.schedule_work()
         job.roll_up(listing.claimed_at)
-        save_jobs(session, [job])
-    return True
+    return job
 
 
 def known_paths(session: Session, job_id: int) -> set[bytes]:
