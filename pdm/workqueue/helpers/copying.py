@@ -305,7 +305,7 @@ class FileCopier:
         """Remove the temporary file; True if it may still be there."""
         interrupted = self._batch.stopped
         storage.resume()
-        hurry = interrupted or getattr(why, "code", None) in (FailureCode.STALLED, FailureCode.TIMEOUT)
+        hurry = interrupted or (isinstance(why, StorageError) and why.timed_out)
         longest_s = CLEAN_UP_HURRY_S if hurry else _CLEAN_UP_S
         storage.timeouts = Timeouts.within(longest_s)
         try:

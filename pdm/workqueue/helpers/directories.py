@@ -162,7 +162,7 @@ class TargetDirectories:
                 try:
                     self._ready[url] = self._prepared(storage, url)
                 except StorageError as error:
-                    if error.lost or error.code in (FailureCode.STALLED, FailureCode.TIMEOUT):
+                    if error.lost or error.timed_out:
                         # Nothing that is known of the folder: the next item may have more luck.
                         raise
                     self._ready[url] = error

@@ -11,7 +11,6 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import CHANGED, CLEAN_UP_HURRY_S, SETTLE_S, FileCopier, FileCopy, discard
@@ -164,17 +163,19 @@ class _GroupCopy:
         """Copy; files without an outcome afterwards are left."""
         try:
             self._begin(items)
-            self._read()
-            self._write()
-            self._prove()
-            self._rename()
+            for step in (
+                *(self._read, self._check_unchanged, self._write, self._check_sizes, self._check_content),
+                *(self._check_case, self._rename),
+            ):
+                if self._open:
+                    step(list(self._open.values()))
         except StoppedError as stopped:
             self._end(list(self._open.values()), stopped)
         except StorageError as error:
             if self._is_renaming:
                 # Which of them have their names is not known: a look at each finds out, in the next attempt.
                 self._end(list(self._open.values()), error)
-            elif error.code in (FailureCode.STALLED, FailureCode.TIMEOUT):
+            elif error.timed_out:
                 # Whether the others would fail too, they find out alone.
                 self._end(list(self._open.values())[:1], error)
             if error.lost:
@@ -197,7 +198,7 @@ class _GroupCopy:
             try:
                 directory = self._copier.copier.open_directory(self._storage, url)
             except StorageError as error:
-                if error.lost or error.code in (FailureCode.STALLED, FailureCode.TIMEOUT):
+                if error.lost or error.timed_out:
                     raise
                 continue
             if any(directory.may_hold(StorageUrl(stale)) for stale in item.stale):
@@ -214,10 +215,7 @@ class _GroupCopy:
             if not is_free:
                 self._leave(file, "something is at its destination")
 
-    def _read(self) -> None:
-        files = list(self._open.values())
-        if not files:
-            return
+    def _read(self, files: Sequence[_GroupedFile]) -> None:
         found = at_source(self._source.read_group, [(file.source, file.size) for file in files])
         for file, content in zip(files, found, strict=True):
             if content is None or len(content.data) != file.size:
@@ -226,18 +224,14 @@ class _GroupCopy:
                 self._leave(file, "the source was written to just now")
             else:
                 file.content, file.version = content
-        files = list(self._open.values())
-        if not files:
-            return
+
+    def _check_unchanged(self, files: Sequence[_GroupedFile]) -> None:
         versions = at_source(self._source.group_versions, [file.source for file in files])
         for file, version in zip(files, versions, strict=True):
             if version != file.version:
                 self._leave(file, CHANGED)
 
-    def _write(self) -> None:
-        files = list(self._open.values())
-        if not files:
-            return
+    def _write(self, files: Sequence[_GroupedFile]) -> None:
         self._copier.written.update(file.key for file in files)
         made = at_destination(self._destination.write_group, [(file.temporary, file.content) for file in files])
         for file, is_made in zip(files, made, strict=True):
@@ -247,17 +241,15 @@ class _GroupCopy:
             else:
                 self._leave(file, "it cannot be written")
 
-    def _prove(self) -> None:
-        """Compare what arrived with what was sent."""
-        files = list(self._open.values())
-        if not files:
-            return
+    def _check_sizes(self, files: Sequence[_GroupedFile]) -> None:
         sizes = at_destination(self._destination.group_sizes, [file.temporary for file in files])
         for file, size in zip(files, sizes, strict=True):
             if size != file.size:
                 self._leave(file, f"{size} of {file.size} bytes arrived")
-        files = list(self._open.values())
-        if not files or not self._copier.with_checksums:
+
+    def _check_content(self, files: Sequence[_GroupedFile]) -> None:
+        """Compare what arrived with what was sent."""
+        if not self._copier.with_checksums:
             return
         arrived = at_destination(self._destination.read_group, [(file.temporary, file.size) for file in files])
         for file, content in zip(files, arrived, strict=True):
@@ -267,13 +259,12 @@ class _GroupCopy:
             else:
                 file.checksum = f"ADLER32:{checksum}"
 
-    def _rename(self) -> None:
-        for file in list(self._open.values()):
+    def _check_case(self, files: Sequence[_GroupedFile]) -> None:
+        for file in files:
             if at_destination(file.directory.ignores_case, self._storage, file.temporary):
                 self._leave(file, "the destination ignores case")
-        files = list(self._open.values())
-        if not files:
-            return
+
+    def _rename(self, files: Sequence[_GroupedFile]) -> None:
         self._is_renaming = True
         renames = [(file.temporary, file.destination, file.size) for file in files]
         named = at_destination(self._destination.rename_group, renames, replace=self._copier.replaces)

@@ -101,6 +101,11 @@ class StorageError(Exception):
         self.retry_after_s = retry_after_s
         self.unreachable = unreachable
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether the server did not answer, or not finish, in time."""
+        return self.code in (FailureCode.STALLED, FailureCode.TIMEOUT)
+
     def at(self, scope: FailureScope) -> Self:
         """The same, with its scope set if it had none."""
         self.scope = self.scope or scope

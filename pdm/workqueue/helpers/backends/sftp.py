@@ -32,12 +32,10 @@ from pdm.workqueue.helpers.backends.ssh_command import ssh_command, ssh_environm
 from pdm.workqueue.helpers.group_backend import FileContent, GroupBackend
 from pdm.workqueue.helpers.storage import EntryIterator, FileStat, FileVersion, Pieces, StorageError, WakeableBackend
 
-_READ, _CREATE_NEW = 0x01, 0x02 | 0x08 | 0x20
 _NO_ATTRIBUTES = struct.pack(">I", 0)
-_POSIX_RENAME, _HARD_LINK, _FSYNC, _STATVFS, _LIMITS = (
+_POSIX_RENAME, _HARD_LINK, _STATVFS, _LIMITS = (
     b"posix-rename@openssh.com",
     b"hardlink@openssh.com",
-    b"fsync@openssh.com",
     b"statvfs@openssh.com",
     b"limits@openssh.com",
 )
@@ -267,7 +265,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
     def read(self, url: StorageUrl) -> Pieces:
         session, path = self._at(url)
         try:
-            handle = handle_of(session.call(sftp.OPEN, string(path), struct.pack(">I", _READ), _NO_ATTRIBUTES))
+            handle = handle_of(session.call(sftp.OPEN, string(path), sftp.TO_READ))
             found = attributes_of(session.call(sftp.FSTAT, string(handle)))
         except StatusError as error:
             raise self._of_reading(url, path, error) from error
@@ -292,9 +290,8 @@ class SftpBackend(WakeableBackend, GroupBackend):
 
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         session, path = self._at(url)
-        flags = struct.pack(">I", _CREATE_NEW)
         try:
-            handle = handle_of(session.call(sftp.OPEN, string(path), flags, _NO_ATTRIBUTES))
+            handle = handle_of(session.call(sftp.OPEN, string(path), sftp.TO_CREATE))
         except StatusError as error:
             if error.status == sftp.FAILURE and self.stat(url) is not None:
                 raise StorageError(f"{_shown(path)} is there", errno=errno.EEXIST) from error
@@ -315,9 +312,9 @@ class SftpBackend(WakeableBackend, GroupBackend):
 
     @staticmethod
     def _sync(session: SftpSession, handle: bytes) -> None:
-        if _FSYNC in session.extensions:
+        if sftp.FSYNC in session.extensions:
             try:
-                session.call(sftp.EXTENDED, string(_FSYNC), string(handle))
+                session.call(sftp.EXTENDED, string(sftp.FSYNC), string(handle))
             except StatusError as error:
                 if error.errno not in sftp_groups.CANNOT_SYNC:
                     raise

@@ -138,7 +138,6 @@ def _kind(mode: int) -> FileKind | None:
 
 #: Types are asked for of so many names at once: each may cost the server an open handle.
 _AT_ONCE = 16
-_OPEN_TO_READ = struct.pack(">II", 1, 0)
 
 
 def with_types(
@@ -194,7 +193,7 @@ def _are_directories(session: SftpSession, paths: Sequence[bytes]) -> list[bool]
 def _opens_not(session: SftpSession, path: bytes) -> bool:
     """Whether a path cannot be opened as a file."""
     try:
-        request = session.send(sftp.OPEN, string(path), _OPEN_TO_READ)
+        request = session.send(sftp.OPEN, string(path), sftp.TO_READ)
         close_handle(session, handle_of(session.receive(request)))
     except StatusError:
         return True

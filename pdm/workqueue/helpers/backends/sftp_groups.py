@@ -14,9 +14,6 @@ from pdm.workqueue.helpers.group_backend import FileContent
 from pdm.workqueue.helpers.storage import FileVersion
 
 _Result = TypeVar("_Result")
-_READ, _CREATE_NEW = struct.pack(">I", 0x01), struct.pack(">I", 0x02 | 0x08 | 0x20)
-_NO_ATTRIBUTES = struct.pack(">I", 0)
-_FSYNC = b"fsync@openssh.com"
 #: File systems that cannot sync a file answer so to fsync; any other answer is about the bytes.
 CANNOT_SYNC = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 
@@ -29,9 +26,9 @@ def _received(session: SftpSession, request: int, read: Callable[[SftpResponse],
         return None
 
 
-def _open(session: SftpSession, paths: Iterable[bytes], flags: bytes) -> list[bytes | None]:
+def _open(session: SftpSession, paths: Iterable[bytes], how: bytes) -> list[bytes | None]:
     """Handles of files; None of those that cannot be opened."""
-    requests = [session.send(sftp.OPEN, string(path), flags, _NO_ATTRIBUTES) for path in paths]
+    requests = [session.send(sftp.OPEN, string(path), how) for path in paths]
     return [_received(session, request, handle_of) for request in requests]
 
 
@@ -48,7 +45,7 @@ def read(session: SftpSession, files: Sequence[tuple[bytes, int]], most: int) ->
         files: path and size of each.
         most: bytes of one request.
     """
-    handles = _open(session, [path for path, _ in files], _READ)
+    handles = _open(session, [path for path, _ in files], sftp.TO_READ)
     asked: list[tuple[int, list[int]] | None] = [
         None if handle is None else (session.send(sftp.FSTAT, string(handle)), []) for handle in handles
     ]
@@ -97,8 +94,8 @@ def are_free(session: SftpSession, paths: Iterable[bytes]) -> list[bool]:
 
 def write(session: SftpSession, files: Sequence[tuple[bytes, bytes]], sizes: PieceSizes) -> list[bool]:
     """Make new files of path and bytes; True where all was taken."""
-    handles = _open(session, [path for path, _ in files], _CREATE_NEW)
-    syncs = _FSYNC in session.extensions
+    handles = _open(session, [path for path, _ in files], sftp.TO_CREATE)
+    syncs = sftp.FSYNC in session.extensions
     asked: list[list[int]] = []
     for handle, (_, content) in zip(handles, files, strict=True):
         requests: list[int] = []
@@ -119,7 +116,7 @@ def write(session: SftpSession, files: Sequence[tuple[bytes, bytes]], sizes: Pie
         requests = []
         if handle is not None:
             if syncs:
-                requests.append(session.send(sftp.EXTENDED, string(_FSYNC), string(handle)))
+                requests.append(session.send(sftp.EXTENDED, string(sftp.FSYNC), string(handle)))
             requests.append(session.send(sftp.CLOSE, string(handle)))
         ends.append(requests)
     made = []

@@ -23,6 +23,10 @@ INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK = 11, 12, 13, 14, 15, 16, 17, 18, 19
 STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
 OK, EOF, FAILURE = 0, 1, 4
+#: What follows the path of an OPEN: to read a file; to make one that is not there. Without attributes.
+TO_READ, TO_CREATE = struct.pack(">II", 0x01, 0), struct.pack(">II", 0x02 | 0x08 | 0x20, 0)
+#: An extension.
+FSYNC = b"fsync@openssh.com"
 #: What ssh(1) says where no SSH server answers.
 _NO_SERVER = re.compile(
     r"^ssh: connect to host |Could not resolve hostname|kex_exchange_identification: |during banner exchange",
