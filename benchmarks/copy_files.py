@@ -14,25 +14,15 @@ from pathlib import Path
 
 import bare
 import network_delay
-from attrs import define, field, frozen
+from attrs import define, field
 from caller import Caller
 from figures import BenchmarkError
 from rig import Rig, file_system, options_of, report, rig, run
 from rounds import Comparison, Contender, timed
-from trees import make_folders_like, make_tree, require_logs, require_same
+from trees import Kind, make_folders_like, make_tree, require_logs, require_same
 
 _TIMEOUT_S = 900.0
 _KIB = 1024
-
-
-@frozen
-class Kind:
-    """Sizes of a kind of tree: files, folders, KiB of a file, rounds; each for a full and a quick run."""
-
-    files: tuple[int, int]
-    folders: tuple[int, int]
-    kib: tuple[int, int]
-    rounds: tuple[int, int]
 
 
 KINDS = {
@@ -120,10 +110,7 @@ def main() -> None:
         rounds=(0, 0), round_trip_ms=(0, 0),
     )  # fmt: skip
     kind = KINDS[options.kind]
-    options.files = options.files or kind.files[options.quick]
-    options.folders = kind.folders[options.quick] if options.folders < 0 else options.folders
-    options.kib = options.kib or kind.kib[options.quick]
-    options.rounds = options.rounds or kind.rounds[options.quick]
+    kind.complete(options)
     size = options.kib * _KIB
     if options.round_trip_ms:
         network_delay.enter_namespace()
@@ -135,16 +122,12 @@ def main() -> None:
         copies = Copies(on, caller, files, options.verify)
         by_bytes = options.kind != "small"
         count, unit = (options.files * size // _KIB**2, "MiB/s") if by_bytes else (options.files, "files/s")
-        figures = Comparison(on.meter, count, unit).alternate(
+        figures = Comparison(on.meter, count, unit, options.files).alternate(
             Contender(copies.ours, copies.prepare_ours, copies.check_ours),
             copies.contenders(modes_for(options.kind, options.verify, far=options.round_trip_ms > 0)),
             options.rounds,
         )
         figures["elements"] = options.files
-        for side in ("ours", "bare"):
-            # Of each element, also where the rate is one of bytes.
-            cpu = figures[f"cpu ms each, {side}"]
-            figures[f"cpu ms each, {side}"] = {part: value * count / options.files for part, value in cpu.items()}
         figures["checksums"] = "proven at both ends, by both sides" if options.verify == "checksum" else "off: size"
         figures["trees on"] = file_system(on.sites[0])
         figures["database on"] = file_system(on.folder)

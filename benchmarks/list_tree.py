@@ -8,10 +8,9 @@ from typing import Any
 import bare
 from attrs import define, field
 from caller import Caller
-from figures import BenchmarkError
 from rig import Rig, file_system, options_of, report, rig, run
 from rounds import Comparison, Contender, timed
-from trees import make_tree, require_logs, sizes
+from trees import make_tree, require_listing, require_logs, sizes
 
 
 @define
@@ -36,15 +35,7 @@ class Listings:
 
     def check(self) -> None:
         element = self.caller.call("GET", f"/jobs/{self.job['id']}/elements/0")
-        found = {
-            str(Path(folder, entry["name"]).relative_to(self.source)): entry["size"]
-            for folder, entries in element["entries"].items()
-            for entry in entries
-            if entry["type"] == "file"
-        }
-        if found != self.wanted:
-            odd = sorted(set(found.items()) ^ set(self.wanted.items()))[:3]
-            raise BenchmarkError(f"the listing has {len(found)} files instead of {len(self.wanted)}: {odd}")
+        require_listing(element["entries"], self.source, self.wanted)
         require_logs(self.caller.logs, self.job["log_uid"], 1)
 
     def bare(self) -> float:

@@ -13,27 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 from bare_clients import missing_clients
 from caller import Caller
 from figures import BenchmarkError
 from rig import file_system, options_of, report, run
 from rounds import Comparison, Contender, timed
 from storages_rig import StoragesRig, storages_rig
-from trees import make_folders_like, make_tree, require_logs, require_same, sizes
+from trees import Kind, make_folders_like, make_tree, require_listing, require_logs, require_same, sizes
 
 _TIMEOUT_S = 600.0
 _KIB = 1024
-
-
-@frozen
-class Kind:
-    """Sizes of a kind of tree: files, folders, KiB of a file, rounds; each for a full and a quick run."""
-
-    files: tuple[int, int]
-    folders: tuple[int, int]
-    kib: tuple[int, int]
-    rounds: tuple[int, int]
 
 
 KINDS = {
@@ -126,16 +116,7 @@ class Runs:
 
     def check_list(self) -> None:
         element = self.caller.call("GET", f"/jobs/{self.job['id']}/elements/0")
-        found = {
-            str(Path(folder, entry["name"]).relative_to(self.source)): entry["size"]
-            for folder, entries in element["entries"].items()
-            for entry in entries
-            if entry["type"] == "file"
-        }
-        wanted = sizes(self.source)
-        if found != wanted:
-            odd = sorted(set(found.items()) ^ set(wanted.items()))[:3]
-            raise BenchmarkError(f"the listing has {len(found)} files instead of {len(wanted)}: {odd}")
+        require_listing(element["entries"], self.source, sizes(self.source))
         require_logs(self.caller.logs, self.job["log_uid"], 1)
 
     def bare_list(self, mode: str) -> float:
@@ -161,7 +142,7 @@ class Runs:
 
 def main() -> None:
     options = options_of(
-        __doc__ or "", protocol=("ssh", "ssh"), kind=("small", "small"), delay=(0, 0), files=(0, 0), folders=(0, 0),
+        __doc__ or "", protocol=("ssh", "ssh"), kind=("small", "small"), delay=(0, 0), files=(0, 0), folders=(-1, -1),
         kib=(0, 0), rounds=(0, 0),
     )  # fmt: skip
     missing = missing_clients(options.protocol)
@@ -169,10 +150,7 @@ def main() -> None:
         print(f"skipped: {', '.join(missing)} not found: as root, script/bootstrap installs what the rows need")
         return
     kind = (DELAYED_KINDS if options.delay else KINDS)[options.kind]
-    options.files = options.files or kind.files[options.quick]
-    options.folders = options.folders or kind.folders[options.quick]
-    options.kib = options.kib or kind.kib[options.quick]
-    options.rounds = options.rounds or kind.rounds[options.quick]
+    kind.complete(options)
     size = options.kib * _KIB or 16
     # A client that cannot copy from site to site keeps all files in memory once more.
     with storages_rig(options.protocol, options.delay, 3 * options.files * size) as on, on.caller() as caller:
@@ -181,12 +159,8 @@ def main() -> None:
         by_bytes = options.kind == "large"
         count, unit = (options.files * size // _KIB**2, "MiB/s") if by_bytes else (options.files, "files/s")
         runs = Runs(on, caller, files, options.kind)
-        figures = runs.compare(Comparison(on.rig.meter, count, unit), options.rounds)
+        figures = runs.compare(Comparison(on.rig.meter, count, unit, options.files), options.rounds)
         figures["elements"] = options.files
-        for side in ("ours", "bare"):
-            # Of each file, also where the rate is one of bytes.
-            cpu = figures[f"cpu ms each, {side}"]
-            figures[f"cpu ms each, {side}"] = {part: value * count / options.files for part, value in cpu.items()}
         figures["checksums"] = "none: nothing is moved" if options.kind == "list" else "off: size"
         figures["trees on"] = file_system(on.roots[0])
         figures["database on"] = file_system(on.rig.folder)

@@ -59,11 +59,13 @@ class Comparison:
         meter: of daemon and servers.
         count: things that each of our runs does.
         unit: of the rates.
+        elements: what CPU is told for each of, where that is not what the rates count.
     """
 
     meter: Meter
     count: int
     unit: str = "files/s"
+    elements: int | None = None
 
     def alternate(
         self,
@@ -106,8 +108,8 @@ class Comparison:
             "bare modes": {
                 name: spread(others[name].rates)["median"] if name in others else rate for name, rate in trial.items()
             },
-            "cpu ms each, ours": sum_cpu(mine.cpu).ms_each(self.count * rounds),
-            "cpu ms each, bare": sum_cpu(others[best].cpu).ms_each(bare_count * rounds),
+            "cpu ms each, ours": sum_cpu(mine.cpu).ms_each((self.elements or self.count) * rounds),
+            "cpu ms each, bare": sum_cpu(others[best].cpu).ms_each((self.elements or bare_count) * rounds),
             "peak MiB": self.meter.peak_memory(),
         }
 

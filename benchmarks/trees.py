@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from attrs import frozen
 from figures import BenchmarkError
 
 _PIECE = 1024 * 1024
 _COMPARED_AT_ONCE = 4 * _PIECE
+
+
+@frozen
+class Kind:
+    """Sizes of a kind of tree: files, folders, KiB of a file, rounds; each for a full and a quick run."""
+
+    files: tuple[int, int]
+    folders: tuple[int, int]
+    kib: tuple[int, int]
+    rounds: tuple[int, int]
+
+    def complete(self, options: argparse.Namespace) -> None:
+        """Set the sizes that the options leave open: 0, of folders -1."""
+        options.files = options.files or self.files[options.quick]
+        options.folders = self.folders[options.quick] if options.folders < 0 else options.folders
+        options.kib = options.kib or self.kib[options.quick]
+        options.rounds = options.rounds or self.rounds[options.quick]
 
 
 def make_tree(root: Path, files: int, folders: int, size: int) -> list[Path]:
@@ -81,6 +101,30 @@ def require_same(source: Path, destination: Path) -> None:
     for name, size in wanted.items():
         if not name.endswith("/") and not _same_bytes(source / name, destination / name, size):
             raise BenchmarkError(f"{destination / name} has other bytes than {source / name}")
+
+
+def require_listing(
+    entries: Mapping[str, Sequence[Mapping[str, Any]]], source: Path, wanted: Mapping[str, int]
+) -> None:
+    """Fail unless a listing has the files of a tree.
+
+    Args:
+        entries: as the API gives them, by folder.
+        source: the tree.
+        wanted: `sizes` of it.
+
+    Raises:
+        BenchmarkError: it has others; the text says which.
+    """
+    found = {
+        str(Path(folder, entry["name"]).relative_to(source)): entry["size"]
+        for folder, of_folder in entries.items()
+        for entry in of_folder
+        if entry["type"] == "file"
+    }
+    if found != wanted:
+        odd = sorted(set(found.items()) ^ set(wanted.items()))[:3]
+        raise BenchmarkError(f"the listing has {len(found)} files instead of {len(wanted)}: {odd}")
 
 
 def _same_bytes(one: Path, other: Path, size: int) -> bool:
