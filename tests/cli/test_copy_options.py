@@ -28,7 +28,15 @@ def settings(*arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("typed", "count"),
-    [("0", 0), ("500", 500), ("500B", 500), ("10k", 10240), ("10M", 10 * 2**20), ("1.5GiB", 1610612736), ("2MB", 2 * 10**6)],
+    [
+        ("0", 0),
+        ("500", 500),
+        ("500B", 500),
+        ("10k", 10240),
+        ("10M", 10 * 2**20),
+        ("1.5GiB", 1610612736),
+        ("2MB", 2 * 10**6),
+    ],
 )
 def test_sizes(typed: str, count: int) -> None:
     assert SIZE.convert(typed, None, None) == count

@@ -77,7 +77,9 @@ class AgeType(click.ParamType[str]):
         try:
             timestamp = datetime.fromisoformat(text)
         except ValueError:
-            self.fail(f"{value!r} is neither a timestamp (2026-03-02T11:04) nor a time before now (12h, 7d).", param, ctx)
+            self.fail(
+                f"{value!r} is neither a timestamp (2026-03-02T11:04) nor a time before now (12h, 7d).", param, ctx
+            )
         timestamp = timestamp.astimezone(UTC) if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
         return timestamp.isoformat().replace("+00:00", "Z")
 
