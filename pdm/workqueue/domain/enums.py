@@ -117,6 +117,21 @@ class MoverKind(enum.StrEnum):
     TOOLS = "tools"
 
 
+class PlannedAction(enum.StrEnum):
+    """What an element of a COPY job does, as both listings show it."""
+
+    #: Nothing is at the destination.
+    COPY = "COPY"
+    #: Something else is there and is replaced.
+    OVERWRITE = "OVERWRITE"
+    #: The destination counts as identical.
+    SAME = "SAME"
+    #: Only the destination has it: it is removed there.
+    DELETE = "DELETE"
+    #: Its copy is proven: it is removed at the source.
+    MOVED = "MOVED"
+
+
 class JobStatus(_NamedEnum):
     """Where a job or an element stands."""
 
