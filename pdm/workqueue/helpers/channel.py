@@ -253,11 +253,11 @@ class ActiveBatch:
     ) -> None:
         self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there))
 
-    def failed(self, key: int, error: StorageError, *, residue: bool = False) -> None:
-        self._close(wire.FailedEvent(self.id, key, error.fault(), residue))
+    def failed(self, key: int, error: StorageError, *, leftover: bool = False) -> None:
+        self._close(wire.FailedEvent(self.id, key, error.fault(), leftover))
 
-    def cancelled(self, key: int, *, residue: bool = False) -> None:
-        self._close(wire.CancelledEvent(self.id, key, residue))
+    def cancelled(self, key: int, *, leftover: bool = False) -> None:
+        self._close(wire.CancelledEvent(self.id, key, leftover))
 
     def finish(self) -> None:
         """End the batch; a key without an outcome is a bug of the helper, told as such."""
@@ -310,7 +310,7 @@ class _BatchQueue:
                     batch.finish()
             running = self._running
         if running is not None and running.id == batch_id and not waits:
-            # On a thread of its own: what it interrupts may take a moment.
+            # On a thread of its own: interrupting may take some time.
             threading.Thread(target=_cancel, args=(running, keys), name="cancel").start()
 
     def go(self, batch_id: int, key: int) -> None:

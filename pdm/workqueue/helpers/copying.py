@@ -27,11 +27,11 @@ from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 #: Seconds that removing what a failed transfer left may take; fewer after a cancel, for which somebody waits, and at
 #: a server that did not answer just now.
 _CLEAN_UP_S, CLEAN_UP_HURRY_S = 10.0, 3.0
-#: Errors of a new file that every new file in its folder would meet.
+#: Errors of a new file that every new file in its directory would meet.
 _DIRECTORY_ERRNOS = frozenset({errno.EACCES, errno.EROFS})
 #: Said of a source whose copy cannot be trusted.
 CHANGED = "the source was written to while it was copied"
-#: A server whose session was cut may open its file a moment later.
+#: A server whose session was cut may still open its file shortly after.
 SETTLE_S = 0.05
 
 
@@ -86,10 +86,10 @@ class FileCopier:
         self._batch = batch
         self._overwrite = request.overwrite
         self._checksums = request.verify == "checksum"
-        self._folders = TargetDirectories(items)
+        self._directories = TargetDirectories(items)
         #: Whether a source could not be read: its neighbours may be no better, and a failed transfer costs logins.
         self._doubts_sources = False
-        #: Folders in which nothing can be made, with the reason.
+        #: Directories in which nothing can be made, with the reason.
         self._closed: dict[str, StorageError] = {}
 
     def copy(self, storage: Storage, item: FileCopy) -> None:
@@ -108,7 +108,7 @@ class FileCopier:
 
     def open_directory(self, storage: Storage, destination: StorageUrl) -> TargetDirectory:
         """The directory of a destination; raises `StorageError` if it cannot be used."""
-        directory = at_destination(self._folders.of, storage, destination)
+        directory = at_destination(self._directories.of, storage, destination)
         if directory.url in self._closed:
             raise self._closed[directory.url]
         return directory
@@ -116,7 +116,7 @@ class FileCopier:
     def begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
         """Look at both ends of a copy, and make room; None if it has its outcome already."""
         key, destination = item.key, item.destination
-        directory = at_destination(self._folders.of, storage, destination)
+        directory = at_destination(self._directories.of, storage, destination)
         for stale in item.stale:
             if directory.may_hold(stale):
                 at_destination(discard, storage, stale)
@@ -175,19 +175,19 @@ class FileCopier:
     def _fail(
         self, storage: Storage, item: FileCopy, directory: TargetDirectory, error: StoppedError | StorageError
     ) -> None:
-        residue = self.clean_up(storage, item.temporary, error)
+        leftover = self.clean_up(storage, item.temporary, error)
         if isinstance(error, StoppedError):
-            self._batch.cancelled(item.key, residue=residue)
+            self._batch.cancelled(item.key, leftover=leftover)
         else:
             self._learn_from(error, directory.url)
-            self._batch.failed(item.key, error, residue=residue)
+            self._batch.failed(item.key, error, leftover=leftover)
 
-    def _learn_from(self, error: StorageError, folder_url: str) -> None:
+    def _learn_from(self, error: StorageError, directory_url: str) -> None:
         """Remember what spares the next files a transfer that must fail too."""
         if error.scope == FailureScope.SOURCE and error.errno is not None:
             self._doubts_sources = True
         elif error.scope == FailureScope.DESTINATION and error.errno in _DIRECTORY_ERRNOS:
-            self._closed[folder_url] = error
+            self._closed[directory_url] = error
 
     def _is_there_already(self, storage: Storage, item: FileCopy, there: FileStat) -> bool:
         """Decide about what is at the destination; True if the copy is done with it."""

@@ -15,22 +15,22 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import FileStat, Storage, StorageError, at_destination
 from pdm.workqueue.wire.agent_messages import CopyItem
 
-#: From so many files on, one listing of their folder is cheaper than a look at each.
+#: From so many files on, one listing of their directory is cheaper than a look at each.
 _MIN_FILES_FOR_LISTING = 8
-#: A folder with more entries than this for each file that comes is not read to its end.
+#: A directory with more entries than this for each file that comes is not read to its end.
 _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
 #: A path of 4,096 bytes, each of them encoded, and a host before it.
 _LONGEST_URL = 3 * 4096 + 512
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
-#: Errors of a folder that may be written to all the same.
+#: Errors of a directory that may be written to all the same.
 _NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM})
 
 
 class TargetDirectory:
-    """One folder at the destination, which is there.
+    """One directory at the destination, which is there.
 
     Attributes:
-        url: of the folder.
+        url: of the directory.
         known: what was in it, of the names that matter here; None if each must be looked for.
     """
 
@@ -42,7 +42,7 @@ class TargetDirectory:
         self._ignores_case: bool | None = None
 
     def stat(self, storage: Storage, url: StorageUrl) -> FileStat | None:
-        """What is at a URL in this folder, or was when the batch began."""
+        """What is at a URL in this directory, or was when the batch began."""
         return storage.stat(url) if self.known is None else self.known.get(url.name)
 
     def may_hold(self, url: StorageUrl) -> bool:
@@ -71,8 +71,8 @@ class TargetDirectory:
         """Let only one file at a time get its name, where two names may be one.
 
         Args:
-            storage: of the folder.
-            temporary: a file of ours in the folder, whose name has letters.
+            storage: of the directory.
+            temporary: a file of ours in the directory, whose name has letters.
             url: of the file that gets its name.
         """
         if not self.ignores_case(storage, temporary) and url.name.isascii():
@@ -82,11 +82,11 @@ class TargetDirectory:
             yield
 
     def ignores_case(self, storage: Storage, temporary: StorageUrl) -> bool:
-        """Whether the folder takes two names for one that differ in case only.
+        """Whether the directory takes two names for one that differ in case only.
 
         Args:
-            storage: of the folder.
-            temporary: a file of ours in the folder, whose name has letters.
+            storage: of the directory.
+            temporary: a file of ours in the directory, whose name has letters.
         """
         with self._lock:
             if self._ignores_case is None:
@@ -96,7 +96,7 @@ class TargetDirectory:
 
 
 def _check_listed(storage: Storage, name: bytes, url: StorageUrl) -> None:
-    """Raise `StorageError` if the folder of a URL lists what is there by another name."""
+    """Raise `StorageError` if the directory of a URL lists what is there by another name."""
     variants = set(_variants(name))
     folded = {variant.casefold() for variant in map(_text, variants)}
     found: bytes | None = None
@@ -131,7 +131,7 @@ def _text(name: bytes) -> str:
 
 
 class TargetDirectories:
-    """The folders of the items of a batch."""
+    """The directories of the items of a batch."""
 
     def __init__(self, items: Iterable[CopyItem]) -> None:
         self._wanted: dict[StorageUrl, set[bytes]] = {}
@@ -151,7 +151,7 @@ class TargetDirectories:
                 spellings.add(above)
 
     def of(self, storage: Storage, destination: StorageUrl) -> TargetDirectory:
-        """The folder of a destination, made if it was missing.
+        """The directory of a destination, made if it was missing.
 
         Raises:
             StorageError: it cannot be used.
@@ -163,7 +163,7 @@ class TargetDirectories:
                     self._ready[url] = self._prepared(storage, url)
                 except StorageError as error:
                     if error.lost or error.timed_out:
-                        # Nothing that is known of the folder: the next item may have more luck.
+                        # Nothing that is known of the directory: the next item may have more luck.
                         raise
                     self._ready[url] = error
             ready = self._ready[url]
@@ -194,7 +194,7 @@ class TargetDirectories:
 
     @staticmethod
     def _known(storage: Storage, url: StorageUrl, wanted: set[bytes]) -> dict[bytes, FileStat] | None:
-        """What is in a folder of the names that are wanted; None if it holds too much to be listed."""
+        """What is in a directory of the names that are wanted; None if it holds too much to be listed."""
         known: dict[bytes, FileStat] = {}
         most = _MOST_ENTRIES + _MOST_ENTRIES_EACH * len(wanted)
         with contextlib.closing(storage.entries(url)) as entries:
@@ -218,28 +218,28 @@ def ensure_directory(storage: Storage, url: StorageUrl) -> bool:
     if _is_directory(storage.stat(url), url):
         return True
     missing = [url]
-    #: Folders of which the storage has said already that what is above them is not there.
+    #: Directories of which the storage has said already that what is above them is not there.
     orphans: set[str] = set()
     while missing:
-        folder = missing[-1]
+        directory = missing[-1]
         try:
-            storage.make_directory(folder)
+            storage.make_directory(directory)
         except StorageError as error:
-            parent = folder.parent
-            if error.errno == errno.ENOENT and parent != folder and folder not in orphans:
-                orphans.add(folder)
+            parent = directory.parent
+            if error.errno == errno.ENOENT and parent != directory and directory not in orphans:
+                orphans.add(directory)
                 missing.append(parent)
                 continue
-            if error.errno == errno.ENOENT and folder in orphans:
-                # The folder above was made, or is there: the storage means something else.
+            if error.errno == errno.ENOENT and directory in orphans:
+                # The directory above was made, or is there: the storage means something else.
                 raise StorageError(
-                    f"{folder} cannot be made, although the folder above it is there: {error.message}",
+                    f"{directory} cannot be made, although the directory above it is there: {error.message}",
                     code=FailureCode.SERVER_ERROR,
                     retry_after_s=error.retry_after_s,
                 ) from error
             if error.errno != errno.EEXIST:
                 raise
-            _is_directory(storage.stat(folder), folder)
+            _is_directory(storage.stat(directory), directory)
         missing.pop()
     return False
 

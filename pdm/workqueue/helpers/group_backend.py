@@ -25,8 +25,8 @@ class FileContent(NamedTuple):
 class GroupBackend(StorageBackend):
     """A backend with group operations: all URLs of a group are of one server, results come in the order of the URLs.
 
-    What is refused for one file is told by None or False in its place. `StorageError` and `StoppedError` are of the
-    whole group, as when the connection is lost.
+    A file that the server refuses has None or False in its place. `StorageError` and `StoppedError` concern the whole
+    group, for example a lost connection.
     """
 
     @abc.abstractmethod
@@ -55,7 +55,7 @@ class GroupBackend(StorageBackend):
 
     @abc.abstractmethod
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
-        """Give files of so many bytes their new names, in the same directory, where nothing was a moment ago.
+        """Rename files of known sizes within their directory, to names that were free when last checked.
 
         Without ``replace`` what is there by now is not replaced.
         """

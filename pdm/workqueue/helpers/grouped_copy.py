@@ -109,15 +109,15 @@ class GroupCopier:
             if may_begin(self.batch, item.key):
                 self.copier.copy(storage, copy)
         elif self.batch.is_ended(item.key):
-            residue = self.copier.clean_up(storage, copy.temporary, StoppedError())
-            self.batch.cancelled(item.key, residue=residue)
+            leftover = self.copier.clean_up(storage, copy.temporary, StoppedError())
+            self.batch.cancelled(item.key, leftover=leftover)
         else:
             try:
                 at_destination(discard, storage, copy.temporary)
             except StoppedError:
-                self.batch.cancelled(item.key, residue=True)
+                self.batch.cancelled(item.key, leftover=True)
             except StorageError as error:
-                self.batch.failed(item.key, error, residue=True)
+                self.batch.failed(item.key, error, leftover=True)
             else:
                 self.copier.copy(storage, copy)
 
@@ -287,9 +287,9 @@ class _GroupCopy:
         for file in files:
             del self._open[file.key]
             if isinstance(error, StoppedError):
-                self._batch.cancelled(file.key, residue=file.key in left)
+                self._batch.cancelled(file.key, leftover=file.key in left)
             else:
-                self._batch.failed(file.key, error, residue=file.key in left)
+                self._batch.failed(file.key, error, leftover=file.key in left)
 
     def _left_over(self, files: Sequence[_GroupedFile]) -> set[int]:
         """Remove temporary files; the keys of those that may be there still."""
@@ -300,7 +300,7 @@ class _GroupCopy:
         temporary = [file.temporary for file in files]
         try:
             self._destination.remove_group(temporary)
-            # A server whose session was cut may open its file a moment later.
+            # A server whose session was cut may still open its file shortly after.
             time.sleep(SETTLE_S)
             gone = self._destination.remove_group(temporary)
         except (StoppedError, StorageError):

@@ -29,7 +29,7 @@ _watched = False
 
 
 def hold(until: float) -> None:
-    """Take the daemon's word for the end of its lease, a moment of CLOCK_BOOTTIME in seconds."""
+    """Set the end of the daemon's lease, in seconds of CLOCK_BOOTTIME."""
     global _until, _watched  # noqa: PLW0603 - a process has one daemon, and so one lease
     _until = until
     check()

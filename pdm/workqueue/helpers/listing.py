@@ -26,14 +26,14 @@ from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry
 
 #: An event holds at most so many entries, and about so many bytes of paths.
 _ENTRIES_PER_EVENT, _BYTES_PER_EVENT = 1000, 512 * 1024
-#: Seconds that the entries of a small folder may wait for those of others.
+#: Seconds that the entries of a small directory may wait for those of others.
 _COALESCE_S = 0.03
-#: Folders that may wait: about 300 MB. A tree with more in one go is not listed in one job.
+#: Directories that may wait: about 300 MB. A tree with more in one go is not listed in one job.
 _MOST_WAITING = 2_000_000
-#: Folders waiting for each further lane.
+#: Directories waiting for each further lane.
 _WAITING_PER_WORKER = 16
 _LARGEST_SIZE = 2**63 - 1
-#: A percent-encoded path below the listed folder: no site can hold a longer one, and events must fit into a line.
+#: A percent-encoded path below the listed directory: no site can hold a longer one, and events must fit into a line.
 _LONGEST_BELOW = 64 * 1024
 
 
@@ -120,7 +120,7 @@ class DirectoryEntries:
         path: of the directory, percent-encoded, below the listed URL.
 
     Attributes:
-        folders: directories in it that are to be listed next.
+        directories: directories in it that are to be listed next.
         told: whether any of it was reported to the daemon.
     """
 
@@ -130,7 +130,7 @@ class DirectoryEntries:
         self._deeper = is_deeper(reporter.request.depth, path)
         self._entries: list[RawEntry] = []
         self._bytes = 0
-        self.folders: list[str] = []
+        self.directories: list[str] = []
         self.told = False
 
     def add(self, name: bytes, file_stat: FileStat) -> None:
@@ -146,7 +146,7 @@ class DirectoryEntries:
         self._entries.append(_entry(below, file_stat))
         self._bytes += len(below) + 3 * len(file_stat.target or b"") + 60
         if self._deeper and file_stat.kind == "directory":
-            self.folders.append(below)
+            self.directories.append(below)
         if len(self._entries) == _ENTRIES_PER_EVENT or self._bytes >= _BYTES_PER_EVENT:
             self._tell()
 
@@ -171,10 +171,10 @@ class DirectoryEntries:
 
     @staticmethod
     def check_room(waiting: int) -> None:
-        """Raise `StorageError` if too many folders wait to be listed."""
+        """Raise `StorageError` if too many directories wait to be listed."""
         if waiting > _MOST_WAITING:
             raise StorageError(
-                f"more than {_MOST_WAITING} folders wait to be listed: list the tree in parts",
+                f"more than {_MOST_WAITING} directories wait to be listed: list the tree in parts",
                 code=FailureCode.UNSUPPORTED,
             )
 
@@ -185,12 +185,12 @@ def directory_url(root: str, path: str) -> StorageUrl:
 
 
 def is_deeper(depth: int | None, path: str) -> bool:
-    """Whether what is in a folder is within the depth that was asked for."""
+    """Whether what is in a directory is within the depth that was asked for."""
     return depth is None or (path.count("/") + 2 if path else 1) < depth
 
 
 def is_listed(request: ListRequest, there: FileStat) -> bool:
-    """Whether the thing at the URL is a folder to be looked into, rather than shown itself."""
+    """Whether the thing at the URL is a directory to be looked into, rather than shown itself."""
     is_directory = there.kind == "directory" or (
         there.kind == "link" and there.target_kind == "directory" and request.follow
     )
@@ -207,7 +207,7 @@ class _TreeListing:
         self._max_workers = max_workers
         self._reporter = EntryReporter(batch, request)
         self._changed = threading.Condition()
-        #: Folders still to be listed, as percent-encoded paths below the root; the next is the last.
+        #: Directories still to be listed, as percent-encoded paths below the root; the next is the last.
         self._waiting: list[str] = []
         self._busy = 0
         self._threads: list[threading.Thread] = []
@@ -224,15 +224,15 @@ class _TreeListing:
             self._batch.entries(self._key, [_entry("", there)])
             return
         self._batch.root(self._key, first.real_path(self._root.without_slash, there))
-        # The root itself: its trouble is that of the whole listing.
-        self._folder(first, "")
+        # An error at the root fails the whole listing.
+        self._directory(first, "")
         self._walk(first)
 
-    def go_on(self, folders: list[str]) -> None:
+    def go_on(self, directories: list[str]) -> None:
         """List what is left."""
         first = self._workers.storages(1)[0]
         self._prepare(first)
-        self._remember(folders)
+        self._remember(directories)
         self._walk(first)
 
     def _walk(self, first: Storage) -> None:
@@ -259,7 +259,7 @@ class _TreeListing:
                 path = self._waiting.pop()
                 self._busy += 1
             try:
-                self._folder(storage, path)
+                self._directory(storage, path)
             except StorageError as error:
                 self._batch.unreadable(self._key, path, error.at(FailureScope.SOURCE))
             except StoppedError as stopped:
@@ -271,8 +271,8 @@ class _TreeListing:
                     self._busy -= 1
                     self._changed.notify_all()
 
-    def _folder(self, storage: Storage, path: str) -> None:
-        """List one folder and remember those in it."""
+    def _directory(self, storage: Storage, path: str) -> None:
+        """List one directory and remember those in it."""
         if self._batch.stopped:
             raise StoppedError
         # Each directory has its own time limit: a tree has none as a whole.
@@ -285,12 +285,12 @@ class _TreeListing:
                     return
                 looked = True
                 entries.add(name, file_stat)
-                self._remember(entries.folders)
-                entries.folders = []
+                self._remember(entries.directories)
+                entries.directories = []
         entries.end(storage.unnamed)
 
     def _is_left_alone(self, storage: Storage, path: str) -> bool:
-        """Whether a folder is a link, into which a removal must not descend; raises `StorageError` for the root."""
+        """Whether a directory is a link, into which a removal must not descend; raises `StorageError` for the root."""
         link = storage.link_at(directory_url(self._root, path).without_slash, listed=bool(path))
         if link is None:
             return False
@@ -299,12 +299,12 @@ class _TreeListing:
         self._batch.log(self._key, link)
         return True
 
-    def _remember(self, folders: list[str]) -> None:
-        if not folders:
+    def _remember(self, directories: list[str]) -> None:
+        if not directories:
             return
         with self._changed:
-            DirectoryEntries.check_room(len(self._waiting) + len(folders))
-            self._waiting.extend(folders)
+            DirectoryEntries.check_room(len(self._waiting) + len(directories))
+            self._waiting.extend(directories)
             workers = min(self._max_workers, 1 + len(self._waiting) // _WAITING_PER_WORKER)
             if len(self._threads) + 1 < workers:
                 storage = self._workers.storages(len(self._threads) + 2)[-1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # Started by its path: the directory of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import msgspec

@@ -161,8 +161,8 @@ def rename_items(
         found = FoundBefore(source=_fingerprint(there), destination=_fingerprint(in_the_way))
         batch.begin(item.key, found, storage.timeouts.stall_s)
         at_destination(storage.rename, source, destination, replace=replace)
-        for folder in {source.parent, destination.parent}:
-            at_destination(storage.sync_directory, folder)
+        for directory in {source.parent, destination.parent}:
+            at_destination(storage.sync_directory, directory)
         batch.done(item.key)
 
     workers.share(batch, items, count, work)

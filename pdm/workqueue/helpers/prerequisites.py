@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # Started by its path: the directory of the helpers must not be on the path, the project must.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol

@@ -133,7 +133,7 @@ class Timeouts(NamedTuple):
     Attributes:
         stall_s: seconds without a byte, an entry or an answer.
         slack_s: seconds that reading all bytes of the element may take.
-        until: the moment (`time.monotonic`) at which the element has taken too long.
+        until: deadline of the element (`time.monotonic`).
     """
 
     stall_s: float
@@ -194,7 +194,7 @@ class Storage(abc.ABC):
 
         Args:
             url: of a directory that is not empty.
-            listed: whether `entries` of the folder above has shown it.
+            listed: whether `entries` of the directory above has shown it.
 
         Returns:
             Why it is taken for a link; None if it is none, or if that cannot be found out.

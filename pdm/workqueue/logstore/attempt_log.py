@@ -44,16 +44,16 @@ class LogRef(_AttemptNumber):
 
     def old_path(self, directory: str) -> str:
         """The file that earlier versions wrote for this attempt alone, below the directory of all logs."""
-        return f"{folder_of(directory, self.log_uid)}/{self.element_id}/attempt{self.attempt}.log"
+        return f"{directory_of(directory, self.log_uid)}/{self.element_id}/attempt{self.attempt}.log"
 
 
-def folder_of(directory: str, log_uid: str) -> str:
-    """The folder of a job's logs, as text: it is made for each job, where Paths would cost as much as the file."""
+def directory_of(directory: str, log_uid: str) -> str:
+    """The directory of a job's logs, as text: it is made for each job, where Paths would cost as much as the file."""
     return f"{directory}/{log_uid[:2]}/{log_uid}"
 
 
 def log_name(worker: str | None) -> str:
-    """The file in the folder of a job that one daemon writes.
+    """The file in the directory of a job that one daemon writes.
 
     Args:
         worker: name of the daemon; None where only one daemon can use the database.

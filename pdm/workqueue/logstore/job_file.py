@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 
 from pdm.workqueue.domain.jobs import LogSpan
-from pdm.workqueue.logstore.attempt_log import AttemptLog, folder_of
+from pdm.workqueue.logstore.attempt_log import AttemptLog, directory_of
 
 # Readable, too: whether it ends with a whole line must be looked at.
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_MODE, _FOLDER_MODE = 0o640, 0o750
+_MODE, _DIRECTORY_MODE = 0o640, 0o750
 
 
 class OpenLog:
@@ -51,8 +51,8 @@ class JobFile:
     """
 
     def __init__(self, directory: str, log_uid: str, name: str) -> None:
-        self._folder = folder_of(directory, log_uid)
-        self.path = f"{self._folder}/{name}"
+        self._directory = directory_of(directory, log_uid)
+        self.path = f"{self._directory}/{name}"
         self.log_uid = log_uid
         self.open_logs = 0
         self.replaced = 0
@@ -120,21 +120,21 @@ class JobFile:
 
     def _opened(self) -> int:
         if self._end is None:
-            # The folder of a new job is never there yet: making it first saves an open that fails.
-            _make_folders(self._folder)
+            # The directory of a new job is never there yet: making it first saves an open that fails.
+            _make_directories(self._directory)
         try:
             return os.open(self.path, _FLAGS, _MODE)
         except FileNotFoundError:
-            _make_folders(self._folder)
+            _make_directories(self._directory)
             return os.open(self.path, _FLAGS, _MODE)
 
 
-def _make_folders(folder: str) -> None:
-    """Make a folder and those above it, 0750 each: ``os.makedirs`` would give its mode to the last one only."""
+def _make_directories(directory: str) -> None:
+    """Make a directory and those above it, 0750 each: ``os.makedirs`` would give its mode to the last one only."""
     try:
-        os.mkdir(folder, _FOLDER_MODE)  # noqa: PTH102 - called for each job; a Path costs more than the mkdir
+        os.mkdir(directory, _DIRECTORY_MODE)  # noqa: PTH102 - called for each job; a Path costs more than the mkdir
     except FileExistsError:
         return
     except FileNotFoundError:
-        _make_folders(os.path.dirname(folder))  # noqa: PTH120 - as above
-        os.mkdir(folder, _FOLDER_MODE)  # noqa: PTH102 - as above
+        _make_directories(os.path.dirname(directory))  # noqa: PTH120 - as above
+        os.mkdir(directory, _DIRECTORY_MODE)  # noqa: PTH102 - as above

@@ -1,4 +1,4 @@
-"""Reading of logs, on threads of their own: of a long file, only what is asked for is in memory.
+"""Read logs on threads of their own: only the requested part of a file is in memory.
 
 The lines of one attempt are found by the second word of each line. Where they are is known of an attempt that runs here
 or has ended. Those of an attempt that was lost with its daemon, or runs in another one, are searched for in the whole
@@ -20,7 +20,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from pdm.workqueue.logstore.attempt_log import STAMP_BYTES, LogRef, folder_of
+from pdm.workqueue.logstore.attempt_log import STAMP_BYTES, LogRef, directory_of
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _CHUNK_BYTES = 256 * 1024
@@ -105,7 +105,7 @@ class LogReader:
             answer, read = wanted
             try:
                 result = read()
-            except Exception:  # whoever waits is told, and the thread goes on
+            except Exception:  # passed to the caller's Deferred; the thread keeps running
                 result = Failure()
             self._report([(answer.callback, result)])
 
@@ -115,7 +115,7 @@ class LogReader:
         """The text of a log, bounded.
 
         Args:
-            name: of the file in the job's folder.
+            name: of the file in the job's directory.
             region: where in that file; None if unknown.
 
         Raises:
@@ -177,7 +177,7 @@ def begun_attempts(directory: str, name: str, refs: Collection[LogRef]) -> set[L
     """Those of some attempts at a job that have a line on disk; blocks while the whole file is read.
 
     Args:
-        name: of the file in the job's folder.
+        name: of the file in the job's directory.
 
     Raises:
         OSError: it cannot be read.
@@ -186,7 +186,7 @@ def begun_attempts(directory: str, name: str, refs: Collection[LogRef]) -> set[L
     wanted = {_key_of(ref).strip(): ref for ref in refs if ref not in found}
     for log_uid in {ref.log_uid for ref in wanted.values()}:
         try:
-            fd = os.open(f"{folder_of(directory, log_uid)}/{name}", _FLAGS)
+            fd = os.open(f"{directory_of(directory, log_uid)}/{name}", _FLAGS)
         except FileNotFoundError:
             continue
         try:
@@ -289,7 +289,7 @@ def _opened(
             except FileNotFoundError:
                 pass
         if fd < 0:
-            fd = os.open(f"{folder_of(directory, ref.log_uid)}/{name}", _FLAGS)
+            fd = os.open(f"{directory_of(directory, ref.log_uid)}/{name}", _FLAGS)
         if region is None:
             size = os.fstat(fd).st_size
             yield _Lines(fd, key, min(offset, size), size if half_line else None)

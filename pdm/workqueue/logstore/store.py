@@ -57,7 +57,7 @@ class LogStore:
         self._worker = worker
         place = str(directory)
         self._writer = LogWriter(place, log_name(worker), head_bytes, tail_bytes, self._report)
-        # A search through the file of a large job holds up nobody who knows where to read.
+        # A search through the file of a large job does not delay readers that know the offset.
         self._reader, self._searcher = (
             LogReader(place, head_bytes, tail_bytes, partial(self._report, complaint=None)) for _ in range(2)
         )
@@ -157,7 +157,7 @@ class LogStore:
 
         Args:
             worker: name of the daemon that ran the attempt; None for this one.
-            span: where the log is, as far as known.
+            span: where the log is in the file, if known.
 
         Returns:
             Fires with the text, bounded like the log; fails with `LogMissingError` when it is not on disk.

@@ -50,7 +50,7 @@ class LogWriter:
     """Runs operations one after the other on its own thread.
 
     Args:
-        name: of the file that it writes in the folder of each job.
+        name: of the file that it writes in the directory of each job.
         report: called on the thread with answers, and with a complaint for the daemon's log or None.
     """
 

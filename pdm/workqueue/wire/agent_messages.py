@@ -2,7 +2,7 @@
 
 The daemon writes requests to the agent's standard input; the agent writes events to its file descriptor 3. An agent
 carries out one batch at a time, in the order in which they come; the next one may come while one is carried out.
-``cancel`` may come at any moment. Paths are inside percent-encoded URLs; names in
+``cancel`` may come at any time. Paths are inside percent-encoded URLs; names in
 listings are percent-encoded too. An agent whose standard input ends kills what it started and leaves at once.
 
 Order of events of a batch: for each key ``started``, any number of ``log`` and ``progress``, then exactly one of
@@ -158,7 +158,7 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
 
 
 class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
-    """Until when the daemon may have work done: a moment of this machine's CLOCK_BOOTTIME, in seconds.
+    """The end of the daemon's lease, in seconds of this machine's CLOCK_BOOTTIME.
 
     Sent before the first work and at each renewal. Once it is over the agent ends itself, and all it started, without
     another word to any server: another daemon may do the same work by then. Exit status: `LEASE_OVER_STATUS`.
@@ -178,8 +178,8 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
 
     With ``keys``, only these items end. An agent that cannot end some without the others ends the whole batch: items
-    that are reported as cancelled though nobody asked for it go back to the queue. A batch that waits behind another is
-    ended at once, and never begins.
+    that are reported as cancelled without a request return to the queue. A batch that waits behind another is ended at
+    once, and never begins.
     """
 
     id: int
