@@ -1,4 +1,4 @@
-"""DUMMY helper: simulates transfers with the delays, failures and hangs that the query of each URL asks for.
+"""DUMMY helper: simulates transfers with the delays, failures and hangs that the query of each URL specifies.
 
 ``files``, ``size``, ``list_delay``: content and delay of a listing. ``delay``, ``hang``, ``crash``, ``fail``,
 ``fail_times``, ``attempt``: outcome of an element.
@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 if not __package__:
-    # Started by its path: the directory of the helpers must not be on the path, the project must.
+    # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
@@ -30,7 +30,7 @@ _PROGRESS_S = 0.2
 
 
 class _Behaviour:
-    """What the query of a URL asks for."""
+    """The query of a URL."""
 
     def __init__(self, query: str) -> None:
         values = dict(parse_qsl(query))
@@ -47,7 +47,7 @@ class _Behaviour:
 
 @functools.lru_cache(maxsize=64)
 def _behaviour(query: str) -> _Behaviour:
-    """The same for most elements of a batch: read once."""
+    """Cached: it is the same for most elements of a batch."""
     return _Behaviour(query)
 
 
