@@ -70,7 +70,7 @@ def test_an_empty_tree_becomes_one_directory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("destination", "expected"), [("/b/other", "/b/other"), ("/b/folder/", "/b/folder/file"), ("x", "x")]
+    ("destination", "expected"), [("/b/other", "/b/other"), ("/b/dir/", "/b/dir/file"), ("x", "x")]
 )
 def test_a_single_file_goes_to_the_destination_or_into_it(destination: str, expected: str) -> None:
     planned = run(copy_plan(destination, "/a/file"), [ListedEntry("", "file", 7)])
@@ -115,7 +115,7 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
             ListedEntry("good", "link", 5, target="/a/tree/real", target_is_file=True),
             ListedEntry("outside", "link", 5, target="/etc/passwd", target_is_file=True),
             ListedEntry("beside", "link", 5, target="/a/tree2/x", target_is_file=True),
-            ListedEntry("folder", "link", target="/a/tree", target_is_directory=True),
+            ListedEntry("dir", "link", target="/a/tree", target_is_directory=True),
             ListedEntry("broken", "link"),
             ListedEntry("pipe", "other"),
             ListedEntry("to pipe", "link", target="/a/tree/pipe"),
@@ -125,7 +125,7 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
     assert {skipped.path.removeprefix("/a/tree/"): (skipped.type, skipped.code) for skipped in planned.skipped} == {
         "outside": ("link", "LINK_OUTSIDE"),
         "beside": ("link", "LINK_OUTSIDE"),
-        "folder": ("link", "LINK_TO_DIRECTORY"),
+        "dir": ("link", "LINK_TO_DIRECTORY"),
         "broken": ("link", "DANGLING_LINK"),
         "pipe": ("other", "SPECIAL_FILE"),
         "to pipe": ("link", "SPECIAL_FILE"),
