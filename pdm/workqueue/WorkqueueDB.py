@@ -322,7 +322,7 @@ class KeyCheck(Base):
 
 
 class Attempt(Base):
-    """An ended attempt at an element, unless it has succeeded: that is told by columns of the element.
+    """An ended attempt at an element that did not succeed; a successful one is stored in columns of the element.
 
     Attributes:
         log_offset: see `pdm.workqueue.domain.jobs.LogSpan`; null in rows of earlier versions, and of attempts that were

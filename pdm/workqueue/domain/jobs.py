@@ -29,10 +29,10 @@ class NewElement(NamedTuple):
         dst_filepath: path at the destination site; None where the type has none.
         size: bytes; 0 where nothing is moved or it is not known.
         is_directory: whether a REMOVE or MKDIR is of a directory.
-        phase: removals run phase by phase, lowest first; 0 for all others.
-        planned: why it is there, where source and destination were compared; else None.
-        mtime: of the file, seconds since 1970 UTC; None where that is not needed later.
-        done: whether nothing is left to do: it is stored as DONE, without an attempt.
+        phase: elements of a job run phase by phase, lowest first; only removals have another than 0.
+        planned: what the plan of a COPY that was compared with its destination says; None in all other jobs.
+        mtime: when the source was changed, seconds since 1970 UTC; None where nothing needs it or it is not listed.
+        done: whether nothing is to be done: the element is DONE without an attempt.
     """
 
     type: JobType
