@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure
 
 #: Priorities: 0 is served first.
@@ -29,7 +29,10 @@ class NewElement(NamedTuple):
         dst_filepath: path at the destination site; None where the type has none.
         size: bytes; 0 where nothing is moved or it is not known.
         is_directory: whether a REMOVE or MKDIR is of a directory.
-        phase: elements of a REMOVE run phase by phase, lowest first; 0 for all others.
+        phase: elements of a job run phase by phase, lowest first; only removals have another than 0.
+        planned: what the plan of a COPY that was compared with its destination says; None in all other jobs.
+        mtime: when the source was changed, seconds since 1970 UTC; None where nothing needs it or it is not listed.
+        done: whether nothing is to be done: the element is DONE without an attempt.
     """
 
     type: JobType
@@ -38,6 +41,9 @@ class NewElement(NamedTuple):
     size: int = 0
     is_directory: bool = False
     phase: int = 0
+    planned: PlannedAction | None = None
+    mtime: int | None = None
+    done: bool = False
 
 
 def _touched(source: int, destination: int | None) -> frozenset[int]:
