@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import evolve
 
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
@@ -15,7 +17,7 @@ MIRROR = {"sync": "size", "delete_extra": True}
 MOVE = {"move": True}
 
 
-def planned(action: PlannedAction, name: str, size: int = 1, **more: object) -> NewElement:
+def planned(action: PlannedAction, name: str, size: int = 1, **more: Any) -> NewElement:
     return NewElement(JobType.COPY, f"/src/{name}", f"/dst/{name}", size, planned=action)._replace(**more)
 
 
@@ -24,7 +26,7 @@ def deletion(name: str, phase: int = 1) -> NewElement:
     return NewElement(JobType.REMOVE, path, path, 7, phase > 1, phase, PlannedAction.DELETE, 1000)
 
 
-def begun(store: Store, new: list[NewElement], **options: object) -> tuple[JobRecord, Batch]:
+def begun(store: Store, new: list[NewElement], **options: Any) -> tuple[JobRecord, Batch]:
     """A job whose listing has planned elements and still runs."""
     store.worker()
     job = store.submit(store.user(), JobType.COPY, options=options)
