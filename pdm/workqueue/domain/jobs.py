@@ -124,6 +124,21 @@ class JobRecord:
         """Those that it reads from or writes to."""
         return _touched(self.src_siteid, self.dst_siteid)
 
+    @property
+    def moves(self) -> bool:
+        """Whether a source file is removed once its copy is proven."""
+        return self.type is JobType.COPY and bool(self.options.get("move"))
+
+    @property
+    def deletes_extra(self) -> bool:
+        """Whether what only the destination has is removed after the copies."""
+        return self.type is JobType.COPY and bool(self.options.get("delete_extra"))
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether some of its elements wait for others."""
+        return self.type is JobType.REMOVE or self.moves or self.deletes_extra
+
 
 class ElementRecord(NamedTuple):
     """An element as the database knows it.
@@ -133,6 +148,7 @@ class ElementRecord(NamedTuple):
         lost: attempts that do not count (the daemon died, or the credential had expired).
         already_there: whether the destination had the file before, so that nothing was moved.
         begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
+        planned: as in `NewElement`; so is ``mtime``.
     """
 
     job_id: int
@@ -154,6 +170,13 @@ class ElementRecord(NamedTuple):
     failure: AttemptFailure | None
     already_there: bool = False
     begun: Mapping[str, Any] | None = None
+    planned: PlannedAction | None = None
+    mtime: int | None = None
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that it has to move."""
+        return 0 if self.type is JobType.REMOVE else self.size
 
     @property
     def found_before(self) -> Mapping[str, Any] | None:
