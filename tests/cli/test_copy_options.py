@@ -98,12 +98,12 @@ def test_patterns_keep_the_order_in_which_they_were_typed(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--sync size --overwrite always", "--sync and --overwrite cannot be combined"),
+        ("--sync size --overwrite always", "--sync and --overwrite contradict each other: sync says"),
         ("--delete", "--delete needs --sync"),
         ("--sync size --max-delete 3", "--max-delete needs --delete"),
-        ("--sync size --delete --move", "--move and --delete cannot be combined"),
-        ("--checksum MD5 --verify size", "--checksum and --verify size"),
-        ("--min-size 2M --max-size 1M", "--min-size is greater"),
+        ("--sync size --delete --move", "--move and --delete contradict each other"),
+        ("--checksum MD5 --verify size", "--verify and --checksum contradict each other: --verify size computes no"),
+        ("--min-size 2M --max-size 1M", "--min-size and --max-size contradict each other"),
         ("--filter-from /nonexistent/rules", "--filter-from /nonexistent/rules cannot be read"),
         ("--sync time", "exists"),
     ],

@@ -11,12 +11,16 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import click
+from msgspec import ValidationError
+
+from pdm.workqueue.domain.enums import JobType
+from pdm.workqueue.wire.options import read_options
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKMGTP])(i?B?)|B?)")
 _POWERS = "KMGTP"
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+_DURATION = re.compile(r"(\d{1,9})\s*([smhdw])")
 _TYPED_ORDER = f"{__name__}.typed_order"
 
 #: Key of ``extra_opts`` → how it is typed; for messages of the service.
@@ -173,28 +177,36 @@ def copy_settings(given: dict[str, Any], *, move: bool) -> dict[str, Any]:
     settings["filters"] = filters or None
     settings["move"] = move or None
     found = {name: value for name, value in settings.items() if value is not None}
-    _check(found)
+    try:
+        # As the service does it, but before a pattern or a site is looked up.
+        read_options(JobType.COPY, found)
+    except ValidationError as error:
+        raise click.UsageError(typed_words(str(error))) from error
     return found
 
 
-#: Options that exclude each other → what to type instead.
-_PAIRS = (
-    ("sync", "overwrite", "--sync decides what is replaced: omit --overwrite."),
-    ("move", "delete_extra", "Copy with --delete first, then move."),
+def typed_words(text: str) -> str:
+    """A text about ``extra_opts`` with the options as they are typed: ``--sync and --overwrite contradict ...``."""
+    return _API_WORDS.sub(_typed_word, text)
+
+
+_KEYS = "|".join(TYPED_NAMES)
+#: Keys in a text of the service; one that is also an English word only where it can be nothing else.
+_API_WORDS = re.compile(
+    rf"(?P<first>{_KEYS}) and (?P<second>{_KEYS})(?= contradict)|(?P<set>{_KEYS})=(?P<value>\w+)"
+    rf"|(?P<one>{_KEYS})(?= needs )|(?<= needs )(?P<needed>{_KEYS})|(?<=known are )(?P<known>[\w, ]+)"
+    rf"|\b(?P<long>{'|'.join(name for name in TYPED_NAMES if '_' in name)})\b"
 )
 
 
-def _check(settings: Mapping[str, Any]) -> None:
-    for one, other, advice in _PAIRS:
-        if one in settings and other in settings:
-            raise click.UsageError(f"{TYPED_NAMES[one]} and {TYPED_NAMES[other]} cannot be combined. {advice}")
-    for name, needed in (("delete_extra", "sync"), ("max_delete", "delete_extra")):
-        if name in settings and needed not in settings:
-            raise click.UsageError(f"{TYPED_NAMES[name]} needs {TYPED_NAMES[needed]}: add it.")
-    if "checksum" in settings and settings.get("verify") == "size":
-        raise click.UsageError("--checksum and --verify size cannot be combined: omit one.")
-    if settings.get("min_size", 0) > settings.get("max_size", sys.maxsize):
-        raise click.UsageError("--min-size is greater than --max-size: no file has such a size.")
+def _typed_word(found: re.Match[str]) -> str:
+    if found["first"]:
+        return f"{TYPED_NAMES[found['first']]} and {TYPED_NAMES[found['second']]}"
+    if found["set"]:
+        return TYPED_NAMES[found["set"]] + ("" if found["value"] == "true" else f" {found['value']}")
+    if found["known"]:
+        return ", ".join(TYPED_NAMES.get(name, name) for name in found["known"].split(", "))
+    return TYPED_NAMES[found["one"] or found["needed"] or found["long"]]
 
 
 def typed_filters(

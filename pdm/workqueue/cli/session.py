@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
 from pdm.workqueue.certificates.pem import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
-from pdm.workqueue.cli.copy_options import TYPED_NAMES
+from pdm.workqueue.cli.copy_options import TYPED_NAMES, typed_words
 from pdm.workqueue.cli.display import display_line, print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.client.errors import (
@@ -79,8 +79,6 @@ _OPTION_NAMES = {
 
 
 _EXTRA_OPTIONS = "$.extra_opts"
-#: Names of options in a text of the service, with their values.
-_NAMED_OPTIONS = re.compile(rf"(?<![\w.'-])({'|'.join(TYPED_NAMES)})(?:=(\w+))?(?![\w'-])")
 
 
 def error_text(error: WorkqueueClientError) -> str:
@@ -90,7 +88,7 @@ def error_text(error: WorkqueueClientError) -> str:
         what = what.removeprefix(f"{error.pointer}: ")
         if error.pointer.startswith(_EXTRA_OPTIONS):
             key = error.pointer.removeprefix(_EXTRA_OPTIONS).removeprefix(".")
-            what = _NAMED_OPTIONS.sub(_typed_option, what)
+            what = typed_words(what)
             typed = TYPED_NAMES.get(re.split(r"[.[]", key)[0], f"--option {key}" if key else "")
         else:
             typed = _OPTION_NAMES.get(error.pointer, "")
@@ -98,11 +96,6 @@ def error_text(error: WorkqueueClientError) -> str:
     for pattern, command in _COMMANDS_FOR_ROUTES:
         what = pattern.sub(command, what)
     return what
-
-
-def _typed_option(found: re.Match[str]) -> str:
-    value = "" if found[2] in (None, "true") else f" {found[2]}"
-    return TYPED_NAMES[found[1]] + value
 
 
 def exit_code_of(error: WorkqueueClientError) -> ExitCode:
