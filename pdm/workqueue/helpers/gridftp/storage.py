@@ -42,6 +42,10 @@ class GridFtpStorage(Storage):
 
     def __init__(self, connections: ChannelPool) -> None:
         self._session = ControlSession(connections)
+        self._log: Callable[[str], None] = lambda line: None
+
+    def log_to(self, write: Callable[[str], None]) -> None:
+        self._log = write
 
     def stat(self, url: str) -> FileStat | None:
         path = _path(url)
@@ -133,7 +137,7 @@ class GridFtpStorage(Storage):
         self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
     ) -> str | None:
         _path(source), _path(temporary)
-        transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived)
+        transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived, self._log)
         try:
             transfer.run(may_restart=_compute_checksums)
         except StorageError as error:

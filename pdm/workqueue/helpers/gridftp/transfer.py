@@ -61,6 +61,11 @@ class TransferMarkers:
         """Number of bytes that need not be sent again."""
         return sum(end - first for first, end in self.ranges)
 
+    @property
+    def resume_at(self) -> int:
+        """Offset of the first byte that must be sent again."""
+        return self.ranges[0][1] if self.ranges and self.ranges[0][0] == 0 else 0
+
     def take(self, reply: Reply) -> None:
         """Add a marker."""
         if reply.code == _PERFORMANCE_MARKER:
@@ -114,6 +119,7 @@ class ThirdPartyTransfer:
         temporary: URL of the temporary file.
         timeouts: for the transfer.
         arrived: called with the number of bytes that have arrived.
+        log: called with a line for each resumption.
 
     Attributes:
         begun: whether any byte has arrived.
@@ -127,6 +133,7 @@ class ThirdPartyTransfer:
         temporary: str,
         timeouts: Timeouts,
         arrived: ProgressCallback,
+        log: Callable[[str], None],
     ) -> None:
         self.begun = False
         self.restarts = 0
@@ -134,13 +141,14 @@ class ThirdPartyTransfer:
         self._urls = {FailureScope.SOURCE: source, FailureScope.DESTINATION: temporary}
         self._timeouts = timeouts
         self._arrived = arrived
+        self._log = log
         self._markers = TransferMarkers()
         self._replies: dict[FailureScope, Reply] = {}
         self._refused_at = 0.0
         self._received = 0
         self._moved_at = 0.0
         self._measured_at = 0.0
-        #: Whether the destination says how long the file is: one that did not once is not asked again.
+        #: Whether the destination reports the length of the file; False after one error.
         self._measures = True
 
     def run(self, may_restart: Callable[[ControlChannel, ControlChannel], bool]) -> None:
@@ -165,6 +173,10 @@ class ThirdPartyTransfer:
                 may = broken.is_over and progressed and self.restarts < _MOST_RESTARTS and may_restart(*channels)
                 if not may:
                     raise broken.error from None
+                self._log(
+                    f"{broken.error.message}; the transfer resumes at byte {self._markers.resume_at}:"
+                    f" {self._markers.kept} bytes are at the destination"
+                )
             else:
                 return
             self.restarts += 1
