@@ -16,7 +16,7 @@ from pdm.workqueue.domain.paths import checked, encoded
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import read_options
+from pdm.workqueue.wire.options import read_options
 from tests.support.records import NOW, element_record, job_record
 
 LIMITS = wire.TimeLimits()
