@@ -58,8 +58,7 @@ class RunningBatch:
 
     Attributes:
         finished: fires when every element has a verdict and the agent is free or dead.
-        wake_waiting: makes batches look again for an agent: the agent of this one may be given to another, or it needs
-            none any more.
+        wake_waiting: makes waiting batches look again for an agent, after this one has released or lost its own.
         seconds: duration on the agent, once it has ended.
         moved: bytes transferred over the network.
         attempts: number of attempts that ended and count.
