@@ -32,7 +32,7 @@ main_gridftp.main()
 """
 
 
-def test_a_transfer_whose_source_is_lost_goes_on_with_what_is_missing(own: HelperProcess, sites: Sites) -> None:
+def test_a_transfer_resumes_after_its_source_was_lost(own: HelperProcess, sites: Sites) -> None:
     source = sites.put(sites.a / "large", os.urandom(MIB) * 400)
     item = sites.item(source, sites.b / "copy")
     request = wire.CopyRequest(own.new_id(), [item], "never", "size", wire.TimeLimits())
