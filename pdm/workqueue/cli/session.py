@@ -71,6 +71,9 @@ _OPTION_NAMES = {
     "$.priority": "--priority",
     "$.max_tries": "--max-tries",
     "$.label": "--label",
+    "$.after": "--after",
+    "$.after_any": "--after-any",
+    "$.extra_opts.deadline": "--deadline",
     "?site": "--site",
     "?since": "--since",
     "?label": "--label",
@@ -82,8 +85,9 @@ def error_text(error: WorkqueueClientError) -> str:
     what = error.what
     if isinstance(error, RequestRefusedError) and error.pointer is not None:
         what = what.removeprefix(f"{error.pointer}: ")
-        key = error.pointer.removeprefix("$.extra_opts.")
-        typed = f"--option {key}" if key != error.pointer else _OPTION_NAMES.get(error.pointer)
+        pointer = re.sub(r"^\$\.after\[\d+\]$", "$.after", error.pointer)
+        key = pointer.removeprefix("$.extra_opts.")
+        typed = _OPTION_NAMES.get(pointer) or (f"--option {key}" if key != pointer else None)
         what = what if typed is None else f"{typed}: {what}"
     for pattern, command in _COMMANDS_FOR_ROUTES:
         what = pattern.sub(command, what)

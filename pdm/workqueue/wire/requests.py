@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_TRIES
+from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_PREDECESSORS, MOST_TRIES
 from pdm.workqueue.domain.paths import LONGEST_PATH
 
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
@@ -51,9 +51,21 @@ Mover = Annotated[
 ]
 
 
+Deadline = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=40,
+        description="When the job is cancelled unless it has ended: RFC 3339 with an offset from UTC, or a duration"
+        " from the submission, such as 12h.",
+    ),
+]
+
+
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     dummy: DummyOptions | None = None
     mover: Mover | None = None
+    deadline: Deadline | None = None
 
 
 class ListOptions(_Options, frozen=True):
@@ -150,6 +162,14 @@ Label = Annotated[
     Meta(description="A word of your own to find the job by."),
 ]
 
+After = Annotated[
+    Annotated[list[Annotated[int, Meta(ge=1, le=LARGEST_ID)]], Meta(max_length=MOST_PREDECESSORS)] | None,
+    Meta(description="Jobs of the caller: it begins when all of them are DONE, and is cancelled if one is not."),
+]
+AfterAny = Annotated[
+    bool | None, Meta(description="With ``after``: begin when all of them have ended, in whatever state.")
+]
+
 
 class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     protocol: ProtocolWord = None
@@ -157,6 +177,8 @@ class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     priority: Priority = None
     max_tries: Tries = None
     label: Label = None
+    after: After = None
+    after_any: AfterAny = None
 
 
 class SubmitList(_Submission, frozen=True, kw_only=True):
