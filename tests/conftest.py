@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("pdm")
 _GRID_TIMEOUT_S = 180
 #: Seconds after its timeout in which a hung test may still end by itself.
 _GRACE_S = 15
-#: Folders of tests that start the daemon, its HTTP side, or a grid's programs.
+#: Directories of tests that start the daemon, its HTTP side, or a grid's programs.
 _WITH_SERVERS = frozenset({"cli", "client", "http", "protocols", "reference", "security", "system", "testgrid"})
 #: Modules that take long, the longest first (script/test --slowest): begun late, one would keep a single worker busy.
 _LONGEST = (
@@ -127,13 +127,13 @@ def grid_programs() -> None:
 
 
 @pytest.fixture(scope="session")
-def open_folder() -> Iterator[Path]:
-    """A temporary folder that every account can enter, as pytest's own cannot be."""
-    folder = Path(tempfile.mkdtemp(prefix="pdm-test-"))
-    folder.chmod(0o755)
-    yield folder
-    secrets = list(canary.found_in(folder))
-    shutil.rmtree(folder)
+def open_directory() -> Iterator[Path]:
+    """A temporary directory that every account can enter, as pytest's own cannot be."""
+    directory = Path(tempfile.mkdtemp(prefix="pdm-test-"))
+    directory.chmod(0o755)
+    yield directory
+    secrets = list(canary.found_in(directory))
+    shutil.rmtree(directory)
     assert not secrets
 
 
@@ -145,9 +145,9 @@ def no_secret_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(scope="session")
-def grid(grid_programs: None, open_folder: Path) -> Iterator[TestGrid]:
+def grid(grid_programs: None, open_directory: Path) -> Iterator[TestGrid]:
     """The real grid: two GridFTP sites, shared by all tests of the run."""
-    with TestGrid(open_folder / "grid") as running:
+    with TestGrid(open_directory / "grid") as running:
         yield running
 
 

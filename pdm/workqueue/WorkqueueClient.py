@@ -526,9 +526,12 @@ class WorkqueueClient:
             full["extra_opts"] = extra
         if "protocol" in more:
             full["protocol"] = JobProtocol.parse(more["protocol"]).name
-        for name in ("priority", "max_tries", "label", "after", "after_any"):
+        for name in ("priority", "max_tries", "label"):
             if name in more:
                 full[name] = more[name]
+        if more.get("after"):
+            full["after"] = list(more["after"])
+            full["after_any"] = more.get("after_any", False)
         key = more.get("idempotency_key") or _new_key()
         return self._fetch(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
 

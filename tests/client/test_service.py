@@ -43,7 +43,7 @@ def as_user(service: Service, tmp_path: Path) -> Iterator[ClientOf]:
         credential = service.certificates.of(user)
         credential.write_bundle(tmp_path / f"{user}.pem")
         settings = ClientSettings(
-            f"https://localhost:{service.port}", tmp_path / f"{user}.pem", None, service.folder / "trust"
+            f"https://localhost:{service.port}", tmp_path / f"{user}.pem", None, service.directory / "trust"
         )
         made.append(WorkqueueClient.from_settings(reactor, settings))
         return made[-1]

@@ -19,7 +19,7 @@ from pdm.workqueue.store.leases import WorkerIdentity
 from tests.store.stores import START, Store
 
 reactor: Any = _reactor
-_FIRST = WorkerIdentity("w", "first", "folder 1", "host 1")
+_FIRST = WorkerIdentity("w", "first", "directory 1", "host 1")
 
 
 @pytest_twisted.async_yield_fixture
@@ -40,7 +40,7 @@ def lease_of(database: Database, worker: WorkerIdentity, lease_s: float = 600.0)
 async def test_a_live_lease_is_respected_and_a_dead_one_waited_for(database: Database, store: Store) -> None:
     first = lease_of(database, _FIRST, 1.5)
     await first.start()
-    copy = lease_of(database, evolve(_FIRST, incarnation="second", instance="folder 2"), 1.5)
+    copy = lease_of(database, evolve(_FIRST, incarnation="second", instance="directory 2"), 1.5)
     # It renews every half second.
     with pytest.raises(LeaseTakenError, match=r"another daemon \(host 1\) claims under the name w"):
         await copy.start()

@@ -13,8 +13,8 @@ from pdm.workqueue.http.access import AccessList, Role
 ALICE, BOB, EVE = "/DC=org/CN=Alice Jones", "/DC=org/CN=bob", "/DC=org/CN=eve"
 
 
-def _list(folder: Path, text: str, register: str = "listed", operators: tuple[str, ...] = ()) -> AccessList:
-    file = folder / "users"
+def _list(directory: Path, text: str, register: str = "listed", operators: tuple[str, ...] = ()) -> AccessList:
+    file = directory / "users"
     file.write_text(text)
     return AccessList.read(UserSettings(register=register, listed_users=file, operators=operators))  # type: ignore[arg-type]
 

@@ -107,7 +107,7 @@ async def test_a_repeated_request_makes_one_job_that_waits(service: Service) -> 
         ({"after": "1"}, "invalid-input $.after"),
         ({"after": [1] * 101}, "invalid-input $.after"),
         ({"after_any": True}, "invalid-input $.after_any"),
-        ({"after": [], "after_any": False}, "invalid-input $.after_any"),
+        ({"after": []}, "invalid-input $.after"),
         ({"extra_opts": {"deadline": "12"}}, "invalid-input $.extra_opts.deadline"),
         ({"extra_opts": {"deadline": "0s"}}, "invalid-input $.extra_opts.deadline"),
         ({"extra_opts": {"deadline": "999999999w"}}, "invalid-input $.extra_opts.deadline"),

@@ -218,7 +218,7 @@ async def test_a_site_that_is_removed_while_a_job_is_registered(service: Service
 
 
 @ensure
-async def test_folders_of_the_machine_are_for_operators(service: Service) -> None:
+async def test_directories_of_the_machine_are_for_operators(service: Service) -> None:
     body = GOOD | {"name": "Disk", "endpoints": {"FILE": "file:///"}}
     answer = await service.call("curious", "POST", "/sites", body)
     assert (answer.status, answer.problem) == (403, "forbidden $.endpoints.FILE")

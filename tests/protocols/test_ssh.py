@@ -1,4 +1,4 @@
-"""SSH alone: host keys, keys, links, paths from the home folder, bounded memory."""
+"""SSH alone: host keys, keys, links, paths from the home directory, bounded memory."""
 
 from __future__ import annotations
 
@@ -103,11 +103,16 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
 
 
 def test_a_file_that_is_read_in_the_middle_of_nothing(relay: HelperProcess, places: Places) -> None:
-    folder = places.a / "folder"
-    folder.mkdir()
-    places.storages.give(folder)
+    directory = places.a / "directory"
+    directory.mkdir()
+    places.storages.give(directory)
     item = wire.CopyItem(
-        1, places.url("ssh", folder), places.url("ssh", places.b / "x"), places.url("ssh", places.b / ".pdm-x"), [], 5
+        1,
+        places.url("ssh", directory),
+        places.url("ssh", places.b / "x"),
+        places.url("ssh", places.b / ".pdm-x"),
+        [],
+        5,
     )
     assert judged("ssh", relay.copy([item])[1]) == "source IS_A_DIRECTORY"
     assert places.left() == []

@@ -25,10 +25,10 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def credentials(open_folder: Path) -> GridCredentials:
-    folder = open_folder / "quirks"
-    folder.mkdir()
-    return make_credentials(folder, ("alice",))
+def credentials(open_directory: Path) -> GridCredentials:
+    directory = open_directory / "quirks"
+    directory.mkdir()
+    return make_credentials(directory, ("alice",))
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def helper(credentials: GridCredentials, tmp_path_factory: pytest.TempPathFactor
 
 
 def upload(
-    server: QuirkServer, folder: Path, name: str, to: str, content: bytes = b"content", key: int = 1
+    server: QuirkServer, directory: Path, name: str, to: str, content: bytes = b"content", key: int = 1
 ) -> wire.CopyItem:
-    path = folder / name
+    path = directory / name
     path.write_bytes(content)
     return copy_item(key, f"file://{quote(str(path))}", f"{server.url}{to}", len(content))
 
@@ -70,7 +70,7 @@ def left(server: QuirkServer) -> list[bytes]:
     return [path for path in server.tree if b".pdm-" in path]
 
 
-# -- folders
+# -- directories
 
 
 def test_a_server_that_always_says_conflict_is_not_asked_for_ever(server: QuirkServer, helper: HelperProcess) -> None:
@@ -80,7 +80,7 @@ def test_a_server_that_always_says_conflict_is_not_asked_for_ever(server: QuirkS
 
 
 @pytest.mark.parametrize("status", [405, 301, 409, 500])
-def test_a_folder_that_another_job_has_made_meanwhile_is_good(
+def test_a_directory_that_another_job_has_made_meanwhile_is_good(
     status: int, server: QuirkServer, helper: HelperProcess, tmp_path: Path
 ) -> None:
     def other_was_first(request: Request) -> Reply | None:
@@ -95,7 +95,7 @@ def test_a_folder_that_another_job_has_made_meanwhile_is_good(
     assert judged("https", helper.make(f"{server.url}/d/other")[0]) == "destination EXISTS"
 
 
-def test_folders_have_a_slash_and_a_redirect_that_adds_it_is_followed(
+def test_directories_have_a_slash_and_a_redirect_that_adds_it_is_followed(
     server: QuirkServer, helper: HelperProcess
 ) -> None:
     server.tree |= {b"/d/sub": None, b"/d/sub/f": b"content"}
@@ -477,7 +477,7 @@ def folding(server: QuirkServer, path: bytes) -> bytes:
     return found
 
 
-def test_two_folders_that_meet_at_the_destination_are_found(
+def test_two_directories_that_meet_at_the_destination_are_found(
     server: QuirkServer, helper: HelperProcess, tmp_path: Path
 ) -> None:
     server.name_of = lambda path: folding(server, path)

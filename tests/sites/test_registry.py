@@ -149,7 +149,7 @@ def test_unknown_keys(refused: Refused, key: str, told: str) -> None:
         ("gridftp", "gsiftp://hé:1", "plain characters"),
         ("https", "http://h:1", "begins with https:// or davs://"),
         ("https", "https://h:1/" + "a" * 300, "file name must not be longer"),
-        ("file", "file://host/srv", "file:///FOLDER"),
+        ("file", "file://host/srv", "file:///DIRECTORY"),
         ("file", "/srv", "begins with file://"),
         ("file", "file:///srv/../etc", "without NUL and '..'"),
         ("file", "file:///srv/%2e%2e/etc", "without NUL and '..'"),

@@ -21,7 +21,10 @@ from tests.store.stores import Store
 #: Modules whose behaviour depends on the database: locks, isolation, sessions, errors. Those run on both in every run,
 #: the others on the second one in a full run.
 _ON_BOTH = frozenset(
-    {"test_claiming", "test_concurrency", "test_database", "test_hanging_sessions", "test_leases", "test_lost_answers"}
+    {
+        *("test_claiming", "test_concurrency", "test_database", "test_hanging_sessions", "test_leases"),
+        *("test_lost_answers", "test_planned"),
+    }
 )
 
 

@@ -169,10 +169,10 @@ def _register(store: Store, worker: leases.WorkerIdentity, *, alone: bool = Fals
 
 
 def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
-    assert _register(store, _as("first", "folder 1")).held_by is None
+    assert _register(store, _as("first", "directory 1")).held_by is None
     store.submit(store.user())
     batches = store.claim("first")
-    copy = _as("second", "folder 2")
+    copy = _as("second", "directory 2")
     held = _register(store, copy)
     assert held.held_by == "host of first"
     assert 0 < held.held_for_s <= LEASE_S
@@ -192,10 +192,10 @@ def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
 
 
 def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
-    _register(store, _as("first", "folder"))
+    _register(store, _as("first", "directory"))
     job = store.submit(store.user())
     (batch,) = store.claim("first")
-    assert _register(store, _as("second", "folder")) == leases.Registration(back=1)
+    assert _register(store, _as("second", "directory")) == leases.Registration(back=1)
     # What the earlier life says now fits nothing.
     assert store.settle(done(batch), "first").lost == (token_of(batch),)
     assert not store.run(results.add_elements, "first", token_of(batch), [])

@@ -28,7 +28,7 @@ QUIRKS = {
     "no-links": "no hard links: neither the extension nor the file system has them",
     "no-extensions": "none of the extensions of OpenSSH",
     "like-openssh": "the extensions of OpenSSH, in its order",
-    "made-again": "MKDIR of a folder that is there succeeds",
+    "made-again": "MKDIR of a directory that is there succeeds",
     "across": "RENAME fails: the two names are on two file systems",
     "full": "a write fails: no space is left",
     "no-inodes": "the file system does not count inodes, and a write fails for another reason",

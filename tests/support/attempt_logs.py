@@ -10,7 +10,7 @@ _LINE = re.compile(r"(\S+Z) (\d+)\.(\d+) (.*)")
 
 
 def job_logs(logs: Path) -> Iterator[Path]:
-    """The log files of all jobs below the folder of all logs, of every daemon."""
+    """The log files of all jobs below the directory of all logs, of every daemon."""
     return (path for path in logs.glob("*/*/log*") if path.is_file())
 
 

@@ -41,7 +41,7 @@ class SessionEnd:
     Attributes:
         site: number of the site.
         protocol: by which the site is read.
-        path: folder at the site that exists and that the session may fill.
+        path: directory at the site that exists and that the session may fill.
     """
 
     site: int
@@ -49,7 +49,7 @@ class SessionEnd:
     path: str
 
     def at(self, below: str = "") -> str:
-        """The path at the site of what is below the folder."""
+        """The path at the site of what is below the directory."""
         return f"{self.path.rstrip('/')}/{below}".rstrip("/") or "/"
 
 
@@ -76,7 +76,7 @@ def everyday_session(
     user: str,
     remote: SessionEnd,
     local: SessionEnd,
-    local_folder: Path,
+    local_directory: Path,
     tree: Mapping[str, bytes] = TREE,
     give: Callable[[Path], object] = lambda _: None,
 ) -> list[Step]:
@@ -87,14 +87,14 @@ def everyday_session(
         user: of the daemon, who submits the jobs.
         remote: the site under test.
         local: a site of this machine, a FILE or an SSH site, which is the other end of the copies.
-        local_folder: the same folder as ``local.path``, on disk.
+        local_directory: the same directory as ``local.path``, on disk.
         tree: relative path → content of the files that are copied.
-        give: lets the account of the local site own a folder of the disk.
+        give: lets the account of the local site own a directory of the disk.
 
     Returns:
         The steps in their order, always twelve.
     """
-    session = _Session(service, user, remote, local, local_folder, tree, give)
+    session = _Session(service, user, remote, local, local_directory, tree, give)
     return [_step(name, action) for name, action in session.steps()]
 
 
@@ -118,7 +118,7 @@ class _Session:
         user: str,
         remote: SessionEnd,
         local: SessionEnd,
-        local_folder: Path,
+        local_directory: Path,
         tree: Mapping[str, bytes],
         give: Callable[[Path], object],
     ) -> None:
@@ -126,17 +126,17 @@ class _Session:
         self._user = user
         self._remote = remote
         self._local = local
-        self._folder = local_folder
+        self._directory = local_directory
         self._tree = dict(tree)
         self._give = give
-        self._source = local_folder / "source"
+        self._source = local_directory / "source"
 
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
         for path, content in self._tree.items():
             (self._source / path).parent.mkdir(parents=True, exist_ok=True)
             (self._source / path).write_bytes(content)
-        (self._source / "empty folder").mkdir()
-        self._give(self._folder)
+        (self._source / "empty directory").mkdir()
+        self._give(self._directory)
         return [
             ("mkdir -p", self._make_parents),
             ("cp file", self._copy_file),
@@ -227,11 +227,11 @@ class _Session:
     # -- what should be there
 
     def _sizes(self) -> dict[str, int | None]:
-        """Relative path → size of all that is in the tree; None for folders."""
-        found: dict[str, int | None] = {"empty folder": None}
+        """Relative path → size of all that is in the tree; None for directories."""
+        found: dict[str, int | None] = {"empty directory": None}
         for path, content in self._tree.items():
             found[path] = len(content)
-            found.update((str(folder), None) for folder in Path(path).parents if str(folder) != ".")
+            found.update((str(directory), None) for directory in Path(path).parents if str(directory) != ".")
         return found
 
     def _one_file(self) -> dict[str, int | None]:
@@ -242,7 +242,7 @@ class _Session:
         found = self._listed(path)
         if found != wanted:
             missing, more = wanted.items() - found.items(), found.items() - wanted.items()
-            raise _StepError(f"{path or 'the folder'} has {sorted(more)[:5]} and should have {sorted(missing)[:5]}")
+            raise _StepError(f"{path or 'the directory'} has {sorted(more)[:5]} and should have {sorted(missing)[:5]}")
 
     def _expect_nothing(self, path: str) -> None:
         try:
@@ -256,20 +256,20 @@ class _Session:
     def _listed(self, path: str) -> dict[str, int | None]:
         job = self._run("list", self._remote, path)
         (output,) = self._get(f"/jobs/{job['id']}/output")
-        folders: dict[str, list[dict[str, Any]]] = output["entries"]
-        # The keys are paths at the site; the shortest is the listed folder itself, whatever the site calls it.
-        top = min(folders, key=len, default="").rstrip("/")
+        directories: dict[str, list[dict[str, Any]]] = output["entries"]
+        # The keys are paths at the site; the shortest is the listed directory itself, whatever the site calls it.
+        top = min(directories, key=len, default="").rstrip("/")
         found: dict[str, int | None] = {}
-        for folder, entries in folders.items():
+        for directory, entries in directories.items():
             for entry in entries:
                 if entry["type"] not in _LISTED_TYPES:
                     raise _StepError(f"{entry['name']} is listed as {entry['type']}")
-                below = f"{folder.rstrip('/')}/{entry['name']}"[len(top) + 1 :]
+                below = f"{directory.rstrip('/')}/{entry['name']}"[len(top) + 1 :]
                 found[below] = entry["size"] if entry["type"] == "file" else None
         return found
 
     def _compare(self, name: str) -> None:
-        back = self._folder / name
+        back = self._directory / name
         found = {os.path.relpath(path, back): path.read_bytes() if path.is_file() else None for path in back.rglob("*")}
         wanted: dict[str, bytes | None] = {path: self._tree.get(path) for path in self._sizes()}
         if found != wanted:
@@ -315,5 +315,5 @@ class _Session:
         return found
 
 
-def _below(folder: str, entries: Mapping[str, int | None]) -> dict[str, int | None]:
-    return {f"{folder}/{path}": size for path, size in entries.items()}
+def _below(directory: str, entries: Mapping[str, int | None]) -> dict[str, int | None]:
+    return {f"{directory}/{path}": size for path, size in entries.items()}

@@ -23,7 +23,7 @@ def elsewhere(url: bytes) -> tuple[int, bytes]:
 
 
 def status(kind: int, size: int) -> tuple[int, bytes]:
-    """What a stat says: 2 is a folder, 0 a file."""
+    """What a stat says: 2 is a directory, 0 a file."""
     return OK, b"1 %d %d 1000000000\0" % (size, kind | 16)
 
 

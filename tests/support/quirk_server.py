@@ -47,7 +47,7 @@ class QuirkServer(LoopbackServer):
         key: of the certificate.
 
     Attributes:
-        tree: path without a slash at its end → content; None for a folder.
+        tree: path without a slash at its end → content; None for a directory.
         rules: asked in turn before the server answers by itself.
         name_of: what a name is stored and found under.
         written: how a resource is written into a multistatus: href, content.

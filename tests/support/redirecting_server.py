@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
-_FOLDERS = ("/folder", "/bad")
+_DIRECTORIES = ("/directory", "/bad")
 
 
 class Seen(NamedTuple):
@@ -28,7 +28,7 @@ class RedirectingServer(LoopbackServer):
     Args:
         certificate: of the host.
         key: of the certificate.
-        trust: folder of authorities for certificates of clients, which it asks for.
+        trust: directory of authorities for certificates of clients, which it asks for.
 
     Attributes:
         files: path → content.
@@ -80,8 +80,8 @@ class RedirectingServer(LoopbackServer):
         elif method == "PUT":
             self.files[path] = request.rfile.read(int(request.headers["Content-Length"]))
             _answer(request, 201)
-        elif method == "PROPFIND" and (path in self.files or path in _FOLDERS):
-            kind = "<D:collection/>" if path in _FOLDERS else ""
+        elif method == "PROPFIND" and (path in self.files or path in _DIRECTORIES):
+            kind = "<D:collection/>" if path in _DIRECTORIES else ""
             size = len(self.files.get(path, b""))
             _answer(
                 request,

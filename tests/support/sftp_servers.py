@@ -1,7 +1,7 @@
 """SFTP servers of many makes, each from its package, on free ports of loopback.
 
-Each serves one account of the machine and one folder of the disk. Those that need a home of their own for the account,
-or a folder that only root may reach, are started in a mount namespace, so that nothing of the machine is changed.
+Each serves one account of the machine and one directory of the disk. Those that need a home of their own for the
+account, or a directory that only root may reach, are started in a mount namespace: the machine stays unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pdm.testgrid.storage_servers import ServerProcess, make_key
 
 _SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 _ASYNCSSH = Path(__file__).with_name("asyncssh_server.py")
-#: A folder of root below folders of root, as sshd wants for a chroot; only the namespace of the server sees it filled.
+#: A directory of root below directories of root, as sshd requires for a chroot; mounted in the server's namespace only.
 _JAIL = "/media"
 _CHATTY = "echo 'Welcome to the cluster!'; module load defaults 2>/dev/null;"
 
@@ -27,12 +27,12 @@ class SftpMake(ServerProcess):
     """A server of one make.
 
     Args:
-        folder: for keys and configurations of all servers; accounts can enter it.
+        directory: for keys and configurations of all servers; accounts can enter it.
         name: of the server.
         account: local account that sessions become; None for the caller's.
 
     Attributes:
-        disk: the folder that it serves.
+        disk: the directory that it serves.
     """
 
     #: Whether only root can start it as it is meant.
@@ -40,11 +40,11 @@ class SftpMake(ServerProcess):
     #: Programs that it needs.
     programs: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, name: str, account: str | None) -> None:
-        super().__init__(folder, name)
+    def __init__(self, directory: Path, name: str, account: str | None) -> None:
+        super().__init__(directory, name)
         self.user = account or pwd.getpwuid(os.geteuid()).pw_name
-        self.client_key = folder / "id_ed25519"
-        self.own = folder / name
+        self.client_key = directory / "id_ed25519"
+        self.own = directory / name
         self.disk = self.own / "disk"
         self._host_key = self.own / "host_ed25519"
         self._authorized = self.own / "authorized_keys"
@@ -85,7 +85,7 @@ class SftpMake(ServerProcess):
         return who.pw_uid, who.pw_gid
 
     def _in_namespace(self, mounts: Sequence[tuple[Path, str]], command: Sequence[str]) -> list[str]:
-        """The command, run where folders or files are mounted over others."""
+        """The command, run where directories or files are mounted over others."""
         script = "".join(f'mount --bind "{source}" "{target}" && ' for source, target in mounts) + 'exec "$@"'
         return [str(program_path("unshare")), "--mount", "sh", "-c", script, "sh", *command]
 
@@ -118,8 +118,8 @@ class OpenSshChroot(OpenSsh):
     programs = ("sshd", "unshare")
     needs_root = True
 
-    def __init__(self, folder: Path, name: str, account: str | None) -> None:
-        super().__init__(folder, name, account)
+    def __init__(self, directory: Path, name: str, account: str | None) -> None:
+        super().__init__(directory, name, account)
         (self.own / "jail" / "data").mkdir(parents=True)
         self.disk = self.own / "jail" / "data"
         self._give(self.disk)
@@ -227,7 +227,7 @@ class ProFtpd(SftpMake):
 
 
 class Rclone(SftpMake):
-    """``rclone serve sftp``; its root is the folder that it serves."""
+    """``rclone serve sftp``; its root is the directory that it serves."""
 
     programs = ("rclone",)
 
@@ -271,13 +271,13 @@ MAKES: dict[str, type[SftpMake]] = {
 }
 
 
-def _etc(folder: Path, user: str, home: Path, shell: str) -> Path:
+def _etc(directory: Path, user: str, home: Path, shell: str) -> Path:
     """A copy of ``/etc`` in which one account has another home and shell.
 
-    Of the folder, not of ``passwd`` alone: where another test adds an account, that file is replaced, and whatever is
-    mounted over it is gone.
+    A copy of the directory, not of ``passwd`` alone: when another test adds an account, that file is replaced, and the
+    mount over it is lost.
     """
-    copy = folder / "etc"
+    copy = directory / "etc"
     if copy.exists():
         shutil.rmtree(copy)
     shutil.copytree("/etc", copy, symlinks=True)

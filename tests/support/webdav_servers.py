@@ -1,4 +1,4 @@
-"""WebDAV servers of other makes, each on a free port of loopback with TLS, on the folder of one site.
+"""WebDAV servers of other makes, each on a free port of loopback with TLS, on the directory of one site.
 
 All present the test grid's host certificate. Started by root they run as a local account, so that permissions are real.
 """
@@ -21,12 +21,12 @@ _APACHE_MODULES = (
 
 
 class WebDavServer(ServerProcess):
-    """``https://localhost:PORT``; paths at it begin in the exported folder.
+    """``https://localhost:PORT``; paths at it begin in the exported directory.
 
     Args:
-        folder: of all servers; accounts must be able to enter it.
+        directory: of all servers; accounts must be able to enter it.
         name: of the server.
-        exported: the folder that it serves.
+        exported: the directory that it serves.
         credentials: whose host certificate it has.
         account: local account that it runs as.
     """
@@ -35,12 +35,12 @@ class WebDavServer(ServerProcess):
     programs: tuple[str, ...] = ()
 
     def __init__(
-        self, folder: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
+        self, directory: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
     ) -> None:
-        super().__init__(folder, name, account)
+        super().__init__(directory, name, account)
         self.exported = exported
         self.credentials = credentials
-        self.own = folder / name
+        self.own = directory / name
         self.own.mkdir()
         exported.mkdir(parents=True, exist_ok=True)
         host = credentials.host
@@ -84,7 +84,7 @@ class ApacheServer(WebDavServer):
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         name: str,
         exported: Path,
         credentials: GridCredentials,
@@ -93,7 +93,7 @@ class ApacheServer(WebDavServer):
         more: str = "Require all granted",
         tls: bool = True,
     ) -> None:
-        super().__init__(folder, name, exported, credentials, account)
+        super().__init__(directory, name, exported, credentials, account)
         self.more = more
         self._tls = tls
 
@@ -149,7 +149,7 @@ class NginxServer(WebDavServer):
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         name: str,
         exported: Path,
         credentials: GridCredentials,
@@ -158,7 +158,7 @@ class NginxServer(WebDavServer):
         more: str = "",
         backend: WebDavServer | None = None,
     ) -> None:
-        super().__init__(folder, name, exported, credentials, account)
+        super().__init__(directory, name, exported, credentials, account)
         self.more = more
         self._backend = backend
 
@@ -230,7 +230,7 @@ webdav.sqlite-db-name = "{self.own}/webdav.db"
 
 
 class RcloneServer(WebDavServer):
-    """``rclone serve webdav`` of a local folder."""
+    """``rclone serve webdav`` of a local directory."""
 
     programs = ("rclone",)
 
@@ -292,19 +292,19 @@ MAKES = ("apache", "nginx", "proxy", "lighttpd", "rclone", "wsgidav", "copyparty
 
 
 def webdav_server(
-    make: str, folder: Path, exported: Path, credentials: GridCredentials, account: str | None
+    make: str, directory: Path, exported: Path, credentials: GridCredentials, account: str | None
 ) -> WebDavServer:
     """A server of a make, not started."""
     if make == "apache":
-        return ApacheServer(folder, make, exported, credentials, account)
+        return ApacheServer(directory, make, exported, credentials, account)
     if make == "nginx":
-        return NginxServer(folder, make, exported, credentials, account)
+        return NginxServer(directory, make, exported, credentials, account)
     if make in ("proxy", "lighttpd"):
         behind: WebDavServer
         if make == "proxy":
-            behind = ApacheServer(folder, f"behind-{make}", exported, credentials, account, tls=False)
+            behind = ApacheServer(directory, f"behind-{make}", exported, credentials, account, tls=False)
         else:
-            behind = LighttpdServer(folder, f"behind-{make}", exported, credentials, account)
-        return NginxServer(folder, make, exported, credentials, account, backend=behind)
+            behind = LighttpdServer(directory, f"behind-{make}", exported, credentials, account)
+        return NginxServer(directory, make, exported, credentials, account, backend=behind)
     others = {"rclone": RcloneServer, "wsgidav": WsgiDavServer, "copyparty": CopypartyServer}
-    return others[make](folder, make, exported, credentials, account)
+    return others[make](directory, make, exported, credentials, account)

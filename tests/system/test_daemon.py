@@ -92,7 +92,7 @@ def test_it_says_when_it_serves_and_stops_cleanly(service: TestService) -> None:
     assert service.stop() == 0
 
 
-def test_a_job_runs_between_local_folders(service: TestService) -> None:
+def test_a_job_runs_between_local_directories(service: TestService) -> None:
     with service.running():
         source = service.directory / "storage" / "a"
         (source / "tree" / "empty").mkdir(parents=True)

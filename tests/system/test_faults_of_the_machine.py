@@ -98,11 +98,11 @@ def submit(service: TestService, **dummy: Any) -> int:
 def helpers(service: TestService) -> list[int]:
     assert service.process is not None
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == service.process.pid and b"workqueue.helpers." in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == service.process.pid and b"workqueue.helpers." in (directory / "cmdline").read_bytes():
+                found.append(int(directory.name))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Folders on the real grid, and tools helpers that are driven directly."""
+"""Directories on the real grid, and tools helpers that are driven directly."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ class RunningBatch:
     def _check_silence(self) -> None:
         now = self.context.reactor.seconds()
         if self._intake is not None and self._intake.is_paused:
-            # Reading is paused: the silence is ours.
+            # We have paused reading, so the agent is not silent.
             self._heard_at = now
         left = self._heard_at + self._silence_s - now
         if left > 0:

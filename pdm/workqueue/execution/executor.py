@@ -16,6 +16,7 @@ from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentS
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.job_plans import plan_for
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, NewElement
 from pdm.workqueue.domain.limits import (
     BATCH_TIME_S,
@@ -28,7 +29,6 @@ from pdm.workqueue.domain.limits import (
     work_kind,
 )
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.batch import Ending, RunningBatch
@@ -49,7 +49,7 @@ from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context, log_ended
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import Options, RemoveOptions
+from pdm.workqueue.wire.options import Options, RemoveOptions
 
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until a credential that was removed through another daemon is noticed.

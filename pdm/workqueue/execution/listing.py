@@ -201,9 +201,9 @@ class ListingIntake:
             # An unreadable directory is noted only. If the server went away, the listing fails: it would seem complete.
             failure = None if self._not_seen is None else self._not_seen.failure
         else:
-            planned = self._plan.end(self._unreadable)
-            await self._add(planned.elements)
-            failure = planned.failure
+            for planned in self._plan.end(self._unreadable):
+                await self._add(planned.elements)
+                failure = planned.failure
             if failure is None and self._closed is not None:
                 failure = (self._not_seen or self._closed).failure
         return ListingOutcome(self._entries, failure)

@@ -28,7 +28,7 @@ from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_n
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.sites.storage_urls import EndpointUrls
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import Options, read_options
+from pdm.workqueue.wire.options import Options, read_options
 
 #: Environment variable of a helper: authorities of single endpoints, a JSON object, URL → directory.
 TRUST_VARIABLE = "PDM_TRUST"

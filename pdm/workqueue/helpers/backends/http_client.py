@@ -189,7 +189,7 @@ class HttpClient:
         with contextlib.suppress(StorageError):
             text = response.read()[:_MAX_ERROR_TEXT].decode("utf-8", "backslashreplace").strip()
             response.finish()
-        # Without the query: with it, whoever reads the message could have the file.
+        # Without the query, which may hold a token: a reader of the message could download the file with it.
         request = f"{method} {at.partition('?')[0]}"
         retry_after, size = response.header("Retry-After"), headers.get("Content-Length")
         raise error_from_response(request, response.status, response.reason, text, retry_after, size)

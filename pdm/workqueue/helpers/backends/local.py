@@ -54,7 +54,7 @@ def _storage_errors(url: StorageUrl) -> Iterator[None]:
 
 
 class LocalStorage(Storage):
-    """One lane's way to the folders."""
+    """One lane's way to the directories."""
 
     def __init__(self, roots: Roots) -> None:
         self._roots = roots
@@ -64,7 +64,7 @@ class LocalStorage(Storage):
         with _storage_errors(url):
             try:
                 with self._roots.resolved(url) as resolved:
-                    status = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+                    status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
                     return self._file_stat(url, status)
             except FileNotFoundError:
                 return None
@@ -76,7 +76,7 @@ class LocalStorage(Storage):
             return FileStat(kind, status.st_size if kind == "file" else 0, *common)
         try:
             with self._roots.resolved(url, follow=True) as resolved:
-                target = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+                target = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
         except (OSError, StorageError):
             # It leads nowhere, or to where this site does not reach.
             return FileStat("link", 0, *common)
@@ -89,11 +89,11 @@ class LocalStorage(Storage):
 
     def entries(self, url: StorageUrl) -> EntryIterator:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
-            folder = os.open(
-                resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=resolved.folder
+            directory = os.open(
+                resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=resolved.directory
             )
             try:
-                with os.scandir(folder) as found:
+                with os.scandir(directory) as found:
                     for entry in found:
                         if self._interrupted:
                             raise StoppedError
@@ -101,22 +101,22 @@ class LocalStorage(Storage):
                             # One that is removed meanwhile is not there.
                             yield os.fsencode(entry.name), self._found(url, entry)
             finally:
-                os.close(folder)
+                os.close(directory)
 
-    def _found(self, folder_url: StorageUrl, entry: os.DirEntry[str]) -> FileStat:
+    def _found(self, directory_url: StorageUrl, entry: os.DirEntry[str]) -> FileStat:
         status = entry.stat(follow_symlinks=False)
-        return self._file_stat(folder_url.child(os.fsencode(entry.name)), status)
+        return self._file_stat(directory_url.child(os.fsencode(entry.name)), status)
 
     def make_directory(self, url: StorageUrl) -> None:
         with _storage_errors(url), self._roots.resolved(url) as resolved:
             lease.check()
-            os.mkdir(resolved.name, dir_fd=resolved.folder)
+            os.mkdir(resolved.name, dir_fd=resolved.directory)
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
         with _storage_errors(url), self._roots.resolved(url) as resolved:
             _refuse_root(resolved)
             lease.check()
-            (os.rmdir if directory else os.unlink)(resolved.name, dir_fd=resolved.folder)
+            (os.rmdir if directory else os.unlink)(resolved.name, dir_fd=resolved.directory)
 
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         with _storage_errors(source), self._roots.resolved(source) as old, self._roots.resolved(destination) as new:
@@ -124,7 +124,7 @@ class LocalStorage(Storage):
             _refuse_root(new)
             lease.check()
             if replace:
-                os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+                os.rename(old.name, new.name, src_dir_fd=old.directory, dst_dir_fd=new.directory)
             else:
                 rename_without_replacing(old, new)
 
@@ -158,7 +158,7 @@ class LocalStorage(Storage):
         try:
             with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
                 # Non-blocking: opening a pipe would wait for its writer.
-                file = os.open(resolved.name, _READ, dir_fd=resolved.folder)
+                file = os.open(resolved.name, _READ, dir_fd=resolved.directory)
         except StorageError as error:
             error.scope = scope
             raise
@@ -179,7 +179,7 @@ class LocalStorage(Storage):
         try:
             with _storage_errors(url), self._roots.resolved(url) as resolved:
                 lease.check()
-                file = os.open(resolved.name, _CREATE, 0o666, dir_fd=resolved.folder)
+                file = os.open(resolved.name, _CREATE, 0o666, dir_fd=resolved.directory)
         except StorageError as error:
             raise error.at(FailureScope.DESTINATION) from error.__cause__
         try:
@@ -189,11 +189,11 @@ class LocalStorage(Storage):
 
     def size(self, url: StorageUrl) -> int:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
-            return os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False).st_size
+            return os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False).st_size
 
     def version(self, url: StorageUrl) -> FileVersion:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
-            status = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+            status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
         tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
 
@@ -218,15 +218,17 @@ class LocalStorage(Storage):
     def sync_directory(self, directory_url: StorageUrl) -> None:
         with _storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
             try:
-                folder = os.open(resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.folder)
+                directory = os.open(
+                    resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.directory
+                )
             except PermissionError:
                 # A drop box, which can be written to and not be opened: all that is on disks' way is written out.
                 os.sync()
                 return
             try:
-                os.fsync(folder)
+                os.fsync(directory)
             finally:
-                os.close(folder)
+                os.close(directory)
 
 
 class _LocalCopy:
@@ -307,7 +309,7 @@ _STREAM_CHUNK = 1024 * 1024
 
 
 class LocalBackend(LocalStorage, StorageBackend):
-    """The folders of the FILE sites; a copy within them stays in the kernel."""
+    """The directories of the FILE sites; a copy within them stays in the kernel."""
 
     def __init__(self, roots: Roots) -> None:
         LocalStorage.__init__(self, roots)

@@ -20,21 +20,21 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import StorageError
 
 _MOST_LINKS = 40
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1
 
 
 class ResolvedPath(NamedTuple):
-    """Where a thing is, or would be: an open folder and the name in it; and both as one path, for people and links."""
+    """An open directory and a name in it, which may not exist; and both as one path, for messages and links."""
 
-    folder: int
+    directory: int
     name: bytes
     path: bytes
 
 
 class Roots:
-    """The folders that may be used.
+    """The directories that may be used.
 
     Args:
         roots: their absolute paths, percent-encoded.
@@ -45,7 +45,7 @@ class Roots:
 
     @contextlib.contextmanager
     def resolved(self, url: StorageUrl, *, follow: bool = False) -> Iterator[ResolvedPath]:
-        """The place of a URL; its folder is closed at the end.
+        """The place of a URL; its directory is closed at the end.
 
         Args:
             url: ``file:///path``.
@@ -69,13 +69,13 @@ class Roots:
 class _PathWalk:
     def __init__(self, root: bytes) -> None:
         self._root = root
-        self._folders = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        self._directories = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
         self._names: list[bytes] = []
         self._links = 0
 
     def close(self) -> None:
-        for folder in self._folders:
-            os.close(folder)
+        for directory in self._directories:
+            os.close(directory)
 
     def to(self, names: list[bytes], *, follow: bool) -> ResolvedPath:
         waiting = list(reversed(names))
@@ -86,9 +86,9 @@ class _PathWalk:
             elif waiting:
                 self._down(name, waiting)
             elif not follow or not self._follow(name, waiting):
-                return ResolvedPath(self._folders[-1], name, self._path(name))
-        # The root itself, or a link that ended at a folder's "..".
-        return ResolvedPath(self._folders[-1], b".", self._path())
+                return ResolvedPath(self._directories[-1], name, self._path(name))
+        # The root itself, or a link that ended at a directory's "..".
+        return ResolvedPath(self._directories[-1], b".", self._path())
 
     def _path(self, *more: bytes) -> bytes:
         return b"/".join((self._root.rstrip(b"/"), *self._names, *more)) or b"/"
@@ -96,12 +96,12 @@ class _PathWalk:
     def _up(self) -> None:
         if not self._names:
             raise _outside(self._path(b".."))
-        os.close(self._folders.pop())
+        os.close(self._directories.pop())
         self._names.pop()
 
     def _down(self, name: bytes, waiting: list[bytes]) -> None:
         try:
-            self._folders.append(os.open(name, _FOLDER, dir_fd=self._folders[-1]))
+            self._directories.append(os.open(name, _DIRECTORY, dir_fd=self._directories[-1]))
             self._names.append(name)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP) or not self._follow(name, waiting):
@@ -110,7 +110,7 @@ class _PathWalk:
     def _follow(self, name: bytes, waiting: list[bytes]) -> bool:
         """Put the target of a link in front of what waits; False if the name is no link, or not there."""
         try:
-            thing = os.open(name, _ANYTHING, dir_fd=self._folders[-1])
+            thing = os.open(name, _ANYTHING, dir_fd=self._directories[-1])
         except FileNotFoundError:
             return False
         try:
@@ -138,7 +138,7 @@ class _PathWalk:
 
 def _outside(path: bytes) -> StorageError:
     return StorageError(
-        f"{path.decode('utf-8', 'backslashreplace')} is not below the folder that this site serves",
+        f"{path.decode('utf-8', 'backslashreplace')} is not below the directory that this site serves",
         errno=errno.EACCES,
         code=FailureCode.PERMISSION_DENIED,
     )
@@ -157,29 +157,29 @@ def rename_without_replacing(source: ResolvedPath, destination: ResolvedPath) ->
     """
     call = getattr(_libc, "renameat2", None)
     if call is not None:
-        if call(source.folder, source.name, destination.folder, destination.name, _RENAME_NOREPLACE) == 0:
+        if call(source.directory, source.name, destination.directory, destination.name, _RENAME_NOREPLACE) == 0:
             return
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(number, os.strerror(number), destination.path)
     # A file system that cannot (NFS, say): a link never replaces.
-    if not stat.S_ISDIR(os.stat(source.name, dir_fd=source.folder, follow_symlinks=False).st_mode):
+    if not stat.S_ISDIR(os.stat(source.name, dir_fd=source.directory, follow_symlinks=False).st_mode):
         try:
             os.link(
                 source.name,
                 destination.name,
-                src_dir_fd=source.folder,
-                dst_dir_fd=destination.folder,
+                src_dir_fd=source.directory,
+                dst_dir_fd=destination.directory,
                 follow_symlinks=False,
             )
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
         else:
-            os.unlink(source.name, dir_fd=source.folder)
+            os.unlink(source.name, dir_fd=source.directory)
             return
     # Directories have no links, and some file systems (FAT, many of FUSE) have none: a look right before the rename.
     with contextlib.suppress(FileNotFoundError):
-        os.stat(destination.name, dir_fd=destination.folder, follow_symlinks=False)
+        os.stat(destination.name, dir_fd=destination.directory, follow_symlinks=False)
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), destination.path)
-    os.rename(source.name, destination.name, src_dir_fd=source.folder, dst_dir_fd=destination.folder)
+    os.rename(source.name, destination.name, src_dir_fd=source.directory, dst_dir_fd=destination.directory)

@@ -50,7 +50,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
         super().__init__()
         self._sessions: dict[str, SftpSession] = {}
         self._piece_sizes: dict[SftpSession, PieceSizes] = {}
-        #: Whether the server makes hard links, as far as that was asked.
+        #: Whether the server makes hard links, where that was tried.
         self._linking: dict[SftpSession, bool] = {}
         #: The path of the file that was written last.
         self._written = b""
@@ -78,7 +78,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
             handle = handle_of(session.call(sftp.OPENDIR, string(path)))
         except StatusError as error:
             if error.errno in (errno.ENOENT, None):
-                self._refuse_folder(url, path, error)
+                self._refuse_directory(url, path, error)
             raise _about(error, path) from error
         try:
             while True:
@@ -96,10 +96,10 @@ class SftpBackend(WakeableBackend, GroupBackend):
             close_handle(session, handle)
 
     def _named(
-        self, session: SftpSession, folder: bytes, found: list[tuple[bytes, Attributes]]
+        self, session: SftpSession, directory: bytes, found: list[tuple[bytes, Attributes]]
     ) -> Iterator[tuple[bytes, FileStat]]:
         found = [(name, attributes) for name, attributes in found if name not in (b".", b"..")]
-        paths = [(folder.rstrip(b"/") + b"/" + name, attributes) for name, attributes in found]
+        paths = [(directory.rstrip(b"/") + b"/" + name, attributes) for name, attributes in found]
         file_stats = with_types(session, paths)
         links = [
             (path, file_stat)
@@ -414,12 +414,12 @@ class SftpBackend(WakeableBackend, GroupBackend):
         """The file system that holds a path; None if the server does not tell."""
         if _STATVFS not in session.extensions:
             return None
-        folder = path.rpartition(b"/")[0] or b"/"
+        directory = path.rpartition(b"/")[0] or b"/"
         with contextlib.suppress(StatusError):
-            return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(folder)))
+            return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(directory)))
         return None
 
-    def _refuse_folder(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
+    def _refuse_directory(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
         there = self.stat(url)
         if there is not None and "directory" not in (there.kind, there.target_kind):
             raise StorageError(f"{_shown(path)} is not a directory", errno=errno.ENOTDIR) from error

@@ -63,7 +63,7 @@ class FileSystem(NamedTuple):
 
     Attributes:
         number: of the file system.
-        is_full: whether it has no room for more, as far as it counts.
+        is_full: whether it reports no free space; False for a server that does not report it.
         is_read_only: whether nothing can be written.
     """
 
@@ -155,9 +155,9 @@ def with_types(
     for start in range(0, len(unknown), _AT_ONCE):
         asked = unknown[start : start + _AT_ONCE]
         are_links = _succeed(session, [(sftp.READLINK, path) for path in asked]) if links else [False] * len(asked)
-        are_folders = _are_directories(session, asked)
-        for path, is_link, is_folder in zip(asked, are_links, are_folders, strict=True):
-            kinds[path] = "link" if is_link else "directory" if is_folder else "file"
+        are_directories = _are_directories(session, asked)
+        for path, is_link, is_directory in zip(asked, are_links, are_directories, strict=True):
+            kinds[path] = "link" if is_link else "directory" if is_directory else "file"
     return [attributes.file_stat(kinds.get(path)) for path, attributes in found]
 
 
@@ -220,7 +220,7 @@ def with_targets(session: SftpSession, links: list[tuple[bytes, FileStat]]) -> l
 
 
 def close_handle(session: SftpSession, handle: bytes) -> None:
-    """Close a file or directory; nobody waits for the answer."""
+    """Close a file or directory without waiting for the reply."""
     if not session.closed:
         session.forget([session.send(sftp.CLOSE, string(handle))])
 

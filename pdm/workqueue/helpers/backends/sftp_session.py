@@ -271,7 +271,7 @@ class SftpSession:
                 self._forgotten.add(request)
 
     def is_alive(self) -> bool:
-        """Whether it can be used, as far as is known here; one that a server has left meanwhile is closed."""
+        """Whether the session is believed to be open. A session that the server has ended is closed."""
         if self.closed:
             return False
         with contextlib.suppress(BlockingIOError, StorageError):

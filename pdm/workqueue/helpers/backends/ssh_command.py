@@ -83,7 +83,7 @@ def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
         "ControlPath": "none",
         "ClearAllForwardings": "yes",
         "ConnectTimeout": str(max(int(min(timeouts.stall_s, _LONGEST_CONNECT_S)), 1)),
-        # Of what goes wrong before a login some is told only at this level, at which the server's banner is shown, too.
+        # Some errors before a login are printed only at this level, as is the server's banner.
         "LogLevel": "INFO",
     }
     command = ["ssh", "-F", "none", "-T", "-x", "-a"]

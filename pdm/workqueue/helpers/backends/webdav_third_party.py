@@ -184,7 +184,7 @@ class SourceWatchdog:
     """
 
     def __init__(self, source: StorageUrl, stall_s: float, response: HttpResponse) -> None:
-        #: When the last byte arrived, as far as is known (`time.monotonic`).
+        #: When the last byte was reported to arrive (`time.monotonic`).
         self.moved_at = time.monotonic()
         self.gave_up = False
         self._source = source

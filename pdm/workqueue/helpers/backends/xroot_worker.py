@@ -30,7 +30,7 @@ _PIECE = 1024 * 1024
 #: Pieces under way at once: what a long line needs, and all the memory that a file ever takes.
 _AHEAD = 4
 _MODE = AccessMode.UR | AccessMode.UW | AccessMode.GR | AccessMode.OR
-_FOLDER_MODE = _MODE | AccessMode.UX | AccessMode.GX | AccessMode.OX
+_DIRECTORY_MODE = _MODE | AccessMode.UX | AccessMode.GX | AccessMode.OX
 _MARKER_S = 0.5
 _SOON_S = 3
 _CONTINUES = 1
@@ -46,7 +46,7 @@ _answers = os.fdopen(os.dup(1), "wb", buffering=0)
 
 
 class FailureError(Exception):
-    """What is told of a request that failed; with the status of the library, where it comes from there."""
+    """An error of a request, with the status of the library where it has one."""
 
     def __init__(self, status: dict[str, Any]) -> None:
         super().__init__(status.get("message"))
@@ -61,7 +61,7 @@ def said(message: str, what: str) -> FailureError:
 
 _NO_NEW_PRIVILEGES = 38
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 446, 1
-#: Writing, removing, and making of any kind; moving between folders and cutting came later.
+#: Writing, removing, and making of any kind; moving between directories and cutting came later.
 _ALL_WRITING, _REFER, _TRUNCATE = 0x1FF2, 0x2000, 0x4000
 _WITH_REFER, _WITH_TRUNCATE = 2, 3
 
@@ -182,7 +182,7 @@ def thing(info: dict[str, Any]) -> dict[str, Any]:
 
 
 class Listing:
-    """A folder that is being listed: the library calls from its own thread."""
+    """A directory that is being listed: the library calls from its own thread."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -204,7 +204,7 @@ class Listing:
             self.changed.notify_all()
 
     def broken(self, kind: Any, error: Any, where: Any) -> None:
-        """The bindings could not make text of a name; they tell it nobody else."""
+        """Record a name that the bindings could not decode: they report it only by this call."""
         with self.changed:
             self.status = {"ok": False, "message": f"a name that is not UTF-8: {error}", "what": "BAD_LISTING"}
             self.changed.notify()
@@ -233,12 +233,12 @@ class Listing:
 
 
 def entries(server: str, path: str) -> None:
-    """What is in a folder.
+    """What is in a directory.
 
     A server (5.5) ends the listing with ``STAT`` at the first entry that it cannot look at, as if that were all: a link
     that leads nowhere hides all that comes after it. So the names are asked for once more, without.
     """
-    # Of each name only a number: a folder may have very many.
+    # Of each name only a number: a directory may have very many.
     seen: set[int] = set()
     for found in Listing().pieces(server, path, DirListFlags.STAT):
         seen.update(hash(name) for name, _ in found)
@@ -254,13 +254,13 @@ def entries(server: str, path: str) -> None:
 
 
 def looks(server: str, path: str, names: list[str], anything: bool) -> list[list[Any]]:
-    """What is at some names of a folder; those that lead nowhere are links.
+    """What is at some names of a directory; those that lead nowhere are links.
 
     Args:
         server: whose.
-        path: of the folder.
+        path: of the directory.
         names: in it.
-        anything: whether anything else in the folder can be looked at: then it is no fault of the folder.
+        anything: whether anything else in the directory can be looked at: then it is no fault of the directory.
     """
     system = client.FileSystem(server)
     calls = []
@@ -286,14 +286,14 @@ def leads_nowhere(status: dict[str, Any]) -> bool:
 
 
 def make(server: str, path: str) -> None:
-    checked(client.FileSystem(server).mkdir(path, 0, _FOLDER_MODE))
+    checked(client.FileSystem(server).mkdir(path, 0, _DIRECTORY_MODE))
 
 
 def remove(server: str, path: str) -> None:
     checked(client.FileSystem(server).rm(path))
 
 
-def remove_folder(server: str, path: str) -> None:
+def remove_directory(server: str, path: str) -> None:
     checked(client.FileSystem(server).rmdir(path))
 
 
@@ -345,7 +345,7 @@ def read(server: str, path: str) -> None:
 
 
 def write(server: str, path: str, size: int) -> None:
-    """A new file of the pieces that come; an error is told at once, and the rest of them is thrown away."""
+    """Write the pieces that arrive to a new file. An error is reported at once, and later pieces are discarded."""
     opened = Opened(f"{server}/{path}?oss.asize={size}", OpenFlags.NEW | OpenFlags.WRITE)
     calls: deque[Call] = deque()
     try:
@@ -369,7 +369,7 @@ def write(server: str, path: str, size: int) -> None:
 
 
 def pull(server: str, path: str, cgi: str) -> None:
-    """Have the server fetch a file from another; it is told how in the query of the name."""
+    """Have the server pull a file from another (third-party copy); ``cgi`` is the query that describes the source."""
     opened = Opened(f"{server}/{path}?{cgi}", OpenFlags.NEW | OpenFlags.UPDATE)
     try:
         # The first asks for the copy to be prepared, the second for it to be made.
@@ -395,7 +395,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "entries": entries,
     "make": make,
     "remove": remove,
-    "remove_folder": remove_folder,
+    "remove_directory": remove_directory,
     "rename": rename,
     "checksum": checksum,
     "configuration": configuration,

@@ -62,7 +62,7 @@ class XrootdBackend(WakeableBackend):
     def __init__(self) -> None:
         super().__init__()
         self._workers: dict[tuple[str, int], XrootdSession] = {}
-        #: Folder of authorities → who delegates.
+        #: Directory of authorities → who delegates.
         self._delegating: dict[str | None, XrootdSession] = {}
         #: Server → whether it fetches files with a delegated proxy.
         self._pulls: dict[str, bool] = {}
@@ -125,10 +125,10 @@ class XrootdBackend(WakeableBackend):
         self._worker(server).call("make", server=server, path=path)
 
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
-        """A folder that is not empty is not removed by ``rmdir``, and a link to one neither: the reasons differ."""
+        """A directory that is not empty is not removed by ``rmdir``, and a link to one neither: the reasons differ."""
         server, path = _server_and_path(url)
         try:
-            self._worker(server).call("remove_folder", server=server, path=path)
+            self._worker(server).call("remove_directory", server=server, path=path)
         except StorageError as error:
             if error.errno == errno.ENOTDIR:
                 return link_to_directory(url)
@@ -152,7 +152,7 @@ class XrootdBackend(WakeableBackend):
             raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
         # Where nothing is seen there may be a link that leads nowhere: it can be removed.
         try:
-            self._worker(server).call("remove_folder" if directory else "remove", server=server, path=path)
+            self._worker(server).call("remove_directory" if directory else "remove", server=server, path=path)
         except StorageError as error:
             if directory and error.errno == errno.ENOTDIR:
                 raise StorageError(link_to_directory(url), code=FailureCode.UNSUPPORTED) from error
@@ -276,7 +276,7 @@ class XrootdBackend(WakeableBackend):
             "tpc.str": "1",
             "tpc.tpr": temporary.scheme,
         }
-        # What is wrong with the source is told at once only by itself.
+        # Only the source reports its own errors at once.
         there = at_source(self._there, source)
         if there.kind == "directory":
             raise StorageError(f"{source} is a directory", errno=errno.EISDIR, scope=FailureScope.SOURCE)
@@ -394,7 +394,7 @@ def _file_stat(told: dict[str, int | str | None]) -> FileStat:
 
 
 def _trust(server: str) -> str | None:
-    """The folder of the authorities that may vouch for a server."""
+    """The directory of the authorities that may vouch for a server."""
     return trust_at(server.partition("://")[2])
 
 

@@ -128,7 +128,7 @@ def environment(trust: str | None, *, delegates: bool) -> Mapping[str, str]:
     """Of a worker.
 
     Args:
-        trust: folder of the authorities that may vouch for its server.
+        trust: directory of the authorities that may vouch for its server.
         delegates: whether servers that ask for a proxy get one.
 
     Raises:
@@ -155,7 +155,7 @@ class XrootdSession:
 
     Args:
         wake: becomes readable when what is under way must end.
-        trust: folder of the authorities that may vouch for its server.
+        trust: directory of the authorities that may vouch for its server.
         delegates: whether servers that ask for a proxy get one.
     """
 
@@ -163,7 +163,7 @@ class XrootdSession:
         self.timeouts: Timeouts
         #: Whether a request is under way: the session can take no other.
         self.busy = False
-        #: Entries of folders that came through it.
+        #: Entries of directories that came through it.
         self.listed = 0
         self._wake = wake
         self._noise = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 - `close` closes it

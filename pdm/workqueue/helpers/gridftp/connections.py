@@ -269,7 +269,7 @@ def fits_on_command_line(path: bytes) -> bool:
 
 
 def parent_path(path: bytes) -> bytes:
-    """The folder that holds the thing at a path; of the root, that is the root."""
+    """The directory that holds the thing at a path; of the root, that is the root."""
     head, _, _ = path.rstrip(b"/").rpartition(b"/")
     if head:
         return head

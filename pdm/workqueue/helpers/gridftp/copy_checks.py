@@ -59,7 +59,7 @@ class PipelinedFile:
     """
 
     __slots__ = (
-        *("checksum", "destination", "folder", "is_listed", "is_source_listed", "item", "key", "listings", "over"),
+        *("checksum", "destination", "directory", "is_listed", "is_source_listed", "item", "key", "listings", "over"),
         *("size", "source", "temporary", "unproven", "used", "version"),
     )
 
@@ -70,7 +70,7 @@ class PipelinedFile:
         self.source = server_path(item.source)
         self.destination = server_path(item.destination)
         self.temporary = server_path(item.temporary)
-        self.folder = parent_path(self.destination)
+        self.directory = parent_path(self.destination)
         self.used: list[bytes] = []
         self.over = False
         self.begin_anew()
@@ -290,7 +290,7 @@ class SourceCheck:
     Args:
         channel: to the source.
         counts: entries of directories when they were last listed, by address and path; kept up here.
-        doubt: is called with a file whose time may stay the same in spite of a write, after its RETR was sent.
+        needs_second_look: called with a file whose mtime may not change when it is written to, after its RETR was sent.
         passed: with one that has passed a look.
         leave: with one that is left to the fallback, as it was written to.
     """
@@ -299,13 +299,13 @@ class SourceCheck:
         self,
         channel: ControlChannel,
         counts: dict[tuple[str, bytes], int],
-        doubt: Passed,
+        needs_second_look: Passed,
         passed: Passed,
         leave: Leave,
     ) -> None:
         self._channel = channel
         self._counts = counts
-        self._doubt = doubt
+        self._needs_second_look = needs_second_look
         self._passed = passed
         self._leave = leave
         self._knows_times = "MDTM" in channel.features
@@ -356,7 +356,7 @@ class SourceCheck:
     def look_after(self, file: PipelinedFile) -> None:
         """Ask for it again; comes after its RETR."""
         if isinstance(file.version, int) and may_hide_writes(file.version, self._listed_at):
-            self._doubt(file)
+            self._needs_second_look(file)
         if self._knows_times and not file.is_source_listed:
             file.unproven += 1
             self._channel.send(b"MDTM " + file.source, lambda reply: self._told_again(file, reply))
@@ -364,7 +364,7 @@ class SourceCheck:
     def _told(self, file: PipelinedFile, reply: Reply, asked_at: float) -> None:
         file.version = reply.text
         if may_hide_writes(time_in(reply), asked_at):
-            self._doubt(file)
+            self._needs_second_look(file)
         self._passed(file)
 
     def _told_again(self, file: PipelinedFile, reply: Reply) -> None:

@@ -64,7 +64,7 @@ class Gsi:
         if status != 0:
             raise GsiError("the GSSAPI library could not be set up")
         self._host_based = c_void_p.in_dll(self._slow, "GSS_C_NT_HOSTBASED_SERVICE")
-        #: By the folder of authorities, which the library reads with a credential, not with a login.
+        #: By the directory of authorities, which the library reads with a credential, not with a login.
         self._credentials: dict[str | None, c_void_p] = {}
         self._guard = threading.Lock()
 

@@ -58,7 +58,7 @@ _LONGEST_ROUND_TRIP_S = 0.25
 _MOST_FAILURES = 3
 #: Every temporary name that an attempt may use: one each time both channels are opened, the last for the fallback.
 TEMPORARY_NAMES = _MOST_FAILURES + 1
-#: A server whose session was cut may open its file a moment later.
+#: A server whose session was cut may still open its file shortly after.
 _SETTLE_S = 0.1
 #: Seconds that removing what a cancelled batch left may take.
 _CLEAN_UP_S = 3.0
@@ -158,7 +158,7 @@ class _RouteCopy:
                     self._close(file)
                     is_source = error.address == self._addresses[0]
                     scope = FailureScope.SOURCE if is_source else FailureScope.DESTINATION
-                    self._batch.failed(file.key, error.storage_error(scope), residue=bool(file.used))
+                    self._batch.failed(file.key, error.storage_error(scope), leftover=bool(file.used))
             except ChannelError as error:
                 # There is no connection to be had: the fallback finds out why.
                 self._give_up(str(error))
@@ -188,30 +188,30 @@ class _RouteCopy:
             file.begin_anew()
         if not self._checksums:
             self._sources = SourceCheck(
-                self._source, self._connections.entry_counts, self._doubt, self._proven, self._leave
+                self._source, self._connections.entry_counts, self._needs_second_look, self._proven, self._leave
             )
             self._sources.list_directories(files)
-        folders = PipelinedDirectories(self._destination, {file.folder for file in files})
+        directories = PipelinedDirectories(self._destination, {file.directory for file in files})
         self._carry_on()
-        self._find_new_folders(files, folders)
+        self._find_new_directories(files, directories)
         check = DestinationCheck(channels, self._overwrite, self._ready.append, self._is_there, self._leave)
         for file in files:
             if not file.over:
-                self._look(file, folders, check)
+                self._look(file, directories, check)
         self._carry_on()
         self._carry_on(self._refill)
 
-    def _find_new_folders(self, files: list[PipelinedFile], folders: PipelinedDirectories) -> None:
-        """Have files proven by a listing whose folder the batch has made, and which holds little else than them."""
+    def _find_new_directories(self, files: list[PipelinedFile], directories: PipelinedDirectories) -> None:
+        """Have files proven by a listing whose directory the batch has made, and which holds little else than them."""
         self._asked.clear()
         listings: dict[bytes, SharedListing] = {}
         if "MLSC" not in self._destination.features:
             return
         for file in files:
-            if folders.states.get(file.folder) == NEW:
-                if file.folder not in listings:
-                    listings[file.folder] = SharedListing(self._destination, file.folder, None, self._arrived)
-                file.wait_for(listings[file.folder])
+            if directories.states.get(file.directory) == NEW:
+                if file.directory not in listings:
+                    listings[file.directory] = SharedListing(self._destination, file.directory, None, self._arrived)
+                file.wait_for(listings[file.directory])
                 file.is_listed = True
 
     def _carry_on(self, refill: Callable[[], None] = lambda: None) -> None:
@@ -223,10 +223,10 @@ class _RouteCopy:
         largest = max((file.size for file in self._under_way.values()), default=0)
         return self._limits.stall_s + largest / self._limits.least_rate
 
-    def _look(self, file: PipelinedFile, folders: PipelinedDirectories, check: DestinationCheck) -> None:
-        state = folders.states.get(file.folder)
+    def _look(self, file: PipelinedFile, directories: PipelinedDirectories, check: DestinationCheck) -> None:
+        state = directories.states.get(file.directory)
         if state is None:
-            self._leave(file, f"the folder of {file.item.destination} cannot be used")
+            self._leave(file, f"the directory of {file.item.destination} cannot be used")
         elif state == NEW:
             self._ready.append(file)
         else:
@@ -243,7 +243,7 @@ class _RouteCopy:
             file = self._ready.popleft()
             if self._batch.is_ended(file.key) or not self._batch.started(file.key):
                 self._close(file)
-                self._batch.cancelled(file.key, residue=bool(file.used))
+                self._batch.cancelled(file.key, leftover=bool(file.used))
             else:
                 self._begin(file)
 
@@ -290,7 +290,7 @@ class _RouteCopy:
         file.unproven += 2
         ask_checksums(self._source, self._destination, file.source, file.temporary, summed)
 
-    def _doubt(self, file: PipelinedFile) -> None:
+    def _needs_second_look(self, file: PipelinedFile) -> None:
         """Compare checksums of a source that was written to just now: its time may not show a torn copy."""
         if computes_checksums(self._source, self._destination):
             self._ask_sums(file)
@@ -315,7 +315,7 @@ class _RouteCopy:
             self._rename(file)
 
     def _arrived(self, file: PipelinedFile, entries: Mapping[bytes, FileStat]) -> None:
-        """Check a file against the listing of its new folder: its size, and that its name is free."""
+        """Check a file against the listing of its new directory: its size, and that its name is free."""
         there = entries.get(base_name(file.temporary))
         if there is None or there.kind != "file" or there.size != file.size:
             self._leave(file, f"what arrived has not {file.size} bytes: {there}")
@@ -391,7 +391,7 @@ class _RouteCopy:
         file = next(iter(self._under_way.values()), None)
         if file is not None:
             self._close(file)
-            self._batch.failed(file.key, StorageError(why, code=FailureCode.STALLED), residue=True)
+            self._batch.failed(file.key, StorageError(why, code=FailureCode.STALLED), leftover=True)
 
     def _start_over(self) -> None:
         """Give up both channels; what was on its way is open still, and what was renamed unheard shows as there."""
@@ -410,7 +410,7 @@ class _RouteCopy:
         if begun:
             self._start_over()
             deadline = time.monotonic() + _CLEAN_UP_S
-            # What is not in `gone` afterwards may have been left, and is told so.
+            # A temporary file that is not in `gone` afterwards is reported as a possible leftover.
             with contextlib.suppress(ChannelError, BrokenError, SilenceError, StoppedError):
                 channel = self._connections.single(self._addresses[1])
                 for temporary in itertools.chain.from_iterable(file.used for file in begun):
@@ -419,7 +419,7 @@ class _RouteCopy:
                     (channel,), self._waker, lambda: time.monotonic() > deadline, lambda: None, lambda: 1.0
                 )
         for file in begun:
-            self._batch.cancelled(file.key, residue=not gone.issuperset(file.used))
+            self._batch.cancelled(file.key, leftover=not gone.issuperset(file.used))
 
 
 def _noting(gone: set[bytes], temporary: bytes) -> Callable[[Reply], None]:

@@ -63,11 +63,11 @@ class Reply(NamedTuple):
 
 
 class ListingEntry(NamedTuple):
-    """One entry: its name, what it is, and facts of the listed folder.
+    """One entry: its name, what it is, and facts of the listed directory.
 
     Attributes:
-        role: ``cdir`` and ``pdir`` for the listed folder and the one above, empty for what is in it.
-        counted: of ``cdir``: how many entries the server has for the folder.
+        role: ``cdir`` and ``pdir`` for the listed directory and the one above, empty for what is in it.
+        counted: of ``cdir``: how many entries the server has for the directory.
     """
 
     name: bytes

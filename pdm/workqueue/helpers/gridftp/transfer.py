@@ -27,7 +27,7 @@ _MEASURE_S = 5.0
 _LEAST_MARKER_STALL_S = 11.0
 #: Seconds to wait for the other server, when one says that the transfer has failed but not why.
 _OTHER_S = 1.0
-#: How often a transfer goes on after its connections broke.
+#: How many times a transfer is resumed after its connections were lost.
 _MOST_RESTARTS = 5
 _PERFORMANCE_MARKER, _RANGE_MARKER = 112, 111
 _STRIPE = re.compile(r"Stripe Index: *(\d{1,9})\b.*Stripe Bytes Transferred: *(\d{1,19})\b", re.DOTALL | re.IGNORECASE)
@@ -72,7 +72,7 @@ class TransferMarkers:
             self.ranges = _merged([*self.ranges, *((first, end) for first, end in told if first < end)])
 
     def restart(self) -> None:
-        """The transfer goes on with what is missing."""
+        """Prepare to send the missing ranges."""
         self._stripes.clear()
         self._before = self.kept
 
@@ -198,7 +198,7 @@ class ThirdPartyTransfer:
                 self._session.connections.drop(at_source, at_destination)
 
     def _hear(self, at_destination: ControlChannel) -> None:
-        """Give the destination a moment to say how the transfer ended, once a connection broke."""
+        """Wait up to `_OTHER_S` for the destination's reply, after a connection was lost."""
         if FailureScope.DESTINATION not in self._replies:
             soon = Timeouts(_OTHER_S, 0.0, time.monotonic() + _OTHER_S)
             with contextlib.suppress(StorageError):

@@ -315,9 +315,9 @@ def _file_stat(entry: re.Match[str]) -> FileStat:
 
 
 def _seconds(text: str) -> int | None:
-    moment = int(datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
+    modified = int(datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
     # Plugins fill in 1970 where the server tells no time.
-    return moment or None
+    return modified or None
 
 
 def _python() -> dict[str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011_chains"
-down_revision = "0010_attempts_in_elements"
+revision = "0012_chains"
+down_revision = "0011_planned"
 branch_labels = None
 depends_on = None
 
