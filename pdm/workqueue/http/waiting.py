@@ -50,7 +50,7 @@ def _chain_sentences(after: Predecessors, awaited: Sequence[AwaitedJob]) -> list
     return [f"{words}; that job is {awaited[0].status.name} now" if len(awaited) == 1 else words]
 
 
-#: A new job is about to be claimed: its place in the queue is not queried for this long.
+#: Seconds for which a new job's place in the queue is not queried: it is usually claimed at once.
 _SETTLING_TIME = timedelta(seconds=1)
 #: Cache of reasons for waiting: lifetime and size.
 _WAITING_CACHE_LIFETIME, _MAX_CACHED_WAITING = timedelta(seconds=1), 1000

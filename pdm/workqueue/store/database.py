@@ -77,7 +77,7 @@ class Database:
         self._idle: Deferred[None] | None = None
         #: Called with each job that has ended and for which others wait.
         self.on_awaited_end: Callable[[int], None] = lambda job_id: None
-        #: By job: who waits for the next commit that writes it.
+        #: Job → Deferreds that wait for the next commit that writes it.
         self._waiting: dict[int, set[Deferred[None]]] = {}
 
     @classmethod
