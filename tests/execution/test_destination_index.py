@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,4 +65,4 @@ def test_impossible_entries_are_refused(index: DestinationIndex, entry: ListedEn
 
 def test_nothing_of_it_is_left(index: DestinationIndex, tmp_path: Path) -> None:
     index.put([file(f"{number:06}" * 20) for number in range(3000)])
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
