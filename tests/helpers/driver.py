@@ -146,7 +146,7 @@ class HelperProcess:
     def list(self, url: str, depth: int | None = None, *, follow: bool = True, **limits: Any) -> list[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow))
 
-    def list_both(self, source: str, destination: str) -> list[wire.AgentEvent]:
+    def list_both(self, source: str, destination: str) -> Sequence[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
 
     def copy(

@@ -73,7 +73,7 @@ def item(key: int, path: Path, **more: object) -> wire.PathItem:
     """The removal of a file as it is now."""
     there = path.lstat()
     listed = wire.PathItem(key, path.as_uri(), again=True, listed_size=there.st_size, listed_mtime=int(there.st_mtime))
-    return wire.PathItem(**{name: getattr(listed, name) for name in listed.__struct_fields__} | more)  # type: ignore[arg-type]
+    return wire.PathItem(**{name: getattr(listed, name) for name in listed.__struct_fields__} | more)
 
 
 def test_another_file_than_was_listed_stays(file_helper: HelperProcess, site: Path) -> None:
