@@ -233,6 +233,7 @@ class Assembly:
             on_capacity=self._capacity_freed,
             on_work=self._work_added,
             add_element=self._add_element,
+            scratch=settings.state.folder,
             restricted=self.site_directory.restricted,
             find_missing=self._find_missing,
         )

@@ -175,6 +175,11 @@ class JobRecord:
         return self.type is JobType.COPY and bool(self.options.get("delete_extra"))
 
     @property
+    def lists_destination(self) -> bool:
+        """Whether its destination is listed as well."""
+        return self.type is JobType.COPY and bool(self.options.get("sync") or self.options.get("dry_run"))
+
+    @property
     def has_phases(self) -> bool:
         """Whether some of its elements wait for others."""
         return self.type is JobType.REMOVE or self.moves or self.deletes_extra
@@ -298,6 +303,11 @@ class Batch:
     def job(self) -> JobRecord:
         """One of the jobs; for what all have in common."""
         return self.jobs[self.elements[0].job_id]
+
+    @property
+    def is_of_its_kind(self) -> bool:
+        """Whether its speed says something about the work of its job: removals of a COPY have no bytes to move."""
+        return self.type not in (JobType.LIST, JobType.REMOVE) or self.type is self.job.type
 
     def job_of(self, element: ElementRecord) -> JobRecord:
         return self.jobs[element.job_id]

@@ -48,6 +48,7 @@ class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         crash: whether the helper process dies in the first attempt of each element.
         fail: code with which elements fail.
         fail_times: how many attempts of each element fail; all without it.
+        there: how many files a listing of the destination shows; those beyond ``files`` are extra.
     """
 
     files: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
@@ -58,6 +59,7 @@ class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     crash: bool = False
     fail: str | None = None
     fail_times: Annotated[int, Meta(ge=0, le=100)] | None = None
+    there: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
 
 
 Mover = Annotated[
