@@ -226,7 +226,7 @@ def test_a_listing_is_put_right(shared: HelperProcess, sites: Sites) -> None:
     sites.put(directory / "new\nline")
     events = shared.list(sites.url(directory))
     assert {"%E9", "new%0Aline", "sub/deep"} <= set(entries(events))
-    assert any("gfal-ls has broken off" in line for line in log_of(events, 0))
+    assert any("gfal-ls stopped after" in line for line in log_of(events, 0))
 
 
 def test_a_missing_directory(shared: HelperProcess, sites: Sites) -> None:
