@@ -185,9 +185,7 @@ class ToolStorage(Storage):
         except StorageError as error:
             if begun or is_answer(error):
                 raise
-            self._log(
-                f"our own client cannot list ({error.message.splitlines()[0][:200]}): the output of gfal-ls is used"
-            )
+            self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): using gfal-ls")
             if failure is not None:
                 raise failure from None
             self._natives.give_up(url)
@@ -237,7 +235,7 @@ class ToolStorage(Storage):
             error = self._removals.pop(url)
             is_there = self.stat(url) is not None
             if is_there and (error is None or error.errno == errno.ENOENT):
-                raise StorageError(f"gfal-rm reports {url} as removed, but it exists", code=FailureCode.SERVER_ERROR)
+                raise StorageError(f"gfal-rm reports success, but {url} exists", code=FailureCode.SERVER_ERROR)
             if error is not None and (is_there or error.errno == errno.ENOENT):
                 raise error
 
@@ -247,9 +245,7 @@ class ToolStorage(Storage):
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
         error = self._error_of(lambda: self._gfal.remove_directory(url))
         if self.stat(url) is not None:
-            raise error or StorageError(
-                f"gfal-rm reports {url} as removed, but it exists", code=FailureCode.SERVER_ERROR
-            )
+            raise error or StorageError(f"gfal-rm reports success, but {url} exists", code=FailureCode.SERVER_ERROR)
 
     def remove_files(self, urls: Sequence[StorageUrl]) -> None:
         """Remove files with one process; it may end early, and `remove` reports the outcome of each."""
@@ -377,8 +373,8 @@ class ToolStorage(Storage):
         """Check the tool's report of a copy.
 
         Returns:
-            None if the file can be verified: an error is dropped if size and checksum agree. Otherwise the error, with
-            the side at fault.
+            None if the file can be verified: an error is dropped if size and checksum agree. Else the error with its
+            scope.
         """
         if complaint is None:
             try:
