@@ -25,6 +25,9 @@ from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.processes import require_programs
 from tests.security import canary
 
+# Imports make almost no garbage: until all tests are collected, collections would only scan what the imports have made.
+gc.disable()
+
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("pdm", deadline=None)
 hypothesis.settings.load_profile("pdm")
@@ -112,6 +115,7 @@ def pytest_collection_finish() -> None:
     # What the imports made stays for good: `lost_errors` need not walk it again after each test.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
