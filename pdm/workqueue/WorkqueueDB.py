@@ -248,6 +248,8 @@ class JobElement(Base):
         started_at: of the attempt that has succeeded, the newest, which took ``elapsed_s``; it has no row in
             ``attempts``. Null in all other elements, and in those of earlier versions. So are ``log_offset`` and
             ``log_length``, see `pdm.workqueue.domain.jobs.LogSpan`.
+        planned: name of a `pdm.workqueue.domain.enums.PlannedAction`; null where nothing was compared.
+        mtime: of the file when it was listed, seconds since 1970; null where that is not needed later.
     """
 
     __tablename__ = "job_elements"
@@ -289,6 +291,8 @@ class JobElement(Base):
     started_at: Mapped[datetime | None]
     log_offset: Mapped[int | None]
     log_length: Mapped[int | None]
+    planned: Mapped[str | None] = mapped_column(String(12))
+    mtime: Mapped[int | None]
 
 
 class Worker(Base):
@@ -318,7 +322,7 @@ class KeyCheck(Base):
 
 
 class Attempt(Base):
-    """An ended attempt at an element, unless it has succeeded: that is told by columns of the element.
+    """An ended attempt at an element that did not succeed; a successful one is stored in columns of the element.
 
     Attributes:
         log_offset: see `pdm.workqueue.domain.jobs.LogSpan`; null in rows of earlier versions, and of attempts that were

@@ -43,7 +43,7 @@ def as_user(service: Service, tmp_path: Path) -> Iterator[ClientOf]:
         credential = service.certificates.of(user)
         credential.write_bundle(tmp_path / f"{user}.pem")
         settings = ClientSettings(
-            f"https://localhost:{service.port}", tmp_path / f"{user}.pem", None, service.folder / "trust"
+            f"https://localhost:{service.port}", tmp_path / f"{user}.pem", None, service.directory / "trust"
         )
         made.append(WorkqueueClient.from_settings(reactor, settings))
         return made[-1]
@@ -137,7 +137,7 @@ async def test_waiting_sees_the_job_through_to_its_end(as_user: ClientOf, servic
 
 
 @ensure
-async def test_a_running_job_tells_how_far_it_is_and_what_it_writes(as_user: ClientOf, service: Service) -> None:
+async def test_a_running_job_has_progress_and_a_log(as_user: ClientOf, service: Service) -> None:
     client = as_user("watcher")
     job = await client.mkdir(1, "/there", protocol="DUMMY")
     assert job.progress is not UNSET

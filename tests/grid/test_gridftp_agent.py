@@ -62,21 +62,21 @@ def test_what_is_at_the_destination(
 
 def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     good = sites.put(sites.a / "f")
-    (sites.a / "folder").mkdir()
+    (sites.a / "dir").mkdir()
     shut = sites.put(sites.a / "shut" / "f")
     shut.chmod(0)
-    (sites.b / "folder").mkdir()
+    (sites.b / "dir").mkdir()
     sites.put(sites.b / "file")
     closed = sites.b / "closed"
     closed.mkdir(mode=0o500)
     items = [
         sites.item(good, sites.b / "1", 1),
         sites.item(sites.a / "gone", sites.b / "2", 2),
-        sites.item(good, sites.b / "folder", 3),
+        sites.item(good, sites.b / "dir", 3),
         sites.item(good, sites.b / "file" / "below", 4),
         sites.item(good, sites.b / ("n" * 256), 5),
         copy_item(6, sites.url(good), sites.url(sites.b / "6"), 8),
-        copy_item(7, sites.url(sites.a / "folder"), sites.url(sites.b / "7"), 0),
+        copy_item(7, sites.url(sites.a / "dir"), sites.url(sites.b / "7"), 0),
         sites.item(shut, sites.b / "8", 8),
         sites.item(good, closed / "9", 9),
     ]
@@ -119,7 +119,7 @@ def test_what_earlier_attempts_left_goes_first(shared: HelperProcess, sites: Sit
     assert tree(sites.b) == {"g": b"content"}
 
 
-def test_two_helpers_may_make_the_same_folders(shared: HelperProcess, own: HelperProcess, sites: Sites) -> None:
+def test_two_helpers_may_make_the_same_directories(shared: HelperProcess, own: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.a / f"f{number}") for number in range(40)]
     requests = []
     for helper, half in ((shared, files[::2]), (own, files[1::2])):

@@ -86,7 +86,7 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
 def test_of_many_sources_those_that_are_rewritten_in_place_are_found(
     own: HelperProcess, sites: Sites, verify: str, others: int
 ) -> None:
-    """Their times are told by a listing of their folder, or by a command each where it holds many others."""
+    """Their times are told by a listing of their directory, or by a command each where it holds many others."""
     files = [sites.put(sites.a / f"f{number:03}", b"o" * MIB) for number in range(160)]
     for file in files:
         os.utime(file, (OLD, OLD))

@@ -175,13 +175,13 @@ def _limits(changes: Mapping[str, Any]) -> wire.TimeLimits:
 
 def copy_item(key: int, source: str, destination: str, size: int, attempt: int = 1) -> wire.CopyItem:
     """A copy as the movers ask for it."""
-    folder = destination.rpartition("/")[0]
-    names = [f"{folder}/.pdm-{_UID}.{key}.{number}.part" for number in range(1, attempt + 1)]
+    directory = destination.rpartition("/")[0]
+    names = [f"{directory}/.pdm-{_UID}.{key}.{number}.part" for number in range(1, attempt + 1)]
     return wire.CopyItem(key, source, destination, names[-1], names[:-1], size)
 
 
 def put(path: Path, content: bytes = b"content") -> Path:
-    """A file with its folders."""
+    """A file with its directories."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -192,9 +192,9 @@ def adler(content: bytes) -> str:
     return f"ADLER32:{zlib.adler32(content):08x}"
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """The content of all files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def tree(directory: Path) -> dict[str, bytes]:
+    """The content of all files below a directory."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def outcomes(events: Sequence[wire.AgentEvent]) -> dict[int, wire.AgentEvent]:

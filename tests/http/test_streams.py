@@ -32,7 +32,7 @@ _ELEMENTS = 6_000
 @contextmanager
 def _connection(service: Service, user: str, request: bytes) -> Iterator[ssl.SSLSocket]:
     """A connection on which a request was sent; blocks."""
-    bundle = service.folder / f"raw-{user}.pem"
+    bundle = service.directory / f"raw-{user}.pem"
     service.certificates.of(user).write_bundle(bundle)
     context = ssl.create_default_context(cadata=to_pem(service.certificates.authority.certificate).decode())
     context.load_cert_chain(bundle)

@@ -16,7 +16,7 @@ from pdm.workqueue.domain.paths import checked, encoded
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import read_options
+from pdm.workqueue.wire.options import read_options
 from tests.support.records import NOW, element_record, job_record
 
 LIMITS = wire.TimeLimits()
@@ -182,8 +182,10 @@ def test_an_element_that_no_site_can_hold_fails_alone(protocol: JobProtocol, typ
 
 
 def test_what_has_no_room_in_a_line_waits_for_the_next_batch() -> None:
-    folder = "/" + "/".join(["%" * 250] * 15)
-    claimed = batch(JobType.COPY, *[element(n, f"{folder}/{n}", f"{folder}/{n}", attempts=11) for n in range(400)])
+    directory = "/" + "/".join(["%" * 250] * 15)
+    claimed = batch(
+        JobType.COPY, *[element(n, f"{directory}/{n}", f"{directory}/{n}", attempts=11) for n in range(400)]
+    )
     built = MOVERS[JobProtocol.GRIDFTP].request_for(claimed, url, read_options(JobType.COPY, {}), LIMITS, 9)
     assert built.request is not None
     asked = [item.key for item in built.request.items]  # type: ignore[union-attr]

@@ -174,7 +174,7 @@ class Queue(RuleBasedStateMachine):
             assert element.type is one.type is batch.type
             if one.phase:
                 others = self._of(element.job_id)
-                assert others[0].status is _S.DONE, "a folder goes before all is listed"
+                assert others[0].status is _S.DONE, "a directory goes before all is listed"
                 assert all(other.status.is_final for other in others if other.phase < one.phase)
             one.status, one.attempts, one.worker = _S.RUNNING, element.attempts, worker
             self.tokens.append((batch.token(element), worker))

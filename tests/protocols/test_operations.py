@@ -26,7 +26,7 @@ def names_for(protocol: str) -> list[str]:
 
 
 @protocols
-def test_a_listing_tells_names_kinds_sizes_and_times(protocol: str, relay: HelperProcess, places: Places) -> None:
+def test_a_listing_has_names_kinds_sizes_and_times(protocol: str, relay: HelperProcess, places: Places) -> None:
     for name in names_for(protocol):
         places.put(places.a / "tree" / name, b"12345")
     (places.a / "tree" / "sub" / "empty").mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: He
     ]
     names = ["nothing", "one", "large", *names_for(protocol)]
     items = [
-        places.item(protocol, places.put(places.a / name, content), places.b / "new" / "folder" / name, key)
+        places.item(protocol, places.put(places.a / name, content), places.b / "new" / "dir" / name, key)
         for key, (name, content) in enumerate(zip(names, contents, strict=True))
     ]
     outcomes = relay.copy(items, verify=verify)
@@ -72,7 +72,7 @@ def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: He
         assert isinstance(done, wire.DoneEvent), (names[key], done)
         assert (done.size, done.transferred) == (len(content), len(content))
         assert done.checksum == (adler(content) if verify == "checksum" else None)
-    assert tree(places.b / "new" / "folder") == tree(places.a)
+    assert tree(places.b / "new" / "dir") == tree(places.a)
     assert places.left() == []
 
 
@@ -138,10 +138,10 @@ def test_renaming(protocol: str, relay: HelperProcess, places: Places) -> None:
     assert isinstance(relay.rename(urls[2], urls[1], "always"), wire.DoneEvent)
     assert other.read_bytes() == b"one"
     assert judged(protocol, relay.rename(urls[3], urls[0])) == "source NOT_FOUND"
-    (places.a / "folder").mkdir()
-    places.put(places.a / "folder" / "in it")
-    folder, moved = places.a / "folder", places.a / "moved"
-    assert isinstance(relay.rename(places.url(protocol, folder), places.url(protocol, moved)), wire.DoneEvent)
+    (places.a / "dir").mkdir()
+    places.put(places.a / "dir" / "in it")
+    directory, moved = places.a / "dir", places.a / "moved"
+    assert isinstance(relay.rename(places.url(protocol, directory), places.url(protocol, moved)), wire.DoneEvent)
     assert (moved / "in it").exists()
 
 

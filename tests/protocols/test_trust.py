@@ -32,7 +32,7 @@ def test_each_server_is_vouched_for_by_its_own(
     def run(told: dict[str, str]) -> tuple[wire.AgentEvent, wire.AgentEvent, wire.AgentEvent]:
         changes = {"X509_CERT_DIR": str(tmp_path / "usual"), "PDM_TRUST": json.dumps(told)}
         with HelperProcess(RELAY, {**storages.environment(), **changes}) as helper:
-            at_a, at_b = (helper.list(places.url(protocol, folder))[-1] for folder in (places.a, places.b))
+            at_a, at_b = (helper.list(places.url(protocol, directory))[-1] for directory in (places.a, places.b))
             return at_a, at_b, helper.copy([places.item(protocol, source, places.b / "copy")])[1]
 
     at_a, at_b, copied = run({urls["A"]: right, urls["B"]: other})

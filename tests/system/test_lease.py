@@ -35,7 +35,7 @@ def database() -> Iterator[str]:
 
 @pytest.fixture
 def pair(tmp_path: Path, database: str) -> Iterator[tuple[TestService, TestService]]:
-    """Two instances with one database and the same folders as sites; the first runs."""
+    """Two instances with one database and the same directories as sites; the first runs."""
     name = f"lease_{secrets.token_hex(4)}"
     engine = sa.create_engine(database.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:

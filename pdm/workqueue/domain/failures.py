@@ -75,18 +75,18 @@ class _Meaning(NamedTuple):
 
 _GIVE_UP, _RETRY, _HOLD = Remedy.GIVE_UP, Remedy.RETRY, Remedy.HOLD
 _GIVE_CREDENTIAL = (
-    "Run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site), and the job goes on by itself."
+    "Run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site), and the job resumes by itself."
 )
 
 #: code → what the queue does and what the user can do, where `_HINTS` has nothing for the type of the job. One
 #: sentence each; the words in braces are those of `API_WORDS`.
 MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
     {
-        FailureCode.NOT_FOUND: _Meaning(_GIVE_UP, "Check the path: list the folder that should contain it."),
+        FailureCode.NOT_FOUND: _Meaning(_GIVE_UP, "Check the path: list the directory that should contain it."),
         FailureCode.PERMISSION_DENIED: _Meaning(
             _GIVE_UP,
-            "Ask the owner of that folder, or the site, to let your account in; a token may be for another folder, or"
-            " have ended.",
+            "Ask the owner of that directory, or the site, to let your account in;"
+            " a token may be for another directory, or have ended.",
         ),
         FailureCode.EXISTS: _Meaning(_GIVE_UP, "Something is there already: choose another path."),
         FailureCode.IS_A_DIRECTORY: _Meaning(_GIVE_UP, "The path is a directory: choose another one."),
@@ -146,7 +146,7 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.BAD_LISTING: _Meaning(_GIVE_UP, "The server's listing is not valid: report it to the site."),
         FailureCode.DEPENDENCY_MISSING: _Meaning(
             _HOLD,
-            "The service lacks a program or library: tell an operator; once it is installed the job goes on by itself.",
+            "The service lacks a program or library: tell an operator; once it is installed the job resumes by itself.",
         ),
         FailureCode.INTERNAL: _Meaning(_RETRY, "A fault of the service: tell an operator the job and element numbers."),
         FailureCode.UNKNOWN: _Meaning(_RETRY, "See the log of the attempt; if it does not explain it, ask the site."),

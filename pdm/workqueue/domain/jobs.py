@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure
 
 #: Priorities: 0 is served first.
@@ -29,7 +29,10 @@ class NewElement(NamedTuple):
         dst_filepath: path at the destination site; None where the type has none.
         size: bytes; 0 where nothing is moved or it is not known.
         is_directory: whether a REMOVE or MKDIR is of a directory.
-        phase: elements of a REMOVE run phase by phase, lowest first; 0 for all others.
+        phase: elements of a job run phase by phase, lowest first; only removals have another than 0.
+        planned: what the plan of a COPY that was compared with its destination says; None in all other jobs.
+        mtime: when the source was changed, seconds since 1970 UTC; None where nothing needs it or it is not listed.
+        done: whether nothing is to be done: the element is DONE without an attempt.
     """
 
     type: JobType
@@ -38,6 +41,9 @@ class NewElement(NamedTuple):
     size: int = 0
     is_directory: bool = False
     phase: int = 0
+    planned: PlannedAction | None = None
+    mtime: int | None = None
+    done: bool = False
 
 
 def _touched(source: int, destination: int | None) -> frozenset[int]:
@@ -118,6 +124,21 @@ class JobRecord:
         """Those that it reads from or writes to."""
         return _touched(self.src_siteid, self.dst_siteid)
 
+    @property
+    def moves(self) -> bool:
+        """Whether a source file is removed once its copy is proven."""
+        return self.type is JobType.COPY and bool(self.options.get("move"))
+
+    @property
+    def deletes_extra(self) -> bool:
+        """Whether what only the destination has is removed after the copies."""
+        return self.type is JobType.COPY and bool(self.options.get("delete_extra"))
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether some of its elements wait for others."""
+        return self.type is JobType.REMOVE or self.moves or self.deletes_extra
+
 
 class ElementRecord(NamedTuple):
     """An element as the database knows it.
@@ -127,6 +148,7 @@ class ElementRecord(NamedTuple):
         lost: attempts that do not count (the daemon died, or the credential had expired).
         already_there: whether the destination had the file before, so that nothing was moved.
         begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
+        planned: as in `NewElement`; so is ``mtime``.
     """
 
     job_id: int
@@ -148,6 +170,13 @@ class ElementRecord(NamedTuple):
     failure: AttemptFailure | None
     already_there: bool = False
     begun: Mapping[str, Any] | None = None
+    planned: PlannedAction | None = None
+    mtime: int | None = None
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that it has to move."""
+        return 0 if self.type is JobType.REMOVE else self.size
 
     @property
     def found_before(self) -> Mapping[str, Any] | None:

@@ -163,7 +163,7 @@ class Credentials:
         if found is None:
             found = await self.database.read("find credentials", credentials.of_kind, user_id, kind)
             if not self.database.is_shared:
-                # After a change meanwhile, this is a dictionary that nobody reads any more.
+                # If credentials changed meanwhile, `self._read` is another dictionary, and this one is dropped.
                 read[user_id, kind] = found
         return found
 

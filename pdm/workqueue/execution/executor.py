@@ -16,6 +16,7 @@ from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentS
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.job_plans import plan_for
 from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, NewElement
 from pdm.workqueue.domain.limits import (
     BATCH_TIME_S,
@@ -28,7 +29,6 @@ from pdm.workqueue.domain.limits import (
     work_kind,
 )
 from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.batch import Ending, RunningBatch
@@ -49,7 +49,7 @@ from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context, log_ended
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import Options, RemoveOptions
+from pdm.workqueue.wire.options import Options, RemoveOptions
 
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until a credential that was removed through another daemon is noticed.
@@ -198,9 +198,9 @@ class Executor:
         return {token for running in self._running for token in running.attempts_open()}
 
     def begin(self, batch: Batch, behind: RunningBatch | None = None) -> None:
-        """Carry a claimed batch out, in the background.
+        """Run a claimed batch in the background.
 
-        ``behind``: a listing from which it follows; if that is about to end, the batch gets its agent.
+        ``behind``: the listing that it follows; if the listing is about to end, the batch gets its agent.
         """
         by_tools = job_moved_by_tools(batch.job, self.sites)
         mover = mover_of(batch.job.protocol, by_tools=by_tools)
@@ -369,7 +369,7 @@ class Executor:
         self._background.start("check credentials in use", self._check_credentials())
 
     async def _check_credentials(self) -> None:
-        """End what uses credentials that were removed or replaced; it is run again with the current ones."""
+        """End batches whose credentials were removed or replaced; they are run again with the current ones."""
         outdated = await self.credentials.outdated()
         for credential in outdated.ended | outdated.renewed:
             self.pool.retire(credential)
@@ -381,7 +381,7 @@ class Executor:
     def _report_helpers(self, kind: AgentKind, error: AgentStartError) -> None:
         async def check() -> None:
             await deferToThread(check_resources)
-            # Without the user's credentials: it gets no request.
+            # Without the user's credentials the agent gets no request.
             await self.pool.try_start(AgentKind(kind.helper, "", {}))
 
         self.context.service_health.report(ServicePart.HELPERS, str(error), check)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol
@@ -38,14 +38,14 @@ _ITEMS_PER_WORKER = 16
 
 
 def backend_class(protocol: JobProtocol) -> type[StorageBackend]:
-    """The backend of a protocol, imported when it is first asked for: a helper seldom needs them all."""
+    """The backend of a protocol, imported at its first use: a helper seldom needs all of them."""
     module, _, name = protocol.info.backend.partition(":")
     found: type[StorageBackend] = getattr(importlib.import_module(f"{backends.__name__}.{module}"), name)
     return found
 
 
 class RelayStorage(GroupStorage):
-    """The storage of one thread: a backend for each scheme, made when it is first asked for."""
+    """The storage of one thread: a backend for each scheme, made at its first use."""
 
     def __init__(self) -> None:
         self._backends: dict[str, StorageBackend] = {}
@@ -140,7 +140,7 @@ def main() -> None:
     def carry_out(batch: ActiveBatch) -> None:
         request = batch.request
         if isinstance(request, ListRequest):
-            # Threads that list a local disk only wait for each other.
+            # Several threads listing a local disk only wait for each other.
             most = 1 if StorageUrl(request.url).scheme in JobProtocol.FILE.info.schemes else _MAX_WORKERS
             listing.report_listing(batch, request, lambda: listing.list_tree(batch, request, workers, most))
         elif isinstance(request, CopyRequest):

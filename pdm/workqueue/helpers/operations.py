@@ -1,6 +1,6 @@
-"""Remove, rename, create and discard items, and the operation of each request.
+"""Remove, rename, create and discard items.
 
-`carry_out_items` selects the function that carries out a request, for every helper that works on a storage.
+`carry_out_items` selects the function for a request, for every helper that works on a storage.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from pdm.workqueue.wire.agent_messages import (
     RenameRequest,
 )
 
-#: Seconds after which what was listed is looked at again before it is removed.
+#: Age of a listing in seconds from which a file is checked again before it is removed.
 _MAX_LISTING_AGE_S = 1800.0
 
 
 def remove_items(batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerThreads, count: int) -> None:
-    """Carry out a ``remove`` request: files, links and empty directories."""
+    """Run a ``remove`` request: files, links and empty directories."""
 
     def work(storage: Storage, item: PathItem) -> None:
         url = StorageUrl(item.url)
@@ -62,10 +62,9 @@ def remove_items(batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerT
 
 
 def must_recheck(item: PathItem) -> bool:
-    """Whether a file may be another by now than the one that was listed: after a pause, or a lost attempt.
+    """Whether a file may have been replaced since its listing: after a pause, or a lost attempt.
 
-    An attempt that was lost may have removed it, and its owner made a new one. Directories are removed only when they
-    are empty.
+    A lost attempt may have removed it, and its owner made a new one. Directories are removed only if they are empty.
     """
     if item.listed_at is None or item.directory:
         return False
@@ -73,7 +72,7 @@ def must_recheck(item: PathItem) -> bool:
 
 
 def check_unchanged_since_listing(item: PathItem, there: FileStat | None) -> None:
-    """Raise `StorageError` if what is to be removed was written later than it was listed."""
+    """Raise `StorageError` if a file to remove was written to after its listing."""
     if there is None or there.mtime is None or item.listed_at is None:
         return
     if there.mtime > item.listed_at + FRESH_S:
@@ -87,14 +86,14 @@ def check_unchanged_since_listing(item: PathItem, there: FileStat | None) -> Non
 def discard_items(
     batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerThreads, count: int, *, ways: int
 ) -> None:
-    """Carry out a ``discard`` request: what is not there is done.
+    """Run a ``discard`` request: a missing file counts as done.
 
     Args:
         batch: of the request.
-        items: those that have no outcome so far.
-        workers: where the work is done.
-        count: how many threads.
-        ways: names that an attempt may have used (`copying.temporary_name`).
+        items: those without an outcome.
+        workers: threads to use.
+        count: how many of them.
+        ways: how many temporary names an attempt may have used (`copying.temporary_name`).
     """
 
     def work(storage: Storage, item: PathItem) -> None:
@@ -112,7 +111,7 @@ def discard_items(
 def make_directories(
     batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerThreads, count: int, *, parents: bool
 ) -> None:
-    """Carry out a ``mkdir`` request."""
+    """Run a ``mkdir`` request."""
 
     def work(storage: Storage, item: PathItem) -> None:
         url = StorageUrl(item.url)
@@ -127,7 +126,7 @@ def make_directories(
 
 
 def _is_made(batch: ActiveBatch, storage: Storage, item: PathItem, url: StorageUrl) -> bool:
-    """Whether an earlier attempt has made a directory; if not, this one has begun when it returns."""
+    """Whether an earlier attempt has made a directory; if not, the begin of this one was stored."""
     found = item.found
     there = at_destination(storage.stat, url)
     if there is not None:
@@ -142,7 +141,7 @@ def _is_made(batch: ActiveBatch, storage: Storage, item: PathItem, url: StorageU
 def rename_items(
     batch: ActiveBatch, items: Sequence[RenameItem], workers: WorkerThreads, count: int, *, replace: bool
 ) -> None:
-    """Carry out a ``rename`` request."""
+    """Run a ``rename`` request."""
 
     def work(storage: Storage, item: RenameItem) -> None:
         source, destination = StorageUrl(item.source), StorageUrl(item.destination)
@@ -161,33 +160,33 @@ def rename_items(
         found = FoundBefore(source=_fingerprint(there), destination=_fingerprint(in_the_way))
         batch.begin(item.key, found, storage.timeouts.stall_s)
         at_destination(storage.rename, source, destination, replace=replace)
-        for folder in {source.parent, destination.parent}:
-            at_destination(storage.sync_directory, folder)
+        for directory in {source.parent, destination.parent}:
+            at_destination(storage.sync_directory, directory)
         batch.done(item.key)
 
     workers.share(batch, items, count, work)
 
 
 def _fingerprint(file_stat: FileStat | None) -> Fingerprint | None:
-    """What identifies an entry later: its kind, and size and mtime unless it is a directory."""
+    """Identifies an entry later: its kind, and size and mtime unless it is a directory."""
     if file_stat is None:
         return None
     return [file_stat.kind] if file_stat.kind == "directory" else [file_stat.kind, file_stat.size, file_stat.mtime]
 
 
 def _is_renamed(destination: StorageUrl, found: FoundBefore | None, there: FileStat | None) -> bool:
-    """Whether what is at the destination is what an attempt that had begun found at the source.
+    """Whether the entry at the destination is the one that an earlier attempt found at the source.
 
     Args:
         destination: its URL.
-        found: what that attempt found; None if none had begun.
+        found: state that the earlier attempt found; None if none had begun.
         there: what is at the destination now.
     """
     now, source = _fingerprint(there), None if found is None else found["source"]
     if found is None or now is None or source is None or now[:2] != source[:2]:
         return False
     if now == found["destination"] != source:
-        # What was there before.
+        # The destination is unchanged.
         return False
     # WebDAV servers may rename by copying.
     keeps_mtime = JobProtocol.of_scheme(destination.scheme) is not JobProtocol.HTTPS
@@ -211,14 +210,14 @@ def _check_destination_free(destination: StorageUrl, kind: FileKind, in_the_way:
 def carry_out_items(
     batch: ActiveBatch, request: ItemRequest, workers: WorkerThreads, items_per_worker: int, *, ways: int = 1
 ) -> None:
-    """Carry out a request that has items.
+    """Run a request that has items.
 
     Args:
         batch: of the request.
-        request: with the items that have no outcome so far.
-        workers: where the work is done.
-        items_per_worker: from so many items on, one more thread.
-        ways: names that an attempt may have used (`copying.temporary_name`).
+        request: with the items that have no outcome.
+        workers: threads to use.
+        items_per_worker: number of items for each further thread.
+        ways: how many temporary names an attempt may have used (`copying.temporary_name`).
     """
     count = 1 + len(request.items) // items_per_worker
     match request:

@@ -18,9 +18,9 @@ import msgspec
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
-from pdm.workqueue.domain.planning import first_element
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
@@ -28,7 +28,8 @@ from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
 from pdm.workqueue.sites.storage_urls import NotOfferedError, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
-from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS, PATTERN_WORDS, SubmitJob, read_options
+from pdm.workqueue.wire.options import OPTIONS, read_options
+from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _QueryEnum = TypeVar("_QueryEnum", JobType, JobStatus)
@@ -277,12 +278,22 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
     return _site(api, user_id, submission.dst_siteid, "$.dst_siteid")
 
 
+#: Options of a COPY that nothing carries out yet: better refused than ignored.
+_NOT_CARRIED_OUT = (
+    *("sync", "filters", "min_size", "max_size", "newer_than", "older_than", "delete_extra", "max_delete"),
+    *("dry_run", "move", "preserve", "checksum", "deadline"),
+)
+
+
 def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:
     given = values or {}
     try:
         options = read_options(type_, given)
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
+    for name in _NOT_CARRIED_OUT:
+        if given.get(name):
+            raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
     if options.dummy is not None:
         if protocol is not JobProtocol.DUMMY:
             raise InvalidInputError("the option dummy is for the protocol DUMMY only", "$.extra_opts.dummy")
@@ -305,7 +316,7 @@ def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> 
 
 
 def _by_tools(protocol: JobProtocol, options: Mapping[str, Any], *sites: Site) -> bool:
-    """Whether the field's own commands carry out a job."""
+    """Whether the tools mover runs a job."""
     asked = options.get("mover")
     if asked == MoverKind.TOOLS and protocol not in TOOL_PROTOCOLS:
         known = ", ".join(each.name for each in sorted(TOOL_PROTOCOLS))

@@ -24,7 +24,8 @@ from pdm.workqueue.http.problems import (
     ServiceStoppingError,
     UnsupportedMediaTypeError,
 )
-from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS, OPTIONS_OF
+from pdm.workqueue.wire.options import OPTIONS
+from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS_OF
 from pdm.workqueue.wire.responses import MEDIA_TYPE, JobView, Problem, RetriedJobView
 
 _REF = "#/components/schemas/{name}"

@@ -14,7 +14,7 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request, classify
 from pdm.workqueue.wire.agent_messages import CopyItem, Fault, ListRequest, PathItem, RenameItem, TimeLimits
-from pdm.workqueue.wire.requests import DummyOptions, Options
+from pdm.workqueue.wire.options import DummyOptions, Options
 
 #: What happens to the elements that do the work, and would keep a job from ever having any if it hit its listing.
 _BEHAVIOUR = ("hang", "crash", "fail", "fail_times", "delay")

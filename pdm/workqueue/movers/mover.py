@@ -35,7 +35,7 @@ from pdm.workqueue.wire.agent_messages import (
     TimeLimits,
     WorkRequest,
 )
-from pdm.workqueue.wire.requests import CopyOptions, ListOptions, MkdirOptions, Options, RemoveOptions, RenameOptions
+from pdm.workqueue.wire.options import CopyOptions, ListOptions, MkdirOptions, Options, RemoveOptions, RenameOptions
 
 _LONGEST_MESSAGE = 2000
 
@@ -244,7 +244,9 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLim
             if not isinstance(options, CopyOptions):
                 raise TypeError(f"a copy with {type(options).__name__}")
             copies = _Items[CopyItem](batch, lambda key, element: _copy_item(key, batch.job_of(element), element, urls))
-            return copies.built(CopyRequest(request_id, copies.items, options.overwrite, options.verify, limits))
+            return copies.built(
+                CopyRequest(request_id, copies.items, options.effective_overwrite, options.verify, limits)
+            )
         case JobType.REMOVE:
             removals = _Items[PathItem](batch, lambda key, element: _remove_item(key, batch.job, element, urls))
             return removals.built(RemoveRequest(request_id, removals.items, limits))

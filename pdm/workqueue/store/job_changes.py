@@ -1,4 +1,4 @@
-"""Change the elements of existing jobs: cancel, retry, resume HELD ones, cancel the later phases of a REMOVE.
+"""Change the elements of existing jobs: cancel, retry, resume HELD ones, cancel removals that wait for others.
 
 One transaction changes a bounded number of elements, so that other writers can interleave; `continue_change` does the
 rest of a large job.
@@ -45,7 +45,7 @@ _CANCEL = UPDATE_ELEMENT.values(status=JobStatus.CANCELLED)
 
 
 def cancel_later_phases(session: Session, job: LockedJob) -> bool:
-    """Cancel the later phases of a job whose listing ended without success: they wait for the whole listing.
+    """Cancel the later phases of a job: what they wait for has ended without success.
 
     Returns:
         Whether there are more; the next claim that finds nothing else in the job cancels them.

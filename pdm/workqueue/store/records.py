@@ -13,7 +13,7 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.enums import JobStatus, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import (
     AttemptRecord,
@@ -98,6 +98,7 @@ ELEMENT_COLUMNS = (
     *columns_of(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
     *columns_of(elements, "transferred", "elapsed_s", "checksum"),
     *columns_of(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
+    *columns_of(elements, "planned", "mtime"),
 )
 _JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
 _COUNTERS = tuple((f"num_{counter.name}", counter.name) for counter in attrs.fields(Counters))
@@ -118,7 +119,8 @@ def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecor
     """
     # Unpacked, not by a dict as for jobs, which takes twice as long.
     (job_id, number, type_, status, source, destination, size, is_directory, tries, lost, max_tries, *rest) = row
-    timestamp, due_at, transferred, elapsed_s, checksum, scope, code, message, already_there, begun = rest
+    timestamp, due_at, transferred, elapsed_s, checksum, scope, code, message, already_there, begun, *planning = rest
+    planned, mtime = planning
     return ElementRecord(
         job_id=job_id,
         id=number,
@@ -139,6 +141,8 @@ def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecor
         failure=_failure(scope, code, message),
         already_there=already_there,
         begun=begun,
+        planned=None if planned is None else PlannedAction(planned),
+        mtime=mtime,
     )
 
 
@@ -230,15 +234,45 @@ _INSERT_ELEMENTS = RowStatement(
 )
 
 
+#: With the columns that only elements of compared trees have; some of them are DONE already.
+_INSERT_PLANNED = RowStatement(
+    """
+    WITH new (id, type, src_filepath, dst_filepath, size, is_directory, phase, status, already_there, planned, mtime)
+        AS (VALUES {rows})
+    INSERT INTO job_elements (job_id, max_tries, timestamp, due_at, attempts, lost, residue,
+        id, type, src_filepath, dst_filepath, size, is_directory, phase, status, already_there, planned, mtime)
+    SELECT ?, ?, ?, ?, 0, 0, FALSE,
+        id, type, src_filepath, dst_filepath, size, is_directory, phase, status, already_there, planned,
+        CAST(mtime AS BIGINT) FROM new
+    """,
+    columns_of(
+        *(elements, "id", "type", "src_filepath", "dst_filepath", "size", "is_directory", "phase"),
+        *("status", "already_there", "planned", "mtime"),
+    ),
+    columns_of(elements, "job_id", "max_tries", "timestamp", "due_at"),
+)
+
+
 def insert_elements(
     session: Session, job_id: int, first: int, new: Sequence[NewElement], max_tries: int, now: datetime
 ) -> None:
-    """Insert SUBMITTED elements, numbered from ``first``."""
+    """Insert elements, numbered from ``first``: SUBMITTED, or DONE where nothing is left to do."""
     rows = [
         (first + offset, one.type, one.src_filepath, one.dst_filepath, one.size, one.is_directory, one.phase)
         for offset, one in enumerate(new)
     ]
-    _INSERT_ELEMENTS.execute(session, rows, job_id, max_tries, now, AT_ONCE)
+    if not any(one.planned or one.done for one in new):
+        _INSERT_ELEMENTS.execute(session, rows, job_id, max_tries, now, AT_ONCE)
+        return
+    planned_rows = [
+        (*row, _status(one), one.planned is PlannedAction.SAME, one.planned, one.mtime)
+        for row, one in zip(rows, new, strict=True)
+    ]
+    _INSERT_PLANNED.execute(session, planned_rows, job_id, max_tries, now, AT_ONCE)
+
+
+def _status(new: NewElement) -> JobStatus:
+    return JobStatus.DONE if new.done else JobStatus.SUBMITTED
 
 
 def attempt_row(
