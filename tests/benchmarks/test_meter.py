@@ -54,7 +54,7 @@ def test_a_session_counts_while_it_lives_and_after_it_has_ended(parent: subproce
         assert 0.2 <= used < 0.48
 
 
-def test_helpers_are_told_apart_from_their_daemon(parent: subprocess.Popen[str]) -> None:
+def test_helpers_are_distinguished_from_their_daemon(parent: subprocess.Popen[str]) -> None:
     meter = Meter(daemon=parent.pid)
     before = meter.cpu()
     _pipe(parent.stdin).write("\n")

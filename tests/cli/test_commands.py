@@ -54,7 +54,7 @@ def submitted(service: TestService, *arguments: str) -> int:
     return int(json.loads(pdm(service, *arguments, "--no-wait", "-F", "json").stdout)["id"])
 
 
-def test_who_and_where(service: TestService) -> None:
+def test_whoami_and_sites(service: TestService) -> None:
     assert re.match(r"/.*CN=.* \(operator\)\n", pdm(service, "whoami").stdout)
     sites = json.loads(pdm(service, "sites", "-F", "json").stdout)
     assert [site["id"] for site in sites] == [1, 2]
@@ -102,7 +102,7 @@ def test_a_listing_of_nothing_fails_in_words(service: TestService) -> None:
     assert "Check the path" in done.stderr
 
 
-def test_what_a_copy_leaves_out_is_told_and_no_copy_is_whole_without_it(service: TestService, directory: Path) -> None:
+def test_entries_skipped_by_a_copy_are_reported(service: TestService, directory: Path) -> None:
     tree = directory / "tree"
     tree.mkdir()
     (tree / "file").write_bytes(b"content")
@@ -331,7 +331,7 @@ def test_logs_are_followed_while_they_are_written(service: TestService, which: s
     assert (f"==> {number}.0 " in shown) == (which == "")
 
 
-def test_a_follower_goes_on_to_the_next_attempt(service: TestService) -> None:
+def test_a_follower_continues_with_the_next_attempt(service: TestService) -> None:
     failing = ("--protocol", "dummy", "--option", "dummy.fail=CONNECTION", "--option", "dummy.fail_times=1")
     number = submitted(service, "mkdir", "1:/a", *failing)
     shown = pdm(service, "logs", "-f", f"{number}.0").stdout
@@ -341,7 +341,7 @@ def test_a_follower_goes_on_to_the_next_attempt(service: TestService) -> None:
     assert shown.index("failed scope=transfer code=CONNECTION") < shown.index("outcome=DONE")
 
 
-def test_the_status_of_a_job_tells_how_far_it_is(service: TestService) -> None:
+def test_the_status_of_a_job_has_its_progress(service: TestService) -> None:
     size = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.size=1000000")
     number = submitted(service, "cp", "1:/a", "2:/b", *size, "--option", "dummy.delay=300")
     shown = ""
@@ -471,7 +471,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(service: TestService) -> None
     assert done.stderr == b""
 
 
-def test_nobody_listens(service: TestService) -> None:
+def test_a_closed_port(service: TestService) -> None:
     begun = time.monotonic()
     environment = {**service.environment("admin"), "PDM_URL": "https://127.0.0.1:1"}
     done = subprocess.run([*PDM, "jobs"], env=environment, capture_output=True, text=True, check=False)
@@ -480,7 +480,7 @@ def test_nobody_listens(service: TestService) -> None:
     assert time.monotonic() - begun < 10
 
 
-def test_the_daemons_log_tells_who_submitted_what_and_how_it_ended(service: TestService, directory: Path) -> None:
+def test_the_daemon_logs_submissions_with_user_and_result(service: TestService, directory: Path) -> None:
     (directory / "t").mkdir()
     (directory / "t" / "one").write_bytes(b"12345")
     done = int(

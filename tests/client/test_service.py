@@ -137,7 +137,7 @@ async def test_waiting_sees_the_job_through_to_its_end(as_user: ClientOf, servic
 
 
 @ensure
-async def test_a_running_job_tells_how_far_it_is_and_what_it_writes(as_user: ClientOf, service: Service) -> None:
+async def test_a_running_job_has_progress_and_a_log(as_user: ClientOf, service: Service) -> None:
     client = as_user("watcher")
     job = await client.mkdir(1, "/there", protocol="DUMMY")
     assert job.progress is not UNSET

@@ -54,7 +54,7 @@ async def test_a_live_lease_is_respected_and_a_dead_one_waited_for(database: Dat
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_told_of_the_end_of_the_lease_is_never_too_late(database: Database) -> None:
+async def test_the_announced_end_of_the_lease_is_never_too_late(database: Database) -> None:
     lease = lease_of(database, _FIRST)
     ends: list[float] = []
     lease.on_renewed.append(ends.append)
@@ -94,7 +94,7 @@ async def test_a_lease_that_was_taken_away_ends_what_runs_and_is_taken_again(
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 @pytest.mark.postgresql
 @pytest_twisted.ensureDeferred
-async def test_who_was_replaced_claims_nothing(database: Database, store: Store, lost_errors: list[LogEvent]) -> None:
+async def test_a_replaced_worker_claims_nothing(database: Database, store: Store, lost_errors: list[LogEvent]) -> None:
     lease = lease_of(database, _FIRST)
     await lease.start()
     # It was suspended, and another took its name when its lease had ended.

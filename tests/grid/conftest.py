@@ -1,4 +1,4 @@
-"""Directories of their own for the tests on the real grid."""
+"""Directories of the tests on the real grid."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class GridDirectories:
     b: Path
 
     def give(self, path: Path | None = None) -> None:
-        """Let alice own what the test has put there; the directory at A if no path is given."""
+        """Give alice the files that the test has written; in the directory at A by default."""
         self.grid.give(self.a if path is None else path)
 
 
 @pytest.fixture
 def grid_directories(grid: TestGrid) -> Iterator[GridDirectories]:
-    """Empty directories for one test, at both sites; afterwards they are gone, and both servers serve again."""
+    """Empty directories for one test, at both sites; removed afterwards, when both servers are running again."""
     sites = (grid.sites["A"], grid.sites["B"])
     directories = GridDirectories(grid, *(site.root / f"test{next(_numbers)}" for site in sites))
     for directory in (directories.a, directories.b):
@@ -71,7 +71,7 @@ def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
 
 @pytest.fixture(scope="session")
 def start_helper() -> StartHelper:
-    """Starts the helper that is tested; other packages of tests have another."""
+    """Starts the helper under test; other packages override it."""
     return helper_as
 
 
@@ -83,6 +83,6 @@ def shared(grid: TestGrid, start_helper: StartHelper) -> Iterator[HelperProcess]
 
 @pytest.fixture
 def own(grid: TestGrid, start_helper: StartHelper) -> Iterator[HelperProcess]:
-    """A helper for a test that breaks something."""
+    """A helper of its own for a test that breaks something."""
     with start_helper(grid) as running:
         yield running

@@ -191,7 +191,7 @@ def test_a_file_goes_to_a_name_or_into_a_directory(service: TestService, grid_di
         assert (grid_directories.b / place).read_bytes() == file.read_bytes()
 
 
-def test_a_listing_tells_names_types_sizes_and_times(service: TestService, grid_directories: Any) -> None:
+def test_a_listing_has_names_types_sizes_and_times(service: TestService, grid_directories: Any) -> None:
     (grid_directories.a / "sub").mkdir()
     (grid_directories.a / "sub" / "new\nline").write_bytes(b"12345")
     os.utime(grid_directories.a / "sub" / "new\nline", (1_000_000_000, 1_000_000_000))

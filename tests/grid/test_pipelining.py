@@ -225,7 +225,7 @@ def test_an_item_that_the_pipelined_way_stumbles_over_fails_alone(own: HelperPro
     assert tree(sites.b) == {}
 
 
-def test_only_large_files_are_told_of_while_they_arrive(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_large_files_have_progress_while_they_arrive(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same two sessions copy small files, then a large one, then small ones."""
     for name, value in sites.grid.environment().items():
         monkeypatch.setenv(name, value)

@@ -19,7 +19,7 @@ def _list(directory: Path, text: str, register: str = "listed", operators: tuple
     return AccessList.read(UserSettings(register=register, listed_users=file, operators=operators))  # type: ignore[arg-type]
 
 
-def test_whoever_comes_is_a_user_unless_only_listed_ones_are() -> None:
+def test_every_subject_is_a_user_unless_only_listed_ones_are() -> None:
     access = AccessList.read(UserSettings(operators=(BOB,)))
     assert access.role_of(ALICE) is Role.USER
     assert access.role_of(BOB) is Role.OPERATOR

@@ -198,7 +198,7 @@ async def test_bad_options(service: Service, path: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_unknown_option_is_told_the_known_ones(service: Service) -> None:
+async def test_an_unknown_option_lists_the_known_ones(service: Service) -> None:
     answer = await service.call("bad", "POST", "/copy", _GOOD["/copy"] | {"extra_opts": {"overwrit": "always"}})
     assert answer.json["detail"] == "unknown key 'overwrit'; known are dummy, mover, overwrite, verify"
     answer = await service.call("bad", "POST", "/list", _GOOD["/list"] | {"src_site": 1})

@@ -50,7 +50,7 @@ async def test_a_listing_stands_in_element_and_output(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_unreadable_directory_is_told_of(service: Service) -> None:
+async def test_an_unreadable_directory_is_reported(service: Service) -> None:
     job = await service.submit("unreadable")
     (token,) = await service.claim(job["id"])
     await service.list_with(token, _TREE)

@@ -59,7 +59,7 @@ async def test_a_poll_costs_no_look_into_the_database(service: Service, reads: l
 
 
 @pytest_twisted.ensureDeferred
-async def test_whoever_reads_after_an_answer_sees_what_it_said(service: Service) -> None:
+async def test_a_read_after_an_answer_sees_its_result(service: Service) -> None:
     """One user changes a job, another, an operator on a connection of their own, reads it; and the other way round."""
     changers = itertools.cycle(["changer", "operator"])
     readers = itertools.cycle(["operator", "changer"])

@@ -32,7 +32,7 @@ def storages(open_directory: Path) -> Iterator[TestStorages]:
 
 @pytest.fixture
 def places(storages: TestStorages) -> Iterator[Places]:
-    """A directory at each site for one test; afterwards they are gone, and all servers serve again."""
+    """A directory at each site for one test; removed afterwards, when all servers are running again."""
     made = Places(storages, f"test{next(_numbers)}")
     yield made
     for daemon in storages.daemons:
@@ -50,6 +50,6 @@ def relay(storages: TestStorages) -> Iterator[HelperProcess]:
 
 @pytest.fixture
 def own(storages: TestStorages) -> Iterator[HelperProcess]:
-    """A relay for a test that breaks something."""
+    """A relay of its own for a test that breaks something."""
     with HelperProcess(["-m", "pdm.workqueue.helpers.main_relay"], storages.environment()) as running:
         yield running

@@ -278,7 +278,7 @@ def test_a_removal_does_not_follow_links_to_directories(protocol: str, service: 
 @pytest.mark.parametrize(
     ("protocol", "warned"), [("ssh", False), ("https", True), pytest.param("xroot", True, marks=pytest.mark.full)]
 )
-def test_who_removes_a_tree_is_warned_of_links_before(
+def test_removing_a_tree_warns_of_links_first(
     protocol: str, warned: bool, service: TestService, places: Places
 ) -> None:
     places.put(places.a / "tree" / "file")

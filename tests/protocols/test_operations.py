@@ -26,7 +26,7 @@ def names_for(protocol: str) -> list[str]:
 
 
 @protocols
-def test_a_listing_tells_names_kinds_sizes_and_times(protocol: str, relay: HelperProcess, places: Places) -> None:
+def test_a_listing_has_names_kinds_sizes_and_times(protocol: str, relay: HelperProcess, places: Places) -> None:
     for name in names_for(protocol):
         places.put(places.a / "tree" / name, b"12345")
     (places.a / "tree" / "sub" / "empty").mkdir(parents=True)

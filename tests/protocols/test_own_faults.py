@@ -82,7 +82,7 @@ def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestSer
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
-def test_a_full_directory_of_credentials_fails_nobodys_jobs(service: TestService, places: Places) -> None:
+def test_a_full_credentials_directory_fails_no_jobs(service: TestService, places: Places) -> None:
     directory = service.directory / "full"
     directory.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", directory], check=False).returncode:

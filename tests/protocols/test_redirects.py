@@ -94,7 +94,7 @@ def test_a_copy_between_servers_is_asked_for_where_the_door_sends_us(
     assert [seen.method for seen in pool.seen] == ["COPY"] and alone(pool)
 
 
-def test_the_token_goes_on_to_the_same_server_only(
+def test_the_token_is_sent_on_to_the_same_server_only(
     door: RedirectingServer, helper: HelperProcess, places: Places
 ) -> None:
     door.files["/directory/f"] = door.files["/other/directory/f"] = b"content"

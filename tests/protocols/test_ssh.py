@@ -66,7 +66,7 @@ def test_the_users_key_and_account_come_before_the_services(
     assert outcome(storages, places, PDM_SSH_KEY="", PDM_CREDENTIALS=elsewhere) == "service CREDENTIAL_MISSING"
 
 
-def test_links_are_followed_as_far_as_they_lead(relay: HelperProcess, places: Places) -> None:
+def test_links_are_followed_to_their_end(relay: HelperProcess, places: Places) -> None:
     file = places.put(places.a / "tree" / "file", b"12345")
     os.symlink("file", places.a / "tree" / "to file")
     os.symlink("nowhere", places.a / "tree" / "dangling")

@@ -55,7 +55,7 @@ def copy(service: TestService, name: str, destination: str, site: int = 2) -> in
 
 @pytest.mark.full
 @pytest.mark.parametrize("status", [0, pytest.param(503, marks=pytest.mark.full)])
-def test_one_bad_directory_starves_nobody(
+def test_one_bad_directory_does_not_starve_others(
     status: int, service: TestService, server: RedirectingServer, tmp_path: Path
 ) -> None:
     server.broken["/bad/"] = status

@@ -180,7 +180,9 @@ def test_a_server_that_stores_under_another_name_harms_no_file(
     assert server.tree[b"/d/" + stored] == b"precious"
 
 
-def test_a_name_that_is_gone_after_the_move_is_told(server: QuirkServer, helper: HelperProcess, tmp_path: Path) -> None:
+def test_a_name_that_is_missing_after_the_move_is_reported(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
     server.rules.append(on("MOVE", 201))
     outcome = helper.copy([upload(server, tmp_path, "f", "/d/plain")])[1]
     assert judged("https", outcome) == "destination INVALID_NAME"
@@ -306,7 +308,7 @@ def test_a_listing_that_is_broken_off_fails_no_copy(server: QuirkServer, helper:
 # -- bytes
 
 
-def test_sizes_come_from_the_listing_where_head_tells_none_or_a_wrong_one(
+def test_sizes_come_from_the_listing_if_head_has_none_or_a_wrong_one(
     server: QuirkServer, helper: HelperProcess, tmp_path: Path
 ) -> None:
     server.rules.append(on("HEAD", 200, b"what HEAD would have"))
@@ -341,7 +343,7 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     assert server.tree[b"/d/two"] == b"content"
 
 
-def test_a_copy_that_tells_by_its_status_alone_is_proven(server: QuirkServer, helper: HelperProcess) -> None:
+def test_a_copy_with_a_status_only_is_verified(server: QuirkServer, helper: HelperProcess) -> None:
     server.tree[b"/d/f"] = b"content"
 
     def pull(request: Request) -> Reply | None:

@@ -57,7 +57,7 @@ class Caller:
             return 0, None
 
 
-def test_nobody_becomes_somebody_else(daemon: Any, tmp_path: Path) -> None:
+def test_no_user_becomes_another_one(daemon: Any, tmp_path: Path) -> None:
     service, own, other = daemon
     with contextlib.ExitStack() as stack:
         attempt(service, own, other, tmp_path, stack)

@@ -72,7 +72,7 @@ def test_no_file_is_no_site(tmp_path: Path) -> None:
     assert SiteRegistry.read(tmp_path).all() == []
 
 
-def test_a_missing_directory_is_told(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the directory of sites cannot be read: No such file"):
         SiteRegistry.read(tmp_path / "sites.d")
 

@@ -252,7 +252,7 @@ def test_nothing_due_is_known(store: Store) -> None:
     assert store.run(claim_queries.next_due, store.now) == store.now
 
 
-def test_elements_can_run_while_the_listing_goes_on(store: Store) -> None:
+def test_elements_can_run_during_the_listing(store: Store) -> None:
     store.worker()
     job = store.submit(store.user(), JobType.COPY)
     (listing,) = store.claim()

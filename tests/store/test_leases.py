@@ -53,7 +53,7 @@ def test_what_a_dead_daemon_ran_runs_again_elsewhere(store: Store) -> None:
     assert (last.worker, last.attempt) == (name_of("heir"), 2)
 
 
-def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
+def test_a_lost_lease_is_reported_once_it_is_taken_away(store: Store) -> None:
     store.worker()
     store.pass_time(LEASE_S + 100)
     # Late, but no daemon has taken the claims.
@@ -85,7 +85,7 @@ def test_one_daemon_can_be_declared_dead(store: Store) -> None:
     assert not store.run(leases.renew, "other", store.now, LEASE_S).lost
 
 
-def test_who_registers_again_runs_nothing(store: Store) -> None:
+def test_a_worker_that_registers_again_runs_nothing(store: Store) -> None:
     store.worker()
     job = store.submit(store.user())
     store.claim()
@@ -114,7 +114,7 @@ def test_what_a_dead_daemon_ran_of_a_cancelled_job_is_cancelled(store: Store) ->
     assert [element.id for element, _ in store.run(results.leftovers, 10)] == [1]
 
 
-def test_renewal_tells_of_cancelled_jobs_that_run_here(store: Store) -> None:
+def test_renewal_returns_cancelled_jobs_that_run_here(store: Store) -> None:
     store.worker()
     store.worker("other")
     user = store.user()
@@ -204,7 +204,7 @@ def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
     assert (again.job.id, token_of(again).attempt) == (job.id, 2)
 
 
-def test_who_has_the_lock_on_the_database_is_alone(store: Store) -> None:
+def test_the_lock_on_the_database_is_exclusive(store: Store) -> None:
     """On SQLite: whatever leases the clock says there are, no other daemon lives."""
     _register(store, _as("other", name="other"))
     store.submit(store.user())

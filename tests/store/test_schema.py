@@ -191,7 +191,7 @@ def _back_to_the_first_schema(connection: sa.Connection) -> None:
             connection.execute(sa.insert(table), {name: value for name, value in row.items() if name in names})
 
 
-def test_work_of_the_first_schema_goes_on(empty_url: str) -> None:
+def test_work_of_the_first_schema_continues(empty_url: str) -> None:
     """A daemon of the last version was killed at work; the new one migrates its database and carries on."""
     engines = make_engines(empty_url, 2)
     create_sqlite_file(engines.writer)

@@ -35,7 +35,7 @@ class SftpMake(ServerProcess):
         disk: the directory that it serves.
     """
 
-    #: Whether only root can start it as it is meant.
+    #: Whether only root can start it as intended.
     needs_root = False
     #: Programs that it needs.
     programs: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class SftpMake(ServerProcess):
 
     @property
     def known_host(self) -> str:
-        """The line of a file of known hosts."""
+        """Its line for a known_hosts file."""
         kind, key, *_ = self._host_key.with_suffix(".pub").read_text().split()
         return f"[localhost]:{self.port} {kind} {key}\n"
 
@@ -77,7 +77,7 @@ class SftpMake(ServerProcess):
                 os.chown(path, who.pw_uid, who.pw_gid)
 
     def _account(self) -> tuple[int, int] | None:
-        """For servers that are one account from the start; they read their key as that account."""
+        """For servers that run as one account; they read their key as that account."""
         if os.geteuid() != 0:
             return None
         self._give(self._host_key)
@@ -85,7 +85,7 @@ class SftpMake(ServerProcess):
         return who.pw_uid, who.pw_gid
 
     def _in_namespace(self, mounts: Sequence[tuple[Path, str]], command: Sequence[str]) -> list[str]:
-        """The command, run where directories or files are mounted over others."""
+        """The command in a namespace with directories or files mounted over others."""
         script = "".join(f'mount --bind "{source}" "{target}" && ' for source, target in mounts) + 'exec "$@"'
         return [str(program_path("unshare")), "--mount", "sh", "-c", script, "sh", *command]
 
@@ -113,7 +113,7 @@ class OpenSsh(SftpMake):
 
 
 class OpenSshChroot(OpenSsh):
-    """As for accounts that may do SFTP alone: chroot, forced internal-sftp, a banner."""
+    """As for SFTP-only accounts: chroot, forced internal-sftp, a banner."""
 
     programs = ("sshd", "unshare")
     needs_root = True
@@ -141,7 +141,7 @@ class OpenSshShell(OpenSsh):
 
 
 class OpenSshNoisy(OpenSsh):
-    """A start-up file of the account's shell that prints, as ~/.bashrc of many clusters."""
+    """A start-up file of the account's shell that prints, like ~/.bashrc of many clusters."""
 
     programs = ("sshd", "unshare", "bash")
     needs_root = True
@@ -155,7 +155,7 @@ class OpenSshNoisy(OpenSsh):
 
 
 class OpenSshForced(OpenSsh):
-    """A ForceCommand that is no SFTP: a program that greets and ends."""
+    """A ForceCommand that is no SFTP server: it prints a greeting and ends."""
 
     lines = "ForceCommand echo 'This account is for git only.'\n"
 
@@ -244,23 +244,23 @@ class Rclone(SftpMake):
         self._give(cache)
         where = ["--addr", f"127.0.0.1:{self.port}", "--key", str(self._host_key)]
         files = ["--authorized-keys", str(self._authorized), "--config", "/dev/null", "--cache-dir", str(cache)]
-        # What tests put on the disk is seen at once, not after the usual five minutes.
+        # Files that tests write are visible at once, not after the usual five minutes.
         options = ["--dir-cache-time", "0s"]
         return [str(program_path("rclone")), "serve", "sftp", *where, *files, *options, str(self.disk)]
 
 
 class AsyncSsh(SftpMake):
-    """AsyncSSH, with the quirks that an account is named for."""
+    """AsyncSSH, with the quirks that the account's name selects."""
 
     def command(self) -> Sequence[str]:
         keys = ["--host-key", str(self._host_key), "--authorized", str(self._authorized)]
-        # It becomes the account by itself: that account may not be able to start this interpreter.
+        # It changes to the account itself, because the account may not be able to start this interpreter.
         self._give(self._host_key)
         account = ["--account", self.user] if os.geteuid() == 0 else []
         return [sys.executable, str(_ASYNCSSH), "--port", str(self.port), *keys, *account]
 
 
-#: What the everyday session is held against.
+#: Makes that the everyday session runs against.
 MAKES: dict[str, type[SftpMake]] = {
     "openssh-chroot": OpenSshChroot,
     "openssh-shell": OpenSshShell,
@@ -292,7 +292,7 @@ def _etc(directory: Path, user: str, home: Path, shell: str) -> Path:
 
 
 def _rfc4716(key: Path, public: Path) -> None:
-    """The public key as ProFTPD reads it."""
+    """The public key in the format of ProFTPD."""
     kind, text, *_ = key.with_suffix(".pub").read_text().split()
     assert kind
     folded = "\n".join(text[start : start + 70] for start in range(0, len(text), 70))

@@ -1,6 +1,6 @@
-"""WebDAV servers of other makes, each on a free port of loopback with TLS, on the directory of one site.
+"""WebDAV servers of other makes, each on a free port of loopback with TLS, for the directory of one site.
 
-All present the test grid's host certificate. Started by root they run as a local account, so that permissions are real.
+All present the test grid's host certificate. If started by root they run as a local account, so that permissions apply.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WebDavServer(ServerProcess):
         account: local account that it runs as.
     """
 
-    #: Programs without which it cannot run.
+    #: Required programs.
     programs: tuple[str, ...] = ()
 
     def __init__(
@@ -65,7 +65,7 @@ class WebDavServer(ServerProcess):
         return {"HOME": str(self.own), "TMPDIR": str(self.own)}
 
     def configured(self, text: str) -> Path:
-        """The file that holds a configuration."""
+        """The path of a configuration file with this content."""
         path = self.own / "conf"
         path.write_text(text)
         path.chmod(0o644)
@@ -131,8 +131,8 @@ AllowEncodedSlashes NoDecode
         return ["/usr/sbin/apache2", "-f", str(configuration), "-DFOREGROUND"]
 
 
-#: Requests need a client certificate, which Apache asks for when it has read the path: TLS 1.3 does so after the
-#: handshake. mod_ssl takes no proxy for one, only the user's own certificate.
+#: Requests need a client certificate, which Apache requests after it has read the path, in TLS 1.3 after the
+#: handshake. mod_ssl accepts no proxy for this, only the user's own certificate.
 APACHE_CLIENT_CERTIFICATE = """SSLVerifyClient optional_no_ca
   Require expr "%{SSL_CLIENT_S_DN} =~ /alice/\""""
 
@@ -210,7 +210,7 @@ http {{
 
 
 class LighttpdServer(WebDavServer):
-    """lighttpd with mod_webdav, without TLS: for a proxy before it."""
+    """lighttpd with mod_webdav, without TLS: for use behind a proxy."""
 
     programs = ("lighttpd",)
 
@@ -244,7 +244,7 @@ class RcloneServer(WebDavServer):
 
 
 class _PythonServer(WebDavServer):
-    """One that runs under the interpreter of the tests, which the account may not be able to reach: as the caller."""
+    """Runs under the tests' interpreter, which the account may not be able to reach, so as the caller."""
 
     def account(self) -> tuple[int, int] | None:
         return None
@@ -287,7 +287,7 @@ class CopypartyServer(_PythonServer):
         ]
 
 
-#: make → what starts one.
+#: make → constructor.
 MAKES = ("apache", "nginx", "proxy", "lighttpd", "rclone", "wsgidav", "copyparty")
 
 

@@ -178,7 +178,7 @@ def test_a_database_that_is_away_costs_no_try_and_shows_no_sql(service: TestServ
 
 
 @as_root
-def test_full_directories_of_logs_are_told_and_work_goes_on(service: TestService) -> None:
+def test_full_log_directories_are_reported_and_work_continues(service: TestService) -> None:
     logs = service.directory / "full"
     logs.mkdir()
     set_keys(service.directory / "workqueue.conf", {"logs": {"folder": str(logs)}})

@@ -43,7 +43,7 @@ def greeting(connection: socket.socket) -> bytes:
     return connection.recv(4)
 
 
-def test_grid_json_tells_where_everything_is(grid: TestGrid) -> None:
+def test_grid_json_has_all_addresses(grid: TestGrid) -> None:
     told = json.loads((grid.directory / "grid.json").read_text())
 
     assert Path(told["ca_dir"]).is_dir()
@@ -289,7 +289,7 @@ def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None,
     assert command("down", str(directory / "grid")).returncode == 0
 
 
-def test_the_command_tells_a_fault_in_one_line(grid: TestGrid) -> None:
+def test_the_command_reports_a_fault_in_one_line(grid: TestGrid) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pdm.testgrid", "up", str(grid.directory)],
         env={**os.environ, "PYTHONPATH": str(_ROOT)},

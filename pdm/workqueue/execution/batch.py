@@ -53,17 +53,17 @@ _POSTPONED = "the batch had no room for it"
 class RunningBatch:
     """A claimed batch until each of its elements has a verdict.
 
-    It may be queued on an agent that still runs another batch: until its turn, nothing of it was begun, and silence of
-    the agent does not matter.
+    It may be queued on an agent that still runs another batch: until then none of it has begun, and silence of the
+    agent is ignored.
 
     Attributes:
         finished: fires when every element has a verdict and the agent is free or dead.
-        wake_waiting: has batches look again for an agent: its own may be given another, or it needs none any more.
+        wake_waiting: makes waiting batches look again for an agent, after this one has released or lost its own.
         seconds: duration on the agent, once it has ended.
         moved: bytes transferred over the network.
         attempts: number of attempts that ended and count.
         failed: how many of them with `ROUTE_FAILURES`.
-        is_listed: whether a listing is complete, and only to be stored: the agent is free, or is so at once.
+        is_listed: whether a listing is complete and only needs to be stored: the agent is free, or will be at once.
     """
 
     batch: Batch
@@ -84,7 +84,7 @@ class RunningBatch:
     _request_id: int = 0
     #: Site → endpoint that it uses.
     _endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({})
-    #: Whether an element is done of which the health of its endpoints does not know yet.
+    #: Whether an element is done that `SiteHealth` was not notified of.
     _has_worked: bool = False
     _intake: ListingIntake | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
@@ -283,7 +283,7 @@ class RunningBatch:
         self._fail(event.key, self._classified(attempt, event.fault, now), now, leftover=event.residue)
 
     async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
-        """Store what an agent has found, then let it proceed; cancel it if that cannot be stored."""
+        """Store the state that an agent has found, then let it proceed; cancel it if the state cannot be stored."""
         kept = False
         try:
             kept = await self.context.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
@@ -401,7 +401,7 @@ class RunningBatch:
         )
 
     def _note_worked(self, now: Instant) -> None:
-        """Tell the health of the endpoints that elements are done."""
+        """Notify the endpoint health of finished elements."""
         if self._has_worked:
             self._has_worked = False
             # The elements of a batch use the same sites.
@@ -416,7 +416,7 @@ class RunningBatch:
     def _fail(
         self, key: int, failure: AttemptFailure, now: Instant, *, leftover: bool = False, counts: bool = True
     ) -> None:
-        # In the order in which it happened.
+        # Keep the order of the events.
         self._note_worked(now)
         if counts:
             self.attempts += 1

@@ -188,7 +188,7 @@ class SiteCheck:
         failure = await self._list(user_id, site, endpoint, until)
         checked = EndpointCheck(endpoint, failure, context.reactor.seconds() - began)
         if checked.login:
-            # So waiting work need not wait for the next probe.
+            # So waiting elements need not wait for the next probe.
             context.health.worked([endpoint], context.clock())
         return checked
 

@@ -198,9 +198,9 @@ class Executor:
         return {token for running in self._running for token in running.attempts_open()}
 
     def begin(self, batch: Batch, behind: RunningBatch | None = None) -> None:
-        """Carry a claimed batch out, in the background.
+        """Run a claimed batch in the background.
 
-        ``behind``: a listing from which it follows; if that is about to end, the batch gets its agent.
+        ``behind``: the listing that it follows; if the listing is about to end, the batch gets its agent.
         """
         by_tools = job_moved_by_tools(batch.job, self.sites)
         mover = mover_of(batch.job.protocol, by_tools=by_tools)
@@ -369,7 +369,7 @@ class Executor:
         self._background.start("check credentials in use", self._check_credentials())
 
     async def _check_credentials(self) -> None:
-        """End what uses credentials that were removed or replaced; it is run again with the current ones."""
+        """End batches whose credentials were removed or replaced; they are run again with the current ones."""
         outdated = await self.credentials.outdated()
         for credential in outdated.ended | outdated.renewed:
             self.pool.retire(credential)
@@ -381,7 +381,7 @@ class Executor:
     def _report_helpers(self, kind: AgentKind, error: AgentStartError) -> None:
         async def check() -> None:
             await deferToThread(check_resources)
-            # Without the user's credentials: it gets no request.
+            # Without the user's credentials the agent gets no request.
             await self.pool.try_start(AgentKind(kind.helper, "", {}))
 
         self.context.service_health.report(ServicePart.HELPERS, str(error), check)

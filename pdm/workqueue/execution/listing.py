@@ -1,4 +1,4 @@
-"""Takes in a listing while it arrives: stores it, or plans elements from it, at the pace of the database."""
+"""Receives a listing while it arrives: stores it, or plans elements from it, at the pace of the database."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class ListingIntake:
         """Wait until all is stored, and add the elements that follow from the end of the listing.
 
         Raises:
-            BadListingError: it cannot be true.
+            BadListingError: the listing is invalid.
             ClaimLostError: another daemon has the claim.
         """
         if self._busy:
@@ -265,5 +265,5 @@ class ListingIntake:
 
 
 def bad_listing(error: BadListingError) -> AttemptFailure:
-    """The failure of a listing that cannot be true."""
+    """The failure for an invalid listing."""
     return AttemptFailure(FailureScope.SOURCE, FailureCode.BAD_LISTING, str(error))

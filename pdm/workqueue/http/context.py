@@ -41,7 +41,7 @@ from pdm.workqueue.telemetry.background import start_background
 _K = TypeVar("_K", bound=CandidateOfKind)
 #: Clients poll a job once a second, and its credential seldom changes.
 _EXPIRY_CACHE_LIFETIME = timedelta(seconds=10)
-#: Seconds after which a job of a shared database that somebody waits for is read again.
+#: Interval in seconds at which a job of a shared database is read again for waiting clients.
 _LOOK_AGAIN_S = 0.5
 #: When full, the cache is cleared.
 _MAX_CACHED_EXPIRIES = 10_000
@@ -212,13 +212,13 @@ class ApiContext:
         return record
 
     async def awaited_job(self, job_id: int, scope: int | None, wait_s: float) -> JobRecord:
-        """Like `job`; one that has not ended is given out when its status changes, at the latest after ``wait_s``."""
+        """Like `job`, but returns when its status changes, or after ``wait_s``; at once if it has ended."""
         if not wait_s:
             return await self.job(job_id, scope)
         until = self.reactor.seconds() + wait_s
         before = None
         while True:
-            # Before the job is read: what is written meanwhile is not missed.
+            # Registered before the job is read, so that no change is missed.
             written = self.database.written(job_id)
             try:
                 job = await self.job(job_id, scope)
@@ -226,7 +226,7 @@ class ApiContext:
                 left_s = until - self.reactor.seconds()
                 if job.status is not before or job.status.is_final or left_s <= 0:
                     return job
-                # Of what other daemons write to a shared database nothing is heard.
+                # Changes by other daemons of a shared database are not notified.
                 written.addTimeout(min(left_s, _LOOK_AGAIN_S) if self.database.is_shared else left_s, self.reactor)
                 with contextlib.suppress(DeferredTimeoutError):
                     await written

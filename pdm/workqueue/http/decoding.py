@@ -337,7 +337,7 @@ def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> 
 
 
 def _by_tools(protocol: JobProtocol, options: Mapping[str, Any], *sites: Site) -> bool:
-    """Whether the field's own commands carry out a job."""
+    """Whether the tools mover runs a job."""
     asked = options.get("mover")
     if asked == MoverKind.TOOLS and protocol not in TOOL_PROTOCOLS:
         known = ", ".join(each.name for each in sorted(TOOL_PROTOCOLS))

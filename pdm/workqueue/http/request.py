@@ -124,7 +124,7 @@ class _FlowControl:
             paused.callback(None)
 
     def stopProducing(self) -> None:
-        """Nothing: when the client disconnects, Klein cancels the handler, which may be waiting here."""
+        """Does nothing: when the client disconnects, Klein cancels the handler, which may be waiting here."""
 
 
 #: Bytes of a body from a client without a certificate, which gets an error from every route that takes a body.
@@ -299,7 +299,7 @@ class ApiSite(Site):
         self._sweeper.start()
 
     def stopFactory(self) -> None:
-        # The sweep is synchronous: there is nothing to wait for.
+        # The sweep is synchronous.
         start_background("stop closing slow connections", self._sweeper.stop())
         super().stopFactory()
 
@@ -314,4 +314,4 @@ class ApiSite(Site):
         return channel
 
     def log(self, request: object) -> None:
-        """Nothing: `ApiRequest` logs itself, with more fields."""
+        """Does nothing: `ApiRequest` logs itself, with more fields."""

@@ -182,7 +182,7 @@ class ClaimBudget:
         probed = self._probed(record)
         if not probed:
             return self.elements
-        # A probe is a single element: more would tell no more.
+        # A probe is a single element: more would not give more information.
         return min(self.elements, 1) if self._probing.isdisjoint(probed) else 0
 
     def work_allowance(self, job: LockedJob) -> int:

@@ -192,7 +192,7 @@ def _next_batch(
         count = builder.fill(job, due, allowed)
         budget.take(job, count)
         job.move(JobStatus.SUBMITTED, JobStatus.RUNNING, count)
-        # If the batch is empty: elements of another type may remain, but the first job has had its chance.
+        # If the batch is empty, elements of another type may remain: they wait for the next claim.
         if (due and allowed > 0 and builder.elements) or (count and due_elements.may_have_more(job)):
             remaining.append(job)
     return builder, remaining
@@ -330,7 +330,7 @@ class _DueListings:
         return False
 
     def update_due_at(self, locked: Sequence[LockedJob]) -> None:
-        """Nothing to do: reading the listings has updated the jobs."""
+        """Does nothing: reading the listings has updated the jobs."""
 
 
 class _DueWork:

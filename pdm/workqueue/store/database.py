@@ -75,7 +75,7 @@ class Database:
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
-        #: By job: who waits for the next commit that writes it.
+        #: Job → Deferreds that wait for the next commit that writes it.
         self._waiting: dict[int, set[Deferred[None]]] = {}
 
     @classmethod

@@ -64,7 +64,7 @@ class SettleOutcome:
 _RENEWED_PAUSE = timedelta(seconds=1)
 
 
-#: Of an attempt that succeeds the element's row tells all, so that it costs no row of its own.
+#: A successful attempt is stored in its element's row, and so costs no row of its own.
 _SETTLE_DONE = RowStatement(
     """
     WITH done (job_id, id, lost, transferred, elapsed_s, checksum, residue, already_there,
@@ -259,7 +259,7 @@ def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -
         "transferred": _clamped(verdict.transferred),
         "elapsed_s": _seconds(verdict),
         "checksum": verdict.checksum,
-        # An attempt that succeeds has removed first what earlier ones had left.
+        # A successful attempt has first removed the files of earlier ones.
         "residue": verdict.leftover or (row.residue and not done),
         "already_there": done and verdict.already_there,
         **failure_columns(None if done else verdict.failure),

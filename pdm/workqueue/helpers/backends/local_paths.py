@@ -1,7 +1,8 @@
-"""Confined path resolution: open files below the roots of FILE sites and nowhere else, whatever symbolic links say.
+"""Confined path resolution: open files below the roots of FILE sites only, even if symbolic links lead outside.
 
-A path is walked name by name; each is opened in the directory before it without following links, and a link is read
-and walked in turn. So a component that is exchanged meanwhile cannot lead outside (no time-of-check race).
+A path is resolved component by component; each is opened in its parent directory without following links, and the
+target of a link is resolved in the same way. So a component that is replaced meanwhile cannot lead outside (no
+time-of-check race).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class ResolvedPath(NamedTuple):
 
 
 class Roots:
-    """The directories that may be used.
+    """The root directories.
 
     Args:
         roots: their absolute paths, percent-encoded.
@@ -45,14 +46,14 @@ class Roots:
 
     @contextlib.contextmanager
     def resolved(self, url: StorageUrl, *, follow: bool = False) -> Iterator[ResolvedPath]:
-        """The place of a URL; its directory is closed at the end.
+        """Resolve a URL; the directory is closed at the end of the context.
 
         Args:
             url: ``file:///path``.
             follow: whether a link with that name is followed.
 
         Raises:
-            StorageError: it is outside, or a part of its path is not there or no directory.
+            StorageError: it is outside, or a component is missing or no directory.
         """
         path = url.path
         root = next((root for root in self._roots if path == root or path.startswith(root + b"/")), None)
@@ -87,7 +88,7 @@ class _PathWalk:
                 self._down(name, waiting)
             elif not follow or not self._follow(name, waiting):
                 return ResolvedPath(self._directories[-1], name, self._path(name))
-        # The root itself, or a link that ended at a directory's "..".
+        # The root itself, or a link whose target ends in "..".
         return ResolvedPath(self._directories[-1], b".", self._path())
 
     def _path(self, *more: bytes) -> bytes:
@@ -108,7 +109,7 @@ class _PathWalk:
                 raise
 
     def _follow(self, name: bytes, waiting: list[bytes]) -> bool:
-        """Put the target of a link in front of what waits; False if the name is no link, or not there."""
+        """Push the target of a link onto the remaining components; False if the name is no link, or missing."""
         try:
             thing = os.open(name, _ANYTHING, dir_fd=self._directories[-1])
         except FileNotFoundError:
@@ -144,16 +145,16 @@ def _outside(path: bytes) -> StorageError:
     )
 
 
-#: How a file system without hard links refuses one.
+#: Errors of a file system without hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def rename_without_replacing(source: ResolvedPath, destination: ResolvedPath) -> None:
-    """Give a new name that nothing has yet, in one step where the file system can.
+    """Rename to a free name, atomically if the file system supports it.
 
     Raises:
-        OSError: EEXIST if something has it.
+        OSError: EEXIST if the name is taken.
     """
     call = getattr(_libc, "renameat2", None)
     if call is not None:
@@ -162,7 +163,7 @@ def rename_without_replacing(source: ResolvedPath, destination: ResolvedPath) ->
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(number, os.strerror(number), destination.path)
-    # A file system that cannot (NFS, say): a link never replaces.
+    # File systems without RENAME_NOREPLACE (NFS, for example): a hard link never replaces.
     if not stat.S_ISDIR(os.stat(source.name, dir_fd=source.directory, follow_symlinks=False).st_mode):
         try:
             os.link(
@@ -178,7 +179,8 @@ def rename_without_replacing(source: ResolvedPath, destination: ResolvedPath) ->
         else:
             os.unlink(source.name, dir_fd=source.directory)
             return
-    # Directories have no links, and some file systems (FAT, many of FUSE) have none: a look right before the rename.
+    # Directories have no hard links, nor have files of some file systems (FAT, many of FUSE): check right before the
+    # rename.
     with contextlib.suppress(FileNotFoundError):
         os.stat(destination.name, dir_fd=destination.directory, follow_symlinks=False)
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), destination.path)

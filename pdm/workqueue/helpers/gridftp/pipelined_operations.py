@@ -1,7 +1,7 @@
-"""Pipelined removals and creation of directories over one control connection.
+"""Pipelined listings, removals and creation of directories over one control connection.
 
-`PipelinedDirectories` creates the directories that copies are written to; `carry_out` carries out remove and mkdir
-requests and leaves the items that fail to the fallback.
+`PipelinedDirectories` creates the directories that copies are written to; `carry_out` runs remove and mkdir requests,
+`list_tree` list requests. Items that fail are left to the fallback.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import ListRequest, MkdirRequest, PathItem, RemoveRequest
 
-#: States of a directory that can be used.
+#: States of a usable directory.
 NEW, THERE = "new", "there"
 
 
 class PipelinedDirectories:
-    """Makes the directories that files arrive in, where they are missing.
+    """Makes missing destination directories.
 
     Attributes:
-        states: whether each directory is new, or was there; those that cannot be used are not in it.
+        states: whether each usable directory is new, or existed before.
     """
 
     def __init__(self, channel: ControlChannel, directories: set[bytes]) -> None:
         self._channel = channel
         self.states: dict[bytes, str] = {}
-        #: What is to be done once a directory is there.
+        #: Callbacks for when a directory exists.
         self._then: dict[bytes, list[Callable[[], None]]] = {}
         for directory in sorted(directories):
             self._make(directory, lambda: None)
@@ -88,24 +88,23 @@ class PipelinedDirectories:
         self._then[directory].clear()
 
 
-#: Commands that may be under way at once.
+#: Maximum commands in flight.
 _MOST_UNDER_WAY = 256
 
 
 def carry_out(
     batch: ActiveBatch, request: RemoveRequest | MkdirRequest, connections: ChannelPool, waker: Waker
 ) -> list[PathItem]:
-    """Carry out as much of a ``remove`` or ``mkdir`` request as goes well.
+    """Run the pipelined part of a ``remove`` or ``mkdir`` request.
 
     Args:
         batch: of the request.
-        request: whose items have no outcome so far.
+        request: the request; its items have no outcome.
         connections: to the servers.
-        waker: is woken when the batch is stopped.
+        waker: wakes the loop when the batch is stopped.
 
     Returns:
-        The items that are left for the fallback; those of which it is not known whether they are done have ``again``
-        set.
+        The items that are left to the fallback; those that may be done already have ``again`` set.
     """
     left: list[PathItem] = []
     addresses: dict[str, list[PathItem]] = {}
@@ -125,7 +124,7 @@ class _PipelinedItems:
         self._removes = isinstance(request, RemoveRequest)
         self._waiting = collections.deque(items)
         self._under_way: collections.deque[PathItem] = collections.deque()
-        #: By key: those that are looked at before they are removed.
+        #: Items that are checked before they are removed, by key.
         self._looked_at: dict[int, PathItem] = {}
         self._left: list[PathItem] = []
 
@@ -169,7 +168,7 @@ class _PipelinedItems:
                     raise StorageError(reply.text)
                 check_unchanged_since_listing(item, there)
             except StorageError:
-                # The fallback finds out, and says, what is wrong.
+                # The fallback finds and reports the reason.
                 self._left.append(item)
             else:
                 self._carry_out(channel, item)
@@ -193,21 +192,21 @@ class _PipelinedItems:
             self._left.append(item)
 
 
-#: Directories whose listings may be under way at once, of a server that answers at once and of one that is far away.
+#: Maximum listings in flight: at a near server, and at a distant one.
 _MOST_DIRECTORIES, _MOST_DIRECTORIES_FAR_AWAY, _FAR_AWAY_S = 16, 256, 0.005
 
 
 def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool, waker: Waker) -> list[str] | None:
-    """Carry out as much of a ``list`` request as goes well.
+    """Run the pipelined part of a ``list`` request.
 
     Args:
         batch: of the request.
-        request: what is asked for.
+        request: the request.
         connections: to the server.
-        waker: is woken when the batch is stopped.
+        waker: wakes the loop when the batch is stopped.
 
     Returns:
-        Directories that are left for the fallback, percent-encoded, relative to the URL; None if all of it is.
+        Directories that are left to the fallback, percent-encoded, relative to the URL; None for the whole tree.
 
     Raises:
         StoppedError: the batch was stopped.
@@ -270,7 +269,7 @@ class _PipelinedListing:
         self._reporter.flush()
 
     def begin(self, path: str) -> None:
-        """Ask for the listing of a directory."""
+        """Request the listing of a directory."""
         self._begun = True
         name = server_path(directory_url(self._request.url, path))
         if not fits_on_command_line(name):
@@ -320,7 +319,7 @@ class _PipelinedListing:
 
 
 class _PipelinedDirectory:
-    """One directory that is being listed.
+    """A directory that is being listed.
 
     Attributes:
         path: percent-encoded, relative to the listed URL.
@@ -337,7 +336,7 @@ class _PipelinedDirectory:
         self._counted = 0
 
     def end(self) -> None:
-        """All of it is there."""
+        """The listing is complete."""
         self._lines.end()
         self.storage_error = self._lines.storage_error
         self.entries.end(max(self._counted - self._seen, 0))

@@ -65,7 +65,7 @@ async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, Job
     return job, progress, api.site_directory.waits(job, now)
 
 
-#: A new job is about to be claimed: its place in the queue is not queried for this long.
+#: Seconds for which a new job's place in the queue is not queried: it is usually claimed at once.
 _SETTLING_TIME = timedelta(seconds=1)
 #: Cache of reasons for waiting: lifetime and size.
 _WAITING_CACHE_LIFETIME, _MAX_CACHED_WAITING = timedelta(seconds=1), 1000
