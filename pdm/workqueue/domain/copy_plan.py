@@ -62,6 +62,11 @@ class CopyRules:
         return self.sync is not None or self.dry_run
 
     @property
+    def is_plain(self) -> bool:
+        """Whether every file is copied, whatever the destination has."""
+        return not self.is_planned and self.entry_filter.takes_all
+
+    @property
     def is_planned(self) -> bool:
         """Whether elements say what was planned."""
         return self.needs_destination or self.move
@@ -125,19 +130,26 @@ class CopyPlan:
     def take(self, entries: Iterable[ListedEntry], there: Mapping[str, ListedEntry] = NOTHING) -> Planned:
         elements: list[NewElement] = []
         skipped: list[Skipped] = []
+        is_plain = self._rules.is_plain
         for entry in checked_entries(entries):
-            if not entry.path and entry.type == "directory":
+            path = entry.path
+            if is_plain and path and entry.type == "file":
+                self._has_child(path)
+                source, destination = joined(self._source, path), joined(self._destination, path)
+                elements.append(NewElement(JobType.COPY, source, destination, entry.size))
                 continue
-            if not entry.path and entry.type != "file" and not entry.target_is_file:
+            if not path and entry.type == "directory":
+                continue
+            if not path and entry.type != "file" and not entry.target_is_file:
                 self._failure = _failure_of_source(self._source, entry)
                 continue
-            if not entry.path:
+            if not path:
                 self._is_file = True
             if (left_out := self._left_out(entry)) is not None:
                 skipped += left_out
-                self._keep(entry.path)
+                self._keep(path)
                 continue
-            at = there.get(self._below_destination(entry.path))
+            at = there.get(self._below_destination(path))
             if entry.type == "directory":
                 skipped += self._take_directory(entry, at)
                 continue
