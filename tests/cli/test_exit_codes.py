@@ -127,7 +127,7 @@ def test_hints_name_the_options_of_the_command(code: str, type_: str, words: str
         ),
         ("job 9 has no element 3; GET /jobs/9/elements lists all", None, "'pdm status 9' lists all"),
         ("only operators may list the jobs of other users", "?user", "only operators may list the jobs of other users"),
-        ("not one of never, always", "$.extra_opts.overwrite", "--option overwrite: not one of never, always"),
+        ("not one of never, always", "$.extra_opts.overwrite", "--overwrite: not one of never, always"),
         (
             "there is no site 9; GET /sites lists all",
             "?site",

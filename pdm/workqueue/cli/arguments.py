@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -27,6 +28,13 @@ _UNITS_S = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _OPTION_PARTS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
+#: What to do instead of naming a file of this machine, or its standard input and output.
+_NO_LOCAL_FILES = (
+    "The service moves data between sites, and has no way to files of this machine: add its storage as a site"
+    " ('pdm site add'), or bring the file to a site with a tool of that site (scp, curl, gfal-copy)."
+)
+
+
 @frozen
 class SitePath:
     """A path at a site, as typed; `site` is a name or a number, `path` may be empty."""
@@ -36,16 +44,25 @@ class SitePath:
 
 
 class SitePathType(click.ParamType[SitePath]):
-    """``SITE:path``."""
+    """``SITE:path``; with `site_alone` also ``SITE``, which is ``SITE:``."""
 
     name = "SITE:path"
+
+    def __init__(self, *, site_alone: bool = False) -> None:
+        self._site_alone = site_alone
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SitePath:
         if isinstance(value, SitePath):
             return value
         site, colon, path = str(value).partition(":")
-        if not colon or not site or "/" in site:
-            self.fail(f"{value!r} is not of the form SITE:path (see 'pdm sites').", param, ctx)
+        if not colon and site == "-":
+            self.fail(f"{value!r} is no place of the form SITE:path. {_NO_LOCAL_FILES}", param, ctx)
+        if not site or "/" in site or (not colon and not self._site_alone):
+            advice = "see 'pdm sites'"
+            if not colon and site and "/" not in site:
+                advice = f"for the default directory of a site {site}, type {site}: with its colon; {advice}"
+            local = f" {_NO_LOCAL_FILES}" if "/" in site else ""
+            self.fail(f"{value!r} is not of the form SITE:path ({advice}).{local}", param, ctx)
         # The typed bytes, with the API's encoding of names that are not UTF-8.
         return SitePath(site, text_from_bytes(os.fsencode(path)))
 
@@ -101,6 +118,8 @@ class ExtraOptionType(click.ParamType[tuple[str, Any]]):
 
 
 SITE_PATH = SitePathType()
+#: For commands that read: ``SITE`` alone is its default directory.
+SITE_OR_PATH = SitePathType(site_alone=True)
 DURATION = DurationType()
 TIMESTAMP = TimestampType()
 JOB_NUMBER = click.IntRange(min=1, max=2**63 - 1)
@@ -229,7 +248,15 @@ def _find_site(sites: Sequence[SiteView], name: str) -> SiteView:
             if same(site):
                 return site
     known = ", ".join(sorted(f"{display_name(site.name)} ({site.id})" for site in sites)) or "none"
-    raise CommandError(ExitCode.NOT_FOUND, f"no site {display_name(name)}", f"Known sites: {known}.")
+    near = did_you_mean(name, [site.name for site in sites])
+    raise CommandError(ExitCode.NOT_FOUND, f"no site {display_name(name)}", f"{near}Known sites: {known}.")
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """``Did you mean cern? `` for a word that is like a known one, in any case; else empty."""
+    by_lower = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(typed.lower(), by_lower, n=1)
+    return f"Did you mean {display_name(by_lower[near[0]])}? " if near else ""
 
 
 async def user_number(client: WorkqueueClient, name: str) -> int:
