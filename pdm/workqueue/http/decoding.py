@@ -293,11 +293,11 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
         options = read_options(type_, given)
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
+    if isinstance(options, CopyOptions):
+        _check_filters(options)
     for name in _NOT_CARRIED_OUT:
         if given.get(name):
             raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
-    if isinstance(options, CopyOptions):
-        _check_filters(options)
     if options.dummy is not None:
         if protocol is not JobProtocol.DUMMY:
             raise InvalidInputError("the option dummy is for the protocol DUMMY only", "$.extra_opts.dummy")
