@@ -58,6 +58,10 @@ class SubmitOptions(TypedDict, total=False):
         priority: 0 (first) to 9.
         max_tries: attempts for each element, 1 to 10.
         label: a word by which to find the job.
+        after: numbers of jobs; the new one begins when all of them are DONE, and is cancelled if one is not.
+        after_any: whether it begins when those have ended in whatever state.
+        deadline: when it is cancelled unless it has ended: a time with a time zone, a duration from now, or a text of
+            the API.
         options: further members of ``extra_opts``.
         idempotency_key: submissions with the same key make one job; default: a new key.
     """
@@ -66,6 +70,9 @@ class SubmitOptions(TypedDict, total=False):
     priority: int
     max_tries: int
     label: str
+    after: Sequence[int]
+    after_any: bool
+    deadline: datetime | timedelta | str
     options: Mapping[str, Any]
     idempotency_key: str
 
@@ -512,6 +519,8 @@ class WorkqueueClient:
             raise TypeError(f"unknown options of a submission: {', '.join(unknown)}")
         given = {name: value for name, value in options.items() if value is not None}
         extra = {**more.get("options", {}), **given}
+        if "deadline" in more:
+            extra["deadline"] = _deadline_text(more["deadline"])
         full = dict(body)
         if extra:
             full["extra_opts"] = extra
@@ -520,6 +529,9 @@ class WorkqueueClient:
         for name in ("priority", "max_tries", "label"):
             if name in more:
                 full[name] = more[name]
+        if more.get("after"):
+            full["after"] = list(more["after"])
+            full["after_any"] = more.get("after_any", False)
         key = more.get("idempotency_key") or _new_key()
         return self._fetch(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
 
@@ -564,6 +576,12 @@ class WorkqueueClient:
             if len(found) < _PAGE_SIZE:
                 return
             selection[bound] = found[-1].id
+
+
+def _deadline_text(deadline: datetime | timedelta | str) -> str:
+    if isinstance(deadline, timedelta):
+        return f"{max(round(deadline.total_seconds()), 1)}s"
+    return deadline if isinstance(deadline, str) else deadline.isoformat()
 
 
 def _new_key() -> str:

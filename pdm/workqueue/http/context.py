@@ -162,6 +162,8 @@ class ApiContext:
     credentials_changed: Callable[[], None] = _do_nothing
     #: Continues the retry of a job beyond its first transaction.
     job_retried: Callable[[int], None] = _do_nothing
+    #: Notifies the watch of deadlines that a job has one.
+    deadline_added: Callable[[], None] = _do_nothing
     #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _resume_nothing
     #: Sentences about the limits that keep a job (True: its listing) from starting more work.

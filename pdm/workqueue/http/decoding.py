@@ -21,7 +21,8 @@ from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, J
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.job_plans import first_element
-from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
+from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
+from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
@@ -237,7 +238,26 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         label=submission.label,
         log_uid=uuid.uuid4().hex,
         first=first_element(type_, submission.src_filepath, submission.dst_filepath),
+        after=_predecessors(submission),
+        deadline=_deadline(options.get("deadline"), api.clock()),
     )
+
+
+def _predecessors(submission: SubmitJob) -> Predecessors | None:
+    if submission.after:
+        return Predecessors(tuple(dict.fromkeys(submission.after)), submission.after_any or False)
+    if submission.after_any is not None:
+        raise InvalidInputError("after_any needs the key 'after', with the jobs to wait for", "$.after_any")
+    return None
+
+
+def _deadline(text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return deadline_from_text(text, now)
+    except ValueError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.deadline") from error
 
 
 _TOOL_URLS = tuple(f"{scheme}://" for scheme in TOOL_SCHEMES)
@@ -283,7 +303,7 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
 #: Options of a COPY that nothing carries out yet: better refused than ignored.
 _NOT_CARRIED_OUT = (
     *("sync", "filters", "min_size", "max_size", "newer_than", "older_than", "delete_extra", "max_delete"),
-    *("dry_run", "move", "preserve", "checksum", "deadline"),
+    *("dry_run", "move", "preserve", "checksum"),
 )
 
 

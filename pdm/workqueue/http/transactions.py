@@ -30,7 +30,7 @@ from pdm.workqueue.http.problems import (
     InvalidInputError,
     JobNotFoundError,
 )
-from pdm.workqueue.store import credentials, first_claims, job_changes, jobs, sites, users
+from pdm.workqueue.store import chains, credentials, first_claims, job_changes, jobs, sites, users
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.store.job_changes import Resumed
@@ -106,11 +106,14 @@ def register(
         DelegationNeededError: a credential is missing, or expires too soon.
         IdempotencyConflictError: the key belongs to another request.
         InvalidInputError: a site has just been removed.
+        NoPredecessorError: a job that it is to wait for is not there, or another user's.
     """
     job = jobs.submit(session, new, key, now)
     if stored and job.log_uid == new.log_uid:
         for number in sites.missing(session, stored):
             raise InvalidInputError(f"there is no site {number}; GET /sites lists all", "$")
+    if new.after is not None and job.log_uid == new.log_uid:
+        job = chains.begin_waiting(session, job, now)
     # A repeated request gets the same answer as the first one, even if the credential has expired since.
     if needed is not None and job.log_uid == new.log_uid:
         return job, _check_credential(session, new, needed, now)
@@ -269,7 +272,10 @@ def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> J
 def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tuple[JobRecord, int]:
     """Put failed and cancelled elements back into the queue; returns the job and their number."""
     fetch_job(session, job_id, scope)
-    return job_changes.retry(session, job_id, now)
+    job, retried = job_changes.retry(session, job_id, now)
+    if retried and job.after is not None and job.started_at is None:
+        job = chains.begin_waiting(session, job, now)
+    return job, retried
 
 
 def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:

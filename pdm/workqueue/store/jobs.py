@@ -27,6 +27,7 @@ from pdm.workqueue.store.records import (
     insert_elements,
     job_record,
     jobs,
+    predecessors_column,
     workers,
 )
 from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE
@@ -260,6 +261,10 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "bytes_already_there": 0,
         "list_due_at": AT_ONCE if listing else None,
         "work_due_at": None if listing else AT_ONCE,
+        "after": predecessors_column(new.after),
+        "is_awaited": False,
+        "deadline": new.deadline,
+        "cancel_reason": None,
     }
 
 

@@ -55,6 +55,7 @@ class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         crash: whether the helper process dies in the first attempt of each element.
         fail: code with which elements fail.
         fail_times: how many attempts of each element fail; all without it.
+        there: how many files a listing of the destination shows; those beyond ``files`` are extra.
     """
 
     files: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
@@ -65,6 +66,7 @@ class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     crash: bool = False
     fail: str | None = None
     fail_times: Annotated[int, Meta(ge=0, le=100)] | None = None
+    there: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
 
 
 Mover = Annotated[
@@ -73,9 +75,21 @@ Mover = Annotated[
 ]
 
 
+Deadline = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=40,
+        description="When the job is cancelled unless it has ended: RFC 3339, or a duration from the submission, such"
+        " as 12h.",
+    ),
+]
+
+
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     dummy: DummyOptions | None = None
     mover: Mover | None = None
+    deadline: Deadline | None = None
 
 
 class ListOptions(_Options, frozen=True):
@@ -141,7 +155,6 @@ class CopyOptions(_Options, frozen=True):
     checksum: Annotated[
         Literal["ADLER32", "MD5", "SHA256"] | None, Meta(description="By which arrival is proven; default ADLER32.")
     ] = None
-    deadline: Annotated[Timestamp | None, Meta(description="When what has not begun is given up.")] = None
 
     def __post_init__(self) -> None:
         for (first, second), contradict, why in (
@@ -155,7 +168,7 @@ class CopyOptions(_Options, frozen=True):
         ):
             if contradict:
                 raise ValueError(f"{first} and {second} contradict each other: {why}")
-        for name in ("newer_than", "older_than", "deadline"):
+        for name in ("newer_than", "older_than"):
             text = getattr(self, name)
             try:
                 _time(text, 0.0)

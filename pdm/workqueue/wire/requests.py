@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_TRIES
+from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_PREDECESSORS, MOST_TRIES
 from pdm.workqueue.domain.paths import LONGEST_PATH
 from pdm.workqueue.wire.options import OPTIONS
 
@@ -62,6 +62,14 @@ Label = Annotated[
     Meta(description="A word of your own to find the job by."),
 ]
 
+After = Annotated[
+    Annotated[list[Annotated[int, Meta(ge=1, le=LARGEST_ID)]], Meta(min_length=1, max_length=MOST_PREDECESSORS)] | None,
+    Meta(description="Jobs of the caller: it begins when all of them are DONE, and is cancelled if one is not."),
+]
+AfterAny = Annotated[
+    bool | None, Meta(description="With ``after``: begin when all of them have ended, in whatever state.")
+]
+
 
 class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     protocol: ProtocolWord = None
@@ -69,6 +77,8 @@ class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     priority: Priority = None
     max_tries: Tries = None
     label: Label = None
+    after: After = None
+    after_any: AfterAny = None
 
 
 class SubmitList(_Submission, frozen=True, kw_only=True):
