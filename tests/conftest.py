@@ -189,7 +189,7 @@ def _collected_errors() -> Iterator[list[LogEvent]]:
         gc.collect()
         globalLogPublisher.removeObserver(observe)
     if events:
-        pytest.fail("errors that nobody handled:\n" + "\n".join(map(_told, events)), pytrace=False)
+        pytest.fail("unhandled errors:\n" + "\n".join(map(_told, events)), pytrace=False)
 
 
 def _told(event: LogEvent) -> str:

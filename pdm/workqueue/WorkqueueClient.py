@@ -30,6 +30,7 @@ from pdm.workqueue.client.connection import Connection, DelegationClient, JobPol
 from pdm.workqueue.client.errors import CredentialError, SettingsError, UnexpectedAnswerError
 from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
     CredentialView,
     DelegationView,
@@ -78,7 +79,7 @@ class SubmitOptions(TypedDict, total=False):
 
 
 class Filters(TypedDict, total=False):
-    """Filters of jobs or elements; None is the same as omitting one.
+    """Filters of jobs and elements; None is the same as omitting one.
 
     Attributes:
         site: source or destination, by number or name.
@@ -93,6 +94,16 @@ class Filters(TypedDict, total=False):
     label: str | None
     since: datetime | None
     after: int | None
+
+
+class ElementFilters(Filters, total=False):
+    """Filters of elements; None is the same as omitting one.
+
+    Attributes:
+        code: the code with which they failed.
+    """
+
+    code: str | None
 
 
 class JobFilters(Filters, total=False):
@@ -284,14 +295,14 @@ class WorkqueueClient:
         return self._fetch(JobView, "GET", f"/jobs/{job_id:d}", encode_query(wait=wait or None))
 
     def elements(
-        self, job_id: int, *, limit: int | None = None, **filters: Unpack[Filters]
+        self, job_id: int, *, limit: int | None = None, **filters: Unpack[ElementFilters]
     ) -> Deferred[Sequence[ElementView]]:
         """The elements of a job that match the filters, by number."""
         return self._fetch(
             tuple[ElementView, ...], "GET", f"/jobs/{job_id:d}/elements", encode_query(limit=limit, **filters)
         )
 
-    def iterate_elements(self, job_id: int, /, **filters: Unpack[Filters]) -> AsyncIterator[ElementView]:
+    def iterate_elements(self, job_id: int, /, **filters: Unpack[ElementFilters]) -> AsyncIterator[ElementView]:
         """All elements of a job that match the filters, read page by page."""
         return self._pages(partial(self.elements, job_id), filters)
 
@@ -337,6 +348,24 @@ class WorkqueueClient:
         which = "" if attempt is None else f"/{attempt:d}"
         path = f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}"
         return self._fetch(OutputView, "GET", path, encode_query(live=1, offset=offset))
+
+    def receipt(
+        self, job_id: int, write: Callable[[bytes], object], form: Literal["jsonl", "csv"] = "jsonl"
+    ) -> Deferred[None]:
+        """Pass the receipt of a job to `write`, piece by piece as it arrives.
+
+        It is complete only when the Deferred fires; `pdm.workqueue.client.receipts.verify_receipt` proves it.
+        """
+
+        async def download() -> None:
+            accept = NDJSON if form == "jsonl" else CSV
+            await self._connection.request("GET", f"/jobs/{job_id:d}/receipt", accept=accept, write=write)
+
+        return Deferred.fromCoroutine(download())
+
+    def errors(self, job_id: int) -> Deferred[Sequence[ErrorGroupView]]:
+        """The failures of a job by code and scope, the most frequent first."""
+        return self._fetch(tuple[ErrorGroupView, ...], "GET", f"/jobs/{job_id:d}/errors")
 
     def whoami(self) -> Deferred[WhoamiView]:
         """Identity and role of the caller."""

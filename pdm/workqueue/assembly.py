@@ -26,6 +26,7 @@ from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem import CertificateFilesError
+from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
@@ -288,6 +289,8 @@ class Assembly:
             myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
             site_directory=self.site_directory,
             check_site=site_check.check,
+            service_name=lambda: service_name(self.tls.identity),
+            sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
             relays_to=self._relays_to,
             credentials_changed=self.executor.credentials_changed,
             job_retried=self.executor.continue_change,

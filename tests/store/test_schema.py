@@ -179,7 +179,7 @@ def test_subjects_of_users_get_their_new_form(connection: sa.Connection) -> None
 
 
 def _back_to_the_first_schema(connection: sa.Connection) -> None:
-    """Keep the queue, as far as the first schema could: its statements are not those of today's code."""
+    """Keep the queue, where the first schema can: its statements are not those of the current code."""
     tables = [Base.metadata.tables[name] for name in ("users", "workers", "jobs", "job_elements", "attempts")]
     rows = {table.name: connection.execute(sa.select(table)).mappings().all() for table in tables}
     Base.metadata.drop_all(connection)

@@ -147,7 +147,7 @@ def _is_made(batch: ActiveBatch, storage: Storage, item: PathItem, url: StorageU
     there = at_destination(storage.stat, url)
     if there is not None:
         if found is not None and found["destination"] is None and there.kind == "directory":
-            batch.log(item.key, "it is there: an earlier attempt, which had found nothing there, has made it")
+            batch.log(item.key, "it exists: an earlier attempt, which had found nothing there, has made it")
             return True
         raise StorageError(f"{url} is there", errno=errno.EEXIST, scope=FailureScope.DESTINATION)
     batch.begin(item.key, FoundBefore(source=None, destination=None), storage.timeouts.stall_s)
@@ -166,9 +166,14 @@ def rename_items(
         if there is None:
             if not _is_renamed(destination, item.found, in_the_way):
                 raise StorageError(
-                    f"{source} is not there", errno=errno.ENOENT, code=FailureCode.NOT_FOUND, scope=FailureScope.SOURCE
+                    f"{source} does not exist",
+                    errno=errno.ENOENT,
+                    code=FailureCode.NOT_FOUND,
+                    scope=FailureScope.SOURCE,
                 )
-            batch.log(item.key, "it has its new name: an earlier attempt, which had found it, has given it")
+            batch.log(
+                item.key, "it has its new name: an earlier attempt, which had found it at the source, has renamed it"
+            )
             batch.done(item.key)
             return
         if in_the_way is not None:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
@@ -25,7 +27,7 @@ from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.http.problems import InvalidInputError, NotAcceptableError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
@@ -77,6 +79,20 @@ def _check_media_type(content_types: Sequence[str]) -> None:
             hint = f"; form data is not accepted, with curl add -H 'Content-Type: {_JSON}'"
             hint = hint if media_type in _FORMS else ""
             raise UnsupportedMediaTypeError(f"{_JSON} is expected, not {media_type[:100]}{hint}", "Content-Type")
+
+
+def accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
+    """The media type of a response by the Accept headers of a request; the first one offered if there are none.
+
+    Raises:
+        NotAcceptableError: the client accepts none of those offered.
+    """
+    if not accept:
+        return offered[0]
+    found = parse_accept_header(", ".join(accept), MIMEAccept).best_match(offered)
+    if found is None:
+        raise NotAcceptableError(f"this is given out as {' or '.join(offered)}", "Accept")
+    return found
 
 
 def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], root: str = "$") -> InvalidInputError:
@@ -172,6 +188,18 @@ def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> f
         return frozenset(type_.parse(value.strip()) for value in values)
     except ValueError as error:
         raise InvalidInputError(str(error), f"?{name}") from error
+
+
+def failure_codes(values: Sequence[str]) -> frozenset[FailureCode]:
+    """Parse the values of the query parameter ``code``.
+
+    Raises:
+        InvalidInputError: a value is no code.
+    """
+    try:
+        return frozenset(FailureCode(value.strip().upper()) for value in values)
+    except ValueError as error:
+        raise InvalidInputError(f"not a failure code; known are {', '.join(FailureCode)}", "?code") from error
 
 
 def idempotency_key(
