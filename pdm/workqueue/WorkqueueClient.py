@@ -35,6 +35,7 @@ from pdm.workqueue.client.errors import CredentialError, JobFailedError, Setting
 from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.sites import choose_protocol, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
     CredentialView,
     DelegationView,
@@ -64,6 +65,10 @@ class SubmitOptions(TypedDict, total=False):
         priority: 0 (first) to 9.
         max_tries: attempts for each element, 1 to 10.
         label: a word by which to find the job.
+        after: numbers of jobs; the new one begins when all of them are DONE, and is cancelled if one is not.
+        after_any: whether it begins when those have ended in whatever state.
+        deadline: when it is cancelled unless it has ended: a time with a time zone, a duration from now, or a text of
+            the API.
         options: further members of ``extra_opts``.
         idempotency_key: submissions with the same key make one job; default: a new key.
         wait: whether to wait for the end of the job; one that ends FAILED or CANCELLED raises a `JobFailedError`.
@@ -73,6 +78,9 @@ class SubmitOptions(TypedDict, total=False):
     priority: int
     max_tries: int
     label: str
+    after: Sequence[int]
+    after_any: bool
+    deadline: datetime | timedelta | str
     options: Mapping[str, Any]
     idempotency_key: str
     wait: bool
@@ -122,7 +130,7 @@ class CopyRequest(SubmitOptions, total=False):
 
 
 class Filters(TypedDict, total=False):
-    """Filters of jobs or elements; None is the same as omitting one.
+    """Filters of jobs and elements; None is the same as omitting one.
 
     Attributes:
         site: source or destination, by number or name.
@@ -137,6 +145,16 @@ class Filters(TypedDict, total=False):
     label: str | None
     since: datetime | None
     after: int | None
+
+
+class ElementFilters(Filters, total=False):
+    """Filters of elements; None is the same as omitting one.
+
+    Attributes:
+        code: the code with which they failed.
+    """
+
+    code: str | None
 
 
 class JobFilters(Filters, total=False):
@@ -342,14 +360,14 @@ class WorkqueueClient:
         return self._fetch(JobView, "GET", f"/jobs/{job_id:d}", encode_query(wait=wait or None))
 
     def elements(
-        self, job_id: int, *, limit: int | None = None, **filters: Unpack[Filters]
+        self, job_id: int, *, limit: int | None = None, **filters: Unpack[ElementFilters]
     ) -> Deferred[Sequence[ElementView]]:
         """The elements of a job that match the filters, by number."""
         return self._fetch(
             tuple[ElementView, ...], "GET", f"/jobs/{job_id:d}/elements", encode_query(limit=limit, **filters)
         )
 
-    def iterate_elements(self, job_id: int, /, **filters: Unpack[Filters]) -> AsyncIterator[ElementView]:
+    def iterate_elements(self, job_id: int, /, **filters: Unpack[ElementFilters]) -> AsyncIterator[ElementView]:
         """All elements of a job that match the filters, read page by page."""
         return self._pages(partial(self.elements, job_id), filters)
 
@@ -395,6 +413,24 @@ class WorkqueueClient:
         which = "" if attempt is None else f"/{attempt:d}"
         path = f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}"
         return self._fetch(OutputView, "GET", path, encode_query(live=1, offset=offset))
+
+    def receipt(
+        self, job_id: int, write: Callable[[bytes], object], form: Literal["jsonl", "csv"] = "jsonl"
+    ) -> Deferred[None]:
+        """Pass the receipt of a job to `write`, piece by piece as it arrives.
+
+        It is complete only when the Deferred fires; `pdm.workqueue.client.receipts.verify_receipt` proves it.
+        """
+
+        async def download() -> None:
+            accept = NDJSON if form == "jsonl" else CSV
+            await self._connection.request("GET", f"/jobs/{job_id:d}/receipt", accept=accept, write=write)
+
+        return Deferred.fromCoroutine(download())
+
+    def errors(self, job_id: int) -> Deferred[Sequence[ErrorGroupView]]:
+        """The failures of a job by code and scope, the most frequent first."""
+        return self._fetch(tuple[ErrorGroupView, ...], "GET", f"/jobs/{job_id:d}/errors")
 
     def whoami(self) -> Deferred[WhoamiView]:
         """Identity and role of the caller."""
@@ -586,6 +622,8 @@ class WorkqueueClient:
             raise TypeError(f"unknown options of a submission: {', '.join(unknown)}")
         given = {name: value for name, value in options.items() if value is not None}
         extra = {**more.get("options", {}), **given}
+        if "deadline" in more:
+            extra["deadline"] = _deadline_text(more["deadline"])
         full = dict(body)
         if extra:
             full["extra_opts"] = extra
@@ -594,6 +632,9 @@ class WorkqueueClient:
         for name in ("priority", "max_tries", "label"):
             if name in more:
                 full[name] = more[name]
+        if more.get("after"):
+            full["after"] = list(more["after"])
+            full["after_any"] = more.get("after_any", False)
         key = more.get("idempotency_key") or _new_key()
 
         async def submitted() -> JobView:
@@ -698,6 +739,12 @@ class WorkqueueClient:
             if len(found) < _PAGE_SIZE:
                 return
             selection[bound] = found[-1].id
+
+
+def _deadline_text(deadline: datetime | timedelta | str) -> str:
+    if isinstance(deadline, timedelta):
+        return f"{max(round(deadline.total_seconds()), 1)}s"
+    return deadline if isinstance(deadline, str) else deadline.isoformat()
 
 
 def _new_key() -> str:

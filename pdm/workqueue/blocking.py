@@ -176,6 +176,8 @@ class BlockingWorkqueueClient:
     output = _blocking(WorkqueueClient.output)
     element_output = _blocking(WorkqueueClient.element_output)
     live_output = _blocking(WorkqueueClient.live_output)
+    receipt = _blocking(WorkqueueClient.receipt)
+    errors = _blocking(WorkqueueClient.errors)
     whoami = _blocking(WorkqueueClient.whoami)
     sites = _blocking(WorkqueueClient.sites)
     routes = _blocking(WorkqueueClient.routes)

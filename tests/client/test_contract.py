@@ -38,6 +38,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "output": (1,),
     "element_output": (1, 0),
     "live_output": (1, 0),
+    "receipt": (1, bytes),
+    "errors": (1,),
     "whoami": (),
     "sites": (),
     "routes": (),

@@ -60,6 +60,44 @@ def test_what_is_at_the_destination(
         assert (outcome.transferred, outcome.checksum) == (result, adler(b"same one"))
 
 
+def test_the_destination_of_a_copy_is_listed_first(shared: HelperProcess, sites: Sites) -> None:
+    sites.put(sites.a / "sub" / "f", b"1")
+    sites.put(sites.b / "sub" / "x", b"12345")
+    closed = sites.put(sites.b / "closed" / "g").parent
+    closed.chmod(0)
+    events = shared.list_both(sites.url(sites.a), sites.url(sites.b))
+    there = entries(events, destination=True)
+    assert {path: entry.size for path, entry in there.items() if entry.type == "file"} == {"sub/x": 5}
+    assert list(entries(events)) == ["sub", "sub/f"]
+    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    assert [(event.destination, event.path, event.fault.scope) for event in unreadable] == [
+        (True, "closed", "destination")
+    ]
+    assert entries(shared.list_both(sites.url(sites.a), sites.url(sites.b / "missing")), destination=True) == {}
+
+
+def test_what_was_planned_is_removed_if_it_is_as_listed(shared: HelperProcess, sites: Sites) -> None:
+    files = [sites.put(sites.a / "tree" / name) for name in ("same", "changed")]
+    listed = entries(shared.list(sites.url(sites.a / "tree")))
+    files[1].write_bytes(b"other content")
+    items = [
+        wire.PathItem(
+            number,
+            sites.url(path),
+            again=True,
+            listed_size=listed[path.name].size,
+            listed_mtime=listed[path.name].mtime,
+        )
+        for number, path in enumerate(files)
+    ]
+    outcome = shared.remove(*items)
+    assert isinstance(outcome[0], wire.DoneEvent)
+    assert judged(outcome[1]) == "source CHANGED"
+    directory = wire.PathItem(0, sites.url(files[0].parent), directory=True, again=True, may_stay=True)
+    assert isinstance(shared.remove(directory)[0], wire.DoneEvent)
+    assert files[1].exists()
+
+
 def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     good = sites.put(sites.a / "f")
     (sites.a / "dir").mkdir()

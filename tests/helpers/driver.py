@@ -146,6 +146,9 @@ class HelperProcess:
     def list(self, url: str, depth: int | None = None, *, follow: bool = True, **limits: Any) -> list[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow))
 
+    def list_both(self, source: str, destination: str) -> Sequence[wire.AgentEvent]:
+        return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
+
     def copy(
         self, items: Sequence[wire.CopyItem], overwrite: str = "never", verify: str = "checksum", **limits: Any
     ) -> dict[int, wire.AgentEvent]:
@@ -211,10 +214,12 @@ def outcomes(events: Sequence[wire.AgentEvent]) -> dict[int, wire.AgentEvent]:
     return ended
 
 
-def entries(events: Sequence[wire.AgentEvent]) -> dict[str, wire.RawEntry]:
-    """The entries of a listing, which must have been done, by path."""
+def entries(events: Sequence[wire.AgentEvent], *, destination: bool = False) -> dict[str, wire.RawEntry]:
+    """The entries of a listing, which must have been done, by path; of its source, or of the destination."""
     assert isinstance(events[-1], wire.DoneEvent), events[-1]
-    found = [entry for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
+    listed = [event for event in events if isinstance(event, wire.EntriesEvent)]
+    assert [event.destination for event in listed] == sorted((event.destination for event in listed), reverse=True)
+    found = [entry for event in listed if event.destination is destination for entry in event.entries]
     by_path = {entry.path: entry for entry in found}
     assert len(by_path) == len(found), "an entry came twice"
     return by_path

@@ -90,6 +90,50 @@ def test_overwriting(protocol: str, relay: HelperProcess, places: Places) -> Non
 
 
 @protocols
+def test_the_destination_of_a_copy_is_listed_first(protocol: str, relay: HelperProcess, places: Places) -> None:
+    places.put(places.a / "tree" / "sub" / "f", b"1")
+    places.put(places.b / "tree" / "sub" / "x", b"12345")
+    closed = places.put(places.b / "tree" / "closed" / "g").parent
+    closed.chmod(0)
+    source = places.url(protocol, places.a / "tree")
+    events = relay.list_both(source, places.url(protocol, places.b / "tree") + "/")
+    there = entries(events, destination=True)
+    assert {path: entry.size for path, entry in there.items() if entry.type == "file"} == {"sub/x": 5}
+    assert list(entries(events)) == ["sub", "sub/f"]
+    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    assert [(event.destination, event.path, event.fault.scope) for event in unreadable] == [
+        (True, "closed", "destination")
+    ]
+    assert entries(relay.list_both(source, places.url(protocol, places.b / "missing")), destination=True) == {}
+    closed.chmod(0o755)
+
+
+@protocols
+def test_what_was_planned_is_removed_if_it_is_as_listed(protocol: str, relay: HelperProcess, places: Places) -> None:
+    files = [places.put(places.a / "tree" / name) for name in ("same", "changed")]
+    listed = entries(relay.list(places.url(protocol, places.a / "tree")))
+    files[1].write_bytes(b"other content")
+    items = [
+        wire.PathItem(
+            number,
+            places.url(protocol, path),
+            again=True,
+            listed_size=listed[path.name].size,
+            listed_mtime=listed[path.name].mtime,
+        )
+        for number, path in enumerate(files)
+    ]
+    outcome = relay.remove(*items)
+    assert isinstance(outcome[0], wire.DoneEvent)
+    assert judged(protocol, outcome[1]) == "source CHANGED"
+    directory = wire.PathItem(0, places.url(protocol, files[0].parent), directory=True, again=True, may_stay=True)
+    assert isinstance(relay.remove(directory)[0], wire.DoneEvent)
+    files[1].unlink()
+    assert isinstance(relay.remove(directory)[0], wire.DoneEvent)
+    assert not files[0].parent.exists()
+
+
+@protocols
 def test_directories_are_made(protocol: str, relay: HelperProcess, places: Places) -> None:
     one, deep = places.a / "one", places.a / "x" / "y z"
     assert isinstance(relay.make(places.url(protocol, one))[0], wire.DoneEvent)

@@ -191,6 +191,15 @@ def submit_options(command: _Command) -> _Command:
         click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
         click.option("--label", help="A word by which to find the job."),
         click.option(
+            "--after",
+            metavar="N",
+            type=JOB_NUMBER,
+            multiple=True,
+            help="Begin when job N is DONE; cancelled if it fails. May be repeated.",
+        ),
+        click.option("--after-any", is_flag=True, help="With --after: begin however those jobs end."),
+        click.option("--deadline", help="Cancel the job unless it has ended by then (12h, 2026-03-02T11:04Z)."),
+        click.option(
             "--option",
             "options",
             type=ExtraOptionType(),

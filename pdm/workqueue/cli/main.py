@@ -77,6 +77,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "mkdir": ("submission:mkdir", "Create directories."),
     "jobs": ("jobs:jobs", "Show my jobs."),
     "status": ("jobs:status", "Show the status of jobs, and their failures."),
+    "errors": ("receipts:errors", "Show the failures of a job by code, and what to do."),
+    "receipt": ("receipts:receipt", "Get or verify the receipt of a job: what became of every file."),
     "wait": ("jobs:wait", "Wait for jobs; the exit status tells how they ended."),
     "logs": ("logs:logs", "Show or follow the logs of a job or an element."),
     "cancel": ("jobs:cancel", "Cancel jobs."),

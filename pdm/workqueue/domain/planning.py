@@ -37,6 +37,7 @@ class SkipCode(enum.StrEnum):
     LINK_TO_DIRECTORY = "LINK_TO_DIRECTORY"
     LINK_OUTSIDE = "LINK_OUTSIDE"
     UNNAMED = "UNNAMED"
+    FILTERED = "FILTERED"
 
 
 SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
@@ -45,6 +46,7 @@ SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
         SkipCode.DANGLING_LINK: "a symbolic link that leads nowhere, or to where the site does not reach",
         SkipCode.LINK_TO_DIRECTORY: "a symbolic link to a directory",
         SkipCode.LINK_OUTSIDE: "a symbolic link to a file outside the tree",
+        SkipCode.FILTERED: "left out by filters",
         SkipCode.UNNAMED: (
             "the server counts more entries in this directory than it names:"
             " most likely symbolic links that lead nowhere"

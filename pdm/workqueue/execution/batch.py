@@ -275,7 +275,7 @@ class RunningBatch:
     def _on_unreadable(self, attempt: RunningAttempt, event: wire.UnreadableEvent, now: Instant) -> None:
         failure = self._classified(attempt, event.fault, now)
         attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}", now)
-        self._require_intake().unreadable(event.path, failure)
+        self._require_intake().unreadable(event, failure)
 
     def _on_failed(self, attempt: RunningAttempt, event: wire.FailedEvent, now: Instant) -> None:
         if event.fault.scope == "service" and is_exhausted(event.fault.errno):
@@ -440,10 +440,10 @@ _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], 
     wire.ProgressEvent: lambda batch, attempt, event, now: attempt.advance(
         ReportedProgress(event.transferred, event.instant, event.average, event.elapsed), now
     ),
-    wire.RootEvent: lambda batch, attempt, event, now: batch._require_intake().locate(event.path),
-    wire.EntriesEvent: lambda batch, attempt, event, now: batch._require_intake().feed(event.entries),
+    wire.RootEvent: lambda batch, attempt, event, now: batch._require_intake().locate(event),
+    wire.EntriesEvent: lambda batch, attempt, event, now: batch._require_intake().feed(event),
     wire.UnreadableEvent: RunningBatch._on_unreadable,
-    wire.UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event.path, event.count),
+    wire.UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event),
     wire.DoneEvent: RunningBatch._on_done,
     wire.FailedEvent: RunningBatch._on_failed,
     wire.CancelledEvent: lambda batch, attempt, event, now: batch._end_element(event.key, now, leftover=event.residue),

@@ -21,6 +21,7 @@ from urllib.parse import quote_from_bytes
 
 import msgspec
 
+from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error, truncated
 from pdm.workqueue.wire import agent_messages as wire
@@ -109,6 +110,7 @@ class ActiveBatch:
         self._on_end: list[Callable[[set[int]], None]] = []
         self._may_go = threading.Condition()
         self._going: set[int] = set()
+        self._is_at_destination = False
 
     @property
     def stopped(self) -> bool:
@@ -229,18 +231,33 @@ class ActiveBatch:
         """Report bytes, bytes/s now and on average, seconds."""
         self._events.write(wire.ProgressEvent(self.id, key, transferred, instant, average, round(elapsed, 3)))
 
+    @contextlib.contextmanager
+    def listing_destination(self) -> Iterator[None]:
+        """Context in which the destination of a copy is listed; events say so."""
+        self._is_at_destination = True
+        try:
+            yield
+        finally:
+            self._is_at_destination = False
+
+    @property
+    def listed_scope(self) -> FailureScope:
+        """The side that is listed now."""
+        return FailureScope.DESTINATION if self._is_at_destination else FailureScope.SOURCE
+
     def entries(self, key: int, entries: list[wire.RawEntry]) -> None:
-        self._events.write(wire.EntriesEvent(self.id, key, entries))
+        self._events.write(wire.EntriesEvent(self.id, key, entries, self._is_at_destination))
 
     def unreadable(self, key: int, path: str, error: StorageError) -> None:
-        self._events.write(wire.UnreadableEvent(self.id, key, path, error.fault()))
+        fault = error.at(self.listed_scope).fault()
+        self._events.write(wire.UnreadableEvent(self.id, key, path, fault, self._is_at_destination))
 
     def root(self, key: int, path: bytes | None) -> None:
         if path is not None:
-            self._events.write(wire.RootEvent(self.id, key, quote_from_bytes(path, safe="/")))
+            self._events.write(wire.RootEvent(self.id, key, quote_from_bytes(path, safe="/"), self._is_at_destination))
 
     def unnamed(self, key: int, path: str, count: int) -> None:
-        self._events.write(wire.UnnamedEvent(self.id, key, path, count))
+        self._events.write(wire.UnnamedEvent(self.id, key, path, count, self._is_at_destination))
 
     def done(
         self,

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from urllib.parse import quote_from_bytes
 
+import msgspec
+
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
@@ -19,6 +21,8 @@ from pdm.workqueue.helpers.storage import (
     Storage,
     StorageError,
     Timeouts,
+    at_destination,
+    at_source,
     internal_error,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
@@ -48,6 +52,72 @@ def report_listing(batch: ActiveBatch, request: ListRequest, work: Callable[[], 
         batch.failed(request.key, error.at(FailureScope.SOURCE))
     else:
         batch.done(request.key)
+
+
+def list_both_ends(
+    batch: ActiveBatch, request: ListRequest, workers: WorkerThreads, list_one: Callable[[ListRequest], None]
+) -> None:
+    """Run a ``list`` request: the destination first, if it has one, then the source.
+
+    Args:
+        batch: of the request.
+        request: the request.
+        workers: threads to use.
+        list_one: lists what is at the URL of a request without a destination.
+    """
+    source = msgspec.structs.replace(request, destination=None)
+    if request.destination is not None:
+        storage = workers.storages(1)[0]
+        _prepare(storage, batch, request)
+        what = at_source(storage.stat, StorageUrl(request.url).without_slash)
+        if what is not None:
+            with batch.listing_destination():
+                at_destination(
+                    _list_destination, batch, source, StorageUrl(request.destination), storage, what, list_one
+                )
+    list_one(source)
+
+
+def _list_destination(
+    batch: ActiveBatch,
+    request: ListRequest,
+    url: StorageUrl,
+    storage: Storage,
+    source: FileStat,
+    list_one: Callable[[ListRequest], None],
+) -> None:
+    """List the destination of a copy, or show the place of a single file.
+
+    ``request``: for the source. ``source``: what is there.
+    """
+    path = ""
+    if not is_listed(request, source) and url.endswith("/"):
+        path = quote_from_bytes(StorageUrl(request.url).name, safe="")
+        url = url.below(path)
+    there = _stat_or_none(storage, url)
+    if there is None:
+        return
+    at_url = msgspec.structs.replace(request, url=str(url), depth=None, follow=True)
+    if is_listed(request, source) and is_listed(at_url, there):
+        list_one(at_url)
+    else:
+        batch.entries(request.key, [_entry(path, there)])
+
+
+def _stat_or_none(storage: Storage, url: StorageUrl) -> FileStat | None:
+    try:
+        return storage.stat(url.without_slash)
+    except StorageError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+
+
+def _prepare(storage: Storage, batch: ActiveBatch, request: ListRequest) -> None:
+    storage.resume()
+    batch.on_stop(storage.interrupt)
+    storage.log_to(functools.partial(batch.log, request.key))
+    storage.timeouts = Timeouts.of(request.limits)
 
 
 def list_tree(
@@ -216,7 +286,7 @@ class _TreeListing:
     def begin(self) -> None:
         """List the whole tree."""
         first = self._workers.storages(1)[0]
-        self._prepare(first)
+        _prepare(first, self._batch, self._request)
         there = first.stat(self._root.without_slash)
         if there is None:
             raise StorageError(f"{self._root} is not there", errno=errno.ENOENT, code=FailureCode.NOT_FOUND)
@@ -231,7 +301,7 @@ class _TreeListing:
     def go_on(self, directories: list[str]) -> None:
         """List the remaining directories."""
         first = self._workers.storages(1)[0]
-        self._prepare(first)
+        _prepare(first, self._batch, self._request)
         self._remember(directories)
         self._walk(first)
 
@@ -242,12 +312,6 @@ class _TreeListing:
         self._reporter.flush()
         if self._error is not None:
             raise self._error
-
-    def _prepare(self, storage: Storage) -> None:
-        storage.resume()
-        self._batch.on_stop(storage.interrupt)
-        storage.log_to(functools.partial(self._batch.log, self._key))
-        storage.timeouts = Timeouts.of(self._request.limits)
 
     def _worker(self, storage: Storage) -> None:
         while True:
@@ -261,7 +325,7 @@ class _TreeListing:
             try:
                 self._directory(storage, path)
             except StorageError as error:
-                self._batch.unreadable(self._key, path, error.at(FailureScope.SOURCE))
+                self._batch.unreadable(self._key, path, error)
             except StoppedError as stopped:
                 self._error = stopped
             except Exception as error:
@@ -308,7 +372,7 @@ class _TreeListing:
             workers = min(self._max_workers, 1 + len(self._waiting) // _WAITING_PER_WORKER)
             if len(self._threads) + 1 < workers:
                 storage = self._workers.storages(len(self._threads) + 2)[-1]
-                self._prepare(storage)
+                _prepare(storage, self._batch, self._request)
                 thread = threading.Thread(target=self._worker, args=(storage,), name="lane")
                 self._threads.append(thread)
                 thread.start()

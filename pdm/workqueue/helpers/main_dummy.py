@@ -1,7 +1,7 @@
 """DUMMY helper: simulates transfers with the delays, failures and hangs that the query of each URL specifies.
 
-``files``, ``size``, ``list_delay``: content and delay of a listing. ``delay``, ``hang``, ``crash``, ``fail``,
-``fail_times``, ``attempt``: outcome of an element.
+``files``, ``there`` (at the destination), ``size``, ``list_delay``: content and delay of a listing. ``delay``,
+``hang``, ``crash``, ``fail``, ``fail_times``, ``attempt``: outcome of an element.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class _Behaviour:
     def __init__(self, query: str) -> None:
         values = dict(parse_qsl(query))
         self.files = int(values["files"]) if "files" in values else None
+        self.there = int(values.get("there", 0))
         self.size = int(values.get("size", 0))
         self.delay_s = float(values.get("delay", 0))
         self.list_delay_s = float(values.get("list_delay", 0))
@@ -90,6 +91,9 @@ class _Simulation:
             self._batch.failed(key, StorageError(why, code=code, scope=FailureScope.TRANSFER))
         else:
             if listing:
+                if listing.destination is not None:
+                    with self._batch.listing_destination():
+                        self._tree(key, behaviour.there, behaviour.size, listing.depth)
                 self._entries(key, behaviour, listing.depth)
             self._batch.done(key, size, size)
 
@@ -114,14 +118,17 @@ class _Simulation:
         if depth == 0:
             self._batch.entries(key, [RawEntry("", "directory", 0, 0o644, 0)])
             return
-        for first in range(0, behaviour.files, _FILES_A_DIRECTORY):
+        self._tree(key, behaviour.files, behaviour.size, depth)
+
+    def _tree(self, key: int, files: int, size: int, depth: int | None) -> None:
+        for first in range(0, files, _FILES_A_DIRECTORY):
             directory = f"d{first // _FILES_A_DIRECTORY:05d}"
             self._batch.entries(key, [RawEntry(directory, "directory", 0, 0o755, 0)])
             if depth == 1:
                 continue
-            last = min(first + _FILES_A_DIRECTORY, behaviour.files)
+            last = min(first + _FILES_A_DIRECTORY, files)
             names = (f"{directory}/f{number:07d}" for number in range(first, last))
-            self._batch.entries(key, [RawEntry(name, "file", behaviour.size, 0o644, 0) for name in names])
+            self._batch.entries(key, [RawEntry(name, "file", size, 0o644, 0) for name in names])
 
 
 def main() -> None:

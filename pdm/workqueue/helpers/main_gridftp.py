@@ -9,6 +9,7 @@ import itertools
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,7 +68,10 @@ class _GridftpHelper:
         batch.on_stop(self._wake)
         self._connections.login_s = min(LOGIN_S, request.limits.stall_s, request.limits.total_s)
         if isinstance(request, ListRequest):
-            listing.report_listing(batch, request, lambda: self._list(batch, request))
+            list_one = partial(self._list, batch)
+            listing.report_listing(
+                batch, request, lambda: listing.list_both_ends(batch, request, self._workers, list_one)
+            )
         else:
             batch.ends_items(lambda keys: self._waker.wake())
             self._carry_out_items(batch, request)

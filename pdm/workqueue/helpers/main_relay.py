@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:
@@ -133,6 +134,12 @@ class RelayStorage(GroupStorage):
         self._backend(directory_url).sync_directory(directory_url)
 
 
+def _list_one(batch: ActiveBatch, workers: WorkerThreads, request: ListRequest) -> None:
+    # Threads that list a local disk only wait for each other.
+    most = 1 if StorageUrl(request.url).scheme in JobProtocol.FILE.info.schemes else _MAX_WORKERS
+    listing.list_tree(batch, request, workers, most)
+
+
 def main() -> None:
     """Serve until the requests end."""
     workers = WorkerThreads(RelayStorage, _MAX_WORKERS)
@@ -140,9 +147,8 @@ def main() -> None:
     def carry_out(batch: ActiveBatch) -> None:
         request = batch.request
         if isinstance(request, ListRequest):
-            # Several threads listing a local disk only wait for each other.
-            most = 1 if StorageUrl(request.url).scheme in JobProtocol.FILE.info.schemes else _MAX_WORKERS
-            listing.report_listing(batch, request, lambda: listing.list_tree(batch, request, workers, most))
+            work = partial(listing.list_both_ends, batch, request, workers, partial(_list_one, batch, workers))
+            listing.report_listing(batch, request, work)
         elif isinstance(request, CopyRequest):
             count = 1 + len(request.items) // _ITEMS_PER_WORKER
             grouped_copy.copy(batch, request, request.items, workers, count)

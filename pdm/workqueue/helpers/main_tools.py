@@ -84,7 +84,10 @@ class _ToolsHelper:
             operations.carry_out_items(batch, request, self._workers, _ITEMS_PER_WORKER)
 
     def _list(self, batch: ActiveBatch, request: ListRequest) -> None:
-        listing.report_listing(batch, request, lambda: listing.list_tree(batch, request, self._workers, _MAX_WORKERS))
+        def list_one(one: ListRequest) -> None:
+            listing.list_tree(batch, one, self._workers, _MAX_WORKERS)
+
+        listing.report_listing(batch, request, lambda: listing.list_both_ends(batch, request, self._workers, list_one))
 
 
 def _is_between_gridftp_servers(item: CopyItem) -> bool:

@@ -23,6 +23,7 @@ from pdm.workqueue.helpers.storage import (
     StorageError,
     at_destination,
     at_source,
+    scoped,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import (
@@ -49,38 +50,53 @@ def remove_items(batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerT
         url = StorageUrl(item.url)
         try:
             if must_recheck(item):
-                check_unchanged_since_listing(item, at_source(storage.stat, url))
-            at_source(storage.remove, url, directory=item.directory)
+                check_unchanged_since_listing(item, scoped(item.scope, storage.stat, url))
+            scoped(item.scope, storage.remove, url, directory=item.directory)
         except StorageError as error:
-            if not (item.again and error.errno == errno.ENOENT):
+            if item.again and error.errno == errno.ENOENT:
+                batch.log(item.key, "it is gone: an earlier attempt has removed it")
+            elif item.may_stay and error.errno == errno.ENOTEMPTY:
+                batch.log(item.key, "it is not empty, and stays")
+            else:
                 raise
-            batch.log(item.key, "it is gone: an earlier attempt has removed it")
-        at_source(storage.sync_directory, url.parent)
+        scoped(item.scope, storage.sync_directory, url.parent)
         batch.done(item.key)
 
     workers.share(batch, items, count, work)
 
 
 def must_recheck(item: PathItem) -> bool:
-    """Whether a file may have been replaced since its listing: after a pause, or a lost attempt.
+    """Whether a file may have been replaced since its listing: after a pause, a lost attempt, or its copy.
 
     A lost attempt may have removed it, and its owner made a new one. Directories are removed only if they are empty.
     """
-    if item.listed_at is None or item.directory:
+    if item.directory:
         return False
+    if item.listed_at is None:
+        return item.listed_size is not None
     return item.again or time.time() - item.listed_at > _MAX_LISTING_AGE_S
 
 
 def check_unchanged_since_listing(item: PathItem, there: FileStat | None) -> None:
-    """Raise `StorageError` if a file to remove was written to after its listing."""
-    if there is None or there.mtime is None or item.listed_at is None:
-        return
-    if there.mtime > item.listed_at + FRESH_S:
+    """Raise `StorageError` if a file to remove is not the one that was listed, as far as its storage shows that."""
+    if there is not None and (_is_another(item, there) or _is_later(item, there)):
         raise StorageError(
             f"{item.url} was written to after it was listed, or is another file: it was not removed",
             code=FailureCode.CHANGED,
-            scope=FailureScope.SOURCE,
+            scope=item.scope,
         )
+
+
+def _is_later(item: PathItem, there: FileStat) -> bool:
+    return there.mtime is not None and item.listed_at is not None and there.mtime > item.listed_at + FRESH_S
+
+
+def _is_another(item: PathItem, there: FileStat) -> bool:
+    if item.listed_size is None or (there.kind == "link" and item.listed_mtime is None):
+        # A link has no bytes of its own; what it leads to may be gone.
+        return False
+    has_other_time = None not in (there.mtime, item.listed_mtime) and there.mtime != item.listed_mtime
+    return there.kind in ("directory", "other") or there.size != item.listed_size or has_other_time
 
 
 def discard_items(

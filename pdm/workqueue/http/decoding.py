@@ -10,19 +10,23 @@ import re
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.job_plans import first_element
-from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
+from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
+from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.http.problems import InvalidInputError, NotAcceptableError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
@@ -74,6 +78,20 @@ def _check_media_type(content_types: Sequence[str]) -> None:
             hint = f"; form data is not accepted, with curl add -H 'Content-Type: {_JSON}'"
             hint = hint if media_type in _FORMS else ""
             raise UnsupportedMediaTypeError(f"{_JSON} is expected, not {media_type[:100]}{hint}", "Content-Type")
+
+
+def accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
+    """The media type of a response by the Accept headers of a request; the first one offered if there are none.
+
+    Raises:
+        NotAcceptableError: the client accepts none of those offered.
+    """
+    if not accept:
+        return offered[0]
+    found = parse_accept_header(", ".join(accept), MIMEAccept).best_match(offered)
+    if found is None:
+        raise NotAcceptableError(f"this is given out as {' or '.join(offered)}", "Accept")
+    return found
 
 
 def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], root: str = "$") -> InvalidInputError:
@@ -171,6 +189,18 @@ def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> f
         raise InvalidInputError(str(error), f"?{name}") from error
 
 
+def failure_codes(values: Sequence[str]) -> frozenset[FailureCode]:
+    """Parse the values of the query parameter ``code``.
+
+    Raises:
+        InvalidInputError: a value is no code.
+    """
+    try:
+        return frozenset(FailureCode(value.strip().upper()) for value in values)
+    except ValueError as error:
+        raise InvalidInputError(f"not a failure code; known are {', '.join(FailureCode)}", "?code") from error
+
+
 def idempotency_key(
     values: Sequence[str], user_id: int, route: str, body: msgspec.Struct | None
 ) -> IdempotencyKey | None:
@@ -235,7 +265,26 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         label=submission.label,
         log_uid=uuid.uuid4().hex,
         first=first_element(type_, submission.src_filepath, submission.dst_filepath),
+        after=_predecessors(submission),
+        deadline=_deadline(options.get("deadline"), api.clock()),
     )
+
+
+def _predecessors(submission: SubmitJob) -> Predecessors | None:
+    if submission.after:
+        return Predecessors(tuple(dict.fromkeys(submission.after)), submission.after_any or False)
+    if submission.after_any is not None:
+        raise InvalidInputError("after_any needs the key 'after', with the jobs to wait for", "$.after_any")
+    return None
+
+
+def _deadline(text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return deadline_from_text(text, now)
+    except ValueError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.deadline") from error
 
 
 _TOOL_URLS = tuple(f"{scheme}://" for scheme in TOOL_SCHEMES)
@@ -281,7 +330,7 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
 #: Options of a COPY that nothing carries out yet: better refused than ignored.
 _NOT_CARRIED_OUT = (
     *("sync", "filters", "min_size", "max_size", "newer_than", "older_than", "delete_extra", "max_delete"),
-    *("dry_run", "move", "preserve", "checksum", "deadline"),
+    *("dry_run", "move", "preserve", "checksum"),
 )
 
 

@@ -61,10 +61,14 @@ class PathItem(msgspec.Struct, frozen=True):
         key: identifies the item in events.
         url: of the file or directory.
         directory: whether it is a directory.
-        again: removal: an attempt without a known result may have removed it already; NOT_FOUND then counts as done.
+        again: removal: it may be gone already, as after an attempt without a known result; then it counts as done.
         listed_at: removal: time of the listing, seconds since 1970; a file with a later mtime is not removed.
         found: directory to make: what `BegunEvent` of an earlier attempt without a known result reported. Only this
             decides whether that attempt has made it.
+        listed_size: removal: bytes of the file when it was listed; a file of another size is not removed.
+        listed_mtime: removal: its mtime then, seconds since 1970; None if it is not known, or of a link.
+        may_stay: removal of a directory: one that is not empty stays, and counts as done.
+        at_destination: whether it is at the destination of a copy: its errors are those of that side.
     """
 
     key: int
@@ -73,6 +77,15 @@ class PathItem(msgspec.Struct, frozen=True):
     again: bool = False
     listed_at: float | None = None
     found: FoundBefore | None = None
+    listed_size: int | None = None
+    listed_mtime: int | None = None
+    may_stay: bool = False
+    at_destination: bool = False
+
+    @property
+    def scope(self) -> FailureScope:
+        """The side of a removal."""
+        return FailureScope.DESTINATION if self.at_destination else FailureScope.SOURCE
 
 
 class RenameItem(msgspec.Struct, frozen=True):
@@ -102,6 +115,8 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     """List a URL, down to ``depth`` levels (0: the entry itself; None: all).
 
     ``follow``: whether a symbolic link at the URL itself is followed to a directory; links below it never are.
+    ``destination``: URL to which a copy goes: it is listed first, down to all levels, and its events have
+    ``destination`` set. If the source is a file, only the place that it goes to is shown. What is missing has no entry.
     """
 
     id: int
@@ -110,6 +125,7 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     depth: int | None
     limits: TimeLimits
     follow: bool = True
+    destination: str | None = None
 
 
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
@@ -272,6 +288,7 @@ class EntriesEvent(msgspec.Struct, tag="entries", tag_field="event", frozen=True
     id: int
     key: int
     entries: list[RawEntry]
+    destination: bool = False
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -302,6 +319,7 @@ class UnreadableEvent(msgspec.Struct, tag="unreadable", tag_field="event", froze
     key: int
     path: str
     fault: Fault
+    destination: bool = False
 
 
 class RootEvent(msgspec.Struct, tag="root", tag_field="event", frozen=True, omit_defaults=True):
@@ -310,6 +328,7 @@ class RootEvent(msgspec.Struct, tag="root", tag_field="event", frozen=True, omit
     id: int
     key: int
     path: str
+    destination: bool = False
 
 
 class UnnamedEvent(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True, omit_defaults=True):
@@ -319,6 +338,7 @@ class UnnamedEvent(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True
     key: int
     path: str
     count: int
+    destination: bool = False
 
 
 class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit_defaults=True):

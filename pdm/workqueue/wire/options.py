@@ -48,6 +48,7 @@ class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         crash: whether the helper process dies in the first attempt of each element.
         fail: code with which elements fail.
         fail_times: how many attempts of each element fail; all without it.
+        there: how many files a listing of the destination shows; those beyond ``files`` are extra.
     """
 
     files: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
@@ -58,6 +59,7 @@ class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     crash: bool = False
     fail: str | None = None
     fail_times: Annotated[int, Meta(ge=0, le=100)] | None = None
+    there: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
 
 
 Mover = Annotated[
@@ -66,9 +68,21 @@ Mover = Annotated[
 ]
 
 
+Deadline = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=40,
+        description="When the job is cancelled unless it has ended: RFC 3339, or a duration from the submission, such"
+        " as 12h.",
+    ),
+]
+
+
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     dummy: DummyOptions | None = None
     mover: Mover | None = None
+    deadline: Deadline | None = None
 
 
 class ListOptions(_Options, frozen=True):
@@ -129,7 +143,6 @@ class CopyOptions(_Options, frozen=True):
     checksum: Annotated[
         Literal["ADLER32", "MD5", "SHA256"] | None, Meta(description="By which arrival is proven; default ADLER32.")
     ] = None
-    deadline: Annotated[Timestamp | None, Meta(description="When what has not begun is given up.")] = None
 
     def __post_init__(self) -> None:
         for first, second, both, why in (
@@ -166,7 +179,6 @@ class CopyOptions(_Options, frozen=True):
         for name, text in (
             ("newer_than", self.newer_than),
             ("older_than", self.older_than),
-            ("deadline", self.deadline),
         ):
             if text is not None:
                 try:

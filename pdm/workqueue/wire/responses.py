@@ -92,6 +92,15 @@ class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
     failure: FailureView = field(name="error")
 
 
+class CancelReasonView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the service has cancelled a job."""
+
+    code: Annotated[
+        str, Meta(description="Stable word: DEADLINE, or PREDECESSOR for a job that did not end as it had to.")
+    ]
+    message: str
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job.
 
@@ -118,6 +127,14 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     label: str | None
     max_tries: int
     cancel_requested: bool
+    cancel_reason: Annotated[
+        CancelReasonView | UnsetType, Meta(description="Of a job that the service has cancelled, not its user.")
+    ] = UNSET
+    after: Annotated[list[int] | UnsetType, Meta(description="Jobs after which it was to begin.")] = UNSET
+    after_any: Annotated[
+        bool | UnsetType, Meta(description="With ``after``: whether it begins in whatever state these end.")
+    ] = UNSET
+    deadline: Annotated[datetime | UnsetType, Meta(description="When it is cancelled unless it has ended.")] = UNSET
     num_elements: int
     num_new: int
     num_submitted: int

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
@@ -134,7 +133,7 @@ class _PipelinedItems:
             channel = connections.single(address)
         except SilentServerError as error:
             for item in self._waiting:
-                self._batch.failed(item.key, error.storage_error(FailureScope.SOURCE))
+                self._batch.failed(item.key, error.storage_error(item.scope))
             return []
         except ChannelError:
             return list(self._waiting)
@@ -219,7 +218,7 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
     try:
         channel = connections.single(host_port(url))
     except SilentServerError as error:
-        raise error.storage_error(FailureScope.SOURCE) from None
+        raise error.storage_error(batch.listed_scope) from None
     except ChannelError:
         return None
     if "MLSC" not in channel.features:
@@ -290,7 +289,7 @@ class _PipelinedListing:
         else:
             directory.storage_error = StorageError(reply.text, errno=errno_of_reply(reply.text))
         if directory.storage_error is not None:
-            directory.storage_error.at(FailureScope.SOURCE)
+            directory.storage_error.at(self._batch.listed_scope)
             if not directory.path:
                 # An error at the root fails the whole listing.
                 raise directory.storage_error
@@ -306,7 +305,7 @@ class _PipelinedListing:
         self._reporter.flush()
         for path, directory in self._under_way.items():
             if directory.entries.told:
-                storage_error = StorageError(why, lost=True, scope=FailureScope.SOURCE)
+                storage_error = StorageError(why, lost=True, scope=self._batch.listed_scope)
                 if not path:
                     raise storage_error
                 self._batch.unreadable(self._request.key, path, storage_error)
