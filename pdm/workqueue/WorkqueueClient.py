@@ -93,7 +93,7 @@ class CopyFilter(TypedDict, total=False):
     exclude: str
 
 
-class CopyRequest(SubmitOptions, total=False):
+class CopyArguments(SubmitOptions, total=False):
     """Options of a copy; None is the same as omitting one.
 
     Attributes:
@@ -203,7 +203,7 @@ class SiteChangeOptions(SiteOptions, total=False):
 
 
 #: Options of a copy that travel in ``extra_opts``.
-_COPY_OPTIONS = CopyRequest.__annotations__.keys() - SubmitOptions.__annotations__.keys()
+_COPY_OPTIONS = CopyArguments.__annotations__.keys() - SubmitOptions.__annotations__.keys()
 _SITE_KEYS = ("src_siteid", "dst_siteid")
 
 
@@ -303,7 +303,7 @@ class WorkqueueClient:
         return Deferred.fromCoroutine(listed())
 
     def copy(
-        self, src_site: int | str, src_path: str, dst_site: int | str, dst_path: str, **more: Unpack[CopyRequest]
+        self, src_site: int | str, src_path: str, dst_site: int | str, dst_path: str, **more: Unpack[CopyArguments]
     ) -> Deferred[JobView]:
         """Submit a copy of a file, or of the content of a directory, to `dst_path`."""
         body = {
