@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,3 +230,45 @@ def test_a_move_leaves_what_is_not_proven(trees: Trees) -> None:
     assert (trees.source / "pipe").exists() and not (trees.source / "empty").exists()
     assert job["skipped"] == 4
     assert job["skipped_by_code"] == {"KEPT": 3, "SPECIAL_FILE": 1}
+
+
+@pytest.mark.parametrize(
+    ("kills", "files"), [(3, 900), pytest.param(20, 8000, marks=[pytest.mark.full, pytest.mark.timeout(600)])]
+)
+def test_kills_lose_nothing_and_remove_nothing_else(service: TestService, kills: int, files: int) -> None:
+    """A mirror and a move, while the daemon is killed again and again."""
+    mirror, move = Trees(service), Trees(service)
+    for number in range(files):
+        name, content = f"d{number % 7}/f{number}", b"%d" % number
+        file(mirror.source / name, content)
+        file(move.source / name, content)
+        if number % 3 == 0:
+            file(mirror.destination / name, content)
+        elif number % 3 == 1:
+            file(mirror.destination / name, b"old" * number)
+        if number % 10 == 0:
+            file(mirror.destination / f"extra{number % 5}" / f"x{number}", b"extra")
+    expected = tree(mirror.source)
+    jobs = [mirror.submit(sync="size", delete_extra=True, max_delete=files), move.submit(move=True)]
+    chance = random.Random(kills)
+    late: Path | None = None
+    for _ in range(kills):
+        time.sleep(chance.uniform(0.05, 0.5))
+        if late is None and service.call("admin", "GET", f"/jobs/{jobs[0]['id']}/elements/0")[1]["status"] == "DONE":
+            # After the plan was made: it must stay.
+            late = put(mirror.destination / "d0" / "late", b"late")
+        service.kill()
+        for name, content in expected.items():
+            at_source, at_destination = move.source / name, move.destination / name
+            assert at_source.exists() or at_destination.read_bytes() == content
+        service.start()
+    ended = [service.wait_for("admin", job["id"], timeout_s=240) for job in jobs]
+    assert [job["status"] for job in ended] == ["DONE", "DONE"], ended
+    assert tree(move.destination) == expected
+    assert not move.source.exists()
+    assert tree(mirror.destination) == expected | ({} if late is None else {"d0/late": b"late"})
+    assert tree(mirror.source) == expected
+    plan = ended[0]["plan"]["actions"]
+    assert plan["DELETE"]["files"] == files // 10
+    assert sum(plan[action]["files"] for action in ("COPY", "OVERWRITE", "SAME")) == files
+    assert ended[1]["plan"]["actions"]["MOVED"]["files"] == files
