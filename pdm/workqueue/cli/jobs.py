@@ -256,6 +256,12 @@ async def _echo_status(client: WorkqueueClient, job: JobView, names: dict[int, s
     ]
     counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
     click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
+    if job.after is not UNSET:
+        click.echo(f"after     {', '.join(map(str, job.after))}{' (in whatever state)' if job.after_any else ''}")
+    if job.deadline is not UNSET:
+        click.echo(f"deadline  {display_timestamp(job.deadline)}")
+    if job.cancel_reason is not UNSET:
+        click.echo(f"reason    {job.cancel_reason.code}: {display_line(job.cancel_reason.message)}")
     if job.hold is not UNSET:
         click.echo(f"held      {job.hold.code}: {display_line(job.hold.reason)}")
         click.echo(f"          {hint_of(job.hold.code, job.hold.hint, job.type, job.id)}")

@@ -268,6 +268,8 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
         print_json(job)
     head = f"job {job.id} {job.status}"
     print_stderr(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
+    if job.cancel_reason is not UNSET:
+        print_stderr(f"  {job.cancel_reason.code}: {display_line(job.cancel_reason.message)}")
     for line in failure_lines(failures, job):
         print_stderr(line)
     if job.skipped:

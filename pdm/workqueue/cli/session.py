@@ -72,6 +72,8 @@ _OPTION_NAMES = {
     "$.priority": "--priority",
     "$.max_tries": "--max-tries",
     "$.label": "--label",
+    "$.after": "--after",
+    "$.after_any": "--after-any",
     "?site": "--site",
     "?since": "--since",
     "?label": "--label",
@@ -91,7 +93,8 @@ def error_text(error: WorkqueueClientError) -> str:
             what = typed_words(what)
             typed = TYPED_NAMES.get(re.split(r"[.[]", key)[0], f"--option {key}" if key else "")
         else:
-            typed = _OPTION_NAMES.get(error.pointer, "")
+            # Of a list, the index is of no use.
+            typed = _OPTION_NAMES.get(error.pointer.partition("[")[0], "")
         what = f"{typed}: {what}" if typed else what
     for pattern, command in _COMMANDS_FOR_ROUTES:
         what = pattern.sub(command, what)

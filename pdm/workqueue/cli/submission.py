@@ -57,6 +57,9 @@ class SubmissionRequest:
         priority: int | None,
         max_tries: int | None,
         label: str | None,
+        after: tuple[int, ...],
+        after_any: bool,
+        deadline: str | None,
         options: tuple[tuple[str, Any], ...],
         no_wait: bool,
         timeout: float | None,
@@ -69,6 +72,8 @@ class SubmissionRequest:
         """
         if no_wait and timeout is not None:
             raise click.UsageError("--no-wait and --timeout cannot be combined: omit one.")
+        if after_any and not after:
+            raise click.UsageError("--after-any needs --after, with the jobs to wait for.")
         submission = SubmitOptions()
         if priority is not None:
             submission["priority"] = priority
@@ -76,6 +81,12 @@ class SubmissionRequest:
             submission["max_tries"] = max_tries
         if label is not None:
             submission["label"] = label
+        if after:
+            submission["after"] = after
+        if after_any:
+            submission["after_any"] = True
+        if deadline is not None:
+            submission["deadline"] = deadline
         extra = merged_options(options)
         if mover is not None:
             extra["mover"] = mover

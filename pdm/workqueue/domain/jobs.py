@@ -5,6 +5,7 @@ What exists for each element is a named tuple: a frozen attrs class takes three 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure
 
 #: Priorities: 0 is served first.
 FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
+#: How many jobs one job may wait for.
+MOST_PREDECESSORS = 100
 #: How many attempts an element may have.
 LEAST_TRIES, MOST_TRIES, DEFAULT_TRIES = 1, 10, 2
 
@@ -46,6 +49,34 @@ class NewElement(NamedTuple):
     done: bool = False
 
 
+class CancelCode(enum.StrEnum):
+    """Why the service has cancelled a job: stable words for clients."""
+
+    DEADLINE = "DEADLINE"
+    PREDECESSOR = "PREDECESSOR"
+
+
+@frozen
+class CancelReason:
+    """Why the service has cancelled a job; ``message`` is for people."""
+
+    code: CancelCode
+    message: str
+
+
+@frozen
+class Predecessors:
+    """Jobs that a job waits for.
+
+    Attributes:
+        jobs: their ids; older jobs of the same user, so that there are no cycles.
+        any_end: whether it begins however they end; otherwise only when all are DONE.
+    """
+
+    jobs: Sequence[int]
+    any_end: bool = False
+
+
 def _touched(source: int, destination: int | None) -> frozenset[int]:
     return frozenset({source} if destination is None else {source, destination})
 
@@ -67,6 +98,9 @@ class NewJob:
     label: str | None
     log_uid: str
     first: NewElement
+    after: Predecessors | None = None
+    #: When it is cancelled unless it has ended.
+    deadline: datetime | None = None
 
     @property
     def sites(self) -> frozenset[int]:
@@ -118,6 +152,12 @@ class JobRecord:
     #: Files that the destination had before, and their bytes; they are among those that are done.
     already_there: int = 0
     bytes_already_there: int = 0
+    after: Predecessors | None = None
+    #: Whether another job was submitted to wait for this one.
+    is_awaited: bool = False
+    deadline: datetime | None = None
+    #: Why the service has cancelled it; None if it was not cancelled, or by its user.
+    cancel_reason: CancelReason | None = None
 
     @property
     def sites(self) -> frozenset[int]:

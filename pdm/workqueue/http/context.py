@@ -157,12 +157,18 @@ class ApiContext:
     site_directory: SiteDirectory
     #: Checks the endpoints of a site with a user's credential.
     check_site: Callable[[int, Site], Awaitable[Sequence[EndpointCheck]]]
+    #: Host name in the service's certificate.
+    service_name: Callable[[], str]
+    #: Signs bytes with the host key, outside the reactor's thread; a detached JWS.
+    sign: Callable[[bytes], Awaitable[str]]
     #: Protocols to which the service can relay copies from a protocol.
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _no_relays
     #: Notifies the executor that a credential, possibly in use, was removed or replaced.
     credentials_changed: Callable[[], None] = _do_nothing
     #: Continues the retry of a job beyond its first transaction.
     job_retried: Callable[[int], None] = _do_nothing
+    #: Notifies the watch of deadlines that a job has one.
+    deadline_added: Callable[[], None] = _do_nothing
     #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _resume_nothing
     #: Sentences about the limits that keep a job (True: its listing) from starting more work.
@@ -274,7 +280,8 @@ def _ignore_cancellation(failure: Failure) -> None:
 
 
 #: A handler: gets the context, the caller (unless open to everybody), and as keywords the path parameters, ``body``,
-#: ``query`` and ``key`` (`IdempotencyKey` of a POST). Returns a value of the result type, or a `JsonStream` of one.
+#: ``query``, ``key`` (`IdempotencyKey` of a POST) and
+#: ``media_type`` (where the endpoint has several). Returns a value of the result type, or a `JsonStream` of one.
 Handler = Callable[..., Awaitable[object]]
 
 
@@ -311,13 +318,14 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
 
 @frozen
 class JsonStream:
-    """A result as pieces of encoded JSON.
+    """A result as pieces, of encoded JSON unless `media_type` says otherwise.
 
     An error before the first `buffered_bytes` are complete becomes a status code; later it aborts the connection.
     """
 
     pieces: AsyncGenerator[bytes]
     buffered_bytes: int = 64 * 1024
+    media_type: str = "application/json"
 
 
 @frozen
@@ -347,6 +355,8 @@ class Endpoint:
     allow: Allow
     #: Errors of this endpoint, besides those of all endpoints.
     errors: tuple[type[ApiError], ...]
+    #: Media types of the response, the default first: the handler gets the one that the client accepts. Empty for JSON.
+    media_types: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -370,6 +380,7 @@ def endpoint(
     status: int = 200,
     allow: Allow = Allow.USERS,
     errors: tuple[type[ApiError], ...] = (),
+    media_types: tuple[str, ...] = (),
 ) -> Callable[[Handler], Endpoint]:
     """Declare the route of a handler; the function is replaced by its `Endpoint`."""
 
@@ -386,6 +397,7 @@ def endpoint(
             status=status,
             allow=allow,
             errors=errors,
+            media_types=media_types,
         )
 
     return declare

@@ -15,16 +15,19 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.job_plans import first_element
-from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
+from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
+from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.http.problems import InvalidInputError, NotAcceptableError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
@@ -76,6 +79,20 @@ def _check_media_type(content_types: Sequence[str]) -> None:
             hint = f"; form data is not accepted, with curl add -H 'Content-Type: {_JSON}'"
             hint = hint if media_type in _FORMS else ""
             raise UnsupportedMediaTypeError(f"{_JSON} is expected, not {media_type[:100]}{hint}", "Content-Type")
+
+
+def accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
+    """The media type of a response by the Accept headers of a request; the first one offered if there are none.
+
+    Raises:
+        NotAcceptableError: the client accepts none of those offered.
+    """
+    if not accept:
+        return offered[0]
+    found = parse_accept_header(", ".join(accept), MIMEAccept).best_match(offered)
+    if found is None:
+        raise NotAcceptableError(f"this is given out as {' or '.join(offered)}", "Accept")
+    return found
 
 
 def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], root: str = "$") -> InvalidInputError:
@@ -173,6 +190,18 @@ def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> f
         raise InvalidInputError(str(error), f"?{name}") from error
 
 
+def failure_codes(values: Sequence[str]) -> frozenset[FailureCode]:
+    """Parse the values of the query parameter ``code``.
+
+    Raises:
+        InvalidInputError: a value is no code.
+    """
+    try:
+        return frozenset(FailureCode(value.strip().upper()) for value in values)
+    except ValueError as error:
+        raise InvalidInputError(f"not a failure code; known are {', '.join(FailureCode)}", "?code") from error
+
+
 def idempotency_key(
     values: Sequence[str], user_id: int, route: str, body: msgspec.Struct | None
 ) -> IdempotencyKey | None:
@@ -237,7 +266,26 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         label=submission.label,
         log_uid=uuid.uuid4().hex,
         first=first_element(type_, submission.src_filepath, submission.dst_filepath),
+        after=_predecessors(submission),
+        deadline=_deadline(options.get("deadline"), api.clock()),
     )
+
+
+def _predecessors(submission: SubmitJob) -> Predecessors | None:
+    if submission.after:
+        return Predecessors(tuple(dict.fromkeys(submission.after)), submission.after_any or False)
+    if submission.after_any is not None:
+        raise InvalidInputError("after_any needs the key 'after', with the jobs to wait for", "$.after_any")
+    return None
+
+
+def _deadline(text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return deadline_from_text(text, now)
+    except ValueError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.deadline") from error
 
 
 _TOOL_URLS = tuple(f"{scheme}://" for scheme in TOOL_SCHEMES)
@@ -281,7 +329,7 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
 
 
 #: Options of a COPY that nothing carries out yet: better refused than ignored.
-_NOT_CARRIED_OUT = ("preserve", "checksum", "deadline")
+_NOT_CARRIED_OUT = ("preserve", "checksum")
 
 
 def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:
@@ -290,11 +338,11 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
         options = read_options(type_, given)
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
+    if isinstance(options, CopyOptions):
+        _check_filters(options)
     for name in _NOT_CARRIED_OUT:
         if given.get(name):
             raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
-    if isinstance(options, CopyOptions):
-        _check_filters(options)
     if options.dummy is not None:
         if protocol is not JobProtocol.DUMMY:
             raise InvalidInputError("the option dummy is for the protocol DUMMY only", "$.extra_opts.dummy")

@@ -26,6 +26,7 @@ from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.listings import ListingNote
 from pdm.workqueue.wire.responses import (
+    CancelReasonView,
     CredentialView,
     ElementStatusView,
     ElementView,
@@ -80,6 +81,10 @@ def job_view(
         label=job.label,
         max_tries=job.max_tries,
         cancel_requested=job.cancel_requested,
+        cancel_reason=_cancel_reason_view(job),
+        after=UNSET if job.after is None else list(job.after.jobs),
+        after_any=UNSET if job.after is None else job.after.any_end,
+        deadline=UNSET if job.deadline is None else job.deadline.replace(microsecond=0),
         num_elements=counters.elements,
         num_new=0,
         # The reference has no HELD elements: its clients see them as submitted.
@@ -103,6 +108,13 @@ def job_view(
         next_try=UNSET if next_try is None else _next_try_view(job, next_try),
         owner=UNSET if owner is None else owner,
     )
+
+
+def _cancel_reason_view(job: JobRecord) -> CancelReasonView | UnsetType:
+    # A job whose last elements were DONE all the same was not cancelled.
+    if job.cancel_reason is None or job.status is JobStatus.DONE:
+        return UNSET
+    return CancelReasonView(code=job.cancel_reason.code.value, message=job.cancel_reason.message)
 
 
 def _queue_view(place: QueuePosition) -> QueueView:

@@ -17,12 +17,15 @@ from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import (
     AttemptRecord,
+    CancelCode,
+    CancelReason,
     ClaimToken,
     Counters,
     ElementRecord,
     JobRecord,
     LogSpan,
     NewElement,
+    Predecessors,
 )
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import (
@@ -38,6 +41,7 @@ from pdm.workqueue.WorkqueueDB import (
     ListingChunk,
     ListingNotes,
     PendingDelegationRow,
+    PredecessorRow,
     RestrictionRow,
     SiteRow,
     SiteVersionRow,
@@ -61,6 +65,7 @@ listing_notes = _table(ListingNotes)
 credentials = _table(CredentialRow)
 pending_delegations = _table(PendingDelegationRow)
 idempotent_requests = _table(IdempotentRequest)
+predecessors = _table(PredecessorRow)
 sites = _table(SiteRow)
 restrictions = _table(RestrictionRow)
 audit = _table(AuditRow)
@@ -91,6 +96,7 @@ JOB_COLUMNS = (
     *columns_of(jobs, "num_elements", "num_submitted", "num_running", "num_done"),
     *columns_of(jobs, "num_failed", "num_cancelled", "num_held"),
     *columns_of(jobs, "started_at", "already_there", "bytes_already_there"),
+    *columns_of(jobs, "after", "is_awaited", "deadline", "cancel_reason"),
 )
 #: What `element_record` reads.
 ELEMENT_COLUMNS = (
@@ -109,7 +115,16 @@ def job_record(row: Iterable[Any]) -> JobRecord:
     # A dict, not the attributes of `sa.Row`: those take twice as long for a whole record.
     values = dict(zip(_JOB_NAMES, row, strict=False))
     counters = Counters(**{counter: values.pop(column) for column, counter in _COUNTERS})
+    if (after := values["after"]) is not None:
+        values["after"] = Predecessors(tuple(after["jobs"]), after["any"])
+    if (reason := values["cancel_reason"]) is not None:
+        values["cancel_reason"] = CancelReason(CancelCode(reason["code"]), reason["message"])
     return JobRecord(options=values.pop("extra_opts"), counters=counters, **values)
+
+
+def predecessors_column(after: Predecessors | None) -> dict[str, Any] | None:
+    """The value of the column ``after``."""
+    return None if after is None else {"jobs": list(after.jobs), "any": after.any_end}
 
 
 def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecord:

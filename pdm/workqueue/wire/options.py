@@ -75,9 +75,21 @@ Mover = Annotated[
 ]
 
 
+Deadline = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=40,
+        description="When the job is cancelled unless it has ended: RFC 3339, or a duration from the submission, such"
+        " as 12h.",
+    ),
+]
+
+
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     dummy: DummyOptions | None = None
     mover: Mover | None = None
+    deadline: Deadline | None = None
 
 
 class ListOptions(_Options, frozen=True):
@@ -143,7 +155,6 @@ class CopyOptions(_Options, frozen=True):
     checksum: Annotated[
         Literal["ADLER32", "MD5", "SHA256"] | None, Meta(description="By which arrival is proven; default ADLER32.")
     ] = None
-    deadline: Annotated[Timestamp | None, Meta(description="When what has not begun is given up.")] = None
 
     def __post_init__(self) -> None:
         for (first, second), contradict, why in (
@@ -157,7 +168,7 @@ class CopyOptions(_Options, frozen=True):
         ):
             if contradict:
                 raise ValueError(f"{first} and {second} contradict each other: {why}")
-        for name in ("newer_than", "older_than", "deadline"):
+        for name in ("newer_than", "older_than"):
             text = getattr(self, name)
             try:
                 _time(text, 0.0)

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_TRIES
+from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_PREDECESSORS, MOST_TRIES
 from pdm.workqueue.domain.paths import LONGEST_PATH
 from pdm.workqueue.wire.options import OPTIONS
 
@@ -62,6 +62,14 @@ Label = Annotated[
     Meta(description="A word of your own to find the job by."),
 ]
 
+After = Annotated[
+    Annotated[list[Annotated[int, Meta(ge=1, le=LARGEST_ID)]], Meta(min_length=1, max_length=MOST_PREDECESSORS)] | None,
+    Meta(description="Jobs of the caller: it begins when all of them are DONE, and is cancelled if one is not."),
+]
+AfterAny = Annotated[
+    bool | None, Meta(description="With ``after``: begin when all of them have ended, in whatever state.")
+]
+
 
 class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     protocol: ProtocolWord = None
@@ -69,6 +77,8 @@ class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     priority: Priority = None
     max_tries: Tries = None
     label: Label = None
+    after: After = None
+    after_any: AfterAny = None
 
 
 class SubmitList(_Submission, frozen=True, kw_only=True):
@@ -198,9 +208,13 @@ TypeWords = Annotated[
 ]
 
 
-class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which elements of a job; a site or label that is not the job's leaves none."""
+FailureCodes = Annotated[
+    tuple[str, ...],
+    Meta(description="Only what failed with one of these codes; repeated, or with commas."),
+]
 
+
+class _PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: StatusWords = ()
     type: TypeWords = ()
     site: Annotated[str | None, Meta(description="Number or name of the source or destination site.")] = None
@@ -208,6 +222,12 @@ class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     since: Annotated[datetime | None, Meta(description="Registered at this time or later, RFC 3339.")] = None
     limit: Annotated[_Limit | None, Meta(description="At most so many.")] = None
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
+
+
+class ElementQuery(_PageQuery, frozen=True, kw_only=True):
+    """Which elements of a job; a site or label that is not the job's leaves none."""
+
+    code: FailureCodes = ()
 
 
 #: The longest time that a request for a job may wait.
@@ -242,7 +262,7 @@ class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
 
 
-class JobQuery(ElementQuery, frozen=True, kw_only=True):
+class JobQuery(_PageQuery, frozen=True, kw_only=True):
     """Which jobs; without parameters, all of the caller's."""
 
     user: Annotated[
