@@ -245,6 +245,10 @@ class Storage(abc.ABC):
         """Checksums of both ends of a copy of ``size`` bytes; `StorageError` has its scope."""
         return at_source(self.checksum, source), at_destination(self.checksum, destination)
 
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        """Bytes that can still be written to a directory, by quota or free space; None if the server does not say."""
+        return None
+
     @abc.abstractmethod
     def interrupt(self) -> None:
         """Fail the running operation, and all that begin before `resume`, with `StoppedError`; does not block."""

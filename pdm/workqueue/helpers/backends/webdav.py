@@ -20,7 +20,9 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
 from pdm.workqueue.helpers.backends.http_connection import HttpStatusError
 from pdm.workqueue.helpers.backends.propfind import (
+    QUOTA_REQUEST,
     DavResource,
+    available_bytes,
     check_kept,
     folded,
     is_odd,
@@ -348,6 +350,12 @@ class WebdavBackend(StorageBackend):
         """From the server, or by reading the file if it sends none."""
         digest = _DIGEST.search(self._client.call("HEAD", url, {"Want-Digest": "adler32"}).header("Digest") or "")
         return digest.group(1).lower().rjust(8, "0") if digest else super().checksum(url)
+
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        headers = {"Depth": "0", "Content-Type": "application/xml"}
+        url = self._directory_url(directory_url)
+        with _dropped_early(response := self._client.open("PROPFIND", url, headers, QUOTA_REQUEST, ok=(207,))):
+            return available_bytes(url, self._body(response), raw=self._client.is_xrootd(url))
 
     # -- bytes
 
