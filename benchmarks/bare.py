@@ -62,14 +62,14 @@ ONE_FILE_MODES: Sequence[Mode] = (Single(""), Single("-fast"), ListMode("-c -fas
 ONE_FILE_CHECKSUM_MODES: Sequence[Mode] = (Single(_PROVE), Single(f"-fast {_PROVE}"))
 
 
-def copy(mode: Mode, pairs: Sequence[tuple[str, str]], environment: Mapping[str, str], folder: Path) -> float:
+def copy(mode: Mode, pairs: Sequence[tuple[str, str]], environment: Mapping[str, str], directory: Path) -> float:
     """Copy files with a bare tool.
 
     Args:
         mode: how.
-        pairs: source and destination URL of each file; the folders are there.
+        pairs: source and destination URL of each file; the directories are there.
         environment: makes the tool the user.
-        folder: for lists and what the tool prints.
+        directory: for lists and what the tool prints.
 
     Returns:
         Seconds from the start of the processes to the end of the last.
@@ -84,24 +84,24 @@ def copy(mode: Mode, pairs: Sequence[tuple[str, str]], environment: Mapping[str,
         commands = []
         share = -(-len(pairs) // mode.processes)
         for number in range(mode.processes):
-            part = folder / f"list{number}"
+            part = directory / f"list{number}"
             lines = pairs[number * share : (number + 1) * share]
             part.write_text("".join(f'"{source}" "{destination}"\n' for source, destination in lines))
             commands.append(["globus-url-copy", *arguments, "-f", str(part)])
-    return run_all(commands, environment, folder)
+    return run_all(commands, environment, directory)
 
 
-def list_tree(url: str, environment: Mapping[str, str], folder: Path, expected: int) -> float:
+def list_tree(url: str, environment: Mapping[str, str], directory: Path, expected: int) -> float:
     """The fastest bare listing: what a recursive copy would copy, written to a file; seconds.
 
     Raises:
         BenchmarkError: the tool failed, or did not find ``expected`` files.
     """
-    found = folder / "found"
+    found = directory / "found"
     found.unlink(missing_ok=True)
     # The destination is never looked at.
     command = ["globus-url-copy", "-fast", "-r", "-do", str(found), f"{url}/", f"{url}-nowhere/"]
-    seconds = run_all([command], environment, folder)
+    seconds = run_all([command], environment, directory)
     lines = sum(1 for line in found.read_text().splitlines() if " size=" in line)
     if lines != expected:
         raise BenchmarkError(f"globus-url-copy -do found {lines} files instead of {expected}")
@@ -112,23 +112,23 @@ def has_gfal_rm() -> bool:
     return shutil.which("gfal-rm") is not None
 
 
-def gfal_rm(url: str, environment: Mapping[str, str], folder: Path) -> float:
+def gfal_rm(url: str, environment: Mapping[str, str], directory: Path) -> float:
     """Remove a tree with gfal-rm; seconds. Whether it is gone must be looked at.
 
     The library is known to abort now and then when its process ends, after all work is done.
     """
     # Its scripts would take the interpreter of our virtual environment, which does not know gfal2.
     whole = {**environment, "GFAL_PYTHONBIN": "/usr/bin/python3"}
-    return run_all([["gfal-rm", "-r", url]], whole, folder, good={0, -signal.SIGABRT, -signal.SIGSEGV})
+    return run_all([["gfal-rm", "-r", url]], whole, directory, good={0, -signal.SIGABRT, -signal.SIGSEGV})
 
 
 def run_all(
-    commands: Sequence[Sequence[str]], environment: Mapping[str, str], folder: Path, good: Collection[int] = (0,)
+    commands: Sequence[Sequence[str]], environment: Mapping[str, str], directory: Path, good: Collection[int] = (0,)
 ) -> float:
     """Run commands side by side; seconds until all have ended with a good status."""
-    whole = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), **environment}
+    whole = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(directory), **environment}
     processes: list[subprocess.Popen[bytes]] = []
-    outputs = [folder / f"output{number}" for number in range(len(commands))]
+    outputs = [directory / f"output{number}" for number in range(len(commands))]
     began = time.perf_counter()
     try:
         for command, output in zip(commands, outputs, strict=True):

@@ -1,7 +1,7 @@
 """The bare clients of SSH, HTTPS and XROOT that the service is compared with: rclone, sftp, curl, xrdcp and xrdfs.
 
-Each gets for nothing what makes it faster: the list of files, the folders at the destination, no look at what is there,
-no look at checksums or at times, and one token for all files.
+Each is given what makes it faster: the list of files and the directories at the destination. It checks neither the
+destination nor checksums nor times, and uses one token for all files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Route:
         environment: with what the client needs to be the user, as helpers have it.
         certificate: of the user.
         key: of the user.
-        folder: for lists and what the client prints.
+        directory: for lists and what the client prints.
         memory: for files on their way, where a client cannot copy from site to site.
     """
 
@@ -42,7 +42,7 @@ class Route:
     environment: Mapping[str, str]
     certificate: Path
     key: Path
-    folder: Path
+    directory: Path
     memory: Path
 
     def _ports(self) -> tuple[str, str]:
@@ -70,7 +70,7 @@ class Route:
             yield "xrdcp -r --parallel 4"
 
     def copy(self, mode: str, source: Path, destination: Path, files: Sequence[Path]) -> float:
-        """Copy files from a folder at A to one at B, where all folders are; seconds.
+        """Copy files from a directory at A to one at B, where all directories are; seconds.
 
         Raises:
             BenchmarkError: the client failed, or did not end.
@@ -99,7 +99,7 @@ class Route:
             return self._run(
                 [["xrdcp", "-s", *options, f"{first}{source / files[0]}", f"{second}{destination / files[0]}"]]
             )
-        # It copies the folder by its name: it goes beside, and is moved to its place afterwards.
+        # It copies the directory by its name: it goes beside, and is moved to its place afterwards.
         beside = destination.with_name(f"{destination.name}-beside")
         beside.mkdir()
         shutil.chown(beside, *_owner(destination))
@@ -110,7 +110,7 @@ class Route:
         return seconds
 
     def _sftp(self, site: str, commands: Sequence[str]) -> float:
-        batch = self.folder / "batch"
+        batch = self.directory / "batch"
         batch.write_text("".join(f"{command}\n" for command in commands))
         options = [f"IdentityFile={self.environment['PDM_SSH_KEY']}", "BatchMode=yes"]
         options.append(f"UserKnownHostsFile={self.environment['PDM_SSH_KNOWN_HOSTS']}")
@@ -131,11 +131,11 @@ class Route:
                 )
             else:
                 sections.append(f"[{site}]\ntype = webdav\nurl = {url}\nvendor = other\n")
-        configuration = self.folder / "rclone.conf"
+        configuration = self.directory / "rclone.conf"
         configuration.write_text("".join(sections))
         command = ["rclone", "--config", str(configuration), "--size-only", "--no-check-dest", "--retries", "1"]
         if self.protocol == _HTTPS:
-            authorities = self.folder / "authorities.pem"
+            authorities = self.directory / "authorities.pem"
             trust = Path(self.environment["X509_CERT_DIR"])
             authorities.write_text("".join(file.read_text() for file in sorted(trust.glob("*.0"))))
             command += ["--ca-cert", str(authorities), "--client-cert", str(self.certificate)]
@@ -157,7 +157,7 @@ class Route:
             lines.append(
                 "silent\nshow-error\nfail\n" + "".join(f"{name}={_quoted(value)}\n" for name, value in options)
             )
-        file = self.folder / "requests"
+        file = self.directory / "requests"
         file.write_text("next\n".join(lines))
         return self._run([["curl", "--parallel", "--parallel-max", str(_TRANSFERS[0]), "--config", str(file)]])
 
@@ -189,8 +189,8 @@ class Route:
         return token
 
     def _curl_get_and_put(self, source: Path, destination: Path, local: Path, files: Sequence[Path]) -> float:
-        for folder in {(local / file).parent for file in files}:
-            folder.mkdir(parents=True, exist_ok=True)
+        for directory in {(local / file).parent for file in files}:
+            directory.mkdir(parents=True, exist_ok=True)
         first, second = self.urls
         got = self._curl([{"output": str(local / file), "url": f"{first}{source / file}"} for file in files])
         # Without a question before each body.
@@ -204,8 +204,8 @@ class Route:
     def list_modes(self) -> Sequence[str]:
         """The ways to list that are installed."""
         modes = {
-            _SSH: ["rclone lsf -R", "sftp, ls -ln of each folder"],
-            _HTTPS: ["rclone lsf -R", "curl, PROPFIND of each folder"],
+            _SSH: ["rclone lsf -R", "sftp, ls -ln of each directory"],
+            _HTTPS: ["rclone lsf -R", "curl, PROPFIND of each directory"],
             _XROOT: ["xrdfs ls -l -R"],
         }[self.protocol]
         return [name for name in modes if shutil.which(_program(name)) is not None]
@@ -219,26 +219,29 @@ class Route:
         if mode.startswith("rclone"):
             seconds = self._run([[*self._rclone(), "lsf", "-R", "--files-only", "--format", "ps", f"A:{root}"]])
         elif mode.startswith("sftp"):
-            seconds = self._sftp("A", [f'ls -ln "{folder}"' for folder in folders])
+            seconds = self._sftp("A", [f'ls -ln "{directory}"' for directory in folders])
         elif mode.startswith("curl"):
             seconds = self._curl(
-                [{"request": "PROPFIND", "header": "Depth: 1", "url": f"{self.urls[0]}{folder}"} for folder in folders]
+                [
+                    {"request": "PROPFIND", "header": "Depth: 1", "url": f"{self.urls[0]}{directory}"}
+                    for directory in folders
+                ]
             )
         else:
             seconds = self._run([["xrdfs", self.urls[0], "ls", "-l", "-R", str(root)]])
-        shown = (self.folder / "output0").read_bytes()
+        shown = (self.directory / "output0").read_bytes()
         # rclone tells paths below the root, curl in elements of XML, the others paths from the top; all with a size.
         marks = {"rclone": b"/f", "curl": b"<D:href>", "sftp": b"\n-rw", "xrdfs": b"\n-rw"}
         found = shown.count(marks[_program(mode)])
         if mode.startswith("curl"):
-            # Each folder is shown in its own answer, and all but the first in that of the folder above.
+            # Each directory is shown in its own answer, and all but the first in that of the directory above.
             found -= 2 * len(folders) - 1
         if found != expected:
             raise BenchmarkError(f"{mode} found {found} files instead of {expected}: {shown[:300]!r}")
         return seconds
 
     def _run(self, commands: Sequence[Sequence[str]]) -> float:
-        return bare.run_all(commands, self.environment, self.folder)
+        return bare.run_all(commands, self.environment, self.directory)
 
 
 def _program(mode: str) -> str:

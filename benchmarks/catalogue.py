@@ -41,7 +41,7 @@ class Benchmark:
     Attributes:
         name: for ``script/bench`` and the results.
         title: what is measured.
-        program: file in this folder, without ``.py``.
+        program: file in this directory, without ``.py``.
         arguments: of the program, for this row.
         bars: what must be reached.
     """
@@ -122,7 +122,7 @@ def _far_away() -> Iterator[Benchmark]:
 _ALL = (
     Benchmark(
         "small_files",
-        "COPY of 10,000 files of 1 KiB in 100 folders, one job, its listing included",
+        "COPY of 10,000 files of 1 KiB in 100 directories, one job, its listing included",
         "copy_files",
         (),
         (_ratio(0.85, "the best bare list mode", 1.00),),
@@ -158,7 +158,7 @@ _ALL = (
     ),
     Benchmark(
         "list_tree",
-        "LIST of 10,000 files in 500 folders",
+        "LIST of 10,000 files in 500 directories",
         "list_tree",
         (),
         (_ratio(1.50, "the fastest bare listing", 3.00),),

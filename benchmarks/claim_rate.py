@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from attrs import define, field
 from figures import BenchmarkError, ratios, spread
 from meter import memory_mib
-from rig import file_system, folder_for_all, options_of, report, run
+from rig import directory_for_all, file_system, options_of, report, run
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
@@ -127,19 +127,19 @@ def _new_job(user: int) -> NewJob:
 
 def _new_elements(count: int) -> Iterator[NewElement]:
     for number in range(count):
-        yield NewElement(JobType.COPY, f"/src/folder/f{number:07d}", f"/dst/folder/f{number:07d}", size=1024)
+        yield NewElement(JobType.COPY, f"/src/directory/f{number:07d}", f"/dst/directory/f{number:07d}", size=1024)
 
 
 def main() -> None:
     options = options_of(
         __doc__ or "", many=(1_000_000, 100_000), few=(1_000, 1_000), jobs=(10, 10), cycles=(20, 8), rounds=(9, 3)
     )
-    with folder_for_all("pdm-bench-") as folder:
+    with directory_for_all("pdm-bench-") as directory:
         began = time.perf_counter()
-        many = Queue.make(folder / "many.sqlite", options.many, options.jobs)
+        many = Queue.make(directory / "many.sqlite", options.many, options.jobs)
         filled_s = time.perf_counter() - began
         print(f"  . {options.many} elements in {filled_s:.1f} s", file=sys.stderr)
-        few = Queue.make(folder / "few.sqlite", options.few, options.jobs)
+        few = Queue.make(directory / "few.sqlite", options.few, options.jobs)
         for queue in (many, few):
             queue.cycle()
             queue.seconds.clear()
@@ -162,8 +162,8 @@ def main() -> None:
             "settlements/s, many": 1 / statistics.median(many.settle_seconds),
             "settlements/s, few": 1 / statistics.median(few.settle_seconds),
             "elements added/s": options.many / filled_s,
-            "database on": file_system(folder),
-            "database (MiB)": sum(file.stat().st_size for file in folder.glob("many*")) / 1024**2,
+            "database on": file_system(directory),
+            "database (MiB)": sum(file.stat().st_size for file in directory.glob("many*")) / 1024**2,
             "peak MiB": {"client": memory_mib(os.getpid(), "VmHWM")},
         }
         for queue in (many, few):

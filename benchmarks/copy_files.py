@@ -1,7 +1,7 @@
 """COPY of a tree between two GridFTP sites, against the best way to run the bare tool over the same files.
 
 The service lists the tree, copies, proves each file and writes a log for each; the bare tool gets the list of files and
-the folders at the destination for nothing. After each run of either side the trees must be identical. With a delay,
+the directories at the destination for nothing. After each run of either side the trees must be identical. With a delay,
 whatever is said between service, servers and tools takes a round trip of that time; the API of the service does not.
 """
 
@@ -19,7 +19,7 @@ from caller import Caller
 from figures import BenchmarkError
 from rig import Rig, file_system, options_of, report, rig, run
 from rounds import Comparison, Contender, timed
-from trees import Kind, make_folders_like, make_tree, require_logs, require_same
+from trees import Kind, make_directories_like, make_tree, require_logs, require_same
 
 _TIMEOUT_S = 900.0
 _KIB = 1024
@@ -34,7 +34,7 @@ KINDS = {
 
 @define
 class Copies:
-    """Copies of one tree by either side, each into a folder of its own."""
+    """Copies of one tree by either side, each into a directory of its own."""
 
     rig: Rig
     caller: Caller
@@ -79,13 +79,13 @@ class Copies:
 
     def prepare_bare(self) -> None:
         self.number += 1
-        make_folders_like(self.source, self.destination)
+        make_directories_like(self.source, self.destination)
         self.rig.real_grid.give(self.destination)
 
     def by_tool(self, mode: bare.Mode) -> float:
         site_a, site_b = (self.rig.real_grid.sites[name] for name in ("A", "B"))
         pairs = [(site_a.url(self.source / file), site_b.url(self.destination / file)) for file in self.files]
-        return bare.copy(mode, pairs, self.rig.real_grid.environment("alice"), self.rig.folder)
+        return bare.copy(mode, pairs, self.rig.real_grid.environment("alice"), self.rig.directory)
 
     def check_copy(self) -> None:
         require_same(self.source, self.destination)
@@ -130,7 +130,7 @@ def main() -> None:
         figures["elements"] = options.files
         figures["checksums"] = "proven at both ends, by both sides" if options.verify == "checksum" else "off: size"
         figures["trees on"] = file_system(on.sites[0])
-        figures["database on"] = file_system(on.folder)
+        figures["database on"] = file_system(on.directory)
         figures["identical, with logs"] = True
     report(options, figures)
 

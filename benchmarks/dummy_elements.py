@@ -111,20 +111,20 @@ class Work:
     # -- the floor
 
     def floor(self) -> float:
-        return timed(lambda: keep_books(self._floor_folder, self.elements, many_jobs=self.many))
+        return timed(lambda: keep_books(self._floor_directory, self.elements, many_jobs=self.many))
 
     def check_floor(self) -> None:
-        shutil.rmtree(self._floor_folder)
+        shutil.rmtree(self._floor_directory)
 
     @property
-    def _floor_folder(self) -> Path:
-        return self.rig.folder / "floor"
+    def _floor_directory(self) -> Path:
+        return self.rig.directory / "floor"
 
 
-def keep_books(folder: Path, elements: int, *, many_jobs: bool) -> None:
+def keep_books(directory: Path, elements: int, *, many_jobs: bool) -> None:
     """Write a log and two rows for each element, some elements a commit; a log file for each job."""
-    folder.mkdir()
-    connection = sqlite3.connect(folder / "books.sqlite", isolation_level=None)
+    directory.mkdir()
+    connection = sqlite3.connect(directory / "books.sqlite", isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode=wal")
         connection.execute("PRAGMA synchronous=full")
@@ -133,7 +133,7 @@ def keep_books(folder: Path, elements: int, *, many_jobs: bool) -> None:
         for first in range(0, elements, _TOGETHER):
             numbers = range(first, min(first + _TOGETHER, elements))
             for number in numbers:
-                log = folder / (str(number) if many_jobs else "0")
+                log = directory / (str(number) if many_jobs else "0")
                 log.mkdir(exist_ok=True)
                 with (log / "log").open("a") as file:
                     file.write("done\n")
@@ -165,7 +165,7 @@ def main() -> None:
         else:
             figures[f"logs of {_LOGS_OF:,} elements"] = work.logs
         figures["checksums"] = "none: nothing is moved"
-        figures["database on"] = file_system(on.folder)
+        figures["database on"] = file_system(on.directory)
         figures["complete, with logs"] = True
     report(options, figures)
 

@@ -70,7 +70,7 @@ def main() -> None:
     with (
         rig() as on,
         on.caller("admin") as caller,
-        serving(on.service.directory / "certificates", on.folder / "floor.sqlite") as floor,
+        serving(on.service.directory / "certificates", on.directory / "floor.sqlite") as floor,
     ):
         # They never run to an end, so that nothing but the answers happens.
         job = caller.submit(
@@ -109,7 +109,7 @@ def main() -> None:
             "growth of the daemon (MiB)": spread(growths),
             "cpu ms each, ours": {"daemon": cpu / options.rounds / options.elements * 1000},
             "peak MiB": {"daemon": before + growths[-1]},
-            "database on": file_system(on.folder),
+            "database on": file_system(on.directory),
         }
     report(options, figures)
 

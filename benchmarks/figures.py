@@ -60,19 +60,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(result: Mapping[str, Any], folder: Path) -> Path:
+def save(result: Mapping[str, Any], directory: Path) -> Path:
     """Write a result to a file of its own; the newest of a benchmark sorts last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     at = str(result["at"]).replace(":", "").replace("-", "")
-    path = folder / f"{result['benchmark']}-{at}.json"
+    path = directory / f"{result['benchmark']}-{at}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def load_newest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The newest result of each benchmark in a folder, by name."""
+def load_newest(directory: Path) -> dict[str, dict[str, Any]]:
+    """The newest result of each benchmark in a directory, by name."""
     newest: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(directory.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         name = str(result["benchmark"])
         if name not in newest or newest[name]["at"] <= result["at"]:

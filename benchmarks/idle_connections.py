@@ -64,7 +64,7 @@ def main() -> None:
             "bare": spread(alone),
             "bare is": "the same client alone",
             "growth of the daemon (MiB)": grown,
-            "database on": file_system(on.folder),
+            "database on": file_system(on.directory),
         }
     report(options, figures)
 

@@ -41,7 +41,7 @@ class Listings:
     def bare(self) -> float:
         site = self.rig.real_grid.sites["A"]
         environment = self.rig.real_grid.environment("alice")
-        return bare.list_tree(site.url(self.source), environment, self.rig.folder, len(self.wanted))
+        return bare.list_tree(site.url(self.source), environment, self.rig.directory, len(self.wanted))
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def main() -> None:
         __doc__ or "", files=(10_000, 200), folders=(100, 10), jobs=(10, 10), verify=("size", "size"), rounds=(3, 1)
     )
     if options.files % options.jobs or options.folders % options.jobs:
-        raise BenchmarkError("files and folders must be multiples of jobs")
+        raise BenchmarkError("files and directories must be multiples of jobs")
     with rig(USERS, need_bytes=2 * 1024 * options.files) as on, contextlib.ExitStack() as stack:
         parts = [f"part{number}" for number in range(options.jobs)]
         for part in parts:
@@ -97,7 +97,7 @@ def main() -> None:
         )
         figures["checksums"] = "proven at both ends" if options.verify == "checksum" else "off: size"
         figures["trees on"] = file_system(on.sites[0])
-        figures["database on"] = file_system(on.folder)
+        figures["database on"] = file_system(on.directory)
         figures["identical, with logs"] = True
     report(options, figures)
 

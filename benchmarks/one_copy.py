@@ -35,7 +35,7 @@ class Copies:
     caller: Caller
     helper: Helper
     file: Path
-    folder: Path
+    directory: Path
     verify: Literal["checksum", "size"]
     number: int = 0
 
@@ -64,7 +64,7 @@ class Copies:
         destination = self._next()
         site_a, site_b = (self.rig.real_grid.sites[name] for name in ("A", "B"))
         source, target = site_a.url(self.file), site_b.url(destination)
-        temporary = f"{site_b.url(self.folder)}/.pdm-bench.{self.number}.1.part"
+        temporary = f"{site_b.url(self.directory)}/.pdm-bench.{self.number}.1.part"
         item = wire.CopyItem(1, source, target, temporary, [], self.file.stat().st_size)
 
         def copy() -> None:
@@ -78,7 +78,7 @@ class Copies:
 
     def _next(self) -> Path:
         self.number += 1
-        return self.folder / f"copy{self.number}"
+        return self.directory / f"copy{self.number}"
 
     def _check(self, destination: Path) -> None:
         if destination.read_bytes() != self.file.read_bytes():
@@ -90,12 +90,12 @@ class Copies:
 def main() -> None:
     options = options_of(__doc__ or "", rounds=(100, 15), verify=("checksum", "checksum"))
     with rig(["alice"]) as on, on.caller() as caller, Helper(_MODULE, on.real_grid.environment("alice")) as helper:
-        file, folder = on.sites[0] / "one", on.sites[1] / "copies"
+        file, directory = on.sites[0] / "one", on.sites[1] / "copies"
         file.write_bytes(os.urandom(1024))
-        folder.mkdir()
-        for path in (file, folder):
+        directory.mkdir()
+        for path in (file, directory):
             on.real_grid.give(path)
-        copies = Copies(on, caller, helper, file, folder, options.verify)
+        copies = Copies(on, caller, helper, file, directory, options.verify)
         first = [copies.by_daemon(), copies.by_agent(listed=False), copies.by_agent(listed=True)]
         ours, bare, listed = [], [], []
         before = on.meter.cpu()

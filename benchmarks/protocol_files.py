@@ -20,7 +20,7 @@ from figures import BenchmarkError
 from rig import file_system, options_of, report, run
 from rounds import Comparison, Contender, timed
 from storages_rig import StoragesRig, storages_rig
-from trees import Kind, make_folders_like, make_tree, require_listing, require_logs, require_same, sizes
+from trees import Kind, make_directories_like, make_tree, require_listing, require_logs, require_same, sizes
 
 _TIMEOUT_S = 600.0
 _KIB = 1024
@@ -93,7 +93,7 @@ class Runs:
 
     def prepare_bare_copy(self) -> None:
         self.number += 1
-        make_folders_like(self.source, self.destination)
+        make_directories_like(self.source, self.destination)
         self.on.storages.give(self.destination)
 
     def bare_copy(self, mode: str) -> float:
@@ -163,7 +163,7 @@ def main() -> None:
         figures["elements"] = options.files
         figures["checksums"] = "none: nothing is moved" if options.kind == "list" else "off: size"
         figures["trees on"] = file_system(on.roots[0])
-        figures["database on"] = file_system(on.rig.folder)
+        figures["database on"] = file_system(on.rig.directory)
         figures["identical, with logs"] = True
     report(options, figures)
 

@@ -48,7 +48,7 @@ def main() -> None:
             "listed/s": options.elements / seconds,
             "cpu ms each, ours": cpu.ms_each(options.elements),
             "peak MiB": on.meter.peak_memory(),
-            "database on": file_system(on.folder),
+            "database on": file_system(on.directory),
         }
     report(options, figures)
 

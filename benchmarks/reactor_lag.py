@@ -38,7 +38,7 @@ def main() -> None:
                 )  # fmt: skip
                 caller.wait(job["id"], _TIMEOUT_S, lambda seen: seen["num_elements"] == options.elements + 1)
                 seconds = time.perf_counter() - began
-            disk = file_system(on.folder)
+            disk = file_system(on.directory)
             ours.append(worst_ms(on))
             rates.append(options.elements / seconds)
         with rig() as on:

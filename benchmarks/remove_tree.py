@@ -1,6 +1,6 @@
 """REMOVE of a tree at a GridFTP site, against ``gfal-rm -r``, which gets a smaller one.
 
-Rates are of files and folders together. Without gfal-rm there is nothing to compare with, and no result.
+Rates are of files and directories together. Without gfal-rm there is nothing to compare with, and no result.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Removals:
     def bare(self) -> float:
         site = self.rig.real_grid.sites["A"]
         environment = self.rig.real_grid.environment("alice")
-        return bare.gfal_rm(site.url(self.bare_tree), environment, self.rig.folder)
+        return bare.gfal_rm(site.url(self.bare_tree), environment, self.rig.directory)
 
     def check_bare(self) -> None:
         if self.bare_tree.exists():

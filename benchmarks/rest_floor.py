@@ -76,7 +76,7 @@ def serving(certificates: Path, database: Path) -> Iterator[Floor]:
     """A floor in a process of its own; gone afterwards.
 
     Args:
-        certificates: folder with ``host.crt``, ``host.key`` and ``ca.crt``, as ``pdm admin init`` makes it.
+        certificates: directory with ``host.crt``, ``host.key`` and ``ca.crt``, as ``pdm admin init`` makes it.
         database: file that is made for the inserts.
     """
     command = [sys.executable, __file__, "--certificates", str(certificates), "--database", str(database)]

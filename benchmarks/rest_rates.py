@@ -77,7 +77,7 @@ def main() -> None:
     with rig() as on, on.caller("admin") as caller, contextlib.ExitStack() as stack:
         job = caller.submit("list", **_BODY)
         caller.done(job["id"], 30)
-        floor = stack.enter_context(serving(on.service.directory / "certificates", on.folder / "floor.sqlite"))
+        floor = stack.enter_context(serving(on.service.directory / "certificates", on.directory / "floor.sqlite"))
         context = tls_context(on.service, "admin")
         body = json.dumps(_BODY).encode()
 
@@ -112,7 +112,7 @@ def main() -> None:
             "cpu ms each, ours": mine.cpu_ms(),
             "cpu ms each, bare": other.cpu_ms(),
             "peak MiB": on.meter.peak_memory(),
-            "database on": file_system(on.folder),
+            "database on": file_system(on.directory),
         }
         if submits:
             held, beside = slices(on.service.url or "", on.pid, ours), slices(floor.url, floor.pid, bare)

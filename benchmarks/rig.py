@@ -29,8 +29,8 @@ from pdm.testgrid import TestGrid
 from pdm.testgrid.service import TestService
 
 RESULTS = Path(__file__).resolve().parent / "results"
-#: Names the folder on the disk that the whole run has, which whoever runs the benchmarks removes.
-KEEP_IN = "PDM_BENCH_FOLDER"
+#: Names the directory on the disk that the whole run has, which whoever runs the benchmarks removes.
+KEEP_IN = "PDM_BENCH_DIRECTORY"
 _MEMORY = Path("/dev/shm")
 _GIB = 1024**3
 
@@ -42,13 +42,13 @@ class Rig:
     Attributes:
         service: the daemon.
         grid: its grid; None without one.
-        folder: for the benchmark's own files, on the file system of the database.
+        directory: for the benchmark's own files, on the file system of the database.
         meter: of the daemon and the servers.
     """
 
     service: TestService
     grid: TestGrid | None
-    folder: Path
+    directory: Path
     meter: Meter
 
     def caller(self, user: str = "alice") -> Caller:
@@ -73,7 +73,7 @@ class Rig:
 
     @property
     def sites(self) -> tuple[Path, Path]:
-        """The folders of sites A and B."""
+        """The directories of sites A and B."""
         return self.real_grid.sites["A"].root, self.real_grid.sites["B"].root
 
 
@@ -87,15 +87,15 @@ def rig(users: Sequence[str] = (), *, need_bytes: int = 0, **settings: dict[str,
         settings: sections with keys of the daemon's configuration.
     """
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(folder_for_all("pdm-bench-"))
+        directory = stack.enter_context(directory_for_all("pdm-bench-"))
         grid = None
         if users:
-            where = stack.enter_context(folder_for_all("pdm-bench-grid-", storage_folder(need_bytes)))
+            where = stack.enter_context(directory_for_all("pdm-bench-grid-", storage_directory(need_bytes)))
             grid = TestGrid(where / "grid", users=users, log_level="ERROR,WARN")
             stack.callback(grid.down)
             grid.up()
         service = TestService(
-            folder / "instance", grid.description() if grid else None, grid.directory if grid else None
+            directory / "instance", grid.description() if grid else None, grid.directory if grid else None
         )
         service.init(**settings)
         # What still runs when the figures are there is not worth waiting for; without a daemon, stop() says so.
@@ -105,7 +105,7 @@ def rig(users: Sequence[str] = (), *, need_bytes: int = 0, **settings: dict[str,
         for user in users:
             service.delegate(user)
         servers = [site.server.pid for site in grid.sites.values() if site.server.pid] if grid else []
-        yield Rig(service, grid, folder, Meter(service.process.pid, servers))
+        yield Rig(service, grid, directory, Meter(service.process.pid, servers))
 
 
 def end_daemon(service: TestService) -> None:
@@ -121,23 +121,23 @@ def end_daemon(service: TestService) -> None:
 
 
 @contextlib.contextmanager
-def folder_for_all(prefix: str, where: Path | None = None) -> Iterator[Path]:
-    """A folder that accounts of the grid may enter; removed afterwards, and no ^C disturbs that.
+def directory_for_all(prefix: str, where: Path | None = None) -> Iterator[Path]:
+    """A directory that accounts of the grid may enter; removed afterwards, and no ^C disturbs that.
 
     On the disk it is removed once all benchmarks of the run are over: ext4 passes by inodes that were deleted in the
     last minutes one by one, so what one benchmark tidies up would make each new log of the next ten times as dear.
     """
     kept = os.environ.get(KEEP_IN) if where is None else None
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=kept or where))
-    folder.chmod(0o755)
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=kept or where))
+    directory.chmod(0o755)
     try:
-        yield folder
+        yield directory
     finally:
         if not kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-def storage_folder(need_bytes: int) -> Path | None:
+def storage_directory(need_bytes: int) -> Path | None:
     """Memory, if what is needed is less than half of what is free there; else the usual place."""
     if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * need_bytes + _GIB:
         return _MEMORY
@@ -166,7 +166,7 @@ def options_of(description: str, **defaults: tuple[int | str, int | str]) -> arg
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
+    parser.add_argument("--json", type=Path, default=RESULTS, metavar="DIR", help="directory of the results")
     parser.add_argument("--name", default=Path(sys.argv[0]).stem, help="name of the benchmark in the results")
     for name, (full, quick) in defaults.items():
         parser.add_argument(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from catalogue import CATALOGUE, Benchmark
-from rig import KEEP_IN, folder_for_all
+from rig import KEEP_IN, directory_for_all
 
 _HERE = Path(__file__).resolve().parent
 
@@ -26,12 +26,14 @@ def main() -> int:
         epilog="benchmarks:\n"
         + "\n".join(f"  {benchmark.name:22}{benchmark.title}" for benchmark in CATALOGUE.values())
         + "\n\nFurther options are those of the programs (--files, --rounds, ...): benchmarks/PROGRAM.py --help.\n"
-        "Each result is a file in the folder of results; benchmarks/table.py makes the page of them.",
+        "Each result is a file in the directory of results; benchmarks/table.py makes the page of them.",
         allow_abbrev=False,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which; all without any")
     parser.add_argument("--quick", action="store_true", help="small sizes: all in less than three minutes")
-    parser.add_argument("--json", type=Path, metavar="DIR", help="folder of the results; benchmarks/results without it")
+    parser.add_argument(
+        "--json", type=Path, metavar="DIR", help="directory of the results; benchmarks/results without it"
+    )
     options, further = parser.parse_known_args()
     unknown = [name for name in options.names if name not in CATALOGUE]
     if unknown:
@@ -40,8 +42,8 @@ def main() -> int:
         further.append("--quick")
     if options.json:
         further += ["--json", str(options.json.resolve())]
-    with folder_for_all("pdm-bench-run-") as folder:
-        os.environ[KEEP_IN] = str(folder)
+    with directory_for_all("pdm-bench-run-") as directory:
+        os.environ[KEEP_IN] = str(directory)
         return _run_all(options.names or list(CATALOGUE), further)
 
 

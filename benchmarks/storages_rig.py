@@ -12,7 +12,7 @@ from bare_clients import Route
 from caller import Caller
 from delaying_proxy import delayed
 from meter import Meter
-from rig import Rig, end_daemon, folder_for_all, storage_folder
+from rig import Rig, directory_for_all, end_daemon, storage_directory
 
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
@@ -39,7 +39,7 @@ class StoragesRig:
 
     @property
     def roots(self) -> tuple[Path, Path]:
-        """The folders of the sites."""
+        """The directories of the sites."""
         return self.storages.root("A"), self.storages.root("B")
 
 
@@ -53,8 +53,8 @@ def storages_rig(protocol: str, round_trip_ms: int, need_bytes: int) -> Iterator
         need_bytes: how much the sites must hold: they lie in memory where there is room for it.
     """
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(folder_for_all("pdm-bench-"))
-        where = stack.enter_context(folder_for_all("pdm-bench-sites-", storage_folder(need_bytes)))
+        directory = stack.enter_context(directory_for_all("pdm-bench-"))
+        where = stack.enter_context(directory_for_all("pdm-bench-sites-", storage_directory(need_bytes)))
         storages = stack.enter_context(TestStorages(where / "storages"))
         servers = [storages.server(protocol, site) for site in ("A", "B")]
         real = [storages.xrootd[site].root_port for site in ("A", "B")]
@@ -63,11 +63,11 @@ def storages_rig(protocol: str, round_trip_ms: int, need_bytes: int) -> Iterator
         ports = stack.enter_context(delayed(round_trip_ms, real))
         environment = {
             **storages.environment(),
-            "PDM_SSH_KNOWN_HOSTS": str(_known_hosts(storages, folder, real, ports)),
+            "PDM_SSH_KNOWN_HOSTS": str(_known_hosts(storages, directory, real, ports)),
         }
         schemes = {"ssh": "sftp", "https": "https", "xroot": "root"}
         first, second = (f"{schemes[protocol]}://localhost:{port}" for port in ports)
-        service = _service(storages, folder / "instance", protocol, (first, second), environment)
+        service = _service(storages, directory / "instance", protocol, (first, second), environment)
         # What still runs when the figures are there is not worth waiting for.
         stack.callback(end_daemon, service)
         service.start()
@@ -75,17 +75,17 @@ def storages_rig(protocol: str, round_trip_ms: int, need_bytes: int) -> Iterator
         service.delegate(_USER)
         assert storages.credentials is not None
         user = storages.credentials.users[_USER]
-        route = Route(protocol, (first, second), environment, user.certificate, user.key, folder, where)
+        route = Route(protocol, (first, second), environment, user.certificate, user.key, directory, where)
         pids = [server.pid for server in servers if server.pid is not None]
-        yield StoragesRig(Rig(service, None, folder, Meter(service.process.pid, pids)), storages, route)
+        yield StoragesRig(Rig(service, None, directory, Meter(service.process.pid, pids)), storages, route)
 
 
-def _known_hosts(storages: TestStorages, folder: Path, real: list[int], ports: list[int]) -> Path:
+def _known_hosts(storages: TestStorages, directory: Path, real: list[int], ports: list[int]) -> Path:
     """The keys of the SSH servers, by the ports at which they are reached."""
     lines = "".join(server.known_hosts.read_text() for server in storages.sftp.values())
     for port, reached in zip(real, ports, strict=True):
         lines = lines.replace(f"[localhost]:{port} ", f"[localhost]:{reached} ")
-    path = folder / "known_hosts"
+    path = directory / "known_hosts"
     path.write_text(lines)
     return path
 

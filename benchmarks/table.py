@@ -129,7 +129,9 @@ def replaced(page: str, inner: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="?", type=Path, default=_RESULTS, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "results", nargs="?", type=Path, default=_RESULTS, metavar="DIR", help="directory of the results"
+    )
     parser.add_argument("--page", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
     results = load_newest(options.results)

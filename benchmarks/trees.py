@@ -18,7 +18,7 @@ _COMPARED_AT_ONCE = 4 * _PIECE
 
 @frozen
 class Kind:
-    """Sizes of a kind of tree: files, folders, KiB of a file, rounds; each for a full and a quick run."""
+    """Sizes of a kind of tree: files, directories, KiB of a file, rounds; each for a full and a quick run."""
 
     files: tuple[int, int]
     folders: tuple[int, int]
@@ -26,7 +26,7 @@ class Kind:
     rounds: tuple[int, int]
 
     def complete(self, options: argparse.Namespace) -> None:
-        """Set the sizes that the options leave open: 0, of folders -1."""
+        """Set the sizes that the options leave open: 0, of directories -1."""
         options.files = options.files or self.files[options.quick]
         options.folders = self.folders[options.quick] if options.folders < 0 else options.folders
         options.kib = options.kib or self.kib[options.quick]
@@ -34,12 +34,12 @@ class Kind:
 
 
 def make_tree(root: Path, files: int, folders: int, size: int) -> list[Path]:
-    """Make ``files`` files of ``size`` bytes, all different, spread over ``folders`` folders.
+    """Make ``files`` files of ``size`` bytes, all different, spread over ``folders`` directories.
 
     Args:
         root: made here.
         files: at least one.
-        folders: how many; 0 puts the files into the root itself.
+        folders: directories, how many; 0 puts the files into the root itself.
         size: bytes of each.
 
     Returns:
@@ -49,9 +49,9 @@ def make_tree(root: Path, files: int, folders: int, size: int) -> list[Path]:
     random = os.urandom(min(size, _PIECE))
     made = []
     for number in range(files):
-        folder = root / f"d{number * folders // files:04d}" if folders else root
-        folder.mkdir(exist_ok=True)
-        path = folder / f"f{number:06d}"
+        directory = root / f"d{number * folders // files:04d}" if folders else root
+        directory.mkdir(exist_ok=True)
+        path = directory / f"f{number:06d}"
         _write(path, number, size, random)
         made.append(path.relative_to(root))
     return made
@@ -66,26 +66,26 @@ def _write(path: Path, number: int, size: int, random: bytes) -> None:
             file.write((label + random[len(label) :])[:length])
 
 
-def make_folders_like(source: Path, destination: Path) -> None:
-    """Make the folders of a tree, without files."""
+def make_directories_like(source: Path, destination: Path) -> None:
+    """Make the directories of a tree, without files."""
     destination.mkdir(parents=True, exist_ok=True)
-    for folder, names, _ in os.walk(source):
+    for directory, names, _ in os.walk(source):
         for name in names:
-            (destination / Path(folder).relative_to(source) / name).mkdir(exist_ok=True)
+            (destination / Path(directory).relative_to(source) / name).mkdir(exist_ok=True)
 
 
 def sizes(root: Path) -> dict[str, int]:
-    """Each file below a folder with its size; a folder without files is named with a slash."""
+    """Each file below a directory with its size; a directory without files is named with a slash."""
     return dict(_walk(root))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
-    for folder, names, files in os.walk(root):
-        below = Path(folder).relative_to(root)
+    for directory, names, files in os.walk(root):
+        below = Path(directory).relative_to(root)
         if not names and not files:
             yield f"{below}/", 0
         for name in files:
-            yield str(below / name), (Path(folder) / name).stat(follow_symlinks=False).st_size
+            yield str(below / name), (Path(directory) / name).stat(follow_symlinks=False).st_size
 
 
 def require_same(source: Path, destination: Path) -> None:
@@ -109,7 +109,7 @@ def require_listing(
     """Fail unless a listing has the files of a tree.
 
     Args:
-        entries: as the API gives them, by folder.
+        entries: as the API gives them, by directory.
         source: the tree.
         wanted: `sizes` of it.
 
@@ -117,9 +117,9 @@ def require_listing(
         BenchmarkError: it has others; the text says which.
     """
     found = {
-        str(Path(folder, entry["name"]).relative_to(source)): entry["size"]
-        for folder, of_folder in entries.items()
-        for entry in of_folder
+        str(Path(directory, entry["name"]).relative_to(source)): entry["size"]
+        for directory, of_directory in entries.items()
+        for entry in of_directory
         if entry["type"] == "file"
     }
     if found != wanted:
@@ -143,7 +143,7 @@ def require_logs(logs: Path, uid: str, elements: int) -> None:
     """Fail unless each element of a job has a log that came to its end.
 
     Args:
-        logs: folder of all logs of attempts.
+        logs: directory of all logs of attempts.
         uid: of the job.
         elements: how many the job has.
 
@@ -158,7 +158,7 @@ def require_logs(logs: Path, uid: str, elements: int) -> None:
 
 
 def logs_taken(logs: Path, uid: str) -> dict[str, float]:
-    """What the logs of a job take on disk, with their folders: MiB and inodes."""
-    folder = logs / uid[:2] / uid
-    found = [path.stat() for path in (folder.parent, folder, *folder.rglob("*"))]
+    """What the logs of a job take on disk, with their directories: MiB and inodes."""
+    directory = logs / uid[:2] / uid
+    found = [path.stat() for path in (directory.parent, directory, *directory.rglob("*"))]
     return {"MiB": sum(status.st_blocks for status in found) * 512 / _PIECE, "inodes": len(found)}

@@ -45,45 +45,45 @@ ODD_NAMES = (
     "~tilde",
     "n" * 255,
 )
-EMPTY_FOLDERS = ("empty", "empty below/empty too", "odd/leer ß")
+EMPTY_DIRECTORIES = ("empty", "empty below/empty too", "odd/leer ß")
 
 
 def say(title: str) -> None:
     print(f"\n\x1b[1m== {title}\x1b[0m" if sys.stdout.isatty() else f"\n== {title}", flush=True)
 
 
-def make_tree(folder: Path) -> None:
-    """At least 200 files, empty folders, odd names and one large file."""
+def make_tree(directory: Path) -> None:
+    """At least 200 files, empty directories, odd names and one large file."""
     for number in range(180):
-        place = folder / f"run{number % 6}" / f"day {number % 5}"
+        place = directory / f"run{number % 6}" / f"day {number % 5}"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"event{number:04}.dat").write_bytes(hashlib.sha256(b"%d" % number).digest() * (1 + number * 7 % 96))
-    (folder / "odd").mkdir()
+    (directory / "odd").mkdir()
     for name in ODD_NAMES:
-        (folder / "odd" / name).write_text(f"the file named {name!r}\n")
-    (folder / "odd" / "nothing in it").write_bytes(b"")
-    for name in EMPTY_FOLDERS:
-        (folder / name).mkdir(parents=True)
+        (directory / "odd" / name).write_text(f"the file named {name!r}\n")
+    (directory / "odd" / "nothing in it").write_bytes(b"")
+    for name in EMPTY_DIRECTORIES:
+        (directory / name).mkdir(parents=True)
     block = os.urandom(MIB)
-    with (folder / "large.bin").open("wb") as file:
+    with (directory / "large.bin").open("wb") as file:
         for _ in range(BIG_FILE // MIB):
             file.write(block)
 
 
-def give_to(account: str | None, folder: Path) -> None:
+def give_to(account: str | None, directory: Path) -> None:
     """Let the account that the site acts as own a tree."""
     if account is not None and os.geteuid() == 0:
-        for path in (folder, *folder.rglob("*")):
+        for path in (directory, *directory.rglob("*")):
             shutil.chown(path, account)
 
 
-def sums(folder: Path) -> dict[str, str]:
-    """Relative path → SHA-256 of a file, or ``folder``."""
+def sums(directory: Path) -> dict[str, str]:
+    """Relative path → SHA-256 of a file, or ``directory``."""
     found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
+    for path in sorted(directory.rglob("*")):
+        name = str(path.relative_to(directory))
         if path.is_dir():
-            found[name] = "folder"
+            found[name] = "directory"
         else:
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,30 +93,32 @@ def sums(folder: Path) -> dict[str, str]:
 class Demonstration:
     """Grid, daemon and user of one run."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.grid: TestGrid | None = None
         self.service: TestService | None = None
 
     def bring_up(self) -> tuple[str, Path, Path, str | None]:
-        """Start everything; returns the user, both sites' folders, and the account that owns files there."""
+        """Start everything; returns the user, both sites' directories, and the account that owns files there."""
         lacking = missing_programs()
         description: Mapping[str, Any] | None = None
         account = None
         if lacking:
-            say("no grid here: " + ", ".join(lacking) + " not installed; two local folders serve as sites")
+            say("no grid here: " + ", ".join(lacking) + " not installed; two local directories serve as sites")
         else:
             say("two GridFTP sites on loopback")
             began = time.monotonic()
-            self.grid = TestGrid(self.folder / "grid")
+            self.grid = TestGrid(self.directory / "grid")
             self.grid.up()
-            description = json.loads((self.folder / "grid" / "grid.json").read_text())
+            description = json.loads((self.directory / "grid" / "grid.json").read_text())
             for name, site in description["sites"].items():
-                print(f"  site {name}: {site['endpoints']['gsiftp']}  folder {site['root']}")
+                print(f"  site {name}: {site['endpoints']['gsiftp']}  directory {site['root']}")
             account = description["users"]["alice"].get("account")
             print(f"  up in {time.monotonic() - began:.1f} s")
         say("the daemon")
-        self.service = TestService(self.folder / "instance", description, self.folder / "grid" if description else None)
+        self.service = TestService(
+            self.directory / "instance", description, self.directory / "grid" if description else None
+        )
         self.service.init()
         print(f"  pdm admin init {self.service.directory}\n  ready at {self.service.start()}")
         if description is None:
@@ -179,17 +181,17 @@ def demonstrate(demonstration: Demonstration) -> None:
 
     say("both sides")
     before, after = sums(tree), sums(copy)
-    shown = [name for name in before if name.startswith("odd/") or name in EMPTY_FOLDERS or name == "large.bin"]
+    shown = [name for name in before if name.startswith("odd/") or name in EMPTY_DIRECTORIES or name == "large.bin"]
     for name in shown:
         short = name if len(name) < 60 else f"{name[:50]}... ({len(name)} characters)"
         print(f"  {before[name][:16]:16}  {after.get(name, 'missing')[:16]:16}  {short!r}")
     print(f"  ... and {len(before) - len(shown)} more")
-    files = sum(value != "folder" for value in before.values())
+    files = sum(value != "directory" for value in before.values())
     if before != after:
         different = sorted(set(before.items()) ^ set(after.items()))
         raise SystemExit(f"the trees differ: {different[:5]}")
     print(
-        f"\nidentical at both sites by SHA-256: {files} files, {len(before) - files} folders, "
+        f"\nidentical at both sites by SHA-256: {files} files, {len(before) - files} directories, "
         f"{sum(path.stat().st_size for path in tree.rglob('*') if path.is_file()) / MIB:.0f} MiB"
     )
 
@@ -198,10 +200,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="script/demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running and say how to use it")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="pdm-demo-"))
+    directory = Path(tempfile.mkdtemp(prefix="pdm-demo-"))
     # The accounts of the sites must be able to pass through.
-    folder.chmod(0o755)
-    demonstration = Demonstration(folder)
+    directory.chmod(0o755)
+    demonstration = Demonstration(directory)
     kept = False
     try:
         demonstrate(demonstration)
@@ -209,7 +211,7 @@ def main() -> None:
     finally:
         if not kept:
             demonstration.take_down()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
     if kept and demonstration.service is not None:
         service = demonstration.service
         user = "alice" if demonstration.grid is not None else "admin"
@@ -222,7 +224,7 @@ def main() -> None:
         print(f"  {Path(sys.executable).parent}/pdm jobs")
         say("to end it")
         pid = service.process.pid if service.process is not None else "?"
-        print(f"  kill {pid}; {sys.executable} -m pdm.testgrid down {folder / 'grid'}; rm -r {folder}")
+        print(f"  kill {pid}; {sys.executable} -m pdm.testgrid down {directory / 'grid'}; rm -r {directory}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all tests share: the real grid, and the rule that no error may get lost."""
+"""Fixtures of all tests: the real grid, and the rule that no logged error is ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.processes import require_programs
 from tests.security import canary
 
-# How long an example takes says more of the machine than of the code.
+# Imports make almost no garbage: until all tests are collected, collections would only scan what the imports have made.
+gc.disable()
+
+# The duration of an example depends on the machine more than on the code.
 hypothesis.settings.register_profile("pdm", deadline=None)
 hypothesis.settings.load_profile("pdm")
 
@@ -33,9 +36,10 @@ hypothesis.settings.load_profile("pdm")
 _GRID_TIMEOUT_S = 180
 #: Seconds after its timeout in which a hung test may still end by itself.
 _GRACE_S = 15
-#: Folders of tests that start the daemon, its HTTP side, or a grid's programs.
+#: Directories of tests that start the daemon, its HTTP side, or servers of a grid.
 _WITH_SERVERS = frozenset({"cli", "client", "http", "protocols", "reference", "security", "system", "testgrid"})
-#: Modules that take long, the longest first (script/test --slowest): begun late, one would keep a single worker busy.
+#: Long-running modules, the longest first (script/test --slowest): started late, one would occupy a single worker at
+#: the end.
 _LONGEST = (
     "grid/test_credentials",
     "protocols/test_matrix",
@@ -62,7 +66,7 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that ask for the grid, and put them where they cost least."""
+    """Mark the tests that use the grid, and order all tests."""
     for item in items:
         if item.path.parent.name in _WITH_SERVERS:
             item.add_marker(pytest.mark.server)
@@ -71,12 +75,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_GRID_TIMEOUT_S))
     if hasattr(config, "workerinput"):
-        # Workers of pytest-xdist take whole modules in this order: the short ones at the end let all end together.
+        # Workers of pytest-xdist take whole modules in this order: with short ones last, all workers end at about
+        # the same time.
         ranks = {path: rank for rank, path in enumerate(_LONGEST)}
         dear = {item.path for item in items if _is_dear(item)}
         items.sort(key=lambda item: (ranks.get(_module(item), len(ranks)), item.path not in dear))
     else:
-        # Alone: the grid last, for quick failures come first.
+        # In a single process: the grid last, so that quick failures come first.
         items.sort(key=lambda item: item.get_closest_marker("grid") is not None)
 
 
@@ -109,14 +114,15 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
 
 
 def pytest_collection_finish() -> None:
-    # What the imports made stays for good: `lost_errors` need not walk it again after each test.
+    # Imported modules are permanent: `lost_errors` need not scan them after each test.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
 def grid_programs() -> None:
-    """For tests that bring up grids of their own: the programs of the grid are there."""
+    """The programs of the grid are installed; for tests that start grids of their own."""
     try:
         require_programs()
     except GridMissingError as missing:
@@ -127,35 +133,35 @@ def grid_programs() -> None:
 
 
 @pytest.fixture(scope="session")
-def open_folder() -> Iterator[Path]:
-    """A temporary folder that every account can enter, as pytest's own cannot be."""
-    folder = Path(tempfile.mkdtemp(prefix="pdm-test-"))
-    folder.chmod(0o755)
-    yield folder
-    secrets = list(canary.found_in(folder))
-    shutil.rmtree(folder)
+def open_directory() -> Iterator[Path]:
+    """A temporary directory that every account can enter, unlike pytest's own."""
+    directory = Path(tempfile.mkdtemp(prefix="pdm-test-"))
+    directory.chmod(0o755)
+    yield directory
+    secrets = list(canary.found_in(directory))
+    shutil.rmtree(directory)
     assert not secrets
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_secret_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No log and no database of any test holds a secret."""
+    """Check that no log and no database of any test contains a secret."""
     yield
     assert not list(canary.found_in(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(scope="session")
-def grid(grid_programs: None, open_folder: Path) -> Iterator[TestGrid]:
+def grid(grid_programs: None, open_directory: Path) -> Iterator[TestGrid]:
     """The real grid: two GridFTP sites, shared by all tests of the run."""
-    with TestGrid(open_folder / "grid") as running:
+    with TestGrid(open_directory / "grid") as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def lost_errors() -> Iterator[list[LogEvent]]:
-    """Make a test fail when an error was only logged: a Deferred nobody looks at, a callback that raised.
+    """Fail a test if an error was only logged: a Deferred without an errback, a callback that raised.
 
-    A test that expects such an error asks for this list, checks what is in it, and clears it.
+    A test that expects such an error uses this list: checks its content and clears it.
     """
     with _collected_errors() as events:
         yield events
@@ -163,7 +169,7 @@ def lost_errors() -> Iterator[list[LogEvent]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def lost_errors_of_fixtures() -> Iterator[None]:
-    """Make a module fail when its fixtures lose an error; what it leaves is not walked again after each later test."""
+    """Fail a module whose fixtures cause logged errors; their objects are not scanned again after each later test."""
     yield
     with _collected_errors():
         pass
@@ -183,11 +189,11 @@ def _collected_errors() -> Iterator[list[LogEvent]]:
     try:
         yield events
     finally:
-        # A Deferred tells of its unhandled failure when it is collected.
+        # A Deferred reports its unhandled failure when it is collected.
         gc.collect()
         globalLogPublisher.removeObserver(observe)
     if events:
-        pytest.fail("errors that nobody handled:\n" + "\n".join(map(_told, events)), pytrace=False)
+        pytest.fail("unhandled errors:\n" + "\n".join(map(_told, events)), pytrace=False)
 
 
 def _told(event: LogEvent) -> str:
@@ -198,5 +204,5 @@ def _told(event: LogEvent) -> str:
 
 @pytest.fixture
 def result_of() -> Callable[[Deferred[Any] | Coroutine[Any, Any, Any]], Any]:
-    """The result that a Deferred or coroutine has now, without a reactor; the test fails if it has none yet."""
+    """The current result of a Deferred or coroutine, without a reactor; the test fails if it has none yet."""
     return SynchronousTestCase().successResultOf

@@ -12,7 +12,7 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.mover import Access, BuiltRequest, SiteUrl, build_request, classify
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.requests import Options
+from pdm.workqueue.wire.options import Options
 
 
 @frozen

@@ -201,7 +201,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-_PRIVILEGE_FOLDER = Path("/run/sshd")
+_PRIVILEGE_DIRECTORY = Path("/run/sshd")
 
 
 class SftpServer(ServerProcess):
@@ -239,7 +239,7 @@ class SftpServer(ServerProcess):
             f"AllowUsers {self.user}\nUseDNS no\nMaxStartups 200\nSubsystem sftp internal-sftp\n"
         )
         if os.geteuid() == 0:
-            _PRIVILEGE_FOLDER.mkdir(mode=0o755, exist_ok=True)
+            _PRIVILEGE_DIRECTORY.mkdir(mode=0o755, exist_ok=True)
         return [str(program_path("sshd")), "-D", "-e", "-f", str(configuration)]
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "CredentialRow",
     "PendingDelegationRow",
     "IdempotentRequest",
+    "PredecessorRow",
     "SiteRow",
     "RestrictionRow",
     "AuditRow",
@@ -131,6 +132,7 @@ HAS_WORK = "work_due_at IS NOT NULL"
 HAS_LISTING = "list_due_at IS NOT NULL"
 HAS_RUNNING = "num_running > 0"
 HAS_HELD = "num_held > 0"
+HAS_OPEN_DEADLINE = "deadline IS NOT NULL AND finished_at IS NULL"
 
 
 def _partial(name: str, condition: str, *columns: str) -> Index:
@@ -174,7 +176,11 @@ class Job(Base):
         started_at: when its first element was first claimed.
         list_due_at: when its listing may be claimed; null if it does not wait.
         work_due_at: lower bound of when another element may be claimed; null if none can, the year 9999 while a
-            cancellation or retry is not complete.
+            cancellation or retry is not complete. Both are null while the job waits for others.
+        after: the jobs that it waits for, as in ``pdm.workqueue.store.records``; null for none.
+        is_awaited: whether another job was submitted to wait for this one.
+        deadline: when it is cancelled; null for never.
+        cancel_reason: ``{"code": ..., "message": ...}`` if the service has cancelled it, not its user.
     """
 
     __tablename__ = "jobs"
@@ -196,6 +202,7 @@ class Job(Base):
         _partial("ix_jobs_listing_due", HAS_LISTING, "list_due_at"),
         _partial("ix_jobs_running", HAS_RUNNING, "user_id", "id"),
         _partial("ix_jobs_held", HAS_HELD, "user_id", "id"),
+        _partial("ix_jobs_deadline", HAS_OPEN_DEADLINE, "deadline"),
         {"sqlite_autoincrement": True},
     )
 
@@ -231,6 +238,30 @@ class Job(Base):
     bytes_already_there: Mapped[int] = mapped_column(server_default="0")
     list_due_at: Mapped[datetime | None]
     work_due_at: Mapped[datetime | None]
+    after: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    is_awaited: Mapped[bool] = mapped_column(server_default=sa.false())
+    deadline: Mapped[datetime | None]
+    cancel_reason: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+
+
+class PredecessorRow(Base):
+    """A job that still waits for another one; removed when that has ended and the job was told.
+
+    Attributes:
+        job_id: the job that waits.
+        predecessor_id: an older job of the same user.
+    """
+
+    __tablename__ = "predecessors"
+    __table_args__ = (
+        Index("ix_predecessors_predecessor", "predecessor_id", "job_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    predecessor_id: Mapped[int] = mapped_column(
+        ForeignKey("jobs.id", name="fk_predecessors_awaited_jobs"), primary_key=True
+    )
 
 
 class JobElement(Base):
@@ -248,6 +279,8 @@ class JobElement(Base):
         started_at: of the attempt that has succeeded, the newest, which took ``elapsed_s``; it has no row in
             ``attempts``. Null in all other elements, and in those of earlier versions. So are ``log_offset`` and
             ``log_length``, see `pdm.workqueue.domain.jobs.LogSpan`.
+        planned: name of a `pdm.workqueue.domain.enums.PlannedAction`; null where nothing was compared.
+        mtime: of the file when it was listed, seconds since 1970; null where that is not needed later.
     """
 
     __tablename__ = "job_elements"
@@ -289,6 +322,8 @@ class JobElement(Base):
     started_at: Mapped[datetime | None]
     log_offset: Mapped[int | None]
     log_length: Mapped[int | None]
+    planned: Mapped[str | None] = mapped_column(String(12))
+    mtime: Mapped[int | None]
 
 
 class Worker(Base):
@@ -318,7 +353,7 @@ class KeyCheck(Base):
 
 
 class Attempt(Base):
-    """An ended attempt at an element, unless it has succeeded: that is told by columns of the element.
+    """An ended attempt at an element that did not succeed; a successful one is stored in columns of the element.
 
     Attributes:
         log_offset: see `pdm.workqueue.domain.jobs.LogSpan`; null in rows of earlier versions, and of attempts that were

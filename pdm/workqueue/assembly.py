@@ -26,6 +26,7 @@ from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem import CertificateFilesError
+from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
@@ -34,6 +35,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.jobs import ClaimToken, JobRecord
 from pdm.workqueue.execution.attempts import AttemptContext, Settler
 from pdm.workqueue.execution.batch import Ending
+from pdm.workqueue.execution.chains import Chains, Deadlines
 from pdm.workqueue.execution.claimer import Claimer
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_checks import EndpointProbes, SiteCheck
@@ -232,6 +234,7 @@ class Assembly:
             on_capacity=self._capacity_freed,
             on_work=self._work_added,
             add_element=self._add_element,
+            scratch=settings.state.folder,
             restricted=self.site_directory.restricted,
             find_missing=self._find_missing,
         )
@@ -260,6 +263,11 @@ class Assembly:
         )
         self.lease.on_renewed.append(self.pool.hold_lease)
 
+        self.chains = Chains(reactor=reactor, database=self.database, clock=clock, on_work=self._work_added)
+        self.deadlines = Deadlines(
+            reactor=reactor, database=self.database, clock=clock, on_cancelled=self.executor.cancel
+        )
+
         logons = LogonThrottle()
         self.context = ApiContext(
             database=self.database,
@@ -281,9 +289,12 @@ class Assembly:
             myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
             site_directory=self.site_directory,
             check_site=site_check.check,
+            service_name=lambda: service_name(self.tls.identity),
+            sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
             relays_to=self._relays_to,
             credentials_changed=self.executor.credentials_changed,
             job_retried=self.executor.continue_change,
+            deadline_added=self.deadlines.look,
             resume=self.executor.resume,
             full=self.executor.reached_limits,
             logons=logons,
@@ -293,7 +304,13 @@ class Assembly:
         self.api = WorkqueueService(self.context, AccessList.read(settings.users))
         self.lag = ReactorLag(reactor)
         self._clock_watch = ClockWatch(
-            reactor, listeners=(health.clock_was_set, self.claimer.clock_was_set, logons.clock_was_set)
+            reactor,
+            listeners=(
+                health.clock_was_set,
+                self.claimer.clock_was_set,
+                logons.clock_was_set,
+                self.deadlines.clock_was_set,
+            ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
         self._housekeeping = Housekeeping(reactor=reactor, database=self.database, clock=clock)
@@ -317,11 +334,13 @@ class Assembly:
         services.add("service health", start=self.service_health.start, stop=self.service_health.stop)
         services.add("settler", stop=self._settler.drained)
         services.add("executor", start=self.executor.start, stop=self.executor.stop)
+        services.add("chains", start=self.chains.start, stop=self.chains.stop)
+        services.add("deadlines", start=self.deadlines.start, stop=self.deadlines.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
         services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
-        # The daemon starts it when all is ready: what the start itself takes does not count as latency.
+        # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("listener", start=self._listen, stop=self._close)
 

@@ -116,7 +116,7 @@ def test_it_says_what_to_do_next(instance: Path) -> None:
         "pdm ls local-a:",
     ):
         assert line in said
-    assert "delegate" not in said, "folders of this machine need no proxy"
+    assert "delegate" not in said, "directories of this machine need no proxy"
 
 
 def everything(directory: Path) -> dict[str, bytes]:

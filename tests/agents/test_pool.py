@@ -128,7 +128,7 @@ async def test_agents_of_a_credential_that_was_removed_end(pool: AgentPool, unus
 
 
 @pytest_twisted.ensureDeferred
-async def test_agents_of_users_who_take_turns_are_kept() -> None:
+async def test_agents_of_alternating_users_are_kept() -> None:
     pool = AgentPool(
         spawner=reactor,
         timer=reactor,
@@ -235,7 +235,7 @@ async def test_work_waits_behind_no_other_while_another_kind_waits_longer(pool: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_places_are_kept_for_who_needs_an_agent_alone() -> None:
+async def test_places_are_kept_for_batches_that_need_an_agent_alone() -> None:
     pool = AgentPool(
         spawner=reactor,
         timer=reactor,
@@ -380,7 +380,7 @@ async def test_a_limit_keeps_agents_free_for_others(pool: AgentPool) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_follows_takes_over_the_stream(pool: AgentPool) -> None:
+async def test_a_following_batch_takes_over_the_stream(pool: AgentPool) -> None:
     ledger = StreamLedger(lambda key: 1, lambda key, count: None)
     one: LimitKey = (LimitKind.USER, 1)
     slots = [ledger.slot([one]) for _ in range(3)]

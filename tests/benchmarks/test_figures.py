@@ -32,9 +32,9 @@ def test_a_bar_finds_its_figure_wherever_it_stands() -> None:
 
 
 def test_every_benchmark_has_its_program_and_a_bar() -> None:
-    folder = Path(__file__).parents[2] / "benchmarks"
+    directory = Path(__file__).parents[2] / "benchmarks"
     for benchmark in CATALOGUE.values():
-        assert (folder / f"{benchmark.program}.py").exists()
+        assert (directory / f"{benchmark.program}.py").exists()
         assert benchmark.bars
 
 

@@ -12,7 +12,7 @@ import pytest
 from figures import BenchmarkError
 from meter import Cpu, Meter, ProcessTimes, below, descendants, steady_times
 
-#: Burns a quarter of a second, and says so; as its own child if it is told to.
+#: Uses a quarter of a second of CPU, and prints it; in a child process on request.
 _BURN = "import time; e = time.process_time() + 0.25\nwhile time.process_time() < e: pass\n"
 _PARENT = f"""
 import subprocess, sys
@@ -54,7 +54,7 @@ def test_a_session_counts_while_it_lives_and_after_it_has_ended(parent: subproce
         assert 0.2 <= used < 0.48
 
 
-def test_helpers_are_told_apart_from_their_daemon(parent: subprocess.Popen[str]) -> None:
+def test_helpers_are_distinguished_from_their_daemon(parent: subprocess.Popen[str]) -> None:
     meter = Meter(daemon=parent.pid)
     before = meter.cpu()
     _pipe(parent.stdin).write("\n")

@@ -30,7 +30,7 @@ _RESULT: dict[str, Any] = {
 }
 
 
-def test_a_row_tells_all_and_hides_no_miss() -> None:
+def test_a_row_shows_all_figures_and_a_missed_bar() -> None:
     made = table({"small_files": _RESULT})
 
     for text in (

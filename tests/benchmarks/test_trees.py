@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from figures import BenchmarkError
-from trees import logs_taken, make_folders_like, make_tree, require_logs, require_same, sizes
+from trees import logs_taken, make_directories_like, make_tree, require_logs, require_same, sizes
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def test_a_true_copy_passes(trees: tuple[Path, Path]) -> None:
     require_same(*trees)
 
 
-def test_folders_alone_are_no_copy(trees: tuple[Path, Path], tmp_path: Path) -> None:
-    make_folders_like(trees[0], tmp_path / "folders")
+def test_directories_alone_are_no_copy(trees: tuple[Path, Path], tmp_path: Path) -> None:
+    make_directories_like(trees[0], tmp_path / "directories")
 
-    assert {path.name for path in (tmp_path / "folders").iterdir()} == {path.name for path in trees[0].iterdir()}
+    assert {path.name for path in (tmp_path / "directories").iterdir()} == {path.name for path in trees[0].iterdir()}
     with pytest.raises(BenchmarkError):
-        require_same(trees[0], tmp_path / "folders")
+        require_same(trees[0], tmp_path / "directories")
 
 
 def test_another_byte_is_found(trees: tuple[Path, Path]) -> None:
@@ -82,7 +82,7 @@ def test_each_element_needs_a_log_with_something_in_it(tmp_path: Path) -> None:
         require_logs(tmp_path, "abcd", 3)
 
 
-def test_what_logs_take_is_counted_with_their_folders(tmp_path: Path) -> None:
+def test_what_logs_take_is_counted_with_their_directories(tmp_path: Path) -> None:
     log = tmp_path / "ab" / "abcd" / "log"
     log.parent.mkdir(parents=True)
     log.write_bytes(bytes(3 * 1024**2))

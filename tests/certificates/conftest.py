@@ -27,13 +27,13 @@ from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.tls_server import ServerTls, peer_identity
 from pdm.workqueue.certificates.trust import Trust, read_trust
 
-# What mypy knows of it is less than what it can do.
+# mypy does not know the type's further attributes.
 reactor: Any = _reactor
 
 
 @frozen
 class Pki:
-    """Certificates shared by all tests of the directory: making RSA keys is what takes the time."""
+    """Certificates shared by all tests of the directory, because generating RSA keys takes long."""
 
     authority: Authority
     stranger_authority: Authority
@@ -66,7 +66,7 @@ def pki() -> Pki:
 
 @pytest.fixture
 def tls_lines() -> Iterator[list[str]]:
-    """What the daemon's log says about TLS."""
+    """The daemon's log lines about TLS."""
     lines: list[str] = []
 
     @provider(ILogObserver)
@@ -81,7 +81,7 @@ def tls_lines() -> Iterator[list[str]]:
 
 
 class WhoAmI(Resource):
-    """Answers with the caller's identity, 401 without one: what the real API does, in short."""
+    """Answers with the caller's identity, 401 without one: a minimal API."""
 
     isLeaf = True  # noqa: N815 - Twisted's name
 
@@ -108,7 +108,7 @@ class WhoAmI(Resource):
 @implementer(IPolicyForHTTPS)
 @frozen
 class _Shows:
-    """Shows a certificate without asking whether it is any good, as a stranger's client would."""
+    """Presents a certificate without checking it, like a foreign client."""
 
     credential: Credential | None
     trust: Trust
@@ -131,7 +131,7 @@ class _Shows:
 
 @define
 class Server:
-    """A service on loopback, and what its files are."""
+    """A service on loopback, with its files."""
 
     directory: Path
     tls: ServerTls
@@ -141,7 +141,7 @@ class Server:
     _pools: list[HTTPConnectionPool] = field(factory=list)
 
     def client(self, credential: Credential | None, ca: Path | None = None) -> Callable[..., Any]:
-        """A client with its pool of kept connections: a function that asks, and gives code and answer."""
+        """A client with a pool of connections: a function that sends a request, and returns status code and body."""
         policy = _Shows(credential, read_trust(ca or self.directory / "trust", "off"))
         pool = HTTPConnectionPool(reactor)
         self._pools.append(pool)
@@ -160,7 +160,7 @@ class Server:
 
 @pytest.fixture
 def serve(pki: Pki, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts services; the trust directory is ``tmp_path / "trust"``, with the list that `revoked` fills."""
+    """Starts services; their trust directory is ``tmp_path / "trust"``, with the list that `revoked` writes."""
     ports: list[Any] = []
     servers: list[Server] = []
 
@@ -199,5 +199,5 @@ def serve(pki: Pki, tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def expired() -> dict[str, timedelta]:
-    """How to make something that ended an hour ago."""
+    """Arguments for a certificate that expired an hour ago."""
     return {"start": timedelta(hours=-2), "lifetime": timedelta(hours=1)}

@@ -1,4 +1,4 @@
-"""``pdm`` as its users meet it: a process of its own, against a daemon of its own, on local folders."""
+"""``pdm`` as its users meet it: a process of its own, against a daemon of its own, on local directories."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import pytest
 from pdm.testgrid.service import TestService, set_keys
 
 PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
-#: A job that goes on until it is cancelled, and shows one file of it.
+#: A job that runs until it is cancelled, and shows one file of it.
 ENDLESS = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.hang=true")
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
-    """One daemon for all tests here, on two local folders."""
+    """One daemon for all tests here, on two local directories."""
     service = TestService(tmp_path_factory.mktemp("cli") / "instance")
     service.init()
     set_keys(service.directory / "workqueue.conf", {"queue": {"first_pause": "50ms"}})
@@ -36,11 +36,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
 
 
 @pytest.fixture
-def folder(service: TestService, request: pytest.FixtureRequest) -> Path:
-    """A folder of its own at site 1, seen from here; at the site it is ``/<its name>``."""
-    folder = service.directory / "storage" / "a" / re.sub(r"\W", "_", request.node.name)
-    folder.mkdir(parents=True)
-    return folder
+def directory(service: TestService, request: pytest.FixtureRequest) -> Path:
+    """A directory of its own at site 1, seen from here; at the site it is ``/<its name>``."""
+    directory = service.directory / "storage" / "a" / re.sub(r"\W", "_", request.node.name)
+    directory.mkdir(parents=True)
+    return directory
 
 
 def pdm(service: TestService, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -54,23 +54,23 @@ def submitted(service: TestService, *arguments: str) -> int:
     return int(json.loads(pdm(service, *arguments, "--no-wait", "-F", "json").stdout)["id"])
 
 
-def test_who_and_where(service: TestService) -> None:
+def test_whoami_and_sites(service: TestService) -> None:
     assert re.match(r"/.*CN=.* \(operator\)\n", pdm(service, "whoami").stdout)
     sites = json.loads(pdm(service, "sites", "-F", "json").stdout)
     assert [site["id"] for site in sites] == [1, 2]
 
 
-def test_a_listing_in_one_command(service: TestService, folder: Path) -> None:
-    (folder / "sub" / "deep").mkdir(parents=True)
-    (folder / "sub" / "x").write_bytes(b"12345")
-    (folder / "two\nlines").write_bytes(b"1")
-    (folder / "\x1b[31mred").write_bytes(b"1")
-    (folder / "größe").write_bytes(b"1")
-    (folder / "back\\slash").write_bytes(b"1")
-    Path(os.fsdecode(os.fsencode(folder) + b"/latin\xe9")).write_bytes(b"1")
-    os.utime(folder / "größe", (1_000_000_000, 1_000_000_000))
-    (folder / "größe").chmod(0o640)
-    place = f"1:/{folder.name}"
+def test_a_listing_in_one_command(service: TestService, directory: Path) -> None:
+    (directory / "sub" / "deep").mkdir(parents=True)
+    (directory / "sub" / "x").write_bytes(b"12345")
+    (directory / "two\nlines").write_bytes(b"1")
+    (directory / "\x1b[31mred").write_bytes(b"1")
+    (directory / "größe").write_bytes(b"1")
+    (directory / "back\\slash").write_bytes(b"1")
+    Path(os.fsdecode(os.fsencode(directory) + b"/latin\xe9")).write_bytes(b"1")
+    os.utime(directory / "größe", (1_000_000_000, 1_000_000_000))
+    (directory / "größe").chmod(0o640)
+    place = f"1:/{directory.name}"
 
     done = pdm(service, "ls", place)
     assert sorted(done.stdout.splitlines()) == sorted(
@@ -78,18 +78,20 @@ def test_a_listing_in_one_command(service: TestService, folder: Path) -> None:
     )
     assert done.stderr == ""
     long = pdm(service, "ls", "-l", place).stdout
-    assert re.search(r"^-rw-r-----  +1  2001-09-09 01:46  größe$", long, re.MULTILINE)
+    assert re.search(r"^-rw-r-----  +1 B  2001-09-09 01:46  größe$", long, re.MULTILINE)
     assert re.search(r"^d[rwx-]{9} .* sub/$", long, re.MULTILINE)
     assert {"sub/", "sub/x", "sub/deep/"} < set(pdm(service, "ls", "-R", place).stdout.splitlines())
     raw = subprocess.run([*PDM, "ls", "-0", place], env=service.environment("admin"), capture_output=True, check=True)
-    assert set(raw.stdout.split(b"\0")) == {*(os.fsencode(path.name) for path in folder.iterdir()), b""}
-    names = [entry["name"] for entry in json.loads(pdm(service, "-F", "json", "ls", place).stdout)[f"/{folder.name}"]]
+    assert set(raw.stdout.split(b"\0")) == {*(os.fsencode(path.name) for path in directory.iterdir()), b""}
+    names = [
+        entry["name"] for entry in json.loads(pdm(service, "-F", "json", "ls", place).stdout)[f"/{directory.name}"]
+    ]
     assert "two\nlines" in names
 
 
-def test_a_file_lists_itself(service: TestService, folder: Path) -> None:
-    (folder / "one").write_bytes(b"1")
-    assert pdm(service, "ls", f"1:/{folder.name}/one").stdout == "one\n"
+def test_a_file_lists_itself(service: TestService, directory: Path) -> None:
+    (directory / "one").write_bytes(b"1")
+    assert pdm(service, "ls", f"1:/{directory.name}/one").stdout == "one\n"
 
 
 def test_a_listing_of_nothing_fails_in_words(service: TestService) -> None:
@@ -100,15 +102,15 @@ def test_a_listing_of_nothing_fails_in_words(service: TestService) -> None:
     assert "Check the path" in done.stderr
 
 
-def test_what_a_copy_leaves_out_is_told_and_no_copy_is_whole_without_it(service: TestService, folder: Path) -> None:
-    tree = folder / "tree"
+def test_entries_skipped_by_a_copy_are_reported(service: TestService, directory: Path) -> None:
+    tree = directory / "tree"
     tree.mkdir()
     (tree / "file").write_bytes(b"content")
     (tree / "link").symlink_to(tree / "file")
     (tree / "\x1bdangling").symlink_to("nowhere")
     for at in range(12):
-        (tree / f"folder {at}").symlink_to(folder)
-    place, there = f"1:/{folder.name}", f"2:/{folder.name}"
+        (tree / f"directory {at}").symlink_to(directory)
+    place, there = f"1:/{directory.name}", f"2:/{directory.name}"
     done = pdm(service, "cp", f"{place}/tree", f"{there}/new", code=6)
     found = re.match(r"job (\d+) submitted\n", done.stderr)
     assert found is not None
@@ -122,7 +124,7 @@ def test_what_a_copy_leaves_out_is_told_and_no_copy_is_whole_without_it(service:
     assert f"and 3 more: pdm status {number} --all" in status
     shown = pdm(service, "status", number, "--all").stdout
     for path in tree.iterdir():
-        assert (f"skipped /{folder.name}/tree/{path.name}:".replace("\x1b", r"\x1b") in shown) == (
+        assert (f"skipped /{directory.name}/tree/{path.name}:".replace("\x1b", r"\x1b") in shown) == (
             path.name not in ("file", "link")
         )
     told = json.loads(pdm(service, "status", number, "--all", "-F", "json").stdout)
@@ -138,11 +140,11 @@ def test_what_a_copy_leaves_out_is_told_and_no_copy_is_whole_without_it(service:
     assert "NOT_FOUND (source)" in missing.stderr
 
 
-def test_every_failure_can_be_reached(service: TestService, folder: Path) -> None:
+def test_every_failure_can_be_reached(service: TestService, directory: Path) -> None:
     number = submitted(
         service,
         "cp",
-        f"1:/{folder.name}",
+        f"1:/{directory.name}",
         "2:/b",
         "--protocol",
         "dummy",
@@ -151,7 +153,7 @@ def test_every_failure_can_be_reached(service: TestService, folder: Path) -> Non
         "--option",
         "dummy.fail=EXISTS",
     )
-    (folder / "x").write_bytes(b"")
+    (directory / "x").write_bytes(b"")
     pdm(service, "wait", str(number), code=1)
     status = pdm(service, "status", str(number)).stdout
     assert status.count("EXISTS (transfer)") == 50
@@ -161,39 +163,39 @@ def test_every_failure_can_be_reached(service: TestService, folder: Path) -> Non
     assert len({each["id"] for each in told["failed"]}) == 60
 
 
-def test_a_tree_is_copied_listed_moved_and_removed(service: TestService, folder: Path) -> None:
-    (folder / "t" / "empty").mkdir(parents=True)
-    (folder / "t" / "-x %41").write_bytes(b"content")
+def test_a_tree_is_copied_listed_moved_and_removed(service: TestService, directory: Path) -> None:
+    (directory / "t" / "empty").mkdir(parents=True)
+    (directory / "t" / "-x %41").write_bytes(b"content")
     there = service.directory / "storage" / "b"
-    done = pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}/c", "--label", "my label")
+    done = pdm(service, "cp", f"1:/{directory.name}/t", f"2:/{directory.name}/c", "--label", "my label")
     assert done.stdout == ""
     assert re.match(r"job \d+ submitted\n", done.stderr)
     assert "DONE  3/3 elements" in done.stderr
-    assert (there / folder.name / "c" / "-x %41").read_bytes() == b"content"
-    assert (there / folder.name / "c" / "empty").is_dir()
+    assert (there / directory.name / "c" / "-x %41").read_bytes() == b"content"
+    assert (there / directory.name / "c" / "empty").is_dir()
 
-    moved = json.loads(pdm(service, "-F", "json", "mv", f"2:/{folder.name}/c", f"2:/{folder.name}/d").stdout)
+    moved = json.loads(pdm(service, "-F", "json", "mv", f"2:/{directory.name}/c", f"2:/{directory.name}/d").stdout)
     assert (moved["type"], moved["status"]) == ("RENAME", "DONE")
-    pdm(service, "mkdir", "-p", f"2:/{folder.name}/e/f")
-    assert (there / folder.name / "e" / "f").is_dir()
-    refused = pdm(service, "rm", f"2:/{folder.name}/d", code=1)
+    pdm(service, "mkdir", "-p", f"2:/{directory.name}/e/f")
+    assert (there / directory.name / "e" / "f").is_dir()
+    refused = pdm(service, "rm", f"2:/{directory.name}/d", code=1)
     assert "IS_A_DIRECTORY" in refused.stderr or "NOT_EMPTY" in refused.stderr
-    assert (there / folder.name / "d" / "-x %41").exists()
-    pdm(service, "rm", "-r", f"2:/{folder.name}/d")
-    assert not (there / folder.name / "d").exists()
+    assert (there / directory.name / "d" / "-x %41").exists()
+    pdm(service, "rm", "-r", f"2:/{directory.name}/d")
+    assert not (there / directory.name / "d").exists()
     listed = pdm(service, "jobs", "--label", "my label").stdout
     assert "my label" in listed
     assert "DONE" in listed
 
 
-def test_a_copy_that_partly_fails_is_6_and_says_why(service: TestService, folder: Path) -> None:
-    (folder / "t").mkdir()
-    (folder / "t" / "new").write_bytes(b"1")
-    (folder / "t" / "old").write_bytes(b"2")
-    target = service.directory / "storage" / "b" / folder.name
+def test_a_copy_that_partly_fails_is_6_and_says_why(service: TestService, directory: Path) -> None:
+    (directory / "t").mkdir()
+    (directory / "t" / "new").write_bytes(b"1")
+    (directory / "t" / "old").write_bytes(b"2")
+    target = service.directory / "storage" / "b" / directory.name
     target.mkdir()
     (target / "old").write_bytes(b"another")
-    done = pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}", code=6)
+    done = pdm(service, "cp", f"1:/{directory.name}/t", f"2:/{directory.name}", code=6)
     assert "EXISTS (destination)" in done.stderr
     assert "--overwrite always, or --overwrite different" in done.stderr
     number = re.match(r"job (\d+) ", done.stderr)
@@ -295,9 +297,9 @@ def status_of(service: TestService, number: int) -> str:
     return pdm(service, "status", str(number)).stdout
 
 
-def test_logs(service: TestService, folder: Path) -> None:
-    (folder / "one").write_bytes(b"1")
-    number = submitted(service, "cp", f"1:/{folder.name}/one", f"2:/{folder.name}-copy")
+def test_logs(service: TestService, directory: Path) -> None:
+    (directory / "one").write_bytes(b"1")
+    number = submitted(service, "cp", f"1:/{directory.name}/one", f"2:/{directory.name}-copy")
     followed = pdm(service, "logs", str(number), "-f").stdout
     assert re.search(rf"^==> {number}\.0 attempt 1 LIST (RUNNING|DONE) <==$", followed, re.MULTILINE)
     assert re.search(rf"^==> {number}\.1 attempt 1 COPY (RUNNING|DONE) <==$", followed, re.MULTILINE)
@@ -329,7 +331,7 @@ def test_logs_are_followed_while_they_are_written(service: TestService, which: s
     assert (f"==> {number}.0 " in shown) == (which == "")
 
 
-def test_a_follower_goes_on_to_the_next_attempt(service: TestService) -> None:
+def test_a_follower_continues_with_the_next_attempt(service: TestService) -> None:
     failing = ("--protocol", "dummy", "--option", "dummy.fail=CONNECTION", "--option", "dummy.fail_times=1")
     number = submitted(service, "mkdir", "1:/a", *failing)
     shown = pdm(service, "logs", "-f", f"{number}.0").stdout
@@ -339,7 +341,7 @@ def test_a_follower_goes_on_to_the_next_attempt(service: TestService) -> None:
     assert shown.index("failed scope=transfer code=CONNECTION") < shown.index("outcome=DONE")
 
 
-def test_the_status_of_a_job_tells_how_far_it_is(service: TestService) -> None:
+def test_the_status_of_a_job_has_its_progress(service: TestService) -> None:
     size = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.size=1000000")
     number = submitted(service, "cp", "1:/a", "2:/b", *size, "--option", "dummy.delay=300")
     shown = ""
@@ -469,7 +471,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault(service: TestService) -> None
     assert done.stderr == b""
 
 
-def test_nobody_listens(service: TestService) -> None:
+def test_a_closed_port(service: TestService) -> None:
     begun = time.monotonic()
     environment = {**service.environment("admin"), "PDM_URL": "https://127.0.0.1:1"}
     done = subprocess.run([*PDM, "jobs"], env=environment, capture_output=True, text=True, check=False)
@@ -478,10 +480,12 @@ def test_nobody_listens(service: TestService) -> None:
     assert time.monotonic() - begun < 10
 
 
-def test_the_daemons_log_tells_who_submitted_what_and_how_it_ended(service: TestService, folder: Path) -> None:
-    (folder / "t").mkdir()
-    (folder / "t" / "one").write_bytes(b"12345")
-    done = int(json.loads(pdm(service, "cp", f"1:/{folder.name}/t", f"2:/{folder.name}", "-F", "json").stdout)["id"])
+def test_the_daemon_logs_submissions_with_user_and_result(service: TestService, directory: Path) -> None:
+    (directory / "t").mkdir()
+    (directory / "t" / "one").write_bytes(b"12345")
+    done = int(
+        json.loads(pdm(service, "cp", f"1:/{directory.name}/t", f"2:/{directory.name}", "-F", "json").stdout)["id"]
+    )
     failed = int(json.loads(pdm(service, "rm", "1:/not/there", "-F", "json", code=3).stdout)["id"])
     waiting = ("--protocol", "dummy", "--option", "dummy.fail=TIMEOUT", "--option", "dummy.fail_times=9")
     cancelled = submitted(service, "mkdir", "1:/a", *waiting, "--max-tries", "10")

@@ -35,7 +35,7 @@ from tests.client.samples import failed_element, job_view, progress_of
         ({"status": "DONE"}, [], 0),
         ({"status": "DONE", "skipped": 1}, [], 6),
         ({"status": "DONE", "skipped": 1, "type": "LIST"}, [], 6),
-        # The listing has failed, for a folder is closed; one file was copied.
+        # The listing has failed, for a directory is closed; one file was copied.
         ({"status": "FAILED", "num_done": 1, "progress": progress_of(files_done=1)}, ["PERMISSION_DENIED"], 6),
         ({"status": "CANCELLED", "num_done": 3}, [], 7),
         ({"status": "FAILED", "num_done": 2}, ["EXISTS"], 6),
@@ -90,7 +90,7 @@ def test_failures_are_shown_with_one_hint_a_code_and_without_tricks() -> None:
     assert "NOT_FOUND (source): No such file" in lines[1]
     assert lines[-3:] == [
         "  and 9 more: pdm status 7 --all",
-        "  NOT_FOUND: Check the path: list the folder that should contain it.",
+        "  NOT_FOUND: Check the path: list the directory that should contain it.",
         "  EXISTS: Choose another destination, or allow to overwrite: --overwrite always, or --overwrite different.",
     ]
     assert len(lines) == 9
@@ -127,7 +127,7 @@ def test_hints_name_the_options_of_the_command(code: str, type_: str, words: str
         ),
         ("job 9 has no element 3; GET /jobs/9/elements lists all", None, "'pdm status 9' lists all"),
         ("only operators may list the jobs of other users", "?user", "only operators may list the jobs of other users"),
-        ("not one of never, always", "$.extra_opts.overwrite", "--option overwrite: not one of never, always"),
+        ("not one of never, always", "$.extra_opts.overwrite", "--overwrite: not one of never, always"),
         (
             "there is no site 9; GET /sites lists all",
             "?site",

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from pdm.workqueue.certificates.authority import Authority
 from tests.support.forging import certified, odd_proxy
 
-#: Nobody listens there: who gets so far has a certificate that can be used.
+#: A closed port: an attempt to connect means that the certificate is usable.
 _NOWHERE = "https://localhost:9"
 _PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
 
@@ -26,19 +26,19 @@ _PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with ``~/.globus``, whose key is encrypted, and other files of certificates."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / ".globus").mkdir()
+    directory = tmp_path_factory.mktemp("home")
+    (directory / ".globus").mkdir()
     authority = Authority.create("/DC=org/DC=test/CN=CA")
     alice = authority.user("Alice")
-    authority.write(folder)
-    alice.write_certificate(folder / ".globus" / "usercert.pem")
-    (folder / ".globus" / "userkey.pem").write_bytes(
+    authority.write(directory)
+    alice.write_certificate(directory / ".globus" / "usercert.pem")
+    (directory / ".globus" / "userkey.pem").write_bytes(
         alice.key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"o pen"))
     )
     short = rsa.generate_private_key(65537, 1024)
-    certified(authority, "/DC=org/DC=test/CN=Short", key=short).write_bundle(folder / "short.pem")
-    odd_proxy(alice, None, name="proxy").write_bundle(folder / "legacy.pem")
-    return folder
+    certified(authority, "/DC=org/DC=test/CN=Short", key=short).write_bundle(directory / "short.pem")
+    odd_proxy(alice, None, name="proxy").write_bundle(directory / "legacy.pem")
+    return directory
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What ``pdm`` shows of a job that goes on."""
+"""The progress that ``pdm`` shows of a running job."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_percent_is_rounded_down(changes: dict[str, Any], shown: str) -> None:
     assert (fraction(progress(**changes)) is None) == (shown == "")
 
 
-def test_an_ended_job_tells_how_long_it_took() -> None:
+def test_an_ended_job_has_its_duration() -> None:
     ended = job_view(
         status="DONE", num_done=4, num_running=0, bytes_done=3000, progress=progress_of(elapsed=200.0, average=15.0)
     )

@@ -18,8 +18,8 @@ from tests.client.fault_server import FaultServer
 
 @pytest.fixture(scope="session")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two authorities (``ca``, ``other``), ``host``, ``alice``, and ``eve`` of the other one."""
-    folder = tmp_path_factory.mktemp("pki")
+    """A directory with two authorities (``ca``, ``other``), ``host``, ``alice``, and ``eve`` of the other one."""
+    directory = tmp_path_factory.mktemp("pki")
     ca, other = Authority.create("/DC=org/DC=test/CN=CA"), Authority.create("/DC=org/DC=test/CN=Other")
     credentials = {
         "host": ca.host(["localhost"], ["127.0.0.1"]),
@@ -28,12 +28,12 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eve": other.user("Eve"),
     }
     for name, credential in credentials.items():
-        credential.write_certificate(folder / f"{name}.crt")
-        credential.write_key(folder / f"{name}.key")
-    credentials["alice"].proxy().write_bundle(folder / "proxy.pem")
-    ca.write(folder)
-    other.write(folder / "other")
-    return folder
+        credential.write_certificate(directory / f"{name}.crt")
+        credential.write_key(directory / f"{name}.key")
+    credentials["alice"].proxy().write_bundle(directory / "proxy.pem")
+    ca.write(directory)
+    other.write(directory / "other")
+    return directory
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ async def test_a_lost_submission_is_sent_again_with_the_same_key(server: FaultSe
 
 
 @ensure
-async def test_each_submission_has_its_own_key_unless_told(server: FaultServer, client_of: Make) -> None:
+async def test_each_submission_has_its_own_key_by_default(server: FaultServer, client_of: Make) -> None:
     server.behaviours[:] = [answer("200 OK", JOB)]
     client = client_of(server.url)
     await client.list(1, "/a", depth=1, label="x", options={"dummy": {"size": 1}})
@@ -179,7 +179,7 @@ async def test_refusals_have_their_class_and_words(
     ],
 )
 @ensure
-async def test_another_program_at_that_port_is_told_apart(
+async def test_another_program_at_that_port_is_recognised(
     server: FaultServer, client_of: Make, strange: Callable[[object], bool]
 ) -> None:
     server.behaviours[:] = [strange]
@@ -189,7 +189,7 @@ async def test_another_program_at_that_port_is_told_apart(
 
 
 @ensure
-async def test_a_port_where_nobody_listens_is_reported_at_once(client_of: Make) -> None:
+async def test_a_closed_port_is_reported_at_once(client_of: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(UnreachableError, match=rf"127\.0\.0\.1:{port} cannot be reached \(Connection was refused"):
@@ -197,19 +197,19 @@ async def test_a_port_where_nobody_listens_is_reported_at_once(client_of: Make) 
 
 
 @ensure
-async def test_an_unknown_authority_of_ours_is_told_in_words(server: FaultServer, client_of: Make) -> None:
+async def test_an_unknown_authority_of_the_client_is_explained(server: FaultServer, client_of: Make) -> None:
     with pytest.raises(CertificateRefusedError, match="the service refused your certificate"):
         await client_of(server.url, "eve").job(7)
 
 
 @ensure
-async def test_no_certificate_is_told_in_words(server: FaultServer, client_of: Make) -> None:
+async def test_a_missing_certificate_is_explained(server: FaultServer, client_of: Make) -> None:
     with pytest.raises(CertificateRefusedError, match="wants a certificate and got none"):
         await client_of(server.url, None).job(7)
 
 
 @ensure
-async def test_an_unknown_authority_of_theirs_is_told_in_words(server: FaultServer, client_of: Make, pki: Path) -> None:
+async def test_an_unknown_authority_of_the_server_is_explained(server: FaultServer, client_of: Make, pki: Path) -> None:
     with pytest.raises(CertificateRefusedError) as caught:
         await client_of(server.url, ca=pki / "other" / "ca.crt").copy(1, "/a", 2, "/b")
     where = f"the authorities in {pki / 'other' / 'ca.crt'}"
@@ -219,7 +219,7 @@ async def test_an_unknown_authority_of_theirs_is_told_in_words(server: FaultServ
 
 
 @ensure
-async def test_a_service_under_another_name_is_told_in_words(pki: Path, client_of: Make) -> None:
+async def test_a_service_with_another_name_is_explained(pki: Path, client_of: Make) -> None:
     stranger = FaultServer.create(pki / "stranger.crt", pki / "stranger.key")
     try:
         with pytest.raises(CertificateRefusedError) as caught:

@@ -16,9 +16,9 @@ NOBODY = 2**31 - 5
 
 
 def write(home: Path, text: str) -> None:
-    folder = home / ".config" / "pdm"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "client.conf").write_text(text)
+    directory = home / ".config" / "pdm"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "client.conf").write_text(text)
 
 
 def test_the_environment_counts_before_the_file_and_the_grid(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_usual_proxy_of_the_user_is_the_last_resort(tmp_path: Path) -> None:
     proxy = Path(f"/tmp/x509up_u{number}")
     proxy.write_text("")
     try:
-        # Somebody else's file of that name is not taken: anybody can write into /tmp.
+        # A file of that name of another account is not used: /tmp is writable for everybody.
         assert find_settings(URL, tmp_path, number).certificate is None
         if os.getuid() == 0:
             os.chown(proxy, number, -1)
@@ -66,14 +66,14 @@ def test_the_usual_proxy_of_the_user_is_the_last_resort(tmp_path: Path) -> None:
 
 
 def test_the_pair_and_the_authorities_of_globus_are_the_last_resort(tmp_path: Path) -> None:
-    folder = tmp_path / ".globus"
-    (folder / "certificates").mkdir(parents=True)
-    (folder / "usercert.pem").write_text("")
+    directory = tmp_path / ".globus"
+    (directory / "certificates").mkdir(parents=True)
+    (directory / "usercert.pem").write_text("")
     found = find_settings(URL, tmp_path, NOBODY)
-    assert (found.certificate, found.ca) == (None, folder / "certificates")
-    (folder / "userkey.pem").write_text("")
+    assert (found.certificate, found.ca) == (None, directory / "certificates")
+    (directory / "userkey.pem").write_text("")
     found = find_settings(URL, tmp_path, NOBODY)
-    assert (found.certificate, found.key) == (folder / "usercert.pem", folder / "userkey.pem")
+    assert (found.certificate, found.key) == (directory / "usercert.pem", directory / "userkey.pem")
     found = find_settings({**URL, "X509_USER_PROXY": "/p", "X509_CERT_DIR": "/ca.d"}, tmp_path, NOBODY)
     assert (found.certificate, found.key, found.ca, found.ca_named_by) == (
         Path("/p"),

@@ -85,7 +85,7 @@ def test_what_is_no_weight(text: str) -> None:
         weights(text)
 
 
-def test_a_weight_for_nobody_or_twice() -> None:
+def test_a_weight_for_an_unknown_user_or_twice() -> None:
     with pytest.raises(ValueError, match="'CN=A' is no subject"):
         weights("2 CN=A")
     with pytest.raises(ValueError, match="each subject once"):

@@ -61,7 +61,7 @@ def test_a_proxy_is_one_for_the_whole_route() -> None:
 
 
 @pytest.mark.parametrize("kind", list(CredentialKind))
-def test_none_and_expired_ones_are_told_apart(kind: CredentialKind) -> None:
+def test_none_and_expired_ones_are_distinguished(kind: CredentialKind) -> None:
     for found, code, words in (
         ([], FailureCode.CREDENTIAL_MISSING, "for site 1"),
         ([Given(2)], FailureCode.CREDENTIAL_MISSING, "for site 1"),
@@ -85,7 +85,7 @@ def test_the_ends_of_a_route_may_need_unlike_kinds() -> None:
     assert caught.value.kind is PROXY
 
 
-def test_the_service_lends_its_own_to_those_who_have_given_none() -> None:
+def test_the_service_uses_its_own_key_for_users_without_one() -> None:
     lent = CredentialNeed((KEY,), optional=True)
     assert choose_credentials_by_need([], {1: lent}, NOW) == {}
     own = Given(1, "SHA256:1", None, KEY)

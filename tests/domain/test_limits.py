@@ -71,7 +71,7 @@ def test_a_stream_is_taken_over() -> None:
     assert (ledger.running(user(1)), ledger.running(user(2))) == (0, 0)
 
 
-def test_who_follows_may_leave_first() -> None:
+def test_a_following_batch_may_end_first() -> None:
     ledger = ledger_of({user(1): 1})
     first, second, third = (ledger.slot([user(1)]) for _ in range(3))
     assert first.start() and second.follow(first)
@@ -83,7 +83,7 @@ def test_who_follows_may_leave_first() -> None:
     assert (ledger.running(user(1)), ledger.waiting, ledger.streams) == (0, 0, 0)
 
 
-def test_a_limit_that_falls_lets_nobody_follow() -> None:
+def test_no_batch_follows_beyond_a_lowered_limit() -> None:
     limits = {user(1): 2}
     ledger = ledger_of(limits)
     first, second, third = (ledger.slot([user(1)]) for _ in range(3))
@@ -181,7 +181,7 @@ def test_weights_are_shares() -> None:
     assert serve(FairQueue({1: 3.0, 2: 0.5}), [1, 2, 3], 90) == {1: 60, 2: 10, 3: 20}
 
 
-def test_nobody_pays_for_the_time_alone_and_nobody_saves_up_turns() -> None:
+def test_shares_do_not_depend_on_times_alone_or_idle() -> None:
     turns = FairQueue()
     serve(turns, [1], 1000)
     assert serve(turns, [1, 2], 10) in ({1: 5, 2: 5}, {1: 4, 2: 6})

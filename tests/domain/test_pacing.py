@@ -153,7 +153,7 @@ def test_large_files_are_measured_in_bytes() -> None:
     assert small.pacer.unit == "elements/s"
 
 
-def test_before_the_first_window_nothing_is_told() -> None:
+def test_before_the_first_window_there_is_no_rate() -> None:
     one = pacer()
     assert (one.throughput, one.unit, one.reason) == (None, None, "as many as a route begins with")
 

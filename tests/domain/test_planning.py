@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.domain.job_plans import first_element, plan_for
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
-from pdm.workqueue.domain.planning import BadListingError, Plan, Planned, first_element, plan_for
+from pdm.workqueue.domain.planning import BadListingError, Plan, Planned
 
 
 def copy_plan(destination: str = "/b/tree", source: str = "/a/tree") -> Plan:
@@ -27,8 +28,12 @@ def remove_plan(*, recursive: bool = True) -> Plan:
 
 
 def run(plan: Plan, entries: Iterable[ListedEntry], unreadable: Iterable[str] = ()) -> Planned:
-    first, last = plan.take(entries), plan.end(unreadable)
-    return Planned(first.elements + last.elements, first.skipped + last.skipped, last.failure)
+    pieces = [plan.take(entries), *plan.end(unreadable)]
+    return Planned(
+        tuple(element for piece in pieces for element in piece.elements),
+        tuple(skipped for piece in pieces for skipped in piece.skipped),
+        pieces[-1].failure,
+    )
 
 
 def test_the_first_element_lists_or_acts() -> None:
@@ -65,7 +70,7 @@ def test_an_empty_tree_becomes_one_directory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("destination", "expected"), [("/b/other", "/b/other"), ("/b/folder/", "/b/folder/file"), ("x", "x")]
+    ("destination", "expected"), [("/b/other", "/b/other"), ("/b/dir/", "/b/dir/file"), ("x", "x")]
 )
 def test_a_single_file_goes_to_the_destination_or_into_it(destination: str, expected: str) -> None:
     planned = run(copy_plan(destination, "/a/file"), [ListedEntry("", "file", 7)])
@@ -110,7 +115,7 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
             ListedEntry("good", "link", 5, target="/a/tree/real", target_is_file=True),
             ListedEntry("outside", "link", 5, target="/etc/passwd", target_is_file=True),
             ListedEntry("beside", "link", 5, target="/a/tree2/x", target_is_file=True),
-            ListedEntry("folder", "link", target="/a/tree", target_is_directory=True),
+            ListedEntry("dir", "link", target="/a/tree", target_is_directory=True),
             ListedEntry("broken", "link"),
             ListedEntry("pipe", "other"),
             ListedEntry("to pipe", "link", target="/a/tree/pipe"),
@@ -120,7 +125,7 @@ def test_links_are_followed_to_files_inside_the_tree_only() -> None:
     assert {skipped.path.removeprefix("/a/tree/"): (skipped.type, skipped.code) for skipped in planned.skipped} == {
         "outside": ("link", "LINK_OUTSIDE"),
         "beside": ("link", "LINK_OUTSIDE"),
-        "folder": ("link", "LINK_TO_DIRECTORY"),
+        "dir": ("link", "LINK_TO_DIRECTORY"),
         "broken": ("link", "DANGLING_LINK"),
         "pipe": ("other", "SPECIAL_FILE"),
         "to pipe": ("link", "SPECIAL_FILE"),
@@ -212,7 +217,7 @@ def test_a_copy_makes_every_file_and_every_empty_directory_once(tree: dict[str, 
     elements: list[NewElement] = []
     for start in range(0, len(entries), piece):
         elements += plan.take(entries[start : start + piece]).elements
-    elements += plan.end([]).elements
+    elements += (element for planned in plan.end([]) for element in planned.elements)
     places = [element.dst_filepath for element in elements]
     assert len(places) == len(set(places))
     assert set(places) == {f"/b/tree/{path}" if path else "/b/tree" for path in wanted}

@@ -120,7 +120,7 @@ def test_a_running_job() -> None:
     assert seen.eta == 16.0, "eight files at 0.5 a second take longer than 650 bytes at 65 a second"
 
 
-def test_while_it_is_listed_nobody_knows_how_much_there_is() -> None:
+def test_during_the_listing_the_total_is_unknown() -> None:
     seen = job_progress(job(), _S.RUNNING, Moving(150, 65.0, 0.5), NOW)
     assert (seen.listing, seen.bytes_total, seen.files_total, seen.eta) == (True, None, None, None)
     assert (seen.bytes_done, seen.bytes_moving, seen.files_done, seen.instant) == (200, 150, 3, 65.0)

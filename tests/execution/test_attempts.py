@@ -68,6 +68,7 @@ def executor_of(settler: Settler) -> Executor:
         on_capacity=lambda: None,
         on_work=lambda: None,
         add_element=UNUSED,
+        scratch=UNUSED,
     )
 
 

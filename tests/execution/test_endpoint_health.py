@@ -75,7 +75,7 @@ def test_failures_in_a_row_pause_an_endpoint_and_burn_nothing(watched: Watched) 
     assert watched.changes == 3
 
 
-def test_what_always_breaks_the_connection_by_itself_is_not_excused_for_ever(watched: Watched) -> None:
+def test_an_element_that_always_breaks_the_connection_fails_in_the_end(watched: Watched) -> None:
     assert [watched.fail(BROKEN, element=element(lost=lost)) for lost in (0, 1, 1, 1)] == [True, False, False, False]
     # Nor does it pause the endpoint for others.
     assert watched.health.phase(watched.endpoints[2], NOW) is BreakerState.CLOSED
@@ -207,7 +207,7 @@ def test_a_login_that_hangs_pauses_too(watched: Watched) -> None:
     assert [watched.fail(silent) for _ in range(4)] == [False, False, True, True]
 
 
-def test_who_says_no_is_there(watched: Watched) -> None:
+def test_a_refusing_server_counts_as_reachable(watched: Watched) -> None:
     for _ in range(3):
         watched.fail()
     watched.fail(AttemptFailure(FailureScope.DESTINATION, FailureCode.PERMISSION_DENIED, "no"))

@@ -19,7 +19,7 @@ from pdm.workqueue.store.leases import WorkerIdentity
 from tests.store.stores import START, Store
 
 reactor: Any = _reactor
-_FIRST = WorkerIdentity("w", "first", "folder 1", "host 1")
+_FIRST = WorkerIdentity("w", "first", "directory 1", "host 1")
 
 
 @pytest_twisted.async_yield_fixture
@@ -40,7 +40,7 @@ def lease_of(database: Database, worker: WorkerIdentity, lease_s: float = 600.0)
 async def test_a_live_lease_is_respected_and_a_dead_one_waited_for(database: Database, store: Store) -> None:
     first = lease_of(database, _FIRST, 1.5)
     await first.start()
-    copy = lease_of(database, evolve(_FIRST, incarnation="second", instance="folder 2"), 1.5)
+    copy = lease_of(database, evolve(_FIRST, incarnation="second", instance="directory 2"), 1.5)
     # It renews every half second.
     with pytest.raises(LeaseTakenError, match=r"another daemon \(host 1\) claims under the name w"):
         await copy.start()
@@ -54,7 +54,7 @@ async def test_a_live_lease_is_respected_and_a_dead_one_waited_for(database: Dat
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_told_of_the_end_of_the_lease_is_never_too_late(database: Database) -> None:
+async def test_the_announced_end_of_the_lease_is_never_too_late(database: Database) -> None:
     lease = lease_of(database, _FIRST)
     ends: list[float] = []
     lease.on_renewed.append(ends.append)
@@ -94,7 +94,7 @@ async def test_a_lease_that_was_taken_away_ends_what_runs_and_is_taken_again(
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 @pytest.mark.postgresql
 @pytest_twisted.ensureDeferred
-async def test_who_was_replaced_claims_nothing(database: Database, store: Store, lost_errors: list[LogEvent]) -> None:
+async def test_a_replaced_worker_claims_nothing(database: Database, store: Store, lost_errors: list[LogEvent]) -> None:
     lease = lease_of(database, _FIRST)
     await lease.start()
     # It was suspended, and another took its name when its lease had ended.

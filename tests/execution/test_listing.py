@@ -11,6 +11,7 @@ from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureSc
 from pdm.workqueue.domain.jobs import ClaimToken
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.execution.listing import ListingIntake
+from pdm.workqueue.wire.agent_messages import Fault, UnreadableEvent
 
 
 class Notes:
@@ -27,13 +28,13 @@ class Notes:
 @pytest.mark.parametrize(
     ("codes", "failed", "noted"),
     [
-        ([FailureCode.PERMISSION_DENIED], None, ["/top/folder 0"]),
-        ([FailureCode.UNKNOWN], None, ["/top/folder 0"]),
-        ([FailureCode.CONNECTION], FailureCode.CONNECTION, ["/top/folder 0"]),
+        ([FailureCode.PERMISSION_DENIED], None, ["/top/directory 0"]),
+        ([FailureCode.UNKNOWN], None, ["/top/directory 0"]),
+        ([FailureCode.CONNECTION], FailureCode.CONNECTION, ["/top/directory 0"]),
         (
             [FailureCode.PERMISSION_DENIED, FailureCode.STALLED],
             FailureCode.STALLED,
-            ["/top/folder 0", "/top/folder 1"],
+            ["/top/directory 0", "/top/directory 1"],
         ),
     ],
 )
@@ -53,7 +54,9 @@ def test_a_tree_whose_server_went_away_is_not_whole(
         on_elements=lambda: None,
     )
     for number, code in enumerate(codes):
-        intake.unreadable(f"folder%20{number}", AttemptFailure(FailureScope.SOURCE, code, "so it is"))
+        failure = AttemptFailure(FailureScope.SOURCE, code, "so it is")
+        event = UnreadableEvent(1, 0, f"directory%20{number}", Fault(failure.scope, failure.message))
+        intake.unreadable(event, failure)
     outcome = result_of(intake.finish())
     assert (outcome.failure and outcome.failure.code, notes.paths) == (failed, noted)
     assert intake.skipped == len(codes)

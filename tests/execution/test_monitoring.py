@@ -88,7 +88,7 @@ def test_what_has_ended_moves_until_the_database_counts_it(board: ProgressBoard)
     assert moving(board, proven=90).transferred == 10
 
 
-def test_what_is_lost_is_not_told_any_more(board: ProgressBoard) -> None:
+def test_lost_bytes_are_not_shown_any_more(board: ProgressBoard) -> None:
     board.begin(7, 1)
     board.begin(7, 2)
     board.update(7, 1, ReportedProgress(90, 1.0, 1.0, 1.0))

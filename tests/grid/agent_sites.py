@@ -1,4 +1,4 @@
-"""Folders at both sites, and GridFTP helpers that are driven directly."""
+"""Directories at both sites, and GridFTP helpers that are driven directly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HUGE = 64 * 1024**3
 
 
 class Sites:
-    """A folder of alice's at each of two sites.
+    """A directory of alice's at each of two sites.
 
     Attributes:
         a: at the source site.
@@ -26,20 +26,20 @@ class Sites:
 
     def __init__(self, grid: TestGrid, name: str) -> None:
         self.grid = grid
-        self.a, self.b = (self._folder(site, name) for site in ("A", "B"))
+        self.a, self.b = (self._directory(site, name) for site in ("A", "B"))
 
-    def _folder(self, site: str, name: str) -> Path:
-        folder = self.grid.sites[site].root / name
-        folder.mkdir()
-        return self.grid.give(folder)
+    def _directory(self, site: str, name: str) -> Path:
+        directory = self.grid.sites[site].root / name
+        directory.mkdir()
+        return self.grid.give(directory)
 
     def url(self, path: Path) -> str:
         return self.grid.sites["A" if path.is_relative_to(self.a) else "B"].url(path)
 
     def put(self, path: Path, content: bytes = b"content") -> Path:
         put(path, content)
-        for folder in (self.a, self.b):
-            self.grid.give(folder)
+        for directory in (self.a, self.b):
+            self.grid.give(directory)
         return path
 
     def item(self, source: Path, destination: Path, key: int = 1, attempt: int = 1) -> wire.CopyItem:

@@ -1,4 +1,4 @@
-"""Folders of their own for the tests on the real grid."""
+"""Directories of the tests on the real grid."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ StartHelper = Callable[[TestGrid], HelperProcess]
 
 
 @frozen
-class GridFolders:
-    """A fresh folder at each site, owned by alice.
+class GridDirectories:
+    """A fresh directory at each site, owned by alice.
 
     Attributes:
         grid: where they are.
@@ -34,44 +34,44 @@ class GridFolders:
     b: Path
 
     def give(self, path: Path | None = None) -> None:
-        """Let alice own what the test has put there; the folder at A if no path is given."""
+        """Give alice the files that the test has written; in the directory at A by default."""
         self.grid.give(self.a if path is None else path)
 
 
 @pytest.fixture
-def grid_folders(grid: TestGrid) -> Iterator[GridFolders]:
-    """Empty folders for one test, at both sites; afterwards they are gone, and both servers serve again."""
+def grid_directories(grid: TestGrid) -> Iterator[GridDirectories]:
+    """Empty directories for one test, at both sites; removed afterwards, when both servers are running again."""
     sites = (grid.sites["A"], grid.sites["B"])
-    folders = GridFolders(grid, *(site.root / f"test{next(_numbers)}" for site in sites))
-    for folder in (folders.a, folders.b):
-        folder.mkdir()
-        grid.give(folder)
-    yield folders
+    directories = GridDirectories(grid, *(site.root / f"test{next(_numbers)}" for site in sites))
+    for directory in (directories.a, directories.b):
+        directory.mkdir()
+        grid.give(directory)
+    yield directories
     for site in sites:
         site.server.thaw()
         if site.server.pid is None:
             site.server.start()
-    for folder in (folders.a, folders.b):
-        shutil.rmtree(folder)
+    for directory in (directories.a, directories.b):
+        shutil.rmtree(directory)
 
 
 @pytest.fixture
 def sites(grid: TestGrid, request: pytest.FixtureRequest) -> Iterator[Sites]:
-    number = getattr(request.config, "gridftp_agent_folders", 0) + 1
-    request.config.gridftp_agent_folders = number  # type: ignore[attr-defined]
+    number = getattr(request.config, "gridftp_agent_directories", 0) + 1
+    request.config.gridftp_agent_directories = number  # type: ignore[attr-defined]
     made = Sites(grid, f"agent{number}")
     yield made
     for site in grid.sites.values():
         site.server.thaw()
         if site.server.pid is None:
             site.server.start()
-    for folder in (made.a, made.b):
-        shutil.rmtree(folder)
+    for directory in (made.a, made.b):
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")
 def start_helper() -> StartHelper:
-    """Starts the helper that is tested; other packages of tests have another."""
+    """Starts the helper under test; other packages override it."""
     return helper_as
 
 
@@ -83,6 +83,6 @@ def shared(grid: TestGrid, start_helper: StartHelper) -> Iterator[HelperProcess]
 
 @pytest.fixture
 def own(grid: TestGrid, start_helper: StartHelper) -> Iterator[HelperProcess]:
-    """A helper for a test that breaks something."""
+    """A helper of its own for a test that breaks something."""
     with start_helper(grid) as running:
         yield running

@@ -65,16 +65,16 @@ def until(what: str, condition: Any, timeout_s: float = 20.0) -> None:
 
 
 def test_a_daemon_killed_in_the_middle_of_a_copy_loses_and_doubles_nothing(
-    service: TestService, grid_folders: Any
+    service: TestService, grid_directories: Any
 ) -> None:
-    tree = grid_folders.a / "tree"
+    tree = grid_directories.a / "tree"
     for number in range(300):
-        folder = tree / f"folder {number % 10}"
-        folder.mkdir(parents=True, exist_ok=True)
+        directory = tree / f"directory {number % 10}"
+        directory.mkdir(parents=True, exist_ok=True)
         # Large enough that the copy is still under way when the first few have been seen.
-        (folder / f"file{number}").write_bytes(os.urandom(2000 + number) + bytes(MIB))
-    grid_folders.give()
-    copy = grid_folders.b / "copy"
+        (directory / f"file{number}").write_bytes(os.urandom(2000 + number) + bytes(MIB))
+    grid_directories.give()
+    copy = grid_directories.b / "copy"
     job = service.submit("alice", "copy", src_siteid=1, src_filepath=str(tree), dst_siteid=2, dst_filepath=str(copy))
     until("some files have arrived", lambda: len(list(copy.rglob("file*"))) > 10)
     assert service.process is not None
@@ -90,8 +90,8 @@ def test_a_daemon_killed_in_the_middle_of_a_copy_loses_and_doubles_nothing(
         assert ended["status"] == "DONE", ended
         assert ended["num_done"] == ended["num_elements"] == 301
 
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    def contents(directory: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
     assert contents(copy) == contents(tree)
     (log,) = job_logs(service.directory / "var" / "logs")
@@ -108,16 +108,16 @@ def test_a_daemon_killed_in_the_middle_of_a_copy_loses_and_doubles_nothing(
 
 
 def test_a_killed_helper_is_noticed_within_a_second_and_its_elements_are_tried_again(
-    service: TestService, grid_folders: Any, record_property: Any
+    service: TestService, grid_directories: Any, record_property: Any
 ) -> None:
-    large = grid_folders.a / "large"
+    large = grid_directories.a / "large"
     with large.open("wb") as file:
         file.truncate(1024 * MIB)
-    grid_folders.give()
+    grid_directories.give()
     job = service.submit(
-        "alice", "copy", src_siteid=1, src_filepath=str(large), dst_siteid=2, dst_filepath=f"{grid_folders.b}/copy"
+        "alice", "copy", src_siteid=1, src_filepath=str(large), dst_siteid=2, dst_filepath=f"{grid_directories.b}/copy"
     )
-    until("bytes arrive", lambda: any(path.stat().st_size for path in grid_folders.b.glob(".pdm-*")))
+    until("bytes arrive", lambda: any(path.stat().st_size for path in grid_directories.b.glob(".pdm-*")))
     for pid in agents_of(service):
         os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
@@ -128,50 +128,50 @@ def test_a_killed_helper_is_noticed_within_a_second_and_its_elements_are_tried_a
     assert (error["code"], error["scope"], error["retryable"]) == ("CRASHED", "service", True)
     record_property("seconds until the death of the helper was noticed", round(noticed, 2))
     assert service.wait_for("alice", job["id"], timeout_s=60)["status"] == "DONE"
-    assert (grid_folders.b / "copy").stat().st_size == 1024 * MIB
-    assert not list(grid_folders.b.glob(".pdm-*"))
+    assert (grid_directories.b / "copy").stat().st_size == 1024 * MIB
+    assert not list(grid_directories.b.glob(".pdm-*"))
 
 
 def test_a_cancelled_transfer_is_dead_within_a_second_and_leaves_nothing(
-    service: TestService, grid: TestGrid, grid_folders: Any, record_property: Any
+    service: TestService, grid: TestGrid, grid_directories: Any, record_property: Any
 ) -> None:
-    large = grid_folders.a / "large"
+    large = grid_directories.a / "large"
     with large.open("wb") as file:
         file.truncate(4 * 1024 * MIB)
-    grid_folders.give()
+    grid_directories.give()
     job = service.submit(
-        "alice", "copy", src_siteid=1, src_filepath=str(large), dst_siteid=2, dst_filepath=f"{grid_folders.b}/copy"
+        "alice", "copy", src_siteid=1, src_filepath=str(large), dst_siteid=2, dst_filepath=f"{grid_directories.b}/copy"
     )
-    until("bytes arrive", lambda: any(path.stat().st_size for path in grid_folders.b.glob(".pdm-*")))
+    until("bytes arrive", lambda: any(path.stat().st_size for path in grid_directories.b.glob(".pdm-*")))
     status, answer = service.call("alice", "DELETE", f"/jobs/{job['id']}")
     assert status == 200, answer
     asked = time.monotonic()
-    until("the partial file is gone", lambda: not list(grid_folders.b.iterdir()), 10)
+    until("the partial file is gone", lambda: not list(grid_directories.b.iterdir()), 10)
     record_property("seconds until the partial file was gone", round(time.monotonic() - asked, 2))
     ended = service.wait_for("alice", job["id"], timeout_s=10)
     assert ended["status"] == "CANCELLED"
     assert ended["num_cancelled"] == 1
     # Nothing writes it anew.
     time.sleep(0.5)
-    assert list(grid_folders.b.iterdir()) == []
+    assert list(grid_directories.b.iterdir()) == []
 
 
 @pytest.mark.full
 def test_a_helper_that_does_not_obey_is_killed_and_its_file_removed(
-    service: TestService, grid: TestGrid, grid_folders: Any
+    service: TestService, grid: TestGrid, grid_directories: Any
 ) -> None:
-    large = grid_folders.a / "large"
+    large = grid_directories.a / "large"
     with large.open("wb") as file:
         file.truncate(4 * 1024 * MIB)
-    grid_folders.give()
+    grid_directories.give()
     job = service.submit(
-        "alice", "copy", src_siteid=1, src_filepath=str(large), dst_siteid=2, dst_filepath=f"{grid_folders.b}/copy"
+        "alice", "copy", src_siteid=1, src_filepath=str(large), dst_siteid=2, dst_filepath=f"{grid_directories.b}/copy"
     )
-    until("bytes arrive", lambda: any(path.stat().st_size for path in grid_folders.b.glob(".pdm-*")))
+    until("bytes arrive", lambda: any(path.stat().st_size for path in grid_directories.b.glob(".pdm-*")))
     agents = agents_of(service)
     for pid in agents:
         os.kill(pid, signal.SIGSTOP)
     service.call("alice", "DELETE", f"/jobs/{job['id']}")
     until("the helpers are gone", lambda: not agents & agents_of(service), 2)
     assert service.wait_for("alice", job["id"])["status"] == "CANCELLED"
-    until("the partial file is gone", lambda: not list(grid_folders.b.iterdir()))
+    until("the partial file is gone", lambda: not list(grid_directories.b.iterdir()))

@@ -39,13 +39,13 @@ def service(grid: TestGrid, myproxy: MyProxyServer, tmp_path: Path) -> TestServi
     return service
 
 
-def held_job(service: TestService, grid: TestGrid, folder: Path) -> int:
+def held_job(service: TestService, grid: TestGrid, directory: Path) -> int:
     """A job of one try whose proxy has expired before it could begin."""
     server = grid.sites["A"].server
     with service.running():
         assert service.pdm("bob", "delegate", "--lifetime", "8s").returncode == 0
         server.freeze()
-        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(folder), max_tries=1)
+        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(directory), max_tries=1)
         assert "expires at" in job["warnings"][0]
         assert "pdm delegate" in job["warnings"][0]
         service.wait_for("bob", job["id"], until=["RUNNING"])
@@ -67,8 +67,8 @@ def shown_as_held(service: TestService, job_id: int) -> None:
     assert "CREDENTIAL_EXPIRED" in service.pdm("bob", "logs", str(job_id)).stdout
 
 
-def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
-    job_id = held_job(service, grid, grid_folders.a)
+def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
+    job_id = held_job(service, grid, grid_directories.a)
     with service.running():
         shown_as_held(service, job_id)
         error = service.call("bob", "GET", f"/jobs/{job_id}/elements/0")[1]["error"]
@@ -85,9 +85,9 @@ def test_a_held_job_resumes_after_a_delegation(service: TestService, grid: TestG
 
 @pytest.mark.full
 def test_a_held_job_resumes_after_a_logon(
-    service: TestService, grid: TestGrid, grid_folders: Any, myproxy: MyProxyServer
+    service: TestService, grid: TestGrid, grid_directories: Any, myproxy: MyProxyServer
 ) -> None:
-    job_id = held_job(service, grid, grid_folders.a)
+    job_id = held_job(service, grid, grid_directories.a)
     with service.running():
         shown_as_held(service, job_id)
         shown, failed = at_terminal(service, ["login", "A", "-u", "bob", "--lifetime", "2h"], PASSWORD)
@@ -101,7 +101,7 @@ def test_a_held_job_resumes_after_a_logon(
         # It is for that site only, and its proxy is no one else's.
         assert service.call("bob", "GET", "/sites/2/session") == (200, None)
         assert service.call("alice", "GET", "/sites/1/session") == (200, None)
-        body = {"src_siteid": 2, "src_filepath": str(grid_folders.b)}
+        body = {"src_siteid": 2, "src_filepath": str(grid_directories.b)}
         assert service.call("bob", "POST", "/list", body)[0] == 409
         shown = service.pdm("bob", "credentials").stdout
         assert "proxy" in shown
@@ -113,20 +113,20 @@ FILES = 50
 
 
 @pytest.mark.full
-def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
-    """What was done stays done, what runs ends as it can, the rest is held and goes on; with one try in all."""
+def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
+    """Elements that are DONE stay DONE, running ones end, the rest is HELD and resumes; with one try in all."""
     set_keys(service.directory / "workqueue.conf", {"agents": {"max_agents": "1"}, "queue": {"batch_elements": "5"}})
     server = grid.sites["B"].server
-    for folder in (grid_folders.a, grid_folders.b):
-        grid.give(folder, "bob")
-    source = grid_folders.a / "tree"
+    for directory in (grid_directories.a, grid_directories.b):
+        grid.give(directory, "bob")
+    source = grid_directories.a / "tree"
     source.mkdir()
     for number in range(FILES):
         (source / f"{number:02}").write_bytes(os.urandom(4_000_000))
     grid.give(source, "bob")
     with service.running():
         for lifetime in (12, 24, 48):
-            copy = grid_folders.b / f"copy {lifetime}"
+            copy = grid_directories.b / f"copy {lifetime}"
             assert service.pdm("bob", "delegate", "--lifetime", f"{lifetime}s").returncode == 0
             ends_at = time.monotonic() + lifetime
             job = service.submit(
@@ -164,9 +164,9 @@ def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: Te
     assert not list(copy.glob(".pdm-*"))
 
 
-def arrived(folder: Path) -> int:
+def arrived(directory: Path) -> int:
     """Files of which all is there."""
-    return sum(not path.name.startswith(".pdm-") for path in folder.iterdir()) if folder.exists() else 0
+    return sum(not path.name.startswith(".pdm-") for path in directory.iterdir()) if directory.exists() else 0
 
 
 @pytest.mark.full
@@ -266,7 +266,9 @@ def processes_of(service: TestService) -> dict[str, bytes]:
     return seen
 
 
-def test_secrets_show_nowhere(service: TestService, grid: TestGrid, grid_folders: Any, myproxy: MyProxyServer) -> None:
+def test_secrets_show_nowhere(
+    service: TestService, grid: TestGrid, grid_directories: Any, myproxy: MyProxyServer
+) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
     secrets = [PASSWORD, TOKEN, key_pem.splitlines()[2]]
@@ -311,15 +313,15 @@ def test_secrets_show_nowhere(service: TestService, grid: TestGrid, grid_folders
         thread.join()
         assert service.call("bob", "GET", "/sites/1/session")[1]["kind"] == "proxy"
         assert send("GET", "/credentials") == 200
-        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_folders.a))
+        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_directories.a))
         service.wait_for("bob", job["id"])
         assert send("GET", f"/jobs/{job['id']}/output") == 200
-        folder = service.directory / "var" / "credentials"
-        used = f"X509_USER_PROXY={folder}".encode()
+        directory = service.directory / "var" / "credentials"
+        used = f"X509_USER_PROXY={directory}".encode()
         seen.update(processes_of(service))
         assert any(used in content for content in seen.values()), "an agent is there, and works with a file"
-        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} <= {0o600}
-        assert folder.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} <= {0o600}
+        assert directory.stat().st_mode & 0o777 == 0o700
     for secret in secrets:
         assert not [answer for answer in answers if secret in answer]
         assert not [name for name, content in seen.items() if secret.encode() in content]

@@ -60,23 +60,61 @@ def test_what_is_at_the_destination(
         assert (outcome.transferred, outcome.checksum) == (result, adler(b"same one"))
 
 
+def test_the_destination_of_a_copy_is_listed_first(shared: HelperProcess, sites: Sites) -> None:
+    sites.put(sites.a / "sub" / "f", b"1")
+    sites.put(sites.b / "sub" / "x", b"12345")
+    closed = sites.put(sites.b / "closed" / "g").parent
+    closed.chmod(0)
+    events = shared.list_both(sites.url(sites.a), sites.url(sites.b))
+    there = entries(events, destination=True)
+    assert {path: entry.size for path, entry in there.items() if entry.type == "file"} == {"sub/x": 5}
+    assert list(entries(events)) == ["sub", "sub/f"]
+    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    assert [(event.destination, event.path, event.fault.scope) for event in unreadable] == [
+        (True, "closed", "destination")
+    ]
+    assert entries(shared.list_both(sites.url(sites.a), sites.url(sites.b / "missing")), destination=True) == {}
+
+
+def test_what_was_planned_is_removed_if_it_is_as_listed(shared: HelperProcess, sites: Sites) -> None:
+    files = [sites.put(sites.a / "tree" / name) for name in ("same", "changed")]
+    listed = entries(shared.list(sites.url(sites.a / "tree")))
+    files[1].write_bytes(b"other content")
+    items = [
+        wire.PathItem(
+            number,
+            sites.url(path),
+            again=True,
+            listed_size=listed[path.name].size,
+            listed_mtime=listed[path.name].mtime,
+        )
+        for number, path in enumerate(files)
+    ]
+    outcome = shared.remove(*items)
+    assert isinstance(outcome[0], wire.DoneEvent)
+    assert judged(outcome[1]) == "source CHANGED"
+    directory = wire.PathItem(0, sites.url(files[0].parent), directory=True, again=True, may_stay=True)
+    assert isinstance(shared.remove(directory)[0], wire.DoneEvent)
+    assert files[1].exists()
+
+
 def test_faults_are_each_files_own(shared: HelperProcess, sites: Sites) -> None:
     good = sites.put(sites.a / "f")
-    (sites.a / "folder").mkdir()
+    (sites.a / "dir").mkdir()
     shut = sites.put(sites.a / "shut" / "f")
     shut.chmod(0)
-    (sites.b / "folder").mkdir()
+    (sites.b / "dir").mkdir()
     sites.put(sites.b / "file")
     closed = sites.b / "closed"
     closed.mkdir(mode=0o500)
     items = [
         sites.item(good, sites.b / "1", 1),
         sites.item(sites.a / "gone", sites.b / "2", 2),
-        sites.item(good, sites.b / "folder", 3),
+        sites.item(good, sites.b / "dir", 3),
         sites.item(good, sites.b / "file" / "below", 4),
         sites.item(good, sites.b / ("n" * 256), 5),
         copy_item(6, sites.url(good), sites.url(sites.b / "6"), 8),
-        copy_item(7, sites.url(sites.a / "folder"), sites.url(sites.b / "7"), 0),
+        copy_item(7, sites.url(sites.a / "dir"), sites.url(sites.b / "7"), 0),
         sites.item(shut, sites.b / "8", 8),
         sites.item(good, closed / "9", 9),
     ]
@@ -119,7 +157,7 @@ def test_what_earlier_attempts_left_goes_first(shared: HelperProcess, sites: Sit
     assert tree(sites.b) == {"g": b"content"}
 
 
-def test_two_helpers_may_make_the_same_folders(shared: HelperProcess, own: HelperProcess, sites: Sites) -> None:
+def test_two_helpers_may_make_the_same_directories(shared: HelperProcess, own: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.a / f"f{number}") for number in range(40)]
     requests = []
     for helper, half in ((shared, files[::2]), (own, files[1::2])):
@@ -270,7 +308,7 @@ def test_a_cancelled_transfer_is_dead_and_gone(own: HelperProcess, sites: Sites)
         key: wire.CancelledEvent(request_id, key) for key in range(3)
     }
     assert tree(sites.b) == {}
-    # The helper goes on.
+    # The helper continues.
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 

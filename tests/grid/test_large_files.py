@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ main_gridftp.main()
 """
 
 
-def test_a_transfer_whose_source_is_lost_goes_on_with_what_is_missing(own: HelperProcess, sites: Sites) -> None:
+def test_a_transfer_resumes_after_its_source_was_lost(own: HelperProcess, sites: Sites) -> None:
     source = sites.put(sites.a / "large", os.urandom(MIB) * 400)
     item = sites.item(source, sites.b / "copy")
     request = wire.CopyRequest(own.new_id(), [item], "never", "size", wire.TimeLimits())
@@ -53,8 +54,14 @@ def test_a_transfer_whose_source_is_lost_goes_on_with_what_is_missing(own: Helpe
     time.sleep(MARKERS_S + 1.5)
     for pid in sessions:
         os.kill(pid, signal.SIGKILL)
-    done = outcomes(own.rest(request.id))[1]
+    events = own.rest(request.id)
+    done = outcomes(events)[1]
     assert isinstance(done, wire.DoneEvent), done
+    (line,) = [event.text for event in events if isinstance(event, wire.LogEvent) and "resumes" in event.text]
+    (found,) = re.findall(r"the transfer resumes at byte (\d+): (\d+) bytes are at the destination$", line)
+    offset, kept = map(int, found)
+    assert 0 <= offset <= kept < source.stat().st_size
+    assert kept > 0
     assert (sites.b / "copy").read_bytes() == source.read_bytes()
     assert (sites.b / "copy").stat().st_ino == inode, "it was sent anew"
     assert [path.name for path in sites.b.iterdir()] == ["copy"]

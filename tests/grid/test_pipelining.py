@@ -25,7 +25,7 @@ FALLBACK = "left to the fallback"
 
 
 def files_of_one_size(sites: Sites, count: int, size: int = 1024) -> list[Path]:
-    """Files that differ in nothing but their bytes, a hundred in a folder."""
+    """Files that differ in nothing but their bytes, a hundred in a directory."""
     files = [put(sites.a / f"d{number // 100}" / f"f{number}", os.urandom(size)) for number in range(count)]
     sites.grid.give(sites.a)
     return files
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_read_never_takes_the_bytes_of_the_next(
     assert tree(sites.b) == tree(sites.a)
 
 
-def test_a_folder_that_takes_nothing_is_its_own_files_trouble(own: HelperProcess, sites: Sites) -> None:
+def test_a_directory_that_takes_nothing_is_its_own_files_trouble(own: HelperProcess, sites: Sites) -> None:
     files = files_of_one_size(sites, 300)
     items = items_of(sites, files)
     shut = sites.b / "d1"
@@ -158,7 +158,7 @@ def test_a_cancel_leaves_whole_files_or_none(own: HelperProcess, sites: Sites) -
     residues = [event for event in outcome.values() if isinstance(event, wire.CancelledEvent) and event.residue]
     assert not [name for name in arrived if ".pdm-" in name] or residues
     assert time.monotonic() - asked < 20
-    # The helper goes on.
+    # The helper continues.
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 
@@ -225,7 +225,7 @@ def test_an_item_that_the_pipelined_way_stumbles_over_fails_alone(own: HelperPro
     assert tree(sites.b) == {}
 
 
-def test_only_large_files_are_told_of_while_they_arrive(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_large_files_have_progress_while_they_arrive(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same two sessions copy small files, then a large one, then small ones."""
     for name, value in sites.grid.environment().items():
         monkeypatch.setenv(name, value)

@@ -19,12 +19,12 @@ def service(grid: TestGrid, tmp_path: Path) -> TestService:
     return service
 
 
-def test_what_runs_with_a_removed_proxy_is_held(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
+def test_what_runs_with_a_removed_proxy_is_held(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
     server = grid.sites["A"].server
     with service.running():
         service.delegate("bob")
         server.freeze()
-        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_folders.a), max_tries=1)
+        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_directories.a), max_tries=1)
         service.wait_for("bob", job["id"], until=["RUNNING"])
         used = service.directory / "var" / "credentials"
         give_up_at = time.monotonic() + 20
@@ -44,17 +44,17 @@ def test_what_runs_with_a_removed_proxy_is_held(service: TestService, grid: Test
         ended = service.wait_for("bob", job["id"], timeout_s=15)
         assert (ended["status"], ended["max_tries"]) == ("DONE", 1)
     log = service.log_path.read_text()
-    assert "what runs with a credential that was removed is ended" in log
+    assert "attempts with a removed credential are ended" in log
     assert "Traceback" not in log
 
 
 @pytest.mark.full
-def test_a_renewed_proxy_ends_nothing(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
+def test_a_renewed_proxy_ends_nothing(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
     server = grid.sites["A"].server
     with service.running():
         service.delegate("bob")
         server.freeze()
-        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_folders.a), max_tries=1)
+        job = service.submit("bob", "list", src_siteid=1, src_filepath=str(grid_directories.a), max_tries=1)
         service.wait_for("bob", job["id"], until=["RUNNING"])
         service.delegate("bob")
         server.thaw()

@@ -98,23 +98,25 @@ def copied(service: TestService, number: int, source: Any, target: Any) -> dict[
 
 @pytest.mark.full
 @pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_the_other_endpoint_is_used(service: TestService, grid: TestGrid, grid_folders: Any, frozen: bool) -> None:
-    """Both servers of the grid serve all folders: one of them is away, and no element is the worse for it."""
-    tree = grid_folders.a / "tree"
+def test_the_other_endpoint_is_used(service: TestService, grid: TestGrid, grid_directories: Any, frozen: bool) -> None:
+    """Both servers of the grid serve all directories: one of them is away, and no element is the worse for it."""
+    tree = grid_directories.a / "tree"
     tree.mkdir()
     for number in range(FILES):
         (tree / f"file{number}").write_bytes(b"x" * 1000)
-    grid_folders.give()
+    grid_directories.give()
     # The one that is away is the preferred one.
-    away, works = (grid.sites[name].url(grid_folders.b).removesuffix(str(grid_folders.b)) for name in ("B", "A"))
+    away, works = (
+        grid.sites[name].url(grid_directories.b).removesuffix(str(grid_directories.b)) for name in ("B", "A")
+    )
     status, site = service.call(
         "alice", "POST", "/sites", {"name": "DOORS", "endpoints": {"GRIDFTP": [away, works]}, "default_folder": "/tmp"}
     )
     assert status == 201, site
     server = grid.sites["B"].server
     server.freeze() if frozen else server.stop()
-    job = copied(service, site["id"], tree, grid_folders.b / "one")
-    assert len(list((grid_folders.b / "one").iterdir())) == FILES
+    job = copied(service, site["id"], tree, grid_directories.b / "one")
+    assert len(list((grid_directories.b / "one").iterdir())) == FILES
     seen = doors(service, site["id"])
     assert seen[works] == "closed"
     assert seen[away] in ("open", "half-open")
@@ -128,4 +130,4 @@ def test_the_other_endpoint_is_used(service: TestService, grid: TestGrid, grid_f
         # The next work finds out that it is back.
         assert time.monotonic() < give_up_at
         count += 1
-        copied(service, site["id"], tree, grid_folders.b / f"more{count}")
+        copied(service, site["id"], tree, grid_directories.b / f"more{count}")

@@ -45,14 +45,19 @@ def add(service: TestService, name: str, user: str = "alice", **more: Any) -> in
     return int(site["id"])
 
 
-def test_a_site_that_goes_away_costs_no_tries(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
-    tree = grid_folders.a / "tree"
+def test_a_site_that_goes_away_costs_no_tries(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
+    tree = grid_directories.a / "tree"
     tree.mkdir()
     for number in range(FILES):
         (tree / f"file{number}").write_bytes(b"x" * 1000)
-    grid_folders.give()
+    grid_directories.give()
     job = service.submit(
-        "alice", "copy", src_siteid=1, src_filepath=str(tree), dst_siteid=2, dst_filepath=str(grid_folders.b / "copy")
+        "alice",
+        "copy",
+        src_siteid=1,
+        src_filepath=str(tree),
+        dst_siteid=2,
+        dst_filepath=str(grid_directories.b / "copy"),
     )
     path = f"/jobs/{job['id']}"
     until(service, path, lambda seen: seen["num_done"] > 1)
@@ -69,19 +74,19 @@ def test_a_site_that_goes_away_costs_no_tries(service: TestService, grid: TestGr
     grid.sites["B"].server.start()
     ended = service.wait_for("alice", job["id"])
     assert (ended["status"], ended["num_failed"]) == ("DONE", 0), service.tail()
-    assert len(list((grid_folders.b / "copy").iterdir())) == FILES
-    assert not list((grid_folders.b / "copy").glob(".pdm-*"))
+    assert len(list((grid_directories.b / "copy").iterdir())) == FILES
+    assert not list((grid_directories.b / "copy").glob(".pdm-*"))
     assert until(service, "/sites/2", lambda seen: seen["state"] == "ok")["reason"] is None
     assert "can be reached again" in service.log_path.read_text()
 
 
-def test_a_check_says_what_works(service: TestService, grid: TestGrid, grid_folders: Any) -> None:
+def test_a_check_says_what_works(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
     url = grid.sites["A"].server.url
     number = add(
         service,
         "TwoDoors",
         endpoints={"gridftp": [url, "gsiftp://localhost:1"], "xroot": "root://localhost:1"},
-        default_folder=str(grid_folders.a),
+        default_folder=str(grid_directories.a),
     )
     status, checks = service.call("alice", "POST", f"/sites/{number}/check")
     assert status == 200
@@ -100,7 +105,7 @@ def test_a_check_says_what_works(service: TestService, grid: TestGrid, grid_fold
     assert service.call("bob", "GET", f"/sites/{number}")[0] == 404
     assert service.call("bob", "POST", f"/sites/{number}/check")[0] == 404
     # The endpoint that is away is passed over.
-    job = service.submit("alice", "list", src_siteid=number, src_filepath=str(grid_folders.a))
+    job = service.submit("alice", "list", src_siteid=number, src_filepath=str(grid_directories.a))
     assert service.wait_for("alice", job["id"])["status"] == "DONE"
 
 
@@ -162,7 +167,7 @@ def large(path: Path) -> Path:
 
 @pytest.mark.full
 def test_sites_of_unlike_authorities_copy_to_each_other(
-    strangers: TestService, institutes: tuple[Institute, Institute], grid_folders: Any
+    strangers: TestService, institutes: tuple[Institute, Institute], grid_directories: Any
 ) -> None:
     """From server to server: each is trusted by the authority of its site, and they know nothing of each other's."""
     lab, campus = (
@@ -170,26 +175,26 @@ def test_sites_of_unlike_authorities_copy_to_each_other(
     )
     _, shown = strangers.call("alice", "GET", f"/sites/{campus}")
     assert shown["authorities"] == [institutes[1].authority.dn]
-    (grid_folders.a / "small").write_text("content")
-    large(grid_folders.a / "large")
-    grid_folders.give()
+    (grid_directories.a / "small").write_text("content")
+    large(grid_directories.a / "large")
+    grid_directories.give()
     for name in ("small", "large"):
-        path, there, back = grid_folders.a / name, grid_folders.b / name, grid_folders.a / f"{name} back"
+        path, there, back = grid_directories.a / name, grid_directories.b / name, grid_directories.a / f"{name} back"
         assert copied(strangers, lab, path, campus, there) == {"status": "DONE"}, strangers.tail()
         assert copied(strangers, campus, there, lab, back) == {"status": "DONE"}, strangers.tail()
         assert back.read_bytes() == path.read_bytes()
-    folders = list((strangers.directory / "var" / "trust").iterdir())
-    assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700}
+    directories = list((strangers.directory / "var" / "trust").iterdir())
+    assert {directory.stat().st_mode & 0o777 for directory in directories} == {0o700}
 
 
 @pytest.mark.full
 def test_the_authority_of_a_site_vouches_for_no_other(
-    strangers: TestService, institutes: tuple[Institute, Institute], grid_folders: Any
+    strangers: TestService, institutes: tuple[Institute, Institute], grid_directories: Any
 ) -> None:
     """A real server with a certificate of the one, in the place of the other: alone, and as either end of a copy."""
-    (grid_folders.a / "small").write_text("content")
-    large(grid_folders.a / "large")
-    grid_folders.give()
+    (grid_directories.a / "small").write_text("content")
+    large(grid_directories.a / "large")
+    grid_directories.give()
     for true, other in (institutes, institutes[::-1]):
         honest = add(strangers, f"true-{true.name}", endpoints={"gridftp": true.url}, authorities=true.pem)
         # It says that it is the other institute's, whose authority has not signed it.
@@ -199,8 +204,8 @@ def test_the_authority_of_a_site_vouches_for_no_other(
             _, (check,) = strangers.call("alice", "POST", f"/sites/{number}/check")
             assert (check["reachable"], check["login"], check["error"]["code"]) == (True, False, "CERTIFICATE")
             for name in ("small", "large"):
-                found = copied(strangers, honest, grid_folders.a / name, number, grid_folders.b / "x")
+                found = copied(strangers, honest, grid_directories.a / name, number, grid_directories.b / "x")
                 assert (found["status"], found["code"], found["scope"]) == ("FAILED", "CERTIFICATE", "destination")
-                found = copied(strangers, number, grid_folders.a / name, honest, grid_folders.b / "x")
+                found = copied(strangers, number, grid_directories.a / name, honest, grid_directories.b / "x")
                 assert (found["status"], found["code"], found["scope"]) == ("FAILED", "CERTIFICATE", "source")
-        assert list(grid_folders.b.iterdir()) == []
+        assert list(grid_directories.b.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Helpers for tests: started as real processes, ended with the test."""
+"""Helpers for tests: real processes that end with the test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start_helper() -> Iterator[StartHelper]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """The root of a FILE site; beside it is what the site must not touch."""
+    """The root of a FILE site; beside it are files that the site must not touch."""
     root = tmp_path / "site"
     root.mkdir()
     return root

@@ -92,7 +92,7 @@ class HelperProcess:
         """Kill it; returns its noise."""
         self.process.kill()
         with self.process as process:
-            # What was written and never read is of no interest; neither is that nobody reads it.
+            # Unread input of the process does not matter.
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()  # type: ignore[union-attr]
             self.noise += b"" if process.stdout.closed else process.stdout.read()  # type: ignore[union-attr]
@@ -146,6 +146,9 @@ class HelperProcess:
     def list(self, url: str, depth: int | None = None, *, follow: bool = True, **limits: Any) -> list[wire.AgentEvent]:
         return self.run(wire.ListRequest(self.new_id(), 0, url, depth, _limits(limits), follow=follow))
 
+    def list_both(self, source: str, destination: str) -> Sequence[wire.AgentEvent]:
+        return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
+
     def copy(
         self, items: Sequence[wire.CopyItem], overwrite: str = "never", verify: str = "checksum", **limits: Any
     ) -> dict[int, wire.AgentEvent]:
@@ -175,13 +178,13 @@ def _limits(changes: Mapping[str, Any]) -> wire.TimeLimits:
 
 def copy_item(key: int, source: str, destination: str, size: int, attempt: int = 1) -> wire.CopyItem:
     """A copy as the movers ask for it."""
-    folder = destination.rpartition("/")[0]
-    names = [f"{folder}/.pdm-{_UID}.{key}.{number}.part" for number in range(1, attempt + 1)]
+    directory = destination.rpartition("/")[0]
+    names = [f"{directory}/.pdm-{_UID}.{key}.{number}.part" for number in range(1, attempt + 1)]
     return wire.CopyItem(key, source, destination, names[-1], names[:-1], size)
 
 
 def put(path: Path, content: bytes = b"content") -> Path:
-    """A file with its folders."""
+    """A file with its directories."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -192,13 +195,13 @@ def adler(content: bytes) -> str:
     return f"ADLER32:{zlib.adler32(content):08x}"
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """The content of all files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def tree(directory: Path) -> dict[str, bytes]:
+    """The content of all files below a directory."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def outcomes(events: Sequence[wire.AgentEvent]) -> dict[int, wire.AgentEvent]:
-    """The one outcome of each key; fails if a key has none, two, or goes on after it."""
+    """The outcome of each key; fails if a key has none, two, or events after it."""
     ended: dict[int, wire.AgentEvent] = {}
     seen: set[int] = set()
     for event in events:
@@ -211,10 +214,12 @@ def outcomes(events: Sequence[wire.AgentEvent]) -> dict[int, wire.AgentEvent]:
     return ended
 
 
-def entries(events: Sequence[wire.AgentEvent]) -> dict[str, wire.RawEntry]:
-    """The entries of a listing, which must have been done, by path."""
+def entries(events: Sequence[wire.AgentEvent], *, destination: bool = False) -> dict[str, wire.RawEntry]:
+    """The entries of a listing, which must have been done, by path; of its source, or of the destination."""
     assert isinstance(events[-1], wire.DoneEvent), events[-1]
-    found = [entry for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
+    listed = [event for event in events if isinstance(event, wire.EntriesEvent)]
+    assert [event.destination for event in listed] == sorted((event.destination for event in listed), reverse=True)
+    found = [entry for event in listed if event.destination is destination for entry in event.entries]
     by_path = {entry.path: entry for entry in found}
     assert len(by_path) == len(found), "an entry came twice"
     return by_path

@@ -1,4 +1,4 @@
-"""The pipes of a helper: order, framing, back-pressure, and what happens when somebody goes."""
+"""The pipes of a helper: order, framing, back-pressure, and the end of either process."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_reader_that_is_gone_is_the_end_of_the_process() -> None:
 
 
 @pytest.mark.parametrize("line", [b"garbage\n", b"[]\n", b"{}\n", b'{"op":"copy","id":1}\n', b"\xff\n", b"\n"])
-def test_a_request_that_cannot_be_read_ends_the_process_with_a_word(dummy: HelperProcess, line: bytes) -> None:
+def test_an_unreadable_request_ends_the_process_with_a_message(dummy: HelperProcess, line: bytes) -> None:
     assert dummy.process.stdin is not None
     dummy.process.stdin.write(line)
     dummy.process.stdin.flush()
@@ -143,7 +143,7 @@ def test_a_request_may_be_longer_than_an_event(dummy: HelperProcess) -> None:
     assert len(outcome) == 1200
 
 
-def test_nobody_reading_stops_the_helper_and_loses_nothing() -> None:
+def test_a_pipe_that_is_not_read_blocks_the_helper_and_loses_nothing() -> None:
     with with_events() as (process, events):
         assert process.stdin is not None
         process.stdin.write(b'{"op":"list","id":1,"key":0,"url":"dummy://x?files=200000","depth":null,"limits":{}}\n')

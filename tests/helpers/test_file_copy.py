@@ -17,7 +17,7 @@ def item(source: Path, destination: Path, key: int = 1, attempt: int = 1) -> wir
     return copy_item(key, source.as_uri(), destination.as_uri(), source.stat().st_size, attempt)
 
 
-def test_odd_names_and_missing_folders(file_helper: HelperProcess, site: Path) -> None:
+def test_odd_names_and_missing_directories(file_helper: HelperProcess, site: Path) -> None:
     files = [put(site / "from" / os.fsdecode(name), name) for name in (*ODD_NAMES, b"n" * 255)]
     items = [item(file, site / "to" / "deep" / file.name, key) for key, file in enumerate(files)]
     done = file_helper.copy(items)
@@ -60,7 +60,7 @@ def test_what_is_at_the_destination(
         assert outcome == wire.DoneEvent(1, 1, 8, transferred, adler(b"same one"), already_there=not transferred)
 
 
-def test_a_large_folder_is_looked_into_once(file_helper: HelperProcess, site: Path) -> None:
+def test_a_large_directory_is_looked_into_once(file_helper: HelperProcess, site: Path) -> None:
     files = [put(site / "from" / f"f{number}", b"%d" % number) for number in range(20)]
     put(site / "to" / "f3", b"3")
     put(site / "to" / "f4", b"x")
@@ -72,15 +72,15 @@ def test_a_large_folder_is_looked_into_once(file_helper: HelperProcess, site: Pa
 
 def test_one_bad_file_fails_alone(file_helper: HelperProcess, site: Path) -> None:
     good = put(site / "f")
-    (site / "folder").mkdir()
+    (site / "directory").mkdir()
     os.mkfifo(site / "pipe")
     gone = copy_item(3, (site / "gone").as_uri(), (site / "to" / "3").as_uri(), 7)
     items = [
         item(good, site / "to" / "1", 1),
-        item(good, site / "folder", 2),
+        item(good, site / "directory", 2),
         gone,
         item(good, good / "below", 4),
-        copy_item(5, (site / "folder").as_uri(), (site / "to" / "5").as_uri(), 0),
+        copy_item(5, (site / "directory").as_uri(), (site / "to" / "5").as_uri(), 0),
         copy_item(6, (site / "pipe").as_uri(), (site / "to" / "6").as_uri(), 0),
         copy_item(7, good.as_uri(), (site / "to" / ("n" * 256)).as_uri(), 7),
         copy_item(8, good.as_uri(), (site / "to" / "8").as_uri(), 8),
@@ -147,12 +147,12 @@ def test_too_slow_a_copy_is_given_up(file_helper: HelperProcess, site: Path) -> 
     assert [path.name for path in site.iterdir()] == ["sparse"]
 
 
-@pytest.mark.parametrize("destination", ["../out/x", "link/x", "folder/../../out/x"])
+@pytest.mark.parametrize("destination", ["../out/x", "link/x", "directory/../../out/x"])
 def test_nothing_is_written_outside(file_helper: HelperProcess, site: Path, destination: str) -> None:
     out = site.parent / "out"
     out.mkdir()
     (site / "link").symlink_to(out)
-    (site / "folder").mkdir()
+    (site / "directory").mkdir()
     url = f"{site.as_uri()}/{destination}"
     outcome = file_helper.copy([copy_item(1, put(site / "f").as_uri(), url, 7)], "always")[1]
     assert fault(outcome)[0] == "destination"
@@ -172,10 +172,10 @@ def test_nothing_is_read_outside(file_helper: HelperProcess, site: Path, target:
 
 
 def test_links_inside_are_followed(file_helper: HelperProcess, site: Path) -> None:
-    put(site / "folder" / "f")
-    (site / "relative").symlink_to("folder/../folder/f")
-    (site / "absolute").symlink_to(site / "folder" / "f")
-    (site / "by").symlink_to("folder")
+    put(site / "directory" / "f")
+    (site / "relative").symlink_to("directory/../directory/f")
+    (site / "absolute").symlink_to(site / "directory" / "f")
+    (site / "by").symlink_to("directory")
     sources = [site / "relative", site / "absolute", site / "by" / "f"]
     outcome = file_helper.copy([item(source, site / "to" / f"{key}", key) for key, source in enumerate(sources)])
     assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())

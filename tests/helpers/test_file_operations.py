@@ -79,14 +79,14 @@ def test_a_file_lists_itself(file_helper: HelperProcess, site: Path) -> None:
 
 
 def test_the_link_itself_is_followed_only_if_asked(file_helper: HelperProcess, site: Path) -> None:
-    put(site / "folder" / "f")
-    (site / "link").symlink_to("folder")
+    put(site / "dir" / "f")
+    (site / "link").symlink_to("dir")
     assert kinds(file_helper.list((site / "link").as_uri())) == {"f": "file"}
     assert kinds(file_helper.list((site / "link").as_uri(), follow=False)) == {"": "link"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
-def test_a_folder_that_may_not_be_read_is_named_and_the_rest_listed(file_helper: HelperProcess, site: Path) -> None:
+def test_a_directory_that_may_not_be_read_is_named_and_the_rest_listed(file_helper: HelperProcess, site: Path) -> None:
     put(site / "top" / "shut" / "f")
     put(site / "top" / "open" / "f")
     (site / "top" / "shut").chmod(0)
@@ -148,7 +148,7 @@ def test_removal(file_helper: HelperProcess, site: Path) -> None:
 
 def test_discarding_what_is_not_there_is_done(file_helper: HelperProcess, site: Path) -> None:
     left = put(site / ".pdm-x.1.1.part")
-    outcome = file_helper.discard(left.as_uri(), (site / "gone").as_uri(), (site / "no" / "folder").as_uri())
+    outcome = file_helper.discard(left.as_uri(), (site / "gone").as_uri(), (site / "no" / "dir").as_uri())
     assert all(isinstance(event, wire.DoneEvent) for event in outcome.values())
     assert not left.exists()
 
@@ -156,19 +156,19 @@ def test_discarding_what_is_not_there_is_done(file_helper: HelperProcess, site: 
 def test_rename(file_helper: HelperProcess, site: Path) -> None:
     put(site / "f", b"f")
     put(site / "g", b"g")
-    put(site / "folder" / "x", b"x")
+    put(site / "dir" / "x", b"x")
 
     def rename(source: str, destination: str, overwrite: str = "never") -> wire.AgentEvent:
         return file_helper.rename(f"{site.as_uri()}/{source}", f"{site.as_uri()}/{destination}", overwrite)
 
     assert fault(rename("gone", "new")) == ("source", "NOT_FOUND")
     assert fault(rename("f", "g")) == ("destination", "EXISTS")
-    assert fault(rename("f", "no/folder")) == ("destination", 2)
-    assert fault(rename("f", "folder", "always")) == ("destination", "IS_A_DIRECTORY")
-    assert fault(rename("folder", "folder/in/itself")) == ("destination", 2)
+    assert fault(rename("f", "no/dir")) == ("destination", 2)
+    assert fault(rename("f", "dir", "always")) == ("destination", "IS_A_DIRECTORY")
+    assert fault(rename("dir", "dir/in/itself")) == ("destination", 2)
     assert (site / "g").read_bytes() == b"g"
     assert isinstance(rename("f", "g", "always"), wire.DoneEvent)
-    assert isinstance(rename("folder", "moved"), wire.DoneEvent)
+    assert isinstance(rename("dir", "moved"), wire.DoneEvent)
     assert (site / "g").read_bytes() == b"f"
     assert (site / "moved" / "x").read_bytes() == b"x"
     assert not (site / "f").exists()

@@ -1,4 +1,4 @@
-"""The GridFTP helper against servers that lie, babble or say nothing: it reports, and goes on."""
+"""The GridFTP helper against servers that send wrong, endless or no replies: it reports an error, and continues."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_bad_listing_fails_and_the_helper_lives(helper: HelperProcess, server:
     assert _memory_mib(helper) < 200
 
 
-def test_a_bad_folder_below_leaves_the_rest(helper: HelperProcess, server: FtpServer) -> None:
+def test_a_bad_directory_below_leaves_the_rest(helper: HelperProcess, server: FtpServer) -> None:
     server.listings[b"/top"] = sends(b"Type=dir; bad\r\nType=dir; good\r\nType=dir; gone\r\nType=file;Size=1; f\r\n")
     server.listings[b"/top/bad"] = endless(b"x" * 1000)
     server.listings[b"/top/good"] = sends(GOOD)

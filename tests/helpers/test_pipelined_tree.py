@@ -1,4 +1,4 @@
-"""Listings over a control channel that ends at the worst moments: no folder is told to be empty that was not seen."""
+"""Listings over a control channel that is closed at any time: no directory that was not read is reported as empty."""
 
 from __future__ import annotations
 

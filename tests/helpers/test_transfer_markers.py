@@ -36,6 +36,7 @@ def test_ranges_are_merged_in_whatever_order_they_come() -> None:
     assert markers.ranges == [(0, 400), (500, 600)]
     assert markers.restart_marker() == b"0-400,500-600"
     assert markers.received == markers.kept == 500
+    assert markers.resume_at == 400
 
 
 def test_after_a_restart_what_was_kept_counts_too() -> None:

@@ -53,7 +53,7 @@ reactor: Any = _reactor
 ROOT = "/workqueue/api/v1.0"
 _SUPPORTED = (JobProtocol.GRIDFTP, JobProtocol.DUMMY, JobProtocol.FILE)
 
-#: Site 1 and 2 offer what can be moved; 3 only folders, 4 something that this service cannot move.
+#: Site 1 and 2 offer what can be moved; 3 only directories, 4 something that this service cannot move.
 _SITES = """
 [NORTH]
 id = 1
@@ -69,9 +69,9 @@ gridftp = gsiftp://south.example.org:2811
 dummy = dummy://south
 file = file:///srv/south
 
-[FOLDERS]
+[DIRECTORIES]
 id = 3
-file = file:///srv/north/folders
+file = file:///srv/north/directories
 
 [SHELL]
 id = 4
@@ -189,7 +189,7 @@ class Service:
         skip: makes the service's clock fast.
     """
 
-    folder: Path
+    directory: Path
     certificates: Certificates
     users: UserSettings = field(factory=lambda: UserSettings(operators=("/DC=org/DC=test/CN=operator",)))
     events: Counter[str] = field(factory=Counter)
@@ -204,18 +204,18 @@ class Service:
 
     async def start(self) -> None:
         """Start the daemon's own assembly; it claims nothing, and reaches no site."""
-        folder = self.folder
-        self.certificates.host.write_certificate(folder / "host.crt")
-        self.certificates.host.write_key(folder / "host.key")
-        self.certificates.authority.write_trust(folder / "trust")
-        (folder / "sites.d").mkdir()
-        (folder / "sites.d" / "sites.conf").write_text(_SITES)
-        (folder / "workqueue.conf").write_text(_CONFIGURATION)
+        directory = self.directory
+        self.certificates.host.write_certificate(directory / "host.crt")
+        self.certificates.host.write_key(directory / "host.key")
+        self.certificates.authority.write_trust(directory / "trust")
+        (directory / "sites.d").mkdir()
+        (directory / "sites.d" / "sites.conf").write_text(_SITES)
+        (directory / "workqueue.conf").write_text(_CONFIGURATION)
         ready: Deferred[None] = Deferred()
         services = OrderedServices(on_ready=lambda: ready.callback(None), on_failed=ready.errback)
         assembly = Assembly(
             reactor=reactor,
-            settings=msgspec.structs.replace(read_settings(folder / "workqueue.conf"), users=self.users),
+            settings=msgspec.structs.replace(read_settings(directory / "workqueue.conf"), users=self.users),
             services=services,
             clock=self.now,
             monotonic=self.monotonic,
@@ -314,12 +314,12 @@ class Service:
         if name not in self._clients:
             path = None
             if credential is not None:
-                path = self.folder / f"client-{name}.pem"
+                path = self.directory / f"client-{name}.pem"
                 credential.write_bundle(path)
             pool = HTTPConnectionPool(reactor)
             pool.retryAutomatically = False
             self._pools.append(pool)
-            policy = client_policy(self.folder / "trust", path)
+            policy = client_policy(self.directory / "trust", path)
             self._clients[name] = HTTPClient(Agent(reactor, policy, connectTimeout=10, pool=pool))
         return self._clients[name]
 

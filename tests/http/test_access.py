@@ -13,13 +13,13 @@ from pdm.workqueue.http.access import AccessList, Role
 ALICE, BOB, EVE = "/DC=org/CN=Alice Jones", "/DC=org/CN=bob", "/DC=org/CN=eve"
 
 
-def _list(folder: Path, text: str, register: str = "listed", operators: tuple[str, ...] = ()) -> AccessList:
-    file = folder / "users"
+def _list(directory: Path, text: str, register: str = "listed", operators: tuple[str, ...] = ()) -> AccessList:
+    file = directory / "users"
     file.write_text(text)
     return AccessList.read(UserSettings(register=register, listed_users=file, operators=operators))  # type: ignore[arg-type]
 
 
-def test_whoever_comes_is_a_user_unless_only_listed_ones_are() -> None:
+def test_every_subject_is_a_user_unless_only_listed_ones_are() -> None:
     access = AccessList.read(UserSettings(operators=(BOB,)))
     assert access.role_of(ALICE) is Role.USER
     assert access.role_of(BOB) is Role.OPERATOR

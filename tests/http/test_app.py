@@ -29,7 +29,7 @@ def test_one_that_waits_for_nothing_is_over_at_once() -> None:
     assert done == [1]
 
 
-def test_one_that_fails_at_once_says_so() -> None:
+def test_an_immediate_failure_is_reported() -> None:
     async def work() -> None:
         raise LookupError("no")
 
@@ -37,7 +37,7 @@ def test_one_that_fails_at_once_says_so() -> None:
         run_eagerly(work())
 
 
-def test_one_that_waits_goes_on_with_what_comes() -> None:
+def test_a_suspended_coroutine_continues_with_the_result() -> None:
     first: Deferred[int] = Deferred()
     second: Deferred[int] = Deferred()
     came: list[object] = []
@@ -57,7 +57,7 @@ def test_one_that_waits_goes_on_with_what_comes() -> None:
     assert (came, _ended(waiting)) == ([1, "no"], True)
 
 
-def test_how_it_fails_later_is_told() -> None:
+def test_a_failure_after_the_first_await_is_reported() -> None:
     awaited: Deferred[None] = Deferred()
 
     async def work() -> None:

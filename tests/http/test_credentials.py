@@ -70,7 +70,7 @@ async def test_what_is_delegated_is_listed_with_the_rest(service: Service) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_token_tells_when_it_ends(service: Service) -> None:
+async def test_a_token_has_its_expiry(service: Service) -> None:
     until = service.now() + timedelta(hours=2)
     secret = jwt(exp=int(until.timestamp()), sub="me", iss="https://issuer")
     answer = (await service.call("tokens", "POST", "/credentials", {"kind": "token", "secret": secret})).json

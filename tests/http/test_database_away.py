@@ -25,7 +25,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lock(own_service: Service) -> Iterator[sqlite3.Connection]:
     """Another process (a backup, an administrator's shell) holds the write lock of the database."""
-    connection = sqlite3.connect(own_service.folder / "workqueue.sqlite", isolation_level=None)
+    connection = sqlite3.connect(own_service.directory / "workqueue.sqlite", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     yield connection
     connection.close()

@@ -22,7 +22,7 @@ async def _place(service: Service, user: str) -> str:
 
 
 def _signed(service: Service, user: str, request: bytes, lifetime: timedelta = timedelta(hours=3)) -> bytes:
-    bundle: Path = service.folder / "signer.pem"
+    bundle: Path = service.directory / "signer.pem"
     service.certificates.of(user).write_bundle(bundle)
     return sign_request(request, bundle, None, lifetime)
 

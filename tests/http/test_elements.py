@@ -50,7 +50,7 @@ async def test_a_listing_stands_in_element_and_output(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_unreadable_folder_is_told_of(service: Service) -> None:
+async def test_an_unreadable_directory_is_reported(service: Service) -> None:
     job = await service.submit("unreadable")
     (token,) = await service.claim(job["id"])
     await service.list_with(token, _TREE)
@@ -214,7 +214,7 @@ async def test_a_log_that_is_gone_is_a_500(own_service: Service, lost_errors: li
     service = own_service
     job_id = await service.copied("gone", "a", "b")
     job = await service.job(job_id)
-    file = service.folder / "logs" / job.log_uid[:2] / job.log_uid / "log"
+    file = service.directory / "logs" / job.log_uid[:2] / job.log_uid / "log"
     blank(file, 2)
     for path in (f"/jobs/{job_id}/elements/2/output", f"/jobs/{job_id}/elements/2/output/1", f"/jobs/{job_id}/output"):
         answer = await service.call("gone", "GET", path)
@@ -240,7 +240,7 @@ async def test_a_late_gap_in_a_long_output_does_not_spoil_it(own_service: Servic
     for token in await service.claim(job["id"]):
         await service.settle(token, log=("x" * 100 + "\n") * 4000)
     record = await service.job(job["id"])
-    blank(service.folder / "logs" / record.log_uid[:2] / record.log_uid / "log", 4)
+    blank(service.directory / "logs" / record.log_uid[:2] / record.log_uid / "log", 4)
     outputs = (await service.call("long", "GET", f"/jobs/{job['id']}/output")).json
     assert [output["log"] is None for output in outputs] == [False, False, False, False, True]
 

@@ -1,4 +1,4 @@
-"""What belongs to somebody else does not exist, on every route; operators see and steer everything."""
+"""Resources of other users do not exist, on every route; operators see and control everything."""
 
 from __future__ import annotations
 

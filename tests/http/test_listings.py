@@ -92,7 +92,7 @@ def test_what_was_not_looked_into_is_not_called_empty() -> None:
     assert _listed([[_directory("")]], depth=0)[0] == {"/": ["data"]}
 
 
-def test_a_link_tells_where_it_leads() -> None:
+def test_a_link_has_its_target() -> None:
     _, details = _listed([[ListedEntry("l", "link", target="/elsewhere"), ListedEntry("dead", "link")]])
     by_name = {entry["name"]: entry for entry in details["/data"]}
     assert by_name["l"]["target"] == "/elsewhere"

@@ -36,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def lasting(job: dict[str, Any]) -> dict[str, Any]:
-    """A job without what goes on from answer to answer and no array has, and without what operators alone see."""
+    """A job without fields that change between answers, are missing in arrays, or are for operators only."""
     passing = {"progress", "queue", "next_try", "waiting", "owner"}
     return {key: value for key, value in job.items() if key not in passing}
 
@@ -59,7 +59,7 @@ async def test_a_poll_costs_no_look_into_the_database(service: Service, reads: l
 
 
 @pytest_twisted.ensureDeferred
-async def test_whoever_reads_after_an_answer_sees_what_it_said(service: Service) -> None:
+async def test_a_read_after_an_answer_sees_its_result(service: Service) -> None:
     """One user changes a job, another, an operator on a connection of their own, reads it; and the other way round."""
     changers = itertools.cycle(["changer", "operator"])
     readers = itertools.cycle(["operator", "changer"])
@@ -173,7 +173,7 @@ async def test_ten_thousand_jobs_are_listed_page_by_page(service: Service, monke
     assert (max(sizes), sum(sizes)) == (transactions.PAGE_SIZE, count)
     some = (await service.call("lister", "GET", "/jobs?limit=1300")).json
     assert some == listed[:1300]
-    # The newest are in memory, the oldest have left it again; both are told alike.
+    # The newest are cached, the oldest are not any more; both answers are equal.
     for record in (records[0], records[-1]):
         job = (await service.call("lister", "GET", f"/jobs/{record.id}")).json
         assert lasting(job) == listed[records.index(record)]

@@ -122,7 +122,7 @@ async def test_a_private_site_is_its_owners(service: Service) -> None:
 
 
 @ensure
-async def test_nothing_tells_strangers_of_a_private_site(service: Service) -> None:
+async def test_a_private_site_is_invisible_to_other_users(service: Service) -> None:
     number = (await made(service, "hider", "Hidden"))["id"]
     token = {"kind": "token", "secret": "opaque", "site": number}
     refused = await service.call("stranger", "POST", "/credentials", token)
@@ -218,7 +218,7 @@ async def test_a_site_that_is_removed_while_a_job_is_registered(service: Service
 
 
 @ensure
-async def test_folders_of_the_machine_are_for_operators(service: Service) -> None:
+async def test_directories_of_the_machine_are_for_operators(service: Service) -> None:
     body = GOOD | {"name": "Disk", "endpoints": {"FILE": "file:///"}}
     answer = await service.call("curious", "POST", "/sites", body)
     assert (answer.status, answer.problem) == (403, "forbidden $.endpoints.FILE")
@@ -229,7 +229,7 @@ async def test_folders_of_the_machine_are_for_operators(service: Service) -> Non
 
 
 @ensure
-async def test_nobody_has_endless_sites(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_sites_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_sites, "MOST_OF_OWNER", 2)
     await made(service, "greedy", "One")
     await made(service, "greedy", "Two")
@@ -238,7 +238,7 @@ async def test_nobody_has_endless_sites(service: Service, monkeypatch: pytest.Mo
 
 
 @ensure
-async def test_a_check_is_told(service: Service) -> None:
+async def test_a_check_is_logged(service: Service) -> None:
     """What it does is tested on the real grid."""
     site = await made(service, "checker", "Checked")
     (check,) = (await service.call("checker", "POST", f"/sites/{site['id']}/check")).json
@@ -261,7 +261,7 @@ async def test_one_check_at_a_time(service: Service, monkeypatch: pytest.MonkeyP
 
 
 @ensure
-async def test_a_drained_site_tells_why(service: Service) -> None:
+async def test_a_drained_site_shows_the_reason(service: Service) -> None:
     site = await made(service, "drained", "Drained", public=True)
     path = f"/sites/{site['id']}"
     job = await service.submit("drained", src_siteid=site["id"])
@@ -313,7 +313,7 @@ async def test_a_banned_user_may_look_and_cancel_and_no_more(service: Service) -
 
 
 @ensure
-async def test_what_is_for_operators_is_for_nobody_else(service: Service) -> None:
+async def test_operator_routes_are_closed_to_users(service: Service) -> None:
     site = await made(service, "simple", "Simple")
     for method, path, body in (
         ("POST", f"/sites/{site['id']}/drain", {"message": "x"}),

@@ -32,7 +32,7 @@ _ELEMENTS = 6_000
 @contextmanager
 def _connection(service: Service, user: str, request: bytes) -> Iterator[ssl.SSLSocket]:
     """A connection on which a request was sent; blocks."""
-    bundle = service.folder / f"raw-{user}.pem"
+    bundle = service.directory / f"raw-{user}.pem"
     service.certificates.of(user).write_bundle(bundle)
     context = ssl.create_default_context(cadata=to_pem(service.certificates.authority.certificate).decode())
     context.load_cert_chain(bundle)
@@ -228,7 +228,7 @@ async def test_a_bug_is_a_500_with_an_incident(
 
     monkeypatch.setattr(jobs, "fetch", bug)
     monkeypatch.setattr(jobs, "page", bug)
-    # A number that nobody has: what is in memory would be answered without the database.
+    # An unknown number: a cached job would be answered without the database.
     for path in ("/jobs/999999", "/jobs"):
         answer = await service.call("unlucky", "GET", path)
         assert (answer.status, answer.problem) == (500, "internal-fault")

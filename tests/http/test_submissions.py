@@ -181,13 +181,19 @@ async def test_a_whole_site_is_not_removed(service: Service, path: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_two_doors_to_one_folder_are_one_place(service: Service) -> None:
-    body = {"src_siteid": 1, "src_filepath": "/folders/x", "dst_siteid": 3, "dst_filepath": "/x/y", "protocol": "FILE"}
+async def test_two_doors_to_one_directory_are_one_place(service: Service) -> None:
+    body = {
+        "src_siteid": 1,
+        "src_filepath": "/directories/x",
+        "dst_siteid": 3,
+        "dst_filepath": "/x/y",
+        "protocol": "FILE",
+    }
     assert (await service.call("doors", "POST", "/copy", body)).problem == "invalid-input $.dst_filepath"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_folder_cannot_be_left(service: Service) -> None:
+async def test_a_directory_cannot_be_left(service: Service) -> None:
     body = _COPY | {"protocol": "FILE", "src_filepath": "/a/../../etc"}
     assert (await service.call("leaving", "POST", "/copy", body)).problem == "invalid-input $.src_filepath"
     assert (await service.call("leaving", "POST", "/copy", body | {"protocol": "DUMMY"})).status == 200
@@ -197,7 +203,7 @@ async def test_a_folder_cannot_be_left(service: Service) -> None:
 async def test_protocols_that_are_not_to_be_had(service: Service) -> None:
     answer = await service.call("protocols", "POST", "/list", {"src_siteid": 3, "src_filepath": "a"})
     assert answer.problem == "invalid-input $.protocol"
-    assert answer.json["detail"] == "site FOLDERS does not offer GRIDFTP: it offers FILE"
+    assert answer.json["detail"] == "site DIRECTORIES does not offer GRIDFTP: it offers FILE"
     answer = await service.call("protocols", "POST", "/copy", _COPY | {"dst_siteid": 3})
     assert answer.problem == "invalid-input $.protocol"
     answer = await service.call("protocols", "POST", "/list", {"src_siteid": 4, "src_filepath": "a", "protocol": "SSH"})

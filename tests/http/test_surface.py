@@ -217,7 +217,7 @@ def raw_exchange(service: Service, *sent: bytes, user: str | None = None) -> byt
     """Send bytes as they are and read until the service closes; blocks."""
     context = ssl.create_default_context(cadata=to_pem(service.certificates.authority.certificate).decode())
     if user is not None:
-        bundle = service.folder / f"raw-{user}.pem"
+        bundle = service.directory / f"raw-{user}.pem"
         service.certificates.of(user).write_bundle(bundle)
         context.load_cert_chain(bundle)
     with (

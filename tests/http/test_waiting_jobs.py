@@ -19,7 +19,7 @@ _AWAY = AttemptFailure(FailureScope.SOURCE, FailureCode.CONNECTION, "no answer\n
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_job_in_the_queue_tells_its_place_and_what_comes_first(service: Service) -> None:
+async def test_a_queued_job_has_its_place_and_the_jobs_ahead(service: Service) -> None:
     fresh = await service.submit("queued", "/mkdir", priority=3)
     at_once = (await service.call("queued", "GET", f"/jobs/{fresh['id']}")).json
     assert {"queue", "waiting"}.isdisjoint(at_once), "a job that has just come is about to begin"
@@ -66,7 +66,7 @@ async def test_full_limits_stand_before_the_place(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_job_that_waits_after_a_failure_tells_why_and_until_when(service: Service) -> None:
+async def test_a_job_that_waits_for_a_retry_has_reason_and_time(service: Service) -> None:
     job = await service.submit("retrying", "/copy", max_tries=3)
     (listing,) = await service.claim(job["id"])
     due = (service.now() + timedelta(minutes=5)).replace(microsecond=0)
@@ -147,14 +147,14 @@ async def test_a_job_that_is_waited_for_comes_when_its_status_changes(service: S
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("seconds", ["61", "-1", "soon", "nan"])
-async def test_nobody_waits_for_longer_than_a_minute(service: Service, seconds: str) -> None:
+async def test_no_wait_is_longer_than_a_minute(service: Service, seconds: str) -> None:
     number = (await service.submit("hasty", "/mkdir"))["id"]
     refused = await service.call("hasty", "GET", f"/jobs/{number}?wait={seconds}")
     assert (refused.status, refused.json["pointer"]) == (400, "?wait")
 
 
 @pytest_twisted.ensureDeferred
-async def test_of_another_users_job_nobody_hears(service: Service) -> None:
+async def test_jobs_of_other_users_are_not_found(service: Service) -> None:
     number = (await service.submit("patient", "/mkdir"))["id"]
     await service.submit("hasty", "/mkdir")
     assert (await service.call("hasty", "GET", f"/jobs/{number}?wait=50")).status == 404

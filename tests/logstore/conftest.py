@@ -1,4 +1,4 @@
-"""A log store on real files with its real thread; the test itself plays the reactor."""
+"""A log store on real files with its real thread; the test runs the reactor's part."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pdm.workqueue.logstore.store import LogStore
 from pdm.workqueue.logstore.writer import ClosedLog
 from tests.support.attempt_logs import attempt_lines
 
-#: Only a test that has failed waits so long.
+#: Timeout in seconds; reached only by a failing test.
 _PATIENCE_S = 30.0
 
 
 @implementer(IReactorFromThreads)
 class ReactorThread:
-    """Runs what other threads hand over, on the thread of the test, while it waits."""
+    """Runs functions that other threads pass to the reactor, in the test's thread."""
 
     def __init__(self) -> None:
         self._handed: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -35,7 +35,7 @@ class ReactorThread:
         self._handed.put(lambda: callable(*args, **kwargs))
 
     def wait(self, what: Deferred[Any] | Coroutine[Deferred[Any], Any, Any]) -> Any:
-        """The result; raises what it failed with."""
+        """The result of a Deferred; raises its failure."""
         deferred = what if isinstance(what, Deferred) else Deferred.fromCoroutine(what)
         results: list[Any] = []
         deferred.addBoth(results.append)
@@ -47,14 +47,14 @@ class ReactorThread:
         return results[0]
 
     def run_handed(self) -> None:
-        """Run what has been handed over so far."""
+        """Run the functions passed so far."""
         while not self._handed.empty():
             self._handed.get()()
 
 
 @define
 class WallClock:
-    """A time that stands still until it is moved."""
+    """A clock that only the test advances."""
 
     seconds: float = 1_800_000_000.25
 
@@ -78,7 +78,7 @@ class Logs:
 
     @property
     def old_file(self) -> Path:
-        """Where earlier versions wrote this attempt."""
+        """The file of this attempt, as earlier versions wrote it."""
         return self.directory / "ab" / "abcdef0123" / "7" / "attempt1.log"
 
     def close(self, last_line: str = "end") -> ClosedLog:
@@ -87,11 +87,11 @@ class Logs:
         return closed
 
     def text(self) -> str:
-        """What the file has of the attempt."""
+        """The attempt's part of the file."""
         return "".join(f"{line}\n" for line in attempt_lines(self.file).get((7, 1), []))
 
     def read(self, **where: Any) -> str:
-        """What the store reads of the attempt."""
+        """The attempt's log, read by the store."""
         text = self.reactor.wait(self.store.read(self.ref, **where))
         assert isinstance(text, str)
         return text

@@ -39,7 +39,7 @@ def test_then_the_error_number(protocol: JobProtocol) -> None:
 
 
 @pytest.mark.parametrize("protocol", MOVERS)
-def test_what_nobody_knows_is_tried_again_and_bounded(protocol: JobProtocol) -> None:
+def test_unknown_failures_are_retried_a_bounded_number_of_times(protocol: JobProtocol) -> None:
     failure = MOVERS[protocol].classify(Fault(FailureScope.TRANSFER, "x" * 5000))
     assert failure.code is FailureCode.UNKNOWN
     assert failure.retryable

@@ -10,13 +10,13 @@ from urllib.parse import parse_qsl
 import msgspec
 import pytest
 
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType, PlannedAction
 from pdm.workqueue.domain.jobs import Batch, ElementRecord
 from pdm.workqueue.domain.paths import checked, encoded
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.movers.mover import Access
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import read_options
+from pdm.workqueue.wire.options import read_options
 from tests.support.records import NOW, element_record, job_record
 
 LIMITS = wire.TimeLimits()
@@ -182,8 +182,10 @@ def test_an_element_that_no_site_can_hold_fails_alone(protocol: JobProtocol, typ
 
 
 def test_what_has_no_room_in_a_line_waits_for_the_next_batch() -> None:
-    folder = "/" + "/".join(["%" * 250] * 15)
-    claimed = batch(JobType.COPY, *[element(n, f"{folder}/{n}", f"{folder}/{n}", attempts=11) for n in range(400)])
+    directory = "/" + "/".join(["%" * 250] * 15)
+    claimed = batch(
+        JobType.COPY, *[element(n, f"{directory}/{n}", f"{directory}/{n}", attempts=11) for n in range(400)]
+    )
     built = MOVERS[JobProtocol.GRIDFTP].request_for(claimed, url, read_options(JobType.COPY, {}), LIMITS, 9)
     assert built.request is not None
     asked = [item.key for item in built.request.items]  # type: ignore[union-attr]
@@ -218,3 +220,23 @@ def test_environments() -> None:
     file = MOVERS[JobProtocol.FILE].environment(Access(proxy, trust, ["/srv/a b", "/srv/\uefe9"]))
     assert json.loads(file["PDM_FILE_ROOTS"]) == ["/srv/a%20b", "/srv/%E9"]
     assert MOVERS[JobProtocol.DUMMY].environment(Access(proxy, trust, ["/srv"])) == {}
+
+
+@pytest.mark.parametrize("options", [{"sync": "size"}, {"dry_run": True}])
+def test_a_destination_that_is_compared_is_listed(options: dict[str, Any]) -> None:
+    made = request(batch(JobType.COPY, element(0, "/from"), element_type=JobType.LIST, **options))
+    assert made == wire.ListRequest(9, 0, "gsiftp://site1:2811/from", None, LIMITS, True, "gsiftp://site2:2811/to")
+
+
+def test_moved_sources_and_extra_files_are_removed_where_they_are() -> None:
+    moved = element(1, "/from/f", mtime=1000, planned=PlannedAction.MOVED)
+    directory = element(2, "/from/d", is_directory=True, planned=PlannedAction.MOVED)
+    extra = element(3, "/to/x", "/to/x", mtime=2000, planned=PlannedAction.DELETE)
+    made = request(batch(JobType.COPY, moved, directory, extra, element_type=JobType.REMOVE, move=True))
+    assert isinstance(made, wire.RemoveRequest)
+    assert made.items == [
+        wire.PathItem(0, "gsiftp://site1:2811/from/f", again=True, listed_size=3, listed_mtime=1000, may_stay=True),
+        wire.PathItem(1, "gsiftp://site1:2811/from/d", directory=True, again=True, may_stay=True),
+        wire.PathItem(2, "gsiftp://site2:2811/to/x", again=True, listed_size=3, listed_mtime=2000, at_destination=True),
+    ]
+    assert [item.scope for item in made.items] == ["source", "source", "destination"]

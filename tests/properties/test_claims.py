@@ -174,7 +174,7 @@ class Queue(RuleBasedStateMachine):
             assert element.type is one.type is batch.type
             if one.phase:
                 others = self._of(element.job_id)
-                assert others[0].status is _S.DONE, "a folder goes before all is listed"
+                assert others[0].status is _S.DONE, "a directory goes before all is listed"
                 assert all(other.status.is_final for other in others if other.phase < one.phase)
             one.status, one.attempts, one.worker = _S.RUNNING, element.attempts, worker
             self.tokens.append((batch.token(element), worker))
@@ -233,7 +233,7 @@ class Queue(RuleBasedStateMachine):
                     if other.phase and other.status is _S.SUBMITTED:
                         other.status = _S.CANCELLED
         assert set(settled.lost) == lost
-        # The model knows no times: what a lost daemon's attempt is told to have been may differ in those.
+        # The model has no times: those of a lost daemon's attempt may differ.
         assert settled.repeated <= repeated
         assert {token for token in repeated if chosen[token] is _S.DONE} <= settled.repeated
         ended = {job_id for job_id, was_final in before.items() if self._is_final(job_id) and not was_final}

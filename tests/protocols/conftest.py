@@ -1,4 +1,4 @@
-"""Real servers of SSH, HTTPS and XROOT, shared by the tests of this folder."""
+"""Real servers of SSH, HTTPS and XROOT, shared by the tests of this directory."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def storages(open_folder: Path) -> Iterator[TestStorages]:
+def storages(open_directory: Path) -> Iterator[TestStorages]:
     missing = missing_of("sshd", "ssh", "xrootd", "xrdcp")
     if missing:
         text = f"THE TESTS OF PROTOCOLS CANNOT RUN: {', '.join(missing)} not found: run script/bootstrap as root"
         if os.environ.get("CI") == "true":
             pytest.fail(text, pytrace=False)
         pytest.skip(text)
-    with TestStorages(open_folder / "storages") as running:
+    with TestStorages(open_directory / "storages") as running:
         yield running
 
 
 @pytest.fixture
 def places(storages: TestStorages) -> Iterator[Places]:
-    """A folder at each site for one test; afterwards they are gone, and all servers serve again."""
+    """A directory at each site for one test; removed afterwards, when all servers are running again."""
     made = Places(storages, f"test{next(_numbers)}")
     yield made
     for daemon in storages.daemons:
         daemon.revive()
-    for folder in (made.a, made.b):
-        folder.chmod(0o755)
-        shutil.rmtree(folder)
+    for directory in (made.a, made.b):
+        directory.chmod(0o755)
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,6 @@ def relay(storages: TestStorages) -> Iterator[HelperProcess]:
 
 @pytest.fixture
 def own(storages: TestStorages) -> Iterator[HelperProcess]:
-    """A relay for a test that breaks something."""
+    """A relay of its own for a test that breaks something."""
     with HelperProcess(["-m", "pdm.workqueue.helpers.main_relay"], storages.environment()) as running:
         yield running

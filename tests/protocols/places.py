@@ -1,4 +1,4 @@
-"""Folders at two sites, and the URLs of them by each protocol."""
+"""Directories at two sites, and the URLs of them by each protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.driver import copy_item, put
 
 
 class Places:
-    """A folder at each of two sites.
+    """A directory at each of two sites.
 
     Attributes:
         a: where copies come from.
@@ -27,12 +27,12 @@ class Places:
 
     def __init__(self, storages: TestStorages, name: str) -> None:
         self.storages = storages
-        self.a, self.b = (self._folder(site, name) for site in ("A", "B"))
+        self.a, self.b = (self._directory(site, name) for site in ("A", "B"))
 
-    def _folder(self, site: str, name: str) -> Path:
-        folder = self.storages.root(site) / name
-        folder.mkdir()
-        return self.storages.give(folder)
+    def _directory(self, site: str, name: str) -> Path:
+        directory = self.storages.root(site) / name
+        directory.mkdir()
+        return self.storages.give(directory)
 
     def url(self, protocol: str, path: Path) -> str:
         site = "A" if path.is_relative_to(self.a) else "B"
@@ -40,8 +40,8 @@ class Places:
 
     def put(self, path: Path, content: bytes = b"content") -> Path:
         put(path, content)
-        for folder in (self.a, self.b):
-            self.storages.give(folder)
+        for directory in (self.a, self.b):
+            self.storages.give(directory)
         return path
 
     def item(

@@ -84,7 +84,7 @@ class Renewals:
         ground = Ground(stand, f"renewed {job}")
         source, path, more = "B", ground.here, {}
         if job == "LIST":
-            path = ground.folder
+            path = ground.directory
         elif job == "COPY":
             source, path = "A", ground.file
             more = {"dst_siteid": SITES[stand.protocol, "B"], "dst_filepath": str(ground.new)}
@@ -109,15 +109,15 @@ def _endpoint(storages: TestStorages, protocol: str, site: str) -> str:
 
 
 @contextmanager
-def renewals(folder: Path, storages: TestStorages, grid: TestGrid) -> Iterator[Renewals]:
+def renewals(directory: Path, storages: TestStorages, grid: TestGrid) -> Iterator[Renewals]:
     """The daemon, running; it trusts the servers of both, and has no SSH key of its own."""
     assert storages.credentials is not None
-    trust = folder / "trust"
+    trust = directory / "trust"
     trust.mkdir()
     for authorities in (grid.credentials.trust, storages.credentials.trust):
         for file in authorities.iterdir():
             (trust / file.name).write_bytes(file.read_bytes())
-    service = TestService(folder / "instance", grid.description(), grid.directory)
+    service = TestService(directory / "instance", grid.description(), grid.directory)
     service.init(
         credentials={"trust_dir": str(trust), "minimum_lifetime": "0s"},
         ssh={"known_hosts": storages.environment()["PDM_SSH_KNOWN_HOSTS"]},

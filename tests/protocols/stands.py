@@ -1,4 +1,4 @@
-"""What the matrix of faults asks of a protocol: two folders, URLs, helpers, and servers that can be broken.
+"""What the matrix of faults asks of a protocol: two directories, URLs, helpers, and servers that can be broken.
 
 A protocol more is one more line in `STANDS`.
 """
@@ -52,8 +52,8 @@ class Stand:
 
     Attributes:
         protocol: as movers are looked up; ``tools`` is GRIDFTP by the field's own commands.
-        a: folder at the site that copies come from.
-        b: folder at the site that everything else happens at.
+        a: directory at the site that copies come from.
+        b: directory at the site that everything else happens at.
         url: of a path.
         give: lets the account own a path.
         servers: by site; none for a protocol without.
@@ -87,30 +87,30 @@ def relay_as(account: str) -> tuple[str, ...]:
 
 
 class Ground:
-    """Paths for one cell: a file at A, and at B a folder with a file in it."""
+    """Paths for one cell: a file at A, and at B a directory with a file in it."""
 
     def __init__(self, stand: Stand, name: str) -> None:
         self.stand = stand
         self.file = stand.put(stand.a / name / "file", b"x" * 3_000_000)
         self.here = stand.put(stand.b / name / "here")
-        self.folder = self.here.parent
-        self.absent, self.new = self.folder / "absent", self.folder / "new"
+        self.directory = self.here.parent
+        self.absent, self.new = self.directory / "absent", self.directory / "new"
 
     def request(self, job: str, number: int, *, missing: bool = False, taken: bool = False) -> wire.WorkRequest:
         """A request for a type of job; ``missing`` and ``taken``: of what is not there, to what is."""
         url = self.stand.url
         old = self.absent if missing else self.here
         if job == "LIST":
-            return wire.ListRequest(number, 1, url(self.absent if missing else self.folder), None, LIMITS)
+            return wire.ListRequest(number, 1, url(self.absent if missing else self.directory), None, LIMITS)
         if job == "COPY":
             source = self.absent_source if missing else self.file
             return self.copy(number, source, self.here if taken else self.new)
         if job == "REMOVE":
             return wire.RemoveRequest(number, [wire.PathItem(1, url(old))], LIMITS)
         if job == "RENAME":
-            new = self.stand.put(self.folder / "other") if taken else self.new
+            new = self.stand.put(self.directory / "other") if taken else self.new
             return wire.RenameRequest(number, [wire.RenameItem(1, url(old), url(new))], "never", LIMITS)
-        made = self.absent / "new" if missing else self.here if taken else self.folder / "made"
+        made = self.absent / "new" if missing else self.here if taken else self.directory / "made"
         return wire.MkdirRequest(number, [wire.PathItem(1, url(made), directory=True)], False, LIMITS)
 
     @property
@@ -128,12 +128,12 @@ class Ground:
 
 
 @contextmanager
-def _folders(a: Path, b: Path) -> Iterator[tuple[Path, Path]]:
-    for folder in (a, b):
-        folder.mkdir()
+def _directories(a: Path, b: Path) -> Iterator[tuple[Path, Path]]:
+    for directory in (a, b):
+        directory.mkdir()
     yield a, b
-    for folder in (a, b):
-        shutil.rmtree(folder)
+    for directory in (a, b):
+        shutil.rmtree(directory)
 
 
 def freeze(server: ServerProcess | GridFtpServer) -> None:
@@ -179,9 +179,9 @@ def _gridftp(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     grid: TestGrid = request.getfixturevalue("grid")
     unmapped, number = scratch / "unmapped", next(_numbers)
     grid.credentials.authority.user("nobody knows").proxy().write_bundle(unmapped)
-    with _folders(*(grid.sites[site].root / f"matrix{number}" for site in "AB")) as (a, b):
-        for folder in (a, b):
-            grid.give(folder)
+    with _directories(*(grid.sites[site].root / f"matrix{number}" for site in "AB")) as (a, b):
+        for directory in (a, b):
+            grid.give(directory)
         yield Stand(
             "gridftp",
             a,
@@ -211,9 +211,9 @@ def _stored(protocol: str, request: pytest.FixtureRequest) -> Iterator[Stand]:
     """A protocol of `TestStorages`."""
     storages: TestStorages = request.getfixturevalue("storages")
     number = next(_numbers)
-    with _folders(*(storages.root(site) / f"matrix{number}" for site in "AB")) as (a, b):
-        for folder in (a, b):
-            storages.give(folder)
+    with _directories(*(storages.root(site) / f"matrix{number}" for site in "AB")) as (a, b):
+        for directory in (a, b):
+            storages.give(directory)
         yield Stand(
             protocol,
             a,
@@ -248,7 +248,7 @@ def _https(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Stand]:
     credentials = storages.credentials
     assert credentials is not None
     with _stored("https", request) as stand:
-        ended = {site: macaroon(storages, site, folder, 1) for site, folder in (("A", stand.a), ("B", stand.b))}
+        ended = {site: macaroon(storages, site, directory, 1) for site, directory in (("A", stand.a), ("B", stand.b))}
         bad = {
             **_bad_proxies(credentials, scratch),
             "token expired": _with_tokens(storages, scratch, "ended", ended),

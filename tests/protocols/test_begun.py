@@ -39,19 +39,19 @@ def made(helper: HelperProcess, stand: Stand, path: Any, found: Any) -> wire.Age
 
 def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: HelperProcess) -> None:
     ground = Ground(stand, "rename")
-    old, new, others = ground.here, ground.new, stand.put(ground.folder / "others", b"somebody else's")
-    # Never begun: what is there is somebody else's, whatever became of the attempt before.
+    old, new, others = ground.here, ground.new, stand.put(ground.directory / "others", b"somebody else's")
+    # Never begun: an existing file belongs to another client, whatever the result of the attempt before.
     assert judged(stand.protocol, renamed(helper, stand, ground.absent, others, None)) == "source NOT_FOUND"
     number = helper.new_id() + 1
     assert isinstance(renamed(helper, stand, old, new, None), wire.DoneEvent)
     found = helper.begun[number, 1]
     assert found["source"][:2] == ["file", 7] and found["destination"] is None
-    # Done, and nobody was told: the second attempt sees that it was this file.
+    # Done, but not reported: the second attempt recognises this file.
     assert isinstance(renamed(helper, stand, old, new, found), wire.DoneEvent)
     assert judged(stand.protocol, renamed(helper, stand, old, others, found)) == "source NOT_FOUND"
     # Begun and not done, and the source taken away: what was there before is not it, however alike.
     helper.lets_go = False
-    other = stand.put(ground.folder / "other")
+    other = stand.put(ground.directory / "other")
     item = wire.RenameItem(1, stand.url(other), stand.url(new))
     request = wire.RenameRequest(helper.new_id(), [item], "always", LIMITS)
     helper.send(request)
@@ -68,11 +68,11 @@ def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: Helper
 
 def test_only_evidence_makes_an_unheard_directory_done(stand: Stand, helper: HelperProcess) -> None:
     ground = Ground(stand, "mkdir")
-    assert judged(stand.protocol, made(helper, stand, ground.folder, None)) == "destination EXISTS"
+    assert judged(stand.protocol, made(helper, stand, ground.directory, None)) == "destination EXISTS"
     number = helper.new_id() + 1
-    assert isinstance(made(helper, stand, ground.folder / "made", None), wire.DoneEvent)
+    assert isinstance(made(helper, stand, ground.directory / "made", None), wire.DoneEvent)
     found = helper.begun[number, 1]
-    assert isinstance(made(helper, stand, ground.folder / "made", found), wire.DoneEvent)
+    assert isinstance(made(helper, stand, ground.directory / "made", found), wire.DoneEvent)
     assert judged(stand.protocol, made(helper, stand, ground.here, found)) == "destination EXISTS"
 
 

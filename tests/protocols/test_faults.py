@@ -93,9 +93,9 @@ def huge(places: Places) -> Path:
     return source
 
 
-def wait_for_bytes(folder: Path) -> None:
+def wait_for_bytes(directory: Path) -> None:
     give_up_at = time.monotonic() + 30
-    while not any(path.stat().st_blocks > 2000 for path in folder.rglob("*") if path.is_file()):
+    while not any(path.stat().st_blocks > 2000 for path in directory.rglob("*") if path.is_file()):
         assert time.monotonic() < give_up_at
         time.sleep(0.02)
 
@@ -151,16 +151,16 @@ def test_a_frozen_server_stalls(protocol: str, own: HelperProcess, places: Place
 
 @pytest.fixture
 def small_disk(places: Places) -> Iterator[Path]:
-    folder = places.b / "small disk"
-    folder.mkdir()
+    directory = places.b / "small disk"
+    directory.mkdir()
     mounted = owner() and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(directory)], capture_output=True, check=False
     )
     if not mounted or mounted.returncode:
         pytest.skip("no file system can be mounted here")
-    places.storages.give(folder)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    places.storages.give(directory)
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 @protocols
@@ -173,15 +173,15 @@ def test_a_full_disk(protocol: str, relay: HelperProcess, places: Places, small_
 
 @pytest.fixture
 def other_disk(places: Places) -> Iterator[Path]:
-    """Another file system in the folder at B."""
-    folder = places.b / "other disk"
-    folder.mkdir()
+    """Another file system in the directory at B."""
+    directory = places.b / "other disk"
+    directory.mkdir()
     options = ["-o", "size=8m,mode=0777"]
-    done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(folder)], capture_output=True, check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(directory)], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 @pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
@@ -205,9 +205,9 @@ def test_a_read_only_file_system(protocol: str, relay: HelperProcess, places: Pl
 @as_root
 def test_a_rename_to_another_file_system(protocol: str, relay: HelperProcess, places: Places, other_disk: Path) -> None:
     file = places.put(places.b / "file")
-    (places.b / "folder").mkdir()
+    (places.b / "directory").mkdir()
     places.storages.give(places.b)
-    for name in ("file", "folder"):
+    for name in ("file", "directory"):
         event = relay.rename(places.url(protocol, places.b / name), places.url(protocol, other_disk / name))
         assert judged(protocol, event).partition(" ")[2] == "UNSUPPORTED", (name, event)
     assert file.read_bytes() == b"content"
@@ -217,7 +217,7 @@ def test_a_rename_to_another_file_system(protocol: str, relay: HelperProcess, pl
 @pytest.mark.parametrize("protocol", [*PROTOCOLS, "file"])
 @as_root
 def test_a_drop_box(protocol: str, relay: HelperProcess, places: Places) -> None:
-    """A folder of another owner that takes files and cannot be listed."""
+    """A directory of another owner that takes files and cannot be listed."""
     box = places.b / "box"
     box.mkdir()
     items = [

@@ -27,7 +27,7 @@ def old(places: Places, path: Path, content: bytes) -> Path:
 
 
 def make_sources(places: Places, count: int = 40, size: int = 1000) -> list[Path]:
-    """Files of many sizes, also of none, in two folders."""
+    """Files of many sizes, also of none, in two directories."""
     return [
         old(places, places.a / "tree" / f"d{number % 2}" / f"f{number:03}", bytes([number]) * (number * size))
         for number in range(count)

@@ -73,7 +73,7 @@ def run(service: TestService, type_: str, protocol: str, letter: str, path: Path
 def test_all_five_job_types(protocol: str, service: TestService, places: Places) -> None:
     source = places.a / "tree"
     for number in range(30):
-        places.put(source / f"folder {number % 3}" / f"näme {number}", bytes([number]) * number)
+        places.put(source / f"dir {number % 3}" / f"näme {number}", bytes([number]) * number)
     (source / "empty").mkdir()
     places.storages.give(places.a)
 
@@ -154,14 +154,14 @@ def test_a_link_that_is_the_source_itself_is_followed(protocol: str, service: Te
     (inside.parent / "link inside").symlink_to("inside")
     inside.chmod(0o755)
     (places.a / "to file").symlink_to(inside)
-    (places.a / "to folder").symlink_to("real")
+    (places.a / "to dir").symlink_to("real")
     places.storages.give(places.a)
     copied = _copy(service, protocol, places.a / "to file", places.b / "file")
     assert (copied["status"], copied["skipped"]) == ("DONE", 0)
     assert (places.b / "file").read_bytes() == b"content"
-    copied = _copy(service, protocol, places.a / "to folder", places.b / "folder")
+    copied = _copy(service, protocol, places.a / "to dir", places.b / "dir")
     assert (copied["status"], copied["skipped"], copied["num_done"]) == ("DONE", 0, 3)
-    assert tree(places.b / "folder") == {"inside": b"content", "link inside": b"content"}
+    assert tree(places.b / "dir") == {"inside": b"content", "link inside": b"content"}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -196,13 +196,13 @@ def test_all_that_is_left_out_is_counted_and_named(protocol: str, service: TestS
         (source / "loop").symlink_to("loop")
     if protocol in SHOWS_LINKS:
         (source / "outside").symlink_to(places.put(places.a / "outside"))
-        (source / "folder").symlink_to(places.a)
+        (source / "dir").symlink_to(places.a)
     expected = {
         "deep/fifo": ("other", "SPECIAL_FILE"),
         "dangling": ("link", "DANGLING_LINK"),
         "loop": ("link", "DANGLING_LINK"),
         "outside": ("link", "LINK_OUTSIDE"),
-        "folder": ("link", "LINK_TO_DIRECTORY"),
+        "dir": ("link", "LINK_TO_DIRECTORY"),
         "shut": ("directory", "PERMISSION_DENIED"),
     }
     if protocol == "https":
@@ -242,12 +242,12 @@ def test_all_that_is_left_out_is_counted_and_named(protocol: str, service: TestS
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_removal_does_not_follow_links_to_folders(protocol: str, service: TestService, places: Places) -> None:
+def test_a_removal_does_not_follow_links_to_directories(protocol: str, service: TestService, places: Places) -> None:
     precious = places.put(places.a / "outside" / "deep" / "precious")
     tree_ = places.a / "tree"
     places.put(tree_ / "sub" / "file")
     (tree_ / "empty").mkdir()
-    (tree_ / "sub" / "folder").symlink_to(precious.parent.parent)
+    (tree_ / "sub" / "dir").symlink_to(precious.parent.parent)
     (places.a / "named").symlink_to(precious.parent.parent)
     if protocol == "xroot":
         (tree_ / "dangling").symlink_to("/nowhere/at/all")
@@ -261,24 +261,24 @@ def test_a_removal_does_not_follow_links_to_folders(protocol: str, service: Test
         assert (removed["status"], named["status"]) == ("DONE", "DONE")
         assert sorted(path.name for path in places.a.iterdir()) == ["outside"]
     else:
-        # The server removes no such link, so the folders above it stay: nothing else does.
+        # The server removes no such link, so the directories above it stay: nothing else does.
         assert (removed["status"], removed["num_failed"], named["status"]) == ("FAILED", 3, "FAILED")
-        assert [path.name for path in tree_.rglob("*")] == ["sub", "folder"]
+        assert [path.name for path in tree_.rglob("*")] == ["sub", "dir"]
         _, failed = service.call("alice", "GET", f"/jobs/{removed['id']}/elements?status=FAILED")
         errors = {Path(each["src_filepath"]).name: each["error"] for each in failed}
         assert {name: error["code"] for name, error in errors.items()} == {
-            "folder": "UNSUPPORTED",
+            "dir": "UNSUPPORTED",
             "sub": "NOT_EMPTY",
             "tree": "NOT_EMPTY",
         }
-        assert "symbolic link to a directory" in errors["folder"]["message"]
+        assert "symbolic link to a directory" in errors["dir"]["message"]
         assert "symbolic link to a directory" in _error(service, named)["message"]
 
 
 @pytest.mark.parametrize(
     ("protocol", "warned"), [("ssh", False), ("https", True), pytest.param("xroot", True, marks=pytest.mark.full)]
 )
-def test_who_removes_a_tree_is_warned_of_links_before(
+def test_removing_a_tree_warns_of_links_first(
     protocol: str, warned: bool, service: TestService, places: Places
 ) -> None:
     places.put(places.a / "tree" / "file")

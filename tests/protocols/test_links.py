@@ -24,12 +24,12 @@ _START_S = 20.0
 
 
 @pytest.fixture
-def apache(storages: TestStorages, open_folder: Path) -> Iterator[tuple[str, Path]]:
-    """URL and folder of an Apache with mod_dav."""
+def apache(storages: TestStorages, open_directory: Path) -> Iterator[tuple[str, Path]]:
+    """URL and directory of an Apache with mod_dav."""
     if missing_of("apache2"):
         pytest.skip("there is no apache2: run script/bootstrap as root")
-    folder, port = open_folder / "apache", free_port()
-    served = folder / "served"
+    directory, port = open_directory / "apache", free_port()
+    served = directory / "served"
     served.mkdir(parents=True)
     credentials = storages.credentials
     assert credentials is not None
@@ -37,18 +37,18 @@ def apache(storages: TestStorages, open_folder: Path) -> Iterator[tuple[str, Pat
     if owner() and storages.account is not None:
         entry = pwd.getpwnam(storages.account)
         lines += [f"User #{entry.pw_uid}", f"Group #{entry.pw_gid}"]
-    configuration = folder / "apache.conf"
+    configuration = directory / "apache.conf"
     configuration.write_text(
         "\n".join(
             [
                 *lines,
-                f"ServerRoot {folder}",
+                f"ServerRoot {directory}",
                 f"Listen 127.0.0.1:{port}",
                 "ServerName localhost",
-                f"PidFile {folder}/pid",
-                f"ErrorLog {folder}/errors",
+                f"PidFile {directory}/pid",
+                f"ErrorLog {directory}/errors",
                 f"DocumentRoot {served}",
-                f"DavLockDB {folder}/locks",
+                f"DavLockDB {directory}/locks",
                 "SSLEngine on",
                 f"SSLCertificateFile {credentials.host.certificate}",
                 f"SSLCertificateKeyFile {credentials.host.key}",
@@ -61,7 +61,7 @@ def apache(storages: TestStorages, open_folder: Path) -> Iterator[tuple[str, Pat
             ]
         )
     )
-    storages.give(folder)
+    storages.give(directory)
     server = subprocess.Popen(["/usr/sbin/apache2", "-f", str(configuration), "-D", "FOREGROUND"])
     try:
         _wait_for(server, f"http://localhost:{port}/")

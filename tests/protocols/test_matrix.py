@@ -76,8 +76,8 @@ NOTES = {
     "b": "It puts nothing anywhere, so nothing can be in its way.",
     "c": "It needs no room.",
     "d": "SSH keys have no end: this one was removed. Jobs go on with the next, others with a new proxy or token.",
-    "e": "XRootD says of a token that it does not take what it says of one that is for another folder. Of a macaroon or"
-    " a JWT the service knows the end, and holds the job before.",
+    "e": "XRootD says of a token that it does not take what it says of one that is for another directory. Of a macaroon"
+    " or a JWT the service knows the end, and holds the job before.",
 }
 _NOTE_OF_ROW = {("SSH", KNOWN): "d", ("HTTPS", "token expired"): "e", ("HTTPS", "token not accepted"): "e"}
 
@@ -93,7 +93,7 @@ class Seen:
         self.codes: dict[str, AttemptFailure] = {}
 
     def outcome(self, protocol: str, event: wire.AgentEvent) -> str:
-        """What users are told, and its code noted for the other table."""
+        """The code and hint that users see; the code is noted for the other table."""
         if not isinstance(event, wire.FailedEvent):
             assert isinstance(event, wire.DoneEvent), event
             return "DONE"
@@ -196,18 +196,18 @@ def run(helper: HelperProcess, ground: Ground, request: wire.WorkRequest) -> wir
 
 
 @contextmanager
-def small_disk(folder: Path, stand: Stand, options: str) -> Iterator[Path]:
-    folder.mkdir()
+def small_disk(directory: Path, stand: Stand, options: str) -> Iterator[Path]:
+    directory.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", options, "none", str(directory)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        stand.give(folder)
-        yield folder
+        stand.give(directory)
+        yield directory
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
 # -- the faults
@@ -232,17 +232,17 @@ def denied(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> lis
         ground.file.chmod(0o600)
         events.append(run(helper, ground, ground.request(job, helper.new_id())))
         ground.file.chmod(0o644)
-    os.chown(ground.folder, 0, 0)
+    os.chown(ground.directory, 0, 0)
     # What cannot be written to can be read, so that the fault is the one meant.
-    ground.folder.chmod(0o700 if job == "LIST" else 0o755)
+    ground.directory.chmod(0o700 if job == "LIST" else 0o755)
     return [*events, run(helper, ground, ground.request(job, helper.new_id()))]
 
 
 def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[wire.AgentEvent]:
-    # Room for one more file, but not for its bytes; or for no folder more.
+    # Room for one more file, but not for its bytes; or for no directory more.
     options = "size=1m" if job == "COPY" else "size=1m,nr_inodes=1"
-    with small_disk(ground.folder / "small", stand, options) as folder:
-        ground.new = folder / "new"
+    with small_disk(ground.directory / "small", stand, options) as directory:
+        ground.new = directory / "new"
         if job == "COPY":
             for _ in range(_MOST_TRIES_FULL):
                 ended = run(helper, ground, ground.request(job, helper.new_id()))
@@ -250,7 +250,7 @@ def full(stand: Stand, helper: HelperProcess, job: str, ground: Ground) -> list[
                 if not isinstance(ended, wire.FailedEvent) or ended.fault.scope != "transfer":
                     break
             return [ended]
-        item = wire.PathItem(1, stand.url(folder / "made"), directory=True)
+        item = wire.PathItem(1, stand.url(directory / "made"), directory=True)
         return [run(helper, ground, wire.MkdirRequest(helper.new_id(), [item], False, LIMITS))]
 
 
@@ -280,13 +280,13 @@ def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.AgentEven
     # One of its own: what it remembers of a server that was gone is not for the next cell.
     with stand.helper() as helper:
         # Logged in: what is sent next is the request.
-        first = Ground(stand, f"{ground.folder.name} {site} first")
+        first = Ground(stand, f"{ground.directory.name} {site} first")
         assert isinstance(run(helper, first, first.request(job, helper.new_id())), wire.DoneEvent)
         number = helper.new_id()
         try:
             if job == "COPY":
                 os.truncate(ground.file, HUGE)
-                ground.new = ground.folder / f"killed {site}"
+                ground.new = ground.directory / f"killed {site}"
                 helper.send(ground.request(job, number))
                 wait_for_bytes(ground)
             else:
@@ -310,7 +310,7 @@ def _killed(stand: Stand, job: str, ground: Ground, site: str) -> wire.AgentEven
 
 def wait_for_bytes(ground: Ground) -> None:
     give_up_at = time.monotonic() + 30
-    while not any(path.stat().st_blocks > 2000 for path in ground.folder.rglob("*") if path.is_file()):
+    while not any(path.stat().st_blocks > 2000 for path in ground.directory.rglob("*") if path.is_file()):
         assert time.monotonic() < give_up_at
         time.sleep(0.02)
 

@@ -26,7 +26,7 @@ def names_for(protocol: str) -> list[str]:
 
 
 @protocols
-def test_a_listing_tells_names_kinds_sizes_and_times(protocol: str, relay: HelperProcess, places: Places) -> None:
+def test_a_listing_has_names_kinds_sizes_and_times(protocol: str, relay: HelperProcess, places: Places) -> None:
     for name in names_for(protocol):
         places.put(places.a / "tree" / name, b"12345")
     (places.a / "tree" / "sub" / "empty").mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: He
     ]
     names = ["nothing", "one", "large", *names_for(protocol)]
     items = [
-        places.item(protocol, places.put(places.a / name, content), places.b / "new" / "folder" / name, key)
+        places.item(protocol, places.put(places.a / name, content), places.b / "new" / "dir" / name, key)
         for key, (name, content) in enumerate(zip(names, contents, strict=True))
     ]
     outcomes = relay.copy(items, verify=verify)
@@ -72,7 +72,7 @@ def test_copies_with_every_name_are_proven(protocol: str, verify: str, relay: He
         assert isinstance(done, wire.DoneEvent), (names[key], done)
         assert (done.size, done.transferred) == (len(content), len(content))
         assert done.checksum == (adler(content) if verify == "checksum" else None)
-    assert tree(places.b / "new" / "folder") == tree(places.a)
+    assert tree(places.b / "new" / "dir") == tree(places.a)
     assert places.left() == []
 
 
@@ -87,6 +87,50 @@ def test_overwriting(protocol: str, relay: HelperProcess, places: Places) -> Non
     again = relay.copy([item])[1]
     assert isinstance(again, wire.DoneEvent) and again.transferred == 0
     assert places.left() == []
+
+
+@protocols
+def test_the_destination_of_a_copy_is_listed_first(protocol: str, relay: HelperProcess, places: Places) -> None:
+    places.put(places.a / "tree" / "sub" / "f", b"1")
+    places.put(places.b / "tree" / "sub" / "x", b"12345")
+    closed = places.put(places.b / "tree" / "closed" / "g").parent
+    closed.chmod(0)
+    source = places.url(protocol, places.a / "tree")
+    events = relay.list_both(source, places.url(protocol, places.b / "tree") + "/")
+    there = entries(events, destination=True)
+    assert {path: entry.size for path, entry in there.items() if entry.type == "file"} == {"sub/x": 5}
+    assert list(entries(events)) == ["sub", "sub/f"]
+    unreadable = [event for event in events if isinstance(event, wire.UnreadableEvent)]
+    assert [(event.destination, event.path, event.fault.scope) for event in unreadable] == [
+        (True, "closed", "destination")
+    ]
+    assert entries(relay.list_both(source, places.url(protocol, places.b / "missing")), destination=True) == {}
+    closed.chmod(0o755)
+
+
+@protocols
+def test_what_was_planned_is_removed_if_it_is_as_listed(protocol: str, relay: HelperProcess, places: Places) -> None:
+    files = [places.put(places.a / "tree" / name) for name in ("same", "changed")]
+    listed = entries(relay.list(places.url(protocol, places.a / "tree")))
+    files[1].write_bytes(b"other content")
+    items = [
+        wire.PathItem(
+            number,
+            places.url(protocol, path),
+            again=True,
+            listed_size=listed[path.name].size,
+            listed_mtime=listed[path.name].mtime,
+        )
+        for number, path in enumerate(files)
+    ]
+    outcome = relay.remove(*items)
+    assert isinstance(outcome[0], wire.DoneEvent)
+    assert judged(protocol, outcome[1]) == "source CHANGED"
+    directory = wire.PathItem(0, places.url(protocol, files[0].parent), directory=True, again=True, may_stay=True)
+    assert isinstance(relay.remove(directory)[0], wire.DoneEvent)
+    files[1].unlink()
+    assert isinstance(relay.remove(directory)[0], wire.DoneEvent)
+    assert not files[0].parent.exists()
 
 
 @protocols
@@ -138,10 +182,10 @@ def test_renaming(protocol: str, relay: HelperProcess, places: Places) -> None:
     assert isinstance(relay.rename(urls[2], urls[1], "always"), wire.DoneEvent)
     assert other.read_bytes() == b"one"
     assert judged(protocol, relay.rename(urls[3], urls[0])) == "source NOT_FOUND"
-    (places.a / "folder").mkdir()
-    places.put(places.a / "folder" / "in it")
-    folder, moved = places.a / "folder", places.a / "moved"
-    assert isinstance(relay.rename(places.url(protocol, folder), places.url(protocol, moved)), wire.DoneEvent)
+    (places.a / "dir").mkdir()
+    places.put(places.a / "dir" / "in it")
+    directory, moved = places.a / "dir", places.a / "moved"
+    assert isinstance(relay.rename(places.url(protocol, directory), places.url(protocol, moved)), wire.DoneEvent)
     assert (moved / "in it").exists()
 
 

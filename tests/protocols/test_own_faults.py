@@ -82,19 +82,19 @@ def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestSer
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
-def test_a_full_folder_of_credentials_fails_nobodys_jobs(service: TestService, places: Places) -> None:
-    folder = service.directory / "full"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=False).returncode:
+def test_a_full_credentials_directory_fails_no_jobs(service: TestService, places: Places) -> None:
+    directory = service.directory / "full"
+    directory.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", directory], check=False).returncode:
         pytest.skip("no file system can be mounted here")
-    set_keys(service.directory / "workqueue.conf", {"credentials": {"folder": str(folder)}})
+    set_keys(service.directory / "workqueue.conf", {"credentials": {"folder": str(directory)}})
     source = places.put(places.a / "file")
     try:
         with service.running():
             service.delegate("alice")
-            filler = folder / "filler"
+            filler = directory / "filler"
             with filler.open("wb", buffering=0) as file:
-                while file.write(bytes(4096)) == 4096 and os.statvfs(folder).f_bavail:
+                while file.write(bytes(4096)) == 4096 and os.statvfs(directory).f_bavail:
                     pass
             jobs = [
                 service.submit("alice", "list", src_siteid=1, src_filepath=str(source), protocol="HTTPS", max_tries=1)[
@@ -112,4 +112,4 @@ def test_a_full_folder_of_credentials_fails_nobodys_jobs(service: TestService, p
             assert {service.wait_for("alice", job)["status"] for job in jobs} == {"DONE"}
             until_says(service, "ok")
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        subprocess.run(["umount", "--lazy", directory], check=True)

@@ -55,9 +55,9 @@ def test_bytes_are_read_where_the_door_sends_us(
     door: RedirectingServer, pool: RedirectingServer, helper: HelperProcess, places: Places
 ) -> None:
     content = os.urandom(700_000)
-    door.files["/folder/f"] = pool.files["/folder/f"] = content
+    door.files["/directory/f"] = pool.files["/directory/f"] = content
     door.elsewhere["GET"] = pool.url
-    item = copy_item(1, f"{door.url}/folder/f", places.url("file", places.b / "f"), len(content))
+    item = copy_item(1, f"{door.url}/directory/f", places.url("file", places.b / "f"), len(content))
     done = helper.copy([item])[1]
     assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
     assert (places.b / "f").read_bytes() == content
@@ -75,10 +75,10 @@ def test_bytes_are_written_where_the_door_sends_us(
     pool.wants_first = wants_first
     door.elsewhere["PUT"] = f"{pool.url}"
     source = places.put(places.a / "f", content)
-    item = copy_item(1, places.url("file", source), f"{door.url}/folder/f", len(content))
+    item = copy_item(1, places.url("file", source), f"{door.url}/directory/f", len(content))
     done = helper.copy([item])[1]
     assert isinstance(done, wire.DoneEvent) and done.checksum == adler(content), done
-    assert door.files == {"/folder/f": content}
+    assert door.files == {"/directory/f": content}
     assert [seen.method for seen in pool.seen] == ["PUT"] and alone(pool)
 
 
@@ -86,20 +86,20 @@ def test_a_copy_between_servers_is_asked_for_where_the_door_sends_us(
     door: RedirectingServer, pool: RedirectingServer, helper: HelperProcess
 ) -> None:
     pool.files = door.files
-    door.files["/folder/f"] = b"content"
+    door.files["/directory/f"] = b"content"
     door.elsewhere["COPY"] = pool.url
-    done = helper.copy([copy_item(1, f"{door.url}/folder/f", f"{door.url}/folder/g", 7)])[1]
+    done = helper.copy([copy_item(1, f"{door.url}/directory/f", f"{door.url}/directory/g", 7)])[1]
     assert isinstance(done, wire.DoneEvent) and done.checksum == adler(b"content"), done
-    assert door.files == {"/folder/f": b"content", "/folder/g": b"content"}
+    assert door.files == {"/directory/f": b"content", "/directory/g": b"content"}
     assert [seen.method for seen in pool.seen] == ["COPY"] and alone(pool)
 
 
-def test_the_token_goes_on_to_the_same_server_only(
+def test_the_token_is_sent_on_to_the_same_server_only(
     door: RedirectingServer, helper: HelperProcess, places: Places
 ) -> None:
-    door.files["/folder/f"] = door.files["/other/folder/f"] = b"content"
+    door.files["/directory/f"] = door.files["/other/directory/f"] = b"content"
     door.elsewhere["GET"] = "/other"
-    item = copy_item(1, f"{door.url}/folder/f", places.url("file", places.b / "f"), 7)
+    item = copy_item(1, f"{door.url}/directory/f", places.url("file", places.b / "f"), 7)
     outcome = helper.copy([item])[1]
     # It goes round in circles, for the door sends on what it has sent on.
     assert judged("https", outcome) == "source UNSUPPORTED"
@@ -123,28 +123,28 @@ def test_the_token_goes_on_to_the_same_server_only(
 def test_only_https_is_followed(
     method: str, where: str, door: RedirectingServer, helper: HelperProcess, places: Places
 ) -> None:
-    door.files["/folder/f"] = b"content"
+    door.files["/directory/f"] = b"content"
     door.elsewhere[method] = where
     there = places.url("file", places.b / "f")
     if method == "GET":
-        item = copy_item(1, f"{door.url}/folder/f", there, 7)
+        item = copy_item(1, f"{door.url}/directory/f", there, 7)
     else:
-        item = copy_item(1, places.url("file", places.put(places.a / "f")), f"{door.url}/folder/g", 7)
+        item = copy_item(1, places.url("file", places.put(places.a / "f")), f"{door.url}/directory/g", 7)
     assert judged("https", helper.copy([item])[1]).endswith(" UNSUPPORTED")
     assert list(places.b.iterdir()) == []
-    assert door.files == {"/folder/f": b"content"}
+    assert door.files == {"/directory/f": b"content"}
 
 
 @pytest.mark.parametrize("method", ["PROPFIND", "DELETE", "MOVE"])
 def test_names_are_the_doors_own(
     method: str, door: RedirectingServer, pool: RedirectingServer, helper: HelperProcess
 ) -> None:
-    door.files["/folder/f"] = pool.files["/folder/f"] = b"content"
+    door.files["/directory/f"] = pool.files["/directory/f"] = b"content"
     door.elsewhere[method] = pool.url
-    url = f"{door.url}/folder/f"
+    url = f"{door.url}/directory/f"
     if method == "MOVE":
-        outcome = helper.rename(url, f"{door.url}/folder/g")
+        outcome = helper.rename(url, f"{door.url}/directory/g")
     else:
         outcome = helper.remove(wire.PathItem(0, url))[0]
     assert judged("https", outcome).endswith(" UNSUPPORTED")
-    assert pool.seen == [] and pool.files == {"/folder/f": b"content"}
+    assert pool.seen == [] and pool.files == {"/directory/f": b"content"}

@@ -39,15 +39,15 @@ by_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 class Servers:
-    """Servers that are started when a test asks for one, and a folder at each for the test.
+    """Servers that are started when a test asks for one, and a directory at each for the test.
 
     Args:
-        folder: accounts can enter it.
+        directory: accounts can enter it.
         account: local account of the sessions; None for the caller's.
     """
 
-    def __init__(self, folder: Path, account: str | None) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, account: str | None) -> None:
+        self._directory = directory
         self._account = account
         self._made: dict[type[SftpMake], SftpMake] = {}
 
@@ -57,20 +57,20 @@ class Servers:
         if make.needs_root and os.geteuid() != 0:
             pytest.skip("needs root")
         if make not in self._made:
-            self._made[make] = make(self._folder, make.__name__.lower(), self._account)
+            self._made[make] = make(self._directory, make.__name__.lower(), self._account)
             self._made[make].start()
         return self._made[make]
 
     @contextmanager
     def helper(self, server: SftpMake, account: str | None = None, **changes: str) -> Iterator[HelperProcess]:
         """A relay that logs in at a server, as an account that may be named for quirks."""
-        known = self._folder / "known_hosts"
+        known = self._directory / "known_hosts"
         known.write_text("".join(each.known_host for each in self._made.values()))
         environment = {
             "PDM_SSH_KEY": str(server.client_key),
             "PDM_SSH_KNOWN_HOSTS": str(known),
             "PDM_SSH_USER": account or server.user,
-            "PDM_FILE_ROOTS": json.dumps([quote(str(self._folder))]),
+            "PDM_FILE_ROOTS": json.dumps([quote(str(self._directory))]),
             **changes,
         }
         with HelperProcess(RELAY, environment) as running:
@@ -82,50 +82,50 @@ class Servers:
 
 
 class Room:
-    """A folder of one test at a server, and URLs of it."""
+    """A directory of one test at a server, and URLs of it."""
 
     def __init__(self, server: SftpMake, name: str) -> None:
         self.server = server
-        self.folder = server.disk / name
-        self.folder.mkdir()
-        self.folder.chmod(0o777)
+        self.directory = server.disk / name
+        self.directory.mkdir()
+        self.directory.chmod(0o777)
 
     def url(self, *parts: str) -> str:
-        below = (self.folder.joinpath(*parts)).relative_to(self.server.disk)
+        below = (self.directory.joinpath(*parts)).relative_to(self.server.disk)
         return f"{self.server.url}{quote(str(Path(self.server.served) / below))}"
 
     def file_url(self, *parts: str) -> str:
-        return f"file://{quote(str(self.folder.joinpath(*parts)))}"
+        return f"file://{quote(str(self.directory.joinpath(*parts)))}"
 
     def put(self, name: str, content: bytes = b"content") -> Path:
-        return put(self.folder / name, content)
+        return put(self.directory / name, content)
 
     def upload(self, source: str, destination: str, key: int = 1) -> wire.CopyItem:
         """A copy from the disk to the server."""
-        size = (self.folder / source).stat().st_size
+        size = (self.directory / source).stat().st_size
         return copy_item(key, self.file_url(source), self.url(destination), size)
 
     def download(self, source: str, destination: str) -> wire.CopyItem:
-        size = (self.folder / source).stat().st_size
+        size = (self.directory / source).stat().st_size
         return copy_item(1, self.url(source), self.file_url(destination), size)
 
     def left(self) -> list[Path]:
-        return list(self.folder.rglob(".pdm-*"))
+        return list(self.directory.rglob(".pdm-*"))
 
 
 @pytest.fixture(scope="module")
-def servers(open_folder: Path) -> Iterator[Servers]:
-    folder = open_folder / "sftp-quirks"
-    folder.mkdir(mode=0o755)
+def servers(open_directory: Path) -> Iterator[Servers]:
+    directory = open_directory / "sftp-quirks"
+    directory.mkdir(mode=0o755)
     account = None
     if os.geteuid() == 0:
-        account = identities.acquire_accounts(folder, ["alice"])["alice"]
+        account = identities.acquire_accounts(directory, ["alice"])["alice"]
         identities.unlock_account(account)
-    made = Servers(folder, account)
+    made = Servers(directory, account)
     yield made
     made.end()
     if account is not None:
-        identities.release_accounts(folder)
+        identities.release_accounts(directory)
 
 
 @pytest.fixture
@@ -150,33 +150,33 @@ def verdict(event: wire.AgentEvent | None) -> str:
     "quirks", ["no-types", "no-types,bare-long-names", "no-permissions", "no-permissions,bare-long-names"]
 )
 def test_types_that_the_server_does_not_say_are_found_out(quirks: str, servers: Servers, room: Room) -> None:
-    file = room.put("tree/folder/f.txt", b"12345")
-    (room.folder / "tree" / "empty").mkdir()
-    os.symlink("folder/f.txt", room.folder / "tree" / "to file")
-    os.symlink("folder", room.folder / "tree" / "to folder")
-    os.symlink("nowhere", room.folder / "tree" / "dangling")
-    (room.folder / "up").mkdir(mode=0o777)
-    (room.folder / "up").chmod(0o777)
+    file = room.put("tree/dir/f.txt", b"12345")
+    (room.directory / "tree" / "empty").mkdir()
+    os.symlink("dir/f.txt", room.directory / "tree" / "to file")
+    os.symlink("dir", room.directory / "tree" / "to dir")
+    os.symlink("nowhere", room.directory / "tree" / "dangling")
+    (room.directory / "up").mkdir(mode=0o777)
+    (room.directory / "up").chmod(0o777)
     with servers.helper(room.server, quirks) as helper:
         found = entries(helper.list(room.url("tree")))
         assert {path: entry.type for path, entry in found.items()} == {
-            "folder": "directory",
-            "folder/f.txt": "file",
+            "dir": "directory",
+            "dir/f.txt": "file",
             "empty": "directory",
             "to%20file": "link",
-            "to%20folder": "link",
+            "to%20dir": "link",
             "dangling": "link",
         }
         assert (found["to%20file"].size, found["to%20file"].target) == (5, str(file))
         # A file that is named itself, by which a COPY knows that it is one.
-        (itself,) = entries(helper.list(room.url("tree", "folder", "f.txt"))).values()
+        (itself,) = entries(helper.list(room.url("tree", "dir", "f.txt"))).values()
         assert (itself.path, itself.type, itself.size) == ("", "file", 5)
-        assert isinstance(helper.copy([room.download("tree/folder/f.txt", "down")])[1], wire.DoneEvent)
-        # A folder that is there is one to upload into.
-        assert isinstance(helper.copy([room.upload("tree/folder/f.txt", "up/f.txt")])[1], wire.DoneEvent)
+        assert isinstance(helper.copy([room.download("tree/dir/f.txt", "down")])[1], wire.DoneEvent)
+        # A directory that is there is one to upload into.
+        assert isinstance(helper.copy([room.upload("tree/dir/f.txt", "up/f.txt")])[1], wire.DoneEvent)
         assert verdict(helper.copy([room.upload("down", "down/x")])[1]) == "destination NOT_A_DIRECTORY"
         assert isinstance(helper.make(room.url("up"), parents=True)[0], wire.DoneEvent)
-    assert (room.folder / "down").read_bytes() == (room.folder / "up" / "f.txt").read_bytes() == b"12345"
+    assert (room.directory / "down").read_bytes() == (room.directory / "up" / "f.txt").read_bytes() == b"12345"
 
 
 # -- A5: nothing is overwritten without being asked
@@ -214,7 +214,7 @@ def test_what_comes_during_a_copy_is_not_overwritten(
         finally:
             slow.process.send_signal(signal.SIGCONT)
         assert verdict(slow.rest(number)[-1]) == "destination EXISTS"
-    assert (room.folder / "contested").read_bytes() == b"the rival's"
+    assert (room.directory / "contested").read_bytes() == b"the rival's"
     assert room.left() == []
 
 
@@ -224,11 +224,11 @@ def test_hard_links_leave_no_moment_in_which_a_rival_is_overwritten(quirks: str,
     room.put("source 2", b"ours")
     with servers.helper(room.server, quirks) as helper:
         assert verdict(helper.copy([room.upload("source", "contested")])[1]) == "destination EXISTS"
-        assert (room.folder / "contested").read_bytes() == b"the rival's"
-        (room.folder / "contested").unlink()
+        assert (room.directory / "contested").read_bytes() == b"the rival's"
+        (room.directory / "contested").unlink()
         assert verdict(helper.rename(room.url("source 2"), room.url("contested"))) == "destination EXISTS"
-    assert (room.folder / "contested").read_bytes() == b"the rival's"
-    assert (room.folder / "source 2").read_bytes() == b"ours"
+    assert (room.directory / "contested").read_bytes() == b"the rival's"
+    assert (room.directory / "source 2").read_bytes() == b"ours"
     assert room.left() == []
 
 
@@ -250,7 +250,7 @@ def test_servers_with_less_serve_all_the_same(quirks: str, servers: Servers, roo
         assert isinstance(helper.copy([room.upload("source", "there")], "always")[1], wire.DoneEvent)
         assert isinstance(helper.rename(room.url("copied"), room.url("renamed")), wire.DoneEvent)
         assert verdict(helper.rename(room.url("renamed"), room.url("there"))) == "destination EXISTS"
-    assert tree(room.folder) == {"source": b"new", "there": b"new", "renamed": b"new"}
+    assert tree(room.directory) == {"source": b"new", "there": b"new", "renamed": b"new"}
 
 
 # -- D19: reasons
@@ -283,7 +283,7 @@ def test_a_rename_to_another_file_system_says_so(servers: Servers, room: Room) -
 
 @by_root
 def test_a_drop_box_takes_many_files(servers: Servers, room: Room) -> None:
-    box = room.folder / "box"
+    box = room.directory / "box"
     box.mkdir()
     box.chmod(0o733)
     items = [room.upload(room.put(f"{number}").name, f"box/{number}", number) for number in range(1, 41)]
@@ -301,7 +301,7 @@ def test_limits_of_servers(quirks: str, servers: Servers, room: Room) -> None:
         assert isinstance(helper.copy([room.upload("source", "new")])[1], wire.DoneEvent)
         assert isinstance(helper.copy([room.download("new", "back")])[1], wire.DoneEvent)
         assert set(entries(helper.list(room.url()))) == {"source", "new", "back"}
-    assert (room.folder / "back").read_bytes() == content
+    assert (room.directory / "back").read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -23,37 +23,37 @@ _SITES = {name: number for number, name in enumerate(_MAKES, start=2)}
 
 
 @pytest.fixture(scope="module")
-def servers(open_folder: Path) -> Iterator[dict[str, SftpMake]]:
+def servers(open_directory: Path) -> Iterator[dict[str, SftpMake]]:
     """All makes whose programs are here, up."""
-    folder = open_folder / "sftp-servers"
-    folder.mkdir(mode=0o755)
+    directory = open_directory / "sftp-servers"
+    directory.mkdir(mode=0o755)
     account = None
     if os.geteuid() == 0:
-        account = identities.acquire_accounts(folder, ["alice"])["alice"]
+        account = identities.acquire_accounts(directory, ["alice"])["alice"]
         identities.unlock_account(account)
     made: dict[str, SftpMake] = {}
     try:
         for name, make in _MAKES.items():
             if missing_of(*make.programs) or (make.needs_root and account is None):
                 continue
-            made[name] = make(folder, name, account)
+            made[name] = make(directory, name, account)
             made[name].start()
         yield made
     finally:
         for server in made.values():
             server.stop()
         if account is not None:
-            identities.release_accounts(folder)
+            identities.release_accounts(directory)
 
 
 @pytest.fixture(scope="module")
 def service(servers: dict[str, SftpMake], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
     """A daemon that has each server as a site, and the site ``local``."""
-    folder = tmp_path_factory.mktemp("everyday")
+    directory = tmp_path_factory.mktemp("everyday")
     first = next(iter(servers.values()))
-    known = folder / "known_hosts"
+    known = directory / "known_hosts"
     known.write_text("".join(server.known_host for server in servers.values()))
-    service = TestService(folder / "instance")
+    service = TestService(directory / "instance")
     service.init(
         queue={"first_pause": "100ms", "longest_pause": "300ms", "stall": "30s", "total": "60s"},
         ssh={"key": str(first.client_key), "known_hosts": str(known), "user": first.user},

@@ -1,4 +1,4 @@
-"""SSH alone: host keys, keys, links, paths from the home folder, bounded memory."""
+"""SSH alone: host keys, keys, links, paths from the home directory, bounded memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_users_key_and_account_come_before_the_services(
     assert outcome(storages, places, PDM_SSH_KEY="", PDM_CREDENTIALS=elsewhere) == "service CREDENTIAL_MISSING"
 
 
-def test_links_are_followed_as_far_as_they_lead(relay: HelperProcess, places: Places) -> None:
+def test_links_are_followed_to_their_end(relay: HelperProcess, places: Places) -> None:
     file = places.put(places.a / "tree" / "file", b"12345")
     os.symlink("file", places.a / "tree" / "to file")
     os.symlink("nowhere", places.a / "tree" / "dangling")
@@ -103,11 +103,16 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
 
 
 def test_a_file_that_is_read_in_the_middle_of_nothing(relay: HelperProcess, places: Places) -> None:
-    folder = places.a / "folder"
-    folder.mkdir()
-    places.storages.give(folder)
+    directory = places.a / "directory"
+    directory.mkdir()
+    places.storages.give(directory)
     item = wire.CopyItem(
-        1, places.url("ssh", folder), places.url("ssh", places.b / "x"), places.url("ssh", places.b / ".pdm-x"), [], 5
+        1,
+        places.url("ssh", directory),
+        places.url("ssh", places.b / "x"),
+        places.url("ssh", places.b / ".pdm-x"),
+        [],
+        5,
     )
     assert judged("ssh", relay.copy([item])[1]) == "source IS_A_DIRECTORY"
     assert places.left() == []

@@ -1,4 +1,4 @@
-"""A path that always fails ends by itself, and work of others at the same server goes on meanwhile."""
+"""A path that always fails ends by itself, and does not delay other work at the same server."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def copy(service: TestService, name: str, destination: str, site: int = 2) -> in
 
 @pytest.mark.full
 @pytest.mark.parametrize("status", [0, pytest.param(503, marks=pytest.mark.full)])
-def test_one_bad_folder_starves_nobody(
+def test_one_bad_directory_does_not_starve_others(
     status: int, service: TestService, server: RedirectingServer, tmp_path: Path
 ) -> None:
     server.broken["/bad/"] = status
@@ -63,7 +63,7 @@ def test_one_bad_folder_starves_nobody(
         (tmp_path / name).write_text(name)
     bad = [copy(service, "bad", f"/bad/{number}") for number in range(4)]
     time.sleep(1)
-    good = [copy(service, f"good{number}", f"/folder/good{number}") for number in range(_GOOD)]
+    good = [copy(service, f"good{number}", f"/directory/good{number}") for number in range(_GOOD)]
     for job in good:
         assert service.wait_for("alice", job, timeout_s=20)["status"] == "DONE", service.tail()
     for job in bad:

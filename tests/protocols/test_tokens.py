@@ -16,8 +16,8 @@ RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 
 def test_each_server_gets_its_own_token(storages: TestStorages, places: Places, tmp_path: Path) -> None:
     told = {}
-    for site, folder in (("A", places.a), ("B", places.b)):
-        (tmp_path / site).write_text(macaroon(storages, site, folder))
+    for site, directory in (("A", places.a), ("B", places.b)):
+        (tmp_path / site).write_text(macaroon(storages, site, directory))
         told[storages.xrootd[site].url] = {"file": str(tmp_path / site), "account": None}
     environment = {**storages.environment(), "X509_USER_PROXY": ""}
     source = places.put(places.a / "file", b"content")

@@ -30,8 +30,8 @@ _PAIRS = [
 _CASES = [(pair, verify, age) for pair in _PAIRS for verify in ("checksum", "size") for age in ("old", "new")]
 
 
-def arriving(folder: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in folder.glob(".pdm-*"))
+def arriving(directory: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in directory.glob(".pdm-*"))
 
 
 def rewrite(path: Path, letter: bytes) -> None:

@@ -32,7 +32,7 @@ def test_each_server_is_vouched_for_by_its_own(
     def run(told: dict[str, str]) -> tuple[wire.AgentEvent, wire.AgentEvent, wire.AgentEvent]:
         changes = {"X509_CERT_DIR": str(tmp_path / "usual"), "PDM_TRUST": json.dumps(told)}
         with HelperProcess(RELAY, {**storages.environment(), **changes}) as helper:
-            at_a, at_b = (helper.list(places.url(protocol, folder))[-1] for folder in (places.a, places.b))
+            at_a, at_b = (helper.list(places.url(protocol, directory))[-1] for directory in (places.a, places.b))
             return at_a, at_b, helper.copy([places.item(protocol, source, places.b / "copy")])[1]
 
     at_a, at_b, copied = run({urls["A"]: right, urls["B"]: other})
@@ -40,7 +40,7 @@ def test_each_server_is_vouched_for_by_its_own(
     assert judged(protocol, at_b) == "source CERTIFICATE"
     assert judged(protocol, copied) == "destination CERTIFICATE"
     assert list(places.b.iterdir()) == []
-    # Of the second nothing is told, or two things under two names: only what is trusted everywhere counts, or nothing.
+    # Authorities for the second name are missing or differ: only those trusted for all servers count, or none.
     for told in (
         {urls["A"]: right},
         {urls["A"]: right, urls["B"]: right, urls["B"].replace("localhost", "LOCALHOST"): other},

@@ -1,4 +1,4 @@
-"""What WebDAV servers do that the standard does not say, or says and nobody expects."""
+"""Behaviour of WebDAV servers that the standard does not specify, or that is unexpected."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def credentials(open_folder: Path) -> GridCredentials:
-    folder = open_folder / "quirks"
-    folder.mkdir()
-    return make_credentials(folder, ("alice",))
+def credentials(open_directory: Path) -> GridCredentials:
+    directory = open_directory / "quirks"
+    directory.mkdir()
+    return make_credentials(directory, ("alice",))
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def helper(credentials: GridCredentials, tmp_path_factory: pytest.TempPathFactor
 
 
 def upload(
-    server: QuirkServer, folder: Path, name: str, to: str, content: bytes = b"content", key: int = 1
+    server: QuirkServer, directory: Path, name: str, to: str, content: bytes = b"content", key: int = 1
 ) -> wire.CopyItem:
-    path = folder / name
+    path = directory / name
     path.write_bytes(content)
     return copy_item(key, f"file://{quote(str(path))}", f"{server.url}{to}", len(content))
 
@@ -70,7 +70,7 @@ def left(server: QuirkServer) -> list[bytes]:
     return [path for path in server.tree if b".pdm-" in path]
 
 
-# -- folders
+# -- directories
 
 
 def test_a_server_that_always_says_conflict_is_not_asked_for_ever(server: QuirkServer, helper: HelperProcess) -> None:
@@ -80,7 +80,7 @@ def test_a_server_that_always_says_conflict_is_not_asked_for_ever(server: QuirkS
 
 
 @pytest.mark.parametrize("status", [405, 301, 409, 500])
-def test_a_folder_that_another_job_has_made_meanwhile_is_good(
+def test_a_directory_that_another_job_has_made_meanwhile_is_good(
     status: int, server: QuirkServer, helper: HelperProcess, tmp_path: Path
 ) -> None:
     def other_was_first(request: Request) -> Reply | None:
@@ -95,7 +95,7 @@ def test_a_folder_that_another_job_has_made_meanwhile_is_good(
     assert judged("https", helper.make(f"{server.url}/d/other")[0]) == "destination EXISTS"
 
 
-def test_folders_have_a_slash_and_a_redirect_that_adds_it_is_followed(
+def test_directories_have_a_slash_and_a_redirect_that_adds_it_is_followed(
     server: QuirkServer, helper: HelperProcess
 ) -> None:
     server.tree |= {b"/d/sub": None, b"/d/sub/f": b"content"}
@@ -180,7 +180,9 @@ def test_a_server_that_stores_under_another_name_harms_no_file(
     assert server.tree[b"/d/" + stored] == b"precious"
 
 
-def test_a_name_that_is_gone_after_the_move_is_told(server: QuirkServer, helper: HelperProcess, tmp_path: Path) -> None:
+def test_a_name_that_is_missing_after_the_move_is_reported(
+    server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
     server.rules.append(on("MOVE", 201))
     outcome = helper.copy([upload(server, tmp_path, "f", "/d/plain")])[1]
     assert judged("https", outcome) == "destination INVALID_NAME"
@@ -306,7 +308,7 @@ def test_a_listing_that_is_broken_off_fails_no_copy(server: QuirkServer, helper:
 # -- bytes
 
 
-def test_sizes_come_from_the_listing_where_head_tells_none_or_a_wrong_one(
+def test_sizes_come_from_the_listing_if_head_has_none_or_a_wrong_one(
     server: QuirkServer, helper: HelperProcess, tmp_path: Path
 ) -> None:
     server.rules.append(on("HEAD", 200, b"what HEAD would have"))
@@ -341,7 +343,7 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     assert server.tree[b"/d/two"] == b"content"
 
 
-def test_a_copy_that_tells_by_its_status_alone_is_proven(server: QuirkServer, helper: HelperProcess) -> None:
+def test_a_copy_with_a_status_only_is_verified(server: QuirkServer, helper: HelperProcess) -> None:
     server.tree[b"/d/f"] = b"content"
 
     def pull(request: Request) -> Reply | None:
@@ -575,7 +577,7 @@ def folding(server: QuirkServer, path: bytes) -> bytes:
     return found
 
 
-def test_two_folders_that_meet_at_the_destination_are_found(
+def test_two_directories_that_meet_at_the_destination_are_found(
     server: QuirkServer, helper: HelperProcess, tmp_path: Path
 ) -> None:
     server.name_of = lambda path: folding(server, path)

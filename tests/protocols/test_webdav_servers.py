@@ -36,13 +36,15 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def servers(storages: TestStorages, open_folder: Path) -> Iterator[dict[str, WebDavServer]]:
-    """All makes, each with a folder of its own."""
+def servers(storages: TestStorages, open_directory: Path) -> Iterator[dict[str, WebDavServer]]:
+    """All makes, each with a directory of its own."""
     credentials = storages.credentials
     assert credentials is not None
-    folder = open_folder / "webdav"
-    folder.mkdir(mode=0o755)
-    made = {make: webdav_server(make, folder, folder / f"of-{make}", credentials, storages.account) for make in MAKES}
+    directory = open_directory / "webdav"
+    directory.mkdir(mode=0o755)
+    made = {
+        make: webdav_server(make, directory, directory / f"of-{make}", credentials, storages.account) for make in MAKES
+    }
     missing = [program for server in made.values() for program in server.programs if not _found(program)]
     if missing:
         text = f"THE SERVERS OF OTHER MAKES ARE NOT THERE: {', '.join(missing)}: run script/bootstrap as root"
@@ -120,26 +122,26 @@ def sessions(
     """The session against each make, some side by side."""
 
     def run(make: str, path: str) -> list[Step]:
-        folder = tmp_path_factory.mktemp(make)
+        directory = tmp_path_factory.mktemp(make)
         return everyday_session(
             service,
             "alice",
             SessionEnd(_site_ids(servers)[make], "https", path),
-            SessionEnd(LOCAL, "file", str(folder)),
-            folder,
+            SessionEnd(LOCAL, "file", str(directory)),
+            directory,
         )
 
     paths = dict.fromkeys(servers, "/session")
     for server in servers.values():
-        _folder_of(storages, server.exported / "session")
-    paths[XROOTD] = str(_folder_of(storages, storages.root("A") / "session"))
+        _directory_of(storages, server.exported / "session")
+    paths[XROOTD] = str(_directory_of(storages, storages.root("A") / "session"))
     with ThreadPoolExecutor(4) as executor:
         yield {make: executor.submit(run, make, path) for make, path in paths.items()}
 
 
-def _folder_of(storages: TestStorages, folder: Path) -> Path:
-    folder.mkdir()
-    return storages.give(folder)
+def _directory_of(storages: TestStorages, directory: Path) -> Path:
+    directory.mkdir()
+    return storages.give(directory)
 
 
 @pytest.mark.parametrize("make", [*MAKES, XROOTD])
@@ -152,7 +154,7 @@ def test_twelve_everyday_commands(make: str, sessions: Mapping[str, Future[list[
 def test_a_new_site_can_be_checked_and_listed(
     service: TestService, servers: Mapping[str, WebDavServer], sessions: Mapping[str, Future[list[Step]]]
 ) -> None:
-    """The default folder of a site is ``~``, which is the root of a server that knows no homes."""
+    """The default directory of a site is ``~``, which is the root of a server that knows no homes."""
     for future in sessions.values():
         future.result()
     for make in servers:
@@ -166,10 +168,10 @@ def test_a_new_site_can_be_checked_and_listed(
     ("rule", "code"),
     [(on("PUT", 503, at=b"/d/bad", Retry_After="1"), "BUSY"), (on("PUT", 0, at=b"/d/bad"), "SERVER_ERROR")],
 )
-def test_a_folder_that_always_fails_holds_up_no_other_job(
+def test_a_directory_that_always_fails_holds_up_no_other_job(
     rule: Rule, code: str, service: TestService, quirks: QuirkServer, tmp_path: Path
 ) -> None:
-    """The server refuses, or hangs up, below one folder: its tries count, and the site is not paused."""
+    """The server refuses, or hangs up, below one directory: its tries count, and the site is not paused."""
     quirks.rules[:] = [rule]
     (tmp_path / "f").write_bytes(b"content")
 
@@ -192,12 +194,12 @@ def test_a_folder_that_always_fails_holds_up_no_other_job(
 
 @pytest.fixture
 def place(storages: TestStorages, servers: Mapping[str, WebDavServer]) -> Callable[[str], tuple[str, Path]]:
-    """Gives URL and folder of a new place at a make."""
+    """Gives URL and directory of a new place at a make."""
 
     def new(make: str) -> tuple[str, Path]:
         name = f"test{next(_numbers)}"
         server = servers[make]
-        return f"{server.url}/{name}", _folder_of(storages, server.exported / name)
+        return f"{server.url}/{name}", _directory_of(storages, server.exported / name)
 
     return new
 
@@ -209,8 +211,8 @@ def helper(storages: TestStorages, tmp_path: Path) -> Iterator[HelperProcess]:
         yield running
 
 
-def item_of(folder: Path, name: str, url: str, content: bytes = b"content", key: int = 1) -> wire.CopyItem:
-    path = folder / f"file{key}"
+def item_of(directory: Path, name: str, url: str, content: bytes = b"content", key: int = 1) -> wire.CopyItem:
+    path = directory / f"file{key}"
     path.write_bytes(content)
     return copy_item(key, f"file://{quote(str(path))}", f"{url}/{quote(name, safe='')}", len(content))
 
@@ -220,26 +222,26 @@ def test_no_make_stores_a_file_under_another_name(
     make: str, place: Callable[[str], tuple[str, Path]], helper: HelperProcess, tmp_path: Path
 ) -> None:
     """A name is kept, or the copy fails and no other file is touched."""
-    url, folder = place(make)
+    url, directory = place(make)
     victims = {"a": b"1", "q": b"2", "x&y": b"3", "100A": b"4", "tab": b"5", "cr": b"6", "lf": b"7"}
     names = ["a;b", "q?q", "x&amp;y", "100%41", "tab\tx", "cr\rx", "lf\nx"]
     for name, content in victims.items():
-        (folder / name).write_bytes(content)
+        (directory / name).write_bytes(content)
     items = [item_of(tmp_path, name, url, b"content", key) for key, name in enumerate(names)]
     outcomes = helper.copy(items, overwrite="always")
     kept = {name for key, name in enumerate(names) if isinstance(outcomes[key], wire.DoneEvent)}
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == victims | dict.fromkeys(kept, b"content")
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == victims | dict.fromkeys(kept, b"content")
     assert "100%41" in kept
     if make == "apache":
         assert kept >= {"a;b", "q?q", "x&amp;y"}
 
 
 @pytest.mark.parametrize("make", MAKES)
-def test_many_files_into_one_new_folder(
+def test_many_files_into_one_new_directory(
     make: str, place: Callable[[str], tuple[str, Path]], storages: TestStorages, tmp_path: Path
 ) -> None:
-    """By three helpers at once, as three jobs do: each finds the folder made by another."""
-    url, folder = place(make)
+    """By three helpers at once, as three jobs do: each finds the directory made by another."""
+    url, directory = place(make)
     roots = json.dumps([quote(str(tmp_path))])
     environment = {**storages.environment(), "PDM_FILE_ROOTS": roots}
 
@@ -256,7 +258,7 @@ def test_many_files_into_one_new_folder(
     with ThreadPoolExecutor(3) as executor:
         for events in executor.map(job, range(3)):
             assert [event for event in events if not isinstance(event, wire.DoneEvent)] == []
-    assert len(list((folder / "new" / "deep").iterdir())) == 120
+    assert len(list((directory / "new" / "deep").iterdir())) == 120
 
 
 @pytest.mark.parametrize("overwrite", ["never", "always"])
@@ -268,21 +270,21 @@ def test_small_files_within_a_make_come_in_groups(
     storages: TestStorages,
     helper: HelperProcess,
 ) -> None:
-    """Between two folders of a server; a name that is taken is replaced only where that is asked for."""
+    """Between two directorys of a server; a name that is taken is replaced only where that is asked for."""
     if make == XROOTD:
-        folder = _folder_of(storages, storages.root("A") / f"groups{next(_numbers)}")
-        url = storages.url("https", "A", folder)
+        directory = _directory_of(storages, storages.root("A") / f"groups{next(_numbers)}")
+        url = storages.url("https", "A", directory)
     else:
-        url, folder = place(make)
+        url, directory = place(make)
     old = 1_700_000_000
     for number in range(60):
-        path = folder / "from" / f"d{number % 2}" / f"f {number}"
+        path = directory / "from" / f"d{number % 2}" / f"f {number}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"content%d" % number)
         os.utime(path, (old, old))
-    (folder / "to" / "d1").mkdir(parents=True)
-    (folder / "to" / "d1" / "f 5").write_bytes(b"another")
-    storages.give(folder)
+    (directory / "to" / "d1").mkdir(parents=True)
+    (directory / "to" / "d1" / "f 5").write_bytes(b"another")
+    storages.give(directory)
     items = [
         copy_item(n, f"{url}/from/d{n % 2}/f%20{n}", f"{url}/to/d{n % 2}/f%20{n}", len(b"content%d" % n))
         for n in range(60)
@@ -292,21 +294,21 @@ def test_small_files_within_a_make_come_in_groups(
     ended = outcomes(events)
     failed = {key: event for key, event in ended.items() if not isinstance(event, wire.DoneEvent)}
     assert set(failed) == ({5} if overwrite == "never" else set()), failed
-    arrived = {path.name: path.read_bytes() for path in (folder / "to").rglob("*") if path.is_file()}
+    arrived = {path.name: path.read_bytes() for path in (directory / "to").rglob("*") if path.is_file()}
     expected = {f"f {number}": b"content%d" % number for number in range(60)}
     assert arrived == expected | ({"f 5": b"another"} if overwrite == "never" else {})
     together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
     assert len(together) >= 58
 
 
-@pytest.mark.skipif(not owner(), reason="the caller's own server can enter every folder")
-def test_apache_hangs_up_on_a_folder_that_it_cannot_list(
+@pytest.mark.skipif(not owner(), reason="the caller's own server can enter every directory")
+def test_apache_hangs_up_on_a_directory_that_it_cannot_list(
     place: Callable[[str], tuple[str, Path]], helper: HelperProcess
 ) -> None:
-    url, folder = place("apache")
-    (folder / "shut").mkdir(mode=0o711)
-    os.chown(folder / "shut", 0, 0)
-    (folder / "shut").chmod(0o711)
+    url, directory = place("apache")
+    (directory / "shut").mkdir(mode=0o711)
+    os.chown(directory / "shut", 0, 0)
+    (directory / "shut").chmod(0o711)
     outcome = judged("https", helper.list(f"{url}/shut")[-1])
     # Not CONNECTION, which would pause the site for all.
     assert outcome in ("source SERVER_ERROR", "source PERMISSION_DENIED")
@@ -320,14 +322,14 @@ def test_wsgidav_hangs_up_on_a_name_that_is_not_utf_8(
 
 
 def test_the_limit_of_a_request_is_named(
-    storages: TestStorages, open_folder: Path, helper: HelperProcess, tmp_path: Path
+    storages: TestStorages, open_directory: Path, helper: HelperProcess, tmp_path: Path
 ) -> None:
     credentials = storages.credentials
     assert credentials is not None
     number = next(_numbers)
-    exported = open_folder / f"limited{number}"
+    exported = open_directory / f"limited{number}"
     server = NginxServer(
-        open_folder, f"limits{number}", exported, credentials, storages.account, more="client_max_body_size 100k;"
+        open_directory, f"limits{number}", exported, credentials, storages.account, more="client_max_body_size 100k;"
     )
     server.start()
     try:
@@ -339,15 +341,15 @@ def test_the_limit_of_a_request_is_named(
 
 
 def test_apache_asks_for_a_certificate_after_the_handshake(
-    storages: TestStorages, open_folder: Path, tmp_path: Path
+    storages: TestStorages, open_directory: Path, tmp_path: Path
 ) -> None:
     """``SSLVerifyClient`` in a Directory with TLS 1.3, for a PUT larger than Apache keeps while it asks, too."""
     credentials = storages.credentials
     assert credentials is not None
     number = next(_numbers)
-    exported = open_folder / f"asking{number}"
+    exported = open_directory / f"asking{number}"
     server = ApacheServer(
-        open_folder, f"asks{number}", exported, credentials, storages.account, more=APACHE_CLIENT_CERTIFICATE
+        open_directory, f"asks{number}", exported, credentials, storages.account, more=APACHE_CLIENT_CERTIFICATE
     )
     own = tmp_path / "own.pem"
     alice = credentials.users["alice"]

@@ -123,11 +123,11 @@ def test_memory_stays_bounded(own: HelperProcess, places: Places) -> None:
     ],
 )
 def test_certificates(proxy: str, trust: str, verdict: str, storages: TestStorages, places: Places) -> None:
-    folder = storages.directory
+    directory = storages.directory
     environment = {
         **storages.environment(),
-        "X509_USER_PROXY": str(folder / "users" / proxy),
-        "X509_CERT_DIR": str(folder / trust),
+        "X509_USER_PROXY": str(directory / "users" / proxy),
+        "X509_CERT_DIR": str(directory / trust),
     }
     with HelperProcess(RELAY, environment) as helper:
         assert judged("xroot", helper.list(places.url("xroot", places.a))[-1]) == verdict
@@ -162,21 +162,21 @@ def test_servers_cannot_have_files_made_on_this_machine(own: HelperProcess, plac
     made = tmp_path / "made"
 
     def status(path: bytes) -> tuple[int, bytes]:
-        return hostile.status(2, 0) if path.rstrip(b"\0").endswith(b"/folder") else hostile.error(3011)
+        return hostile.status(2, 0) if path.rstrip(b"\0").endswith(b"/directory") else hostile.error(3011)
 
     answers = {hostile.STAT: status, hostile.OPEN: lambda path: hostile.elsewhere(b"file://localhost" + bytes(made))}
     with HostileXrootd(answers) as server:
-        item = copy_item(1, places.url("file", places.put(places.a / "f")), f"{server.url}//folder/x", 7)
+        item = copy_item(1, places.url("file", places.put(places.a / "f")), f"{server.url}//directory/x", 7)
         assert isinstance(own.copy([item])[1], wire.FailedEvent)
     assert not made.exists()
 
 
 @pytest.mark.parametrize("name", [b"..", b"a/b", b"/etc/passwd", b"../../x"])
-def test_a_listing_cannot_lead_out_of_its_folder(name: bytes, own: HelperProcess) -> None:
+def test_a_listing_cannot_lead_out_of_its_directory(name: bytes, own: HelperProcess) -> None:
     said = b".\n0 0 0 0\n" + name + b"\n1 5 16 1000000000\n" + b"fine\n1 5 16 1000000000\0"
     answers = {hostile.STAT: lambda path: hostile.status(2, 0), hostile.DIRLIST: lambda path: (hostile.OK, said)}
     with HostileXrootd(answers) as server:
-        events = own.list(f"{server.url}//folder")
+        events = own.list(f"{server.url}//directory")
     assert judged("xroot", events[-1]) == "source BAD_LISTING"
     told = [entry.path for event in events if isinstance(event, wire.EntriesEvent) for entry in event.entries]
     assert not any(".." in path or "passwd" in path or "/" in path for path in told)

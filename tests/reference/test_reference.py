@@ -65,7 +65,7 @@ class Prepared:
 def prepared(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
     service = Service(tmp_path_factory.mktemp("reference"), certificates)
     for _ in running(service):
-        (service.folder / "sites.d" / "sites.conf").write_text(_SITES)
+        (service.directory / "sites.d" / "sites.conf").write_text(_SITES)
         assert service.context.sites.reload() is None
         yield Prepared(service, pytest_twisted.blockon(Deferred.fromCoroutine(_prepare(service))))
 
@@ -166,7 +166,7 @@ async def _status_without_log(prepared: Prepared, path: str) -> int:
     service = prepared.service
     job = await service.database.read("fetch", jobs.fetch, prepared.numbers["12"], None)
     assert job is not None
-    log = service.folder / "logs" / job.log_uid[:2] / job.log_uid / "log"
+    log = service.directory / "logs" / job.log_uid[:2] / job.log_uid / "log"
     aside = log.with_suffix(".aside")
     log.rename(aside)
     try:

@@ -28,9 +28,9 @@ def watched(secret: str) -> str:
     return secret
 
 
-def found_in(folder: Path) -> Iterator[str]:
-    """Files below a folder that hold a secret, each with the secret's beginning."""
-    for place, _, names in os.walk(folder):
+def found_in(directory: Path) -> Iterator[str]:
+    """Files below a directory that hold a secret, each with the secret's beginning."""
+    for place, _, names in os.walk(directory):
         for name in names:
             path = Path(place) / name
             is_watched = name.endswith(_KINDS) or _JOB_LOG.fullmatch(name)

@@ -1,4 +1,4 @@
-"""The fixtures of the real service, as for the tests of its door."""
+"""The fixtures of the real service, as for the tests of its HTTP side."""
 
 from __future__ import annotations
 

@@ -44,19 +44,19 @@ class Outcome:
     faults: Sequence[str]
 
 
-def run(service: TestService, folder: Path, options: Sequence[str]) -> Outcome:
+def run(service: TestService, directory: Path, options: Sequence[str]) -> Outcome:
     """Send requests to a daemon as one of its operators.
 
     Args:
         service: that runs.
-        folder: for the report.
+        directory: for the report.
         options: of ``schemathesis run``.
     """
     for number in range(_PREPARED):
         service.submit("admin", "list", src_siteid=1, src_filepath=f"/{number}", protocol="DUMMY")
     cert, key = service.credentials("admin")
     authority = service.environment("admin")["PDM_CA"]
-    report = folder / "report.json"
+    report = directory / "report.json"
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}{_API}/openapi.json",
         "--request-cert", str(cert), "--request-cert-key", str(key), "--tls-verify", authority,
@@ -64,7 +64,7 @@ def run(service: TestService, folder: Path, options: Sequence[str]) -> Outcome:
         "--report", "json", "--report-json-path", str(report), *options,
     ]  # fmt: skip
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(_HOOKS)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     log = service.log_path.read_text(errors="replace").splitlines()
     faults = [line for line in log if re.search(r" (error|crit) |Traceback|incident", line)]
     generated = re.search(r"(\d[\d,]*) generated", done.stdout)
@@ -82,12 +82,12 @@ def main() -> None:
     if options.seed:
         more += ["--seed", options.seed]
     with tempfile.TemporaryDirectory(prefix="pdm-fuzz-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        service = TestService(folder / "instance")
+        directory = Path(name)
+        directory.chmod(0o755)
+        service = TestService(directory / "instance")
         service.init()
         with service.running():
-            outcome = run(service, folder, more)
+            outcome = run(service, directory, more)
     print(outcome.text)
     for fault in outcome.faults:
         print(fault)

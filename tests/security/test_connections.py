@@ -23,12 +23,12 @@ Start = Callable[..., TestService]
 
 
 @pytest.fixture
-def start(open_folder: Path) -> Iterator[Start]:
+def start(open_directory: Path) -> Iterator[Start]:
     """Start a daemon with some settings of its section ``[server]``."""
     with contextlib.ExitStack() as stack:
 
         def started(**server: str) -> TestService:
-            service = TestService(open_folder / f"instance{next(_numbers)}")
+            service = TestService(open_directory / f"instance{next(_numbers)}")
             service.init(server=server)
             return stack.enter_context(service.running())
 
@@ -36,9 +36,9 @@ def start(open_folder: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def impatient(open_folder: Path) -> Iterator[TestService]:
+def impatient(open_directory: Path) -> Iterator[TestService]:
     """A daemon that waits for a request no longer than a second."""
-    service = TestService(open_folder / "impatient")
+    service = TestService(open_directory / "impatient")
     service.init(server={"request_timeout": "1s"})
     with service.running():
         yield service
@@ -135,7 +135,7 @@ def test_where_there_is_no_room_the_silent_ones_make_it(start: Start, held: cont
     kept = shaken(service, held, "admin")
     kept.sendall(f"GET {_PATH}/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
-    # Nobody knows whose these are: they go before the one that has shown itself.
+    # Their owners are unknown: they are closed before the authenticated one.
     silent = [shaken(service, held) for _ in range(30)]
     assert is_open(kept)
     assert [is_open(one) for one in silent] == [False] * 11 + [True] * 19
@@ -185,8 +185,8 @@ _NO_CERTIFICATE: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.fixture(scope="module")
-def patient(open_folder: Path) -> Iterator[TestService]:
-    service = TestService(open_folder / "patient")
+def patient(open_directory: Path) -> Iterator[TestService]:
+    service = TestService(open_directory / "patient")
     service.init()
     with service.running():
         yield service

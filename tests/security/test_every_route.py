@@ -76,7 +76,7 @@ async def test_a_public_site_is_used_by_all_and_changed_by_its_owner(service: Se
     before = (await service.call("site owner", "GET", f"/sites/{site_id}")).json
     for endpoint in _OF_SITES:
         if endpoint.name == "log_on":
-            # It would connect; whose logon it is, and that it is nobody else's, tests/grid/test_credentials.py shows.
+            # It would connect; tests/grid/test_credentials.py covers the owner of a logon.
             continue
         answer = await _call(service, "site stranger", endpoint, site_id=site_id)
         forbidden = endpoint.name in _FOR_OPERATORS | {"change_site", "delete_site"}

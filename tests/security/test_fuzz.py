@@ -15,8 +15,8 @@ _LEAST = 120
 
 
 @pytest.fixture
-def service(open_folder: Path) -> Iterator[TestService]:
-    service = TestService(open_folder / "fuzzed")
+def service(open_directory: Path) -> Iterator[TestService]:
+    service = TestService(open_directory / "fuzzed")
     service.init()
     with service.running():
         yield service

@@ -23,7 +23,7 @@ _LOGON = {"username": "someone", "password": "not the right one"}
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_sends_wrong_passwords_has_to_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wrong_passwords_cause_a_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     async def fetch(self: MyProxyLogons, server: str, *_: object) -> None:

@@ -39,8 +39,8 @@ def daemon(tmp_path: Path) -> Iterator[tuple[TestService, Authority, Authority]]
 class Caller:
     """Calls the daemon over one kept connection."""
 
-    def __init__(self, service: TestService, credential: Credential, folder: Path, url: str) -> None:
-        file = folder / f"{credential.serial}.pem"
+    def __init__(self, service: TestService, credential: Credential, directory: Path, url: str) -> None:
+        file = directory / f"{credential.serial}.pem"
         file.write_bytes(credential.bundle_pem())
         context = ssl.create_default_context(cafile=str(service.directory / "certificates" / "ca.crt"))
         context.load_cert_chain(file)
@@ -57,7 +57,7 @@ class Caller:
             return 0, None
 
 
-def test_nobody_becomes_somebody_else(daemon: Any, tmp_path: Path) -> None:
+def test_no_user_becomes_another_one(daemon: Any, tmp_path: Path) -> None:
     service, own, other = daemon
     with contextlib.ExitStack() as stack:
         attempt(service, own, other, tmp_path, stack)

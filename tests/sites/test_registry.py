@@ -21,7 +21,7 @@ _EXAMPLE = Path(__file__).parents[2] / "etc" / "sites.d" / "example.conf"
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Refused:
-    """Reads a file that must be refused; gives what is told."""
+    """Reads an invalid file; returns the error message."""
 
     def read(text: str) -> str:
         (tmp_path / "sites.conf").write_text(text, encoding="utf-8")
@@ -72,7 +72,7 @@ def test_no_file_is_no_site(tmp_path: Path) -> None:
     assert SiteRegistry.read(tmp_path).all() == []
 
 
-def test_a_missing_directory_is_told(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the directory of sites cannot be read: No such file"):
         SiteRegistry.read(tmp_path / "sites.d")
 
@@ -149,7 +149,7 @@ def test_unknown_keys(refused: Refused, key: str, told: str) -> None:
         ("gridftp", "gsiftp://hé:1", "plain characters"),
         ("https", "http://h:1", "begins with https:// or davs://"),
         ("https", "https://h:1/" + "a" * 300, "file name must not be longer"),
-        ("file", "file://host/srv", "file:///FOLDER"),
+        ("file", "file://host/srv", "file:///DIRECTORY"),
         ("file", "/srv", "begins with file://"),
         ("file", "file:///srv/../etc", "without NUL and '..'"),
         ("file", "file:///srv/%2e%2e/etc", "without NUL and '..'"),

@@ -1,4 +1,4 @@
-"""The same tests on both databases."""
+"""Fixtures that run the same tests on both databases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from tests.store.stores import Store
 #: Modules whose behaviour depends on the database: locks, isolation, sessions, errors. Those run on both in every run,
 #: the others on the second one in a full run.
 _ON_BOTH = frozenset(
-    {"test_claiming", "test_concurrency", "test_database", "test_hanging_sessions", "test_leases", "test_lost_answers"}
+    {
+        *("test_claiming", "test_concurrency", "test_database", "test_hanging_sessions", "test_leases"),
+        *("test_lost_answers", "test_planned"),
+    }
 )
 
 
@@ -34,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[sa.URL]:
-    """A private server; gives the URL of a migrated database."""
+    """A private server; the result is the URL of a migrated database."""
     found = programs()
     if found is None:
         text = "THE TESTS ON POSTGRESQL CANNOT RUN: no server programs (Debian: apt-get install postgresql)"
@@ -108,7 +111,7 @@ def engine(url: str) -> Iterator[sa.Engine]:
 
 
 def _spare_the_disk(connection: Any, record: Any) -> None:
-    # No test cuts the power; waiting for the disk would be most of their time.
+    # No test cuts the power; flushing to disk would take most of their time.
     connection.execute("PRAGMA synchronous=off")
 
 

@@ -253,7 +253,7 @@ def test_work_that_was_done_counts_not_only_what_runs(store: Store) -> None:
     assert all(set(owners[at : at + 2]) == {alice, bob} for at in range(0, 10, 2))
 
 
-def test_who_comes_late_is_served_next_and_then_in_turn(store: Store) -> None:
+def test_a_late_user_is_served_next_and_then_in_turn(store: Store) -> None:
     store.worker()
     alice, bob = store.user("alice"), store.user("bob")
     store.copy_job(alice, [1] * 100)

@@ -135,7 +135,7 @@ async def test_what_passes_is_tried_again(database: Database) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_does_not_pass_is_told_in_the_end(database: Database) -> None:
+async def test_persisting_errors_are_reported_in_the_end(database: Database) -> None:
     def never(session: Session) -> None:
         session.execute(sa.text("INSERT INTO users (id, subject, role, registered_at) VALUES (1, NULL, '', '')"))
 
@@ -237,7 +237,7 @@ async def test_a_file_that_another_process_holds_is_waited_for(database: Databas
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_database_that_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
+async def test_a_database_that_cannot_be_opened_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no database\n" * 100)
     database = Database.open(f"sqlite:///{tmp_path}/file", reactor)
     with pytest.raises(DatabaseUnusableError, match=r"^the database sqlite:.*file cannot be opened: [^\n]*$"):
@@ -251,7 +251,7 @@ async def test_a_database_that_cannot_be_opened_is_told_in_one_line(tmp_path: Pa
 
 @pytest.mark.postgresql
 @pytest_twisted.ensureDeferred
-async def test_a_server_that_is_gone_is_told_once_and_without_the_statement(lost_errors: list[LogEvent]) -> None:
+async def test_a_lost_server_is_logged_once_and_without_the_statement(lost_errors: list[LogEvent]) -> None:
     found = programs()
     assert found is not None
     with cluster(found) as url:

@@ -53,7 +53,7 @@ def test_what_a_dead_daemon_ran_runs_again_elsewhere(store: Store) -> None:
     assert (last.worker, last.attempt) == (name_of("heir"), 2)
 
 
-def test_a_lost_lease_is_told_once_it_is_taken_away(store: Store) -> None:
+def test_a_lost_lease_is_reported_once_it_is_taken_away(store: Store) -> None:
     store.worker()
     store.pass_time(LEASE_S + 100)
     # Late, but no daemon has taken the claims.
@@ -85,7 +85,7 @@ def test_one_daemon_can_be_declared_dead(store: Store) -> None:
     assert not store.run(leases.renew, "other", store.now, LEASE_S).lost
 
 
-def test_who_registers_again_runs_nothing(store: Store) -> None:
+def test_a_worker_that_registers_again_runs_nothing(store: Store) -> None:
     store.worker()
     job = store.submit(store.user())
     store.claim()
@@ -114,7 +114,7 @@ def test_what_a_dead_daemon_ran_of_a_cancelled_job_is_cancelled(store: Store) ->
     assert [element.id for element, _ in store.run(results.leftovers, 10)] == [1]
 
 
-def test_renewal_tells_of_cancelled_jobs_that_run_here(store: Store) -> None:
+def test_renewal_returns_cancelled_jobs_that_run_here(store: Store) -> None:
     store.worker()
     store.worker("other")
     user = store.user()
@@ -169,10 +169,10 @@ def _register(store: Store, worker: leases.WorkerIdentity, *, alone: bool = Fals
 
 
 def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
-    assert _register(store, _as("first", "folder 1")).held_by is None
+    assert _register(store, _as("first", "directory 1")).held_by is None
     store.submit(store.user())
     batches = store.claim("first")
-    copy = _as("second", "folder 2")
+    copy = _as("second", "directory 2")
     held = _register(store, copy)
     assert held.held_by == "host of first"
     assert 0 < held.held_for_s <= LEASE_S
@@ -192,10 +192,10 @@ def test_a_copy_of_an_instance_respects_the_lease(store: Store) -> None:
 
 
 def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
-    _register(store, _as("first", "folder"))
+    _register(store, _as("first", "directory"))
     job = store.submit(store.user())
     (batch,) = store.claim("first")
-    assert _register(store, _as("second", "folder")) == leases.Registration(back=1)
+    assert _register(store, _as("second", "directory")) == leases.Registration(back=1)
     # What the earlier life says now fits nothing.
     assert store.settle(done(batch), "first").lost == (token_of(batch),)
     assert not store.run(results.add_elements, "first", token_of(batch), [])
@@ -204,7 +204,7 @@ def test_a_restart_takes_its_own_claims_back_at_once(store: Store) -> None:
     assert (again.job.id, token_of(again).attempt) == (job.id, 2)
 
 
-def test_who_has_the_lock_on_the_database_is_alone(store: Store) -> None:
+def test_the_lock_on_the_database_is_exclusive(store: Store) -> None:
     """On SQLite: whatever leases the clock says there are, no other daemon lives."""
     _register(store, _as("other", name="other"))
     store.submit(store.user())

@@ -13,11 +13,11 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.credentials import CredentialKind
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Route, StreamQuota
 from pdm.workqueue.domain.sites import Actor, NewSite
-from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, results, sites
+from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, planned_elements, results, sites
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of
 from tests.support.records import verdict
@@ -104,6 +104,28 @@ def test_claims_and_results(busy: Store, explained: Explained) -> None:
     verdicts = done(*batches)
     busy.settle([*ended(JobStatus.FAILED, batches[0], failure=MISSING), *verdicts[len(batches[0].elements) :]])
     busy.run(claim_queries.next_due, busy.now)
+    explained.assert_indexed()
+
+
+@pytest.mark.parametrize("options", [{"move": True}, {"sync": "size", "delete_extra": True}])
+def test_removals_of_a_copy(busy: Store, explained: Explained, options: dict[str, Any]) -> None:
+    job = busy.submit(busy.user("dora"), JobType.COPY, priority=0, options=options)
+    (listing,) = [batch for batch in busy.claim(batches=200) if batch.job.id == job.id]
+    new = [NewElement(JobType.COPY, f"/src/{n}", f"/dst/{n}", 1, planned=PlannedAction.COPY) for n in range(_FILES)]
+    if "move" not in options:
+        paths = [f"/dst/{n}" for n in range(_FILES, 2 * _FILES)]
+        new += [NewElement(JobType.REMOVE, path, path, phase=1, planned=PlannedAction.DELETE) for path in paths]
+    busy.run(results.add_elements, "w", token_of(listing), new)
+    busy.run(lambda session: session.execute(sa.text("ANALYZE")))
+    explained.plans.clear()
+    busy.settle(done(listing))
+    types = set()
+    while batches := [batch for batch in busy.claim(batches=8, batch_elements=_FILES) if batch.job.id == job.id]:
+        types |= {batch.type for batch in batches}
+        busy.settle(done(*batches))
+    assert types == {JobType.COPY, JobType.REMOVE}
+    assert busy.job(job.id).status is JobStatus.DONE
+    busy.run(planned_elements.drop_deletions, token_of(listing), busy.now)
     explained.assert_indexed()
 
 

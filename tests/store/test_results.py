@@ -122,7 +122,7 @@ def test_an_attempt_that_succeeded_under_an_earlier_version_has_a_row(store: Sto
     assert store.settle([again]).repeated == {again.token}
 
 
-def test_latest_attempts_and_who_runs_what(store: Store) -> None:
+def test_latest_attempts_and_their_workers(store: Store) -> None:
     store.worker()
     job = store.copy_job(store.user(), [1, 1, 1])
     (batch,) = store.claim()
@@ -297,7 +297,7 @@ def test_many_held_elements_go_on_in_parts(store: Store, monkeypatch: pytest.Mon
     assert all(store.job(job.id).counters == store.recount(job.id) for job in held)
 
 
-def test_who_is_held_in_spite_of_a_new_credential_is_found(store: Store) -> None:
+def test_users_held_in_spite_of_a_new_credential_are_found(store: Store) -> None:
     """The daemon that took it had no time to let all go on."""
     user, other = store.user(), store.user("bob")
     store.worker()

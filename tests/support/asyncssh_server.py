@@ -1,7 +1,7 @@
-"""An SFTP server made of AsyncSSH, and the quirks of servers that no package has. A program of its own.
+"""An SFTP server based on AsyncSSH, with quirks that no packaged server has. A program of its own.
 
-A session has the quirks that its account is named for, as in ``no-types,silent``: one server plays them all. Any other
-name is that of an account without quirks.
+The name of the account selects the quirks of a session, for example ``no-types,silent``. Any other name is an account
+without quirks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUIRKS = {
     "no-links": "no hard links: neither the extension nor the file system has them",
     "no-extensions": "none of the extensions of OpenSSH",
     "like-openssh": "the extensions of OpenSSH, in its order",
-    "made-again": "MKDIR of a folder that is there succeeds",
+    "made-again": "MKDIR of a directory that is there succeeds",
     "across": "RENAME fails: the two names are on two file systems",
     "full": "a write fails: no space is left",
     "no-inodes": "the file system does not count inodes, and a write fails for another reason",
@@ -143,7 +143,7 @@ class Server(sftp.SFTPServer):
 
 
 class Handler(sftp.SFTPServerHandler):
-    """The quirks below the file system: of the extensions and the answers."""
+    """The quirks below the file system: in extensions and responses."""
 
     def __init__(self, server: Any, *more: Any) -> None:
         super().__init__(server, *more)
@@ -178,7 +178,7 @@ class Handler(sftp.SFTPServerHandler):
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    # It has no parameter for this.
+    # There is no parameter for it.
     sftp.SFTPServerHandler = Handler  # type: ignore[assignment, misc]
     await asyncssh.listen(
         "127.0.0.1",
@@ -197,7 +197,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--host-key", required=True)

@@ -1,4 +1,4 @@
-"""What the log files of jobs contain, read as an operator reads them: ``grep`` for the lines of one attempt."""
+"""The log files of jobs, read as an operator reads them: ``grep`` for the lines of one attempt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _LINE = re.compile(r"(\S+Z) (\d+)\.(\d+) (.*)")
 
 
 def job_logs(logs: Path) -> Iterator[Path]:
-    """The log files of all jobs below the folder of all logs, of every daemon."""
+    """The log files of all jobs below the directory of all logs, of every daemon."""
     return (path for path in logs.glob("*/*/log*") if path.is_file())
 
 
 def attempt_lines(file: Path) -> dict[tuple[int, int], list[str]]:
-    """The lines of each attempt in the log file of a job, by element and attempt, without these two.
+    """The lines of each attempt in the log file of a job, by element and attempt, without these two words.
 
-    Half lines, as a daemon that was killed may leave them, are passed over. A file that is not there yet has no lines.
+    Incomplete lines, as a killed daemon may leave them, are skipped. A missing file has no lines.
     """
     found: dict[tuple[int, int], list[str]] = {}
     text = file.read_text("utf-8", "surrogateescape") if file.exists() else ""

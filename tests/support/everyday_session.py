@@ -1,8 +1,8 @@
-"""The everyday session: what twelve commands that every user runs do, against a server of any make.
+"""The everyday session: twelve commands that every user runs, against any server.
 
-Each command is the job that ``pdm`` submits for it, sent to a real daemon by REST: to start ``pdm`` for each would cost
-more than all the rest. Nothing here looks at the disk of the server under test: what is there is asked for by LIST jobs
-and proven by bringing it back. So the same session runs against any protocol.
+Each command is the job that ``pdm`` would submit, sent to a real daemon by REST: starting ``pdm`` for each would take
+longer than the rest. Nothing here reads the disk of the server under test: LIST jobs show its content, and copying it
+back verifies it. So the same session runs against any protocol.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attrs import frozen
 from pdm.testgrid.processes import GridError
 from pdm.testgrid.service import TestService
 
-#: Names that are legal at every storage and that servers have mistaken: blanks, per cent signs, non-ASCII letters.
+#: Names that every storage allows and that servers have mistaken: blanks, per cent signs, non-ASCII letters.
 TREE: Mapping[str, bytes] = {
     "data.bin": bytes(range(256)) * 5000,
     "empty file": b"",
@@ -28,7 +28,7 @@ TREE: Mapping[str, bytes] = {
     "many/2": b"22",
     "many/3": b"333",
 }
-#: A job lasts no longer than this; at a server that hangs the step fails with what the service says of the job.
+#: Timeout of a job; at a server that hangs, the step fails with the job's error.
 JOB_TIMEOUT_S = 60.0
 _LONGEST_DETAIL = 600
 _LISTED_TYPES = ("file", "directory")
@@ -41,7 +41,7 @@ class SessionEnd:
     Attributes:
         site: number of the site.
         protocol: by which the site is read.
-        path: folder at the site that exists and that the session may fill.
+        path: directory at the site that exists and that the session may fill.
     """
 
     site: int
@@ -49,16 +49,16 @@ class SessionEnd:
     path: str
 
     def at(self, below: str = "") -> str:
-        """The path at the site of what is below the folder."""
+        """The path at the site of what is below the directory."""
         return f"{self.path.rstrip('/')}/{below}".rstrip("/") or "/"
 
 
 class Step(NamedTuple):
-    """What became of one command.
+    """Result of one command.
 
     Attributes:
         name: of the step.
-        ok: whether the command ended well, and what is there is what should be there.
+        ok: whether the command succeeded with the expected result.
         detail: what was wrong; empty if nothing was.
     """
 
@@ -68,7 +68,7 @@ class Step(NamedTuple):
 
 
 class _StepError(Exception):
-    """The step is not what it should be."""
+    """The result of the step is wrong."""
 
 
 def everyday_session(
@@ -76,7 +76,7 @@ def everyday_session(
     user: str,
     remote: SessionEnd,
     local: SessionEnd,
-    local_folder: Path,
+    local_directory: Path,
     tree: Mapping[str, bytes] = TREE,
     give: Callable[[Path], object] = lambda _: None,
 ) -> list[Step]:
@@ -86,15 +86,15 @@ def everyday_session(
         service: a daemon that knows both sites.
         user: of the daemon, who submits the jobs.
         remote: the site under test.
-        local: a site of this machine, a FILE or an SSH site, which is the other end of the copies.
-        local_folder: the same folder as ``local.path``, on disk.
+        local: a site of this machine, a FILE or an SSH site, as the other end of the copies.
+        local_directory: the same directory as ``local.path``, on disk.
         tree: relative path → content of the files that are copied.
-        give: lets the account of the local site own a folder of the disk.
+        give: changes the owner of a directory to the account of the local site.
 
     Returns:
-        The steps in their order, always twelve.
+        The steps in order, always twelve.
     """
-    session = _Session(service, user, remote, local, local_folder, tree, give)
+    session = _Session(service, user, remote, local, local_directory, tree, give)
     return [_step(name, action) for name, action in session.steps()]
 
 
@@ -118,7 +118,7 @@ class _Session:
         user: str,
         remote: SessionEnd,
         local: SessionEnd,
-        local_folder: Path,
+        local_directory: Path,
         tree: Mapping[str, bytes],
         give: Callable[[Path], object],
     ) -> None:
@@ -126,17 +126,17 @@ class _Session:
         self._user = user
         self._remote = remote
         self._local = local
-        self._folder = local_folder
+        self._directory = local_directory
         self._tree = dict(tree)
         self._give = give
-        self._source = local_folder / "source"
+        self._source = local_directory / "source"
 
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
         for path, content in self._tree.items():
             (self._source / path).parent.mkdir(parents=True, exist_ok=True)
             (self._source / path).write_bytes(content)
-        (self._source / "empty folder").mkdir()
-        self._give(self._folder)
+        (self._source / "empty directory").mkdir()
+        self._give(self._directory)
         return [
             ("mkdir -p", self._make_parents),
             ("cp file", self._copy_file),
@@ -156,7 +156,7 @@ class _Session:
 
     def _make_parents(self) -> None:
         self._make("a/b c/d")
-        # The second time it is there, and that is fine.
+        # The second time the directory exists, which is no error.
         self._make("a/b c/d")
         self._expect("a", {"b c": None, "b c/d": None})
 
@@ -176,7 +176,7 @@ class _Session:
 
     def _overwrite(self) -> None:
         name, content = next(iter(self._tree.items()))
-        # As long as before: only the bytes tell whether it was overwritten, and `_copy_back` compares them.
+        # The same length: only the bytes show whether it was overwritten, and `_copy_back` compares them.
         self._tree[name] = content[::-1]
         (self._source / name).write_bytes(self._tree[name])
         try:
@@ -221,17 +221,17 @@ class _Session:
     def _remove_tree(self) -> None:
         for name in ("moved tree", "tree", "a"):
             self._remove(name, recursive=True)
-        # Nothing is left, no temporary file either.
+        # Nothing is left, not even a temporary file.
         self._expect("", {})
 
     # -- what should be there
 
     def _sizes(self) -> dict[str, int | None]:
-        """Relative path → size of all that is in the tree; None for folders."""
-        found: dict[str, int | None] = {"empty folder": None}
+        """Relative path → size of all entries of the tree; None for directories."""
+        found: dict[str, int | None] = {"empty directory": None}
         for path, content in self._tree.items():
             found[path] = len(content)
-            found.update((str(folder), None) for folder in Path(path).parents if str(folder) != ".")
+            found.update((str(directory), None) for directory in Path(path).parents if str(directory) != ".")
         return found
 
     def _one_file(self) -> dict[str, int | None]:
@@ -242,7 +242,7 @@ class _Session:
         found = self._listed(path)
         if found != wanted:
             missing, more = wanted.items() - found.items(), found.items() - wanted.items()
-            raise _StepError(f"{path or 'the folder'} has {sorted(more)[:5]} and should have {sorted(missing)[:5]}")
+            raise _StepError(f"{path or 'the directory'} has {sorted(more)[:5]} and should have {sorted(missing)[:5]}")
 
     def _expect_nothing(self, path: str) -> None:
         try:
@@ -256,20 +256,21 @@ class _Session:
     def _listed(self, path: str) -> dict[str, int | None]:
         job = self._run("list", self._remote, path)
         (output,) = self._get(f"/jobs/{job['id']}/output")
-        folders: dict[str, list[dict[str, Any]]] = output["entries"]
-        # The keys are paths at the site; the shortest is the listed folder itself, whatever the site calls it.
-        top = min(folders, key=len, default="").rstrip("/")
+        directories: dict[str, list[dict[str, Any]]] = output["entries"]
+        # The keys are paths at the site; the shortest is the listed directory itself, whatever its name at the site
+        # is.
+        top = min(directories, key=len, default="").rstrip("/")
         found: dict[str, int | None] = {}
-        for folder, entries in folders.items():
+        for directory, entries in directories.items():
             for entry in entries:
                 if entry["type"] not in _LISTED_TYPES:
                     raise _StepError(f"{entry['name']} is listed as {entry['type']}")
-                below = f"{folder.rstrip('/')}/{entry['name']}"[len(top) + 1 :]
+                below = f"{directory.rstrip('/')}/{entry['name']}"[len(top) + 1 :]
                 found[below] = entry["size"] if entry["type"] == "file" else None
         return found
 
     def _compare(self, name: str) -> None:
-        back = self._folder / name
+        back = self._directory / name
         found = {os.path.relpath(path, back): path.read_bytes() if path.is_file() else None for path in back.rglob("*")}
         wanted: dict[str, bytes | None] = {path: self._tree.get(path) for path in self._sizes()}
         if found != wanted:
@@ -293,7 +294,7 @@ class _Session:
         self._run("remove", self._remote, path, extra_opts=options)
 
     def _run(self, type_: str, end: SessionEnd, path: str, **fields: object) -> dict[str, Any]:
-        """Submit a job and wait for its end; `_StepError` if it is not DONE, with what failed."""
+        """Submit a job and wait for its end; `_StepError` with the failures if it is not DONE."""
         where = {"src_siteid": end.site, "src_filepath": end.at(path), "protocol": end.protocol}
         try:
             submitted = self._service.submit(self._user, type_, **where, **fields)
@@ -315,5 +316,5 @@ class _Session:
         return found
 
 
-def _below(folder: str, entries: Mapping[str, int | None]) -> dict[str, int | None]:
-    return {f"{folder}/{path}": size for path, size in entries.items()}
+def _below(directory: str, entries: Mapping[str, int | None]) -> dict[str, int | None]:
+    return {f"{directory}/{path}": size for path, size in entries.items()}

@@ -1,4 +1,4 @@
-"""Certificates that nobody should sign: of others' subjects, proxies of odd kinds, authorities below others."""
+"""Certificates that no authority should sign: of others' subjects, odd proxies, authorities below others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pdm.workqueue.certificates.authority import Authority, Credential
 from pdm.workqueue.certificates.names import parse_dn
 from pdm.workqueue.certificates.proxies import PROXY_CERT_INFO, key_usage
 
-#: ProxyCertInfo: "inherit all", "independent", a policy of somebody's own, the same with a path length of 0, nonsense.
+#: ProxyCertInfo: "inherit all", "independent", an unknown policy, the same with a path length of 0, invalid.
 INHERIT_ALL = bytes.fromhex("300c300a06082b06010505071501")
 INDEPENDENT = bytes.fromhex("300c300a06082b06010505071502")
 UNKNOWN_POLICY = bytes.fromhex("3011300f06082b060105050715630403616263")
@@ -29,7 +29,7 @@ def certified(
     key: rsa.RSAPrivateKey | None = None,
     **validity: Any,
 ) -> Credential:
-    """Sign whatever subject with whatever extensions; all share one key, for making keys is what takes the time."""
+    """Sign any subject with any extensions; all share one key, because generating keys takes long."""
     if not _KEYS:
         _KEYS.append(rsa.generate_private_key(65537, 2048))
     own = key or _KEYS[0]
@@ -53,7 +53,7 @@ def certified(
 
 
 def as_authority(credential: Credential) -> Authority:
-    """An authority's certificate that `certified` has signed, for signing with it."""
+    """An authority's certificate that `certified` has signed, to sign with."""
     return Authority(credential.certificate, credential.key, credential.chain)
 
 

@@ -1,4 +1,4 @@
-"""A server that speaks XRootD's protocol, asks for no login, and answers as it is told."""
+"""A server for XRootD's protocol without logins, whose answers the test provides."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def elsewhere(url: bytes) -> tuple[int, bytes]:
 
 
 def status(kind: int, size: int) -> tuple[int, bytes]:
-    """What a stat says: 2 is a folder, 0 a file."""
+    """The body of a stat: 2 is a directory, 0 a file."""
     return OK, b"1 %d %d 1000000000\0" % (size, kind | 16)
 
 
 def error(number: int) -> tuple[int, bytes]:
-    """A refusal."""
+    """An error response."""
     return ERROR, struct.pack(">I", number) + b"refused\0"
 
 

@@ -1,4 +1,4 @@
-"""What our small servers share: a free port of loopback, a thread, TLS, and a daemon that knows them as sites."""
+"""Parts of our small servers: a free port of loopback, a thread, TLS, and a daemon that has them as sites."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdm.testgrid.storages import TestStorages
 
 
 class LoopbackServer:
-    """A server that runs in a thread while its context lasts.
+    """A server that runs in a thread within its context.
 
     Args:
         server: bound to its port.
@@ -45,7 +45,7 @@ class LoopbackServer:
 
 
 class HttpHandler(http.server.BaseHTTPRequestHandler):
-    """Hands all methods to one function, and says nothing on standard error."""
+    """Passes all methods to one function, and writes nothing to standard error."""
 
     protocol_version = "HTTP/1.1"
 
@@ -64,7 +64,7 @@ class HttpHandler(http.server.BaseHTTPRequestHandler):
 def tls_server(
     handler: type[HttpHandler], context: ssl.SSLContext, *, handshake_in_thread: bool = False
 ) -> http.server.ThreadingHTTPServer:
-    """An HTTPS server on a free port; with ``handshake_in_thread`` a bad handshake is its own connection's trouble."""
+    """An HTTPS server on a free port; with ``handshake_in_thread`` a failed handshake affects only its connection."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.socket = context.wrap_socket(
         server.socket, server_side=True, do_handshake_on_connect=not handshake_in_thread, suppress_ragged_eofs=True
@@ -73,7 +73,7 @@ def tls_server(
 
 
 def service_of(storages: TestStorages, directory: Path, sites: str, **settings: Mapping[str, str]) -> TestService:
-    """A daemon, not started, for alice of the storages: it trusts their authority, and has the sites that are told."""
+    """A daemon, not started, for alice: it trusts the storages' authority, and has the given sites."""
     credentials = storages.credentials
     assert credentials is not None
     alice = credentials.users["alice"]

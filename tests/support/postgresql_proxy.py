@@ -1,4 +1,4 @@
-"""A TCP proxy before a PostgreSQL server that loses answers, or goes silent, as it is told."""
+"""A TCP proxy for a PostgreSQL server that loses responses, or stops forwarding, on demand."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-#: Its major version.
+#: Major version of the protocol.
 _PROTOCOL = 3
 
 
 class PostgresqlProxy:
-    """Carries the connections of one test.
+    """Forwards the connections of one test.
 
     Attributes:
         url: of the database behind it.
-        cut_commits: of so many COMMITs from now on the answer is lost: the server has committed, the connection ends.
+        cut_commits: number of further COMMITs whose response is lost: the server commits, the connection is closed.
         only_after: a COMMIT counts only if its connection has sent these bytes since the last one.
-        frozen: nothing goes through in either direction; the connections stay open.
-        lost: answers so far.
+        frozen: nothing is forwarded in either direction; the connections stay open.
+        lost: number of lost responses.
     """
 
     def __init__(self, url: sa.URL) -> None:
@@ -99,7 +99,7 @@ class PostgresqlProxy:
 
 
 class _Statements:
-    """What a client of the frontend protocol has carried out, as text; what it has prepared is remembered."""
+    """Statements of a client of the frontend protocol as text, prepared ones included."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -109,7 +109,7 @@ class _Statements:
     def said(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
         while True:
-            # A message: its letter (not in those before the session has begun), its length, its content.
+            # A message: its letter (none before the session has begun), its length, its content.
             head = 5 if self._started else 4
             if len(self._buffer) < head:
                 return
@@ -119,7 +119,7 @@ class _Statements:
             letter, content = self._buffer[: head - 4], self._buffer[head:end]
             self._buffer = self._buffer[end:]
             if not self._started:
-                # Requests for TLS or GSSAPI come before.
+                # Requests for TLS or GSSAPI come first.
                 self._started = int.from_bytes(content[:4]) >> 16 == _PROTOCOL
             elif letter == b"Q":
                 yield content.rstrip(b"\0")
@@ -132,7 +132,7 @@ class _Statements:
 
 @contextlib.contextmanager
 def postgresql_proxy(url: sa.URL) -> Iterator[PostgresqlProxy]:
-    """A proxy before the server of a URL, which listens on a Unix socket."""
+    """A proxy for the server of a URL, which listens on a Unix socket."""
     proxy = PostgresqlProxy(url)
     try:
         yield proxy

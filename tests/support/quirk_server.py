@@ -1,4 +1,4 @@
-"""A small WebDAV server over TLS that does what no packaged server does on demand: refuse, fold names, hang up."""
+"""A small WebDAV server over TLS with the quirks of real servers on demand: refuse, fold names, close connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
 
 class Request(NamedTuple):
-    """A request that came; the path is decoded and keeps its slash."""
+    """A received request; the path is decoded and keeps its slash."""
 
     method: str
     path: bytes
@@ -22,14 +22,14 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What the server answers; a status of 0 closes the connection without a word."""
+    """A response; a status of 0 closes the connection instead."""
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = {}
 
 
-#: Answers a request in place of the server; None leaves it to the server.
+#: Answers a request instead of the server; None leaves it to the server.
 Rule = Callable[[Request], Reply | None]
 
 
@@ -47,15 +47,15 @@ class QuirkServer(LoopbackServer):
         key: of the certificate.
 
     Attributes:
-        tree: path without a slash at its end → content; None for a folder.
-        rules: asked in turn before the server answers by itself.
-        name_of: what a name is stored and found under.
-        written: how a resource is written into a multistatus: href, content.
+        tree: path without a slash at its end → content; None for a directory.
+        rules: called in turn before the server answers itself.
+        name_of: returns the name under which a name is stored and found.
+        written: writes a resource of a multistatus: href, content.
         seen: all requests.
         server: its ``Server`` header.
-        hangs_up: whether it ends each connection after an answer, without having said so.
-        ignores_expect: whether it says nothing before it has the bytes.
-        most_read: bytes of a body that are read before a rule's reply ends the connection; None for all.
+        hangs_up: whether it closes each connection after a response, without announcing it.
+        ignores_expect: whether it sends no ``100 Continue``.
+        most_read: bytes of a body that are read before a rule's response closes the connection; None for all.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
@@ -66,7 +66,7 @@ class QuirkServer(LoopbackServer):
                 outer._serve(self)
 
             def handle_expect_100(self) -> bool:
-                # The rules are asked before the bytes are: a refusal comes in place of the word that they may come.
+                # Rules are called before the body is read: an error replaces ``100 Continue``.
                 if outer._ruled(self) is None and not outer.ignores_expect:
                     self.send_response_only(100)
                     self.end_headers()
@@ -88,7 +88,7 @@ class QuirkServer(LoopbackServer):
         self.most_read: int | None = None
 
     def methods(self, path: bytes = b"") -> list[str]:
-        """Of the requests that came for paths that begin so."""
+        """Methods of the requests for paths with this prefix."""
         return [request.method for request in self.seen if request.path.startswith(path)]
 
     def _ruled(self, handler: http.server.BaseHTTPRequestHandler) -> Reply | None:
@@ -107,7 +107,7 @@ class QuirkServer(LoopbackServer):
                 length, handler.close_connection = self.most_read, True
             body = handler.rfile.read(length)
         else:
-            # Its bytes were never sent.
+            # The body was never sent.
             handler.close_connection = True
         reply = reply or self._own(request, body)
         if reply.status == 0:
@@ -121,7 +121,7 @@ class QuirkServer(LoopbackServer):
             handler.send_header("Content-Length", str(len(reply.body)))
         handler.end_headers()
         if request.method != "HEAD":
-            # A client may have heard enough.
+            # A client may close the connection early.
             with contextlib.suppress(OSError):
                 handler.wfile.write(reply.body)
         handler.close_connection = handler.close_connection or self.hangs_up
@@ -175,7 +175,7 @@ def _request(handler: http.server.BaseHTTPRequestHandler) -> Request:
 
 
 def written(path: bytes, content: bytes | None) -> bytes:
-    """A response of a multistatus as most servers write it."""
+    """A response element of a multistatus in the usual form."""
     if content is None:
         href, properties = quote_from_bytes(path) + "/", "<D:resourcetype><D:collection/></D:resourcetype>"
     else:

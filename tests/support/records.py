@@ -1,4 +1,4 @@
-"""Records of jobs and elements as the database gives them, jobs as they are submitted, and verdicts."""
+"""Records of jobs and elements as the database returns them, new jobs, and verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def job_record(**changes: Any) -> JobRecord:
-    """A COPY from ``/a`` at site 1 to ``/b`` at site 2 that runs."""
+    """A running COPY from ``/a`` at site 1 to ``/b`` at site 2."""
     record = JobRecord(
         id=1,
         user_id=1,
@@ -42,7 +42,7 @@ def job_record(**changes: Any) -> JobRecord:
 
 
 def element_record(**changes: Any) -> ElementRecord:
-    """A file of `job_record` that is copied, for the first time."""
+    """A file of `job_record` in its first attempt."""
     record = ElementRecord(
         job_id=1,
         id=1,
@@ -87,5 +87,5 @@ def new_job(user: int, type_: JobType = JobType.MKDIR, **changes: Any) -> NewJob
 
 
 def verdict(token: ClaimToken, status: JobStatus = JobStatus.DONE, at: datetime = NOW, **more: Any) -> Verdict:
-    """How an attempt ended that began at a moment and took two seconds."""
+    """A verdict of an attempt of two seconds."""
     return Verdict(token, status, at, at + timedelta(seconds=2), **more)

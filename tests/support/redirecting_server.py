@@ -1,4 +1,4 @@
-"""A small WebDAV server over TLS that can send its clients elsewhere, as those of dCache and EOS do for bytes."""
+"""A small WebDAV server over TLS that can redirect transfers, like dCache and EOS."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from tests.support.loopback import HttpHandler, LoopbackServer, tls_server
 
-_FOLDERS = ("/folder", "/bad")
+_DIRECTORIES = ("/directory", "/bad")
 
 
 class Seen(NamedTuple):
-    """A request that came."""
+    """A received request."""
 
     method: str
     path: str
@@ -28,14 +28,14 @@ class RedirectingServer(LoopbackServer):
     Args:
         certificate: of the host.
         key: of the certificate.
-        trust: folder of authorities for certificates of clients, which it asks for.
+        trust: directory of authorities for client certificates, which it requests.
 
     Attributes:
         files: path → content.
-        elsewhere: method → what the ``Location`` of its answer is put together of: this, and the path.
+        elsewhere: method → prefix of the ``Location`` in its response; the path follows.
         seen: all requests.
-        broken: what paths of PUT begin with → the status that answers them; 0 ends the connection instead.
-        wants_first: whether it says that it wants the bytes of a file, where it is asked.
+        broken: prefix of paths of PUT → status of the response; 0 closes the connection instead.
+        wants_first: whether it sends ``100 Continue`` if the client expects it.
     """
 
     def __init__(self, certificate: Path, key: Path, trust: Path) -> None:
@@ -51,7 +51,7 @@ class RedirectingServer(LoopbackServer):
                 outer._serve(self)
 
             def handle_expect_100(self) -> bool:
-                # A redirect comes in place of the word that the bytes may come.
+                # A redirect replaces ``100 Continue``.
                 if outer.wants_first and self.command not in outer.elsewhere:
                     self.send_response_only(100)
                     self.end_headers()
@@ -69,7 +69,7 @@ class RedirectingServer(LoopbackServer):
         certificate = bool(request.connection.getpeercert())
         self.seen.append(Seen(method, request.path, request.headers["Authorization"], certificate))
         if method in self.elsewhere:
-            # The bytes are not read, as at a door that keeps none: the connection is of no more use.
+            # The body is not read, like in servers that redirect: the connection cannot be reused.
             request.close_connection = True
             _answer(request, 307, Location=self.elsewhere[method] + path)
         elif method == "PUT" and (failing := [self.broken[each] for each in self.broken if path.startswith(each)]):
@@ -80,8 +80,8 @@ class RedirectingServer(LoopbackServer):
         elif method == "PUT":
             self.files[path] = request.rfile.read(int(request.headers["Content-Length"]))
             _answer(request, 201)
-        elif method == "PROPFIND" and (path in self.files or path in _FOLDERS):
-            kind = "<D:collection/>" if path in _FOLDERS else ""
+        elif method == "PROPFIND" and (path in self.files or path in _DIRECTORIES):
+            kind = "<D:collection/>" if path in _DIRECTORIES else ""
             size = len(self.files.get(path, b""))
             _answer(
                 request,

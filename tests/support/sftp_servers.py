@@ -1,7 +1,7 @@
 """SFTP servers of many makes, each from its package, on free ports of loopback.
 
-Each serves one account of the machine and one folder of the disk. Those that need a home of their own for the account,
-or a folder that only root may reach, are started in a mount namespace, so that nothing of the machine is changed.
+Each serves one account of the machine and one directory of the disk. Those that need a home of their own for the
+account, or a directory that only root may reach, are started in a mount namespace: the machine stays unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pdm.testgrid.storage_servers import ServerProcess, make_key
 
 _SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 _ASYNCSSH = Path(__file__).with_name("asyncssh_server.py")
-#: A folder of root below folders of root, as sshd wants for a chroot; only the namespace of the server sees it filled.
+#: A directory of root below directories of root, as sshd requires for a chroot; mounted in the server's namespace only.
 _JAIL = "/media"
 _CHATTY = "echo 'Welcome to the cluster!'; module load defaults 2>/dev/null;"
 
@@ -27,24 +27,24 @@ class SftpMake(ServerProcess):
     """A server of one make.
 
     Args:
-        folder: for keys and configurations of all servers; accounts can enter it.
+        directory: for keys and configurations of all servers; accounts can enter it.
         name: of the server.
         account: local account that sessions become; None for the caller's.
 
     Attributes:
-        disk: the folder that it serves.
+        disk: the directory that it serves.
     """
 
-    #: Whether only root can start it as it is meant.
+    #: Whether only root can start it as intended.
     needs_root = False
     #: Programs that it needs.
     programs: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, name: str, account: str | None) -> None:
-        super().__init__(folder, name)
+    def __init__(self, directory: Path, name: str, account: str | None) -> None:
+        super().__init__(directory, name)
         self.user = account or pwd.getpwuid(os.geteuid()).pw_name
-        self.client_key = folder / "id_ed25519"
-        self.own = folder / name
+        self.client_key = directory / "id_ed25519"
+        self.own = directory / name
         self.disk = self.own / "disk"
         self._host_key = self.own / "host_ed25519"
         self._authorized = self.own / "authorized_keys"
@@ -66,7 +66,7 @@ class SftpMake(ServerProcess):
 
     @property
     def known_host(self) -> str:
-        """The line of a file of known hosts."""
+        """Its line for a known_hosts file."""
         kind, key, *_ = self._host_key.with_suffix(".pub").read_text().split()
         return f"[localhost]:{self.port} {kind} {key}\n"
 
@@ -77,7 +77,7 @@ class SftpMake(ServerProcess):
                 os.chown(path, who.pw_uid, who.pw_gid)
 
     def _account(self) -> tuple[int, int] | None:
-        """For servers that are one account from the start; they read their key as that account."""
+        """For servers that run as one account; they read their key as that account."""
         if os.geteuid() != 0:
             return None
         self._give(self._host_key)
@@ -85,7 +85,7 @@ class SftpMake(ServerProcess):
         return who.pw_uid, who.pw_gid
 
     def _in_namespace(self, mounts: Sequence[tuple[Path, str]], command: Sequence[str]) -> list[str]:
-        """The command, run where folders or files are mounted over others."""
+        """The command in a namespace with directories or files mounted over others."""
         script = "".join(f'mount --bind "{source}" "{target}" && ' for source, target in mounts) + 'exec "$@"'
         return [str(program_path("unshare")), "--mount", "sh", "-c", script, "sh", *command]
 
@@ -113,13 +113,13 @@ class OpenSsh(SftpMake):
 
 
 class OpenSshChroot(OpenSsh):
-    """As for accounts that may do SFTP alone: chroot, forced internal-sftp, a banner."""
+    """As for SFTP-only accounts: chroot, forced internal-sftp, a banner."""
 
     programs = ("sshd", "unshare")
     needs_root = True
 
-    def __init__(self, folder: Path, name: str, account: str | None) -> None:
-        super().__init__(folder, name, account)
+    def __init__(self, directory: Path, name: str, account: str | None) -> None:
+        super().__init__(directory, name, account)
         (self.own / "jail" / "data").mkdir(parents=True)
         self.disk = self.own / "jail" / "data"
         self._give(self.disk)
@@ -141,7 +141,7 @@ class OpenSshShell(OpenSsh):
 
 
 class OpenSshNoisy(OpenSsh):
-    """A start-up file of the account's shell that prints, as ~/.bashrc of many clusters."""
+    """A start-up file of the account's shell that prints, like ~/.bashrc of many clusters."""
 
     programs = ("sshd", "unshare", "bash")
     needs_root = True
@@ -155,7 +155,7 @@ class OpenSshNoisy(OpenSsh):
 
 
 class OpenSshForced(OpenSsh):
-    """A ForceCommand that is no SFTP: a program that greets and ends."""
+    """A ForceCommand that is no SFTP server: it prints a greeting and ends."""
 
     lines = "ForceCommand echo 'This account is for git only.'\n"
 
@@ -227,7 +227,7 @@ class ProFtpd(SftpMake):
 
 
 class Rclone(SftpMake):
-    """``rclone serve sftp``; its root is the folder that it serves."""
+    """``rclone serve sftp``; its root is the directory that it serves."""
 
     programs = ("rclone",)
 
@@ -244,23 +244,23 @@ class Rclone(SftpMake):
         self._give(cache)
         where = ["--addr", f"127.0.0.1:{self.port}", "--key", str(self._host_key)]
         files = ["--authorized-keys", str(self._authorized), "--config", "/dev/null", "--cache-dir", str(cache)]
-        # What tests put on the disk is seen at once, not after the usual five minutes.
+        # Files that tests write are visible at once, not after the usual five minutes.
         options = ["--dir-cache-time", "0s"]
         return [str(program_path("rclone")), "serve", "sftp", *where, *files, *options, str(self.disk)]
 
 
 class AsyncSsh(SftpMake):
-    """AsyncSSH, with the quirks that an account is named for."""
+    """AsyncSSH, with the quirks that the account's name selects."""
 
     def command(self) -> Sequence[str]:
         keys = ["--host-key", str(self._host_key), "--authorized", str(self._authorized)]
-        # It becomes the account by itself: that account may not be able to start this interpreter.
+        # It changes to the account itself, because the account may not be able to start this interpreter.
         self._give(self._host_key)
         account = ["--account", self.user] if os.geteuid() == 0 else []
         return [sys.executable, str(_ASYNCSSH), "--port", str(self.port), *keys, *account]
 
 
-#: What the everyday session is held against.
+#: Makes that the everyday session runs against.
 MAKES: dict[str, type[SftpMake]] = {
     "openssh-chroot": OpenSshChroot,
     "openssh-shell": OpenSshShell,
@@ -271,13 +271,13 @@ MAKES: dict[str, type[SftpMake]] = {
 }
 
 
-def _etc(folder: Path, user: str, home: Path, shell: str) -> Path:
+def _etc(directory: Path, user: str, home: Path, shell: str) -> Path:
     """A copy of ``/etc`` in which one account has another home and shell.
 
-    Of the folder, not of ``passwd`` alone: where another test adds an account, that file is replaced, and whatever is
-    mounted over it is gone.
+    A copy of the directory, not of ``passwd`` alone: when another test adds an account, that file is replaced, and the
+    mount over it is lost.
     """
-    copy = folder / "etc"
+    copy = directory / "etc"
     if copy.exists():
         shutil.rmtree(copy)
     shutil.copytree("/etc", copy, symlinks=True)
@@ -292,7 +292,7 @@ def _etc(folder: Path, user: str, home: Path, shell: str) -> Path:
 
 
 def _rfc4716(key: Path, public: Path) -> None:
-    """The public key as ProFTPD reads it."""
+    """The public key in the format of ProFTPD."""
     kind, text, *_ = key.with_suffix(".pub").read_text().split()
     assert kind
     folded = "\n".join(text[start : start + 70] for start in range(0, len(text), 70))

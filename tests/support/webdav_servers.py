@@ -1,6 +1,6 @@
-"""WebDAV servers of other makes, each on a free port of loopback with TLS, on the folder of one site.
+"""WebDAV servers of other makes, each on a free port of loopback with TLS, for the directory of one site.
 
-All present the test grid's host certificate. Started by root they run as a local account, so that permissions are real.
+All present the test grid's host certificate. If started by root they run as a local account, so that permissions apply.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _APACHE_MODULES = (
 
 
 class WebDavServer(ServerProcess):
-    """``https://localhost:PORT``; paths at it begin in the exported folder.
+    """``https://localhost:PORT``; paths at it begin in the exported directory.
 
     Args:
-        folder: of all servers; accounts must be able to enter it.
+        directory: of all servers; accounts must be able to enter it.
         name: of the server.
-        exported: the folder that it serves.
+        exported: the directory that it serves.
         credentials: whose host certificate it has.
         account: local account that it runs as.
     """
 
-    #: Programs without which it cannot run.
+    #: Required programs.
     programs: tuple[str, ...] = ()
 
     def __init__(
-        self, folder: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
+        self, directory: Path, name: str, exported: Path, credentials: GridCredentials, account: str | None = None
     ) -> None:
-        super().__init__(folder, name, account)
+        super().__init__(directory, name, account)
         self.exported = exported
         self.credentials = credentials
-        self.own = folder / name
+        self.own = directory / name
         self.own.mkdir()
         exported.mkdir(parents=True, exist_ok=True)
         host = credentials.host
@@ -65,7 +65,7 @@ class WebDavServer(ServerProcess):
         return {"HOME": str(self.own), "TMPDIR": str(self.own)}
 
     def configured(self, text: str) -> Path:
-        """The file that holds a configuration."""
+        """The path of a configuration file with this content."""
         path = self.own / "conf"
         path.write_text(text)
         path.chmod(0o644)
@@ -84,7 +84,7 @@ class ApacheServer(WebDavServer):
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         name: str,
         exported: Path,
         credentials: GridCredentials,
@@ -93,7 +93,7 @@ class ApacheServer(WebDavServer):
         more: str = "Require all granted",
         tls: bool = True,
     ) -> None:
-        super().__init__(folder, name, exported, credentials, account)
+        super().__init__(directory, name, exported, credentials, account)
         self.more = more
         self._tls = tls
 
@@ -131,8 +131,8 @@ AllowEncodedSlashes NoDecode
         return ["/usr/sbin/apache2", "-f", str(configuration), "-DFOREGROUND"]
 
 
-#: Requests need a client certificate, which Apache asks for when it has read the path: TLS 1.3 does so after the
-#: handshake. mod_ssl takes no proxy for one, only the user's own certificate.
+#: Requests need a client certificate, which Apache requests after it has read the path, in TLS 1.3 after the
+#: handshake. mod_ssl accepts no proxy for this, only the user's own certificate.
 APACHE_CLIENT_CERTIFICATE = """SSLVerifyClient optional_no_ca
   Require expr "%{SSL_CLIENT_S_DN} =~ /alice/\""""
 
@@ -149,7 +149,7 @@ class NginxServer(WebDavServer):
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         name: str,
         exported: Path,
         credentials: GridCredentials,
@@ -158,7 +158,7 @@ class NginxServer(WebDavServer):
         more: str = "",
         backend: WebDavServer | None = None,
     ) -> None:
-        super().__init__(folder, name, exported, credentials, account)
+        super().__init__(directory, name, exported, credentials, account)
         self.more = more
         self._backend = backend
 
@@ -210,7 +210,7 @@ http {{
 
 
 class LighttpdServer(WebDavServer):
-    """lighttpd with mod_webdav, without TLS: for a proxy before it."""
+    """lighttpd with mod_webdav, without TLS: for use behind a proxy."""
 
     programs = ("lighttpd",)
 
@@ -230,7 +230,7 @@ webdav.sqlite-db-name = "{self.own}/webdav.db"
 
 
 class RcloneServer(WebDavServer):
-    """``rclone serve webdav`` of a local folder."""
+    """``rclone serve webdav`` of a local directory."""
 
     programs = ("rclone",)
 
@@ -244,7 +244,7 @@ class RcloneServer(WebDavServer):
 
 
 class _PythonServer(WebDavServer):
-    """One that runs under the interpreter of the tests, which the account may not be able to reach: as the caller."""
+    """Runs under the tests' interpreter, which the account may not be able to reach, so as the caller."""
 
     def account(self) -> tuple[int, int] | None:
         return None
@@ -287,24 +287,24 @@ class CopypartyServer(_PythonServer):
         ]
 
 
-#: make → what starts one.
+#: make → constructor.
 MAKES = ("apache", "nginx", "proxy", "lighttpd", "rclone", "wsgidav", "copyparty")
 
 
 def webdav_server(
-    make: str, folder: Path, exported: Path, credentials: GridCredentials, account: str | None
+    make: str, directory: Path, exported: Path, credentials: GridCredentials, account: str | None
 ) -> WebDavServer:
     """A server of a make, not started."""
     if make == "apache":
-        return ApacheServer(folder, make, exported, credentials, account)
+        return ApacheServer(directory, make, exported, credentials, account)
     if make == "nginx":
-        return NginxServer(folder, make, exported, credentials, account)
+        return NginxServer(directory, make, exported, credentials, account)
     if make in ("proxy", "lighttpd"):
         behind: WebDavServer
         if make == "proxy":
-            behind = ApacheServer(folder, f"behind-{make}", exported, credentials, account, tls=False)
+            behind = ApacheServer(directory, f"behind-{make}", exported, credentials, account, tls=False)
         else:
-            behind = LighttpdServer(folder, f"behind-{make}", exported, credentials, account)
-        return NginxServer(folder, make, exported, credentials, account, backend=behind)
+            behind = LighttpdServer(directory, f"behind-{make}", exported, credentials, account)
+        return NginxServer(directory, make, exported, credentials, account, backend=behind)
     others = {"rclone": RcloneServer, "wsgidav": WsgiDavServer, "copyparty": CopypartyServer}
-    return others[make](folder, make, exported, credentials, account)
+    return others[make](directory, make, exported, credentials, account)

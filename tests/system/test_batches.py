@@ -54,11 +54,11 @@ def log(service: TestService, job_id: int, attempt: int) -> str:
 def helpers(service: TestService) -> list[int]:
     assert service.process is not None
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == service.process.pid and b"helpers.main_dummy" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == service.process.pid and b"helpers.main_dummy" in (directory / "cmdline").read_bytes():
+                found.append(int(directory.name))
         except OSError:
             continue
     return found

@@ -92,7 +92,7 @@ def test_it_says_when_it_serves_and_stops_cleanly(service: TestService) -> None:
     assert service.stop() == 0
 
 
-def test_a_job_runs_between_local_folders(service: TestService) -> None:
+def test_a_job_runs_between_local_directories(service: TestService) -> None:
     with service.running():
         source = service.directory / "storage" / "a"
         (source / "tree" / "empty").mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_an_interpreter_without_what_helpers_import_is_found(
     assert f"No module named '{missing}'" in problem
 
 
-def test_all_that_is_wrong_is_told_at_once(unstarted: TestService) -> None:
+def test_all_errors_are_reported_at_once(unstarted: TestService) -> None:
     config = unstarted.directory / "workqueue.conf"
     set_keys(config, {"agents": {"python": "/nope"}, "credentials": {"folder": "/dev/null/credentials"}})
     for arguments in (["--check-config"], []):

@@ -98,11 +98,11 @@ def submit(service: TestService, **dummy: Any) -> int:
 def helpers(service: TestService) -> list[int]:
     assert service.process is not None
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == service.process.pid and b"workqueue.helpers." in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == service.process.pid and b"workqueue.helpers." in (directory / "cmdline").read_bytes():
+                found.append(int(directory.name))
     return found
 
 
@@ -163,7 +163,7 @@ def test_two_daemons_on_one_sqlite_file_are_refused(make: Make) -> None:
 # -- a daemon that is killed
 
 
-def test_after_a_kill_there_is_an_output_and_a_stopped_helper_keeps_nobody_out(make: Make) -> None:
+def test_after_a_kill_an_output_exists_and_a_stopped_helper_blocks_no_other(make: Make) -> None:
     service = make("instance", agents={"max_agents": "1"})
     service.start()
     job = service.submit(
@@ -230,7 +230,7 @@ def test_a_start_can_be_stopped_at_any_moment(make: Make) -> None:
     assert service.stop() == 0
     statuses = {}
     with contextlib.closing(sqlite3.connect(service.directory / "var" / "workqueue.sqlite")) as other:
-        # With the database locked the start goes on for long.
+        # With a locked database the start takes long.
         other.execute("BEGIN IMMEDIATE")
         for seconds in (1.5, 3.0):
             process = subprocess.Popen(

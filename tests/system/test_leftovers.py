@@ -18,9 +18,15 @@ def test_files_of_several_elements_go_although_those_of_another_job_cannot(tmp_p
         (storage / "a" / "tree" / name).write_text(name)
     jobs = []
     with service.running():
-        for folder in ("bad", "good"):
+        for directory in ("bad", "good"):
             job = service.submit(
-                "admin", "copy", src_siteid=1, src_filepath="tree", dst_siteid=2, dst_filepath=folder, protocol="FILE"
+                "admin",
+                "copy",
+                src_siteid=1,
+                src_filepath="tree",
+                dst_siteid=2,
+                dst_filepath=directory,
+                protocol="FILE",
             )
             jobs.append(job["id"])
             assert service.wait_for("admin", job["id"])["status"] == "DONE"

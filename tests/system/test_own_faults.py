@@ -1,4 +1,4 @@
-"""Faults of the service's own machine: they cost no attempt, ``/health`` tells of them, and work goes on afterwards."""
+"""Faults of the service's own machine: they cost no attempt, ``/health`` reports them, and work resumes afterwards."""
 
 from __future__ import annotations
 
@@ -123,15 +123,15 @@ def _stopped(url: sa.URL) -> Iterator[None]:
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     account = Path(f"/proc/{pid}").stat().st_uid
     os.kill(pid, signal.SIGINT)
-    folder = Path(str(url.query["host"]))
+    directory = Path(str(url.query["host"]))
     give_up_at = time.monotonic() + 20
-    while (folder / "data" / "postmaster.pid").exists():
+    while (directory / "data" / "postmaster.pid").exists():
         assert time.monotonic() < give_up_at
         time.sleep(0.05)
     yield
-    with (folder / "log2").open("wb") as log:
+    with (directory / "log2").open("wb") as log:
         # It is ended by `ended` below.
-        _servers.append(subprocess.Popen(arguments, stdout=log, stderr=log, user=account, cwd=folder))
+        _servers.append(subprocess.Popen(arguments, stdout=log, stderr=log, user=account, cwd=directory))
 
 
 _servers: list[subprocess.Popen[bytes]] = []
@@ -178,7 +178,7 @@ def test_a_database_that_is_away_costs_no_try_and_shows_no_sql(service: TestServ
 
 
 @as_root
-def test_full_folders_of_logs_are_told_and_work_goes_on(service: TestService) -> None:
+def test_full_log_directories_are_reported_and_work_continues(service: TestService) -> None:
     logs = service.directory / "full"
     logs.mkdir()
     set_keys(service.directory / "workqueue.conf", {"logs": {"folder": str(logs)}})

@@ -30,10 +30,10 @@ def _kill_helpers(service: TestService, over: threading.Event) -> None:
 def test_renames_of_nothing_and_directories_that_are_there_are_never_done(tmp_path: Path) -> None:
     service = TestService(tmp_path / "instance")
     service.init(queue={"first_pause": "20ms", "longest_pause": "50ms"})
-    folder = service.directory / "storage" / "a"
+    directory = service.directory / "storage" / "a"
     for number in range(_JOBS):
-        (folder / f"others{number}").write_text("somebody else's")
-        (folder / f"folder{number}").mkdir()
+        (directory / f"others{number}").write_text("somebody else's")
+        (directory / f"directory{number}").mkdir()
     with service.running():
         over = threading.Event()
         killer = threading.Thread(target=_kill_helpers, args=(service, over))
@@ -45,7 +45,7 @@ def test_renames_of_nothing_and_directories_that_are_there_are_never_done(tmp_pa
                 renamed = service.submit(
                     "admin", "rename", src_filepath=f"none{number}", dst_filepath=f"others{number}", **fields
                 )
-                made = service.submit("admin", "mkdir", src_filepath=f"folder{number}", **fields)
+                made = service.submit("admin", "mkdir", src_filepath=f"directory{number}", **fields)
                 jobs += [renamed["id"], made["id"]]
         finally:
             over.set()

@@ -1,4 +1,4 @@
-"""Work that nobody waits for."""
+"""Background tasks."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_plain_function_will_do(clock: Clock) -> None:
     assert runs == [1, 2]
 
 
-def test_stop_waits_for_the_run_that_goes_on(clock: Clock, result_of: Callable[[Any], Any]) -> None:
+def test_stop_waits_for_the_current_run(clock: Clock, result_of: Callable[[Any], Any]) -> None:
     runs = Runs()
     periodic = Periodic(clock, "sweep", 10, runs)
     periodic.start()

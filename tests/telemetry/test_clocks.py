@@ -24,7 +24,7 @@ def lines() -> Iterator[list[str]]:
     globalLogPublisher.removeObserver(observe)  # type: ignore[arg-type]
 
 
-def test_what_blocks_is_measured_and_told_of_once_a_minute(lines: list[str]) -> None:
+def test_blocking_calls_are_measured_and_logged_once_a_minute(lines: list[str]) -> None:
     clock = Clock()
     gauge = ReactorLag(clock)
     gauge.start()

@@ -228,7 +228,7 @@ def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
         log_observer(LogSettings(file=tmp_path / "missing" / "daemon.log"))
 
 
-def test_a_lost_directory_stops_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_directory_stops_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "logs"
     directory.mkdir()
     logger = Logger("test", observer=log_observer(LogSettings(file=directory / "daemon.log")))

@@ -53,7 +53,7 @@ def run(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def test_an_error_that_nobody_handled_makes_a_test_red(run: pytest.Pytester) -> None:
+def test_an_unhandled_error_fails_the_test(run: pytest.Pytester) -> None:
     run.makepyfile(test_errors=_ERRORS, test_grid=_GRID)
 
     # Tests on the grid are marked by themselves.

@@ -43,7 +43,7 @@ def greeting(connection: socket.socket) -> bytes:
     return connection.recv(4)
 
 
-def test_grid_json_tells_where_everything_is(grid: TestGrid) -> None:
+def test_grid_json_has_all_addresses(grid: TestGrid) -> None:
     told = json.loads((grid.directory / "grid.json").read_text())
 
     assert Path(told["ca_dir"]).is_dir()
@@ -87,8 +87,8 @@ def test_a_user_cannot_read_what_is_anothers(grid: TestGrid) -> None:
 @needs_root
 def test_a_given_tree_is_the_users(grid: TestGrid) -> None:
     tree = grid.sites["A"].root / "tree"
-    (tree / "folder").mkdir(parents=True)
-    (tree / "folder" / "file").touch()
+    (tree / "directory").mkdir(parents=True)
+    (tree / "directory" / "file").touch()
     (tree / "link").symlink_to("/etc/passwd")
 
     grid.give(tree, "bob")
@@ -164,8 +164,8 @@ def test_a_stopped_server_comes_back_on_its_port(grid: TestGrid) -> None:
         assert greeting(connection) == b"220 "
 
 
-def test_grids_side_by_side_do_not_meet_and_leave_nothing(grid_programs: None, open_folder: Path) -> None:
-    grids = [TestGrid(open_folder / name) for name in ("one", "two")]
+def test_grids_side_by_side_do_not_meet_and_leave_nothing(grid_programs: None, open_directory: Path) -> None:
+    grids = [TestGrid(open_directory / name) for name in ("one", "two")]
     with ThreadPoolExecutor() as threads:
         list(threads.map(TestGrid.up, grids))
     try:
@@ -187,13 +187,13 @@ def test_grids_side_by_side_do_not_meet_and_leave_nothing(grid_programs: None, o
 
 
 def test_a_grid_that_cannot_come_up_leaves_nothing(
-    grid_programs: None, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grid_programs: None, open_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "globus-gridftp-server"
     broken.write_text("#!/bin/sh\necho cannot find a library\nexit 127\n")
     broken.chmod(0o755)
     monkeypatch.setattr(processes, "_SEARCH_PATH", f"{tmp_path}:{processes._SEARCH_PATH}")
-    grid = TestGrid(open_folder / "broken")
+    grid = TestGrid(open_directory / "broken")
 
     with pytest.raises(GridError, match="server A ended at its start: cannot find a library"):
         grid.up()
@@ -222,8 +222,8 @@ def test_a_directory_with_other_things_is_left_alone(grid_programs: None, tmp_pa
 
 
 @needs_root
-def test_a_directory_that_the_accounts_cannot_enter_is_refused(grid_programs: None, open_folder: Path) -> None:
-    closed = open_folder / "closed"
+def test_a_directory_that_the_accounts_cannot_enter_is_refused(grid_programs: None, open_directory: Path) -> None:
+    closed = open_directory / "closed"
     closed.mkdir(mode=0o700)
 
     with pytest.raises(GridError, match=f"cannot enter {closed}"):
@@ -233,8 +233,8 @@ def test_a_directory_that_the_accounts_cannot_enter_is_refused(grid_programs: No
 
 
 @pytest.mark.full
-def test_files_can_be_kept(grid_programs: None, open_folder: Path) -> None:
-    grid = TestGrid(open_folder / "kept").up()
+def test_files_can_be_kept(grid_programs: None, open_directory: Path) -> None:
+    grid = TestGrid(open_directory / "kept").up()
     (grid.sites["A"].root / "file").write_text("stays")
 
     grid.down(keep_files=True)
@@ -245,7 +245,7 @@ def test_files_can_be_kept(grid_programs: None, open_folder: Path) -> None:
     assert not grid.directory.exists()
 
 
-# Nobody may be unable to read the interpreter's files, so everything is imported first.
+# The account may not be able to read the interpreter's files, so import everything first.
 _AS_NOBODY = """
 import os, sys
 from pdm.testgrid.__main__ import main
@@ -257,8 +257,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None, open_folder: Path) -> None:
-    directory = open_folder / "everybody"
+def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None, open_directory: Path) -> None:
+    directory = open_directory / "everybody"
     directory.mkdir()
     directory.chmod(0o777)
 
@@ -289,7 +289,7 @@ def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None,
     assert command("down", str(directory / "grid")).returncode == 0
 
 
-def test_the_command_tells_a_fault_in_one_line(grid: TestGrid) -> None:
+def test_the_command_reports_a_fault_in_one_line(grid: TestGrid) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pdm.testgrid", "up", str(grid.directory)],
         env={**os.environ, "PYTHONPATH": str(_ROOT)},

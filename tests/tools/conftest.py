@@ -1,4 +1,4 @@
-"""Folders on the real grid, and tools helpers that are driven directly."""
+"""Directories on the real grid, and tools helpers that are driven directly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODULE = "pdm.workqueue.helpers.main_tools"
 
 @pytest.fixture(autouse=True)
 def installed_tools(request: pytest.FixtureRequest) -> None:
-    """For tests on the grid: the tools are there."""
+    """The tools are installed; for tests on the grid."""
     if request.node.get_closest_marker("grid") is not None:
         require_tools()
 
@@ -37,7 +37,7 @@ def start_helper() -> StartHelper:
 
 @pytest.fixture
 def with_tool(grid: TestGrid, tmp_path: Path) -> Iterator[Callable[[str, str], HelperProcess]]:
-    """Starts a helper that finds a script instead of a tool; in there ``"$REAL"`` is the tool."""
+    """Starts a helper that finds a script in place of a tool; ``"$REAL"`` in the script is the tool."""
     running: list[HelperProcess] = []
 
     def start(tool: str, script: str) -> HelperProcess:

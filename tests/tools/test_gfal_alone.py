@@ -30,18 +30,18 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def anonymous(grid: TestGrid, open_folder: Path) -> Iterator[tuple[str, Path]]:
+def anonymous(grid: TestGrid, open_directory: Path) -> Iterator[tuple[str, Path]]:
     """A GridFTP server without security: of ``ftp://`` only gfal and globus-url-copy know."""
     if not owner():
-        pytest.skip("only root can be anonymous as somebody")
-    port, folder = free_port(), open_folder / "anonymous"
-    folder.mkdir()
-    grid.give(folder)
+        pytest.skip("only root can start an anonymous server as another account")
+    port, directory = free_port(), open_directory / "anonymous"
+    directory.mkdir()
+    grid.give(directory)
     account = grid.users["alice"].account
     assert account is not None
     command = ["globus-gridftp-server", "-c", "/dev/null", "-S", "-p", str(port), "-control-interface", "127.0.0.1"]
     command += ["-data-interface", "127.0.0.1", "-aa", "-anonymous-user", account, "-d", "ERROR"]
-    pid_file = open_folder / "anonymous.pid"
+    pid_file = open_directory / "anonymous.pid"
     subprocess.run([*command, "-pidfile", str(pid_file)], check=True, capture_output=True)
     give_up_at = time.monotonic() + 20
     while True:
@@ -51,17 +51,17 @@ def anonymous(grid: TestGrid, open_folder: Path) -> Iterator[tuple[str, Path]]:
         except OSError:
             assert time.monotonic() < give_up_at
             time.sleep(0.05)
-    yield f"ftp://localhost:{port}{folder}", folder
+    yield f"ftp://localhost:{port}{directory}", directory
     os.kill(int(pid_file.read_text()), 15)
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
 @pytest.mark.full
 def test_all_that_a_job_needs(grid: TestGrid, anonymous: tuple[str, Path]) -> None:
-    url, folder = anonymous
-    put(folder / "from" / "a b", b"content")
-    put(folder / "from" / "sub" / "p%41", b"more")
-    grid.give(folder)
+    url, directory = anonymous
+    put(directory / "from" / "a b", b"content")
+    put(directory / "from" / "sub" / "p%41", b"more")
+    grid.give(directory)
     with helper_as(grid) as helper:
         events = helper.list(f"{url}/from")
         found = {path: (entry.type, entry.size) for path, entry in entries(events).items() if entry.type == "file"}
@@ -75,7 +75,7 @@ def test_all_that_a_job_needs(grid: TestGrid, anonymous: tuple[str, Path]) -> No
         assert isinstance(copied[1], wire.DoneEvent) and copied[1].checksum == "ADLER32:0bcb02fc"
         assert isinstance(copied[2], wire.DoneEvent)
         assert judged(copied[3]) == "source NOT_FOUND"
-        assert tree(folder / "to") == {"x/a b": b"content", "x/p%41": b"more"}
+        assert tree(directory / "to") == {"x/a b": b"content", "x/p%41": b"more"}
         assert isinstance(helper.rename(f"{url}/to/x/a%20b", f"{url}/to/x/new"), wire.DoneEvent)
         assert judged(helper.rename(f"{url}/to/x/new", f"{url}/to/x/p%2541")) == "destination EXISTS"
         assert judged(helper.remove(wire.PathItem(1, f"{url}/to/x", directory=True))[1]) == "source NOT_EMPTY"
@@ -84,16 +84,16 @@ def test_all_that_a_job_needs(grid: TestGrid, anonymous: tuple[str, Path]) -> No
         assert isinstance(helper.remove(wire.PathItem(1, f"{url}/to/x", directory=True))[1], wire.DoneEvent)
         assert isinstance(helper.make(f"{url}/to/made")[0], wire.DoneEvent)
         assert judged(helper.make(f"{url}/to/made")[0]) == "destination EXISTS"
-        assert [path.name for path in (folder / "to").iterdir()] == ["made"]
-        put(folder / "latin" / os.fsdecode(b"\xe9"))
-        grid.give(folder)
+        assert [path.name for path in (directory / "to").iterdir()] == ["made"]
+        put(directory / "latin" / os.fsdecode(b"\xe9"))
+        grid.give(directory)
         assert judged(helper.list(f"{url}/latin")[-1]) == "source INVALID_NAME"
 
 
 @pytest.mark.full
-def test_webdav_and_xrootd(open_folder: Path) -> None:
+def test_webdav_and_xrootd(open_directory: Path) -> None:
     """gfal-copy within and between them; our own clients are the proof."""
-    with TestStorages(open_folder / "tools-storages") as storages:
+    with TestStorages(open_directory / "tools-storages") as storages:
         source = put(storages.root("A") / "file", b"x" * 3_000_000)
         for site in "AB":
             storages.give(storages.root(site))

@@ -131,7 +131,7 @@ def test_a_tool_ends_with_the_helper_even_if_that_is_killed(tmp_path: Path) -> N
     wait_until(lambda: not alive(int(pid.read_text())), 2.0)
 
 
-def test_a_tool_that_is_killed_tells_the_signal() -> None:
+def test_a_killed_tool_reports_the_signal() -> None:
     assert run(shell("kill -9 $$"))[0] == -signal.SIGKILL
 
 

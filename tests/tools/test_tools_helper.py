@@ -26,13 +26,13 @@ WithTool = Callable[[str, str], HelperProcess]
 def processes(name: str, under: int) -> list[int]:
     """Running programs of a name that a process has started."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            stat = (folder / "stat").read_text()
+            stat = (directory / "stat").read_text()
             parent = int(stat.rpartition(")")[2].split()[1])
-            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            arguments = (directory / "cmdline").read_bytes().split(b"\0")
             if parent == under and arguments[0].endswith(name.encode()):
-                found.append(int(folder.name))
+                found.append(int(directory.name))
     return found
 
 
@@ -73,7 +73,7 @@ def test_files_of_odd_names_go_by_one_process_and_each_has_its_own_lines(shared:
 
 def test_a_missing_an_unreadable_and_a_good_source_in_one_list(shared: HelperProcess, sites: Sites) -> None:
     if not owner():
-        pytest.skip("nobody else's file can be made here")
+        pytest.skip("only root can make files of other accounts")
     secret = sites.put(sites.a / "secret")
     good = sites.put(sites.a / "good")
     os.chown(secret, 0, 0)
@@ -121,7 +121,7 @@ LIES = {
 def test_only_our_own_proof_counts(lie: str, verify: str, with_tool: WithTool, sites: Sites) -> None:
     script, expected = LIES[lie]
     if verify == "size" and lie == "it damages the file":
-        pytest.skip("whoever asks for the size alone is told of the size alone")
+        pytest.skip("with verify=size only sizes are compared")
     source = sites.put(sites.a / "file", b"the content of it")
     item = sites.item(source, sites.b / "file")
     temporary = sites.b / item.temporary.rpartition("/")[2]
@@ -132,7 +132,7 @@ def test_only_our_own_proof_counts(lie: str, verify: str, with_tool: WithTool, s
 
 
 def test_the_tool_is_killed(own: HelperProcess, sites: Sites) -> None:
-    """Its file is CRASHED, as with a helper that is killed, and is worth another try; the rest of its list goes on."""
+    """Its file is CRASHED, as after a killed helper, and is retried; the rest of its list continues."""
     huge, small = sites.huge(), sites.put(sites.a / "small")
     number = own.new_id()
     items = [sites.item(huge, sites.b / "huge", 1), sites.item(small, sites.b / "small", 2)]
@@ -209,31 +209,31 @@ def test_a_full_disk(shared: HelperProcess, sites: Sites) -> None:
 
 def test_a_listing_is_put_right(shared: HelperProcess, sites: Sites) -> None:
     """gfal-ls shows links as what they lead to and pipes as files, and breaks off at a name that is not UTF-8."""
-    folder = sites.a / "tree"
-    sites.put(folder / "file")
-    sites.put(folder / "sub" / "deep")
-    (folder / "to sub").symlink_to("sub")
-    os.mkfifo(folder / "pipe")
-    events = shared.list(sites.url(folder))
+    directory = sites.a / "tree"
+    sites.put(directory / "file")
+    sites.put(directory / "sub" / "deep")
+    (directory / "to sub").symlink_to("sub")
+    os.mkfifo(directory / "pipe")
+    events = shared.list(sites.url(directory))
     kinds = {path: entry.type for path, entry in entries(events).items()}
     assert kinds == {"file": "file", "sub": "directory", "sub/deep": "file", "to%20sub": "link", "pipe": "other"}
     log = log_of(events, 0)
-    assert f"$ gfal-ls -al --time-style full-iso {sites.url(folder)}" in log
+    assert f"$ gfal-ls -al --time-style full-iso {sites.url(directory)}" in log
     assert any(line.startswith("-rw-") and line.endswith(" file\t") for line in log)
     assert any("b'to sub' is a link: gfal-ls calls it a directory" in line for line in log)
 
-    sites.put(folder / os.fsdecode(b"\xe9"))
-    sites.put(folder / "new\nline")
-    events = shared.list(sites.url(folder))
+    sites.put(directory / os.fsdecode(b"\xe9"))
+    sites.put(directory / "new\nline")
+    events = shared.list(sites.url(directory))
     assert {"%E9", "new%0Aline", "sub/deep"} <= set(entries(events))
-    assert any("gfal-ls has broken off" in line for line in log_of(events, 0))
+    assert any("gfal-ls stopped after" in line for line in log_of(events, 0))
 
 
-def test_a_missing_folder(shared: HelperProcess, sites: Sites) -> None:
+def test_a_missing_directory(shared: HelperProcess, sites: Sites) -> None:
     assert judged(shared.list(sites.url(sites.a / "none"))[-1]) == "source NOT_FOUND"
 
 
-# -- removals, new names, new folders
+# -- removals, new names, new directories
 
 
 def test_files_are_removed_by_one_process_and_looked_for(shared: HelperProcess, sites: Sites) -> None:
@@ -256,8 +256,8 @@ def test_files_are_removed_by_one_process_and_looked_for(shared: HelperProcess, 
     assert tree(sites.b) == {"sub/kept": b"content"} and kept.exists()
 
 
-def test_a_folder_that_is_not_empty_stays(shared: HelperProcess, sites: Sites) -> None:
-    """The tool removes folders only with all that is in them."""
+def test_a_directory_that_is_not_empty_stays(shared: HelperProcess, sites: Sites) -> None:
+    """The tool removes directories only with all that is in them."""
     sites.put(sites.b / "sub" / "kept")
     found = shared.remove(wire.PathItem(1, sites.url(sites.b / "sub"), directory=True))
     assert judged(found[1]) == "source NOT_EMPTY"
@@ -288,8 +288,8 @@ def test_a_rename_that_was_none(with_tool: WithTool, sites: Sites) -> None:
     assert judged(found) == "destination SERVER_ERROR"
 
 
-def test_a_new_folder(shared: HelperProcess, sites: Sites) -> None:
-    """gfal-mkdir -p calls a file a folder that is made; some servers make those above unasked."""
+def test_a_new_directory(shared: HelperProcess, sites: Sites) -> None:
+    """gfal-mkdir -p calls a file a directory that is made; some servers make those above unasked."""
     file = sites.put(sites.b / "file")
     url = sites.url
     assert isinstance(shared.make(url(sites.b / "new"))[0], wire.DoneEvent)
@@ -300,7 +300,7 @@ def test_a_new_folder(shared: HelperProcess, sites: Sites) -> None:
     assert (sites.b / "no" / "new").is_dir()
 
 
-def test_a_folder_that_was_not_made(with_tool: WithTool, sites: Sites) -> None:
+def test_a_directory_that_was_not_made(with_tool: WithTool, sites: Sites) -> None:
     found = with_tool("gfal-mkdir", "exit 0").make(sites.url(sites.b / "new"))
     assert judged(found[0]) == "destination SERVER_ERROR"
 

@@ -56,10 +56,10 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
 
 def tools_running() -> set[int]:
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+    for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "cmdline").read_bytes().split(b"\0")[0].endswith(b"globus-url-copy"):
-                found.add(int(folder.name))
+            if (directory / "cmdline").read_bytes().split(b"\0")[0].endswith(b"globus-url-copy"):
+                found.add(int(directory.name))
     return found
 
 
@@ -69,7 +69,7 @@ def test_all_five_types_at_a_tree_of_200_files(
 ) -> None:
     source = sites.a / "tree"
     for number in range(200 - len(ODD_NAMES)):
-        sites_file = source / f"folder {number % 3}" / f"näme {number}"
+        sites_file = source / f"directory {number % 3}" / f"näme {number}"
         sites_file.parent.mkdir(parents=True, exist_ok=True)
         sites_file.write_bytes(bytes([number]) * number * 50)
     for name in ODD_NAMES:

@@ -14,7 +14,10 @@ from attrs import frozen
 
 from pdm.workqueue.cli.display import display_name
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind
+from pdm.workqueue.client import sites as client_sites
+from pdm.workqueue.client.errors import NoCommonProtocolError, UnknownSiteError
+from pdm.workqueue.client.sites import choose_protocol
+from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import text_from_bytes
 from pdm.workqueue.wire.sites import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
@@ -27,6 +30,13 @@ _UNITS_S = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _OPTION_PARTS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
+#: What to do instead of naming a file of this machine, or its standard input and output.
+_NO_LOCAL_FILES = (
+    "The service moves data between sites, and has no way to files of this machine: add its storage as a site"
+    " ('pdm site add'), or bring the file to a site with a tool of that site (scp, curl, gfal-copy)."
+)
+
+
 @frozen
 class SitePath:
     """A path at a site, as typed; `site` is a name or a number, `path` may be empty."""
@@ -36,16 +46,25 @@ class SitePath:
 
 
 class SitePathType(click.ParamType[SitePath]):
-    """``SITE:path``."""
+    """``SITE:path``; with `site_alone` also ``SITE``, which is ``SITE:``."""
 
     name = "SITE:path"
+
+    def __init__(self, *, site_alone: bool = False) -> None:
+        self._site_alone = site_alone
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SitePath:
         if isinstance(value, SitePath):
             return value
         site, colon, path = str(value).partition(":")
-        if not colon or not site or "/" in site:
-            self.fail(f"{value!r} is not of the form SITE:path (see 'pdm sites').", param, ctx)
+        if not colon and site == "-":
+            self.fail(f"{value!r} is no place of the form SITE:path. {_NO_LOCAL_FILES}", param, ctx)
+        if not site or "/" in site or (not colon and not self._site_alone):
+            advice = "see 'pdm sites'"
+            if not colon and site and "/" not in site:
+                advice = f"for the default directory of a site {site}, type {site}: with its colon; {advice}"
+            local = f" {_NO_LOCAL_FILES}" if "/" in site else ""
+            self.fail(f"{value!r} is not of the form SITE:path ({advice}).{local}", param, ctx)
         # The typed bytes, with the API's encoding of names that are not UTF-8.
         return SitePath(site, text_from_bytes(os.fsencode(path)))
 
@@ -101,6 +120,8 @@ class ExtraOptionType(click.ParamType[tuple[str, Any]]):
 
 
 SITE_PATH = SitePathType()
+#: For commands that read: ``SITE`` alone is its default directory.
+SITE_OR_PATH = SitePathType(site_alone=True)
 DURATION = DurationType()
 TIMESTAMP = TimestampType()
 JOB_NUMBER = click.IntRange(min=1, max=2**63 - 1)
@@ -170,6 +191,15 @@ def submit_options(command: _Command) -> _Command:
         click.option("--max-tries", type=click.IntRange(1, 10), help="Attempts for each element (default 2)."),
         click.option("--label", help="A word by which to find the job."),
         click.option(
+            "--after",
+            metavar="N",
+            type=JOB_NUMBER,
+            multiple=True,
+            help="Begin when job N is DONE; cancelled if it fails. May be repeated.",
+        ),
+        click.option("--after-any", is_flag=True, help="With --after: begin however those jobs end."),
+        click.option("--deadline", help="Cancel the job unless it has ended by then (12h, 2026-03-02T11:04Z)."),
+        click.option(
             "--option",
             "options",
             type=ExtraOptionType(),
@@ -223,13 +253,10 @@ async def find_site(client: WorkqueueClient, name: str) -> SiteView:
 
 
 def _find_site(sites: Sequence[SiteView], name: str) -> SiteView:
-    # A name may consist of digits: names take precedence over numbers.
-    for same in (lambda site: site.name == name, lambda site: str(site.id) == name):
-        for site in sites:
-            if same(site):
-                return site
-    known = ", ".join(sorted(f"{display_name(site.name)} ({site.id})" for site in sites)) or "none"
-    raise CommandError(ExitCode.NOT_FOUND, f"no site {display_name(name)}", f"Known sites: {known}.")
+    try:
+        return client_sites.find_site(sites, name)
+    except UnknownSiteError as error:
+        raise CommandError(ExitCode.NOT_FOUND, error.what, error.advice) from error
 
 
 async def user_number(client: WorkqueueClient, name: str) -> int:
@@ -261,29 +288,14 @@ def common_name(subject: str) -> str:
 
 
 def protocol_for(sites: Sequence[SiteView], requested: str | None, mover: str | None = None) -> JobProtocol:
-    """Choose the protocol: as requested, else GridFTP if all sites offer it, else the first that all offer.
-
-    Without a common protocol, the first by which the service can relay from the source to the destination. DUMMY comes
-    last, because it only simulates work. `sites` are the source and, if different, the destination; they choose a
-    `mover` of None.
+    """The requested protocol, else the one that `choose_protocol` chooses.
 
     Raises:
         CommandError: no protocol connects the sites.
     """
     if requested is not None:
         return JobProtocol.parse(requested)
-    offered = [{protocol for protocol in JobProtocol if protocol.name in site.protocols} for site in sites]
-    common = set.intersection(*offered)
-    by_tools = MoverKind.TOOLS in ([site.mover for site in sites] if mover is None else [mover])
-    reaching = TOOL_PROTOCOLS if by_tools else RELAYED
-    relayed = offered[0] & reaching if offered[-1] & reaching else set()
-    for choice in (common - {JobProtocol.DUMMY}, relayed, common):
-        if choice:
-            return min(choice)
-    offers = "; ".join(f"{display_name(site.name)} offers {', '.join(site.protocols) or 'nothing'}" for site in sites)
-    others = ", ".join(protocol.name for protocol in sorted(reaching))
-    raise CommandError(
-        ExitCode.USAGE,
-        f"the sites have no protocol in common: {offers}",
-        f"Copies use one protocol, or go from one of {others} to another of these.",
-    )
+    try:
+        return choose_protocol(sites, mover)
+    except NoCommonProtocolError as error:
+        raise CommandError(ExitCode.USAGE, error.what, error.advice) from error

@@ -29,11 +29,10 @@ from pdm.workqueue.cli.outcome import (
     MAX_LISTED_SKIPPED,
     element_lines,
     failure_lines,
-    follow,
+    follow_jobs,
     hint_lines,
     hint_of,
     print_json,
-    report_end,
     skip_words,
     skipped_lines,
 )
@@ -214,54 +213,71 @@ def _paths_cell(job: JobView, names: dict[int, str], width: int | None = None) -
 
 
 @click.command()
-@click.argument("job_id", metavar="N", type=JOB_NUMBER)
+@click.argument("job_ids", metavar="N...", type=JOB_NUMBER, nargs=-1, required=True)
 @click.option("--all", "all_", is_flag=True, help="List all failed and skipped entries, not only the first.")
 @format_option
-def status(job_id: int, all_: bool, form: str) -> None:
-    """Show the status of job N: progress, rate, and failed and skipped entries with the reasons."""
+def status(job_ids: Sequence[int], all_: bool, form: str) -> None:
+    """Show the status of jobs: progress, rate, and failed and skipped entries with the reasons."""
+    names: dict[int, str] = {}
+    shown = False
 
-    async def action(client: WorkqueueClient) -> None:
+    async def one(client: WorkqueueClient, job_id: int) -> object:
+        nonlocal shown
         job = await client.job(job_id)
         if form == "json":
-            print_json(await _with_all(client, job) if all_ else job)
-            return
-        names = {each.id: display_name(each.name) for each in await client.sites()}
-        click.echo(f"job {job.id}  {job.type} {_paths_cell(job, names)}")
-        if job.owner:
-            click.echo(f"owner     {display_line(job.owner)} (user {job.user_id})")
-        if job.label:
-            click.echo(f"label     {display_name(job.label)}")
-        click.echo(f"status    {job.status}, {job.protocol}, priority {job.priority}")
-        ended = "" if job.finished_at is None else f", ended {display_timestamp(job.finished_at)}"
-        click.echo(f"times     submitted {display_timestamp(job.timestamp)}{ended}")
-        waiting = job.num_new + job.num_submitted - job.held
-        there = f" ({job.already_there} were there already)" if job.already_there else ""
-        counts = [
-            (job.num_done, f"done{there}"),
-            (job.num_running, "running"),
-            (waiting, "waiting"),
-            (job.held, "held"),
-        ]
-        counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
-        click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
-        if job.hold is not UNSET:
-            click.echo(f"held      {job.hold.code}: {display_line(job.hold.reason)}")
-            click.echo(f"          {hint_of(job.hold.code, job.hold.hint, job.type, job.id)}")
-        for line in _progress_lines(job):
-            click.echo(line)
-        for warning in () if job.warnings is UNSET else job.warnings:
-            click.echo(f"warning   {display_line(warning)}")
-        for reason in () if job.waiting is UNSET else job.waiting:
-            click.echo(f"waits     {display_line(reason)}")
-        if job.skipped:
-            words = skip_words(job)
-            click.echo(f"skipped   {job.skipped}{': ' if words else ''}{words}")
-            await _echo_skipped(client, job, all_)
-        if job.num_failed:
-            click.echo("failed")
-            await _echo_failed(client, job, all_)
+            return await _with_all(client, job) if all_ else job
+        if not names:
+            names.update({each.id: display_name(each.name) for each in await client.sites()})
+        if shown:
+            click.echo()
+        shown = True
+        await _echo_status(client, job, names, all_=all_)
+        return job
 
-    run(action)
+    _for_each_job(job_ids, form, one)
+
+
+async def _echo_status(client: WorkqueueClient, job: JobView, names: dict[int, str], *, all_: bool) -> None:
+    click.echo(f"job {job.id}  {job.type} {_paths_cell(job, names)}")
+    if job.owner:
+        click.echo(f"owner     {display_line(job.owner)} (user {job.user_id})")
+    if job.label:
+        click.echo(f"label     {display_name(job.label)}")
+    click.echo(f"status    {job.status}, {job.protocol}, priority {job.priority}")
+    ended = "" if job.finished_at is None else f", ended {display_timestamp(job.finished_at)}"
+    click.echo(f"times     submitted {display_timestamp(job.timestamp)}{ended}")
+    waiting = job.num_new + job.num_submitted - job.held
+    there = f" ({job.already_there} were there already)" if job.already_there else ""
+    counts = [
+        (job.num_done, f"done{there}"),
+        (job.num_running, "running"),
+        (waiting, "waiting"),
+        (job.held, "held"),
+    ]
+    counts += [(job.num_failed, "failed"), (job.num_cancelled, "cancelled")]
+    click.echo(f"elements  {job.num_elements}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
+    if job.after is not UNSET:
+        click.echo(f"after     {', '.join(map(str, job.after))}{' (in whatever state)' if job.after_any else ''}")
+    if job.deadline is not UNSET:
+        click.echo(f"deadline  {display_timestamp(job.deadline)}")
+    if job.cancel_reason is not UNSET:
+        click.echo(f"reason    {job.cancel_reason.code}: {display_line(job.cancel_reason.message)}")
+    if job.hold is not UNSET:
+        click.echo(f"held      {job.hold.code}: {display_line(job.hold.reason)}")
+        click.echo(f"          {hint_of(job.hold.code, job.hold.hint, job.type, job.id)}")
+    for line in _progress_lines(job):
+        click.echo(line)
+    for warning in () if job.warnings is UNSET else job.warnings:
+        click.echo(f"warning   {display_line(warning)}")
+    for reason in () if job.waiting is UNSET else job.waiting:
+        click.echo(f"waits     {display_line(reason)}")
+    if job.skipped:
+        words = skip_words(job)
+        click.echo(f"skipped   {job.skipped}{': ' if words else ''}{words}")
+        await _echo_skipped(client, job, all_)
+    if job.num_failed:
+        click.echo("failed")
+        await _echo_failed(client, job, all_)
 
 
 async def _with_all(client: WorkqueueClient, job: JobView) -> dict[str, Any]:
@@ -322,14 +338,14 @@ def _progress_lines(job: JobView) -> list[str]:
 
 
 @click.command()
-@click.argument("job_id", metavar="N", type=JOB_NUMBER)
-@click.option("--timeout", type=DURATION, help="Maximum time to wait (90s, 5m, 12h).")
+@click.argument("job_ids", metavar="N...", type=JOB_NUMBER, nargs=-1, required=True)
+@click.option("--timeout", type=DURATION, help="Maximum time to wait for all (90s, 5m, 12h).")
 @format_option
-def wait(job_id: int, timeout: float | None, form: str) -> None:
-    """Wait until job N has ended; the exit status tells how (see 'pdm help exit-codes')."""
+def wait(job_ids: Sequence[int], timeout: float | None, form: str) -> None:
+    """Wait until jobs have ended; the exit status tells how (see 'pdm help exit-codes')."""
 
     async def action(client: WorkqueueClient) -> int:
-        return await report_end(client, await follow(client, job_id, timeout, form), form)
+        return await follow_jobs(client, job_ids, timeout, form)
 
     run(action)
 
@@ -370,7 +386,7 @@ def retry(job_ids: Sequence[int], form: str) -> None:
     _for_each_job(job_ids, form, one)
 
 
-def _for_each_job(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int], Awaitable[JobView]]) -> None:
+def _for_each_job(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int], Awaitable[object]]) -> None:
     """Apply a function to each job; reports every failure, and exits with the code of the first."""
 
     async def action(client: WorkqueueClient) -> int:
@@ -382,8 +398,8 @@ def _for_each_job(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueCli
             except WorkqueueClientError as error:
                 print_error(f"job {job_id}: {error_text(error)}", error.advice)
                 code = code or exit_code_of(error)
-        if form == "json":
-            print_json(results if len(job_ids) > 1 else results[0] if results else None)
+        if form == "json" and (results or len(job_ids) > 1):
+            print_json(results if len(job_ids) > 1 else results[0])
         return code
 
     run(action)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -21,7 +22,8 @@ from pdm.workqueue.cli.display import (
     summary,
 )
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.client.errors import JobTimeoutError
+from pdm.workqueue.cli.session import error_text, exit_code_of, print_error
+from pdm.workqueue.client.errors import JobTimeoutError, WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode, FailureScope, hint_for
 from pdm.workqueue.wire.responses import ElementView, JobView, SkippedView
@@ -130,6 +132,7 @@ _HINT_WORDS: Mapping[str, str] = {
     "recursive": "'pdm rm -r'",
     "parents": "-p",
     "verify": "--verify size",
+    "max_delete": "--max-delete N",
 }
 
 
@@ -196,10 +199,64 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         raise CommandError(ExitCode.TIMED_OUT, error.what, f"pdm wait {job_id} | pdm cancel {job_id}") from error
     except CancelledError:
         display.close()
-        print_stderr(f"detached: job {job_id} continues; pdm wait {job_id} | pdm cancel {job_id}")
+        _print_detached([job_id])
         raise CommandError(ExitCode.INTERRUPTED, "") from None
     finally:
         display.close()
+
+
+async def follow_jobs(client: WorkqueueClient, job_ids: Sequence[int], timeout_s: float | None, form: str) -> int:
+    """Follow jobs one after the other, and report how each ended; returns their common exit code.
+
+    The timeout is that of all together. With the format ``json``, stdout gets one object, or an array of several.
+
+    Raises:
+        CommandError: ^C; the jobs continue. Of one job also a timeout.
+        WorkqueueClientError: of one job.
+    """
+    if len(job_ids) == 1:
+        return await report_end(client, await follow(client, job_ids[0], timeout_s, form), form)
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    codes: list[int] = []
+    last: list[JobView] = []
+    for position, job_id in enumerate(job_ids):
+        left_s = None if until is None else max(until - time.monotonic(), 0.0)
+        try:
+            job = await follow(client, job_id, left_s, "text")
+            codes.append(await report_end(client, job, "text"))
+            last.append(job)
+        except CommandError as error:
+            if error.code == ExitCode.INTERRUPTED:
+                _print_detached(job_ids[position + 1 :])
+                raise
+            print_error(error.what, error.advice)
+            codes.append(error.code)
+            if form == "json":
+                last.append(await client.job(job_id))
+        except WorkqueueClientError as error:
+            print_error(f"job {job_id}: {error_text(error)}", error.advice)
+            codes.append(exit_code_of(error))
+    if form == "json":
+        print_json(last)
+    return common_exit_code(codes)
+
+
+def _print_detached(job_ids: Sequence[int]) -> None:
+    if job_ids:
+        numbers = " ".join(map(str, job_ids))
+        which = "job" if len(job_ids) == 1 else "jobs"
+        continues = "continues" if len(job_ids) == 1 else "continue"
+        print_stderr(f"detached: {which} {numbers} {continues}; pdm wait {numbers} | pdm cancel {numbers}")
+
+
+def common_exit_code(codes: Sequence[int]) -> int:
+    """The exit code of a command that did several things: 6 if some ended well, else that of the first failure."""
+    failed = [code for code in codes if code != ExitCode.DONE]
+    if not failed:
+        return ExitCode.DONE
+    if ExitCode.TIMED_OUT in failed:
+        return ExitCode.TIMED_OUT
+    return failed[0] if len(failed) == len(codes) else ExitCode.PARTIAL
 
 
 async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
@@ -211,6 +268,8 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
         print_json(job)
     head = f"job {job.id} {job.status}"
     print_stderr(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
+    if job.cancel_reason is not UNSET:
+        print_stderr(f"  {job.cancel_reason.code}: {display_line(job.cancel_reason.message)}")
     for line in failure_lines(failures, job):
         print_stderr(line)
     if job.skipped:

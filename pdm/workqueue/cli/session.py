@@ -16,6 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
 from pdm.workqueue.certificates.pem import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
+from pdm.workqueue.cli.copy_options import TYPED_NAMES, typed_words
 from pdm.workqueue.cli.display import display_line, print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.client.errors import (
@@ -71,10 +72,15 @@ _OPTION_NAMES = {
     "$.priority": "--priority",
     "$.max_tries": "--max-tries",
     "$.label": "--label",
+    "$.after": "--after",
+    "$.after_any": "--after-any",
     "?site": "--site",
     "?since": "--since",
     "?label": "--label",
 }
+
+
+_EXTRA_OPTIONS = "$.extra_opts"
 
 
 def error_text(error: WorkqueueClientError) -> str:
@@ -82,9 +88,14 @@ def error_text(error: WorkqueueClientError) -> str:
     what = error.what
     if isinstance(error, RequestRefusedError) and error.pointer is not None:
         what = what.removeprefix(f"{error.pointer}: ")
-        key = error.pointer.removeprefix("$.extra_opts.")
-        typed = f"--option {key}" if key != error.pointer else _OPTION_NAMES.get(error.pointer)
-        what = what if typed is None else f"{typed}: {what}"
+        if error.pointer.startswith(_EXTRA_OPTIONS):
+            key = error.pointer.removeprefix(_EXTRA_OPTIONS).removeprefix(".")
+            what = typed_words(what)
+            typed = TYPED_NAMES.get(re.split(r"[.[]", key)[0], f"--option {key}" if key else "")
+        else:
+            # Of a list, the index is of no use.
+            typed = _OPTION_NAMES.get(error.pointer.partition("[")[0], "")
+        what = f"{typed}: {what}" if typed else what
     for pattern, command in _COMMANDS_FOR_ROUTES:
         what = pattern.sub(command, what)
     return what

@@ -61,7 +61,7 @@ def show_sites(form: str) -> None:
             ]
             for site in found
         ]
-        header = ["ID", "NAME", "PROTOCOLS", "FOLDER", "DESCRIPTION"]
+        header = ["ID", "NAME", "PROTOCOLS", "DIRECTORY", "DESCRIPTION"]
         click.echo(stdout_table(header, rows, right=[0], flexible=[3, 4]))
 
     run(action)
@@ -271,7 +271,7 @@ def _print_site(found: SiteView, form: str) -> None:
     click.echo(f"site {found.id}  {display_name(found.name)}, {'public' if found.public else 'private'}, {whose}")
     if found.description:
         click.echo(f"about     {display_line(found.description)}")
-    click.echo(f"folder    {display_name(found.default_folder)}")
+    click.echo(f"directory    {display_name(found.default_folder)}")
     for protocol in found.protocols:
         for url in (found.endpoints[protocol], *found.alternatives.get(protocol, ())):
             click.echo(f"endpoint  {protocol.lower()} {url}")

@@ -1,151 +1,40 @@
-"""``pdm ls``, ``cp``, ``rm``, ``mv``, ``mkdir``: submit a job, then wait for it with progress on stderr."""
+"""``pdm cp``, ``rm``, ``mv``, ``mkdir``: submit jobs, then wait for them with progress on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import click
-from attrs import frozen
-from msgspec import UNSET
+from attrs import evolve, frozen
 from twisted.internet.defer import CancelledError, Deferred
 
 from pdm.workqueue.cli.arguments import (
-    DURATION,
     SITE_PATH,
     ResolvedSitePath,
     SitePath,
-    format_option,
     merged_options,
-    mover_option,
     protocol_for,
-    protocol_option,
     resolve_paths,
     submit_options,
 )
-from pdm.workqueue.cli.display import (
-    display_line,
-    display_mode,
-    display_name,
-    display_time,
-    print_stderr,
-    write_bytes,
-)
+from pdm.workqueue.cli.copy_options import CopyCommand, copy_options, copy_settings
+from pdm.workqueue.cli.display import display_line, print_stderr
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.outcome import WaitingReasons, exit_code_of_job, follow, hint_of, print_json, report_end
-from pdm.workqueue.cli.session import print_error, run
-from pdm.workqueue.client.errors import JobTimeoutError
+from pdm.workqueue.cli.listing import Lister
+from pdm.workqueue.cli.outcome import common_exit_code, follow, follow_jobs, print_json, report_end
+from pdm.workqueue.cli.places import base_name, destination_paths, display_place, has_pattern
+from pdm.workqueue.cli.session import error_text, exit_code_of, print_error, run
+from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
-from pdm.workqueue.wire.responses import ElementView, EntryView, JobView
+from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.wire.responses import JobView
 from pdm.workqueue.WorkqueueClient import SubmitOptions, WorkqueueClient
 
-
-@click.command()
-@click.argument("place", type=SITE_PATH)
-@click.option("-l", "--long", "long_", is_flag=True, help="Show type and mode, size in bytes, and time (UTC).")
-@click.option("-R", "--recursive", is_flag=True, help="List subdirectories too; paths are relative.")
-@click.option("-0", "--null", is_flag=True, help="Print raw names, each followed by a NUL, for 'xargs -0'.")
-@click.option("--timeout", type=DURATION, help="Maximum time to wait (90s, 5m).")
-@protocol_option
-@mover_option
-@format_option
-def ls(
-    place: SitePath,
-    long_: bool,
-    recursive: bool,
-    null: bool,
-    timeout: float | None,
-    protocol: str | None,
-    mover: str | None,
-    form: str,
-) -> None:
-    r"""List the file or directory at PLACE; without a path, the site's default directory.
-
-    Names of directories end in /. Unprintable characters are shown as backslash escapes (\n, \x1b).
-    """
-    if null and (long_ or form == "json"):
-        raise click.UsageError("-0 prints names only: omit -l and -F json.")
-
-    async def action(client: WorkqueueClient) -> int:
-        (found,) = await resolve_paths(client, place)
-        job = await client.list(
-            found.site.id,
-            found.path,
-            depth=None if recursive else 1,
-            protocol=protocol_for([found.site], protocol, mover),
-            options={} if mover is None else {"mover": mover},
-        )
-        ended = await _wait_for_listing(client, job.id, timeout)
-        element = await client.element(job.id, 0)
-        if ended.status != JobStatus.DONE.name:
-            raise _listing_error(found, ended, element)
-        rows = rows_of(element, found.path)
-        if form == "json":
-            print_json(element.entries)
-        elif null:
-            for path, _entry in rows:
-                write_bytes(path.removesuffix("/"), b"\0")
-        else:
-            print_rows(rows, long_)
-        if element.unreadable is UNSET or not element.unreadable:
-            return ExitCode.DONE
-        for note in element.unreadable:
-            print_error(f"{display_name(note.path)} could not be read: {note.reason}")
-        return ExitCode.PARTIAL
-
-    run(action)
-
-
-async def _wait_for_listing(client: WorkqueueClient, job_id: int, timeout_s: float | None) -> JobView:
-    try:
-        return await client.wait(job_id, timeout=timeout_s, on_progress=WaitingReasons(job_id).report)
-    except JobTimeoutError as error:
-        raise CommandError(ExitCode.TIMED_OUT, error.what, f"pdm wait {job_id} | pdm cancel {job_id}") from error
-    except CancelledError:
-        # The listing is of no use without the command.
-        await client.cancel(job_id)
-        raise
-
-
-def _listing_error(found: ResolvedSitePath, job: JobView, element: ElementView) -> CommandError:
-    what = f"{display_name(found.site.name)}:{display_name(found.path)}"
-    code = exit_code_of_job(job, [element])
-    if element.failure is None:
-        return CommandError(code, f"{what}: the listing was {job.status.lower()}")
-    failure = element.failure
-    hint = hint_of(failure.code, failure.hint, job.type)
-    return CommandError(code, f"{what}: {failure.code}: {failure.message}", hint)
-
-
-def rows_of(element: ElementView, top: str) -> list[tuple[str, EntryView]]:
-    """The entries of a finished LIST element, sorted by path, each with its path relative to the listed one (`top`)."""
-    if element.entries is UNSET:
-        return []
-    rows = []
-    base = top.rstrip("/") + "/"
-    for directory, entries in element.entries.items():
-        below = (
-            (directory.rstrip("/") + "/").removeprefix(base) if (directory.rstrip("/") + "/").startswith(base) else ""
-        )
-        for entry in entries:
-            slash = "/" if entry.type == "directory" else ""
-            rows.append((below + entry.name + slash, entry))
-    return sorted(rows, key=lambda row: row[0])
-
-
-def print_rows(rows: list[tuple[str, EntryView]], long_: bool) -> None:
-    if not long_:
-        for path, _entry in rows:
-            click.echo(display_name(path))
-        return
-    width = max((len(str(entry.size)) for _path, entry in rows), default=0)
-    for path, entry in rows:
-        target = f" -> {display_name(entry.target)}" if entry.target is not UNSET else ""
-        click.echo(
-            f"{display_mode(entry.type, entry.mode)}  {entry.size:{width}d}  {display_time(entry.mtime)}"
-            f"  {display_name(path)}{target}"
-        )
+#: Jobs that one command submits.
+_MAX_JOBS = 1000
 
 
 @frozen
@@ -168,6 +57,9 @@ class SubmissionRequest:
         priority: int | None,
         max_tries: int | None,
         label: str | None,
+        after: tuple[int, ...],
+        after_any: bool,
+        deadline: str | None,
         options: tuple[tuple[str, Any], ...],
         no_wait: bool,
         timeout: float | None,
@@ -180,6 +72,8 @@ class SubmissionRequest:
         """
         if no_wait and timeout is not None:
             raise click.UsageError("--no-wait and --timeout cannot be combined: omit one.")
+        if after_any and not after:
+            raise click.UsageError("--after-any needs --after, with the jobs to wait for.")
         submission = SubmitOptions()
         if priority is not None:
             submission["priority"] = priority
@@ -187,6 +81,12 @@ class SubmissionRequest:
             submission["max_tries"] = max_tries
         if label is not None:
             submission["label"] = label
+        if after:
+            submission["after"] = after
+        if after_any:
+            submission["after_any"] = True
+        if deadline is not None:
+            submission["deadline"] = deadline
         extra = merged_options(options)
         if mover is not None:
             extra["mover"] = mover
@@ -206,120 +106,274 @@ LINK_WARNINGS: Mapping[JobProtocol, str] = MappingProxyType(
     }
 )
 
-#: Submits the job, given the client, the resolved places and the common options.
-SubmitFunction = Callable[[WorkqueueClient, list[ResolvedSitePath], SubmitOptions], Deferred[JobView]]
+
+@frozen
+class Submission:
+    """One job of a command.
+
+    Attributes:
+        places: source, and destination if there is one.
+        submit: registers it, given the common options.
+        into: of a copy: the same into the destination; for a file, if the destination turns out to be a directory.
+    """
+
+    places: Sequence[ResolvedSitePath]
+    submit: Callable[[SubmitOptions], Deferred[JobView]]
+    into: Submission | None = None
 
 
-def submit_and_follow(places: list[SitePath], request: SubmissionRequest, submit: SubmitFunction) -> NoReturn:
-    """Look up the sites, submit the job, and follow it unless ``--no-wait`` is given."""
+#: Finds the jobs of a command, given the client and the resolved places.
+Planner = Callable[[WorkqueueClient, list[ResolvedSitePath]], Awaitable[list[Submission]]]
+
+
+def submit_and_follow(places: Sequence[SitePath], request: SubmissionRequest, plan: Planner) -> NoReturn:
+    """Look up the sites, submit the jobs, and follow them unless ``--no-wait`` is given."""
 
     async def action(client: WorkqueueClient) -> int:
-        found = await resolve_paths(client, *places)
-        protocol = protocol_for([place.site for place in found], request.protocol, request.mover)
-        try:
-            job = await submit(client, found, {**request.submission, "protocol": protocol})
-        except CancelledError:
+        submissions = await plan(client, await resolve_paths(client, *places))
+        if len(submissions) > _MAX_JOBS:
             raise CommandError(
-                ExitCode.INTERRUPTED, "interrupted while submitting", "Run 'pdm jobs' to see if the job was registered."
-            ) from None
-        print_stderr(f"job {job.id} submitted")
-        for warning in job.warnings or ():
-            print_stderr(f"warning: {display_line(warning)}")
+                ExitCode.USAGE,
+                f"these are {len(submissions)} jobs",
+                f"One command submits {_MAX_JOBS} at most: name the directory, and choose with --include.",
+            )
+        several = len(submissions) > 1
+        jobs: list[JobView] = []
+        codes: list[int] = []
+        # All protocols are chosen before anything is submitted.
+        protocols = [
+            protocol_for([place.site for place in each.places], request.protocol, request.mover) for each in submissions
+        ]
+        for submission, protocol in zip(submissions, protocols, strict=True):
+            what = f": {display_place(submission.places[0])}" if several else ""
+            try:
+                jobs.append(await _submit(submission, protocol, request, what))
+            except WorkqueueClientError as error:
+                if not several:
+                    raise
+                print_error(error_text(error), error.advice)
+                codes.append(exit_code_of(error))
         if not request.wait:
-            for reason in job.waiting or ():
-                print_stderr(f"job {job.id} waits: {display_line(reason)}")
-            # Data for scripts: id=$(pdm cp --no-wait ...)
-            if request.form == "json":
-                print_json(job)
-            else:
-                click.echo(job.id)
-            return ExitCode.DONE
-        ended = await follow(client, job.id, request.timeout_s, request.form)
-        return await report_end(client, ended, request.form)
+            _print_submitted(jobs, request.form, several=several)
+        elif len(jobs) == 1 and (into := submissions[0].into) is not None:
+            codes.append(await _follow_copy(client, jobs[0], into, protocols[0], request))
+        elif jobs:
+            codes.append(await follow_jobs(client, [job.id for job in jobs], request.timeout_s, request.form))
+        return common_exit_code([*codes, ExitCode.DONE] if jobs and not request.wait else codes)
 
     run(action)
 
 
-@click.command()
-@click.argument("source", type=SITE_PATH)
+async def _follow_copy(
+    client: WorkqueueClient, job: JobView, into: Submission, protocol: JobProtocol, request: SubmissionRequest
+) -> int:
+    """Follow a copy; that of a file to a path that is a directory is submitted once more, into the directory."""
+    ended = await follow(client, job.id, request.timeout_s, request.form)
+    if ended.status == JobStatus.FAILED.name and ended.num_failed == 1:
+        (failed,) = await client.elements(job.id, status=JobStatus.FAILED, limit=1)
+        is_directory = failed.failure is not None and failed.failure.code == FailureCode.IS_A_DIRECTORY
+        if is_directory and failed.dst_filepath == job.dst_filepath:
+            print_stderr(f"job {job.id}: {display_place(into.places[-1])} is a directory: the file goes into it")
+            again = await _submit(into, protocol, request, "")
+            return await follow_jobs(client, [again.id], request.timeout_s, request.form)
+    return await report_end(client, ended, request.form)
+
+
+async def _submit(submission: Submission, protocol: JobProtocol, request: SubmissionRequest, what: str) -> JobView:
+    try:
+        job = await submission.submit({**request.submission, "protocol": protocol})
+    except CancelledError:
+        raise CommandError(
+            ExitCode.INTERRUPTED, "interrupted while submitting", "Run 'pdm jobs' to see what was registered."
+        ) from None
+    print_stderr(f"job {job.id} submitted{what}")
+    for warning in job.warnings or ():
+        print_stderr(f"warning: {display_line(warning)}")
+    if not request.wait:
+        for reason in job.waiting or ():
+            print_stderr(f"job {job.id} waits: {display_line(reason)}")
+    return job
+
+
+def _print_submitted(jobs: Sequence[JobView], form: str, *, several: bool) -> None:
+    """Data for scripts: ``id=$(pdm cp --no-wait ...)``."""
+    if form == "json":
+        print_json(jobs if several else jobs[0])
+    else:
+        for job in jobs:
+            click.echo(job.id)
+
+
+@click.command(cls=CopyCommand)
+@click.argument("sources", metavar="SOURCE...", type=SITE_PATH, nargs=-1, required=True)
 @click.argument("destination", type=SITE_PATH)
 @click.option(
-    "--overwrite",
-    type=click.Choice(["never", "always", "different"]),
-    help="Whether to replace existing files (default never; identical ones count as copied).",
+    "-r", "-R", "--recursive", is_flag=True, expose_value=False, help="Allowed; directories are always copied whole."
 )
-@click.option("--verify", type=click.Choice(["checksum", "size"]), help="How copies are verified (default checksum).")
+@copy_options
+@click.option(
+    "--move", is_flag=True, help="Remove each file from the source once its copy is verified, as 'pdm mv' does."
+)
 @submit_options
-def cp(source: SitePath, destination: SitePath, overwrite: Any, verify: Any, **common: Any) -> None:
-    """Copy a file or a directory tree from SOURCE to DESTINATION.
+def cp(sources: Sequence[SitePath], destination: SitePath, move: bool, **given: Any) -> None:
+    r"""Copy files and directory trees from each SOURCE to DESTINATION.
 
-    The content of a directory goes to DESTINATION; a file goes to DESTINATION, or into it if it ends in /.
+    A file goes to DESTINATION, or into it if that is a directory or ends in /. The content of a directory goes to
+    DESTINATION, whether it exists or not: the same command twice changes nothing. SITE: as DESTINATION is the site's
+    default directory, in which the source keeps its name.
+
+    Several SOURCEs, and patterns such as 'A:/run7/*.root', keep their names below DESTINATION, which must exist or end
+    in /; of a SOURCE that ends in / only the content is copied. To name a file with * ? or [, put a backslash before
+    it. Quote patterns, for your shell does not know the files of a site.
     """
-    submit_and_follow(
-        [source, destination],
-        SubmissionRequest.read(**common),
-        lambda client, found, more: client.copy(
-            found[0].site.id,
-            found[0].path,
-            found[1].site.id,
-            found[1].path,
-            overwrite=overwrite,
-            verify=verify,
-            **more,
-        ),
-    )
+    copy_all(sources, destination, copy_settings(given, move=move), SubmissionRequest.read(**given))
+
+
+def copy_all(
+    sources: Sequence[SitePath], destination: SitePath, settings: Mapping[str, Any], request: SubmissionRequest
+) -> NoReturn:
+    """Submit a copy for each source, with the ``extra_opts`` `settings`."""
+    several = len(sources) > 1 or has_pattern(sources[0].path)
+
+    async def plan(client: WorkqueueClient, places: list[ResolvedSitePath]) -> list[Submission]:
+        lister = Lister(client, request.protocol, request.mover)
+        found, target = await lister.expanded(places[:-1]), places[-1]
+        paths = await destination_paths(found, target, destination, several=several, is_directory=lister.is_directory)
+
+        def copy_to(source: ResolvedSitePath, path: str) -> Submission:
+            place = evolve(target, path=path)
+            can_go_into = not (several or source.path.endswith("/") or path.endswith("/"))
+            into = copy_to(source, path + "/") if can_go_into else None
+            return Submission([source, place], _copy(client, source, place, settings), into)
+
+        return [copy_to(source, path) for source, path in zip(found, paths, strict=True)]
+
+    submit_and_follow([*sources, destination], request, plan)
+
+
+def _copy(
+    client: WorkqueueClient, source: ResolvedSitePath, target: ResolvedSitePath, settings: Mapping[str, Any]
+) -> Callable[[SubmitOptions], Deferred[JobView]]:
+    def submit(more: SubmitOptions) -> Deferred[JobView]:
+        options = {**more.get("options", {}), **settings}
+        whole: SubmitOptions = {**more, "options": options}
+        return client.copy(source.site.id, source.path, target.site.id, target.path, **whole)
+
+    return submit
 
 
 @click.command()
-@click.argument("place", type=SITE_PATH)
-@click.option("-r", "--recursive", is_flag=True, help="Remove a directory with all its content.")
+@click.argument("places", metavar="PLACE...", type=SITE_PATH, nargs=-1, required=True)
+@click.option("-r", "-R", "--recursive", is_flag=True, help="Remove directories with all their content.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before removing what matches a pattern.")
 @submit_options
-def rm(place: SitePath, recursive: bool, **common: Any) -> None:
-    """Remove the file at PLACE, or with -r the directory."""
-    if not place.path.strip("/"):
-        raise click.UsageError("rm needs a path: it does not remove a whole site.")
+def rm(places: Sequence[SitePath], recursive: bool, yes: bool, **common: Any) -> None:
+    """Remove the file at each PLACE, or with -r the directory.
 
-    def submit(client: WorkqueueClient, found: list[ResolvedSitePath], more: SubmitOptions) -> Deferred[JobView]:
+    Patterns such as 'A:/run7/*.tmp' are expanded; on a terminal you are asked before what matches is removed.
+    """
+    if any(not place.path.strip("/") for place in places):
+        raise click.UsageError("rm needs a path: it does not remove a whole site.")
+    request = SubmissionRequest.read(**common)
+
+    async def plan(client: WorkqueueClient, resolved: list[ResolvedSitePath]) -> list[Submission]:
+        found = await Lister(client, request.protocol, request.mover).expanded(resolved)
+        if any(has_pattern(place.path) for place in places) and not yes:
+            _confirm_removal(found)
+        return [Submission([place], _remove(client, place, recursive=recursive)) for place in found]
+
+    submit_and_follow(places, request, plan)
+
+
+def _confirm_removal(found: Sequence[ResolvedSitePath]) -> None:
+    """Ask on a terminal whether to remove what matches a pattern.
+
+    Raises:
+        CommandError: the answer is no.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    for place in found:
+        print_stderr(f"  {display_place(place)}")
+    if not click.confirm(f"Remove these {len(found)}?", err=True):
+        raise CommandError(ExitCode.CANCELLED, "nothing was removed")
+
+
+def _remove(
+    client: WorkqueueClient, place: ResolvedSitePath, *, recursive: bool
+) -> Callable[[SubmitOptions], Deferred[JobView]]:
+    def submit(more: SubmitOptions) -> Deferred[JobView]:
         warning = LINK_WARNINGS.get(JobProtocol.parse(more["protocol"]))
         if recursive and warning is not None:
             print_stderr(f"warning: {warning}")
-        return client.remove(found[0].site.id, found[0].path, recursive=recursive, **more)
+        return client.remove(place.site.id, place.path, recursive=recursive, **more)
 
-    submit_and_follow([place], SubmissionRequest.read(**common), submit)
+    return submit
 
 
-@click.command()
-@click.argument("place", type=SITE_PATH)
-@click.argument("new_place", metavar="SITE:NEWPATH", type=SITE_PATH)
-@click.option(
-    "--overwrite", type=click.Choice(["never", "always"]), help="Whether to replace an existing file (default never)."
-)
+@click.command(cls=CopyCommand)
+@click.argument("sources", metavar="SOURCE...", type=SITE_PATH, nargs=-1, required=True)
+@click.argument("destination", type=SITE_PATH)
+@copy_options
 @submit_options
-def mv(place: SitePath, new_place: SitePath, overwrite: Any, **common: Any) -> None:
-    """Rename the file or directory at PLACE, at the same site."""
-    if not new_place.path:
+def mv(sources: Sequence[SitePath], destination: SitePath, **given: Any) -> None:
+    """Rename each SOURCE to DESTINATION at the same site, or move it to another site.
+
+    A file is moved to another site by a copy, and removed from the source once the copy is verified; empty source
+    directories are removed last. The options of a copy are for that; a rename knows --overwrite never and always.
+    DESTINATION is completed as by 'pdm cp'.
+    """
+    if any(not base_name(source.path) for source in sources):
+        raise click.UsageError("mv needs a path: it does not move a whole site.")
+    settings = copy_settings(given, move=True)
+    request = SubmissionRequest.read(**given)
+    if len({source.site for source in sources} | {destination.site}) > 1:
+        copy_all(sources, destination, settings, request)
+    if not destination.path:
         raise click.UsageError("mv needs a new path.")
+    if settings.keys() - {"move", "overwrite"} or settings.get("overwrite") == "different":
+        raise click.UsageError(
+            "within a site mv renames: of the options of a copy it knows --overwrite never and always."
+        )
+    several = len(sources) > 1 or has_pattern(sources[0].path)
 
-    def submit(client: WorkqueueClient, found: list[ResolvedSitePath], more: SubmitOptions) -> Deferred[JobView]:
-        if found[0].site.id != found[1].site.id:
-            raise CommandError(
-                ExitCode.USAGE,
-                "mv works within one site",
-                "To move data to another site, run 'pdm cp', and 'pdm rm' when it is done.",
-            )
-        return client.rename(found[0].site.id, found[0].path, found[1].path, overwrite=overwrite, **more)
+    async def plan(client: WorkqueueClient, places: list[ResolvedSitePath]) -> list[Submission]:
+        lister = Lister(client, request.protocol, request.mover)
+        found, target = await lister.expanded(places[:-1]), places[-1]
+        paths = (
+            await destination_paths(found, target, destination, several=True, is_directory=lister.is_directory)
+            if several or destination.path.endswith("/")
+            else [target.path]
+        )
+        overwrite = settings.get("overwrite")
+        return [
+            Submission([source], _rename(client, source, path, overwrite))
+            for source, path in zip(found, paths, strict=True)
+        ]
 
-    submit_and_follow([place, new_place], SubmissionRequest.read(**common), submit)
+    submit_and_follow([*sources, destination], request, plan)
+
+
+def _rename(
+    client: WorkqueueClient, source: ResolvedSitePath, path: str, overwrite: Any
+) -> Callable[[SubmitOptions], Deferred[JobView]]:
+    return lambda more: client.rename(source.site.id, source.path, path, overwrite=overwrite, **more)
 
 
 @click.command()
-@click.argument("place", type=SITE_PATH)
+@click.argument("places", metavar="PLACE...", type=SITE_PATH, nargs=-1, required=True)
 @click.option("-p", "--parents", is_flag=True, help="Create missing parents; an existing directory is no error.")
 @submit_options
-def mkdir(place: SitePath, parents: bool, **common: Any) -> None:
-    """Create a directory at PLACE."""
-    submit_and_follow(
-        [place],
-        SubmissionRequest.read(**common),
-        lambda client, found, more: client.mkdir(found[0].site.id, found[0].path, parents=parents, **more),
-    )
+def mkdir(places: Sequence[SitePath], parents: bool, **common: Any) -> None:
+    """Create a directory at each PLACE."""
+
+    async def plan(client: WorkqueueClient, found: list[ResolvedSitePath]) -> list[Submission]:
+        return [Submission([place], _make_directory(client, place, parents=parents)) for place in found]
+
+    submit_and_follow(places, SubmissionRequest.read(**common), plan)
+
+
+def _make_directory(
+    client: WorkqueueClient, place: ResolvedSitePath, *, parents: bool
+) -> Callable[[SubmitOptions], Deferred[JobView]]:
+    return lambda more: client.mkdir(place.site.id, place.path, parents=parents, **more)

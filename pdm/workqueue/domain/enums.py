@@ -117,6 +117,34 @@ class MoverKind(enum.StrEnum):
     TOOLS = "tools"
 
 
+class SyncLevel(enum.StrEnum):
+    """What of a COPY counts as already there; what else is at the destination is overwritten."""
+
+    #: Whatever file has the name.
+    EXISTS = "exists"
+    #: A file of the same size.
+    SIZE = "size"
+    #: A file of the same size and modification time.
+    MTIME = "mtime"
+    #: A file of the same size and checksum.
+    CHECKSUM = "checksum"
+
+
+class PlannedAction(enum.StrEnum):
+    """What the plan of a COPY says of an element, by what the listing of the destination has."""
+
+    #: Nothing is at the destination.
+    COPY = "COPY"
+    #: Something else is at the destination, and is replaced.
+    OVERWRITE = "OVERWRITE"
+    #: It counts as already there.
+    SAME = "SAME"
+    #: It is at the destination only, and is removed there.
+    DELETE = "DELETE"
+    #: A moved source, which is removed.
+    MOVED = "MOVED"
+
+
 class JobStatus(_NamedEnum):
     """Where a job or an element stands."""
 

@@ -63,6 +63,8 @@ class FailureCode(enum.StrEnum):
     HOST_KEY = "HOST_KEY"
     CRASHED = "CRASHED"
     BAD_LISTING = "BAD_LISTING"
+    INCOMPLETE_LISTING = "INCOMPLETE_LISTING"
+    TOO_MANY_DELETIONS = "TOO_MANY_DELETIONS"
     DEPENDENCY_MISSING = "DEPENDENCY_MISSING"
     INTERNAL = "INTERNAL"
     UNKNOWN = "UNKNOWN"
@@ -75,18 +77,18 @@ class _Meaning(NamedTuple):
 
 _GIVE_UP, _RETRY, _HOLD = Remedy.GIVE_UP, Remedy.RETRY, Remedy.HOLD
 _GIVE_CREDENTIAL = (
-    "Run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site), and the job goes on by itself."
+    "Run 'pdm delegate' (or 'pdm login', 'pdm ssh-key', 'pdm token' for the site), and the job resumes by itself."
 )
 
 #: code → what the queue does and what the user can do, where `_HINTS` has nothing for the type of the job. One
 #: sentence each; the words in braces are those of `API_WORDS`.
 MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
     {
-        FailureCode.NOT_FOUND: _Meaning(_GIVE_UP, "Check the path: list the folder that should contain it."),
+        FailureCode.NOT_FOUND: _Meaning(_GIVE_UP, "Check the path: list the directory that should contain it."),
         FailureCode.PERMISSION_DENIED: _Meaning(
             _GIVE_UP,
-            "Ask the owner of that folder, or the site, to let your account in; a token may be for another folder, or"
-            " have ended.",
+            "Ask the owner of that directory, or the site, to let your account in;"
+            " a token may be for another directory, or have ended.",
         ),
         FailureCode.EXISTS: _Meaning(_GIVE_UP, "Something is there already: choose another path."),
         FailureCode.IS_A_DIRECTORY: _Meaning(_GIVE_UP, "The path is a directory: choose another one."),
@@ -144,9 +146,17 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         ),
         FailureCode.CRASHED: _Meaning(_RETRY, "The transfer helper died: it is tried again; if not, tell an operator."),
         FailureCode.BAD_LISTING: _Meaning(_GIVE_UP, "The server's listing is not valid: report it to the site."),
+        FailureCode.INCOMPLETE_LISTING: _Meaning(
+            _GIVE_UP,
+            "Nothing was removed: see which directories could not be listed, then submit it again.",
+        ),
+        FailureCode.TOO_MANY_DELETIONS: _Meaning(
+            _GIVE_UP,
+            "Nothing was removed: check the paths, then allow more.",
+        ),
         FailureCode.DEPENDENCY_MISSING: _Meaning(
             _HOLD,
-            "The service lacks a program or library: tell an operator; once it is installed the job goes on by itself.",
+            "The service lacks a program or library: tell an operator; once it is installed the job resumes by itself.",
         ),
         FailureCode.INTERNAL: _Meaning(_RETRY, "A fault of the service: tell an operator the job and element numbers."),
         FailureCode.UNKNOWN: _Meaning(_RETRY, "See the log of the attempt; if it does not explain it, ask the site."),
@@ -167,6 +177,9 @@ _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
         ),
         (FailureCode.IS_A_DIRECTORY, _COPY): (
             "The destination is a directory: end its path in / to put the file into it, or choose another path."
+        ),
+        (FailureCode.TOO_MANY_DELETIONS, _COPY): (
+            "Nothing was removed: check both paths; if all of it is to go, submit it again with {max_delete}."
         ),
         (FailureCode.IS_A_DIRECTORY, _REMOVE): "To remove a directory with all that is in it: {recursive}.",
         (FailureCode.NOT_EMPTY, _REMOVE): (
@@ -189,6 +202,7 @@ API_WORDS: Mapping[str, str] = MappingProxyType(
         "parents": "parents=true",
         "verify": "verify=size",
         "retry": "retry the job",
+        "max_delete": "max_delete=N",
     }
 )
 

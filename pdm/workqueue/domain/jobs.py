@@ -5,17 +5,20 @@ What exists for each element is a named tuple: a frozen attrs class takes three 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import OUTCOME_UNKNOWN, AttemptFailure
 
 #: Priorities: 0 is served first.
 FIRST_PRIORITY, LAST_PRIORITY, DEFAULT_PRIORITY = 0, 9, 5
+#: How many jobs one job may wait for.
+MOST_PREDECESSORS = 100
 #: How many attempts an element may have.
 LEAST_TRIES, MOST_TRIES, DEFAULT_TRIES = 1, 10, 2
 
@@ -29,7 +32,10 @@ class NewElement(NamedTuple):
         dst_filepath: path at the destination site; None where the type has none.
         size: bytes; 0 where nothing is moved or it is not known.
         is_directory: whether a REMOVE or MKDIR is of a directory.
-        phase: elements of a REMOVE run phase by phase, lowest first; 0 for all others.
+        phase: elements of a job run phase by phase, lowest first; only removals have another than 0.
+        planned: what the plan of a COPY that was compared with its destination says; None in all other jobs.
+        mtime: when the source was changed, seconds since 1970 UTC; None where nothing needs it or it is not listed.
+        done: whether nothing is to be done: the element is DONE without an attempt.
     """
 
     type: JobType
@@ -38,6 +44,37 @@ class NewElement(NamedTuple):
     size: int = 0
     is_directory: bool = False
     phase: int = 0
+    planned: PlannedAction | None = None
+    mtime: int | None = None
+    done: bool = False
+
+
+class CancelCode(enum.StrEnum):
+    """Why the service has cancelled a job: stable words for clients."""
+
+    DEADLINE = "DEADLINE"
+    PREDECESSOR = "PREDECESSOR"
+
+
+@frozen
+class CancelReason:
+    """Why the service has cancelled a job; ``message`` is for people."""
+
+    code: CancelCode
+    message: str
+
+
+@frozen
+class Predecessors:
+    """Jobs that a job waits for.
+
+    Attributes:
+        jobs: their ids; older jobs of the same user, so that there are no cycles.
+        any_end: whether it begins however they end; otherwise only when all are DONE.
+    """
+
+    jobs: Sequence[int]
+    any_end: bool = False
 
 
 def _touched(source: int, destination: int | None) -> frozenset[int]:
@@ -61,6 +98,9 @@ class NewJob:
     label: str | None
     log_uid: str
     first: NewElement
+    after: Predecessors | None = None
+    #: When it is cancelled unless it has ended.
+    deadline: datetime | None = None
 
     @property
     def sites(self) -> frozenset[int]:
@@ -112,11 +152,37 @@ class JobRecord:
     #: Files that the destination had before, and their bytes; they are among those that are done.
     already_there: int = 0
     bytes_already_there: int = 0
+    after: Predecessors | None = None
+    #: Whether another job was submitted to wait for this one.
+    is_awaited: bool = False
+    deadline: datetime | None = None
+    #: Why the service has cancelled it; None if it was not cancelled, or by its user.
+    cancel_reason: CancelReason | None = None
 
     @property
     def sites(self) -> frozenset[int]:
         """Those that it reads from or writes to."""
         return _touched(self.src_siteid, self.dst_siteid)
+
+    @property
+    def moves(self) -> bool:
+        """Whether a source file is removed once its copy is proven."""
+        return self.type is JobType.COPY and bool(self.options.get("move"))
+
+    @property
+    def deletes_extra(self) -> bool:
+        """Whether what only the destination has is removed after the copies."""
+        return self.type is JobType.COPY and bool(self.options.get("delete_extra"))
+
+    @property
+    def lists_destination(self) -> bool:
+        """Whether its destination is listed as well."""
+        return self.type is JobType.COPY and bool(self.options.get("sync") or self.options.get("dry_run"))
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether some of its elements wait for others."""
+        return self.type is JobType.REMOVE or self.moves or self.deletes_extra
 
 
 class ElementRecord(NamedTuple):
@@ -127,6 +193,7 @@ class ElementRecord(NamedTuple):
         lost: attempts that do not count (the daemon died, or the credential had expired).
         already_there: whether the destination had the file before, so that nothing was moved.
         begun: what the last attempt that began the work found before: of a RENAME or MKDIR.
+        planned: as in `NewElement`; so is ``mtime``.
     """
 
     job_id: int
@@ -148,6 +215,13 @@ class ElementRecord(NamedTuple):
     failure: AttemptFailure | None
     already_there: bool = False
     begun: Mapping[str, Any] | None = None
+    planned: PlannedAction | None = None
+    mtime: int | None = None
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that it has to move."""
+        return 0 if self.type is JobType.REMOVE else self.size
 
     @property
     def found_before(self) -> Mapping[str, Any] | None:
@@ -229,6 +303,11 @@ class Batch:
     def job(self) -> JobRecord:
         """One of the jobs; for what all have in common."""
         return self.jobs[self.elements[0].job_id]
+
+    @property
+    def is_of_its_kind(self) -> bool:
+        """Whether its speed says something about the work of its job: removals of a COPY have no bytes to move."""
+        return self.type not in (JobType.LIST, JobType.REMOVE) or self.type is self.job.type
 
     def job_of(self, element: ElementRecord) -> JobRecord:
         return self.jobs[element.job_id]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from attrs import evolve, frozen
@@ -85,6 +87,34 @@ def job_status(counters: Counters, *, started: bool, cancel_requested: bool) -> 
     if counters.done == counters.elements:
         return JobStatus.DONE
     return JobStatus.CANCELLED if cancel_requested else JobStatus.FAILED
+
+
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def deadline_from_text(text: str, now: datetime) -> datetime:
+    """The deadline of a job, UTC.
+
+    Args:
+        text: RFC 3339 with an offset from UTC, or a number and a unit (``s``, ``m``, ``h``, ``d``, ``w``) from now on.
+        now: when the job is submitted.
+
+    Raises:
+        ValueError: it is neither, or not in the future.
+    """
+    deadline = None
+    with contextlib.suppress(ValueError, OverflowError):
+        if duration := _DURATION.fullmatch(text):
+            deadline = now + timedelta(seconds=int(duration[1]) * _UNITS_S[duration[2]])
+        else:
+            parsed = datetime.fromisoformat(text)
+            deadline = None if parsed.tzinfo is None else parsed.astimezone(UTC)
+    if deadline is None:
+        raise ValueError("a time such as 2026-03-01T00:00:00Z is expected, or a duration such as 12h or 7d")
+    if deadline <= now:
+        raise ValueError("the deadline must be in the future")
+    return deadline
 
 
 def _changed(counters: Counters, deltas: Mapping[str, int]) -> Counters:

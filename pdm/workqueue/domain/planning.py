@@ -1,27 +1,31 @@
-"""Plan a job's elements: the first one from the request, all others from its listing.
+"""What plans a job's elements from its listing, and what it says.
 
-A listing arrives in pieces and may be long. `plan_for` gives the planner of a job type; it takes each piece, gives the
-elements that can run at once, and at the end those that had to wait for it (directories that turned out empty). It
-remembers directories only, never files.
+A listing arrives in pieces and may be long. A plan takes each piece, gives the elements that can run at once, and at
+the end those that had to wait for it (directories that turned out empty). It remembers directories only, never files.
 """
 
 from __future__ import annotations
 
 import enum
-import posixpath
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from attrs import Factory, define, frozen
+from attrs import frozen
 
-from pdm.workqueue.domain.enums import JobType
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
-from pdm.workqueue.domain.paths import is_inside, is_safe_path, joined
+from pdm.workqueue.domain.paths import is_safe_path
 
+_T = TypeVar("_T")
+
+#: What is at a destination that was not listed.
+NOTHING: Mapping[str, ListedEntry] = MappingProxyType({})
 #: Phase of the top directory of a REMOVE; each level below runs one phase earlier, files run in phase 0.
 LAST_PHASE = 1_000_000
+#: Elements that are planned at once.
+_PIECE = 1000
 #: The largest size a database integer holds.
 LARGEST_SIZE = 2**63 - 1
 
@@ -38,9 +42,15 @@ class SkipCode(enum.StrEnum):
     LINK_TO_DIRECTORY = "LINK_TO_DIRECTORY"
     LINK_OUTSIDE = "LINK_OUTSIDE"
     UNNAMED = "UNNAMED"
+    FILTERED = "FILTERED"
+    NO_TIME = "NO_TIME"
+    OCCUPIED = "OCCUPIED"
+    EXISTS = "EXISTS"
+    KEPT = "KEPT"
+    LINK_NOT_MOVED = "LINK_NOT_MOVED"
 
 
-_SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
+SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
     {
         SkipCode.SPECIAL_FILE: "neither a file nor a directory: a pipe, a socket or a device",
         SkipCode.DANGLING_LINK: "a symbolic link that leads nowhere, or to where the site does not reach",
@@ -50,6 +60,11 @@ _SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
             "the server counts more entries in this directory than it names:"
             " most likely symbolic links that lead nowhere"
         ),
+        SkipCode.FILTERED: "left out by the filters of the job",
+        SkipCode.NO_TIME: "left out: the site does not say when it was changed, and the filters ask for it",
+        SkipCode.EXISTS: "the destination has a file of this name, which the job may not overwrite",
+        SkipCode.KEPT: "the source is kept: the destination has this file, but the contents were not compared",
+        SkipCode.LINK_NOT_MOVED: "a symbolic link: a move leaves it where it is",
     }
 )
 
@@ -59,9 +74,10 @@ class Skipped:
     """An entry that is left out, and why.
 
     Attributes:
-        path: as of an element; of entries without a name, of the directory that holds them.
-        type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries without a name.
-        count: number of entries; more than 1 only of those without a name.
+        path: as of an element; of entries without a name, of the directory that holds them; of those that filters
+            leave out, the source.
+        type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries that are counted only.
+        count: number of entries; more than 1 only of those without a name, and of those that filters leave out.
     """
 
     path: str
@@ -73,7 +89,7 @@ class Skipped:
 
 def unnamed(path: str, count: int) -> Skipped:
     """Entries that the server of a directory counts and does not name."""
-    return Skipped(path, "unknown", SkipCode.UNNAMED, _SKIP_REASONS[SkipCode.UNNAMED], count)
+    return Skipped(path, "unknown", SkipCode.UNNAMED, SKIP_REASONS[SkipCode.UNNAMED], count)
 
 
 def unreadable(path: str, failure: AttemptFailure) -> Skipped:
@@ -94,51 +110,53 @@ class Planned:
 class Plan(Protocol):
     """How a job type turns a listing into elements."""
 
+    @property
+    def needs_destination(self) -> bool:
+        """Whether the destination is to be listed first, to be compared with."""
+        ...
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether planning may take milliseconds for each entry, and belongs in a thread."""
+        ...
+
     def locate(self, tree: str) -> None:
         """Note where the listed directory is, links resolved; comes before the entries in it, if at all."""
         ...
 
-    def take(self, entries: Iterable[ListedEntry]) -> Planned:
+    def places(self, entries: Iterable[ListedEntry]) -> list[str]:
+        """Paths below the destination to which the entries go: those that `take` looks for.
+
+        As the entries' own; but a file that is the source itself may go into a directory.
+        """
+        ...
+
+    def take(self, entries: Iterable[ListedEntry], there: Mapping[str, ListedEntry] = NOTHING) -> Planned:
         """Plan the next entries.
+
+        Args:
+            there: what the listing of the destination has at their `places`.
 
         Raises:
             BadListingError: an entry that no honest server gives.
         """
         ...
 
-    def end(self, unreadable: Iterable[str]) -> Planned:
-        """Plan the rest once the listing is complete; ``unreadable`` are directories that could not be listed."""
+    def end(
+        self, unreadable: Iterable[str], extra: Iterable[ListedEntry] = (), *, extra_known: bool = True
+    ) -> Iterator[Planned]:
+        """Plan the rest once the listing is complete, in pieces; only the last one has a failure, if any.
+
+        Args:
+            unreadable: directories of the source that could not be listed.
+            extra: what the destination's listing has that no entry of the source was compared with; gone through more
+                than once, so no iterator.
+            extra_known: whether both listings were complete, so that ``extra`` can be believed.
+        """
         ...
 
 
-def first_element(type_: JobType, src_filepath: str, dst_filepath: str | None) -> NewElement:
-    """Element 0: the listing, or the only operation of the job."""
-    if type_ is JobType.RENAME:
-        return NewElement(JobType.RENAME, src_filepath, dst_filepath)
-    if type_ is JobType.MKDIR:
-        return NewElement(JobType.MKDIR, src_filepath, is_directory=True)
-    return NewElement(JobType.LIST, src_filepath)
-
-
-def plan_for(type_: JobType, source: str, destination: str | None, tree: str, *, recursive: bool = True) -> Plan | None:
-    """The plan of a job with a listing.
-
-    Args:
-        tree: absolute path of the source as its server names it; links are followed inside it only.
-
-    Returns:
-        None for a job whose listing is all that was asked.
-    """
-    if type_ is JobType.COPY:
-        if destination is None:
-            raise ValueError("a COPY has a destination")
-        return _CopyPlan(source, destination, tree)
-    if type_ is JobType.REMOVE:
-        return _RemovePlan(source, recursive)
-    return None
-
-
-def _checked(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
+def checked_entries(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
     """The entries, each with names that stay inside the listed directory and a size that can be stored."""
     for entry in entries:
         if entry.path and not is_safe_path(entry.path):
@@ -148,137 +166,15 @@ def _checked(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
         yield entry
 
 
-@define
-class _CopyPlan:
-    _source: str
-    _destination: str
-    _tree: str
-    #: Directories in which nothing to copy has been seen yet.
-    _childless: set[str] = Factory(set)
-    _is_file: bool = False
-    #: Why the source itself cannot be copied.
-    _failure: AttemptFailure | None = None
-
-    def __attrs_post_init__(self) -> None:
-        self._childless.add("")
-
-    def locate(self, tree: str) -> None:
-        self._tree = tree
-
-    def take(self, entries: Iterable[ListedEntry]) -> Planned:
-        elements: list[NewElement] = []
-        skipped: list[Skipped] = []
-        for entry in _checked(entries):
-            if entry.type == "directory":
-                if entry.path:
-                    self._childless.add(entry.path)
-                    self._has_child(entry.path)
-                continue
-            if not entry.path and entry.type != "file" and not entry.target_is_file:
-                self._failure = _failure_of_source(self._source, entry)
-                continue
-            # A link that is the source itself was named by the user: it is followed wherever it leads.
-            if entry.type == "file" or (entry.type == "link" and (not entry.path or self._leads_inside(entry))):
-                self._has_child(entry.path)
-                elements.append(
-                    NewElement(
-                        JobType.COPY, joined(self._source, entry.path), self._place_of(entry.path), size=entry.size
-                    )
-                )
-                continue
-            code = _why_skipped(entry)
-            skipped.append(Skipped(joined(self._source, entry.path), entry.type, code, _SKIP_REASONS[code]))
-        return Planned(tuple(elements), tuple(skipped))
-
-    def end(self, unreadable: Iterable[str]) -> Planned:
-        if self._failure is not None:
-            return Planned(failure=self._failure)
-        self._childless.difference_update(unreadable)
-        if self._is_file:
-            return Planned()
-        return Planned(
-            tuple(
-                NewElement(
-                    JobType.MKDIR,
-                    joined(self._source, path),
-                    joined(self._destination, path),
-                    is_directory=True,
-                )
-                for path in sorted(self._childless)
-            )
-        )
-
-    def _has_child(self, path: str) -> None:
-        self._childless.discard(path.rpartition("/")[0])
-
-    def _leads_inside(self, entry: ListedEntry) -> bool:
-        return entry.target is not None and entry.target_is_file and is_inside(entry.target, self._tree)
-
-    def _place_of(self, path: str) -> str:
-        if path:
-            return joined(self._destination, path)
-        self._is_file = True
-        if self._destination.endswith("/"):
-            return joined(self._destination, posixpath.basename(self._source.rstrip("/")))
-        return self._destination
+def directories_above(path: str) -> Iterator[str]:
+    """The directories above a relative path: the nearest first, the listed one, an empty path, last."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
-def _why_skipped(entry: ListedEntry) -> SkipCode:
-    if entry.type != "link":
-        return SkipCode.SPECIAL_FILE
-    if entry.target_is_directory:
-        return SkipCode.LINK_TO_DIRECTORY
-    if entry.target_is_file:
-        return SkipCode.LINK_OUTSIDE
-    return SkipCode.DANGLING_LINK if entry.target is None else SkipCode.SPECIAL_FILE
-
-
-def _failure_of_source(source: str, entry: ListedEntry) -> AttemptFailure:
-    if entry.type == "link" and entry.target is None:
-        message = f"{source} is a symbolic link that leads nowhere, or to where the site does not reach"
-        return AttemptFailure(FailureScope.SOURCE, FailureCode.NOT_FOUND, message)
-    message = f"{source} is neither a file nor a directory: nothing was copied"
-    return AttemptFailure(FailureScope.SOURCE, FailureCode.SPECIAL_FILE, message)
-
-
-@define
-class _RemovePlan:
-    _source: str
-    _recursive: bool
-    _is_directory: bool = True
-
-    def locate(self, tree: str) -> None:
-        """A removal follows no links."""
-
-    def take(self, entries: Iterable[ListedEntry]) -> Planned:
-        elements: list[NewElement] = []
-        for entry in _checked(entries):
-            if entry.path:
-                if self._recursive:
-                    elements.append(self._removal(entry.path, is_directory=entry.type == "directory"))
-            elif entry.type != "directory":
-                self._is_directory = False
-                elements.append(self._removal("", is_directory=False))
-        return Planned(tuple(elements))
-
-    def end(self, unreadable: Iterable[str]) -> Planned:
-        if not self._is_directory:
-            return Planned()
-        if not self._recursive:
-            return Planned(
-                failure=AttemptFailure(
-                    FailureScope.SOURCE,
-                    FailureCode.IS_A_DIRECTORY,
-                    f"{self._source} is a directory; nothing was removed",
-                )
-            )
-        return Planned((self._removal("", is_directory=True),))
-
-    def _removal(self, path: str, *, is_directory: bool) -> NewElement:
-        depth = path.count("/") + 1 if path else 0
-        return NewElement(
-            JobType.REMOVE,
-            joined(self._source, path),
-            is_directory=is_directory,
-            phase=LAST_PHASE - depth if is_directory else 0,
-        )
+def pieces(items: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
+    """The items, as many together as may be added in one transaction."""
+    rest = iter(items)
+    while piece := tuple(islice(rest, _PIECE)):
+        yield piece

@@ -1,1 +1,1 @@
-"""The engine: claims what is due, has it carried out, and settles what was proven."""
+"""The engine: claims due elements, runs them on agents, and settles the verified results."""

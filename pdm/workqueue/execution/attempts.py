@@ -70,10 +70,10 @@ class Settler:
         self._idle_waiters: list[Deferred[None]] = []
 
     def submit(self, verdict: Verdict) -> Callable[[ClosedLog], None]:
-        """Take in a verdict, which is settled once its log is on disk.
+        """Accept a verdict, which is settled once its log is on disk.
 
         Returns:
-            To be called then; also with a log that could not be written, which the log store reports itself.
+            A callback for that; also called if the log could not be written, which the log store reports itself.
         """
         self._awaited += 1
         self._tokens.add(verdict.token)
@@ -87,7 +87,7 @@ class Settler:
             start_background("settle", self._settle_all())
 
     async def note_begun(self, token: ClaimToken, found: Mapping[str, Any]) -> bool:
-        """Store what an attempt has found before it changes anything; False if the claim is lost."""
+        """Store the state that an attempt has found before it changes anything; False if the claim is lost."""
         return await self._database.run(
             "store the initial state", results.record_initial_state, self._worker, token, found
         )
@@ -187,7 +187,7 @@ class Instant(NamedTuple):
 
 @frozen(kw_only=True)
 class AttemptContext:
-    """What all attempts share.
+    """Settings and services that all attempts share.
 
     Attributes:
         host: name of this machine, for the logs.
@@ -335,8 +335,8 @@ class RunningAttempt:
     ) -> None:
         """Write the last line of the log, and submit the verdict.
 
-        ``words`` are appended to that line, ``moved`` are the bytes transferred over the network, including those of no
-        use; for the other arguments see `Verdict`.
+        ``words`` are appended to that line, ``moved`` are the bytes transferred over the network, including those that
+        were discarded; for the other arguments see `Verdict`.
         """
         began, record, context = self.begin(now), self.record, self.context
         # A LIST element is not one of the files of the job.
@@ -344,7 +344,7 @@ class RunningAttempt:
         # Files that were already there do not count for the transfer rate.
         arrived = 0 if already_there else transferred
         context.board.drop(record.job_id, record.id, now.seconds, finished=finished, proven=arrived)
-        # By the clock that is never set.
+        # Durations use the clock that is never set.
         seconds = now.seconds - began.seconds
         outcome = status.name if failure is None else "FAILED"
         code = 0 if failure is None and status is JobStatus.DONE else 1

@@ -46,24 +46,24 @@ class Ending(enum.StrEnum):
 #: Log text of elements whose agent was ended because of another job.
 _ENDED_WITH_ANOTHER = "another job's cancellation ended the helper"
 #: Log text of elements that did not fit into the request.
-_POSTPONED = "the batch had no room for it"
+_POSTPONED = "the batch was full"
 
 
 @define(eq=False, kw_only=True)
 class RunningBatch:
     """A claimed batch until each of its elements has a verdict.
 
-    It may be queued on an agent that still runs another batch: until its turn, nothing of it was begun, and silence of
-    the agent does not matter.
+    It may be queued on an agent that still runs another batch: until then none of it has begun, and silence of the
+    agent is ignored.
 
     Attributes:
         finished: fires when every element has a verdict and the agent is free or dead.
-        wake_waiting: has batches look again for an agent: its own may be given another, or it needs none any more.
+        wake_waiting: makes waiting batches look again for an agent, after this one has released or lost its own.
         seconds: duration on the agent, once it has ended.
         moved: bytes transferred over the network.
         attempts: number of attempts that ended and count.
         failed: how many of them with `ROUTE_FAILURES`.
-        is_listed: whether a listing is complete, and only to be stored: the agent is free, or is so at once.
+        is_listed: whether a listing is complete and only needs to be stored: the agent is free, or will be at once.
     """
 
     batch: Batch
@@ -84,7 +84,7 @@ class RunningBatch:
     _request_id: int = 0
     #: Site → endpoint that it uses.
     _endpoints: Mapping[int, SiteEndpoint] = MappingProxyType({})
-    #: Whether an element is done of which the health of its endpoints does not know yet.
+    #: Whether an element is done that `SiteHealth` was not notified of.
     _has_worked: bool = False
     _intake: ListingIntake | None = None
     #: Keys of elements of cancelled jobs, while other jobs of the batch continue.
@@ -226,7 +226,7 @@ class RunningBatch:
     def _check_silence(self) -> None:
         now = self.context.reactor.seconds()
         if self._intake is not None and self._intake.is_paused:
-            # Reading is paused: the silence is ours.
+            # We have paused reading, so the agent is not silent.
             self._heard_at = now
         left = self._heard_at + self._silence_s - now
         if left > 0:
@@ -275,7 +275,7 @@ class RunningBatch:
     def _on_unreadable(self, attempt: RunningAttempt, event: wire.UnreadableEvent, now: Instant) -> None:
         failure = self._classified(attempt, event.fault, now)
         attempt.write(f"cannot list {event.path}: {failure.code}: {failure.message}", now)
-        self._require_intake().unreadable(event.path, failure)
+        self._require_intake().unreadable(event, failure)
 
     def _on_failed(self, attempt: RunningAttempt, event: wire.FailedEvent, now: Instant) -> None:
         if event.fault.scope == "service" and is_exhausted(event.fault.errno):
@@ -283,7 +283,7 @@ class RunningBatch:
         self._fail(event.key, self._classified(attempt, event.fault, now), now, leftover=event.residue)
 
     async def _note_begun(self, key: int, event: wire.BegunEvent) -> None:
-        """Store what an agent has found, then let it proceed; cancel it if that cannot be stored."""
+        """Store the state that an agent has found, then let it proceed; cancel it if the state cannot be stored."""
         kept = False
         try:
             kept = await self.context.settler.note_begun(self.batch.token(self.batch.elements[key]), event.found)
@@ -401,7 +401,7 @@ class RunningBatch:
         )
 
     def _note_worked(self, now: Instant) -> None:
-        """Tell the health of the endpoints that elements are done."""
+        """Notify the endpoint health of finished elements."""
         if self._has_worked:
             self._has_worked = False
             # The elements of a batch use the same sites.
@@ -416,7 +416,7 @@ class RunningBatch:
     def _fail(
         self, key: int, failure: AttemptFailure, now: Instant, *, leftover: bool = False, counts: bool = True
     ) -> None:
-        # In the order in which it happened.
+        # Keep the order of the events.
         self._note_worked(now)
         if counts:
             self.attempts += 1
@@ -440,10 +440,10 @@ _HANDLERS: Mapping[type, Callable[[RunningBatch, RunningAttempt, Any, Instant], 
     wire.ProgressEvent: lambda batch, attempt, event, now: attempt.advance(
         ReportedProgress(event.transferred, event.instant, event.average, event.elapsed), now
     ),
-    wire.RootEvent: lambda batch, attempt, event, now: batch._require_intake().locate(event.path),
-    wire.EntriesEvent: lambda batch, attempt, event, now: batch._require_intake().feed(event.entries),
+    wire.RootEvent: lambda batch, attempt, event, now: batch._require_intake().locate(event),
+    wire.EntriesEvent: lambda batch, attempt, event, now: batch._require_intake().feed(event),
     wire.UnreadableEvent: RunningBatch._on_unreadable,
-    wire.UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event.path, event.count),
+    wire.UnnamedEvent: lambda batch, attempt, event, now: batch._require_intake().unnamed(event),
     wire.DoneEvent: RunningBatch._on_done,
     wire.FailedEvent: RunningBatch._on_failed,
     wire.CancelledEvent: lambda batch, attempt, event, now: batch._end_element(event.key, now, leftover=event.residue),

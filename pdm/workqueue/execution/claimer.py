@@ -126,8 +126,8 @@ class Claimer:
     ) -> _R:
         """Run a transaction that adds an element to a job, and begin the element at once if nothing else is due.
 
-        The element is then claimed in the same transaction: a daemon that has nothing else to do needs neither a second
-        commit nor a look at the queue.
+        The element is then claimed in the same transaction: an idle daemon needs neither a second commit nor a query of
+        the queue.
 
         Args:
             to: the job; None to claim nothing at once.
@@ -148,7 +148,7 @@ class Claimer:
                 self._fair_queues[_lane(type_)].charge(batch.job.user_id, 1.0)
                 (begin or self.executor.begin)(batch)
         except Exception:
-            # The transaction may have succeeded all the same.
+            # The transaction may have succeeded nevertheless.
             self.lease.reconcile_soon()
             self.wake()
             raise
@@ -202,7 +202,7 @@ class Claimer:
                 self._woken = self._capacity_freed = False
                 began = self.reactor.seconds()
                 if not self.service_health.may_claim:
-                    # Claimed work could not be carried out.
+                    # Claimed batches could not be started.
                     await self._sleep(None)
                     continue
                 self._claiming = Deferred()
@@ -247,7 +247,7 @@ class Claimer:
             # The renewal of the lease wakes this loop.
             return 0, None
         if self._adding is not None:
-            # It may be told of a cancellation that `before_claims` would forget.
+            # `before_claims` would forget a cancellation that arrives meanwhile.
             await following(self._adding)
         now = self.clock()
         self.executor.before_claims()

@@ -163,7 +163,7 @@ class Credentials:
         if found is None:
             found = await self.database.read("find credentials", credentials.of_kind, user_id, kind)
             if not self.database.is_shared:
-                # After a change meanwhile, this is a dictionary that nobody reads any more.
+                # If credentials changed meanwhile, `self._read` is another dictionary, and this one is dropped.
                 read[user_id, kind] = found
         return found
 
@@ -177,7 +177,7 @@ class Credentials:
         numbers = {record.id for records in sources.values() for record in records}
         if not numbers:
             return OutdatedCredentials()
-        now_there = await self.database.read("are credentials in use still there", credentials.fetch_many, numbers)
+        now_there = await self.database.read("check credentials in use", credentials.fetch_many, numbers)
         ended, renewed = set(), set()
         for fingerprint, records in sources.items():
             for used in records:

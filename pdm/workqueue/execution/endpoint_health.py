@@ -373,11 +373,14 @@ def _endpoints_of(site: Site, protocol: JobProtocol) -> tuple[SiteEndpoint, ...]
 
 def sites_of_element(job: JobRecord, element: ElementRecord) -> tuple[int, ...]:
     """The sites that an element uses."""
-    if element.type is JobType.COPY and job.dst_siteid is not None:
+    if job.dst_siteid is None:
+        return (job.src_siteid,)
+    if element.type is JobType.COPY or (element.type is JobType.LIST and job.lists_destination):
         return job.src_siteid, job.dst_siteid
-    if element.type is JobType.MKDIR and job.dst_siteid is not None and element.dst_filepath is not None:
-        return (job.dst_siteid,)
-    return (job.src_siteid,)
+    if element.type is JobType.LIST:
+        return (job.src_siteid,)
+    # Directories that are made and extra files that are removed are at the destination; moved sources are not.
+    return (job.src_siteid,) if element.dst_filepath is None else (job.dst_siteid,)
 
 
 def _blamed(

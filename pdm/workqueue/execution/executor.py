@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import DeferredList
@@ -16,7 +17,7 @@ from pdm.workqueue.agents.process import AgentMissingError, AgentProcess, AgentS
 from pdm.workqueue.domain.credentials import ALL_SITES
 from pdm.workqueue.domain.enums import JobProtocol, JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
-from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord, NewElement
+from pdm.workqueue.domain.jobs import Batch, ClaimToken, JobRecord
 from pdm.workqueue.domain.limits import (
     BATCH_TIME_S,
     FIRST_BATCH_SIZE,
@@ -27,13 +28,12 @@ from pdm.workqueue.domain.limits import (
     next_batch_size,
     work_kind,
 )
-from pdm.workqueue.domain.paths import StorageUrl
-from pdm.workqueue.domain.planning import plan_for
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.execution.attempts import AttemptContext
 from pdm.workqueue.execution.batch import Ending, RunningBatch
 from pdm.workqueue.execution.credentials import Credentials
 from pdm.workqueue.execution.endpoint_health import SiteEndpoint
+from pdm.workqueue.execution.job_listings import JobListings
 from pdm.workqueue.execution.listing import ListingIntake
 from pdm.workqueue.execution.maintenance import LeftoverFiles, Prerequisites
 from pdm.workqueue.execution.monitoring import ServicePart, check_resources
@@ -43,13 +43,12 @@ from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.movers import mover_of
 from pdm.workqueue.movers.dummy import DummyMover
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store import first_claims, job_changes, listings, results
+from pdm.workqueue.store import job_changes
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnavailableError
 from pdm.workqueue.telemetry.background import Background, Periodic, following, start_background
 from pdm.workqueue.telemetry.logging import log_context, log_ended
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import Options, RemoveOptions
 
 _JANITOR_PERIOD_S = 20.0
 #: Seconds until a credential that was removed through another daemon is noticed.
@@ -84,6 +83,7 @@ class Executor:
         on_capacity: called when a batch has ended.
         on_work: called when elements in the database became due.
         add_element: runs a transaction that adds an element to a job: `Claimer.add_element`.
+        scratch: directory for temporary files.
         batch_sizes: kind of work → elements of the next batch.
         restricted: ids of drained sites, or of banned users.
     """
@@ -100,6 +100,7 @@ class Executor:
     on_capacity: Callable[[], None]
     on_work: Callable[[], None]
     add_element: Callable[..., Awaitable[bool]]
+    scratch: Path
     batch_sizes: dict[WorkKind, int] = field(factory=dict)
     restricted: Callable[[RestrictionKind], Collection[int]] = lambda kind: ()
     find_missing: Callable[[], Awaitable[Mapping[str, str]]] = _nothing_missing
@@ -114,6 +115,20 @@ class Executor:
         init=False,
         default=Factory(
             lambda self: LeftoverFiles(database=self.database, pool=self.pool, preparation=self.preparation),
+            takes_self=True,
+        ),
+    )
+    _listings: JobListings = field(
+        init=False,
+        default=Factory(
+            lambda self: JobListings(
+                database=self.database,
+                worker=self.worker,
+                clock=self.context.clock,
+                scratch=self.scratch,
+                add_element=self.add_element,
+                on_elements=self.on_capacity,
+            ),
             takes_self=True,
         ),
     )
@@ -198,9 +213,9 @@ class Executor:
         return {token for running in self._running for token in running.attempts_open()}
 
     def begin(self, batch: Batch, behind: RunningBatch | None = None) -> None:
-        """Carry a claimed batch out, in the background.
+        """Run a claimed batch in the background.
 
-        ``behind``: a listing from which it follows; if that is about to end, the batch gets its agent.
+        ``behind``: the listing that it follows; if the listing is about to end, the batch gets its agent.
         """
         by_tools = job_moved_by_tools(batch.job, self.sites)
         mover = mover_of(batch.job.protocol, by_tools=by_tools)
@@ -297,6 +312,7 @@ class Executor:
         agent: AgentProcess | None = None
         kind: AgentKind | None = None
         endpoints: Collection[SiteEndpoint] = ()
+        intake: ListingIntake | None = None
         try:
             if behind is not None and behind.is_listed:
                 await following(behind.finished)
@@ -306,11 +322,12 @@ class Executor:
             self.context.health.begin(endpoints)
             request = prepared.built.request
             running.exclude(prepared.built.refused, prepared.built.postponed)
-            intake = None
             if request is not None:
                 is_wanted = running.is_wanted
                 agent = await self.pool.acquire(kind, alone=slot is None, slot=slot, is_wanted=is_wanted)
-                intake = await self._intake_for(running, agent, request, prepared.options)
+                if isinstance(request, wire.ListRequest):
+                    begin = partial(self.begin, behind=running)
+                    intake = await self._listings.intake(running.batch, agent, request, prepared.options, begin)
             if running.ending is not None or request is None or agent is None:
                 running.drop()
             else:
@@ -333,14 +350,16 @@ class Executor:
             )
         except Exception as error:
             if not isinstance(error, (DatabaseUnavailableError, OSError)):
-                self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
+                self._log.failure("a batch of job {job} could not be started", job=running.batch.job.id)
             self._refuse(running, self.context.service_health.blame(error, ServicePart.CREDENTIAL_FILES))
         finally:
             self._running.pop(running, None)
+            if intake is not None:
+                intake.close()
             self.context.health.end(endpoints)
             if slot is not None:
                 slot.leave()
-                if running.seconds:
+                if running.seconds and running.batch.is_of_its_kind:
                     self.streams.ended(running.batch, running.run_so_far)
             if agent is not None and kind is not None:
                 self.pool.release(agent, kind)
@@ -353,7 +372,7 @@ class Executor:
     def _note_seconds(self, running: RunningBatch) -> None:
         """Adapt the size of the next batch of this kind to the duration of this one."""
         kind, elements = work_kind(running.batch.job), running.batch.elements
-        if running.seconds and running.ending is None and running.batch.type is not JobType.LIST:
+        if running.seconds and running.ending is None and running.batch.is_of_its_kind:
             size = self.batch_sizes.get(kind, FIRST_BATCH_SIZE)
             by_tools = job_moved_by_tools(running.batch.job, self.sites)
             self.batch_sizes[kind] = next_batch_size(
@@ -369,19 +388,19 @@ class Executor:
         self._background.start("check credentials in use", self._check_credentials())
 
     async def _check_credentials(self) -> None:
-        """End what uses credentials that were removed or replaced; it is run again with the current ones."""
+        """End batches whose credentials were removed or replaced; they are run again with the current ones."""
         outdated = await self.credentials.outdated()
         for credential in outdated.ended | outdated.renewed:
             self.pool.retire(credential)
         for running, credential in list(self._running.items()):
             if credential in outdated.ended and running.ending is None:
-                self._log.info("what runs with a credential that was removed is ended", job=running.batch.job.id)
+                self._log.info("attempts with a removed credential are ended", job=running.batch.job.id)
                 running.end(Ending.CREDENTIAL)
 
     def _report_helpers(self, kind: AgentKind, error: AgentStartError) -> None:
         async def check() -> None:
             await deferToThread(check_resources)
-            # Without the user's credentials: it gets no request.
+            # Without the user's credentials the agent gets no request.
             await self.pool.try_start(AgentKind(kind.helper, "", {}))
 
         self.context.service_health.report(ServicePart.HELPERS, str(error), check)
@@ -392,41 +411,6 @@ class Executor:
             running.drop()
         else:
             running.refuse(failure)
-
-    async def _intake_for(
-        self, running: RunningBatch, agent: AgentProcess, request: wire.WorkRequest, options: Options
-    ) -> ListingIntake | None:
-        batch = running.batch
-        if batch.type is not JobType.LIST:
-            return None
-        element, job = batch.elements[0], batch.job
-        token = batch.token(element)
-        known: set[bytes] = set()
-        if element.attempts > 1:
-            # An earlier attempt may have planned some elements: these are not planned again.
-            known = await self.database.read("find planned paths", results.known_paths, job.id)
-            await self.database.run("begin a listing", listings.begin, token)
-        tree = request.url if isinstance(request, wire.ListRequest) else ""
-        recursive = options.recursive if isinstance(options, RemoveOptions) else True
-        plan = plan_for(job.type, job.src_filepath, job.dst_filepath, StorageUrl(tree).text_path, recursive=recursive)
-
-        async def add_elements(new: Sequence[NewElement]) -> bool:
-            # Of a REMOVE, claims know which phase may begin.
-            to = job if len(new) == 1 and job.type is JobType.COPY else None
-            add, begin = first_claims.add_and_claim, partial(self.begin, behind=running)
-            return await self.add_element(to, new[0].type, "add elements", add, self.worker, token, new, begin=begin)
-
-        return ListingIntake(
-            database=self.database,
-            add_elements=add_elements,
-            token=token,
-            plan=plan,
-            source=job.src_filepath,
-            known=known,
-            pause=agent.pause,
-            resume=agent.resume,
-            on_elements=self.on_capacity,
-        )
 
     # -- maintenance
 

@@ -1,4 +1,4 @@
-"""The lease under which a daemon claims: taken at the start, renewed, lost; and claims whose answer was lost.
+"""The lease under which a daemon claims: taking, renewing and losing it; and claims whose answer was lost.
 
 Renewal, the release of claims of dead daemons and the comparison with the database are separate tasks: none waits for
 another, and the renewal waits for no other transaction.
@@ -133,7 +133,7 @@ class Lease:
             await self.database.run_for_lease("release the lease", leases.give_up_lease, self.worker.incarnation)
 
     def reconcile_soon(self) -> None:
-        """A claim has failed: its transaction may have succeeded all the same."""
+        """Reconcile soon: a claim has failed, whose transaction may have succeeded nevertheless."""
         if not self._stopping:
             self._background.start("reconcile claims", self.reconcile())
 

@@ -42,7 +42,7 @@ _PREREQUISITES_TIMEOUT_S = 60.0
 
 
 class _NotRemovedError(Exception):
-    """Some files of a job are still there; the text says why."""
+    """Some files of a job could not be removed; the message has the reason."""
 
 
 @define(eq=False, kw_only=True)
@@ -63,7 +63,7 @@ class LeftoverFiles:
     _log: Logger = field(factory=Logger)
 
     def stop(self) -> None:
-        """Start with no further job."""
+        """Start no further job."""
         self._stopping = True
 
     async def remove(self) -> None:
@@ -102,7 +102,7 @@ class LeftoverFiles:
     async def _discard(self, batch: Batch) -> None:
         prepared = await self.preparation.prepare(batch)
         request = prepared.built.request
-        # Elements that no request can name were never begun.
+        # Elements with names that no request can contain were never begun.
         removed, why = set(prepared.built.refused), ""
         try:
             if not isinstance(request, wire.CopyRequest | None):
@@ -127,7 +127,7 @@ class LeftoverFiles:
         """Have an agent remove the temporary files of a copy.
 
         Returns:
-            Keys of the items whose files are all removed; and why others are not, empty if all are.
+            Keys of the items whose files are all removed; and the reason for the others, empty if there are none.
         """
         urls = [(item.key, url) for item in request.items for url in (item.temporary, *item.stale)]
         items = [wire.PathItem(number, url) for number, (_, url) in enumerate(urls)]
@@ -148,9 +148,9 @@ def _by_job(left: Iterable[tuple[ElementRecord, JobRecord]]) -> list[tuple[JobRe
     return list(groups.values())
 
 
-#: Of what is missing: the key of globus-url-copy and gfal.
+#: Key of globus-url-copy and gfal among missing prerequisites.
 TOOLS = "TOOLS"
-#: Takes a user, a site and protocols of jobs, and puts back what is held of them.
+#: Resumes HELD elements of a user, a site and protocols of jobs.
 Resume = Callable[[int, int, Collection[JobProtocol]], Awaitable[object]]
 
 
@@ -171,7 +171,7 @@ class Prerequisites:
     _log: Logger = field(factory=Logger)
 
     async def warn(self) -> None:
-        """Warn of what is missing for protocols that sites offer."""
+        """Log missing prerequisites of protocols that sites offer."""
         found = await self.find_missing()
         missing = _missing_protocols(found)
         offered = {protocol for site in self.sites.all() for protocol in site.endpoints}
@@ -221,10 +221,10 @@ class Prerequisites:
 
 
 def _missing_protocols(found: Mapping[str, str]) -> dict[JobProtocol, str]:
-    """What is missing, by protocol: software, or all of its mover."""
+    """What is missing, by protocol: software, or the whole mover."""
     missing = {protocol: "no mover for it is installed" for protocol in JobProtocol if protocol not in MOVERS}
     for protocol, mover in MOVERS.items():
-        # What the movers of other packages need only they know.
+        # Prerequisites of other packages' movers are only known to them.
         if mover is BUILT_IN.get(protocol) and protocol.name in found:
             missing[protocol] = found[protocol.name]
     return missing

@@ -99,7 +99,7 @@ class ServiceHealth:
     _periodic: Periodic | None = None
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "check what is faulty", _CHECK_PERIOD_S, self._check)
+        self._periodic = Periodic(self.reactor, "check faulty parts", _CHECK_PERIOD_S, self._check)
         self._periodic.start()
 
     async def stop(self) -> None:
@@ -247,7 +247,7 @@ class ProgressBoard:
         self._idle: OrderedDict[int, float] = OrderedDict()
         self._listed: OrderedDict[int, int] = OrderedDict()
 
-    # -- called by attempts; ``now_s``: what `clock` said, for many of them; it is asked without
+    # -- called by attempts; ``now_s``: result of `clock`, read once for many elements; by default it is read here
 
     def begin(self, job_id: int, element_id: int, now_s: float | None = None) -> None:
         now_s = self.clock() if now_s is None else now_s

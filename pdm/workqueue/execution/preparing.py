@@ -28,7 +28,7 @@ from pdm.workqueue.movers.mover import Access, BuiltRequest, Mover, credential_n
 from pdm.workqueue.sites.registry import SiteRegistry
 from pdm.workqueue.sites.storage_urls import EndpointUrls
 from pdm.workqueue.wire import agent_messages as wire
-from pdm.workqueue.wire.requests import Options, read_options
+from pdm.workqueue.wire.options import Options, read_options
 
 #: Environment variable of a helper: authorities of single endpoints, a JSON object, URL → directory.
 TRUST_VARIABLE = "PDM_TRUST"
@@ -111,16 +111,16 @@ class Preparation:
     async def agent_kind(
         self, user_id: int, protocol: JobProtocol, ends: Sequence[RouteEnd], *, by_tools: bool
     ) -> AgentKind:
-        """The kind of agent that works for a user at some sites; its credential is held until `release`.
+        """The kind of agent for a user at some sites; its credential is held until `release`.
 
         Args:
-            user_id: whose.
-            protocol: whose mover does the work.
+            user_id: of the user.
+            protocol: its mover runs the elements.
             ends: the sites, with the protocol by which each is reached.
-            by_tools: whether the field's own commands do the work.
+            by_tools: whether the tools mover runs them.
 
         Raises:
-            CredentialUnusableError: the user has none that works.
+            CredentialUnusableError: no valid credential is stored.
         """
         mover: Mover = TOOL_MOVERS[protocol] if by_tools else MOVERS[protocol]
         access, trusted = await self._trust_settings(ends)
@@ -180,13 +180,13 @@ class Preparation:
         ]
 
     def release_credential(self, kind: AgentKind) -> None:
-        """Work that asked for a kind has ended."""
+        """Release the credential of a kind of agent."""
         if kind.credential and self.credentials.release(kind.credential) and not self.pool.works_with(kind.credential):
-            # No agent was started with it after all.
+            # No agent was started with it.
             self.credentials.remove_unused(kind.credential)
 
 
 def missing_mover(protocol: JobProtocol) -> AttemptFailure:
-    """What is the matter with jobs of a protocol that the service had a mover for once."""
+    """The error for jobs of a protocol whose mover the service does not have any more."""
     message = f"the service has no mover for {protocol.name} any more"
     return AttemptFailure(FailureScope.SERVICE, FailureCode.DEPENDENCY_MISSING, message)

@@ -29,7 +29,7 @@ RouteEnd = tuple[Site, JobProtocol]
 
 
 def job_moved_by_tools(job: JobRecord, sites: SiteRegistry) -> bool:
-    """Whether the elements of a job are carried out by the field's own commands."""
+    """Whether the tools mover runs the elements of a job."""
     known = [site for site in map(sites.by_id, job.sites) if site is not None]
     return moved_by_tools(job.protocol, job.options.get("mover"), known)
 
@@ -62,7 +62,7 @@ def protocols_reaching(access: Access) -> Mapping[CredentialKind, frozenset[JobP
 
 
 def _any_mover_reaches(asked: JobProtocol, destination: Site) -> JobProtocol | None:
-    """As `reached_by_protocol`, by the service's own client or else by the tools: who moves a job is not known here."""
+    """Like `reached_by_protocol`, with any mover, because the job's mover is not known here."""
     native = reached_by_protocol(asked, destination)
     if native is not None or asked not in TOOL_MOVERS:
         return native
@@ -136,7 +136,7 @@ class SiteDirectory:
         return [number for of_kind, number in self._restrictions if of_kind is kind]
 
     def waits(self, job: JobRecord, now: datetime) -> list[str]:
-        """Why a job waits, a sentence each; empty if only for its turn."""
+        """Why a job waits, a sentence each; empty if only for its place in the queue."""
         if job.status.is_final or not job.counters.submitted:
             return []
         found = []

@@ -1,1 +1,1 @@
-"""Helper processes: carry out requests that the daemon sends as JSON lines."""
+"""Helper processes, which work on requests that the daemon sends as JSON lines."""

@@ -1,8 +1,8 @@
 """Pipes to the daemon: requests arrive on descriptor 0, events leave on descriptor 3, one JSON object a line.
 
-Descriptors 1 and 2 are for noise, so that the output of a C library never becomes an event. Events that are written
-within a few milliseconds share a write(2). A pipe that the daemon does not read blocks the writer, which is the
-back-pressure: at most one such write is buffered in memory.
+Descriptors 1 and 2 are not part of the protocol, so that output of a C library never becomes an event. Events that are
+written within a few milliseconds share a write(2). A pipe that the daemon does not read blocks the writer
+(back-pressure): at most one such write is buffered in memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from urllib.parse import quote_from_bytes
 
 import msgspec
 
+from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, internal_error, truncated
 from pdm.workqueue.wire import agent_messages as wire
@@ -29,12 +30,12 @@ _REQUESTS, _EVENTS = 0, 3
 #: prctl(2)
 _PR_SET_DUMPABLE = 4
 _READ_SIZE = 1024 * 1024
-#: A request of this size is a mistake of the daemon, which we do not want to run out of memory for.
+#: A larger request is a bug of the daemon; reading it could exhaust the memory.
 _MAX_REQUEST_SIZE = 64 * 1024 * 1024
 _MAX_LOG_LENGTH = 4000
-#: How long an event may wait for others. A crash costs what was not reported: it must not become much.
+#: How long an event may wait to be written together with others. A crash loses the unreported events, so it is short.
 _COALESCE_S = 0.004
-#: How soon an item that waits for the daemon sees that it was cancelled.
+#: Interval at which an item that waits for the daemon checks whether it was cancelled.
 _POLL_S = 0.1
 _MAX_BUFFERED = 32 * 1024
 _encoder = msgspec.json.Encoder()
@@ -42,7 +43,7 @@ _decoder: msgspec.json.Decoder[wire.AgentRequest] = msgspec.json.Decoder(wire.Ag
 
 
 class EventWriter:
-    """Writes events; may be used by every thread."""
+    """Writes events; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,11 +53,11 @@ class EventWriter:
         threading.Thread(target=self._flush_soon, name="events", daemon=True).start()
 
     def write(self, event: wire.AgentEvent, *, at_once: bool = False) -> None:
-        """Write one event, with those before it; ends the process if the daemon has closed the pipe.
+        """Write one event, with those that wait; ends the process if the daemon has closed the pipe.
 
         Args:
-            event: what to tell.
-            at_once: whether it may not wait for more.
+            event: the event.
+            at_once: whether it must be written without delay.
         """
         line = _encoder.encode(event) + b"\n"
         with self._lock:
@@ -68,7 +69,7 @@ class EventWriter:
                 self._has_some.set()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write waiting events."""
         with self._lock:
             self._flush()
 
@@ -91,7 +92,7 @@ class EventWriter:
 
 
 class ActiveBatch:
-    """A request under way: keeps its promise of exactly one outcome for each key."""
+    """A running request: reports exactly one outcome for each key."""
 
     def __init__(self, request: wire.WorkRequest, events: EventWriter) -> None:
         self.request = request
@@ -109,6 +110,7 @@ class ActiveBatch:
         self._on_end: list[Callable[[set[int]], None]] = []
         self._may_go = threading.Condition()
         self._going: set[int] = set()
+        self._is_at_destination = False
 
     @property
     def stopped(self) -> bool:
@@ -116,20 +118,20 @@ class ActiveBatch:
         return self._stopped
 
     def open_keys(self) -> list[int]:
-        """Keys without an outcome so far."""
+        """Keys without an outcome."""
         return sorted(self._open)
 
     def stop(self) -> None:
-        """Cancel: nothing new begins, and what runs is interrupted."""
+        """Cancel: start no more items, interrupt those that run."""
         with self._stopping:
             self._stopped = True
             for callback in self._on_stop:
                 callback()
-            # Whoever cancelled waits for a sign of life: without one it kills the helper.
+            # The daemon kills a helper that does not react to a cancel: write something at once.
             self._show_life(self.open_keys())
 
     def end(self, keys: Iterable[int]) -> None:
-        """Cancel some items and no others, if it can be done; else all."""
+        """Cancel some items only, if possible; else the whole batch."""
         wanted = self._open.intersection(keys)
         if not self._ends_items or wanted == self._open:
             self.stop()
@@ -138,7 +140,7 @@ class ActiveBatch:
             with self._lock:
                 self._ended |= wanted
                 running = wanted & self._begun
-            # What was not begun never will be: `started` says so.
+            # Items that have not started never will: `started` returns False.
             for key in sorted(wanted - running):
                 self.cancelled(key)
             for callback in self._on_end:
@@ -147,41 +149,41 @@ class ActiveBatch:
 
     def _show_life(self, keys: list[int]) -> None:
         with self._lock:
-            # One that got its outcome just now must not be spoken of again.
+            # An item may have got its outcome meanwhile: report none twice.
             for key in [key for key in keys if key in self._open][:1]:
                 self.log(key, "asked to stop")
         self.flush()
 
     def is_ended(self, key: int) -> bool:
-        """Whether an item was cancelled, alone or with all."""
+        """Whether an item was cancelled, alone or with the batch."""
         return self._stopped or key in self._ended
 
     def ends_items(self, callback: Callable[[set[int]], None]) -> None:
-        """Have a function called with the keys of items under way that are cancelled while others go on.
+        """Register a function for the keys of running items that are cancelled while others continue.
 
-        Whoever calls this promises to carry no item out of which `started` says no, and to end one of which `is_ended`
-        says yes. Without this call, an item that is cancelled ends the whole batch.
+        The caller must not work on an item for which `started` returns False, and must end one for which `is_ended`
+        returns True. Without such a function, cancelling an item cancels the whole batch.
         """
         with self._stopping:
             self._ends_items = True
             self._on_end.append(callback)
 
     def leave_out(self, keys: Iterable[int]) -> None:
-        """Take items out that have an outcome before the batch is begun."""
+        """Remove items that have an outcome before the batch begins."""
         gone = set(keys)
         if not isinstance(self.request, wire.ListRequest):
             items = [item for item in self.request.items if item.key not in gone]
             self.request = msgspec.structs.replace(self.request, items=items)
 
     def on_stop(self, callback: Callable[[], None]) -> None:
-        """Have a function called when the batch is cancelled; at once if it was already."""
+        """Register a function to be called when the batch is cancelled; called at once if it already is."""
         with self._stopping:
             self._on_stop.append(callback)
             if self._stopped:
                 callback()
 
     def started(self, key: int) -> bool:
-        """Tell that work on an item begins; says no where it must not, because the item was cancelled."""
+        """Report that an item starts; False if it must not, because it was cancelled."""
         lease.check()
         with self._lock:
             if key not in self._open or key in self._ended:
@@ -191,11 +193,11 @@ class ActiveBatch:
         return True
 
     def begin(self, key: int, found: wire.FoundBefore, longest_s: float) -> None:
-        """Tell what is there, and wait until the daemon has kept it: what is done next cannot be told afterwards.
+        """Report the state of the storage, and wait until the daemon has stored it, before a change is made.
 
         Args:
             key: of the item.
-            found: what is there before.
+            found: the state.
             longest_s: seconds to wait at most.
 
         Raises:
@@ -211,36 +213,51 @@ class ActiveBatch:
                     raise StoppedError
                 left = until - time.monotonic()
                 if left <= 0:
-                    raise internal_error("the service did not let it begin in time")
+                    raise internal_error("the service did not confirm the start in time")
                 self._may_go.wait(min(left, _POLL_S))
 
     def go(self, key: int) -> None:
-        """The daemon has kept what an item has found."""
+        """The daemon has stored the state that was reported for an item."""
         with self._may_go:
             self._going.add(key)
             self._may_go.notify_all()
 
     def log(self, key: int, text: str) -> None:
-        """A line for the log of an item that has no outcome yet."""
+        """Add a line to the log of an item without an outcome."""
         if key in self._open:
             self._events.write(wire.LogEvent(self.id, key, truncated(text, _MAX_LOG_LENGTH)))
 
     def progress(self, key: int, transferred: int, instant: float, average: float, elapsed: float) -> None:
-        """Bytes, bytes/s now and on average, seconds."""
+        """Report bytes, bytes/s now and on average, seconds."""
         self._events.write(wire.ProgressEvent(self.id, key, transferred, instant, average, round(elapsed, 3)))
 
+    @contextlib.contextmanager
+    def listing_destination(self) -> Iterator[None]:
+        """Context in which the destination of a copy is listed; events say so."""
+        self._is_at_destination = True
+        try:
+            yield
+        finally:
+            self._is_at_destination = False
+
+    @property
+    def listed_scope(self) -> FailureScope:
+        """The side that is listed now."""
+        return FailureScope.DESTINATION if self._is_at_destination else FailureScope.SOURCE
+
     def entries(self, key: int, entries: list[wire.RawEntry]) -> None:
-        self._events.write(wire.EntriesEvent(self.id, key, entries))
+        self._events.write(wire.EntriesEvent(self.id, key, entries, self._is_at_destination))
 
     def unreadable(self, key: int, path: str, error: StorageError) -> None:
-        self._events.write(wire.UnreadableEvent(self.id, key, path, error.fault()))
+        fault = error.at(self.listed_scope).fault()
+        self._events.write(wire.UnreadableEvent(self.id, key, path, fault, self._is_at_destination))
 
     def root(self, key: int, path: bytes | None) -> None:
         if path is not None:
-            self._events.write(wire.RootEvent(self.id, key, quote_from_bytes(path, safe="/")))
+            self._events.write(wire.RootEvent(self.id, key, quote_from_bytes(path, safe="/"), self._is_at_destination))
 
     def unnamed(self, key: int, path: str, count: int) -> None:
-        self._events.write(wire.UnnamedEvent(self.id, key, path, count))
+        self._events.write(wire.UnnamedEvent(self.id, key, path, count, self._is_at_destination))
 
     def done(
         self,
@@ -253,24 +270,24 @@ class ActiveBatch:
     ) -> None:
         self._close(wire.DoneEvent(self.id, key, size, transferred, checksum, already_there))
 
-    def failed(self, key: int, error: StorageError, *, residue: bool = False) -> None:
-        self._close(wire.FailedEvent(self.id, key, error.fault(), residue))
+    def failed(self, key: int, error: StorageError, *, leftover: bool = False) -> None:
+        self._close(wire.FailedEvent(self.id, key, error.fault(), leftover))
 
-    def cancelled(self, key: int, *, residue: bool = False) -> None:
-        self._close(wire.CancelledEvent(self.id, key, residue))
+    def cancelled(self, key: int, *, leftover: bool = False) -> None:
+        self._close(wire.CancelledEvent(self.id, key, leftover))
 
     def finish(self) -> None:
-        """End the batch; a key without an outcome is a bug of the helper, told as such."""
+        """End the batch; a key without an outcome is a bug of the helper, and reported as one."""
         with self._stopping:
-            # A cancel that comes now must not interrupt the next batch.
+            # A cancel from now on must not interrupt the next batch.
             self._on_stop.clear()
             self._on_end.clear()
         for key in self.open_keys():
-            self.failed(key, internal_error("the helper lost sight of this element"))
+            self.failed(key, internal_error("the helper reported no result for this element"))
         self._events.write(wire.FinishedEvent(self.id), at_once=True)
 
     def flush(self) -> None:
-        """Have what was told so far written at once, as before something that may end the process."""
+        """Write waiting events at once, for example before an operation that may end the process."""
         self._events.flush()
 
     def _close(self, outcome: wire.DoneEvent | wire.FailedEvent | wire.CancelledEvent) -> None:
@@ -282,7 +299,7 @@ class ActiveBatch:
 
 
 class _BatchQueue:
-    """Batches in the order in which they came; one thread carries them out, one after the other."""
+    """Batches in order of arrival; one thread works on them, one after the other."""
 
     def __init__(self, carry_out: Callable[[ActiveBatch], None]) -> None:
         self._carry_out = carry_out
@@ -297,7 +314,7 @@ class _BatchQueue:
             self._change.notify()
 
     def cancel(self, batch_id: int, keys: list[int] | None) -> None:
-        """End a batch, or some items of it; one that waits need not wait for that."""
+        """Cancel a batch, or some of its items, whether it runs or waits."""
         with self._change:
             waits = [batch for batch in self._waiting if batch.id == batch_id]
             for batch in waits:
@@ -310,11 +327,11 @@ class _BatchQueue:
                     batch.finish()
             running = self._running
         if running is not None and running.id == batch_id and not waits:
-            # On a thread of its own: what it interrupts may take a moment.
+            # On a thread of its own: interrupting may take some time.
             threading.Thread(target=_cancel, args=(running, keys), name="cancel").start()
 
     def go(self, batch_id: int, key: int) -> None:
-        """An item of the batch under way may be done."""
+        """Let an item of the running batch continue after its `BegunEvent`."""
         with self._change:
             running = self._running
         if running is not None and running.id == batch_id:
@@ -329,7 +346,7 @@ class _BatchQueue:
             try:
                 self._carry_out(batch)
             except Exception as error:
-                # What is left of the batch is reported by finish(); the reason goes to the daemon's log.
+                # finish() reports the remaining items; the reason goes to the daemon's log.
                 print(f"batch {batch.id}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 traceback.print_exc()
             with self._change:
@@ -345,23 +362,22 @@ def _cancel(batch: ActiveBatch, keys: list[int] | None) -> None:
 
 
 def disable_core_dumps() -> None:
-    """Have no image of this process's memory written: credentials are in it."""
+    """Prevent core dumps: the memory of this process has credentials."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # The limit does not hold for a program that collects the images.
+        # RLIMIT_CORE is ignored if core_pattern is a pipe.
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def serve(tools: str, carry_out: Callable[[ActiveBatch], None]) -> None:
     """Work until the requests end; never returns.
 
-    The calling thread reads, so that a cancel is seen at once; batches are carried out one after the other on another
-    thread. The end of the requests is the end of the process, at once: whatever is under way at servers ends with
-    its connections.
+    The calling thread reads requests, so that a cancel is handled at once; another thread works on the batches. When
+    the requests end, the process exits at once: what runs at servers ends with its connections.
 
     Args:
-        tools: what the helper works with.
-        carry_out: does all of a batch but `ActiveBatch.finish`.
+        tools: programs and libraries of the helper, for the log.
+        carry_out: does everything for a batch but `ActiveBatch.finish`.
     """
     disable_core_dumps()
     events = EventWriter()

@@ -24,21 +24,21 @@ from pdm.workqueue.helpers.storage import (
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 
-#: Seconds that removing what a failed transfer left may take; fewer after a cancel, for which somebody waits, and at
-#: a server that did not answer just now.
+#: Seconds for the removal of a temporary file after a failed transfer; fewer after a cancel, which must be quick, and
+#: at a server that did not answer.
 _CLEAN_UP_S, CLEAN_UP_HURRY_S = 10.0, 3.0
-#: Errors of a new file that every new file in its folder would meet.
+#: Errors that every new file in the same directory would have.
 _DIRECTORY_ERRNOS = frozenset({errno.EACCES, errno.EROFS})
-#: Said of a source whose copy cannot be trusted.
+#: Message for a source whose copy cannot be trusted.
 CHANGED = "the source was written to while it was copied"
-#: A server whose session was cut may open its file a moment later.
+#: A server whose session was cut may still open its file shortly after.
 SETTLE_S = 0.05
 
 
 def copy(
     batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem], workers: WorkerThreads, count: int
 ) -> None:
-    """Carry out a ``copy`` request in ``count`` threads."""
+    """Run a ``copy`` request in ``count`` threads."""
     copier = FileCopier(batch, request, items)
     workers.share(batch, items, count, lambda storage, item: copier.copy(storage, FileCopy.of(item)))
 
@@ -60,15 +60,15 @@ class FileCopy(NamedTuple):
 
 
 class PendingCopy(NamedTuple):
-    """A copy between the looks at its ends and its proof.
+    """A copy between its first checks and its verification.
 
     Attributes:
         item: of the request.
-        directory: in which it arrives.
+        directory: directory of the destination.
         version: of the source before the transfer.
-        reporter: tells the daemon how far it is.
-        doubted: whether the version may be the same in spite of a write: then the bytes must tell.
-        is_new: whether nothing had the name.
+        reporter: reports progress to the daemon.
+        doubted: whether a write may leave the version unchanged: then the bytes are compared.
+        is_new: whether the destination name was free.
     """
 
     item: FileCopy
@@ -80,20 +80,20 @@ class PendingCopy(NamedTuple):
 
 
 class FileCopier:
-    """Copies the files of a batch, each in three steps: what is before the transfer, the transfer, the proof."""
+    """Copies the files of a batch, each in three steps: checks, transfer, verification."""
 
     def __init__(self, batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem]) -> None:
         self._batch = batch
         self._overwrite = request.overwrite
         self._checksums = request.verify == "checksum"
-        self._folders = TargetDirectories(items)
-        #: Whether a source could not be read: its neighbours may be no better, and a failed transfer costs logins.
+        self._directories = TargetDirectories(items)
+        #: Whether a source was unreadable: later ones are checked first, because a failed transfer costs logins.
         self._doubts_sources = False
-        #: Folders in which nothing can be made, with the reason.
+        #: Directories in which no file can be made, with the reason.
         self._closed: dict[str, StorageError] = {}
 
     def copy(self, storage: Storage, item: FileCopy) -> None:
-        """Copy one file, from the first look at its destination to its final name."""
+        """Copy one file, from the first check of its destination to its final name."""
         pending = self.begin(storage, item)
         if pending is None:
             return
@@ -108,15 +108,15 @@ class FileCopier:
 
     def open_directory(self, storage: Storage, destination: StorageUrl) -> TargetDirectory:
         """The directory of a destination; raises `StorageError` if it cannot be used."""
-        directory = at_destination(self._folders.of, storage, destination)
+        directory = at_destination(self._directories.of, storage, destination)
         if directory.url in self._closed:
             raise self._closed[directory.url]
         return directory
 
     def begin(self, storage: Storage, item: FileCopy) -> PendingCopy | None:
-        """Look at both ends of a copy, and make room; None if it has its outcome already."""
+        """Check both ends of a copy, and free the temporary name; None if it has its outcome already."""
         key, destination = item.key, item.destination
-        directory = at_destination(self._folders.of, storage, destination)
+        directory = at_destination(self._directories.of, storage, destination)
         for stale in item.stale:
             if directory.may_hold(stale):
                 at_destination(discard, storage, stale)
@@ -138,12 +138,12 @@ class FileCopier:
         return PendingCopy(item, directory, version, reporter, doubted=version.may_hide_writes, is_new=there is None)
 
     def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
-        """Prove a file that has arrived, and give it its name.
+        """Verify a transferred file and rename it.
 
         Args:
             storage: of both ends.
-            pending: what `begin` has found.
-            source_sum: checksum of the bytes that were sent, where they came by here.
+            pending: result of `begin`.
+            source_sum: checksum of the sent bytes, if they passed through this process.
         """
         item = pending.item
         try:
@@ -152,7 +152,7 @@ class FileCopier:
                 checksum = self._prove(storage, item, source_sum)
             except StorageError as error:
                 if error.code == FailureCode.CHECKSUM_MISMATCH:
-                    # Most likely because the source is being written: then it is not the way that damages bytes.
+                    # The source is probably being written to: an error of the transfer is less likely.
                     self._check_version(storage, item, pending.version)
                 raise
             self._check_unchanged(storage, item, pending.version, source_sum, doubted=pending.doubted)
@@ -169,28 +169,28 @@ class FileCopier:
         self._batch.done(item.key, item.size, item.size, checksum)
 
     def give_up(self, storage: Storage, pending: PendingCopy, error: StoppedError | StorageError) -> None:
-        """Remove what a copy that failed has left, and report why it did."""
+        """Remove the temporary file of a failed copy, and report the failure."""
         self._fail(storage, pending.item, pending.directory, error)
 
     def _fail(
         self, storage: Storage, item: FileCopy, directory: TargetDirectory, error: StoppedError | StorageError
     ) -> None:
-        residue = self.clean_up(storage, item.temporary, error)
+        leftover = self.clean_up(storage, item.temporary, error)
         if isinstance(error, StoppedError):
-            self._batch.cancelled(item.key, residue=residue)
+            self._batch.cancelled(item.key, leftover=leftover)
         else:
             self._learn_from(error, directory.url)
-            self._batch.failed(item.key, error, residue=residue)
+            self._batch.failed(item.key, error, leftover=leftover)
 
-    def _learn_from(self, error: StorageError, folder_url: str) -> None:
-        """Remember what spares the next files a transfer that must fail too."""
+    def _learn_from(self, error: StorageError, directory_url: str) -> None:
+        """Remember an error that later files of the batch would have as well."""
         if error.scope == FailureScope.SOURCE and error.errno is not None:
             self._doubts_sources = True
         elif error.scope == FailureScope.DESTINATION and error.errno in _DIRECTORY_ERRNOS:
-            self._closed[folder_url] = error
+            self._closed[directory_url] = error
 
     def _is_there_already(self, storage: Storage, item: FileCopy, there: FileStat) -> bool:
-        """Decide about what is at the destination; True if the copy is done with it."""
+        """Decide about an existing destination; True if the copy is done."""
         destination = item.destination
         if "directory" in (there.kind, there.target_kind):
             raise StorageError(
@@ -211,23 +211,23 @@ class FileCopier:
         return False
 
     def _same(self, storage: Storage, item: FileCopy, there: FileStat) -> str | None:
-        """The checksum that source and destination have in common, if they are identical."""
+        """The checksum that source and destination share, if they are identical."""
         if there.size != item.size:
             return None
         try:
             source_sum, destination_sum = storage.checksums(item.source, item.destination, item.size)
         except StorageError as error:
             if error.code in (FailureCode.NO_CHECKSUM, FailureCode.UNSUPPORTED):
-                # Without checksums nothing shows that they are the same.
+                # Without checksums they cannot be compared.
                 return None
             raise
         return f"ADLER32:{source_sum}" if source_sum == destination_sum else None
 
     def _prove(self, storage: Storage, item: FileCopy, source_sum: str | None) -> str | None:
-        """Compare what arrived with what was sent.
+        """Compare the transferred file with its source.
 
         Returns:
-            The checksum, where one was asked for.
+            The checksum, if requested.
         """
         size = at_destination(storage.size, item.temporary)
         if size != item.size:
@@ -260,18 +260,18 @@ class FileCopier:
     def _check_unchanged(
         self, storage: Storage, item: FileCopy, version: FileVersion, source_sum: str | None, *, doubted: bool
     ) -> None:
-        """Refuse a copy of a source that was written to meanwhile: it may be of two states, and equal to neither.
+        """Fail a copy whose source was written to meanwhile: it may equal neither the old nor the new file.
 
         Args:
             storage: of both ends.
             item: the copy.
             version: of the source before the transfer.
-            source_sum: checksum of the bytes that were sent, where they came by here.
-            doubted: whether the version may be the same in spite of a write.
+            source_sum: checksum of the sent bytes, if they passed through this process.
+            doubted: whether a write may leave the version unchanged.
         """
         source = item.source
         if doubted and (source_sum is not None or not self._checksums):
-            # Where servers have sent it among themselves, the proof has read the source already.
+            # After a third-party copy, the verification has read the source already.
             try:
                 sent = source_sum or at_destination(storage.checksum, item.temporary)
                 if at_source(storage.checksum, source) != sent:
@@ -316,16 +316,16 @@ class FileCopier:
         except StoppedError:
             return True
         except StorageError as error:
-            # Where nothing can be written nothing was.
+            # If nothing can be written there, there is no temporary file.
             return error.errno != errno.EROFS
         return False
 
 
 def temporary_name(temporary: str, way: int) -> str:
-    """The temporary name for a further way of the same attempt; 0 is the first.
+    """The temporary name for the fallback number ``way`` of the same attempt; 0 is the first way.
 
-    A session that was given up may open its file later, when a frozen server continues. Under a name of its own it
-    finds none that another way has proven.
+    A session that was given up may open its file later, when a frozen server continues. With a name of its own it
+    cannot overwrite a file that another way has verified.
     """
     return f"{temporary.removesuffix('.part')}.{way}.part" if way else temporary
 
@@ -346,7 +346,7 @@ def _exists_error(destination: str, size: int | None) -> StorageError:
 
 
 class _ProgressReporter:
-    """Tells the daemon how far a transfer is."""
+    """Reports the progress of a transfer to the daemon."""
 
     def __init__(self, batch: ActiveBatch, key: int) -> None:
         self._batch = batch
@@ -356,11 +356,11 @@ class _ProgressReporter:
         self._last = 0
 
     def restart(self) -> None:
-        """Count from now: the transfer begins."""
+        """Start the clock of the transfer."""
         self._began = self._last_at = time.monotonic()
 
     def end(self) -> None:
-        """Count no further: the transfer has ended, and its proof has to wait for others."""
+        """Stop the clock: the transfer has ended, and its verification waits for other files."""
         self._ended = time.monotonic()
 
     @property

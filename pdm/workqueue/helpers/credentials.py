@@ -26,22 +26,22 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.domain.signing_policy import LONGEST_FILE, NAMESPACES, SIGNING_POLICY, PolicyFile, SigningPolicies
 from pdm.workqueue.domain.subjects import plain_form
 
-#: Names the folder of the authorities that are trusted everywhere, when the helper begins.
+#: Directory of the authorities that are trusted for all servers, when the helper starts.
 _TRUST_VARIABLE = "X509_CERT_DIR"
 _DEFAULT_TRUST = os.environ.get(_TRUST_VARIABLE)
 _switching = threading.RLock()
-#: Of the protocols whose servers are checked against authorities.
+#: Protocols whose servers are verified against authorities.
 _DEFAULT_PORTS = frozenset(
     str(protocol.info.default_port) for protocol in (JobProtocol.GRIDFTP, JobProtocol.HTTPS, JobProtocol.XROOT)
 )
 
 
 class EndpointCredential(NamedTuple):
-    """What is used at one endpoint.
+    """The credential for one endpoint.
 
     Attributes:
         file: with the private key or the token.
-        account: who to be there; None if the user has not said.
+        account: user name at the server; None if the user has not given one.
     """
 
     file: str
@@ -49,11 +49,11 @@ class EndpointCredential(NamedTuple):
 
 
 def credential_at(schemes: tuple[str, ...], authority: str) -> EndpointCredential | None:
-    """What is given for a server; None for nothing.
+    """The credential for a server; None if there is none.
 
     Args:
-        schemes: by which its endpoint may be called.
-        authority: ``HOST:PORT`` of it.
+        schemes: URL schemes of its endpoint.
+        authority: its ``HOST:PORT``.
     """
     given = _parsed_credentials(os.environ.get("PDM_CREDENTIALS", ""))
     return next((given[url] for scheme in schemes if (url := f"{scheme}://{authority}") in given), None)
@@ -66,21 +66,22 @@ def _parsed_credentials(text: str) -> Mapping[str, EndpointCredential]:
 
 
 def trust_at(authority: str) -> str | None:
-    """The folder with the authorities that may vouch for a server; None if there is no such folder.
+    """The directory with the authorities trusted for a server; None if there is no such directory.
 
     Args:
-        authority: ``HOST:PORT`` of it.
+        authority: its ``HOST:PORT``.
     """
-    folder = _parsed_trust(os.environ.get("PDM_TRUST", "")).get(_canonical_authority(authority))
-    # One that is not there vouches for nobody.
-    return _DEFAULT_TRUST if folder is None else folder or os.devnull
+    directory = _parsed_trust(os.environ.get("PDM_TRUST", "")).get(_canonical_authority(authority))
+    # An empty directory, if there is none: no server can be verified.
+    return _DEFAULT_TRUST if directory is None else directory or os.devnull
 
 
 @contextlib.contextmanager
 def trusting(authority: str) -> Iterator[None]:
-    """Have a library that reads ``X509_CERT_DIR`` find there, while this lasts, what may vouch for one server.
+    """Point ``X509_CERT_DIR`` at the trusted authorities of one server, for a library that reads the variable.
 
-    Only one thread at a time may have its own: the others wait. Where nothing is told of single servers, nobody does.
+    One thread at a time: the others wait. Without ``PDM_TRUST`` the variable is the same for all servers, and no thread
+    waits.
     """
     if not os.environ.get("PDM_TRUST"):
         yield
@@ -94,33 +95,33 @@ def trusting(authority: str) -> Iterator[None]:
             _set_trust_variable(before)
 
 
-def _set_trust_variable(folder: str | None) -> None:
-    if folder is None:
+def _set_trust_variable(directory: str | None) -> None:
+    if directory is None:
         os.environ.pop(_TRUST_VARIABLE, None)
     else:
-        os.environ[_TRUST_VARIABLE] = folder
+        os.environ[_TRUST_VARIABLE] = directory
 
 
 @functools.lru_cache(maxsize=1)
 def _parsed_trust(text: str) -> Mapping[str, str]:
     told: dict[str, str] = json.loads(text) if text else {}
-    folders: dict[str, str] = {}
-    for url, folder in told.items():
+    directories: dict[str, str] = {}
+    for url, directory in told.items():
         authority = _canonical_authority(StorageUrl(url).authority)
-        # Two names of one server that are trusted by unlike authorities: by none of them.
-        folders[authority] = folder if folders.get(authority, folder) == folder else ""
-    return folders
+        # Two names of one server with different trusted authorities: trust none.
+        directories[authority] = directory if directories.get(authority, directory) == directory else ""
+    return directories
 
 
 def _canonical_authority(authority: str) -> str:
-    """One spelling of a server's address: libraries keep connections by what it means."""
+    """Canonical ``HOST:PORT`` of a server: libraries share connections between spellings of an address."""
     address = authority.rpartition("@")[2].lower()
     host, _, port = address.rpartition(":")
     return host if port in _DEFAULT_PORTS else address
 
 
 _AUTHORITY_FILE = re.compile(r"([0-9a-f]{8})\.\d+")
-#: Names that `ssl` gives to types → short names.
+#: Attribute names of `ssl` → short names.
 _SHORT_NAMES = {
     "commonName": "CN",
     "countryName": "C",
@@ -136,27 +137,27 @@ _SHORT_NAMES = {
 }
 
 
-def check_server(sock: ssl.SSLSocket, folder: str) -> None:
-    """Raise `ssl.SSLCertVerificationError` if an authority of the server's chain may not sign what it has signed.
+def check_server(sock: ssl.SSLSocket, directory: str) -> None:
+    """Raise `ssl.SSLCertVerificationError` if an authority of the server's chain has violated its signing policy.
 
     Args:
         sock: after its handshake.
-        folder: of the trusted authorities.
+        directory: of the trusted authorities.
     """
-    policies = _policies(folder, _directory_state(folder))
+    policies = _policies(directory, _directory_state(directory))
     if not policies.files:
         return
-    # Part of the public interface from Python 3.13 on only.
+    # Public from Python 3.13 on only.
     chain: list[Any] = sock._sslobj.get_verified_chain()  # type: ignore[attr-defined]
     refusal = policies.evaluate([_canonical_subject(each.get_info()["subject"]) for each in chain]).refusal
     if refusal is not None:
         raise ssl.SSLCertVerificationError(f"certificate verify failed: {refusal}")
 
 
-def _directory_state(folder: str) -> tuple[tuple[str, int], ...]:
-    """What changes with the policies of a folder."""
+def _directory_state(directory: str) -> tuple[tuple[str, int], ...]:
+    """A value that changes when the policies of a directory change."""
     found = []
-    with os.scandir(folder) as entries:
+    with os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.endswith((SIGNING_POLICY, NAMESPACES)):
                 try:
@@ -167,11 +168,11 @@ def _directory_state(folder: str) -> tuple[tuple[str, int], ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def _policies(folder: str, _state: tuple[tuple[str, int], ...]) -> SigningPolicies:
-    """The policies in a folder, read again when they have changed."""
+def _policies(directory: str, _state: tuple[tuple[str, int], ...]) -> SigningPolicies:
+    """The policies in a directory; cached until they change."""
     owners: dict[str, set[str]] = {}
     files: list[Path] = []
-    for path in sorted(Path(folder).iterdir()):
+    for path in sorted(Path(directory).iterdir()):
         if found := _AUTHORITY_FILE.fullmatch(path.name):
             owners.setdefault(found[1], set()).update(_subjects(path))
         elif path.suffix in (SIGNING_POLICY, NAMESPACES):
@@ -184,7 +185,7 @@ def _subjects(path: Path) -> list[str]:
     try:
         context.load_verify_locations(path)
     except (OSError, ValueError):
-        return []  # it vouches for nobody
+        return []  # unreadable: it is no trusted authority
     return [_canonical_subject(each["subject"]) for each in context.get_ca_certs()]
 
 

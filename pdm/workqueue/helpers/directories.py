@@ -15,46 +15,47 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import FileStat, Storage, StorageError, at_destination
 from pdm.workqueue.wire.agent_messages import CopyItem
 
-#: From so many files on, one listing of their folder is cheaper than a look at each.
+#: Number of files from which one listing of their directory is cheaper than a stat of each.
 _MIN_FILES_FOR_LISTING = 8
-#: A folder with more entries than this for each file that comes is not read to its end.
+#: Entries for each file of the batch, above which a listing of a directory is broken off.
 _MOST_ENTRIES, _MOST_ENTRIES_EACH = 10_000, 20
-#: A path of 4,096 bytes, each of them encoded, and a host before it.
+#: A path of 4,096 bytes, each percent-encoded, and a host before it.
 _LONGEST_URL = 3 * 4096 + 512
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
-#: Errors of a folder that may be written to all the same.
+#: Errors of a directory that may still be writable.
 _NOT_SHOWN = frozenset({errno.EACCES, errno.EPERM})
 
 
 class TargetDirectory:
-    """One folder at the destination, which is there.
+    """An existing directory at the destination.
 
     Attributes:
-        url: of the folder.
-        known: what was in it, of the names that matter here; None if each must be looked for.
+        url: of the directory.
+        known: what was in it, of the names of this batch; None if each needs a stat.
     """
 
     def __init__(self, url: StorageUrl, known: dict[bytes, FileStat] | None) -> None:
         self.url = url
         self.known = known
         self._lock = threading.Lock()
-        #: Whether it takes two names for one that differ in case only; None while that was not looked for.
+        #: Whether it ignores case; None if not checked yet.
         self._ignores_case: bool | None = None
 
     def stat(self, storage: Storage, url: StorageUrl) -> FileStat | None:
-        """What is at a URL in this folder, or was when the batch began."""
+        """What is at a URL in this directory, or was when the batch began."""
         return storage.stat(url) if self.known is None else self.known.get(url.name)
 
     def may_hold(self, url: StorageUrl) -> bool:
         return self.known is None or url.name in self.known
 
     def check_own_name(self, storage: Storage, url: StorageUrl) -> None:
-        """Raise `StorageError` if what is found at a URL has another name: the storage takes the two for one.
+        """Raise `StorageError` if the entry found at a URL has another name.
 
-        Such are storages that ignore case or normalise Unicode. What they found may be another file of the same job.
+        Storages that ignore case or normalise Unicode take two names for one; the entry may be another file of the same
+        job.
         """
         if self.known is not None:
-            # A listing has told this very name.
+            # The listing has this very name.
             return
         name = url.name
         others = {variant for variant in _variants(name) if variant != name}
@@ -62,18 +63,18 @@ class TargetDirectory:
             _check_listed(storage, name, url)
 
     def check_free(self, storage: Storage, url: StorageUrl) -> None:
-        """Raise `StorageError` if a name that was free leads to a file of another name by now."""
+        """Raise `StorageError` if a name that was free now leads to a file of another name."""
         if (self._ignores_case or not url.name.isascii()) and storage.stat(url) is not None:
             _check_listed(storage, url.name, url)
 
     @contextlib.contextmanager
     def alone(self, storage: Storage, temporary: StorageUrl, url: StorageUrl) -> Iterator[None]:
-        """Let only one file at a time get its name, where two names may be one.
+        """Allow one rename at a time, where two names may be the same file.
 
         Args:
-            storage: of the folder.
-            temporary: a file of ours in the folder, whose name has letters.
-            url: of the file that gets its name.
+            storage: of the directory.
+            temporary: a temporary file in the directory, whose name has letters.
+            url: the final name.
         """
         if not self.ignores_case(storage, temporary) and url.name.isascii():
             yield
@@ -82,11 +83,11 @@ class TargetDirectory:
             yield
 
     def ignores_case(self, storage: Storage, temporary: StorageUrl) -> bool:
-        """Whether the folder takes two names for one that differ in case only.
+        """Whether the directory ignores case.
 
         Args:
-            storage: of the folder.
-            temporary: a file of ours in the folder, whose name has letters.
+            storage: of the directory.
+            temporary: a temporary file in the directory, whose name has letters.
         """
         with self._lock:
             if self._ignores_case is None:
@@ -96,7 +97,7 @@ class TargetDirectory:
 
 
 def _check_listed(storage: Storage, name: bytes, url: StorageUrl) -> None:
-    """Raise `StorageError` if the folder of a URL lists what is there by another name."""
+    """Raise `StorageError` if the directory of a URL lists the entry under another name."""
     variants = set(_variants(name))
     folded = {variant.casefold() for variant in map(_text, variants)}
     found: bytes | None = None
@@ -108,8 +109,8 @@ def _check_listed(storage: Storage, name: bytes, url: StorageUrl) -> None:
                 found = other
     if found is not None:
         raise StorageError(
-            f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
-            " it ignores case, or the way in which letters are composed",
+            f"{url}: the destination treats this name and {quote_from_bytes(found)}, which exists, as the same:"
+            " it ignores case or normalises Unicode",
             errno=errno.EILSEQ,
             code=FailureCode.INVALID_NAME,
             scope=FailureScope.DESTINATION,
@@ -117,7 +118,7 @@ def _check_listed(storage: Storage, name: bytes, url: StorageUrl) -> None:
 
 
 def _variants(name: bytes) -> Iterator[bytes]:
-    """Other names that a storage may take for one: of other case, or with other ways to write a letter."""
+    """Other names that a storage may treat as the same: other case, or another Unicode normalisation."""
     yield name.swapcase()
     text = _text(name)
     for form in _FORMS:
@@ -131,7 +132,7 @@ def _text(name: bytes) -> str:
 
 
 class TargetDirectories:
-    """The folders of the items of a batch."""
+    """The destination directories of a batch."""
 
     def __init__(self, items: Iterable[CopyItem]) -> None:
         self._wanted: dict[StorageUrl, set[bytes]] = {}
@@ -146,12 +147,12 @@ class TargetDirectories:
             for above in _with_parents(url):
                 spellings = self._spellings.setdefault(_folded(above), set())
                 if above in spellings:
-                    # Then those above it are known, too.
+                    # Then its parents are known to exist, too.
                     break
                 spellings.add(above)
 
     def of(self, storage: Storage, destination: StorageUrl) -> TargetDirectory:
-        """The folder of a destination, made if it was missing.
+        """The directory of a destination, made if missing.
 
         Raises:
             StorageError: it cannot be used.
@@ -163,7 +164,7 @@ class TargetDirectories:
                     self._ready[url] = self._prepared(storage, url)
                 except StorageError as error:
                     if error.lost or error.timed_out:
-                        # Nothing that is known of the folder: the next item may have more luck.
+                        # The error is not about the directory: the next item tries again.
                         raise
                     self._ready[url] = error
             ready = self._ready[url]
@@ -175,7 +176,7 @@ class TargetDirectories:
         is_new = not ensure_directory(storage, url)
         for above in _with_parents(url):
             if len(self._spellings[_folded(above)]) > 1:
-                # What is below both would meet.
+                # All below would fail with the same error.
                 _check_listed(storage, above.name, above)
         if is_new:
             return TargetDirectory(url, {})
@@ -188,13 +189,13 @@ class TargetDirectories:
             broken_off = error.code == FailureCode.SERVER_ERROR and not error.lost
             if error.errno not in _NOT_SHOWN and error.code != FailureCode.PERMISSION_DENIED and not broken_off:
                 raise
-            # A drop box takes files and shows none, and rclone breaks off when a file goes meanwhile: each name is
-            # looked for by itself.
+            # A drop box can be written to but not listed, and rclone breaks off a listing when a file is removed
+            # meanwhile: use a stat for each name.
             return TargetDirectory(url, None)
 
     @staticmethod
     def _known(storage: Storage, url: StorageUrl, wanted: set[bytes]) -> dict[bytes, FileStat] | None:
-        """What is in a folder of the names that are wanted; None if it holds too much to be listed."""
+        """The wanted names that are in a directory; None if it is too large to be listed."""
         known: dict[bytes, FileStat] = {}
         most = _MOST_ENTRIES + _MOST_ENTRIES_EACH * len(wanted)
         with contextlib.closing(storage.entries(url)) as entries:
@@ -207,39 +208,39 @@ class TargetDirectories:
 
 
 def ensure_directory(storage: Storage, url: StorageUrl) -> bool:
-    """Make a directory, and those above it, where they are missing; another agent may do the same meanwhile.
+    """Make a directory and its missing parents; another agent may do the same meanwhile.
 
     Returns:
-        Whether it was there already.
+        Whether it existed.
 
     Raises:
-        StorageError: NOT_A_DIRECTORY if something else is in the way, and what the storage says.
+        StorageError: NOT_A_DIRECTORY if another entry has the name, and errors of the storage.
     """
     if _is_directory(storage.stat(url), url):
         return True
     missing = [url]
-    #: Folders of which the storage has said already that what is above them is not there.
+    #: Directories for which the storage has reported a missing parent.
     orphans: set[str] = set()
     while missing:
-        folder = missing[-1]
+        directory = missing[-1]
         try:
-            storage.make_directory(folder)
+            storage.make_directory(directory)
         except StorageError as error:
-            parent = folder.parent
-            if error.errno == errno.ENOENT and parent != folder and folder not in orphans:
-                orphans.add(folder)
+            parent = directory.parent
+            if error.errno == errno.ENOENT and parent != directory and directory not in orphans:
+                orphans.add(directory)
                 missing.append(parent)
                 continue
-            if error.errno == errno.ENOENT and folder in orphans:
-                # The folder above was made, or is there: the storage means something else.
+            if error.errno == errno.ENOENT and directory in orphans:
+                # The parent was made, or exists: the storage means something else.
                 raise StorageError(
-                    f"{folder} cannot be made, although the folder above it is there: {error.message}",
+                    f"{directory} cannot be made, although the directory above it is there: {error.message}",
                     code=FailureCode.SERVER_ERROR,
                     retry_after_s=error.retry_after_s,
                 ) from error
             if error.errno != errno.EEXIST:
                 raise
-            _is_directory(storage.stat(folder), folder)
+            _is_directory(storage.stat(directory), directory)
         missing.pop()
     return False
 
@@ -253,10 +254,10 @@ def _is_directory(file_stat: FileStat | None, url: StorageUrl) -> bool:
 
 
 def _with_parents(url: StorageUrl) -> Iterator[StorageUrl]:
-    """`StorageUrl.parents`; none of a URL that is too long for any storage."""
+    """`StorageUrl.parents`; empty for a URL that is too long for any storage."""
     return url.parents() if len(url) <= _LONGEST_URL else iter(())
 
 
 def _folded(url: StorageUrl) -> str:
-    """What is the same for all spellings of a path that a storage may take for one."""
+    """A key that is equal for all spellings of a path that a storage may treat as the same."""
     return unicodedata.normalize("NFC", _text(unquote_to_bytes(url))).casefold()

@@ -1,4 +1,4 @@
-"""Storage backends that carry out one step for many files at once, in about the time of one."""
+"""Storage backends that run one operation for many files at once, in about the time of one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class FileContent(NamedTuple):
     """The bytes of a small file.
 
     Attributes:
-        data: all of them, and more than were asked for if the file has grown.
-        version: of the file before they were read.
+        data: the bytes; more than were requested if the file has grown.
+        version: of the file before it was read.
     """
 
     data: bytes
@@ -23,19 +23,19 @@ class FileContent(NamedTuple):
 
 
 class GroupBackend(StorageBackend):
-    """A backend with group operations: all URLs of a group are of one server, results come in the order of the URLs.
+    """A backend with group operations: all URLs of a group are of one server, results are in the order of the URLs.
 
-    What is refused for one file is told by None or False in its place. `StorageError` and `StoppedError` are of the
-    whole group, as when the connection is lost.
+    A file that the server refuses has None or False in its place. `StorageError` and `StoppedError` concern the whole
+    group, for example a lost connection.
     """
 
     @abc.abstractmethod
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
-        """Whether the server of a URL can be trusted with `rename_group`."""
+        """Whether `rename_group` is safe at the server of a URL."""
 
     @abc.abstractmethod
     def read_group(self, files: Sequence[tuple[StorageUrl, int]]) -> list[FileContent | None]:
-        """Contents of files of so many bytes, each with its version before that."""
+        """Contents of files of known sizes, each with its version before it was read."""
 
     @abc.abstractmethod
     def group_versions(self, urls: Sequence[StorageUrl]) -> list[FileVersion | None]:
@@ -43,30 +43,30 @@ class GroupBackend(StorageBackend):
 
     @abc.abstractmethod
     def write_group(self, files: Sequence[tuple[StorageUrl, bytes]]) -> list[bool]:
-        """Make new files; True where all bytes were taken, as `StorageBackend.write` takes them."""
+        """Write new files; True where the server took all bytes, like `StorageBackend.write`."""
 
     @abc.abstractmethod
     def group_sizes(self, urls: Sequence[StorageUrl]) -> list[int | None]:
-        """Bytes of each file."""
+        """Sizes in bytes."""
 
     @abc.abstractmethod
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
-        """Whether nothing is at each URL."""
+        """Whether each URL is free."""
 
     @abc.abstractmethod
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
-        """Give files of so many bytes their new names, in the same directory, where nothing was a moment ago.
+        """Rename files of known sizes within their directory, to names that were free when last checked.
 
         Without ``replace`` what is there by now is not replaced.
         """
 
     @abc.abstractmethod
     def remove_group(self, urls: Sequence[StorageUrl]) -> list[bool]:
-        """Remove files; True where nothing is left."""
+        """Remove files; True where the name is free afterwards."""
 
 
 class GroupStorage(Storage):
-    """A storage that has backends, some of them with group operations."""
+    """A storage with backends, some of which have group operations."""
 
     @abc.abstractmethod
     def group_backend(self, url: StorageUrl) -> GroupBackend | None:

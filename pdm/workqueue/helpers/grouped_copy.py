@@ -1,8 +1,8 @@
-"""Copies of small files in groups: each step is taken for all files of a group before the next step.
+"""Copies of small files in groups: each step is done for all files of a group before the next step.
 
-So a group costs as many round trips as one file does. The bytes pass through memory. Whatever is not as expected leaves
-a file to `copying.FileCopier`, which copies it alone and finds the reason; a file is reported here only once it is
-proven and has its final name.
+So a group costs as many round trips as one file. The bytes pass through memory. After any unexpected result a file is
+left to `copying.FileCopier`, which copies it alone and finds the reason; a file is reported here only after it was
+verified and renamed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pdm.workqueue.helpers.storage import (
 from pdm.workqueue.helpers.threads import WorkerThreads, may_begin
 from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 
-#: Larger files go alone: their bytes cost more than their round trips.
+#: Larger files are copied alone: their bytes take longer than their round trips.
 _LARGEST = 256 * 1024
 #: Files, and bytes, of a group. Each file may be an open handle at the server.
 _MOST_FILES, _MOST_BYTES = 64, 4 * 1024 * 1024
@@ -39,14 +39,14 @@ _FEWEST_FILES = 24
 def copy(
     batch: ActiveBatch, request: CopyRequest, items: Sequence[CopyItem], workers: WorkerThreads, count: int
 ) -> None:
-    """Carry out a ``copy`` request in ``count`` threads, small files in groups."""
+    """Run a ``copy`` request in ``count`` threads, small files in groups."""
     copier = GroupCopier(batch, request, items)
     groups = list(_groups(items, workers.limited(count)))
     workers.share_groups(batch, groups, count, copier.copy_group, copier.copy_one)
 
 
 def _groups(items: Iterable[CopyItem], threads: int) -> Iterator[list[CopyItem]]:
-    """Small files of the same two servers together, as many as give all threads work; larger ones alone."""
+    """Groups of small files with the same two servers, enough for all threads; larger files alone."""
     small: dict[tuple[str, str], list[CopyItem]] = {}
     for item in items:
         if item.size <= _LARGEST:
@@ -72,14 +72,14 @@ class _GroupedFile:
 
     Attributes:
         key: of the item.
-        source: where it comes from.
+        source: its source.
         destination: its final name.
-        temporary: the name under which it arrives.
+        temporary: its temporary name.
         size: bytes, as listed.
-        directory: in which it arrives.
-        content: its bytes, once they were read.
+        directory: directory of the destination.
+        content: its bytes, after they were read.
         version: of the source, before its bytes were read.
-        checksum: ADLER32 of the bytes, where checksums are asked for.
+        checksum: ADLER32 of the bytes, if requested.
         began_at: when the copy began (`time.monotonic`).
     """
 
@@ -101,30 +101,30 @@ class GroupCopier:
         self.replaces = request.overwrite != "never"
         self.with_checksums = request.verify == "checksum"
         self.copier = FileCopier(batch, request, items)
-        #: Keys of files of which something may be under the temporary name.
+        #: Keys of files whose temporary name may exist.
         self.written: set[int] = set()
 
     def copy_one(self, storage: Storage, item: CopyItem) -> None:
-        """Copy a file alone, whatever a group has left of it."""
+        """Copy a file alone, after removing what its group may have left."""
         copy = FileCopy.of(item)
         if item.key not in self.written:
             if may_begin(self.batch, item.key):
                 self.copier.copy(storage, copy)
         elif self.batch.is_ended(item.key):
-            residue = self.copier.clean_up(storage, copy.temporary, StoppedError())
-            self.batch.cancelled(item.key, residue=residue)
+            leftover = self.copier.clean_up(storage, copy.temporary, StoppedError())
+            self.batch.cancelled(item.key, leftover=leftover)
         else:
             try:
                 at_destination(discard, storage, copy.temporary)
             except StoppedError:
-                self.batch.cancelled(item.key, residue=True)
+                self.batch.cancelled(item.key, leftover=True)
             except StorageError as error:
-                self.batch.failed(item.key, error, residue=True)
+                self.batch.failed(item.key, error, leftover=True)
             else:
                 self.copier.copy(storage, copy)
 
     def copy_group(self, storage: Storage, items: Sequence[CopyItem]) -> Sequence[CopyItem]:
-        """Copy as many files of a group as goes well; returns those that are left, to be copied alone."""
+        """Copy the files of a group; returns those that must be copied alone."""
         if not isinstance(storage, GroupStorage):
             return items
         storage.timeouts = Timeouts.of(self.limits, sum(item.size for item in items))
@@ -147,8 +147,8 @@ class _GroupCopy:
     Args:
         copier: of the batch.
         storage: of the thread.
-        source: the backend that the files come from.
-        destination: the backend that they go to.
+        source: backend of the sources.
+        destination: backend of the destinations.
     """
 
     def __init__(self, copier: GroupCopier, storage: Storage, source: GroupBackend, destination: GroupBackend) -> None:
@@ -157,7 +157,7 @@ class _GroupCopy:
         self._storage = storage
         self._source = source
         self._destination = destination
-        #: Files that were begun, and neither left nor done.
+        #: Files that were started, and are neither left nor done.
         self._open: dict[int, _GroupedFile] = {}
         self._is_renaming = False
 
@@ -175,10 +175,10 @@ class _GroupCopy:
             self._end(list(self._open.values()), stopped)
         except StorageError as error:
             if self._is_renaming:
-                # Which of them have their names is not known: a look at each finds out, in the next attempt.
+                # It is unknown which of them were renamed: the next attempt looks at each.
                 self._end(list(self._open.values()), error)
             elif error.timed_out:
-                # Whether the others would fail too, they find out alone.
+                # The other files are copied alone, which shows whether they fail, too.
                 self._end(list(self._open.values())[:1], error)
             if error.lost:
                 time.sleep(SETTLE_S)
@@ -190,12 +190,12 @@ class _GroupCopy:
     # -- the steps
 
     def _begin(self, items: Sequence[CopyItem]) -> None:
-        """Find the files whose directory can be used, and whose name is free."""
+        """Keep the files whose directory can be used and whose name is free."""
         unknown = []
         for item in items:
             url = StorageUrl(item.destination)
             if not url.name.isascii():
-                # The storage may take it for one with another, which is found out for each.
+                # The storage may treat it as the same name as another: check each file alone.
                 continue
             try:
                 directory = self._copier.copier.open_directory(self._storage, url)
@@ -215,7 +215,7 @@ class _GroupCopy:
         free = self._destination.are_free([file.destination for file in unknown]) if unknown else []
         for file, is_free in zip(unknown, free, strict=True):
             if not is_free:
-                self._leave(file, "something is at its destination")
+                self._leave(file, "its destination exists")
 
     def _read(self, files: Sequence[_GroupedFile]) -> None:
         found = at_source(self._source.read_group, [(file.source, file.size) for file in files])
@@ -223,7 +223,7 @@ class _GroupCopy:
             if content is None or len(content.data) != file.size:
                 self._leave(file, "the source cannot be read, or has another size")
             elif content.version.may_hide_writes:
-                self._leave(file, "the source was written to just now")
+                self._leave(file, "the source was written to recently")
             else:
                 file.content, file.version = content
 
@@ -250,7 +250,7 @@ class _GroupCopy:
                 self._leave(file, f"{size} of {file.size} bytes arrived")
 
     def _check_content(self, files: Sequence[_GroupedFile]) -> None:
-        """Compare what arrived with what was sent."""
+        """Compare the written files with their sources."""
         if not self._copier.with_checksums:
             return
         arrived = at_destination(self._destination.read_group, [(file.temporary, file.size) for file in files])
@@ -281,20 +281,20 @@ class _GroupCopy:
             self._batch.log(file.key, f"{file.size} bytes, {proof}: renamed to {file.destination}")
             self._batch.done(file.key, file.size, file.size, file.checksum)
 
-    # -- the end of those that fail
+    # -- failed files
 
     def _end(self, files: Sequence[_GroupedFile], error: StoppedError | StorageError) -> None:
-        """Remove what files have left, and report why they failed."""
+        """Remove the temporary files of failed copies, and report the failures."""
         left = self._left_over([file for file in files if file.key in self._copier.written])
         for file in files:
             del self._open[file.key]
             if isinstance(error, StoppedError):
-                self._batch.cancelled(file.key, residue=file.key in left)
+                self._batch.cancelled(file.key, leftover=file.key in left)
             else:
-                self._batch.failed(file.key, error, residue=file.key in left)
+                self._batch.failed(file.key, error, leftover=file.key in left)
 
     def _left_over(self, files: Sequence[_GroupedFile]) -> set[int]:
-        """Remove temporary files; the keys of those that may be there still."""
+        """Remove temporary files; returns the keys of those that may still exist."""
         if not files:
             return set()
         self._storage.resume()
@@ -302,7 +302,7 @@ class _GroupCopy:
         temporary = [file.temporary for file in files]
         try:
             self._destination.remove_group(temporary)
-            # A server whose session was cut may open its file a moment later.
+            # A server whose session was cut may still open its file shortly after.
             time.sleep(SETTLE_S)
             gone = self._destination.remove_group(temporary)
         except (StoppedError, StorageError):

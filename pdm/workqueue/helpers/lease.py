@@ -1,4 +1,4 @@
-"""The daemon's lease, as its helpers keep it: once it has expired, a helper changes nothing at any server.
+"""The daemon's lease in a helper process: after it has expired, a helper changes nothing at any server.
 
 Another daemon may have taken over the work by then and may have finished it; a helper that was suspended would then
 modify files of other jobs. So the process kills itself and the programs it has started, and its connections end with
@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-#: Exit status of a helper whose lease has ended; `wire.agent_messages.LEASE_OVER_STATUS`.
+#: Exit status of a helper whose lease has expired; `wire.agent_messages.LEASE_OVER_STATUS`.
 _EXPIRED_STATUS = 75
-#: Seconds between two looks at the clock: a thread sleeps by a clock that does not count a suspended machine.
+#: Interval in seconds between checks: a sleeping thread does not count the time of a suspended machine.
 _POLL_S = 0.5
 
 _guard = threading.Lock()
@@ -29,7 +29,7 @@ _watched = False
 
 
 def hold(until: float) -> None:
-    """Take the daemon's word for the end of its lease, a moment of CLOCK_BOOTTIME in seconds."""
+    """Set the end of the daemon's lease, in seconds of CLOCK_BOOTTIME."""
     global _until, _watched  # noqa: PLW0603 - a process has one daemon, and so one lease
     _until = until
     check()
@@ -40,7 +40,7 @@ def hold(until: float) -> None:
 
 
 def check() -> None:
-    """End the process if the lease is over. A helper that was never told of one has no daemon to outlive."""
+    """End the process if the lease has expired. A helper without a lease has no daemon that could lose it."""
     if _until is not None and time.clock_gettime(time.CLOCK_BOOTTIME) >= _until:
         _exit()
 

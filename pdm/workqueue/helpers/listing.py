@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from urllib.parse import quote_from_bytes
 
+import msgspec
+
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
@@ -19,26 +21,28 @@ from pdm.workqueue.helpers.storage import (
     Storage,
     StorageError,
     Timeouts,
+    at_destination,
+    at_source,
     internal_error,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import ListRequest, RawEntry
 
-#: An event holds at most so many entries, and about so many bytes of paths.
+#: Maximum entries of an event, and about the maximum bytes of its paths.
 _ENTRIES_PER_EVENT, _BYTES_PER_EVENT = 1000, 512 * 1024
-#: Seconds that the entries of a small folder may wait for those of others.
+#: Seconds that the entries of a small directory wait to be reported with others.
 _COALESCE_S = 0.03
-#: Folders that may wait: about 300 MB. A tree with more in one go is not listed in one job.
+#: Pending directories: about 300 MB. A tree with more is not listed in one job.
 _MOST_WAITING = 2_000_000
-#: Folders waiting for each further lane.
+#: Pending directories for each further worker.
 _WAITING_PER_WORKER = 16
 _LARGEST_SIZE = 2**63 - 1
-#: A percent-encoded path below the listed folder: no site can hold a longer one, and events must fit into a line.
+#: A percent-encoded path below the listed directory: no storage has a longer one, and an event must fit into a line.
 _LONGEST_BELOW = 64 * 1024
 
 
 def report_listing(batch: ActiveBatch, request: ListRequest, work: Callable[[], None]) -> None:
-    """Carry out a ``list`` request by a function that raises what goes wrong, and report the outcome."""
+    """Run a ``list`` request by a function that raises its errors, and report the outcome."""
     batch.started(request.key)
     try:
         work()
@@ -50,6 +54,72 @@ def report_listing(batch: ActiveBatch, request: ListRequest, work: Callable[[], 
         batch.done(request.key)
 
 
+def list_both_ends(
+    batch: ActiveBatch, request: ListRequest, workers: WorkerThreads, list_one: Callable[[ListRequest], None]
+) -> None:
+    """Run a ``list`` request: the destination first, if it has one, then the source.
+
+    Args:
+        batch: of the request.
+        request: the request.
+        workers: threads to use.
+        list_one: lists what is at the URL of a request without a destination.
+    """
+    source = msgspec.structs.replace(request, destination=None)
+    if request.destination is not None:
+        storage = workers.storages(1)[0]
+        _prepare(storage, batch, request)
+        what = at_source(storage.stat, StorageUrl(request.url).without_slash)
+        if what is not None:
+            with batch.listing_destination():
+                at_destination(
+                    _list_destination, batch, source, StorageUrl(request.destination), storage, what, list_one
+                )
+    list_one(source)
+
+
+def _list_destination(
+    batch: ActiveBatch,
+    request: ListRequest,
+    url: StorageUrl,
+    storage: Storage,
+    source: FileStat,
+    list_one: Callable[[ListRequest], None],
+) -> None:
+    """List the destination of a copy, or show the place of a single file.
+
+    ``request``: for the source. ``source``: what is there.
+    """
+    path = ""
+    if not is_listed(request, source) and url.endswith("/"):
+        path = quote_from_bytes(StorageUrl(request.url).name, safe="")
+        url = url.below(path)
+    there = _stat_or_none(storage, url)
+    if there is None:
+        return
+    at_url = msgspec.structs.replace(request, url=str(url), depth=None, follow=True)
+    if is_listed(request, source) and is_listed(at_url, there):
+        list_one(at_url)
+    else:
+        batch.entries(request.key, [_entry(path, there)])
+
+
+def _stat_or_none(storage: Storage, url: StorageUrl) -> FileStat | None:
+    try:
+        return storage.stat(url.without_slash)
+    except StorageError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+
+
+def _prepare(storage: Storage, batch: ActiveBatch, request: ListRequest) -> None:
+    storage.resume()
+    batch.on_stop(storage.interrupt)
+    storage.log_to(functools.partial(batch.log, request.key))
+    storage.timeouts = Timeouts.of(request.limits)
+
+
 def list_tree(
     batch: ActiveBatch,
     request: ListRequest,
@@ -57,14 +127,14 @@ def list_tree(
     max_workers: int,
     directories: list[str] | None = None,
 ) -> None:
-    """Carry out a ``list`` request, or what is left of it.
+    """Run a ``list`` request, or the rest of one.
 
     Args:
         batch: of the request.
-        request: what is asked for.
-        workers: where the work is done.
+        request: the request.
+        workers: threads to use.
         max_workers: how many of them.
-        directories: percent-encoded paths below the URL that are left; None if it all is.
+        directories: percent-encoded paths below the URL that are left to list; None for all.
     """
     tree = _TreeListing(batch, request, workers, max_workers)
     if directories is None:
@@ -74,11 +144,11 @@ def list_tree(
 
 
 class EntryReporter:
-    """Reports what is found: small directories together, for each event costs the daemon a transaction.
+    """Reports entries, of small directories together, because each event costs the daemon a transaction.
 
     Args:
         batch: of the listing.
-        request: what is asked for.
+        request: the request.
     """
 
     def __init__(self, batch: ActiveBatch, request: ListRequest) -> None:
@@ -90,7 +160,7 @@ class EntryReporter:
         self._since = 0.0
 
     def take(self, rows: list[RawEntry], size: int) -> None:
-        """Take entries of about ``size`` bytes; they are reported soon."""
+        """Add entries of about ``size`` bytes, to be reported soon."""
         with self._guard:
             if len(self._rows) + len(rows) > _ENTRIES_PER_EVENT or self._bytes + size > _BYTES_PER_EVENT:
                 self._report()
@@ -102,7 +172,7 @@ class EntryReporter:
                 self._report()
 
     def flush(self) -> None:
-        """Report what was not reported yet."""
+        """Report the entries that wait."""
         with self._guard:
             self._report()
 
@@ -113,15 +183,15 @@ class EntryReporter:
 
 
 class DirectoryEntries:
-    """What is found in one directory, on its way to the daemon.
+    """The entries of one directory.
 
     Args:
-        reporter: takes it.
+        reporter: reports them.
         path: of the directory, percent-encoded, below the listed URL.
 
     Attributes:
-        folders: directories in it that are to be listed next.
-        told: whether any of it was reported to the daemon.
+        directories: sub-directories to list next.
+        told: whether any entry was reported to the daemon.
     """
 
     def __init__(self, reporter: EntryReporter, path: str) -> None:
@@ -130,11 +200,11 @@ class DirectoryEntries:
         self._deeper = is_deeper(reporter.request.depth, path)
         self._entries: list[RawEntry] = []
         self._bytes = 0
-        self.folders: list[str] = []
+        self.directories: list[str] = []
         self.told = False
 
     def add(self, name: bytes, file_stat: FileStat) -> None:
-        """Take one entry; raises `StorageError` if it cannot be one."""
+        """Add one entry; raises `StorageError` if its name or type is invalid."""
         encoded = _checked_name(name)
         below = f"{self._path}/{encoded}" if self._path else encoded
         if len(below) > _LONGEST_BELOW or not 0 <= file_stat.size <= _LARGEST_SIZE:
@@ -146,12 +216,12 @@ class DirectoryEntries:
         self._entries.append(_entry(below, file_stat))
         self._bytes += len(below) + 3 * len(file_stat.target or b"") + 60
         if self._deeper and file_stat.kind == "directory":
-            self.folders.append(below)
+            self.directories.append(below)
         if len(self._entries) == _ENTRIES_PER_EVENT or self._bytes >= _BYTES_PER_EVENT:
             self._tell()
 
     def end(self, unnamed: int) -> None:
-        """That was all; ``unnamed`` more are there of which the server does not give the names."""
+        """End the directory; ``unnamed``: number of entries that the server counts but does not name."""
         if self._entries:
             self._tell()
         if unnamed:
@@ -171,10 +241,10 @@ class DirectoryEntries:
 
     @staticmethod
     def check_room(waiting: int) -> None:
-        """Raise `StorageError` if too many folders wait to be listed."""
+        """Raise `StorageError` if too many directories are pending."""
         if waiting > _MOST_WAITING:
             raise StorageError(
-                f"more than {_MOST_WAITING} folders wait to be listed: list the tree in parts",
+                f"more than {_MOST_WAITING} directories wait to be listed: list the tree in parts",
                 code=FailureCode.UNSUPPORTED,
             )
 
@@ -185,12 +255,12 @@ def directory_url(root: str, path: str) -> StorageUrl:
 
 
 def is_deeper(depth: int | None, path: str) -> bool:
-    """Whether what is in a folder is within the depth that was asked for."""
+    """Whether the content of a directory is within the requested depth."""
     return depth is None or (path.count("/") + 2 if path else 1) < depth
 
 
 def is_listed(request: ListRequest, there: FileStat) -> bool:
-    """Whether the thing at the URL is a folder to be looked into, rather than shown itself."""
+    """Whether the URL is a directory whose content is listed, rather than an entry that is shown itself."""
     is_directory = there.kind == "directory" or (
         there.kind == "link" and there.target_kind == "directory" and request.follow
     )
@@ -207,32 +277,32 @@ class _TreeListing:
         self._max_workers = max_workers
         self._reporter = EntryReporter(batch, request)
         self._changed = threading.Condition()
-        #: Folders still to be listed, as percent-encoded paths below the root; the next is the last.
+        #: Pending directories, as percent-encoded paths below the root; the last one is next.
         self._waiting: list[str] = []
         self._busy = 0
         self._threads: list[threading.Thread] = []
         self._error: StorageError | StoppedError | None = None
 
     def begin(self) -> None:
-        """List all of it."""
+        """List the whole tree."""
         first = self._workers.storages(1)[0]
-        self._prepare(first)
+        _prepare(first, self._batch, self._request)
         there = first.stat(self._root.without_slash)
         if there is None:
-            raise StorageError(f"{self._root} is not there", errno=errno.ENOENT, code=FailureCode.NOT_FOUND)
+            raise StorageError(f"{self._root} does not exist", errno=errno.ENOENT, code=FailureCode.NOT_FOUND)
         if not is_listed(self._request, there):
             self._batch.entries(self._key, [_entry("", there)])
             return
         self._batch.root(self._key, first.real_path(self._root.without_slash, there))
-        # The root itself: its trouble is that of the whole listing.
-        self._folder(first, "")
+        # An error at the root fails the whole listing.
+        self._directory(first, "")
         self._walk(first)
 
-    def go_on(self, folders: list[str]) -> None:
-        """List what is left."""
+    def go_on(self, directories: list[str]) -> None:
+        """List the remaining directories."""
         first = self._workers.storages(1)[0]
-        self._prepare(first)
-        self._remember(folders)
+        _prepare(first, self._batch, self._request)
+        self._remember(directories)
         self._walk(first)
 
     def _walk(self, first: Storage) -> None:
@@ -242,12 +312,6 @@ class _TreeListing:
         self._reporter.flush()
         if self._error is not None:
             raise self._error
-
-    def _prepare(self, storage: Storage) -> None:
-        storage.resume()
-        self._batch.on_stop(storage.interrupt)
-        storage.log_to(functools.partial(self._batch.log, self._key))
-        storage.timeouts = Timeouts.of(self._request.limits)
 
     def _worker(self, storage: Storage) -> None:
         while True:
@@ -259,9 +323,9 @@ class _TreeListing:
                 path = self._waiting.pop()
                 self._busy += 1
             try:
-                self._folder(storage, path)
+                self._directory(storage, path)
             except StorageError as error:
-                self._batch.unreadable(self._key, path, error.at(FailureScope.SOURCE))
+                self._batch.unreadable(self._key, path, error)
             except StoppedError as stopped:
                 self._error = stopped
             except Exception as error:
@@ -271,11 +335,11 @@ class _TreeListing:
                     self._busy -= 1
                     self._changed.notify_all()
 
-    def _folder(self, storage: Storage, path: str) -> None:
-        """List one folder and remember those in it."""
+    def _directory(self, storage: Storage, path: str) -> None:
+        """List one directory and add its sub-directories to the pending ones."""
         if self._batch.stopped:
             raise StoppedError
-        # Each directory has its own time limit: a tree has none as a whole.
+        # Each directory has a time limit of its own, the whole tree has none.
         storage.timeouts = Timeouts.of(self._request.limits)
         entries = DirectoryEntries(self._reporter, path)
         looked = self._request.follow
@@ -285,12 +349,12 @@ class _TreeListing:
                     return
                 looked = True
                 entries.add(name, file_stat)
-                self._remember(entries.folders)
-                entries.folders = []
+                self._remember(entries.directories)
+                entries.directories = []
         entries.end(storage.unnamed)
 
     def _is_left_alone(self, storage: Storage, path: str) -> bool:
-        """Whether a folder is a link, into which a removal must not descend; raises `StorageError` for the root."""
+        """Whether a directory is a link, which a removal must not follow; raises `StorageError` for the root."""
         link = storage.link_at(directory_url(self._root, path).without_slash, listed=bool(path))
         if link is None:
             return False
@@ -299,16 +363,16 @@ class _TreeListing:
         self._batch.log(self._key, link)
         return True
 
-    def _remember(self, folders: list[str]) -> None:
-        if not folders:
+    def _remember(self, directories: list[str]) -> None:
+        if not directories:
             return
         with self._changed:
-            DirectoryEntries.check_room(len(self._waiting) + len(folders))
-            self._waiting.extend(folders)
+            DirectoryEntries.check_room(len(self._waiting) + len(directories))
+            self._waiting.extend(directories)
             workers = min(self._max_workers, 1 + len(self._waiting) // _WAITING_PER_WORKER)
             if len(self._threads) + 1 < workers:
                 storage = self._workers.storages(len(self._threads) + 2)[-1]
-                self._prepare(storage)
+                _prepare(storage, self._batch, self._request)
                 thread = threading.Thread(target=self._worker, args=(storage,), name="lane")
                 self._threads.append(thread)
                 thread.start()

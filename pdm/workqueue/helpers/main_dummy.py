@@ -1,7 +1,7 @@
-"""DUMMY helper: simulates transfers with the delays, failures and hangs that the query of each URL asks for.
+"""DUMMY helper: simulates transfers with the delays, failures and hangs that the query of each URL specifies.
 
-``files``, ``size``, ``list_delay``: content and delay of a listing. ``delay``, ``hang``, ``crash``, ``fail``,
-``fail_times``, ``attempt``: outcome of an element.
+``files``, ``there`` (at the destination), ``size``, ``list_delay``: content and delay of a listing. ``delay``,
+``hang``, ``crash``, ``fail``, ``fail_times``, ``attempt``: outcome of an element.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
@@ -24,17 +24,18 @@ from pdm.workqueue.helpers.channel import ActiveBatch, serve
 from pdm.workqueue.helpers.storage import StorageError
 from pdm.workqueue.wire.agent_messages import CopyItem, ListRequest, PathItem, RawEntry
 
-#: Files in one folder of a simulated listing.
-_FILES_A_FOLDER = 1000
+#: Files in one directory of a simulated listing.
+_FILES_A_DIRECTORY = 1000
 _PROGRESS_S = 0.2
 
 
 class _Behaviour:
-    """What the query of a URL asks for."""
+    """The query of a URL."""
 
     def __init__(self, query: str) -> None:
         values = dict(parse_qsl(query))
         self.files = int(values["files"]) if "files" in values else None
+        self.there = int(values.get("there", 0))
         self.size = int(values.get("size", 0))
         self.delay_s = float(values.get("delay", 0))
         self.list_delay_s = float(values.get("list_delay", 0))
@@ -47,7 +48,7 @@ class _Behaviour:
 
 @functools.lru_cache(maxsize=64)
 def _behaviour(query: str) -> _Behaviour:
-    """The same for most elements of a batch: read once."""
+    """Cached: it is the same for most elements of a batch."""
     return _Behaviour(query)
 
 
@@ -90,6 +91,9 @@ class _Simulation:
             self._batch.failed(key, StorageError(why, code=code, scope=FailureScope.TRANSFER))
         else:
             if listing:
+                if listing.destination is not None:
+                    with self._batch.listing_destination():
+                        self._tree(key, behaviour.there, behaviour.size, listing.depth)
                 self._entries(key, behaviour, listing.depth)
             self._batch.done(key, size, size)
 
@@ -114,14 +118,17 @@ class _Simulation:
         if depth == 0:
             self._batch.entries(key, [RawEntry("", "directory", 0, 0o644, 0)])
             return
-        for first in range(0, behaviour.files, _FILES_A_FOLDER):
-            folder = f"d{first // _FILES_A_FOLDER:05d}"
-            self._batch.entries(key, [RawEntry(folder, "directory", 0, 0o755, 0)])
+        self._tree(key, behaviour.files, behaviour.size, depth)
+
+    def _tree(self, key: int, files: int, size: int, depth: int | None) -> None:
+        for first in range(0, files, _FILES_A_DIRECTORY):
+            directory = f"d{first // _FILES_A_DIRECTORY:05d}"
+            self._batch.entries(key, [RawEntry(directory, "directory", 0, 0o755, 0)])
             if depth == 1:
                 continue
-            last = min(first + _FILES_A_FOLDER, behaviour.files)
-            names = (f"{folder}/f{number:07d}" for number in range(first, last))
-            self._batch.entries(key, [RawEntry(name, "file", behaviour.size, 0o644, 0) for name in names])
+            last = min(first + _FILES_A_DIRECTORY, files)
+            names = (f"{directory}/f{number:07d}" for number in range(first, last))
+            self._batch.entries(key, [RawEntry(name, "file", size, 0o644, 0) for name in names])
 
 
 def main() -> None:

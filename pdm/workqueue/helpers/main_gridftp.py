@@ -9,13 +9,14 @@ import itertools
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from msgspec.structs import replace
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
@@ -41,12 +42,12 @@ from pdm.workqueue.wire.agent_messages import (
 _Item = TypeVar("_Item", CopyItem, PathItem)
 _LAST_WAY = pipelined_copy.TEMPORARY_NAMES - 1
 _MAX_WORKERS = 4
-#: From so many items on, one more lane: a login costs as much as a hundred small files.
+#: Items for each further worker: a login costs as much as a hundred small files.
 _ITEMS_PER_WORKER = 100
 
 
 class _GridftpHelper:
-    """Carries out batches: pipelined what goes well, one operation at a time the rest."""
+    """Works on batches: pipelined first, then the fallback, one operation at a time."""
 
     def __init__(self, gsi: Gsi) -> None:
         self._gsi = gsi
@@ -58,7 +59,7 @@ class _GridftpHelper:
     def _opened(self) -> GridFtpStorage:
         if self._shares_pool:
             return GridFtpStorage(ChannelPool(self._gsi))
-        # The first worker runs on the thread of the batch, after the pipelined commands: it uses the same channels.
+        # The first worker runs on the batch's thread, after the pipelined commands: both use the same channels.
         self._shares_pool = True
         return GridFtpStorage(self._connections)
 
@@ -67,7 +68,10 @@ class _GridftpHelper:
         batch.on_stop(self._wake)
         self._connections.login_s = min(LOGIN_S, request.limits.stall_s, request.limits.total_s)
         if isinstance(request, ListRequest):
-            listing.report_listing(batch, request, lambda: self._list(batch, request))
+            list_one = partial(self._list, batch)
+            listing.report_listing(
+                batch, request, lambda: listing.list_both_ends(batch, request, self._workers, list_one)
+            )
         else:
             batch.ends_items(lambda keys: self._waker.wake())
             self._carry_out_items(batch, request)
@@ -77,12 +81,12 @@ class _GridftpHelper:
         self._waker.wake()
 
     def _carry_out_items(self, batch: ActiveBatch, request: ItemRequest) -> None:
-        """Carry out what can be pipelined, then what is left one by one."""
+        """Run the pipelined operations, then the remaining items one by one."""
         left = request
         if isinstance(request, CopyRequest):
             left = replace(request, items=self._copy_pipelined(batch, request))
         elif isinstance(request, RemoveRequest) or (isinstance(request, MkdirRequest) and request.parents):
-            # Whether a directory was there before is to be seen first, unless that makes no difference.
+            # Whether a directory already exists must be checked first, unless it makes no difference.
             left = replace(
                 request,
                 items=self._left_of(
@@ -97,8 +101,8 @@ class _GridftpHelper:
             )
 
     def _copy_pipelined(self, batch: ActiveBatch, request: CopyRequest) -> list[CopyItem]:
-        """Copy what can be pipelined; returns the items that are left, with temporary names of their own."""
-        # What earlier attempts may have left is removed under each name that they may have used.
+        """Copy pipelined; returns the remaining items, with new temporary names."""
+        # Earlier attempts may have left a temporary file under each name.
         items = [replace(item, stale=list(_names(item.stale))) for item in request.items]
         left = self._left_of(
             batch,
@@ -113,11 +117,11 @@ class _GridftpHelper:
     def _left_of(
         self, batch: ActiveBatch, pipelined: Callable[[], list[_Item]], broken: Callable[[], list[_Item]]
     ) -> list[_Item]:
-        """What the pipelined run has left; if it failed as a whole, the items of ``broken`` that have no outcome."""
+        """The items that the pipelined run has left; if it failed as a whole, those of ``broken`` that are open."""
         try:
             return pipelined()
         except Exception:
-            # One item may be to blame, and which is not known here: one by one each fails by itself.
+            # One of the items may be the cause: one by one, each fails by itself.
             traceback.print_exc()
             self._connections.drop_all()
             opened = set(batch.open_keys())
@@ -130,7 +134,7 @@ class _GridftpHelper:
 
 
 def _names(temporary_names: Iterable[str]) -> Iterator[str]:
-    """The names that attempts may have used, which were told these."""
+    """All temporary names that attempts with these ones may have used."""
     for name in temporary_names:
         for way in range(pipelined_copy.TEMPORARY_NAMES):
             yield copying.temporary_name(name, way)

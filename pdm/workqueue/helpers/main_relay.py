@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol
@@ -38,14 +39,14 @@ _ITEMS_PER_WORKER = 16
 
 
 def backend_class(protocol: JobProtocol) -> type[StorageBackend]:
-    """The backend of a protocol, imported when it is first asked for: a helper seldom needs them all."""
+    """The backend of a protocol, imported at its first use: a helper seldom needs all of them."""
     module, _, name = protocol.info.backend.partition(":")
     found: type[StorageBackend] = getattr(importlib.import_module(f"{backends.__name__}.{module}"), name)
     return found
 
 
 class RelayStorage(GroupStorage):
-    """The storage of one thread: a backend for each scheme, made when it is first asked for."""
+    """The storage of one thread: a backend for each scheme, made at its first use."""
 
     def __init__(self) -> None:
         self._backends: dict[str, StorageBackend] = {}
@@ -133,6 +134,12 @@ class RelayStorage(GroupStorage):
         self._backend(directory_url).sync_directory(directory_url)
 
 
+def _list_one(batch: ActiveBatch, workers: WorkerThreads, request: ListRequest) -> None:
+    # Threads that list a local disk only wait for each other.
+    most = 1 if StorageUrl(request.url).scheme in JobProtocol.FILE.info.schemes else _MAX_WORKERS
+    listing.list_tree(batch, request, workers, most)
+
+
 def main() -> None:
     """Serve until the requests end."""
     workers = WorkerThreads(RelayStorage, _MAX_WORKERS)
@@ -140,9 +147,8 @@ def main() -> None:
     def carry_out(batch: ActiveBatch) -> None:
         request = batch.request
         if isinstance(request, ListRequest):
-            # Threads that list a local disk only wait for each other.
-            most = 1 if StorageUrl(request.url).scheme in JobProtocol.FILE.info.schemes else _MAX_WORKERS
-            listing.report_listing(batch, request, lambda: listing.list_tree(batch, request, workers, most))
+            work = partial(listing.list_both_ends, batch, request, workers, partial(_list_one, batch, workers))
+            listing.report_listing(batch, request, work)
         elif isinstance(request, CopyRequest):
             count = 1 + len(request.items) // _ITEMS_PER_WORKER
             grouped_copy.copy(batch, request, request.items, workers, count)

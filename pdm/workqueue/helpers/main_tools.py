@@ -1,7 +1,7 @@
-"""The tools helper: the field's own commands do the work, and our proof says what became of it.
+"""The tools helper: runs the field's own commands, and verifies their results.
 
-globus-url-copy copies between GridFTP servers, a list of files by one process; gfal-copy, gfal-ls, gfal-rm, gfal-rename
-and gfal-mkdir do all else. Each line that they print goes to the log of the item that it is about, as it comes.
+globus-url-copy copies between GridFTP servers, a list of files with one process; gfal-copy, gfal-ls, gfal-rm,
+gfal-rename and gfal-mkdir do everything else. Each line that they print goes to the log of its item at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import msgspec
@@ -38,31 +38,31 @@ from pdm.workqueue.wire.agent_messages import (
     RemoveRequest,
 )
 
-#: Each has its own processes; more of them only share the cores of the service.
+#: Each worker has its own processes; more would only compete for the service's cores.
 _MAX_WORKERS = 4
 _ITEMS_PER_WORKER = 4
-#: Where our own client does the work: a login costs as much as a hundred requests.
+#: Items for each further worker where our own client works: a login costs as much as a hundred requests.
 _ITEMS_PER_NATIVE_WORKER = 50
-#: From so many files on, one process removes them all.
+#: Number of files from which one process removes them all.
 _LEAST_LIST = 2
-#: Files that one globus-url-copy copies.
+#: Files of one globus-url-copy process.
 _LONGEST_LIST = 1000
 
 
 class _ToolsHelper:
-    """Carries out batches."""
+    """Works on batches."""
 
     def __init__(self) -> None:
         natives = NativeClients()
-        #: What lists of removals have told of files, until they are asked for.
+        #: Stat results of removal lists, kept until they are used.
         self._removals: Removals = {}
         self._workers = WorkerThreads(lambda: ToolStorage(natives, self._removals), _MAX_WORKERS)
 
     def carry_out(self, batch: ActiveBatch) -> None:
         request = batch.request
         storages = cast(list[ToolStorage], self._workers.storages(_MAX_WORKERS))
-        # Around a copy our own client does the small steps; and of what is to be removed, only it tells links from what
-        # they lead to.
+        # Our own client does the small steps around a copy; and only it distinguishes links from their targets
+        # before a removal.
         native = isinstance(request, CopyRequest | DiscardRequest)
         if isinstance(request, ListRequest):
             native = not request.follow
@@ -84,7 +84,10 @@ class _ToolsHelper:
             operations.carry_out_items(batch, request, self._workers, _ITEMS_PER_WORKER)
 
     def _list(self, batch: ActiveBatch, request: ListRequest) -> None:
-        listing.report_listing(batch, request, lambda: listing.list_tree(batch, request, self._workers, _MAX_WORKERS))
+        def list_one(one: ListRequest) -> None:
+            listing.list_tree(batch, one, self._workers, _MAX_WORKERS)
+
+        listing.report_listing(batch, request, lambda: listing.list_both_ends(batch, request, self._workers, list_one))
 
 
 def _is_between_gridftp_servers(item: CopyItem) -> bool:
@@ -92,12 +95,12 @@ def _is_between_gridftp_servers(item: CopyItem) -> bool:
 
 
 class _ListCopy:
-    """Copies between GridFTP servers: all files are looked at, then sent by as few processes as do it, then proven.
+    """Copies between GridFTP servers: check all files, transfer them with as few processes as possible, verify each.
 
     Args:
         batch: of the request.
-        request: of the batch.
-        workers: where files are looked at and proven.
+        request: the request.
+        workers: threads that check and verify files.
     """
 
     def __init__(self, batch: ActiveBatch, request: CopyRequest, workers: WorkerThreads) -> None:
@@ -113,7 +116,7 @@ class _ListCopy:
         self._is_broken_off = False
 
     def carry_out(self, items: Sequence[CopyItem]) -> None:
-        """Copy some of the items; each has its outcome then."""
+        """Copy some of the items; each has its outcome afterwards."""
         self._workers.share(self._batch, items, _workers_for(items), self._begin)
         self._transfer()
         left = [item for item in items if item.key in self._pending]
@@ -131,7 +134,7 @@ class _ListCopy:
         self._batch.ends_items(lambda keys: self._break_off(storage, keys))
         self._batch.on_stop(storage.interrupt)
         left = list(self._pending.values())
-        # One pair of servers a list: what the tool says of its logins is then about all of it.
+        # One pair of servers a list, so that an error of a login concerns all of it.
         while left and not self._batch.stopped:
             route = _route(left[0].item)
             pairs = [_pair(one.item) for one in left if _route(one.item) == route][:_LONGEST_LIST]
@@ -148,7 +151,7 @@ class _ListCopy:
             ]
 
     def _stopped(self, storage: Storage) -> dict[int, StoppedError]:
-        """What the end of the process by us means: the file under way is not whole, those not begun are tried again."""
+        """Report the items after we ended the process: the current file is incomplete, the others are tried again."""
         with self._guard:
             current, self._current = self._current, None
             if self._is_broken_off and not self._batch.stopped:
@@ -157,7 +160,7 @@ class _ListCopy:
         return {} if current is None else {current: StoppedError()}
 
     def _break_off(self, storage: Storage, keys: set[int]) -> None:
-        """End the process for the sake of the item that it is at."""
+        """End the process if a cancelled item is its current file."""
         with self._guard:
             if self._current in keys:
                 self._is_broken_off = True
@@ -171,7 +174,7 @@ class _ListCopy:
         return Timeouts.of(self._limits, pair.size)
 
     def _ended(self) -> None:
-        """The file that was under way is under way no more."""
+        """Clear the current file."""
         with self._guard:
             if self._current is not None:
                 self._pending[self._current].reporter.end()
@@ -205,7 +208,7 @@ def _route(item: FileCopy) -> tuple[str, str]:
 
 
 def _remove_in_lists(batch: ActiveBatch, request: RemoveRequest, workers: WorkerThreads) -> None:
-    """Have one gfal-rm remove many files; what became of each is looked at afterwards, one by one."""
+    """Remove many files with one gfal-rm; the result for each is checked afterwards, one by one."""
     items = [item for item in request.items if not item.directory]
     if len(items) < _LEAST_LIST:
         return
@@ -213,7 +216,7 @@ def _remove_in_lists(batch: ActiveBatch, request: RemoveRequest, workers: Worker
 
     def check(storage: Storage, item: PathItem) -> None:
         url = StorageUrl(item.url)
-        # What must not be removed is reported when it is its turn.
+        # Files that must not be removed are reported later, one by one.
         with contextlib.suppress(StorageError):
             if operations.must_recheck(item):
                 operations.check_unchanged_since_listing(item, storage.stat(url))

@@ -1,6 +1,6 @@
-"""Remove, rename, create and discard items, and the operation of each request.
+"""Remove, rename, create and discard items.
 
-`carry_out_items` selects the function that carries out a request, for every helper that works on a storage.
+`carry_out_items` selects the function for a request, for every helper that works on a storage.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pdm.workqueue.helpers.storage import (
     StorageError,
     at_destination,
     at_source,
+    scoped,
 )
 from pdm.workqueue.helpers.threads import WorkerThreads
 from pdm.workqueue.wire.agent_messages import (
@@ -38,63 +39,77 @@ from pdm.workqueue.wire.agent_messages import (
     RenameRequest,
 )
 
-#: Seconds after which what was listed is looked at again before it is removed.
+#: Age of a listing in seconds from which a file is checked again before it is removed.
 _MAX_LISTING_AGE_S = 1800.0
 
 
 def remove_items(batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerThreads, count: int) -> None:
-    """Carry out a ``remove`` request: files, links and empty directories."""
+    """Run a ``remove`` request: files, links and empty directories."""
 
     def work(storage: Storage, item: PathItem) -> None:
         url = StorageUrl(item.url)
         try:
             if must_recheck(item):
-                check_unchanged_since_listing(item, at_source(storage.stat, url))
-            at_source(storage.remove, url, directory=item.directory)
+                check_unchanged_since_listing(item, scoped(item.scope, storage.stat, url))
+            scoped(item.scope, storage.remove, url, directory=item.directory)
         except StorageError as error:
-            if not (item.again and error.errno == errno.ENOENT):
+            if item.again and error.errno == errno.ENOENT:
+                batch.log(item.key, "it is gone: an earlier attempt has removed it")
+            elif item.may_stay and error.errno == errno.ENOTEMPTY:
+                batch.log(item.key, "it is not empty, and stays")
+            else:
                 raise
-            batch.log(item.key, "it is gone: an earlier attempt has removed it")
-        at_source(storage.sync_directory, url.parent)
+        scoped(item.scope, storage.sync_directory, url.parent)
         batch.done(item.key)
 
     workers.share(batch, items, count, work)
 
 
 def must_recheck(item: PathItem) -> bool:
-    """Whether a file may be another by now than the one that was listed: after a pause, or a lost attempt.
+    """Whether a file may have been replaced since its listing: after a pause, a lost attempt, or its copy.
 
-    An attempt that was lost may have removed it, and its owner made a new one. Directories are removed only when they
-    are empty.
+    A lost attempt may have removed it, and its owner made a new one. Directories are removed only if they are empty.
     """
-    if item.listed_at is None or item.directory:
+    if item.directory:
         return False
+    if item.listed_at is None:
+        return item.listed_size is not None
     return item.again or time.time() - item.listed_at > _MAX_LISTING_AGE_S
 
 
 def check_unchanged_since_listing(item: PathItem, there: FileStat | None) -> None:
-    """Raise `StorageError` if what is to be removed was written later than it was listed."""
-    if there is None or there.mtime is None or item.listed_at is None:
-        return
-    if there.mtime > item.listed_at + FRESH_S:
+    """Raise `StorageError` if a file to remove is not the one that was listed, by what its storage reports."""
+    if there is not None and (_is_another(item, there) or _is_later(item, there)):
         raise StorageError(
             f"{item.url} was written to after it was listed, or is another file: it was not removed",
             code=FailureCode.CHANGED,
-            scope=FailureScope.SOURCE,
+            scope=item.scope,
         )
+
+
+def _is_later(item: PathItem, there: FileStat) -> bool:
+    return there.mtime is not None and item.listed_at is not None and there.mtime > item.listed_at + FRESH_S
+
+
+def _is_another(item: PathItem, there: FileStat) -> bool:
+    if item.listed_size is None or (there.kind == "link" and item.listed_mtime is None):
+        # A link has no bytes of its own; what it leads to may be gone.
+        return False
+    has_other_time = None not in (there.mtime, item.listed_mtime) and there.mtime != item.listed_mtime
+    return there.kind in ("directory", "other") or there.size != item.listed_size or has_other_time
 
 
 def discard_items(
     batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerThreads, count: int, *, ways: int
 ) -> None:
-    """Carry out a ``discard`` request: what is not there is done.
+    """Run a ``discard`` request: a missing file counts as done.
 
     Args:
         batch: of the request.
-        items: those that have no outcome so far.
-        workers: where the work is done.
-        count: how many threads.
-        ways: names that an attempt may have used (`copying.temporary_name`).
+        items: those without an outcome.
+        workers: threads to use.
+        count: how many of them.
+        ways: how many temporary names an attempt may have used (`copying.temporary_name`).
     """
 
     def work(storage: Storage, item: PathItem) -> None:
@@ -112,7 +127,7 @@ def discard_items(
 def make_directories(
     batch: ActiveBatch, items: Sequence[PathItem], workers: WorkerThreads, count: int, *, parents: bool
 ) -> None:
-    """Carry out a ``mkdir`` request."""
+    """Run a ``mkdir`` request."""
 
     def work(storage: Storage, item: PathItem) -> None:
         url = StorageUrl(item.url)
@@ -127,12 +142,12 @@ def make_directories(
 
 
 def _is_made(batch: ActiveBatch, storage: Storage, item: PathItem, url: StorageUrl) -> bool:
-    """Whether an earlier attempt has made a directory; if not, this one has begun when it returns."""
+    """Whether an earlier attempt has made a directory; if not, the begin of this one was stored."""
     found = item.found
     there = at_destination(storage.stat, url)
     if there is not None:
         if found is not None and found["destination"] is None and there.kind == "directory":
-            batch.log(item.key, "it is there: an earlier attempt, which had found nothing there, has made it")
+            batch.log(item.key, "it exists: an earlier attempt, which had found nothing there, has made it")
             return True
         raise StorageError(f"{url} is there", errno=errno.EEXIST, scope=FailureScope.DESTINATION)
     batch.begin(item.key, FoundBefore(source=None, destination=None), storage.timeouts.stall_s)
@@ -142,7 +157,7 @@ def _is_made(batch: ActiveBatch, storage: Storage, item: PathItem, url: StorageU
 def rename_items(
     batch: ActiveBatch, items: Sequence[RenameItem], workers: WorkerThreads, count: int, *, replace: bool
 ) -> None:
-    """Carry out a ``rename`` request."""
+    """Run a ``rename`` request."""
 
     def work(storage: Storage, item: RenameItem) -> None:
         source, destination = StorageUrl(item.source), StorageUrl(item.destination)
@@ -151,9 +166,14 @@ def rename_items(
         if there is None:
             if not _is_renamed(destination, item.found, in_the_way):
                 raise StorageError(
-                    f"{source} is not there", errno=errno.ENOENT, code=FailureCode.NOT_FOUND, scope=FailureScope.SOURCE
+                    f"{source} does not exist",
+                    errno=errno.ENOENT,
+                    code=FailureCode.NOT_FOUND,
+                    scope=FailureScope.SOURCE,
                 )
-            batch.log(item.key, "it has its new name: an earlier attempt, which had found it, has given it")
+            batch.log(
+                item.key, "it has its new name: an earlier attempt, which had found it at the source, has renamed it"
+            )
             batch.done(item.key)
             return
         if in_the_way is not None:
@@ -161,33 +181,33 @@ def rename_items(
         found = FoundBefore(source=_fingerprint(there), destination=_fingerprint(in_the_way))
         batch.begin(item.key, found, storage.timeouts.stall_s)
         at_destination(storage.rename, source, destination, replace=replace)
-        for folder in {source.parent, destination.parent}:
-            at_destination(storage.sync_directory, folder)
+        for directory in {source.parent, destination.parent}:
+            at_destination(storage.sync_directory, directory)
         batch.done(item.key)
 
     workers.share(batch, items, count, work)
 
 
 def _fingerprint(file_stat: FileStat | None) -> Fingerprint | None:
-    """What identifies an entry later: its kind, and size and mtime unless it is a directory."""
+    """Identifies an entry later: its kind, and size and mtime unless it is a directory."""
     if file_stat is None:
         return None
     return [file_stat.kind] if file_stat.kind == "directory" else [file_stat.kind, file_stat.size, file_stat.mtime]
 
 
 def _is_renamed(destination: StorageUrl, found: FoundBefore | None, there: FileStat | None) -> bool:
-    """Whether what is at the destination is what an attempt that had begun found at the source.
+    """Whether the entry at the destination is the one that an earlier attempt found at the source.
 
     Args:
         destination: its URL.
-        found: what that attempt found; None if none had begun.
+        found: state that the earlier attempt found; None if none had begun.
         there: what is at the destination now.
     """
     now, source = _fingerprint(there), None if found is None else found["source"]
     if found is None or now is None or source is None or now[:2] != source[:2]:
         return False
     if now == found["destination"] != source:
-        # What was there before.
+        # The destination is unchanged.
         return False
     # WebDAV servers may rename by copying.
     keeps_mtime = JobProtocol.of_scheme(destination.scheme) is not JobProtocol.HTTPS
@@ -211,14 +231,14 @@ def _check_destination_free(destination: StorageUrl, kind: FileKind, in_the_way:
 def carry_out_items(
     batch: ActiveBatch, request: ItemRequest, workers: WorkerThreads, items_per_worker: int, *, ways: int = 1
 ) -> None:
-    """Carry out a request that has items.
+    """Run a request that has items.
 
     Args:
         batch: of the request.
-        request: with the items that have no outcome so far.
-        workers: where the work is done.
-        items_per_worker: from so many items on, one more thread.
-        ways: names that an attempt may have used (`copying.temporary_name`).
+        request: with the items that have no outcome.
+        workers: threads to use.
+        items_per_worker: number of items for each further thread.
+        ways: how many temporary names an attempt may have used (`copying.temporary_name`).
     """
     count = 1 + len(request.items) // items_per_worker
     match request:

@@ -1,6 +1,6 @@
-"""Print the prerequisites that this machine lacks for each protocol: a JSON object, protocol → message for an operator.
+"""Print the missing prerequisites of each protocol on this machine: a JSON object, protocol → message for an operator.
 
-It runs as the helpers do: with their interpreter and their search paths for programs and libraries.
+Runs with the helpers' interpreter and search paths for programs and libraries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 if not __package__:
-    # Started by its path: the folder of the helpers must not be on the path, the project must.
+    # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pdm.workqueue.domain.enums import RELAYED, JobProtocol
@@ -40,7 +40,7 @@ def _tools() -> str | None:
 
 
 def find_missing() -> dict[str, str]:
-    """Protocol, or ``TOOLS`` for sites and jobs that are moved by them, → what this machine lacks for it."""
+    """Protocol, or ``TOOLS`` for the tools mover, → missing prerequisites."""
     found = {protocol: backend_class(protocol).missing_software() for protocol in sorted(RELAYED)}
     found[JobProtocol.GRIDFTP] = _gridftp()
     missing = {protocol.name: why for protocol, why in found.items() if why}

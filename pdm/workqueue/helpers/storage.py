@@ -18,10 +18,10 @@ from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
 
 _P = ParamSpec("_P")
 _Result = TypeVar("_Result")
-#: What can be at a URL.
+#: Kinds of entries.
 FileKind = Literal["file", "directory", "link", "other"]
 
-#: A file of whole seconds that was written to within so many may be written to again without a sign of it.
+#: With timestamps in whole seconds, a second write within so many seconds of the mtime may leave it unchanged.
 FRESH_S = 2.0
 
 
@@ -46,13 +46,13 @@ class FileStat(NamedTuple):
 
 
 class FileVersion(NamedTuple):
-    """What shows that a file was written to, or replaced by another.
+    """Identifies the content of a file: changes when it is written to or replaced.
 
     Attributes:
         size: bytes.
-        mtime: seconds since 1970 UTC, where known.
-        tag: what else the storage tells of it: inode and change time, an entity tag.
-        is_exact: whether no write can go unseen because two come within one tick of the storage's clock.
+        mtime: seconds since 1970 UTC, if known.
+        tag: further values of the storage: inode and change time, an entity tag.
+        is_exact: whether every write changes it, even two within one tick of the storage's clock.
     """
 
     size: int
@@ -62,23 +62,23 @@ class FileVersion(NamedTuple):
 
     @property
     def may_hide_writes(self) -> bool:
-        """Whether a write that comes now may leave the same version: most servers count whole seconds."""
+        """Whether a write may leave this version unchanged from now on: most servers count whole seconds."""
         if self.mtime is None:
             return not self.tag
         return not self.is_exact and abs(time.time() - self.mtime) < FRESH_S
 
 
 class StorageError(Exception):
-    """Something went wrong.
+    """An error of a storage or of the service.
 
     Attributes:
-        message: what server or system said.
-        errno: where it is known.
-        code: where we know it ourselves.
-        scope: whose side failed; None where that is not known yet.
-        lost: whether a connection ended.
-        retry_after_s: seconds until the server wants to be asked again, where it has said so.
-        unreachable: whether no server answered: it was not connected, or never greeted.
+        message: of the server or system.
+        errno: if known.
+        code: if determined here.
+        scope: the side that failed; None if not known yet.
+        lost: whether a connection was lost.
+        retry_after_s: seconds until the server accepts the next request, if it has said so.
+        unreachable: whether no server answered: the connection failed, or no greeting arrived.
     """
 
     def __init__(
@@ -103,16 +103,16 @@ class StorageError(Exception):
 
     @property
     def timed_out(self) -> bool:
-        """Whether the server did not answer, or not finish, in time."""
+        """The server did not answer, or did not finish, in time."""
         return self.code in (FailureCode.STALLED, FailureCode.TIMEOUT)
 
     def at(self, scope: FailureScope) -> Self:
-        """The same, with its scope set if it had none."""
+        """Set the scope unless it is set; returns the error itself."""
         self.scope = self.scope or scope
         return self
 
     def fault(self) -> Fault:
-        """The same as it is reported to the daemon."""
+        """The error as reported to the daemon."""
         return Fault(
             self.scope or FailureScope.TRANSFER,
             truncated(self.message),
@@ -124,16 +124,16 @@ class StorageError(Exception):
 
 
 class StoppedError(Exception):
-    """The batch was cancelled while something was under way."""
+    """The batch was cancelled during an operation."""
 
 
 class Timeouts(NamedTuple):
-    """How long to wait.
+    """Timeouts of one element.
 
     Attributes:
-        stall_s: seconds without a byte, an entry or an answer.
+        stall_s: seconds without a byte, an entry or a reply.
         slack_s: seconds that reading all bytes of the element may take.
-        until: the moment (`time.monotonic`) at which the element has taken too long.
+        until: deadline of the element (`time.monotonic`).
     """
 
     stall_s: float
@@ -142,68 +142,68 @@ class Timeouts(NamedTuple):
 
     @classmethod
     def of(cls, limits: TimeLimits, size: int = 0) -> Timeouts:
-        """How long one element of ``size`` bytes may take, from now."""
+        """Timeouts for one element of ``size`` bytes, from now."""
         slack_s = size / max(limits.least_rate, 1.0)
         return cls(limits.stall_s, slack_s, time.monotonic() + limits.total_s + slack_s)
 
     @classmethod
     def within(cls, longest_s: float) -> Timeouts:
-        """For something that must end within so many seconds from now."""
+        """Timeouts for an operation that must end within some seconds from now."""
         return cls(longest_s, 0.0, time.monotonic() + longest_s)
 
 
-#: Names and things in a directory; to be closed by who stops reading early.
+#: Names and states of the entries of a directory; a caller that stops early must close it.
 EntryIterator = Generator[tuple[bytes, FileStat], None, None]
-#: Called with the bytes that have arrived so far.
+#: Called with the number of bytes that have arrived so far.
 ProgressCallback = Callable[[int], None]
 
 
 class Storage(abc.ABC):
-    """One lane's way to the storage: one operation at a time, by one thread; `interrupt` by any.
+    """The storage access of one thread: one operation at a time; `interrupt` may be called from any thread.
 
     URLs are percent-encoded. Every method may raise `StorageError` and `StoppedError`.
     """
 
-    #: How long operations may take; set before each element.
+    #: Time limits of operations; set before each element.
     timeouts: Timeouts
-    #: Entries of the directory listed last that its server counts but does not name.
+    #: Number of entries of the last listed directory that the server counts but does not name.
     unnamed: int = 0
 
     def log_to(self, write: Callable[[str], None]) -> None:  # noqa: B027  # most have nothing to tell by themselves
-        """Have what the storage has to tell of the next item written to that item's log."""
+        """Send messages about the next item to the item's log."""
 
     @abc.abstractmethod
     def stat(self, url: StorageUrl) -> FileStat | None:
         """What is at a URL, links not followed; None if nothing is."""
 
     def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
-        """Absolute path of the directory at a URL, links resolved; None where the server does not tell.
+        """Absolute path of the directory at a URL, links resolved; None if the server does not report it.
 
         Args:
             url: of the directory, or of a link to it.
-            there: what `stat` has found at the URL.
+            there: result of `stat` for the URL.
         """
         return there.target
 
     @abc.abstractmethod
     def entries(self, url: StorageUrl) -> EntryIterator:
-        """Names and things in a directory, as they arrive; never all in memory."""
+        """Names and states of the entries of a directory, as they arrive; never all in memory."""
 
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
-        """Whether what `entries` shows as a directory is a link: asked before a removal descends into it.
+        """Whether an entry that `entries` reports as a directory is a link: checked before a removal descends into it.
 
         Args:
             url: of a directory that is not empty.
-            listed: whether `entries` of the folder above has shown it.
+            listed: whether `entries` of the parent directory has reported it.
 
         Returns:
-            Why it is taken for a link; None if it is none, or if that cannot be found out.
+            The reason, if it may be a link; None if it is none, or if that cannot be found out.
         """
         return None
 
     @abc.abstractmethod
     def make_directory(self, url: StorageUrl) -> None:
-        """Make one directory. EEXIST and ENOENT come as `StorageError` with that errno."""
+        """Make one directory; raises `StorageError` with EEXIST or ENOENT as errno."""
 
     @abc.abstractmethod
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
@@ -211,16 +211,16 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
-        """Give a new name. Without ``replace`` a destination that is there is EEXIST."""
+        """Rename. Without ``replace`` an existing destination is EEXIST."""
 
     def check_readable(self, url: StorageUrl) -> None:  # noqa: B027  # where a failed transfer is cheap there is nothing to save
-        """Raise `StorageError` if a file cannot be read: asked before transfers once one has failed for that."""
+        """Raise `StorageError` if a file cannot be read; called before a transfer after another has failed so."""
 
     @abc.abstractmethod
     def transfer(
         self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
     ) -> str | None:
-        """Bring the bytes to a new file; the source's checksum if it is known by the way and asked for.
+        """Transfer the bytes to a new file; returns the source's checksum if it is a by-product and requested.
 
         Raises:
             StorageError: with the scope of the side at fault.
@@ -228,18 +228,18 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def size(self, url: StorageUrl) -> int:
-        """Bytes of a file, as its storage tells now."""
+        """Size of a file in bytes, read from its storage."""
 
     def version(self, url: StorageUrl) -> FileVersion:
-        """The version of a file, links followed: what the storage tells of it now."""
+        """Version of a file, links followed, read from its storage."""
         there = self.stat(url)
         if there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return FileVersion(there.size, there.mtime)
 
     @abc.abstractmethod
     def checksum(self, url: StorageUrl) -> str:
-        """ADLER32 of a file, 8 hex digits, as its storage reads it now."""
+        """ADLER32 of a file, 8 hex digits, computed by its storage."""
 
     def checksums(self, source: StorageUrl, destination: StorageUrl, size: int) -> tuple[str, str]:
         """Checksums of both ends of a copy of ``size`` bytes; `StorageError` has its scope."""
@@ -247,18 +247,18 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def interrupt(self) -> None:
-        """End what is under way, and everything that begins before `resume`, with `StoppedError`; returns at once."""
+        """Fail the running operation, and all that begin before `resume`, with `StoppedError`; does not block."""
 
     @abc.abstractmethod
     def resume(self) -> None:
-        """Be of use again after `interrupt`."""
+        """Allow operations after `interrupt`."""
 
     def sync_directory(self, directory_url: StorageUrl) -> None:  # noqa: B027  # most storages have nothing to do
-        """Make the names in a directory durable, where that is ours to do."""
+        """Make the names in a directory durable (fsync), if this process writes them."""
 
 
 def scoped(scope: FailureScope, function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs) -> _Result:
-    """Call, and give a `StorageError` that comes of it the scope, if it has none."""
+    """Call a function; a `StorageError` without a scope gets this one."""
     try:
         return function(*arguments, **named)
     except StorageError as error:
@@ -266,24 +266,24 @@ def scoped(scope: FailureScope, function: Callable[_P, _Result], *arguments: _P.
 
 
 def at_source(function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs) -> _Result:
-    """Call; a `StorageError` that comes of it is the source's, if it has no scope."""
+    """Call a function; a `StorageError` without a scope gets the scope SOURCE."""
     return scoped(FailureScope.SOURCE, function, *arguments, **named)
 
 
 def at_destination(function: Callable[_P, _Result], *arguments: _P.args, **named: _P.kwargs) -> _Result:
-    """Call; a `StorageError` that comes of it is the destination's, if it has no scope."""
+    """Call a function; a `StorageError` without a scope gets the scope DESTINATION."""
     return scoped(FailureScope.DESTINATION, function, *arguments, **named)
 
 
 def link_to_directory(url: str) -> str:
-    """What is said of a link that a server shows as the directory which it leads to."""
+    """Message for a link that a server reports as its target directory."""
     return (
         f"{url} is a symbolic link to a directory: this server does not remove it, and what it leads to is left alone"
     )
 
 
 def start_error(program: str, package: str, error: OSError) -> StorageError:
-    """Why a program of this machine could not be started: it is not installed, or the machine lacks something else."""
+    """Error of a program that could not be started: it is not installed, or the machine lacks a resource."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         text = f"{program} cannot be run ({error.strerror}): install the package {package}"
         return StorageError(text, code=FailureCode.DEPENDENCY_MISSING, scope=FailureScope.SERVICE)
@@ -296,7 +296,7 @@ def internal_error(message: str, *, errno: int | None = None) -> StorageError:
 
 
 def truncated(text: str, longest: int = 2000) -> str:
-    """The text, its middle left out if it is long; without half surrogates, which no JSON reader takes."""
+    """The text without its middle if it is long; without lone surrogates, which JSON readers reject."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) <= longest:
         return text
@@ -304,27 +304,27 @@ def truncated(text: str, longest: int = 2000) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
-#: Seconds between two words about a running copy.
+#: Seconds between two progress reports.
 _PROGRESS_S = 0.5
 
-#: The bytes of a file, piece by piece; to be closed by who stops reading early.
+#: The bytes of a file in pieces; a caller that stops early must close it.
 Pieces = Generator[bytes]
 
 
 class StorageBackend(Storage):
-    """A storage that gives and takes bytes: one end of a copy through the service."""
+    """A storage whose bytes can be read and written here: one end of a relayed copy."""
 
     def __init__(self) -> None:
         self._interrupted = False
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The backend for one thread, with what the environment of the helper says."""
+        """The backend for one thread, configured from the helper's environment."""
         return cls()
 
     @classmethod
     def missing_software(cls) -> str | None:
-        """What this machine lacks for it, as a message for an operator; None for nothing."""
+        """Software that this machine lacks for it, as a message for an operator; None for nothing."""
         return None
 
     @abc.abstractmethod
@@ -333,12 +333,12 @@ class StorageBackend(Storage):
 
     @abc.abstractmethod
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
-        """Make a new file of pieces; what goes wrong with ``pieces`` is raised as it is.
+        """Write a new file; errors of ``pieces`` are raised unchanged.
 
         Args:
-            url: of the file, which must not be there.
+            url: of the file, which must not exist.
             pieces: its bytes.
-            size: how many they should be.
+            size: expected number of bytes.
         """
 
     def transfer(
@@ -355,7 +355,7 @@ class StorageBackend(Storage):
         return f"{digest:08x}"
 
     def check(self) -> None:
-        """Raise if what is under way must end now."""
+        """Raise `StoppedError` or a timeout if the operation must end now."""
         lease.check()
         if self._interrupted:
             raise StoppedError
@@ -370,11 +370,11 @@ class StorageBackend(Storage):
 
 
 class WakeableBackend(StorageBackend):
-    """One that waits for descriptors: an interruption is seen there as something to read."""
+    """A backend that waits for descriptors: an interruption makes one of them readable."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: Readable while what is under way must end.
+        #: Readable after `interrupt`.
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def interrupt(self) -> None:
@@ -396,13 +396,13 @@ def stream_copy(
     checksum: bool,
     arrived: ProgressCallback,
 ) -> str | None:
-    """Copy through this process; returns the ADLER32 of what was read, if it is asked for."""
+    """Copy through this process; returns the ADLER32 of the bytes read, if requested."""
     flow = _MeteredStream(backend.check, arrived, checksum)
     try:
         with contextlib.closing(source_backend.read(source)) as pieces:
             at_destination(backend.write, temporary, flow.through(pieces), size)
     except StorageError as error:
-        # What `through` has not marked went wrong at the other end.
+        # An error that `through` has not marked is of the destination.
         raise error.at(FailureScope.DESTINATION) from error.__cause__
     return f"{flow.digest:08x}" if checksum else None
 

@@ -1,4 +1,4 @@
-"""Worker threads: each has a storage connection of its own, and they share the items of a batch."""
+"""Worker threads, which share the items of a batch; each has a storage connection of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _Item = TypeVar("_Item", bound=CopyItem | PathItem | RenameItem)
 
 
 class WorkerThreads:
-    """The ways to the storage, kept from batch to batch.
+    """The storage connections of the threads, kept from batch to batch.
 
     Args:
-        open_storage: makes one more.
-        most: how many there may be.
+        open_storage: makes one.
+        most: maximum number.
     """
 
     def __init__(self, open_storage: Callable[[], Storage], most: int) -> None:
@@ -31,7 +31,7 @@ class WorkerThreads:
         self._storages: list[Storage] = []
 
     def storages(self, count: int) -> list[Storage]:
-        """The first ``count`` of them; fewer where the limit is lower."""
+        """The first ``count`` storages; fewer if the maximum is lower."""
         count = self.limited(count)
         while len(self._storages) < count:
             self._storages.append(self._open_storage())
@@ -46,15 +46,14 @@ class WorkerThreads:
         *,
         begun: bool = False,
     ) -> None:
-        """Have each item worked on by one of ``workers`` threads; returns when all are worked on.
+        """Work on each item in one of ``workers`` threads; returns when all are done.
 
         Args:
             batch: of the items.
-            items: those that have no outcome so far.
-            workers: how many threads.
+            items: those without an outcome.
+            workers: number of threads.
             work: reports the outcome of an item itself, or raises `StorageError` or `StoppedError`.
-            begun: whether the items were begun before: then cancelled ones are worked on too, for they have left
-                something behind.
+            begun: whether the items were started before: then cancelled ones are worked on, too, to clean up.
         """
 
         def each(storage: Storage, item: _Item) -> None:
@@ -71,14 +70,14 @@ class WorkerThreads:
         together: Callable[[Storage, Sequence[_Item]], Sequence[_Item]],
         alone: Callable[[Storage, _Item], None],
     ) -> None:
-        """Have each group worked on by one of ``workers`` threads; returns when all are worked on.
+        """Work on each group in one of ``workers`` threads; returns when all are done.
 
         Args:
             batch: of the items.
-            groups: of items that have no outcome so far.
-            workers: how many threads.
-            together: works on a group of two or more, and returns the items that are left to be done alone.
-            alone: as ``work`` of `share`, but reports by itself that an item is started.
+            groups: of items without an outcome.
+            workers: number of threads.
+            together: works on a group of two or more, and returns the items to work on alone.
+            alone: like ``work`` of `share`, but reports by itself that an item is started.
         """
 
         def each(storage: Storage, group: Sequence[_Item]) -> None:
@@ -87,7 +86,7 @@ class WorkerThreads:
                 try:
                     left = together(storage, group)
                 except Exception:
-                    # One item may be to blame, and which is not known here: each that has no outcome fails by itself.
+                    # One of the items may be the cause: each without an outcome is worked on alone.
                     traceback.print_exc()
                     opened = set(batch.open_keys())
                     left = [item for item in group if item.key in opened]
@@ -97,7 +96,7 @@ class WorkerThreads:
         self._share_out(batch, groups, workers, each)
 
     def limited(self, count: int) -> int:
-        """How many threads there are if ``count`` are asked for."""
+        """The number of threads available if ``count`` are requested."""
         return min(max(count, 1), self._most)
 
     def _share_out(
@@ -105,7 +104,8 @@ class WorkerThreads:
     ) -> None:
         waiting = deque(parts)
         storages = self.storages(min(workers, len(waiting)))
-        # An item that is ended alone is not begun; one that is under way ends soon, for large ones are alone.
+        # An item that is cancelled by itself does not start; a running one ends soon, because large ones are copied
+        # alone.
         batch.ends_items(lambda keys: None)
         for storage in storages:
             storage.resume()
@@ -128,7 +128,7 @@ class WorkerThreads:
 
 
 def may_begin(batch: ActiveBatch, key: int) -> bool:
-    """Report an item as started; False if it has its outcome, because it was cancelled."""
+    """Report an item as started; False if it was cancelled and has its outcome."""
     if batch.stopped:
         batch.cancelled(key)
         return False

@@ -37,11 +37,12 @@ from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.claim_queries import WaitReason
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
+from pdm.workqueue.wire.responses import PlanView
 
 _K = TypeVar("_K", bound=CandidateOfKind)
 #: Clients poll a job once a second, and its credential seldom changes.
 _EXPIRY_CACHE_LIFETIME = timedelta(seconds=10)
-#: Seconds after which a job of a shared database that somebody waits for is read again.
+#: Interval in seconds at which a job of a shared database is read again for waiting clients.
 _LOOK_AGAIN_S = 0.5
 #: When full, the cache is cleared.
 _MAX_CACHED_EXPIRIES = 10_000
@@ -156,12 +157,18 @@ class ApiContext:
     site_directory: SiteDirectory
     #: Checks the endpoints of a site with a user's credential.
     check_site: Callable[[int, Site], Awaitable[Sequence[EndpointCheck]]]
+    #: Host name in the service's certificate.
+    service_name: Callable[[], str]
+    #: Signs bytes with the host key, outside the reactor's thread; a detached JWS.
+    sign: Callable[[bytes], Awaitable[str]]
     #: Protocols to which the service can relay copies from a protocol.
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _no_relays
     #: Notifies the executor that a credential, possibly in use, was removed or replaced.
     credentials_changed: Callable[[], None] = _do_nothing
     #: Continues the retry of a job beyond its first transaction.
     job_retried: Callable[[int], None] = _do_nothing
+    #: Notifies the watch of deadlines that a job has one.
+    deadline_added: Callable[[], None] = _do_nothing
     #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.
     resume: Callable[[int, int, frozenset[JobProtocol], tuple[int, int] | None], Awaitable[int]] = _resume_nothing
     #: Sentences about the limits that keep a job (True: its listing) from starting more work.
@@ -173,6 +180,8 @@ class ApiContext:
     #: Whether the daemon starts jobs in spite of these.
     may_claim: Callable[[], bool] = lambda: True
     expiry_cache: ExpiryCache = field(factory=ExpiryCache)
+    #: Job → when it ended, and its plan.
+    plans: dict[int, tuple[datetime, PlanView]] = field(factory=dict)
     logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property
@@ -212,13 +221,13 @@ class ApiContext:
         return record
 
     async def awaited_job(self, job_id: int, scope: int | None, wait_s: float) -> JobRecord:
-        """Like `job`; one that has not ended is given out when its status changes, at the latest after ``wait_s``."""
+        """Like `job`, but returns when its status changes, or after ``wait_s``; at once if it has ended."""
         if not wait_s:
             return await self.job(job_id, scope)
         until = self.reactor.seconds() + wait_s
         before = None
         while True:
-            # Before the job is read: what is written meanwhile is not missed.
+            # Registered before the job is read, so that no change is missed.
             written = self.database.written(job_id)
             try:
                 job = await self.job(job_id, scope)
@@ -226,7 +235,7 @@ class ApiContext:
                 left_s = until - self.reactor.seconds()
                 if job.status is not before or job.status.is_final or left_s <= 0:
                     return job
-                # Of what other daemons write to a shared database nothing is heard.
+                # Changes by other daemons of a shared database are not notified.
                 written.addTimeout(min(left_s, _LOOK_AGAIN_S) if self.database.is_shared else left_s, self.reactor)
                 with contextlib.suppress(DeferredTimeoutError):
                     await written
@@ -271,7 +280,8 @@ def _ignore_cancellation(failure: Failure) -> None:
 
 
 #: A handler: gets the context, the caller (unless open to everybody), and as keywords the path parameters, ``body``,
-#: ``query`` and ``key`` (`IdempotencyKey` of a POST). Returns a value of the result type, or a `JsonStream` of one.
+#: ``query``, ``key`` (`IdempotencyKey` of a POST) and
+#: ``media_type`` (where the endpoint has several). Returns a value of the result type, or a `JsonStream` of one.
 Handler = Callable[..., Awaitable[object]]
 
 
@@ -308,13 +318,14 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
 
 @frozen
 class JsonStream:
-    """A result as pieces of encoded JSON.
+    """A result as pieces, of encoded JSON unless `media_type` says otherwise.
 
     An error before the first `buffered_bytes` are complete becomes a status code; later it aborts the connection.
     """
 
     pieces: AsyncGenerator[bytes]
     buffered_bytes: int = 64 * 1024
+    media_type: str = "application/json"
 
 
 @frozen
@@ -344,6 +355,8 @@ class Endpoint:
     allow: Allow
     #: Errors of this endpoint, besides those of all endpoints.
     errors: tuple[type[ApiError], ...]
+    #: Media types of the response, the default first: the handler gets the one that the client accepts. Empty for JSON.
+    media_types: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -367,6 +380,7 @@ def endpoint(
     status: int = 200,
     allow: Allow = Allow.USERS,
     errors: tuple[type[ApiError], ...] = (),
+    media_types: tuple[str, ...] = (),
 ) -> Callable[[Handler], Endpoint]:
     """Declare the route of a handler; the function is replaced by its `Endpoint`."""
 
@@ -383,6 +397,7 @@ def endpoint(
             status=status,
             allow=allow,
             errors=errors,
+            media_types=media_types,
         )
 
     return declare

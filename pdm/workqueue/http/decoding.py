@@ -10,25 +10,31 @@ import re
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob
+from pdm.workqueue.domain.filters import InvalidPatternError
+from pdm.workqueue.domain.job_plans import first_element
+from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
+from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
-from pdm.workqueue.domain.planning import first_element
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.http.problems import InvalidInputError, NotAcceptableError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
 from pdm.workqueue.sites.storage_urls import NotOfferedError, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
-from pdm.workqueue.wire.requests import LARGEST_ID, OPTIONS, PATTERN_WORDS, SubmitJob, read_options
+from pdm.workqueue.wire.options import OPTIONS, CopyOptions, read_options
+from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _QueryEnum = TypeVar("_QueryEnum", JobType, JobStatus)
@@ -73,6 +79,20 @@ def _check_media_type(content_types: Sequence[str]) -> None:
             hint = f"; form data is not accepted, with curl add -H 'Content-Type: {_JSON}'"
             hint = hint if media_type in _FORMS else ""
             raise UnsupportedMediaTypeError(f"{_JSON} is expected, not {media_type[:100]}{hint}", "Content-Type")
+
+
+def accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
+    """The media type of a response by the Accept headers of a request; the first one offered if there are none.
+
+    Raises:
+        NotAcceptableError: the client accepts none of those offered.
+    """
+    if not accept:
+        return offered[0]
+    found = parse_accept_header(", ".join(accept), MIMEAccept).best_match(offered)
+    if found is None:
+        raise NotAcceptableError(f"this is given out as {' or '.join(offered)}", "Accept")
+    return found
 
 
 def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], root: str = "$") -> InvalidInputError:
@@ -170,6 +190,18 @@ def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> f
         raise InvalidInputError(str(error), f"?{name}") from error
 
 
+def failure_codes(values: Sequence[str]) -> frozenset[FailureCode]:
+    """Parse the values of the query parameter ``code``.
+
+    Raises:
+        InvalidInputError: a value is no code.
+    """
+    try:
+        return frozenset(FailureCode(value.strip().upper()) for value in values)
+    except ValueError as error:
+        raise InvalidInputError(f"not a failure code; known are {', '.join(FailureCode)}", "?code") from error
+
+
 def idempotency_key(
     values: Sequence[str], user_id: int, route: str, body: msgspec.Struct | None
 ) -> IdempotencyKey | None:
@@ -234,7 +266,26 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         label=submission.label,
         log_uid=uuid.uuid4().hex,
         first=first_element(type_, submission.src_filepath, submission.dst_filepath),
+        after=_predecessors(submission),
+        deadline=_deadline(options.get("deadline"), api.clock()),
     )
+
+
+def _predecessors(submission: SubmitJob) -> Predecessors | None:
+    if submission.after:
+        return Predecessors(tuple(dict.fromkeys(submission.after)), submission.after_any or False)
+    if submission.after_any is not None:
+        raise InvalidInputError("after_any needs the key 'after', with the jobs to wait for", "$.after_any")
+    return None
+
+
+def _deadline(text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return deadline_from_text(text, now)
+    except ValueError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.deadline") from error
 
 
 _TOOL_URLS = tuple(f"{scheme}://" for scheme in TOOL_SCHEMES)
@@ -277,12 +328,21 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
     return _site(api, user_id, submission.dst_siteid, "$.dst_siteid")
 
 
+#: Options of a COPY that nothing carries out yet: better refused than ignored.
+_NOT_CARRIED_OUT = ("preserve", "checksum")
+
+
 def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:
     given = values or {}
     try:
         options = read_options(type_, given)
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
+    if isinstance(options, CopyOptions):
+        _check_filters(options)
+    for name in _NOT_CARRIED_OUT:
+        if given.get(name):
+            raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
     if options.dummy is not None:
         if protocol is not JobProtocol.DUMMY:
             raise InvalidInputError("the option dummy is for the protocol DUMMY only", "$.extra_opts.dummy")
@@ -291,6 +351,23 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
                 f"not a failure code; known are {', '.join(FailureCode)}", "$.extra_opts.dummy.fail"
             )
     return given
+
+
+def _check_filters(options: CopyOptions) -> None:
+    """Refuse filters that cannot be used, or that leave out nothing or all."""
+    try:
+        entry_filter = options.rules(datetime.now(UTC)).entry_filter
+    except InvalidPatternError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.filters") from error
+    if options.filters and all(rule.exclude is None for rule in options.filters):
+        raise InvalidInputError(
+            'filters without exclude leave nothing out: end them with {"exclude": "*"}', "$.extra_opts.filters"
+        )
+    first, end = entry_filter.changed_from, entry_filter.changed_before
+    if first is not None and end is not None and first >= end:
+        raise InvalidInputError(
+            "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
+        )
 
 
 def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> None:
@@ -305,7 +382,7 @@ def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> 
 
 
 def _by_tools(protocol: JobProtocol, options: Mapping[str, Any], *sites: Site) -> bool:
-    """Whether the field's own commands carry out a job."""
+    """Whether the tools mover runs a job."""
     asked = options.get("mover")
     if asked == MoverKind.TOOLS and protocol not in TOOL_PROTOCOLS:
         known = ", ".join(each.name for each in sorted(TOOL_PROTOCOLS))

@@ -69,6 +69,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
     collected: list[bytes] = []
     size = 0
     flow: _FlowControl | None = None
+    media_type = stream.media_type.encode("ascii")
     try:
         async with aclosing(stream.pieces) as source:
             async for piece in source:
@@ -80,7 +81,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
                     if request.method == b"HEAD":
                         break
                     request.setResponseCode(status)
-                    request.setHeader(b"Content-Type", JSON)
+                    request.setHeader(b"Content-Type", media_type)
                     flow = _FlowControl()
                     request.registerProducer(flow, True)
                 request.write(b"".join(collected))
@@ -97,7 +98,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
         # The loss of the connection cancels this handler; until then nothing more may be sent.
         await Deferred()
     if flow is None:
-        write_response(request, status, b"".join(collected))
+        write_response(request, status, b"".join(collected), media_type)
     else:
         request.write(b"".join(collected))
         request.unregisterProducer()
@@ -124,7 +125,7 @@ class _FlowControl:
             paused.callback(None)
 
     def stopProducing(self) -> None:
-        """Nothing: when the client disconnects, Klein cancels the handler, which may be waiting here."""
+        """Does nothing: when the client disconnects, Klein cancels the handler, which may be waiting here."""
 
 
 #: Bytes of a body from a client without a certificate, which gets an error from every route that takes a body.
@@ -299,7 +300,7 @@ class ApiSite(Site):
         self._sweeper.start()
 
     def stopFactory(self) -> None:
-        # The sweep is synchronous: there is nothing to wait for.
+        # The sweep is synchronous.
         start_background("stop closing slow connections", self._sweeper.stop())
         super().stopFactory()
 
@@ -314,4 +315,4 @@ class ApiSite(Site):
         return channel
 
     def log(self, request: object) -> None:
-        """Nothing: `ApiRequest` logs itself, with more fields."""
+        """Does nothing: `ApiRequest` logs itself, with more fields."""

@@ -30,11 +30,12 @@ from pdm.workqueue.http.problems import (
     InvalidInputError,
     JobNotFoundError,
 )
-from pdm.workqueue.store import credentials, first_claims, job_changes, jobs, sites, users
+from pdm.workqueue.store import chains, credentials, first_claims, job_changes, jobs, outcomes, sites, users
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
+from pdm.workqueue.store.outcomes import FailureGroup
 from pdm.workqueue.wire.responses import timestamp_text
 
 #: Rows read in one transaction of a streamed response.
@@ -90,6 +91,16 @@ class OutputPage:
     after: int | None
 
 
+@frozen
+class ReceiptPage:
+    """Some elements of a job, and when their attempts began and ended, by number; ``owner`` is a subject."""
+
+    job: JobRecord
+    owner: str
+    elements: Sequence[ElementRecord]
+    times: Mapping[int, tuple[datetime | None, datetime | None]]
+
+
 def register(
     session: Session,
     new: NewJob,
@@ -106,11 +117,14 @@ def register(
         DelegationNeededError: a credential is missing, or expires too soon.
         IdempotencyConflictError: the key belongs to another request.
         InvalidInputError: a site has just been removed.
+        NoPredecessorError: a job that it is to wait for is not there, or another user's.
     """
     job = jobs.submit(session, new, key, now)
     if stored and job.log_uid == new.log_uid:
         for number in sites.missing(session, stored):
             raise InvalidInputError(f"there is no site {number}; GET /sites lists all", "$")
+    if new.after is not None and job.log_uid == new.log_uid:
+        job = chains.begin_waiting(session, job, now)
     # A repeated request gets the same answer as the first one, even if the credential has expired since.
     if needed is not None and job.log_uid == new.log_uid:
         return job, _check_credential(session, new, needed, now)
@@ -261,6 +275,19 @@ def latest_attempts(session: Session, job_id: int, scope: int | None, after: int
     return OutputPage(ended, page[-1].id if len(page) == PAGE_SIZE else None)
 
 
+def receipt_page(session: Session, job_id: int, scope: int | None, after: int | None) -> ReceiptPage:
+    """Elements of a job after a number, for its receipt."""
+    owner = fetch_job(session, job_id, scope)
+    page = jobs.page_elements(session, job_id, ElementFilter(limit=PAGE_SIZE, after=after))
+    times = outcomes.attempt_times(session, job_id, page[0].id, page[-1].id) if page else {}
+    return ReceiptPage(owner, users.subjects(session, [owner.user_id]).get(owner.user_id, ""), page, times)
+
+
+def failure_groups(session: Session, job_id: int, scope: int | None) -> tuple[JobRecord, Sequence[FailureGroup]]:
+    """The failures of a job by code and scope."""
+    return fetch_job(session, job_id, scope), outcomes.failure_groups(session, job_id)
+
+
 def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> JobRecord:
     fetch_job(session, job_id, scope)
     return job_changes.cancel(session, job_id, now)
@@ -269,7 +296,10 @@ def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> J
 def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tuple[JobRecord, int]:
     """Put failed and cancelled elements back into the queue; returns the job and their number."""
     fetch_job(session, job_id, scope)
-    return job_changes.retry(session, job_id, now)
+    job, retried = job_changes.retry(session, job_id, now)
+    if retried and job.after is not None and job.started_at is None:
+        job = chains.begin_waiting(session, job, now)
+    return job, retried
 
 
 def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:

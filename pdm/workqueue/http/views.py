@@ -26,6 +26,7 @@ from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.listings import ListingNote
 from pdm.workqueue.wire.responses import (
+    CancelReasonView,
     CredentialView,
     ElementStatusView,
     ElementView,
@@ -34,6 +35,7 @@ from pdm.workqueue.wire.responses import (
     JobProgressView,
     JobView,
     NextTryView,
+    PlanView,
     QueueView,
     SkippedView,
     VomsView,
@@ -56,6 +58,7 @@ def job_view(
     skipped_by_code: dict[str, int] | None = None,
     found: WaitReason | None = None,
     owner: str | None = None,
+    plan: PlanView | None = None,
 ) -> JobView:
     place = None if found is None else found.place
     next_try = None if found is None else found.next_try
@@ -78,6 +81,10 @@ def job_view(
         label=job.label,
         max_tries=job.max_tries,
         cancel_requested=job.cancel_requested,
+        cancel_reason=_cancel_reason_view(job),
+        after=UNSET if job.after is None else list(job.after.jobs),
+        after_any=UNSET if job.after is None else job.after.any_end,
+        deadline=UNSET if job.deadline is None else job.deadline.replace(microsecond=0),
         num_elements=counters.elements,
         num_new=0,
         # The reference has no HELD elements: its clients see them as submitted.
@@ -89,6 +96,7 @@ def job_view(
         held=counters.held,
         skipped=job.skipped,
         skipped_by_code=skipped_by_code or UNSET,
+        plan=UNSET if plan is None else plan,
         already_there=job.already_there,
         bytes_already_there=job.bytes_already_there,
         bytes_total=job.bytes_total,
@@ -100,6 +108,13 @@ def job_view(
         next_try=UNSET if next_try is None else _next_try_view(job, next_try),
         owner=UNSET if owner is None else owner,
     )
+
+
+def _cancel_reason_view(job: JobRecord) -> CancelReasonView | UnsetType:
+    # A job whose last elements were DONE all the same was not cancelled.
+    if job.cancel_reason is None or job.status is JobStatus.DONE:
+        return UNSET
+    return CancelReasonView(code=job.cancel_reason.code.value, message=job.cancel_reason.message)
 
 
 def _queue_view(place: QueuePosition) -> QueueView:
@@ -189,6 +204,7 @@ def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
         not_before=whole_seconds(element.not_before),
         checksum=element.checksum,
         already_there=element.already_there,
+        planned=UNSET if element.planned is None else element.planned.value,
         failure=None if failure is None else failure_view(failure, job.type),
     )
 

@@ -1,9 +1,9 @@
-"""The log of one attempt: its lines, bounded, with proof of life while it is long.
+"""The bounded log of one attempt: its first lines, its last ones, and notes about the omitted lines between.
 
-Scheme. Lines are due at once until ``head_bytes`` are written. From then on the newest lines wait in memory, as many as
-fit ``tail_bytes``, and the log gets a line of life now and then (after 5 s, then in pauses that double up to 5
-minutes): how much is left out so far, and the newest line. When the attempt ends, a line says how many lines and bytes
-were left out, and the tail follows. Lines are only ever appended, so ``tail -F`` shows all of it.
+Lines are written at once up to ``head_bytes``. Later lines wait in memory, the newest ``tail_bytes`` of them; after 5
+s, then at intervals that double up to 5 minutes, a note with the number of waiting and omitted lines and the newest
+line is written. When the attempt ends, a note with the number of omitted lines and bytes is written, then the tail. The
+log is append-only, so ``tail -F`` shows all of it.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ class _AttemptNumber(NamedTuple):
 
 
 class LogRef(_AttemptNumber):
-    """Which log: the job's ``log_uid``, the element, the attempt (from 1)."""
+    """Identifies the log of one attempt: the job's ``log_uid``, the element, the attempt (from 1)."""
 
     __slots__ = ()
 
     def __new__(cls, log_uid: str, element_id: int, attempt: int) -> Self:
-        # It becomes a directory: what a forged record might say must not lead elsewhere.
+        # It becomes part of a path: reject what a forged record could use to leave the directory.
         if not _UID.fullmatch(log_uid) or element_id < 0 or attempt < 1:
             raise ValueError(f"no log_uid, element_id and attempt: {log_uid!r}, {element_id}, {attempt}")
         return tuple.__new__(cls, (log_uid, element_id, attempt))
 
     @property
     def key(self) -> str:
-        """The second word of its lines in the file of the job."""
+        """The second word of each of its lines in the job's file."""
         return f"{self.element_id}.{self.attempt}"
 
     def old_path(self, directory: str) -> str:
-        """The file that earlier versions wrote for this attempt alone, below the directory of all logs."""
-        return f"{folder_of(directory, self.log_uid)}/{self.element_id}/attempt{self.attempt}.log"
+        """The file of this attempt alone, as earlier versions wrote it, below the directory of all logs."""
+        return f"{directory_of(directory, self.log_uid)}/{self.element_id}/attempt{self.attempt}.log"
 
 
-def folder_of(directory: str, log_uid: str) -> str:
-    """The folder of a job's logs, as text: it is made for each job, where Paths would cost as much as the file."""
+def directory_of(directory: str, log_uid: str) -> str:
+    """The directory of a job's logs, as str: a Path for each job would cost as much as the file."""
     return f"{directory}/{log_uid[:2]}/{log_uid}"
 
 
 def log_name(worker: str | None) -> str:
-    """The file in the folder of a job that one daemon writes.
+    """Name of the file that one daemon writes in the directory of a job.
 
     Args:
         worker: name of the daemon; None where only one daemon can use the database.
@@ -62,17 +62,17 @@ def log_name(worker: str | None) -> str:
 
 
 class AttemptLog:
-    """The lines of an attempt that runs. Used by one thread only.
+    """The log of a running attempt. Used by one thread only.
 
     Args:
-        key: what each line has after its time, with a blank.
+        key: word that follows the time in each line, with a blank.
     """
 
     def __init__(self, key: bytes, head_bytes: int, tail_bytes: int) -> None:
         self._key = key
         self._room = head_bytes
         self._tail_bytes = tail_bytes
-        #: What the next write puts into the file.
+        #: Lines to be written next.
         self._due: list[bytes] = []
         self._tail: deque[bytes] = deque()
         self._in_tail = 0
@@ -83,21 +83,20 @@ class AttemptLog:
         self._stamp = b""
         self._lost_lines = 0
         self._lost_because = ""
-        #: Whether every line so far that was not left out by the bounds has been written.
+        #: Whether every line that the bounds did not omit has been written.
         self.complete = True
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to write."""
         return bool(self._due)
 
     def add(self, text: bytes, stamp: bytes, now: float) -> None:
-        """Take a line.
+        """Add a line.
 
         Args:
             text: without the time, with the line end.
             stamp: the time and a blank.
-            now: when that was, in seconds.
+            now: the time, in seconds.
         """
         line = stamp + self._key + text
         self._stamp = stamp
@@ -114,7 +113,7 @@ class AttemptLog:
             self._in_tail -= gone
             self._left_out_lines += 1
             self._left_out_bytes += gone
-        # A clock that was set back must not silence it.
+        # The clock may have been set back.
         self._next_life_at = min(self._next_life_at, now + self._life_pause_s)
         if now >= self._next_life_at:
             self._life_pause_s = min(self._life_pause_s * 2, _LONGEST_LIFE_S)
@@ -128,7 +127,7 @@ class AttemptLog:
             )
 
     def add_last(self, text: bytes, stamp: bytes) -> None:
-        """Take a last line: it is kept whatever the bounds say."""
+        """Add a last line, regardless of the bounds."""
         self._next_life_at = None
         if self._tail:
             self._due += self._shown_tail()
@@ -146,11 +145,11 @@ class AttemptLog:
         return [note, *self._tail]
 
     def waiting_tail(self) -> bytes:
-        """What the file does not contain yet, apart from what is due."""
+        """What the file will get when the attempt ends, apart from lines that are due."""
         return b"".join(self._shown_tail())
 
     def take(self) -> bytes:
-        """What is due: whole lines. If they cannot be written, `lose` must be told."""
+        """Remove and return the due lines. If they cannot be written, call `lose`."""
         data = b"".join(self._due)
         self._due = []
         if self._lost_lines:
@@ -160,9 +159,9 @@ class AttemptLog:
         return data
 
     def lose(self, rest: bytes, why: str) -> None:
-        """Take note of what could not be written of what was taken; the next write says so."""
+        """Record that lines could not be written; the next write says so in a note."""
         self.complete = False
-        # A note of ours that was not written either is one line too many: a count is no less true for that.
+        # An unwritten note of ours is counted, too: the count may be one too high.
         self._lost_lines += rest.count(b"\n")
         self._lost_because = why
 

@@ -1,7 +1,7 @@
-"""The log file of one job: only ever appended to, by the attempts of all its elements.
+"""The append-only log file of one job, with lines of the attempts at all its elements.
 
 The file is opened for each write: no descriptor is kept for a job, and a file that an operator removed, renamed or
-truncated is noticed, because it does not end where the last write ended.
+truncated is noticed, because its size differs from the end of the last write.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ import os
 from collections.abc import Sequence
 
 from pdm.workqueue.domain.jobs import LogSpan
-from pdm.workqueue.logstore.attempt_log import AttemptLog, folder_of
+from pdm.workqueue.logstore.attempt_log import AttemptLog, directory_of
 
-# Readable, too: whether it ends with a whole line must be looked at.
+# Readable, too: the last byte shows whether the last line is complete.
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_MODE, _FOLDER_MODE = 0o640, 0o750
+_MODE, _DIRECTORY_MODE = 0o640, 0o750
 
 
 class OpenLog:
-    """The log of an attempt that runs, and where it is in the file of its job.
+    """The log of a running attempt, and where it is in the file of its job.
 
     Attributes:
-        span: what is in the file; None if nothing is.
+        span: its part of the file; None while nothing is written.
     """
 
     def __init__(self, file: JobFile, log: AttemptLog) -> None:
         self.file = file
         self.log = log
         self.span: LogSpan | None = None
-        #: Lines of a private key that were left out, if one has begun.
+        #: Lines of a private key that were omitted so far; 0 outside of a key.
         self.hidden_lines = 0
         self._replaced = file.replaced
 
     def place(self, begin: int, end: int) -> None:
-        """Lines of it are in the file now, from ``begin`` to ``end``."""
+        """Record that lines were written, from ``begin`` to ``end``."""
         if self.span is None or self._replaced != self.file.replaced:
-            # What came before is in a file that is gone.
+            # Earlier lines are in a file that was removed or truncated.
             self.span = LogSpan(begin, end - begin)
             self._replaced = self.file.replaced
         else:
@@ -43,16 +43,16 @@ class OpenLog:
 
 
 class JobFile:
-    """A file that is being written. Used by one thread only.
+    """A log file that is being written. Used by one thread only.
 
     Attributes:
-        open_logs: how many attempts write into it.
-        replaced: how often another file, or a shorter one, was found in its place.
+        open_logs: number of attempts that write into it.
+        replaced: how often the file was found replaced or truncated.
     """
 
     def __init__(self, directory: str, log_uid: str, name: str) -> None:
-        self._folder = folder_of(directory, log_uid)
-        self.path = f"{self._folder}/{name}"
+        self._directory = directory_of(directory, log_uid)
+        self.path = f"{self._directory}/{name}"
         self.log_uid = log_uid
         self.open_logs = 0
         self.replaced = 0
@@ -60,11 +60,11 @@ class JobFile:
         self._torn = False
 
     def append(self, logs: Sequence[OpenLog]) -> tuple[int, str] | None:
-        """Put what is due of some logs at the end of the file, in one write; directories are made as needed.
+        """Append the due lines of some logs in one write; directories are made if missing.
 
         Returns:
-            None, or for how many logs lines could not be written, and why. Those lines are lost; the next ones of the
-            same log say so.
+            None, or the number of logs whose lines could not be written, and the reason. Those lines are lost; the next
+            lines of the same log say so.
         """
         pieces = [log.log.take() for log in logs]
         begin = written = 0
@@ -75,7 +75,7 @@ class JobFile:
                 if begin != self._end:
                     self._take_end(fd, begin)
                 if self._torn:
-                    # What was cut off stays a line of its own.
+                    # A line that was cut off stays a line of its own.
                     os.write(fd, b"\n")
                     self._torn = False
                     self._end = begin = begin + 1
@@ -95,7 +95,7 @@ class JobFile:
         return None
 
     def _take_end(self, fd: int, end: int) -> None:
-        """Look at the end of a file that this has not written: a daemon that was killed may have left half a line."""
+        """Check the end of a file that another process has written: a killed daemon may have left half a line."""
         if self._end is not None:
             self.replaced += 1
         self._end = end
@@ -120,21 +120,21 @@ class JobFile:
 
     def _opened(self) -> int:
         if self._end is None:
-            # The folder of a new job is never there yet: making it first saves an open that fails.
-            _make_folders(self._folder)
+            # The directory of a new job does not exist yet: making it first saves an open that fails.
+            _make_directories(self._directory)
         try:
             return os.open(self.path, _FLAGS, _MODE)
         except FileNotFoundError:
-            _make_folders(self._folder)
+            _make_directories(self._directory)
             return os.open(self.path, _FLAGS, _MODE)
 
 
-def _make_folders(folder: str) -> None:
-    """Make a folder and those above it, 0750 each: ``os.makedirs`` would give its mode to the last one only."""
+def _make_directories(directory: str) -> None:
+    """Make a directory and its parents with mode 0750 each; ``os.makedirs`` would set the mode of the last one only."""
     try:
-        os.mkdir(folder, _FOLDER_MODE)  # noqa: PTH102 - called for each job; a Path costs more than the mkdir
+        os.mkdir(directory, _DIRECTORY_MODE)  # noqa: PTH102 - called for each job; a Path costs more than the mkdir
     except FileExistsError:
         return
     except FileNotFoundError:
-        _make_folders(os.path.dirname(folder))  # noqa: PTH120 - as above
-        os.mkdir(folder, _FOLDER_MODE)  # noqa: PTH102 - as above
+        _make_directories(os.path.dirname(directory))  # noqa: PTH120 - as above
+        os.mkdir(directory, _DIRECTORY_MODE)  # noqa: PTH102 - as above

@@ -1,8 +1,8 @@
-"""Reading of logs, on threads of their own: of a long file, only what is asked for is in memory.
+"""Read logs on threads of their own: only the requested part of a file is in memory.
 
-The lines of one attempt are found by the second word of each line. Where they are is known of an attempt that runs here
-or has ended. Those of an attempt that was lost with its daemon, or runs in another one, are searched for in the whole
-file. Earlier versions wrote a file for each attempt.
+The second word of each line identifies its attempt. The position is known for attempts that run here or have ended.
+Logs of attempts that were lost with their daemon, or run in another one, are searched for in the whole file. Earlier
+versions wrote a file for each attempt.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from pdm.workqueue.logstore.attempt_log import STAMP_BYTES, LogRef, folder_of
+from pdm.workqueue.logstore.attempt_log import STAMP_BYTES, LogRef, directory_of
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _CHUNK_BYTES = 256 * 1024
-#: The log store writes no line that is as long.
+#: No line of the log store is longer.
 _LONGEST_LINE_BYTES = 512 * 1024
-#: Lines of life and last lines come on top of head and tail.
+#: Notes and last lines come on top of head and tail.
 _READ_MARGIN_BYTES = 512 * 1024
 _KEY_OF_LINE = re.compile(rb"^[^\n]{%d} (\d+\.\d+) [^\n]*" % (STAMP_BYTES - 1), re.MULTILINE)
 _NEWLINE = ord("\n")
 
-#: A Deferred and what it is to fire with (a `Failure` fails it).
+#: The callback of a Deferred and its result (a `Failure` fails it).
 Answer = tuple[Callable[[Any], object], object]
 
 
@@ -44,9 +44,9 @@ class LogPiece:
     """A piece of a log.
 
     Attributes:
-        text: whole lines; None where there is no line of the attempt.
-        end: where it ends, and so where the next one begins: a position in the file.
-        is_last: whether nothing follows by now.
+        text: whole lines; None if the piece has no line of the attempt.
+        end: position in the file where it ends, and where the next one begins.
+        is_last: whether the file has no more yet.
     """
 
     text: str | None
@@ -56,10 +56,10 @@ class LogPiece:
 
 @frozen
 class Region:
-    """The part of a job's file in which the lines of an attempt are.
+    """The part of a job's file that has the lines of an attempt.
 
     Attributes:
-        tail: newest lines of a running attempt that are not in the file yet, as they will be.
+        tail: newest lines of a running attempt that are not in the file yet, as they would be written.
     """
 
     begin: int
@@ -88,16 +88,16 @@ class LogReader:
         self._thread.start()
 
     def put(self, answer: Deferred[Any], read: Callable[[], object]) -> None:
-        """Have something read; thread-safe."""
+        """Queue a read; thread-safe."""
         self._queue.put((answer, read))
 
     def finish(self, answer: Deferred[None]) -> None:
-        """End the thread when all before has been read; thread-safe."""
+        """End the thread after all queued reads; thread-safe."""
         self.put(answer, lambda: None)
         self._queue.put(None)
 
     def join(self) -> None:
-        """Wait for the thread, after it was asked to finish."""
+        """Wait for the thread to end, after `finish`."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -105,7 +105,7 @@ class LogReader:
             answer, read = wanted
             try:
                 result = read()
-            except Exception:  # whoever waits is told, and the thread goes on
+            except Exception:  # passed to the caller's Deferred; the thread keeps running
                 result = Failure()
             self._report([(answer.callback, result)])
 
@@ -115,8 +115,8 @@ class LogReader:
         """The text of a log, bounded.
 
         Args:
-            name: of the file in the job's folder.
-            region: where in that file; None if unknown.
+            name: name of the file in the job's directory.
+            region: the part of that file; None if unknown.
 
         Raises:
             LogMissingError: no line of it is on disk.
@@ -149,7 +149,7 @@ class LogReader:
         return b"".join(head) + b"".join(tail)
 
     def read_piece(self, ref: LogRef, name: str, region: Region | None, offset: int, most: int) -> LogPiece:
-        """A piece of a log: lines of at most so many bytes, but one at least, if there is one.
+        """A piece of a log: lines of at most ``most`` bytes in total, but at least one line if there is one.
 
         Raises:
             LogMissingError: the file is not on disk.
@@ -174,10 +174,10 @@ class LogReader:
 
 
 def begun_attempts(directory: str, name: str, refs: Collection[LogRef]) -> set[LogRef]:
-    """Those of some attempts at a job that have a line on disk; blocks while the whole file is read.
+    """Which of some attempts at a job have a line on disk; blocks while it reads the whole file.
 
     Args:
-        name: of the file in the job's folder.
+        name: name of the file in the job's directory.
 
     Raises:
         OSError: it cannot be read.
@@ -186,7 +186,7 @@ def begun_attempts(directory: str, name: str, refs: Collection[LogRef]) -> set[L
     wanted = {_key_of(ref).strip(): ref for ref in refs if ref not in found}
     for log_uid in {ref.log_uid for ref in wanted.values()}:
         try:
-            fd = os.open(f"{folder_of(directory, log_uid)}/{name}", _FLAGS)
+            fd = os.open(f"{directory_of(directory, log_uid)}/{name}", _FLAGS)
         except FileNotFoundError:
             continue
         try:
@@ -200,15 +200,15 @@ def begun_attempts(directory: str, name: str, refs: Collection[LogRef]) -> set[L
 
 
 class _Lines:
-    """The lines of one attempt in a part of a file, without the word that tells which attempt it is.
+    """The lines of one attempt in a part of a file, without the word that identifies the attempt.
 
     Args:
-        key: that word between blanks; None where all lines are of the attempt.
-        begin: where the part begins; the rest of a line that began before is passed over.
+        key: that word between blanks; None if all lines are of the attempt.
+        begin: where the part begins; the rest of a line that began before is skipped.
         end: where it ends; None for the end of the file.
 
     Attributes:
-        passed: up to here all lines were given out.
+        passed: position up to which all lines were returned.
     """
 
     def __init__(self, fd: int, key: bytes | None, begin: int, end: int | None) -> None:
@@ -226,7 +226,7 @@ class _Lines:
 
 
 def own_lines(data: bytes, key: bytes | None) -> Iterator[tuple[bytes, int]]:
-    """The lines of one attempt among some, and where each ends; see `_Lines`."""
+    """The lines of one attempt among some lines, and where each ends; see `_Lines`."""
     if key is None:
         end = 0
         for line in data.splitlines(keepends=True):
@@ -244,13 +244,13 @@ def own_lines(data: bytes, key: bytes | None) -> Iterator[tuple[bytes, int]]:
 
 
 def whole_lines(fd: int, begin: int, end: int | None) -> Iterator[tuple[bytes, int]]:
-    """The whole lines of a part of a file, many at once, with their position.
+    """The whole lines of a part of a file, in chunks of many lines with their position.
 
-    Half a line at the end is among them where ``end`` is given. Lines that are too long are left out.
+    Half a line at the end is included if ``end`` is given. Lines that are too long are omitted.
     """
     position = begin
     data = b""
-    # From the middle of a line nothing is taken for a line.
+    # Skip the rest of a line.
     in_line = begin > 0 and os.pread(fd, 1, begin - 1) != b"\n"
     while end is None or position < end:
         chunk = os.pread(fd, _CHUNK_BYTES if end is None else min(_CHUNK_BYTES, end - position), position)
@@ -277,7 +277,7 @@ def _opened(
 ) -> Iterator[_Lines]:
     """The lines of an attempt in its file, from a position on; see `LogReader.read`.
 
-    ``half_line``: whether the file may end with one, as a daemon that was killed leaves it.
+    ``half_line``: whether the file may end with half a line, as a killed daemon leaves it.
     """
     fd = -1
     key: bytes | None = _key_of(ref)
@@ -289,7 +289,7 @@ def _opened(
             except FileNotFoundError:
                 pass
         if fd < 0:
-            fd = os.open(f"{folder_of(directory, ref.log_uid)}/{name}", _FLAGS)
+            fd = os.open(f"{directory_of(directory, ref.log_uid)}/{name}", _FLAGS)
         if region is None:
             size = os.fstat(fd).st_size
             yield _Lines(fd, key, min(offset, size), size if half_line else None)

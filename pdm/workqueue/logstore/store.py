@@ -1,8 +1,8 @@
-"""Storage of attempt logs: called on the reactor without blocking; one thread writes, others read.
+"""Storage of attempt logs: methods do not block the reactor; one thread writes, others read.
 
 All attempts of a job write into one file, ``<logs>/<log_uid[:2]>/<log_uid>/log``; where daemons share a database, into
 one file for each daemon (`log_name`). Each line is the UTC time, ``ELEMENT.ATTEMPT``, and the text. "On disk" means
-handed to the operating system: it survives the death of the daemon, not a loss of power.
+written to the operating system: it survives a crash of the daemon, not a loss of power.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from pdm.workqueue.logstore.attempt_log import LogRef, log_name
 from pdm.workqueue.logstore.reader import Answer, LogMissingError, LogPiece, LogReader, Region, begun_attempts
 from pdm.workqueue.logstore.writer import ClosedLog, LogWriter, Operation
 
-#: Most characters that wait for a disk that hangs; what comes beyond is counted and left out.
+#: Most characters that wait for a disk that hangs; further ones are counted and omitted.
 MOST_WAITING = 64 * 1024**2
-#: A disk with less room than this is full.
+#: Free bytes below which a disk counts as full.
 _MIN_FREE_BYTES = 256 * 1024
 
 
 class LogStore:
     """The logs of all attempts.
 
-    All methods but `check` and `begun` are called on the reactor's thread; none of them waits, none fails because of
-    the disk.
+    All methods but `check` and `begun` are called on the reactor's thread, do not block, and do not fail because of the
+    disk.
 
     Args:
-        directory: of all logs; made, mode 0750, if it is missing.
-        worker: name of this daemon; None where no other can use its database.
+        directory: of all logs; made with mode 0750 if missing.
+        worker: name of this daemon; None where no other daemon can use its database.
     """
 
     _log = Logger()
@@ -57,11 +57,11 @@ class LogStore:
         self._worker = worker
         place = str(directory)
         self._writer = LogWriter(place, log_name(worker), head_bytes, tail_bytes, self._report)
-        # A search through the file of a large job holds up nobody who knows where to read.
+        # A search through the file of a large job does not delay readers that know the offset.
         self._reader, self._searcher = (
             LogReader(place, head_bytes, tail_bytes, partial(self._report, complaint=None)) for _ in range(2)
         )
-        #: Operations for the writer, until the end of this turn of the reactor.
+        #: Operations for the writer, collected until the end of this reactor turn.
         self._operations: list[Operation] = []
         self._put = 0
         self._missing: dict[LogRef, int] = {}
@@ -69,21 +69,21 @@ class LogStore:
 
     @property
     def errors(self) -> int:
-        """How many writes have failed since the start."""
+        """Number of failed writes since the start."""
         return self._writer.errors
 
     def check(self) -> None:
         """Check that files can be written; blocks.
 
         Raises:
-            OSError: it does not.
+            OSError: they cannot.
         """
         with tempfile.TemporaryFile(dir=self._directory) as file:
             file.write(bytes(_MIN_FREE_BYTES))
             file.flush()
 
     def start(self) -> None:
-        """Begin to write.
+        """Start the threads.
 
         Raises:
             OSError: the directory cannot be made.
@@ -93,13 +93,13 @@ class LogStore:
             thread.start()
 
     async def stop(self) -> None:
-        """Write all that waits, close every log, end the threads."""
+        """Write all waiting lines, close every log, end the threads."""
         if self._stopped:
             return
         self._stopped = True
         if not self._writer.started:
             return
-        # What the writer was asked to locate goes to a reader first.
+        # Reads that wait for the writer to locate a log are passed to a reader first.
         ended: Deferred[None] = Deferred()
         self._hand_over()
         self._writer.put([partial(self._writer.finish, self._now(), ended)])
@@ -116,7 +116,7 @@ class LogStore:
         self._put_text(partial(self._writer.begin, ref, first_line, self._now()), first_line)
 
     def write(self, ref: LogRef, text: str) -> None:
-        """Add lines to a log that is open; control characters are spelled out, secrets left out."""
+        """Add lines to an open log; control characters are escaped, secrets redacted."""
         if self._put - self._writer.taken > MOST_WAITING:
             self._missing[ref] = self._missing.get(ref, 0) + 1
             return
@@ -126,15 +126,15 @@ class LogStore:
         """Add the last line and end the log.
 
         Returns:
-            Fires when all is on disk, or when something could not be written (the daemon's log says why). Never fails,
-            so that a full disk holds up no verdict.
+            Fires when all is on disk, or when something could not be written (the daemon's log has the reason). Never
+            fails, so that a full disk does not delay a verdict.
         """
         answer: Deferred[ClosedLog] = Deferred()
         self.end(ref, last_line, answer.callback)
         return answer
 
     def end(self, ref: LogRef, last_line: str, on_disk: Callable[[ClosedLog], object]) -> None:
-        """As `close`; ``on_disk`` is called in place of a Deferred, which would cost as much as the lines."""
+        """Like `close`, with a callback: a Deferred would cost as much as the lines."""
         if self._stopped:
             on_disk(ClosedLog(False, None))
             return
@@ -142,9 +142,9 @@ class LogStore:
         self._add(partial(self._writer.end, ref, last_line, self._now(), missing, on_disk))
 
     def begun(self, refs: Collection[LogRef]) -> set[LogRef]:
-        """Those of some attempts whose work had begun, by this daemon's logs; any thread may ask.
+        """Which of some attempts had begun to work, by this daemon's logs; callable from any thread.
 
-        Blocks while it reads the files of their jobs. If it cannot, all of them may have begun.
+        Blocks while it reads the files of their jobs. Returns all of them if it cannot read.
         """
         try:
             return begun_attempts(str(self._directory), log_name(self._worker), refs)
@@ -157,10 +157,10 @@ class LogStore:
 
         Args:
             worker: name of the daemon that ran the attempt; None for this one.
-            span: where the log is, as far as known.
+            span: where the log is in the file, if known.
 
         Returns:
-            Fires with the text, bounded like the log; fails with `LogMissingError` when it is not on disk.
+            Fires with the text, bounded like the log; fails with `LogMissingError` if it is not on disk.
         """
         name = self._name_of(worker)
         return self._have_read(ref, span, lambda reader, region: reader.read(ref, name, region))
@@ -168,14 +168,14 @@ class LogStore:
     def read_piece(
         self, ref: LogRef, offset: int, most: int, worker: str | None = None, span: LogSpan | None = None
     ) -> Deferred[LogPiece]:
-        """A piece of a log that may still be written, as it is in its file: later text is never before it.
+        """A piece of a log that may still grow, in the order of the file.
 
         Args:
             offset: where it begins: 0, or the end of an earlier piece.
             most: bytes.
 
         Returns:
-            Fires with the piece; fails with `LogMissingError` when there is no such file.
+            Fires with the piece; fails with `LogMissingError` if the file does not exist.
         """
         name = self._name_of(worker)
         return self._have_read(ref, span, lambda reader, region: reader.read_piece(ref, name, region, offset, most))
@@ -213,7 +213,7 @@ class LogStore:
             self._add(operation)
 
     def _add(self, operation: Operation) -> None:
-        """Queue an operation for the writer, with all others of this turn of the reactor: each hand-over wakes it."""
+        """Queue an operation for the writer, with all others of this reactor turn: each transfer wakes the thread."""
         if not self._operations:
             self._reactor.callFromThread(self._hand_over)
         self._operations.append(operation)

@@ -1,8 +1,8 @@
-"""Writing of logs, by one thread.
+"""The thread that writes logs.
 
-The thread takes everything that was queued since its last pass. Logs that are closed are written at the end of the
-pass, those of one job together; others within 50 ms. So a short attempt stands in one piece, many of them cost one
-open, one write and one close, and a long one is visible while it runs.
+Each pass runs all operations queued since the last one. Closed logs are written at the end of the pass, those of one
+job together; other lines within 50 ms. So a short attempt is one contiguous piece, many of them cost one open, one
+write and one close, and a long one is visible while it runs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pdm.workqueue.logstore.job_file import JobFile, OpenLog
 from pdm.workqueue.logstore.reader import Answer, Region
 from pdm.workqueue.telemetry.logging import bounded, escaped, redacted
 
-#: How long lines may wait for others before they are written.
+#: How long lines may wait to be written together.
 _FLUSH_S = 0.05
 #: Operations run before answers are delivered: limits how long the first answer waits for the last.
 _MOST_AT_ONCE = 512
 _LONGEST_LINE = 8 * 1024
 _COMPLAINT_PAUSE_S = 10.0
-#: A private key is never longer; a BEGIN without END hides no more lines than this.
+#: No private key is longer: a BEGIN without END hides no more lines than this.
 _LONGEST_KEY_LINES = 100
 
 Operation = Callable[[], None]
@@ -50,8 +50,8 @@ class LogWriter:
     """Runs operations one after the other on its own thread.
 
     Args:
-        name: of the file that it writes in the folder of each job.
-        report: called on the thread with answers, and with a complaint for the daemon's log or None.
+        name: name of the file that it writes in the directory of each job.
+        report: called on the thread with answers, and an error message for the daemon's log or None.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LogWriter:
         self._report = report
         self._queue: queue.SimpleQueue[Sequence[Operation]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="logstore", daemon=True)
-        #: Those that open logs write into, by `log_uid`.
+        #: Files with open logs, by `log_uid`.
         self._files: dict[str, JobFile] = {}
         self._open: dict[LogRef, OpenLog] = {}
         #: Open logs with lines that are due.
@@ -81,9 +81,9 @@ class LogWriter:
         self._stamps = TimestampFormatter()
         self._complaint = ""
         self._complain_at = 0.0
-        #: Logs of which lines could not be written, each time. Written by the thread, read by anyone.
+        #: Number of logs in failed writes, added up. Written by the thread, read by any thread.
         self.errors = 0
-        #: Characters of lines taken in, ever. Written by the thread, read by anyone.
+        #: Number of characters received. Written by the thread, read by any thread.
         self.taken = 0
 
     def start(self) -> None:
@@ -94,7 +94,7 @@ class LogWriter:
         return self._thread.ident is not None
 
     def join(self) -> None:
-        """Wait for the thread, after it was asked to finish."""
+        """Wait for the thread to end, after `finish`."""
         self._thread.join()
 
     def put(self, operations: Sequence[Operation]) -> None:
@@ -115,7 +115,7 @@ class LogWriter:
         self.add(ref, text, at)
 
     def add(self, ref: LogRef, text: str, at: float) -> None:
-        """Add lines; a log that is not open (any more) takes none."""
+        """Add lines to an open log; ignored if it is not open."""
         self.taken += len(text)
         opened = self._open.get(ref)
         if opened is None:
@@ -143,7 +143,7 @@ class LogWriter:
             opened.log.add_last(line, stamp)
 
     def locate(self, ref: LogRef, then: Callable[[Region | None], None]) -> None:
-        """Call a function with the part of the file that has what is known of a log by now; None if it is not open."""
+        """Call a function with the part of the file that has the log so far; with None if the log is not open."""
         self._guarded(self._write_closing)
         opened = self._open.get(ref)
         if opened is None:
@@ -155,13 +155,13 @@ class LogWriter:
         then(Region(begin, end, opened.log.waiting_tail()))
 
     def flush(self, answer: Deferred[None]) -> None:
-        """Write out all that waits."""
+        """Write all waiting lines."""
         self._write_closing()
         self._write_dirty()
         self._answers.append((answer.callback, None))
 
     def finish(self, at: float, answer: Deferred[None]) -> None:
-        """Close what is open, then end the thread."""
+        """Close all open logs, then end the thread."""
         for ref in list(self._open):
             self.end(ref, "[log] ends here: the daemon stopped", at, 0, lambda closed: None)
         self._write_closing()
@@ -202,7 +202,7 @@ class LogWriter:
             self._write(opened for opened, _, _ in closing)
             written = True
         finally:
-            # Whatever happens here, who waits to settle the attempts gets an answer.
+            # The attempts are settled only after this answer: send it in any case.
             for opened, has_all, answer in closing:
                 complete = written and has_all and opened.log.complete
                 self._answers.append((answer, ClosedLog(complete, opened.span)))
@@ -215,7 +215,7 @@ class LogWriter:
         self._write(dirty.values())
 
     def _write(self, logs: Iterable[OpenLog]) -> None:
-        """Write what is due, with one write for each job."""
+        """Write due lines, with one write for each job."""
         by_file: dict[JobFile, list[OpenLog]] = {}
         for opened in logs:
             by_file.setdefault(opened.file, []).append(opened)
@@ -229,7 +229,7 @@ class LogWriter:
     def _give_answers(self) -> None:
         complaint = None
         if self._complaint and time.monotonic() >= self._complain_at:
-            # A full disk fails thousands of writes a second: one line now and then is enough.
+            # A full disk fails thousands of writes a second: log an error at intervals only.
             complaint, self._complaint = self._complaint, ""
             self._complain_at = time.monotonic() + _COMPLAINT_PAUSE_S
         if self._answers or complaint:
@@ -238,14 +238,14 @@ class LogWriter:
 
 
 def _lines(opened: OpenLog, text: str) -> list[bytes]:
-    """The text as lines that are safe, without secrets, each with its line end."""
+    """The text as escaped lines without secrets, each with its line end."""
     if "\n" not in text:
         return _line(opened, text)
     return [line for piece in text.removesuffix("\n").split("\n") for line in _line(opened, piece)]
 
 
 def _line(opened: OpenLog, line: str) -> list[bytes]:
-    # A private key comes line by line: from BEGIN to END nothing is shown.
+    # A private key spans several lines: omit all from BEGIN to END.
     if opened.hidden_lines:
         over = "-----END " in line or opened.hidden_lines >= _LONGEST_KEY_LINES
         opened.hidden_lines = 0 if over else opened.hidden_lines + 1

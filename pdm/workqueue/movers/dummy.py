@@ -14,7 +14,7 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import Batch
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, SiteUrl, build_request, classify
 from pdm.workqueue.wire.agent_messages import CopyItem, Fault, ListRequest, PathItem, RenameItem, TimeLimits
-from pdm.workqueue.wire.requests import DummyOptions, Options
+from pdm.workqueue.wire.options import DummyOptions, Options
 
 #: What happens to the elements that do the work, and would keep a job from ever having any if it hit its listing.
 _BEHAVIOUR = ("hang", "crash", "fail", "fail_times", "delay")
@@ -41,8 +41,10 @@ class DummyMover:
         if isinstance(plain, ListRequest):
             expanded = batch.job.type is not JobType.LIST
             query = _query(dummy, leave_out=_BEHAVIOUR if expanded else ())
-            url = f"{plain.url}{query}{batch.elements[0].attempts}"
-            return evolve(built, request=msgspec.structs.replace(plain, url=url))
+            query = f"{query}{batch.elements[0].attempts}"
+            destination = None if plain.destination is None else plain.destination + query
+            asked = msgspec.structs.replace(plain, url=plain.url + query, destination=destination)
+            return evolve(built, request=asked)
         query = _query(dummy)
         items = [_asking(item, f"{query}{batch.elements[item.key].attempts}") for item in plain.items]
         return evolve(built, request=msgspec.structs.replace(plain, items=items))

@@ -21,7 +21,7 @@ from pdm.workqueue.movers.mover import (
     classify,
 )
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.requests import Options
+from pdm.workqueue.wire.options import Options
 
 #: What Globus servers and libraries say where they give no number; tests/movers/data has each as it was recorded.
 #: The order matters: a reply about a certificate also says that the login failed.

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
-from pdm.workqueue.domain.enums import JobProtocol, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobType, PlannedAction
 from pdm.workqueue.domain.failures import (
     AttemptFailure,
     FailureCode,
@@ -35,7 +35,7 @@ from pdm.workqueue.wire.agent_messages import (
     TimeLimits,
     WorkRequest,
 )
-from pdm.workqueue.wire.requests import CopyOptions, ListOptions, MkdirOptions, Options, RemoveOptions, RenameOptions
+from pdm.workqueue.wire.options import CopyOptions, ListOptions, MkdirOptions, Options, RemoveOptions, RenameOptions
 
 _LONGEST_MESSAGE = 2000
 
@@ -244,9 +244,13 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLim
             if not isinstance(options, CopyOptions):
                 raise TypeError(f"a copy with {type(options).__name__}")
             copies = _Items[CopyItem](batch, lambda key, element: _copy_item(key, batch.job_of(element), element, urls))
-            return copies.built(CopyRequest(request_id, copies.items, options.overwrite, options.verify, limits))
+            return copies.built(
+                CopyRequest(request_id, copies.items, options.effective_overwrite, options.verify, limits)
+            )
         case JobType.REMOVE:
-            removals = _Items[PathItem](batch, lambda key, element: _remove_item(key, batch.job, element, urls))
+            removals = _Items[PathItem](
+                batch, lambda key, element: _remove_item(key, batch.job_of(element), element, urls)
+            )
             return removals.built(RemoveRequest(request_id, removals.items, limits))
         case JobType.RENAME:
             if not isinstance(options, RenameOptions):
@@ -324,13 +328,18 @@ def _list(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLimits, req
     elif isinstance(options, RemoveOptions) and not options.recursive:
         # What the path itself is decides all.
         depth = 0
+    destination: str | None = None
     try:
         url = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
+        if isinstance(options, CopyOptions) and options.rules(job.timestamp).needs_destination:
+            if job.dst_siteid is None or job.dst_filepath is None:
+                raise ValueError(f"job {job.id} has no destination")
+            destination = _url(urls, job.dst_siteid, job.dst_filepath, FailureScope.DESTINATION)
     except _UnusableError as error:
         return BuiltRequest(None, {0: error.failure})
     # The removal of a link must not empty the directory that it leads to.
     follow = job.type is not JobType.REMOVE
-    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow=follow))
+    return BuiltRequest(ListRequest(request_id, 0, url, depth, limits, follow, destination))
 
 
 def _copy_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> CopyItem:
@@ -358,9 +367,28 @@ def _check_length(temporary: str) -> None:
 
 
 def _remove_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
+    if element.planned is not None:
+        return _planned_removal(key, job, element, urls)
     url = _url(urls, job.src_siteid, element.src_filepath, FailureScope.SOURCE)
     listed_at = element.timestamp.timestamp()
     return PathItem(key, url, element.is_directory, again=element.may_be_done, listed_at=listed_at)
+
+
+def _planned_removal(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> PathItem:
+    """The removal of a moved source, or of what only the destination has; what is gone already is done."""
+    site, path, scope = job.src_siteid, element.src_filepath, FailureScope.SOURCE
+    if element.dst_filepath is not None and job.dst_siteid is not None:
+        site, path, scope = job.dst_siteid, element.dst_filepath, FailureScope.DESTINATION
+    return PathItem(
+        key,
+        _url(urls, site, path, scope),
+        element.is_directory,
+        again=True,
+        listed_size=None if element.is_directory else element.size,
+        listed_mtime=element.mtime,
+        may_stay=element.planned is PlannedAction.MOVED,
+        at_destination=scope is FailureScope.DESTINATION,
+    )
 
 
 def _rename_item(key: int, job: JobRecord, element: ElementRecord, urls: SiteUrl) -> RenameItem:

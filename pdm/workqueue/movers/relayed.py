@@ -22,7 +22,7 @@ from pdm.workqueue.movers.mover import (
     classify,
 )
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.requests import Options
+from pdm.workqueue.wire.options import Options
 
 #: What ssh(1) says where a login fails, as recorded from OpenSSH 9.2; and what a dead connection looks like.
 ERROR_PATTERNS = (

@@ -14,7 +14,7 @@ from pdm.workqueue.movers.gridftp import ERROR_PATTERNS as GRIDFTP_ERROR_PATTERN
 from pdm.workqueue.movers.gridftp import classify_reply, proxy_environment
 from pdm.workqueue.movers.mover import ALL_JOB_TYPES, Access, BuiltRequest, ErrorPattern, SiteUrl, build_request
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
-from pdm.workqueue.wire.requests import Options
+from pdm.workqueue.wire.options import Options
 
 #: What gfal2 2.21 and its plugins say, where their number says nothing; tests/movers/data has each as it was recorded.
 #: The status codes of SRM are those of its specification.

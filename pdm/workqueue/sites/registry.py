@@ -349,7 +349,7 @@ def check_endpoint(protocol: JobProtocol, text: str, mover: MoverKind = MoverKin
 def _root(rest: str) -> str:
     """The endpoint of a local directory: ``file:///srv/data``, without a slash at its end unless it is ``/``."""
     if not rest.startswith("/"):
-        raise ValueError("file:///FOLDER is expected, with three slashes")
+        raise ValueError("file:///DIRECTORY is expected, with three slashes")
     raw = unquote_to_bytes(rest)
     if b"\0" in raw or b".." in raw.split(b"/"):
         raise ValueError("a directory without NUL and '..' is expected")

@@ -1,1 +1,1 @@
-"""All SQL: functions that run in a database thread, take a session first and give records back."""
+"""All SQL: functions that run in a database thread, take a session as first argument and return records."""

@@ -76,7 +76,7 @@ class ClaimLimits:
         for batch in batches:
             work = 1.0
             if batch.type is not JobType.LIST:
-                total_bytes = sum(element.size for element in batch.elements)
+                total_bytes = sum(element.work_bytes for element in batch.elements)
                 work = batch_work(len(batch.elements), self.batch_size(batch.job), total_bytes, self.batch_bytes)
             fair_queue.charge(batch.job.user_id, work)
 
@@ -182,7 +182,7 @@ class ClaimBudget:
         probed = self._probed(record)
         if not probed:
             return self.elements
-        # A probe is a single element: more would tell no more.
+        # A probe is a single element: more would not give more information.
         return min(self.elements, 1) if self._probing.isdisjoint(probed) else 0
 
     def work_allowance(self, job: LockedJob) -> int:

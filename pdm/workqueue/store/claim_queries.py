@@ -20,7 +20,16 @@ from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.locks import LockedJob, lock_jobs
 from pdm.workqueue.store.records import ELEMENT_COLUMNS, element_record, elements, jobs, matched
-from pdm.workqueue.WorkqueueDB import AT_ONCE, HAS_LISTING, HAS_WORK, IS_HELD, IS_RUNNING, IS_WAITING_WORK, NEVER
+from pdm.workqueue.WorkqueueDB import (
+    AT_ONCE,
+    HAS_LISTING,
+    HAS_WORK,
+    IS_HELD,
+    IS_RUNNING,
+    IS_SET_ASIDE,
+    IS_WAITING_WORK,
+    NEVER,
+)
 
 #: Limit of the due jobs of a user that are scanned for some that no limit excludes.
 MOST_PASSED_OVER = 5000
@@ -139,7 +148,7 @@ _NEXT_WORK = (
 def due_work_of_small_jobs(
     session: Session, locked: Collection[LockedJob], now: datetime
 ) -> dict[int, list[ElementRecord]]:
-    """All due elements of some jobs in one query, by job, as they are once claimed. Not for REMOVE: it has phases."""
+    """All due elements of some jobs in one query, by job, as they are once claimed. Not for jobs with phases."""
     found: dict[int, list[ElementRecord]] = {job.id: [] for job in locked}
     parameters = {"in_phase": 0, "now": now, "numbers": list(found)}
     for row in session.execute(_WORK_OF_JOBS, parameters).all():
@@ -160,7 +169,7 @@ def due_work(session: Session, job: LockedJob, most: int, offset: int, now: date
 def update_due_at(session: Session, job: LockedJob, now: datetime) -> None:
     """Set when a job has work again, after all its due elements were taken."""
     phase = open_phase(session, job) if job.counters.submitted else None
-    if phase is None and job.counters.submitted and _is_never_complete(session, job):
+    if phase is None and job.counters.submitted and _never_opens(session, job):
         more = cancel_later_phases(session, job)
         job.work_due_at = AT_ONCE if more else None
         job.roll_up(now)
@@ -184,21 +193,44 @@ _EARLIER_RUNNING, _EARLIER_HELD = (
 )
 
 
-def _is_never_complete(session: Session, job: LockedJob) -> bool:
-    """Whether elements wait for a listing that ended without success."""
-    if job.record.type is not JobType.REMOVE or not session.scalar(_FIRST_PHASE, {"number": job.id}):
+#: Elements are numbered as they were planned, and removals come last: the first that has failed tells.
+_FIRST_FAILED_PHASE = (
+    sa.select(elements.c.phase)
+    .where(
+        sa.text(IS_SET_ASIDE),
+        elements.c.job_id == bindparam("number"),
+        elements.c.status == JobStatus.FAILED,
+        elements.c.id > 0,
+    )
+    .order_by(elements.c.id)
+    .limit(1)
+)
+
+
+def _never_opens(session: Session, job: LockedJob) -> bool:
+    """Whether elements wait for a listing that ended without success, or removals for copies that have failed."""
+    if not job.record.has_phases or not session.scalar(_FIRST_PHASE, {"number": job.id}):
         return False
     listing: JobStatus | None = session.scalar(_LISTING_STATUS, {"number": job.id})
-    return listing is not None and listing.is_final and listing is not JobStatus.DONE
+    if listing is None or not listing.is_final:
+        return False
+    return listing is not JobStatus.DONE or _has_failed_copies(session, job)
+
+
+def _has_failed_copies(session: Session, job: LockedJob) -> bool:
+    """Whether nothing may be removed at the destination, because not all of the source is there."""
+    if not job.record.deletes_extra or not job.counters.failed:
+        return False
+    return session.scalar(_FIRST_FAILED_PHASE, {"number": job.id}) == 0
 
 
 def open_phase(session: Session, job: LockedJob) -> int | None:
-    """The phase whose elements may run now; None while an earlier phase is not complete. Only a REMOVE has several.
+    """The phase whose elements may run now; None while an earlier phase is not complete. Only removals have several.
 
     Phases after the first also wait for the whole listing: a directory may be removed only once all its entries are
     known and removed.
     """
-    if job.record.type is not JobType.REMOVE:
+    if not job.record.has_phases:
         return 0
     phase: int | None = session.scalar(_FIRST_PHASE, {"number": job.id})
     if not phase:
@@ -210,7 +242,7 @@ def open_phase(session: Session, job: LockedJob) -> int | None:
         return None
     if job.counters.held and session.scalar(_EARLIER_HELD, earlier) is not None:
         return None
-    return phase
+    return None if _has_failed_copies(session, job) else phase
 
 
 def bring_forward(session: Session, since: datetime, now: datetime) -> int:

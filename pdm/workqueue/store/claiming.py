@@ -192,7 +192,7 @@ def _next_batch(
         count = builder.fill(job, due, allowed)
         budget.take(job, count)
         job.move(JobStatus.SUBMITTED, JobStatus.RUNNING, count)
-        # If the batch is empty: elements of another type may remain, but the first job has had its chance.
+        # If the batch is empty, elements of another type may remain: they wait for the next claim.
         if (due and allowed > 0 and builder.elements) or (count and due_elements.may_have_more(job)):
             remaining.append(job)
     return builder, remaining
@@ -237,11 +237,11 @@ class _BatchBuilder:
             alone = element.type is JobType.LIST or (
                 failure is not None and runs_alone(element.attempts - 1, failure.code.value)
             )
-            if self.elements and (alone or self.bytes + element.size > self._most_bytes):
+            if self.elements and (alone or self.bytes + element.work_bytes > self._most_bytes):
                 self.is_full = True
                 break
             self.elements.append(waiting.popleft())
-            self.bytes += element.size
+            self.bytes += element.work_bytes
             self.is_full = alone or len(self.elements) == self._most
         waiting.extendleft(reversed(passed_over))
         count = len(self.elements) - before
@@ -330,7 +330,7 @@ class _DueListings:
         return False
 
     def update_due_at(self, locked: Sequence[LockedJob]) -> None:
-        """Nothing to do: reading the listings has updated the jobs."""
+        """Does nothing: reading the listings has updated the jobs."""
 
 
 class _DueWork:
@@ -346,7 +346,7 @@ class _DueWork:
         left = budget.elements
         small = []
         for job in locked:
-            if job.record.type is not JobType.REMOVE and job.counters.submitted <= left:
+            if not job.record.has_phases and job.counters.submitted <= left:
                 left -= job.counters.submitted
                 small.append(job)
         for job_id, due in claim_queries.due_work_of_small_jobs(session, small, now).items() if small else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -75,7 +75,9 @@ class Database:
         self._open = False
         self._under_way = 0
         self._idle: Deferred[None] | None = None
-        #: By job: who waits for the next commit that writes it.
+        #: Called with each job that has ended and for which others wait.
+        self.on_awaited_end: Callable[[int], None] = lambda job_id: None
+        #: Job → Deferreds that wait for the next commit that writes it.
         self._waiting: dict[int, set[Deferred[None]]] = {}
 
     @classmethod
@@ -202,7 +204,10 @@ class Database:
         if not of_job:
             self._waiting.pop(job_id, None)
 
-    def _tell_waiting(self, written: Iterable[int]) -> None:
+    def _tell_waiting(self, written: Mapping[int, JobRecord]) -> None:
+        for job_id, record in written.items():
+            if record.is_awaited and record.status.is_final:
+                self.on_awaited_end(job_id)
         if self._waiting:
             for job_id in written:
                 for waiting in self._waiting.pop(job_id, ()):

@@ -1,6 +1,6 @@
-"""Claims of a single element in the transaction that adds it, for a daemon that has a free place and nothing due.
+"""Claims of a single element in the transaction that adds it, for a daemon that has free capacity and nothing due.
 
-Such an element need not wait for a further transaction, nor for a look at the queue.
+Such an element needs neither a further transaction nor a query of the queue.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ELEMENT = sa.select(*ELEMENT_COLUMNS).where(
 
 def claim_first_element(session: Session, job: JobRecord, claim: FirstClaim) -> Batch | None:
     """Claim element 0 of a job that this transaction has inserted; None without a lease."""
-    # It has no other element: nothing of it is due once this one runs.
+    # It has no other element: once this one runs, nothing of it is due.
     inserted = LockedJob(job, None, None)
     batch = _claim(session, inserted, 0, claim)
     if batch is not None:

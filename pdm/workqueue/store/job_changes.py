@@ -1,4 +1,4 @@
-"""Change the elements of existing jobs: cancel, retry, resume HELD ones, cancel the later phases of a REMOVE.
+"""Change the elements of existing jobs: cancel, retry, resume HELD ones, cancel removals that wait for others.
 
 One transaction changes a bounded number of elements, so that other writers can interleave; `continue_change` does the
 rest of a large job.
@@ -18,13 +18,14 @@ from sqlalchemy.orm import Session
 from pdm.workqueue.domain.credentials import ALL_SITES, CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.jobs import JobRecord
+from pdm.workqueue.domain.jobs import CancelCode, CancelReason, JobRecord
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
 from pdm.workqueue.store.records import UPDATE_ELEMENT, credentials, elements, jobs, matched
 from pdm.workqueue.WorkqueueDB import (
     AT_ONCE,
     CLOCK_SKEW,
     HAS_HELD,
+    HAS_OPEN_DEADLINE,
     HAS_WORK,
     IS_HELD,
     IS_SET_ASIDE,
@@ -45,7 +46,7 @@ _CANCEL = UPDATE_ELEMENT.values(status=JobStatus.CANCELLED)
 
 
 def cancel_later_phases(session: Session, job: LockedJob) -> bool:
-    """Cancel the later phases of a job whose listing ended without success: they wait for the whole listing.
+    """Cancel the later phases of a job: what they wait for has ended without success.
 
     Returns:
         Whether there are more; the next claim that finds nothing else in the job cancels them.
@@ -57,6 +58,8 @@ def cancel_later_phases(session: Session, job: LockedJob) -> bool:
 
 #: Elements that one transaction cancels or puts back.
 CHANGED_AT_ONCE = 2000
+#: Jobs that one transaction cancels because their deadline is over.
+_EXPIRED_AT_ONCE = 100
 #: Jobs that one transaction scans for HELD elements.
 _HELD_JOBS_AT_ONCE = 500
 #: Jobs with HELD elements that are scanned for a credential stored since.
@@ -90,6 +93,49 @@ def cancel(session: Session, job_id: int, now: datetime) -> JobRecord:
         job.record = evolve(job.record, cancel_requested=True)
         _cancel_part(session, job, now)
     return job.record
+
+
+_SET_TERMS = sa.update(jobs).where(jobs.c.id == bindparam("number"))
+
+
+def cancel_locked(session: Session, job: LockedJob, reason: CancelReason, now: datetime) -> None:
+    """Cancel a locked job that is not final, as `cancel` does, and record why."""
+    job.record = evolve(job.record, cancel_requested=True, cancel_reason=reason)
+    values = {"code": reason.code.value, "message": reason.message}
+    session.execute(_SET_TERMS.values(cancel_reason=values), {"number": job.id})
+    _cancel_part(session, job, now)
+
+
+_DUE_DEADLINES = (
+    sa.select(jobs.c.id)
+    .where(sa.text(HAS_OPEN_DEADLINE), jobs.c.deadline <= bindparam("now"), sa.not_(jobs.c.cancel_requested))
+    .order_by(jobs.c.deadline)
+    .limit(_EXPIRED_AT_ONCE)
+)
+_NEXT_DEADLINE = (
+    sa.select(jobs.c.deadline)
+    .where(sa.text(HAS_OPEN_DEADLINE), sa.not_(jobs.c.cancel_requested))
+    .order_by(jobs.c.deadline)
+    .limit(1)
+)
+
+
+def cancel_overdue(session: Session, now: datetime) -> list[JobRecord]:
+    """Cancel jobs whose deadline is over, a part at a time; the result is empty when there are no more."""
+    cancelled = []
+    for job in lock_jobs(session, session.scalars(_DUE_DEADLINES, {"now": now}).all()):
+        deadline = job.record.deadline
+        if job.record.status.is_final or job.record.cancel_requested or deadline is None or deadline > now:
+            continue
+        words = f"its deadline, {deadline:%Y-%m-%dT%H:%M:%SZ}, is over"
+        cancel_locked(session, job, CancelReason(CancelCode.DEADLINE, words), now)
+        cancelled.append(job.record)
+    return cancelled
+
+
+def next_deadline(session: Session) -> datetime | None:
+    """The first deadline of the jobs that have not ended."""
+    return session.scalar(_NEXT_DEADLINE)
 
 
 def continue_change(session: Session, job_id: int, now: datetime) -> bool:
@@ -149,7 +195,7 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     """Put FAILED and CANCELLED elements back into the queue, with all their tries again; attempt numbers continue.
 
     Of a large job, `continue_change` puts back the rest; until then nothing of it is claimed, so that it does not end
-    in between. While a cancellation is not complete, nothing is changed.
+    in between. While a cancellation is not complete, nothing is changed. A deadline that is over is forgotten.
 
     Returns:
         The job, and the number of elements.
@@ -161,7 +207,13 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     total = job.counters.failed + job.counters.cancelled
     if not total or (job.record.cancel_requested and not job.record.status.is_final):
         return job.record, 0
-    job.record = evolve(job.record, cancel_requested=False)
+    deadline = job.record.deadline
+    if deadline is not None and deadline <= now:
+        # It was asked for after the deadline, which would end it at once.
+        deadline = None
+    if job.record.cancel_reason is not None or deadline is not job.record.deadline:
+        session.execute(_SET_TERMS.values(cancel_reason=None, deadline=deadline), {"number": job.id})
+    job.record = evolve(job.record, cancel_requested=False, cancel_reason=None, deadline=deadline)
     _retry_part(session, job, now)
     return job.record, total
 
@@ -186,7 +238,7 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
     if more:
         job.work_due_at = NEVER
     else:
-        if _waiting_listings(session, [job.id]):
+        if waiting_listings(session, [job.id]):
             job.schedule_listing()
         job.work_due_at = AT_ONCE
     job.roll_up(now)
@@ -260,7 +312,7 @@ def resume_held(
         if not left:
             last = (job.id, numbers[-1])
     if resumed:
-        listings = _waiting_listings(session, [job.id for job in resumed])
+        listings = waiting_listings(session, [job.id for job in resumed])
         for job in resumed:
             if job.id in listings:
                 job.schedule_listing()
@@ -348,7 +400,7 @@ def _locked(session: Session, job_id: int) -> LockedJob:
     return job
 
 
-def _waiting_listings(session: Session, numbers: list[int]) -> set[int]:
+def waiting_listings(session: Session, numbers: list[int]) -> set[int]:
     """The jobs whose LIST element is SUBMITTED and was never postponed."""
     return set(
         session.scalars(

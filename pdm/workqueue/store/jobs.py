@@ -15,6 +15,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
@@ -27,6 +28,7 @@ from pdm.workqueue.store.records import (
     insert_elements,
     job_record,
     jobs,
+    predecessors_column,
     workers,
 )
 from pdm.workqueue.WorkqueueDB import AT_ONCE, IS_SET_ASIDE
@@ -183,6 +185,7 @@ class ElementFilter:
     Attributes:
         after: only ids above.
         with_attempts: only elements that were started at least once.
+        codes: only elements whose last attempt failed with one of these codes.
     """
 
     statuses: Collection[JobStatus] | None = None
@@ -190,6 +193,7 @@ class ElementFilter:
     limit: int | None = None
     after: int | None = None
     with_attempts: bool = False
+    codes: Collection[FailureCode] | None = None
 
 
 _FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
@@ -260,6 +264,10 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "bytes_already_there": 0,
         "list_due_at": AT_ONCE if listing else None,
         "work_due_at": None if listing else AT_ONCE,
+        "after": predecessors_column(new.after),
+        "is_awaited": False,
+        "deadline": new.deadline,
+        "cancel_reason": None,
     }
 
 
@@ -330,6 +338,10 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
         statement = statement.where(elements.c.type.in_(wanted.types))
     if wanted.after is not None:
         statement = statement.where(elements.c.id > wanted.after)
+    if wanted.codes:
+        statement = statement.where(
+            elements.c.failure_code.in_([code.value for code in wanted.codes]), elements.c.status != JobStatus.DONE
+        )
     if wanted.with_attempts:
         statement = statement.where(elements.c.attempts > 0)
     return statement

@@ -385,7 +385,7 @@ def _release(
         if status is JobStatus.SUBMITTED and row.type is JobType.LIST:
             job.schedule_listing(due_at)
         else:
-            # The next phase of a REMOVE may begin.
+            # The next phase may begin.
             job.schedule_work(due_at)
         change = {"of_job": row.job_id, "number": row.id, "new_status": status, "due_again_at": due_at}
         if failure is None:

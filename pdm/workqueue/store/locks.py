@@ -5,7 +5,7 @@ SQLite has no row locks and needs none: it has one writer. SQLAlchemy omits FOR 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,8 +15,8 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain import lifecycle
-from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.jobs import Counters, JobRecord
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
+from pdm.workqueue.domain.jobs import Counters, JobRecord, NewElement
 from pdm.workqueue.store.jobs import note_written
 from pdm.workqueue.store.records import JOB_COLUMNS, job_record, jobs
 from pdm.workqueue.WorkqueueDB import AT_ONCE, MAX_BYTES, NEVER
@@ -77,9 +77,21 @@ class LockedJob:
         if count:
             self._moves[before, after] = self._moves.get((before, after), 0) + count
 
-    def grow(self, count: int, size: int) -> None:
-        self._counters = lifecycle.counters_after_adding(self.counters, JobStatus.SUBMITTED, count)
+    def grow(self, new: Sequence[NewElement]) -> None:
+        """Count elements that are added."""
+        done = [one for one in new if one.done]
+        self._counters = lifecycle.counters_after_adding(self.counters, JobStatus.SUBMITTED, len(new) - len(done))
+        size = sum(one.size for one in new if one.type is not JobType.REMOVE)
         self._bytes_total = min(self._bytes_total + size, MAX_BYTES)
+        if done:
+            self._counters = lifecycle.counters_after_adding(self._counters, JobStatus.DONE, len(done))
+            for one in done:
+                if one.planned is PlannedAction.SAME and one.type is JobType.COPY:
+                    self.count_arrived(one.size, already_there=True)
+
+    def shrink(self, status: JobStatus, count: int) -> None:
+        """Count elements that are deleted: removals, which have no bytes to move."""
+        self._counters = lifecycle.counters_after_adding(self.counters, status, -count)
 
     def count_arrived(self, size: int, *, already_there: bool) -> None:
         """Count bytes that are proven at the destination, transferred or already there."""

@@ -13,16 +13,19 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import (
     AttemptRecord,
+    CancelCode,
+    CancelReason,
     ClaimToken,
     Counters,
     ElementRecord,
     JobRecord,
     LogSpan,
     NewElement,
+    Predecessors,
 )
 from pdm.workqueue.store.row_statements import RowStatement
 from pdm.workqueue.WorkqueueDB import (
@@ -38,6 +41,7 @@ from pdm.workqueue.WorkqueueDB import (
     ListingChunk,
     ListingNotes,
     PendingDelegationRow,
+    PredecessorRow,
     RestrictionRow,
     SiteRow,
     SiteVersionRow,
@@ -61,6 +65,7 @@ listing_notes = _table(ListingNotes)
 credentials = _table(CredentialRow)
 pending_delegations = _table(PendingDelegationRow)
 idempotent_requests = _table(IdempotentRequest)
+predecessors = _table(PredecessorRow)
 sites = _table(SiteRow)
 restrictions = _table(RestrictionRow)
 audit = _table(AuditRow)
@@ -91,6 +96,7 @@ JOB_COLUMNS = (
     *columns_of(jobs, "num_elements", "num_submitted", "num_running", "num_done"),
     *columns_of(jobs, "num_failed", "num_cancelled", "num_held"),
     *columns_of(jobs, "started_at", "already_there", "bytes_already_there"),
+    *columns_of(jobs, "after", "is_awaited", "deadline", "cancel_reason"),
 )
 #: What `element_record` reads.
 ELEMENT_COLUMNS = (
@@ -98,6 +104,7 @@ ELEMENT_COLUMNS = (
     *columns_of(elements, "attempts", "lost", "max_tries", "timestamp", "due_at"),
     *columns_of(elements, "transferred", "elapsed_s", "checksum"),
     *columns_of(elements, "failure_scope", "failure_code", "failure_message", "already_there", "begun"),
+    *columns_of(elements, "planned", "mtime"),
 )
 _JOB_NAMES = tuple(column.name for column in JOB_COLUMNS)
 _COUNTERS = tuple((f"num_{counter.name}", counter.name) for counter in attrs.fields(Counters))
@@ -108,7 +115,16 @@ def job_record(row: Iterable[Any]) -> JobRecord:
     # A dict, not the attributes of `sa.Row`: those take twice as long for a whole record.
     values = dict(zip(_JOB_NAMES, row, strict=False))
     counters = Counters(**{counter: values.pop(column) for column, counter in _COUNTERS})
+    if (after := values["after"]) is not None:
+        values["after"] = Predecessors(tuple(after["jobs"]), after["any"])
+    if (reason := values["cancel_reason"]) is not None:
+        values["cancel_reason"] = CancelReason(CancelCode(reason["code"]), reason["message"])
     return JobRecord(options=values.pop("extra_opts"), counters=counters, **values)
+
+
+def predecessors_column(after: Predecessors | None) -> dict[str, Any] | None:
+    """The value of the column ``after``."""
+    return None if after is None else {"jobs": list(after.jobs), "any": after.any_end}
 
 
 def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecord:
@@ -118,7 +134,8 @@ def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecor
     """
     # Unpacked, not by a dict as for jobs, which takes twice as long.
     (job_id, number, type_, status, source, destination, size, is_directory, tries, lost, max_tries, *rest) = row
-    timestamp, due_at, transferred, elapsed_s, checksum, scope, code, message, already_there, begun = rest
+    timestamp, due_at, transferred, elapsed_s, checksum, scope, code, message, already_there, begun, *planning = rest
+    planned, mtime = planning
     return ElementRecord(
         job_id=job_id,
         id=number,
@@ -139,6 +156,8 @@ def element_record(row: Iterable[Any], *, claimed: bool = False) -> ElementRecor
         failure=_failure(scope, code, message),
         already_there=already_there,
         begun=begun,
+        planned=None if planned is None else PlannedAction(planned),
+        mtime=mtime,
     )
 
 
@@ -230,15 +249,48 @@ _INSERT_ELEMENTS = RowStatement(
 )
 
 
+#: With the columns that only elements of compared trees have; some of them are DONE already.
+_INSERT_PLANNED = RowStatement(
+    """
+    WITH new (id, type, src_filepath, dst_filepath, size, is_directory, phase, status, already_there, planned, mtime)
+        AS (VALUES {rows})
+    INSERT INTO job_elements (job_id, max_tries, timestamp, due_at, attempts, lost, residue,
+        id, type, src_filepath, dst_filepath, size, is_directory, phase, status, already_there, planned, mtime)
+    SELECT ?, ?, ?, ?, 0, 0, FALSE,
+        id, type, src_filepath, dst_filepath, size, is_directory, phase, status, already_there, planned,
+        CAST(mtime AS BIGINT) FROM new
+    """,
+    columns_of(
+        *(elements, "id", "type", "src_filepath", "dst_filepath", "size", "is_directory", "phase"),
+        *("status", "already_there", "planned", "mtime"),
+    ),
+    columns_of(elements, "job_id", "max_tries", "timestamp", "due_at"),
+)
+
+
 def insert_elements(
     session: Session, job_id: int, first: int, new: Sequence[NewElement], max_tries: int, now: datetime
 ) -> None:
-    """Insert SUBMITTED elements, numbered from ``first``."""
+    """Insert elements, numbered from ``first``: SUBMITTED, or DONE where nothing is left to do."""
     rows = [
         (first + offset, one.type, one.src_filepath, one.dst_filepath, one.size, one.is_directory, one.phase)
         for offset, one in enumerate(new)
     ]
-    _INSERT_ELEMENTS.execute(session, rows, job_id, max_tries, now, AT_ONCE)
+    if not any(one.planned or one.done for one in new):
+        _INSERT_ELEMENTS.execute(session, rows, job_id, max_tries, now, AT_ONCE)
+        return
+    planned_rows = [
+        (*row, _status(one), _is_there(one), one.planned, one.mtime) for row, one in zip(rows, new, strict=True)
+    ]
+    _INSERT_PLANNED.execute(session, planned_rows, job_id, max_tries, now, AT_ONCE)
+
+
+def _status(new: NewElement) -> JobStatus:
+    return JobStatus.DONE if new.done else JobStatus.SUBMITTED
+
+
+def _is_there(new: NewElement) -> bool:
+    return new.planned is PlannedAction.SAME and new.type is JobType.COPY
 
 
 def attempt_row(

@@ -18,6 +18,7 @@ from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.jobs import fetch_attempt
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
+from pdm.workqueue.store.planned_elements import add_source_removals
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     INSERT_ATTEMPTS,
@@ -63,7 +64,7 @@ class SettleOutcome:
 _RENEWED_PAUSE = timedelta(seconds=1)
 
 
-#: Of an attempt that succeeds the element's row tells all, so that it costs no row of its own.
+#: A successful attempt is stored in its element's row, and so costs no row of its own.
 _SETTLE_DONE = RowStatement(
     """
     WITH done (job_id, id, lost, transferred, elapsed_s, checksum, residue, already_there,
@@ -108,6 +109,7 @@ def settle(
     done: list[tuple[Any, ...]] = []
     others: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
+    moved: dict[int, list[int]] = {}
     renewed: dict[int, datetime] = {}
     for given in verdicts:
         token = given.token
@@ -130,6 +132,8 @@ def settle(
         outcome = _outcome(verdict)
         if status is JobStatus.DONE and outcome is JobStatus.DONE:
             done.append(_done_change(verdict, row))
+            if row.type is JobType.COPY and job.record.moves:
+                moved.setdefault(job.id, []).append(row.element_id)
         else:
             others.append(_element_change(verdict, status, row))
             ended.append(_attempt_row(verdict, outcome, row))
@@ -143,8 +147,10 @@ def settle(
     if others:
         session.execute(UPDATE_ELEMENT, others)
         session.execute(INSERT_ATTEMPTS, ended)
+    for job_id, copied in moved.items():
+        add_source_removals(session, locked[job_id], copied, now)
     for job in locked.values():
-        if job.record.type is JobType.REMOVE:
+        if job.record.has_phases:
             # A phase may be complete: let a claim check whether the next one may begin.
             job.schedule_work()
     finished = tuple(job.record for job in locked.values() if job.roll_up(now))
@@ -253,7 +259,7 @@ def _element_change(verdict: Verdict, status: JobStatus, row: _ClaimedElement) -
         "transferred": _clamped(verdict.transferred),
         "elapsed_s": _seconds(verdict),
         "checksum": verdict.checksum,
-        # An attempt that succeeds has removed first what earlier ones had left.
+        # A successful attempt has first removed the files of earlier ones.
         "residue": verdict.leftover or (row.residue and not done),
         "already_there": done and verdict.already_there,
         **failure_columns(None if done else verdict.failure),
@@ -303,7 +309,7 @@ def extend_job(session: Session, worker: str, token: ClaimToken, new: Sequence[N
         return None
     if new:
         insert_elements(session, job.id, job.counters.elements, new, job.record.max_tries, listing.claimed_at)
-        job.grow(len(new), sum(element.size for element in new))
+        job.grow(new)
         job.schedule_work()
         job.roll_up(listing.claimed_at)
     return job

@@ -1,8 +1,8 @@
 """Statements about lists of rows, without SQLAlchemy's cost for each row.
 
-For a row of an ``executemany`` SQLAlchemy spends more (a dict, a function for each value) than SQLite needs to write
-it. Here the rows stand in the statement, as ``VALUES`` of a common table expression. SQLite then also evaluates once
-for all of them what it evaluates once for each execution: constants, and the lists of names in CHECK constraints.
+For a row of an ``executemany`` SQLAlchemy spends more time (a dict, a function for each value) than SQLite needs to
+write it. Here the rows are part of the statement, as ``VALUES`` of a common table expression. SQLite then evaluates
+constants, and the lists of names in CHECK constraints, once for all rows instead of once for each execution.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from attrs import define, field
 from sqlalchemy.orm import Session
 
-#: Rows of one execution. A list is cut into pieces of this size and of smaller powers of two: few different texts,
-#: which the driver keeps prepared.
+#: Rows of one execution. A list is split into pieces of this size and of smaller powers of two: few different
+#: statements, which the driver keeps prepared.
 _MOST_ROWS = 64
 
 _Processors = Sequence[Callable[[Any], Any] | None]
@@ -50,7 +50,7 @@ class RowStatement:
     _forms: dict[str, _Form] = field(factory=dict, init=False)
 
     def execute(self, session: Session, rows: Iterable[Sequence[Any]], *shared: Any) -> list[tuple[Any, ...]]:
-        """Execute it for all rows, in as many pieces as necessary; returns what it finds, in any order."""
+        """Execute it for all rows, in as many pieces as necessary; returns its results in any order."""
         # Not by the session: that would look up its engine for each statement.
         connection = session.connection()
         form = self._form(connection.dialect)

@@ -39,7 +39,7 @@ def begin_change(session: Session) -> None:
 
 
 def next_site_number(session: Session) -> int:
-    """A number that no site ever had: jobs refer to it for ever."""
+    """A number that no site ever had: jobs refer to it permanently."""
     session.execute(
         sa.update(catalogue).where(catalogue.c.id == _CATALOGUE_ROW).values(last_site=catalogue.c.last_site + 1)
     )

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,7 +66,7 @@ class TransactionThreads:
     Args:
         together: how many queued functions may share a commit.
         cache: is updated with the jobs that are written.
-        on_written: called with the ids of these jobs after their commit.
+        on_written: called with these jobs, by id, after their commit.
         transaction_s: a transaction that takes longer is cut off; None for no limit.
     """
 
@@ -81,7 +81,7 @@ class TransactionThreads:
         together: int,
         name: str,
         cache: JobCache,
-        on_written: Callable[[Iterable[int]], None],
+        on_written: Callable[[Mapping[int, JobRecord]], None],
         transaction_s: float | None = None,
     ) -> None:
         self._reactor = reactor

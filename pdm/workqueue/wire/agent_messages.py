@@ -1,9 +1,9 @@
-"""The lines between the daemon and an agent: JSON in UTF-8, one message a line.
+"""Messages between the daemon and a helper process (agent): JSON in UTF-8, one message a line.
 
 The daemon writes requests to the agent's standard input; the agent writes events to its file descriptor 3. An agent
-carries out one batch at a time, in the order in which they come; the next one may come while one is carried out.
-``cancel`` may come at any moment. Paths are inside percent-encoded URLs; names in
-listings are percent-encoded too. An agent whose standard input ends kills what it started and leaves at once.
+works on one batch at a time, in the order of arrival; the next batch may arrive meanwhile. ``cancel`` may come at any
+time. Paths are inside percent-encoded URLs; names in listings are percent-encoded, too. When its standard input ends,
+an agent kills the processes that it has started, and exits at once.
 
 Order of events of a batch: for each key ``started``, any number of ``log`` and ``progress``, then exactly one of
 ``done``, ``failed`` and ``cancelled``; after the last key, ``finished``.
@@ -19,16 +19,16 @@ from pdm.workqueue.domain.failures import FailureScope
 
 #: The longest line either side accepts, in bytes; a longer one ends the agent.
 LONGEST_LINE = 4 * 1024 * 1024
-#: How an agent exits whose lease has ended (EX_TEMPFAIL of sysexits.h).
+#: Exit status of an agent whose lease has expired (EX_TEMPFAIL of sysexits.h).
 LEASE_OVER_STATUS = 75
 
 
-#: What a thing is recognised by later: its kind; of what is no directory also size and mtime.
+#: Identifies an entry later: its kind, and unless it is a directory also size and mtime.
 Fingerprint = list[str | int | None]
 
 
 class FoundBefore(TypedDict):
-    """What an attempt has found at both ends before it began; None for nothing. The database keeps it as it is."""
+    """What was at source and destination before an attempt began; None for nothing. Stored in the database as it is."""
 
     source: Fingerprint | None
     destination: Fingerprint | None
@@ -38,10 +38,10 @@ class CopyItem(msgspec.Struct, frozen=True):
     """One file to copy.
 
     Attributes:
-        key: names the item in events.
+        key: identifies the item in events.
         source: URL of the file.
         destination: URL of its final name.
-        temporary: URL under which it arrives, in the directory of the destination; renamed once proven.
+        temporary: URL that it is written to, in the directory of the destination; renamed after verification.
         stale: URLs of temporary files that earlier attempts may have left; removed first.
         size: bytes according to the listing; another size at the end is SIZE_CHANGED.
     """
@@ -55,17 +55,20 @@ class CopyItem(msgspec.Struct, frozen=True):
 
 
 class PathItem(msgspec.Struct, frozen=True):
-    """One thing to remove or to make.
+    """One file or directory to remove, or a directory to make.
 
     Attributes:
-        key: names the item in events.
-        url: of the thing.
-        directory: whether it is one.
-        again: of a removal: an attempt without a known end may have removed it already; then it counts as done.
-        listed_at: of a removal: when it was listed, seconds since 1970; a file that was written later is not the one
-            that was to go.
-        found: of a directory to make: what `BegunEvent` reported of an earlier attempt without a known end. By that
-            alone it is decided whether that attempt has made it.
+        key: identifies the item in events.
+        url: of the file or directory.
+        directory: whether it is a directory.
+        again: removal: it may be gone already, as after an attempt without a known result; then it counts as done.
+        listed_at: removal: time of the listing, seconds since 1970; a file with a later mtime is not removed.
+        found: directory to make: what `BegunEvent` of an earlier attempt without a known result reported. Only this
+            decides whether that attempt has made it.
+        listed_size: removal: bytes of the file when it was listed; a file of another size is not removed.
+        listed_mtime: removal: its mtime then, seconds since 1970; None if it is not known, or of a link.
+        may_stay: removal of a directory: one that is not empty stays, and counts as done.
+        at_destination: whether it is at the destination of a copy: its errors are those of that side.
     """
 
     key: int
@@ -74,10 +77,19 @@ class PathItem(msgspec.Struct, frozen=True):
     again: bool = False
     listed_at: float | None = None
     found: FoundBefore | None = None
+    listed_size: int | None = None
+    listed_mtime: int | None = None
+    may_stay: bool = False
+    at_destination: bool = False
+
+    @property
+    def scope(self) -> FailureScope:
+        """The side of a removal."""
+        return FailureScope.DESTINATION if self.at_destination else FailureScope.SOURCE
 
 
 class RenameItem(msgspec.Struct, frozen=True):
-    """One thing to give a new name; ``found`` as in `PathItem`."""
+    """One file or directory to rename; ``found`` as in `PathItem`."""
 
     key: int
     source: str
@@ -86,11 +98,11 @@ class RenameItem(msgspec.Struct, frozen=True):
 
 
 class TimeLimits(msgspec.Struct, frozen=True):
-    """When an agent gives up on one element; all in seconds.
+    """Time limits for one element; all in seconds.
 
     Attributes:
-        stall_s: no byte, entry or answer for so long is STALLED.
-        total_s: TIMEOUT of one element without its bytes.
+        stall_s: STALLED after so long without a byte, entry or reply.
+        total_s: TIMEOUT of one element, without the time for its bytes.
         least_rate: bytes/s that a transfer must average; adds size / least_rate to ``total_s``.
     """
 
@@ -100,9 +112,11 @@ class TimeLimits(msgspec.Struct, frozen=True):
 
 
 class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
-    """List what is at a URL, down to ``depth`` levels (0: the thing itself; None: all).
+    """List a URL, down to ``depth`` levels (0: the entry itself; None: all).
 
-    ``follow``: whether a symbolic link at the URL itself is followed to a directory; those below never are.
+    ``follow``: whether a symbolic link at the URL itself is followed to a directory; links below it never are.
+    ``destination``: URL to which a copy goes: it is listed first, down to all levels, and its events have
+    ``destination`` set. If the source is a file, only the place that it goes to is shown. What is missing has no entry.
     """
 
     id: int
@@ -111,10 +125,11 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     depth: int | None
     limits: TimeLimits
     follow: bool = True
+    destination: str | None = None
 
 
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
-    """Copy files and prove each."""
+    """Copy files and verify each."""
 
     id: int
     items: list[CopyItem]
@@ -124,7 +139,7 @@ class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
 
 
 class RemoveRequest(msgspec.Struct, tag="remove", tag_field="op", frozen=True):
-    """Remove files, or empty directories. What is not there is NOT_FOUND."""
+    """Remove files, or empty directories. A missing one fails with NOT_FOUND."""
 
     id: int
     items: list[PathItem]
@@ -141,7 +156,7 @@ class RenameRequest(msgspec.Struct, tag="rename", tag_field="op", frozen=True):
 
 
 class MkdirRequest(msgspec.Struct, tag="mkdir", tag_field="op", frozen=True):
-    """Make directories; with ``parents`` also those above, and one that is there already is done."""
+    """Make directories; with ``parents`` also missing parents, and an existing directory counts as done."""
 
     id: int
     items: list[PathItem]
@@ -150,7 +165,7 @@ class MkdirRequest(msgspec.Struct, tag="mkdir", tag_field="op", frozen=True):
 
 
 class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True):
-    """Remove temporary files that may be there: what is not there is done."""
+    """Remove possible temporary files: a missing one counts as done."""
 
     id: int
     items: list[PathItem]
@@ -158,17 +173,18 @@ class DiscardRequest(msgspec.Struct, tag="discard", tag_field="op", frozen=True)
 
 
 class LeaseRequest(msgspec.Struct, tag="lease", tag_field="op", frozen=True):
-    """Until when the daemon may have work done: a moment of this machine's CLOCK_BOOTTIME, in seconds.
+    """The end of the daemon's lease, in seconds of this machine's CLOCK_BOOTTIME.
 
-    Sent before the first work and at each renewal. Once it is over the agent ends itself, and all it started, without
-    another word to any server: another daemon may do the same work by then. Exit status: `LEASE_OVER_STATUS`.
+    Sent before the first work and at each renewal. When the lease expires, the agent kills itself and the processes
+    that it has started, without sending anything to a server: another daemon may do the same work by then. Exit status:
+    `LEASE_OVER_STATUS`.
     """
 
     until: float
 
 
 class ProceedRequest(msgspec.Struct, tag="go", tag_field="op", frozen=True):
-    """What `BegunEvent` told of an item is kept: it may be done."""
+    """The daemon has stored the `BegunEvent` of an item: the agent may change the storage."""
 
     id: int
     key: int
@@ -178,8 +194,8 @@ class CancelRequest(msgspec.Struct, tag="cancel", tag_field="op", frozen=True):
     """End the batch ``id``: stop transfers within half a second, clean up, report the rest as cancelled.
 
     With ``keys``, only these items end. An agent that cannot end some without the others ends the whole batch: items
-    that are reported as cancelled though nobody asked for it go back to the queue. A batch that waits behind another is
-    ended at once, and never begins.
+    that are reported as cancelled without a request return to the queue. A batch that waits behind another is ended at
+    once, and never begins.
     """
 
     id: int
@@ -197,14 +213,14 @@ AgentRequest = (
     | ProceedRequest
     | LeaseRequest
 )
-#: The requests that are work on items.
+#: Requests with items to work on.
 ItemRequest = CopyRequest | RemoveRequest | RenameRequest | MkdirRequest | DiscardRequest
-#: The requests that are work; each ends with `FinishedEvent`.
+#: Requests that end with `FinishedEvent`.
 WorkRequest = ListRequest | ItemRequest
 
 
 class ReadyEvent(msgspec.Struct, tag="ready", tag_field="event", frozen=True, omit_defaults=True):
-    """The first event: the agent can work. ``tools`` names what it works with, for the log."""
+    """The first event: the agent is ready. ``tools`` names its programs and libraries, for the log."""
 
     tools: str
 
@@ -217,12 +233,12 @@ class StartedEvent(msgspec.Struct, tag="started", tag_field="event", frozen=True
 
 
 class BegunEvent(msgspec.Struct, tag="begun", tag_field="event", frozen=True, omit_defaults=True):
-    """The next thing that the agent does to an item cannot be told from somebody else's doing afterwards.
+    """The state of the storage before a change that could later be mistaken for another client's.
 
-    The agent waits for a `ProceedRequest`, so that what it has found is kept before anything is done.
+    The agent waits for a `ProceedRequest`, so that the state is stored before anything is changed.
 
     Attributes:
-        found: what was there before.
+        found: the state.
     """
 
     id: int
@@ -239,7 +255,7 @@ class LogEvent(msgspec.Struct, tag="log", tag_field="event", frozen=True, omit_d
 
 
 class ProgressEvent(msgspec.Struct, tag="progress", tag_field="event", frozen=True, omit_defaults=True):
-    """How far a transfer is: bytes, bytes/s now and on average, seconds."""
+    """Progress of a transfer: bytes, bytes/s now and on average, seconds."""
 
     id: int
     key: int
@@ -250,10 +266,10 @@ class ProgressEvent(msgspec.Struct, tag="progress", tag_field="event", frozen=Tr
 
 
 class RawEntry(msgspec.Struct, array_like=True, frozen=True):
-    """One entry as the server gives it: path below the listed directory, percent-encoded, parts joined by ``/``.
+    """One directory entry: its path below the listed directory, percent-encoded, components joined by ``/``.
 
-    ``type`` is ``file``, ``directory``, ``link`` or ``other``. The entry with an empty path is the listed thing itself,
-    where it is no directory or a link to one. ``target`` of a link is an absolute percent-encoded path.
+    ``type`` is ``file``, ``directory``, ``link`` or ``other``. The entry with an empty path is the listed URL itself,
+    if it is no directory or a link to one. ``target`` of a link is an absolute percent-encoded path.
     """
 
     path: str
@@ -267,24 +283,25 @@ class RawEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class EntriesEvent(msgspec.Struct, tag="entries", tag_field="event", frozen=True, omit_defaults=True):
-    """Some entries of the listing (at most 1000 an event)."""
+    """Entries of a listing (at most 1000 an event)."""
 
     id: int
     key: int
     entries: list[RawEntry]
+    destination: bool = False
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What went wrong, before it is judged.
+    """An error before classification.
 
     Attributes:
-        scope: whose side failed.
-        message: what server or tool said (at most 2000 characters).
-        errno: where one is known.
-        code: a `FailureCode`, where the agent itself knows (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...); text
-            here, for the agent of another package may know one that the service does not.
-        retry_after_s: seconds until the server wants to be asked again, where it has said so.
-        unreachable: whether the agent knows that no server answered: it was not connected, or never greeted.
+        scope: the side that failed.
+        message: error message of the server or tool (at most 2000 characters).
+        errno: if known.
+        code: a `FailureCode`, if the agent knows it (TIMEOUT, STALLED, CHECKSUM_MISMATCH, EXISTS, ...); text here,
+            because an agent of another package may use a code that the service does not know.
+        retry_after_s: seconds until the server accepts the next request, if it has said so.
+        unreachable: whether no server answered: the connection failed, or no greeting arrived.
     """
 
     scope: FailureScope
@@ -296,39 +313,42 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class UnreadableEvent(msgspec.Struct, tag="unreadable", tag_field="event", frozen=True, omit_defaults=True):
-    """A sub-directory that could not be listed; the rest is."""
+    """A sub-directory that could not be listed; the rest of the listing continues."""
 
     id: int
     key: int
     path: str
     fault: Fault
+    destination: bool = False
 
 
 class RootEvent(msgspec.Struct, tag="root", tag_field="event", frozen=True, omit_defaults=True):
-    """Where the listed directory is, links resolved: an absolute percent-encoded path. Comes before its entries."""
+    """Absolute percent-encoded path of the listed directory, links resolved. Sent before its entries."""
 
     id: int
     key: int
     path: str
+    destination: bool = False
 
 
 class UnnamedEvent(msgspec.Struct, tag="unnamed", tag_field="event", frozen=True, omit_defaults=True):
-    """The server counts ``count`` entries of a directory that it does not name; ``path`` as in `RawEntry`."""
+    """The server counts ``count`` entries of a directory without naming them; ``path`` as in `RawEntry`."""
 
     id: int
     key: int
     path: str
     count: int
+    destination: bool = False
 
 
 class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit_defaults=True):
-    """An item is done and proven.
+    """An item is done and verified.
 
     Attributes:
-        size: bytes proven at the destination (copy), else 0.
-        transferred: bytes that were moved; 0 when it was already there.
-        already_there: whether the destination had it before, so that nothing was moved.
-        checksum: ``ADLER32:8-hex-digits``, where compared.
+        size: bytes verified at the destination (copy), else 0.
+        transferred: bytes that were transferred; 0 if the file was already there.
+        already_there: whether the destination had an identical file, so that nothing was transferred.
+        checksum: ``ADLER32:8-hex-digits``, if compared.
     """
 
     id: int

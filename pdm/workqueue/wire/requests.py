@@ -15,97 +15,9 @@ import msgspec
 from msgspec import Meta
 
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
-from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_TRIES
+from pdm.workqueue.domain.jobs import FIRST_PRIORITY, LAST_PRIORITY, LEAST_TRIES, MOST_PREDECESSORS, MOST_TRIES
 from pdm.workqueue.domain.paths import LONGEST_PATH
-
-Seconds = Annotated[float, Meta(ge=0, le=86400)]
-
-
-class DummyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How simulated work behaves (protocol DUMMY only).
-
-    Attributes:
-        files: how many files a listing shows; without it, the path is a file.
-        size: bytes of each file.
-        delay: seconds that each element takes.
-        list_delay: seconds that the listing takes.
-        hang: whether elements never end by themselves.
-        crash: whether the helper process dies in the first attempt of each element.
-        fail: code with which elements fail.
-        fail_times: how many attempts of each element fail; all without it.
-    """
-
-    files: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
-    size: Annotated[int, Meta(ge=0, le=2**62)] = 0
-    delay: Seconds = 0.0
-    list_delay: Seconds = 0.0
-    hang: bool = False
-    crash: bool = False
-    fail: str | None = None
-    fail_times: Annotated[int, Meta(ge=0, le=100)] | None = None
-
-
-Mover = Annotated[
-    Literal["native", "tools"],
-    Meta(description="Who does the work: the service's own clients, or globus-url-copy and gfal."),
-]
-
-
-class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    dummy: DummyOptions | None = None
-    mover: Mover | None = None
-
-
-class ListOptions(_Options, frozen=True):
-    """``depth``: levels below the path; 0 is the thing itself, all levels without it."""
-
-    depth: Annotated[int, Meta(ge=0, le=1000)] | None = None
-
-
-class CopyOptions(_Options, frozen=True):
-    """``overwrite``: what happens to files that are there; ``verify``: how arrival is proven."""
-
-    overwrite: Literal["never", "always", "different"] = "never"
-    verify: Literal["checksum", "size"] = "checksum"
-
-
-class RemoveOptions(_Options, frozen=True):
-    """``recursive``: whether a directory may be removed with all that is in it."""
-
-    recursive: bool = True
-
-
-class RenameOptions(_Options, frozen=True):
-    """``overwrite``: whether something that has the new name may be replaced."""
-
-    overwrite: Literal["never", "always"] = "never"
-
-
-class MkdirOptions(_Options, frozen=True):
-    """``parents``: make the directories above too; one that is there already is no error."""
-
-    parents: bool = False
-
-
-Options = ListOptions | CopyOptions | RemoveOptions | RenameOptions | MkdirOptions
-
-OPTIONS: dict[JobType, type[Options]] = {
-    JobType.LIST: ListOptions,
-    JobType.COPY: CopyOptions,
-    JobType.REMOVE: RemoveOptions,
-    JobType.RENAME: RenameOptions,
-    JobType.MKDIR: MkdirOptions,
-}
-
-
-def read_options(type_: JobType, values: object) -> Options:
-    """Read the stored or sent options of a job.
-
-    Raises:
-        msgspec.ValidationError: with the path of what is wrong.
-    """
-    return msgspec.convert(values, OPTIONS[type_])
-
+from pdm.workqueue.wire.options import OPTIONS
 
 #: The largest number of a job, an element or a site that a database holds.
 LARGEST_ID = 2**63 - 1
@@ -150,6 +62,14 @@ Label = Annotated[
     Meta(description="A word of your own to find the job by."),
 ]
 
+After = Annotated[
+    Annotated[list[Annotated[int, Meta(ge=1, le=LARGEST_ID)]], Meta(min_length=1, max_length=MOST_PREDECESSORS)] | None,
+    Meta(description="Jobs of the caller: it begins when all of them are DONE, and is cancelled if one is not."),
+]
+AfterAny = Annotated[
+    bool | None, Meta(description="With ``after``: begin when all of them have ended, in whatever state.")
+]
+
 
 class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     protocol: ProtocolWord = None
@@ -157,6 +77,8 @@ class _Submission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     priority: Priority = None
     max_tries: Tries = None
     label: Label = None
+    after: After = None
+    after_any: AfterAny = None
 
 
 class SubmitList(_Submission, frozen=True, kw_only=True):
@@ -286,9 +208,13 @@ TypeWords = Annotated[
 ]
 
 
-class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which elements of a job; a site or label that is not the job's leaves none."""
+FailureCodes = Annotated[
+    tuple[str, ...],
+    Meta(description="Only what failed with one of these codes; repeated, or with commas."),
+]
 
+
+class _PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: StatusWords = ()
     type: TypeWords = ()
     site: Annotated[str | None, Meta(description="Number or name of the source or destination site.")] = None
@@ -296,6 +222,12 @@ class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     since: Annotated[datetime | None, Meta(description="Registered at this time or later, RFC 3339.")] = None
     limit: Annotated[_Limit | None, Meta(description="At most so many.")] = None
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
+
+
+class ElementQuery(_PageQuery, frozen=True, kw_only=True):
+    """Which elements of a job; a site or label that is not the job's leaves none."""
+
+    code: FailureCodes = ()
 
 
 #: The longest time that a request for a job may wait.
@@ -330,7 +262,7 @@ class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
 
 
-class JobQuery(ElementQuery, frozen=True, kw_only=True):
+class JobQuery(_PageQuery, frozen=True, kw_only=True):
     """Which jobs; without parameters, all of the caller's."""
 
     user: Annotated[

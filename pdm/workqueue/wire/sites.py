@@ -18,7 +18,7 @@ SiteName = Annotated[
     Meta(min_length=1, max_length=64, description="A letter first, then letters, digits, dots, dashes, underscores."),
 ]
 Description = Annotated[str, Meta(max_length=500, description="One line.")]
-Folder = Annotated[str, Meta(min_length=1, max_length=4096, description="Where relative paths begin.")]
+Directory = Annotated[str, Meta(min_length=1, max_length=4096, description="Where relative paths begin.")]
 Endpoints = Annotated[
     dict[
         Annotated[str, Meta(max_length=20)],
@@ -61,7 +61,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: SiteName
     endpoints: Endpoints
     description: Description | None = None
-    default_folder: Folder | None = None
+    default_folder: Directory | None = None
     public: bool = False
     limit_in: Streams = None
     limit_out: Streams = None
@@ -76,7 +76,7 @@ class SiteChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: SiteName | UnsetType = UNSET
     endpoints: Endpoints | UnsetType = UNSET
     description: Description | UnsetType = UNSET
-    default_folder: Folder | UnsetType = UNSET
+    default_folder: Directory | UnsetType = UNSET
     public: bool | UnsetType = UNSET
     limit_in: Streams | UnsetType = UNSET
     limit_out: Streams | UnsetType = UNSET
@@ -154,6 +154,9 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     ] = "ok"
     reason: Annotated[str | None, Meta(description="Why it is not ok.")] = None
     health: Annotated[list[EndpointView] | UnsetType, Meta(description="Of one site; not in arrays.")] = UNSET
+
+    def __repr__(self) -> str:
+        return f"<SiteView {self.id} {self.name} {self.state}: {', '.join(self.protocols)}>"
 
 
 class CheckView(msgspec.Struct, frozen=True, kw_only=True):

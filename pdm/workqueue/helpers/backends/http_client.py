@@ -1,9 +1,9 @@
 """HTTPS client of storage backends: persistent connections, credentials, redirects, errors as `StorageError`.
 
-``X509_CERT_DIR`` names the trusted authorities, ``PDM_TRUST`` those of single servers, ``X509_USER_PROXY`` the client's
-certificate with its key, ``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only. A server that a
-redirect leads to gets neither certificate nor token: with the user's proxy it could act in the user's name anywhere. It
-finds what it needs in the URL, as dCache, EOS and XRootD have it.
+``X509_CERT_DIR`` has the trusted authorities, ``PDM_TRUST`` those of single servers, ``X509_USER_PROXY`` the client's
+certificate with its key, ``PDM_CREDENTIALS`` the files with bearer tokens, each for one server only. The target of a
+redirect gets neither certificate nor token: with the user's proxy it could act in the user's name anywhere. Redirects
+of dCache, EOS and XRootD have an authorization in the URL.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, 
 
 _MAX_ERROR_TEXT = 4000
 _MIN_TIMEOUT_S = 0.05
-#: Not repeated when a connection was lost: the server may have carried them out.
+#: Not repeated after a lost connection: the server may have executed them.
 _NOT_REPEATABLE = frozenset({"COPY", "MOVE", "DELETE", "MKCOL"})
-#: Redirects are for bytes: where servers of dCache, EOS and XRootD keep them is known to others of their kind.
+#: Methods whose redirects are followed: servers of dCache, EOS and XRootD redirect the transfer of bytes.
 _REDIRECTED = frozenset({"GET", "HEAD", "PUT", "COPY"})
 REDIRECTS, _MAX_REDIRECTS = (301, 302, 303, 307, 308), 5
-#: With these a redirect that adds a slash to a directory's name is followed. A DELETE is not: what was a file before
-#: would be a whole tree now.
+#: Methods for which a redirect that adds a slash to a directory's name is followed. Not DELETE: a former file may be
+#: a whole tree now.
 _SLASH_ADDED = frozenset({"PROPFIND", "MKCOL", "MOVE", "COPY", "HEAD", "OPTIONS"})
-#: Bytes of a body that are read only to keep the connection.
+#: Maximum bytes of a body that are read to keep the connection.
 _MAX_UNUSED_BODY = 1024 * 1024
-#: Seconds in which a server that has closed a connection must answer another.
+#: Seconds for a server that has closed a connection to answer on a new one.
 _PROBE_S = 3.0
-#: Codes of a server that could not be connected.
+#: Codes of a server that could not be reached.
 UNREACHABLE = frozenset({FailureCode.CONNECTION, FailureCode.STALLED, FailureCode.TIMEOUT})
 _CREDENTIAL_CODES = frozenset({FailureCode.CREDENTIAL_EXPIRED, FailureCode.CREDENTIAL_REFUSED})
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
@@ -55,12 +55,12 @@ Body = bytes | Iterator[bytes]
 
 
 class Server(NamedTuple):
-    """Where a connection leads.
+    """The server of a connection.
 
     Attributes:
         authority: host, and port.
-        is_known: whether the user has named it; other servers get no credential of any kind.
-        trust: directory of the authorities that are trusted for it: those of the site that has named it.
+        is_known: whether the user has named it; other servers get no credentials.
+        trust: directory of the authorities that are trusted for it.
     """
 
     authority: str
@@ -69,7 +69,7 @@ class Server(NamedTuple):
 
 
 class HttpResponse:
-    """The response to a request: its head is there, its body is to be read to the end or dropped."""
+    """The response to a request: its head was received, its body must be read to the end or dropped."""
 
     def __init__(self, client: HttpClient, server: Server, connection: HttpConnection, head: h11.Response) -> None:
         self._client = client
@@ -101,7 +101,7 @@ class HttpResponse:
         return chunk
 
     def finish(self) -> None:
-        """Skip the rest of the body; the connection is closed if that is long."""
+        """Skip the rest of the body, or close the connection if the rest is long."""
         left = _MAX_UNUSED_BODY
         while left > 0 and (chunk := self.read()):
             left -= len(chunk)
@@ -109,21 +109,21 @@ class HttpResponse:
             self.drop()
 
     def abort(self) -> None:
-        """Fail the thread that is reading; from any thread."""
+        """Fail the reading thread; may be called from any thread."""
         self._connection.abort()
 
     def drop(self) -> None:
-        """Close the connection, and with it what is under way there."""
+        """Close the connection."""
         if not self._has_ended:
             self._client.close(self._connection)
 
 
 class HttpClient:
-    """The connections of one worker thread; `interrupt` may be called by any thread.
+    """The connections of one worker thread; `interrupt` may be called from any thread.
 
     Attributes:
-        timeouts: of what is under way.
-        interrupted: whether everything is to end.
+        timeouts: of the current operation.
+        interrupted: whether all operations must end.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class HttpClient:
         self._contexts: dict[tuple[str | None, bool], ssl.SSLContext] = {}
         #: Authority → its ``Server`` header.
         self._products: dict[str, str] = {}
-        #: Servers that get a body unasked, for they ignore or refuse ``Expect``.
+        #: Servers that ignore or refuse ``Expect``: bodies are sent without it.
         self._without_expect: set[Server] = set()
 
     def open(
@@ -145,13 +145,13 @@ class HttpClient:
         body: Body = b"",
         ok: tuple[int, ...] = (200,),
     ) -> HttpResponse:
-        """Send a request, wherever the server redirects it.
+        """Send a request, and follow redirects.
 
         Args:
             method: of HTTP.
             url: percent-encoded.
-            headers: besides those of the credential.
-            body: an iterator is read only for a server that takes it.
+            headers: in addition to those of the credential.
+            body: an iterator is read only if the server accepts the body.
             ok: statuses that are no error.
 
         Raises:
@@ -175,7 +175,7 @@ class HttpClient:
                 break
             response.drop()
             if response.has_sent_body:
-                # It cannot be sent twice. The next attempt asks the server first, again.
+                # It cannot be sent twice. The next attempt asks the server first.
                 self._without_expect.discard(response.server)
                 raise StorageError(f"{url}: the server redirects after it took bytes", code=FailureCode.SERVER_ERROR)
             at = _redirected(at, location)
@@ -189,7 +189,7 @@ class HttpClient:
         with contextlib.suppress(StorageError):
             text = response.read()[:_MAX_ERROR_TEXT].decode("utf-8", "backslashreplace").strip()
             response.finish()
-        # Without the query: with it, whoever reads the message could have the file.
+        # Without the query, which may hold a token: a reader of the message could download the file with it.
         request = f"{method} {at.partition('?')[0]}"
         retry_after, size = response.header("Retry-After"), headers.get("Content-Length")
         raise error_from_response(request, response.status, response.reason, text, retry_after, size)
@@ -202,20 +202,20 @@ class HttpClient:
         body: Body = b"",
         ok: tuple[int, ...] = (200,),
     ) -> HttpResponse:
-        """As `open`, for a response of which only the head matters."""
+        """Like `open`, for a response of which only the head matters."""
         response = self.open(method, url, headers, body, ok)
         response.finish()
         return response
 
     def is_xrootd(self, url: StorageUrl) -> bool:
-        """Whether a server is XRootD's, by its own words."""
+        """Whether a server reports to be XRootD."""
         authority = url.authority
         if authority not in self._products:
             self._request(known_server(url), "OPTIONS", StorageUrl(f"https://{authority}/"), {}, b"").finish()
         return self._products[authority].startswith("xrootd")
 
     def check_name(self, url: StorageUrl) -> None:
-        """Raise `StorageError` for a name that XRootD would take for another: it cuts paths at ``?``, however encoded.
+        """Raise `StorageError` for a name with ``?``, where XRootD cuts the path, even if it is encoded.
 
         Without this the removal of ``data?`` would remove ``data``.
         """
@@ -223,7 +223,7 @@ class HttpClient:
             raise StorageError(f"{url}: this server cannot hold names with a question mark", errno=errno.EILSEQ)
 
     def interrupt(self) -> None:
-        """End what is under way, from any thread."""
+        """Fail all operations; may be called from any thread."""
         self.interrupted = True
         for connection in list(self._busy):
             connection.abort()
@@ -238,7 +238,7 @@ class HttpClient:
             is_repeatable = connection.is_used and method not in _NOT_REPEATABLE
             response = self._request_once(server, connection, method, url, headers, body)
         except StorageError as error:
-            # The server may have closed a kept connection meanwhile.
+            # The server may have closed a kept connection.
             if not (error.lost and is_repeatable) or connection.has_sent_body:
                 raise self.explained(server, error) from error.__cause__
         else:
@@ -272,21 +272,21 @@ class HttpClient:
         return response
 
     def explained(self, server: Server, error: StorageError) -> StorageError:
-        """Why a connection ended: the server is down, does not want the client, or cannot cope with this one request.
+        """The reason for a closed connection: the server is down, refuses the client, or fails at this request.
 
-        Only the first is CONNECTION. Some servers end the connection over one path (Apache over a directory that it
-        cannot enter, WsgiDAV over a name that is not UTF-8) and are well otherwise: that must not pause the site.
+        Only the first is CONNECTION. Some servers close the connection because of one path (Apache for an unreadable
+        directory, WsgiDAV for a name that is not UTF-8) and work otherwise: that must not pause the site.
         """
         if not error.lost or error.code is not FailureCode.CONNECTION or self.interrupted:
             return error
         reason = self._probe(server)
         if reason is None:
-            text = f"the server ended the connection at this request, and answers others: {error.message}"
+            text = f"the server closed the connection at this request, but answers others: {error.message}"
             return StorageError(text, code=FailureCode.SERVER_ERROR, lost=True)
         return reason if reason.code in _CREDENTIAL_CODES else error
 
     def _probe(self, server: Server) -> StorageError | None:
-        """Send a request that asks for nothing; what goes wrong, or None if the server responds soon."""
+        """Send a request without effect; returns its error, or None if the server responds in time."""
         connection = HttpConnection(server.authority, self._tls(server), lambda: min(self._timeout_s(), _PROBE_S))
         try:
             connection.connect()
@@ -329,7 +329,7 @@ class HttpClient:
         return connection
 
     def release(self, server: Server, connection: HttpConnection) -> None:
-        """Keep a connection for the next request, if it takes one."""
+        """Keep a connection for the next request, if it is reusable."""
         if connection.is_reusable:
             self._busy.discard(connection)
             self._idle.setdefault(server, []).append(connection)
@@ -355,7 +355,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def translated_errors(self, server: Server, connection: HttpConnection) -> Iterator[None]:
-        """Turn errors of a connection into those of the storage; the connection is closed by any error."""
+        """Convert errors of a connection to `StorageError`; any error closes the connection."""
         try:
             yield
         except BaseException as error:
@@ -383,7 +383,7 @@ class HttpClient:
 
     @staticmethod
     def credentials(authority: str) -> dict[str, str]:
-        """The headers with the user's token for a server, if there is one."""
+        """The header with the user's token for a server, if there is one."""
         credential = credential_at(("https", "davs"), authority)
         if credential is None:
             return {}
@@ -394,16 +394,16 @@ class HttpClient:
             raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
         if not _TOKEN.fullmatch(token):
             raise StorageError(
-                "that is no bearer token", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
+                "it is not a bearer token", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
             )
         return {"Authorization": f"Bearer {token}"}
 
     def _tls(self, server: Server) -> ssl.SSLContext:
-        """Trusts the authorities of the server; with the user's proxy for servers that the user has named."""
+        """The TLS context: the server's trusted authorities, and the user's proxy if the user has named the server."""
         key = server.trust, server.is_known
         if key not in self._contexts:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            # Apache asks for a certificate once it knows the path (SSLVerifyClient in a Location or Directory).
+            # Apache requests a certificate after it has read the path (SSLVerifyClient in a Location or Directory).
             context.post_handshake_auth = True
             try:
                 context.load_verify_locations(capath=server.trust or None)
@@ -417,13 +417,13 @@ class HttpClient:
 
 
 def known_server(url: StorageUrl) -> Server:
-    """The server of a URL that the user has named."""
+    """The server of a URL, as one that the user has named."""
     authority = url.authority
     return Server(authority, True, trust_at(authority))
 
 
 def _redirected(url: StorageUrl, location: str) -> StorageUrl:
-    """Where a redirect leads.
+    """The target of a redirect.
 
     Raises:
         StorageError: it is not followed.
@@ -437,7 +437,7 @@ def _redirected(url: StorageUrl, location: str) -> StorageUrl:
 
 
 def _only_adds_slash(url: StorageUrl, location: str) -> bool:
-    """Whether a redirect leads to the same path with a slash; its host and scheme may be those behind a proxy."""
+    """Whether a redirect only adds a slash to the path; host and scheme may be those behind a proxy."""
     try:
         path = urllib.parse.urlsplit(urllib.parse.urljoin(url, location)).path
     except ValueError:

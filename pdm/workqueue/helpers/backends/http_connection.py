@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection over h11, and what its errors and statuses mean for a transfer."""
+"""One HTTP/1.1 connection on h11, and the storage errors for its statuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ERRNO_BY_STATUS: Mapping[int, int] = {
     501: errno.EOPNOTSUPP,
     507: errno.ENOSPC,
 }
-#: These mean what they say, whatever the text says.
+#: Statuses with a reliable meaning, whatever the text is.
 _CODE_BY_STATUS: Mapping[int, FailureCode] = {
     408: FailureCode.TIMEOUT,
     413: FailureCode.TOO_LARGE,
@@ -44,7 +44,7 @@ _CODE_BY_STATUS: Mapping[int, FailureCode] = {
     503: FailureCode.BUSY,
     504: FailureCode.SERVER_ERROR,
 }
-#: What servers write into the body of any status; XRootD in the words of the system.
+#: Error texts in bodies; XRootD's are the system's.
 _ERRNO_BY_TEXT = (
     ("no space left", errno.ENOSPC),
     ("quota exceeded", errno.EDQUOT),
@@ -63,7 +63,7 @@ _ERRNO_BY_TEXT = (
 
 
 class HttpStatusError(StorageError):
-    """A server responded with a status that is no success.
+    """The response's status is not a success.
 
     Attributes:
         status: of HTTP.
@@ -73,9 +73,9 @@ class HttpStatusError(StorageError):
 
 
 def errno_from_text(text: str) -> int | None:
-    """The error number that a sentence of a server means.
+    """The errno for an error text of a server.
 
-    What comes before the last semicolon names the file, which may be called ``permission denied``.
+    The part before the last semicolon names the file, which may be called ``permission denied``.
     """
     lowered = text.rpartition(";")[2].lower()
     return next((number for words, number in _ERRNO_BY_TEXT if words in lowered), None)
@@ -89,7 +89,7 @@ def error_from_response(
     Args:
         request: method and URL, for the message.
         status: of the response.
-        reason: the words beside it.
+        reason: its reason phrase.
         text: the beginning of its body.
         retry_after: its ``Retry-After``.
         size: ``Content-Length`` of the request; None if there was none.
@@ -115,7 +115,7 @@ def error_from_response(
 
 
 def _inner_error(multistatus: str) -> int | None:
-    """The first status in a multistatus that is no success: of the resource that was in the way."""
+    """The first status in a multistatus that is not a success: of the resource that caused the failure."""
     with suppress(StorageError):
         for resource in resources("", [multistatus.encode("utf-8", "replace")]):
             if resource.status >= HTTPStatus.BAD_REQUEST:
@@ -124,7 +124,7 @@ def _inner_error(multistatus: str) -> int | None:
 
 
 def retry_after_seconds(retry_after: str | None) -> float | None:
-    """``Retry-After``, a number or a date, in seconds from now; None if there is none, or it is neither."""
+    """``Retry-After``, a number or a date, in seconds from now; None if it is missing or invalid."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdecimal():
         return min(float(text[:10]), _MAX_RETRY_AFTER_S)
@@ -151,35 +151,35 @@ def exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
         )
 
 
-#: Bytes that are received before they are parsed. TLS yields at most 16 KiB at a time.
+#: Bytes that are received before they are parsed. TLS returns at most 16 KiB at a time.
 _RECEIVE_SIZE = 256 * 1024
-#: After fewer bytes at once there is hardly more to receive.
+#: After a shorter read, hardly more data is available.
 _MIN_RECORD = 4 * 1024
-#: Bytes of a response's head.
+#: Maximum bytes of a response's head.
 _MAX_HEAD = 64 * 1024
 _MAX_INTERIM_RESPONSES = 50
-#: Seconds for a server to say that it wants the body.
+#: Seconds to wait for ``100 Continue``.
 _CONTINUE_S = 2.0
-#: How a connection ends under a server that does not want the request, or that dies.
+#: Errors of a connection that the server closes because it refuses the request or dies.
 _CLOSED = (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)
 _BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class HttpConnection:
-    """A connection for one request after the other: one thread uses it, `abort` may be called by any.
+    """A connection for consecutive requests: one thread uses it, `abort` may be called from any thread.
 
-    All methods may raise `OSError` and `h11.ProtocolError`. The connection is of no more use then.
+    All methods may raise `OSError` and `h11.ProtocolError`; the connection cannot be used afterwards.
 
     Args:
         authority: host, and port.
         context: of TLS.
-        timeout_s: seconds to wait for the next byte; raises `TimeoutError` if there is no time left.
+        timeout_s: returns the seconds to wait for the next byte; raises `TimeoutError` if no time is left.
 
     Attributes:
         is_connected: whether `connect` has connected it.
         is_used: whether it has had a request.
         has_sent_body: whether a part of the last request's body was sent.
-        ignores_expect: whether the server said nothing when it was asked whether it wants the body.
+        ignores_expect: whether the server did not react to ``Expect: 100-continue``.
     """
 
     def __init__(self, authority: str, context: ssl.SSLContext, timeout_s: Callable[[], float]) -> None:
@@ -227,7 +227,7 @@ class HttpConnection:
             target: path and query.
             headers: with ``Content-Length`` if the body is an iterator.
             body: an iterator is not read to its end if the server responds with an error.
-            expect: whether to ask the server for its consent (``Expect: 100-continue``) before an iterator is read.
+            expect: whether to wait for ``100 Continue`` before an iterator is read.
         """
         if isinstance(body, bytes):
             self.begin(method, target, headers, body)
@@ -258,7 +258,7 @@ class HttpConnection:
         return self._protocol.send(h11.Request(method=method, target=target, headers=encoded)) or b""
 
     def _ask(self) -> h11.Response | None:
-        """Wait until the server wants the body; its response, if it does not."""
+        """Wait for ``100 Continue``; returns the response if the server refuses the body."""
         give_up_at = time.monotonic() + min(_CONTINUE_S, self._timeout_s())
         while self._parse_head() is None and not self._may_send:
             wanted = self._receive()
@@ -268,7 +268,7 @@ class HttpConnection:
         return self._response
 
     def _upload(self, chunks: Iterator[bytes]) -> h11.Response | None:
-        """Send a body; the response, if the server refuses it before its end."""
+        """Send a body; returns the response if the server refuses it before its end."""
         for chunk in chunks:
             if self._poll(select.POLLIN, 0) and (refusal := self._early_refusal()) is not None:
                 return refusal
@@ -279,18 +279,18 @@ class HttpConnection:
         return self._send(self._protocol.send(h11.EndOfMessage()))
 
     def _send(self, data: bytes) -> h11.Response | None:
-        """Send bytes; the response, if the server refuses the request before it has taken them."""
+        """Send bytes; returns the response if the server refuses the request before it has read them."""
         view = memoryview(data)
         while view:
             try:
                 view = view[self._sock.send(view) :]
             except _BLOCKED as error:
-                # After a success that comes early nothing more is received, so that the buffer stays bounded.
+                # After an early success nothing more is received, so that the buffer stays bounded.
                 ready = self._wait(_events(error) | (select.POLLIN if self._response is None else 0))
                 if ready != select.POLLOUT and (refusal := self._early_refusal()) is not None:
                     return refusal
             except _CLOSED:
-                # The reason may have arrived before: as a response, or as an alert of TLS, which is raised here.
+                # The reason may have arrived before: as a response, or as a TLS alert, which is raised here.
                 if (refusal := self._early_refusal()) is not None:
                     return refusal
                 raise
@@ -311,7 +311,7 @@ class HttpConnection:
         return response
 
     def _parse_head(self) -> h11.Response | None:
-        """The response, if all of its head has been received; interim responses are passed over."""
+        """The response, if its head is complete; interim responses are skipped."""
         while self._response is None:
             event = self._protocol.next_event()
             if isinstance(event, h11.Response):
@@ -320,7 +320,7 @@ class HttpConnection:
                 self._may_send = self._may_send or event.status_code == HTTPStatus.CONTINUE
                 self._interim_responses += 1
                 if self._interim_responses > _MAX_INTERIM_RESPONSES:
-                    raise h11.RemoteProtocolError("the server announces a response again and again")
+                    raise h11.RemoteProtocolError("the server sends too many interim responses")
             else:
                 return None
         return self._response
@@ -337,7 +337,7 @@ class HttpConnection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the connection takes another request: all was sent, all was read, and nothing else has come."""
+        """Whether the connection can take another request: all was sent and read, and no further data has arrived."""
         protocol = self._protocol
         return protocol.our_state is protocol.their_state is h11.DONE and not protocol.trailing_data[0]
 
@@ -352,14 +352,14 @@ class HttpConnection:
         try:
             self._sock.recv(1)
         except ssl.SSLWantReadError:
-            # TLS has spoken for itself, with a session ticket for example.
+            # A TLS record without data, for example a session ticket.
             return True
         except OSError:
             pass
         return False
 
     def abort(self) -> None:
-        """End what is under way, from any thread."""
+        """Fail the current operation; may be called from any thread."""
         if self.is_connected:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
@@ -371,7 +371,7 @@ class HttpConnection:
     # -- the socket
 
     def _receive(self) -> int:
-        """Take what has arrived without waiting: 0, or the events of `select.poll` to wait for if there is nothing."""
+        """Receive without blocking: returns 0, or the events of `select.poll` to wait for."""
         count = 0
         try:
             while received := self._sock.recv_into(self._buffer[count:]):
@@ -386,7 +386,7 @@ class HttpConnection:
                 raise
         if not count and self._response is None:
             raise ConnectionResetError("the server closed the connection without a response")
-        # Nothing is the end of the stream.
+        # An empty read is the end of the stream.
         self._protocol.receive_data(self._buffer[:count])  # type: ignore[arg-type]  # any buffer will do
         return 0
 
@@ -397,11 +397,11 @@ class HttpConnection:
     def _wait(self, events: int, min_timeout_s: float = 0.0) -> int:
         ready = self._poll(events, max(self._timeout_s(), min_timeout_s))
         if not ready:
-            raise TimeoutError("the server neither sent nor took a byte in time")
+            raise TimeoutError("no byte was sent or received in time")
         return ready
 
     def _poll(self, events: int, seconds: float) -> int:
-        """Wait for events of `select.poll`; those that are there, 0 for none."""
+        """Wait for events of `select.poll`; returns those that occurred, 0 for none."""
         poll = select.poll()
         poll.register(self._sock, events)
         return next((ready for _, ready in poll.poll(seconds * 1000)), 0)

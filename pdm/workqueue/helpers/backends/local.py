@@ -30,21 +30,21 @@ from pdm.workqueue.helpers.storage import (
 )
 
 _CHUNK = 1024 * 1024
-#: What the kernel copies in one call: a cancel waits for no more than this.
+#: Bytes of one copy_file_range call: a cancel waits for it.
 _KERNEL_CHUNK = 64 * 1024 * 1024
-#: Seconds between two words about a running copy.
+#: Seconds between two progress reports.
 _PROGRESS_S = 0.5
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: copy_file_range is not for every pair of file systems.
+#: copy_file_range does not support every pair of file systems.
 _NOT_IN_KERNEL = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF})
-#: Errors of it that can only come from the destination.
+#: Its errors that only the destination can cause.
 _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 @contextlib.contextmanager
 def _storage_errors(url: StorageUrl) -> Iterator[None]:
-    """Turn an error of the system into one of the storage that names what it was about."""
+    """Convert an `OSError` to a `StorageError` with the path."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def _storage_errors(url: StorageUrl) -> Iterator[None]:
 
 
 class LocalStorage(Storage):
-    """One lane's way to the folders."""
+    """The file access of one thread."""
 
     def __init__(self, roots: Roots) -> None:
         self._roots = roots
@@ -64,7 +64,7 @@ class LocalStorage(Storage):
         with _storage_errors(url):
             try:
                 with self._roots.resolved(url) as resolved:
-                    status = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+                    status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
                     return self._file_stat(url, status)
             except FileNotFoundError:
                 return None
@@ -76,9 +76,9 @@ class LocalStorage(Storage):
             return FileStat(kind, status.st_size if kind == "file" else 0, *common)
         try:
             with self._roots.resolved(url, follow=True) as resolved:
-                target = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+                target = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
         except (OSError, StorageError):
-            # It leads nowhere, or to where this site does not reach.
+            # A dangling link, or one to a path outside of the roots.
             return FileStat("link", 0, *common)
         target_kind = _kind(target)
         return FileStat("link", target.st_size if target_kind == "file" else 0, *common, resolved.path, target_kind)
@@ -89,34 +89,34 @@ class LocalStorage(Storage):
 
     def entries(self, url: StorageUrl) -> EntryIterator:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
-            folder = os.open(
-                resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=resolved.folder
+            directory = os.open(
+                resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=resolved.directory
             )
             try:
-                with os.scandir(folder) as found:
+                with os.scandir(directory) as found:
                     for entry in found:
                         if self._interrupted:
                             raise StoppedError
                         with contextlib.suppress(FileNotFoundError):
-                            # One that is removed meanwhile is not there.
+                            # It was removed meanwhile.
                             yield os.fsencode(entry.name), self._found(url, entry)
             finally:
-                os.close(folder)
+                os.close(directory)
 
-    def _found(self, folder_url: StorageUrl, entry: os.DirEntry[str]) -> FileStat:
+    def _found(self, directory_url: StorageUrl, entry: os.DirEntry[str]) -> FileStat:
         status = entry.stat(follow_symlinks=False)
-        return self._file_stat(folder_url.child(os.fsencode(entry.name)), status)
+        return self._file_stat(directory_url.child(os.fsencode(entry.name)), status)
 
     def make_directory(self, url: StorageUrl) -> None:
         with _storage_errors(url), self._roots.resolved(url) as resolved:
             lease.check()
-            os.mkdir(resolved.name, dir_fd=resolved.folder)
+            os.mkdir(resolved.name, dir_fd=resolved.directory)
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
         with _storage_errors(url), self._roots.resolved(url) as resolved:
             _refuse_root(resolved)
             lease.check()
-            (os.rmdir if directory else os.unlink)(resolved.name, dir_fd=resolved.folder)
+            (os.rmdir if directory else os.unlink)(resolved.name, dir_fd=resolved.directory)
 
     def rename(self, source: StorageUrl, destination: StorageUrl, *, replace: bool) -> None:
         with _storage_errors(source), self._roots.resolved(source) as old, self._roots.resolved(destination) as new:
@@ -124,7 +124,7 @@ class LocalStorage(Storage):
             _refuse_root(new)
             lease.check()
             if replace:
-                os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+                os.rename(old.name, new.name, src_dir_fd=old.directory, dst_dir_fd=new.directory)
             else:
                 rename_without_replacing(old, new)
 
@@ -145,7 +145,7 @@ class LocalStorage(Storage):
         return digest
 
     def check(self) -> None:
-        """Raise if the operation must end now."""
+        """Raise `StoppedError` or a timeout if the operation must end now."""
         lease.check()
         if self._interrupted:
             raise StoppedError
@@ -154,11 +154,11 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def _opened(self, url: StorageUrl, scope: FailureScope | None = None) -> Iterator[int]:
-        """A regular file, open for reading."""
+        """Open a regular file for reading."""
         try:
             with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
                 # Non-blocking: opening a pipe would wait for its writer.
-                file = os.open(resolved.name, _READ, dir_fd=resolved.folder)
+                file = os.open(resolved.name, _READ, dir_fd=resolved.directory)
         except StorageError as error:
             error.scope = scope
             raise
@@ -179,7 +179,7 @@ class LocalStorage(Storage):
         try:
             with _storage_errors(url), self._roots.resolved(url) as resolved:
                 lease.check()
-                file = os.open(resolved.name, _CREATE, 0o666, dir_fd=resolved.folder)
+                file = os.open(resolved.name, _CREATE, 0o666, dir_fd=resolved.directory)
         except StorageError as error:
             raise error.at(FailureScope.DESTINATION) from error.__cause__
         try:
@@ -189,17 +189,17 @@ class LocalStorage(Storage):
 
     def size(self, url: StorageUrl) -> int:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
-            return os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False).st_size
+            return os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False).st_size
 
     def version(self, url: StorageUrl) -> FileVersion:
         with _storage_errors(url), self._roots.resolved(url, follow=True) as resolved:
-            status = os.stat(resolved.name, dir_fd=resolved.folder, follow_symlinks=False)
+            status = os.stat(resolved.name, dir_fd=resolved.directory, follow_symlinks=False)
         tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
 
     def checksum(self, url: StorageUrl) -> str:
         with _storage_errors(url), self._opened(url) as file:
-            # What is read again shall come from the disk: pages that are written back can be dropped.
+            # The checksum must be that of the disk: drop written pages from the cache.
             with contextlib.suppress(OSError):
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             digest = 1
@@ -218,19 +218,21 @@ class LocalStorage(Storage):
     def sync_directory(self, directory_url: StorageUrl) -> None:
         with _storage_errors(directory_url), self._roots.resolved(directory_url, follow=True) as resolved:
             try:
-                folder = os.open(resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.folder)
+                directory = os.open(
+                    resolved.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=resolved.directory
+                )
             except PermissionError:
-                # A drop box, which can be written to and not be opened: all that is on disks' way is written out.
+                # A drop box can be written to but not opened: sync everything.
                 os.sync()
                 return
             try:
-                os.fsync(folder)
+                os.fsync(directory)
             finally:
-                os.close(folder)
+                os.close(directory)
 
 
 class _LocalCopy:
-    """The bytes of one open file to another."""
+    """A copy from one open file to another."""
 
     def __init__(self, storage: LocalStorage, reading: int, writing: int, arrived: ProgressCallback) -> None:
         self._storage = storage
@@ -241,7 +243,7 @@ class _LocalCopy:
         self._told_at = time.monotonic()
 
     def with_checksum(self) -> str:
-        """Copy, and give the ADLER32 of what was read."""
+        """Copy, and return the ADLER32 of the bytes read."""
         digest = 1
         buffer = memoryview(bytearray(_CHUNK))
         while count := self._read(buffer):
@@ -256,7 +258,7 @@ class _LocalCopy:
         return f"{digest:08x}"
 
     def in_kernel(self) -> None:
-        """Copy without seeing the bytes, where kernel and file systems can."""
+        """Copy with copy_file_range; False if kernel or file systems do not support it."""
         try:
             while count := os.copy_file_range(self._reading, self._writing, _KERNEL_CHUNK):
                 self._moved_on(count)
@@ -266,7 +268,7 @@ class _LocalCopy:
                     FailureScope.DESTINATION if error.errno in _WRITE_ERRNOS else FailureScope.TRANSFER, error
                 ) from error
         if self._moved == 0:
-            # Also for files that only seem empty to the kernel, as those of /proc do.
+            # Also for files with a size of 0 that have content, as in /proc.
             self.with_checksum()
 
     def _read(self, buffer: memoryview) -> int:
@@ -299,7 +301,7 @@ def _kind(status: os.stat_result) -> FileKind:
 def _refuse_root(resolved: ResolvedPath) -> None:
     if resolved.name == b".":
         raise StorageError(
-            "the root of the site stays as it is", errno=errno.EACCES, code=FailureCode.PERMISSION_DENIED
+            "the root of the site cannot be changed", errno=errno.EACCES, code=FailureCode.PERMISSION_DENIED
         )
 
 
@@ -307,7 +309,7 @@ _STREAM_CHUNK = 1024 * 1024
 
 
 class LocalBackend(LocalStorage, StorageBackend):
-    """The folders of the FILE sites; a copy within them stays in the kernel."""
+    """The directories of the FILE sites; a copy between them stays in the kernel."""
 
     def __init__(self, roots: Roots) -> None:
         LocalStorage.__init__(self, roots)

@@ -1,7 +1,8 @@
-"""Confined path resolution: open files below the roots of FILE sites and nowhere else, whatever symbolic links say.
+"""Confined path resolution: open files below the roots of FILE sites only, even if symbolic links lead outside.
 
-A path is walked name by name; each is opened in the directory before it without following links, and a link is read
-and walked in turn. So a component that is exchanged meanwhile cannot lead outside (no time-of-check race).
+A path is resolved component by component; each is opened in its parent directory without following links, and the
+target of a link is resolved in the same way. So a component that is replaced meanwhile cannot lead outside (no
+time-of-check race).
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import StorageError
 
 _MOST_LINKS = 40
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1
 
 
 class ResolvedPath(NamedTuple):
-    """Where a thing is, or would be: an open folder and the name in it; and both as one path, for people and links."""
+    """An open directory and a name in it, which may not exist; and both as one path, for messages and links."""
 
-    folder: int
+    directory: int
     name: bytes
     path: bytes
 
 
 class Roots:
-    """The folders that may be used.
+    """The root directories.
 
     Args:
         roots: their absolute paths, percent-encoded.
@@ -45,14 +46,14 @@ class Roots:
 
     @contextlib.contextmanager
     def resolved(self, url: StorageUrl, *, follow: bool = False) -> Iterator[ResolvedPath]:
-        """The place of a URL; its folder is closed at the end.
+        """Resolve a URL; the directory is closed at the end of the context.
 
         Args:
             url: ``file:///path``.
             follow: whether a link with that name is followed.
 
         Raises:
-            StorageError: it is outside, or a part of its path is not there or no directory.
+            StorageError: it is outside, or a component is missing or no directory.
         """
         path = url.path
         root = next((root for root in self._roots if path == root or path.startswith(root + b"/")), None)
@@ -69,13 +70,13 @@ class Roots:
 class _PathWalk:
     def __init__(self, root: bytes) -> None:
         self._root = root
-        self._folders = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        self._directories = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
         self._names: list[bytes] = []
         self._links = 0
 
     def close(self) -> None:
-        for folder in self._folders:
-            os.close(folder)
+        for directory in self._directories:
+            os.close(directory)
 
     def to(self, names: list[bytes], *, follow: bool) -> ResolvedPath:
         waiting = list(reversed(names))
@@ -86,9 +87,9 @@ class _PathWalk:
             elif waiting:
                 self._down(name, waiting)
             elif not follow or not self._follow(name, waiting):
-                return ResolvedPath(self._folders[-1], name, self._path(name))
-        # The root itself, or a link that ended at a folder's "..".
-        return ResolvedPath(self._folders[-1], b".", self._path())
+                return ResolvedPath(self._directories[-1], name, self._path(name))
+        # The root itself, or a link whose target ends in "..".
+        return ResolvedPath(self._directories[-1], b".", self._path())
 
     def _path(self, *more: bytes) -> bytes:
         return b"/".join((self._root.rstrip(b"/"), *self._names, *more)) or b"/"
@@ -96,21 +97,21 @@ class _PathWalk:
     def _up(self) -> None:
         if not self._names:
             raise _outside(self._path(b".."))
-        os.close(self._folders.pop())
+        os.close(self._directories.pop())
         self._names.pop()
 
     def _down(self, name: bytes, waiting: list[bytes]) -> None:
         try:
-            self._folders.append(os.open(name, _FOLDER, dir_fd=self._folders[-1]))
+            self._directories.append(os.open(name, _DIRECTORY, dir_fd=self._directories[-1]))
             self._names.append(name)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP) or not self._follow(name, waiting):
                 raise
 
     def _follow(self, name: bytes, waiting: list[bytes]) -> bool:
-        """Put the target of a link in front of what waits; False if the name is no link, or not there."""
+        """Push the target of a link onto the remaining components; False if the name is no link, or missing."""
         try:
-            thing = os.open(name, _ANYTHING, dir_fd=self._folders[-1])
+            thing = os.open(name, _ANYTHING, dir_fd=self._directories[-1])
         except FileNotFoundError:
             return False
         try:
@@ -138,48 +139,49 @@ class _PathWalk:
 
 def _outside(path: bytes) -> StorageError:
     return StorageError(
-        f"{path.decode('utf-8', 'backslashreplace')} is not below the folder that this site serves",
+        f"{path.decode('utf-8', 'backslashreplace')} is not below the directory that this site serves",
         errno=errno.EACCES,
         code=FailureCode.PERMISSION_DENIED,
     )
 
 
-#: How a file system without hard links refuses one.
+#: Errors of a file system without hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def rename_without_replacing(source: ResolvedPath, destination: ResolvedPath) -> None:
-    """Give a new name that nothing has yet, in one step where the file system can.
+    """Rename to a free name, atomically if the file system supports it.
 
     Raises:
-        OSError: EEXIST if something has it.
+        OSError: EEXIST if the name is taken.
     """
     call = getattr(_libc, "renameat2", None)
     if call is not None:
-        if call(source.folder, source.name, destination.folder, destination.name, _RENAME_NOREPLACE) == 0:
+        if call(source.directory, source.name, destination.directory, destination.name, _RENAME_NOREPLACE) == 0:
             return
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(number, os.strerror(number), destination.path)
-    # A file system that cannot (NFS, say): a link never replaces.
-    if not stat.S_ISDIR(os.stat(source.name, dir_fd=source.folder, follow_symlinks=False).st_mode):
+    # File systems without RENAME_NOREPLACE (NFS, for example): a hard link never replaces.
+    if not stat.S_ISDIR(os.stat(source.name, dir_fd=source.directory, follow_symlinks=False).st_mode):
         try:
             os.link(
                 source.name,
                 destination.name,
-                src_dir_fd=source.folder,
-                dst_dir_fd=destination.folder,
+                src_dir_fd=source.directory,
+                dst_dir_fd=destination.directory,
                 follow_symlinks=False,
             )
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
         else:
-            os.unlink(source.name, dir_fd=source.folder)
+            os.unlink(source.name, dir_fd=source.directory)
             return
-    # Directories have no links, and some file systems (FAT, many of FUSE) have none: a look right before the rename.
+    # Directories have no hard links, nor have files of some file systems (FAT, many of FUSE): check right before the
+    # rename.
     with contextlib.suppress(FileNotFoundError):
-        os.stat(destination.name, dir_fd=destination.folder, follow_symlinks=False)
+        os.stat(destination.name, dir_fd=destination.directory, follow_symlinks=False)
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), destination.path)
-    os.rename(source.name, destination.name, src_dir_fd=source.folder, dst_dir_fd=destination.folder)
+    os.rename(source.name, destination.name, src_dir_fd=source.directory, dst_dir_fd=destination.directory)

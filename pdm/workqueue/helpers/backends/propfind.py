@@ -1,11 +1,11 @@
 """Multistatus documents of WebDAV (the response to PROPFIND), parsed while they arrive.
 
-The server may be hostile. A document type, and with it every entity, is refused. Memory is bounded: the tree holds no
-more than the responses of one chunk and the one that is incomplete.
+The server may be hostile. A document type, and with it every entity, is refused. Memory is bounded: the tree holds the
+responses of one chunk and an incomplete one.
 
-`xml.etree.ElementTree.XMLPullParser` cannot do this: it fails at prefixes that are not declared, which some servers
-send, and has no hook for the document type. Here expat, without namespaces, drives the same `TreeBuilder`, and calls no
-Python for an element.
+`xml.etree.ElementTree.XMLPullParser` cannot be used: it fails at undeclared prefixes, which some servers send, and has
+no hook for the document type. Here expat, without namespaces, drives the same `TreeBuilder` without calling Python code
+for an element.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from xml.parsers import expat
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.storage import StorageError
 
-#: Characters that are plain in a URL, and that no server has been seen to confuse.
+#: Characters without a special meaning, which no known server confuses.
 _PLAIN_NAME = re.compile(rb"[A-Za-z0-9._~ (),=@!$'\x80-\xff-]+")
 _CONTEXT_LENGTH = 4
 _MAX_SHAPE_LENGTH = 200
@@ -38,14 +38,14 @@ _name_kept_lock = threading.Lock()
 
 
 def is_odd(encoded_name: str) -> bool:
-    """Whether a server may take a percent-encoded name for another."""
+    """Whether a server may confuse a percent-encoded name with another."""
     return _PLAIN_NAME.fullmatch(unquote_to_bytes(encoded_name)) is None
 
 
 def shape_of(encoded_name: str) -> bytes:
-    """What is odd in a name: a server keeps all names of one shape, or none.
+    """The special characters of a name: a server keeps all names of one shape, or none.
 
-    Plain characters are left out, but for those behind ``&`` and ``%``: with them they may be an entity, or an escape.
+    Plain characters are omitted, except after ``&`` and ``%``, where they may be part of an entity or an escape.
     """
     name = unquote_to_bytes(encoded_name)
     if b"&" in name or b"%" in name:
@@ -59,9 +59,9 @@ def check_kept(authority: str, shape: bytes, try_name: Callable[[str, str], bool
 
     Args:
         authority: host and port.
-        shape: of `shape_of`.
-        try_name: makes a file of the first percent-encoded name, moves it to the second, and returns whether it is
-            there; None where that could not be tried.
+        shape: result of `shape_of`.
+        try_name: makes a file with the first percent-encoded name, moves it to the second, and returns whether that
+            exists; None if it could not be tried.
     """
     with _name_kept_lock:
         known = _name_kept.get((authority, shape))
@@ -78,19 +78,19 @@ def check_kept(authority: str, shape: bytes, try_name: Callable[[str, str], bool
 
 
 def folded(name: bytes) -> str:
-    """The same for names that a server takes for one if it ignores case, or composes letters in its own way."""
+    """A key that is equal for names that a server may treat as the same: it ignores case or normalises Unicode."""
     return unicodedata.normalize("NFC", name.decode("utf-8", "surrogateescape")).casefold()
 
 
-#: Bytes that are parsed before complete responses are taken out of the tree.
+#: Bytes that are parsed before complete responses are removed from the tree.
 _CHUNK_SIZE = 64 * 1024
-#: Bytes of one response: servers list a few dozen properties, locks and their owners.
+#: Maximum bytes of one response: servers list a few dozen properties, locks and their owners.
 _MAX_RESPONSE_SIZE = 256 * 1024
 _MAX_SIZE_DIGITS = 19
 _OK = 200
-#: Error of expat at text behind the end of the document.
+#: Error of expat for text after the end of the document.
 _AFTER_END = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
-#: Bytes that XML cannot carry → characters of the private use area, which are always taken for such bytes.
+#: Bytes that XML does not allow → characters of the private use area, which always stand for such bytes.
 _ESCAPES = {
     **{0xDC00 + byte: chr(0xEF00 + byte) for byte in range(0x80, 0x100)},
     **{byte: chr(0xEF00 + byte) for byte in range(0x20) if byte not in b"\n\t"},
@@ -102,11 +102,11 @@ class DavResource(NamedTuple):
     """One resource of a multistatus.
 
     Attributes:
-        href: as the server has written it.
+        href: unchanged.
         is_directory: whether it is a collection.
-        size: ``getcontentlength``; None if the server sends none.
-        mtime: ``getlastmodified`` in seconds since 1970 UTC; None if the server sends none.
-        status: HTTP status of the resource itself; 200 unless the server sends another.
+        size: ``getcontentlength``; None if missing.
+        mtime: ``getlastmodified`` in seconds since 1970 UTC; None if missing.
+        status: HTTP status of the resource itself; 200 if missing.
     """
 
     href: str
@@ -120,9 +120,9 @@ def resources(url: str, chunks: Iterable[bytes], *, raw: bool = False) -> Iterat
     """The resources of a multistatus document.
 
     Args:
-        url: that was requested, for errors.
+        url: of the request, for errors.
         chunks: of the document.
-        raw: whether the server writes names as they are, as XRootD does: bytes that XML forbids are let through.
+        raw: whether the server does not encode names, like XRootD: bytes that XML forbids are accepted.
 
     Raises:
         StorageError: BAD_LISTING, the document is no multistatus; SERVER_ERROR, it is incomplete.
@@ -137,7 +137,7 @@ def resources(url: str, chunks: Iterable[bytes], *, raw: bool = False) -> Iterat
 
 
 class _ResponseTree:
-    """The ``response`` elements that have been parsed and not been taken yet."""
+    """The parsed ``response`` elements that were not taken yet."""
 
     def __init__(self, url: str, *, raw: bool) -> None:
         self._url = url
@@ -150,7 +150,7 @@ class _ResponseTree:
         self._parser.EndElementHandler = self._builder.end
         self._parser.CharacterDataHandler = self._builder.data
         self._root: Element | None = None
-        #: Bytes since a response was complete.
+        #: Bytes since the last complete response.
         self._pending = 0
 
     def _refuse_doctype(self, *_: object) -> None:
@@ -170,7 +170,8 @@ class _ResponseTree:
             self._parser.Parse(data, final)
         except expat.ExpatError as error:
             if error.code == _AFTER_END:
-                # rclone and others of Go's library append an error so, as when a file vanishes while they list.
+                # rclone and other servers in Go append an error message, for example when a file vanishes during the
+                # listing.
                 text = f"{self._url}: the server broke off its listing: {error}"
                 raise StorageError(text, code=FailureCode.SERVER_ERROR) from None
             if final:
@@ -179,7 +180,7 @@ class _ResponseTree:
             raise self._invalid(str(error)) from None
 
     def take(self, *, leave: int) -> list[Element]:
-        """Remove the elements from the tree and return them, but for the last ``leave``, which may be incomplete."""
+        """Remove the elements from the tree and return them, except the last ``leave``, which may be incomplete."""
         found: list[Element] = []
         if self._root is not None and len(self._root) > leave:
             found = self._root[: len(self._root) - leave]
@@ -205,16 +206,16 @@ class _ResponseTree:
                 case "propstat":
                     pass
                 case name:
-                    # Some servers leave out ``propstat``, or ``prop`` as well.
+                    # Some servers omit ``propstat``, or ``prop`` as well.
                     properties |= _by_name(part) | {name: part}
         if not hrefs:
             raise self._invalid("an entry without a name")
-        # Not ``iscollection``: XRootD (5.5) sends that for every file that may be executed.
+        # Not ``iscollection``: XRootD (5.5) sends it for every executable file.
         kinds = properties.get("resourcetype", ())
         size = _text(properties.get("getcontentlength"))
         is_size = size.isascii() and size.isdecimal() and len(size) <= _MAX_SIZE_DIGITS
         return DavResource(
-            # With a status for several resources, the first; no PROPFIND has such.
+            # The first of several; no response to PROPFIND has more than one.
             hrefs[0],
             any(_local_name(kind.tag) == "collection" for kind in kinds),
             int(size) if is_size else None,
@@ -264,19 +265,19 @@ def _seconds(date: str) -> int | None:
 
 
 def path_of_href(href: str, base: bytes, *, raw: bool) -> bytes:
-    """The decoded path that an href names, without a slash at its end; the root is empty.
+    """The decoded path of an href, without a slash at its end; the root is empty.
 
     Args:
         href: absolute URL, absolute path, or relative to ``base``.
-        base: decoded path of the directory that was asked, without a slash at its end.
-        raw: whether the server does not encode names, as XRootD.
+        base: decoded path of the requested directory, without a slash at its end.
+        raw: whether the server does not encode names, like XRootD.
     """
     if raw:
         return href.translate(_UNESCAPES).encode("utf-8", "surrogateescape").rstrip(b"/")
     href = href.strip()
     encoded = href.encode()
     if "://" in href or href.startswith("//"):
-        # A proxy may have another name and scheme than the server behind it, so only the path counts.
+        # Behind a proxy the server may have another name and scheme: only the path counts.
         with suppress(ValueError):
             encoded = urlsplit(href).path.encode()
     else:
@@ -288,5 +289,5 @@ def path_of_href(href: str, base: bytes, *, raw: bool) -> bytes:
 
 
 def plain_path(path: bytes) -> bytes:
-    """A path without empty names and ``.``; ``..`` stays, so that no entry can leave its directory by it."""
+    """A path without empty components and ``.``; ``..`` is kept, so that an entry outside its directory is detected."""
     return b"".join(b"/" + name for name in path.split(b"/") if name not in (b"", b"."))

@@ -39,20 +39,20 @@ _POSIX_RENAME, _HARD_LINK, _STATVFS, _LIMITS = (
     b"statvfs@openssh.com",
     b"limits@openssh.com",
 )
-#: What is said in place of "Failure".
+#: Message instead of the server's "Failure".
 _WORDS = {errno.EROFS: "Read-only file system", errno.ENOSPC: "No space left on device"}
 
 
 class SftpBackend(WakeableBackend, GroupBackend):
-    """One lane's sessions, one for each server."""
+    """The sessions of one thread, one for each server."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sessions: dict[str, SftpSession] = {}
         self._piece_sizes: dict[SftpSession, PieceSizes] = {}
-        #: Whether the server makes hard links, as far as that was asked.
+        #: Server → whether it makes hard links, if that was tried.
         self._linking: dict[SftpSession, bool] = {}
-        #: The path of the file that was written last.
+        #: Path of the last written file.
         self._written = b""
 
     @classmethod
@@ -78,7 +78,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
             handle = handle_of(session.call(sftp.OPENDIR, string(path)))
         except StatusError as error:
             if error.errno in (errno.ENOENT, None):
-                self._refuse_folder(url, path, error)
+                self._refuse_directory(url, path, error)
             raise _about(error, path) from error
         try:
             while True:
@@ -87,7 +87,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
                     return
                 found = list(names_of(answer))
                 if not found:
-                    # Some servers end so; to ask again would bring the same for ever.
+                    # Some servers end a listing so; another request would return the same for ever.
                     return
                 yield from self._named(session, path, found)
         except StatusError as error:
@@ -96,10 +96,10 @@ class SftpBackend(WakeableBackend, GroupBackend):
             close_handle(session, handle)
 
     def _named(
-        self, session: SftpSession, folder: bytes, found: list[tuple[bytes, Attributes]]
+        self, session: SftpSession, directory: bytes, found: list[tuple[bytes, Attributes]]
     ) -> Iterator[tuple[bytes, FileStat]]:
         found = [(name, attributes) for name, attributes in found if name not in (b".", b"..")]
-        paths = [(folder.rstrip(b"/") + b"/" + name, attributes) for name, attributes in found]
+        paths = [(directory.rstrip(b"/") + b"/" + name, attributes) for name, attributes in found]
         file_stats = with_types(session, paths)
         links = [
             (path, file_stat)
@@ -121,7 +121,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
     def make_directory(self, url: StorageUrl) -> None:
         session, path = self._at(url)
         if not session.is_openssh and self.stat(url) is not None:
-            # Some servers answer that they have made what was there.
+            # Some servers report success for an existing directory.
             raise StorageError(f"{_shown(path)} is there", errno=errno.EEXIST)
         try:
             session.call(sftp.MKDIR, string(path), _NO_ATTRIBUTES)
@@ -171,7 +171,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
             raise self._diagnosed(session, error, new, old) from error
 
     def _replace(self, session: SftpSession, old: bytes, destination: StorageUrl) -> None:
-        """Rename; what has the new name is replaced, at once where the server can."""
+        """Rename and replace, atomically if the server can."""
         new = _path(destination)
         if _POSIX_RENAME in session.extensions:
             try:
@@ -188,15 +188,15 @@ class SftpBackend(WakeableBackend, GroupBackend):
             there = self.stat(destination) if error.errno in (errno.EEXIST, errno.EACCES, None) else None
             if there is None or there.kind == "directory":
                 raise
-            # A server that cannot replace at once loses the old file first.
+            # The server cannot replace atomically: remove the old file first.
             session.call(sftp.REMOVE, string(new))
             session.call(sftp.RENAME, string(old), string(new))
 
     def _name_new(self, session: SftpSession, old: bytes, destination: StorageUrl) -> None:
-        """Rename to a name that must be free.
+        """Rename to a free name.
 
         RENAME of OpenSSH never replaces a file: it makes a hard link and removes the old name. That of other servers
-        may, so there the same is done from here. Where there are no links either, a look goes right before RENAME.
+        may, so the same is done here. Without hard links the name is checked right before RENAME.
         """
         new = _path(destination)
         if not session.is_openssh:
@@ -208,15 +208,15 @@ class SftpBackend(WakeableBackend, GroupBackend):
         try:
             session.call(sftp.RENAME, string(old), string(new))
         except StatusError as error:
-            # OpenSSH on a file system without hard links fails so, with nothing in the way.
+            # OpenSSH on a file system without hard links fails with this error although the name is free.
             unsure = error.errno in (errno.EOPNOTSUPP, errno.EPERM, None)
             if not unsure or _POSIX_RENAME not in session.extensions or self.stat(destination) is not None:
                 raise
             session.call(sftp.EXTENDED, string(_POSIX_RENAME), string(old), string(new))
 
     def _link(self, session: SftpSession, old: bytes, destination: StorageUrl) -> bool:
-        """Give a file its new name as a hard link, which never replaces; False where that cannot be done."""
-        # What was written here is a file. A link to a link would be one to what it leads to, on some systems.
+        """Make a hard link with the new name, which never replaces a file; False if that is not possible."""
+        # A file written here is no link. On some systems a hard link to a symbolic link would be one to its target.
         if old != self._written:
             found = attributes_of(session.call(sftp.LSTAT, string(old)))
             if with_types(session, [(old, found)])[0].kind != "file":
@@ -232,11 +232,11 @@ class SftpBackend(WakeableBackend, GroupBackend):
         return True
 
     def _makes_links(self, session: SftpSession, file: bytes) -> bool:
-        """Whether a server that offers hard links makes them: rclone says that it has, and does nothing.
+        """Whether a server with the hardlink extension makes hard links: rclone reports success and does nothing.
 
         Args:
             session: with the server.
-            file: a file; a link from it to itself is refused by who makes links.
+            file: a file; a link from it to itself fails at servers that make links.
         """
         if session not in self._linking:
             refused = _HARD_LINK in session.extensions
@@ -302,7 +302,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
             write_pipelined(session, handle, pieces, self._sizes(session).writing)
             self._sync(session, handle)
             closed = True
-            # A server may tell only now that the disk was full.
+            # Some servers report a full disk only at CLOSE.
             session.call(sftp.CLOSE, string(handle))
         except StatusError as error:
             raise self._diagnosed(session, error, path) from error
@@ -322,7 +322,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
     # -- groups
 
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
-        # RENAME of OpenSSH never replaces a file. Others are asked for one after the other.
+        # RENAME of OpenSSH never replaces a file. At other servers, rename one file after the other.
         session, _ = self._at(url)
         return _POSIX_RENAME in session.extensions if replace else session.is_openssh
 
@@ -372,7 +372,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
         return session, _path(url)
 
     def _sizes(self, session: SftpSession) -> PieceSizes:
-        """How many bytes one request may move."""
+        """Maximum bytes of one request."""
         if session not in self._piece_sizes:
             self._piece_sizes[session] = PieceSizes()
             if _LIMITS in session.extensions:
@@ -383,13 +383,13 @@ class SftpBackend(WakeableBackend, GroupBackend):
     def _diagnosed(
         self, session: SftpSession, error: StatusError, path: bytes, renamed: bytes | None = None
     ) -> StorageError:
-        """An error of writing, with its reason: OpenSSH says no more than "Failure" of most.
+        """An error of writing with its reason: OpenSSH reports most errors as "Failure".
 
         Args:
             session: with the server.
-            error: what it said.
-            path: where it was to write.
-            renamed: what was to get that name, if it was a rename.
+            error: of the server.
+            path: of the write.
+            renamed: source of a rename to that path, if it was one.
         """
         number = error.errno
         system = self._file_system(session, path) if error.status == sftp.FAILURE and number is None else None
@@ -411,15 +411,15 @@ class SftpBackend(WakeableBackend, GroupBackend):
 
     @staticmethod
     def _file_system(session: SftpSession, path: bytes) -> FileSystem | None:
-        """The file system that holds a path; None if the server does not tell."""
+        """The file system of a path; None if the server does not report it."""
         if _STATVFS not in session.extensions:
             return None
-        folder = path.rpartition(b"/")[0] or b"/"
+        directory = path.rpartition(b"/")[0] or b"/"
         with contextlib.suppress(StatusError):
-            return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(folder)))
+            return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(directory)))
         return None
 
-    def _refuse_folder(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
+    def _refuse_directory(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
         there = self.stat(url)
         if there is not None and "directory" not in (there.kind, there.target_kind):
             raise StorageError(f"{_shown(path)} is not a directory", errno=errno.ENOTDIR) from error
@@ -427,7 +427,7 @@ class SftpBackend(WakeableBackend, GroupBackend):
 
 
 def _path(url: StorageUrl) -> bytes:
-    """The path at the server; what begins with ``~`` is relative to where the account starts."""
+    """The path at the server; one that begins with ``~`` is relative to the account's start directory."""
     path = url.path
     if path == b"/~" or path.startswith(b"/~/"):
         return b"./" + path[3:]

@@ -1,6 +1,6 @@
 """Files at SFTP servers: attributes, file types, link targets, and pipelined reads and writes.
 
-Servers may leave out attributes; the types that they do not send are found out by further requests.
+Servers may omit attributes; missing types are found by further requests.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from pdm.workqueue.helpers.backends.sftp_session import (
 from pdm.workqueue.helpers.storage import FileKind, FileStat, Pieces, StorageError
 
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 1, 2, 4, 8, 0x80000000
-#: A line of ls -l, as OpenSSH and its kin send it for a long name.
+#: A line of ls -l, as OpenSSH and related servers send it for a long name.
 _LONG_NAME = re.compile(rb"([-dlbcpsD])[-r][-w][-xsStT][-r][-w][-xsStT][-r][-w][-xsStT]")
 _KINDS_OF_LONG_NAMES: Mapping[bytes, FileKind] = {b"-": "file", b"d": "directory", b"l": "link"}
-#: A file system with less room than this is full.
+#: Free bytes below which a file system counts as full.
 _LEAST_ROOM = 1024 * 1024
 _READ_ONLY = 1
 
 
 class Attributes(NamedTuple):
-    """What an answer says of a file.
+    """The attributes in a response.
 
     Attributes:
-        kind: as of `FileStat`; None if the server has not said.
-        size: bytes; None if the server has not said.
-        mode: permission bits; None if the server has not said.
-        mtime: seconds since 1970 UTC; None if the server has not said.
+        kind: as in `FileStat`; None if missing.
+        size: bytes; None if missing.
+        mode: permission bits; None if missing.
+        mtime: seconds since 1970 UTC; None if missing.
     """
 
     kind: FileKind | None
@@ -53,18 +53,18 @@ class Attributes(NamedTuple):
     mtime: int | None
 
     def file_stat(self, kind: FileKind | None = None) -> FileStat:
-        """The same as a `FileStat`; of the given kind, if the server has not said one."""
+        """Convert to `FileStat`, with the given kind if there is none."""
         kind = self.kind or kind or "file"
         return FileStat(kind, (self.size or 0) if kind == "file" else 0, self.mode, self.mtime)
 
 
 class FileSystem(NamedTuple):
-    """What ``statvfs@openssh.com`` says.
+    """The response to ``statvfs@openssh.com``.
 
     Attributes:
         number: of the file system.
-        is_full: whether it has no room for more, as far as it counts.
-        is_read_only: whether nothing can be written.
+        is_full: whether it reports no free space; False for a server that does not report it.
+        is_read_only: whether it is mounted read-only.
     """
 
     number: int
@@ -73,21 +73,21 @@ class FileSystem(NamedTuple):
 
 
 def attributes_of(answer: SftpResponse) -> Attributes:
-    """The attributes in an answer to STAT, LSTAT or FSTAT; `StorageError` if it has none."""
+    """The attributes in a response to STAT, LSTAT or FSTAT; `StorageError` if it has none."""
     if answer.type != ATTRS:
         raise StorageError("the server gave no attributes of a file", code=FailureCode.BAD_LISTING)
     return _attributes(PacketReader(answer.body))
 
 
 def handle_of(answer: SftpResponse) -> bytes:
-    """The handle in an answer to OPEN or OPENDIR; `StorageError` if it has none."""
+    """The handle in a response to OPEN or OPENDIR; `StorageError` if it has none."""
     if answer.type != HANDLE:
         raise StorageError("the server gave no handle", code=FailureCode.BAD_LISTING)
     return PacketReader(answer.body).string()
 
 
 def names_of(answer: SftpResponse) -> Iterator[tuple[bytes, Attributes]]:
-    """The names in an answer to READDIR or REALPATH, with their attributes."""
+    """The names in a response to READDIR or REALPATH, with their attributes."""
     if answer.type != NAME:
         raise StorageError("the server gave no names", code=FailureCode.BAD_LISTING)
     reader = PacketReader(answer.body)
@@ -100,10 +100,10 @@ def names_of(answer: SftpResponse) -> Iterator[tuple[bytes, Attributes]]:
 
 
 def file_system_of(answer: SftpResponse) -> FileSystem:
-    """What an answer to ``statvfs@openssh.com`` says."""
+    """Parse a response to ``statvfs@openssh.com``."""
     reader = PacketReader(answer.body)
     _, unit, blocks, _, free, inodes, _, free_inodes, number, flags = (reader.long() for _ in range(10))
-    # What a file system does not count is zero of zero: it is not full for that.
+    # File systems without a counter report zero of zero: not full.
     is_full = (blocks > 0 and free * unit < _LEAST_ROOM) or (inodes > 0 and free_inodes == 0)
     return FileSystem(number, is_full, bool(flags & _READ_ONLY))
 
@@ -136,36 +136,36 @@ def _kind(mode: int) -> FileKind | None:
     return "link" if stat.S_ISLNK(mode) else "other"
 
 
-#: Types are asked for of so many names at once: each may cost the server an open handle.
+#: Names whose types are requested at once: each may cost the server an open handle.
 _AT_ONCE = 16
 
 
 def with_types(
     session: SftpSession, found: Sequence[tuple[bytes, Attributes]], *, links: bool = True
 ) -> list[FileStat]:
-    """Things, each with its type; where the server has not said it, it is found out.
+    """Names with their types; missing types are requested.
 
     Args:
         session: with the server.
         found: paths with their attributes.
-        links: whether a path may be a link itself; False if the attributes are of what it leads to.
+        links: whether a path may be a link itself; False if the attributes are those of its target.
     """
     unknown = [path for path, attributes in found if attributes.kind is None]
     kinds: dict[bytes, FileKind] = {}
     for start in range(0, len(unknown), _AT_ONCE):
         asked = unknown[start : start + _AT_ONCE]
         are_links = _succeed(session, [(sftp.READLINK, path) for path in asked]) if links else [False] * len(asked)
-        are_folders = _are_directories(session, asked)
-        for path, is_link, is_folder in zip(asked, are_links, are_folders, strict=True):
-            kinds[path] = "link" if is_link else "directory" if is_folder else "file"
+        are_directories = _are_directories(session, asked)
+        for path, is_link, is_directory in zip(asked, are_links, are_directories, strict=True):
+            kinds[path] = "link" if is_link else "directory" if is_directory else "file"
     return [attributes.file_stat(kinds.get(path)) for path, attributes in found]
 
 
 def _are_directories(session: SftpSession, paths: Sequence[bytes]) -> list[bool]:
-    """Which paths are directories, where only what can be done with them shows it.
+    """Which paths are directories, determined by operations on them.
 
-    Some servers open a file as a directory, and fail when it is read, or show it empty: then it is a file if it
-    can be opened as one.
+    Some servers open a file as a directory, and fail when it is read, or show it empty: then it is a file if it can be
+    opened as one.
     """
     requests = [session.send(sftp.OPENDIR, string(path)) for path in paths]
     found: list[bool | None] = []
@@ -174,7 +174,7 @@ def _are_directories(session: SftpSession, paths: Sequence[bytes]) -> list[bool]
         try:
             handle = handle_of(session.receive(request))
         except StatusError as error:
-            # Of a file it is said that it is no directory, whatever its permissions.
+            # OPENDIR of a file fails with ENOTDIR, whatever its permissions.
             found.append(error.errno == errno.EACCES)
         else:
             found.append(None)
@@ -201,7 +201,7 @@ def _opens_not(session: SftpSession, path: bytes) -> bool:
 
 
 def with_targets(session: SftpSession, links: list[tuple[bytes, FileStat]]) -> list[FileStat]:
-    """Where links lead; all asked for before the first answer is waited for."""
+    """Targets of links; all requests are sent before the first response is read."""
     asked = [(session.send(sftp.STAT, string(path)), session.send(sftp.REALPATH, string(path))) for path, _ in links]
     file_stats = []
     for (path, link), (status, real) in zip(links, asked, strict=True):
@@ -220,13 +220,13 @@ def with_targets(session: SftpSession, links: list[tuple[bytes, FileStat]]) -> l
 
 
 def close_handle(session: SftpSession, handle: bytes) -> None:
-    """Close a file or directory; nobody waits for the answer."""
+    """Close a file or directory without waiting for the reply."""
     if not session.closed:
         session.forget([session.send(sftp.CLOSE, string(handle))])
 
 
 def _succeed(session: SftpSession, requests: Sequence[tuple[int, bytes]]) -> list[bool]:
-    """Which of some requests are carried out, rather than refused; all are sent before the first answer is read."""
+    """Which of some requests succeed; all are sent before the first response is read."""
     numbers = [session.send(kind, string(path)) for kind, path in requests]
     done = []
     for number in numbers:
@@ -239,22 +239,22 @@ def _succeed(session: SftpSession, requests: Sequence[tuple[int, bytes]]) -> lis
     return done
 
 
-#: What every server must take; more only where the server says so.
+#: Bytes that every server must accept; more only if the server allows it.
 _SAFE_PIECE_SIZE, _MAX_PIECE_SIZE = 32 * 1024, 128 * 1024
-#: A server that takes less is not asked for less.
+#: Minimum bytes of a request, even if a server offers less.
 _MIN_PIECE_SIZE = 512
-#: Of a packet, what is no data: the handle most of all.
+#: Bytes of a packet that are not data: mostly the handle.
 _HEADERS = 1024
-#: Bytes under way: less than the window of an SSH channel, so that neither end ever waits for the other to read.
+#: Bytes in flight: less than the window of an SSH channel, so that neither end waits for the other to read.
 _WINDOW = 1024 * 1024
 
 
 class PieceSizes(NamedTuple):
-    """How many bytes one request may move.
+    """Maximum bytes of one request.
 
     Attributes:
-        reading: by READ.
-        writing: by WRITE.
+        reading: of READ.
+        writing: of WRITE.
     """
 
     reading: int = _SAFE_PIECE_SIZE
@@ -262,10 +262,10 @@ class PieceSizes(NamedTuple):
 
     @classmethod
     def of(cls, limits: bytes) -> PieceSizes:
-        """What an answer to ``limits@openssh.com`` allows; zero means that the server has no limit of its own.
+        """Parse a response to ``limits@openssh.com``; zero means no limit.
 
         Args:
-            limits: body of the answer.
+            limits: body of the response.
         """
         reader = PacketReader(limits)
         packet, reading, writing = reader.long(), reader.long(), reader.long()
@@ -274,7 +274,7 @@ class PieceSizes(NamedTuple):
 
 
 def write_pipelined(session: SftpSession, handle: bytes, pieces: Iterator[bytes], most: int) -> None:
-    """Write pieces to an open file, at most ``most`` bytes with a request; returns when all were acknowledged."""
+    """Write pieces to an open file, at most ``most`` bytes with a request; returns after the last acknowledgement."""
     under_way: deque[tuple[int, int]] = deque()
     offset = waiting = 0
     opening = string(handle)
@@ -298,12 +298,12 @@ def write_pipelined(session: SftpSession, handle: bytes, pieces: Iterator[bytes]
 
 
 class ReadAhead:
-    """A file that is being read, several requests ahead.
+    """Reads a file, several requests ahead.
 
     Args:
         session: with the server.
         handle: of the open file.
-        piece: bytes asked for with one request.
+        piece: bytes of one request.
     """
 
     def __init__(self, session: SftpSession, handle: bytes, piece: int) -> None:
@@ -312,7 +312,7 @@ class ReadAhead:
         self._piece = piece
         self._asked: deque[tuple[int, int, int]] = deque()
         self._next = 0
-        #: The first few requests of small files would be in vain: the window opens as bytes come.
+        #: Requests in flight: few at first, because small files end early; more as bytes arrive.
         self._ahead = 2
 
     def pieces(self) -> Pieces:
@@ -329,11 +329,11 @@ class ReadAhead:
             if len(data) > wanted:
                 raise StorageError("the server sent more bytes than it was asked for", code=FailureCode.BAD_LISTING)
             if not data:
-                # No end of file, and no bytes: to ask again would bring the same for ever.
+                # An empty response without an end of file: another request would return the same for ever.
                 return
             yield data
             if len(data) < wanted:
-                # Less than asked for: it is the end, or the most that this server sends. The rest comes next.
+                # A short read: the end of the file, or the server's maximum. Request the rest.
                 self._again(offset + len(data), max(len(data), _MIN_PIECE_SIZE))
             self._ahead = min(self._ahead + 1, max(_WINDOW // self._piece, 1))
 
@@ -345,11 +345,11 @@ class ReadAhead:
         self.end()
         self._next = offset
         self._piece = piece
-        # Most often it is the end: one request finds out.
+        # Usually the end of the file: one request shows it.
         self._ahead = 1
 
     def end(self) -> None:
-        """Forget what was asked for."""
+        """Discard pending requests."""
         if not self._session.closed:
             self._session.forget([request for request, _, _ in self._asked])
         self._asked.clear()

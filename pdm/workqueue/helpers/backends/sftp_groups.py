@@ -1,4 +1,4 @@
-"""Group operations at SFTP servers: the requests for all files of a group are sent before the first answer is read."""
+"""Group operations at SFTP servers: the requests for a whole group are sent before the first response is read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pdm.workqueue.helpers.group_backend import FileContent
 from pdm.workqueue.helpers.storage import FileVersion
 
 _Result = TypeVar("_Result")
-#: File systems that cannot sync a file answer so to fsync; any other answer is about the bytes.
+#: Errors of fsync from file systems that do not support it; any other error is about the bytes.
 CANNOT_SYNC = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 
 
 def _received(session: SftpSession, request: int, read: Callable[[SftpResponse], _Result]) -> _Result | None:
-    """What an answer says; None if it is a refusal."""
+    """The response, or None for an error status."""
     try:
         return read(session.receive(request))
     except StatusError:
@@ -27,13 +27,13 @@ def _received(session: SftpSession, request: int, read: Callable[[SftpResponse],
 
 
 def _open(session: SftpSession, paths: Iterable[bytes], how: bytes) -> list[bytes | None]:
-    """Handles of files; None of those that cannot be opened."""
+    """Handles of files; None for a file that cannot be opened."""
     requests = [session.send(sftp.OPEN, string(path), how) for path in paths]
     return [_received(session, request, handle_of) for request in requests]
 
 
 def version_of(found: Attributes | None) -> FileVersion | None:
-    """The version that attributes tell; None if they lack the size."""
+    """The version in attributes; None if they lack the size."""
     return None if found is None or found.size is None else FileVersion(found.size, found.mtime)
 
 
@@ -51,11 +51,11 @@ def read(session: SftpSession, files: Sequence[tuple[bytes, int]], most: int) ->
     ]
     found: list[Attributes | None] = []
     if not session.is_openssh:
-        # Others may answer in another order, and tell the version after the bytes.
+        # Other servers may process requests in another order, and return the version after the bytes.
         found = [None if each is None else _received(session, each[0], attributes_of) for each in asked]
     for handle, each, (_, size) in zip(handles, asked, files, strict=True):
         if handle is not None and each is not None:
-            # One byte more than there should be shows that the file has grown.
+            # One byte more than expected, to detect that the file has grown.
             for offset in range(0, size + 1, most):
                 place = struct.pack(">QI", offset, min(most, size + 1 - offset))
                 each[1].append(session.send(sftp.READ, string(handle), place))
@@ -68,7 +68,7 @@ def read(session: SftpSession, files: Sequence[tuple[bytes, int]], most: int) ->
         version = version_of(attributes)
         pieces = [_received(session, request, _data) for request in each[1]]
         close_handle(session, handle)
-        # What is short in the middle is not all; then the size tells.
+        # A short read in the middle makes the content too short, which the size check detects.
         is_file = attributes is not None and attributes.kind != "directory" and None not in pieces
         contents.append(
             FileContent(b"".join(piece or b"" for piece in pieces), version) if is_file and version else None
@@ -77,23 +77,23 @@ def read(session: SftpSession, files: Sequence[tuple[bytes, int]], most: int) ->
 
 
 def _data(answer: SftpResponse) -> bytes:
-    """Bytes of an answer to READ; none at the end of the file."""
+    """Bytes of a response to READ; empty at the end of the file."""
     return b"" if answer.type == sftp.STATUS else PacketReader(answer.body).string()
 
 
 def attributes(session: SftpSession, paths: Iterable[bytes]) -> list[Attributes | None]:
-    """What is at paths, links followed; None where that is not told."""
+    """Attributes of paths, links followed; None if they cannot be read."""
     requests = [session.send(sftp.STAT, string(path)) for path in paths]
     return [_received(session, request, attributes_of) for request in requests]
 
 
 def are_free(session: SftpSession, paths: Iterable[bytes]) -> list[bool]:
-    """Whether nothing is at paths, not even a link."""
+    """Whether paths do not exist, not even as links."""
     return [number == errno.ENOENT for number in _errnos(session, [(sftp.LSTAT, string(path)) for path in paths])]
 
 
 def write(session: SftpSession, files: Sequence[tuple[bytes, bytes]], sizes: PieceSizes) -> list[bool]:
-    """Make new files of path and bytes; True where all was taken."""
+    """Make new files from path and bytes; True where the server took all."""
     handles = _open(session, [path for path, _ in files], sftp.TO_CREATE)
     syncs = sftp.FSYNC in session.extensions
     asked: list[list[int]] = []
@@ -107,7 +107,7 @@ def write(session: SftpSession, files: Sequence[tuple[bytes, bytes]], sizes: Pie
                 requests.append(session.send(sftp.WRITE, opened, struct.pack(">QI", offset, len(part)), part))
         asked.append(requests)
     if not session.is_openssh:
-        # Others may carry requests out in another order.
+        # Other servers may process requests in another order.
         taken = [all(number == 0 for number in _answers(session, requests)) for requests in asked]
     else:
         taken = []
@@ -129,12 +129,12 @@ def write(session: SftpSession, files: Sequence[tuple[bytes, bytes]], sizes: Pie
 
 
 def carry_out(session: SftpSession, requests: Sequence[tuple[int, bytes]]) -> list[bool]:
-    """Which requests, of a type and what follows it, are carried out rather than refused."""
+    """Which requests, given by type and body, succeed."""
     return [number == 0 for number in _errnos(session, requests)]
 
 
 def remove(session: SftpSession, paths: Sequence[bytes]) -> list[bool]:
-    """Remove files; True where nothing is left."""
+    """Remove files; True where the name is free afterwards."""
     return [number in (0, errno.ENOENT) for number in _errnos(session, [(sftp.REMOVE, string(path)) for path in paths])]
 
 
@@ -143,7 +143,7 @@ def _errnos(session: SftpSession, requests: Sequence[tuple[int, bytes]]) -> list
 
 
 def _answers(session: SftpSession, requests: Iterable[int]) -> list[int | None]:
-    """Of each answer 0, or the error number of a refusal; None if that is not known."""
+    """0 for each success, otherwise the errno; None if it is not known."""
     numbers: list[int | None] = []
     for request in requests:
         try:

@@ -23,16 +23,16 @@ INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK = 11, 12, 13, 14, 15, 16, 17, 18, 19
 STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
 OK, EOF, FAILURE = 0, 1, 4
-#: What follows the path of an OPEN: to read a file; to make one that is not there. Without attributes.
+#: What follows the path in an OPEN: flags to read a file, or to create one, and empty attributes.
 TO_READ, TO_CREATE = struct.pack(">II", 0x01, 0), struct.pack(">II", 0x02 | 0x08 | 0x20, 0)
 #: An extension.
 FSYNC = b"fsync@openssh.com"
-#: What ssh(1) says where no SSH server answers.
+#: Message of ssh(1) if no SSH server answers.
 _NO_SERVER = re.compile(
     r"^ssh: connect to host |Could not resolve hostname|kex_exchange_identification: |during banner exchange",
     re.MULTILINE,
 )
-#: What servers mean by a status. Those above 8 are of later versions; servers send them all the same.
+#: errno of a status. Those above 8 are of later versions, but servers send them.
 _ERRNOS = {
     2: errno.ENOENT,
     3: errno.EACCES,
@@ -49,7 +49,7 @@ _ERRNOS = {
     21: errno.ELOOP,
     24: errno.EISDIR,
 }
-#: "Failure" may be anything. OpenSSH says no more; others end their message with the text of the system's error.
+#: "Failure" has no reason. OpenSSH sends no more; other servers end the message with the system's error text.
 _TEXTS = {
     **{
         os.strerror(number).lower(): number
@@ -73,7 +73,7 @@ _TEXTS = {
     "file does not exist": errno.ENOENT,
 }
 _VERSION = 3
-#: Extensions of OpenSSH's sftp-server in its order; no other server names these first.
+#: Extensions of OpenSSH's sftp-server in its order; no other server has these first.
 _OPENSSH = (
     b"posix-rename@openssh.com",
     b"statvfs@openssh.com",
@@ -81,20 +81,20 @@ _OPENSSH = (
     b"hardlink@openssh.com",
     b"fsync@openssh.com",
 )
-#: Of what came in place of SFTP, so much is shown; it is waited for so long.
+#: Bytes shown of data that is not SFTP, and seconds to wait for it.
 _SHOWN_NOISE, _NOISE_WAIT_S = 200, 0.5
-#: Exit status of ssh(1) where no session came of it, or a session was cut; any other is that of the remote program.
+#: Exit status of ssh(1) for a failed login or a lost connection; any other is that of the remote program.
 _SSH_FAILED = 255
 #: Exit statuses of a shell for a program that it cannot start.
 _NOT_FOUND = (126, 127)
-#: OpenSSH sends no more than 256 KiB; a server that sends more than this is not one.
+#: Maximum bytes of a packet: OpenSSH sends up to 256 KiB.
 _LONGEST_ANSWER = 1024 * 1024
 _PIPE = 256 * 1024
 _SHORTEST_WAIT_S = 0.001
 
 
 class StatusError(StorageError):
-    """The server refused; its status is more exact than the error number made of it."""
+    """An error status of the server, which is more exact than the errno for it."""
 
     def __init__(self, status: int, message: str) -> None:
         number = _errno_of(message) if status == FAILURE else _ERRNOS.get(status)
@@ -108,14 +108,14 @@ def _errno_of(message: str) -> int | None:
 
 
 class SftpResponse(NamedTuple):
-    """One answer: its type, and what comes after the number of the request."""
+    """A response: its type, and what follows the number of the request."""
 
     type: int
     body: bytes
 
 
 class PacketReader:
-    """Takes an answer apart; `StorageError` if it is cut short."""
+    """Parses a response; `StorageError` if it is truncated."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -123,7 +123,7 @@ class PacketReader:
 
     @property
     def left(self) -> int:
-        """Bytes that were not taken."""
+        """The rest of the response."""
         return len(self._body) - self._at
 
     def _unpack(self, form: str) -> int:
@@ -149,7 +149,7 @@ class PacketReader:
 
 
 def string(value: bytes) -> bytes:
-    """A string as SFTP writes it."""
+    """Encode a string."""
     return struct.pack(">I", len(value)) + value
 
 
@@ -157,12 +157,12 @@ class SftpSession:
     """A connection to one server.
 
     Args:
-        command: ssh(1) with its arguments, which runs the subsystem.
+        command: ssh(1) with its arguments, which starts the subsystem.
         environment: of ssh(1).
         timeouts: for the login.
 
     Raises:
-        StorageError: no session came of it; the message is what ssh(1) said.
+        StorageError: the login failed; the message is that of ssh(1).
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], timeouts: Timeouts, wake: int) -> None:
@@ -203,7 +203,7 @@ class SftpSession:
 
     @property
     def is_openssh(self) -> bool:
-        """Whether the server is OpenSSH's: its MKDIR and RENAME never replace what is there."""
+        """Whether the server is OpenSSH's, whose MKDIR and RENAME never replace."""
         return tuple(self.extensions)[: len(_OPENSSH)] == _OPENSSH
 
     def _greet(self) -> None:
@@ -214,7 +214,7 @@ class SftpSession:
         if packet[0] != VERSION:
             raise self._not_sftp(packet)
         self._greeted = True
-        # What was said until now is the server's banner.
+        # The output up to here is the server's banner.
         self._noise_from = os.fstat(self._noise.fileno()).st_size
         reader = PacketReader(packet[5:])
         while reader.left:
@@ -234,11 +234,11 @@ class SftpSession:
         return self._last_id
 
     def receive(self, request: int) -> SftpResponse:
-        """The answer to a request.
+        """The response to a request.
 
         Raises:
-            StatusError: it is a refusal.
-            StorageError, StoppedError: none came.
+            StatusError: it is an error status.
+            StorageError, StoppedError: no response arrived.
         """
         self._moved_at = time.monotonic()
         while request not in self._answers:
@@ -261,17 +261,17 @@ class SftpSession:
         return answer
 
     def call(self, kind: int, *parts: bytes) -> SftpResponse:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for its response."""
         return self.receive(self.send(kind, *parts))
 
     def forget(self, requests: Sequence[int]) -> None:
-        """Nobody waits for these answers any more."""
+        """Discard the responses to these requests."""
         for request in requests:
             if self._answers.pop(request, None) is None:
                 self._forgotten.add(request)
 
     def is_alive(self) -> bool:
-        """Whether it can be used, as far as is known here; one that a server has left meanwhile is closed."""
+        """Whether the session appears to be open. A session that the server has ended is closed."""
         if self.closed:
             return False
         with contextlib.suppress(BlockingIOError, StorageError):
@@ -279,7 +279,7 @@ class SftpSession:
         return not self.closed
 
     def close(self) -> None:
-        """End it, whatever is under way."""
+        """Close it, even if requests are pending."""
         if self.closed:
             return
         self.closed = True
@@ -291,7 +291,7 @@ class SftpSession:
     # -- the pipes
 
     def _turn(self) -> None:
-        """Wait for the pipes, and move what can be moved."""
+        """Wait for the pipes, and read and write what is possible."""
         now = time.monotonic()
         wait_s = min(self._moved_at + self.timeouts.stall_s, self.timeouts.until) - now
         if wait_s <= 0:
@@ -322,7 +322,7 @@ class SftpSession:
         except BlockingIOError:
             return
         except OSError:
-            # Why it ended, its standard error tells once its output has ended too.
+            # Its standard error has the reason after it has ended.
             self._to_write.clear()
             return
         del self._to_write[:count]
@@ -341,7 +341,7 @@ class SftpSession:
         self._moved_at = time.monotonic()
 
     def _packet(self) -> bytes | None:
-        """The next packet without its length, if it is all there."""
+        """The next packet without its length, if it is complete."""
         if len(self._received) < 4:
             return None
         length = int.from_bytes(self._received[:4], "big")
@@ -357,7 +357,7 @@ class SftpSession:
         code: FailureCode | None = None
         unreachable = False
         if not self.closed:
-            # ssh(1) ends by itself once its pipe has; what it says on the way out is the reason.
+            # ssh(1) ends after its pipe is closed; its last output is the reason.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1.0)
             status = self._process.returncode
@@ -365,7 +365,7 @@ class SftpSession:
             said = self._noise.read(4000).decode("utf-8", "backslashreplace").strip()
             self.close()
             if not self._greeted and status not in (None, _SSH_FAILED):
-                # The connection was good: what the server ran for SFTP has ended.
+                # The login succeeded: the remote program has ended.
                 reason = " (the program was not found)" if status in _NOT_FOUND else ""
                 why = f"the account cannot use SFTP: what the server runs for it ended with status {status}{reason}"
                 code = FailureCode.UNSUPPORTED
@@ -376,7 +376,7 @@ class SftpSession:
         return StorageError(why, code=code, lost=code is None, unreachable=unreachable and code is None)
 
     def _not_sftp(self, came: bytes) -> StorageError:
-        """Something else than SFTP came: output of the account's start-up files, most often, which breaks SFTP."""
+        """The error for output that is not SFTP, usually of the account's start-up files, which breaks SFTP."""
         if self._greeted:
             self.close()
             return StorageError("the server's answers are not valid SFTP", code=FailureCode.BAD_LISTING, lost=True)
@@ -387,13 +387,13 @@ class SftpSession:
             try:
                 piece = os.read(self._out, _SHOWN_NOISE)
             except BlockingIOError:
-                # It was the wake-up: somebody waits for the end.
+                # The wake-up descriptor: the operation must end.
                 break
             if not piece:
                 break
             came += piece
         self.close()
-        # The SFTP server has begun behind it; its greeting has bytes of zero.
+        # The SFTP server has started behind it; its greeting has zero bytes.
         shown = came.partition(b"\0")[0][:_SHOWN_NOISE].decode("utf-8", "backslashreplace").strip()
         return StorageError(
             f"the server does not speak SFTP, it began with {shown!r}: either a start-up file of the account (.bashrc,"

@@ -14,7 +14,7 @@ from pdm.workqueue.helpers.storage import StorageError, Timeouts
 
 _LONGEST_CONNECT_S = 30.0
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|[0-9A-Fa-f:.]+", re.ASCII)
-#: Message of ssh(1), what it means, and its code. Recorded from OpenSSH 9.2; each was seen with a real server.
+#: Message of ssh(1), explanation, code. Recorded from OpenSSH 9.2; each was seen with a real server.
 _EXPLANATIONS: tuple[tuple[re.Pattern[str], str, FailureCode], ...] = (
     (
         re.compile(r"(?:subsystem|exec) request failed|administratively prohibited"),
@@ -42,7 +42,7 @@ _EXPLANATIONS: tuple[tuple[re.Pattern[str], str, FailureCode], ...] = (
         FailureCode.HOST_KEY,
     ),
 )
-#: The last word of a login that failed.
+#: The last line of a failed login.
 _REFUSED = re.compile(r"Permission denied \([^\n]*\)")
 
 
@@ -50,11 +50,11 @@ def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
     """The command that starts the subsystem ``sftp`` of a server.
 
     Args:
-        authority: ``HOST:PORT`` of it.
-        timeouts: bounds how long a connection may take to come up.
+        authority: its ``HOST:PORT``.
+        timeouts: limits the time of the connection.
 
     Raises:
-        StorageError: there is nothing to log in with, or ``authority`` is no address.
+        StorageError: there is no key, or ``authority`` is no address.
     """
     host, port = host_and_port(authority)
     if not _HOST.fullmatch(host) or not (port.isdecimal() or not port):
@@ -83,7 +83,7 @@ def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
         "ControlPath": "none",
         "ClearAllForwardings": "yes",
         "ConnectTimeout": str(max(int(min(timeouts.stall_s, _LONGEST_CONNECT_S)), 1)),
-        # Of what goes wrong before a login some is told only at this level, at which the server's banner is shown, too.
+        # Some errors before a login are printed only at this level, as is the server's banner.
         "LogLevel": "INFO",
     }
     command = ["ssh", "-F", "none", "-T", "-x", "-a"]
@@ -97,15 +97,16 @@ def ssh_command(authority: str, timeouts: Timeouts) -> list[str]:
 
 
 def ssh_environment() -> Mapping[str, str]:
-    """The environment of ssh(1): nothing of the daemon's."""
+    """The environment of ssh(1): no variables of the daemon."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C"}
 
 
 def explain(said: str) -> tuple[str, FailureCode | None]:
-    """What ssh(1) said, with what it means before it, and its code; None where that is not known."""
+    """The output of ssh(1) with an explanation before it, and its code; None if it is not known."""
     for pattern, meaning, code in _EXPLANATIONS:
         if found := pattern.search(said):
-            # Of a host key all is shown, with its fingerprint; of others the line, for a banner may stand before it.
+            # For a host key the whole output, with its fingerprint; for others the line, because a banner may
+            # precede it.
             return f"{meaning} ({said if code == 'HOST_KEY' else _line_at(said, found.start())})", code
     if found := _REFUSED.search(said):
         return _line_at(said, found.start()), None
@@ -118,5 +119,5 @@ def _line_at(text: str, position: int) -> str:
 
 
 def _quoted(path: str) -> str:
-    """A path as ssh(1) reads it in an option: it splits at blanks and expands per cent signs."""
+    """A path in an option of ssh(1), which splits at blanks and expands per cent signs."""
     return '"' + path.replace("%", "%%") + '"'

@@ -1,8 +1,8 @@
-"""WebDAV servers as a storage backend: third-party copies where both servers can, else streamed through the service.
+"""WebDAV servers as a storage backend: third-party copies if both servers can, else streamed through the service.
 
-Servers differ in what a request overwrites or removes: MKCOL of XRootD makes the directories above and responds 201 to
-one that exists, its MOVE replaces whatever is there, and DELETE of other servers removes whole trees. So each such
-request is preceded by a PROPFIND.
+Servers differ in what a request overwrites or removes: MKCOL of XRootD makes parents and responds 201 for an existing
+directory, its MOVE replaces any destination, and DELETE of other servers removes whole trees. So a PROPFIND precedes
+each such request.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from pdm.workqueue.helpers.storage import (
     link_to_directory,
 )
 
-#: Bytes that are sent without asking the server first: a round trip would cost more than sending them in vain.
+#: Bytes that are sent without ``Expect``: a round trip would cost more than sending them in vain.
 _SMALL = 64 * 1024
 _BLANK = 0x20
 _DIGEST = re.compile(r"adler32=([0-9A-Fa-f]{1,8})\b", re.IGNORECASE | re.ASCII)
-#: Forms of ``Destination``. The second is for servers behind a proxy, which know neither the scheme nor the port that
-#: the client sees; WebDAV allows it since RFC 4918.
+#: Forms of ``Destination``. The second is for servers behind a proxy, which do not know the scheme and port that the
+#: client uses; WebDAV allows it since RFC 4918.
 _DESTINATION_FORMS = ("https://{authority}{path}", "{path}", "http://{authority}{path}")
 _WRONG_FORM = (HTTPStatus.BAD_REQUEST, HTTPStatus.BAD_GATEWAY)
 #: Authority → the form that the server has accepted.
 _accepted_forms: dict[str, int] = {}
-#: Statuses for a name that the server cannot hold, or has confused with another.
+#: Statuses for a name that the server cannot store, or has confused with another.
 _NAME_REFUSED = frozenset({400, 404, 409, 412, 414, 422})
 _MAX_PROBES = 4
-#: Resources in the response about one.
+#: Maximum resources in the response about one.
 _MAX_RESOURCES = 1000
 _MAX_SIZE_DIGITS = 19
 
@@ -67,7 +67,7 @@ class WebdavBackend(StorageBackend):
         super().__init__()
         self._client = HttpClient()
         self._third_party = ThirdPartyCopies(self, self._client)
-        #: The last URL that `stat` was called with, and its result.
+        #: The last URL passed to `stat`, and its result.
         self._last_stat: tuple[str, FileStat | None] = "", None
 
     @property
@@ -83,7 +83,7 @@ class WebdavBackend(StorageBackend):
     def stat(self, url: StorageUrl) -> FileStat | None:
         try:
             found = None
-            # To its end, for the connection is kept then; but some servers list more than they were asked for.
+            # Read to the end, to keep the connection; but some servers list more than requested.
             with contextlib.closing(self._propfind(url.without_slash, "0")) as resources_found:
                 for count, (_, each) in enumerate(resources_found):
                     found = found or each
@@ -108,7 +108,7 @@ class WebdavBackend(StorageBackend):
         own = plain_path(directory.path)
         for count, (path, resource) in enumerate(self._propfind(self._directory_url(directory), "1")):
             if not count and resource.is_directory and path != own and not path.startswith(own + b"/"):
-                # The directory itself, under the path that it has behind a proxy, or in the server's spelling.
+                # The directory itself, with its path behind a proxy, or in the server's spelling.
                 own = path
             if path == own:
                 if not resource.is_directory:
@@ -122,7 +122,7 @@ class WebdavBackend(StorageBackend):
     def _propfind(self, url: StorageUrl, depth: str) -> Generator[tuple[bytes, DavResource]]:
         """Paths, without a slash at the end, and resources of a PROPFIND, as they arrive."""
         response = self._client.open("PROPFIND", url, {"Depth": depth}, ok=(207,))
-        # XRootD writes names as they are, not percent-encoded.
+        # XRootD does not percent-encode names.
         raw = self._client.is_xrootd(url)
         base = plain_path(url.path)
         with _dropped_early(response):
@@ -136,7 +136,7 @@ class WebdavBackend(StorageBackend):
 
     def _file_stat(self, url: StorageUrl, resource: DavResource) -> FileStat:
         if resource.status >= HTTPStatus.BAD_REQUEST:
-            # The server names it and cannot describe it: most likely a link that leads nowhere.
+            # A name without properties: most likely a dangling link.
             return FileStat("other")
         if resource.is_directory:
             return FileStat("directory", 0, None, resource.mtime)
@@ -149,14 +149,14 @@ class WebdavBackend(StorageBackend):
         return sum(map(len, self._body(self._client.open("GET", url)))) if length is None else length
 
     def _directory_url(self, url: StorageUrl) -> StorageUrl:
-        """The URL of a directory as WebDAV wants it, with a slash at its end; XRootD goes by the one without."""
+        """The URL of a directory with a slash at its end, as WebDAV requires; for XRootD without."""
         bare = url.without_slash
         return bare if self._client.is_xrootd(url) else StorageUrl(bare.rstrip("/") + "/")
 
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
-        """XRootD removes no link to a directory and no directory that is not empty: the errors differ.
+        """XRootD removes neither a link to a directory nor a directory that is not empty: the errors differ.
 
-        Others (Apache) leave links out of listings, but describe one when asked for it by name.
+        Other servers (Apache) omit links from listings, but describe one when it is requested by name.
         """
         bare = url.without_slash
         if self._client.is_xrootd(url):
@@ -186,7 +186,7 @@ class WebdavBackend(StorageBackend):
         try:
             self._client.call("MKCOL", self._directory_url(url), ok=(200, 201))
         except StorageError as error:
-            # Servers respond 405, 301, 409 or 500 if another client has made it, or has removed the one above.
+            # Servers respond 405, 301, 409 or 500 if another client has made it, or has removed the parent.
             if error.errno == errno.EACCES or error.retry_after_s is not None:
                 raise
             if self.stat(url) is not None:
@@ -238,7 +238,7 @@ class WebdavBackend(StorageBackend):
         if replaced is not None and not replace:
             raise StorageError(f"{destination} exists", errno=errno.EEXIST)
         if replaced is not None and replaced.kind == "directory":
-            # A MOVE that overwrites would remove all that is in it.
+            # A MOVE that overwrites would remove the whole directory.
             if not is_directory:
                 raise StorageError(f"{destination} is a directory", errno=errno.EISDIR)
             self._check_empty(destination)
@@ -283,7 +283,7 @@ class WebdavBackend(StorageBackend):
         return {"Overwrite": "T" if replace else "F", "Destination": self._destination(destination, form)}
 
     def _destination(self, url: StorageUrl, form: str) -> str | bytes:
-        """The header of a MOVE. XRootD does not decode it: encoded, the file would be called ``%20`` and the like."""
+        """The ``Destination`` header. XRootD does not decode it: an encoded blank would be stored as ``%20``."""
         authority, path = url.authority, url.encoded_path
         if not self._client.is_xrootd(url):
             return form.format(authority=authority, path=path)
@@ -291,15 +291,15 @@ class WebdavBackend(StorageBackend):
         raw = unquote_to_bytes(f"https://{authority}{path}")
         if any(byte < _BLANK for byte in raw):
             raise StorageError(f"{url}: this server cannot rename to such a name", errno=errno.EILSEQ)
-        # It cuts blanks off the end, and letters beyond ASCII with them; but not before a query.
+        # XRootD strips blanks, and non-ASCII characters with them, from the end; but not before a query.
         return raw + b"?pdm=1"
 
     def _check_name_is_kept(self, url: StorageUrl) -> None:
         """Raise `StorageError` if the server would store a name under another one, over a file of that name.
 
-        Some take ``;`` or ``?`` in ``Destination`` for the end of the path, or decode it twice. So an empty probe file
-        is moved to a name of that kind first, in a directory above all such names; whatever becomes of it, it is none
-        of the user's files.
+        Some end the path in ``Destination`` at ``;`` or ``?``, or decode it twice. So an empty probe file is moved to a
+        name of that shape first, in a parent directory of all such names; wherever it ends up, it is none of the user's
+        files.
         """
         authority, names = url.authority, url.encoded_path[1:].rstrip("/").split("/")
         odd = [at for at, name in enumerate(names) if is_odd(name)]
@@ -314,7 +314,7 @@ class WebdavBackend(StorageBackend):
             except HttpStatusError as error:
                 if error.errno not in (errno.EACCES, errno.EOPNOTSUPP):
                     raise
-                # Where no file can be made, none of the user's can be overwritten either.
+                # If no file can be made there, none of the user's can be overwritten either.
                 return None
             try:
                 self.move(source, destination, is_directory=False, replace=False)
@@ -330,7 +330,7 @@ class WebdavBackend(StorageBackend):
             raise _misplaced(url)
 
     def _remove_probes(self, directory: StorageUrl, probe: str, to: str) -> None:
-        """Remove the empty probe files, wherever the server has put them."""
+        """Remove the probe files, wherever the server has put them."""
         with contextlib.suppress(StorageError):
             self.remove(directory.below(to), directory=False)
             return
@@ -347,7 +347,7 @@ class WebdavBackend(StorageBackend):
         return version_of_response(self._client.call("HEAD", url)) or super().version(url)
 
     def checksum(self, url: StorageUrl) -> str:
-        """As the server sends it; by reading the file where it sends none."""
+        """From the server, or by reading the file if it sends none."""
         digest = _DIGEST.search(self._client.call("HEAD", url, {"Want-Digest": "adler32"}).header("Digest") or "")
         return digest.group(1).lower().rjust(8, "0") if digest else super().checksum(url)
 
@@ -356,7 +356,7 @@ class WebdavBackend(StorageBackend):
     def read(self, url: StorageUrl) -> Pieces:
         file_stat = self.stat(url)
         if file_stat is not None and file_stat.kind == "directory":
-            # Servers send a page for people.
+            # Servers send an HTML page.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         response = self._client.open("GET", url)
         with _dropped_early(response):
@@ -381,7 +381,7 @@ class WebdavBackend(StorageBackend):
             self._third_party.copy(source, temporary, arrived)
         except NotBegunError:
             digest = super().transfer(source, temporary, size, checksum, arrived)
-            # Only now is it sure that the way was wrong, and not the file.
+            # The source was read to its end: the error was not one of the file.
             self._third_party.remember_failure(source, temporary)
             return digest
         return None
@@ -419,14 +419,14 @@ def _dropped_early(response: HttpResponse) -> Iterator[None]:
 def is_encoded(response: HttpResponse, size: int) -> bool:
     """Whether a response of a file of so many bytes has them in another encoding.
 
-    A file that is stored compressed may be labelled so, too; then it has the size that was listed.
+    A file that is stored compressed may have this header, too; then it has the listed size.
     """
     encoding = (response.header("Content-Encoding") or "identity").lower()
     return encoding != "identity" and _number(response.header("Content-Length")) != size
 
 
 def _number(text: str | None) -> int | None:
-    """A count of bytes in a header; None if there is none, or it is not valid."""
+    """A byte count in a header; None if it is missing or invalid."""
     is_valid = text is not None and text.isascii() and text.isdecimal() and len(text) <= _MAX_SIZE_DIGITS
     return int(text) if text is not None and is_valid else None
 

@@ -22,27 +22,27 @@ from pdm.workqueue.helpers.storage import (
     truncated,
 )
 
-#: Seconds without a marker after which a server that copies is taken for dead; most send one every five.
+#: Seconds without a marker after which a copying server counts as dead; most send one every five seconds.
 _MARKER_TIMEOUT_S = 12.0
-#: Seconds between two checks of a copy between servers, and for a server to answer that may be dead.
+#: Interval in seconds of checks during a copy, and timeout of a server that may be dead.
 _POLL_S, _PROBE_S = 0.5, 3.0
 _MAX_LINE = 64 * 1024
 _TOKEN_REQUEST = json.dumps({"caveats": ["activity:DOWNLOAD,LIST"], "validity": "PT60M"}).encode()
 _MARKER = re.compile(rb"Stripe Bytes Transferred:\s{0,8}([0-9]{1,19})", re.IGNORECASE)
-#: Statuses of servers that do not know how to COPY from elsewhere.
+#: Statuses of servers that do not support COPY from another server.
 _COPY_UNSUPPORTED = frozenset({400, 404, 405, 409, 500, 501})
-#: Pairs of servers between which no third-party copy can be begun → until when that is believed (`time.monotonic`);
-#: for all threads of the process.
+#: Pairs of servers that cannot begin a third-party copy → until when this is assumed (`time.monotonic`); shared by
+#: all threads.
 _failed_pairs: dict[tuple[str, str], float] = {}
 _MAX_PAIRS, _FAILED_PAIR_S = 1000, 3600.0
 
 
 class NotBegunError(StorageError):
-    """A third-party copy was not begun: the bytes may take another way."""
+    """The third-party copy did not begin: the bytes may be streamed."""
 
 
 class ThirdPartyCopies:
-    """Asks servers to copy from one another.
+    """Third-party copies between servers.
 
     Args:
         backend: reads the source, to find out which server is at fault; has the timeouts.
@@ -60,13 +60,13 @@ class ThirdPartyCopies:
 
     @staticmethod
     def remember_failure(source: StorageUrl, destination: StorageUrl) -> None:
-        """Do not ask the servers of two URLs again for a while."""
+        """Stop trying the servers of two URLs for some time."""
         if len(_failed_pairs) > _MAX_PAIRS:
             _failed_pairs.clear()
         _failed_pairs[source.authority, destination.authority] = time.monotonic() + _FAILED_PAIR_S
 
     def copy(self, source: StorageUrl, temporary: StorageUrl, arrived: ProgressCallback) -> None:
-        """Have the destination pull; `NotBegunError` if one of the two does not know how."""
+        """Have the destination pull; `NotBegunError` if one of the two does not support it."""
         headers = {
             "Source": "https://" + source.partition("://")[2],
             "Overwrite": "F",
@@ -82,7 +82,7 @@ class ThirdPartyCopies:
     def _pull(
         self, source: StorageUrl, temporary: StorageUrl, headers: dict[str, str], arrived: ProgressCallback
     ) -> str:
-        """Send the COPY; returns the verdict of the destination, empty if it gave none."""
+        """Send the COPY; returns the result line of the destination, empty if there is none."""
         try:
             response = self._client.open("COPY", temporary, headers, ok=(200, 201, 202))
         except HttpStatusError as error:
@@ -101,10 +101,10 @@ class ThirdPartyCopies:
             if not verdict:
                 response.drop()
         if watchdog.gave_up and not verdict:
-            text = f"{source}: no byte comes, and the server does not answer"
+            text = f"{source}: no byte arrives, and the server does not answer"
             raise StorageError(text, code=FailureCode.STALLED, scope=FailureScope.SOURCE)
         if not verdict and response.status == HTTPStatus.CREATED:
-            # Its status is all that it says; verification will show.
+            # There is only the status; the verification decides.
             return "success"
         return verdict
 
@@ -118,7 +118,7 @@ class ThirdPartyCopies:
             response = self._client.open("POST", source, headers, _TOKEN_REQUEST)
         except HttpStatusError as error:
             if error.status < HTTPStatus.INTERNAL_SERVER_ERROR or error.status == HTTPStatus.NOT_IMPLEMENTED:
-                # It does not know what a macaroon is.
+                # It does not support macaroons.
                 raise NotBegunError(error.message) from error
             raise error.at(FailureScope.SOURCE) from error.__cause__
         except StorageError as error:
@@ -134,13 +134,13 @@ class ThirdPartyCopies:
         except (ValueError, KeyError, TypeError):
             token = None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise NotBegunError(f"{source}: the server gives no macaroon")
+            raise NotBegunError(f"{source}: the server issues no macaroon")
         return f"Bearer {token}"
 
     def _follow(
         self, url: StorageUrl, response: HttpResponse, watchdog: SourceWatchdog, arrived: ProgressCallback
     ) -> str:
-        """The last line of a COPY's response; the lines before it are markers of progress."""
+        """The last line of a COPY's response; the lines before it are progress markers."""
         incomplete, last = b"", b""
         moved = 0
         while chunk := response.read(_MARKER_TIMEOUT_S):
@@ -154,14 +154,14 @@ class ThirdPartyCopies:
                     arrived(moved)
                 last = line.strip() or last
             if time.monotonic() - watchdog.moved_at > max(self._backend.timeouts.stall_s, _MARKER_TIMEOUT_S):
-                raise StorageError(f"{url}: no byte has come for too long", code=FailureCode.STALLED)
+                raise StorageError(f"{url}: no byte arrived in time", code=FailureCode.STALLED)
             if len(incomplete) > _MAX_LINE:
                 raise StorageError(f"{url}: the server's answer is not valid", code=FailureCode.BAD_LISTING)
         last = incomplete.strip() or last
         return last.decode("utf-8", "backslashreplace")
 
     def _copy_error(self, source: StorageUrl, temporary: StorageUrl, verdict: str) -> StorageError:
-        """The error for a verdict: the source is at fault if it cannot be read now."""
+        """The error for a result line: the source is at fault if it cannot be read now."""
         text = truncated(verdict or "the server did not say how the copy ended", 1000)
         try:
             with contextlib.closing(self._backend.read(source)) as chunks:
@@ -175,7 +175,7 @@ class ThirdPartyCopies:
 
 
 class SourceWatchdog:
-    """Ends a copy between servers whose source has died; the destination does not say so for a long time.
+    """Ends a third-party copy whose source has died; the destination does not report that for a long time.
 
     Args:
         source: URL of the file.
@@ -184,7 +184,7 @@ class SourceWatchdog:
     """
 
     def __init__(self, source: StorageUrl, stall_s: float, response: HttpResponse) -> None:
-        #: When the last byte arrived, as far as is known (`time.monotonic`).
+        #: When the last byte was reported to arrive (`time.monotonic`).
         self.moved_at = time.monotonic()
         self.gave_up = False
         self._source = source
@@ -207,7 +207,7 @@ class SourceWatchdog:
             if not self._source_answers():
                 self.gave_up = True
                 self._response.abort()
-            # Otherwise the markers tell about the destination.
+            # Otherwise the markers show the state of the destination.
             return
 
     def _source_answers(self) -> bool:

@@ -1,10 +1,10 @@
-"""XRootD client in a process of its own, which can be killed whatever the library is waiting for.
+"""XRootD client in a process of its own, which can be killed while the library blocks.
 
-It runs under an interpreter that has XRootD's Python bindings, and imports only them and the standard library.
-Frames: a letter, the length as 4 bytes, the content. Requests (``R``) and answers (``A``, the last frame of a request)
-are JSON; an answer has ``ok`` or the error of the library. In between come ``D`` bytes of a file, ``E`` entries of a
-directory, ``P`` the size so far of a file that another server is sending; in the other direction ``D`` bytes to be
-written and ``Z``, their end. To cancel a request, the session kills the process.
+It runs under an interpreter that has XRootD's Python bindings, and imports only them and the standard library. Frames:
+a letter, the length as 4 bytes, the content. Requests (``R``) and responses (``A``, the last frame of a request) are
+JSON; a response has ``ok`` or the error of the library. Between them: ``D`` bytes of a file, ``E`` entries of a
+directory, ``P`` the size so far of a file in a third-party copy; in the other direction ``D`` bytes to write and ``Z``,
+their end. To cancel a request, the session kills the process.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from XRootD.client.flags import AccessMode, DirListFlags, OpenFlags, QueryCode, 
 
 _HEAD = struct.Struct(">cI")
 _PIECE = 1024 * 1024
-#: Pieces under way at once: what a long line needs, and all the memory that a file ever takes.
+#: Pieces in flight: enough for a connection with high latency; bounds the memory for a file.
 _AHEAD = 4
 _MODE = AccessMode.UR | AccessMode.UW | AccessMode.GR | AccessMode.OR
-_FOLDER_MODE = _MODE | AccessMode.UX | AccessMode.GX | AccessMode.OX
+_DIRECTORY_MODE = _MODE | AccessMode.UX | AccessMode.GX | AccessMode.OX
 _MARKER_S = 0.5
 _SOON_S = 3
 _CONTINUES = 1
-#: Parts of a listing, of some hundred entries each, that may wait to be told.
+#: Parts of a listing, of some hundred entries each, that may wait to be sent.
 _MOST_WAITING = 16
-#: Entries that are looked at one by one, at once.
+#: Entries whose stat is requested at once.
 _LOOKS_AHEAD = 32
-#: What servers say: kXR_NotAuthorized, kXR_NotFound.
+#: Error numbers kXR_NotAuthorized, kXR_NotFound.
 _NOT_AUTHORIZED, _NOT_FOUND = 3010, 3011
 
 _requests = os.fdopen(os.dup(0), "rb", buffering=0)
@@ -46,7 +46,7 @@ _answers = os.fdopen(os.dup(1), "wb", buffering=0)
 
 
 class FailureError(Exception):
-    """What is told of a request that failed; with the status of the library, where it comes from there."""
+    """An error of a request, with the status of the library where it has one."""
 
     def __init__(self, status: dict[str, Any]) -> None:
         super().__init__(status.get("message"))
@@ -57,20 +57,20 @@ def said(message: str, what: str) -> FailureError:
     return FailureError({"message": message, "what": what})
 
 
-# -- what this process may do
+# -- sandbox
 
 _NO_NEW_PRIVILEGES = 38
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _LANDLOCK_VERSION = 444, 446, 1
-#: Writing, removing, and making of any kind; moving between folders and cutting came later.
+#: Access rights to writing, removing and creating; REFER (moving between directories) and TRUNCATE came later.
 _ALL_WRITING, _REFER, _TRUNCATE = 0x1FF2, 0x2000, 0x4000
 _WITH_REFER, _WITH_TRUNCATE = 2, 3
 
 
 def confine() -> None:
-    """Give up all writing to this machine's files, where the kernel can (Linux 5.13).
+    """Give up write access to this machine's files, if the kernel can (Landlock, Linux 5.13).
 
-    The library opens local files for servers that send it there; what is opened is refused afterwards, but an empty
-    file would have been made.
+    The library opens local files if a server redirects to them; the open fails afterwards anyway, but an empty file
+    would have been created.
     """
     system = ctypes.CDLL(None, use_errno=True)
     version = system.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(_LANDLOCK_VERSION))
@@ -99,7 +99,7 @@ def _exactly(count: int) -> bytes:
     while count:
         piece = _requests.read(min(count, _PIECE))
         if not piece:
-            # Nobody is there any more.
+            # The parent has ended.
             os._exit(0)
         pieces.append(piece)
         count -= len(piece)
@@ -115,7 +115,7 @@ def receive() -> tuple[bytes, bytes]:
 
 
 def checked(result: tuple[dict[str, Any], Any]) -> Any:
-    """What a call gives, if it went well."""
+    """The result of a call; raises its error."""
     status, given = result
     if not status["ok"]:
         raise FailureError(status)
@@ -123,10 +123,10 @@ def checked(result: tuple[dict[str, Any], Any]) -> Any:
 
 
 class Call:
-    """A call under way."""
+    """A call in flight."""
 
     def __init__(self, piece: bytes = b"") -> None:
-        # The library reads from the bytes that it is given to write, and keeps no hold of them.
+        # The library reads the bytes to write later without holding a reference.
         self._piece = piece
         self._done = threading.Event()
         self._outcome: tuple[dict[str, Any], Any] | None = None
@@ -145,23 +145,23 @@ class Call:
 
 
 def begun(status: dict[str, Any], call: Call) -> Call:
-    """A call that was accepted."""
+    """A call that the library has accepted."""
     if not status["ok"]:
         raise FailureError(status)
     return call
 
 
 class Opened:
-    """A file at a server."""
+    """An open file at a server."""
 
     def __init__(self, url: str, flags: int) -> None:
         self.file = client.File()
         checked(self.file.open(url, flags, _MODE if flags & OpenFlags.NEW else 0))
-        # A server may send its clients elsewhere: to other servers, never to the files of this machine.
+        # A server may redirect its clients to other servers, but not to files of this machine.
         there = self.file.get_property("LastURL") or ""
         if not there.startswith(("root://", "roots://")):
             self.close_quietly()
-            raise said(f"the server sends its clients to {there[:200]!r}", "UNSUPPORTED")
+            raise said(f"the server redirects its clients to {there[:200]!r}", "UNSUPPORTED")
 
     def close(self) -> None:
         checked(self.file.close())
@@ -182,7 +182,7 @@ def thing(info: dict[str, Any]) -> dict[str, Any]:
 
 
 class Listing:
-    """A folder that is being listed: the library calls from its own thread."""
+    """A running listing: the library calls from its own thread."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -195,7 +195,7 @@ class Listing:
             info = entry["statinfo"]
             entries.append([entry["name"], thing(info) if info else None])
         with self.changed:
-            # Who keeps this thread keeps the server from sending more.
+            # Blocking this thread makes the server wait (back-pressure).
             while len(self.waiting) >= _MOST_WAITING:
                 self.changed.wait()
             self.waiting.append(entries)
@@ -204,13 +204,13 @@ class Listing:
             self.changed.notify_all()
 
     def broken(self, kind: Any, error: Any, where: Any) -> None:
-        """The bindings could not make text of a name; they tell it nobody else."""
+        """Record a name that the bindings could not decode: they report it only by this call."""
         with self.changed:
             self.status = {"ok": False, "message": f"a name that is not UTF-8: {error}", "what": "BAD_LISTING"}
             self.changed.notify()
 
     def pieces(self, server: str, path: str, flags: int) -> Iterator[list[Any]]:
-        """The entries, some hundred at once: name and what is there, None without ``STAT``."""
+        """The entries in parts of some hundred: name and state, None without ``STAT``."""
         sys.excepthook = self.broken
         try:
             status = client.FileSystem(server).dirlist(path, flags | DirListFlags.CHUNKED, 0, self)
@@ -233,12 +233,12 @@ class Listing:
 
 
 def entries(server: str, path: str) -> None:
-    """What is in a folder.
+    """The entries of a directory.
 
-    A server (5.5) ends the listing with ``STAT`` at the first entry that it cannot look at, as if that were all: a link
-    that leads nowhere hides all that comes after it. So the names are asked for once more, without.
+    A server (5.5) ends the listing with ``STAT`` at the first entry whose stat fails: a dangling link hides all entries
+    after it. So the names are listed once more, without ``STAT``.
     """
-    # Of each name only a number: a folder may have very many.
+    # Keep a hash of each name only: a directory may be very large.
     seen: set[int] = set()
     for found in Listing().pieces(server, path, DirListFlags.STAT):
         seen.update(hash(name) for name, _ in found)
@@ -254,13 +254,13 @@ def entries(server: str, path: str) -> None:
 
 
 def looks(server: str, path: str, names: list[str], anything: bool) -> list[list[Any]]:
-    """What is at some names of a folder; those that lead nowhere are links.
+    """States of some names in a directory; a name that has none is a dangling link.
 
     Args:
-        server: whose.
-        path: of the folder.
+        server: of the directory.
+        path: of the directory.
         names: in it.
-        anything: whether anything else in the folder can be looked at: then it is no fault of the folder.
+        anything: whether any other entry has a state: then the directory itself is accessible.
     """
     system = client.FileSystem(server)
     calls = []
@@ -286,14 +286,14 @@ def leads_nowhere(status: dict[str, Any]) -> bool:
 
 
 def make(server: str, path: str) -> None:
-    checked(client.FileSystem(server).mkdir(path, 0, _FOLDER_MODE))
+    checked(client.FileSystem(server).mkdir(path, 0, _DIRECTORY_MODE))
 
 
 def remove(server: str, path: str) -> None:
     checked(client.FileSystem(server).rm(path))
 
 
-def remove_folder(server: str, path: str) -> None:
+def remove_directory(server: str, path: str) -> None:
     checked(client.FileSystem(server).rmdir(path))
 
 
@@ -302,7 +302,7 @@ def rename(server: str, path: str, to: str) -> None:
 
 
 def checksum(server: str, path: str) -> str:
-    """What the server computes; of a small file, what is read: a server starts a job of its own for each."""
+    """The server's checksum; small files are read instead, because the server starts a process for each."""
     opened = Opened(f"{server}/{path}", OpenFlags.READ)
     try:
         size = checked(opened.file.stat())["size"]
@@ -322,7 +322,7 @@ def _text(answer: bytes) -> str:
 
 
 def read(server: str, path: str) -> None:
-    """All bytes of a file, a few pieces ahead."""
+    """All bytes of a file, read a few pieces ahead."""
     opened = Opened(f"{server}/{path}", OpenFlags.READ)
     try:
         size = checked(opened.file.stat())["size"]
@@ -335,7 +335,7 @@ def read(server: str, path: str) -> None:
                 offset += _PIECE
             piece = calls.popleft().result()
             if not piece:
-                # It has become shorter; who counts will see.
+                # The file has shrunk; the reader checks the size.
                 break
             send(b"D", piece)
         for call in calls:
@@ -345,7 +345,7 @@ def read(server: str, path: str) -> None:
 
 
 def write(server: str, path: str, size: int) -> None:
-    """A new file of the pieces that come; an error is told at once, and the rest of them is thrown away."""
+    """Write the pieces that arrive to a new file. An error is reported at once, and later pieces are discarded."""
     opened = Opened(f"{server}/{path}?oss.asize={size}", OpenFlags.NEW | OpenFlags.WRITE)
     calls: deque[Call] = deque()
     try:
@@ -369,10 +369,10 @@ def write(server: str, path: str, size: int) -> None:
 
 
 def pull(server: str, path: str, cgi: str) -> None:
-    """Have the server fetch a file from another; it is told how in the query of the name."""
+    """Have the server pull a file from another (third-party copy); ``cgi`` is the query that describes the source."""
     opened = Opened(f"{server}/{path}?{cgi}", OpenFlags.NEW | OpenFlags.UPDATE)
     try:
-        # The first asks for the copy to be prepared, the second for it to be made.
+        # The first sync prepares the copy, the second one makes it.
         checked(opened.file.sync())
         call = Call()
         begun(opened.file.sync(0, call), call)
@@ -395,7 +395,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "entries": entries,
     "make": make,
     "remove": remove,
-    "remove_folder": remove_folder,
+    "remove_directory": remove_directory,
     "rename": rename,
     "checksum": checksum,
     "configuration": configuration,
@@ -406,14 +406,14 @@ WORK: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Answer requests until they end."""
-    # What the library prints must not be taken for an answer.
+    """Process requests until they end."""
+    # Output of the library must not be mistaken for a frame.
     os.dup2(2, 1)
     confine()
     while True:
         kind, content = receive()
         if kind != b"R":
-            # What was still under way when its request had failed.
+            # Calls of a failed request that are still in flight.
             continue
         request = json.loads(content)
         try:
@@ -421,7 +421,7 @@ def main() -> None:
         except FailureError as failure:
             answer = {"ok": False, **{key: failure.status.get(key) for key in ("message", "code", "errno", "what")}}
         except Exception as error:
-            # The bindings say this of a file, too, whose connection has gone while it was open.
+            # The bindings report this also for a file whose connection was lost while it was open.
             what = "CONNECTION" if "closed file" in str(error) else "INTERNAL"
             answer = {"ok": False, "message": f"{type(error).__name__}: {error}", "what": what}
         send(b"A", json.dumps(answer).encode("ascii"))

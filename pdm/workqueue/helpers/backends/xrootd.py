@@ -1,11 +1,11 @@
 """XRootD servers as a storage backend: third-party copies with a delegated proxy, else streamed through the service.
 
-``X509_USER_PROXY`` names the proxy, ``X509_CERT_DIR`` and ``PDM_TRUST`` the authorities that servers are checked
-against. The client is XRootD's own, in worker processes that keep their connections; only the workers for copies
-between servers delegate the proxy.
+``X509_USER_PROXY`` names the proxy, ``X509_CERT_DIR`` and ``PDM_TRUST`` the authorities that servers are verified
+against. The client is XRootD's own, in worker processes that keep their connections; only the workers for third-party
+copies delegate the proxy.
 
-Servers report success for creating a directory that exists, replace the destination of a rename, and remove an empty
-directory like a file. So each such request is preceded by a stat.
+Servers report success for creating an existing directory, replace the destination of a rename, and remove an empty
+directory like a file. So a stat precedes each such request.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from pdm.workqueue.helpers.storage import (
     link_to_directory,
 )
 
-#: Smaller files go through here even where servers could copy: a program is started and logs in there for each.
+#: Smaller files are streamed even if servers could copy: a third-party copy starts a program that logs in.
 _SMALL = 4 * 1024 * 1024
 _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 #: Names that can be written into the query of another name.
 _PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
-#: Failures of a copy between servers that a copy through here need not meet.
+#: Errors of a third-party copy that a streamed copy may not have.
 _BETWEEN_SERVERS = (FailureCode.CREDENTIAL_REFUSED, FailureCode.CERTIFICATE, FailureCode.UNSUPPORTED)
 _ADLER32 = re.compile(r"adler32 ([0-9A-Fa-f]{1,8})")
-#: Entries after which a worker is replaced: the library (5.5) keeps some 200 bytes of each for ever.
+#: Entries after which a worker is replaced: the library (5.5) leaks some 200 bytes for each.
 _MOST_LISTED = 200_000
-#: What a server says that could not compute a checksum.
+#: Message of a server that could not compute a checksum.
 _SERVER_ERROR = 3012
-#: Seconds without a byte after which it is asked which server is to blame, and that it gets to answer.
+#: Seconds without a byte after which both servers are probed, and timeout of the probe.
 _SUSPICIOUS_S, _SOON_S = 2.0, 3.0
-#: Seconds that the first byte may take at least: a program is started at the destination, and logs in at the source.
+#: Minimum seconds to wait for the first byte: the destination starts a program that logs in at the source.
 _BEGIN_S = 20.0
 
 
 class XrootdBackend(WakeableBackend):
-    """One lane's workers."""
+    """The workers of one thread."""
 
     def __init__(self) -> None:
         super().__init__()
         self._workers: dict[tuple[str, int], XrootdSession] = {}
-        #: Folder of authorities → who delegates.
+        #: Directory of authorities → the worker that delegates.
         self._delegating: dict[str | None, XrootdSession] = {}
-        #: Server → whether it fetches files with a delegated proxy.
+        #: Server → whether it pulls files with a delegated proxy.
         self._pulls: dict[str, bool] = {}
-        #: Pairs of servers of which the destination did not get into the source.
+        #: Pairs of servers whose destination could not log in at the source.
         self._no_third_party: set[tuple[str, str]] = set()
 
     @classmethod
@@ -87,7 +87,7 @@ class XrootdBackend(WakeableBackend):
     def _there(self, url: StorageUrl) -> FileStat:
         there = self.stat(url)
         if there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return there
 
     def entries(self, url: StorageUrl) -> EntryIterator:
@@ -102,7 +102,7 @@ class XrootdBackend(WakeableBackend):
                 for name, told in found:
                     if told is None:
                         raise StorageError(
-                            f"{url}: the server tells nothing of {name[:200]!r}", code=FailureCode.BAD_LISTING
+                            f"{url}: the server has no information about {name[:200]!r}", code=FailureCode.BAD_LISTING
                         )
                     yield name.encode("utf-8", "surrogateescape"), _file_stat(told)
         except StorageError as error:
@@ -125,10 +125,10 @@ class XrootdBackend(WakeableBackend):
         self._worker(server).call("make", server=server, path=path)
 
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
-        """A folder that is not empty is not removed by ``rmdir``, and a link to one neither: the reasons differ."""
+        """``rmdir`` removes neither a directory that is not empty nor a link to a directory: the errors differ."""
         server, path = _server_and_path(url)
         try:
-            self._worker(server).call("remove_folder", server=server, path=path)
+            self._worker(server).call("remove_directory", server=server, path=path)
         except StorageError as error:
             if error.errno == errno.ENOTDIR:
                 return link_to_directory(url)
@@ -147,17 +147,17 @@ class XrootdBackend(WakeableBackend):
         if there is not None and there.kind == "directory" and not directory:
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         if directory and there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         if there is not None and there.kind != "directory" and directory:
             raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
-        # Where nothing is seen there may be a link that leads nowhere: it can be removed.
+        # A dangling link has no stat, but can be removed.
         try:
-            self._worker(server).call("remove_folder" if directory else "remove", server=server, path=path)
+            self._worker(server).call("remove_directory" if directory else "remove", server=server, path=path)
         except StorageError as error:
             if directory and error.errno == errno.ENOTDIR:
                 raise StorageError(link_to_directory(url), code=FailureCode.UNSUPPORTED) from error
             if directory and error.errno == errno.EEXIST:
-                # Some have only one word for both.
+                # Some servers have only one error for both.
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY) from error
             raise
 
@@ -172,10 +172,10 @@ class XrootdBackend(WakeableBackend):
         return self._there(url).size
 
     def checksum(self, url: StorageUrl) -> str:
-        """As the server computes it; by reading the file where it does not."""
+        """From the server, or by reading the file if it has none."""
         server, path = _server_and_path(url)
         timeouts = self.timeouts
-        # The server reads the whole file before it says a word.
+        # The server reads the whole file before it responds.
         self.timeouts = timeouts._replace(stall_s=timeouts.stall_s + timeouts.slack_s)
         try:
             found = _ADLER32.match(self._worker(server).call("checksum", server=server, path=path))
@@ -208,7 +208,7 @@ class XrootdBackend(WakeableBackend):
                 worker.timeouts = self.timeouts
                 worker.send(b"D", piece)
                 if worker.has_answer():
-                    # It has nothing to say but that it failed.
+                    # The server gives no reason.
                     break
             else:
                 worker.send(b"Z", b"")
@@ -233,7 +233,7 @@ class XrootdBackend(WakeableBackend):
             except StorageError as error:
                 if error.scope != FailureScope.DESTINATION or error.code not in _BETWEEN_SERVERS:
                     raise
-                # We can read there, and the destination cannot log in there, or does not reach it.
+                # We can read the source; the destination cannot reach it or log in there.
                 self._no_third_party.add(pair)
                 with contextlib.suppress(StorageError):
                     self.remove(temporary, directory=False)
@@ -242,7 +242,7 @@ class XrootdBackend(WakeableBackend):
         return super().transfer(source, temporary, size, checksum, arrived)
 
     def _can_pull(self, source: StorageUrl, temporary: StorageUrl) -> bool:
-        """Whether the destination fetches files by itself, and can be told of this one."""
+        """Whether the destination can pull, and can be given the name of this file."""
         server, path = _server_and_path(temporary)
         if not _PLAIN.fullmatch(_server_and_path(source)[1]) or not _PLAIN.fullmatch(path):
             return False
@@ -276,7 +276,7 @@ class XrootdBackend(WakeableBackend):
             "tpc.str": "1",
             "tpc.tpr": temporary.scheme,
         }
-        # What is wrong with the source is told at once only by itself.
+        # Only the source reports its own errors at once.
         there = at_source(self._there, source)
         if there.kind == "directory":
             raise StorageError(f"{source} is a directory", errno=errno.EISDIR, scope=FailureScope.SOURCE)
@@ -290,13 +290,13 @@ class XrootdBackend(WakeableBackend):
                 raise self._blamed(source, error) from error
             raise
         finally:
-            # The end of the session here is the end of the copy there.
+            # Closing the session here ends the copy there.
             self._let_go(worker)
 
     def _follow(
         self, worker: XrootdSession, source: StorageUrl, temporary: StorageUrl, arrived: ProgressCallback
     ) -> None:
-        """Until the copy has ended; a server that is gone or says nothing ends it."""
+        """Wait for the end of the copy; a dead or silent server ends it."""
         moved, moved_at = -1, time.monotonic()
         asked_at = moved_at
         while True:
@@ -324,10 +324,10 @@ class XrootdBackend(WakeableBackend):
         told = self._soon(source)
         silent = told is not None and told.code in (FailureCode.STALLED, FailureCode.TIMEOUT, FailureCode.CONNECTION)
         scope = FailureScope.SOURCE if silent else FailureScope.DESTINATION
-        return StorageError("no byte has come for too long", code=FailureCode.STALLED, scope=scope)
+        return StorageError("no byte arrived in time", code=FailureCode.STALLED, scope=scope)
 
     def _soon(self, url: StorageUrl) -> StorageError | None:
-        """What is wrong with a server that may be dead."""
+        """The error of a server that may be dead, or None."""
         timeouts = self.timeouts
         self.timeouts = Timeouts.within(_SOON_S)
         try:
@@ -339,7 +339,7 @@ class XrootdBackend(WakeableBackend):
         return None
 
     def _blamed(self, source: StorageUrl, error: StorageError) -> StorageError:
-        """Whose fault a failed third-party copy is: a source that cannot be read now is at fault."""
+        """The error of a failed third-party copy with its scope: a source that cannot be read now is at fault."""
         try:
             with contextlib.closing(self.read(source)) as pieces:
                 next(pieces, None)
@@ -350,7 +350,7 @@ class XrootdBackend(WakeableBackend):
     # -- workers
 
     def _worker(self, server: str) -> XrootdSession:
-        """One that is logged in there and not busy: two are where a copy goes from a server to itself."""
+        """An idle worker with a login there: a copy within one server needs two."""
         self.check()
         for key, worker in list(self._workers.items()):
             if not worker.is_alive:
@@ -365,7 +365,7 @@ class XrootdBackend(WakeableBackend):
         return worker
 
     def _delegator(self, server: str) -> XrootdSession:
-        """One that gives the proxy to a server; others with the same authorities may have it, too."""
+        """The worker that delegates the proxy to a server; servers with the same authorities may share it."""
         self.check()
         trust = _trust(server)
         worker = self._delegating.get(trust)
@@ -376,7 +376,7 @@ class XrootdBackend(WakeableBackend):
 
     @staticmethod
     def _let_go(worker: XrootdSession) -> None:
-        """End what a worker is doing for somebody who has gone; and the worker, when it has become large."""
+        """End a worker's request whose caller has gone; replace the worker after many entries."""
         if worker.busy or worker.listed > _MOST_LISTED:
             worker.close()
 
@@ -394,23 +394,23 @@ def _file_stat(told: dict[str, int | str | None]) -> FileStat:
 
 
 def _trust(server: str) -> str | None:
-    """The folder of the authorities that may vouch for a server."""
+    """The directory of the authorities trusted for a server."""
     return trust_at(server.partition("://")[2])
 
 
 def _server_and_path(url: StorageUrl) -> tuple[str, str]:
-    """Server and path of ``root://host:port//path``, as the client takes them: names as they are.
+    """Server and path of ``root://host:port//path``, as the client expects them: names are not encoded.
 
     Raises:
-        StorageError: it cannot be told such a name.
+        StorageError: the client cannot use such a name.
     """
     if url.scheme not in JobProtocol.XROOT.info.schemes or not _HOST.fullmatch(url.authority):
         raise StorageError(f"{url.server} is no root://HOST:PORT", code=FailureCode.UNSUPPORTED)
     try:
         name = url.path.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise StorageError(f"{url}: XRootD's client takes no names but UTF-8", errno=errno.EILSEQ) from error
+        raise StorageError(f"{url}: XRootD's client supports UTF-8 names only", errno=errno.EILSEQ) from error
     if "?" in name or any(letter in name for letter in "\0\n"):
-        # What follows the question mark would be taken for options, and the rest for the name.
-        raise StorageError(f"{url}: XRootD cannot be told such a name", errno=errno.EILSEQ)
+        # The client takes the part after a question mark as options.
+        raise StorageError(f"{url}: XRootD does not support such a name", errno=errno.EILSEQ)
     return url.server, "/" + name.lstrip("/")

@@ -1,4 +1,4 @@
-"""A worker process with an XRootD client (`xroot_worker`), and the meaning of its errors.
+"""A worker process with an XRootD client (`xroot_worker`), and the storage errors for its errors.
 
 One thread uses a session; another interrupts it through a descriptor that becomes readable.
 """
@@ -26,19 +26,19 @@ from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.backends.http_connection import errno_from_text
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, internal_error, start_error, truncated
 
-#: Debian's package that brings the bindings, for the interpreter here.
+#: Debian's package of the bindings, for the interpreter here.
 PACKAGE, SYSTEM_PYTHON = "python3-xrootd", "/usr/bin/python3"
 _WORKER = Path(__file__).with_name("xroot_worker.py")
 _HEAD = struct.Struct(">cI")
 _LONGEST_FRAME = 16 * 1024 * 1024
 _PIPE = 256 * 1024
 _LEAST_S = 0.05
-#: Seconds that the first answer may take at least: there is a login before it, with keys that are made for it.
+#: Minimum seconds for the first response: it includes a login, for which keys are generated.
 _LOGIN_S = 15.0
 _MOST_NOISE = 64 * 1024
-#: Seconds that a look for the bindings may take.
+#: Timeout in seconds of the check for the bindings.
 _LONGEST_LOOK_S = 30.0
-#: What servers mean by their numbers; texts are more exact, where there is one.
+#: errno of the server's error numbers; an error text takes precedence.
 _BY_NUMBER = {
     3000: errno.EINVAL,
     3002: errno.ENAMETOOLONG,
@@ -56,7 +56,7 @@ _BY_NUMBER = {
 }
 _SAID_BY_SERVER, _AUTHENTICATION, _TLS, _NOT_VALID, _NOT_FOUND = 400, (203, 204), 110, (201, 303), 304
 _ON_THE_WAY = range(100, 300)
-#: No address of that name, no connection.
+#: Errors of name resolution and connecting.
 _NO_SERVER = (101, 108)
 _AUTHENTICATION_NUMBER = 3030
 _EXPIRED = re.compile(r"expired certificates|[Pp]roxy.{0,40}expired|certificate has expired")
@@ -64,8 +64,8 @@ _REFUSED = re.compile(r"Authentication with \w{1,20} failed: ")
 _UNTRUSTED = re.compile(
     r"GetCA: certificate not found|cannot verify server certificate|Unable to verify server hostname"
 )
-#: The library shall not try for minutes what does not answer, follow files that pretend to be lists of places, or log
-#: in with anything but this proxy. The name of the server is the one in its URL, not one that DNS gives.
+#: The library must not retry for minutes, follow metalink files, or log in with another credential than this proxy.
+#: The server's name is that of the URL, not one from DNS.
 _SETTINGS = {
     "XRD_CONNECTIONRETRY": "1",
     "XRD_CONNECTIONWINDOW": "15",
@@ -93,14 +93,14 @@ class XrootdError(StorageError):
     """A request failed.
 
     Attributes:
-        number: what the server called it; 0 where it said nothing.
+        number: the server's error number; 0 if there is none.
     """
 
     number = 0
 
 
 def interpreter() -> str:
-    """A Python that has XRootD's bindings: the one that runs this, or the system's."""
+    """A Python interpreter with XRootD's bindings: the current one, or the system's."""
     return sys.executable if importlib.util.find_spec("pyxrootd") else SYSTEM_PYTHON
 
 
@@ -108,7 +108,7 @@ def missing_software() -> str | None:
     """Why no worker can be started here, as a message for an operator; None if one can."""
     python, install = interpreter(), f"install the package {PACKAGE}"
     try:
-        # As the worker begins.
+        # The worker's first import.
         done = subprocess.run(
             [python, "-I", "-c", "from pyxrootd import client; from XRootD.client import flags"],
             capture_output=True,
@@ -125,11 +125,11 @@ def missing_software() -> str | None:
 
 
 def environment(trust: str | None, *, delegates: bool) -> Mapping[str, str]:
-    """Of a worker.
+    """Environment of a worker.
 
     Args:
-        trust: folder of the authorities that may vouch for its server.
-        delegates: whether servers that ask for a proxy get one.
+        trust: directory of the authorities trusted for its server.
+        delegates: whether a server that requests a proxy gets one.
 
     Raises:
         StorageError: there is no proxy; the library would look for another, or crash.
@@ -151,19 +151,19 @@ def environment(trust: str | None, *, delegates: bool) -> Mapping[str, str]:
 
 
 class XrootdSession:
-    """A worker.
+    """A worker process.
 
     Args:
-        wake: becomes readable when what is under way must end.
-        trust: folder of the authorities that may vouch for its server.
-        delegates: whether servers that ask for a proxy get one.
+        wake: becomes readable when the operation must end.
+        trust: directory of the authorities trusted for its server.
+        delegates: whether a server that requests a proxy gets one.
     """
 
     def __init__(self, wake: int, trust: str | None, *, delegates: bool) -> None:
         self.timeouts: Timeouts
-        #: Whether a request is under way: the session can take no other.
+        #: Whether a request is running: the session cannot take another one.
         self.busy = False
-        #: Entries of folders that came through it.
+        #: Directory entries that it has listed.
         self.listed = 0
         self._wake = wake
         self._noise = tempfile.TemporaryFile(mode="ab+")  # noqa: SIM115 - `close` closes it
@@ -194,14 +194,14 @@ class XrootdSession:
         return self._process.poll() is None and not self._noise.closed
 
     def close(self) -> None:
-        """End it, and with it what is under way."""
+        """Kill the process, and with it a running request."""
         self._process.kill()
         with contextlib.suppress(OSError), self._process:
             pass
         self._noise.close()
 
     def call(self, op: str, **arguments: Any) -> Any:
-        """A request that has one answer."""
+        """Send a request that has one response."""
         self.begin(op, **arguments)
         kind, content = self.next()
         while kind != b"A":
@@ -209,7 +209,7 @@ class XrootdSession:
         return self.answer(content)
 
     def begin(self, op: str, **arguments: Any) -> None:
-        """Send a request; its frames come by `next`, the last is one of kind ``A``."""
+        """Send a request; `next` returns its frames, the last one of kind ``A``."""
         if os.fstat(self._noise.fileno()).st_size > _MOST_NOISE:
             self._noise.truncate(0)
         self._said_before = os.fstat(self._noise.fileno()).st_size
@@ -217,10 +217,10 @@ class XrootdSession:
         self.send(b"R", json.dumps({"op": op, **arguments}).encode("ascii"))
 
     def answer(self, content: bytes) -> Any:
-        """What the last frame of a request says.
+        """The content of the last frame of a request.
 
         Raises:
-            StorageError: that it failed.
+            StorageError: the request failed.
         """
         self.busy = False
         self._logged_in = True
@@ -243,13 +243,13 @@ class XrootdSession:
                 raise self._gone() from None
 
     def next(self, wait_s: float | None = None) -> tuple[bytes, bytes]:
-        """The next frame; an empty one if none has come after ``wait_s``."""
+        """The next frame; an empty one if none arrived within ``wait_s``."""
         while True:
             if len(self._waiting) >= _HEAD.size:
                 kind, length = _HEAD.unpack_from(self._waiting)
                 if length > _LONGEST_FRAME:
                     self.close()
-                    raise internal_error("the worker is out of step")
+                    raise internal_error("the worker's answers are out of sequence")
                 end = _HEAD.size + length
                 if len(self._waiting) >= end:
                     content = bytes(self._waiting[_HEAD.size : end])
@@ -266,15 +266,15 @@ class XrootdSession:
             self._waiting += piece
 
     def has_answer(self) -> bool:
-        """Whether a frame can be read at once."""
+        """Whether a frame can be read without blocking."""
         return bool(self._waiting) or bool(select.select([self._out], [], [], 0)[0])
 
     def _wait(self, *, writing: bool, wait_s: float | None = None) -> bool:
-        """Until something can be read or written; False if ``wait_s`` is over.
+        """Wait until the pipe is readable or writable; False after ``wait_s``.
 
         Raises:
-            StorageError: it takes longer than we are patient; the session is ended.
-            StoppedError: it must end.
+            StorageError: a timeout; the session is closed.
+            StoppedError: the operation must end.
         """
         left = self.timeouts.until - time.monotonic()
         longest = max(min(max(self.timeouts.stall_s, 0.0 if self._logged_in else _LOGIN_S), left), _LEAST_S)
@@ -321,7 +321,7 @@ class XrootdSession:
             return XrootdError(text, code=FailureCode.BAD_LISTING)
         if code in _ON_THE_WAY:
             return XrootdError(text, code=FailureCode.CONNECTION, lost=True, unreachable=code in _NO_SERVER)
-        # Names come first in what servers say, and anybody may have chosen them.
+        # Servers' messages begin with names, which any user may have chosen.
         error = XrootdError(text, errno=errno_from_text(text.rpartition(";")[2]) or _BY_NUMBER.get(number))
         error.number = number
         return error
@@ -333,13 +333,13 @@ class XrootdSession:
             text = f"{text}: {truncated(reasons[-1], 300)}"
         if _EXPIRED.search(noise):
             return XrootdError(text, code=FailureCode.CREDENTIAL_EXPIRED, scope=FailureScope.SERVICE)
-        # Of several authorities that a server names, not all need be known here: what the server says comes first.
+        # A server may have several authorities, of which some are unknown here: its own message comes first.
         untrusted = not _REFUSED.search(noise) and _UNTRUSTED.search(noise)
         return XrootdError(text, code=FailureCode.CERTIFICATE if untrusted else FailureCode.CREDENTIAL_REFUSED)
 
 
 def frames(session: XrootdSession, kind: bytes) -> Iterator[bytes]:
-    """The contents of the frames of a kind until the answer to the request under way, whose failure is raised."""
+    """The contents of the frames of a kind up to the response, whose error is raised."""
     while True:
         found, content = session.next()
         if found == b"A":

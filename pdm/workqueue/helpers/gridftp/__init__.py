@@ -1,1 +1,1 @@
-"""GridFTP over our own control connections: pipelined commands, and one operation at a time as the fallback."""
+"""GridFTP client on our own control connections: pipelined commands, and a fallback of one operation at a time."""

@@ -20,25 +20,25 @@ from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StoppedError
 
-#: Seconds for which a server that does not fit is not tried again.
+#: Seconds for which a server that lacks a feature is not tried again.
 _UNFIT_S = 30.0
-#: What listings and looks shall tell.
+#: Facts that listings and MLST request.
 _FACTS = b"OPTS MLST Type;Size;Modify;UNIX.mode;UNIX.slink;X.count;"
-#: Seconds between markers of a large transfer, as servers have it of themselves.
+#: Seconds between performance markers of a large transfer, the servers' default.
 _MARKERS_EVERY_S = 5
-#: Data connections of a large file between servers of which one answers later than that.
+#: Data connections of a large file, and the round trip in seconds from which a server gets that many.
 _STREAMS_FAR_AWAY, _FAR_AWAY_S = 4, 0.02
 
 
 class ChannelPool:
-    """Opens, keeps and drops channels. Used by one thread; `interrupt` by any.
+    """Opens, keeps and drops channels. Used by one thread; `interrupt` may be called from any thread.
 
     Args:
         gsi: the library and the credential.
 
     Attributes:
-        login_s: seconds that each step of a login may take.
-        entry_counts: how many entries a directory had when it was last listed for a copy, by address and path.
+        login_s: timeout of each step of a login, in seconds.
+        entry_counts: number of entries of a directory when it was last listed for a copy, by address and path.
     """
 
     def __init__(self, gsi: Gsi) -> None:
@@ -52,17 +52,17 @@ class ChannelPool:
         self._opening: set[ControlChannel] = set()
 
     def single(self, address: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
-        """A channel to a server, for all but transfers.
+        """A channel to a server, for all commands but transfers.
 
         Args:
             address: ``host:port``.
-            again: whether to try also a server that could not be used just now.
-            plain: whether it lets everybody in.
+            again: whether to try a server, too, that could not be used shortly before.
+            plain: whether it is plain FTP, without a login.
 
         Raises:
-            ChannelError: there is none to be had.
+            ChannelError: it cannot be opened.
         """
-        # One that serves transfers does as well: batches come one after the other.
+        # A channel for transfers is free, too: batches run one after the other.
         for (source, destination, _), (at_source, at_destination) in self._pairs.items():
             for known, channel in ((source, at_source), (destination, at_destination)):
                 if known == address and not channel.is_dead:
@@ -70,7 +70,7 @@ class ChannelPool:
         return self.beside(address, again=again, plain=plain)
 
     def beside(self, address: str, *, again: bool = False, plain: bool = False) -> ControlChannel:
-        """The same, but none that serves transfers: of use while such a one does."""
+        """Like `single`, but not a channel for transfers: to be used during a transfer."""
         kept = self._single.get(address)
         if kept is not None:
             if not kept.is_dead:
@@ -83,18 +83,18 @@ class ChannelPool:
     def pair(
         self, source: str, destination: str, *, large: bool = False, again: bool = False
     ) -> tuple[ControlChannel, ControlChannel]:
-        """Channels to two servers that are ready to send files from the one to the other.
+        """Channels to two servers that are ready for transfers from one to the other.
 
-        Their data connections are kept: each RETR goes with the STOR that was sent at the same time.
+        Their data connections are kept: each RETR belongs to the STOR that was sent at the same time.
 
         Args:
             source: ``host:port`` of the server that sends.
-            destination: of the one that receives.
-            large: whether files are so large that several data connections are worth it, if the servers are far away.
-            again: whether to try also servers that could not be used just now.
+            destination: ``host:port`` of the server that receives.
+            large: whether the files are large enough for several data connections, if the servers are far away.
+            again: whether to try servers, too, that could not be used shortly before.
 
         Raises:
-            ChannelError: there are none to be had.
+            ChannelError: they cannot be opened.
         """
         for streams in (_STREAMS_FAR_AWAY, 1) if large else (1,):
             pair = self._pairs.get((source, destination, streams))
@@ -111,7 +111,7 @@ class ChannelPool:
         except ChannelError as error:
             if not spare or error.refused:
                 raise
-        # It may be that the server had closed what we had kept.
+        # The server may have closed the kept channels.
         return self._paired(source, destination, {}, large=large, again=True)
 
     def _spare(self, address: str) -> ControlChannel | None:
@@ -124,7 +124,7 @@ class ChannelPool:
     def _paired(
         self, source: str, destination: str, spare: Mapping[str, ControlChannel], *, large: bool, again: bool
     ) -> tuple[ControlChannel, ControlChannel]:
-        """A pair of new channels and of such as are to spare."""
+        """A pair of new channels and unpaired kept ones."""
         missing = [address for address in (source, destination) if address not in spare]
         if source == destination and spare:
             missing = [destination]
@@ -141,7 +141,7 @@ class ChannelPool:
         return at_source, at_destination
 
     def drop(self, *channels: Channel) -> None:
-        """End channels, and with each the other one of its pair."""
+        """Close channels, each with the other one of its pair."""
         for key, pair in list(self._pairs.items()):
             if any(channel in pair for channel in channels):
                 del self._pairs[key]
@@ -153,11 +153,11 @@ class ChannelPool:
             channel.dispose()
 
     def drop_all(self) -> None:
-        """End all channels: what is under way on them is not known."""
+        """Close all channels: the state of their commands is unknown."""
         self.drop(*self._single.values(), *(channel for pair in self._pairs.values() for channel in pair))
 
     def interrupt(self) -> None:
-        """End the logins that are under way."""
+        """Interrupt running logins."""
         with self._guard:
             for channel in self._opening:
                 channel.close()
@@ -166,9 +166,9 @@ class ChannelPool:
     def _opened(
         self, *addresses: str, again: bool = False, plain: bool = False, known: Sequence[ControlChannel] = ()
     ) -> Iterator[list[ControlChannel]]:
-        """New channels, logged in side by side: a login is a tenth of a second of work for its server.
+        """New channels; their logins run in parallel, because each takes a tenth of a second of the server's time.
 
-        Until this ends they, and those that were known, can be interrupted, and if it fails they are ended.
+        They and the kept ones can be interrupted until this returns; if it fails, all are closed.
         """
         channels = [ControlChannel(None if plain else self._gsi, address, self.login_s) for address in addresses]
         with self._guard:
@@ -176,7 +176,7 @@ class ChannelPool:
         try:
             for address in addresses:
                 if not again and self._unfit.get(address, 0.0) > time.monotonic():
-                    raise ChannelError(f"{address} could not be used just now", address, refused=True)
+                    raise ChannelError(f"{address} could not be used shortly before", address, refused=True)
             if channels:
                 self._log_in(channels)
             yield channels
@@ -197,7 +197,7 @@ class ChannelPool:
                 if "MLST" in channel.features:
                     _accepted(channel, _FACTS)
             except SilentServerError as error:
-                # That is all that can be known of it.
+                # No more is known about it.
                 errors.insert(0, error)
             except ChannelError as error:
                 self._unfit[channel.address] = time.monotonic() + _UNFIT_S
@@ -214,7 +214,7 @@ class ChannelPool:
 
 
 def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel, *, large: bool) -> int:
-    """Have two servers ready for transfers; returns the number of data connections."""
+    """Configure two servers for transfers; returns the number of data connections."""
     for channel in (at_source, at_destination):
         _accepted(channel, b"TYPE I")
         _accepted(channel, b"MODE E")
@@ -224,22 +224,22 @@ def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel
     listens_at = _accepted(at_destination, b"PASV").data_address
     if listens_at is None:
         address = at_destination.address
-        raise ChannelError(f"{address} gives no address for data", address, refused=True)
+        raise ChannelError(f"{address} returns no data address", address, refused=True)
     _accepted(at_source, b"PORT " + listens_at[0])
     return streams
 
 
 def _set_markers(at_destination: ControlChannel, *, wanted: bool) -> None:
-    """Have the receiving server say how far a transfer is, or not: for a small file those are 13 of 20 lines."""
+    """Turn the destination's performance markers on or off: for a small file they are 13 of 20 lines."""
     if at_destination.sends_markers is not wanted:
         for command in (b"TREV PERF %d", b"TREV RESTART %d"):
-            # A server that does not know this sends them, or none, all the same.
+            # A server that does not know the option keeps its default.
             at_destination.ask(command % (_MARKERS_EVERY_S if wanted else 0))
         at_destination.sends_markers = wanted
 
 
 def _streams(pair: tuple[ControlChannel, ControlChannel], *, large: bool) -> int:
-    """Data connections between two servers: one alone is limited by its window, if its way is long."""
+    """Number of data connections: a single one is limited by its TCP window on a long path."""
     is_far = max(channel.round_trip_s for channel in pair) > _FAR_AWAY_S
     return _STREAMS_FAR_AWAY if large and is_far else 1
 
@@ -258,34 +258,34 @@ def host_port(url: str) -> str:
 
 
 def server_path(url: str) -> bytes:
-    """The path of a storage URL as its server takes it; ``/~`` stands for the account's home."""
+    """The path of a storage URL as its server expects it; ``/~`` stands for the account's home."""
     path = unquote_to_bytes("/" + url.split("/", 3)[3])
     return path[1:] if path.startswith(b"/~") else path
 
 
 def fits_on_command_line(path: bytes) -> bool:
-    """Whether a path can stand in a command, which is one line."""
+    """Whether a path can be part of a command, which is one line."""
     return not any(byte in path for byte in (b"\n", b"\r", b"\0"))
 
 
 def parent_path(path: bytes) -> bytes:
-    """The folder that holds the thing at a path; of the root, that is the root."""
+    """The parent directory of a path; the root is its own parent."""
     head, _, _ = path.rstrip(b"/").rpartition(b"/")
     if head:
         return head
     return b"/" if path.startswith(b"/") else b"~"
 
 
-#: How often channels that are silent are looked at.
+#: Interval in seconds at which silent channels are checked.
 _TICK_S = 1.0
 
 
 class Channel(Protocol):
-    """What a pipeline carries on: a control channel, or the data that belongs to one.
+    """What a pipeline waits for: a control channel, or a data connection of one.
 
     Attributes:
         address: ``host:port`` of the server.
-        heard_at: when it last said anything (`time.monotonic`).
+        heard_at: when data last arrived (`time.monotonic`).
     """
 
     address: str
@@ -293,26 +293,26 @@ class Channel(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How much is still to come; 0 if nothing is."""
+        """Number of replies still to arrive; 0 if none."""
 
     @property
     def unsent(self) -> object:
-        """True if `flush` has something to send."""
+        """Whether `flush` has something to send."""
 
     def fileno(self) -> int: ...
 
     def flush(self) -> None:
-        """Send what can be sent now; raises `ChannelError`."""
+        """Send what can be sent without blocking; raises `ChannelError`."""
 
     def read(self) -> None:
-        """Take what has arrived; raises `ChannelError`."""
+        """Read what has arrived; raises `ChannelError`."""
 
     def dispose(self) -> None:
-        """End it."""
+        """Close it."""
 
 
 class SilenceError(Exception):
-    """A server has not answered in time."""
+    """A server did not answer in time."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(f"{channel.address} has not answered in time")
@@ -320,7 +320,7 @@ class SilenceError(Exception):
 
 
 class BrokenError(Exception):
-    """A channel is of no use any more."""
+    """A channel cannot be used any more."""
 
     def __init__(self, channel: Channel, why: str) -> None:
         super().__init__(why)
@@ -353,7 +353,7 @@ def run_until_answered(
     refill: Callable[[], None],
     timeout_s: Callable[[], float],
 ) -> None:
-    """Do all of `steps`."""
+    """Run all of `steps`."""
     for _ in steps(channels, waker, stopped, refill, timeout_s):
         pass
 
@@ -365,21 +365,21 @@ def steps(
     refill: Callable[[], None],
     timeout_s: Callable[[], float],
 ) -> Iterator[None]:
-    """Exchange commands and replies until no channel waits for any.
+    """Exchange commands and replies until all are answered.
 
     Args:
-        channels: which ones.
-        waker: is looked at, too, so that a stop is seen at once.
+        channels: the channels.
+        waker: wakes the loop after a stop.
         stopped: whether to stop.
-        refill: called before each look at the channels: sends more commands where there is room.
-        timeout_s: seconds a server may be silent while it owes a reply.
+        refill: called before each poll: sends more commands if few are pending.
+        timeout_s: seconds that a server may be silent while a reply is pending.
 
     Yields:
-        After each look at the channels, so that what has arrived can be passed on.
+        After each poll, so that the caller can pass on what has arrived.
 
     Raises:
-        StoppedError: we were told to stop.
-        SilenceError: a server owes a reply for too long.
+        StoppedError: ``stopped`` returned True.
+        SilenceError: a reply did not arrive in time.
         BrokenError: a channel has failed.
     """
     with selectors.DefaultSelector() as selector:

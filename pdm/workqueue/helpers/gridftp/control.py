@@ -1,7 +1,7 @@
 """Control connection to a GridFTP server with pipelined commands (RFC 959, RFC 2228, GFD.20).
 
-A server carries commands out in order and replies in the same order, so sending the next command before the reply to
-the last one saves a round trip. Each command has a callback for its reply.
+A server processes commands in order and replies in the same order, so sending the next command before the reply to the
+last one saves a round trip. Each command has a callback for its reply.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
 from pdm.workqueue.helpers.gridftp.replies import Reply
 from pdm.workqueue.helpers.storage import StorageError
 
-#: Seconds a server may take to greet, and for each step of the login, where no one says less.
+#: Default timeout in seconds for the greeting, and for each step of the login.
 LOGIN_S = 30.0
 _PIECE = 256 * 1024
-#: A line that is longer is none of a reply: entries of listings, the longest, are wrapped one by one.
+#: A longer line is no part of a reply: entries of listings, the longest lines, are wrapped one by one.
 _LONGEST_LINE = 512 * 1024
-#: Of replies with more lines, or longer ones, the rest is dropped.
+#: Further lines of a reply, and the rest of longer ones, are dropped.
 _MOST_LINES, _LONGEST_KEPT_LINE = 200, 64 * 1024
 _DEFAULT_PORT = 2811
 _WRAPPED = (b"631", b"632", b"633")
 _TOKEN = re.compile(rb"ADAT=([A-Za-z0-9+/=]+)")
-#: Messages of a login that go to and fro: a handshake of TLS and the delegation of a proxy have about ten.
+#: Maximum messages of a login: a TLS handshake and the delegation of a proxy take about ten.
 _MOST_LOGIN_STEPS = 100
 
 
 class ChannelError(Exception):
-    """The connection is of no use any more, or never was; the text says why.
+    """The connection cannot be used (any more); the message has the reason.
 
     Attributes:
         address: ``host:port``.
-        unreachable: whether no server answered: it was not connected, or never greeted.
+        unreachable: whether no server answered: the connection failed, or no greeting arrived.
         refused: whether the server, or the library, has refused the login.
     """
 
@@ -53,7 +53,7 @@ class ChannelError(Exception):
         self.refused = refused
 
     def storage_error(self, scope: FailureScope | None = None) -> StorageError:
-        """The same as an error of the storage."""
+        """The error as `StorageError`."""
         return StorageError(
             str(self),
             code=FailureCode.CONNECTION if self.unreachable else None,
@@ -64,36 +64,36 @@ class ChannelError(Exception):
 
 
 class SilentServerError(ChannelError):
-    """The server takes connections, or not even that, and says nothing."""
+    """The server accepts no connection, or sends nothing after it."""
 
     def __init__(self, address: str, login_s: float) -> None:
         super().__init__(f"{address} did not answer to a login for {login_s:g} s", address, unreachable=True)
 
 
-#: Gets the reply to a command.
+#: Called with the reply to a command.
 Answered = Callable[[Reply], None]
-#: Gets the lines between the first and the last of a reply, as the server has sent them together.
+#: Called with the lines between the first and the last of a reply, in the chunks that the server has sent.
 Between = Callable[[bytes], None]
-#: Gets what is said while a command is carried out: that a transfer begins, and its markers.
+#: Called with preliminary replies: a transfer begins, and its markers.
 Marked = Callable[[Reply], None]
 
 
 class ControlChannel:
-    """A connection on which we are logged in.
+    """A connection after its login.
 
     Args:
-        gsi: the library and the credential; None for a server that lets everybody in (plain FTP).
+        gsi: the library and the credential; None for a server without logins (plain FTP).
         address: ``host:port`` of the server.
-        login_s: seconds that each step of the login may take.
+        login_s: timeout of each step of the login, in seconds.
 
     Attributes:
         gsi: as given.
         address: as given.
-        features: what the server can do, by the first words of its FEAT lines, in capitals.
-        waiting: how many commands have no reply yet.
-        heard_at: when the server last said anything (`time.monotonic`).
-        round_trip_s: seconds of the quickest answer to a command that was sent alone.
-        sends_markers: whether the server tells how far a transfer to it is.
+        features: first words of the server's FEAT lines, in capitals.
+        waiting: number of commands without a reply.
+        heard_at: when data last arrived from the server (`time.monotonic`).
+        round_trip_s: shortest time in seconds between a single command and its reply.
+        sends_markers: whether the server sends performance markers.
     """
 
     def __init__(self, gsi: Gsi | None, address: str, login_s: float = LOGIN_S) -> None:
@@ -106,10 +106,10 @@ class ControlChannel:
         self.sends_markers = True
         self._context: SecurityContext | None = None
         self._socket: socket.socket | None = None
-        # What has arrived: whole lines, and the beginning of the next.
+        # Received lines, and the beginning of the next.
         self._arrived: collections.deque[bytes] = collections.deque()
         self._rest = b""
-        # The lines of the reply that is not complete.
+        # Lines of an incomplete reply.
         self._lines: list[bytes] = []
         self._unsent = bytearray()
         self._answers: collections.deque[tuple[Answered, Between | None, Marked | None]] = collections.deque()
@@ -125,8 +125,8 @@ class ControlChannel:
         """Connect and log in.
 
         Raises:
-            SilentServerError: the server says nothing.
-            ChannelError: it was not possible, or `close` was called meanwhile.
+            SilentServerError: the server sends nothing.
+            ChannelError: it failed, or `close` was called meanwhile.
         """
         host, port = _address(self.address)
         try:
@@ -168,7 +168,7 @@ class ControlChannel:
         self._send_plain(b"AUTH GSSAPI")
         self._expect(self._plain_reply(), 334)
         token: bytes | None = None
-        # The first step reads who may vouch for the server.
+        # The first step reads the trusted authorities.
         with trusting(self.address):
             answer, complete = context.step(token)
         for _ in range(_MOST_LOGIN_STEPS):
@@ -183,18 +183,18 @@ class ControlChannel:
             elif complete:
                 break
             else:
-                raise ChannelError(f"{self.address}: the login does not go on", self.address)
+                raise ChannelError(f"{self.address}: the login cannot continue", self.address)
             answer, complete = context.step(token)
         else:
-            raise ChannelError(f"{self.address}: the login does not come to an end", self.address)
-        # The account is the one that the server's grid map names for us.
+            raise ChannelError(f"{self.address}: the login needs too many messages", self.address)
+        # The server's grid-mapfile names the account.
         self._expect(self.ask(b"USER :globus-mapping:"), 230, 331)
         self._expect(self.ask(b"PASS dummy"), 230, 202)
 
     def _expect(self, reply: Reply, *codes: int) -> None:
         if reply.code not in codes:
             busy = reply.closes
-            why = f"{self.address} does not let us in:\n{reply.text}"
+            why = f"{self.address} refuses the login:\n{reply.text}"
             raise ChannelError(why, self.address, unreachable=busy, refused=not busy)
 
     def _send_plain(self, line: bytes) -> None:
@@ -207,10 +207,10 @@ class ControlChannel:
             self._receive()
 
     def ask(self, command: bytes) -> Reply:
-        """Send one command and wait for its reply; only while no other is under way.
+        """Send one command and wait for its reply; only while no other command is pending.
 
         Raises:
-            ChannelError: there is none in time.
+            ChannelError: no reply arrived in time.
         """
         answers: list[Reply] = []
         self.send(command, answers.append)
@@ -251,19 +251,19 @@ class ControlChannel:
         *,
         many_lines: bool = False,
     ) -> None:
-        """Send a command when `flush` is called next.
+        """Queue a command; the next call of `flush` sends it.
 
         Args:
             command: without its line end.
-            answered: gets the reply.
-            between: gets what is between the first and the last line of a long reply; without it they are part of the
-                reply.
-            marked: gets what is said before the command has been carried out.
-            many_lines: whether the command may hold LF, or CR, as names of files do: where commands are wrapped, only
-                CR LF ends one.
+            answered: called with the reply.
+            between: called with what is between the first and the last line of a long reply; without it the lines are
+                part of the reply.
+            marked: called with preliminary replies.
+            many_lines: whether the command may contain LF or CR, as names of files do: in a wrapped command only CR LF
+                ends a line.
 
         Raises:
-            ValueError: the command holds what ends one.
+            ValueError: the command contains a line end.
             ChannelError: it cannot be sent.
         """
         if b"\n" in command or b"\r" in command or b"\0" in command:
@@ -290,7 +290,7 @@ class ControlChannel:
         return bool(self._unsent)
 
     def flush(self) -> None:
-        """Send as much as the connection takes now; raises `ChannelError`."""
+        """Send what the connection takes without blocking; raises `ChannelError`."""
         lease.check()
         while self._unsent:
             try:
@@ -302,10 +302,10 @@ class ControlChannel:
             del self._unsent[:sent]
 
     def read(self) -> None:
-        """Take what has arrived and give the replies to who waits for them.
+        """Read what has arrived and pass replies to the callbacks of their commands.
 
         Raises:
-            ChannelError: the connection has ended, or what comes is no reply.
+            ChannelError: the connection was closed, or the data is no reply.
         """
         try:
             self._receive()
@@ -323,7 +323,7 @@ class ControlChannel:
                     marked(reply)
                 continue
             if not self._answers:
-                raise ChannelError(f"{self.address}: said without being asked: {reply.text[:200]}", self.address)
+                raise ChannelError(f"{self.address}: unexpected reply: {reply.text[:200]}", self.address)
             answered, _, _ = self._answers.popleft()
             answered(reply)
 
@@ -332,7 +332,7 @@ class ControlChannel:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the server has ended the connection, or said that it will, while nothing was under way."""
+        """Whether the server has closed the connection, or announced it, while no command was pending."""
         if self._socket is None:
             return True
         try:
@@ -344,7 +344,7 @@ class ControlChannel:
         return True
 
     def close(self) -> None:
-        """End the connection; may be called by any thread, and ends what waits for it."""
+        """Close the connection; may be called from any thread, and interrupts a wait for it."""
         self._closed = True
         connection, self._socket = self._socket, None
         if connection is not None:
@@ -353,13 +353,13 @@ class ControlChannel:
             connection.close()
 
     def dispose(self) -> None:
-        """Close, and free what the login has kept; called by the thread that uses it."""
+        """Close, and free the security context; called by the thread that uses the channel."""
         self.close()
         if self._context is not None:
             self._context.close()
             self._context = None
 
-    # -- bytes to replies
+    # -- parsing of replies
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
@@ -377,13 +377,13 @@ class ControlChannel:
             raise ChannelError(f"{self.address}: a reply without an end", self.address)
 
     def _replies(self) -> Iterator[Reply]:
-        """The replies that are complete, each to be dealt with before the next is taken.
+        """The complete replies, each to be handled before the next is parsed.
 
-        What is between their first and last lines is given away at once, to who waits for the reply.
+        What is between their first and last lines is passed to the command's callback at once.
         """
         while self._arrived:
             line = self._arrived.popleft()
-            # The wrapping tells which line is the last; what is in it may be the name of a file.
+            # The wrapping shows which line is the last; the content of a line may be the name of a file.
             head = line[:4]
             piece = self._opened(line)
             if head[3:] == b" " and head[:3].isdigit():
@@ -417,11 +417,11 @@ class ControlChannel:
 
 
 def greets(address: str, timeout_s: float) -> bool:
-    """Whether a server says anything to who connects, as all of these do.
+    """Whether a server sends a greeting.
 
     Args:
         address: ``host:port``.
-        timeout_s: seconds that it may take.
+        timeout_s: seconds to wait.
     """
     try:
         with socket.create_connection(_address(address), timeout_s) as connection:

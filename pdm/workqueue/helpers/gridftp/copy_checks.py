@@ -1,7 +1,7 @@
-"""What pipelined copies need to know of both ends: is something at the destination, was the source written to.
+"""Checks of both ends for pipelined copies: whether the destination is free, and whether the source was written to.
 
-Each look at one file is a command, and each command costs the helper and the server as much as a tenth of a small file.
-One listing of a directory answers for all files in it, at a third of that for each entry.
+Checking one file takes a command, which costs the helper and the server as much as a tenth of a small file. One listing
+of a directory checks all files in it, at a third of that cost for each entry.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pdm.workqueue.helpers.gridftp.replies import (
 from pdm.workqueue.helpers.storage import FRESH_S, FileStat
 from pdm.workqueue.wire.agent_messages import CopyItem
 
-#: So many files together are worth a listing of their directory; of a large directory more, one for each few entries.
+#: Files for which one listing of their directory is worth its cost; in a large directory, one for each few entries.
 _MIN_FILES_FOR_LISTING, _MAX_FILES_FOR_LISTING, _ENTRIES_FOR_A_FILE = 64, 128, 4
-#: Entries of a source directory above which a command for each file costs less than listings while files arrive.
+#: Entries of a source directory above which a command for each file costs less than listings during the transfers.
 _MOST_ENTRIES_LISTED_AGAIN = 256
-#: Files of one source directory that are worth a listing before they are copied: if it is known to be small enough, and
-#: if nothing is known of it.
+#: Files of one source directory for which a listing before the copy is worth its cost: if its size is known to be
+#: small enough, and if it is not known.
 _MIN_SOURCES_OF_KNOWN, _MIN_SOURCES = 4, 16
 #: Entries of a source directory for each file of the batch, above which two commands for each file cost less.
 _MOST_ENTRIES_A_FILE = 3
-#: Directories whose numbers of entries are remembered.
+#: Maximum directories whose numbers of entries are kept.
 _MOST_COUNTS = 10_000
 _CKSM = b"CKSM ADLER32 0 -1 "
 _CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
@@ -47,19 +47,19 @@ class PipelinedFile:
     """One file of a batch.
 
     Attributes:
-        temporary: the name under which it arrives this time.
-        used: the names under which something of it may be.
-        version: what the source's server said of it before the transfer.
-        checksum: what one side has told, until the other has told the same.
-        unproven: answers still to come before it is proven.
-        over: whether it has an outcome here, or was left to the fallback; later answers change nothing.
-        listings: of directories at both ends, by which it is proven with others once it has arrived.
-        is_listed: whether such a listing shows its size, and that its name is free.
-        is_source_listed: whether such a listing shows that the source was not written to.
+        temporary: its current temporary name.
+        used: temporary names that may exist.
+        version: of the source before the transfer, as its server reported it.
+        checksum: checksum from one side, until the other side has reported its own.
+        unproven: number of checks still pending.
+        over: whether it has an outcome here, or was left to the fallback; later replies are ignored.
+        listings: of directories at both ends that check it, together with others, after its transfer.
+        is_listed: whether such a listing checks its size, and that its name is free.
+        is_source_listed: whether such a listing checks that the source was not written to.
     """
 
     __slots__ = (
-        *("checksum", "destination", "folder", "is_listed", "is_source_listed", "item", "key", "listings", "over"),
+        *("checksum", "destination", "directory", "is_listed", "is_source_listed", "item", "key", "listings", "over"),
         *("size", "source", "temporary", "unproven", "used", "version"),
     )
 
@@ -70,13 +70,13 @@ class PipelinedFile:
         self.source = server_path(item.source)
         self.destination = server_path(item.destination)
         self.temporary = server_path(item.temporary)
-        self.folder = parent_path(self.destination)
+        self.directory = parent_path(self.destination)
         self.used: list[bytes] = []
         self.over = False
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Forget what was learned on channels that are gone."""
+        """Reset what was learned on channels that are closed."""
         self.version: str | int | None = None
         self.checksum: str | None = None
         self.unproven = 0
@@ -84,28 +84,28 @@ class PipelinedFile:
         self.is_listed = self.is_source_listed = False
 
     def wait_for(self, listing: SharedListing) -> None:
-        """Have the file proven by a listing, too."""
+        """Let a listing check the file, too."""
         self.listings.append(listing)
         listing.to_come += 1
 
 
-#: Is called with a file and why it is left to the fallback.
+#: Called with a file and the reason why it is left to the fallback.
 Leave = Callable[[PipelinedFile, str], None]
-#: Is called with a file of which a look has shown nothing wrong.
+#: Called with a file that has passed a check.
 Passed = Callable[[PipelinedFile], None]
 
 
 class SharedListing:
-    """One listing of a directory that answers for many files: sizes, times, and which names are free.
+    """One listing of a directory that checks many files: sizes, times, and whether names are free.
 
     Args:
         channel: to the server.
         path: of the directory.
-        names: that are of interest; None for all.
-        check: what to do once a file's directory is listed: gets the file and the entries by name.
+        names: names of interest; None for all.
+        check: called with a file and the entries by name, after a listing that the file has asked for.
 
     Attributes:
-        to_come: files of the batch that will ask, but have not yet.
+        to_come: number of files of the batch that have not asked yet.
     """
 
     def __init__(
@@ -124,12 +124,12 @@ class SharedListing:
         self.to_come = 0
 
     def ask(self, file: PipelinedFile) -> None:
-        """Have a file checked against the next listing, which comes once others ask, too."""
+        """Have a file checked by the next listing, which waits for others to ask, too."""
         self._asking.append(file)
         self.to_come -= 1
 
     def list_if_due(self, *, all_arrived: bool) -> bool:
-        """List it, if enough ask, or no more will for now; whether it did."""
+        """List the directory if enough files ask, or no more will for now; returns whether it did."""
         enough = min(max(_MIN_FILES_FOR_LISTING, self._count // _ENTRIES_FOR_A_FILE), _MAX_FILES_FOR_LISTING)
         if len(self._asking) < enough and self.to_come and not all_arrived:
             return False
@@ -154,11 +154,11 @@ def list_entries(
     """List a directory.
 
     Args:
-        channel: to a server that knows MLSC.
+        channel: to a server that has MLSC.
         path: of the directory.
-        names: that are of interest; None for all.
-        listed: gets the entries of interest by name, and the number of all. Of a listing that is not whole, or not
-            valid, nothing is believed: then there are none.
+        names: names of interest; None for all.
+        listed: called with the entries of interest by name, and the number of all entries. An incomplete or invalid
+            listing has no entries.
     """
     entries: dict[bytes, FileStat] = {}
     count = 0
@@ -190,7 +190,7 @@ def ask_checksums(
     destination: bytes,
     answered: Callable[[str | None, Reply], None],
 ) -> None:
-    """Ask two servers for the ADLER32 of a file each; ``answered`` gets 8 hex digits, or None, for each of them."""
+    """Request the ADLER32 of a file from each of two servers; ``answered`` gets 8 hex digits or None, for each."""
 
     def told(reply: Reply) -> None:
         found = _CHECKSUM.match(reply.text)
@@ -201,19 +201,19 @@ def ask_checksums(
 
 
 def base_name(path: bytes) -> bytes:
-    """The last part of a path."""
+    """The last component of a path."""
     return path.rpartition(b"/")[2]
 
 
 class DestinationCheck:
-    """Looks whether something is at the destinations of files, and whether that is the file itself.
+    """Checks whether destinations are free, or have the file already.
 
     Args:
         channels: to source and destination.
         overwrite: of the request.
-        free: is called with a file that may be copied.
-        same: with one that is there already, after its checksum was noted.
-        leave: with one that is left to the fallback.
+        free: called with a file that may be copied.
+        same: called with a file that is there already, after its checksum was noted.
+        leave: called with a file that is left to the fallback.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class DestinationCheck:
         self._leave = leave
 
     def look(self, file: PipelinedFile) -> None:
-        """Look at a destination in a directory that was there before."""
+        """Check a destination in a directory that already existed."""
         _, at_destination = self._channels
         for stale in file.item.stale:
             at_destination.send(b"DELE " + server_path(stale), lambda reply: None)
@@ -282,37 +282,37 @@ class DestinationCheck:
 
 
 class SourceCheck:
-    """Finds sources that were written to while they were copied, by their times before and after.
+    """Finds sources that were written to during their transfer, by their times before and after.
 
-    Of use where no checksums are compared: the source's is computed after its last byte was sent, so a copy that is of
-    two states of a file has another one.
+    Not necessary where checksums are compared: the source's is computed after its last byte was sent, so a copy that
+    mixes two states of a file has another one.
 
     Args:
         channel: to the source.
-        counts: entries of directories when they were last listed, by address and path; kept up here.
-        doubt: is called with a file whose time may stay the same in spite of a write, after its RETR was sent.
-        passed: with one that has passed a look.
-        leave: with one that is left to the fallback, as it was written to.
+        counts: numbers of entries of directories when they were last listed, by address and path; updated here.
+        needs_second_look: called with a file whose mtime may not change when it is written to, after its RETR was sent.
+        passed: called with a file that has passed a check.
+        leave: called with a file that was written to, and is left to the fallback.
     """
 
     def __init__(
         self,
         channel: ControlChannel,
         counts: dict[tuple[str, bytes], int],
-        doubt: Passed,
+        needs_second_look: Passed,
         passed: Passed,
         leave: Leave,
     ) -> None:
         self._channel = channel
         self._counts = counts
-        self._doubt = doubt
+        self._needs_second_look = needs_second_look
         self._passed = passed
         self._leave = leave
         self._knows_times = "MDTM" in channel.features
         self._listed_at = time.time()
 
     def list_directories(self, files: Sequence[PipelinedFile]) -> None:
-        """Note the times of files that have enough others beside them, by a listing of their directory."""
+        """Record the times of files in directories with enough files of the batch, by a listing of each directory."""
         if "MLSC" not in self._channel.features:
             return
         directories: dict[bytes, list[PipelinedFile]] = collections.defaultdict(list)
@@ -337,7 +337,7 @@ class SourceCheck:
             again = count <= _MOST_ENTRIES_LISTED_AGAIN or not self._knows_times
             for file in files:
                 there = entries.get(base_name(file.source))
-                # The time of a link may be its own, not that of the file to which it leads.
+                # The time of a link may be its own, not that of its target.
                 if there is not None and there.kind == "file" and there.mtime is not None and not file.over:
                     file.version = there.mtime
                     if again:
@@ -347,16 +347,16 @@ class SourceCheck:
         list_entries(self._channel, path, names, listed)
 
     def look_before(self, file: PipelinedFile) -> None:
-        """Ask for the time of a source whose directory was not listed; comes before its RETR."""
+        """Request the time of a source whose directory was not listed; sent before its RETR."""
         if file.version is None and self._knows_times:
             asked_at = time.time()
             file.unproven += 1
             self._channel.send(b"MDTM " + file.source, lambda reply: self._told(file, reply, asked_at))
 
     def look_after(self, file: PipelinedFile) -> None:
-        """Ask for it again; comes after its RETR."""
+        """Request it again; sent after its RETR."""
         if isinstance(file.version, int) and may_hide_writes(file.version, self._listed_at):
-            self._doubt(file)
+            self._needs_second_look(file)
         if self._knows_times and not file.is_source_listed:
             file.unproven += 1
             self._channel.send(b"MDTM " + file.source, lambda reply: self._told_again(file, reply))
@@ -364,7 +364,7 @@ class SourceCheck:
     def _told(self, file: PipelinedFile, reply: Reply, asked_at: float) -> None:
         file.version = reply.text
         if may_hide_writes(time_in(reply), asked_at):
-            self._doubt(file)
+            self._needs_second_look(file)
         self._passed(file)
 
     def _told_again(self, file: PipelinedFile, reply: Reply) -> None:
@@ -381,10 +381,10 @@ class SourceCheck:
 
 
 def may_hide_writes(mtime: int | None, asked_at: float) -> bool:
-    """Whether a file may be written to after it was looked at and keep its time, which counts whole seconds.
+    """Whether a file may be written to after it was checked and keep its mtime, which counts whole seconds.
 
     Args:
-        mtime: seconds since 1970; None if the server tells none.
-        asked_at: when the look was asked for, by this machine's clock. It came later.
+        mtime: seconds since 1970; None if the server reports none.
+        asked_at: when the check was requested, by this machine's clock. The server did it later.
     """
     return mtime is None or asked_at - FRESH_S < mtime < time.time() + FRESH_S

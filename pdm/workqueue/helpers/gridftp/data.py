@@ -1,8 +1,8 @@
 """A data connection for listings (MLSD), for GridFTP servers that have no MLSC.
 
-We connect to the server, which passes every firewall between it and us. Where the control channel is one of grid
-security, both ends of the data connection prove that they have the user's proxy (DCAU A of GFD.20); what follows is in
-the clear, as it is between servers.
+We connect to the server, so the connection passes firewalls between it and us. If the control channel is authenticated,
+both ends of the data connection authenticate with the user's proxy (DCAU A of GFD.20); the data that follows is not
+encrypted, as between servers.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError, SecurityContext
 from pdm.workqueue.helpers.gridftp.replies import Reply
 
 _PIECE = 256 * 1024
-#: Before each record of TLS: its type, two bytes of version, two of length.
+#: TLS record header: its type, two bytes of version, two of length.
 _RECORD_HEADER = 5
 
 
 class DataConnection:
-    """What a server sends over a connection of its own; to the pipeline it is one more channel.
+    """A data connection that receives from a server; the pipeline treats it as one more channel.
 
     Args:
-        gsi: of the control channel; None if that is a plain one.
+        gsi: of the control channel; None for plain FTP.
         address: ``host:port`` of the server.
         passive: its reply to PASV.
-        connect_s: seconds that connecting may take.
+        connect_s: timeout of the connection, in seconds.
 
     Attributes:
         address: as given.
-        pieces: what has arrived, for the reader to take away.
-        heard_at: when the last of it did (`time.monotonic`).
+        pieces: received data, which the reader removes.
+        heard_at: when data last arrived (`time.monotonic`).
         unsent: whether `flush` has something to send.
-        error: why it broke; what the server says on its control channel counts for more.
+        error: why the connection failed; an error on the server's control channel takes precedence.
 
     Raises:
-        ChannelError: it cannot be connected.
+        ChannelError: the connection failed.
     """
 
     def __init__(self, gsi: Gsi | None, address: str, passive: Reply, connect_s: float) -> None:
@@ -50,11 +50,11 @@ class DataConnection:
         self.error: ChannelError | None = None
         self._ended = False
         self._context: SecurityContext | None = None
-        # Of the handshake: what has arrived of a record that is not complete.
+        # Part of an incomplete handshake record.
         self._record: bytes | None = None
         listens_at = passive.data_address
         if listens_at is None:
-            raise ChannelError(f"{address} gives no address for data:\n{passive.text}", address, refused=True)
+            raise ChannelError(f"{address} returns no data address:\n{passive.text}", address, refused=True)
         try:
             self._socket = socket.create_connection(listens_at[1], connect_s)
             if gsi is not None:
@@ -73,7 +73,7 @@ class DataConnection:
         return self._socket.fileno()
 
     def flush(self) -> None:
-        """Send as much of the handshake as the connection takes now."""
+        """Send what the connection takes of the handshake without blocking."""
         try:
             while self.unsent:
                 self.unsent = self.unsent[self._socket.send(self.unsent) :]
@@ -83,7 +83,7 @@ class DataConnection:
             self._broke(error)
 
     def read(self) -> None:
-        """Take what has arrived."""
+        """Read what has arrived."""
         try:
             piece = self._socket.recv(_PIECE)
             self.heard_at = time.monotonic()
@@ -103,7 +103,7 @@ class DataConnection:
         self._ended = True
 
     def end(self) -> None:
-        """Nothing more is to come: the server has said so on the control channel."""
+        """The control channel has reported the end of the data."""
         self._ended = True
 
     def dispose(self) -> None:
@@ -129,7 +129,7 @@ class DataConnection:
         self._record = arrived
 
     def _step(self, token: bytes | None) -> bool:
-        """Go on with the handshake; whether it is complete."""
+        """Continue the handshake; returns whether it is complete."""
         assert self._context is not None
         with trusting(self.address):
             answer, complete = self._context.step(token)

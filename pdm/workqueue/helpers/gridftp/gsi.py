@@ -11,7 +11,7 @@ import signal
 import threading
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 
-#: Debian's package that brings the library.
+#: Debian's package of the library.
 PACKAGE = "libglobus-gssapi-gsi4"
 LIBRARY = "libglobus_gssapi_gsi.so.4"
 #: Delegate a full proxy, authenticate both ends, allow integrity and encryption (RFC 2744).
@@ -24,17 +24,17 @@ _ERROR_MASK = 0xFFFF0000
 
 
 class GsiError(Exception):
-    """A login or a token was refused; the text says why."""
+    """A login or a token was refused; the message has the reason."""
 
 
 class _Given(Structure):
-    """gss_buffer_desc that we fill; the bytes object that is assigned stays alive with it."""
+    """gss_buffer_desc filled by us; it keeps the assigned bytes object alive."""
 
     _fields_ = (("length", c_size_t), ("value", c_char_p))
 
 
 class _Taken(Structure):
-    """gss_buffer_desc that the library fills."""
+    """gss_buffer_desc filled by the library."""
 
     _fields_ = (("length", c_size_t), ("value", c_void_p))
 
@@ -47,29 +47,29 @@ class Gsi:
 
     Raises:
         OSError: it is not installed.
-        GsiError: it cannot be set up.
+        GsiError: it cannot be initialised.
     """
 
     def __init__(self) -> None:
         self._common = ctypes.CDLL("libglobus_common.so.0", mode=ctypes.RTLD_GLOBAL)
         self._slow = ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
-        # Microseconds each, ten thousands of times a second: giving up the interpreter's lock would cost more.
+        # These calls take microseconds, ten thousands of times a second: releasing the GIL would cost more.
         self._quick = ctypes.PyDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
         self._declare()
         self._common.globus_thread_set_model(b"pthread")
-        # The library blocks most signals; programs that are started later would inherit that and miss a SIGTERM.
+        # The library blocks most signals; programs started later would inherit that and ignore SIGTERM.
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         status = self._common.globus_module_activate(byref(c_char.in_dll(self._slow, "globus_i_gsi_gssapi_module")))
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         if status != 0:
             raise GsiError("the GSSAPI library could not be set up")
         self._host_based = c_void_p.in_dll(self._slow, "GSS_C_NT_HOSTBASED_SERVICE")
-        #: By the folder of authorities, which the library reads with a credential, not with a login.
+        #: By directory of authorities: the library reads them with a credential, not at a login.
         self._credentials: dict[str | None, c_void_p] = {}
         self._guard = threading.Lock()
 
     def credential(self) -> c_void_p:
-        """The credential of this process, to be used where the authorities of now are trusted; raises `GsiError`."""
+        """The credential of this process, for the currently trusted authorities; raises `GsiError`."""
         trusted = os.environ.get("X509_CERT_DIR")
         with self._guard:
             credential = self._credentials.get(trusted)
@@ -129,11 +129,11 @@ class SecurityContext:
 
     Args:
         gsi: the library.
-        host: name of the server, as its certificate must give it; None for what has the proxy that we have delegated,
-            as the other end of a data connection has.
+        host: name of the server that its certificate must have; None for the other end of a data connection, which has
+            the proxy that we have delegated.
 
     Raises:
-        GsiError: the name, or the credential, is not usable.
+        GsiError: the name, or the credential, cannot be used.
     """
 
     def __init__(self, gsi: Gsi, host: str | None) -> None:
@@ -159,16 +159,16 @@ class SecurityContext:
         gsi._check(status, self._minor, f"the host name {host} cannot be used")
 
     def step(self, token: bytes | None) -> tuple[bytes, bool]:
-        """Go on with the login.
+        """Continue the login.
 
         Args:
-            token: what the server has sent; None to begin.
+            token: received from the server; None to begin.
 
         Returns:
-            What to send to the server (may be empty), and whether it expects no more from us.
+            The token to send to the server (may be empty), and whether the login is complete.
 
         Raises:
-            GsiError: the server, or we, are not trusted.
+            GsiError: one end does not trust the other.
         """
         if self._credential is None:
             self._credential = self._gsi.credential()
@@ -181,7 +181,7 @@ class SecurityContext:
         return self._taken(), not status & _CONTINUE_NEEDED
 
     def wrap(self, data: bytes) -> bytes:
-        """Protect what is sent against change; raises `GsiError`."""
+        """Protect the integrity of a message to be sent; raises `GsiError`."""
         self._given.length, self._given.value = len(data), data
         status = self._gsi._quick.gss_wrap(self._by_minor, self._context, 0, 0, self._by_given, None, self._by_answer)
         if status & _ERROR_MASK:
@@ -189,7 +189,7 @@ class SecurityContext:
         return self._taken()
 
     def unwrap(self, data: bytes) -> bytes:
-        """Check and open what was received; raises `GsiError`."""
+        """Verify and unwrap a received message; raises `GsiError`."""
         self._given.length, self._given.value = len(data), data
         status = self._gsi._quick.gss_unwrap(self._by_minor, self._context, self._by_given, self._by_answer, None, None)
         if status & _ERROR_MASK:
@@ -197,7 +197,7 @@ class SecurityContext:
         return self._taken()
 
     def close(self) -> None:
-        """Free what the library keeps; the context is of no use afterwards."""
+        """Free the library's memory; the context cannot be used afterwards."""
         if self._context.value is not None:
             self._gsi._slow.gss_delete_sec_context(byref(self._minor), byref(self._context), None)
         if self._name.value is not None:

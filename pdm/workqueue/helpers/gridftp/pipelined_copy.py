@@ -1,10 +1,9 @@
 """Pipelined copies: many files at once over two control connections, each verified.
 
-Servers receive the commands for the next files while the last are being sent; the data connection persists. A reply is
-known to belong to a file only while nothing has failed: after the first failed transfer both connections are dropped,
-and the transfers that were under way are repeated. Files that fail are left to the fallback
-(`pdm.workqueue.helpers.copying`), which finds the reason. A file is reported only once it is verified and has
-its final name.
+Servers receive the commands for the next files while the last are being sent; the data connection persists. A reply can
+be assigned to its file only until a transfer fails: after the first failure both connections are closed, and the
+running transfers are repeated. Files that fail are left to the fallback (`pdm.workqueue.helpers.copying`), which finds
+the reason. A file is reported only after it was verified and renamed.
 """
 
 from __future__ import annotations
@@ -47,26 +46,26 @@ from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply
 from pdm.workqueue.helpers.storage import FileStat, StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 
-#: Larger files go alone, with progress and their own watch.
+#: Larger files are copied alone, with progress and a stall timeout of their own.
 _LARGEST = 64 * 1024 * 1024
-#: Files, and bytes, that may be on their way at once; the files between servers that answer at once, and more for each
-#: second that an answer takes: a file waits for four of them, from its transfer to its name.
+#: Files, and bytes, in flight; the files between servers without latency, and further ones for each second of round
+#: trip: a file needs four round trips from its transfer to its name.
 _MOST_FILES, _MOST_FILES_A_SECOND, _MOST_BYTES = 256, 8000, 256 * 1024 * 1024
-#: A server that takes longer to answer is busy, not far away.
+#: Longer round trips mean a busy server, not a distant one.
 _LONGEST_ROUND_TRIP_S = 0.25
-#: Failures of transfers after which the rest of a batch is left to the fallback: each costs two logins.
+#: Failed transfers after which the rest of a batch is left to the fallback: each costs two logins.
 _MOST_FAILURES = 3
-#: Every temporary name that an attempt may use: one each time both channels are opened, the last for the fallback.
+#: Temporary names of an attempt: one for each pair of channels that it opens, the last one for the fallback.
 TEMPORARY_NAMES = _MOST_FAILURES + 1
-#: A server whose session was cut may open its file a moment later.
+#: A server whose session was cut may still open its file shortly after.
 _SETTLE_S = 0.1
-#: Seconds that removing what a cancelled batch left may take.
+#: Seconds for the removal of temporary files after a cancel.
 _CLEAN_UP_S = 3.0
 _SIZE = re.compile(r"213 ([0-9]{1,19})\Z")
 
 
 class _TransferError(Exception):
-    """A transfer has failed, and with it the pairing of the two channels."""
+    """A transfer has failed, so later replies on the two channels cannot be matched."""
 
     def __init__(self, file: PipelinedFile, reply: Reply) -> None:
         super().__init__(reply.text)
@@ -76,17 +75,17 @@ class _TransferError(Exception):
 def copy(
     batch: ActiveBatch, request: CopyRequest, items: Iterable[CopyItem], connections: ChannelPool, waker: Waker
 ) -> list[CopyItem]:
-    """Carry out as much of a ``copy`` request as goes well.
+    """Run the pipelined part of a ``copy`` request.
 
     Args:
         batch: of the request.
-        request: what is asked for.
-        items: of the request that have no outcome so far.
+        request: the request.
+        items: its items without an outcome.
         connections: to the servers.
-        waker: is woken when the batch is stopped.
+        waker: wakes the loop when the batch is stopped.
 
     Returns:
-        The items that are left for the fallback.
+        The items that are left to the fallback.
     """
     left: list[CopyItem] = []
     routes: dict[tuple[str, str], list[PipelinedFile]] = {}
@@ -105,7 +104,7 @@ def copy(
 
 
 class _RouteCopy:
-    """The files of a batch that go from one server to another."""
+    """The files of a batch with the same two servers."""
 
     def __init__(
         self,
@@ -124,19 +123,19 @@ class _RouteCopy:
         self._overwrite = request.overwrite
         self._limits = request.limits
         self._open: dict[int, PipelinedFile] = {}
-        #: How often both channels were given up: each time has temporary names of its own.
+        #: Number of replaced pairs of channels: each pair has temporary names of its own.
         self._way = 0
         self._ready: collections.deque[PipelinedFile] = collections.deque()
         self._under_way: dict[int, PipelinedFile] = {}
         self._bytes = 0
-        # Answers to RETR and STOR that are still to come.
+        # Number of pending replies to RETR and STOR.
         self._moving = 0
-        #: Listings for which files wait.
+        #: Listings that files wait for.
         self._asked: set[SharedListing] = set()
         self._left: list[CopyItem] = []
         self._source: ControlChannel
         self._destination: ControlChannel
-        #: Looks at the times of sources; None where their checksums are compared.
+        #: Checks of the sources' times; None if checksums are compared.
         self._sources: SourceCheck | None = None
         self._most_files = _MOST_FILES
 
@@ -158,9 +157,9 @@ class _RouteCopy:
                     self._close(file)
                     is_source = error.address == self._addresses[0]
                     scope = FailureScope.SOURCE if is_source else FailureScope.DESTINATION
-                    self._batch.failed(file.key, error.storage_error(scope), residue=bool(file.used))
+                    self._batch.failed(file.key, error.storage_error(scope), leftover=bool(file.used))
             except ChannelError as error:
-                # There is no connection to be had: the fallback finds out why.
+                # No connection could be opened: the fallback finds the reason.
                 self._give_up(str(error))
             except _TransferError as error:
                 failures += 1
@@ -179,7 +178,7 @@ class _RouteCopy:
         return self._left
 
     def _copy_all(self) -> None:
-        """Do all that is open on one pair of channels."""
+        """Copy all open files on one pair of channels."""
         channels = self._source, self._destination
         if self._checksums and not computes_checksums(*channels):
             raise ChannelError("a server offers no ADLER32")
@@ -188,30 +187,30 @@ class _RouteCopy:
             file.begin_anew()
         if not self._checksums:
             self._sources = SourceCheck(
-                self._source, self._connections.entry_counts, self._doubt, self._proven, self._leave
+                self._source, self._connections.entry_counts, self._needs_second_look, self._proven, self._leave
             )
             self._sources.list_directories(files)
-        folders = PipelinedDirectories(self._destination, {file.folder for file in files})
+        directories = PipelinedDirectories(self._destination, {file.directory for file in files})
         self._carry_on()
-        self._find_new_folders(files, folders)
+        self._find_new_directories(files, directories)
         check = DestinationCheck(channels, self._overwrite, self._ready.append, self._is_there, self._leave)
         for file in files:
             if not file.over:
-                self._look(file, folders, check)
+                self._look(file, directories, check)
         self._carry_on()
         self._carry_on(self._refill)
 
-    def _find_new_folders(self, files: list[PipelinedFile], folders: PipelinedDirectories) -> None:
-        """Have files proven by a listing whose folder the batch has made, and which holds little else than them."""
+    def _find_new_directories(self, files: list[PipelinedFile], directories: PipelinedDirectories) -> None:
+        """Let one listing verify the files of a directory that this batch has made, and which has hardly any others."""
         self._asked.clear()
         listings: dict[bytes, SharedListing] = {}
         if "MLSC" not in self._destination.features:
             return
         for file in files:
-            if folders.states.get(file.folder) == NEW:
-                if file.folder not in listings:
-                    listings[file.folder] = SharedListing(self._destination, file.folder, None, self._arrived)
-                file.wait_for(listings[file.folder])
+            if directories.states.get(file.directory) == NEW:
+                if file.directory not in listings:
+                    listings[file.directory] = SharedListing(self._destination, file.directory, None, self._arrived)
+                file.wait_for(listings[file.directory])
                 file.is_listed = True
 
     def _carry_on(self, refill: Callable[[], None] = lambda: None) -> None:
@@ -223,16 +222,16 @@ class _RouteCopy:
         largest = max((file.size for file in self._under_way.values()), default=0)
         return self._limits.stall_s + largest / self._limits.least_rate
 
-    def _look(self, file: PipelinedFile, folders: PipelinedDirectories, check: DestinationCheck) -> None:
-        state = folders.states.get(file.folder)
+    def _look(self, file: PipelinedFile, directories: PipelinedDirectories, check: DestinationCheck) -> None:
+        state = directories.states.get(file.directory)
         if state is None:
-            self._leave(file, f"the folder of {file.item.destination} cannot be used")
+            self._leave(file, f"the directory of {file.item.destination} cannot be used")
         elif state == NEW:
             self._ready.append(file)
         else:
             check.look(file)
 
-    # -- the transfer and its proof
+    # -- transfer and verification
 
     def _refill(self) -> None:
         for listing in [each for each in self._asked if each.list_if_due(all_arrived=not self._moving)]:
@@ -243,7 +242,7 @@ class _RouteCopy:
             file = self._ready.popleft()
             if self._batch.is_ended(file.key) or not self._batch.started(file.key):
                 self._close(file)
-                self._batch.cancelled(file.key, residue=bool(file.used))
+                self._batch.cancelled(file.key, leftover=bool(file.used))
             else:
                 self._begin(file)
 
@@ -266,7 +265,7 @@ class _RouteCopy:
         def sized(reply: Reply) -> None:
             found = _SIZE.match(reply.text)
             if found is None or int(found.group(1)) != file.size:
-                self._leave(file, f"what arrived has not {file.size} bytes: {reply.text}")
+                self._leave(file, f"the temporary file does not have {file.size} bytes: {reply.text}")
             self._proven(file)
 
         self._destination.send(b"STOR " + file.temporary, transferred)
@@ -290,15 +289,15 @@ class _RouteCopy:
         file.unproven += 2
         ask_checksums(self._source, self._destination, file.source, file.temporary, summed)
 
-    def _doubt(self, file: PipelinedFile) -> None:
-        """Compare checksums of a source that was written to just now: its time may not show a torn copy."""
+    def _needs_second_look(self, file: PipelinedFile) -> None:
+        """Compare checksums of a source that was written to recently: its mtime may not show a further write."""
         if computes_checksums(self._source, self._destination):
             self._ask_sums(file)
         else:
-            self._leave(file, "the source was written to just now")
+            self._leave(file, "the source was written to recently")
 
     def _proven(self, file: PipelinedFile) -> None:
-        """Count one more answer that is as it must be; with the last of them the file gets its name."""
+        """Count a passed check; after the last one the file is renamed."""
         file.unproven -= 1
         if file.unproven or file.over:
             return
@@ -309,25 +308,25 @@ class _RouteCopy:
                 listing.ask(file)
                 self._asked.add(listing)
         elif self._overwrite == "never" and not file.is_listed:
-            # The server's rename replaces what is there without a word.
+            # The server's rename replaces an existing file silently.
             self._destination.send(b"SIZE " + file.destination, lambda reply: self._rename_if_free(file, reply))
         else:
             self._rename(file)
 
     def _arrived(self, file: PipelinedFile, entries: Mapping[bytes, FileStat]) -> None:
-        """Check a file against the listing of its new folder: its size, and that its name is free."""
+        """Check a file against the listing of its new directory: its size, and that its name is free."""
         there = entries.get(base_name(file.temporary))
         if there is None or there.kind != "file" or there.size != file.size:
-            self._leave(file, f"what arrived has not {file.size} bytes: {there}")
+            self._leave(file, f"the temporary file does not have {file.size} bytes: {there}")
         elif self._overwrite == "never" and base_name(file.destination) in entries:
-            self._leave(file, "something has come to its destination")
+            self._leave(file, "its destination exists by now")
         self._proven(file)
 
     def _rename_if_free(self, file: PipelinedFile, reply: Reply) -> None:
         if errno_of_reply(reply.text) == errno.ENOENT:
             self._rename(file)
         else:
-            self._leave(file, f"something has come to its destination: {reply.text}")
+            self._leave(file, f"its destination exists by now: {reply.text}")
 
     def _rename(self, file: PipelinedFile) -> None:
         def renamed(reply: Reply) -> None:
@@ -342,7 +341,7 @@ class _RouteCopy:
     # -- outcomes
 
     def _is_there(self, file: PipelinedFile) -> None:
-        """The destination has the file already."""
+        """The destination already has the file."""
         if self._batch.started(file.key):
             self._batch.log(
                 file.key, f"already there: {file.item.destination} has the same size and ADLER32:{file.checksum}"
@@ -380,21 +379,21 @@ class _RouteCopy:
             self._leave(file, why)
 
     def _tell(self, why: str) -> None:
-        """Give a sign of life, in the log of one of the files."""
+        """Write a progress line to the log of one of the files."""
         key = next(iter(self._under_way or self._open), None)
         if key is not None:
             self._batch.log(key, why)
 
     def _stalled(self, why: str) -> None:
-        """Let the first of those under way fail; whether the others were at fault their next try shows."""
+        """Fail the first transfer in flight; the next try of the others shows whether they fail, too."""
         self._tell(why)
         file = next(iter(self._under_way.values()), None)
         if file is not None:
             self._close(file)
-            self._batch.failed(file.key, StorageError(why, code=FailureCode.STALLED), residue=True)
+            self._batch.failed(file.key, StorageError(why, code=FailureCode.STALLED), leftover=True)
 
     def _start_over(self) -> None:
-        """Give up both channels; what was on its way is open still, and what was renamed unheard shows as there."""
+        """Close both channels. Files in flight stay open; one whose rename was not confirmed is found as existing."""
         self._connections.drop(self._source, self._destination)
         self._ready.clear()
         self._under_way.clear()
@@ -403,14 +402,14 @@ class _RouteCopy:
         time.sleep(_SETTLE_S)
 
     def _clean_up(self) -> None:
-        """After a cancel: remove what is under temporary names, on a new channel."""
+        """After a cancel: remove temporary files on a new channel."""
         begun = [file for file in self._open.values() if file.used]
         self._left += [file.item for file in self._open.values() if not file.used]
         gone: set[bytes] = set()
         if begun:
             self._start_over()
             deadline = time.monotonic() + _CLEAN_UP_S
-            # What is not in `gone` afterwards may have been left, and is told so.
+            # A temporary file that is not in `gone` afterwards is reported as a possible leftover.
             with contextlib.suppress(ChannelError, BrokenError, SilenceError, StoppedError):
                 channel = self._connections.single(self._addresses[1])
                 for temporary in itertools.chain.from_iterable(file.used for file in begun):
@@ -419,7 +418,7 @@ class _RouteCopy:
                     (channel,), self._waker, lambda: time.monotonic() > deadline, lambda: None, lambda: 1.0
                 )
         for file in begun:
-            self._batch.cancelled(file.key, residue=not gone.issuperset(file.used))
+            self._batch.cancelled(file.key, leftover=not gone.issuperset(file.used))
 
 
 def _noting(gone: set[bytes], temporary: bytes) -> Callable[[Reply], None]:

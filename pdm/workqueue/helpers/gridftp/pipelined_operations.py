@@ -1,7 +1,7 @@
-"""Pipelined removals and creation of directories over one control connection.
+"""Pipelined listings, removals and creation of directories over one control connection.
 
-`PipelinedDirectories` creates the directories that copies are written to; `carry_out` carries out remove and mkdir
-requests and leaves the items that fail to the fallback.
+`PipelinedDirectories` creates the directories that copies are written to; `carry_out` runs remove and mkdir requests,
+`list_tree` list requests. Items that fail are left to the fallback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from pdm.workqueue.domain.failures import FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.gridftp.connections import (
@@ -33,79 +32,78 @@ from pdm.workqueue.helpers.operations import check_unchanged_since_listing, must
 from pdm.workqueue.helpers.storage import StoppedError, StorageError
 from pdm.workqueue.wire.agent_messages import ListRequest, MkdirRequest, PathItem, RemoveRequest
 
-#: States of a folder that can be used.
+#: States of a usable directory.
 NEW, THERE = "new", "there"
 
 
 class PipelinedDirectories:
-    """Makes the folders that files arrive in, where they are missing.
+    """Makes missing destination directories.
 
     Attributes:
-        states: whether each folder is new, or was there; those that cannot be used are not in it.
+        states: whether each usable directory is new, or existed before.
     """
 
-    def __init__(self, channel: ControlChannel, folders: set[bytes]) -> None:
+    def __init__(self, channel: ControlChannel, directories: set[bytes]) -> None:
         self._channel = channel
         self.states: dict[bytes, str] = {}
-        #: What is to be done once a folder is there.
+        #: Callbacks for when a directory exists.
         self._then: dict[bytes, list[Callable[[], None]]] = {}
-        for folder in sorted(folders):
-            self._make(folder, lambda: None)
+        for directory in sorted(directories):
+            self._make(directory, lambda: None)
 
-    def _make(self, folder: bytes, then: Callable[[], None]) -> None:
-        if folder in self.states:
+    def _make(self, directory: bytes, then: Callable[[], None]) -> None:
+        if directory in self.states:
             then()
-        elif folder in self._then:
-            self._then[folder].append(then)
+        elif directory in self._then:
+            self._then[directory].append(then)
         else:
-            self._then[folder] = [then]
-            self._ask(folder, may_lack_parent=True)
+            self._then[directory] = [then]
+            self._ask(directory, may_lack_parent=True)
 
-    def _ask(self, folder: bytes, *, may_lack_parent: bool) -> None:
+    def _ask(self, directory: bytes, *, may_lack_parent: bool) -> None:
         def made(reply: Reply) -> None:
             number = None if reply.good else errno_of_reply(reply.text)
             if reply.good:
-                self._is(folder, NEW)
+                self._is(directory, NEW)
             elif number == errno.EEXIST:
-                self._channel.send(b"MLST " + folder, looked)
-            elif number == errno.ENOENT and may_lack_parent and parent_path(folder) != folder:
-                self._make(parent_path(folder), lambda: self._ask(folder, may_lack_parent=False))
+                self._channel.send(b"MLST " + directory, looked)
+            elif number == errno.ENOENT and may_lack_parent and parent_path(directory) != directory:
+                self._make(parent_path(directory), lambda: self._ask(directory, may_lack_parent=False))
 
         def looked(reply: Reply) -> None:
             there = file_stat_in(reply)
             if there is not None and "directory" in (there.kind, there.target_kind):
-                self._is(folder, THERE)
+                self._is(directory, THERE)
 
-        if folder in (b"/", b"~"):
-            self._is(folder, THERE)
+        if directory in (b"/", b"~"):
+            self._is(directory, THERE)
         else:
-            self._channel.send(b"MKD " + folder, made)
+            self._channel.send(b"MKD " + directory, made)
 
-    def _is(self, folder: bytes, state: str) -> None:
-        self.states[folder] = state
-        for then in self._then[folder]:
+    def _is(self, directory: bytes, state: str) -> None:
+        self.states[directory] = state
+        for then in self._then[directory]:
             then()
-        self._then[folder].clear()
+        self._then[directory].clear()
 
 
-#: Commands that may be under way at once.
+#: Maximum commands in flight.
 _MOST_UNDER_WAY = 256
 
 
 def carry_out(
     batch: ActiveBatch, request: RemoveRequest | MkdirRequest, connections: ChannelPool, waker: Waker
 ) -> list[PathItem]:
-    """Carry out as much of a ``remove`` or ``mkdir`` request as goes well.
+    """Run the pipelined part of a ``remove`` or ``mkdir`` request.
 
     Args:
         batch: of the request.
-        request: whose items have no outcome so far.
+        request: the request; its items have no outcome.
         connections: to the servers.
-        waker: is woken when the batch is stopped.
+        waker: wakes the loop when the batch is stopped.
 
     Returns:
-        The items that are left for the fallback; those of which it is not known whether they are done have ``again``
-        set.
+        The items that are left to the fallback; those that may be done already have ``again`` set.
     """
     left: list[PathItem] = []
     addresses: dict[str, list[PathItem]] = {}
@@ -125,7 +123,7 @@ class _PipelinedItems:
         self._removes = isinstance(request, RemoveRequest)
         self._waiting = collections.deque(items)
         self._under_way: collections.deque[PathItem] = collections.deque()
-        #: By key: those that are looked at before they are removed.
+        #: Items that are checked before they are removed, by key.
         self._looked_at: dict[int, PathItem] = {}
         self._left: list[PathItem] = []
 
@@ -135,7 +133,7 @@ class _PipelinedItems:
             channel = connections.single(address)
         except SilentServerError as error:
             for item in self._waiting:
-                self._batch.failed(item.key, error.storage_error(FailureScope.SOURCE))
+                self._batch.failed(item.key, error.storage_error(item.scope))
             return []
         except ChannelError:
             return list(self._waiting)
@@ -169,7 +167,7 @@ class _PipelinedItems:
                     raise StorageError(reply.text)
                 check_unchanged_since_listing(item, there)
             except StorageError:
-                # The fallback finds out, and says, what is wrong.
+                # The fallback finds and reports the reason.
                 self._left.append(item)
             else:
                 self._carry_out(channel, item)
@@ -193,21 +191,21 @@ class _PipelinedItems:
             self._left.append(item)
 
 
-#: Folders whose listings may be under way at once, of a server that answers at once and of one that is far away.
-_MOST_FOLDERS, _MOST_FOLDERS_FAR_AWAY, _FAR_AWAY_S = 16, 256, 0.005
+#: Maximum listings in flight: at a near server, and at a distant one.
+_MOST_DIRECTORIES, _MOST_DIRECTORIES_FAR_AWAY, _FAR_AWAY_S = 16, 256, 0.005
 
 
 def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool, waker: Waker) -> list[str] | None:
-    """Carry out as much of a ``list`` request as goes well.
+    """Run the pipelined part of a ``list`` request.
 
     Args:
         batch: of the request.
-        request: what is asked for.
+        request: the request.
         connections: to the server.
-        waker: is woken when the batch is stopped.
+        waker: wakes the loop when the batch is stopped.
 
     Returns:
-        Folders that are left for the fallback, percent-encoded, relative to the URL; None if all of it is.
+        Directories that are left to the fallback, percent-encoded, relative to the URL; None for the whole tree.
 
     Raises:
         StoppedError: the batch was stopped.
@@ -220,7 +218,7 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
     try:
         channel = connections.single(host_port(url))
     except SilentServerError as error:
-        raise error.storage_error(FailureScope.SOURCE) from None
+        raise error.storage_error(batch.listed_scope) from None
     except ChannelError:
         return None
     if "MLSC" not in channel.features:
@@ -246,10 +244,10 @@ def list_tree(batch: ActiveBatch, request: ListRequest, connections: ChannelPool
 
 
 class _PipelinedListing:
-    """The folders of a listing.
+    """The directories of a listing.
 
     Attributes:
-        left: folders for the fallback.
+        left: directories for the fallback.
     """
 
     def __init__(self, batch: ActiveBatch, request: ListRequest, channel: ControlChannel) -> None:
@@ -260,7 +258,7 @@ class _PipelinedListing:
         self._waiting: list[str] = []
         self._begun = False
         is_far = _FAR_AWAY_S < channel.round_trip_s < float("inf")
-        self._most_folders = _MOST_FOLDERS_FAR_AWAY if is_far else _MOST_FOLDERS
+        self._most_directories = _MOST_DIRECTORIES_FAR_AWAY if is_far else _MOST_DIRECTORIES
         self._under_way: collections.OrderedDict[str, _PipelinedDirectory] = collections.OrderedDict()
         self.left: list[str] = []
 
@@ -270,49 +268,49 @@ class _PipelinedListing:
         self._reporter.flush()
 
     def begin(self, path: str) -> None:
-        """Ask for the listing of a folder."""
+        """Request the listing of a directory."""
         self._begun = True
         name = server_path(directory_url(self._request.url, path))
         if not fits_on_command_line(name):
             self.left.append(path)
             return
-        folder = _PipelinedDirectory(self._reporter, path)
-        self._under_way[path] = folder
-        self._channel.send(b"MLSC " + name, lambda reply: self._ended(folder, reply), folder.take)
+        directory = _PipelinedDirectory(self._reporter, path)
+        self._under_way[path] = directory
+        self._channel.send(b"MLSC " + name, lambda reply: self._ended(directory, reply), directory.take)
 
     def _refill(self) -> None:
-        while self._waiting and len(self._under_way) < self._most_folders:
+        while self._waiting and len(self._under_way) < self._most_directories:
             self.begin(self._waiting.pop())
 
-    def _ended(self, folder: _PipelinedDirectory, reply: Reply) -> None:
-        del self._under_way[folder.path]
+    def _ended(self, directory: _PipelinedDirectory, reply: Reply) -> None:
+        del self._under_way[directory.path]
         if reply.good:
-            folder.end()
+            directory.end()
         else:
-            folder.storage_error = StorageError(reply.text, errno=errno_of_reply(reply.text))
-        if folder.storage_error is not None:
-            folder.storage_error.at(FailureScope.SOURCE)
-            if not folder.path:
-                # The trouble of the root is that of the whole listing.
-                raise folder.storage_error
-            self._batch.unreadable(self._request.key, folder.path, folder.storage_error)
-        self._waiting += folder.entries.folders
-        folder.entries.check_room(len(self._waiting))
+            directory.storage_error = StorageError(reply.text, errno=errno_of_reply(reply.text))
+        if directory.storage_error is not None:
+            directory.storage_error.at(self._batch.listed_scope)
+            if not directory.path:
+                # An error at the root fails the whole listing.
+                raise directory.storage_error
+            self._batch.unreadable(self._request.key, directory.path, directory.storage_error)
+        self._waiting += directory.entries.directories
+        directory.entries.check_room(len(self._waiting))
 
     def broken(self, why: str) -> list[str] | None:
-        """The folders that are left once the channel is gone, None for all; of some a part may have been told."""
+        """The directories left to list when the channel is lost, None for all; those reported in part have failed."""
         if not self._begun:
-            # Not even the root was asked for: no folder is left, for none is known.
+            # Not even the root was requested.
             return None
         self._reporter.flush()
-        for path, folder in self._under_way.items():
-            if folder.entries.told:
-                storage_error = StorageError(why, lost=True, scope=FailureScope.SOURCE)
+        for path, directory in self._under_way.items():
+            if directory.entries.told:
+                storage_error = StorageError(why, lost=True, scope=self._batch.listed_scope)
                 if not path:
                     raise storage_error
                 self._batch.unreadable(self._request.key, path, storage_error)
             elif not path:
-                # Its trouble, if it goes on, is to be that of the whole listing.
+                # An error at the root fails the whole listing: the fallback starts again at the root.
                 return None
             else:
                 self.left.append(path)
@@ -320,7 +318,7 @@ class _PipelinedListing:
 
 
 class _PipelinedDirectory:
-    """One folder that is being listed.
+    """A directory that is being listed.
 
     Attributes:
         path: percent-encoded, relative to the listed URL.
@@ -337,7 +335,7 @@ class _PipelinedDirectory:
         self._counted = 0
 
     def end(self) -> None:
-        """All of it is there."""
+        """The listing is complete."""
         self._lines.end()
         self.storage_error = self._lines.storage_error
         self.entries.end(max(self._counted - self._seen, 0))

@@ -1,6 +1,6 @@
-"""GridFTP replies and listings (MLSD, MLST): parsing, none of which trusts the server.
+"""Parsing of GridFTP replies and listings (MLSD, MLST), which may be hostile.
 
-An entry of a listing is ``fact=value;fact=value; name``. A name may hold any byte but ``/`` and NUL, so a line break
+An entry of a listing is ``fact=value;fact=value; name``. A name may contain any byte but ``/`` and NUL, so a line break
 in a name looks like the end of the entry: only a break that is followed by facts is one.
 """
 
@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
 
-#: No honest entry is longer: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
+#: Maximum bytes of an entry: a name has at most 255 bytes, a link's target 4096 (thrice that when encoded).
 LONGEST_ENTRY = 64 * 1024
 LARGEST_SIZE = 2**63 - 1
 _FACTS = re.compile(rb"((?:[A-Za-z][A-Za-z0-9._-]*=[^;\r\n]*;)+) ")
@@ -32,7 +32,7 @@ _MODE = re.compile(rb"[0-7]{1,6}\Z")
 
 
 class Reply(NamedTuple):
-    """What a server says to a command.
+    """A server's reply to a command.
 
     Attributes:
         code: three digits, as a number.
@@ -44,7 +44,7 @@ class Reply(NamedTuple):
 
     @property
     def good(self) -> bool:
-        """Whether the command was carried out, or waits for its second half (RNFR)."""
+        """Whether the command succeeded, or waits for its second half (RNFR)."""
         return self.code < 400
 
     @property
@@ -54,7 +54,7 @@ class Reply(NamedTuple):
 
     @property
     def data_address(self) -> tuple[bytes, tuple[str, int]] | None:
-        """Where a server listens for data, of its reply to PASV: as PORT takes it, and as sockets do."""
+        """The address in a reply to PASV: as an argument of PORT, and as host and port."""
         found = _PASSIVE_ADDRESS.match(self.text)
         if found is None:
             return None
@@ -63,11 +63,11 @@ class Reply(NamedTuple):
 
 
 class ListingEntry(NamedTuple):
-    """One entry: its name, what it is, and facts of the listed folder.
+    """One entry: its name and state, and facts about the listed directory.
 
     Attributes:
-        role: ``cdir`` and ``pdir`` for the listed folder and the one above, empty for what is in it.
-        counted: of ``cdir``: how many entries the server has for the folder.
+        role: ``cdir`` and ``pdir`` for the listed directory and its parent, empty for its entries.
+        counted: of ``cdir``: number of entries that the server counts in the directory.
     """
 
     name: bytes
@@ -77,14 +77,14 @@ class ListingEntry(NamedTuple):
 
 
 def read_entry(line: bytes) -> ListingEntry:
-    """One entry without its line break.
+    """Parse one entry without its line break.
 
     Raises:
         StorageError: BAD_LISTING.
     """
     usual = _USUAL_ENTRY.match(line)
     if usual is not None:
-        # The facts of a file as Globus servers write them: half of the work of a listing is to read these.
+        # Facts of a file in the order of Globus servers: parsing them takes half the time of a listing.
         modify, size, mode, name = usual.groups()
         return ListingEntry(name, FileStat("file", int(size), int(mode, 8) & 0o7777, parse_time(modify)))
     match = _FACTS.match(line)
@@ -127,7 +127,7 @@ def _file_stat(kind: bytes, facts: dict[bytes, bytes], line: bytes) -> FileStat:
 
 @functools.lru_cache(maxsize=4096)
 def parse_time(text: bytes) -> int | None:
-    """The seconds since 1970 of a time as FTP servers write it; None if it is none."""
+    """Seconds since 1970 of a time in FTP's format; None if it is invalid."""
     if len(text) < 14 or not _DIGITS.match(text[:14]):
         return None
     year, month, day, hour, minute, second = (int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2)))
@@ -138,7 +138,7 @@ def parse_time(text: bytes) -> int | None:
 
 
 def read_listing(pieces: Iterable[bytes]) -> Iterator[ListingEntry]:
-    """The entries of a listing that arrives in pieces, with bounded memory.
+    """Parse a listing that arrives in pieces, with bounded memory.
 
     Raises:
         StorageError: BAD_LISTING.
@@ -158,15 +158,16 @@ def read_listing(pieces: Iterable[bytes]) -> Iterator[ListingEntry]:
 
 
 class WrappedEntries:
-    """The entries of a listing of which the server has wrapped each line by itself (MLSC).
+    """Parses a listing whose lines were wrapped one by one (MLSC).
 
-    A line that begins with a blank is an entry; any other is more of the name of the last, which holds a line end.
+    A line that begins with a blank is an entry; any other line continues the name of the last entry, which has a line
+    end.
 
     Args:
         found: called with each entry.
 
     Attributes:
-        storage_error: why the listing is not valid; then nothing more is found.
+        storage_error: why the listing is invalid; further lines are ignored.
     """
 
     def __init__(self, found: Callable[[ListingEntry], None]) -> None:
@@ -175,7 +176,7 @@ class WrappedEntries:
         self.storage_error: StorageError | None = None
 
     def take(self, piece: bytes) -> None:
-        """Take what was wrapped as one."""
+        """Parse one wrapped line."""
         if piece[:1] == b" ":
             self.end()
             self._entry = piece[1:]
@@ -185,7 +186,7 @@ class WrappedEntries:
             self.storage_error = invalid_listing(f"an entry is longer than {LONGEST_ENTRY} bytes")
 
     def end(self) -> None:
-        """That was all, or all of an entry."""
+        """End the current entry, or the listing."""
         entry, self._entry = self._entry, b""
         if not entry or self.storage_error is not None:
             return
@@ -196,11 +197,11 @@ class WrappedEntries:
 
 
 def invalid_listing(why: str) -> StorageError:
-    """A listing that cannot be true."""
+    """The error for an invalid listing."""
     return StorageError(f"the server's listing is not valid: {why}", code=FailureCode.BAD_LISTING)
 
 
-#: Newer Globus servers end a failed reply in structured lines.
+#: Newer Globus servers end an error reply with structured lines.
 _ERRNO = re.compile(r"^\d{3}-GridFTP-Errno: (\d+)", re.MULTILINE)
 _CODE = re.compile(r"GlobusError: v=\d+ c=([A-Z_]+)")
 _CODES = {
@@ -213,7 +214,7 @@ _CODES = {
     "NO_SPACE_LEFT": errno.ENOSPC,
 }
 _STRERRORS = {os.strerror(number): number for number in sorted(errno.errorcode, reverse=True)}
-#: Older ones, and all of them during transfers, say only this.
+#: Older ones, and all of them during transfers, have text only.
 _PROSE = re.compile(
     r"System error in [\w ./()-]+: (" + "|".join(re.escape(text) for text in sorted(_STRERRORS, key=len)[::-1]) + ")"
 )
@@ -221,15 +222,15 @@ _PROSE = re.compile(
 _LINES_OF_MLST = 3
 #: The reply to MDTM.
 _MDTM_TIME = re.compile(r"213 ([0-9]{14})")
-#: We are not logged in, for reasons that are about the server's files and certificates: 530 to 539.
+#: Not logged in, for reasons that concern the server's files and certificates: 530 to 539.
 _LOGIN = 53
-#: The connection is gone: another one may do.
+#: The connection is lost: a new one may work.
 _LOST = re.compile(
     r"an end-of-file was reached|Connection reset by peer|Broken pipe|Connection timed out|No route to host"
     r"|Handle not in the proper state|not in the proper state CLOSING|the connection was closed",
     re.MULTILINE,
 )
-#: CKSM, or its algorithm, is not known to the server.
+#: The server does not have CKSM, or not this algorithm.
 _NO_CHECKSUM = re.compile(
     r"Unknown checksum algorithm"
     r"|^50[0-4][ -].*(?:unrecognized|not (?:understood|implemented|supported)|unknown command|invalid command)",
@@ -238,16 +239,16 @@ _NO_CHECKSUM = re.compile(
 
 
 def refusal(reply: Reply) -> StorageError:
-    """The error behind a reply which says that a command was not carried out."""
+    """The error for an error reply."""
     text = reply.text
     lost = reply.closes or _LOST.search(text) is not None
-    # What is wrong with a connection, or with the login, is not about the file.
+    # Errors of a connection or a login are not about the file.
     is_of_the_file = not lost and reply.code // 10 != _LOGIN
     return StorageError(text, errno=errno_of_reply(text) if is_of_the_file else None, lost=lost)
 
 
 def errno_of_reply(text: str) -> int | None:
-    """The error number in a server's own reply; None if it tells none that is known."""
+    """The errno for the text of an error reply; None if it is not known."""
     found = _ERRNO.search(text)
     if found is not None and int(found.group(1)) in errno.errorcode:
         return int(found.group(1))
@@ -259,34 +260,34 @@ def errno_of_reply(text: str) -> int | None:
 
 
 def lacks_checksum(error: StorageError) -> bool:
-    """Whether a refused CKSM means that the server has none."""
+    """Whether an error reply to CKSM means that the server has no checksums."""
     return error.errno is None and not error.lost and _NO_CHECKSUM.search(error.message) is not None
 
 
 def time_in(reply: Reply) -> int | None:
-    """The seconds since 1970 in the reply to an MDTM; None if it tells none."""
+    """Seconds since 1970 in a reply to MDTM; None if there are none."""
     found = _MDTM_TIME.match(reply.text)
     return parse_time(found.group(1).encode()) if found is not None else None
 
 
 def status_in(reply: Reply, path: bytes) -> FileStat:
-    """What the reply to an MLST tells of a path, which may hold line ends.
+    """The state of a path in a reply to MLST; the path may contain line ends.
 
     Raises:
-        StorageError: the server has refused, or its reply is not valid (BAD_LISTING).
+        StorageError: an error reply, or an invalid one (BAD_LISTING).
     """
     if not reply.good:
         raise refusal(reply)
     lines = reply.text.split("\n")
     if len(lines) == _LINES_OF_MLST:
         return read_entry(lines[1].strip().encode()).file_stat
-    # The first line and the entry hold the path: the facts stand before the last of these, on one line.
+    # The first line and the entry contain the path: the facts are before the last occurrence, on one line.
     before = reply.text.rpartition(path.decode("utf-8", "backslashreplace"))[0]
     return read_entry(before.rpartition("\n")[2].strip().encode() + b" path").file_stat
 
 
 def file_stat_in(reply: Reply) -> FileStat | None:
-    """What the reply to an MLST tells of; None if it tells nothing that can be understood."""
+    """The state of a path in a reply to MLST; None if it cannot be parsed."""
     lines = reply.text.split("\n")
     try:
         return read_entry(lines[1].strip().encode()).file_stat if reply.good and len(lines) == _LINES_OF_MLST else None

@@ -1,7 +1,7 @@
-"""One command at a time: commands to GridFTP servers with timeouts, which another thread can interrupt.
+"""One command at a time at GridFTP servers, with timeouts; another thread can interrupt it.
 
-Channels are kept from command to command. A server may close one that is idle, so a command that meets a closed
-channel is sent once more on a new one, if the channel was idle before.
+Channels are kept from command to command. A server may close an idle one, so a command that finds its channel closed is
+sent once more on a new one, if the channel was idle before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pdm.workqueue.helpers.gridftp.data import DataConnection
 from pdm.workqueue.helpers.gridftp.replies import ListingEntry, Reply, WrappedEntries, read_listing, refusal
 from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts
 
-#: A channel that was idle for so long may have been closed by the server.
+#: Idle seconds after which the server may have closed a channel.
 _IDLE_S = 1.0
 _LEAST_LOGIN_S = 0.001
 _Channels = TypeVar("_Channels")
@@ -34,14 +34,14 @@ _Result = TypeVar("_Result")
 
 
 class ControlSession:
-    """Used by one thread; `interrupt` may be called by any.
+    """Used by one thread; `interrupt` may be called from any thread.
 
     Args:
-        connections: the channels, of this thread alone.
+        connections: the channels of this thread.
 
     Attributes:
         connections: as given.
-        interrupted: whether commands end with `StoppedError`.
+        interrupted: whether commands fail with `StoppedError`.
     """
 
     def __init__(self, connections: ChannelPool) -> None:
@@ -50,22 +50,22 @@ class ControlSession:
         self._waker = Waker()
 
     def interrupt(self) -> None:
-        """End the command that is running, and every one before `resume`, with `StoppedError`; returns at once."""
+        """Fail the running command, and all that begin before `resume`, with `StoppedError`; does not block."""
         self.interrupted = True
         self.connections.interrupt()
         self._waker.wake()
 
     def resume(self) -> None:
-        """Be of use again after `interrupt`."""
+        """Allow commands after `interrupt`."""
         self.interrupted = False
 
     # -- channels
 
     def channel(self, url: str, timeouts: Timeouts, *, beside: bool = False) -> ControlChannel:
-        """A channel to the server of a URL, which is none for transfers if it is used beside one.
+        """A channel to the server of a URL; ``beside``: not one for transfers, because a transfer is running.
 
         Raises:
-            StorageError: there is none to be had.
+            StorageError: it cannot be opened.
             StoppedError: it was interrupted.
         """
         plain = url.startswith("ftp:")
@@ -109,16 +109,16 @@ class ControlSession:
         """Send commands to the server of a URL.
 
         Args:
-            url: names the server.
+            url: of the server.
             commands: without line ends.
             timeouts: for each reply, and for all of them.
-            beside: whether a transfer is under way.
+            beside: whether a transfer is running.
 
         Returns:
-            The first reply that refuses, or the last.
+            The first error reply, or the last reply.
 
         Raises:
-            StorageError: there is no reply.
+            StorageError: a reply did not arrive.
             StoppedError: it was interrupted.
         """
         replies: list[Reply] = []
@@ -163,16 +163,16 @@ class ControlSession:
         *,
         keep: bool = False,
     ) -> Iterator[None]:
-        """Exchange commands and replies until none is due.
+        """Exchange commands and replies until all are answered.
 
         Args:
-            channels: which ones.
+            channels: the channels.
             timeouts: for each reply, and for all of them.
             check: called at least once a second; may raise.
-            keep: whether to keep the channels if that fails: who calls drops them.
+            keep: whether to keep the channels after an error; then the caller drops them.
 
         Raises:
-            StorageError: a reply does not come.
+            StorageError: a reply did not arrive.
             StoppedError: it was interrupted.
         """
 
@@ -204,29 +204,29 @@ class ControlSession:
         *,
         keep: bool = False,
     ) -> None:
-        """Do all of `steps`."""
+        """Run all of `steps`."""
         for _ in self.steps(channels, timeouts, check, keep=keep):
             pass
 
     # -- listings
 
     def listing(self, url: str, path: bytes, timeouts: Timeouts) -> Generator[ListingEntry, None, None]:
-        """The entries of a directory, as they arrive; to be closed by who stops reading early.
+        """The entries of a directory, as they arrive; a caller that stops early must close it.
 
         Args:
             url: of the directory.
-            path: of it, as its server takes it.
+            path: of it, as its server expects it.
             timeouts: for each part, and for all of it.
 
         Raises:
-            StorageError: the directory cannot be listed, or the listing is not valid.
+            StorageError: the directory cannot be listed, or the listing is invalid.
             StoppedError: it was interrupted.
         """
 
         def listed(channel: ControlChannel) -> Iterator[ListingEntry | None]:
             if "MLSC" in channel.features:
                 return self._wrapped_listing(channel, path, timeouts)
-            # The data connections of channels for transfers are those between servers.
+            # Channels for transfers have data connections between servers.
             return self._data_listing(self.channel(url, timeouts, beside=True), path, timeouts)
 
         for line in self._twice_if_closed(listed, lambda: self.channel(url, timeouts)):
@@ -251,7 +251,7 @@ class ControlSession:
 
     def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Timeouts) -> Iterator[ListingEntry | None]:
         replies: list[Reply] = []
-        # As text every LF of a name would come as CR LF.
+        # In ASCII mode every LF of a name would become CR LF.
         for command in (b"TYPE I", b"PASV"):
             channel.send(command, replies.append)
         self.run((channel,), timeouts)
@@ -266,7 +266,7 @@ class ControlSession:
             raise error.storage_error() from error
 
         def check() -> None:
-            # While one of them is heard of the server is alive.
+            # The server is alive while data arrives on either connection.
             channel.heard_at = data.heard_at = max(channel.heard_at, data.heard_at)
             if replies and not replies[0].good:
                 data.end()

@@ -1,4 +1,4 @@
-"""GridFTP servers as a storage: one operation at a time, so that each error is that of one server and one file."""
+"""GridFTP servers as a storage: one operation at a time, so that each error concerns one server and one file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pdm.workqueue.helpers.storage import (
     Timeouts,
 )
 
-#: Seconds that a server may take to greet.
+#: Timeout of the greeting in seconds.
 _GREETING_S = 10.0
-#: Seconds for a server to answer whose connections have ended.
+#: Seconds for a reply of a server whose connections were lost.
 _GONE_S = 5.0
 _CKSM = b"CKSM ADLER32 0 %d "
 _WHOLE_FILE = -1
@@ -34,7 +34,7 @@ _CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
 
 
 class GridFtpStorage(Storage):
-    """One thread's channels to GridFTP servers.
+    """The channels of one thread to GridFTP servers.
 
     Args:
         connections: the channels.
@@ -42,6 +42,10 @@ class GridFtpStorage(Storage):
 
     def __init__(self, connections: ChannelPool) -> None:
         self._session = ControlSession(connections)
+        self._log: Callable[[str], None] = lambda line: None
+
+    def log_to(self, write: Callable[[str], None]) -> None:
+        self._log = write
 
     def stat(self, url: str) -> FileStat | None:
         path = _path(url)
@@ -69,7 +73,7 @@ class GridFtpStorage(Storage):
         self._accepted(url, (b"RMD " if directory else b"DELE ") + _path(url))
 
     def rename(self, source: str, destination: str, *, replace: bool) -> None:
-        # The server's rename replaces files without a word.
+        # The server's rename replaces files silently.
         if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
         self._accepted(source, b"RNFR " + _path(source), b"RNTO " + _path(destination))
@@ -122,7 +126,7 @@ class GridFtpStorage(Storage):
         for scope, url in urls.items():
             command = _CKSM % _WHOLE_FILE + _path(url)
             channels[scope].send(command, _keeping(replies, scope), many_lines=True)
-        # After a refusal the other checksum, which may take long, is of no use.
+        # After an error the other checksum, which may take long, is not needed.
         self._session.run(tuple(channels.values()), timeouts, check)
         raise_refusal()
         return _checksum_in(replies[FailureScope.SOURCE]), _checksum_in(replies[FailureScope.DESTINATION])
@@ -133,7 +137,7 @@ class GridFtpStorage(Storage):
         self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
     ) -> str | None:
         _path(source), _path(temporary)
-        transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived)
+        transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived, self._log)
         try:
             transfer.run(may_restart=_compute_checksums)
         except StorageError as error:
@@ -155,13 +159,13 @@ class GridFtpStorage(Storage):
         return None
 
     def _check_greeting(self, error: StorageError, url: str, scope: FailureScope) -> None:
-        """Call a server that says nothing to anybody what it is as good as: one that cannot be reached."""
+        """Report a server that accepts connections without ever sending a greeting as unreachable."""
         if error.code is FailureCode.STALLED and not greets(host_port(url), min(_GREETING_S, self.timeouts.stall_s)):
-            message = f"{host_port(url)} takes connections and says nothing; {error.message}"
+            message = f"{host_port(url)} accepts connections but sends no greeting; {error.message}"
             raise StorageError(message, code=FailureCode.CONNECTION, scope=scope, lost=True) from None
 
     def _gone(self, source: str, temporary: str) -> FailureScope:
-        """Which end of a transfer whose connections broke does not answer any more; ``transfer`` if both do."""
+        """The scope of a lost transfer: the end that does not answer any more; ``transfer`` if both do."""
         timeouts = Timeouts(_GONE_S, 0.0, min(self.timeouts.until, time.monotonic() + _GONE_S))
         for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
             try:
@@ -188,9 +192,9 @@ class GridFtpStorage(Storage):
 
 
 def _path(url: str) -> bytes:
-    """The path of a URL as its server takes it; raises `StorageError` if no command can hold it.
+    """The path of a URL as its server expects it; raises `StorageError` if it contains CR LF.
 
-    Servers take what stands before CR LF for the whole path: that may be another file.
+    Servers take what is before CR LF as the whole path, which may be another file.
     """
     path = server_path(url)
     if b"\r\n" in path or b"\0" in path:

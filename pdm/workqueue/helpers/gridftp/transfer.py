@@ -1,6 +1,6 @@
-"""Third-party transfer of one file: the bytes go from server to server, and the destination's markers are followed.
+"""Third-party transfer of one file: the bytes are sent from server to server, and the destination reports markers.
 
-A transfer whose connections break is resumed (REST), if the destination has reported which bytes it has, and has
+A transfer whose connections are lost is resumed (REST), if the destination has reported which bytes it has, and has
 replied that its transfer ended. A session that is merely lost might write to the file after it was verified.
 """
 
@@ -19,15 +19,15 @@ from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply, refusal
 from pdm.workqueue.helpers.gridftp.session import ControlSession
 from pdm.workqueue.helpers.storage import ProgressCallback, StorageError, Timeouts
 
-#: Seconds between two questions for the length of the file at the destination: markers come every 5 s only.
+#: Interval in seconds at which the length of the file at the destination is requested: markers arrive every 5 s only.
 _MEASURE_EVERY_S = 1.0
-#: Seconds that such a question may take.
+#: Timeout of such a request in seconds.
 _MEASURE_S = 5.0
 #: Servers send performance markers every 5 s: two of them may be missed.
 _LEAST_MARKER_STALL_S = 11.0
-#: Seconds to wait for the other server, when one says that the transfer has failed but not why.
+#: Seconds to wait for the other server, when one reports a failure without a reason.
 _OTHER_S = 1.0
-#: How often a transfer goes on after its connections broke.
+#: How many times a transfer is resumed after its connections were lost.
 _MOST_RESTARTS = 5
 _PERFORMANCE_MARKER, _RANGE_MARKER = 112, 111
 _STRIPE = re.compile(r"Stripe Index: *(\d{1,9})\b.*Stripe Bytes Transferred: *(\d{1,19})\b", re.DOTALL | re.IGNORECASE)
@@ -40,10 +40,10 @@ _OF_THE_CONNECTION = frozenset(
 
 
 class TransferMarkers:
-    """What the destination says while bytes arrive.
+    """The markers of the destination.
 
     Attributes:
-        ranges: the bytes that it has, as pairs of first and end, in ascending order.
+        ranges: received bytes, as pairs of first and end, in ascending order.
     """
 
     def __init__(self) -> None:
@@ -53,16 +53,21 @@ class TransferMarkers:
 
     @property
     def received(self) -> int:
-        """Bytes that have arrived."""
+        """Number of bytes that have arrived."""
         return max(self._before + sum(self._stripes.values()), self.kept)
 
     @property
     def kept(self) -> int:
-        """Bytes that need not be sent again."""
+        """Number of bytes that need not be sent again."""
         return sum(end - first for first, end in self.ranges)
 
+    @property
+    def resume_at(self) -> int:
+        """Offset of the first byte that must be sent again."""
+        return self.ranges[0][1] if self.ranges and self.ranges[0][0] == 0 else 0
+
     def take(self, reply: Reply) -> None:
-        """Take what was said."""
+        """Add a marker."""
         if reply.code == _PERFORMANCE_MARKER:
             found = _STRIPE.search(reply.text)
             if found is not None:
@@ -72,12 +77,12 @@ class TransferMarkers:
             self.ranges = _merged([*self.ranges, *((first, end) for first, end in told if first < end)])
 
     def restart(self) -> None:
-        """The transfer goes on with what is missing."""
+        """Prepare to send the missing ranges."""
         self._stripes.clear()
         self._before = self.kept
 
     def restart_marker(self) -> bytes:
-        """What REST gets."""
+        """The argument of REST."""
         return ",".join(f"{first}-{end}" for first, end in self.ranges).encode()
 
 
@@ -92,11 +97,11 @@ def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class _BrokenTransferError(Exception):
-    """The connections broke.
+    """The connections were lost.
 
     Attributes:
-        error: what was said of it.
-        is_over: whether the destination has itself ended the transfer.
+        error: the reported error.
+        is_over: whether the destination itself has ended the transfer.
     """
 
     def __init__(self, error: StorageError, *, is_over: bool) -> None:
@@ -106,18 +111,19 @@ class _BrokenTransferError(Exception):
 
 
 class ThirdPartyTransfer:
-    """One file on its way.
+    """The transfer of one file.
 
     Args:
         session: with both servers.
         source: URL.
-        temporary: URL of the file that arrives.
+        temporary: URL of the temporary file.
         timeouts: for the transfer.
-        arrived: called with the bytes that have arrived.
+        arrived: called with the number of bytes that have arrived.
+        log: called with a line for each resumption.
 
     Attributes:
         begun: whether any byte has arrived.
-        restarts: how often it went on after its connections broke.
+        restarts: number of times it was resumed.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class ThirdPartyTransfer:
         temporary: str,
         timeouts: Timeouts,
         arrived: ProgressCallback,
+        log: Callable[[str], None],
     ) -> None:
         self.begun = False
         self.restarts = 0
@@ -134,23 +141,24 @@ class ThirdPartyTransfer:
         self._urls = {FailureScope.SOURCE: source, FailureScope.DESTINATION: temporary}
         self._timeouts = timeouts
         self._arrived = arrived
+        self._log = log
         self._markers = TransferMarkers()
         self._replies: dict[FailureScope, Reply] = {}
         self._refused_at = 0.0
         self._received = 0
         self._moved_at = 0.0
         self._measured_at = 0.0
-        #: Whether the destination says how long the file is: one that did not once is not asked again.
+        #: Whether the destination reports the length of the file; False after one error.
         self._measures = True
 
     def run(self, may_restart: Callable[[ControlChannel, ControlChannel], bool]) -> None:
-        """Have it sent.
+        """Run the transfer.
 
         Args:
-            may_restart: whether a file that was sent in parts can be proven by the two servers.
+            may_restart: whether the two servers can verify a file that was sent in parts.
 
         Raises:
-            StorageError: with the scope of the server at fault, where that is known.
+            StorageError: with the scope of the server at fault, if that is known.
             StoppedError: it was interrupted.
         """
         while True:
@@ -165,6 +173,10 @@ class ThirdPartyTransfer:
                 may = broken.is_over and progressed and self.restarts < _MOST_RESTARTS and may_restart(*channels)
                 if not may:
                     raise broken.error from None
+                self._log(
+                    f"{broken.error.message}; the transfer resumes at byte {self._markers.resume_at}:"
+                    f" {self._markers.kept} bytes are at the destination"
+                )
             else:
                 return
             self.restarts += 1
@@ -180,7 +192,7 @@ class ThirdPartyTransfer:
                 channel.send(b"REST " + self._markers.restart_marker(), lambda reply: None)
             command = commands[scope] + server_path(self._urls[scope])
             channel.send(command, self._noting(scope), None, self._markers.take, many_lines=True)
-        # The source says nothing while it sends: whether bytes arrive is what counts.
+        # The source sends no reply during a transfer: arriving bytes show that it is alive.
         endless = Timeouts(float("inf"), 0.0, float("inf"))
         complete = False
         try:
@@ -198,7 +210,7 @@ class ThirdPartyTransfer:
                 self._session.connections.drop(at_source, at_destination)
 
     def _hear(self, at_destination: ControlChannel) -> None:
-        """Give the destination a moment to say how the transfer ended, once a connection broke."""
+        """Wait up to `_OTHER_S` for the destination's reply, after a connection was lost."""
         if FailureScope.DESTINATION not in self._replies:
             soon = Timeouts(_OTHER_S, 0.0, time.monotonic() + _OTHER_S)
             with contextlib.suppress(StorageError):
@@ -239,7 +251,7 @@ class ThirdPartyTransfer:
             raise StorageError(why, code=FailureCode.TIMEOUT, scope=FailureScope.TRANSFER, lost=True)
 
     def _judge(self, now: float) -> None:
-        """Raise if it is known why the transfer has failed, or if no more will be said about it."""
+        """Raise the error if its reason is known, or if no further reply will arrive."""
         errors = self._raise_named()
         if len(self._replies) < len(self._urls) and now - self._refused_at < _OTHER_S:
             return
@@ -252,7 +264,7 @@ class ThirdPartyTransfer:
         raise _BrokenTransferError(error, is_over=FailureScope.DESTINATION in self._replies)
 
     def _raise_named(self) -> dict[FailureScope, StorageError]:
-        """Raise the error of a server that names a reason; returns those that name none."""
+        """Raise the error of a server that gives a reason; returns the errors that give none."""
         errors = {scope: refusal(reply) for scope, reply in self._replies.items() if not reply.good}
         for scope, error in errors.items():
             if error.errno is not None and error.errno not in _OF_THE_CONNECTION:
@@ -260,7 +272,7 @@ class ThirdPartyTransfer:
         return errors
 
     def _length_so_far(self) -> int | None:
-        """Bytes of the file that is arriving; None if the server does not say at once."""
+        """Length in bytes of the temporary file; None if the server does not report it at once."""
         until = min(self._timeouts.until, time.monotonic() + _MEASURE_S)
         temporary = self._urls[FailureScope.DESTINATION]
         try:
@@ -276,7 +288,7 @@ class ThirdPartyTransfer:
 
 
 def size_in(reply: Reply) -> int:
-    """Bytes of a file, from the reply to a SIZE; raises `StorageError`."""
+    """Bytes in a reply to SIZE; raises `StorageError`."""
     if not reply.good:
         raise refusal(reply)
     found = _SIZE.match(reply.text)

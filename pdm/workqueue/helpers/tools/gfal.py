@@ -1,7 +1,7 @@
-"""gfal-stat, gfal-ls, gfal-sum, gfal-mkdir, gfal-rename, gfal-rm and gfal-copy: command lines, and what they print.
+"""Command lines of gfal-stat, gfal-ls, gfal-sum, gfal-mkdir, gfal-rename, gfal-rm and gfal-copy, and their output.
 
-Their exit status is the number of an error, or of a signal that came after all was done (SIGABRT, in some of a hundred
-runs with GridFTP): neither is proof of anything.
+Their exit status is the number of an error, or a signal that arrived after the work was done (SIGABRT, in some of a
+hundred runs with GridFTP): it proves nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pdm.workqueue.helpers.gridftp.replies import errno_of_reply
 from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand, ToolRunner
 
-#: Where Debian's packages have put the Python bindings; another interpreter first on the PATH has none.
+#: The interpreter of Debian's Python bindings; another interpreter that is first on the PATH does not have them.
 SYSTEM_PYTHON = "/usr/bin/python3"
-#: What a tool that has lost its work to its own time limit would leave; ours ends it before.
+#: Timeout option of the tools, longer than ours: a tool that ends itself may leave a file.
 _NO_LIMIT_S = 7 * 86400
 _ENTRY = re.compile(
     r"(?P<kind>.)(?P<mode>[-rwxsStT]{9}) +\S+ +\S+ +\S+ +(?P<size>[0-9]{1,19})"
@@ -41,16 +41,16 @@ _STAT_SIZE = re.compile(r"\s*Size: ([0-9]{1,19})\t(.*)\Z")
 _STAT_MODE = re.compile(r"\s*Access: \(([0-7]{1,6})/")
 _STAT_TIME = re.compile(r"\s*Modify: ([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2})")
 _SUM = re.compile(r".* ([0-9a-fA-F]{1,8})\s*\Z")
-#: What gfal-rm says of a file, after a tab.
+#: Results of gfal-rm for a file, after a tab.
 REMOVED, MISSING = "DELETED", "MISSING"
 _BITS = "rwxrwxrwx"
-#: Lines of a listing that are put together to one entry: a name may hold line ends.
+#: Maximum lines of a listing that are joined to one entry: a name may contain line ends.
 _MOST_PARTS = 256
-#: Lines of error output that are kept.
+#: Maximum lines of error output that are kept.
 _MOST_ERRORS = 40
-#: Signals by which the plugins die of their own destructors, after the work.
+#: Signals with which the plugins' destructors crash, after the work is done.
 _CRASHES = frozenset({signal.SIGABRT, signal.SIGSEGV})
-#: An error number that says what it means. Others stand for anything: a number of the protocol, or of the library.
+#: Error numbers with a reliable meaning. Others may be a number of the protocol, or of the library.
 _MEANT = frozenset(
     {
         errno.EPERM,
@@ -67,14 +67,14 @@ _MEANT = frozenset(
         errno.EDQUOT,
     }
 )
-#: Texts whose number misleads: a missing proxy is "no such file", a refused login and HTTP's 403 are "exists".
+#: Texts whose error number misleads: a missing proxy is ENOENT, a refused login and HTTP's 403 are EEXIST.
 _ABOUT_CREDENTIALS = re.compile(
     r"certificate|credential|\b53[0-9][ -]|Login incorrect|GSS|proxy|SSL|Auth(?:entication|orization)? failed",
     re.IGNORECASE,
 )
 _SRM_STATUS = re.compile(r"\[SRM_[A-Z_]+\]")
 _FORBIDDEN = re.compile(r"HTTP (?:401|403)|Permission refused")
-#: A reply's line: gfal2 has put all of them on one.
+#: A line of a server's reply: gfal2 has joined all of them.
 _REPLY_LINE = re.compile(r" +(?=[1-5][0-9]{2}[ -])")
 
 
@@ -83,8 +83,8 @@ class Gfal:
     """Runs the commands of gfal2-util.
 
     Attributes:
-        runner: of the thread that calls.
-        environment: variables for a tool that works at some URLs.
+        runner: of the calling thread.
+        environment: returns the variables for a tool that works on some URLs.
         log: called with each line that a tool prints, and each command line.
         deadline: makes the time limit of a command.
     """
@@ -107,16 +107,16 @@ class Gfal:
         return stat_in(lines)
 
     def entries(self, url: StorageUrl) -> Generator[tuple[bytes, FileStat], None, None]:
-        """What ``gfal-ls`` shows of a directory; `StorageError` after what it had printed if it then failed.
+        """The output of ``gfal-ls`` for a directory; raises `StorageError` after its output if it failed.
 
-        A link is shown as what it leads to, and a pipe as a file.
+        A link is reported as its target, and a pipe as a file.
         """
         arguments = ["gfal-ls", "-al", "--time-style", "full-iso", url]
         deadline = self.deadline()
         lines = self.runner.lines(self._command(arguments, [url]), deadline)
         parts: list[str] = []
         self._errors = []
-        # Of a tool that is ended because of what it prints.
+        # If the tool is ended because of its output.
         status = 1
         with contextlib.closing(lines):
             while True:
@@ -142,7 +142,7 @@ class Gfal:
                 if name not in (b".", b".."):
                     yield name, _file_stat(found)
         if parts:
-            # Also if the tool calls that a success.
+            # Even if the tool reports success.
             self._errors = self._errors or [f"gfal-ls printed what is no entry of a directory: {parts[0][:200]!r}"]
             raise self._failure("gfal-ls", status or 1, code=FailureCode.BAD_LISTING)
         self._check("gfal-ls", status)
@@ -160,22 +160,22 @@ class Gfal:
         self._run(["gfal-mkdir", url], [url])
 
     def rename(self, source: StorageUrl, destination: StorageUrl) -> None:
-        """Give a new name; a file that has it is replaced without a word."""
+        """Rename; an existing file is replaced silently."""
         self._run(["gfal-rename", source, destination], [source, destination])
 
     def remove_directory(self, url: StorageUrl) -> None:
-        """Remove a directory, **and all that is in it**: there is no other way. The caller has looked."""
+        """Remove a directory **and its content**: the tool has no other way. The caller has checked it."""
         self._run(["gfal-rm", "-r", url], [url])
 
     def remove_files(self, urls: Sequence[StorageUrl], told: Callable[[str, str], None]) -> StorageError | None:
-        """Remove files; the tool ends at the first that it cannot remove.
+        """Remove files; the tool ends at the first one that it cannot remove.
 
         Args:
             urls: of files, all at one server.
-            told: called with URL and `REMOVED`, `MISSING` or what else the tool says of it.
+            told: called with a URL and `REMOVED`, `MISSING` or the tool's error.
 
         Returns:
-            Its error, if it has told one.
+            Its error, if it has reported one.
         """
 
         def heard(line: str) -> None:
@@ -184,7 +184,7 @@ class Gfal:
                 told(url, word)
 
         try:
-            # --just-delete: without it each costs a stat, and a directory would be met by a question that is ours.
+            # --just-delete: otherwise each file costs a stat, and a directory causes a question on the terminal.
             self._run(["gfal-rm", "--just-delete", "--from-file", LIST], urls[:1], heard, lines=urls)
         except StorageError as error:
             if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
@@ -208,8 +208,8 @@ class Gfal:
                 deadline.moved()
                 arrived(moved)
 
-        # Without --just-copy it would copy into a directory that has the name, and log in three times as often. The
-        # service has delegated nothing to the servers, and its proxy is not for them.
+        # Without --just-copy it would copy into an existing directory of that name, and log in three times as often.
+        # The service has delegated nothing to the servers: its proxy is not for them.
         seconds = str(math.ceil(max(deadline.until - time.monotonic(), 1.0)) + 60)
         options = ["-v", "--just-copy", "--no-delegation", "-t", seconds, "-T", seconds]
         self._run(["gfal-copy", *options, source, temporary], [source, temporary], heard, deadline=deadline)
@@ -250,11 +250,11 @@ class Gfal:
             self._errors.append(line)
 
     def _check(self, program: str, status: int) -> None:
-        """Raise what a tool has told of; a death of its destructors after a silent end is none."""
+        """Raise the error that a tool has reported; a crash of its destructors without an error message is none."""
         if status == 0 and not any(_ERROR.match(line) for line in self._errors):
             return
         if -status in _CRASHES and not any(_ERROR.match(line) for line in self._errors):
-            self.log(f"{program} died of {signal.Signals(-status).name} at its end: what it has done is looked at")
+            self.log(f"{program} died of {signal.Signals(-status).name} at its end: its result is checked")
             return
         raise self._failure(program, status)
 
@@ -269,15 +269,15 @@ class Gfal:
                 f"{program} was ended by {name}: {said}", code=code or FailureCode.CRASHED, scope=FailureScope.SERVICE
             )
         if any("UnicodeDecodeError" in line for line in self._errors):
-            return StorageError(f"{program} cannot carry a name that is not UTF-8", code=FailureCode.INVALID_NAME)
+            return StorageError(f"{program} does not support a name that is not UTF-8", code=FailureCode.INVALID_NAME)
         return StorageError(f"{program} ended with status {status}: {said}", code=code)
 
 
 def error_of(number: int, text: str, code: FailureCode | None = None) -> StorageError:
-    """The error behind the number and the text of a gfal command: the text counts more."""
+    """The error for the number and the text of a gfal command: the text takes precedence."""
     text = _REPLY_LINE.sub("\n", text.replace("\\x00", "").strip())
     if _SRM_STATUS.search(text):
-        # It says what is the matter; the number is of the library's own.
+        # The text is specific; the number is the library's own.
         return StorageError(text, code=code)
     if _FORBIDDEN.search(text):
         return StorageError(text, errno=errno.EACCES, code=code)
@@ -289,7 +289,7 @@ def error_of(number: int, text: str, code: FailureCode | None = None) -> Storage
 
 
 def stat_in(lines: Sequence[str]) -> FileStat:
-    """What gfal-stat has printed."""
+    """Parse the output of gfal-stat."""
     size: int | None = None
     mode: int | None = None
     mtime: int | None = None
@@ -315,11 +315,11 @@ def _file_stat(entry: re.Match[str]) -> FileStat:
 
 
 def _seconds(text: str) -> int | None:
-    moment = int(datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
-    # Plugins fill in 1970 where the server tells no time.
-    return moment or None
+    modified = int(datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
+    # Plugins set 1970 if the server reports no time.
+    return modified or None
 
 
 def _python() -> dict[str, str]:
-    """Names the interpreter that has the bindings: found by itself it costs a start of each that has not."""
+    """The interpreter that has the bindings: searching for it would start each one that has not."""
     return {"GFAL_PYTHONBIN": SYSTEM_PYTHON} if shutil.which(SYSTEM_PYTHON) else {}

@@ -1,14 +1,14 @@
-"""globus-url-copy: one process for a list of files, and what its output says of each.
+"""globus-url-copy: one process for a list of files, and parsing of its output for each file.
 
-What it prints of a list (``-f``), with ``-c`` and without ``-cc`` and ``-pp``, is a block for each file, in order::
+Its output for a list (``-f``), with ``-c`` and without ``-cc`` and ``-pp``, is a block for each file, in order::
 
     Source: gsiftp://host:port/dir/
     Dest:   gsiftp://host:port/dir/
       a  ->  b                                        (``  a`` where the names are equal; when the transfer starts)
-        1228144640 bytes   234.25 MB/sec avg   234.25 MB/sec inst           (every five seconds, ended by a CR)
+    1228144640 bytes   234.25 MB/sec avg   234.25 MB/sec inst           (every five seconds, ended by a CR)
     continuing on error: globus_ftp_client: ...       (and the server's reply, a line each)
 
-Nothing of it is proof: a file is only what its storage says afterwards.
+The output proves nothing: the file is verified at its storage afterwards.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ PROGRAM = "globus-url-copy"
 _SOURCE, _DESTINATION = "Source: ", "Dest:   "
 _ARROW = "  ->  "
 _PERFORMANCE = re.compile(r"\s*([0-9]{1,19}) bytes\s+[0-9.]+ MB/sec avg\s+([0-9.]+) MB/sec inst\s*\Z")
-#: What begins an error's text; the lines after it belong to it.
+#: Beginnings of an error message; the following lines belong to it.
 _ERROR = re.compile(r"(?:continuing on )?error: (.*)\Z")
-#: The last word about a list: about no file.
+#: The last message about a list, not about a file.
 _COUNTED = re.compile(r"error: There (?:was an error with 1 transfer|were errors with [0-9]+ transfers)\.\Z")
-#: A reply of the server, as opposed to what the client library itself met with.
+#: A reply of the server, in contrast to an error of the client library.
 _REPLY = re.compile(r"the server responded with an error")
-#: A refused login, whose reasons are about the server's files and certificates.
+#: A refused login, for reasons that concern the server's files and certificates.
 _LOGIN = re.compile(r"^53[0-9][ -]", re.MULTILINE)
-#: The connection is gone: another one may do.
+#: The connection is lost: a new one may work.
 _LOST = re.compile(
     r"an end-of-file was reached|Connection reset by peer|Broken pipe|Connection timed out|No route to host"
     r"|^421[ -]|the connection was closed",
     re.MULTILINE,
 )
-#: Lines of an error that are kept.
+#: Maximum lines of an error that are kept.
 _MOST_LINES = 40
 
 
 @dataclass(frozen=True)
 class UrlPair:
-    """A file that is to be copied.
+    """A file to copy.
 
     Attributes:
         key: of its item.
         source: URL.
-        temporary: URL at which it arrives.
-        size: bytes, as it was listed.
+        temporary: URL of the temporary file.
+        size: bytes, as listed.
     """
 
     key: int
@@ -63,10 +63,10 @@ class UrlPair:
 
 @dataclass
 class CopyReport:
-    """What the tool has said of a file.
+    """The tool's report about a file.
 
     Attributes:
-        error: text of its error; empty if it has told none.
+        error: text of its error; empty if there is none.
     """
 
     error: str = ""
@@ -74,17 +74,17 @@ class CopyReport:
 
 @dataclass
 class CopyListener:
-    """Reads the output of a list.
+    """Parses the output for a list.
 
     Attributes:
         pairs: of the list.
-        deadline: put off by each sign of progress, and set anew for each file.
+        deadline: extended by each sign of progress, and reset for each file.
         begun: called with the file that begins.
         logged: called with the key of the file and a line about it.
-        arrived: called with the key of the file and the bytes that have arrived.
-        time_for: seconds that a file may take in all.
-        reports: of the files that were begun, by key.
-        current: the file of which the lines are; None before the first.
+        arrived: called with the key of the file and the number of bytes that have arrived.
+        time_for: time limit of a file in seconds.
+        reports: reports about started files, by key.
+        current: the file that the current lines are about; None before the first.
     """
 
     pairs: Sequence[UrlPair]
@@ -101,7 +101,7 @@ class CopyListener:
     _bytes: int = 0
 
     def heard(self, line: str) -> None:
-        """Take a line of output."""
+        """Parse a line of output."""
         if line.startswith(_SOURCE):
             self._source, self._destination = line.removeprefix(_SOURCE), ""
             self._header, self._is_error = [line], False
@@ -125,13 +125,13 @@ class CopyListener:
         self._header = []
 
     def _pair_of(self, destination: str) -> UrlPair:
-        """The pair of a destination; the next of the list where the tool writes it in another way."""
+        """The pair of a destination; the next of the list if the tool spells the URL differently."""
         begun = self.reports.keys()
         left = [pair for pair in self.pairs if pair.key not in begun]
         return next((pair for pair in left if pair.temporary == destination), (left or list(self.pairs[-1:]))[0])
 
     def _tell(self, line: str) -> None:
-        # Before the first file it is of none: all of the list shares that fate.
+        # Before the first file, an error concerns the whole list.
         key = self.pairs[0].key if self.current is None else self.current.key
         self.logged(key, line.rstrip())
         performance = _PERFORMANCE.match(line)
@@ -154,10 +154,10 @@ class CopyListener:
 
 
 def error_in(text: str) -> StorageError:
-    """The error behind what the tool has said of a file.
+    """The error in the tool's output about a file.
 
-    The error number is taken from the server's reply only: "No such file or directory" about a file of this
-    machine (a missing credential) is not about the file that is to be copied.
+    The error number is taken from the server's reply only: "No such file or directory" about a file of this machine (a
+    missing credential) is not about the file to copy.
     """
     lost = _LOST.search(text) is not None
     number: int | None = None
@@ -169,9 +169,9 @@ def error_in(text: str) -> StorageError:
 def command_for(pairs: Sequence[UrlPair], environment: dict[str, str]) -> ToolCommand:
     """The command that copies a list.
 
-    ``-c`` continues after an error and ``-vb`` reports each file; both hang together with ``-pp``. ``-fast`` keeps the
-    data connections between files. Its output is buffered by lines (``stdbuf``), so that it keeps its order with that
-    of errors.
+    ``-c`` continues after an error and ``-vb`` reports each file; with ``-pp`` both hang. ``-fast`` keeps the data
+    connections between files. Standard output is line buffered (``stdbuf``), so that it keeps its order with error
+    output.
     """
     lines = [f'"{pair.source}" "{pair.temporary}"' for pair in pairs]
     arguments = ("stdbuf", "-oL", PROGRAM, "-c", "-fast", "-vb", "-f", LIST)

@@ -1,6 +1,6 @@
-"""Our own clients of storage protocols, as the tools helper uses them: to prove what the tools did.
+"""Our own clients of storage protocols, which the tools helper uses to verify results of the tools.
 
-They are asked first. A server that one of them cannot talk to is left to the tools for a while.
+They are used first. A server that one of them cannot talk to is left to the tools for some time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pdm.workqueue.helpers.gridftp.gsi import Gsi, GsiError
 from pdm.workqueue.helpers.gridftp.storage import GridFtpStorage
 from pdm.workqueue.helpers.storage import Storage, StorageError
 
-#: Seconds for which a server that our own client could not talk to is left to the tools.
+#: Seconds for which a server that our own client cannot talk to is left to the tools.
 _REMEMBERED_S = 300.0
-#: Codes by which our own client says something of a file, a server or this service: a tool would say the same.
+#: Codes of our own client about a file, a server or this service: a tool would report the same.
 _ANSWERS = frozenset(
     {
         FailureCode.NOT_FOUND,
@@ -40,19 +40,19 @@ _ANSWERS = frozenset(
 
 
 class NativeClients:
-    """Our own clients, for all threads: which schemes they know, and which servers they cannot talk to."""
+    """Our own clients, shared by all threads: the schemes they support, and the servers they cannot talk to."""
 
     def __init__(self) -> None:
         self._gsi: Gsi | None = None
         self._refused: dict[str, float] = {}
 
     def made_for(self, scheme: str) -> Storage | None:
-        """A new client for a scheme; None where there is none."""
+        """A new client for a scheme; None if there is none."""
         if scheme == "gsiftp":
             try:
                 self._gsi = self._gsi or Gsi()
             except (OSError, GsiError):
-                # Its library is not installed: proof is left to gfal.
+                # Its library is not installed: gfal verifies.
                 return None
             return GridFtpStorage(ChannelPool(self._gsi))
         maker = _BACKENDS.get(scheme)
@@ -62,11 +62,11 @@ class NativeClients:
         return self._refused.get(url.address, 0.0) <= time.monotonic()
 
     def give_up(self, url: StorageUrl) -> None:
-        """Leave a server to the tools for a while."""
+        """Leave a server to the tools for some time."""
         self._refused[url.address] = time.monotonic() + _REMEMBERED_S
 
 
-#: Scheme → what makes a client of our own for it, besides GridFTP's.
+#: Scheme → constructor of our own client for it, besides GridFTP's.
 _BACKENDS: Mapping[str, Callable[[], Storage]] = {
     "https": WebdavBackend,
     "davs": WebdavBackend,
@@ -76,5 +76,5 @@ _BACKENDS: Mapping[str, Callable[[], Storage]] = {
 
 
 def is_answer(error: StorageError) -> bool:
-    """Whether our own client has said what is the matter: nothing would be won by asking a tool."""
+    """Whether the error of our own client is conclusive: a tool would not find out more."""
     return error.errno is not None or error.unreachable or error.scope is FailureScope.SERVICE or error.code in _ANSWERS

@@ -1,7 +1,7 @@
 """Run command line tools as child processes: each in a process group of its own, its output read line by line.
 
-A tool that prints nothing, or takes too long, is ended with its group: SIGTERM, then SIGKILL. A tool also ends with the
-helper, whatever ends that: the kernel sends it SIGKILL (``setpriv --pdeathsig``).
+A tool that prints nothing, or takes too long, is killed with its group: SIGTERM, then SIGKILL. When the helper dies for
+any reason, the kernel kills the tool (``setpriv --pdeathsig``).
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from pdm.workqueue.helpers.storage import StoppedError, StorageError, start_erro
 
 #: Seconds between SIGTERM and SIGKILL. A cancelled tool must be gone within a second.
 _TERM_GRACE_S = 0.3
-#: Seconds between two looks at the clock while a tool prints nothing.
+#: Interval in seconds between checks of the deadline while a tool prints nothing.
 _TICK_S = 0.5
 _PIECE = 64 * 1024
-#: Bytes of a line that are kept; tools print a traceback, a listing or a reply of a server, never more in a line.
+#: Maximum bytes of a line; tracebacks, listings and replies have no longer lines.
 _LONGEST_LINE = 64 * 1024
-#: Variables of the helper that no tool may see: they are about the helper's own Python, or name credentials of others.
+#: Variables of the helper that tools do not get: they are about the helper's own Python, or name credentials of
+#: others.
 _OWN_VARIABLES = ("PYTHON", "PDM_", "VIRTUAL_ENV")
-#: gfal2 writes to SFTP servers whatever their host key is, and loses bytes; and the service's own disk has roots.
+#: gfal2's SFTP plugin accepts any host key, and loses bytes; its file plugin has no root directory that limits
+#: access.
 _REFUSED_SCHEMES = frozenset({"sftp", "file"})
-#: Names no home: nothing of the service's own account is to be found by a tool, no proxy and no configuration.
+#: An empty home: a tool must not find a proxy or configuration of the service's own account.
 _NO_HOME = "/nonexistent"
 PACKAGES: Mapping[str, str] = {"globus-url-copy": "globus-gass-copy-progs", "setpriv": "util-linux"}
 _GFAL_PACKAGE = "gfal2-util-scripts"
@@ -43,12 +45,12 @@ _GFAL_PACKAGE = "gfal2-util-scripts"
 
 @dataclass
 class Deadline:
-    """How long a tool may go on.
+    """Time limits of a tool.
 
     Attributes:
-        stall_s: seconds without a sign of progress.
-        until: time (`time.monotonic`) at which it has taken too long in any case.
-        moved_at: when the last sign of progress came.
+        stall_s: seconds without progress.
+        until: time (`time.monotonic`) of the total time limit.
+        moved_at: time of the last progress.
     """
 
     stall_s: float
@@ -56,11 +58,11 @@ class Deadline:
     moved_at: float = field(default_factory=time.monotonic)
 
     def moved(self) -> None:
-        """Note a sign of progress."""
+        """Record progress."""
         self.moved_at = time.monotonic()
 
     def passed(self) -> StorageError | None:
-        """Why the tool must end now; None if it may go on."""
+        """The error if the tool must end now; None otherwise."""
         now = time.monotonic()
         if now > self.until:
             return StorageError("not finished in time", code=FailureCode.TIMEOUT)
@@ -75,8 +77,8 @@ class ToolCommand:
 
     Attributes:
         arguments: program and arguments.
-        environment: variables besides those that every tool gets.
-        lines: what the file ``/dev/fd/LIST`` of the arguments holds; `LIST` stands for its name.
+        environment: variables in addition to those that every tool gets.
+        lines: content of the file ``/dev/fd/LIST`` in the arguments; `LIST` stands for its name.
         is_merged: whether both outputs share one pipe, so that their order is kept.
         rewrites_lines: whether a carriage return ends a line, as in the progress of globus-url-copy; else it may be
             part of a file's name.
@@ -90,24 +92,24 @@ class ToolCommand:
 
     @property
     def program(self) -> str:
-        """The tool; what starts it for us is none."""
+        """The tool itself, without the programs that start it."""
         return next(one for one in self.arguments if one != "stdbuf" and not one.startswith("-"))
 
 
-#: Place of the list's file name in the arguments of a `ToolCommand`.
+#: Placeholder for the list's file name in the arguments of a `ToolCommand`.
 LIST = "\0list"
 
 
 class ToolRunner:
-    """Runs one tool at a time, for one thread; `interrupt` may be called by any."""
+    """Runs one tool at a time, for one thread; `interrupt` may be called from any thread."""
 
     def __init__(self) -> None:
-        #: Readable while what runs must end.
+        #: Readable after `interrupt`.
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._interrupted = threading.Event()
 
     def interrupt(self) -> None:
-        """Make the running tool, and every one before `resume`, end with `StoppedError`; returns at once."""
+        """End the running tool, and all that begin before `resume`, with `StoppedError`; does not block."""
         self._interrupted.set()
         os.eventfd_write(self._wake, 1)
 
@@ -126,10 +128,10 @@ class ToolRunner:
         """Run a tool until it ends.
 
         Args:
-            command: what is run.
-            deadline: when it is ended; ``heard`` may put it off.
+            command: the command.
+            deadline: its time limit; ``heard`` may extend it.
             heard: called with each line of its output.
-            complained: the same for its error output, where that is not merged into the other.
+            complained: called with each line of its error output, unless both are merged.
 
         Returns:
             Its exit status; negative for the signal that ended it.
@@ -148,7 +150,7 @@ class ToolRunner:
                 (complained if is_error and complained is not None else heard)(line)
 
     def lines(self, command: ToolCommand, deadline: Deadline) -> Generator[tuple[bool, str], None, int]:
-        """As `run`, line by line: whether it is of the error output, and its text. Closed early, it ends the tool."""
+        """Like `run`, as an iterator: whether a line is error output, and its text. Closing it early ends the tool."""
         if self._interrupted.is_set():
             raise StoppedError
         lease.check()
@@ -161,7 +163,7 @@ class ToolRunner:
         descriptors: list[int] = []
         arguments = list(command.arguments)
         if command.lines is not None:
-            # In memory: URLs and names of users' files are left on no disk.
+            # In memory: URLs and names of users' files are not written to a disk.
             descriptors.append(_file_of(command.lines))
             arguments = [f"/dev/fd/{descriptors[0]}" if one == LIST else one for one in arguments]
         try:
@@ -187,7 +189,7 @@ class ToolRunner:
             try:
                 yield process
             finally:
-                # Before the leader is reaped, for until then nothing else can have the number of the group.
+                # Before the leader is reaped: until then no other process can get the number of the group.
                 _signal_group(process, signal.SIGKILL)
 
     def _followed(
@@ -215,7 +217,7 @@ class ToolRunner:
                         _end(process, exited)
                         raise why
             for descriptor, output in outputs.items():
-                # What is in the pipe; a grandchild that still holds it open is not waited for.
+                # Read the rest of the pipe, without waiting for a grandchild that has it open.
                 while output.read(descriptor, once=True):
                     yield from output.taken()
                 output.end()
@@ -234,7 +236,7 @@ class _Output:
         self._rest = b""
 
     def read(self, descriptor: int, *, once: bool = False) -> bool:
-        """Read what is there; False at the end, or if there is nothing and nothing is waited for (``once``)."""
+        """Read what is available; False at the end, or if nothing is available and it must not wait (``once``)."""
         try:
             piece = os.read(descriptor, _PIECE)
         except BlockingIOError:
@@ -247,7 +249,7 @@ class _Output:
         return bool(piece)
 
     def end(self) -> None:
-        """Take what is no whole line for one."""
+        """Treat an incomplete line as a line."""
         if self._rest:
             self._lines.append(self._rest)
             self._rest = b""
@@ -272,7 +274,7 @@ def package_of(program: str) -> str:
 
 
 def _file_of(lines: Sequence[str]) -> int:
-    """A file in memory with some lines, to be read from its beginning."""
+    """A file in memory with some lines, positioned at its beginning."""
     descriptor = os.memfd_create("list", os.MFD_CLOEXEC)
     rest = memoryview("".join(f"{line}\n" for line in lines).encode("ascii"))
     while rest:
@@ -282,29 +284,29 @@ def _file_of(lines: Sequence[str]) -> int:
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Variables of a tool: those of the helper but for its own, and what makes the output one that can be read."""
+    """Environment of a tool: the helper's without its own variables, with settings that make the output parsable."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
     return {
         **kept,
         "LC_ALL": "C.UTF-8",
         # gfal-ls prints local time.
         "TZ": "UTC",
-        # Names that are not UTF-8 come out as they are.
+        # Names that are not UTF-8 are printed unchanged.
         "PYTHONIOENCODING": "utf-8:surrogateescape",
         **more,
     }
 
 
 def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
-    """The credential and the authorities for a tool that works at some URLs.
+    """The credential and the authorities for a tool that works on some URLs.
 
     Raises:
         StorageError: there is no proxy, and the tool would look for that of the service's own account; or the two ends
-            have unlike authorities, of which no tool can be told.
+            have different authorities, which no tool supports.
     """
     for scheme in {url.scheme for url in urls} & _REFUSED_SCHEMES:
         raise StorageError(
-            f"{scheme}:// is not for the tools", code=FailureCode.UNSUPPORTED, scope=FailureScope.SERVICE
+            f"the tools do not support {scheme}://", code=FailureCode.UNSUPPORTED, scope=FailureScope.SERVICE
         )
     proxy = os.environ.get("X509_USER_PROXY", "")
     if not os.access(proxy, os.R_OK):
@@ -314,7 +316,7 @@ def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
     trusted = {trust_at(url.address) for url in urls}
     if len(trusted) > 1:
         raise StorageError(
-            "the two sites have unlike authorities of their own: no tool can be told of both",
+            "the two sites have different authorities of their own, which no tool supports",
             code=FailureCode.UNSUPPORTED,
             scope=FailureScope.SERVICE,
         )
@@ -326,7 +328,7 @@ def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes], exited: int) -> None:
-    """End a tool and all that it started."""
+    """Kill a tool and the processes that it has started."""
     _signal_group(process, signal.SIGTERM)
     with selectors.DefaultSelector() as selector:
         selector.register(exited, selectors.EVENT_READ)

@@ -1,8 +1,7 @@
-"""Any storage that gfal2 has a plugin for: the tools act, and what they did is looked at by our own client.
+"""Any storage that gfal2 has a plugin for: the tools act, and our own client verifies.
 
-Where this service has a client of its own for a scheme (`NativeClients`), that client gives the proof: size, version,
-checksum, what is there and what is gone. Where it has none, or cannot talk to the server, ``gfal-stat``, ``gfal-sum``
-and ``gfal-ls`` do.
+If this service has a client of its own for a scheme (`NativeClients`), that client checks size, version, checksum, and
+whether a name exists. Otherwise, or if it cannot talk to the server, ``gfal-stat``, ``gfal-sum`` and ``gfal-ls`` do.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ from pdm.workqueue.helpers.tools.native_clients import NativeClients, is_answer
 from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner, tool_environment
 
 _T = TypeVar("_T")
-#: What one process that removes many files has told of them: URL → error, or None.
+#: Results of one process that removes many files: URL → error, or None.
 Removals = dict[str, StorageError | None]
-#: Schemes between which globus-url-copy has the servers send the bytes to each other.
+#: Schemes between which globus-url-copy makes third-party transfers.
 GRIDFTP_SCHEMES = frozenset({"gsiftp", "ftp"})
 #: Servers send their markers every 5 s: two of them may be missed.
 _LEAST_MARKER_STALL_S = 11.0
-#: Entries of a directory that are kept to compare what gfal-ls shows with what our own client finds.
+#: Maximum entries of a directory that are kept to compare the output of gfal-ls with our own client's listing.
 _MOST_COMPARED = 100_000
-#: Differences that are reported one by one.
+#: Maximum differences that are reported one by one.
 _MOST_TOLD = 20
 _DESTINATION_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST})
 
 
 class ToolStorage(Storage):
-    """One thread's way to the storage.
+    """The storage access of one thread.
 
     Attributes:
-        acts_natively: whether our own client removes and renames, where there is one: around a copy a tool for each of
-            its steps would cost more than the copy.
+        acts_natively: whether our own client removes and renames, if there is one: a tool for each of the small steps
+            around a copy would cost more than the copy.
     """
 
     def __init__(self, natives: NativeClients, removals: Removals) -> None:
@@ -81,7 +80,7 @@ class ToolStorage(Storage):
     def _deadline(self, more_s: float = 0.0) -> Deadline:
         return Deadline(self.timeouts.stall_s + more_s, self.timeouts.until)
 
-    # -- our own client first, and a tool where there is none or it cannot talk to the server
+    # -- our own client first, and a tool if there is none or it cannot talk to the server
 
     def _client(self, url: StorageUrl) -> Storage | None:
         scheme = url.scheme
@@ -102,11 +101,11 @@ class ToolStorage(Storage):
         except StorageError as error:
             if is_answer(error):
                 raise
-            self._log(f"our own client cannot say ({error.message.splitlines()[0][:200]}): a tool is asked")
+            self._log(f"our own client failed ({error.message.splitlines()[0][:200]}): a tool is used")
             try:
                 answer = tool()
             except StorageError as of_tool:
-                # Ours knows better what it means, unless the tool has said something of the file.
+                # The error of our own client is more precise, unless the tool has reported an error of the file.
                 raise of_tool if of_tool.errno is not None else error from None
             self._natives.give_up(url)
             return answer
@@ -139,22 +138,22 @@ class ToolStorage(Storage):
     def _version_by_tool(self, url: StorageUrl) -> FileVersion:
         there = self._there(url)
         if there.kind == "directory":
-            # To globus-url-copy it would be a file that cannot be read.
+            # globus-url-copy would report an unreadable file.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         return FileVersion(there.size, there.mtime)
 
     def _there(self, url: StorageUrl) -> FileStat:
         there = self._gfal.stat(url)
         if there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return there
 
     # -- listings
 
     def entries(self, url: StorageUrl) -> EntryIterator:
-        """What gfal-ls shows, put right by our own client where there is one.
+        """The output of gfal-ls, corrected by our own client if there is one.
 
-        gfal-ls shows links as what they lead to and pipes as files, and breaks off at names that it cannot carry.
+        gfal-ls reports links as their targets and pipes as files, and ends at names that it cannot handle.
         """
         client = self._client(url)
         if client is None or self.acts_natively:
@@ -171,7 +170,7 @@ class ToolStorage(Storage):
             if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
                 raise
             failure = error
-            self._log(f"gfal-ls has broken off after {len(shown)} entries: our own client lists the directory")
+            self._log(f"gfal-ls stopped after {len(shown)} entries: our own client lists the directory")
         begun = False
         differences = 0
         try:
@@ -186,14 +185,14 @@ class ToolStorage(Storage):
         except StorageError as error:
             if begun or is_answer(error):
                 raise
-            self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): gfal-ls is believed")
+            self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): using gfal-ls")
             if failure is not None:
                 raise failure from None
             self._natives.give_up(url)
             yield from shown.items()
             return
         if differences > _MOST_TOLD:
-            self._log(f"gfal-ls shows {differences} entries in another way than they are, or not at all")
+            self._log(f"gfal-ls shows {differences} entries wrongly, or not at all")
         self.unnamed = client.unnamed
 
     def _tell_difference(self, number: int, name: bytes, said: FileStat | None, file_stat: FileStat) -> None:
@@ -201,42 +200,42 @@ class ToolStorage(Storage):
             what = "does not show it" if said is None else f"calls it a {said.kind}"
             self._log(f"{name!r} is a {file_stat.kind}: gfal-ls {what}")
 
-    # -- acts
+    # -- changes
 
     def make_directory(self, url: StorageUrl) -> None:
         client = self._client(url)
         if self.acts_natively and client is not None:
             client.make_directory(url)
             return
-        # Some servers make those above too, and call one that is there made.
+        # Some servers make parents, too, and report success for an existing directory.
         if self.stat(url) is not None:
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
         parent = url.parent
         if parent != url and self.stat(parent) is None:
-            raise StorageError(f"{parent} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{parent} does not exist", errno=errno.ENOENT)
         error = self._error_of(lambda: self._gfal.make_directory(url))
         there = self.stat(url) if error is None or error.errno is None else None
         if there is None or there.kind != "directory":
             raise error or StorageError(
-                f"gfal-mkdir has ended well, and {url} is no directory", code=FailureCode.SERVER_ERROR
+                f"gfal-mkdir reports success, but {url} is no directory", code=FailureCode.SERVER_ERROR
             )
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
         client = self._client(url)
         if client is not None and (self.acts_natively or directory):
-            # gfal-rm removes a directory only with all that is in it, whatever that is by now.
+            # gfal-rm removes a directory only with its content, whatever that is by then.
             client.remove(url, directory=directory)
         elif directory:
             self._remove_directory(url)
         else:
             if url not in self._removals:
                 if self.stat(url) is None:
-                    raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+                    raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
                 self.remove_files([url])
             error = self._removals.pop(url)
             is_there = self.stat(url) is not None
             if is_there and (error is None or error.errno == errno.ENOENT):
-                raise StorageError(f"gfal-rm calls {url} removed, and it is there", code=FailureCode.SERVER_ERROR)
+                raise StorageError(f"gfal-rm reports success, but {url} exists", code=FailureCode.SERVER_ERROR)
             if error is not None and (is_there or error.errno == errno.ENOENT):
                 raise error
 
@@ -246,23 +245,23 @@ class ToolStorage(Storage):
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
         error = self._error_of(lambda: self._gfal.remove_directory(url))
         if self.stat(url) is not None:
-            raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code=FailureCode.SERVER_ERROR)
+            raise error or StorageError(f"gfal-rm reports success, but {url} exists", code=FailureCode.SERVER_ERROR)
 
     def remove_files(self, urls: Sequence[StorageUrl]) -> None:
-        """Have one process remove files; it may stop early, and `remove` of each reports the outcome."""
+        """Remove files with one process; it may end early, and `remove` reports the outcome of each."""
         left = list(urls)
         while left:
             told: dict[str, str] = {}
             error = self._gfal.remove_files(left, told.__setitem__)
             for url, word in told.items():
                 if word == MISSING:
-                    self._removals[url] = StorageError(f"{url} is not there", errno=errno.ENOENT)
+                    self._removals[url] = StorageError(f"{url} does not exist", errno=errno.ENOENT)
                 else:
                     self._removals[url] = None if word == REMOVED else error
             if not told.keys() & set(left):
-                # It has said nothing of any: the first is looked at, the others have another try.
+                # No result for any file: the first one is checked, the others are tried again.
                 self._removals[left[0]] = error or StorageError(
-                    "gfal-rm has said nothing", code=FailureCode.SERVER_ERROR
+                    "gfal-rm reported no result", code=FailureCode.SERVER_ERROR
                 )
             left = [url for url in left if url not in self._removals]
 
@@ -271,7 +270,7 @@ class ToolStorage(Storage):
         if self.acts_natively and client is not None:
             client.rename(source, destination, replace=replace)
             return
-        # gfal-rename replaces without a word.
+        # gfal-rename replaces silently.
         if not replace and self.stat(destination) is not None:
             raise StorageError(f"{destination} is there", errno=errno.EEXIST)
         error = self._error_of(lambda: self._gfal.rename(source, destination))
@@ -279,12 +278,12 @@ class ToolStorage(Storage):
             raise error
         if self.stat(destination) is None or self.stat(source) is not None:
             raise error or StorageError(
-                f"gfal-rename has ended well, and {source} does not have its new name", code=FailureCode.SERVER_ERROR
+                f"gfal-rename reports success, but {source} does not have its new name", code=FailureCode.SERVER_ERROR
             )
 
     @staticmethod
     def _error_of(act: Callable[[], object]) -> StorageError | None:
-        """What a tool says of its failure; what became of it is looked at."""
+        """The error that a tool reports; the actual result is checked."""
         try:
             act()
         except StorageError as error:
@@ -298,7 +297,7 @@ class ToolStorage(Storage):
     def transfer(
         self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
     ) -> str | None:
-        """By gfal-copy; lists of files between GridFTP servers go by `transfer_list`."""
+        """With gfal-copy; lists of files between GridFTP servers are copied by `transfer_list`."""
         stall_s = max(self.timeouts.stall_s, _LEAST_MARKER_STALL_S)
         deadline = Deadline(stall_s + self.timeouts.slack_s, self.timeouts.until)
         complaint: StorageError | None = None
@@ -318,21 +317,20 @@ class ToolStorage(Storage):
         begun: Callable[[UrlPair], Timeouts],
         arrived: Callable[[int, int], None],
     ) -> dict[int, StorageError | None]:
-        """Have one globus-url-copy copy files between two GridFTP servers.
+        """Copy files between two GridFTP servers with one globus-url-copy.
 
         Args:
             pairs: the files.
             log: called with the key of a file and a line about it.
-            begun: called with the file that begins; returns how long it may take.
-            arrived: called with the key of a file and the bytes that have arrived.
+            begun: called with the file that begins; returns its time limit.
+            arrived: called with the key of a file and the number of bytes that have arrived.
 
         Returns:
-            What the tool has complained of, by key: a file is whole or not whatever it says. Files that are not in
-            there were not begun when it died.
+            The tool's errors by key: a file may be complete in spite of one. Files without a key were not started.
 
         Raises:
             StoppedError: `interrupt` was called.
-            StorageError: it could not be begun.
+            StorageError: it could not be started.
         """
         first = pairs[0]
         deadline = self._deadline()
@@ -367,16 +365,16 @@ class ToolStorage(Storage):
                 raise ended
             outcomes[listener.current.key] = ended
             return outcomes
-        # It has come to its end: what it has not spoken of it has not done, or shares the fate of what it could not do.
+        # The tool has ended by itself: a file without a report was not copied, or failed like the whole list.
         unheard = None if status == 0 else outcomes.get(first.key) or _no_word(status)
         return {pair.key: unheard for pair in pairs} | outcomes
 
     def confirmed(self, complaint: StorageError | None, pair: UrlPair) -> StorageError | None:
-        """What a tool's word of a copy comes to.
+        """Check the tool's report of a copy.
 
         Returns:
-            None where the file can be proven: a complaint is dropped if size and checksum agree. Else why not, with
-            the end that is at fault.
+            None if the file can be verified: an error is dropped if size and checksum agree. Else the error with its
+            scope.
         """
         if complaint is None:
             try:
@@ -385,7 +383,7 @@ class ToolStorage(Storage):
                 if error.errno != errno.ENOENT:
                     return error.at(FailureScope.DESTINATION)
                 return StorageError(
-                    "the tool reports success, and nothing has arrived", code=FailureCode.CHECKSUM_MISMATCH
+                    "the tool reports success, but nothing has arrived", code=FailureCode.CHECKSUM_MISMATCH
                 )
             return None
         if complaint.code == "DEPENDENCY_MISSING":
@@ -393,12 +391,12 @@ class ToolStorage(Storage):
         with contextlib.suppress(StorageError):
             is_whole = self.size(pair.temporary) == pair.size
             if is_whole and self.checksum(pair.source) == self.checksum(pair.temporary):
-                self._log("the tool has reported a failure, and the file is there, whole: size and checksum agree")
+                self._log("the tool has reported a failure, but the file is complete: size and checksum agree")
                 return None
         return self._blamed(complaint, pair)
 
     def _blamed(self, complaint: StorageError, pair: UrlPair) -> StorageError:
-        """A complaint with its scope: tools do not tell which server they speak of."""
+        """The error with its scope: tools do not report which server has failed."""
         if complaint.scope is not None:
             return complaint
         if complaint.code is not None and complaint.errno is None:
@@ -446,4 +444,4 @@ class ToolStorage(Storage):
 
 
 def _no_word(status: int) -> StorageError:
-    return StorageError(f"globus-url-copy ended with status {status} and has said nothing of the file")
+    return StorageError(f"globus-url-copy ended with status {status} and reported nothing about the file")

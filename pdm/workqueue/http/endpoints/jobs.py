@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 from functools import partial
 
 import attrs
@@ -12,12 +12,13 @@ from msgspec import UNSET
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
 from pdm.workqueue.domain.jobs import JobRecord
-from pdm.workqueue.domain.progress import JobProgress, job_progress, listing_status
+from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, expiry_warning, json_array, json_items
 from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
 from pdm.workqueue.http.listings import skipped_entries
+from pdm.workqueue.http.plans import plan_view, skipped_by_code
 from pdm.workqueue.http.problems import (
     DelegationNeededError,
     ForbiddenError,
@@ -25,9 +26,10 @@ from pdm.workqueue.http.problems import (
     InvalidInputError,
     JobNotFoundError,
 )
-from pdm.workqueue.http.views import NAMED_AHEAD, hold_view, job_progress_view, job_view
-from pdm.workqueue.store import claim_queries, listings, users
-from pdm.workqueue.store.claim_queries import MOST_COUNTED, QueuePosition, WaitReason
+from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
+from pdm.workqueue.http.waiting import waiting_reasons, with_progress
+from pdm.workqueue.store import users
+from pdm.workqueue.store.chains import NoPredecessorError
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
 from pdm.workqueue.telemetry.logging import log_ended, log_submitted
 from pdm.workqueue.wire.requests import (
@@ -43,93 +45,6 @@ from pdm.workqueue.wire.requests import (
     WaitQuery,
 )
 from pdm.workqueue.wire.responses import JobStatusView, JobView, RetriedJobView, SkippedView
-
-
-async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, JobProgress, list[str]]:
-    """A job with its progress, and sentences about sites and limits that make it wait.
-
-    A DONE listing is final and cached for each job. Until then the job is read again in one transaction with the status
-    of its listing, because its counters must be consistent with that status.
-    """
-    known = listing_status(job)
-    if known is not None:
-        listing = known
-    elif api.progress.is_listed(job.id, job.counters.elements):
-        listing = JobStatus.DONE
-    else:
-        job, listing = await api.database.read("where a listing stands", transactions.job_and_listing, job.id)
-        if listing is JobStatus.DONE:
-            api.progress.remember_listed(job.id, job.counters.elements)
-    now = api.clock()
-    progress = job_progress(job, listing, api.progress.of_job(job.id, job.bytes_done), now)
-    return job, progress, api.site_directory.waits(job, now)
-
-
-#: A new job is about to be claimed: its place in the queue is not queried for this long.
-_SETTLING_TIME = timedelta(seconds=1)
-#: Cache of reasons for waiting: lifetime and size.
-_WAITING_CACHE_LIFETIME, _MAX_CACHED_WAITING = timedelta(seconds=1), 1000
-
-
-async def waiting_reasons(
-    api: ApiContext, job: JobRecord, now: datetime, blocked_by: Sequence[str]
-) -> tuple[WaitReason, Sequence[str]]:
-    """Why a job waits that has no running element; nothing for other jobs.
-
-    Returns:
-        Its place in the queue and next try, and all reasons as sentences. A job that is `blocked_by` sites or limits
-        has no place in the queue.
-    """
-    counters = job.counters
-    is_settling = now < job.timestamp + _SETTLING_TIME
-    if blocked_by or counters.running or not counters.submitted or job.cancel_requested or is_settling:
-        return WaitReason(None, None), blocked_by
-    known = api.waiting.get(job.id)
-    if known is not None and known[0] == counters and known[1] <= now < known[1] + _WAITING_CACHE_LIFETIME:
-        return known[2], known[3]
-    found = await api.database.read("why a job waits", claim_queries.wait_reason, job, now)
-    sentences = _sentences(api, job, found)
-    if len(api.waiting) >= _MAX_CACHED_WAITING:
-        api.waiting.clear()
-    api.waiting[job.id] = (counters, now, found, sentences)
-    return found, sentences
-
-
-def _sentences(api: ApiContext, job: JobRecord, found: WaitReason) -> list[str]:
-    sentences = []
-    if found.next_try is not None and found.next_try.not_before is not None:
-        element, failure = found.next_try, found.next_try.failure
-        because = "" if failure is None else f", after {failure.code}: {' '.join(failure.message.split())[:300]}"
-        sentences.append(
-            f"element {element.id} is tried again at {element.not_before:%Y-%m-%dT%H:%M:%SZ} (try"
-            f" {element.next_try} of {element.max_tries}){because}"
-        )
-    if found.place is not None:
-        sentences += api.full(job, found.place.listing)
-        sentences.append(_place_sentence(found.place))
-    return sentences
-
-
-def _place_sentence(place: QueuePosition) -> str:
-    count, words = len(place.ahead), "it is the next of its user"
-    if count:
-        words = f"it is number {count + 1} of its user, behind {_job_numbers(place.ahead)}"
-    if place.other_users:
-        others = "another user has" if place.other_users == 1 else f"{place.other_users} other users have"
-        words += f"; {others} jobs waiting, and users take turns"
-    return f"in the queue for {'listings' if place.listing else 'work'} {words}"
-
-
-def _job_numbers(ahead: Sequence[int]) -> str:
-    """``job 12``, ``jobs 12 and 13``, ``jobs 12, 13, 14, 15, 16 and 41 more``."""
-    if len(ahead) == 1:
-        return f"job {ahead[0]}"
-    named = [str(number) for number in ahead[:NAMED_AHEAD]]
-    left = len(ahead) - len(named)
-    if left:
-        many = f"at least {left}" if len(ahead) >= MOST_COUNTED else str(left)
-        return f"jobs {', '.join(named)} and {many} more"
-    return f"jobs {', '.join(named[:-1])} and {named[-1]}"
 
 
 @endpoint(
@@ -236,22 +151,18 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery
     owner = None
     if job.user_id != caller.user_id:
         owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
-    skipped_by_code = await _skipped_by_code(api, job)
     view = job_view(
         job,
         progress,
         sentences,
         hold_view(job, first),
-        skipped_by_code=skipped_by_code,
+        skipped_by_code=await skipped_by_code(api, job),
         found=found,
         owner=owner,
+        plan=await plan_view(api, job),
     )
     warning = await _expiry_warning(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
-
-
-async def _skipped_by_code(api: ApiContext, job: JobRecord) -> dict[str, int] | None:
-    return await api.database.read("count notes", listings.count_notes, job.id) if job.skipped else None
 
 
 async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
@@ -289,7 +200,7 @@ async def get_job_status(api: ApiContext, caller: Caller, job_id: int, query: Wa
         jobid=job.id,
         status=job.status.name,
         skipped=job.skipped,
-        skipped_by_code=await _skipped_by_code(api, job) or UNSET,
+        skipped_by_code=await skipped_by_code(api, job) or UNSET,
         already_there=job.already_there,
         progress=job_progress_view(progress),
         waiting=list(sentences) or UNSET,
@@ -346,11 +257,14 @@ async def retry_job(
 ) -> RetriedJobView:
     """Failed and cancelled elements get new attempts; those that are done are not repeated.
 
-    The request may be repeated without a key: it then retries only what has failed since.
+    The request may be repeated without a key: it then retries only what has failed since. A job that was cancelled
+    while it waited for others waits for them again. A deadline that is over is forgotten.
     """
 
     def wake(result: tuple[JobRecord, int]) -> None:
         api.job_retried(result[0].id)
+        if result[0].deadline is not None:
+            api.deadline_added()
         api.wake()
 
     job, retried = await api.commit("retry a job", transactions.retry, job_id, caller.scope, api.clock(), then=wake)
@@ -370,6 +284,8 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
         # A repeated request returns the job of the first one.
         if registered[0].log_uid == new.log_uid:
             log_submitted(registered[0])
+            if new.deadline is not None:
+                api.deadline_added()
 
     try:
         numbers = {new.src_siteid} if new.dst_siteid is None else {new.src_siteid, new.dst_siteid}
@@ -383,12 +299,16 @@ async def _submit(api: ApiContext, caller: Caller, submission: SubmitJob, key: I
             needed,
             stored,
             then=log,
-            run=partial(api.add_element, new, new.first.type),
+            # A job that waits for others is not claimed at once.
+            run=partial(api.add_element, None if new.after else new, new.first.type),
         )
     except IdempotencyConflictError as error:
         raise IdempotencyKeyReusedError(
             "this Idempotency-Key was sent with a different request: use a new key for each request", "Idempotency-Key"
         ) from error
+    except NoPredecessorError as error:
+        index = 0 if new.after is None else new.after.jobs.index(error.job_id)
+        raise InvalidInputError(f"{error}; GET /jobs lists yours", f"$.after[{index}]") from error
     view = job_view(*await with_progress(api, job))
     return msgspec.structs.replace(view, warnings=warnings) if warnings else view
 

@@ -1,0 +1,117 @@
+"""Why a job waits: its sites, the jobs that it waits for, the next try of an element, its place in the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.jobs import JobRecord, Predecessors
+from pdm.workqueue.domain.progress import JobProgress, job_progress, listing_status
+from pdm.workqueue.http import transactions
+from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.views import NAMED_AHEAD
+from pdm.workqueue.store import chains, claim_queries
+from pdm.workqueue.store.chains import AwaitedJob
+from pdm.workqueue.store.claim_queries import MOST_COUNTED, QueuePosition, WaitReason
+
+
+async def with_progress(api: ApiContext, job: JobRecord) -> tuple[JobRecord, JobProgress, list[str]]:
+    """A job with its progress, and sentences about sites and limits that make it wait.
+
+    A DONE listing is final and cached for each job. Until then the job is read again in one transaction with the status
+    of its listing, because its counters must be consistent with that status.
+    """
+    known = listing_status(job)
+    if known is not None:
+        listing = known
+    elif api.progress.is_listed(job.id, job.counters.elements):
+        listing = JobStatus.DONE
+    else:
+        job, listing = await api.database.read("where a listing stands", transactions.job_and_listing, job.id)
+        if listing is JobStatus.DONE:
+            api.progress.remember_listed(job.id, job.counters.elements)
+    now = api.clock()
+    progress = job_progress(job, listing, api.progress.of_job(job.id, job.bytes_done), now)
+    waits = api.site_directory.waits(job, now)
+    if job.after is not None and job.started_at is None and not job.status.is_final:
+        awaited = await api.database.read("find awaited jobs", chains.awaited_jobs, job.id)
+        waits = [*_chain_sentences(job.after, awaited), *waits]
+    return job, progress, waits
+
+
+def _chain_sentences(after: Predecessors, awaited: Sequence[AwaitedJob]) -> list[str]:
+    if not awaited:
+        return []
+    how = "has ended" if after.any_end else "is DONE"
+    if len(awaited) > 1:
+        how = "have ended" if after.any_end else "are DONE"
+    words = f"it begins when {_job_numbers([job.id for job in awaited])} {how}"
+    return [f"{words}; that job is {awaited[0].status.name} now" if len(awaited) == 1 else words]
+
+
+#: Seconds for which a new job's place in the queue is not queried: it is usually claimed at once.
+_SETTLING_TIME = timedelta(seconds=1)
+#: Cache of reasons for waiting: lifetime and size.
+_WAITING_CACHE_LIFETIME, _MAX_CACHED_WAITING = timedelta(seconds=1), 1000
+
+
+async def waiting_reasons(
+    api: ApiContext, job: JobRecord, now: datetime, blocked_by: Sequence[str]
+) -> tuple[WaitReason, Sequence[str]]:
+    """Why a job waits that has no running element; nothing for other jobs.
+
+    Returns:
+        Its place in the queue and next try, and all reasons as sentences. A job that is `blocked_by` sites or limits
+        has no place in the queue.
+    """
+    counters = job.counters
+    is_settling = now < job.timestamp + _SETTLING_TIME
+    if blocked_by or counters.running or not counters.submitted or job.cancel_requested or is_settling:
+        return WaitReason(None, None), blocked_by
+    known = api.waiting.get(job.id)
+    if known is not None and known[0] == counters and known[1] <= now < known[1] + _WAITING_CACHE_LIFETIME:
+        return known[2], known[3]
+    found = await api.database.read("why a job waits", claim_queries.wait_reason, job, now)
+    sentences = _sentences(api, job, found)
+    if len(api.waiting) >= _MAX_CACHED_WAITING:
+        api.waiting.clear()
+    api.waiting[job.id] = (counters, now, found, sentences)
+    return found, sentences
+
+
+def _sentences(api: ApiContext, job: JobRecord, found: WaitReason) -> list[str]:
+    sentences = []
+    if found.next_try is not None and found.next_try.not_before is not None:
+        element, failure = found.next_try, found.next_try.failure
+        because = "" if failure is None else f", after {failure.code}: {' '.join(failure.message.split())[:300]}"
+        sentences.append(
+            f"element {element.id} is tried again at {element.not_before:%Y-%m-%dT%H:%M:%SZ} (try"
+            f" {element.next_try} of {element.max_tries}){because}"
+        )
+    if found.place is not None:
+        sentences += api.full(job, found.place.listing)
+        sentences.append(_place_sentence(found.place))
+    return sentences
+
+
+def _place_sentence(place: QueuePosition) -> str:
+    count, words = len(place.ahead), "it is the next of its user"
+    if count:
+        words = f"it is number {count + 1} of its user, behind {_job_numbers(place.ahead)}"
+    if place.other_users:
+        others = "another user has" if place.other_users == 1 else f"{place.other_users} other users have"
+        words += f"; {others} jobs waiting, and users take turns"
+    return f"in the queue for {'listings' if place.listing else 'work'} {words}"
+
+
+def _job_numbers(ahead: Sequence[int]) -> str:
+    """``job 12``, ``jobs 12 and 13``, ``jobs 12, 13, 14, 15, 16 and 41 more``."""
+    if len(ahead) == 1:
+        return f"job {ahead[0]}"
+    named = [str(number) for number in ahead[:NAMED_AHEAD]]
+    left = len(ahead) - len(named)
+    if left:
+        many = f"at least {left}" if len(ahead) >= MOST_COUNTED else str(left)
+        return f"jobs {', '.join(named)} and {many} more"
+    return f"jobs {', '.join(named[:-1])} and {named[-1]}"

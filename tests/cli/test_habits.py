@@ -1,0 +1,143 @@
+"""``pdm`` as users of ``cp``, ``ls`` and ``rm`` type it: several sources, patterns, directories as destinations."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pdm.testgrid.service import TestService
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestService]:
+    """One daemon for all tests here, on two local directories."""
+    service = TestService(tmp_path_factory.mktemp("habits") / "instance")
+    service.init()
+    with service.running():
+        yield service
+    assert "Traceback" not in service.log_path.read_text()
+
+
+@pytest.fixture
+def source(service: TestService, request: pytest.FixtureRequest) -> Path:
+    """A tree of its own at site 1; at the site it is ``/<its name>``."""
+    tree = service.directory / "storage" / "a" / re.sub(r"\W", "_", request.node.name)
+    (tree / "sub").mkdir(parents=True)
+    (tree / "x.root").write_bytes(b"1" * 3000)
+    (tree / "y.root").write_bytes(b"2")
+    (tree / "[odd]*").write_bytes(b"3")
+    (tree / ".hidden.root").write_bytes(b"4")
+    (tree / "sub" / "z").write_bytes(b"5")
+    return tree
+
+
+@pytest.fixture
+def target(service: TestService, source: Path) -> Path:
+    """A directory at site 2 of the same name, which is not there yet."""
+    return service.directory / "storage" / "b" / source.name
+
+
+def pdm(service: TestService, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = service.pdm("admin", *arguments)
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}\n{service.tail()}"
+    return done
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_several_sources_and_patterns_keep_their_names(service: TestService, source: Path, target: Path) -> None:
+    place, there = f"1:/{source.name}", f"2:/{target.name}"
+    missing = pdm(service, "cp", f"{place}/*.root", f"{place}/sub", there, code=2)
+    assert "is no existing directory" in missing.stderr and "Let it end in /" in missing.stderr
+    done = pdm(service, "cp", "-r", f"{place}/*.root", f"{place}/sub", f"{there}/")
+    assert len(re.findall(r"^job \d+ submitted: ", done.stderr, re.MULTILINE)) == 3
+    assert names(target) == {"x.root", "y.root", "sub"}
+    pdm(service, "cp", rf"{place}/\[odd\]\*", there + "/")
+    assert (target / "[odd]*").read_bytes() == b"3"
+    numbers = pdm(service, "cp", f"{place}/sub/", f"{place}/.h*", there, "--no-wait").stdout.split()
+    ended = json.loads(pdm(service, "wait", *numbers, "-F", "json").stdout)
+    assert [job["status"] for job in ended] == ["DONE", "DONE"]
+    assert names(target) == {"x.root", "y.root", "sub", "[odd]*", "z", ".hidden.root"}
+
+
+def test_a_file_goes_into_a_directory_that_is_there(service: TestService, source: Path, target: Path) -> None:
+    target.mkdir()
+    done = pdm(service, "cp", f"1:/{source.name}/x.root", f"2:/{target.name}")
+    assert f"{target.name}/ is a directory: the file goes into it" in done.stderr
+    assert "failed 1" not in done.stderr
+    assert names(target) == {"x.root"}
+    # The content of a directory: twice is once.
+    for _ in range(2):
+        pdm(service, "cp", f"1:/{source.name}", f"2:/{target.name}")
+    assert names(target) == names(source)
+
+
+def test_a_site_alone_is_its_default_directory(service: TestService, source: Path, target: Path) -> None:
+    pdm(service, "cp", f"1:/{source.name}", "local-b:")
+    assert names(target) == names(source)
+    assert f"{source.name}/\n" in pdm(service, "ls", "local-b").stdout
+
+
+def test_nothing_that_matches_is_an_error_that_says_so(service: TestService, source: Path, target: Path) -> None:
+    for command in (["cp", f"1:/{source.name}/*.dat", f"2:/{target.name}/"], ["rm", f"1:/{source.name}/*.dat"]):
+        done = pdm(service, *command, code=3)
+        assert "*.dat: nothing matches" in done.stderr
+        assert not target.exists()
+
+
+def test_several_are_removed_renamed_and_made(service: TestService, source: Path) -> None:
+    place = f"1:/{source.name}"
+    pdm(service, "mkdir", f"{place}/new", f"{place}/newer")
+    pdm(service, "mv", f"{place}/x.root", f"{place}/y.root", f"{place}/new")
+    assert names(source / "new") == {"x.root", "y.root"}
+    done = pdm(service, "rm", f"{place}/new/x.root", f"{place}/none", code=6)
+    assert "NOT_FOUND" in done.stderr
+    pdm(service, "rm", "-r", f"{place}/ne*")
+    assert names(source) == {"sub", "[odd]*", ".hidden.root"}
+
+
+def test_statuses_of_several_jobs(service: TestService) -> None:
+    numbers = pdm(service, "mkdir", "1:/a", "1:/b", "--protocol", "dummy", "--no-wait").stdout.split()
+    pdm(service, "wait", *numbers, "999999999", code=6)
+    shown = pdm(service, "status", *numbers).stdout
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("job ")] == numbers
+    found = json.loads(pdm(service, "status", *numbers, "-F", "json").stdout)
+    assert [job["id"] for job in found] == [int(number) for number in numbers]
+
+
+def test_long_listings_have_human_sizes(service: TestService, source: Path) -> None:
+    place = f"1:/{source.name}"
+    assert re.search(r"^-rw\S+  2\.9 KiB  \S+ \S+  x\.root$", pdm(service, "ls", "-l", place).stdout, re.MULTILINE)
+    assert re.search(r"^-rw\S+  3000  \S+ \S+  /\S+/x\.root$", pdm(service, "ls", "-lb", f"{place}/x.*").stdout)
+    assert pdm(service, "ls", "--depth", "0", place).stdout == f"{source.name}/\n"
+    assert "sub/z" in pdm(service, "ls", "--depth", "2", place).stdout
+    both = pdm(service, "ls", place + "/sub", place + "/none", code=6)
+    assert both.stdout == f"local-a:/{source.name}/sub:\nz\n"
+    assert "NOT_FOUND" in both.stderr
+
+
+def test_stat_and_du(service: TestService, source: Path) -> None:
+    place = f"1:/{source.name}"
+    shown = pdm(service, "stat", f"{place}/x.root").stdout
+    assert re.match(rf"local-a:/{source.name}/x\.root\n  type  file\n  size  2\.9 KiB \(3000 bytes\)\n", shown)
+    assert json.loads(pdm(service, "stat", f"{place}/x.root", "-F", "json").stdout)["size"] == 3000
+    totals = [line.split() for line in pdm(service, "du", "-b", "--depth", "1", place).stdout.splitlines()[1:]]
+    assert totals == [
+        ["3004", "5", "1", f"local-a:/{source.name}"],
+        ["1", "1", "0", f"local-a:/{source.name}/sub"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [("locala:/x", "Did you mean local-a?"), ("nowhere:/x", "no site nowhere. Known sites: ")],
+)
+def test_a_site_that_is_not_there(service: TestService, typed: str, words: str) -> None:
+    assert words in pdm(service, "ls", typed, code=3).stderr
