@@ -25,6 +25,9 @@ from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.processes import require_programs
 from tests.security import canary
 
+# Imports make almost no garbage: until all tests are collected, collections would only scan what the imports have made.
+gc.disable()
+
 # The duration of an example depends on the machine more than on the code.
 hypothesis.settings.register_profile("pdm", deadline=None)
 hypothesis.settings.load_profile("pdm")
@@ -114,6 +117,7 @@ def pytest_collection_finish() -> None:
     # Imported modules are permanent: `lost_errors` need not scan them after each test.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
