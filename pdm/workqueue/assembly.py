@@ -340,7 +340,7 @@ class Assembly:
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
         services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
-        # The daemon starts it when all is ready: what the start itself takes does not count as latency.
+        # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("listener", start=self._listen, stop=self._close)
 

@@ -22,6 +22,7 @@ from pdm.workqueue.WorkqueueClient import WorkqueueClient
 NOT_CALLED = {"GET /openapi.json", "GET /health"}
 CALLS: dict[str, tuple[Any, ...]] = {
     "list": (1, "a"),
+    "ls": (1, "a"),
     "copy": (1, "a", 2, "b"),
     "remove": (1, "a"),
     "rename": (1, "a", "b"),

@@ -78,7 +78,7 @@ def must_recheck(item: PathItem) -> bool:
 
 
 def check_unchanged_since_listing(item: PathItem, there: FileStat | None) -> None:
-    """Raise `StorageError` if a file to remove is not the one that was listed, as far as its storage shows that."""
+    """Raise `StorageError` if a file to remove is not the one that was listed, by what its storage reports."""
     if there is not None and (_is_another(item, there) or _is_later(item, there)):
         raise StorageError(
             f"{item.url} was written to after it was listed, or is another file: it was not removed",

@@ -10,7 +10,7 @@ import re
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -21,6 +21,7 @@ from werkzeug.http import parse_accept_header
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
 from pdm.workqueue.domain.lifecycle import deadline_from_text
@@ -32,7 +33,7 @@ from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
 from pdm.workqueue.sites.storage_urls import NotOfferedError, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
-from pdm.workqueue.wire.options import OPTIONS, read_options
+from pdm.workqueue.wire.options import OPTIONS, CopyOptions, read_options
 from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -340,6 +341,8 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
         options = read_options(type_, given)
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
+    if isinstance(options, CopyOptions):
+        _check_filters(options)
     for name in _NOT_CARRIED_OUT:
         if given.get(name):
             raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
@@ -351,6 +354,23 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
                 f"not a failure code; known are {', '.join(FailureCode)}", "$.extra_opts.dummy.fail"
             )
     return given
+
+
+def _check_filters(options: CopyOptions) -> None:
+    """Refuse filters that cannot be used, or that leave out nothing or all."""
+    try:
+        entry_filter = options.rules(datetime.now(UTC)).entry_filter
+    except InvalidPatternError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.filters") from error
+    if options.filters and all(rule.exclude is None for rule in options.filters):
+        raise InvalidInputError(
+            'filters without exclude leave nothing out: end them with {"exclude": "*"}', "$.extra_opts.filters"
+        )
+    first, end = entry_filter.changed_from, entry_filter.changed_before
+    if first is not None and end is not None and first >= end:
+        raise InvalidInputError(
+            "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
+        )
 
 
 def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> None:

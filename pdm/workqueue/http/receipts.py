@@ -1,7 +1,7 @@
 """Receipts of jobs, written page by page in bounded memory.
 
 The elements come in the order of their numbers, each as it is when its page is read; the last line counts the lines
-that were written. So a receipt of a job that runs is no snapshot of one moment, and says so (``final``).
+that were written. So a receipt of a running job is no consistent snapshot, which ``final`` shows.
 """
 
 from __future__ import annotations

@@ -166,6 +166,13 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Subject of its user, for operators: of others' jobs, and in arrays that ``user`` asks for."),
     ] = UNSET
 
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f" {self.label!r}"
+        target = "" if self.dst_filepath is UNSET else f" -> {self.dst_siteid}:{self.dst_filepath}"
+        counts = f"{self.num_done}/{self.num_elements} elements, {self.num_failed} failed, {self.skipped} skipped"
+        what = f"{self.type} {self.src_siteid}:{self.src_filepath}{target}"
+        return f"<{type(self).__name__} {self.id}{label} {self.status}: {what}, {counts}>"
+
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
     """A job that was asked to try again; ``retried`` elements went back to the queue."""
@@ -186,6 +193,9 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     mode: int | None
     mtime: int | None
     target: Annotated[str | UnsetType, Meta(description="Where a link leads.")] = UNSET
+
+    def __repr__(self) -> str:
+        return f"<EntryView {self.name!r} {self.type} {self.size} bytes>"
 
 
 class SkippedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +257,11 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
     entries: Entries | UnsetType = UNSET
     unreadable: Notes | UnsetType = UNSET
     skipped: Notes | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        failure = "" if self.failure is None else f", {self.failure.code} ({self.failure.scope})"
+        what = f"{self.type} {self.src_filepath}, {self.size} bytes, {self.attempts} attempts{failure}"
+        return f"<ElementView {self.job_id}.{self.id} {self.status}: {what}>"
 
 
 class OutputView(msgspec.Struct, frozen=True, kw_only=True):
