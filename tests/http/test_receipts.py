@@ -390,7 +390,7 @@ async def test_cancelled_elements_are_retried_with_what_can_be_helped(service: S
 async def test_the_receipt_of_a_dry_run_is_the_plan(service: Service, trust: Trust) -> None:
     job = await service.submit("planner", "/copy")
     dry = sa.update(Job).where(Job.id == job["id"]).values(extra_opts={"sync": "size", "dry_run": True})
-    await service.database.run("plan", lambda session: session.execute(dry) and None)
+    await service.database.run("plan", lambda session: session.execute(dry).close())
     (listing,) = await service.claim(job["id"])
     actions = (PlannedAction.COPY, PlannedAction.OVERWRITE, PlannedAction.SAME)
     planned = [NewElement(JobType.COPY, f"data/{a}", f"copy/{a}", 10, planned=a, done=True) for a in actions]
