@@ -329,10 +329,7 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
 
 
 #: Options of a COPY that nothing carries out yet: better refused than ignored.
-_NOT_CARRIED_OUT = (
-    *("sync", "filters", "min_size", "max_size", "newer_than", "older_than", "delete_extra", "max_delete"),
-    *("dry_run", "move", "preserve", "checksum"),
-)
+_NOT_CARRIED_OUT = ("preserve", "checksum")
 
 
 def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:

@@ -92,6 +92,30 @@ class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
     failure: FailureView = field(name="error")
 
 
+class PlannedView(msgspec.Struct, frozen=True, kw_only=True):
+    """What has one action in a plan."""
+
+    files: int
+    directories: int
+    bytes: Annotated[int, Meta(description="Of the files.")]
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """What was planned for the files and directories of a copy."""
+
+    actions: Annotated[
+        dict[str, PlannedView],
+        Meta(
+            description="By action: COPY (nothing is there), OVERWRITE (another file is there), SAME (already there),"
+            " DELETE (removed at the destination), MOVED (removed at the source)."
+        ),
+    ]
+    filtered: Annotated[
+        int, Meta(description="Entries of the source that filters leave out; what is in them is not counted.")
+    ]
+    skipped: SkipCounts
+
+
 class CancelReasonView(msgspec.Struct, frozen=True, kw_only=True):
     """Why the service has cancelled a job."""
 
@@ -145,6 +169,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     skipped: int
     skipped_by_code: SkipCounts | UnsetType = UNSET
+    plan: Annotated[
+        PlanView | UnsetType,
+        Meta(description="Of one copy that was compared, filtered or moved, once it has ended; not in arrays."),
+    ] = UNSET
     already_there: int = 0
     bytes_already_there: int = 0
     bytes_total: int
@@ -248,6 +276,9 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
     not_before: Annotated[datetime | None, Meta(description="When a waiting element is tried again.")]
     checksum: str | None
     already_there: Annotated[bool, Meta(description="Whether the destination had the file before.")] = False
+    planned: Annotated[
+        str | UnsetType, Meta(description="Where a copy was compared: COPY, OVERWRITE, SAME, DELETE or MOVED.")
+    ] = UNSET
     failure: FailureView | None = field(name="error")
     listing: list[Names] = []
     entries: Entries | UnsetType = UNSET
