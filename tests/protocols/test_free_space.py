@@ -85,7 +85,9 @@ def test_a_small_copy_is_not_asked_for(relay: HelperProcess, places: Places) -> 
 def test_a_server_that_is_away_ends_no_listing(own: HelperProcess, places: Places) -> None:
     large = places.put(places.a / "large")
     os.truncate(large, 1 << 30)
-    request = wire.ListRequest(own.new_id(), 0, places.url("ssh", large), None, LIMITS, space_at="https://localhost:1/d")
+    request = wire.ListRequest(
+        own.new_id(), 0, places.url("ssh", large), None, LIMITS, space_at="https://localhost:1/d"
+    )
     events = own.run(request)
     assert isinstance(events[-1], wire.DoneEvent)
     assert events[-1].free is None

@@ -30,6 +30,7 @@ from pdm.workqueue.wire.responses import (
     CredentialView,
     ElementStatusView,
     ElementView,
+    EstimateView,
     FailureView,
     HoldView,
     JobProgressView,
@@ -59,6 +60,7 @@ def job_view(
     found: WaitReason | None = None,
     owner: str | None = None,
     plan: PlanView | None = None,
+    estimate: EstimateView | None = None,
 ) -> JobView:
     place = None if found is None else found.place
     next_try = None if found is None else found.next_try
@@ -97,6 +99,7 @@ def job_view(
         skipped=job.skipped,
         skipped_by_code=skipped_by_code or UNSET,
         plan=UNSET if plan is None else plan,
+        estimate=UNSET if estimate is None else estimate,
         already_there=job.already_there,
         bytes_already_there=job.bytes_already_there,
         bytes_total=job.bytes_total,

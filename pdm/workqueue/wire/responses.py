@@ -116,6 +116,28 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     skipped: SkipCounts
 
 
+class EstimateView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a copy still has to move, how long that may take, and what may stop it; null where that is not known."""
+
+    files: Annotated[int, Meta(description="Files and directories that are left to copy, or that a dry run would.")]
+    bytes: int
+    seconds: Annotated[
+        float | None, Meta(description="At the rates of earlier copies: by bytes or files, whichever are slower.")
+    ]
+    bytes_per_second: float | None
+    files_per_second: float | None
+    based_on_jobs: Annotated[
+        int,
+        Meta(
+            description="How many copies of the same user between these sites the rates are of: at most 20 in 14 days."
+        ),
+    ]
+    free_bytes: Annotated[
+        int | None, Meta(description="Free at the destination, by quota or file system, when the source was listed.")
+    ]
+    credential_until: Annotated[datetime | None, Meta(description="When the first of its credentials expires.")]
+
+
 class CancelReasonView(msgspec.Struct, frozen=True, kw_only=True):
     """Why the service has cancelled a job."""
 
@@ -172,6 +194,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     plan: Annotated[
         PlanView | UnsetType,
         Meta(description="Of one copy that was compared, filtered or moved, once it has ended; not in arrays."),
+    ] = UNSET
+    estimate: Annotated[
+        EstimateView | UnsetType,
+        Meta(description="Of one copy that has been listed and has not ended, or of a dry run; not in arrays."),
     ] = UNSET
     already_there: int = 0
     bytes_already_there: int = 0
