@@ -544,9 +544,16 @@ class WorkqueueClient:
         """Cancel a job; a job that has ended is not changed."""
         return self._fetch(JobView, "DELETE", f"/jobs/{job_id:d}")
 
-    def retry(self, job_id: int) -> Deferred[RetriedJobView]:
-        """Retry failed and cancelled elements."""
-        return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", key=_new_key())
+    def retry(
+        self, job_id: int, *, code: str | Sequence[str] | None = None, force: bool = True
+    ) -> Deferred[RetriedJobView]:
+        """Retry failed and cancelled elements; with `code` only what failed with one of these codes.
+
+        Without `force`, elements whose failure a retry cannot help are left; ``left`` of the result counts them.
+        """
+        codes = code if code is None or isinstance(code, str) else ",".join(code)
+        query = encode_query(code=codes, force=None if force else 0)
+        return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", query, key=_new_key())
 
     # Credentials
 
