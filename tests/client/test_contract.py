@@ -19,9 +19,10 @@ from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 #: For browsers and monitors.
-NOT_CALLED = {"GET /openapi.json", "GET /health"}
+NOT_CALLED = {"GET /openapi.json"}
 CALLS: dict[str, tuple[Any, ...]] = {
     "list": (1, "a"),
+    "ls": (1, "a"),
     "copy": (1, "a", 2, "b"),
     "remove": (1, "a"),
     "rename": (1, "a", "b"),
@@ -39,6 +40,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "live_output": (1, 0),
     "receipt": (1, bytes),
     "errors": (1,),
+    "inspect_server": (),
     "whoami": (),
     "sites": (),
     "routes": (),

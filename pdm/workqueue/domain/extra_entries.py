@@ -71,11 +71,8 @@ class ExtraEntries:
 
     def removals(self, extra: Iterable[ListedEntry]) -> Iterator[Planned]:
         """Removals of files, then of directories, each after what is in it; `refusal` was asked before."""
-        files = (entry.path for entry in extra if entry.type != "directory" and self._is_removed(entry))
-        removed = chain(
-            (self._removal(path, 1) for path in files),
-            (self._removal(path, LAST_PHASE - 1 - path.count("/"), is_directory=True) for path in self._directories),
-        )
+        files = (entry for entry in extra if entry.type != "directory" and self._is_removed(entry))
+        removed = chain(map(self._file_removal, files), map(self._directory_removal, self._directories))
         for piece in pieces(removed):
             yield Planned(piece)
 
@@ -84,14 +81,14 @@ class ExtraEntries:
             return False
         return self._entry_filter.verdict(entry, entry.path) is FilterVerdict.TAKEN
 
-    def _removal(self, path: str, phase: int, *, is_directory: bool = False) -> NewElement:
-        place = joined(self._destination, path)
-        return NewElement(
-            JobType.REMOVE,
-            place,
-            place,
-            is_directory=is_directory,
-            phase=phase,
-            planned=PlannedAction.DELETE,
-            done=self._is_done,
-        )
+    def _file_removal(self, entry: ListedEntry) -> NewElement:
+        place = joined(self._destination, entry.path)
+        # What shows later whether it is the same file; what a link leads to may be gone by then.
+        mtime = None if entry.type == "link" else entry.mtime
+        action, done = PlannedAction.DELETE, self._is_done
+        return NewElement(JobType.REMOVE, place, place, entry.size, phase=1, planned=action, mtime=mtime, done=done)
+
+    def _directory_removal(self, path: str) -> NewElement:
+        place, phase = joined(self._destination, path), LAST_PHASE - 1 - path.count("/")
+        action, done = PlannedAction.DELETE, self._is_done
+        return NewElement(JobType.REMOVE, place, place, is_directory=True, phase=phase, planned=action, done=done)

@@ -37,6 +37,7 @@ from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.claim_queries import WaitReason
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
+from pdm.workqueue.wire.responses import PlanView
 
 _K = TypeVar("_K", bound=CandidateOfKind)
 #: Clients poll a job once a second, and its credential seldom changes.
@@ -179,6 +180,8 @@ class ApiContext:
     #: Whether the daemon starts jobs in spite of these.
     may_claim: Callable[[], bool] = lambda: True
     expiry_cache: ExpiryCache = field(factory=ExpiryCache)
+    #: Job → when it ended, and its plan.
+    plans: dict[int, tuple[datetime, PlanView]] = field(factory=dict)
     logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property
