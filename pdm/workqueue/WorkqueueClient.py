@@ -42,6 +42,7 @@ from pdm.workqueue.wire.responses import (
     SkippedView,
     WhoamiView,
 )
+from pdm.workqueue.wire.schedules import ScheduleView
 from pdm.workqueue.wire.sites import AuditView, CheckView, RouteView, SiteView, UserView
 
 _T = TypeVar("_T")
@@ -439,6 +440,45 @@ class WorkqueueClient:
         """Retry failed and cancelled elements."""
         return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", key=_new_key())
 
+    # Schedules
+
+    def schedules(self) -> Deferred[Sequence[ScheduleView]]:
+        """The caller's schedules, each with its last run."""
+        return self._fetch(tuple[ScheduleView, ...], "GET", "/schedules")
+
+    def schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
+        """A schedule with its last 100 runs."""
+        return self._fetch(ScheduleView, "GET", f"/schedules/{schedule_id:d}")
+
+    def add_schedule(
+        self, recurrence: str, job: Mapping[str, Any], *, timezone: str | None = None
+    ) -> Deferred[ScheduleView]:
+        """Submit a job again and again.
+
+        Args:
+            recurrence: five fields of cron (``0 3 * * *``), or an interval (``every 6h``).
+            job: a body of ``POST /jobs``.
+            timezone: of a cron expression, such as ``Europe/Paris``; default UTC.
+        """
+        body = {"recurrence": recurrence, "timezone": timezone, "job": job}
+        return self._fetch(ScheduleView, "POST", "/schedules", body=msgspec.json.encode(body), key=_new_key())
+
+    def pause_schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
+        """Submit no further job of a schedule."""
+        return self._change_schedule(schedule_id, paused=True)
+
+    def resume_schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
+        """End the pause of a schedule."""
+        return self._change_schedule(schedule_id, paused=False)
+
+    def _change_schedule(self, schedule_id: int, *, paused: bool) -> Deferred[ScheduleView]:
+        body = msgspec.json.encode({"paused": paused})
+        return self._fetch(ScheduleView, "PATCH", f"/schedules/{schedule_id:d}", body=body)
+
+    def remove_schedule(self, schedule_id: int) -> Deferred[None]:
+        """Remove a schedule; the jobs of its runs stay."""
+        return self._send("DELETE", f"/schedules/{schedule_id:d}")
+
     # Credentials
 
     def delegation(self) -> Deferred[DelegationView | None]:
@@ -532,8 +572,10 @@ class WorkqueueClient:
         if more.get("after"):
             full["after"] = list(more["after"])
             full["after_any"] = more.get("after_any", False)
-        key = more.get("idempotency_key") or _new_key()
-        return self._fetch(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
+        return self._register(path, full, more.get("idempotency_key") or _new_key())
+
+    def _register(self, path: str, body: Mapping[str, Any], key: str) -> Deferred[JobView]:
+        return self._fetch(JobView, "POST", path, body=msgspec.json.encode(body), key=key)
 
     def _add_credential(self, path: str, body: Mapping[str, Any]) -> Deferred[CredentialView]:
         given = {name: value for name, value in body.items() if value is not None}

@@ -22,6 +22,7 @@ from pdm.workqueue.domain.credentials import (
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
+from pdm.workqueue.domain.schedules import ScheduleRecord, ScheduleRun
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
 from pdm.workqueue.http.problems import (
@@ -29,8 +30,9 @@ from pdm.workqueue.http.problems import (
     ElementNotFoundError,
     InvalidInputError,
     JobNotFoundError,
+    NotFoundError,
 )
-from pdm.workqueue.store import chains, credentials, first_claims, job_changes, jobs, sites, users
+from pdm.workqueue.store import chains, credentials, first_claims, job_changes, jobs, schedules, sites, users
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.store.job_changes import Resumed
@@ -79,6 +81,19 @@ class KnownAttempt:
     status: JobStatus | None
     worker: str | None = None
     log: LogSpan | None = None
+
+
+@frozen
+class ScheduleHistory:
+    """A schedule with its runs, the newest first.
+
+    Attributes:
+        held: the job of the last run, and its first held element; None if nothing of it is held.
+    """
+
+    schedule: ScheduleRecord
+    runs: Sequence[ScheduleRun]
+    held: tuple[JobRecord, ElementRecord | None] | None
 
 
 @frozen
@@ -276,6 +291,40 @@ def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tu
     if retried and job.after is not None and job.started_at is None:
         job = chains.begin_waiting(session, job, now)
     return job, retried
+
+
+def schedules_of_user(session: Session, user_id: int) -> list[tuple[ScheduleRecord, ScheduleRun | None]]:
+    """The schedules of a user, each with its last run."""
+    found = schedules.of_user(session, user_id)
+    last = schedules.last_runs(session, [each.id for each in found])
+    return [(each, last.get(each.id)) for each in found]
+
+
+def fetch_schedule(session: Session, schedule_id: int, scope: int | None) -> ScheduleHistory:
+    """A schedule with its runs.
+
+    Raises:
+        NotFoundError: it does not exist.
+    """
+    found = schedules.fetch(session, schedule_id, scope)
+    if found is None:
+        raise NotFoundError(f"there is no schedule {schedule_id}; GET /schedules lists yours")
+    runs = schedules.runs(session, schedule_id)
+    last_job = jobs.fetch(session, runs[0].job_id, None) if runs and runs[0].job_id is not None else None
+    is_held = last_job is not None and last_job.counters.held > 0
+    held = (last_job, first_held_element(session, last_job.id)) if last_job is not None and is_held else None
+    return ScheduleHistory(found, runs, held)
+
+
+def change_schedule(session: Session, schedule_id: int, scope: int | None, next_due: datetime | None) -> ScheduleRecord:
+    """Pause or resume a schedule; returns it."""
+    found = fetch_schedule(session, schedule_id, scope).schedule
+    return schedules.set_next_due(session, schedule_id, next_due) or found
+
+
+def remove_schedule(session: Session, schedule_id: int, scope: int | None) -> None:
+    fetch_schedule(session, schedule_id, scope)
+    schedules.remove(session, schedule_id)
 
 
 def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:
