@@ -25,6 +25,9 @@ from pdm.testgrid import GridMissingError, TestGrid
 from pdm.testgrid.processes import require_programs
 from tests.security import canary
 
+# Imports make almost no garbage: until all tests are collected, collections would only scan what the imports have made.
+gc.disable()
+
 # The duration of an example depends on the machine more than on the code.
 hypothesis.settings.register_profile("pdm", deadline=None)
 hypothesis.settings.load_profile("pdm")
@@ -114,6 +117,7 @@ def pytest_collection_finish() -> None:
     # Imported modules are permanent: `lost_errors` need not scan them after each test.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +193,7 @@ def _collected_errors() -> Iterator[list[LogEvent]]:
         gc.collect()
         globalLogPublisher.removeObserver(observe)
     if events:
-        pytest.fail("errors that nobody handled:\n" + "\n".join(map(_told, events)), pytrace=False)
+        pytest.fail("unhandled errors:\n" + "\n".join(map(_told, events)), pytrace=False)
 
 
 def _told(event: LogEvent) -> str:

@@ -86,7 +86,8 @@ def _fields(endpoint: Endpoint) -> Iterator[str]:
         yield ":reqheader Idempotency-Key: sent again with the same key, the request is carried out once."
     if endpoint.body in _PLAIN:
         yield ":reqheader Content-Type: text/plain"
-    yield f":statuscode {endpoint.status}: {_answered(endpoint.result)}"
+    answered = " or ".join(f"``{each}``" for each in endpoint.media_types) or _answered(endpoint.result)
+    yield f":statuscode {endpoint.status}: {answered}"
     errors: dict[int, list[str]] = {}
     for error in endpoint.errors:
         errors.setdefault(error.status, []).append(error.title)

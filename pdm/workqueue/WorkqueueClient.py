@@ -3,9 +3,12 @@
 For example::
 
     client = WorkqueueClient.from_environment(reactor)
-    job = await client.copy(1, "/data/run7/", 2, "/archive/run7/")
-    job = await client.wait(job.id, on_progress=lambda seen: print(seen.status, seen.progress))
+    for entry in await client.ls("cern", "/data/run7"):
+        print(entry.name, entry.size)
+    job = await client.copy("cern", "/data/run7/", "ral", "/archive/run7/", sync="mtime", wait=True)
     await client.close()
+
+A site is a number, or a name; of sites that are named, the protocol is chosen as ``pdm`` does it.
 
 Scripts and notebooks without a reactor use `pdm.workqueue.blocking.BlockingWorkqueueClient`: same methods, values
 instead of Deferreds.
@@ -19,22 +22,26 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
 import msgspec
+from msgspec import UNSET
 from twisted.internet.defer import Deferred
 from twisted.web.iweb import IPolicyForHTTPS
 
 from pdm.workqueue.certificates.tls_client import ClientCredentialError, WeakCredentialError, client_policy
 from pdm.workqueue.client.connection import Connection, DelegationClient, JobPoller, Query, encode_query
-from pdm.workqueue.client.errors import CredentialError, SettingsError, UnexpectedAnswerError
+from pdm.workqueue.client.errors import CredentialError, JobFailedError, SettingsError, UnexpectedAnswerError
 from pdm.workqueue.client.settings import ClientSettings, find_settings
+from pdm.workqueue.client.sites import choose_protocol, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.wire.receipts import CSV, NDJSON, ErrorGroupView
 from pdm.workqueue.wire.responses import (
     CredentialView,
     DelegationView,
     ElementStatusView,
     ElementView,
+    EntryView,
     JobStatusView,
     JobView,
     OutputView,
@@ -65,6 +72,7 @@ class SubmitOptions(TypedDict, total=False):
             the API.
         options: further members of ``extra_opts``.
         idempotency_key: submissions with the same key make one job; default: a new key.
+        wait: whether to wait for the end of the job; one that ends FAILED or CANCELLED raises a `JobFailedError`.
     """
 
     protocol: JobProtocol | str
@@ -76,10 +84,54 @@ class SubmitOptions(TypedDict, total=False):
     deadline: datetime | timedelta | str
     options: Mapping[str, Any]
     idempotency_key: str
+    wait: bool
+
+
+class CopyFilter(TypedDict, total=False):
+    """A pattern of ``.gitignore``, relative to the source: either `include` or `exclude`."""
+
+    include: str
+    exclude: str
+
+
+class CopyArguments(SubmitOptions, total=False):
+    """Options of a copy; None is the same as omitting one.
+
+    Attributes:
+        overwrite: whether to replace existing files; default ``never``.
+        verify: how copies are verified; default ``checksum``.
+        sync: what counts as already there; anything else there is replaced.
+        filters: the first that matches decides; what matches none is copied.
+        min_size: bytes.
+        max_size: bytes.
+        newer_than: RFC 3339, or a duration before the submission (``7d``).
+        older_than: the same.
+        delete_extra: with `sync`, remove at the destination what the source has not.
+        max_delete: with `delete_extra`, remove nothing if it would be more; default 100.
+        dry_run: only plan.
+        move: remove each file from the source once its copy is verified.
+        preserve: what to keep of files, where both ends can.
+        checksum: by which copies are verified; default ``ADLER32``.
+    """
+
+    overwrite: Literal["never", "always", "different"] | None
+    verify: Literal["checksum", "size"] | None
+    sync: Literal["exists", "size", "mtime", "checksum"] | None
+    filters: Sequence[CopyFilter] | None
+    min_size: int | None
+    max_size: int | None
+    newer_than: str | None
+    older_than: str | None
+    delete_extra: bool | None
+    max_delete: int | None
+    dry_run: bool | None
+    move: bool | None
+    preserve: Sequence[Literal["mtime", "mode"]] | None
+    checksum: Literal["ADLER32", "MD5", "SHA256"] | None
 
 
 class Filters(TypedDict, total=False):
-    """Filters of jobs or elements; None is the same as omitting one.
+    """Filters of jobs and elements; None is the same as omitting one.
 
     Attributes:
         site: source or destination, by number or name.
@@ -94,6 +146,16 @@ class Filters(TypedDict, total=False):
     label: str | None
     since: datetime | None
     after: int | None
+
+
+class ElementFilters(Filters, total=False):
+    """Filters of elements; None is the same as omitting one.
+
+    Attributes:
+        code: the code with which they failed.
+    """
+
+    code: str | None
 
 
 class JobFilters(Filters, total=False):
@@ -139,6 +201,11 @@ class SiteChangeOptions(SiteOptions, total=False):
 
     name: str
     endpoints: Mapping[str, str | Sequence[str]]
+
+
+#: Options of a copy that travel in ``extra_opts``.
+_COPY_OPTIONS = CopyArguments.__annotations__.keys() - SubmitOptions.__annotations__.keys()
+_SITE_KEYS = ("src_siteid", "dst_siteid")
 
 
 class WorkqueueClient:
@@ -216,21 +283,28 @@ class WorkqueueClient:
     # Submissions
 
     def list(
-        self, site: int, path: str, *, depth: int | None = None, **more: Unpack[SubmitOptions]
+        self, site: int | str, path: str, *, depth: int | None = None, **more: Unpack[SubmitOptions]
     ) -> Deferred[JobView]:
         """Submit a listing; `depth` 0 is the path itself, 1 its entries, None all levels."""
         return self._submit("/list", {"src_siteid": site, "src_filepath": path}, {"depth": depth}, more)
 
+    def ls(self, site: int | str, path: str, **more: Unpack[SubmitOptions]) -> Deferred[Sequence[EntryView]]:
+        """List a directory (its entries) or a file (itself), and wait for the result.
+
+        Raises:
+            JobFailedError: it is not there, or cannot be listed.
+        """
+
+        async def listed() -> Sequence[EntryView]:
+            more["wait"] = True
+            job = await self.list(site, path, depth=1, **more)
+            entries = (await self.element(job.id, 0)).entries
+            return () if entries is UNSET else tuple(entry for each in entries.values() for entry in each)
+
+        return Deferred.fromCoroutine(listed())
+
     def copy(
-        self,
-        src_site: int,
-        src_path: str,
-        dst_site: int,
-        dst_path: str,
-        *,
-        overwrite: Literal["never", "always", "different"] | None = None,
-        verify: Literal["checksum", "size"] | None = None,
-        **more: Unpack[SubmitOptions],
+        self, src_site: int | str, src_path: str, dst_site: int | str, dst_path: str, **more: Unpack[CopyArguments]
     ) -> Deferred[JobView]:
         """Submit a copy of a file, or of the content of a directory, to `dst_path`."""
         body = {
@@ -239,17 +313,19 @@ class WorkqueueClient:
             "dst_siteid": dst_site,
             "dst_filepath": dst_path,
         }
-        return self._submit("/copy", body, {"overwrite": overwrite, "verify": verify}, more)
+        common = {name: value for name, value in more.items() if name not in _COPY_OPTIONS}
+        options = {name: value for name, value in more.items() if name in _COPY_OPTIONS}
+        return self._submit("/copy", body, options, cast(SubmitOptions, common))
 
     def remove(
-        self, site: int, path: str, *, recursive: bool | None = None, **more: Unpack[SubmitOptions]
+        self, site: int | str, path: str, *, recursive: bool | None = None, **more: Unpack[SubmitOptions]
     ) -> Deferred[JobView]:
         """Submit a removal; with `recursive=False` a directory must be empty."""
         return self._submit("/remove", {"src_siteid": site, "src_filepath": path}, {"recursive": recursive}, more)
 
     def rename(
         self,
-        site: int,
+        site: int | str,
         path: str,
         new_path: str,
         *,
@@ -261,7 +337,7 @@ class WorkqueueClient:
         return self._submit("/rename", body, {"overwrite": overwrite}, more)
 
     def mkdir(
-        self, site: int, path: str, *, parents: bool | None = None, **more: Unpack[SubmitOptions]
+        self, site: int | str, path: str, *, parents: bool | None = None, **more: Unpack[SubmitOptions]
     ) -> Deferred[JobView]:
         """Submit the creation of a directory; `parents` also creates its parents, and accepts an existing directory."""
         return self._submit("/mkdir", {"src_siteid": site, "src_filepath": path}, {"parents": parents}, more)
@@ -285,14 +361,14 @@ class WorkqueueClient:
         return self._fetch(JobView, "GET", f"/jobs/{job_id:d}", encode_query(wait=wait or None))
 
     def elements(
-        self, job_id: int, *, limit: int | None = None, **filters: Unpack[Filters]
+        self, job_id: int, *, limit: int | None = None, **filters: Unpack[ElementFilters]
     ) -> Deferred[Sequence[ElementView]]:
         """The elements of a job that match the filters, by number."""
         return self._fetch(
             tuple[ElementView, ...], "GET", f"/jobs/{job_id:d}/elements", encode_query(limit=limit, **filters)
         )
 
-    def iterate_elements(self, job_id: int, /, **filters: Unpack[Filters]) -> AsyncIterator[ElementView]:
+    def iterate_elements(self, job_id: int, /, **filters: Unpack[ElementFilters]) -> AsyncIterator[ElementView]:
         """All elements of a job that match the filters, read page by page."""
         return self._pages(partial(self.elements, job_id), filters)
 
@@ -339,6 +415,24 @@ class WorkqueueClient:
         path = f"/jobs/{job_id:d}/elements/{element_id:d}/output{which}"
         return self._fetch(OutputView, "GET", path, encode_query(live=1, offset=offset))
 
+    def receipt(
+        self, job_id: int, write: Callable[[bytes], object], form: Literal["jsonl", "csv"] = "jsonl"
+    ) -> Deferred[None]:
+        """Pass the receipt of a job to `write`, piece by piece as it arrives.
+
+        It is complete only when the Deferred fires; `pdm.workqueue.client.receipts.verify_receipt` proves it.
+        """
+
+        async def download() -> None:
+            accept = NDJSON if form == "jsonl" else CSV
+            await self._connection.request("GET", f"/jobs/{job_id:d}/receipt", accept=accept, write=write)
+
+        return Deferred.fromCoroutine(download())
+
+    def errors(self, job_id: int) -> Deferred[Sequence[ErrorGroupView]]:
+        """The failures of a job by code and scope, the most frequent first."""
+        return self._fetch(tuple[ErrorGroupView, ...], "GET", f"/jobs/{job_id:d}/errors")
+
     def whoami(self) -> Deferred[WhoamiView]:
         """Identity and role of the caller."""
         return self._fetch(WhoamiView, "GET", "/whoami")
@@ -351,9 +445,9 @@ class WorkqueueClient:
         """Streams between sites, their limits, and the reasons for these."""
         return self._fetch(tuple[RouteView, ...], "GET", "/routes")
 
-    def site(self, site_id: int) -> Deferred[SiteView]:
+    def site(self, site: int | str) -> Deferred[SiteView]:
         """One site, with the health of its endpoints."""
-        return self._fetch(SiteView, "GET", f"/sites/{site_id:d}")
+        return self._at_site(SiteView, "GET", site)
 
     def users(self, *, limit: int | None = None, after: int | None = None) -> Deferred[Sequence[UserView]]:
         """The users, by number; for operators."""
@@ -372,26 +466,26 @@ class WorkqueueClient:
         body = msgspec.json.encode({"name": name, "endpoints": endpoints, **more})
         return self._fetch(SiteView, "POST", "/sites", body=body, key=_new_key())
 
-    def change_site(self, site_id: int, **changes: Unpack[SiteChangeOptions]) -> Deferred[SiteView]:
+    def change_site(self, site: int | str, **changes: Unpack[SiteChangeOptions]) -> Deferred[SiteView]:
         """Change the given settings of a site."""
-        return self._fetch(SiteView, "PATCH", f"/sites/{site_id:d}", body=msgspec.json.encode(changes))
+        return self._at_site(SiteView, "PATCH", site, body=msgspec.json.encode(changes))
 
-    def remove_site(self, site_id: int) -> Deferred[None]:
+    def remove_site(self, site: int | str) -> Deferred[None]:
         """Remove a site that no unfinished job needs."""
-        return self._send("DELETE", f"/sites/{site_id:d}")
+        return self._remove_at_site(site)
 
-    def check_site(self, site_id: int) -> Deferred[Sequence[CheckView]]:
+    def check_site(self, site: int | str) -> Deferred[Sequence[CheckView]]:
         """Let the service connect to each endpoint of a site with the caller's credential."""
-        return self._fetch(tuple[CheckView, ...], "POST", f"/sites/{site_id:d}/check", key=_new_key())
+        return self._at_site(tuple[CheckView, ...], "POST", site, "/check", key=_new_key())
 
-    def drain_site(self, site_id: int, message: str) -> Deferred[SiteView]:
+    def drain_site(self, site: int | str, message: str) -> Deferred[SiteView]:
         """Drain a site: nothing new starts there, and users see the message. For operators."""
         body = msgspec.json.encode({"message": message})
-        return self._fetch(SiteView, "POST", f"/sites/{site_id:d}/drain", body=body, key=_new_key())
+        return self._at_site(SiteView, "POST", site, "/drain", body=body, key=_new_key())
 
-    def resume_site(self, site_id: int) -> Deferred[SiteView]:
+    def resume_site(self, site: int | str) -> Deferred[SiteView]:
         """End the drain of a site. For operators."""
-        return self._fetch(SiteView, "POST", f"/sites/{site_id:d}/resume", key=_new_key())
+        return self._at_site(SiteView, "POST", site, "/resume", key=_new_key())
 
     def ban(self, user_id: int, message: str) -> Deferred[UserView]:
         """Ban a user from submitting and starting jobs; the user sees the message. For operators."""
@@ -411,6 +505,7 @@ class WorkqueueClient:
         on_progress: Callable[[JobView], object] | None = None,
         *,
         patience_s: float = 120.0,
+        check: bool = False,
     ) -> Deferred[JobView]:
         """Wait until a job has ended, in whatever state.
 
@@ -420,9 +515,11 @@ class WorkqueueClient:
             on_progress: called with each state of the job, the last one included; its ``progress`` has counts, rates
                 and the estimated time left.
             patience_s: for how many seconds the service may be unreachable meanwhile (a restart).
+            check: whether a job that ends FAILED or CANCELLED is an error.
 
         Raises:
             JobTimeoutError: the job did not end in time; it continues.
+            JobFailedError: with `check`.
         """
         poller = JobPoller(
             self._reactor,
@@ -430,7 +527,12 @@ class WorkqueueClient:
             on_progress=on_progress or (lambda job: None),
             outage_s=patience_s,
         )
-        return Deferred.fromCoroutine(poller.until_end(job_id, timeout))
+
+        async def ended() -> JobView:
+            job = await poller.until_end(job_id, timeout)
+            return await self._check_end(job) if check else job
+
+        return Deferred.fromCoroutine(ended())
 
     def cancel(self, job_id: int) -> Deferred[JobView]:
         """Cancel a job; a job that has ended is not changed."""
@@ -509,7 +611,7 @@ class WorkqueueClient:
 
     def ssh_key(
         self,
-        site: int | None = None,
+        site: int | str | None = None,
         private_key: str | None = None,
         *,
         account: str | None = None,
@@ -518,33 +620,34 @@ class WorkqueueClient:
         """Generate an SSH key in the service (install its ``public_key`` at the site), or upload one.
 
         Args:
-            site: number; None for all sites.
+            site: None for all sites.
             private_key: text of a private key without passphrase; None to generate one.
             account: user name at the site.
             label: a word by which to find it.
         """
         body = {"kind": "ssh-key", "site": site, "secret": private_key, "account": account, "label": label}
-        return self._add_credential("/credentials", body)
+        return self._add_credential(body)
 
-    def token(self, token: str, site: int | None = None, *, label: str | None = None) -> Deferred[CredentialView]:
+    def token(self, token: str, site: int | str | None = None, *, label: str | None = None) -> Deferred[CredentialView]:
         """Store a bearer token in the service, for one site or for all."""
-        return self._add_credential("/credentials", {"kind": "token", "site": site, "secret": token, "label": label})
+        return self._add_credential({"kind": "token", "site": site, "secret": token, "label": label})
 
-    def session(self, site: int) -> Deferred[CredentialView | None]:
+    def session(self, site: int | str) -> Deferred[CredentialView | None]:
         """The proxy of the caller's logon at a site; None if there is none."""
-        return self._fetch(CredentialView | None, "GET", f"/sites/{site:d}/session")  # type: ignore[arg-type]  # a union
+        return self._at_site(CredentialView | None, "GET", site, "/session")  # type: ignore[arg-type]  # a union
 
     def log_on(
-        self, site: int, username: str, password: str, lifetime: timedelta | None = None
+        self, site: int | str, username: str, password: str, lifetime: timedelta | None = None
     ) -> Deferred[CredentialView]:
         """Log on at the MyProxy server of a site: the service fetches a proxy for that site, by default for 12 h."""
         seconds = None if lifetime is None else int(lifetime.total_seconds())
         body = {"username": username, "password": password, "lifetime": seconds}
-        return self._add_credential(f"/sites/{site:d}/session", body)
+        given = {name: value for name, value in body.items() if value is not None}
+        return self._at_site(CredentialView, "POST", site, "/session", body=msgspec.json.encode(given), key=_new_key())
 
-    def log_off(self, site: int) -> Deferred[None]:
+    def log_off(self, site: int | str) -> Deferred[None]:
         """Remove the proxy of a logon from the service."""
-        return self._send("DELETE", f"/sites/{site:d}/session")
+        return self._remove_at_site(site, "/session")
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Wait, between two queries."""
@@ -572,14 +675,76 @@ class WorkqueueClient:
         if more.get("after"):
             full["after"] = list(more["after"])
             full["after_any"] = more.get("after_any", False)
-        return self._register(path, full, more.get("idempotency_key") or _new_key())
+        key = more.get("idempotency_key") or _new_key()
 
-    def _register(self, path: str, body: Mapping[str, Any], key: str) -> Deferred[JobView]:
-        return self._fetch(JobView, "POST", path, body=msgspec.json.encode(body), key=key)
+        async def submitted() -> JobView:
+            if any(isinstance(full.get(name), str) for name in _SITE_KEYS):
+                await self._resolve_sites(full)
+            job = await self._register(path, full, key)
+            return await self.wait(job.id, check=True) if more.get("wait") else job
 
-    def _add_credential(self, path: str, body: Mapping[str, Any]) -> Deferred[CredentialView]:
+        return Deferred.fromCoroutine(submitted())
+
+    async def _register(self, path: str, body: Mapping[str, Any], key: str) -> JobView:
+        return await self._request(JobView, "POST", path, body=msgspec.json.encode(body), key=key)
+
+    async def _resolve_sites(self, body: dict[str, Any]) -> None:
+        """Replace names of sites by their numbers, and choose the protocol if there is none."""
+        known = await self.sites()
+        found = {key: find_site(known, str(body[key])) for key in _SITE_KEYS if key in body}
+        body.update({key: site.id for key, site in found.items()})
+        if "protocol" not in body:
+            body["protocol"] = choose_protocol(list(found.values()), body.get("extra_opts", {}).get("mover")).name
+
+    async def _site_number(self, site: int | str) -> int:
+        return site if isinstance(site, int) else find_site(await self.sites(), site).id
+
+    async def _check_end(self, job: JobView) -> JobView:
+        """The ended job.
+
+        Raises:
+            JobFailedError: it is not DONE.
+        """
+        if job.status == JobStatus.DONE.name:
+            return job
+        if job.status == JobStatus.CANCELLED.name:
+            why = "" if job.cancel_reason is UNSET else f": {job.cancel_reason.message}"
+            raise JobFailedError(f"job {job.id} was cancelled{why}", job=job, code=job.status, hint="")
+        failed = await self.elements(job.id, status=JobStatus.FAILED, limit=1)
+        failure = failed[0].failure if failed else None
+        if failure is None:
+            raise JobFailedError(f"job {job.id} failed", job=job, code="UNKNOWN", hint="See its logs.")
+        more = f"; {job.num_failed} elements failed" if job.num_failed > 1 else ""
+        raise JobFailedError(
+            f"job {job.id} failed: {failed[0].src_filepath}: {failure.code} ({failure.scope}): {failure.message}{more}",
+            job=job,
+            code=failure.code,
+            hint=failure.hint,
+        )
+
+    def _add_credential(self, body: Mapping[str, Any]) -> Deferred[CredentialView]:
         given = {name: value for name, value in body.items() if value is not None}
-        return self._fetch(CredentialView, "POST", path, body=msgspec.json.encode(given), key=_new_key())
+
+        async def added() -> CredentialView:
+            if "site" in given:
+                given["site"] = await self._site_number(given["site"])
+            return await self._request(
+                CredentialView, "POST", "/credentials", body=msgspec.json.encode(given), key=_new_key()
+            )
+
+        return Deferred.fromCoroutine(added())
+
+    def _at_site(self, type_: type[_T], method: str, site: int | str, suffix: str = "", **more: Any) -> Deferred[_T]:
+        async def fetched() -> _T:
+            return await self._request(type_, method, f"/sites/{await self._site_number(site):d}{suffix}", **more)
+
+        return Deferred.fromCoroutine(fetched())
+
+    def _remove_at_site(self, site: int | str, suffix: str = "") -> Deferred[None]:
+        async def removed() -> None:
+            await self._connection.request("DELETE", f"/sites/{await self._site_number(site):d}{suffix}")
+
+        return Deferred.fromCoroutine(removed())
 
     def _send(self, method: str, path: str) -> Deferred[None]:
         async def send() -> None:

@@ -26,6 +26,7 @@ from pdm.workqueue.agents.process import AgentCommand
 from pdm.workqueue.certificates.files import CredentialFiles, CredentialFilesError, TrustDirectories
 from pdm.workqueue.certificates.myproxy import MyProxyLogons
 from pdm.workqueue.certificates.pem import CertificateFilesError
+from pdm.workqueue.certificates.signatures import service_name, sign_detached
 from pdm.workqueue.certificates.vault import Vault, VaultError
 from pdm.workqueue.config.reader import ConfigError
 from pdm.workqueue.config.settings import Settings
@@ -294,6 +295,8 @@ class Assembly:
             myproxy=MyProxyLogons(reactor, settings.credentials.trust_dir, trust=trust_directory),
             site_directory=self.site_directory,
             check_site=site_check.check,
+            service_name=lambda: service_name(self.tls.identity),
+            sign=lambda payload: run_in_thread(sign_detached, self.tls.identity, payload),
             relays_to=self._relays_to,
             credentials_changed=self.executor.credentials_changed,
             job_retried=self.executor.continue_change,
@@ -346,7 +349,7 @@ class Assembly:
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
         services.add("housekeeping", start=self._housekeeping.start, stop=self._housekeeping.stop)
-        # The daemon starts it when all is ready: what the start itself takes does not count as latency.
+        # The daemon starts it when all is ready: the duration of the start is no latency.
         services.add("reactor lag", stop=self.lag.stop)
         services.add("listener", start=self._listen, stop=self._close)
 

@@ -3,8 +3,8 @@
 For example::
 
     with BlockingWorkqueueClient.from_environment() as client:
-        job = client.copy(1, "/data/run7/", 2, "/archive/run7/")
-        job = client.wait(job.id)
+        names = [entry.name for entry in client.ls("cern", "/data/run7")]
+        client.copy("cern", "/data/run7/", "ral", "/archive/run7/", wait=True)
 
 A process has one Twisted reactor, which can run once. The first blocking client starts it in a thread, which serves all
 blocking clients until the interpreter exits. A reactor that is running already is used, in whichever thread. Calls from
@@ -157,6 +157,7 @@ class BlockingWorkqueueClient:
         return cls(WorkqueueClient.from_environment(_THREAD.reactor(), url))
 
     list = _blocking(WorkqueueClient.list)
+    ls = _blocking(WorkqueueClient.ls)
     copy = _blocking(WorkqueueClient.copy)
     remove = _blocking(WorkqueueClient.remove)
     rename = _blocking(WorkqueueClient.rename)
@@ -175,6 +176,8 @@ class BlockingWorkqueueClient:
     output = _blocking(WorkqueueClient.output)
     element_output = _blocking(WorkqueueClient.element_output)
     live_output = _blocking(WorkqueueClient.live_output)
+    receipt = _blocking(WorkqueueClient.receipt)
+    errors = _blocking(WorkqueueClient.errors)
     whoami = _blocking(WorkqueueClient.whoami)
     sites = _blocking(WorkqueueClient.sites)
     routes = _blocking(WorkqueueClient.routes)

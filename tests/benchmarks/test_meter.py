@@ -12,7 +12,7 @@ import pytest
 from figures import BenchmarkError
 from meter import Cpu, Meter, ProcessTimes, below, descendants, steady_times
 
-#: Burns a quarter of a second, and says so; as its own child if it is told to.
+#: Uses a quarter of a second of CPU, and prints it; in a child process on request.
 _BURN = "import time; e = time.process_time() + 0.25\nwhile time.process_time() < e: pass\n"
 _PARENT = f"""
 import subprocess, sys

@@ -63,7 +63,7 @@ def files(pki: Any, tmp_path: Path) -> Path:
 
 
 def proxy_for(request_pem: bytes, signer: Credential, **more: Any) -> bytes:
-    """What a client sends; unlike `sign_request` it signs whatever it is told."""
+    """What a client sends; unlike `sign_request` it signs any request."""
     key = more.pop("public_key", None) or x509.load_pem_x509_csr(request_pem).public_key()
     start, end = more.pop("start", NOW - HOURS / 12), more.pop("end", NOW + HOURS)
     proxy = sign_proxy(signer.certificate, signer.key, key, start, end, **more)

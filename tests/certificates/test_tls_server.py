@@ -99,7 +99,7 @@ async def test_every_policy_lets_the_good_in(serve: Any, pki: Any, crl: str) -> 
 
 @pytest.fixture(scope="module")
 def refused_credentials(pki: Any) -> dict[str, tuple[Credential, str, str]]:
-    """Name → credential, reason in the log, a part of what the client is told."""
+    """Name → credential, reason in the log, a part of the client's error."""
     expired = {"start": timedelta(hours=-2), "lifetime": timedelta(hours=1)}
     carol = pki.authority.user("Carol", **expired)
     return {

@@ -20,7 +20,7 @@ import pytest
 from pdm.testgrid.service import TestService, set_keys
 
 PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
-#: A job that goes on until it is cancelled, and shows one file of it.
+#: A job that runs until it is cancelled, and shows one file of it.
 ENDLESS = ("--protocol", "dummy", "--option", "dummy.files=1", "--option", "dummy.hang=true")
 
 

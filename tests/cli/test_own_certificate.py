@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from pdm.workqueue.certificates.authority import Authority
 from tests.support.forging import certified, odd_proxy
 
-#: Nobody listens there: who gets so far has a certificate that can be used.
+#: A closed port: an attempt to connect means that the certificate is usable.
 _NOWHERE = "https://localhost:9"
 _PDM = [sys.executable, "-m", "pdm.workqueue.cli"]
 

@@ -1,4 +1,4 @@
-"""What ``pdm`` shows of a job that goes on."""
+"""The progress that ``pdm`` shows of a running job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A TLS server that misbehaves as it is told: faults that the real service cannot be made to have."""
+"""A TLS server with faults on demand, which the real service cannot be made to have."""
 
 from __future__ import annotations
 

@@ -15,9 +15,11 @@ from twisted.logger import LogEvent
 from pdm.workqueue.client.errors import (
     DelegationNeededError,
     InvalidRequestError,
+    JobFailedError,
     NotFoundError,
     OutputNotReadyError,
     ServerFaultError,
+    UnknownSiteError,
 )
 from pdm.workqueue.client.settings import ClientSettings
 from pdm.workqueue.domain.enums import JobStatus, JobType
@@ -220,6 +222,59 @@ async def test_sites(as_user: ClientOf) -> None:
     north = (await as_user("visitor").sites())[0]
     assert (north.id, north.name, north.default_folder) == (1, "NORTH", "/store/user")
     assert north.protocols == ["GRIDFTP", "DUMMY", "FILE"]
+
+
+@ensure
+async def test_sites_are_named_and_the_protocol_is_chosen(as_user: ClientOf) -> None:
+    client = as_user("namer")
+    await client.delegate()
+    names = {site.id: site.name for site in await client.sites()}
+    job = await client.copy(names[1], "x", names[2], "y")
+    assert (job.src_siteid, job.dst_siteid, job.protocol) == (1, 2, "GRIDFTP")
+    assert (await client.copy(names[1], "x", 2, "y", protocol="dummy", overwrite="always")).protocol == "DUMMY"
+    assert (await client.site(names[1])).id == 1
+    with pytest.raises(UnknownSiteError, match=r"no site NORT\. Did you mean NORTH\?"):
+        await client.list("NORT", "/")
+    with pytest.raises(TypeError, match="overwrit"):
+        await client.copy(1, "x", 2, "y", overwrit="always")  # type: ignore[call-arg]
+
+
+async def first_job(client: WorkqueueClient) -> int:
+    """The number of the user's first job, once it is registered."""
+    while not (jobs := await client.jobs()):
+        pass
+    return jobs[0].id
+
+
+@ensure
+async def test_a_listing_in_one_call(as_user: ClientOf, service: Service) -> None:
+    client = as_user("lister")
+    answer = client.ls(1, "a", protocol="dummy")
+    job_id = await first_job(client)
+    (token,) = await service.claim(job_id)
+    await service.list_with(token, [ListedEntry("", "directory"), ListedEntry("x", "file", 7)])
+    await service.settle(token)
+    (entry,) = await answer
+    assert repr(entry) == "<EntryView 'x' file 7 bytes>"
+
+
+@ensure
+async def test_a_failed_job_that_was_waited_for_is_an_error(as_user: ClientOf, service: Service) -> None:
+    client = as_user("checker")
+    answer = client.mkdir(1, "/there", protocol="DUMMY", wait=True)
+    job_id = await first_job(client)
+    (token,) = await service.claim(job_id)
+    await service.settle(token, JobStatus.FAILED, AttemptFailure(FailureScope.SOURCE, FailureCode.EXISTS, "it is"))
+    with pytest.raises(JobFailedError, match=r"failed: /there: EXISTS \(source\): it is") as caught:
+        await answer
+    assert (caught.value.code, caught.value.job.id) == ("EXISTS", job_id)
+    assert caught.value.hint in str(caught.value)
+    assert repr(caught.value.job) == f"<JobView {job_id} FAILED: MKDIR 1:/there, 0/1 elements, 1 failed, 0 skipped>"
+    other = await client.mkdir(1, "/a", protocol="DUMMY")
+    await client.cancel(other.id)
+    with pytest.raises(JobFailedError, match="was cancelled"):
+        await client.wait(other.id, check=True)
+    assert (await client.wait(other.id)).status == "CANCELLED"
 
 
 @ensure

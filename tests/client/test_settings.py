@@ -56,7 +56,7 @@ def test_the_usual_proxy_of_the_user_is_the_last_resort(tmp_path: Path) -> None:
     proxy = Path(f"/tmp/x509up_u{number}")
     proxy.write_text("")
     try:
-        # Somebody else's file of that name is not taken: anybody can write into /tmp.
+        # A file of that name of another account is not used: /tmp is writable for everybody.
         assert find_settings(URL, tmp_path, number).certificate is None
         if os.getuid() == 0:
             os.chown(proxy, number, -1)

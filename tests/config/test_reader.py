@@ -1,4 +1,4 @@
-"""The configuration file: what it gives, and how mistakes are told."""
+"""The configuration file: values, defaults and error messages."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ def test_hints_name_only_what_the_job_can_do() -> None:
         "recursive": "<REMOVE>",
         "parents": "<MKDIR>",
         "verify": "<COPY>",
+        "max_delete": "<COPY>",
     }
     for code, type_ in itertools.product(FailureCode, JobType):
         hint = hint_for(code, type_, words)

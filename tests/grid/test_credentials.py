@@ -114,7 +114,7 @@ FILES = 50
 
 @pytest.mark.full
 def test_a_proxy_that_ends_in_the_middle_of_a_job(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
-    """What was done stays done, what runs ends as it can, the rest is held and goes on; with one try in all."""
+    """Elements that are DONE stay DONE, running ones end, the rest is HELD and resumes; with one try in all."""
     set_keys(service.directory / "workqueue.conf", {"agents": {"max_agents": "1"}, "queue": {"batch_elements": "5"}})
     server = grid.sites["B"].server
     for directory in (grid_directories.a, grid_directories.b):

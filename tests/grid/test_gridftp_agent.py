@@ -308,7 +308,7 @@ def test_a_cancelled_transfer_is_dead_and_gone(own: HelperProcess, sites: Sites)
         key: wire.CancelledEvent(request_id, key) for key in range(3)
     }
     assert tree(sites.b) == {}
-    # The helper goes on.
+    # The helper continues.
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 

@@ -158,7 +158,7 @@ def test_a_cancel_leaves_whole_files_or_none(own: HelperProcess, sites: Sites) -
     residues = [event for event in outcome.values() if isinstance(event, wire.CancelledEvent) and event.residue]
     assert not [name for name in arrived if ".pdm-" in name] or residues
     assert time.monotonic() - asked < 20
-    # The helper goes on.
+    # The helper continues.
     assert isinstance(own.copy([sites.item(sites.put(sites.a / "f"), sites.b / "g")])[1], wire.DoneEvent)
 
 

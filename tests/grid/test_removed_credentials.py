@@ -44,7 +44,7 @@ def test_what_runs_with_a_removed_proxy_is_held(service: TestService, grid: Test
         ended = service.wait_for("bob", job["id"], timeout_s=15)
         assert (ended["status"], ended["max_tries"]) == ("DONE", 1)
     log = service.log_path.read_text()
-    assert "what runs with a credential that was removed is ended" in log
+    assert "attempts with a removed credential are ended" in log
     assert "Traceback" not in log
 
 

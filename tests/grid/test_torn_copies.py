@@ -86,7 +86,7 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
 def test_of_many_sources_those_that_are_rewritten_in_place_are_found(
     own: HelperProcess, sites: Sites, verify: str, others: int
 ) -> None:
-    """Their times are told by a listing of their directory, or by a command each where it holds many others."""
+    """Their times come from a listing of their directory, or from a command for each if it is large."""
     files = [sites.put(sites.a / f"f{number:03}", b"o" * MIB) for number in range(160)]
     for file in files:
         os.utime(file, (OLD, OLD))
@@ -120,7 +120,7 @@ def test_of_many_sources_those_that_are_rewritten_in_place_are_found(
 
 
 def test_a_session_that_thaws_after_the_copy_was_done_changes_nothing(own: HelperProcess, sites: Sites) -> None:
-    """What a frozen session of the destination was told to store, it stores under names that nobody uses any more."""
+    """A frozen session of the destination writes later to a name that is not used any more."""
     files = [sites.put(sites.a / f"f{number}", os.urandom(MIB // 4)) for number in range(120)]
     items = [sites.item(file, sites.b / file.name, key) for key, file in enumerate(files)]
     # So that the kept sessions are there.

@@ -92,7 +92,7 @@ class HelperProcess:
         """Kill it; returns its noise."""
         self.process.kill()
         with self.process as process:
-            # What was written and never read is of no interest; neither is that nobody reads it.
+            # Unread input of the process does not matter.
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()  # type: ignore[union-attr]
             self.noise += b"" if process.stdout.closed else process.stdout.read()  # type: ignore[union-attr]
@@ -201,7 +201,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def outcomes(events: Sequence[wire.AgentEvent]) -> dict[int, wire.AgentEvent]:
-    """The one outcome of each key; fails if a key has none, two, or goes on after it."""
+    """The outcome of each key; fails if a key has none, two, or events after it."""
     ended: dict[int, wire.AgentEvent] = {}
     seen: set[int] = set()
     for event in events:

@@ -112,7 +112,7 @@ def sends(*pieces: bytes) -> Listing:
 
 
 def endless(piece: bytes) -> Listing:
-    """A listing that sends the same until nobody listens any more."""
+    """A listing that sends the same line until the client disconnects."""
 
     def listing(data: socket.socket) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The pipes of a helper: order, framing, back-pressure, and what happens when somebody goes."""
+"""The pipes of a helper: order, framing, back-pressure, and the end of either process."""
 
 from __future__ import annotations
 

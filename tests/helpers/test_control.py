@@ -91,7 +91,7 @@ def test_replies_go_to_their_commands_in_order_however_they_arrive(server: Serve
     [
         (b"632 !!!\r\n", "server:2811"),
         (b"632 " + base64.b64encode(b"what?\r\n") + b"\r\n", "this is no reply"),
-        (b"632 " + base64.b64encode(b"200 fine\r\n") + b"\r\n", "without being asked"),
+        (b"632 " + base64.b64encode(b"200 fine\r\n") + b"\r\n", "unexpected reply"),
         (b"x" * (1024 * 1024), "without an end"),
     ],
 )

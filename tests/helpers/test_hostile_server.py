@@ -1,4 +1,4 @@
-"""The GridFTP helper against servers that lie, babble or say nothing: it reports, and goes on."""
+"""The GridFTP helper against servers that send wrong, endless or no replies: it reports an error, and continues."""
 
 from __future__ import annotations
 

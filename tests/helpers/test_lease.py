@@ -69,7 +69,7 @@ def test_a_removal_that_was_suspended_beyond_the_lease_removes_nothing_more(
     file_helper.process.send_signal(signal.SIGSTOP)
     gone = [file for file in files if not file.exists()]
     assert 0 < len(gone) < len(files), "it was not suspended in the middle"
-    # The same names, by somebody else: what another daemon's removal has left free.
+    # The same names with other content, made after another daemon's removal.
     for file in gone:
         file.write_bytes(b"new")
     left = {path.name for path in site.iterdir()}

@@ -208,6 +208,38 @@ async def test_an_unknown_option_lists_the_known_ones(service: Service) -> None:
     assert answer.json["detail"] == f"unknown key 'src_site'; known are {known}"
 
 
+#: Options of a COPY → what the error says of them.
+_CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"sync": "size", "overwrite": "never"}, "sync and overwrite contradict"),
+    ({"delete_extra": True}, "delete_extra and sync contradict"),
+    ({"sync": "size", "max_delete": 5}, "max_delete and delete_extra contradict"),
+    ({"sync": "size", "move": True, "delete_extra": True}, "move and delete_extra contradict"),
+    ({"verify": "size", "checksum": "MD5"}, "verify and checksum contradict"),
+    ({"verify": "size", "sync": "checksum"}, "verify and sync contradict"),
+    ({"min_size": 2, "max_size": 1}, "min_size and max_size contradict"),
+    ({"newer_than": "1d", "older_than": "2d"}, "newer_than and older_than contradict"),
+    ({"newer_than": "yesterday"}, "newer_than: a time such as"),
+    ({"sync": "content"}, "invalid enum value"),
+    ({"filters": [{}]}, "either include or exclude"),
+    ({"filters": [{"include": "a", "exclude": "b"}]}, "either include or exclude"),
+    ({"filters": [{"include": "*.root"}]}, "leave nothing out"),
+    ({"filters": [{"exclude": "x"}, {"exclude": "[a"}]}, "pattern 2, '[a'"),
+    ({"filters": [{"exclude": "x"}] * 1001}, "length <= 1000"),
+    ({"filters": [{"exclude": "x" * 4097}]}, "length <= 4096"),
+    ({"filters": [{"exclude": "!x"}]}, "use include"),
+    ({"filters": "*.root"}, "expected array"),
+]
+
+
+@pytest_twisted.ensureDeferred
+async def test_options_that_contradict_each_other_are_named(service: Service) -> None:
+    for options, words in _CONTRADICTIONS:
+        answer = await service.call("bad", "POST", "/copy", _GOOD["/copy"] | {"extra_opts": options})
+        assert answer.status == 400, options
+        assert answer.problem.startswith("invalid-input $.extra_opts"), answer.body
+        assert words in answer.json["detail"], answer.body
+
+
 _QUERIES = (
     ("status=DUNNO", "?status"),
     ("status=DONE,,FAILED", "?status"),

@@ -36,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def lasting(job: dict[str, Any]) -> dict[str, Any]:
-    """A job without what goes on from answer to answer and no array has, and without what operators alone see."""
+    """A job without fields that change between answers, are missing in arrays, or are for operators only."""
     passing = {"progress", "queue", "next_try", "waiting", "owner"}
     return {key: value for key, value in job.items() if key not in passing}
 
@@ -173,7 +173,7 @@ async def test_ten_thousand_jobs_are_listed_page_by_page(service: Service, monke
     assert (max(sizes), sum(sizes)) == (transactions.PAGE_SIZE, count)
     some = (await service.call("lister", "GET", "/jobs?limit=1300")).json
     assert some == listed[:1300]
-    # The newest are in memory, the oldest have left it again; both are told alike.
+    # The newest are cached, the oldest are not any more; both answers are equal.
     for record in (records[0], records[-1]):
         job = (await service.call("lister", "GET", f"/jobs/{record.id}")).json
         assert lasting(job) == listed[records.index(record)]

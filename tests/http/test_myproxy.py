@@ -21,7 +21,7 @@ reactor: Any = _reactor
 
 
 class _Silent(Protocol):
-    """Takes a connection and says nothing; the test is told of it, and of its end."""
+    """Accepts a connection and sends nothing; notifies the test of the connection and its end."""
 
     factory: Any
 

@@ -228,7 +228,7 @@ async def test_a_bug_is_a_500_with_an_incident(
 
     monkeypatch.setattr(jobs, "fetch", bug)
     monkeypatch.setattr(jobs, "page", bug)
-    # A number that nobody has: what is in memory would be answered without the database.
+    # An unknown number: a cached job would be answered without the database.
     for path in ("/jobs/999999", "/jobs"):
         answer = await service.call("unlucky", "GET", path)
         assert (answer.status, answer.problem) == (500, "internal-fault")

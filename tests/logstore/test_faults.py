@@ -1,4 +1,4 @@
-"""Disks that are full or gone: nobody waits for ever, nothing is lost without a word."""
+"""Full and missing disks: no caller waits for ever, and every lost line is reported."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def test_reading_what_cannot_be_read(logs: Logs) -> None:
 
 @pytest.mark.parametrize("length", [30, 300, 30_000])
 def test_reading_is_bounded(make_logs: Any, length: int) -> None:
-    """However long a file of ours has become, and whoever wrote it."""
+    """For files of any length, by any writer."""
     logs = make_logs(head_bytes=1000, tail_bytes=100)
     logs.file.parent.mkdir(parents=True)
     lines = [b"2027-01-15T08:00:00.250Z 7.1 %d %b\n" % (n, b"x" * length) for n in range(5_000_000 // length)]

@@ -233,7 +233,7 @@ class Queue(RuleBasedStateMachine):
                     if other.phase and other.status is _S.SUBMITTED:
                         other.status = _S.CANCELLED
         assert set(settled.lost) == lost
-        # The model knows no times: what a lost daemon's attempt is told to have been may differ in those.
+        # The model has no times: those of a lost daemon's attempt may differ.
         assert settled.repeated <= repeated
         assert {token for token in repeated if chosen[token] is _S.DONE} <= settled.repeated
         ended = {job_id for job_id, was_final in before.items() if self._is_final(job_id) and not was_final}

@@ -1,4 +1,4 @@
-"""What is told of a job while it runs: never more than there is, and never less than before, unless something was lost.
+"""Progress of a running job: never more than the total, and never less than before unless bytes were lost.
 
 The board, the records of the database, which come late, and the arithmetic together, in any order of events.
 """

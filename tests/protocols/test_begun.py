@@ -40,13 +40,13 @@ def made(helper: HelperProcess, stand: Stand, path: Any, found: Any) -> wire.Age
 def test_only_evidence_makes_an_unheard_rename_done(stand: Stand, helper: HelperProcess) -> None:
     ground = Ground(stand, "rename")
     old, new, others = ground.here, ground.new, stand.put(ground.directory / "others", b"somebody else's")
-    # Never begun: what is there is somebody else's, whatever became of the attempt before.
+    # Never begun: an existing file belongs to another client, whatever the result of the attempt before.
     assert judged(stand.protocol, renamed(helper, stand, ground.absent, others, None)) == "source NOT_FOUND"
     number = helper.new_id() + 1
     assert isinstance(renamed(helper, stand, old, new, None), wire.DoneEvent)
     found = helper.begun[number, 1]
     assert found["source"][:2] == ["file", 7] and found["destination"] is None
-    # Done, and nobody was told: the second attempt sees that it was this file.
+    # Done, but not reported: the second attempt recognises this file.
     assert isinstance(renamed(helper, stand, old, new, found), wire.DoneEvent)
     assert judged(stand.protocol, renamed(helper, stand, old, others, found)) == "source NOT_FOUND"
     # Begun and not done, and the source taken away: what was there before is not it, however alike.

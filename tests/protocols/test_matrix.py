@@ -93,7 +93,7 @@ class Seen:
         self.codes: dict[str, AttemptFailure] = {}
 
     def outcome(self, protocol: str, event: wire.AgentEvent) -> str:
-        """What users are told, and its code noted for the other table."""
+        """The code and hint that users see; the code is noted for the other table."""
         if not isinstance(event, wire.FailedEvent):
             assert isinstance(event, wire.DoneEvent), event
             return "DONE"

@@ -1,4 +1,4 @@
-"""A path that always fails ends by itself, and work of others at the same server goes on meanwhile."""
+"""A path that always fails ends by itself, and does not delay other work at the same server."""
 
 from __future__ import annotations
 

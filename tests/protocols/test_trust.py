@@ -40,7 +40,7 @@ def test_each_server_is_vouched_for_by_its_own(
     assert judged(protocol, at_b) == "source CERTIFICATE"
     assert judged(protocol, copied) == "destination CERTIFICATE"
     assert list(places.b.iterdir()) == []
-    # Of the second nothing is told, or two things under two names: only what is trusted everywhere counts, or nothing.
+    # Authorities for the second name are missing or differ: only those trusted for all servers count, or none.
     for told in (
         {urls["A"]: right},
         {urls["A"]: right, urls["B"]: right, urls["B"].replace("localhost", "LOCALHOST"): other},

@@ -1,4 +1,4 @@
-"""What WebDAV servers do that the standard does not say, or says and nobody expects."""
+"""Behaviour of WebDAV servers that the standard does not specify, or that is unexpected."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_where_there_is_no_room_the_silent_ones_make_it(start: Start, held: cont
     kept = shaken(service, held, "admin")
     kept.sendall(f"GET {_PATH}/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
-    # Nobody knows whose these are: they go before the one that has shown itself.
+    # Their owners are unknown: they are closed before the authenticated one.
     silent = [shaken(service, held) for _ in range(30)]
     assert is_open(kept)
     assert [is_open(one) for one in silent] == [False] * 11 + [True] * 19

@@ -1,4 +1,4 @@
-"""No regular expression takes long over a text that somebody sends: none has a repetition within a repetition."""
+"""No regular expression takes long over hostile text: none has a repetition within a repetition."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _EXAMPLE = Path(__file__).parents[2] / "etc" / "sites.d" / "example.conf"
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Refused:
-    """Reads a file that must be refused; gives what is told."""
+    """Reads an invalid file; returns the error message."""
 
     def read(text: str) -> str:
         (tmp_path / "sites.conf").write_text(text, encoding="utf-8")

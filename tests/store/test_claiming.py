@@ -170,7 +170,7 @@ def test_batches_of_small_jobs_are_as_large_as_those_of_a_large_job(store: Store
 def test_a_batch_may_be_larger_where_other_users_have_work_for_the_other_agents(store: Store) -> None:
     store.worker()
     store.copy_job(store.user("dave"), [1] * 160)
-    # What is not due is no work for anybody.
+    # Elements that are not due are not claimed for any user.
     store.settle(ended(JobStatus.SUBMITTED, *store.claim(), not_before=START + timedelta(hours=1)))
     store.copy_job(store.user("alice"), [1] * 160)
     assert list(map(len, numbers(store.claim(batches=1, sharers=8)))) == [20]

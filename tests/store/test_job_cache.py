@@ -195,7 +195,7 @@ async def test_a_commit_that_fails_leaves_no_doubt(database: Database, reads: li
 
 @pytest_twisted.ensureDeferred
 async def test_during_a_commit_the_database_is_read(database: Database, database_kind: str, reads: list[int]) -> None:
-    """Nobody can tell from outside whether it is through: only the database can."""
+    """During a commit only the database knows the current state."""
     job = await _submit(database)
     engine = database._engines.writer
     begun: Deferred[None] = Deferred()

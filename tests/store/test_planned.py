@@ -9,7 +9,7 @@ from attrs import evolve
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.jobs import Batch, Counters, JobRecord, NewElement
 from pdm.workqueue.domain.planning import LAST_PHASE
-from pdm.workqueue.store import job_changes, leases, planned_removals, results
+from pdm.workqueue.store import job_changes, leases, planned_elements, results
 from tests.store.stores import LIST_LANE, MISSING, Store, done, ended, token_of
 from tests.support.records import job_record
 
@@ -176,12 +176,12 @@ def test_a_listing_that_begins_again_drops_its_deletions(store: Store) -> None:
     store.worker("v")
     (again,) = store.claim("v", types=LIST_LANE)
     assert again.elements[0].attempts == 2
-    assert not store.run(planned_removals.drop_deletions, token_of(again), store.now)
+    assert not store.run(planned_elements.drop_deletions, token_of(again), store.now)
     record = store.job(job.id)
     assert record.counters == Counters(elements=2, submitted=1, running=1) == store.recount(job.id)
     assert store.run(results.add_elements, "v", token_of(again), [deletion("y")])
     assert [element.src_filepath for element in store.elements(job.id)] == ["/src", "/src/a", "/dst/y"]
-    assert not store.run(planned_removals.drop_deletions, token_of(listing)._replace(job_id=99), store.now)
+    assert not store.run(planned_elements.drop_deletions, token_of(listing)._replace(job_id=99), store.now)
 
 
 def test_removals_have_no_bytes_to_move(store: Store) -> None:

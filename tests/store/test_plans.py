@@ -17,7 +17,7 @@ from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType, PlannedA
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.limits import ClaimExclusions, LimitKey, LimitKind, Route, StreamQuota
 from pdm.workqueue.domain.sites import Actor, NewSite
-from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, planned_removals, results, sites
+from pdm.workqueue.store import claim_queries, job_changes, jobs, leases, planned_elements, results, sites
 from pdm.workqueue.store.jobs import ElementFilter, JobFilter
 from tests.store.stores import LEASE_S, MISSING, Store, done, ended, name_of, token_of
 from tests.support.records import verdict
@@ -125,7 +125,7 @@ def test_removals_of_a_copy(busy: Store, explained: Explained, options: dict[str
         busy.settle(done(*batches))
     assert types == {JobType.COPY, JobType.REMOVE}
     assert busy.job(job.id).status is JobStatus.DONE
-    busy.run(planned_removals.drop_deletions, token_of(listing), busy.now)
+    busy.run(planned_elements.drop_deletions, token_of(listing), busy.now)
     explained.assert_indexed()
 
 

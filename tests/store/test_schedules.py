@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.schedules import NewSchedule, RunOutcome, ScheduleRecord
+from pdm.workqueue.domain.schedules import MOST_RUNS, NewSchedule, RunOutcome, ScheduleRecord
 from pdm.workqueue.store import schedules
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey
 from pdm.workqueue.store.records import jobs
@@ -148,12 +148,12 @@ def test_a_time_has_one_run_even_if_the_clock_was_set_back(store: Store) -> None
 
 def test_the_history_is_bounded(store: Store) -> None:
     schedule = created(store, store.user())
-    for _ in range(schedules.MOST_RUNS + 3):
+    for _ in range(MOST_RUNS + 3):
         store.pass_time(3600)
         (schedule,) = store.run(schedules.due, store.now)
         made(store, schedule, PlannedRun(None, message="no"))
     runs = store.run(schedules.runs, schedule.id)
-    assert len(runs) == schedules.MOST_RUNS
+    assert len(runs) == MOST_RUNS
     assert runs[0].due_at == store.now
 
 

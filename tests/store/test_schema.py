@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
@@ -75,6 +79,23 @@ def test_a_migrated_database_is_left_alone(connection: sa.Connection) -> None:
     migrate(connection)
     migrate(connection)
     assert connection.execute(sa.text("SELECT count(*) FROM alembic_version")).scalar() == 1
+
+
+def test_a_migration_has_the_name_of_its_file_and_the_newest_sorts_last() -> None:
+    scripts = list(ScriptDirectory.from_config(config()).walk_revisions())
+    names = [script.revision for script in scripts]
+    assert names == [Path(script.path).stem for script in scripts]
+    assert names == sorted(names, reverse=True)
+
+
+def test_a_start_that_migrates_nothing_does_not_import_alembic(tmp_path: Path) -> None:
+    start = (
+        "import sys; from pdm.workqueue.store.engines import make_engines, migrate;"
+        f"e = make_engines('sqlite:///{tmp_path}/db', 1); c = e.writer.begin(); migrate(c.__enter__());"
+        "c.__exit__(None, None, None); e.dispose(); sys.exit('alembic' in sys.modules)"
+    )
+    first, second = (subprocess.run([sys.executable, "-c", start], check=False).returncode for _ in range(2))
+    assert (first, second) == (1, 0)
 
 
 def test_a_schema_of_the_future_is_refused(connection: sa.Connection) -> None:
@@ -179,7 +200,7 @@ def test_subjects_of_users_get_their_new_form(connection: sa.Connection) -> None
 
 
 def _back_to_the_first_schema(connection: sa.Connection) -> None:
-    """Keep the queue, as far as the first schema could: its statements are not those of today's code."""
+    """Keep the queue, where the first schema can: its statements are not those of the current code."""
     tables = [Base.metadata.tables[name] for name in ("users", "workers", "jobs", "job_elements", "attempts")]
     rows = {table.name: connection.execute(sa.select(table)).mappings().all() for table in tables}
     Base.metadata.drop_all(connection)

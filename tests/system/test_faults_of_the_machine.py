@@ -230,7 +230,7 @@ def test_a_start_can_be_stopped_at_any_moment(make: Make) -> None:
     assert service.stop() == 0
     statuses = {}
     with contextlib.closing(sqlite3.connect(service.directory / "var" / "workqueue.sqlite")) as other:
-        # With the database locked the start goes on for long.
+        # With a locked database the start takes long.
         other.execute("BEGIN IMMEDIATE")
         for seconds in (1.5, 3.0):
             process = subprocess.Popen(

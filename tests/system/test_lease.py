@@ -115,7 +115,7 @@ def test_a_removal_that_was_suspended_removes_none_of_the_files_that_have_come_s
 def test_helpers_of_a_suspended_daemon_are_gone_before_another_one_takes_over(
     pair: tuple[TestService, TestService],
 ) -> None:
-    """The daemon alone is suspended: its helpers, which nobody tells of a renewal, stop in time by themselves."""
+    """Only the daemon is suspended: its helpers get no renewal and stop in time."""
     first, second = pair
     places = {"src_siteid": 1, "src_filepath": "/t", "dst_siteid": 2, "dst_filepath": "/c"}
     options = {"dummy": {"files": 3, "delay": 1.5 * LEASE_S}}

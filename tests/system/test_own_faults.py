@@ -1,4 +1,4 @@
-"""Faults of the service's own machine: they cost no attempt, ``/health`` tells of them, and work goes on afterwards."""
+"""Faults of the service's own machine: they cost no attempt, ``/health`` reports them, and work resumes afterwards."""
 
 from __future__ import annotations
 

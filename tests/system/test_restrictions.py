@@ -35,7 +35,7 @@ def test_nothing_new_starts_at_a_drained_site(service: TestService) -> None:
     service.wait_for("admin", slow["id"], until=("RUNNING",))
     assert "new disks" in service.pdm("admin", "site", "drain", "DRAINED", "new disks").stdout
     waiting = service.submit("admin", "list", src_siteid=number, src_filepath="b", protocol="DUMMY")
-    # It is accepted, and who submits is told that it will wait, and why.
+    # It is accepted; the response says that it will wait, and why.
     assert waiting["waiting"] == [f"site DRAINED ({number}) is drained: new disks"]
     told = service.pdm("admin", "mkdir", "--no-wait", "--protocol", "dummy", "DRAINED:c")
     assert (told.returncode, "is drained: new disks" in told.stderr) == (0, True), told.stderr

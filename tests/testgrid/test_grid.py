@@ -245,7 +245,7 @@ def test_files_can_be_kept(grid_programs: None, open_directory: Path) -> None:
     assert not grid.directory.exists()
 
 
-# Nobody may be unable to read the interpreter's files, so everything is imported first.
+# The account may not be able to read the interpreter's files, so import everything first.
 _AS_NOBODY = """
 import os, sys
 from pdm.testgrid.__main__ import main

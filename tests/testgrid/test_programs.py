@@ -1,4 +1,4 @@
-"""What is not installed is told with the command that installs it."""
+"""A missing program is reported with the command that installs it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def free_port() -> int:
 def anonymous(grid: TestGrid, open_directory: Path) -> Iterator[tuple[str, Path]]:
     """A GridFTP server without security: of ``ftp://`` only gfal and globus-url-copy know."""
     if not owner():
-        pytest.skip("only root can be anonymous as somebody")
+        pytest.skip("only root can start an anonymous server as another account")
     port, directory = free_port(), open_directory / "anonymous"
     directory.mkdir()
     grid.give(directory)

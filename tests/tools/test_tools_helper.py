@@ -73,7 +73,7 @@ def test_files_of_odd_names_go_by_one_process_and_each_has_its_own_lines(shared:
 
 def test_a_missing_an_unreadable_and_a_good_source_in_one_list(shared: HelperProcess, sites: Sites) -> None:
     if not owner():
-        pytest.skip("nobody else's file can be made here")
+        pytest.skip("only root can make files of other accounts")
     secret = sites.put(sites.a / "secret")
     good = sites.put(sites.a / "good")
     os.chown(secret, 0, 0)
@@ -121,7 +121,7 @@ LIES = {
 def test_only_our_own_proof_counts(lie: str, verify: str, with_tool: WithTool, sites: Sites) -> None:
     script, expected = LIES[lie]
     if verify == "size" and lie == "it damages the file":
-        pytest.skip("whoever asks for the size alone is told of the size alone")
+        pytest.skip("with verify=size only sizes are compared")
     source = sites.put(sites.a / "file", b"the content of it")
     item = sites.item(source, sites.b / "file")
     temporary = sites.b / item.temporary.rpartition("/")[2]
@@ -132,7 +132,7 @@ def test_only_our_own_proof_counts(lie: str, verify: str, with_tool: WithTool, s
 
 
 def test_the_tool_is_killed(own: HelperProcess, sites: Sites) -> None:
-    """Its file is CRASHED, as with a helper that is killed, and is worth another try; the rest of its list goes on."""
+    """Its file is CRASHED, as after a killed helper, and is retried; the rest of its list continues."""
     huge, small = sites.huge(), sites.put(sites.a / "small")
     number = own.new_id()
     items = [sites.item(huge, sites.b / "huge", 1), sites.item(small, sites.b / "small", 2)]
@@ -226,7 +226,7 @@ def test_a_listing_is_put_right(shared: HelperProcess, sites: Sites) -> None:
     sites.put(directory / "new\nline")
     events = shared.list(sites.url(directory))
     assert {"%E9", "new%0Aline", "sub/deep"} <= set(entries(events))
-    assert any("gfal-ls has broken off" in line for line in log_of(events, 0))
+    assert any("gfal-ls stopped after" in line for line in log_of(events, 0))
 
 
 def test_a_missing_directory(shared: HelperProcess, sites: Sites) -> None:

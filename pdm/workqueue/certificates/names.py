@@ -172,3 +172,13 @@ def _tlv(tag: int, content: bytes) -> bytes:
 
 def _as_stem(digest: bytes) -> str:
     return f"{int.from_bytes(digest[:4], 'little'):08x}"
+
+
+def host_names(certificate: x509.Certificate) -> list[str]:
+    """The hosts that a certificate is for: its alternative names, else the host in its common name."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        return [name.removeprefix("host/") for name in common[-1:]]
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from pdm.workqueue.certificates.names import dn
+from pdm.workqueue.certificates.names import dn, host_names
 from pdm.workqueue.certificates.pem import (
     CertificateFilesError,
     TlsIdentity,
@@ -331,11 +331,7 @@ def _is_address(host: str) -> bool:
 
 def _names_of(certificate: x509.Certificate) -> list[str]:
     """The hosts that a certificate is for; the first few of them."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    found = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    found = host_names(certificate)
     more = len(found) - _MOST_NAMES
     return found[:_MOST_NAMES] + ([f"{more} more"] if more > 0 else [])
 

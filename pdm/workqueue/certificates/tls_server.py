@@ -178,6 +178,11 @@ class ServerTls:
         """The authorities and lists in force, for chains that do not arrive by TLS (`delegation.accept_proxy`)."""
         return self._loaded.trust
 
+    @property
+    def identity(self) -> TlsIdentity:
+        """The certificate and key in force, for what is signed outside TLS (`signatures.sign_detached`)."""
+        return self._loaded.identity
+
     def wrap(self, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
         """The factory to listen with: speaks TLS, then hands over to `factory`."""
         return _ServerFactory(self, isClient=False, wrappedFactory=factory)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -15,7 +14,10 @@ from attrs import frozen
 
 from pdm.workqueue.cli.display import display_name
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.domain.enums import RELAYED, TOOL_PROTOCOLS, JobProtocol, MoverKind
+from pdm.workqueue.client import sites as client_sites
+from pdm.workqueue.client.errors import NoCommonProtocolError, UnknownSiteError
+from pdm.workqueue.client.sites import choose_protocol
+from pdm.workqueue.domain.enums import JobProtocol, MoverKind
 from pdm.workqueue.domain.paths import text_from_bytes
 from pdm.workqueue.wire.sites import SiteView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
@@ -251,21 +253,10 @@ async def find_site(client: WorkqueueClient, name: str) -> SiteView:
 
 
 def _find_site(sites: Sequence[SiteView], name: str) -> SiteView:
-    # A name may consist of digits: names take precedence over numbers.
-    for same in (lambda site: site.name == name, lambda site: str(site.id) == name):
-        for site in sites:
-            if same(site):
-                return site
-    known = ", ".join(sorted(f"{display_name(site.name)} ({site.id})" for site in sites)) or "none"
-    near = did_you_mean(name, [site.name for site in sites])
-    raise CommandError(ExitCode.NOT_FOUND, f"no site {display_name(name)}", f"{near}Known sites: {known}.")
-
-
-def did_you_mean(typed: str, known: Iterable[str]) -> str:
-    """``Did you mean cern? `` for a word that is like a known one, in any case; else empty."""
-    by_lower = {word.lower(): word for word in known}
-    near = difflib.get_close_matches(typed.lower(), by_lower, n=1)
-    return f"Did you mean {display_name(by_lower[near[0]])}? " if near else ""
+    try:
+        return client_sites.find_site(sites, name)
+    except UnknownSiteError as error:
+        raise CommandError(ExitCode.NOT_FOUND, error.what, error.advice) from error
 
 
 async def user_number(client: WorkqueueClient, name: str) -> int:
@@ -297,29 +288,14 @@ def common_name(subject: str) -> str:
 
 
 def protocol_for(sites: Sequence[SiteView], requested: str | None, mover: str | None = None) -> JobProtocol:
-    """Choose the protocol: as requested, else GridFTP if all sites offer it, else the first that all offer.
-
-    Without a common protocol, the first by which the service can relay from the source to the destination. DUMMY comes
-    last, because it only simulates work. `sites` are the source and, if different, the destination; they choose a
-    `mover` of None.
+    """The requested protocol, else the one that `choose_protocol` chooses.
 
     Raises:
         CommandError: no protocol connects the sites.
     """
     if requested is not None:
         return JobProtocol.parse(requested)
-    offered = [{protocol for protocol in JobProtocol if protocol.name in site.protocols} for site in sites]
-    common = set.intersection(*offered)
-    by_tools = MoverKind.TOOLS in ([site.mover for site in sites] if mover is None else [mover])
-    reaching = TOOL_PROTOCOLS if by_tools else RELAYED
-    relayed = offered[0] & reaching if offered[-1] & reaching else set()
-    for choice in (common - {JobProtocol.DUMMY}, relayed, common):
-        if choice:
-            return min(choice)
-    offers = "; ".join(f"{display_name(site.name)} offers {', '.join(site.protocols) or 'nothing'}" for site in sites)
-    others = ", ".join(protocol.name for protocol in sorted(reaching))
-    raise CommandError(
-        ExitCode.USAGE,
-        f"the sites have no protocol in common: {offers}",
-        f"Copies use one protocol, or go from one of {others} to another of these.",
-    )
+    try:
+        return choose_protocol(sites, mover)
+    except NoCommonProtocolError as error:
+        raise CommandError(ExitCode.USAGE, error.what, error.advice) from error

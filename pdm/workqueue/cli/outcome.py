@@ -132,6 +132,7 @@ _HINT_WORDS: Mapping[str, str] = {
     "recursive": "'pdm rm -r'",
     "parents": "-p",
     "verify": "--verify size",
+    "max_delete": "--max-delete N",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from attrs import frozen
 from msgspec import UNSET
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 
 from pdm.workqueue.cli.arguments import JOB_NUMBER, format_option
 from pdm.workqueue.cli.display import display_line, display_name, display_timestamp, print_stderr, stdout_table
@@ -51,10 +51,10 @@ class RecordingClient(WorkqueueClient):
             self._recording = False
         raise CommandError(ExitCode.USAGE, "this command submits no job")
 
-    def _register(self, path: str, body: Mapping[str, Any], key: str) -> Deferred[JobView]:
-        if not self._recording:
-            return super()._register(path, body, key)
-        return fail(_RecordedError({"type": JobType.parse(path.removeprefix("/")).name, **body}))
+    async def _register(self, path: str, body: Mapping[str, Any], key: str) -> JobView:
+        if self._recording:
+            raise _RecordedError({"type": JobType.parse(path.removeprefix("/")).name, **body})
+        return await super()._register(path, body, key)
 
 
 @frozen
@@ -113,7 +113,8 @@ def add(ctx: click.Context, when: str, words: Sequence[str], timezone: str | Non
     earlier run has not ended is not submitted again; of missed times, one is made up for. The number of the
     schedule is printed on stdout.
     """
-    name, *arguments = words
+    # Options of this command after WHEN make click keep the --.
+    name, *arguments = words[1:] if words[0] == "--" and len(words) > 1 else words
     if name not in _SCHEDULABLE:
         raise click.UsageError(f"{name!r} cannot be scheduled: use one of {', '.join(_SCHEDULABLE)}.")
     root = ctx.find_root()

@@ -118,6 +118,8 @@ class Connection:
         body: bytes | None = None,
         content_type: str = "application/json",
         key: str | None = None,
+        accept: str = "application/json",
+        write: Callable[[bytes], object] | None = None,
     ) -> bytes:
         """Send a request for a path below the root of the API, and return the body of the response.
 
@@ -125,16 +127,20 @@ class Connection:
         connection breaks or the service is temporarily unavailable. After a timeout only a request with a key is
         retried, once: it may have been executed, and then the retry gets the result.
 
+        With `write` the body of a successful response is passed to it piece by piece, and not returned; such a request
+        is never retried.
+
         Raises:
             WorkqueueClientError: the request failed; its class and text say how.
         """
-        headers = Headers({"Accept": ["application/json"]})
+        headers = Headers({"Accept": [accept]})
         if body is not None:
             headers.setRawHeaders("Content-Type", [content_type])
         if key is not None:
             headers.setRawHeaders("Idempotency-Key", [key])
         sent_before = timed_out = False
-        for pause in self._pauses_s if key is not None or method != "POST" else ():
+        may_repeat = write is None and (key is not None or method != "POST")
+        for pause in self._pauses_s if may_repeat else ():
             try:
                 return await self._send(method, path, query, body, headers)
             except NoAnswerError as error:
@@ -156,7 +162,7 @@ class Connection:
                 if not sent_before:
                     raise
                 await self.pause(pause)
-        return await self._send(method, path, query, body, headers)
+        return await self._send(method, path, query, body, headers, write)
 
     async def _send(
         self,
@@ -165,6 +171,7 @@ class Connection:
         query: Sequence[tuple[str, str]],
         body: bytes | None,
         headers: Headers,
+        write: Callable[[bytes], object] | None = None,
     ) -> bytes:
         watch = _SilenceTimeout(self._reactor, self._timeout_s)
         try:
@@ -178,7 +185,7 @@ class Connection:
                 unbuffered=True,
             )
             response: IResponse = await watch.over(answer)
-            content = _BodyCollector(watch)
+            content = _BodyCollector(watch, write if 200 <= response.code < 300 else None)
             response.deliverBody(content)
             received = await watch.over(content.complete)
         except DNSLookupError as error:
@@ -243,16 +250,27 @@ class _SilenceTimeout:
 
 
 class _BodyCollector(Protocol):
-    """Collects the body of a response; cancelling `complete` closes the connection."""
+    """Collects the body of a response, or passes it on; cancelling `complete` closes the connection."""
 
-    def __init__(self, watch: _SilenceTimeout) -> None:
+    def __init__(self, watch: _SilenceTimeout, write: Callable[[bytes], object] | None) -> None:
         self._watch = watch
+        self._write = write
         self._chunks: list[bytes] = []
         self.complete: Deferred[bytes] = Deferred(self._cancel)
 
     def dataReceived(self, data: bytes) -> None:
+        if self.complete.called:
+            return
+        if self._write is None:
+            self._chunks.append(data)
+        else:
+            try:
+                self._write(data)
+            except Exception:
+                self.complete.errback(Failure())
+                self._cancel(self.complete)
+        # After writing, which may have taken long.
         self._watch.heard()
-        self._chunks.append(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.complete.called:

@@ -68,6 +68,30 @@ class JobTimeoutError(WorkqueueClientError):
         self.job = job
 
 
+class JobFailedError(WorkqueueClientError):
+    """A job that was waited for ended FAILED or CANCELLED.
+
+    Attributes:
+        job: as it ended (`pdm.workqueue.wire.responses.JobView`).
+        code: stable word of its first failure; ``CANCELLED`` for a job that was cancelled.
+        hint: what to do about that; a sentence, or empty.
+    """
+
+    def __init__(self, what: str, *, job: Any, code: str, hint: str) -> None:
+        super().__init__(what, hint)
+        self.job = job
+        self.code = code
+        self.hint = hint
+
+
+class UnknownSiteError(WorkqueueClientError):
+    """No site has this name."""
+
+
+class NoCommonProtocolError(WorkqueueClientError):
+    """No protocol connects the sites."""
+
+
 class RequestRefusedError(WorkqueueClientError):
     """The service answered with an error.
 

@@ -49,7 +49,7 @@ def find_settings(environ: Mapping[str, str], home: Path, uid: int, url: str | N
     Raises:
         SettingsError: missing or invalid service URL, or an invalid file.
     """
-    path = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pdm" / "client.conf"
+    path = _file_path(environ, home)
     stored = _read_file(path, home)
     found = url or environ.get("PDM_URL") or stored.get("url")
     if not found:
@@ -59,6 +59,19 @@ def find_settings(environ: Mapping[str, str], home: Path, uid: int, url: str | N
         )
     certificate, key = _identity(environ, stored, home, uid)
     return ClientSettings(_checked_url(found), certificate, key, *_authorities(environ, stored, home))
+
+
+def find_authorities(environ: Mapping[str, str], home: Path) -> Path | None:
+    """The authorities alone, as `find_settings` finds them; None for those of the system.
+
+    Raises:
+        SettingsError: client.conf is invalid.
+    """
+    return _authorities(environ, _read_file(_file_path(environ, home), home), home)[0]
+
+
+def _file_path(environ: Mapping[str, str], home: Path) -> Path:
+    return Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pdm" / "client.conf"
 
 
 def _identity(

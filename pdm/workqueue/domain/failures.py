@@ -63,6 +63,8 @@ class FailureCode(enum.StrEnum):
     HOST_KEY = "HOST_KEY"
     CRASHED = "CRASHED"
     BAD_LISTING = "BAD_LISTING"
+    INCOMPLETE_LISTING = "INCOMPLETE_LISTING"
+    TOO_MANY_DELETIONS = "TOO_MANY_DELETIONS"
     DEPENDENCY_MISSING = "DEPENDENCY_MISSING"
     INTERNAL = "INTERNAL"
     UNKNOWN = "UNKNOWN"
@@ -144,6 +146,14 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         ),
         FailureCode.CRASHED: _Meaning(_RETRY, "The transfer helper died: it is tried again; if not, tell an operator."),
         FailureCode.BAD_LISTING: _Meaning(_GIVE_UP, "The server's listing is not valid: report it to the site."),
+        FailureCode.INCOMPLETE_LISTING: _Meaning(
+            _GIVE_UP,
+            "Nothing was removed: see which directories could not be listed, then submit it again.",
+        ),
+        FailureCode.TOO_MANY_DELETIONS: _Meaning(
+            _GIVE_UP,
+            "Nothing was removed: check the paths, then allow more.",
+        ),
         FailureCode.DEPENDENCY_MISSING: _Meaning(
             _HOLD,
             "The service lacks a program or library: tell an operator; once it is installed the job resumes by itself.",
@@ -168,6 +178,9 @@ _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
         (FailureCode.IS_A_DIRECTORY, _COPY): (
             "The destination is a directory: end its path in / to put the file into it, or choose another path."
         ),
+        (FailureCode.TOO_MANY_DELETIONS, _COPY): (
+            "Nothing was removed: check both paths; if all of it is to go, submit it again with {max_delete}."
+        ),
         (FailureCode.IS_A_DIRECTORY, _REMOVE): "To remove a directory with all that is in it: {recursive}.",
         (FailureCode.NOT_EMPTY, _REMOVE): (
             "To remove a directory with all that is in it: {recursive}; where that was asked for, see what failed"
@@ -189,6 +202,7 @@ API_WORDS: Mapping[str, str] = MappingProxyType(
         "parents": "parents=true",
         "verify": "verify=size",
         "retry": "retry the job",
+        "max_delete": "max_delete=N",
     }
 )
 

@@ -59,6 +59,7 @@ class RemovePlan:
     _recursive: bool
     _is_directory: bool = True
     needs_destination: bool = False
+    is_slow: bool = False
 
     def locate(self, tree: str) -> None:
         """A removal follows no links."""

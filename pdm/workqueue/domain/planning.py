@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from attrs import frozen
 
@@ -17,10 +18,14 @@ from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import ListedEntry, NewElement
 from pdm.workqueue.domain.paths import is_safe_path
 
+_T = TypeVar("_T")
+
 #: What is at a destination that was not listed.
 NOTHING: Mapping[str, ListedEntry] = MappingProxyType({})
 #: Phase of the top directory of a REMOVE; each level below runs one phase earlier, files run in phase 0.
 LAST_PHASE = 1_000_000
+#: Elements that are planned at once.
+_PIECE = 1000
 #: The largest size a database integer holds.
 LARGEST_SIZE = 2**63 - 1
 
@@ -38,6 +43,11 @@ class SkipCode(enum.StrEnum):
     LINK_OUTSIDE = "LINK_OUTSIDE"
     UNNAMED = "UNNAMED"
     FILTERED = "FILTERED"
+    NO_TIME = "NO_TIME"
+    OCCUPIED = "OCCUPIED"
+    EXISTS = "EXISTS"
+    KEPT = "KEPT"
+    LINK_NOT_MOVED = "LINK_NOT_MOVED"
 
 
 SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
@@ -46,11 +56,15 @@ SKIP_REASONS: Mapping[SkipCode, str] = MappingProxyType(
         SkipCode.DANGLING_LINK: "a symbolic link that leads nowhere, or to where the site does not reach",
         SkipCode.LINK_TO_DIRECTORY: "a symbolic link to a directory",
         SkipCode.LINK_OUTSIDE: "a symbolic link to a file outside the tree",
-        SkipCode.FILTERED: "left out by filters",
         SkipCode.UNNAMED: (
             "the server counts more entries in this directory than it names:"
             " most likely symbolic links that lead nowhere"
         ),
+        SkipCode.FILTERED: "left out by the filters of the job",
+        SkipCode.NO_TIME: "left out: the site does not say when it was changed, and the filters ask for it",
+        SkipCode.EXISTS: "the destination has a file of this name, which the job may not overwrite",
+        SkipCode.KEPT: "the source is kept: the destination has this file, but the contents were not compared",
+        SkipCode.LINK_NOT_MOVED: "a symbolic link: a move leaves it where it is",
     }
 )
 
@@ -60,9 +74,10 @@ class Skipped:
     """An entry that is left out, and why.
 
     Attributes:
-        path: as of an element; of entries without a name, of the directory that holds them.
-        type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries without a name.
-        count: number of entries; more than 1 only of those without a name.
+        path: as of an element; of entries without a name, of the directory that holds them; of those that filters
+            leave out, the source.
+        type: ``file``, ``directory``, ``link`` or ``other``; ``unknown`` of entries that are counted only.
+        count: number of entries; more than 1 only of those without a name, and of those that filters leave out.
     """
 
     path: str
@@ -98,6 +113,11 @@ class Plan(Protocol):
     @property
     def needs_destination(self) -> bool:
         """Whether the destination is to be listed first, to be compared with."""
+        ...
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether planning may take milliseconds for each entry, and belongs in a thread."""
         ...
 
     def locate(self, tree: str) -> None:
@@ -144,3 +164,17 @@ def checked_entries(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
         if not 0 <= entry.size <= LARGEST_SIZE:
             raise BadListingError(f"the listing gives {entry.path[:200]!r} a size of {entry.size} bytes")
         yield entry
+
+
+def directories_above(path: str) -> Iterator[str]:
+    """The directories above a relative path: the nearest first, the listed one, an empty path, last."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def pieces(items: Iterable[_T]) -> Iterator[tuple[_T, ...]]:
+    """The items, as many together as may be added in one transaction."""
+    rest = iter(items)
+    while piece := tuple(islice(rest, _PIECE)):
+        yield piece

@@ -46,7 +46,7 @@ class Ending(enum.StrEnum):
 #: Log text of elements whose agent was ended because of another job.
 _ENDED_WITH_ANOTHER = "another job's cancellation ended the helper"
 #: Log text of elements that did not fit into the request.
-_POSTPONED = "the batch had no room for it"
+_POSTPONED = "the batch was full"
 
 
 @define(eq=False, kw_only=True)

@@ -205,7 +205,7 @@ class Credentials:
         numbers = {record.id for records in sources.values() for record in records}
         if not numbers:
             return OutdatedCredentials()
-        now_there = await self.database.read("are credentials in use still there", credentials.fetch_many, numbers)
+        now_there = await self.database.read("check credentials in use", credentials.fetch_many, numbers)
         ended, renewed = set(), set()
         for fingerprint, records in sources.items():
             for used in records:

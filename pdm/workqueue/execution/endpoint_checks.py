@@ -197,7 +197,7 @@ class SiteCheck:
         by_tools = moved_by_tools(protocol, None, [site])
         mover = mover_of(protocol, by_tools=by_tools)
         if mover is None:
-            return _failure(FailureCode.UNSUPPORTED, f"this service cannot move by {protocol.name}")
+            return _failure(FailureCode.UNSUPPORTED, f"this service does not support {protocol.name}")
         try:
             kind = await self.preparation.agent_kind(user_id, protocol, [(site, protocol)], by_tools=by_tools)
         except CredentialUnusableError as error:

@@ -350,7 +350,7 @@ class Executor:
             )
         except Exception as error:
             if not isinstance(error, (DatabaseUnavailableError, OSError)):
-                self._log.failure("a batch of job {job} could not be begun", job=running.batch.job.id)
+                self._log.failure("a batch of job {job} could not be started", job=running.batch.job.id)
             self._refuse(running, self.context.service_health.blame(error, ServicePart.CREDENTIAL_FILES))
         finally:
             self._running.pop(running, None)
@@ -394,7 +394,7 @@ class Executor:
             self.pool.retire(credential)
         for running, credential in list(self._running.items()):
             if credential in outdated.ended and running.ending is None:
-                self._log.info("what runs with a credential that was removed is ended", job=running.batch.job.id)
+                self._log.info("attempts with a removed credential are ended", job=running.batch.job.id)
                 running.end(Ending.CREDENTIAL)
 
     def _report_helpers(self, kind: AgentKind, error: AgentStartError) -> None:

@@ -18,7 +18,7 @@ from pdm.workqueue.domain.jobs import Batch, ClaimToken, NewElement
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.execution.destination_index import DestinationIndex
 from pdm.workqueue.execution.listing import ListingIntake
-from pdm.workqueue.store import first_claims, listings, planned_removals, results
+from pdm.workqueue.store import first_claims, listings, planned_elements, results
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.wire.agent_messages import ListRequest
 from pdm.workqueue.wire.options import CopyOptions, Options, RemoveOptions
@@ -91,7 +91,7 @@ class JobListings:
         """What an earlier attempt has planned, which is not planned again; but its deletions are."""
         more = True
         while more:
-            drop = planned_removals.drop_deletions
+            drop = planned_elements.drop_deletions
             more = await self.database.run("drop planned deletions", drop, token, self.clock())
         known = await self.database.read("find planned paths", results.known_paths, token.job_id)
         await self.database.run("begin a listing", listings.begin, token)

@@ -9,14 +9,15 @@ from attrs import Factory, define, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
+from pdm.workqueue.domain.enums import JobType
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import ClaimToken, ListedEntry, NewElement
 from pdm.workqueue.domain.paths import decoded, joined
 from pdm.workqueue.domain.planning import (
     NOTHING,
-    SKIP_REASONS,
     BadListingError,
     Plan,
+    Planned,
     SkipCode,
     Skipped,
     unnamed,
@@ -149,7 +150,6 @@ class ListingIntake:
         self._entries = 0
         self._skipped = 0
         self._notes: list[Skipped] = []
-        self._filtered = 0
         #: Paths only, for planning; the failures are in notes.
         self._unreadable: list[str] = []
         self._is_complete = True
@@ -246,9 +246,6 @@ class ListingIntake:
             failure = await self._end_plan(self._plan)
             if failure is None and (incomplete := self._not_seen or self._closed) is not None:
                 failure = incomplete.failure
-        if self._filtered:
-            reason = SKIP_REASONS[SkipCode.FILTERED]
-            self._notes.append(Skipped(self._source, "unknown", SkipCode.FILTERED, reason, self._filtered))
         await self._keep_notes(())
         return ListingOutcome(self._entries, failure)
 
@@ -262,8 +259,7 @@ class ListingIntake:
             planned = next(pieces, None) if index is None else await deferToThread(next, pieces, None)
             if planned is None:
                 return failure
-            await self._keep_notes(self._without_filtered(planned.skipped))
-            await self._add(planned.elements)
+            await self._keep(planned)
             failure = planned.failure
 
     async def _work(self) -> None:
@@ -298,12 +294,7 @@ class ListingIntake:
             return
         self._entries += len(entries)
         if self._plan is not None:
-            there = NOTHING
-            if self._index is not None and entries:
-                there = await deferToThread(self._index.at, self._plan.places(entries))
-            planned = self._plan.take(entries, there)
-            await self._keep_notes(self._without_filtered(planned.skipped))
-            await self._add(planned.elements)
+            await self._keep(await self._plan_entries(self._plan, entries))
             return
         await self._keep_notes(())
         if entries:
@@ -312,14 +303,25 @@ class ListingIntake:
             if not kept:
                 raise ClaimLostError
 
-    def _without_filtered(self, skipped: Sequence[Skipped]) -> Sequence[Skipped]:
-        """Count skipped entries; those that filters exclude get one note in all, at the end."""
-        filtered = sum(note.count for note in skipped if note.code == SkipCode.FILTERED)
-        self._filtered += filtered
-        if filtered:
-            skipped = [note for note in skipped if note.code != SkipCode.FILTERED]
-        self._skipped += sum(note.count for note in skipped)
-        return skipped
+    async def _plan_entries(self, plan: Plan, entries: Sequence[ListedEntry]) -> Planned:
+        there = NOTHING
+        if self._index is not None and entries:
+            places = plan.places(entries)
+            there = await deferToThread(self._index.at, places)
+            if self._known:
+                # Since an earlier attempt has planned a file, its copy may have arrived.
+                copied = {place for place, entry in zip(places, entries, strict=True) if self._is_known(entry)}
+                there = {place: entry for place, entry in there.items() if place not in copied}
+        return await deferToThread(plan.take, entries, there) if plan.is_slow else plan.take(entries, there)
+
+    def _is_known(self, entry: ListedEntry) -> bool:
+        return results.path_hash(JobType.COPY, joined(self._source, entry.path)) in self._known
+
+    async def _keep(self, planned: Planned) -> None:
+        # What filters leave out is no part of what was asked for: it is noted only.
+        self._skipped += sum(note.count for note in planned.skipped if note.code != SkipCode.FILTERED)
+        await self._keep_notes(planned.skipped)
+        await self._add(planned.elements)
 
     async def _add(self, elements: Sequence[NewElement]) -> None:
         new = elements

@@ -99,7 +99,7 @@ class ServiceHealth:
     _periodic: Periodic | None = None
 
     def start(self) -> None:
-        self._periodic = Periodic(self.reactor, "check what is faulty", _CHECK_PERIOD_S, self._check)
+        self._periodic = Periodic(self.reactor, "check faulty parts", _CHECK_PERIOD_S, self._check)
         self._periodic.start()
 
     async def stop(self) -> None:

@@ -213,7 +213,7 @@ class ActiveBatch:
                     raise StoppedError
                 left = until - time.monotonic()
                 if left <= 0:
-                    raise internal_error("the service did not let it begin in time")
+                    raise internal_error("the service did not confirm the start in time")
                 self._may_go.wait(min(left, _POLL_S))
 
     def go(self, key: int) -> None:
@@ -283,7 +283,7 @@ class ActiveBatch:
             self._on_stop.clear()
             self._on_end.clear()
         for key in self.open_keys():
-            self.failed(key, internal_error("the helper lost sight of this element"))
+            self.failed(key, internal_error("the helper reported no result for this element"))
         self._events.write(wire.FinishedEvent(self.id), at_once=True)
 
     def flush(self) -> None:

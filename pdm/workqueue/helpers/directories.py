@@ -109,8 +109,8 @@ def _check_listed(storage: Storage, name: bytes, url: StorageUrl) -> None:
                 found = other
     if found is not None:
         raise StorageError(
-            f"{url}: the destination takes this name and {quote_from_bytes(found)}, which is there, for one:"
-            " it ignores case, or the way in which letters are composed",
+            f"{url}: the destination treats this name and {quote_from_bytes(found)}, which exists, as the same:"
+            " it ignores case or normalises Unicode",
             errno=errno.EILSEQ,
             code=FailureCode.INVALID_NAME,
             scope=FailureScope.DESTINATION,

@@ -213,7 +213,7 @@ class _GroupCopy:
         free = self._destination.are_free([file.destination for file in unknown]) if unknown else []
         for file, is_free in zip(unknown, free, strict=True):
             if not is_free:
-                self._leave(file, "something is at its destination")
+                self._leave(file, "its destination exists")
 
     def _read(self, files: Sequence[_GroupedFile]) -> None:
         found = at_source(self._source.read_group, [(file.source, file.size) for file in files])
@@ -221,7 +221,7 @@ class _GroupCopy:
             if content is None or len(content.data) != file.size:
                 self._leave(file, "the source cannot be read, or has another size")
             elif content.version.may_hide_writes:
-                self._leave(file, "the source was written to just now")
+                self._leave(file, "the source was written to recently")
             else:
                 file.content, file.version = content
 

@@ -289,7 +289,7 @@ class _TreeListing:
         _prepare(first, self._batch, self._request)
         there = first.stat(self._root.without_slash)
         if there is None:
-            raise StorageError(f"{self._root} is not there", errno=errno.ENOENT, code=FailureCode.NOT_FOUND)
+            raise StorageError(f"{self._root} does not exist", errno=errno.ENOENT, code=FailureCode.NOT_FOUND)
         if not is_listed(self._request, there):
             self._batch.entries(self._key, [_entry("", there)])
             return

@@ -78,7 +78,7 @@ def must_recheck(item: PathItem) -> bool:
 
 
 def check_unchanged_since_listing(item: PathItem, there: FileStat | None) -> None:
-    """Raise `StorageError` if a file to remove is not the one that was listed, as far as its storage shows that."""
+    """Raise `StorageError` if a file to remove is not the one that was listed, by what its storage reports."""
     if there is not None and (_is_another(item, there) or _is_later(item, there)):
         raise StorageError(
             f"{item.url} was written to after it was listed, or is another file: it was not removed",
@@ -147,7 +147,7 @@ def _is_made(batch: ActiveBatch, storage: Storage, item: PathItem, url: StorageU
     there = at_destination(storage.stat, url)
     if there is not None:
         if found is not None and found["destination"] is None and there.kind == "directory":
-            batch.log(item.key, "it is there: an earlier attempt, which had found nothing there, has made it")
+            batch.log(item.key, "it exists: an earlier attempt, which had found nothing there, has made it")
             return True
         raise StorageError(f"{url} is there", errno=errno.EEXIST, scope=FailureScope.DESTINATION)
     batch.begin(item.key, FoundBefore(source=None, destination=None), storage.timeouts.stall_s)
@@ -166,9 +166,14 @@ def rename_items(
         if there is None:
             if not _is_renamed(destination, item.found, in_the_way):
                 raise StorageError(
-                    f"{source} is not there", errno=errno.ENOENT, code=FailureCode.NOT_FOUND, scope=FailureScope.SOURCE
+                    f"{source} does not exist",
+                    errno=errno.ENOENT,
+                    code=FailureCode.NOT_FOUND,
+                    scope=FailureScope.SOURCE,
                 )
-            batch.log(item.key, "it has its new name: an earlier attempt, which had found it, has given it")
+            batch.log(
+                item.key, "it has its new name: an earlier attempt, which had found it at the source, has renamed it"
+            )
             batch.done(item.key)
             return
         if in_the_way is not None:

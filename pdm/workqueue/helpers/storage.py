@@ -234,7 +234,7 @@ class Storage(abc.ABC):
         """Version of a file, links followed, read from its storage."""
         there = self.stat(url)
         if there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return FileVersion(there.size, there.mtime)
 
     @abc.abstractmethod

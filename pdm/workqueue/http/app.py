@@ -25,7 +25,7 @@ from werkzeug.routing import BaseConverter, Map
 from pdm.workqueue.domain.sites import RestrictionKind
 from pdm.workqueue.http.access import Authenticator, Caller
 from pdm.workqueue.http.context import PATH_PARAMETERS, Allow, ApiContext, Endpoint, JsonStream, Parameter, PlainText
-from pdm.workqueue.http.decoding import decode_json, decode_query, idempotency_key
+from pdm.workqueue.http.decoding import accepted_media_type, decode_json, decode_query, idempotency_key
 from pdm.workqueue.http.problems import (
     ApiError,
     DatabaseOutageError,
@@ -192,6 +192,8 @@ class _RouteHandler:
             arguments["body"] = body = decode_json(
                 request.body(), _header_values(request, "Content-Type"), cast(type[msgspec.Struct], endpoint.body)
             )
+        if endpoint.media_types:
+            arguments["media_type"] = accepted_media_type(_header_values(request, "Accept"), endpoint.media_types)
         if endpoint.method == "POST":
             route = f"{endpoint.method} {request.path.decode('ascii', 'replace')}"
             keys = _header_values(request, "Idempotency-Key")

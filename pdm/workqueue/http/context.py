@@ -37,6 +37,7 @@ from pdm.workqueue.sites.registry import Site, SiteRegistry
 from pdm.workqueue.store.claim_queries import WaitReason
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.telemetry.background import start_background
+from pdm.workqueue.wire.responses import PlanView
 
 _K = TypeVar("_K", bound=CandidateOfKind)
 #: Clients poll a job once a second, and its credential seldom changes.
@@ -156,6 +157,10 @@ class ApiContext:
     site_directory: SiteDirectory
     #: Checks the endpoints of a site with a user's credential.
     check_site: Callable[[int, Site], Awaitable[Sequence[EndpointCheck]]]
+    #: Host name in the service's certificate.
+    service_name: Callable[[], str]
+    #: Signs bytes with the host key, outside the reactor's thread; a detached JWS.
+    sign: Callable[[bytes], Awaitable[str]]
     #: Protocols to which the service can relay copies from a protocol.
     relays_to: Callable[[JobProtocol], frozenset[JobProtocol]] = _no_relays
     #: Notifies the executor that a credential, possibly in use, was removed or replaced.
@@ -177,6 +182,8 @@ class ApiContext:
     #: Whether the daemon starts jobs in spite of these.
     may_claim: Callable[[], bool] = lambda: True
     expiry_cache: ExpiryCache = field(factory=ExpiryCache)
+    #: Job → when it ended, and its plan.
+    plans: dict[int, tuple[datetime, PlanView]] = field(factory=dict)
     logons: LogonThrottle = field(factory=LogonThrottle)
 
     @property
@@ -275,7 +282,8 @@ def _ignore_cancellation(failure: Failure) -> None:
 
 
 #: A handler: gets the context, the caller (unless open to everybody), and as keywords the path parameters, ``body``,
-#: ``query`` and ``key`` (`IdempotencyKey` of a POST). Returns a value of the result type, or a `JsonStream` of one.
+#: ``query``, ``key`` (`IdempotencyKey` of a POST) and
+#: ``media_type`` (where the endpoint has several). Returns a value of the result type, or a `JsonStream` of one.
 Handler = Callable[..., Awaitable[object]]
 
 
@@ -313,13 +321,14 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
 
 @frozen
 class JsonStream:
-    """A result as pieces of encoded JSON.
+    """A result as pieces, of encoded JSON unless `media_type` says otherwise.
 
     An error before the first `buffered_bytes` are complete becomes a status code; later it aborts the connection.
     """
 
     pieces: AsyncGenerator[bytes]
     buffered_bytes: int = 64 * 1024
+    media_type: str = "application/json"
 
 
 @frozen
@@ -349,6 +358,8 @@ class Endpoint:
     allow: Allow
     #: Errors of this endpoint, besides those of all endpoints.
     errors: tuple[type[ApiError], ...]
+    #: Media types of the response, the default first: the handler gets the one that the client accepts. Empty for JSON.
+    media_types: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -372,6 +383,7 @@ def endpoint(
     status: int = 200,
     allow: Allow = Allow.USERS,
     errors: tuple[type[ApiError], ...] = (),
+    media_types: tuple[str, ...] = (),
 ) -> Callable[[Handler], Endpoint]:
     """Declare the route of a handler; the function is replaced by its `Endpoint`."""
 
@@ -388,6 +400,7 @@ def endpoint(
             status=status,
             allow=allow,
             errors=errors,
+            media_types=media_types,
         )
 
     return declare

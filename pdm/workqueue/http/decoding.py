@@ -10,27 +10,30 @@ import re
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
-from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
+from pdm.workqueue.http.problems import InvalidInputError, NotAcceptableError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
 from pdm.workqueue.sites.registry import TOOL_SCHEMES, Site, moved_by_tools
 from pdm.workqueue.sites.storage_urls import NotOfferedError, storage_url
 from pdm.workqueue.store.jobs import IdempotencyKey
-from pdm.workqueue.wire.options import OPTIONS, read_options
+from pdm.workqueue.wire.options import OPTIONS, CopyOptions, read_options
 from pdm.workqueue.wire.requests import LARGEST_ID, PATTERN_WORDS, SubmitJob
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -76,6 +79,20 @@ def _check_media_type(content_types: Sequence[str]) -> None:
             hint = f"; form data is not accepted, with curl add -H 'Content-Type: {_JSON}'"
             hint = hint if media_type in _FORMS else ""
             raise UnsupportedMediaTypeError(f"{_JSON} is expected, not {media_type[:100]}{hint}", "Content-Type")
+
+
+def accepted_media_type(accept: Sequence[str], offered: Sequence[str]) -> str:
+    """The media type of a response by the Accept headers of a request; the first one offered if there are none.
+
+    Raises:
+        NotAcceptableError: the client accepts none of those offered.
+    """
+    if not accept:
+        return offered[0]
+    found = parse_accept_header(", ".join(accept), MIMEAccept).best_match(offered)
+    if found is None:
+        raise NotAcceptableError(f"this is given out as {' or '.join(offered)}", "Accept")
+    return found
 
 
 def invalid_value(error: msgspec.ValidationError, type_: type[msgspec.Struct], root: str = "$") -> InvalidInputError:
@@ -171,6 +188,18 @@ def enum_members(type_: type[_QueryEnum], values: Sequence[str], name: str) -> f
         return frozenset(type_.parse(value.strip()) for value in values)
     except ValueError as error:
         raise InvalidInputError(str(error), f"?{name}") from error
+
+
+def failure_codes(values: Sequence[str]) -> frozenset[FailureCode]:
+    """Parse the values of the query parameter ``code``.
+
+    Raises:
+        InvalidInputError: a value is no code.
+    """
+    try:
+        return frozenset(FailureCode(value.strip().upper()) for value in values)
+    except ValueError as error:
+        raise InvalidInputError(f"not a failure code; known are {', '.join(FailureCode)}", "?code") from error
 
 
 def idempotency_key(
@@ -300,10 +329,7 @@ def _destination(api: ApiContext, user_id: int, type_: JobType, source: Site, su
 
 
 #: Options of a COPY that nothing carries out yet: better refused than ignored.
-_NOT_CARRIED_OUT = (
-    *("sync", "filters", "min_size", "max_size", "newer_than", "older_than", "delete_extra", "max_delete"),
-    *("dry_run", "move", "preserve", "checksum"),
-)
+_NOT_CARRIED_OUT = ("preserve", "checksum")
 
 
 def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | None) -> dict[str, Any]:
@@ -312,6 +338,8 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
         options = read_options(type_, given)
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
+    if isinstance(options, CopyOptions):
+        _check_filters(options)
     for name in _NOT_CARRIED_OUT:
         if given.get(name):
             raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
@@ -323,6 +351,23 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
                 f"not a failure code; known are {', '.join(FailureCode)}", "$.extra_opts.dummy.fail"
             )
     return given
+
+
+def _check_filters(options: CopyOptions) -> None:
+    """Refuse filters that cannot be used, or that leave out nothing or all."""
+    try:
+        entry_filter = options.rules(datetime.now(UTC)).entry_filter
+    except InvalidPatternError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.filters") from error
+    if options.filters and all(rule.exclude is None for rule in options.filters):
+        raise InvalidInputError(
+            'filters without exclude leave nothing out: end them with {"exclude": "*"}', "$.extra_opts.filters"
+        )
+    first, end = entry_filter.changed_from, entry_filter.changed_before
+    if first is not None and end is not None and first >= end:
+        raise InvalidInputError(
+            "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
+        )
 
 
 def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> None:

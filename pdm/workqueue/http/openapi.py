@@ -141,7 +141,9 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 def _responses(endpoint: Endpoint, schema_of: Mapping[str, Any]) -> dict[str, Any]:
     success: dict[str, Any] = {"description": HTTPStatus(endpoint.status).phrase}
-    if endpoint.result is str:
+    if endpoint.media_types:
+        success["content"] = {each: {"schema": {"type": "string"}} for each in endpoint.media_types}
+    elif endpoint.result is str:
         success["content"] = {"text/plain": {"schema": {"type": "string"}}}
     elif endpoint.result is not None:
         success["content"] = {"application/json": {"schema": schema_of[repr(endpoint.result)]}}

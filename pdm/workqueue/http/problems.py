@@ -101,6 +101,10 @@ class MethodNotAllowedError(ApiError):
     status, word, title = 405, "method-not-allowed", "Method not allowed"
 
 
+class NotAcceptableError(ApiError):
+    status, word, title = 406, "not-acceptable", "The response has no such media type"
+
+
 class DelegationNeededError(ApiError):
     status, word, title = 409, "delegation-needed", "A delegated credential is needed"
 

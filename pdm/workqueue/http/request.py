@@ -69,6 +69,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
     collected: list[bytes] = []
     size = 0
     flow: _FlowControl | None = None
+    media_type = stream.media_type.encode("ascii")
     try:
         async with aclosing(stream.pieces) as source:
             async for piece in source:
@@ -80,7 +81,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
                     if request.method == b"HEAD":
                         break
                     request.setResponseCode(status)
-                    request.setHeader(b"Content-Type", JSON)
+                    request.setHeader(b"Content-Type", media_type)
                     flow = _FlowControl()
                     request.registerProducer(flow, True)
                 request.write(b"".join(collected))
@@ -97,7 +98,7 @@ async def write_stream(request: ApiRequest, status: int, stream: JsonStream) -> 
         # The loss of the connection cancels this handler; until then nothing more may be sent.
         await Deferred()
     if flow is None:
-        write_response(request, status, b"".join(collected))
+        write_response(request, status, b"".join(collected), media_type)
     else:
         request.write(b"".join(collected))
         request.unregisterProducer()

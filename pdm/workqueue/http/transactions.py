@@ -32,11 +32,22 @@ from pdm.workqueue.http.problems import (
     JobNotFoundError,
     NotFoundError,
 )
-from pdm.workqueue.store import chains, credentials, first_claims, job_changes, jobs, schedules, sites, users
+from pdm.workqueue.store import (
+    chains,
+    credentials,
+    first_claims,
+    job_changes,
+    jobs,
+    outcomes,
+    schedules,
+    sites,
+    users,
+)
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
+from pdm.workqueue.store.outcomes import FailureGroup
 from pdm.workqueue.wire.responses import timestamp_text
 
 #: Rows read in one transaction of a streamed response.
@@ -103,6 +114,16 @@ class OutputPage:
     attempts: Sequence[EndedAttempt]
     #: The element after which the next page begins; None if this is the last.
     after: int | None
+
+
+@frozen
+class ReceiptPage:
+    """Some elements of a job, and when their attempts began and ended, by number; ``owner`` is a subject."""
+
+    job: JobRecord
+    owner: str
+    elements: Sequence[ElementRecord]
+    times: Mapping[int, tuple[datetime | None, datetime | None]]
 
 
 def register(
@@ -277,6 +298,19 @@ def latest_attempts(session: Session, job_id: int, scope: int | None, after: int
     latest = jobs.latest_attempts(session, job_id, page[0].id, page[-1].id)
     ended = [_ended(owner, found, latest[found.id], is_latest=True) for found in page if found.id in latest]
     return OutputPage(ended, page[-1].id if len(page) == PAGE_SIZE else None)
+
+
+def receipt_page(session: Session, job_id: int, scope: int | None, after: int | None) -> ReceiptPage:
+    """Elements of a job after a number, for its receipt."""
+    owner = fetch_job(session, job_id, scope)
+    page = jobs.page_elements(session, job_id, ElementFilter(limit=PAGE_SIZE, after=after))
+    times = outcomes.attempt_times(session, job_id, page[0].id, page[-1].id) if page else {}
+    return ReceiptPage(owner, users.subjects(session, [owner.user_id]).get(owner.user_id, ""), page, times)
+
+
+def failure_groups(session: Session, job_id: int, scope: int | None) -> tuple[JobRecord, Sequence[FailureGroup]]:
+    """The failures of a job by code and scope."""
+    return fetch_job(session, job_id, scope), outcomes.failure_groups(session, job_id)
 
 
 def cancel(session: Session, job_id: int, scope: int | None, now: datetime) -> JobRecord:

@@ -35,6 +35,7 @@ from pdm.workqueue.wire.responses import (
     JobProgressView,
     JobView,
     NextTryView,
+    PlanView,
     QueueView,
     SkippedView,
     VomsView,
@@ -57,6 +58,7 @@ def job_view(
     skipped_by_code: dict[str, int] | None = None,
     found: WaitReason | None = None,
     owner: str | None = None,
+    plan: PlanView | None = None,
 ) -> JobView:
     place = None if found is None else found.place
     next_try = None if found is None else found.next_try
@@ -95,6 +97,7 @@ def job_view(
         held=counters.held,
         skipped=job.skipped,
         skipped_by_code=skipped_by_code or UNSET,
+        plan=UNSET if plan is None else plan,
         already_there=job.already_there,
         bytes_already_there=job.bytes_already_there,
         bytes_total=job.bytes_total,
@@ -202,6 +205,7 @@ def element_view(element: ElementRecord, job: JobRecord) -> ElementView:
         not_before=whole_seconds(element.not_before),
         checksum=element.checksum,
         already_there=element.already_there,
+        planned=UNSET if element.planned is None else element.planned.value,
         failure=None if failure is None else failure_view(failure, job.type),
     )
 

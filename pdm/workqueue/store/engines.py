@@ -16,19 +16,18 @@ import socket
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from attrs import frozen
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 
 from pdm.workqueue.store.errors import DatabaseMissingError, DatabaseUrlError, ForeignSchemaError, SchemaTooNewError
 from pdm.workqueue.WorkqueueDB import Base
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 #: Per try; a transaction is retried, unless the service stops.
 _BUSY_TIMEOUT_S = 5
@@ -272,6 +271,9 @@ def create_sqlite_file(bind: sa.Engine | sa.Connection) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
+#: Where alembic records the revision of the schema.
+_VERSIONS = sa.table("alembic_version", sa.column("version_num"))
+_MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 #: Advisory lock: only one of several daemons migrates a PostgreSQL database. Any constant number.
 _MIGRATION_LOCK = 7_236_914_250_118_402
 
@@ -287,7 +289,10 @@ def migrate(connection: sa.Connection) -> None:
         # Migrating a large table may take long, and so may waiting for another daemon that migrates.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-    if _revision(connection) != ScriptDirectory.from_config(config()).get_current_head():
+    if _revision(connection) != max(_known_revisions()):
+        # Alembic with its migrations takes as long to import as SQLAlchemy, and most starts migrate nothing.
+        from alembic import command
+
         command.upgrade(config(connection), "head")
 
 
@@ -323,17 +328,16 @@ def _revision(connection: sa.Connection) -> str | None:
         SchemaTooNewError: this version does not know the schema.
         ForeignSchemaError: there are tables, but no record of their version.
     """
-    scripts = ScriptDirectory.from_config(config())
-    known = {script.revision for script in scripts.walk_revisions()}
-    present = MigrationContext.configure(connection).get_current_revision()
+    tables = set(sa.inspect(connection).get_table_names())
+    present = connection.scalar(sa.select(_VERSIONS)) if _VERSIONS.name in tables else None
     if present is None:
-        strangers = sorted(set(sa.inspect(connection).get_table_names()) & set(Base.metadata.tables))
+        strangers = sorted(tables & set(Base.metadata.tables))
         if strangers:
             raise ForeignSchemaError(
                 f"the database has tables of another origin ({', '.join(strangers)}): "
                 "point [database] url at an empty database"
             )
-    elif present not in known:
+    elif present not in _known_revisions():
         raise SchemaTooNewError(
             f"the database has schema {present}, which this version does not know: "
             "install the version of the service that last used it, or a newer one"
@@ -341,8 +345,15 @@ def _revision(connection: sa.Connection) -> str | None:
     return present
 
 
+def _known_revisions() -> set[str]:
+    """The revisions that this version knows: each migration has the name of its file, and the newest sorts last."""
+    return {path.stem for path in _MIGRATIONS.glob("[0-9]*.py")}
+
+
 def config(connection: sa.Connection | None = None) -> Config:
     """Alembic's configuration for the migrations in the package."""
+    from alembic.config import Config
+
     made = Config()
     made.set_main_option("script_location", "pdm.workqueue.store:migrations")
     made.attributes["connection"] = connection

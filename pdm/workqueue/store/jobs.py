@@ -15,6 +15,7 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.failures import FailureCode
 from pdm.workqueue.domain.jobs import AttemptRecord, ElementRecord, JobRecord, NewJob
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
@@ -184,6 +185,7 @@ class ElementFilter:
     Attributes:
         after: only ids above.
         with_attempts: only elements that were started at least once.
+        codes: only elements whose last attempt failed with one of these codes.
     """
 
     statuses: Collection[JobStatus] | None = None
@@ -191,6 +193,7 @@ class ElementFilter:
     limit: int | None = None
     after: int | None = None
     with_attempts: bool = False
+    codes: Collection[FailureCode] | None = None
 
 
 _FETCH = sa.select(*JOB_COLUMNS).where(jobs.c.id == bindparam("number"))
@@ -336,6 +339,10 @@ def elements_statement(job_id: int, wanted: ElementFilter) -> sa.Select[Any]:
         statement = statement.where(elements.c.type.in_(wanted.types))
     if wanted.after is not None:
         statement = statement.where(elements.c.id > wanted.after)
+    if wanted.codes:
+        statement = statement.where(
+            elements.c.failure_code.in_([code.value for code in wanted.codes]), elements.c.status != JobStatus.DONE
+        )
     if wanted.with_attempts:
         statement = statement.where(elements.c.attempts > 0)
     return statement

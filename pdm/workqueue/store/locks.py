@@ -86,7 +86,7 @@ class LockedJob:
         if done:
             self._counters = lifecycle.counters_after_adding(self._counters, JobStatus.DONE, len(done))
             for one in done:
-                if one.planned is PlannedAction.SAME:
+                if one.planned is PlannedAction.SAME and one.type is JobType.COPY:
                     self.count_arrived(one.size, already_there=True)
 
     def shrink(self, status: JobStatus, count: int) -> None:

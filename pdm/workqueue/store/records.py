@@ -13,7 +13,7 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobStatus, PlannedAction
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import (
     AttemptRecord,
@@ -284,14 +284,17 @@ def insert_elements(
         _INSERT_ELEMENTS.execute(session, rows, job_id, max_tries, now, AT_ONCE)
         return
     planned_rows = [
-        (*row, _status(one), one.planned is PlannedAction.SAME, one.planned, one.mtime)
-        for row, one in zip(rows, new, strict=True)
+        (*row, _status(one), _is_there(one), one.planned, one.mtime) for row, one in zip(rows, new, strict=True)
     ]
     _INSERT_PLANNED.execute(session, planned_rows, job_id, max_tries, now, AT_ONCE)
 
 
 def _status(new: NewElement) -> JobStatus:
     return JobStatus.DONE if new.done else JobStatus.SUBMITTED
+
+
+def _is_there(new: NewElement) -> bool:
+    return new.planned is PlannedAction.SAME and new.type is JobType.COPY
 
 
 def attempt_row(

@@ -18,7 +18,7 @@ from pdm.workqueue.store.credentials import last_stored
 from pdm.workqueue.store.job_changes import cancel_later_phases
 from pdm.workqueue.store.jobs import fetch_attempt
 from pdm.workqueue.store.locks import LockedJob, lock_job, lock_jobs, save_jobs
-from pdm.workqueue.store.planned_removals import add_source_removals
+from pdm.workqueue.store.planned_elements import add_source_removals
 from pdm.workqueue.store.records import (
     ELEMENT_COLUMNS,
     INSERT_ATTEMPTS,

@@ -12,7 +12,14 @@ from msgspec import Meta
 
 from pdm.workqueue.domain.copy_plan import CopyRules
 from pdm.workqueue.domain.enums import JobType, SyncLevel
-from pdm.workqueue.domain.filters import LONGEST_PATTERN, MOST_RULES, time_from_text
+from pdm.workqueue.domain.filters import (
+    LONGEST_PATTERN,
+    MOST_RULES,
+    EntryFilter,
+    FilterRule,
+    PatternList,
+    time_from_text,
+)
 from pdm.workqueue.domain.planning import LARGEST_SIZE
 
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
@@ -91,7 +98,7 @@ class ListOptions(_Options, frozen=True):
     depth: Annotated[int, Meta(ge=0, le=1000)] | None = None
 
 
-class FilterRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class FilterOption(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Either ``include`` or ``exclude``: a gitignore pattern, relative to the source."""
 
     include: Pattern | None = None
@@ -100,6 +107,11 @@ class FilterRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     def __post_init__(self) -> None:
         if (self.include is None) == (self.exclude is None):
             raise ValueError("either include or exclude is expected, with a pattern")
+
+    @property
+    def rule(self) -> FilterRule:
+        """The rule of the domain."""
+        return FilterRule(self.include or self.exclude or "", self.include is not None)
 
 
 class CopyOptions(_Options, frozen=True):
@@ -115,7 +127,7 @@ class CopyOptions(_Options, frozen=True):
         Meta(description="What counts as already there; anything else that is there is overwritten."),
     ] = None
     filters: Annotated[
-        tuple[FilterRule, ...],
+        tuple[FilterOption, ...],
         Meta(
             max_length=MOST_RULES,
             description="In order: the first one that matches decides; what none matches is included.",
@@ -145,46 +157,35 @@ class CopyOptions(_Options, frozen=True):
     ] = None
 
     def __post_init__(self) -> None:
-        for first, second, both, why in (
-            ("sync", "overwrite", self.sync is not None and self.overwrite is not None, "sync says what is replaced"),
-            ("delete_extra", "sync", self.delete_extra and self.sync is None, "delete_extra needs sync"),
-            (
-                "max_delete",
-                "delete_extra",
-                self.max_delete is not None and not self.delete_extra,
-                "max_delete needs delete_extra",
-            ),
-            ("move", "delete_extra", self.move and self.delete_extra, "the source would not be there to compare with"),
-            (
-                "verify",
-                "checksum",
-                self.verify == "size" and self.checksum is not None,
-                "verify=size computes no checksum",
-            ),
-            (
-                "verify",
-                "sync",
-                self.verify == "size" and self.sync is SyncLevel.CHECKSUM,
-                "verify=size computes no checksum; sync=checksum compares them",
-            ),
-            (
-                "min_size",
-                "max_size",
-                self.min_size is not None and self.max_size is not None and self.min_size > self.max_size,
-                "no file is that large and that small",
-            ),
+        for (first, second), contradict, why in (
+            (("sync", "overwrite"), self.sync and self.overwrite, "sync says what is overwritten"),
+            (("delete_extra", "sync"), self.delete_extra and not self.sync, "delete_extra needs sync"),
+            (("max_delete", "delete_extra"), self._is_needless_bound, "max_delete needs delete_extra"),
+            (("move", "delete_extra"), self.move and self.delete_extra, "a moved source is no model of what stays"),
+            (("verify", "checksum"), self.verify == "size" and self.checksum, "verify=size computes no checksum"),
+            (("verify", "sync"), self._is_blind_comparison, "verify=size computes no checksum to compare"),
+            (("min_size", "max_size"), self._is_no_size, "no file is that large and that small"),
         ):
-            if both:
+            if contradict:
                 raise ValueError(f"{first} and {second} contradict each other: {why}")
-        for name, text in (
-            ("newer_than", self.newer_than),
-            ("older_than", self.older_than),
-        ):
-            if text is not None:
-                try:
-                    time_from_text(text, 0.0)
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
+        for name in ("newer_than", "older_than"):
+            text = getattr(self, name)
+            try:
+                _time(text, 0.0)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+    @property
+    def _is_needless_bound(self) -> bool:
+        return self.max_delete is not None and not self.delete_extra
+
+    @property
+    def _is_blind_comparison(self) -> bool:
+        return self.verify == "size" and self.sync is SyncLevel.CHECKSUM
+
+    @property
+    def _is_no_size(self) -> bool:
+        return self.min_size is not None and self.max_size is not None and self.min_size > self.max_size
 
     @property
     def effective_overwrite(self) -> Literal["never", "always", "different"]:
@@ -196,19 +197,34 @@ class CopyOptions(_Options, frozen=True):
         return "always" if overwrite == "different" and self.verify == "size" else overwrite
 
     def rules(self, submitted: datetime) -> CopyRules:
-        """What the plan depends on.
+        """What the plan depends on; compiles the patterns.
 
         Args:
             submitted: when the job was; durations count back from it.
+
+        Raises:
+            InvalidPatternError: a pattern cannot be used.
         """
+        seconds = submitted.timestamp()
         return CopyRules(
             sync=self.sync,
             overwrite=self.overwrite or "never",
+            entry_filter=EntryFilter(
+                patterns=PatternList([option.rule for option in self.filters]) if self.filters else None,
+                min_size=self.min_size,
+                max_size=self.max_size,
+                changed_from=_time(self.newer_than, seconds),
+                changed_before=_time(self.older_than, seconds),
+            ),
             delete_extra=self.delete_extra,
             max_delete=DEFAULT_MAX_DELETE if self.max_delete is None else self.max_delete,
             dry_run=self.dry_run,
             move=self.move,
         )
+
+
+def _time(text: str | None, submitted: float) -> float | None:
+    return None if text is None else time_from_text(text, submitted)
 
 
 class RemoveOptions(_Options, frozen=True):

@@ -208,9 +208,13 @@ TypeWords = Annotated[
 ]
 
 
-class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which elements of a job; a site or label that is not the job's leaves none."""
+FailureCodes = Annotated[
+    tuple[str, ...],
+    Meta(description="Only what failed with one of these codes; repeated, or with commas."),
+]
 
+
+class _PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: StatusWords = ()
     type: TypeWords = ()
     site: Annotated[str | None, Meta(description="Number or name of the source or destination site.")] = None
@@ -218,6 +222,12 @@ class ElementQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     since: Annotated[datetime | None, Meta(description="Registered at this time or later, RFC 3339.")] = None
     limit: Annotated[_Limit | None, Meta(description="At most so many.")] = None
     after: Annotated[_After | None, Meta(description="Only those with a larger id.")] = None
+
+
+class ElementQuery(_PageQuery, frozen=True, kw_only=True):
+    """Which elements of a job; a site or label that is not the job's leaves none."""
+
+    code: FailureCodes = ()
 
 
 #: The longest time that a request for a job may wait.
@@ -252,7 +262,7 @@ class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
 
 
-class JobQuery(ElementQuery, frozen=True, kw_only=True):
+class JobQuery(_PageQuery, frozen=True, kw_only=True):
     """Which jobs; without parameters, all of the caller's."""
 
     user: Annotated[

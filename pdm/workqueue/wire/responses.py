@@ -92,6 +92,30 @@ class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
     failure: FailureView = field(name="error")
 
 
+class PlannedView(msgspec.Struct, frozen=True, kw_only=True):
+    """What has one action in a plan."""
+
+    files: int
+    directories: int
+    bytes: Annotated[int, Meta(description="Of the files.")]
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """What was planned for the files and directories of a copy."""
+
+    actions: Annotated[
+        dict[str, PlannedView],
+        Meta(
+            description="By action: COPY (nothing is there), OVERWRITE (another file is there), SAME (already there),"
+            " DELETE (removed at the destination), MOVED (removed at the source)."
+        ),
+    ]
+    filtered: Annotated[
+        int, Meta(description="Entries of the source that filters leave out; what is in them is not counted.")
+    ]
+    skipped: SkipCounts
+
+
 class CancelReasonView(msgspec.Struct, frozen=True, kw_only=True):
     """Why the service has cancelled a job."""
 
@@ -146,6 +170,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     skipped: int
     skipped_by_code: SkipCounts | UnsetType = UNSET
+    plan: Annotated[
+        PlanView | UnsetType,
+        Meta(description="Of one copy that was compared, filtered or moved, once it has ended; not in arrays."),
+    ] = UNSET
     already_there: int = 0
     bytes_already_there: int = 0
     bytes_total: int
@@ -167,6 +195,13 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Subject of its user, for operators: of others' jobs, and in arrays that ``user`` asks for."),
     ] = UNSET
 
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f" {self.label!r}"
+        target = "" if self.dst_filepath is UNSET else f" -> {self.dst_siteid}:{self.dst_filepath}"
+        counts = f"{self.num_done}/{self.num_elements} elements, {self.num_failed} failed, {self.skipped} skipped"
+        what = f"{self.type} {self.src_siteid}:{self.src_filepath}{target}"
+        return f"<{type(self).__name__} {self.id}{label} {self.status}: {what}, {counts}>"
+
 
 class RetriedJobView(JobView, frozen=True, kw_only=True):
     """A job that was asked to try again; ``retried`` elements went back to the queue."""
@@ -183,6 +218,9 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     mode: int | None
     mtime: int | None
     target: Annotated[str | UnsetType, Meta(description="Where a link leads.")] = UNSET
+
+    def __repr__(self) -> str:
+        return f"<EntryView {self.name!r} {self.type} {self.size} bytes>"
 
 
 class SkippedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,11 +277,19 @@ class ElementView(msgspec.Struct, frozen=True, kw_only=True):
     not_before: Annotated[datetime | None, Meta(description="When a waiting element is tried again.")]
     checksum: str | None
     already_there: Annotated[bool, Meta(description="Whether the destination had the file before.")] = False
+    planned: Annotated[
+        str | UnsetType, Meta(description="Where a copy was compared: COPY, OVERWRITE, SAME, DELETE or MOVED.")
+    ] = UNSET
     failure: FailureView | None = field(name="error")
     listing: list[Names] = []
     entries: Entries | UnsetType = UNSET
     unreadable: Notes | UnsetType = UNSET
     skipped: Notes | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        failure = "" if self.failure is None else f", {self.failure.code} ({self.failure.scope})"
+        what = f"{self.type} {self.src_filepath}, {self.size} bytes, {self.attempts} attempts{failure}"
+        return f"<ElementView {self.job_id}.{self.id} {self.status}: {what}>"
 
 
 class OutputView(msgspec.Struct, frozen=True, kw_only=True):

@@ -155,6 +155,9 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     reason: Annotated[str | None, Meta(description="Why it is not ok.")] = None
     health: Annotated[list[EndpointView] | UnsetType, Meta(description="Of one site; not in arrays.")] = UNSET
 
+    def __repr__(self) -> str:
+        return f"<SiteView {self.id} {self.name} {self.state}: {', '.join(self.protocols)}>"
+
 
 class CheckView(msgspec.Struct, frozen=True, kw_only=True):
     """Result of the check of an endpoint; null for steps that were not reached."""

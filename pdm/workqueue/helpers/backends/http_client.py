@@ -277,7 +277,7 @@ class HttpClient:
             return error
         reason = self._probe(server)
         if reason is None:
-            text = f"the server ended the connection at this request, and answers others: {error.message}"
+            text = f"the server closed the connection at this request, but answers others: {error.message}"
             return StorageError(text, code=FailureCode.SERVER_ERROR, lost=True)
         return reason if reason.code in _CREDENTIAL_CODES else error
 
@@ -387,7 +387,7 @@ class HttpClient:
             raise StorageError(text, code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE) from error
         if not _TOKEN.fullmatch(token):
             raise StorageError(
-                "that is no bearer token", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
+                "it is not a bearer token", code=FailureCode.CREDENTIAL_MISSING, scope=FailureScope.SERVICE
             )
         return {"Authorization": f"Bearer {token}"}
 

@@ -291,7 +291,7 @@ class HttpConnection:
                 self._may_send = self._may_send or event.status_code == HTTPStatus.CONTINUE
                 self._interim_responses += 1
                 if self._interim_responses > _MAX_INTERIM_RESPONSES:
-                    raise h11.RemoteProtocolError("the server announces a response again and again")
+                    raise h11.RemoteProtocolError("the server sends too many interim responses")
             else:
                 return None
         return self._response
@@ -364,7 +364,7 @@ class HttpConnection:
     def _wait(self, events: int, min_timeout_s: float = 0.0) -> int:
         ready = self._poll(events, max(self._timeout_s(), min_timeout_s))
         if not ready:
-            raise TimeoutError("the server neither sent nor took a byte in time")
+            raise TimeoutError("no byte was sent or received in time")
         return ready
 
     def _poll(self, events: int, seconds: float) -> int:

@@ -301,7 +301,7 @@ def _kind(status: os.stat_result) -> FileKind:
 def _refuse_root(resolved: ResolvedPath) -> None:
     if resolved.name == b".":
         raise StorageError(
-            "the root of the site stays as it is", errno=errno.EACCES, code=FailureCode.PERMISSION_DENIED
+            "the root of the site cannot be changed", errno=errno.EACCES, code=FailureCode.PERMISSION_DENIED
         )
 
 

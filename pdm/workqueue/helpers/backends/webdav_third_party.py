@@ -101,7 +101,7 @@ class ThirdPartyCopies:
             if not verdict:
                 response.drop()
         if watchdog.gave_up and not verdict:
-            text = f"{source}: no byte comes, and the server does not answer"
+            text = f"{source}: no byte arrives, and the server does not answer"
             raise StorageError(text, code=FailureCode.STALLED, scope=FailureScope.SOURCE)
         if not verdict and response.status == HTTPStatus.CREATED:
             # There is only the status; the verification decides.
@@ -134,7 +134,7 @@ class ThirdPartyCopies:
         except (ValueError, KeyError, TypeError):
             token = None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise NotBegunError(f"{source}: the server gives no macaroon")
+            raise NotBegunError(f"{source}: the server issues no macaroon")
         return f"Bearer {token}"
 
     def _follow(
@@ -154,7 +154,7 @@ class ThirdPartyCopies:
                     arrived(moved)
                 last = line.strip() or last
             if time.monotonic() - watchdog.moved_at > max(self._backend.timeouts.stall_s, _MARKER_TIMEOUT_S):
-                raise StorageError(f"{url}: no byte has come for too long", code=FailureCode.STALLED)
+                raise StorageError(f"{url}: no byte arrived in time", code=FailureCode.STALLED)
             if len(incomplete) > _MAX_LINE:
                 raise StorageError(f"{url}: the server's answer is not valid", code=FailureCode.BAD_LISTING)
         last = incomplete.strip() or last

@@ -161,7 +161,7 @@ class Opened:
         there = self.file.get_property("LastURL") or ""
         if not there.startswith(("root://", "roots://")):
             self.close_quietly()
-            raise said(f"the server sends its clients to {there[:200]!r}", "UNSUPPORTED")
+            raise said(f"the server redirects its clients to {there[:200]!r}", "UNSUPPORTED")
 
     def close(self) -> None:
         checked(self.file.close())

@@ -87,7 +87,7 @@ class XrootdBackend(WakeableBackend):
     def _there(self, url: StorageUrl) -> FileStat:
         there = self.stat(url)
         if there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return there
 
     def entries(self, url: StorageUrl) -> EntryIterator:
@@ -102,7 +102,7 @@ class XrootdBackend(WakeableBackend):
                 for name, told in found:
                     if told is None:
                         raise StorageError(
-                            f"{url}: the server tells nothing of {name[:200]!r}", code=FailureCode.BAD_LISTING
+                            f"{url}: the server has no information about {name[:200]!r}", code=FailureCode.BAD_LISTING
                         )
                     yield name.encode("utf-8", "surrogateescape"), _file_stat(told)
         except StorageError as error:
@@ -147,7 +147,7 @@ class XrootdBackend(WakeableBackend):
         if there is not None and there.kind == "directory" and not directory:
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         if directory and there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         if there is not None and there.kind != "directory" and directory:
             raise StorageError(f"{url} is not a directory", errno=errno.ENOTDIR)
         # A dangling link has no stat, but can be removed.
@@ -324,7 +324,7 @@ class XrootdBackend(WakeableBackend):
         told = self._soon(source)
         silent = told is not None and told.code in (FailureCode.STALLED, FailureCode.TIMEOUT, FailureCode.CONNECTION)
         scope = FailureScope.SOURCE if silent else FailureScope.DESTINATION
-        return StorageError("no byte has come for too long", code=FailureCode.STALLED, scope=scope)
+        return StorageError("no byte arrived in time", code=FailureCode.STALLED, scope=scope)
 
     def _soon(self, url: StorageUrl) -> StorageError | None:
         """The error of a server that may be dead, or None."""
@@ -409,8 +409,8 @@ def _server_and_path(url: StorageUrl) -> tuple[str, str]:
     try:
         name = url.path.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise StorageError(f"{url}: XRootD's client takes no names but UTF-8", errno=errno.EILSEQ) from error
+        raise StorageError(f"{url}: XRootD's client supports UTF-8 names only", errno=errno.EILSEQ) from error
     if "?" in name or any(letter in name for letter in "\0\n"):
         # The client takes the part after a question mark as options.
-        raise StorageError(f"{url}: XRootD cannot be told such a name", errno=errno.EILSEQ)
+        raise StorageError(f"{url}: XRootD does not support such a name", errno=errno.EILSEQ)
     return url.server, "/" + name.lstrip("/")

@@ -249,7 +249,7 @@ class XrootdSession:
                 kind, length = _HEAD.unpack_from(self._waiting)
                 if length > _LONGEST_FRAME:
                     self.close()
-                    raise internal_error("the worker is out of step")
+                    raise internal_error("the worker's answers are out of sequence")
                 end = _HEAD.size + length
                 if len(self._waiting) >= end:
                     content = bytes(self._waiting[_HEAD.size : end])

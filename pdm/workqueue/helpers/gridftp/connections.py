@@ -176,7 +176,7 @@ class ChannelPool:
         try:
             for address in addresses:
                 if not again and self._unfit.get(address, 0.0) > time.monotonic():
-                    raise ChannelError(f"{address} could not be used just now", address, refused=True)
+                    raise ChannelError(f"{address} could not be used shortly before", address, refused=True)
             if channels:
                 self._log_in(channels)
             yield channels
@@ -224,7 +224,7 @@ def _prepare_transfers(at_source: ControlChannel, at_destination: ControlChannel
     listens_at = _accepted(at_destination, b"PASV").data_address
     if listens_at is None:
         address = at_destination.address
-        raise ChannelError(f"{address} gives no address for data", address, refused=True)
+        raise ChannelError(f"{address} returns no data address", address, refused=True)
     _accepted(at_source, b"PORT " + listens_at[0])
     return streams
 

@@ -183,10 +183,10 @@ class ControlChannel:
             elif complete:
                 break
             else:
-                raise ChannelError(f"{self.address}: the login does not go on", self.address)
+                raise ChannelError(f"{self.address}: the login cannot continue", self.address)
             answer, complete = context.step(token)
         else:
-            raise ChannelError(f"{self.address}: the login does not come to an end", self.address)
+            raise ChannelError(f"{self.address}: the login needs too many messages", self.address)
         # The server's grid-mapfile names the account.
         self._expect(self.ask(b"USER :globus-mapping:"), 230, 331)
         self._expect(self.ask(b"PASS dummy"), 230, 202)
@@ -194,7 +194,7 @@ class ControlChannel:
     def _expect(self, reply: Reply, *codes: int) -> None:
         if reply.code not in codes:
             busy = reply.closes
-            why = f"{self.address} does not let us in:\n{reply.text}"
+            why = f"{self.address} refuses the login:\n{reply.text}"
             raise ChannelError(why, self.address, unreachable=busy, refused=not busy)
 
     def _send_plain(self, line: bytes) -> None:
@@ -323,7 +323,7 @@ class ControlChannel:
                     marked(reply)
                 continue
             if not self._answers:
-                raise ChannelError(f"{self.address}: said without being asked: {reply.text[:200]}", self.address)
+                raise ChannelError(f"{self.address}: unexpected reply: {reply.text[:200]}", self.address)
             answered, _, _ = self._answers.popleft()
             answered(reply)
 

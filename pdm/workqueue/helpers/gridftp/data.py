@@ -54,7 +54,7 @@ class DataConnection:
         self._record: bytes | None = None
         listens_at = passive.data_address
         if listens_at is None:
-            raise ChannelError(f"{address} gives no address for data:\n{passive.text}", address, refused=True)
+            raise ChannelError(f"{address} returns no data address:\n{passive.text}", address, refused=True)
         try:
             self._socket = socket.create_connection(listens_at[1], connect_s)
             if gsi is not None:

@@ -265,7 +265,7 @@ class _RouteCopy:
         def sized(reply: Reply) -> None:
             found = _SIZE.match(reply.text)
             if found is None or int(found.group(1)) != file.size:
-                self._leave(file, f"what arrived has not {file.size} bytes: {reply.text}")
+                self._leave(file, f"the temporary file does not have {file.size} bytes: {reply.text}")
             self._proven(file)
 
         self._destination.send(b"STOR " + file.temporary, transferred)
@@ -294,7 +294,7 @@ class _RouteCopy:
         if computes_checksums(self._source, self._destination):
             self._ask_sums(file)
         else:
-            self._leave(file, "the source was written to just now")
+            self._leave(file, "the source was written to recently")
 
     def _proven(self, file: PipelinedFile) -> None:
         """Count a passed check; after the last one the file is renamed."""
@@ -317,16 +317,16 @@ class _RouteCopy:
         """Check a file against the listing of its new directory: its size, and that its name is free."""
         there = entries.get(base_name(file.temporary))
         if there is None or there.kind != "file" or there.size != file.size:
-            self._leave(file, f"what arrived has not {file.size} bytes: {there}")
+            self._leave(file, f"the temporary file does not have {file.size} bytes: {there}")
         elif self._overwrite == "never" and base_name(file.destination) in entries:
-            self._leave(file, "something has come to its destination")
+            self._leave(file, "its destination exists by now")
         self._proven(file)
 
     def _rename_if_free(self, file: PipelinedFile, reply: Reply) -> None:
         if errno_of_reply(reply.text) == errno.ENOENT:
             self._rename(file)
         else:
-            self._leave(file, f"something has come to its destination: {reply.text}")
+            self._leave(file, f"its destination exists by now: {reply.text}")
 
     def _rename(self, file: PipelinedFile) -> None:
         def renamed(reply: Reply) -> None:

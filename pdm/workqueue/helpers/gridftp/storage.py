@@ -161,7 +161,7 @@ class GridFtpStorage(Storage):
     def _check_greeting(self, error: StorageError, url: str, scope: FailureScope) -> None:
         """Report a server that accepts connections without ever sending a greeting as unreachable."""
         if error.code is FailureCode.STALLED and not greets(host_port(url), min(_GREETING_S, self.timeouts.stall_s)):
-            message = f"{host_port(url)} takes connections and says nothing; {error.message}"
+            message = f"{host_port(url)} accepts connections but sends no greeting; {error.message}"
             raise StorageError(message, code=FailureCode.CONNECTION, scope=scope, lost=True) from None
 
     def _gone(self, source: str, temporary: str) -> FailureScope:

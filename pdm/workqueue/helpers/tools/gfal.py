@@ -254,7 +254,7 @@ class Gfal:
         if status == 0 and not any(_ERROR.match(line) for line in self._errors):
             return
         if -status in _CRASHES and not any(_ERROR.match(line) for line in self._errors):
-            self.log(f"{program} died of {signal.Signals(-status).name} at its end: what it has done is looked at")
+            self.log(f"{program} died of {signal.Signals(-status).name} at its end: its result is checked")
             return
         raise self._failure(program, status)
 
@@ -269,7 +269,7 @@ class Gfal:
                 f"{program} was ended by {name}: {said}", code=code or FailureCode.CRASHED, scope=FailureScope.SERVICE
             )
         if any("UnicodeDecodeError" in line for line in self._errors):
-            return StorageError(f"{program} cannot carry a name that is not UTF-8", code=FailureCode.INVALID_NAME)
+            return StorageError(f"{program} does not support a name that is not UTF-8", code=FailureCode.INVALID_NAME)
         return StorageError(f"{program} ended with status {status}: {said}", code=code)
 
 

@@ -306,7 +306,7 @@ def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
     """
     for scheme in {url.scheme for url in urls} & _REFUSED_SCHEMES:
         raise StorageError(
-            f"{scheme}:// is not for the tools", code=FailureCode.UNSUPPORTED, scope=FailureScope.SERVICE
+            f"the tools do not support {scheme}://", code=FailureCode.UNSUPPORTED, scope=FailureScope.SERVICE
         )
     proxy = os.environ.get("X509_USER_PROXY", "")
     if not os.access(proxy, os.R_OK):
@@ -316,7 +316,7 @@ def tool_environment(urls: Sequence[StorageUrl]) -> dict[str, str]:
     trusted = {trust_at(url.address) for url in urls}
     if len(trusted) > 1:
         raise StorageError(
-            "the two sites have unlike authorities of their own: no tool can be told of both",
+            "the two sites have different authorities of their own, which no tool supports",
             code=FailureCode.UNSUPPORTED,
             scope=FailureScope.SERVICE,
         )

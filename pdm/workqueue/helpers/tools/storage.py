@@ -101,7 +101,7 @@ class ToolStorage(Storage):
         except StorageError as error:
             if is_answer(error):
                 raise
-            self._log(f"our own client cannot say ({error.message.splitlines()[0][:200]}): a tool is asked")
+            self._log(f"our own client failed ({error.message.splitlines()[0][:200]}): a tool is used")
             try:
                 answer = tool()
             except StorageError as of_tool:
@@ -145,7 +145,7 @@ class ToolStorage(Storage):
     def _there(self, url: StorageUrl) -> FileStat:
         there = self._gfal.stat(url)
         if there is None:
-            raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
         return there
 
     # -- listings
@@ -170,7 +170,7 @@ class ToolStorage(Storage):
             if error.code in ("DEPENDENCY_MISSING", "STALLED", "TIMEOUT"):
                 raise
             failure = error
-            self._log(f"gfal-ls has broken off after {len(shown)} entries: our own client lists the directory")
+            self._log(f"gfal-ls stopped after {len(shown)} entries: our own client lists the directory")
         begun = False
         differences = 0
         try:
@@ -185,14 +185,14 @@ class ToolStorage(Storage):
         except StorageError as error:
             if begun or is_answer(error):
                 raise
-            self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): gfal-ls is believed")
+            self._log(f"our own client cannot list ({error.message.splitlines()[0][:200]}): using gfal-ls")
             if failure is not None:
                 raise failure from None
             self._natives.give_up(url)
             yield from shown.items()
             return
         if differences > _MOST_TOLD:
-            self._log(f"gfal-ls shows {differences} entries in another way than they are, or not at all")
+            self._log(f"gfal-ls shows {differences} entries wrongly, or not at all")
         self.unnamed = client.unnamed
 
     def _tell_difference(self, number: int, name: bytes, said: FileStat | None, file_stat: FileStat) -> None:
@@ -212,12 +212,12 @@ class ToolStorage(Storage):
             raise StorageError(f"{url} is there", errno=errno.EEXIST)
         parent = url.parent
         if parent != url and self.stat(parent) is None:
-            raise StorageError(f"{parent} is not there", errno=errno.ENOENT)
+            raise StorageError(f"{parent} does not exist", errno=errno.ENOENT)
         error = self._error_of(lambda: self._gfal.make_directory(url))
         there = self.stat(url) if error is None or error.errno is None else None
         if there is None or there.kind != "directory":
             raise error or StorageError(
-                f"gfal-mkdir has ended well, and {url} is no directory", code=FailureCode.SERVER_ERROR
+                f"gfal-mkdir reports success, but {url} is no directory", code=FailureCode.SERVER_ERROR
             )
 
     def remove(self, url: StorageUrl, *, directory: bool) -> None:
@@ -230,12 +230,12 @@ class ToolStorage(Storage):
         else:
             if url not in self._removals:
                 if self.stat(url) is None:
-                    raise StorageError(f"{url} is not there", errno=errno.ENOENT)
+                    raise StorageError(f"{url} does not exist", errno=errno.ENOENT)
                 self.remove_files([url])
             error = self._removals.pop(url)
             is_there = self.stat(url) is not None
             if is_there and (error is None or error.errno == errno.ENOENT):
-                raise StorageError(f"gfal-rm calls {url} removed, and it is there", code=FailureCode.SERVER_ERROR)
+                raise StorageError(f"gfal-rm reports success, but {url} exists", code=FailureCode.SERVER_ERROR)
             if error is not None and (is_there or error.errno == errno.ENOENT):
                 raise error
 
@@ -245,7 +245,7 @@ class ToolStorage(Storage):
                 raise StorageError(f"{url} is not empty", errno=errno.ENOTEMPTY)
         error = self._error_of(lambda: self._gfal.remove_directory(url))
         if self.stat(url) is not None:
-            raise error or StorageError(f"gfal-rm calls {url} removed, and it is there", code=FailureCode.SERVER_ERROR)
+            raise error or StorageError(f"gfal-rm reports success, but {url} exists", code=FailureCode.SERVER_ERROR)
 
     def remove_files(self, urls: Sequence[StorageUrl]) -> None:
         """Remove files with one process; it may end early, and `remove` reports the outcome of each."""
@@ -255,13 +255,13 @@ class ToolStorage(Storage):
             error = self._gfal.remove_files(left, told.__setitem__)
             for url, word in told.items():
                 if word == MISSING:
-                    self._removals[url] = StorageError(f"{url} is not there", errno=errno.ENOENT)
+                    self._removals[url] = StorageError(f"{url} does not exist", errno=errno.ENOENT)
                 else:
                     self._removals[url] = None if word == REMOVED else error
             if not told.keys() & set(left):
                 # No result for any file: the first one is checked, the others are tried again.
                 self._removals[left[0]] = error or StorageError(
-                    "gfal-rm has said nothing", code=FailureCode.SERVER_ERROR
+                    "gfal-rm reported no result", code=FailureCode.SERVER_ERROR
                 )
             left = [url for url in left if url not in self._removals]
 
@@ -278,7 +278,7 @@ class ToolStorage(Storage):
             raise error
         if self.stat(destination) is None or self.stat(source) is not None:
             raise error or StorageError(
-                f"gfal-rename has ended well, and {source} does not have its new name", code=FailureCode.SERVER_ERROR
+                f"gfal-rename reports success, but {source} does not have its new name", code=FailureCode.SERVER_ERROR
             )
 
     @staticmethod
@@ -373,8 +373,8 @@ class ToolStorage(Storage):
         """Check the tool's report of a copy.
 
         Returns:
-            None if the file can be verified: an error is dropped if size and checksum agree. Otherwise the error, with
-            the side at fault.
+            None if the file can be verified: an error is dropped if size and checksum agree. Else the error with its
+            scope.
         """
         if complaint is None:
             try:
@@ -383,7 +383,7 @@ class ToolStorage(Storage):
                 if error.errno != errno.ENOENT:
                     return error.at(FailureScope.DESTINATION)
                 return StorageError(
-                    "the tool reports success, and nothing has arrived", code=FailureCode.CHECKSUM_MISMATCH
+                    "the tool reports success, but nothing has arrived", code=FailureCode.CHECKSUM_MISMATCH
                 )
             return None
         if complaint.code == "DEPENDENCY_MISSING":
@@ -391,7 +391,7 @@ class ToolStorage(Storage):
         with contextlib.suppress(StorageError):
             is_whole = self.size(pair.temporary) == pair.size
             if is_whole and self.checksum(pair.source) == self.checksum(pair.temporary):
-                self._log("the tool has reported a failure, and the file is there, whole: size and checksum agree")
+                self._log("the tool has reported a failure, but the file is complete: size and checksum agree")
                 return None
         return self._blamed(complaint, pair)
 
@@ -444,4 +444,4 @@ class ToolStorage(Storage):
 
 
 def _no_word(status: int) -> StorageError:
-    return StorageError(f"globus-url-copy ended with status {status} and has said nothing of the file")
+    return StorageError(f"globus-url-copy ended with status {status} and reported nothing about the file")

@@ -20,7 +20,7 @@ from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
-from pdm.workqueue.http.decoding import enum_members
+from pdm.workqueue.http.decoding import enum_members, failure_codes
 from pdm.workqueue.http.endpoints.jobs import site_number, utc_timestamp
 from pdm.workqueue.http.listings import has_listing, with_listing
 from pdm.workqueue.http.problems import (
@@ -56,6 +56,7 @@ async def list_elements(api: ApiContext, caller: Caller, job_id: int, query: Ele
         types=enum_members(JobType, query.type, "type"),
         limit=_page_size(query.limit),
         after=query.after,
+        codes=failure_codes(query.code),
     )
     site = None if query.site is None else site_number(api, caller, query.site)
     since = utc_timestamp(query.since)

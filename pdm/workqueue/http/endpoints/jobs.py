@@ -18,6 +18,7 @@ from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, expiry_warning, json_array, json_items
 from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
 from pdm.workqueue.http.listings import skipped_entries
+from pdm.workqueue.http.plans import plan_view, skipped_by_code
 from pdm.workqueue.http.problems import (
     DelegationNeededError,
     ForbiddenError,
@@ -27,7 +28,7 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.http.waiting import waiting_reasons, with_progress
-from pdm.workqueue.store import listings, users
+from pdm.workqueue.store import users
 from pdm.workqueue.store.chains import NoPredecessorError
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
 from pdm.workqueue.telemetry.logging import log_ended, log_submitted
@@ -150,22 +151,18 @@ async def get_job(api: ApiContext, caller: Caller, job_id: int, query: WaitQuery
     owner = None
     if job.user_id != caller.user_id:
         owner = (await api.database.read("whose a job is", users.subjects, [job.user_id])).get(job.user_id, "")
-    skipped_by_code = await _skipped_by_code(api, job)
     view = job_view(
         job,
         progress,
         sentences,
         hold_view(job, first),
-        skipped_by_code=skipped_by_code,
+        skipped_by_code=await skipped_by_code(api, job),
         found=found,
         owner=owner,
+        plan=await plan_view(api, job),
     )
     warning = await _expiry_warning(api, job, progress)
     return view if warning is None else msgspec.structs.replace(view, warnings=[warning])
-
-
-async def _skipped_by_code(api: ApiContext, job: JobRecord) -> dict[str, int] | None:
-    return await api.database.read("count notes", listings.count_notes, job.id) if job.skipped else None
 
 
 async def _expiry_warning(api: ApiContext, job: JobRecord, progress: JobProgress) -> str | None:
@@ -203,7 +200,7 @@ async def get_job_status(api: ApiContext, caller: Caller, job_id: int, query: Wa
         jobid=job.id,
         status=job.status.name,
         skipped=job.skipped,
-        skipped_by_code=await _skipped_by_code(api, job) or UNSET,
+        skipped_by_code=await skipped_by_code(api, job) or UNSET,
         already_there=job.already_there,
         progress=job_progress_view(progress),
         waiting=list(sentences) or UNSET,

@@ -1,4 +1,4 @@
-"""Removals of a COPY job: moved sources once their copies are proven, and what only the destination has."""
+"""Elements of a COPY whose listing says what is planned: removals that wait, and the counts of all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 import sqlalchemy as sa
+from attrs import frozen
 from sqlalchemy import bindparam
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,7 @@ from pdm.workqueue.domain.jobs import ClaimToken, NewElement
 from pdm.workqueue.store.locks import LockedJob, lock_job, save_jobs
 from pdm.workqueue.store.records import columns_of, elements, insert_elements, matched
 from pdm.workqueue.store.row_statements import RowStatement
+from pdm.workqueue.WorkqueueDB import MAX_BYTES
 
 #: Phase of the removals of source files: after the whole listing and all copies. A link may lead to another of them.
 _SOURCE_PHASE = 1
@@ -46,6 +48,43 @@ def add_source_removals(session: Session, job: LockedJob, copied: Sequence[int],
     ]
     insert_elements(session, job.id, job.counters.elements, new, job.record.max_tries, now)
     job.grow(new)
+
+
+@frozen
+class PlannedCount:
+    """How many elements have one action.
+
+    Attributes:
+        size: bytes of the files.
+    """
+
+    action: PlannedAction
+    files: int
+    directories: int
+    size: int
+
+
+_COUNT = (
+    sa.select(
+        elements.c.planned,
+        sa.func.count(),
+        sa.func.sum(sa.case((elements.c.is_directory, 1), else_=0)),
+        # In two halves: SQLite refuses sums above 63 bits.
+        sa.func.sum(elements.c.size.op(">>")(32)),
+        sa.func.sum(elements.c.size.op("&")(2**32 - 1)),
+    )
+    .where(elements.c.job_id == bindparam("of_job"), elements.c.planned.is_not(None))
+    .group_by(elements.c.planned)
+)
+
+
+def count_planned(session: Session, job_id: int) -> list[PlannedCount]:
+    """What was planned for the elements of a job; reads all of them."""
+    counts = []
+    for action, count, directories, high, low in session.execute(_COUNT, {"of_job": job_id}):
+        size = min((int(high) << 32) + int(low), MAX_BYTES)
+        counts.append(PlannedCount(PlannedAction(action), count - directories, directories, size))
+    return counts
 
 
 _LAST_ELEMENTS = (

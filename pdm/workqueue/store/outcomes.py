@@ -1,0 +1,112 @@
+"""What became of the elements of a job: when their attempts began and ended, and their failures in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from attrs import frozen
+from sqlalchemy import bindparam
+from sqlalchemy.orm import Session
+
+from pdm.workqueue.domain.enums import JobStatus
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
+from pdm.workqueue.store.records import attempts, elements
+from pdm.workqueue.WorkqueueDB import IS_SET_ASIDE
+
+
+@frozen
+class FailureGroup:
+    """FAILED and HELD elements of a job with one code and scope, and the first of them as an example.
+
+    Attributes:
+        held: number of those that are HELD.
+        element: number of the first.
+    """
+
+    code: FailureCode
+    scope: FailureScope
+    count: int
+    held: int
+    element: int
+    src_filepath: str
+    dst_filepath: str | None
+    message: str
+
+
+_TIMES = (
+    sa.select(
+        elements.c.id,
+        sa.func.min(attempts.c.started_at),
+        sa.func.max(attempts.c.ended_at),
+        elements.c.started_at,
+        elements.c.elapsed_s,
+    )
+    .join_from(
+        elements,
+        attempts,
+        sa.and_(attempts.c.job_id == elements.c.job_id, attempts.c.element_id == elements.c.id),
+        isouter=True,
+    )
+    .where(elements.c.job_id == bindparam("job"), elements.c.id.between(bindparam("first"), bindparam("last")))
+    .group_by(elements.c.job_id, elements.c.id, elements.c.started_at, elements.c.elapsed_s)
+)
+
+
+def attempt_times(
+    session: Session, job_id: int, first: int, last: int
+) -> Mapping[int, tuple[datetime | None, datetime | None]]:
+    """When the first attempt of each element from one to another began, and its last one ended, by element."""
+    times = {}
+    for number, start, end, succeeded_from, elapsed_s in session.execute(
+        _TIMES, {"job": job_id, "first": first, "last": last}
+    ):
+        # The attempt that succeeds is the last, and has no row of its own.
+        success = None if succeeded_from is None else succeeded_from + timedelta(seconds=elapsed_s or 0.0)
+        times[number] = (start or succeeded_from, success or end)
+    return times
+
+
+_GROUPED = (
+    sa.select(
+        elements.c.failure_scope.label("scope"),
+        elements.c.failure_code.label("code"),
+        sa.func.count().label("count"),
+        sa.func.sum(sa.case((elements.c.status == JobStatus.HELD, 1), else_=0)).label("held"),
+        sa.func.min(elements.c.id).label("first"),
+    )
+    .where(
+        elements.c.job_id == bindparam("of_job"),
+        # The partial index has FAILED ones by job and status.
+        sa.text(IS_SET_ASIDE),
+        elements.c.status.in_([JobStatus.FAILED, JobStatus.HELD]),
+        elements.c.failure_code.is_not(None),
+    )
+    .group_by(elements.c.failure_scope, elements.c.failure_code)
+    .subquery()
+)
+_FAILURE_GROUPS = (
+    sa.select(
+        *(_GROUPED.c.scope, _GROUPED.c.code, _GROUPED.c.count, _GROUPED.c.held, _GROUPED.c.first),
+        *(elements.c.src_filepath, elements.c.dst_filepath, elements.c.failure_message),
+    )
+    .join_from(_GROUPED, elements, elements.c.id == _GROUPED.c.first)
+    .where(elements.c.job_id == bindparam("of_job"))
+    .order_by(_GROUPED.c.count.desc(), _GROUPED.c.first)
+)
+
+
+def failure_groups(session: Session, job_id: int) -> Sequence[FailureGroup]:
+    """The failures of a job by code and scope, the most frequent first."""
+    groups = []
+    # Unpacked: a row has methods of the names `count` and `first`.
+    for scope, code, count, held, first, source, destination, message in session.execute(
+        _FAILURE_GROUPS, {"of_job": job_id}
+    ):
+        groups.append(
+            FailureGroup(
+                FailureCode(code), FailureScope(scope), count, int(held), first, source, destination, message or ""
+            )
+        )
+    return groups
