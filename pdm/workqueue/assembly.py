@@ -163,7 +163,6 @@ class Assembly:
         self._check_key = partial(credentials.check_key, incarnation)
         self._trust_directories = TrustDirectories(settings.state.folder / "trust")
         trust_directory = partial(run_in_thread, self._trust_directories.directory_for)
-
         self.board = ProgressBoard(clock=monotonic)
         health = SiteHealth(policy=breaker_policy(settings), patience_s=settings.sites.patience_s, on_change=self._wake)
         self.site_directory = SiteDirectory(

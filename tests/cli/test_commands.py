@@ -205,7 +205,7 @@ def test_a_copy_that_partly_fails_is_6_and_says_why(service: TestService, direct
     assert "EXISTS" in status
 
     (target / "old").unlink()
-    assert "1 elements are tried again" in pdm(service, "retry", number[1]).stdout
+    assert "1 elements are tried again" in pdm(service, "retry", "--force", number[1]).stdout
     pdm(service, "wait", number[1])
     assert (target / "old").read_bytes() == b"2"
 

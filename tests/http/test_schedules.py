@@ -89,7 +89,8 @@ async def test_an_expired_credential_holds_the_run_and_the_schedule_says_so(own_
     assert (seen["hold"]["code"], seen["hold"]["reason"]) == ("CREDENTIAL_EXPIRED", "your proxy has expired")
     second, _ = await passed(own_service, "expired", number, 1, 2)
     assert second["outcome"] == "SKIPPED"
-    await own_service.give_credential("expired")
+    again = (await own_service.call("expired", "GET", f"/schedules/{number}")).json
+    assert again["hold"] == seen["hold"]
 
 
 @pytest_twisted.ensureDeferred

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from attrs import frozen
+from attrs import evolve, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.credentials import (
@@ -40,6 +40,7 @@ from pdm.workqueue.store import (
     jobs,
     outcomes,
     schedules,
+    selected_retries,
     sites,
     users,
 )
@@ -48,6 +49,7 @@ from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
 from pdm.workqueue.store.outcomes import FailureGroup
+from pdm.workqueue.store.selected_retries import Retried, RetrySelection
 from pdm.workqueue.wire.responses import timestamp_text
 
 #: Rows read in one transaction of a streamed response.
@@ -99,7 +101,7 @@ class ScheduleHistory:
     """A schedule with its runs, the newest first.
 
     Attributes:
-        held: the job of the last run, and its first held element; None if nothing of it is held.
+        held: the last job, and its first held element; None if nothing of it is held.
     """
 
     schedule: ScheduleRecord
@@ -327,6 +329,17 @@ def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tu
     return job, retried
 
 
+def retry_selected(
+    session: Session, job_id: int, scope: int | None, now: datetime, selection: RetrySelection
+) -> Retried:
+    """Put some failed and cancelled elements back into the queue."""
+    fetch_job(session, job_id, scope)
+    retried = selected_retries.retry_selected(session, job_id, now, selection)
+    if retried.count and retried.job.after is not None and retried.job.started_at is None:
+        return evolve(retried, job=chains.begin_waiting(session, retried.job, now))
+    return retried
+
+
 def schedules_of_user(session: Session, user_id: int) -> list[tuple[ScheduleRecord, ScheduleRun | None]]:
     """The schedules of a user, each with its last run."""
     found = schedules.of_user(session, user_id)
@@ -344,9 +357,10 @@ def fetch_schedule(session: Session, schedule_id: int, scope: int | None) -> Sch
     if found is None:
         raise NotFoundError(f"there is no schedule {schedule_id}; GET /schedules lists yours")
     runs = schedules.runs(session, schedule_id)
-    last_job = jobs.fetch(session, runs[0].job_id, None) if runs and runs[0].job_id is not None else None
-    is_held = last_job is not None and last_job.counters.held > 0
-    held = (last_job, first_held_element(session, last_job.id)) if last_job is not None and is_held else None
+    # Later runs are skipped while its job is held.
+    last = next((run.job_id for run in runs if run.job_id is not None), None)
+    job = None if last is None else jobs.fetch(session, last, None)
+    held = None if job is None or not job.counters.held else (job, first_held_element(session, job.id))
     return ScheduleHistory(found, runs, held)
 
 

@@ -67,7 +67,7 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
     last_run: Annotated[ScheduleRunView | None, Meta(description="Null before the first.")]
     hold: Annotated[
         HoldView | UnsetType,
-        Meta(description="Why the job of the last run is held; of one schedule, not in arrays."),
+        Meta(description="Why the last job is held; of one schedule, not in arrays."),
     ] = UNSET
     runs: Annotated[
         list[ScheduleRunView] | UnsetType,
