@@ -128,9 +128,7 @@ class EstimateView(msgspec.Struct, frozen=True, kw_only=True):
     files_per_second: float | None
     based_on_jobs: Annotated[
         int,
-        Meta(
-            description="How many copies of the same user between these sites the rates are of: at most 20 in 14 days."
-        ),
+        Meta(description="Copies of the same user between these sites that the rates are of: at most 20 of 14 days."),
     ]
     free_bytes: Annotated[
         int | None, Meta(description="Free at the destination, by quota or file system, when the source was listed.")
@@ -180,6 +178,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     after_any: Annotated[
         bool | UnsetType, Meta(description="With ``after``: whether it begins in whatever state these end.")
     ] = UNSET
+    schedule: Annotated[int | UnsetType, Meta(description="The schedule of which it is a run.")] = UNSET
     deadline: Annotated[datetime | UnsetType, Meta(description="When it is cancelled unless it has ended.")] = UNSET
     num_elements: int
     num_new: int
