@@ -153,9 +153,7 @@ class HelperProcess:
 
     def free_bytes(self, source: str, destination: str) -> int | None:
         """What is free at the destination of a copy, as its listing reports it."""
-        request = wire.ListRequest(
-            self.new_id(), 0, source, None, LIMITS, destination=destination, space_at=destination
-        )
+        request = wire.ListRequest(self.new_id(), 0, source, None, LIMITS, True, destination, destination)
         done = self.run(request)[-1]
         assert isinstance(done, wire.DoneEvent), done
         return done.free

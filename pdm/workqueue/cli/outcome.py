@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 import click
@@ -25,7 +26,7 @@ from pdm.workqueue.cli.display import (
     terminal_width,
 )
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
-from pdm.workqueue.cli.plans import is_dry_run, plan_words, planned, print_plan
+from pdm.workqueue.cli.plans import announcement, estimate_lines, is_dry_run, plan_words, planned, print_plan
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error
 from pdm.workqueue.client.errors import JobTimeoutError, WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
@@ -218,10 +219,14 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         CommandError: ^C or the timeout; the job continues.
     """
     display = display_for_stderr()
-    held = False
+    held = announced = False
 
     def show(job: JobView) -> None:
-        nonlocal held
+        nonlocal held, announced
+        if not announced and (lines := announcement(job, datetime.now(UTC))):
+            announced = True
+            for line in lines:
+                display.print_line(line)
         if job.status == JobStatus.HELD.name and not held:
             held = True
             display.print_line(_held_line(job))
@@ -316,6 +321,8 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
     if line := outcome_line(job):
         columns = terminal_width(sys.stderr)
         print_stderr(line if columns is None else textwrap.fill(line, columns - 1, subsequent_indent="  "))
+    for line in estimate_lines(job, datetime.now(UTC)) if is_dry_run(job) else ():
+        print_stderr(line)
     return exit_code_of_job(job, failures)
 
 

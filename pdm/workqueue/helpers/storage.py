@@ -180,9 +180,7 @@ class Storage(abc.ABC):
     def real_path(self, url: StorageUrl, there: FileStat) -> bytes | None:
         """Absolute path of the directory at a URL, links resolved; None if the server does not report it.
 
-        Args:
-            url: of the directory, or of a link to it.
-            there: result of `stat` for the URL.
+        ``url`` may be that of a link to a directory. ``there``: result of `stat` for it.
         """
         return there.target
 

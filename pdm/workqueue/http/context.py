@@ -37,7 +37,7 @@ from pdm.workqueue.store.claim_queries import WaitReason
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.estimates import EstimateBasis
 from pdm.workqueue.telemetry.background import start_background
-from pdm.workqueue.wire.responses import PlanView
+from pdm.workqueue.wire.plans import PlanView
 
 _K = TypeVar("_K", bound=CandidateOfKind)
 #: Clients poll a job once a second, and its credential seldom changes.

@@ -12,7 +12,7 @@ from pdm.workqueue.http.context import ApiContext, CredentialExpiry
 from pdm.workqueue.http.decoding import credential_needs
 from pdm.workqueue.http.views import whole_seconds
 from pdm.workqueue.store.estimates import EstimateBasis, estimate_basis
-from pdm.workqueue.wire.responses import EstimateView, PlanView
+from pdm.workqueue.wire.plans import EstimateView, PlanView
 
 #: Age of a job before it is estimated: many copies end sooner.
 _LEAST_AGE = timedelta(seconds=1)

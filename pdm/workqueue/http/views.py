@@ -25,18 +25,17 @@ from pdm.workqueue.sites.registry import Site
 from pdm.workqueue.store.claim_queries import QueuePosition, WaitReason
 from pdm.workqueue.store.credentials import CredentialRecord
 from pdm.workqueue.store.listings import ListingNote
+from pdm.workqueue.wire.plans import EstimateView, PlanView
 from pdm.workqueue.wire.responses import (
     CancelReasonView,
     CredentialView,
     ElementStatusView,
     ElementView,
-    EstimateView,
     FailureView,
     HoldView,
     JobProgressView,
     JobView,
     NextTryView,
-    PlanView,
     QueueView,
     SkippedView,
     VomsView,

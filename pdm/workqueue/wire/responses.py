@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.wire.plans import EstimateView, PlanView, SkipCounts
 
 TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(JobType.__members__)})]
 StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__members__)})]
@@ -21,10 +22,6 @@ WaitingFor = Annotated[
         description="Why what is submitted has to wait, a sentence each: sites that are away or drained, the next try"
         " of what failed, what comes first in the queue. Not in arrays."
     ),
-]
-
-SkipCounts = Annotated[
-    dict[str, int], Meta(description="How many entries are left out, by code; of one job that has any, not in arrays.")
 ]
 
 #: Directory → names in it.
@@ -90,50 +87,6 @@ class NextTryView(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Annotated[int, Meta(description="Which try it will be, without those that do not count.")]
     max_tries: int
     failure: FailureView = field(name="error")
-
-
-class PlannedView(msgspec.Struct, frozen=True, kw_only=True):
-    """What has one action in a plan."""
-
-    files: int
-    directories: int
-    bytes: Annotated[int, Meta(description="Of the files.")]
-
-
-class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """What was planned for the files and directories of a copy."""
-
-    actions: Annotated[
-        dict[str, PlannedView],
-        Meta(
-            description="By action: COPY (nothing is there), OVERWRITE (another file is there), SAME (already there),"
-            " DELETE (removed at the destination), MOVED (removed at the source)."
-        ),
-    ]
-    filtered: Annotated[
-        int, Meta(description="Entries of the source that filters leave out; what is in them is not counted.")
-    ]
-    skipped: SkipCounts
-
-
-class EstimateView(msgspec.Struct, frozen=True, kw_only=True):
-    """What a copy still has to move, how long that may take, and what may stop it; null where that is not known."""
-
-    files: Annotated[int, Meta(description="Files and directories that are left to copy, or that a dry run would.")]
-    bytes: int
-    seconds: Annotated[
-        float | None, Meta(description="At the rates of earlier copies: by bytes or files, whichever are slower.")
-    ]
-    bytes_per_second: float | None
-    files_per_second: float | None
-    based_on_jobs: Annotated[
-        int,
-        Meta(description="Copies of the same user between these sites that the rates are of: at most 20 of 14 days."),
-    ]
-    free_bytes: Annotated[
-        int | None, Meta(description="Free at the destination, by quota or file system, when the source was listed.")
-    ]
-    credential_until: Annotated[datetime | None, Meta(description="When the first of its credentials expires.")]
 
 
 class CancelReasonView(msgspec.Struct, frozen=True, kw_only=True):

@@ -153,7 +153,7 @@ def available_bytes(url: str, chunks: Iterable[bytes], *, raw: bool = False) -> 
     tree.feed(b"", final=True)
     for response in tree.take(leave=0)[:1]:
         _, _, properties = tree.parts(response)
-        return _byte_count(properties.get("quota-available-bytes"))
+        return byte_count(_text(properties.get("quota-available-bytes")))
     return None
 
 
@@ -242,7 +242,7 @@ class _ResponseTree:
             # The first of several; no response to PROPFIND has more than one.
             hrefs[0],
             any(_local_name(kind.tag) == "collection" for kind in kinds),
-            _byte_count(properties.get("getcontentlength")),
+            byte_count(_text(properties.get("getcontentlength"))),
             _seconds(_text(properties.get("getlastmodified"))),
             statuses[-1],
         )
@@ -264,9 +264,10 @@ def _text(element: Element | None) -> str:
     return "" if element is None else (element.text or "").strip()
 
 
-def _byte_count(element: Element | None) -> int | None:
-    text = _text(element)
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_SIZE_DIGITS else None
+def byte_count(text: str | None) -> int | None:
+    """A byte count in a header or property; None if it is missing or invalid."""
+    is_valid = text is not None and text.isascii() and text.isdecimal() and len(text) <= _MAX_SIZE_DIGITS
+    return int(text) if text is not None and is_valid else None
 
 
 def _propstat_is_ok(propstat: Element) -> bool:

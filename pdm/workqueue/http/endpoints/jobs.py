@@ -17,6 +17,7 @@ from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, json_array, json_items
 from pdm.workqueue.http.decoding import credential_needs, enum_members, failure_codes, job_from_request
+from pdm.workqueue.http.estimates import estimate_view, estimate_warnings
 from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.plans import plan_view, skipped_by_code
 from pdm.workqueue.http.problems import (
