@@ -32,6 +32,7 @@ from twisted.web.iweb import IPolicyForHTTPS
 from pdm.workqueue.certificates.tls_client import ClientCredentialError, WeakCredentialError, client_policy
 from pdm.workqueue.client.connection import Connection, DelegationClient, JobPoller, Query, encode_query
 from pdm.workqueue.client.errors import CredentialError, JobFailedError, SettingsError, UnexpectedAnswerError
+from pdm.workqueue.client.inspection import ServerFacts, inspect_server
 from pdm.workqueue.client.settings import ClientSettings, find_settings
 from pdm.workqueue.client.sites import choose_protocol, find_site
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
@@ -236,6 +237,8 @@ class WorkqueueClient:
         timeout_s: float = 60.0,
     ) -> None:
         self._reactor = reactor
+        self._url = base_url
+        self._policy = policy
         self._connection = Connection(reactor, base_url=base_url, policy=policy, timeout_s=timeout_s)
         self._certificate = certificate
         self._key = key
@@ -432,6 +435,10 @@ class WorkqueueClient:
         """The failures of a job by code and scope, the most frequent first."""
         return self._fetch(tuple[ErrorGroupView, ...], "GET", f"/jobs/{job_id:d}/errors")
 
+    def inspect_server(self) -> Deferred[ServerFacts]:
+        """Version and health of the service, the end of its certificate, and how its clock differs from this one."""
+        return Deferred.fromCoroutine(inspect_server(self._reactor, self._url, self._policy, self._connection))
+
     def whoami(self) -> Deferred[WhoamiView]:
         """Identity and role of the caller."""
         return self._fetch(WhoamiView, "GET", "/whoami")
@@ -537,9 +544,16 @@ class WorkqueueClient:
         """Cancel a job; a job that has ended is not changed."""
         return self._fetch(JobView, "DELETE", f"/jobs/{job_id:d}")
 
-    def retry(self, job_id: int) -> Deferred[RetriedJobView]:
-        """Retry failed and cancelled elements."""
-        return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", key=_new_key())
+    def retry(
+        self, job_id: int, *, code: str | Sequence[str] | None = None, force: bool = True
+    ) -> Deferred[RetriedJobView]:
+        """Retry failed and cancelled elements; with `code` only what failed with one of these codes.
+
+        Without `force`, elements whose failure a retry cannot help are left; ``left`` of the result counts them.
+        """
+        codes = code if code is None or isinstance(code, str) else ",".join(code)
+        query = encode_query(code=codes, force=None if force else 0)
+        return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", query, key=_new_key())
 
     # Credentials
 

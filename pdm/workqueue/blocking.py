@@ -178,6 +178,7 @@ class BlockingWorkqueueClient:
     live_output = _blocking(WorkqueueClient.live_output)
     receipt = _blocking(WorkqueueClient.receipt)
     errors = _blocking(WorkqueueClient.errors)
+    inspect_server = _blocking(WorkqueueClient.inspect_server)
     whoami = _blocking(WorkqueueClient.whoami)
     sites = _blocking(WorkqueueClient.sites)
     routes = _blocking(WorkqueueClient.routes)

@@ -63,6 +63,12 @@ def makeService(options: Options) -> OrderedServices:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     _leave_no_core()
+    try:
+        # Before the imports: a wrong setting is reported at once.
+        settings = read_settings(Path(options["config"]))
+    except ConfigError as error:
+        _tell_operator(str(error))
+        raise SystemExit(1) from None
     # Imports make almost no garbage, and each full collection would scan all that they have made: a third of the CPU
     # time of a start, and as much again when the process exits.
     gc.disable()
@@ -76,7 +82,6 @@ def makeService(options: Options) -> OrderedServices:
     gc.enable()
     use_monotonic_clock(reactor)
     try:
-        settings = read_settings(Path(options["config"]))
         found = find_problems(settings, database=bool(options["check-config"]))
         if found:
             for problem in found:

@@ -108,6 +108,7 @@ def test_failures_are_shown_with_one_hint_a_code_and_without_tricks() -> None:
         ("UNSUPPORTED", "COPY", "--verify size"),
         ("UNSUPPORTED", "LIST", "ask the site"),
         ("NO_SPACE", "COPY", "'pdm retry 7'"),
+        ("NOT_EMPTY", "REMOVE", "'pdm retry 7 --force'"),
         ("A_WORD_OF_A_LATER_SERVICE", "COPY", "said by the service"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +142,20 @@ def test_stat_and_du(service: TestService, source: Path) -> None:
 )
 def test_a_site_that_is_not_there(service: TestService, typed: str, words: str) -> None:
     assert words in pdm(service, "ls", typed, code=3).stderr
+
+
+def test_the_doctor_finds_all_well_or_says_what_to_do(service: TestService) -> None:
+    shown = pdm(service, "doctor").stdout
+    assert re.search(r"^server +https://\S+, version \S+, certificate\s+valid \d+ d", shown, re.MULTILINE)
+    assert re.search(r"^clock +agrees with that of the server$", shown, re.MULTILINE)
+    assert re.search(r"^you +/DC=.*CN=admin \(operator\)", shown, re.MULTILINE)
+    assert re.search(r"^site local-a +ok$", shown, re.MULTILINE)
+    pdm(service, "site", "add", "lab", "--gridftp", "gsiftp://127.0.0.1:1")
+    found = json.loads(pdm(service, "doctor", "-F", "json", code=1).stdout)
+    assert {"part": "site lab", "what": "ok, no credential", "advice": "Run 'pdm delegate'."} in found
+    pdm(service, "site", "remove", "lab")
+    environment = {**service.environment("admin"), "PDM_URL": "https://127.0.0.1:1"}
+    command = [sys.executable, "-m", "pdm.workqueue.cli", "doctor"]
+    away = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert away.returncode == 5
+    assert "-> Check the address, and that the service is running." in away.stdout

@@ -111,3 +111,18 @@ def test_failures_are_grouped(service: TestService, folder: Path) -> None:
     (group,) = json.loads(pdm(service, "errors", str(number), "-F", "json").stdout)
     assert (group["code"], group["count"]) == ("IS_A_DIRECTORY", 1)
     pdm(service, "errors", "99999", code=3)
+
+
+def test_a_retry_leaves_what_it_cannot_help(service: TestService, folder: Path) -> None:
+    number = str(_partly(service, folder))
+    done = pdm(service, "retry", number, code=6)
+    assert done.stdout == f"job {number}: requeued 0, left 1 (permanent: IS_A_DIRECTORY)\n"
+    assert f"pdm retry {number} --force" in done.stderr
+    assert pdm(service, "retry", number, "--code", "TIMEOUT").stdout == f"job {number}: 0 elements are tried again\n"
+    there = service.directory / "storage" / "b" / folder.name / "two"
+    (there / "inner").rmdir()
+    there.rmdir()
+    assert "1 elements are tried again" in pdm(service, "retry", number, "--code", "is_a_directory", "--force").stdout
+    pdm(service, "wait", number)
+    assert there.read_text() == "two"
+    assert pdm(service, "retry", number, "--code", "WRONG", code=2).stderr.startswith(f"pdm: job {number}: ")

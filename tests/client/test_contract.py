@@ -19,7 +19,7 @@ from pdm.workqueue.http.endpoints import ENDPOINTS
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
 #: For browsers and monitors.
-NOT_CALLED = {"GET /openapi.json", "GET /health"}
+NOT_CALLED = {"GET /openapi.json"}
 CALLS: dict[str, tuple[Any, ...]] = {
     "list": (1, "a"),
     "ls": (1, "a"),
@@ -40,6 +40,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "live_output": (1, 0),
     "receipt": (1, bytes),
     "errors": (1,),
+    "inspect_server": (),
     "whoami": (),
     "sites": (),
     "routes": (),

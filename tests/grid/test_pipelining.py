@@ -116,6 +116,7 @@ def test_what_is_at_the_destination_decides_file_by_file(own: HelperProcess, sit
 
 
 @pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
+@pytest.mark.full
 def test_sessions_that_end_in_the_middle_cost_nothing(own: HelperProcess, sites: Sites, site: str) -> None:
     files = files_of_one_size(sites, 1000, size=20_000)
     server = sites.grid.sites[site].server
@@ -201,6 +202,7 @@ def test_what_an_earlier_attempt_has_done_unheard_counts_as_done(own: HelperProc
     assert isinstance(own.remove(wire.PathItem(1, gone, again=True))[1], wire.DoneEvent)
 
 
+@pytest.mark.full
 def test_thousands_are_removed_and_made(own: HelperProcess, sites: Sites) -> None:
     urls = [sites.url(sites.a / f"d{number}") for number in range(600)]
     assert all(isinstance(event, wire.DoneEvent) for event in own.make(*urls).values())

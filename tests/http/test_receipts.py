@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from joserfc import jws
 from joserfc.jwk import RSAKey
@@ -22,13 +23,14 @@ from pdm.workqueue.certificates.pem import TlsIdentity
 from pdm.workqueue.certificates.signatures import sign_detached
 from pdm.workqueue.certificates.trust import Trust
 from pdm.workqueue.client.receipts import Receipt, ReceiptInvalidError, receipt_trust, verify_receipt
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
 from pdm.workqueue.domain.jobs import NewElement
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.http import receipts, transactions
-from pdm.workqueue.store import listings
+from pdm.workqueue.store import listings, selected_retries
 from pdm.workqueue.wire.receipts import SIGNATURE_MEMBER
+from pdm.workqueue.WorkqueueDB import Job
 from tests.http.service import Certificates, Service
 
 _DENIED = AttemptFailure(FailureScope.DESTINATION, FailureCode.PERMISSION_DENIED, "550 denied")
@@ -336,3 +338,68 @@ def test_the_signature_is_a_standard_one(written: bytes, certificates: Certifica
     registry.max_header_length = 10_000
     key = RSAKey.import_key(certificates.host.certificate_pem())
     assert jws.deserialize_compact(f"{head}.{payload}.{tail}", key, registry=registry).payload == signed + b"}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_selected_failures_are_retried(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selected_retries, "CHANGED_AT_ONCE", 2)
+    job = await service.submit("choosy", "/copy")
+    (listing,) = await service.claim(job["id"])
+    await service.extend(listing, *(NewElement(JobType.COPY, f"data/{n}", f"copy/{n}") for n in range(8)))
+    await service.settle(listing)
+    mismatch = AttemptFailure(FailureScope.TRANSFER, FailureCode.CHECKSUM_MISMATCH, "other bytes")
+    timeout = AttemptFailure(FailureScope.SOURCE, FailureCode.TIMEOUT, "too slow")
+    tokens = await service.claim(job["id"])
+    for token, failure in zip(tokens, [_DENIED] * 3 + [mismatch] * 4 + [timeout], strict=True):
+        await service.settle(token, JobStatus.FAILED, failure)
+    path = f"/jobs/{job['id']}/retry"
+
+    async def retried(query: str) -> tuple[int, dict[str, int], int]:
+        answer = (await service.call("choosy", "POST", f"{path}?{query}")).json
+        assert answer["num_submitted"] + answer["num_failed"] + answer["num_done"] == 9, query
+        assert (await service.job(job["id"])).counters.failed == answer["num_failed"]
+        return answer["retried"], answer["left"], answer["num_failed"]
+
+    assert await retried("force=0&code=PERMISSION_DENIED") == (0, {"PERMISSION_DENIED": 3}, 8)
+    assert await retried("code=TIMEOUT") == (1, {}, 7)
+    # More than one transaction changes at once.
+    assert await retried("force=0") == (4, {"PERMISSION_DENIED": 3}, 3)
+    tokens = await service.claim(job["id"])
+    assert len(tokens) == 5
+    assert {token.attempt for token in tokens} == {2}
+    for token in tokens:
+        await service.settle(token)
+    assert (await service.job(job["id"])).status is JobStatus.FAILED
+    assert (await retried("code=PERMISSION_DENIED,TIMEOUT"))[0] == 3
+    answer = await service.call("choosy", "POST", f"{path}?code=WRONG")
+    assert (answer.status, answer.problem) == (400, "invalid-input ?code")
+    assert (await service.call("other", "POST", f"{path}?force=0")).status == 404
+    # The retry of the reference knows nothing of this.
+    assert "left" not in (await service.call("choosy", "POST", path)).json
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelled_elements_are_retried_with_what_can_be_helped(service: Service) -> None:
+    job = await service.submit("cancelling", "/copy")
+    await service.call("cancelling", "DELETE", f"/jobs/{job['id']}")
+    answer = (await service.call("cancelling", "POST", f"/jobs/{job['id']}/retry?force=0")).json
+    assert (answer["retried"], answer["status"]) == (1, "SUBMITTED")
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_receipt_of_a_dry_run_is_the_plan(service: Service, trust: Trust) -> None:
+    job = await service.submit("planner", "/copy")
+    dry = sa.update(Job).where(Job.id == job["id"]).values(extra_opts={"sync": "size", "dry_run": True})
+    await service.database.run("plan", lambda session: session.execute(dry).close())
+    (listing,) = await service.claim(job["id"])
+    actions = (PlannedAction.COPY, PlannedAction.OVERWRITE, PlannedAction.SAME)
+    planned = [NewElement(JobType.COPY, f"data/{a}", f"copy/{a}", 10, planned=a, done=True) for a in actions]
+    planned.append(NewElement(JobType.REMOVE, "copy/x", "copy/x", planned=PlannedAction.DELETE, done=True))
+    await service.extend(listing, *planned)
+    await service.settle(listing)
+    answer = await service.call("planner", "GET", f"/jobs/{job['id']}/receipt")
+    lines = [json.loads(line) for line in answer.body.splitlines()]
+    assert [line["outcome"] for line in lines[2:-1]] == ["would copy", "would overwrite", "same", "would delete"]
+    assert [line["planned"] for line in lines[2:-1]] == ["COPY", "OVERWRITE", "SAME", "DELETE"]
+    receipt = _verify(answer.body, trust)
+    assert (receipt.end.bytes, receipt.end.final) == (0, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pdm.testgrid.storages import TestStorages
 from tests.helpers.driver import tree
 from tests.protocols.places import Places, owner
 from tests.support.loopback import service_of
+from tests.support.sync_cases import CASES, SyncCase, expected, read_tree, run_rclone, write_tree
 
 #: Sites by protocol and letter.
 PROTOCOLS = ("ssh", "https", "file", "xroot")
@@ -340,7 +342,8 @@ def _compared(places: Places) -> Path:
 @pytest.mark.parametrize(
     ("protocol", "other", "level"),
     [
-        *(("ssh", "ssh", level) for level in ("exists", "size", "mtime", "checksum")),
+        *(("ssh", "ssh", level) for level in ("size", "checksum")),
+        *(pytest.param("ssh", "ssh", level, marks=pytest.mark.full) for level in ("exists", "mtime")),
         ("https", "https", "size"),
         ("xroot", "xroot", "mtime"),
         ("ssh", "https", "checksum"),
@@ -392,3 +395,55 @@ def test_a_move_between_unlike_sites(protocol: str, other: str, service: TestSer
     assert tree(places.b / "new") == expected
     assert (places.b / "new" / "empty").is_dir()
     assert not source.exists()
+
+
+#: From which protocol to which → the cases that are always run.
+_EVERYDAY_CASES = {
+    ("file", "file"): {
+        "mtime, no /tmp/, delete",
+        "a directory where a file must go, and the reverse",
+        "more than may be removed",
+    },
+    ("ssh", "ssh"): {"size, all, delete", "checksum, only *.root, without tmp/, delete"},
+    ("https", "file"): set[str](),
+    ("ssh", "xroot"): set[str](),
+}
+
+
+@pytest.mark.skipif(shutil.which("rclone") is None, reason="rclone is not installed")
+@pytest.mark.parametrize(
+    ("protocol", "other", "case"),
+    [
+        pytest.param(
+            *pair,
+            case,
+            id=f"{pair[0]} to {pair[1]}: {case.name}",
+            marks=() if case.name in everyday else (pytest.mark.full,),
+        )
+        for pair, everyday in _EVERYDAY_CASES.items()
+        for case in CASES
+        # All of them where rclone ran; between unlike protocols one of each level.
+        if pair[0] == pair[1] or case.name.endswith("no tmp/, delete")
+    ],
+)
+def test_a_copy_leads_to_what_rclone_leads_to(
+    protocol: str, other: str, case: SyncCase, service: TestService, places: Places, tmp_path: Path
+) -> None:
+    write_tree(places.a / "tree", case.source)
+    write_tree(places.b / "tree", case.destination)
+    for directory in (places.a, places.b):
+        places.storages.give(directory)
+    theirs = run_rclone(case, tmp_path)
+    job = run(
+        service,
+        "copy",
+        protocol,
+        "A",
+        places.a / "tree",
+        dst_siteid=SITES[other, "B"],
+        dst_filepath=str(places.b / "tree"),
+        extra_opts=dict(case.options),
+    )
+    elements = service.call("alice", "GET", f"/jobs/{job['id']}/elements")
+    assert job["status"] == ("FAILED" if case.fails else "DONE"), elements
+    assert read_tree(places.b / "tree") == expected(case, theirs), elements

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from pdm.workqueue.cli.display import (
     display_time,
     display_timestamp,
     display_width,
+    print_stderr,
     table,
     terminal_width,
     truncate,
@@ -39,7 +40,7 @@ from pdm.workqueue.cli.outcome import (
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error, run
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.wire.responses import ElementView, JobView
+from pdm.workqueue.wire.responses import ElementView, JobView, RetriedJobView
 from pdm.workqueue.WorkqueueClient import JobFilters, WorkqueueClient
 
 _STATUSES = click.Choice([member.name.lower() for member in JobStatus], case_sensitive=False)
@@ -373,21 +374,43 @@ def _cancel_word(job: JobView) -> str:
 
 @click.command()
 @click.argument("job_ids", metavar="N...", type=JOB_NUMBER, nargs=-1, required=True)
+@click.option("--code", "codes", multiple=True, help="Only what failed with this code (see 'pdm errors'); repeatable.")
+@click.option("--force", is_flag=True, help="Also what a retry cannot help: after you have corrected the cause.")
 @format_option
-def retry(job_ids: Sequence[int], form: str) -> None:
-    """Retry failed and cancelled elements of jobs."""
+def retry(job_ids: Sequence[int], codes: Sequence[str], force: bool, form: str) -> None:
+    """Retry failed and cancelled elements of jobs.
+
+    Failures that stay what they are, such as a missing file, are left unless --force is given: correct the cause first.
+    """
+    left_any = False
 
     async def one(client: WorkqueueClient, job_id: int) -> JobView:
-        job = await client.retry(job_id)
+        nonlocal left_any
+        job = await client.retry(job_id, code=codes or None, force=force)
+        left = job.left or {}
+        left_any = left_any or bool(left)
         if form == "text":
-            click.echo(f"job {job_id}: {job.retried} elements are tried again")
+            click.echo(_retry_line(job, left))
+        if left:
+            print_stderr(f"once the cause is corrected: pdm retry {job_id} --force (see 'pdm errors {job_id}')")
         return job
 
-    _for_each_job(job_ids, form, one)
+    _for_each_job(job_ids, form, one, lambda: ExitCode.PARTIAL if left_any else ExitCode.DONE)
 
 
-def _for_each_job(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueClient, int], Awaitable[object]]) -> None:
-    """Apply a function to each job; reports every failure, and exits with the code of the first."""
+def _retry_line(job: RetriedJobView, left: Mapping[str, int]) -> str:
+    if not left:
+        return f"job {job.id}: {job.retried} elements are tried again"
+    return f"job {job.id}: requeued {job.retried}, left {sum(left.values())} (permanent: {', '.join(sorted(left))})"
+
+
+def _for_each_job(
+    job_ids: Sequence[int],
+    form: str,
+    one: Callable[[WorkqueueClient, int], Awaitable[object]],
+    exit_code: Callable[[], ExitCode] = lambda: ExitCode.DONE,
+) -> None:
+    """Apply a function to each job; reports every failure, and exits with the code of the first, else `exit_code`."""
 
     async def action(client: WorkqueueClient) -> int:
         code: int = ExitCode.DONE
@@ -400,6 +423,6 @@ def _for_each_job(job_ids: Sequence[int], form: str, one: Callable[[WorkqueueCli
                 code = code or exit_code_of(error)
         if form == "json" and (results or len(job_ids) > 1):
             print_json(results if len(job_ids) > 1 else results[0])
-        return code
+        return code or exit_code()
 
     run(action)

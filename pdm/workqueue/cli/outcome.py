@@ -25,7 +25,7 @@ from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error
 from pdm.workqueue.client.errors import JobTimeoutError, WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
-from pdm.workqueue.domain.failures import FailureCode, FailureScope, hint_for
+from pdm.workqueue.domain.failures import MEANINGS, FailureCode, FailureScope, Remedy, hint_for
 from pdm.workqueue.wire.responses import ElementView, JobView, SkippedView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -142,7 +142,9 @@ def hint_of(code: str, hint: str, job_type: str, job_id: int | None = None) -> s
         known, type_ = FailureCode(code), JobType.parse(job_type)
     except ValueError:
         return display_line(hint)
-    again = "try again" if job_id is None else f"run 'pdm retry {job_id}'"
+    # A plain retry leaves what it cannot help.
+    force = " --force" if MEANINGS[known].remedy is Remedy.GIVE_UP else ""
+    again = "try again" if job_id is None else f"run 'pdm retry {job_id}{force}'"
     return hint_for(known, type_, {**_HINT_WORDS, "retry": again})
 
 

@@ -99,6 +99,8 @@ class Connection:
         self._timeout_s = timeout_s
         self._policy = policy
         self._pauses_s: tuple[float, ...] = _RETRY_PAUSES_S
+        #: Time of the service at its latest response, as it writes it (``Date``).
+        self.server_date: str | None = None
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = 8
         self._client = HTTPClient(Agent(reactor, policy, connectTimeout=timeout_s, pool=self._pool))
@@ -185,6 +187,7 @@ class Connection:
                 unbuffered=True,
             )
             response: IResponse = await watch.over(answer)
+            self.server_date = (response.headers.getRawHeaders("Date") or [None])[0]
             content = _BodyCollector(watch, write if 200 <= response.code < 300 else None)
             response.deliverBody(content)
             received = await watch.over(content.complete)

@@ -150,6 +150,8 @@ class CopyPlan:
                 self._keep(path)
                 continue
             at = there.get(self._below_destination(path))
+            if at is not None:
+                self._existing.add("")
             if entry.type == "directory":
                 skipped += self._take_directory(entry, at)
                 continue

@@ -32,6 +32,8 @@ from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 _LARGEST = 256 * 1024
 #: Files, and bytes, of a group. Each file may be an open handle at the server.
 _MOST_FILES, _MOST_BYTES = 64, 4 * 1024 * 1024
+#: Fewer files are not shared by threads: each step costs round trips, and of some servers a listing.
+_FEWEST_FILES = 24
 
 
 def copy(
@@ -53,7 +55,7 @@ def _groups(items: Iterable[CopyItem], threads: int) -> Iterator[list[CopyItem]]
         else:
             yield [item]
     for alike in small.values():
-        most = min(-(-len(alike) // threads), _MOST_FILES)
+        most = min(max(-(-len(alike) // threads), _FEWEST_FILES), _MOST_FILES)
         group: list[CopyItem] = []
         size = 0
         for item in alike:

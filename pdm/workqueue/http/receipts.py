@@ -19,7 +19,7 @@ from attrs import define, field
 from msgspec import UNSET
 
 from pdm.workqueue import __version__
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.jobs import ElementRecord, JobRecord
 from pdm.workqueue.domain.planning import Skipped
 from pdm.workqueue.http import transactions
@@ -53,6 +53,16 @@ _OUTCOMES: Mapping[JobStatus, str] = {
 }
 
 
+#: Of the elements of a dry run, which does nothing.
+_PLANNED_OUTCOMES: Mapping[PlannedAction, str] = {
+    PlannedAction.COPY: "would copy",
+    PlannedAction.OVERWRITE: "would overwrite",
+    PlannedAction.SAME: "same",
+    PlannedAction.DELETE: "would delete",
+    PlannedAction.MOVED: "would remove",
+}
+
+
 class _Format(Protocol):
     """How lines become bytes."""
 
@@ -79,7 +89,8 @@ class _JsonLines:
 
 
 _COLUMNS = (
-    *("line", "number", "type", "source", "destination", "size", "checksum", "outcome", "attempts", "start", "end"),
+    *("line", "number", "type", "source", "destination", "size", "checksum", "planned", "outcome", "attempts"),
+    *("start", "end"),
     *("code", "scope", "count", "message", "hint"),
 )
 #: A cell that begins with one of these is a formula for spreadsheets.
@@ -131,7 +142,8 @@ def _csv_row(line: ReceiptLine) -> dict[str, object]:
             "message": f"of {line.user}, at {line.service.name}",
         }
     if isinstance(line, ReceiptElement):
-        row = {name: getattr(line, name) for name in ("type", "source", "destination", "size", "checksum", "outcome")}
+        row = {name: getattr(line, name) for name in ("type", "source", "destination", "size")}
+        row |= {name: getattr(line, name) for name in ("checksum", "planned", "outcome")}
         row |= {"line": "element", "number": line.element, "attempts": line.attempts}
         row |= {"start": line.start, "end": line.end}
         if line.failure is not None:
@@ -238,6 +250,11 @@ def _entry_line(entry: Skipped) -> ReceiptEntry:
 def _element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
     start, end = page.times.get(element.id, (None, None))
     failure = None if element.status is JobStatus.DONE else element.failure
+    planned = element.planned
+    if planned is not None and page.job.options.get("dry_run"):
+        outcome = _PLANNED_OUTCOMES[planned]
+    else:
+        outcome = ALREADY_THERE if element.already_there else _OUTCOMES[element.status]
     return ReceiptElement(
         element=element.id,
         type=element.type.name,
@@ -245,7 +262,8 @@ def _element_line(page: ReceiptPage, element: ElementRecord) -> ReceiptElement:
         destination=element.dst_filepath,
         size=element.size if element.type is JobType.COPY else None,
         checksum=element.checksum,
-        outcome=ALREADY_THERE if element.already_there else _OUTCOMES[element.status],
+        planned=None if planned is None else planned.value,
+        outcome=outcome,
         attempts=element.attempts,
         start=start,
         end=end,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from attrs import frozen
+from attrs import evolve, frozen
 from sqlalchemy.orm import Session
 
 from pdm.workqueue.domain.credentials import (
@@ -30,12 +30,23 @@ from pdm.workqueue.http.problems import (
     InvalidInputError,
     JobNotFoundError,
 )
-from pdm.workqueue.store import chains, credentials, first_claims, job_changes, jobs, outcomes, sites, users
+from pdm.workqueue.store import (
+    chains,
+    credentials,
+    first_claims,
+    job_changes,
+    jobs,
+    outcomes,
+    selected_retries,
+    sites,
+    users,
+)
 from pdm.workqueue.store.credentials import CredentialRecord, EncryptedCredential, PendingDelegation
 from pdm.workqueue.store.first_claims import FirstClaim
 from pdm.workqueue.store.job_changes import Resumed
 from pdm.workqueue.store.jobs import ElementFilter, IdempotencyKey, JobFilter
 from pdm.workqueue.store.outcomes import FailureGroup
+from pdm.workqueue.store.selected_retries import Retried, RetrySelection
 from pdm.workqueue.wire.responses import timestamp_text
 
 #: Rows read in one transaction of a streamed response.
@@ -300,6 +311,17 @@ def retry(session: Session, job_id: int, scope: int | None, now: datetime) -> tu
     if retried and job.after is not None and job.started_at is None:
         job = chains.begin_waiting(session, job, now)
     return job, retried
+
+
+def retry_selected(
+    session: Session, job_id: int, scope: int | None, now: datetime, selection: RetrySelection
+) -> Retried:
+    """Put some failed and cancelled elements back into the queue."""
+    fetch_job(session, job_id, scope)
+    retried = selected_retries.retry_selected(session, job_id, now, selection)
+    if retried.count and retried.job.after is not None and retried.job.started_at is None:
+        return evolve(retried, job=chains.begin_waiting(session, retried.job, now))
+    return retried
 
 
 def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:

@@ -205,8 +205,20 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     """
     job = _locked(session, job_id)
     total = job.counters.failed + job.counters.cancelled
-    if not total or (job.record.cancel_requested and not job.record.status.is_final):
+    if not total or is_being_cancelled(job):
         return job.record, 0
+    begin_retry(session, job, now)
+    _retry_part(session, job, now)
+    return job.record, total
+
+
+def is_being_cancelled(job: LockedJob) -> bool:
+    """Whether a cancellation is not complete: meanwhile nothing is retried."""
+    return job.record.cancel_requested and not job.record.status.is_final
+
+
+def begin_retry(session: Session, job: LockedJob, now: datetime) -> None:
+    """Forget that a job was cancelled, and a deadline that is over."""
     deadline = job.record.deadline
     if deadline is not None and deadline <= now:
         # It was asked for after the deadline, which would end it at once.
@@ -214,8 +226,6 @@ def retry(session: Session, job_id: int, now: datetime) -> tuple[JobRecord, int]
     if job.record.cancel_reason is not None or deadline is not job.record.deadline:
         session.execute(_SET_TERMS.values(cancel_reason=None, deadline=deadline), {"number": job.id})
     job.record = evolve(job.record, cancel_requested=False, cancel_reason=None, deadline=deadline)
-    _retry_part(session, job, now)
-    return job.record, total
 
 
 _RETRY = UPDATE_ELEMENT.values(status=JobStatus.SUBMITTED, lost=elements.c.attempts, due_at=AT_ONCE)
@@ -232,9 +242,20 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
     for status in (JobStatus.FAILED, JobStatus.CANCELLED):
         if left and (job.counters.failed if status is JobStatus.FAILED else job.counters.cancelled):
             numbers = session.scalars(_SET_ASIDE, {"of_job": job.id, "in_status": status, "most": left}).all()
-            _move(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
+            requeue(session, job, numbers, status)
             left -= len(numbers)
     more = not left and job.counters.failed + job.counters.cancelled > 0
+    end_retry_part(session, job, now, more=more)
+    return more
+
+
+def requeue(session: Session, job: LockedJob, numbers: Sequence[int], status: JobStatus) -> None:
+    """Put elements that are FAILED or CANCELLED back into the queue, with all their tries again."""
+    _move(session, _RETRY, job, numbers, status, JobStatus.SUBMITTED)
+
+
+def end_retry_part(session: Session, job: LockedJob, now: datetime, *, more: bool) -> None:
+    """Save a job of which a part was put back into the queue; while there is more to put back, nothing is claimed."""
     if more:
         job.work_due_at = NEVER
     else:
@@ -243,7 +264,6 @@ def _retry_part(session: Session, job: LockedJob, now: datetime) -> bool:
         job.work_due_at = AT_ONCE
     job.roll_up(now)
     save_jobs(session, [job])
-    return more
 
 
 _HELD_JOBS = (

@@ -71,7 +71,10 @@ class ReceiptElement(_Line, frozen=True, kw_only=True, tag="element"):
     Attributes:
         source: path; of what a job removes, makes or lists, too.
         checksum: ``algorithm:value``.
-        outcome: ``done``, ``already there``, ``failed``, ``cancelled``, ``held``, ``running`` or ``waiting``.
+        planned: what the plan of a copy that was compared with its destination says; see
+            `pdm.workqueue.domain.enums.PlannedAction`.
+        outcome: ``done``, ``already there``, ``failed``, ``cancelled``, ``held``, ``running`` or ``waiting``; of a dry
+            run ``would copy``, ``would overwrite``, ``same``, ``would delete`` or ``would remove``.
         attempts: number of attempts begun.
         start: of the first attempt.
         end: of the last one that has ended.
@@ -84,6 +87,7 @@ class ReceiptElement(_Line, frozen=True, kw_only=True, tag="element"):
     destination: str | None = None
     size: int | None = None
     checksum: str | None = None
+    planned: str | None = None
     outcome: str
     attempts: int
     start: datetime | None = None

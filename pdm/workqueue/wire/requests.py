@@ -250,6 +250,15 @@ class WaitQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = 0.0
 
 
+class RetryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is retried; without parameters, all that is failed or cancelled."""
+
+    code: FailureCodes = ()
+    force: Annotated[
+        bool, Meta(description="0 leaves elements whose failure a retry cannot help, and says how many (``left``).")
+    ] = True
+
+
 class OutputQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an output is read."""
 

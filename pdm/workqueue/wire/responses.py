@@ -206,6 +206,10 @@ class RetriedJobView(JobView, frozen=True, kw_only=True):
     """A job that was asked to try again; ``retried`` elements went back to the queue."""
 
     retried: int
+    left: Annotated[
+        dict[str, int] | UnsetType,
+        Meta(description="With ``code`` or ``force``: elements that a retry cannot help and that were left, by code."),
+    ] = UNSET
 
 
 class EntryView(msgspec.Struct, frozen=True, kw_only=True):

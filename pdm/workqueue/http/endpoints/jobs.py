@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import attrs
 import msgspec
@@ -16,7 +17,7 @@ from pdm.workqueue.domain.progress import JobProgress
 from pdm.workqueue.http import transactions
 from pdm.workqueue.http.access import Caller, Role
 from pdm.workqueue.http.context import ApiContext, JsonStream, endpoint, expiry_warning, json_array, json_items
-from pdm.workqueue.http.decoding import credential_needs, enum_members, job_from_request
+from pdm.workqueue.http.decoding import credential_needs, enum_members, failure_codes, job_from_request
 from pdm.workqueue.http.listings import skipped_entries
 from pdm.workqueue.http.plans import plan_view, skipped_by_code
 from pdm.workqueue.http.problems import (
@@ -28,13 +29,15 @@ from pdm.workqueue.http.problems import (
 )
 from pdm.workqueue.http.views import hold_view, job_progress_view, job_view
 from pdm.workqueue.http.waiting import waiting_reasons, with_progress
-from pdm.workqueue.store import users
+from pdm.workqueue.store import selected_retries, users
 from pdm.workqueue.store.chains import NoPredecessorError
 from pdm.workqueue.store.jobs import IdempotencyConflictError, IdempotencyKey, JobFilter
+from pdm.workqueue.store.selected_retries import Retried, RetrySelection
 from pdm.workqueue.telemetry.logging import log_ended, log_submitted
 from pdm.workqueue.wire.requests import (
     LARGEST_ID,
     JobQuery,
+    RetryQuery,
     SkippedQuery,
     SubmitCopy,
     SubmitJob,
@@ -246,30 +249,57 @@ async def cancel_job(api: ApiContext, caller: Caller, job_id: int) -> JobView:
     "POST",
     "/jobs/{job_id}/retry",
     summary="Retry failed and cancelled elements of a job",
+    query=RetryQuery,
     result=RetriedJobView,
     errors=(InvalidInputError, JobNotFoundError),
 )
 async def retry_job(
-    api: ApiContext,
-    caller: Caller,
-    job_id: int,
-    key: IdempotencyKey | None,
+    api: ApiContext, caller: Caller, job_id: int, query: RetryQuery, key: IdempotencyKey | None
 ) -> RetriedJobView:
     """Failed and cancelled elements get new attempts; those that are done are not repeated.
 
-    The request may be repeated without a key: it then retries only what has failed since. A job that was cancelled
-    while it waited for others waits for them again. A deadline that is over is forgotten.
+    With ``code`` only what failed with one of these codes; with ``force=0`` only what a retry can help. The request may
+    be repeated without a key: it then retries only what has failed since.
     """
+    if query.code or not query.force:
+        return await _retry_selected(api, caller, job_id, RetrySelection(failure_codes(query.code), query.force))
 
     def wake(result: tuple[JobRecord, int]) -> None:
         api.job_retried(result[0].id)
-        if result[0].deadline is not None:
-            api.deadline_added()
         api.wake()
 
     job, retried = await api.commit("retry a job", transactions.retry, job_id, caller.scope, api.clock(), then=wake)
     view = job_view(*await with_progress(api, job))
     return RetriedJobView(**msgspec.structs.asdict(view), retried=retried)
+
+
+async def _retry_selected(api: ApiContext, caller: Caller, job_id: int, selection: RetrySelection) -> RetriedJobView:
+    async def in_parts(name: str, function: Callable[..., Retried], *args: Any) -> Retried:
+        retried = await api.database.run(name, function, *args)
+        more = retried.more
+        try:
+            while more:
+                more = await api.database.run(
+                    "retry a part of a job", selected_retries.continue_retry, job_id, api.clock(), selection
+                )
+        finally:
+            if more:
+                # Nothing of the job is claimed until all is put back: that is completed, as a retry of all.
+                api.job_retried(job_id)
+        return retried
+
+    retried: Retried = await api.commit(
+        "retry a job",
+        transactions.retry_selected,
+        job_id,
+        caller.scope,
+        api.clock(),
+        selection,
+        then=lambda _: api.wake(),
+        run=in_parts,
+    )
+    view = job_view(*await with_progress(api, await api.job(job_id, caller.scope) if retried.more else retried.job))
+    return RetriedJobView(**msgspec.structs.asdict(view), retried=retried.count, left=dict(retried.left))
 
 
 _SUBMISSION_ERRORS = (InvalidInputError, DelegationNeededError, IdempotencyKeyReusedError)
