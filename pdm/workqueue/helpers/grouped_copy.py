@@ -236,7 +236,7 @@ class _GroupCopy:
                 self._leave(file, "its destination exists")
                 continue
             del self._open[file.key]
-            checksum = f"ADLER32:{zlib.adler32(here.data):08x}"
+            checksum = f"{self._copier.algorithm}:{checksum_of(self._copier.algorithm, [here.data])}"
             self._batch.log(file.key, f"already there: {file.destination} has the same size and {checksum}")
             self._batch.done(file.key, file.size, 0, checksum, already_there=True)
 
