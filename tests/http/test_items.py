@@ -76,7 +76,13 @@ async def test_each_pair_is_an_element(service: Service) -> None:
             "$.extra_opts.items[2].dst",
             "items 1 and 3 have the same destination",
         ),
-        ([{"src": "/a", "dst": "/b", "checksum": "MD5:1"}], {}, "$.extra_opts.items[0].checksum", "ADLER32:"),
+        (
+            [{"src": "/a", "dst": "/b", "checksum": "MD5:1"}],
+            {},
+            "$.extra_opts.items[0].checksum",
+            "compared by ADLER32",
+        ),
+        ([{"src": "/a", "dst": "/b", "checksum": "CRC:1"}], {}, "$.extra_opts.items[0].checksum", "a checksum is"),
         ([{"src": "/a", "dst": "/b"}], {"sync": "size"}, "$.extra_opts.sync", "sync and items contradict"),
         (
             [{"src": "/a", "dst": "/b", "checksum": "ADLER32:1"}],

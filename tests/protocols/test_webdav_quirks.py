@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import unicodedata
@@ -12,13 +14,13 @@ from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
 import pytest
 
 from pdm.testgrid.identities import GridCredentials, make_credentials
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.helpers.driver import HelperProcess, copy_item, entries
+from tests.helpers.driver import HelperProcess, copy_item, digest, entries, outcomes
 from tests.protocols.places import judged
-from tests.support.quirk_server import QuirkServer, Reply, Request, on
+from tests.support.quirk_server import QuirkServer, Reply, Request, on, written
 
 RELAY = ["-m", "pdm.workqueue.helpers.main_relay"]
 pytestmark = pytest.mark.timeout(180)
@@ -343,7 +345,10 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     assert server.tree[b"/d/two"] == b"content"
 
 
-def test_a_copy_with_a_status_only_is_verified(server: QuirkServer, helper: HelperProcess) -> None:
+@pytest.mark.parametrize("algorithm", ChecksumAlgorithm)
+def test_a_copy_with_a_status_only_is_verified(
+    algorithm: ChecksumAlgorithm, server: QuirkServer, helper: HelperProcess
+) -> None:
     server.tree[b"/d/f"] = b"content"
 
     def pull(request: Request) -> Reply | None:
@@ -354,10 +359,42 @@ def test_a_copy_with_a_status_only_is_verified(server: QuirkServer, helper: Help
 
     server.rules += [on("POST", 200, b'{"macaroon": "xyz"}'), pull]
     item = copy_item(1, f"{server.url}/d/f", f"{server.url}/d/g", 7)
-    assert judged("https", helper.copy([item])[1]) == "transfer CHECKSUM_MISMATCH"
+    assert judged("https", helper.copy([item], checksum=algorithm)[1]) == "transfer CHECKSUM_MISMATCH"
     server.tree[b"good"] = b""
-    assert isinstance(helper.copy([item])[1], wire.DoneEvent)
+    done = helper.copy([item], checksum=algorithm)[1]
+    assert isinstance(done, wire.DoneEvent) and done.checksum == digest(algorithm, b"content")
     assert server.methods().count("COPY") == 2 and server.tree[b"/d/g"] == b"content"
+
+
+_MD5, _SHA256 = hashlib.md5(b"content", usedforsecurity=False), hashlib.sha256(b"content")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "header", "is_read"),
+    [
+        ("ADLER32", "adler32=bcb02fc", False),
+        ("ADLER32", f"md5={_MD5.hexdigest()}, ADLER32=0bcb02fc", False),
+        ("MD5", f"md5={base64.b64encode(_MD5.digest()).decode()}", False),
+        ("MD5", f"MD5={_MD5.hexdigest()}", False),
+        ("SHA256", f"SHA-256={base64.b64encode(_SHA256.digest()).decode()},md5=x", False),
+        ("MD5", "md5=", True),
+        ("MD5", "md5=dGVzdA==", True),
+        ("MD5", "adler32=0bcb02fc", True),
+        ("SHA256", "sha-256=é", True),
+    ],
+)
+def test_a_checksum_of_the_server_is_taken_if_it_is_of_the_algorithm(
+    algorithm: str, header: str, is_read: bool, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.tree |= {b"/d/f": b"content"}
+    server.rules.append(on("HEAD", 200, b"content", Digest=header, ETag='"1"'))
+    (tmp_path / "f").write_bytes(b"content")
+    item = download(server, "/d/f", tmp_path / "f")
+    done = helper.copy([item], "different", checksum=ChecksumAlgorithm(algorithm))[1]
+    assert isinstance(done, wire.DoneEvent) and done.already_there, done
+    assert ("GET" in server.methods()) == is_read
+    wanted = {request.headers["Want-Digest"] for request in server.seen if "Want-Digest" in request.headers}
+    assert wanted == {{"ADLER32": "adler32", "MD5": "md5", "SHA256": "sha-256"}[algorithm]}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 415])
@@ -460,6 +497,104 @@ def test_a_kept_connection_that_was_closed_costs_nothing(server: QuirkServer, he
     server.hangs_up = True
     for number in range(3):
         assert isinstance(helper.make(f"{server.url}/d/n{number}")[0], wire.DoneEvent)
+
+
+@pytest.mark.parametrize("method", ["PROPFIND", "GET", "PUT"])
+def test_a_request_without_an_answer_on_a_kept_connection_is_sent_again(
+    method: str, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    """As when the server closes an idle connection at the very moment at which a request is sent."""
+    server.tree[b"/d/f"] = b"content"
+    closing = [Reply(0)]
+    assert entries(helper.list(f"{server.url}/d"))
+    server.rules.append(lambda request: closing.pop() if request.method == method and closing else None)
+    if method == "PUT":
+        event = helper.copy([upload(server, tmp_path, "f", "/d/new")])[1]
+    else:
+        event = helper.copy([download(server, "/d/f", tmp_path / "new")])[1]
+    assert isinstance(event, wire.DoneEvent), event
+    assert not closing
+
+
+# -- groups of small files
+
+
+def dated(path: bytes, content: bytes | None) -> bytes:
+    """A response of a multistatus with a time that is long ago."""
+    time_ = b"<D:getlastmodified>Tue, 14 Nov 2023 22:13:20 GMT</D:getlastmodified>"
+    return written(path, content).replace(b"<D:prop>", b"<D:prop>" + time_)
+
+
+def small_files(server: QuirkServer, count: int = 20) -> list[wire.CopyItem]:
+    """Copies of many small files from one folder of the server to another."""
+    server.written = dated
+    server.tree |= {b"/d/from": None, b"/d/to": None}
+    server.tree |= {b"/d/from/f%d" % number: b"content" for number in range(count)}
+    base = f"{server.url}/d"
+    return [copy_item(number, f"{base}/from/f{number}", f"{base}/to/f{number}", 7) for number in range(count)]
+
+
+def in_groups(events: list[wire.AgentEvent]) -> set[int]:
+    return {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+
+
+@pytest.mark.parametrize(("status", "code"), [(423, "LOCKED"), (503, "BUSY"), (403, "PERMISSION_DENIED"), (507, None)])
+@pytest.mark.parametrize("method", ["PUT", "MOVE"])
+def test_a_file_of_a_group_that_the_server_refuses_fails_alone(
+    status: int, code: str | None, method: str, server: QuirkServer, helper: HelperProcess
+) -> None:
+    items = small_files(server)
+    temporary = urlsplit(items[3].temporary).path.encode()
+    server.rules.append(on(method, status, at=temporary))
+    request = wire.CopyRequest(helper.new_id(), items, "never", "checksum", wire.TimeLimits(stall_s=60.0))
+    events = helper.run(request)
+    ended = outcomes(events)
+    assert code in (None, failure(ended[3]).code)
+    assert {key for key, event in ended.items() if isinstance(event, wire.DoneEvent)} == set(range(20)) - {3}
+    assert in_groups(events) >= set(range(20)) - {3}
+    assert (left(server), b"/d/to/f3" in server.tree) == ([], False)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_kept_connection_that_is_closed_under_a_group_fails_no_file(
+    method: str, server: QuirkServer, helper: HelperProcess
+) -> None:
+    items = small_files(server)
+    closing = [Reply(0)]
+    server.rules.append(
+        lambda request: closing.pop() if request.method == method and b"f1" in request.path and closing else None
+    )
+    if method == "PUT":
+        name = urlsplit(items[12].temporary).path.encode()
+        server.rules[:] = [lambda request: closing.pop() if request.path == name and closing else None]
+    request = wire.CopyRequest(helper.new_id(), items, "never", "size", wire.TimeLimits(stall_s=60.0))
+    events = helper.run(request)
+    assert {type(event) for event in outcomes(events).values()} == {wire.DoneEvent}
+    assert in_groups(events) == set(range(20))
+    assert [server.tree[b"/d/to/f%d" % number] for number in range(20)] == [b"content"] * 20
+
+
+@pytest.mark.parametrize("overwrite", ["never", "always"])
+def test_a_name_that_is_taken_while_a_group_comes_is_not_moved_over(
+    overwrite: str, server: QuirkServer, helper: HelperProcess
+) -> None:
+    """MOVE of some servers replaces whatever is there, also a directory with all that is in it."""
+    items = small_files(server)
+
+    def takes(request: Request) -> None:
+        if request.method == "PUT" and b".4.1." in request.path:
+            server.tree |= {b"/d/to/f4": b"another", b"/d/to/f5": None, b"/d/to/f5/inside": b"precious"}
+
+    server.rules.append(takes)
+    request = wire.CopyRequest(helper.new_id(), items, overwrite, "size", wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    ended = outcomes(helper.run(request))
+    assert server.tree[b"/d/to/f4"] == (b"another" if overwrite == "never" else b"content")
+    assert server.tree[b"/d/to/f5/inside"] == b"precious"
+    assert failure(ended[5]).code in ("IS_A_DIRECTORY", "EXISTS")
+    assert (left(server), sum(isinstance(event, wire.DoneEvent) for event in ended.values())) == (
+        [],
+        18 if overwrite == "never" else 19,
+    )
 
 
 # -- destinations that take two names for one

@@ -16,7 +16,7 @@ import pytest
 from pdm.testgrid.service import TestService
 from pdm.testgrid.storages import TestStorages
 from pdm.workqueue.wire import agent_messages as wire
-from tests.helpers.driver import HelperProcess, copy_item
+from tests.helpers.driver import HelperProcess, copy_item, outcomes
 from tests.protocols.places import judged, owner
 from tests.support.everyday_session import SessionEnd, Step, everyday_session, failed_steps
 from tests.support.quirk_server import QuirkServer, Rule, on
@@ -259,6 +259,46 @@ def test_many_files_into_one_new_directory(
         for events in executor.map(job, range(3)):
             assert [event for event in events if not isinstance(event, wire.DoneEvent)] == []
     assert len(list((directory / "new" / "deep").iterdir())) == 120
+
+
+@pytest.mark.parametrize("overwrite", ["never", "always"])
+@pytest.mark.parametrize("make", [*MAKES, XROOTD])
+def test_small_files_within_a_make_come_in_groups(
+    make: str,
+    overwrite: str,
+    place: Callable[[str], tuple[str, Path]],
+    storages: TestStorages,
+    helper: HelperProcess,
+) -> None:
+    """Between two directorys of a server; a name that is taken is replaced only where that is asked for."""
+    if make == XROOTD:
+        directory = _directory_of(storages, storages.root("A") / f"groups{next(_numbers)}")
+        url = storages.url("https", "A", directory)
+    else:
+        url, directory = place(make)
+    old = 1_700_000_000
+    for number in range(60):
+        path = directory / "from" / f"d{number % 2}" / f"f {number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"content%d" % number)
+        os.utime(path, (old, old))
+    (directory / "to" / "d1").mkdir(parents=True)
+    (directory / "to" / "d1" / "f 5").write_bytes(b"another")
+    storages.give(directory)
+    items = [
+        copy_item(n, f"{url}/from/d{n % 2}/f%20{n}", f"{url}/to/d{n % 2}/f%20{n}", len(b"content%d" % n))
+        for n in range(60)
+    ]
+    request = wire.CopyRequest(helper.new_id(), items, overwrite, "checksum", wire.TimeLimits(stall_s=60.0))  # type: ignore[arg-type]
+    events = helper.run(request)
+    ended = outcomes(events)
+    failed = {key: event for key, event in ended.items() if not isinstance(event, wire.DoneEvent)}
+    assert set(failed) == ({5} if overwrite == "never" else set()), failed
+    arrived = {path.name: path.read_bytes() for path in (directory / "to").rglob("*") if path.is_file()}
+    expected = {f"f {number}": b"content%d" % number for number in range(60)}
+    assert arrived == expected | ({"f 5": b"another"} if overwrite == "never" else {})
+    together = {event.key for event in events if isinstance(event, wire.LogEvent) and "with others" in event.text}
+    assert len(together) >= 58
 
 
 @pytest.mark.skipif(not owner(), reason="the caller's own server can enter every directory")

@@ -91,7 +91,7 @@ class JobProtocol(_NamedEnum):
     #: Directories that the service itself can see.
     FILE = ProtocolInfo(3, ("file",), None, "local:LocalBackend")
     #: WebDAV over HTTPS.
-    HTTPS = ProtocolInfo(4, ("https", "davs"), 443, "webdav:WebdavBackend", ("token", "proxy"))
+    HTTPS = ProtocolInfo(4, ("https", "davs"), 443, "webdav_groups:GroupedWebdavBackend", ("token", "proxy"))
     #: XRootD.
     XROOT = ProtocolInfo(5, ("root", "roots"), 1094, "xrootd:XrootdBackend", ("proxy",))
 
@@ -128,6 +128,14 @@ class SyncLevel(enum.StrEnum):
     MTIME = "mtime"
     #: A file of the same size and checksum.
     CHECKSUM = "checksum"
+
+
+class ChecksumAlgorithm(enum.StrEnum):
+    """By which a copied file is compared with its source."""
+
+    ADLER32 = "ADLER32"
+    MD5 = "MD5"
+    SHA256 = "SHA256"
 
 
 class PlannedAction(enum.StrEnum):

@@ -8,11 +8,11 @@ verified and renamed.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.checksums import checksum_of
 from pdm.workqueue.helpers.copying import CHANGED, CLEAN_UP_HURRY_S, SETTLE_S, FileCopier, FileCopy, discard
 from pdm.workqueue.helpers.directories import TargetDirectory
 from pdm.workqueue.helpers.group_backend import GroupBackend, GroupStorage
@@ -32,6 +32,8 @@ from pdm.workqueue.wire.agent_messages import CopyItem, CopyRequest
 _LARGEST = 256 * 1024
 #: Files, and bytes, of a group. Each file may be an open handle at the server.
 _MOST_FILES, _MOST_BYTES = 64, 4 * 1024 * 1024
+#: Fewer files are not shared by threads: each step costs round trips, and of some servers a listing.
+_FEWEST_FILES = 24
 
 
 def copy(
@@ -53,7 +55,7 @@ def _groups(items: Iterable[CopyItem], threads: int) -> Iterator[list[CopyItem]]
         else:
             yield [item]
     for alike in small.values():
-        most = min(-(-len(alike) // threads), _MOST_FILES)
+        most = min(max(-(-len(alike) // threads), _FEWEST_FILES), _MOST_FILES)
         group: list[CopyItem] = []
         size = 0
         for item in alike:
@@ -77,7 +79,7 @@ class _GroupedFile:
         directory: directory of the destination.
         content: its bytes, after they were read.
         version: of the source, before its bytes were read.
-        checksum: ADLER32 of the bytes, if requested.
+        checksum: of the bytes, with its algorithm, if requested.
         began_at: when the copy began (`time.monotonic`).
     """
 
@@ -98,6 +100,7 @@ class GroupCopier:
         self.limits = request.limits
         self.replaces = request.overwrite != "never"
         self.with_checksums = request.verify == "checksum"
+        self.algorithm = request.checksum
         self.copier = FileCopier(batch, request, items)
         #: Keys of files whose temporary name may exist.
         self.written: set[int] = set()
@@ -253,11 +256,12 @@ class _GroupCopy:
             return
         arrived = at_destination(self._destination.read_group, [(file.temporary, file.size) for file in files])
         for file, content in zip(files, arrived, strict=True):
-            checksum = f"{zlib.adler32(file.content):08x}"
-            if content is None or f"{zlib.adler32(content.data):08x}" != checksum:
-                self._leave(file, "another ADLER32 arrived")
+            algorithm = self._copier.algorithm
+            checksum = checksum_of(algorithm, [file.content])
+            if content is None or checksum_of(algorithm, [content.data]) != checksum:
+                self._leave(file, f"another {algorithm} arrived")
             else:
-                file.checksum = f"ADLER32:{checksum}"
+                file.checksum = f"{algorithm}:{checksum}"
 
     def _check_case(self, files: Sequence[_GroupedFile]) -> None:
         for file in files:

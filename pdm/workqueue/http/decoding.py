@@ -10,7 +10,7 @@ import re
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -20,12 +20,12 @@ import msgspec
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.copy_checks import check_filters, check_not_removed
 from pdm.workqueue.http.items import planned_items, refuse_paths
 from pdm.workqueue.http.problems import InvalidInputError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
@@ -229,7 +229,7 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         planned = planned_items(items, partial(_url, source, protocol), partial(_url, destination, other))
         options = {**options, "items": len(planned.elements)}
     else:
-        _check_paths(api, type_, protocol, source, destination, submission, by_tools=by_tools)
+        _check_paths(api, type_, protocol, source, destination, submission, options, by_tools=by_tools)
     src_filepath = planned.source if planned is not None else submission.src_filepath or ""
     return NewJob(
         user_id=user_id,
@@ -259,6 +259,7 @@ def _check_paths(
     source: Site,
     destination: Site | None,
     submission: SubmitJob,
+    options: Mapping[str, Any],
     *,
     by_tools: bool,
 ) -> None:
@@ -271,6 +272,7 @@ def _check_paths(
         # Compares URLs: two sites may be endpoints of one storage.
         if is_inside(destination_url, source_url):
             raise InvalidInputError("the destination is the source itself, or is inside it", "$.dst_filepath")
+        check_not_removed(options, source_url, destination_url)
 
 
 def _predecessors(submission: SubmitJob) -> Predecessors | None:
@@ -344,7 +346,7 @@ def _options(
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
     if isinstance(options, CopyOptions):
-        _check_filters(options)
+        check_filters(options)
     for name in _NOT_CARRIED_OUT:
         if given.get(name):
             raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
@@ -356,23 +358,6 @@ def _options(
                 f"not a failure code; known are {', '.join(FailureCode)}", "$.extra_opts.dummy.fail"
             )
     return given, options if isinstance(options, CopyOptions) and options.items is not None else None
-
-
-def _check_filters(options: CopyOptions) -> None:
-    """Refuse filters that cannot be used, or that leave out nothing or all."""
-    try:
-        entry_filter = options.rules(datetime.now(UTC)).entry_filter
-    except InvalidPatternError as error:
-        raise InvalidInputError(str(error), "$.extra_opts.filters") from error
-    if options.filters and all(rule.exclude is None for rule in options.filters):
-        raise InvalidInputError(
-            'filters without exclude leave nothing out: end them with {"exclude": "*"}', "$.extra_opts.filters"
-        )
-    first, end = entry_filter.changed_from, entry_filter.changed_before
-    if first is not None and end is not None and first >= end:
-        raise InvalidInputError(
-            "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
-        )
 
 
 def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> None:

@@ -17,7 +17,9 @@ from pdm.workqueue.wire.requests import SubmitJob
 
 #: Options that are about a tree.
 _OF_TREES = ("sync", "filters", "min_size", "max_size", "newer_than", "older_than", "delete_extra", "dry_run", "move")
-_ADLER32 = re.compile(r"ADLER32:([0-9A-F]{1,8})", re.IGNORECASE)
+_CHECKSUM = re.compile(r"([A-Z0-9]+):([0-9A-F]+)", re.IGNORECASE)
+#: Hexadecimal digits of a checksum.
+_DIGITS = {"ADLER32": 8, "MD5": 32, "SHA256": 64}
 _POINTER = "$.extra_opts.items"
 
 #: Gives the URL of a path; the second argument is the pointer for an `InvalidInputError`.
@@ -74,7 +76,7 @@ def planned_items(options: CopyOptions, source_url: UrlOf, destination_url: UrlO
         try:
             url = _destination_of(pair, target, pointer, source_url, destination_url)
             if pair.checksum is not None:
-                checksums[number] = _checksum(pair.checksum, pointer)
+                checksums[number] = _checksum(pair.checksum, options.checksum or "ADLER32", pointer)
         except InvalidInputError as error:
             raise InvalidInputError(f"item {number + 1}: {error.detail}", error.pointer) from error
         other = numbers.setdefault(normalised(url), number)
@@ -98,11 +100,18 @@ def _destination_of(pair: CopyPair, target: str, pointer: str, source_url: UrlOf
     return url
 
 
-def _checksum(text: str, pointer: str) -> str:
-    found = _ADLER32.fullmatch(text)
-    if found is None:
-        raise InvalidInputError("a checksum is ADLER32: and up to 8 hexadecimal digits", pointer + ".checksum")
-    return f"ADLER32:{found[1].lower():0>8}"
+def _checksum(text: str, algorithm: str, pointer: str) -> str:
+    found = _CHECKSUM.fullmatch(text)
+    if found is None or found[1].upper() not in _DIGITS or len(found[2]) > _DIGITS[found[1].upper()]:
+        known = ", ".join(f"{name}: and {digits} hexadecimal digits" for name, digits in _DIGITS.items())
+        raise InvalidInputError(f"a checksum is {known}", pointer + ".checksum")
+    if found[1].upper() != algorithm:
+        raise InvalidInputError(
+            f"the checksum is {found[1].upper()}, and the files of this job are compared by {algorithm}: ask for"
+            f" checksum={found[1].upper()}",
+            pointer + ".checksum",
+        )
+    return f"{algorithm}:{found[2].lower():0>{_DIGITS[algorithm]}}"
 
 
 def _common_directory(paths: Sequence[str]) -> str:

@@ -129,7 +129,9 @@ class CopyPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     size: Annotated[FileSize | None, Meta(description="Bytes; 0 or none: as it is when it is copied.")] = None
     checksum: Annotated[
         Annotated[str, Meta(max_length=100)] | None,
-        Meta(description="``ADLER32:`` and its value, which is proven at the destination."),
+        Meta(
+            description="``ADLER32:``, ``MD5:`` or ``SHA256:`` (as the option checksum), and the value that is proven."
+        ),
     ] = None
 
 

@@ -32,10 +32,10 @@ from pdm.workqueue.helpers.storage import StoppedError, StorageError, Timeouts, 
 _MAX_ERROR_TEXT = 4000
 _MIN_TIMEOUT_S = 0.05
 #: Not repeated after a lost connection: the server may have executed them.
-_NOT_REPEATABLE = frozenset({"PUT", "COPY", "MOVE", "DELETE", "MKCOL"})
+_NOT_REPEATABLE = frozenset({"COPY", "MOVE", "DELETE", "MKCOL"})
 #: Methods whose redirects are followed: servers of dCache, EOS and XRootD redirect the transfer of bytes.
 _REDIRECTED = frozenset({"GET", "HEAD", "PUT", "COPY"})
-_REDIRECTS, _MAX_REDIRECTS = (301, 302, 303, 307, 308), 5
+REDIRECTS, _MAX_REDIRECTS = (301, 302, 303, 307, 308), 5
 #: Methods for which a redirect that adds a slash to a directory's name is followed. Not DELETE: a former file may be
 #: a whole tree now.
 _SLASH_ADDED = frozenset({"PROPFIND", "MKCOL", "MOVE", "COPY", "HEAD", "OPTIONS"})
@@ -54,7 +54,7 @@ Headers = Mapping[str, str | bytes]
 Body = bytes | Iterator[bytes]
 
 
-class _Server(NamedTuple):
+class Server(NamedTuple):
     """The server of a connection.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Server(NamedTuple):
 class HttpResponse:
     """The response to a request: its head was received, its body must be read to the end or dropped."""
 
-    def __init__(self, client: HttpClient, server: _Server, connection: HttpConnection, head: h11.Response) -> None:
+    def __init__(self, client: HttpClient, server: Server, connection: HttpConnection, head: h11.Response) -> None:
         self._client = client
         self._connection = connection
         self._headers = head.headers
@@ -129,13 +129,13 @@ class HttpClient:
     def __init__(self) -> None:
         self.timeouts: Timeouts
         self.interrupted = False
-        self._idle: dict[_Server, list[HttpConnection]] = {}
+        self._idle: dict[Server, list[HttpConnection]] = {}
         self._busy: set[HttpConnection] = set()
         self._contexts: dict[tuple[str | None, bool], ssl.SSLContext] = {}
         #: Authority → its ``Server`` header.
         self._products: dict[str, str] = {}
         #: Servers that ignore or refuse ``Expect``: bodies are sent without it.
-        self._without_expect: set[_Server] = set()
+        self._without_expect: set[Server] = set()
 
     def open(
         self,
@@ -163,8 +163,8 @@ class HttpClient:
         first, at = url.authority, url
         for _ in range(_MAX_REDIRECTS + 1):
             authority = at.authority
-            response = self._request(_Server(authority, authority == first, trust_at(first)), method, at, headers, body)
-            if response.status not in _REDIRECTS:
+            response = self._request(Server(authority, authority == first, trust_at(first)), method, at, headers, body)
+            if response.status not in REDIRECTS:
                 break
             location = response.header("Location") or ""
             if method in _SLASH_ADDED and _only_adds_slash(at, location):
@@ -181,7 +181,7 @@ class HttpClient:
             at = _redirected(at, location)
         if response.status in ok:
             return response
-        if response.status in _REDIRECTS:
+        if response.status in REDIRECTS:
             response.drop()
             where = truncated(response.header("Location") or "nowhere", 300)
             raise StorageError(f"{method} {url}: the server redirects to {where}", code=FailureCode.UNSUPPORTED)
@@ -230,14 +230,16 @@ class HttpClient:
 
     # -- one request
 
-    def _request(self, server: _Server, method: str, url: StorageUrl, headers: Headers, body: Body) -> HttpResponse:
-        """Send a request; repeat it if the server cannot have executed the first one."""
-        is_kept = self._has_idle(server)
+    def _request(self, server: Server, method: str, url: StorageUrl, headers: Headers, body: Body) -> HttpResponse:
+        """Send a request, a second time if the first can have done nothing that the second does not do again."""
+        is_repeatable = False
         try:
-            response = self._request_once(server, method, url, headers, body)
+            connection = self.connected(server)
+            is_repeatable = connection.is_used and method not in _NOT_REPEATABLE
+            response = self._request_once(server, connection, method, url, headers, body)
         except StorageError as error:
             # The server may have closed a kept connection.
-            if not (is_kept and error.lost) or method in _NOT_REPEATABLE:
+            if not (error.lost and is_repeatable) or connection.has_sent_body:
                 raise self.explained(server, error) from error.__cause__
         else:
             is_unexpected = response.status == HTTPStatus.EXPECTATION_FAILED and not isinstance(body, bytes)
@@ -247,27 +249,29 @@ class HttpClient:
             self._without_expect.add(server)
         self.close_idle(server)
         try:
-            return self._request_once(server, method, url, headers, body)
+            return self._request_once(server, self.connected(server), method, url, headers, body)
         except StorageError as error:
             raise self.explained(server, error) from error.__cause__
 
     def _request_once(
-        self, server: _Server, method: str, url: StorageUrl, headers: Headers, body: Body
+        self, server: Server, connection: HttpConnection, method: str, url: StorageUrl, headers: Headers, body: Body
     ) -> HttpResponse:
-        lease.check()
-        if server.is_known:
-            headers = {**self.credentials(server.authority), **headers}
-        expect = not isinstance(body, bytes) and server not in self._without_expect
-        connection = self._connected(server)
         with self.translated_errors(server, connection):
+            if server.is_known:
+                headers = {**self.credentials(server.authority), **headers}
+            expect = not isinstance(body, bytes) and server not in self._without_expect
             head = connection.request(method, url.encoded_path, headers, body, expect=expect)
         if connection.ignores_expect:
             self._without_expect.add(server)
+        return self.responded(server, connection, head)
+
+    def responded(self, server: Server, connection: HttpConnection, head: h11.Response) -> HttpResponse:
+        """The response of a server, with a connection whose body is to be read."""
         response = HttpResponse(self, server, connection, head)
         self._products[server.authority] = (response.header("Server") or "").lower()
         return response
 
-    def explained(self, server: _Server, error: StorageError) -> StorageError:
+    def explained(self, server: Server, error: StorageError) -> StorageError:
         """The reason for a closed connection: the server is down, refuses the client, or fails at this request.
 
         Only the first is CONNECTION. Some servers close the connection because of one path (Apache for an unreadable
@@ -281,7 +285,7 @@ class HttpClient:
             return StorageError(text, code=FailureCode.SERVER_ERROR, lost=True)
         return reason if reason.code in _CREDENTIAL_CODES else error
 
-    def _probe(self, server: _Server) -> StorageError | None:
+    def _probe(self, server: Server) -> StorageError | None:
         """Send a request without effect; returns its error, or None if the server responds in time."""
         connection = HttpConnection(server.authority, self._tls(server), lambda: min(self._timeout_s(), _PROBE_S))
         try:
@@ -295,20 +299,23 @@ class HttpClient:
 
     # -- connections
 
-    def _has_idle(self, server: _Server) -> bool:
-        """Whether there is a kept connection; closes those that the server has closed."""
-        idle = self._idle.get(server, [])
-        for connection in list(idle):
-            if not connection.is_open():
-                idle.remove(connection)
-                connection.close()
-        return bool(idle)
+    def has_idle(self, server: Server) -> bool:
+        """Whether there is a kept connection."""
+        return bool(self._idle.get(server))
 
-    def _connected(self, server: _Server) -> HttpConnection:
+    def connected(self, server: Server) -> HttpConnection:
+        """A connection to a server that has no request: a kept one, or a new one."""
+        lease.check()
         if self.interrupted:
             raise StoppedError
         idle = self._idle.get(server)
-        connection = idle.pop() if idle else HttpConnection(server.authority, self._tls(server), self._timeout_s)
+        while idle:
+            connection = idle.pop()
+            if connection.is_open():
+                break
+            connection.close()
+        else:
+            connection = HttpConnection(server.authority, self._tls(server), self._timeout_s)
         self._busy.add(connection)
         if not connection.is_connected:
             try:
@@ -321,7 +328,7 @@ class HttpClient:
                 raise
         return connection
 
-    def release(self, server: _Server, connection: HttpConnection) -> None:
+    def release(self, server: Server, connection: HttpConnection) -> None:
         """Keep a connection for the next request, if it is reusable."""
         if connection.is_reusable:
             self._busy.discard(connection)
@@ -333,7 +340,7 @@ class HttpClient:
         self._busy.discard(connection)
         connection.close()
 
-    def close_idle(self, server: _Server) -> None:
+    def close_idle(self, server: Server) -> None:
         """Close the kept connections to a server."""
         for connection in self._idle.pop(server, []):
             connection.close()
@@ -347,7 +354,7 @@ class HttpClient:
         return max(min(self.timeouts.stall_s, left), _MIN_TIMEOUT_S)
 
     @contextlib.contextmanager
-    def translated_errors(self, server: _Server, connection: HttpConnection) -> Iterator[None]:
+    def translated_errors(self, server: Server, connection: HttpConnection) -> Iterator[None]:
         """Convert errors of a connection to `StorageError`; any error closes the connection."""
         try:
             yield
@@ -359,7 +366,7 @@ class HttpClient:
                 raise StoppedError from error
             raise self._storage_error(server, error) from error
 
-    def _storage_error(self, server: _Server, error: Exception) -> StorageError:
+    def _storage_error(self, server: Server, error: Exception) -> StorageError:
         text = f"{server.authority}: {str(error) or type(error).__name__}"
         if isinstance(error, TimeoutError):
             is_stalled = time.monotonic() < self.timeouts.until
@@ -391,7 +398,7 @@ class HttpClient:
             )
         return {"Authorization": f"Bearer {token}"}
 
-    def _tls(self, server: _Server) -> ssl.SSLContext:
+    def _tls(self, server: Server) -> ssl.SSLContext:
         """The TLS context: the server's trusted authorities, and the user's proxy if the user has named the server."""
         key = server.trust, server.is_known
         if key not in self._contexts:
@@ -409,10 +416,10 @@ class HttpClient:
         return self._contexts[key]
 
 
-def known_server(url: StorageUrl) -> _Server:
+def known_server(url: StorageUrl) -> Server:
     """The server of a URL, as one that the user has named."""
     authority = url.authority
-    return _Server(authority, True, trust_at(authority))
+    return Server(authority, True, trust_at(authority))
 
 
 def _redirected(url: StorageUrl, location: str) -> StorageUrl:

@@ -16,7 +16,7 @@ from http import HTTPStatus
 
 import h11
 
-from pdm.workqueue.domain.failures import FailureCode
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.backends.propfind import resources
 from pdm.workqueue.helpers.storage import StorageError, truncated
 
@@ -135,6 +135,22 @@ def retry_after_seconds(retry_after: str | None) -> float | None:
     return min(max(then - time.time(), 0.0), _MAX_RETRY_AFTER_S)
 
 
+def exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The pieces, which must have the size that was announced."""
+    left = size
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            break
+        yield piece
+    if left:
+        raise StorageError(
+            "the source is not as long as it was when it was listed",
+            code=FailureCode.SIZE_CHANGED,
+            scope=FailureScope.SOURCE,
+        )
+
+
 #: Bytes that are received before they are parsed. TLS returns at most 16 KiB at a time.
 _RECEIVE_SIZE = 256 * 1024
 #: After a shorter read, hardly more data is available.
@@ -161,6 +177,7 @@ class HttpConnection:
 
     Attributes:
         is_connected: whether `connect` has connected it.
+        is_used: whether it has had a request.
         has_sent_body: whether a part of the last request's body was sent.
         ignores_expect: whether the server did not react to ``Expect: 100-continue``.
     """
@@ -177,7 +194,7 @@ class HttpConnection:
         self.has_sent_body = False
         self.ignores_expect = False
         self._sock: ssl.SSLSocket
-        self.is_connected = False
+        self.is_connected = self.is_used = False
 
     def connect(self) -> ssl.SSLSocket:
         """Connect, and make the TLS handshake; returns the socket, for its certificates."""
@@ -212,24 +229,33 @@ class HttpConnection:
             body: an iterator is not read to its end if the server responds with an error.
             expect: whether to wait for ``100 Continue`` before an iterator is read.
         """
+        if isinstance(body, bytes):
+            self.begin(method, target, headers, body)
+            return self.response()
+        head = self._head(method, target, {**headers, "Expect": "100-continue"} if expect else headers)
+        refusal = self._send(head) or (self._ask() if expect else None) or self._upload(body)
+        return refusal or self.response()
+
+    def begin(self, method: str, target: str, headers: Mapping[str, str | bytes], body: bytes = b"") -> None:
+        """Send a request; `response` is to be called next."""
+        if body:
+            headers = {**headers, "Content-Length": str(len(body))}
+        head = self._head(method, target, headers)
+        data = self._protocol.send(h11.Data(data=body)) if body else b""
+        self._send(head + (data or b"") + (self._protocol.send(h11.EndOfMessage()) or b""))
+
+    def _head(self, method: str, target: str, headers: Mapping[str, str | bytes]) -> bytes:
+        """Begin a request, and return the bytes of its head."""
         if self._protocol.our_state is h11.DONE:
             self._protocol.start_next_cycle()
+        self.is_used = True
         self._response, self._interim_responses, self._may_send = None, 0, False
         self.has_sent_body = self.ignores_expect = False
         fields = {"Host": self._authority.removesuffix(":443"), "Accept-Encoding": "identity", **headers}
-        if isinstance(body, bytes) and body:
-            fields["Content-Length"] = str(len(body))
-        if expect:
-            fields["Expect"] = "100-continue"
         encoded = [
             (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in fields.items()
         ]
-        head = self._protocol.send(h11.Request(method=method, target=target, headers=encoded))
-        if isinstance(body, bytes):
-            data = self._protocol.send(h11.Data(data=body)) if body else b""
-            return self._send(head + data + self._protocol.send(h11.EndOfMessage())) or self._wait_for_response()
-        refusal = self._send(head) or (self._ask() if expect else None) or self._upload(body)
-        return refusal or self._wait_for_response()
+        return self._protocol.send(h11.Request(method=method, target=target, headers=encoded)) or b""
 
     def _ask(self) -> h11.Response | None:
         """Wait for ``100 Continue``; returns the response if the server refuses the body."""
@@ -276,7 +302,10 @@ class HttpConnection:
         is_error = self._response is not None and self._response.status_code >= HTTPStatus.MULTIPLE_CHOICES
         return self._response if is_error else None
 
-    def _wait_for_response(self) -> h11.Response:
+    def response(self) -> h11.Response:
+        """The head of the response to a request that was sent, or refused before all of it was sent."""
+        if self._response is None and not self._sock.pending():
+            self._wait(select.POLLIN)
         while (response := self._parse_head()) is None:
             self._wait_for_data()
         return response
@@ -311,6 +340,10 @@ class HttpConnection:
         """Whether the connection can take another request: all was sent and read, and no further data has arrived."""
         protocol = self._protocol
         return protocol.our_state is protocol.their_state is h11.DONE and not protocol.trailing_data[0]
+
+    def has_data(self, wait_s: float) -> bool:
+        """Whether there is something to receive before so many seconds have passed."""
+        return self._sock.pending() > 0 or bool(self._poll(select.POLLIN, wait_s))
 
     def is_open(self) -> bool:
         """Whether the server has kept the connection open since the last response, and has sent nothing."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
-from pdm.workqueue.helpers.backends.http_connection import HttpStatusError
+from pdm.workqueue.helpers.backends.http_connection import HttpStatusError, exactly
 from pdm.workqueue.helpers.backends.propfind import (
     DavResource,
     check_kept,
@@ -30,6 +30,7 @@ from pdm.workqueue.helpers.backends.propfind import (
     shape_of,
 )
 from pdm.workqueue.helpers.backends.webdav_third_party import NotBegunError, ThirdPartyCopies
+from pdm.workqueue.helpers.checksums import HTTP_NAMES, from_http_digest
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
@@ -45,7 +46,6 @@ from pdm.workqueue.helpers.storage import (
 #: Bytes that are sent without ``Expect``: a round trip would cost more than sending them in vain.
 _SMALL = 64 * 1024
 _BLANK = 0x20
-_DIGEST = re.compile(r"adler32=([0-9A-Fa-f]{1,8})\b", re.IGNORECASE | re.ASCII)
 #: Forms of ``Destination``. The second is for servers behind a proxy, which do not know the scheme and port that the
 #: client uses; WebDAV allows it since RFC 4918.
 _DESTINATION_FORMS = ("https://{authority}{path}", "{path}", "http://{authority}{path}")
@@ -243,7 +243,7 @@ class WebdavBackend(StorageBackend):
                 raise StorageError(f"{destination} is a directory", errno=errno.EISDIR)
             self._check_empty(destination)
         try:
-            self._move(source, destination, is_directory=is_directory, replace=replace)
+            self.move(source, destination, is_directory=is_directory, replace=replace)
         except StorageError as error:
             if error.errno == errno.EOPNOTSUPP and not replace and self.stat(destination) is not None:
                 raise StorageError(f"{destination} exists", errno=errno.EEXIST) from error
@@ -252,7 +252,7 @@ class WebdavBackend(StorageBackend):
         if new is None or (not is_directory and new.size != old.size):
             raise _misplaced(destination)
 
-    def _move(self, source: StorageUrl, destination: StorageUrl, *, is_directory: bool, replace: bool) -> None:
+    def move(self, source: StorageUrl, destination: StorageUrl, *, is_directory: bool, replace: bool) -> None:
         """MOVE, with ``Destination`` in the first form that the server accepts."""
         if is_directory:
             source, destination = self._directory_url(source), self._directory_url(destination)
@@ -263,15 +263,24 @@ class WebdavBackend(StorageBackend):
         if self._client.is_xrootd(source):
             forms = _DESTINATION_FORMS[:1]
         for form in forms:
-            headers = {"Overwrite": "T" if replace else "F", "Destination": self._destination(destination, form)}
             try:
-                self._client.call("MOVE", source, headers, ok=(200, 201, 204))
+                self._client.call("MOVE", source, self._move_headers(destination, form, replace), ok=(200, 201, 204))
             except HttpStatusError as error:
                 if error.status not in _WRONG_FORM or form is forms[-1] or self.stat(source) is None:
                     raise
             else:
                 _accepted_forms[server] = _DESTINATION_FORMS.index(form)
                 return
+
+    def accepted_move_headers(self, destination: StorageUrl, *, replace: bool) -> Mapping[str, str | bytes] | None:
+        """Headers of a MOVE of a file, in the form that the server accepts; None if it has accepted none so far."""
+        accepted = _accepted_forms.get(destination.authority)
+        if accepted is None:
+            return None
+        return self._move_headers(destination.without_slash, _DESTINATION_FORMS[accepted], replace)
+
+    def _move_headers(self, destination: StorageUrl, form: str, replace: bool) -> Mapping[str, str | bytes]:
+        return {"Overwrite": "T" if replace else "F", "Destination": self._destination(destination, form)}
 
     def _destination(self, url: StorageUrl, form: str) -> str | bytes:
         """The ``Destination`` header. XRootD does not decode it: an encoded blank would be stored as ``%20``."""
@@ -308,7 +317,7 @@ class WebdavBackend(StorageBackend):
                 # If no file can be made there, none of the user's can be overwritten either.
                 return None
             try:
-                self._move(source, destination, is_directory=False, replace=False)
+                self.move(source, destination, is_directory=False, replace=False)
                 return self.stat(destination) is not None
             except HttpStatusError as error:
                 if error.status not in _NAME_REFUSED:
@@ -335,19 +344,12 @@ class WebdavBackend(StorageBackend):
         return self._existing(url).size
 
     def version(self, url: StorageUrl) -> FileVersion:
-        head = self._client.call("HEAD", url)
-        tag, modified = (head.header("ETag") or "").removeprefix("W/"), head.header("Last-Modified")
-        if not tag and not modified:
-            return super().version(url)
-        mtime: float | None = None
-        with contextlib.suppress(ValueError, TypeError):
-            mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
-        return FileVersion(0, mtime, f"{head.header('Content-Length')} {tag}")
+        return version_of_response(self._client.call("HEAD", url)) or super().version(url)
 
-    def checksum(self, url: StorageUrl) -> str:
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it sends none."""
-        digest = _DIGEST.search(self._client.call("HEAD", url, {"Want-Digest": "adler32"}).header("Digest") or "")
-        return digest.group(1).lower().rjust(8, "0") if digest else super().checksum(url)
+        head = self._client.call("HEAD", url, {"Want-Digest": HTTP_NAMES[algorithm]})
+        return from_http_digest(algorithm, head.header("Digest") or "") or super().checksum(url, algorithm)
 
     # -- bytes
 
@@ -357,24 +359,26 @@ class WebdavBackend(StorageBackend):
             # Servers send an HTML page.
             raise StorageError(f"{url} is a directory", errno=errno.EISDIR)
         response = self._client.open("GET", url)
-        length = _number(response.header("Content-Length"))
-        encoding = (response.header("Content-Encoding") or "identity").lower()
         with _dropped_early(response):
-            if encoding != "identity" and file_stat is not None and length != file_stat.size:
-                # A file that is stored compressed may have this header, too; then it has the listed size.
+            if file_stat is not None and is_encoded(response, file_stat.size):
                 raise StorageError(
-                    f"{url}: the server sends it in {encoding[:40]} unasked", code=FailureCode.UNSUPPORTED
+                    f"{url}: the server sends it in a content encoding unasked", code=FailureCode.UNSUPPORTED
                 )
             while chunk := response.read():
                 yield chunk
 
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
-        body = _exactly(pieces, size)
+        body = exactly(pieces, size)
         headers = {"Content-Length": str(size)}
         self._client.call("PUT", url, headers, b"".join(body) if size <= _SMALL else body, ok=(200, 201, 204))
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         if not self._third_party.may_work(source, temporary):
             return super().transfer(source, temporary, size, checksum, arrived)
@@ -396,6 +400,17 @@ class WebdavBackend(StorageBackend):
         self._client.interrupted = False
 
 
+def version_of_response(response: HttpResponse) -> FileVersion | None:
+    """The version of a file that the response to HEAD or GET shows; None if it shows none."""
+    tag, modified = (response.header("ETag") or "").removeprefix("W/"), response.header("Last-Modified")
+    if not tag and not modified:
+        return None
+    mtime: float | None = None
+    with contextlib.suppress(ValueError, TypeError):
+        mtime = email.utils.parsedate_to_datetime(modified or "").timestamp()
+    return FileVersion(0, mtime, f"{response.header('Content-Length')} {tag}")
+
+
 @contextlib.contextmanager
 def _dropped_early(response: HttpResponse) -> Iterator[None]:
     """Close the connection of a response whose body is not read to its end."""
@@ -404,6 +419,15 @@ def _dropped_early(response: HttpResponse) -> Iterator[None]:
     except BaseException:
         response.drop()
         raise
+
+
+def is_encoded(response: HttpResponse, size: int) -> bool:
+    """Whether a response of a file of so many bytes has them in another encoding.
+
+    A file that is stored compressed may have this header, too; then it has the listed size.
+    """
+    encoding = (response.header("Content-Encoding") or "identity").lower()
+    return encoding != "identity" and _number(response.header("Content-Length")) != size
 
 
 def _number(text: str | None) -> int | None:
@@ -419,19 +443,3 @@ def _misplaced(url: StorageUrl) -> StorageError:
         code=FailureCode.INVALID_NAME,
         scope=FailureScope.DESTINATION,
     )
-
-
-def _exactly(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """The pieces, which must have the announced size."""
-    left = size
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            break
-        yield piece
-    if left:
-        raise StorageError(
-            "the source is not as long as it was when it was listed",
-            code=FailureCode.SIZE_CHANGED,
-            scope=FailureScope.SOURCE,
-        )
