@@ -49,7 +49,7 @@ def _groups(items: Iterable[CopyItem], threads: int) -> Iterator[list[CopyItem]]
     """Groups of small files with the same two servers, enough for all threads; larger files alone."""
     small: dict[tuple[str, str], list[CopyItem]] = {}
     for item in items:
-        if item.size <= _LARGEST:
+        if item.is_plain and item.size <= _LARGEST:
             servers = StorageUrl(item.source).server, StorageUrl(item.destination).server
             small.setdefault(servers, []).append(item)
         else:
@@ -84,7 +84,7 @@ class _GroupedFile:
     """
 
     def __init__(self, item: CopyItem, directory: TargetDirectory) -> None:
-        self.key, self.source, self.destination, self.temporary, _, self.size = FileCopy.of(item)
+        self.key, self.source, self.destination, self.temporary, _, self.size, _ = FileCopy.of(item)
         self.directory = directory
         self.content = b""
         self.version = FileVersion(0)
