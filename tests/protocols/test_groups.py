@@ -14,7 +14,7 @@ from tests.helpers.driver import HelperProcess, adler, fault, outcomes, tree
 from tests.protocols.places import Places
 
 OLD = 1_700_000_000
-PROTOCOLS = ("ssh", "https")
+PROTOCOLS = ("ssh", "https", "xroot")
 _ROUTES = list(itertools.product(PROTOCOLS, repeat=2))
 _WAIT_S = 60.0
 
