@@ -1,7 +1,7 @@
-"""Group operations of the XRootD worker (`xroot_worker`): a step is begun for all files before one answer is awaited.
+"""Group operations of the XRootD worker (`xroot_worker`): all requests of a step are sent before the first response.
 
-It runs where `xroot_worker` does, under its restrictions. What a server refuses for one file is None or False in its
-place; any other error is of the whole group.
+It runs in the same process, under the same restrictions. A request that the server refuses for one file has the
+result None or False; any other error is one of the whole group.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from XRootD.client.flags import AccessMode, OpenFlags, StatInfoFlags
 
 Status = dict[str, Any]
 _MODE = AccessMode.UR | AccessMode.UW | AccessMode.GR | AccessMode.OR
-#: The server has refused one request, or has not found what it is about.
+#: Codes of the library for a refused request, and for a file that does not exist.
 _REFUSALS = (400, 304)
 _NOT_FOUND = 3011
 _SOON_S = 3
 
 
 class GroupError(Exception):
-    """The status of a request that has failed for another reason than its file."""
+    """A request failed for a reason that concerns the whole group; with the status of the library."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.get("message"))
@@ -32,7 +32,7 @@ class GroupError(Exception):
 
 
 class _Pending:
-    """A request under way; keeps what it needs until the answer is there."""
+    """A request that was sent; keeps a reference to its data until the response."""
 
     def __init__(self, kept: object = None) -> None:
         self._kept = kept
@@ -50,9 +50,14 @@ class _Pending:
 
 
 def _all(begin: Sequence[Callable[[_Pending], Status] | None], kept: Sequence[object] = ()) -> list[Any]:
-    """Begin requests, wait for all of them, and give what each has brought: its status, and the answer.
+    """Send requests and wait for all responses.
 
-    Those that are None are left out: None is what they have brought.
+    Args:
+        begin: functions that send; None for no request.
+        kept: data that must stay in memory until the responses.
+
+    Returns:
+        Status and response of each request; None for no request.
 
     Raises:
         GroupError: a connection was lost, or the like.
@@ -75,7 +80,7 @@ def _all(begin: Sequence[Callable[[_Pending], Status] | None], kept: Sequence[ob
 
 
 def thing(info: dict[str, Any]) -> dict[str, Any]:
-    """What the library tells of a file or folder, as it is told to the helper."""
+    """A stat of the library, as the helper gets it."""
     flags = info["flags"]
     kind = "directory" if flags & StatInfoFlags.IS_DIR else "other" if flags & StatInfoFlags.OTHER else "file"
     return {"kind": kind, "size": info["size"], "mtime": info["modtime"]}
@@ -85,8 +90,8 @@ def _is_good(found: Any) -> bool:
     return found is not None and bool(found[0]["ok"])
 
 
-def looks(server: str, paths: Sequence[str]) -> list[Any]:
-    """What is at paths, as `thing`; None where nothing is, False where the server does not say."""
+def stats(server: str, paths: Sequence[str]) -> list[Any]:
+    """Stats of paths, as `thing`; None for a path that does not exist, False for one that the server refuses."""
     system = client.FileSystem(server)
     found = _all([partial(system.stat, path, 0) for path in paths])
     return [
@@ -96,7 +101,7 @@ def looks(server: str, paths: Sequence[str]) -> list[Any]:
 
 
 class _Files:
-    """Files that are open at a server."""
+    """Files that are opened at a server."""
 
     def __init__(self, urls: Sequence[str], flags: int) -> None:
         self._files = [client.File() for _ in urls]
@@ -109,7 +114,7 @@ class _Files:
         except GroupError:
             self.close_quietly()
             raise
-        #: Of each file, whether it is open, and not at a place that a server has sent its client to.
+        #: Of each file, whether it is open, and was not redirected to a file of this machine.
         self.are_open = [
             _is_good(each) and (file.get_property("LastURL") or "").startswith(("root://", "roots://"))
             for file, each in zip(self._files, found, strict=True)
@@ -118,15 +123,22 @@ class _Files:
     def each(
         self, begin: Callable[[Any, int, _Pending], Status], wanted: Sequence[bool], kept: Sequence[object] = ()
     ) -> list[Any]:
-        """Begin a request for each file that is wanted; what they have brought."""
+        """Send a request for each wanted file; the results as of `_all`."""
         requests = [
             partial(begin, file, number) if is_wanted else None
             for number, (file, is_wanted) in enumerate(zip(self._files, wanted, strict=True))
         ]
         return _all(requests, kept)
 
+    def stats(self) -> list[dict[str, Any] | None]:
+        """Stats that the server sent when it opened the files, as `thing`; None for a file that is not open."""
+        found = [
+            file.stat(False) if is_open else None for file, is_open in zip(self._files, self.are_open, strict=True)
+        ]
+        return [thing(each[1]) if _is_good(each) else None for each in found]
+
     def close(self) -> list[bool]:
-        """Close all that are open; whether each was closed without an error."""
+        """Close the open files; whether each was closed without an error."""
         closed = self.each(lambda file, number, call: file.close(0, call), [file.is_open() for file in self._files])
         return [_is_good(each) for each in closed]
 
@@ -138,30 +150,30 @@ class _Files:
 def read(
     send: Callable[[bytes, bytes], None], server: str, files: Sequence[tuple[str, int]]
 ) -> list[dict[str, Any] | None]:
-    """What the server tells of each file before it is read, after a frame with the bytes of each that could be read.
+    """Send a frame with the bytes of each file that can be read; returns the stats of the files before that.
 
-    It is asked for a byte more than the size, which shows whether the file has grown.
+    One byte more than the size is read, which shows whether the file has grown.
     """
-    there = looks(server, [path for path, _ in files])
     opened = _Files([f"{server}/{path}" for path, _ in files], OpenFlags.READ)
     try:
-        wanted = [bool(found) and is_open for found, is_open in zip(there, opened.are_open, strict=True)]
+        there = opened.stats()
+        wanted = [found is not None for found in there]
         contents = opened.each(lambda file, number, call: file.read(0, files[number][1] + 1, 0, call), wanted)
     finally:
         opened.close_quietly()
-    told: list[dict[str, Any] | None] = []
+    stats: list[dict[str, Any] | None] = []
     for found, content in zip(there, contents, strict=True):
         is_read = _is_good(content)
-        told.append(found if is_read else None)
+        stats.append(found if is_read else None)
         if is_read:
             send(b"D", content[1] or b"")
-    return told
+    return stats
 
 
 def write(receive: Callable[[], tuple[bytes, bytes]], server: str, files: Sequence[tuple[str, int]]) -> list[bool]:
-    """Make new files of so many bytes, which come in one frame; whether each has all of them."""
+    """Create files of given sizes, whose bytes come in one frame; whether each was written completely."""
     every, start = memoryview(receive()[1]), 0
-    # The library reads from the bytes that it is given, and keeps no hold of them.
+    # The library keeps no reference to the bytes that it sends.
     contents: list[bytes] = []
     for _, size in files:
         contents.append(bytes(every[start : start + size]))
@@ -184,13 +196,13 @@ def write(receive: Callable[[], tuple[bytes, bytes]], server: str, files: Sequen
 
 
 def rename(server: str, names: Sequence[tuple[str, str]]) -> list[bool]:
-    """Rename files; whether each has its new name. What has that name is replaced."""
+    """Rename files, replacing what is there; whether each was renamed."""
     system = client.FileSystem(server)
     return [_is_good(each) for each in _all([partial(system.mv, old, new, 0) for old, new in names])]
 
 
 def remove(server: str, paths: Sequence[str]) -> list[bool]:
-    """Remove files; whether nothing is left of each."""
+    """Remove files; whether each does not exist any more."""
     system = client.FileSystem(server)
     found = _all([partial(system.rm, path, 0) for path in paths])
     return [status["ok"] or status.get("errno") == _NOT_FOUND for status, _ in found]

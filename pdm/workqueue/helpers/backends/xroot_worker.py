@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Started with -I, which leaves the folder of this file out of the path; behind all others it hides nothing.
+# Started with -I, which leaves the directory of this file out of the path; as the last one it hides no other module.
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 
 import xroot_groups_worker as groups  # type: ignore[import-not-found]
@@ -177,8 +177,8 @@ class Opened:
 
 
 def look(server: str, path: str) -> dict[str, Any]:
-    told: dict[str, Any] = groups.thing(checked(client.FileSystem(server).stat(path)))
-    return told
+    found: dict[str, Any] = groups.thing(checked(client.FileSystem(server).stat(path)))
+    return found
 
 
 class Listing:
@@ -391,7 +391,7 @@ def pull(server: str, path: str, cgi: str) -> None:
 
 
 WORK: dict[str, Callable[..., Any]] = {
-    "looks_group": groups.looks,
+    "stat_group": groups.stats,
     "read_group": functools.partial(groups.read, send),
     "write_group": functools.partial(groups.write, receive),
     "rename_group": groups.rename,

@@ -1,4 +1,4 @@
-"""Group operations at XRootD servers: the worker sends the requests for all files of a group at once."""
+"""Group operations at XRootD servers: the worker process sends the requests for all files of a group at once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pdm.workqueue.helpers.storage import FileStat, FileVersion
 
 
 class GroupedXrootdBackend(XrootdBackend, GroupBackend):
-    """One lane's workers, which also work on many files at once."""
+    """The worker processes of one thread, which also take many files at once."""
 
     def renames_groups(self, url: StorageUrl, replace: bool) -> bool:
         return True
 
     def _call(self, op: str, urls: Sequence[StorageUrl], **arguments: Any) -> Any:
-        """A request with the paths of URLs of one server; what is raised for one of them is of the whole group."""
+        """A request with the paths of URLs of one server."""
         server, _ = server_and_path(urls[0])
         paths = [server_and_path(url)[1] for url in urls]
         return self._worker(server).call(op, server=server, paths=paths, **arguments)
 
     def _stats(self, urls: Sequence[StorageUrl]) -> list[FileStat | bool | None]:
-        """What is at each URL; None where nothing is, False where the server does not say."""
-        return [file_stat_of(told) if told else told for told in self._call("looks_group", urls)]
+        """Stats of URLs; None for one that does not exist, False for one that the server refuses."""
+        return [file_stat_of(stat) if stat else stat for stat in self._call("stat_group", urls)]
 
     def are_free(self, urls: Sequence[StorageUrl]) -> list[bool]:
         return [found is None for found in self._stats(urls)]
@@ -51,9 +51,9 @@ class GroupedXrootdBackend(XrootdBackend, GroupBackend):
             self._let_go(worker)
         remaining = iter(contents)
         found: list[FileContent | None] = []
-        for told in there:
-            file_stat = file_stat_of(told) if told else None
-            data = next(remaining) if told else b""
+        for stat in there:
+            file_stat = file_stat_of(stat) if stat else None
+            data = next(remaining) if stat else b""
             is_file = file_stat is not None and file_stat.kind == "file"
             found.append(
                 FileContent(data, FileVersion(file_stat.size, file_stat.mtime)) if file_stat and is_file else None
@@ -75,7 +75,7 @@ class GroupedXrootdBackend(XrootdBackend, GroupBackend):
         return made
 
     def rename_group(self, files: Sequence[tuple[StorageUrl, StorageUrl, int]], *, replace: bool) -> list[bool]:
-        # The server replaces what is there without a word.
+        # The server replaces what is there without an error.
         free = [True] * len(files) if replace else self.are_free([new for _, new, _ in files])
         server, _ = server_and_path(files[0][0])
         names = [
