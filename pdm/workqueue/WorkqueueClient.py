@@ -50,6 +50,7 @@ from pdm.workqueue.wire.responses import (
     SkippedView,
     WhoamiView,
 )
+from pdm.workqueue.wire.schedules import ScheduleView
 from pdm.workqueue.wire.sites import AuditView, CheckView, RouteView, SiteView, UserView
 
 _T = TypeVar("_T")
@@ -555,6 +556,45 @@ class WorkqueueClient:
         query = encode_query(code=codes, force=None if force else 0)
         return self._fetch(RetriedJobView, "POST", f"/jobs/{job_id:d}/retry", query, key=_new_key())
 
+    # Schedules
+
+    def schedules(self) -> Deferred[Sequence[ScheduleView]]:
+        """The caller's schedules, each with its last run."""
+        return self._fetch(tuple[ScheduleView, ...], "GET", "/schedules")
+
+    def schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
+        """A schedule with its last 100 runs."""
+        return self._fetch(ScheduleView, "GET", f"/schedules/{schedule_id:d}")
+
+    def add_schedule(
+        self, recurrence: str, job: Mapping[str, Any], *, timezone: str | None = None
+    ) -> Deferred[ScheduleView]:
+        """Submit a job again and again.
+
+        Args:
+            recurrence: five fields of cron (``0 3 * * *``), or an interval (``every 6h``).
+            job: a body of ``POST /jobs``.
+            timezone: of a cron expression, such as ``Europe/Paris``; default UTC.
+        """
+        body = {"recurrence": recurrence, "timezone": timezone, "job": job}
+        return self._fetch(ScheduleView, "POST", "/schedules", body=msgspec.json.encode(body), key=_new_key())
+
+    def pause_schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
+        """Submit no further job of a schedule."""
+        return self._change_schedule(schedule_id, paused=True)
+
+    def resume_schedule(self, schedule_id: int) -> Deferred[ScheduleView]:
+        """End the pause of a schedule."""
+        return self._change_schedule(schedule_id, paused=False)
+
+    def _change_schedule(self, schedule_id: int, *, paused: bool) -> Deferred[ScheduleView]:
+        body = msgspec.json.encode({"paused": paused})
+        return self._fetch(ScheduleView, "PATCH", f"/schedules/{schedule_id:d}", body=body)
+
+    def remove_schedule(self, schedule_id: int) -> Deferred[None]:
+        """Remove a schedule; the jobs of its runs stay."""
+        return self._send("DELETE", f"/schedules/{schedule_id:d}")
+
     # Credentials
 
     def delegation(self) -> Deferred[DelegationView | None]:
@@ -654,10 +694,13 @@ class WorkqueueClient:
         async def submitted() -> JobView:
             if any(isinstance(full.get(name), str) for name in _SITE_KEYS):
                 await self._resolve_sites(full)
-            job = await self._fetch(JobView, "POST", path, body=msgspec.json.encode(full), key=key)
+            job = await self._register(path, full, key)
             return await self.wait(job.id, check=True) if more.get("wait") else job
 
         return Deferred.fromCoroutine(submitted())
+
+    async def _register(self, path: str, body: Mapping[str, Any], key: str) -> JobView:
+        return await self._request(JobView, "POST", path, body=msgspec.json.encode(body), key=key)
 
     async def _resolve_sites(self, body: dict[str, Any]) -> None:
         """Replace names of sites by their numbers, and choose the protocol if there is none."""
@@ -679,7 +722,8 @@ class WorkqueueClient:
         if job.status == JobStatus.DONE.name:
             return job
         if job.status == JobStatus.CANCELLED.name:
-            raise JobFailedError(f"job {job.id} was cancelled", job=job, code=job.status, hint="")
+            why = "" if job.cancel_reason is UNSET else f": {job.cancel_reason.message}"
+            raise JobFailedError(f"job {job.id} was cancelled{why}", job=job, code=job.status, hint="")
         failed = await self.elements(job.id, status=JobStatus.FAILED, limit=1)
         failure = failed[0].failure if failed else None
         if failure is None:

@@ -37,6 +37,8 @@ __all__ = [
     "PendingDelegationRow",
     "IdempotentRequest",
     "PredecessorRow",
+    "ScheduleRow",
+    "ScheduleRunRow",
     "SiteRow",
     "RestrictionRow",
     "AuditRow",
@@ -133,6 +135,7 @@ HAS_LISTING = "list_due_at IS NOT NULL"
 HAS_RUNNING = "num_running > 0"
 HAS_HELD = "num_held > 0"
 HAS_OPEN_DEADLINE = "deadline IS NOT NULL AND finished_at IS NULL"
+IS_DUE = "next_due IS NOT NULL"
 
 
 def _partial(name: str, condition: str, *columns: str) -> Index:
@@ -180,6 +183,7 @@ class Job(Base):
         after: the jobs that it waits for, as in ``pdm.workqueue.store.records``; null for none.
         is_awaited: whether another job was submitted to wait for this one.
         deadline: when it is cancelled; null for never.
+        schedule_id: the schedule of which it is a run; that may have been removed.
         cancel_reason: ``{"code": ..., "message": ...}`` if the service has cancelled it, not its user.
     """
 
@@ -242,6 +246,7 @@ class Job(Base):
     is_awaited: Mapped[bool] = mapped_column(server_default=sa.false())
     deadline: Mapped[datetime | None]
     cancel_reason: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    schedule_id: Mapped[int | None]
 
 
 class PredecessorRow(Base):
@@ -262,6 +267,55 @@ class PredecessorRow(Base):
     predecessor_id: Mapped[int] = mapped_column(
         ForeignKey("jobs.id", name="fk_predecessors_awaited_jobs"), primary_key=True
     )
+
+
+class ScheduleRow(Base):
+    """A job that is submitted again and again.
+
+    Attributes:
+        recurrence: a cron expression, or ``every`` and a duration.
+        submission: the body of ``POST /jobs``.
+        next_due: when it runs next; null while it is paused.
+        request_key: the ``Idempotency-Key`` of the request that has created it.
+        fingerprint: of that request.
+    """
+
+    __tablename__ = "schedules"
+    __table_args__ = (
+        Index("ix_schedules_user", "user_id", "id"),
+        sa.UniqueConstraint("user_id", "request_key"),
+        _partial("ix_schedules_due", IS_DUE, "next_due"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    recurrence: Mapped[str]
+    timezone: Mapped[str]
+    submission: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    created_at: Mapped[datetime]
+    next_due: Mapped[datetime | None]
+    request_key: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+
+
+class ScheduleRunRow(Base):
+    """What became of a schedule at one of its times.
+
+    Attributes:
+        due_at: that time; the row may be written later, if no daemon ran.
+        job_id: the job; null if none was submitted.
+    """
+
+    __tablename__ = "schedule_runs"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    schedule_id: Mapped[int] = mapped_column(ForeignKey("schedules.id"), primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(primary_key=True)
+    made_at: Mapped[datetime]
+    outcome: Mapped[str] = mapped_column(String(16))
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+    message: Mapped[str | None] = mapped_column(UntrustedText)
 
 
 class JobElement(Base):

@@ -45,10 +45,12 @@ from pdm.workqueue.execution.lease import Lease, LeaseTakenError
 from pdm.workqueue.execution.maintenance import Housekeeping, missing_software
 from pdm.workqueue.execution.monitoring import ProgressBoard, ServiceHealth, ServicePart, check_resources
 from pdm.workqueue.execution.preparing import Preparation
+from pdm.workqueue.execution.scheduler import Scheduler
 from pdm.workqueue.execution.site_directory import SiteDirectory
 from pdm.workqueue.execution.streams import Streams
 from pdm.workqueue.http.access import AccessList, LogonThrottle
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.endpoints.schedules import planned_run
 from pdm.workqueue.instance_lock import InstanceLockedError, instance_mark, lock_database, lock_instance, worker_name
 from pdm.workqueue.logstore.attempt_log import LogRef
 from pdm.workqueue.logstore.store import LogStore
@@ -66,7 +68,6 @@ from pdm.workqueue.policies import (
 )
 from pdm.workqueue.services import OrderedServices
 from pdm.workqueue.sites.registry import SiteRegistry
-from pdm.workqueue.store.credentials import change_key_check, key_check
 from pdm.workqueue.store.database import Database
 from pdm.workqueue.store.errors import DatabaseUnusableError
 from pdm.workqueue.store.leases import WorkerIdentity, write_probe
@@ -75,8 +76,6 @@ from pdm.workqueue.telemetry.clocks import ClockWatch, MonotonicUtc, ReactorLag,
 from pdm.workqueue.WorkqueueService import WorkqueueService
 
 _BACKLOG = 1024
-#: Stored encrypted in the database, to detect a daemon that has another key.
-_KEY_CHECK, _KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
 _PREREQUISITES = "pdm.workqueue.helpers.prerequisites"
 #: What `start` steps raise when the operator can correct it; each has a text of one line.
 EXPECTED_ERRORS = (
@@ -161,9 +160,9 @@ class Assembly:
         self.vault = Vault.open(settings.credentials.key_file)
         self._credential_files = CredentialFiles(settings.credentials.folder)
         credentials = Credentials(database=self.database, vault=self.vault, files=self._credential_files)
+        self._check_key = partial(credentials.check_key, incarnation)
         self._trust_directories = TrustDirectories(settings.state.folder / "trust")
         trust_directory = partial(run_in_thread, self._trust_directories.directory_for)
-
         self.board = ProgressBoard(clock=monotonic)
         health = SiteHealth(policy=breaker_policy(settings), patience_s=settings.sites.patience_s, on_change=self._wake)
         self.site_directory = SiteDirectory(
@@ -267,7 +266,13 @@ class Assembly:
         self.deadlines = Deadlines(
             reactor=reactor, database=self.database, clock=clock, on_cancelled=self.executor.cancel
         )
-
+        self.scheduler = Scheduler(
+            reactor=reactor,
+            database=self.database,
+            clock=clock,
+            plan=lambda schedule: planned_run(self.context, schedule),
+            on_job=self._job_added,
+        )
         logons = LogonThrottle()
         self.context = ApiContext(
             database=self.database,
@@ -294,7 +299,8 @@ class Assembly:
             relays_to=self._relays_to,
             credentials_changed=self.executor.credentials_changed,
             job_retried=self.executor.continue_change,
-            deadline_added=self.deadlines.look,
+            deadline_added=self.deadlines.timer.wake,
+            schedules_changed=self.scheduler.timer.wake,
             resume=self.executor.resume,
             full=self.executor.reached_limits,
             logons=logons,
@@ -309,7 +315,8 @@ class Assembly:
                 health.clock_was_set,
                 self.claimer.clock_was_set,
                 logons.clock_was_set,
-                self.deadlines.clock_was_set,
+                self.deadlines.timer.wake,
+                self.scheduler.timer.wake,
             ),
         )
         self._tls_refresher = Periodic(reactor, "tls files", settings.tls.crl_refresh_s, self._refresh_tls)
@@ -335,7 +342,8 @@ class Assembly:
         services.add("settler", stop=self._settler.drained)
         services.add("executor", start=self.executor.start, stop=self.executor.stop)
         services.add("chains", start=self.chains.start, stop=self.chains.stop)
-        services.add("deadlines", start=self.deadlines.start, stop=self.deadlines.stop)
+        services.add("deadlines", start=self.deadlines.timer.start, stop=self.deadlines.timer.stop)
+        services.add("schedules", start=self.scheduler.timer.start, stop=self.scheduler.timer.stop)
         services.add("claimer", start=self.claimer.start, stop=self.claimer.stop)
         services.add("clock", start=self._clock_watch.start, stop=self._clock_watch.stop)
         services.add("tls refresh", start=self._tls_refresher.start, stop=self._tls_refresher.stop)
@@ -352,20 +360,6 @@ class Assembly:
         if self.database.file is not None:
             await run_in_thread(lock_database, self.database.file)
         self.lease.worker = evolve(self.lease.worker, instance=instance_mark(self._lock_fd))
-
-    async def _check_key(self) -> None:
-        sealed = self.vault.seal(_KEY_CHECK, _KEY_CHECK_CONTEXT)
-        present, may_change = await self.database.run("check the key", key_check, sealed, self.lease.worker.incarnation)
-        try:
-            self.vault.unseal(present, _KEY_CHECK_CONTEXT)
-        except VaultError as error:
-            if not may_change:
-                raise VaultError(
-                    f"the key file {self.vault.path} does not decrypt the credentials in this database, which another "
-                    "key has encrypted: restore that key file, or copy it from the daemon that shares the database"
-                ) from error
-            self._log.warn("the key of the credentials was changed while none was stored")
-            await self.database.run("change the key", change_key_check, sealed)
 
     def give_up(self) -> None:
         """Fail all that waits for the database: the stop takes too long."""
@@ -392,6 +386,11 @@ class Assembly:
 
     def _wake(self) -> None:
         self.claimer.wake()
+
+    def _job_added(self, job: JobRecord) -> None:
+        if job.deadline is not None:
+            self.deadlines.timer.wake()
+        self.claimer.work_added()
 
     def _capacity_freed(self) -> None:
         self.claimer.capacity_freed()

@@ -140,6 +140,7 @@ def test_entries_skipped_by_a_copy_are_reported(service: TestService, directory:
     assert "NOT_FOUND (source)" in missing.stderr
 
 
+@pytest.mark.full
 def test_every_failure_can_be_reached(service: TestService, directory: Path) -> None:
     number = submitted(
         service,
@@ -331,6 +332,7 @@ def test_logs_are_followed_while_they_are_written(service: TestService, which: s
     assert (f"==> {number}.0 " in shown) == (which == "")
 
 
+@pytest.mark.full
 def test_a_follower_continues_with_the_next_attempt(service: TestService) -> None:
     failing = ("--protocol", "dummy", "--option", "dummy.fail=CONNECTION", "--option", "dummy.fail_times=1")
     number = submitted(service, "mkdir", "1:/a", *failing)
@@ -423,6 +425,7 @@ def test_a_terminal_gets_a_bar_that_fits(service: TestService) -> None:
     assert any(re.search(r" [━─]{10,} +\d+%  .* of 2\.7 TiB", frame) for frame in frames), frames
 
 
+@pytest.mark.full
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(service: TestService) -> None:
     shown = on_a_terminal(service, *_SLOW_COPY, term="dumb")
     assert "\x1b" not in shown

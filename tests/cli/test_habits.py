@@ -159,3 +159,42 @@ def test_the_doctor_finds_all_well_or_says_what_to_do(service: TestService) -> N
     away = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert away.returncode == 5
     assert "-> Check the address, and that the service is running." in away.stdout
+
+
+def test_a_mirror_is_planned_then_made(service: TestService, source: Path, target: Path) -> None:
+    (source / "link").symlink_to("nowhere")
+    (target / "old").mkdir(parents=True)
+    (target / "y.root").write_bytes(b"2")
+    options = ["--sync", "size", "--delete", "--exclude", "*odd*", "--exclude", ".*"]
+    command = ["cp", "-r", *options, f"1:/{source.name}/", f"2:/{target.name}/"]
+    plan = pdm(service, *command, "-n", code=6)
+    assert sorted(plan.stdout.splitlines()) == [
+        f"copy                          1 B  /{source.name}/sub/z",
+        f"copy                      2.9 KiB  /{source.name}/x.root",
+        f"delete                        0 B  /{target.name}/old",
+    ]
+    assert plan.stderr.splitlines()[-1] == (
+        "dry run, nothing was changed: copy 2 (2.9 KiB), already there 1 (1 B), delete 1, filtered out 2,"
+        " skipped 1 (1 link that leads nowhere), failed 0"
+    )
+    assert names(target) == {"old", "y.root"}
+    done = pdm(service, *command, code=6)
+    assert "left out by the filters" not in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "copied 2, already there 1, deleted 1, filtered out 2, skipped 1 (1 link that leads nowhere), failed 0"
+    )
+    assert names(target) == {"x.root", "y.root", "sub"}
+    number = done.stderr.split()[1]
+    assert "plan      copy 2 (2.9 KiB), already there 1 (1 B), delete 1, filtered out 2\n" in (
+        pdm(service, "status", number).stdout
+    )
+    options[1] = "checksum"
+    again = pdm(service, "cp", *options, f"1:/{source.name}/", f"2:/{target.name}/", "-n", code=6)
+    assert "copy 0, overwrite if different 3 (2.9 KiB), already there 0, filtered out 2" in again.stderr
+
+
+def test_files_are_moved_to_another_site(service: TestService, source: Path, target: Path) -> None:
+    done = pdm(service, "mv", f"1:/{source.name}/x.root", f"1:/{source.name}/y.root", f"2:/{target.name}/")
+    assert "copied 1, already there 0, removed at the source 1, skipped 0, failed 0" in done.stderr
+    assert names(target) == {"x.root", "y.root"}
+    assert names(source) == {"sub", "[odd]*", ".hidden.root"}

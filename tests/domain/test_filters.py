@@ -106,6 +106,22 @@ def test_rules_together_decide_as_one_after_the_other(
     assert PatternList([FilterRule(*rule) for rule in rules]).includes(path) is expected
 
 
+@given(
+    st.text(st.sampled_from("ab*?[]!^-\\/.(){}|$+#é\uef80\ud800\n\0 "), min_size=1, max_size=12) | st.text(min_size=1),
+    PATHS,
+)
+def test_any_text_is_a_pattern_or_refused_alone_and_among_others(pattern: str, path: str) -> None:
+    try:
+        patterns = excluding(pattern)
+    except InvalidPatternError:
+        with pytest.raises(InvalidPatternError, match="pattern 2"):
+            excluding("b", pattern)
+        return
+    for other in ("zz", "a"):
+        both = excluding(pattern, other)
+        assert both.includes(path) is (patterns.includes(path) and excluding(other).includes(path))
+
+
 @pytest.mark.parametrize(
     ("patterns", "words"),
     [

@@ -107,6 +107,7 @@ def test_a_daemon_killed_in_the_middle_of_a_copy_loses_and_doubles_nothing(
     assert repeated, "no element was under way when the daemon was killed"
 
 
+@pytest.mark.full
 def test_a_killed_helper_is_noticed_within_a_second_and_its_elements_are_tried_again(
     service: TestService, grid_directories: Any, record_property: Any
 ) -> None:

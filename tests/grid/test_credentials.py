@@ -196,6 +196,7 @@ def test_logons_that_fail_say_why(service: TestService, grid: TestGrid, myproxy:
     assert not grep(service, [PASSWORD, "another one"])
 
 
+@pytest.mark.full
 def test_the_password_is_typed_without_echo(service: TestService, myproxy: MyProxyServer) -> None:
     """At a terminal: what is typed does not come back."""
     with service.running():

@@ -157,6 +157,7 @@ def test_what_earlier_attempts_left_goes_first(shared: HelperProcess, sites: Sit
     assert tree(sites.b) == {"g": b"content"}
 
 
+@pytest.mark.full
 def test_two_helpers_may_make_the_same_directories(shared: HelperProcess, own: HelperProcess, sites: Sites) -> None:
     files = [sites.put(sites.a / f"f{number}") for number in range(40)]
     requests = []
@@ -255,6 +256,7 @@ def test_servers_that_are_not_there(shared: HelperProcess, sites: Sites) -> None
         assert judged(shared.list(missing)[-1]) == "source CONNECTION"
 
 
+@pytest.mark.full
 def test_credentials_that_do_not_do(grid: TestGrid, sites: Sites, tmp_path: Path) -> None:
     url = sites.url(sites.put(sites.a / "f"))
     (tmp_path / "garbage").write_text("garbage")
@@ -382,6 +384,7 @@ def test_a_helper_without_requests_leaves_no_transfer_running(own: HelperProcess
 # -- how fast
 
 
+@pytest.mark.full
 def test_a_thousand_small_files(shared: HelperProcess, sites: Sites, capsys: pytest.CaptureFixture[str]) -> None:
     files = [put(sites.a / f"d{number // 100}" / f"f{number}", os.urandom(1024)) for number in range(1000)]
     sites.grid.give(sites.a)

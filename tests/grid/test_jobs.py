@@ -344,6 +344,7 @@ def test_permission_denied_at_either_side(service: TestService, grid_directories
     assert not list(grid_directories.b.rglob("*x*"))
 
 
+@pytest.mark.full
 def test_an_unreachable_port(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
     grid.sites["B"].server.stop()
     (grid_directories.a / "f").write_text("x")

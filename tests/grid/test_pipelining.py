@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,12 +15,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, Waker, host_port, run_until_answered, server_path
 from pdm.workqueue.helpers.gridftp.gsi import Gsi
 from pdm.workqueue.helpers.gridftp.replies import Reply
+from pdm.workqueue.helpers.gridftp.session import ControlSession
+from pdm.workqueue.helpers.storage import StorageError, Timeouts
 from pdm.workqueue.wire import agent_messages as wire
 from tests.grid.agent_sites import Sites, judged
-from tests.helpers.driver import HelperProcess, adler, entries, outcomes, put, tree
+from tests.helpers.driver import HelperProcess, adler, digest, entries, outcomes, put, tree
 
 FALLBACK = "left to the fallback"
 
@@ -52,6 +56,34 @@ def test_good_files_need_no_fallback(own: HelperProcess, sites: Sites, verify: s
     again = own.run(wire.CopyRequest(own.new_id(), items, "never", verify, wire.TimeLimits()))  # type: ignore[arg-type]
     assert fallbacks(again) == []
     assert all(isinstance(event, wire.DoneEvent) and event.transferred == 0 for event in outcomes(again).values())
+
+
+@pytest.mark.parametrize("algorithm", [ChecksumAlgorithm.MD5, ChecksumAlgorithm.SHA256])
+def test_each_algorithm_needs_no_fallback(own: HelperProcess, sites: Sites, algorithm: ChecksumAlgorithm) -> None:
+    files = files_of_one_size(sites, 30)
+    items = items_of(sites, files)
+    for overwrite, transferred in (("never", 1024), ("different", 0)):
+        request = wire.CopyRequest(own.new_id(), items, overwrite, "checksum", wire.TimeLimits(), algorithm)  # type: ignore[arg-type]
+        events = own.run(request)
+        assert fallbacks(events) == []
+        for key, file in enumerate(files):
+            done = outcomes(events)[key]
+            assert isinstance(done, wire.DoneEvent), done
+            assert (done.transferred, done.checksum) == (transferred, digest(algorithm, file.read_bytes()))
+
+
+def test_the_content_of_a_file_is_read_over_a_data_connection(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the checksums that a server does not compute."""
+    for name, value in sites.grid.environment().items():
+        monkeypatch.setenv(name, value)
+    content = os.urandom(3_000_011)
+    file = sites.put(sites.a / "file", content)
+    session = ControlSession(ChannelPool(Gsi()))
+    assert b"".join(session.content(sites.url(file), os.fsencode(file), Timeouts.within(30.0))) == content
+    with pytest.raises(StorageError) as raised:
+        list(session.content(sites.url(file), os.fsencode(file) + b"x", Timeouts.within(30.0)))
+    assert raised.value.errno == errno.ENOENT
+    session.connections.drop_all()
 
 
 @pytest.mark.parametrize("verify", ["checksum", pytest.param("size", marks=pytest.mark.full)])
@@ -116,6 +148,7 @@ def test_what_is_at_the_destination_decides_file_by_file(own: HelperProcess, sit
 
 
 @pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.full), "B"])
+@pytest.mark.full
 def test_sessions_that_end_in_the_middle_cost_nothing(own: HelperProcess, sites: Sites, site: str) -> None:
     files = files_of_one_size(sites, 1000, size=20_000)
     server = sites.grid.sites[site].server
@@ -201,6 +234,7 @@ def test_what_an_earlier_attempt_has_done_unheard_counts_as_done(own: HelperProc
     assert isinstance(own.remove(wire.PathItem(1, gone, again=True))[1], wire.DoneEvent)
 
 
+@pytest.mark.full
 def test_thousands_are_removed_and_made(own: HelperProcess, sites: Sites) -> None:
     urls = [sites.url(sites.a / f"d{number}") for number in range(600)]
     assert all(isinstance(event, wire.DoneEvent) for event in own.make(*urls).values())

@@ -19,6 +19,7 @@ def service(grid: TestGrid, tmp_path: Path) -> TestService:
     return service
 
 
+@pytest.mark.full
 def test_what_runs_with_a_removed_proxy_is_held(service: TestService, grid: TestGrid, grid_directories: Any) -> None:
     server = grid.sites["A"].server
     with service.running():

@@ -83,6 +83,7 @@ def test_a_source_that_is_rewritten_in_place_is_copied_anew_or_not_at_all(
         pytest.param("checksum", 0, marks=pytest.mark.full),
     ],
 )
+@pytest.mark.full
 def test_of_many_sources_those_that_are_rewritten_in_place_are_found(
     own: HelperProcess, sites: Sites, verify: str, others: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import queue
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.wire import agent_messages as wire
 
 #: Generous for tests that are not about time.
@@ -150,10 +152,16 @@ class HelperProcess:
         return self.run(wire.ListRequest(self.new_id(), 0, source, None, LIMITS, destination=destination))
 
     def copy(
-        self, items: Sequence[wire.CopyItem], overwrite: str = "never", verify: str = "checksum", **limits: Any
+        self,
+        items: Sequence[wire.CopyItem],
+        overwrite: str = "never",
+        verify: str = "checksum",
+        *,
+        checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32,
+        **limits: Any,
     ) -> dict[int, wire.AgentEvent]:
         """Copy; the outcome of each key."""
-        request = wire.CopyRequest(self.new_id(), list(items), overwrite, verify, _limits(limits))  # type: ignore[arg-type]
+        request = wire.CopyRequest(self.new_id(), list(items), overwrite, verify, _limits(limits), checksum)  # type: ignore[arg-type]
         return outcomes(self.run(request))
 
     def remove(self, *items: wire.PathItem) -> dict[int, wire.AgentEvent]:
@@ -193,6 +201,13 @@ def put(path: Path, content: bytes = b"content") -> Path:
 def adler(content: bytes) -> str:
     """A checksum as `wire.Done` has it."""
     return f"ADLER32:{zlib.adler32(content):08x}"
+
+
+def digest(algorithm: ChecksumAlgorithm, content: bytes) -> str:
+    """A checksum of any algorithm as `wire.DoneEvent` has it."""
+    if algorithm is ChecksumAlgorithm.ADLER32:
+        return adler(content)
+    return f"{algorithm}:{hashlib.new(algorithm.lower(), content, usedforsecurity=False).hexdigest()}"
 
 
 def tree(directory: Path) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ class FtpServer:
     Attributes:
         facts: of what is asked for by MLST, by path; everything else is a directory.
         listings: what MLSD sends, by path; a path that is not here is not found.
+        contents: what RETR sends, by path.
         replies: full replies to commands, by the command's first word, instead of the usual.
         commands: what was received.
     """
@@ -25,6 +26,7 @@ class FtpServer:
     def __init__(self) -> None:
         self.facts: dict[bytes, bytes] = {}
         self.listings: dict[bytes, Listing] = {}
+        self.contents: dict[bytes, bytes] = {}
         self.replies: dict[bytes, bytes] = {}
         self.commands: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -83,21 +85,25 @@ class FtpServer:
                     # It is as if a firewall kept this server from connecting to its client.
                     control.write(b"425 no connection\r\n")
                 elif command == b"MLSD" and passive is not None:
-                    self._list(control.write, passive, argument)
+                    self._send(control.write, passive, self.listings.get(argument))
+                    passive = None
+                elif command == b"RETR" and passive is not None:
+                    content = self.contents.get(argument)
+                    self._send(control.write, passive, None if content is None else sends(content))
                     passive = None
                 else:
                     control.write(b"200 very well\r\n")
 
-    def _list(self, reply: Callable[[bytes], int | None], passive: socket.socket, path: bytes) -> None:
+    def _send(self, reply: Callable[[bytes], int | None], passive: socket.socket, listing: Listing | None) -> None:
         with passive:
-            if path not in self.listings:
-                reply(b"550 no such directory\r\n")
+            if listing is None:
+                reply(b"550 no such file or directory\r\n")
                 return
             reply(b"150 here it comes\r\n")
             data, _ = passive.accept()
         self._connections.append(data)
         with contextlib.suppress(OSError), data:
-            self.listings[path](data)
+            listing(data)
         reply(b"226 that was it\r\n")
 
 

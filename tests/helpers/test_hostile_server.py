@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.wire import agent_messages as wire
 from tests.helpers.conftest import StartHelper
-from tests.helpers.driver import HelperProcess, entries, fault, outcomes
+from tests.helpers.driver import HelperProcess, digest, entries, fault, outcomes
 from tests.helpers.ftp_server import FtpServer, Listing, endless, sends, silent_server
 
 GOOD = b"Type=cdir; .\r\nType=file;Size=3; good\r\n"
@@ -109,12 +110,26 @@ def test_a_bad_answer_about_the_path_itself_is_a_bad_listing(
     assert fault(helper.list(server.url + "/x", depth=0)[-1]) == ("source", "BAD_LISTING")
 
 
-def test_without_checksums_nothing_is_held_to_be_the_same(helper: HelperProcess, server: FtpServer) -> None:
+@pytest.mark.parametrize("algorithm", ChecksumAlgorithm)
+def test_where_a_server_computes_no_checksums_files_are_read(
+    helper: HelperProcess, server: FtpServer, algorithm: ChecksumAlgorithm
+) -> None:
     server.facts[b"/good/b"] = b"Type=file;Size=3;"
-    server.replies[b"CKSM"] = b"500 'CKSM': command not understood."
+    server.contents |= {b"/a": b"abc", b"/good/b": b"abc"}
     item = wire.CopyItem(5, server.url + "/a", server.url + "/good/b", server.url + "/good/.t", [], 3)
-    assert fault(helper.copy([item])[5]) == ("destination", "EXISTS")
-    assert any(command.startswith(b"CKSM ADLER32") for command in server.commands)
+    # It does not know the command, or not the algorithm, or it computes another.
+    for refused in (b"500 'CKSM': command not understood.", b"504 Unknown checksum algorithm", b"213 1234"):
+        if refused.startswith(b"213") and algorithm is ChecksumAlgorithm.ADLER32:
+            continue
+        server.replies[b"CKSM"] = refused
+        done = helper.copy([item], checksum=algorithm)[5]
+        assert isinstance(done, wire.DoneEvent) and done.already_there, done
+        assert done.checksum == digest(algorithm, b"abc")
+    assert b"CKSM %s 0 -1 /a\r\n" % algorithm.encode() in server.commands
+    server.contents[b"/good/b"] = b"abd"
+    assert fault(helper.copy([item], checksum=algorithm)[5]) == ("destination", "EXISTS")
+    del server.contents[b"/good/b"]
+    assert fault(helper.copy([item], checksum=algorithm)[5])[0] == "destination"
 
 
 def _memory_mib(helper: HelperProcess) -> float:

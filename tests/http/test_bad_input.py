@@ -240,6 +240,24 @@ async def test_options_that_contradict_each_other_are_named(service: Service) ->
         assert words in answer.json["detail"], answer.body
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_copy_that_would_remove_its_own_source_is_refused(service: Service) -> None:
+    place = {**_GOOD["/copy"], "src_filepath": "/d/sub/f", "dst_siteid": _GOOD["/copy"]["src_siteid"]}
+    mirror = {"sync": "size", "delete_extra": True}
+    for destination, options, problem in (
+        ("/d", mirror, "$.extra_opts.delete_extra"),
+        ("/d//sub/", mirror, "$.extra_opts.delete_extra"),
+        ("/d/sub/", {"move": True}, "$.dst_filepath"),
+        ("/d/./sub/../sub/", {"move": True, "sync": "checksum"}, "$.dst_filepath"),
+    ):
+        body = {**place, "dst_filepath": destination, "extra_opts": options}
+        answer = await service.call("bad", "POST", "/copy", body)
+        assert (answer.status, answer.problem) == (400, f"invalid-input {problem}"), (body, answer.body)
+    for destination, options in (("/d/other/", mirror), ("/d/", {"move": True})):
+        body = {**place, "dst_filepath": destination, "extra_opts": options}
+        assert (await service.call("bad", "POST", "/copy", body)).status == 200, body
+
+
 _QUERIES = (
     ("status=DUNNO", "?status"),
     ("status=DONE,,FAILED", "?status"),
@@ -285,6 +303,7 @@ async def test_an_unknown_parameter_is_refused_everywhere(service: Service) -> N
         "user_id": 1,
         "delegation_id": "x",
         "credential_id": 1,
+        "schedule_id": 1,
     }
     for endpoint in ENDPOINTS:
         if endpoint.query is None and endpoint.path != "/health":

@@ -150,6 +150,7 @@ async def test_a_service_that_has_stopped_answers_nothing_from_memory(own_servic
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.full
 async def test_ten_thousand_jobs_are_listed_page_by_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 10_000
     user_id = await service.user_id("lister")

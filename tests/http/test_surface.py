@@ -31,6 +31,7 @@ _VALUES = {
     "user_id": "1",
     "delegation_id": "0123456789abcdef",
     "credential_id": "1",
+    "schedule_id": "1",
 }
 
 

@@ -87,6 +87,12 @@ def test_copies_arrive_under_a_name_of_their_attempt() -> None:
     )
 
 
+@pytest.mark.parametrize(("options", "algorithm"), [({}, "ADLER32"), ({"checksum": "MD5"}, "MD5")])
+def test_copies_are_proven_by_the_chosen_checksum(options: dict[str, Any], algorithm: str) -> None:
+    made = request(batch(JobType.COPY, element(1, "/from", "/to"), **options))
+    assert isinstance(made, wire.CopyRequest) and made.checksum == algorithm
+
+
 @pytest.mark.parametrize(
     ("destination", "temporary"),
     [

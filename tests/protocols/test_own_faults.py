@@ -82,6 +82,7 @@ def test_a_library_that_is_missing_holds_jobs_until_it_is_there(service: TestSer
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
+@pytest.mark.full
 def test_a_full_credentials_directory_fails_no_jobs(service: TestService, places: Places) -> None:
     directory = service.directory / "full"
     directory.mkdir()

@@ -73,6 +73,7 @@ def test_one_bad_directory_does_not_starve_others(
     assert "is paused until" not in service.log_path.read_text()
 
 
+@pytest.mark.full
 def test_a_server_that_is_away_costs_nothing_and_is_found_by_a_look(
     service: TestService, places: Places, tmp_path: Path
 ) -> None:

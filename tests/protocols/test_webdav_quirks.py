@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import unicodedata
@@ -12,11 +14,11 @@ from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
 import pytest
 
 from pdm.testgrid.identities import GridCredentials, make_credentials
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.movers import MOVERS
 from pdm.workqueue.wire import agent_messages as wire
-from tests.helpers.driver import HelperProcess, copy_item, entries, outcomes
+from tests.helpers.driver import HelperProcess, copy_item, digest, entries, outcomes
 from tests.protocols.places import judged
 from tests.support.quirk_server import QuirkServer, Reply, Request, on, written
 
@@ -343,7 +345,10 @@ def test_copies_that_the_destination_does_not_begin_go_through_here(
     assert server.tree[b"/d/two"] == b"content"
 
 
-def test_a_copy_with_a_status_only_is_verified(server: QuirkServer, helper: HelperProcess) -> None:
+@pytest.mark.parametrize("algorithm", ChecksumAlgorithm)
+def test_a_copy_with_a_status_only_is_verified(
+    algorithm: ChecksumAlgorithm, server: QuirkServer, helper: HelperProcess
+) -> None:
     server.tree[b"/d/f"] = b"content"
 
     def pull(request: Request) -> Reply | None:
@@ -354,10 +359,42 @@ def test_a_copy_with_a_status_only_is_verified(server: QuirkServer, helper: Help
 
     server.rules += [on("POST", 200, b'{"macaroon": "xyz"}'), pull]
     item = copy_item(1, f"{server.url}/d/f", f"{server.url}/d/g", 7)
-    assert judged("https", helper.copy([item])[1]) == "transfer CHECKSUM_MISMATCH"
+    assert judged("https", helper.copy([item], checksum=algorithm)[1]) == "transfer CHECKSUM_MISMATCH"
     server.tree[b"good"] = b""
-    assert isinstance(helper.copy([item])[1], wire.DoneEvent)
+    done = helper.copy([item], checksum=algorithm)[1]
+    assert isinstance(done, wire.DoneEvent) and done.checksum == digest(algorithm, b"content")
     assert server.methods().count("COPY") == 2 and server.tree[b"/d/g"] == b"content"
+
+
+_MD5, _SHA256 = hashlib.md5(b"content", usedforsecurity=False), hashlib.sha256(b"content")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "header", "is_read"),
+    [
+        ("ADLER32", "adler32=bcb02fc", False),
+        ("ADLER32", f"md5={_MD5.hexdigest()}, ADLER32=0bcb02fc", False),
+        ("MD5", f"md5={base64.b64encode(_MD5.digest()).decode()}", False),
+        ("MD5", f"MD5={_MD5.hexdigest()}", False),
+        ("SHA256", f"SHA-256={base64.b64encode(_SHA256.digest()).decode()},md5=x", False),
+        ("MD5", "md5=", True),
+        ("MD5", "md5=dGVzdA==", True),
+        ("MD5", "adler32=0bcb02fc", True),
+        ("SHA256", "sha-256=é", True),
+    ],
+)
+def test_a_checksum_of_the_server_is_taken_if_it_is_of_the_algorithm(
+    algorithm: str, header: str, is_read: bool, server: QuirkServer, helper: HelperProcess, tmp_path: Path
+) -> None:
+    server.tree |= {b"/d/f": b"content"}
+    server.rules.append(on("HEAD", 200, b"content", Digest=header, ETag='"1"'))
+    (tmp_path / "f").write_bytes(b"content")
+    item = download(server, "/d/f", tmp_path / "f")
+    done = helper.copy([item], "different", checksum=ChecksumAlgorithm(algorithm))[1]
+    assert isinstance(done, wire.DoneEvent) and done.already_there, done
+    assert ("GET" in server.methods()) == is_read
+    wanted = {request.headers["Want-Digest"] for request in server.seen if "Want-Digest" in request.headers}
+    assert wanted == {{"ADLER32": "adler32", "MD5": "md5", "SHA256": "sha-256"}[algorithm]}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 415])

@@ -130,6 +130,7 @@ def test_a_kept_connection_may_be_silent_for_longer_than_a_request_may_take(
         assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.full
 def test_where_there_is_no_room_the_silent_ones_make_it(start: Start, held: contextlib.ExitStack) -> None:
     service = start(connections="20")
     kept = shaken(service, held, "admin")
@@ -143,6 +144,7 @@ def test_where_there_is_no_room_the_silent_ones_make_it(start: Start, held: cont
     assert "closing those silent for longest" in service.tail()
 
 
+@pytest.mark.full
 def test_one_address_cannot_take_all(start: Start, held: contextlib.ExitStack) -> None:
     service = start(connections="20", connections_per_address="5")
     mine = [shaken(service, held) for _ in range(5)]

@@ -64,6 +64,7 @@ def helpers(service: TestService) -> list[int]:
     return found
 
 
+@pytest.mark.full
 def test_one_of_several_jobs_in_a_batch_is_cancelled_and_the_helper_of_the_others_dies(service: TestService) -> None:
     jobs = [submit(service, hang=True) for _ in range(JOBS)]
     # The first has the agent, the second waits for it; the others become one batch once there is room for it.

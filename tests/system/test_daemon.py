@@ -205,6 +205,7 @@ def test_a_taken_port_is_one_line(unstarted: TestService) -> None:
     assert str(port) in line
 
 
+@pytest.mark.full
 def test_a_second_daemon_on_the_instance_is_refused(service: TestService) -> None:
     with service.running():
         line = refused(run(service.directory / "workqueue.conf"))
@@ -244,6 +245,7 @@ def test_a_stop_in_the_middle_of_work_gives_it_back(service: TestService) -> Non
         assert ended["num_done"] == 51
 
 
+@pytest.mark.full
 def test_a_silent_helper_is_killed_and_its_element_tried_again(service: TestService) -> None:
     set_keys(service.directory / "workqueue.conf", {"queue": {"stall": "500ms", "first_pause": "50ms"}})
     with service.running():

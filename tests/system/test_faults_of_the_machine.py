@@ -186,6 +186,7 @@ def test_after_a_kill_an_output_exists_and_a_stopped_helper_blocks_no_other(make
     assert service.stop() == 0
 
 
+@pytest.mark.full
 def test_no_core_dump_holds_keys(make: Make) -> None:
     service = make("instance")
     service.start()
@@ -203,6 +204,7 @@ def test_no_core_dump_holds_keys(make: Make) -> None:
 # -- a daemon that is stopped
 
 
+@pytest.mark.full
 def test_a_stop_ends_while_the_database_is_locked(make: Make) -> None:
     service = make("instance", database={"stop_timeout": "1s"})
     service.start()

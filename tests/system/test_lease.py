@@ -112,6 +112,7 @@ def test_a_removal_that_was_suspended_removes_none_of_the_files_that_have_come_s
     assert first.call("admin", "GET", f"/jobs/{job['id']}")[1]["status"] == "DONE"
 
 
+@pytest.mark.full
 def test_helpers_of_a_suspended_daemon_are_gone_before_another_one_takes_over(
     pair: tuple[TestService, TestService],
 ) -> None:

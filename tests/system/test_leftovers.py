@@ -6,9 +6,12 @@ import sqlite3
 import time
 from pathlib import Path
 
+import pytest
+
 from pdm.testgrid.service import TestService
 
 
+@pytest.mark.full
 def test_files_of_several_elements_go_although_those_of_another_job_cannot(tmp_path: Path) -> None:
     service = TestService(tmp_path / "instance")
     service.init()

@@ -135,6 +135,7 @@ def test_a_route_that_fails_is_halved_and_comes_back(make: Callable[..., TestSer
         assert service.wait_for("admin", good)["status"] == "CANCELLED"
 
 
+@pytest.mark.full
 def test_a_listing_waits_for_no_copy_of_another_user(make: Callable[..., TestService]) -> None:
     service = make(agents={"max_agents": "1"}, queue={"batch_elements": "4"})
     done = service._pdm(["admin", "user", str(service.directory), "bob"], service.environment("admin"))

@@ -70,6 +70,7 @@ def soft_limit(service: TestService, descriptors: int) -> None:
     resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (descriptors, hard))
 
 
+@pytest.mark.full
 def test_without_descriptors_nothing_is_claimed_and_no_try_is_spent(service: TestService) -> None:
     with service.running():
         assert health(service) == ("ok", [])

@@ -26,6 +26,7 @@ def failed(service: TestService, job_id: int) -> list[tuple[str, str]]:
     return [(one["type"], one["error"]["code"]) for one in elements if one["status"] != "DONE"]
 
 
+@pytest.mark.full
 def test_a_destination_that_no_site_can_hold(service: TestService) -> None:
     """The source's path has fewer than 4,096 bytes, that of the destination more; a file and an empty directory."""
     source = service.directory / "storage" / "a" / "tree"

@@ -39,6 +39,7 @@ def elements(service: TestService, job_id: int) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.full
 def test_none_is_lost_and_none_done_twice_when_the_daemon_is_killed_at_any_moment(service: TestService) -> None:
     storage = service.directory / "storage"
     (storage / "a" / "file").write_bytes(b"content")

@@ -164,6 +164,7 @@ def test_a_stopped_server_comes_back_on_its_port(grid: TestGrid) -> None:
         assert greeting(connection) == b"220 "
 
 
+@pytest.mark.full
 def test_grids_side_by_side_do_not_meet_and_leave_nothing(grid_programs: None, open_directory: Path) -> None:
     grids = [TestGrid(open_directory / name) for name in ("one", "two")]
     with ThreadPoolExecutor() as threads:
@@ -257,6 +258,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.full
 def test_it_needs_no_root_and_another_process_takes_it_down(grid_programs: None, open_directory: Path) -> None:
     directory = open_directory / "everybody"
     directory.mkdir()

@@ -161,6 +161,7 @@ def test_a_cancel_ends_the_tool_within_a_second(own: HelperProcess, sites: Sites
     assert tree(sites.b) == {}
 
 
+@pytest.mark.full
 def test_one_file_of_a_list_is_cancelled_and_the_others_arrive(own: HelperProcess, sites: Sites) -> None:
     huge, small = sites.huge(), sites.put(sites.a / "small")
     number = own.new_id()
@@ -175,6 +176,7 @@ def test_one_file_of_a_list_is_cancelled_and_the_others_arrive(own: HelperProces
     assert tree(sites.b) == {"small": b"content"}
 
 
+@pytest.mark.full
 def test_a_tool_that_makes_no_progress_is_ended(with_tool: WithTool, sites: Sites) -> None:
     source = sites.put(sites.a / "file")
     script = 'echo "Source: x"; echo "Dest:   y"; echo "  z"; sleep 100'
@@ -256,6 +258,7 @@ def test_files_are_removed_by_one_process_and_looked_for(shared: HelperProcess, 
     assert tree(sites.b) == {"sub/kept": b"content"} and kept.exists()
 
 
+@pytest.mark.full
 def test_a_directory_that_is_not_empty_stays(shared: HelperProcess, sites: Sites) -> None:
     """The tool removes directories only with all that is in them."""
     sites.put(sites.b / "sub" / "kept")
@@ -265,6 +268,7 @@ def test_a_directory_that_is_not_empty_stays(shared: HelperProcess, sites: Sites
 
 
 @pytest.mark.parametrize("word", ["DELETED", "MISSING"])
+@pytest.mark.full
 def test_a_removal_that_was_none(word: str, with_tool: WithTool, sites: Sites) -> None:
     file = sites.put(sites.b / "file")
     script = f'for one; do :; done; while read -r url; do printf \'%s\\t{word}\\n\' "$url"; done < "$one"'
@@ -282,6 +286,7 @@ def test_a_new_name_replaces_nothing_unasked(shared: HelperProcess, sites: Sites
     assert judged(shared.rename(sites.url(file), sites.url(sites.b / "new"))) == "source NOT_FOUND"
 
 
+@pytest.mark.full
 def test_a_rename_that_was_none(with_tool: WithTool, sites: Sites) -> None:
     file = sites.put(sites.b / "file")
     found = with_tool("gfal-rename", "exit 0").rename(sites.url(file), sites.url(sites.b / "new"))
@@ -300,6 +305,7 @@ def test_a_new_directory(shared: HelperProcess, sites: Sites) -> None:
     assert (sites.b / "no" / "new").is_dir()
 
 
+@pytest.mark.full
 def test_a_directory_that_was_not_made(with_tool: WithTool, sites: Sites) -> None:
     found = with_tool("gfal-mkdir", "exit 0").make(sites.url(sites.b / "new"))
     assert judged(found[0]) == "destination SERVER_ERROR"
@@ -308,6 +314,7 @@ def test_a_directory_that_was_not_made(with_tool: WithTool, sites: Sites) -> Non
 # -- what is refused
 
 
+@pytest.mark.full
 def test_credentials(grid: TestGrid, sites: Sites) -> None:
     item = sites.item(sites.put(sites.a / "file"), sites.b / "file")
     with helper_as(grid, X509_USER_PROXY="") as helper:

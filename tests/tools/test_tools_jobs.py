@@ -199,6 +199,7 @@ def test_what_a_job_may_ask_for(
     assert (status, answer.get("pointer")) == ((200, None) if pointer is None else (400, pointer))
 
 
+@pytest.mark.full
 def test_the_commands(service: TestService, sites: Sites) -> None:
     sites.put(sites.a / "file")
     done = service.pdm("alice", "cp", "--mover", "tools", f"2:{sites.b}/", f"1:{sites.a}/from-b")

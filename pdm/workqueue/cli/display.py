@@ -235,7 +235,7 @@ def summary(job: JobView) -> str:
         parts.append(f"{display_bytes(job.bytes_done)} of {display_bytes(job.bytes_total)}")
     if job.progress is not UNSET and JobStatus.parse(job.status).is_final and job.progress.elapsed is not None:
         parts.append(f"in {display_duration(job.progress.elapsed)}")
-        if job.progress.average is not None:
+        if job.progress.average:
             parts.append(f"{display_bytes(job.progress.average)}/s")
     return "  ".join([*parts, *_unfinished_counts(job)])
 

@@ -37,6 +37,7 @@ from pdm.workqueue.cli.outcome import (
     skip_words,
     skipped_lines,
 )
+from pdm.workqueue.cli.plans import plan_words
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error, run
 from pdm.workqueue.client.errors import WorkqueueClientError
 from pdm.workqueue.domain.enums import JobStatus, JobType
@@ -268,6 +269,8 @@ async def _echo_status(client: WorkqueueClient, job: JobView, names: dict[int, s
         click.echo(f"          {hint_of(job.hold.code, job.hold.hint, job.type, job.id)}")
     for line in _progress_lines(job):
         click.echo(line)
+    if job.plan is not UNSET:
+        click.echo(f"plan      {plan_words(job)}")
     for warning in () if job.warnings is UNSET else job.warnings:
         click.echo(f"warning   {display_line(warning)}")
     for reason in () if job.waiting is UNSET else job.waiting:
@@ -290,7 +293,8 @@ async def _with_all(client: WorkqueueClient, job: JobView) -> dict[str, Any]:
 async def _echo_skipped(client: WorkqueueClient, job: JobView, all_: bool) -> None:
     if all_:
         async for entry in client.iterate_skipped(job.id):
-            click.echo(skipped_lines([entry], entry.count)[0])
+            for line in skipped_lines([entry], entry.count):
+                click.echo(line)
         return
     for line in skipped_lines(await client.skipped(job.id, limit=MAX_LISTED_SKIPPED), job.skipped):
         click.echo(line)

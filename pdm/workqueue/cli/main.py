@@ -85,6 +85,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("logs:logs", "Show or follow the logs of a job or an element."),
     "cancel": ("jobs:cancel", "Cancel jobs."),
     "retry": ("jobs:retry", "Retry failed and cancelled elements of jobs."),
+    "schedule": ("schedules:schedule", "Submit a job again and again; list, show, pause and remove schedules."),
     "delegate": ("credentials:delegate", "Delegate a proxy to the service."),
     "credentials": ("credentials:credentials", "Show the credentials that the service holds for me."),
     "login": ("credentials:login", "Log on at a site's MyProxy server."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,12 +22,15 @@ from pdm.workqueue.cli.display import (
     is_waiting,
     print_stderr,
     summary,
+    terminal_width,
 )
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
+from pdm.workqueue.cli.plans import is_dry_run, plan_words, planned, print_plan
 from pdm.workqueue.cli.session import error_text, exit_code_of, print_error
 from pdm.workqueue.client.errors import JobTimeoutError, WorkqueueClientError
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.enums import JobStatus, JobType, PlannedAction
 from pdm.workqueue.domain.failures import MEANINGS, FailureCode, FailureScope, Remedy, hint_for
+from pdm.workqueue.domain.planning import SkipCode
 from pdm.workqueue.wire.responses import ElementView, JobView, SkippedView
 from pdm.workqueue.WorkqueueClient import WorkqueueClient
 
@@ -33,6 +38,10 @@ from pdm.workqueue.WorkqueueClient import WorkqueueClient
 MAX_LISTED_SKIPPED = 10
 #: Type of a job that starts with a listing → word for its finished elements.
 _DONE_WORDS: Mapping[str, str] = MappingProxyType({JobType.COPY.name: "copied", JobType.REMOVE.name: "removed"})
+#: Planned removal → words for those that are done.
+_REMOVAL_WORDS: Mapping[PlannedAction, str] = MappingProxyType(
+    {PlannedAction.DELETE: "deleted", PlannedAction.MOVED: "removed at the source"}
+)
 #: Code → singular and plural; codes are strings because a newer service may have unknown ones.
 _SKIP_WORDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -42,6 +51,11 @@ _SKIP_WORDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "LINK_OUTSIDE": ("link out of the tree", "links out of the tree"),
         "UNNAMED": ("entry that the server does not name", "entries that the server does not name"),
         "PERMISSION_DENIED": ("directory without permission", "directories without permission"),
+        "NO_TIME": ("file without a known time", "files without a known time"),
+        "OCCUPIED": ("file in whose place is a directory", "files in whose places are directories"),
+        "EXISTS": ("file that may not be overwritten", "files that may not be overwritten"),
+        "KEPT": ("source that is kept", "sources that are kept"),
+        "LINK_NOT_MOVED": ("link that is not moved", "links that are not moved"),
     }
 )
 
@@ -69,13 +83,29 @@ def outcome_line(job: JobView) -> str:
     skipped = f"skipped {job.skipped}{_skip_reasons(job)}"
     if word is None:
         return skipped if job.skipped else ""
-    parts = [f"{word} {files_done(job) - job.already_there}"]
-    if job.type == JobType.COPY.name:
-        parts.append(f"already there {job.already_there}")
+    parts = _copied_parts(job) if job.type == JobType.COPY.name else [f"{word} {files_done(job)}"]
     parts += [skipped, f"failed {job.num_failed}"]
     if job.num_cancelled:
         parts.append(f"cancelled {job.num_cancelled}")
     return ", ".join(parts)
+
+
+def _copied_parts(job: JobView) -> list[str]:
+    """What a copy has done, or as a dry run would do."""
+    if is_dry_run(job):
+        return [f"dry run, nothing was changed: {plan_words(job)}"]
+    done = files_done(job) - job.already_there
+    removals = [(planned(job, action), words) for action, words in _REMOVAL_WORDS.items()]
+    removed = sum(each.files + each.directories for each, _ in removals)
+    if removed and job.status != JobStatus.DONE.name:
+        # How many of the removals were done is not among the counts of the job.
+        parts = [f"copied or removed {done}", f"already there {job.already_there}"]
+    else:
+        parts = [f"copied {done - removed}", f"already there {job.already_there}"]
+        parts += [f"{words} {count}" for each, words in removals if (count := each.files + each.directories)]
+    if job.plan is not UNSET and job.plan.filtered:
+        parts.append(f"filtered out {job.plan.filtered}")
+    return parts
 
 
 def _skip_reasons(job: JobView) -> str:
@@ -94,8 +124,12 @@ def _words_for_skip_code(code: str) -> tuple[str, str]:
 
 
 def skipped_lines(skipped: Sequence[SkippedView], total: int) -> list[str]:
-    """One line for each of the first skipped entries, and the number of the others."""
+    """One line for each of the first skipped entries, and the number of the others.
+
+    What filters leave out was not to be copied: it is counted, and has no line.
+    """
     lines = []
+    skipped = [entry for entry in skipped if entry.code != SkipCode.FILTERED]
     for entry in skipped:
         several = f"{entry.count} entries of " if entry.count > 1 else ""
         lines.append(f"  skipped {several}{display_name(entry.path)}: {display_line(entry.reason)}")
@@ -268,6 +302,8 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
         failures = await client.elements(job.id, status=JobStatus.FAILED, limit=MAX_LISTED_FAILURES)
     if form == "json":
         print_json(job)
+    elif is_dry_run(job):
+        await print_plan(client, job)
     head = f"job {job.id} {job.status}"
     print_stderr(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
     if job.cancel_reason is not UNSET:
@@ -278,7 +314,8 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
         for line in skipped_lines(await client.skipped(job.id, limit=MAX_LISTED_SKIPPED), job.skipped):
             print_stderr(line)
     if line := outcome_line(job):
-        print_stderr(line)
+        columns = terminal_width(sys.stderr)
+        print_stderr(line if columns is None else textwrap.fill(line, columns - 1, subsequent_indent="  "))
     return exit_code_of_job(job, failures)
 
 

@@ -72,6 +72,8 @@ _OPTION_NAMES = {
     "$.priority": "--priority",
     "$.max_tries": "--max-tries",
     "$.label": "--label",
+    "$.recurrence": "WHEN",
+    "$.timezone": "--timezone",
     "$.after": "--after",
     "$.after_any": "--after-any",
     "?site": "--site",
@@ -110,7 +112,7 @@ def exit_code_of(error: WorkqueueClientError) -> ExitCode:
     return ExitCode.USAGE if status is not None and 400 <= status < 500 else ExitCode.FAILED
 
 
-def run(action: Action) -> NoReturn:
+def run(action: Action, client_type: type[WorkqueueClient] = WorkqueueClient) -> NoReturn:
     """Run a command with a client from the environment, and exit with its exit code."""
     try:
         # Before the reactor handles signals, so that ^C at the passphrase prompt ends the command.
@@ -124,7 +126,7 @@ def run(action: Action) -> NoReturn:
 
     def begin(reactor: Any) -> Deferred[NoReturn]:
         use_monotonic_clock(reactor)
-        return Deferred.fromCoroutine(_run(reactor, settings, action))
+        return Deferred.fromCoroutine(_run(reactor, settings, action, client_type))
 
     react(begin)
 
@@ -157,10 +159,10 @@ def _with_passphrase(settings: ClientSettings) -> ClientSettings:
         raise CredentialError(str(error).rstrip(".")) from error
 
 
-async def _run(reactor: Any, settings: ClientSettings, action: Action) -> NoReturn:
+async def _run(reactor: Any, settings: ClientSettings, action: Action, client_type: type[WorkqueueClient]) -> NoReturn:
     received = _SignalCanceller(reactor)
     try:
-        code = await received.over(_with_client(reactor, settings, action))
+        code = await received.over(_with_client(reactor, settings, action, client_type))
     except CommandError as error:
         if error.what:
             print_error(error.what, error.advice)
@@ -178,8 +180,10 @@ async def _run(reactor: Any, settings: ClientSettings, action: Action) -> NoRetu
     raise SystemExit(received.exit_code(code))
 
 
-async def _with_client(reactor: Any, settings: ClientSettings, action: Action) -> int:
-    client = WorkqueueClient.from_settings(reactor, settings)
+async def _with_client(
+    reactor: Any, settings: ClientSettings, action: Action, client_type: type[WorkqueueClient]
+) -> int:
+    client = client_type.from_settings(reactor, settings)
     try:
         code = await action(client)
         sys.stdout.flush()

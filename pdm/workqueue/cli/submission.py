@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import click
 from attrs import evolve, frozen
@@ -122,12 +122,29 @@ class Submission:
     into: Submission | None = None
 
 
+class JobSink(Protocol):
+    """Takes the jobs of a command instead of the service: the object of the command's context."""
+
+    @property
+    def client_type(self) -> type[WorkqueueClient]:
+        """The client that the command gets."""
+
+    async def take(
+        self, client: WorkqueueClient, submissions: Sequence[Submission], options: Sequence[SubmitOptions]
+    ) -> int:
+        """Take the jobs, with the options of each; returns the exit code."""
+
+
 #: Finds the jobs of a command, given the client and the resolved places.
 Planner = Callable[[WorkqueueClient, list[ResolvedSitePath]], Awaitable[list[Submission]]]
 
 
 def submit_and_follow(places: Sequence[SitePath], request: SubmissionRequest, plan: Planner) -> NoReturn:
-    """Look up the sites, submit the jobs, and follow them unless ``--no-wait`` is given."""
+    """Look up the sites, submit the jobs, and follow them unless ``--no-wait`` is given.
+
+    If the context of the command has a `JobSink`, that gets the jobs.
+    """
+    sink: JobSink | None = click.get_current_context().obj
 
     async def action(client: WorkqueueClient) -> int:
         submissions = await plan(client, await resolve_paths(client, *places))
@@ -144,6 +161,9 @@ def submit_and_follow(places: Sequence[SitePath], request: SubmissionRequest, pl
         protocols = [
             protocol_for([place.site for place in each.places], request.protocol, request.mover) for each in submissions
         ]
+        if sink is not None:
+            options: list[SubmitOptions] = [{**request.submission, "protocol": protocol} for protocol in protocols]
+            return await sink.take(client, submissions, options)
         for submission, protocol in zip(submissions, protocols, strict=True):
             what = f": {display_place(submission.places[0])}" if several else ""
             try:
@@ -161,7 +181,7 @@ def submit_and_follow(places: Sequence[SitePath], request: SubmissionRequest, pl
             codes.append(await follow_jobs(client, [job.id for job in jobs], request.timeout_s, request.form))
         return common_exit_code([*codes, ExitCode.DONE] if jobs and not request.wait else codes)
 
-    run(action)
+    run(action, WorkqueueClient if sink is None else sink.client_type)
 
 
 async def _follow_copy(

@@ -130,6 +130,14 @@ class SyncLevel(enum.StrEnum):
     CHECKSUM = "checksum"
 
 
+class ChecksumAlgorithm(enum.StrEnum):
+    """By which a copied file is compared with its source."""
+
+    ADLER32 = "ADLER32"
+    MD5 = "MD5"
+    SHA256 = "SHA256"
+
+
 class PlannedAction(enum.StrEnum):
     """What the plan of a COPY says of an element, by what the listing of the destination has."""
 

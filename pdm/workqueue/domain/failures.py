@@ -123,7 +123,7 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
         FailureCode.SERVER_ERROR: _Meaning(
             _RETRY, "The server failed at this request: if it happens again, report the message to the site."
         ),
-        FailureCode.NO_CHECKSUM: _Meaning(_GIVE_UP, "The server gives no ADLER32 checksum: ask the site."),
+        FailureCode.NO_CHECKSUM: _Meaning(_GIVE_UP, "The server gives no such checksum: ask the site."),
         FailureCode.CREDENTIAL_EXPIRED: _Meaning(
             _HOLD,
             _GIVE_CREDENTIAL,
@@ -168,7 +168,7 @@ _COPY, _RENAME, _REMOVE, _MKDIR = JobType.COPY, JobType.RENAME, JobType.REMOVE, 
 _HINTS: Mapping[tuple[FailureCode, JobType], str] = MappingProxyType(
     {
         (FailureCode.EXISTS, _COPY): "Choose another destination, or allow to overwrite: {overwrite_or_different}.",
-        (FailureCode.NO_CHECKSUM, _COPY): "The server gives no ADLER32 checksum: copy with {verify}, or ask the site.",
+        (FailureCode.NO_CHECKSUM, _COPY): "The server gives no such checksum: copy with {verify}, or ask the site.",
         (FailureCode.EXISTS, _RENAME): "Choose another name, or allow to overwrite: {overwrite}.",
         (FailureCode.EXISTS, _MKDIR): "Nothing needs to be done if it is a directory: with {parents} that is no error.",
         (FailureCode.NOT_FOUND, _MKDIR): "The directory above it is missing: with {parents} it is made, too.",

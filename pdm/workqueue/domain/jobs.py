@@ -101,6 +101,8 @@ class NewJob:
     after: Predecessors | None = None
     #: When it is cancelled unless it has ended.
     deadline: datetime | None = None
+    #: The schedule of which it is a run.
+    schedule_id: int | None = None
 
     @property
     def sites(self) -> frozenset[int]:
@@ -158,6 +160,8 @@ class JobRecord:
     deadline: datetime | None = None
     #: Why the service has cancelled it; None if it was not cancelled, or by its user.
     cancel_reason: CancelReason | None = None
+    #: The schedule of which it is a run; that may have been removed.
+    schedule_id: int | None = None
 
     @property
     def sites(self) -> frozenset[int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from attrs import define, field
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from attrs import Factory, define, field
+from twisted.internet.interfaces import IReactorTime
 
 from pdm.workqueue.store import chains, job_changes
 from pdm.workqueue.store.database import Database
-from pdm.workqueue.telemetry.background import Background, Periodic
+from pdm.workqueue.telemetry.background import Background, DueTimer, Periodic
 from pdm.workqueue.telemetry.logging import log_ended
 
 #: Seconds between two searches for what a daemon that was killed has not told.
@@ -76,61 +76,28 @@ class Deadlines:
 
     Attributes:
         on_cancelled: called with the id of each: what runs of it is to be ended.
+        timer: to be woken when a job with a deadline was submitted.
     """
 
     reactor: IReactorTime
     database: Database
     clock: Callable[[], datetime]
     on_cancelled: Callable[[int], None]
-    _timer: IDelayedCall | None = None
-    _background: Background = field(factory=Background)
-    _looking: bool = False
-    _again: bool = False
-    _stopping: bool = False
-
-    def start(self) -> None:
-        self.look()
-
-    async def stop(self) -> None:
-        self._stopping = True
-        self._cancel_timer()
-        await self._background.over()
-
-    def look(self) -> None:
-        """A job with a deadline was submitted, or the clock was set."""
-        self._again = True
-        if not self._looking and not self._stopping:
-            self._cancel_timer()
-            self._background.start("cancel overdue jobs", self._look())
-
-    def clock_was_set(self, _step: object) -> None:
-        self.look()
-
-    async def _look(self) -> None:
-        self._looking = True
-        pause_s = _LOOK_EVERY_S
-        try:
-            while self._again and not self._stopping:
-                self._again = False
-                pause_s = await self._cancel_overdue()
-        finally:
-            self._looking = False
-            if not self._stopping:
-                self._timer = self.reactor.callLater(pause_s, self.look)
+    timer: DueTimer = field(
+        init=False,
+        default=Factory(
+            lambda self: DueTimer(self.reactor, "cancel overdue jobs", _LOOK_EVERY_S, self._cancel_overdue),
+            takes_self=True,
+        ),
+    )
 
     async def _cancel_overdue(self) -> float:
-        """Cancel what is overdue; returns for how many seconds nothing more is."""
-        due = await self.database.read("find the next deadline", job_changes.next_deadline)
-        while due is not None and due <= self.clock() and not self._stopping:
+        while True:
+            due = await self.database.read("find the next deadline", job_changes.next_deadline)
+            left_s = _LOOK_EVERY_S if due is None else (due - self.clock()).total_seconds()
+            if left_s > 0:
+                return left_s
             for job in await self.database.run("cancel overdue jobs", job_changes.cancel_overdue, self.clock()):
                 if job.status.is_final:
                     log_ended(job)
                 self.on_cancelled(job.id)
-            due = await self.database.read("find the next deadline", job_changes.next_deadline)
-        left_s = _LOOK_EVERY_S if due is None else (due - self.clock()).total_seconds()
-        return min(max(left_s, 0.0), _LOOK_EVERY_S)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None

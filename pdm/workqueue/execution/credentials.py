@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from attrs import define, field, frozen
+from twisted.logger import Logger
 
 from pdm.workqueue.certificates.files import CredentialFiles
 from pdm.workqueue.certificates.vault import Vault, VaultError
@@ -104,6 +105,10 @@ class OutdatedCredentials:
     renewed: frozenset[str] = frozenset()
 
 
+#: Stored encrypted in the database, to detect a daemon that has another key.
+_KEY_CHECK, _KEY_CHECK_CONTEXT = b"key of the credentials", "check of the key"
+
+
 @define(eq=False, kw_only=True)
 class Credentials:
     """Writes credential files for agents, and removes them when no agent uses them."""
@@ -117,6 +122,29 @@ class Credentials:
     _holds: Counter[str] = field(factory=Counter)
     #: What was read since the last change; not of a shared database, which other daemons change.
     _read: dict[tuple[int, CredentialKind], Sequence[CredentialRecord]] = field(factory=dict)
+    _log: Logger = field(factory=Logger)
+
+    async def check_key(self, incarnation: str) -> None:
+        """Check that the key decrypts what is in the database; a new key is accepted while no credential is stored.
+
+        Args:
+            incarnation: of this daemon, which has the lease.
+
+        Raises:
+            VaultError: it does not.
+        """
+        sealed = self.vault.seal(_KEY_CHECK, _KEY_CHECK_CONTEXT)
+        present, may_change = await self.database.run("check the key", credentials.key_check, sealed, incarnation)
+        try:
+            self.vault.unseal(present, _KEY_CHECK_CONTEXT)
+        except VaultError as error:
+            if not may_change:
+                raise VaultError(
+                    f"the key file {self.vault.path} does not decrypt the credentials in this database, which another "
+                    "key has encrypted: restore that key file, or copy it from the daemon that shares the database"
+                ) from error
+            self._log.warn("the key of the credentials was changed while none was stored")
+            await self.database.run("change the key", credentials.change_key_check, sealed)
 
     async def usable(
         self, user_id: int, kind: CredentialKind, sites: Collection[int], now: datetime

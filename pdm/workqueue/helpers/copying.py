@@ -86,6 +86,7 @@ class FileCopier:
         self._batch = batch
         self._overwrite = request.overwrite
         self._checksums = request.verify == "checksum"
+        self._algorithm = request.checksum
         self._directories = TargetDirectories(items)
         #: Whether a source was unreadable: later ones are checked first, because a failed transfer costs logins.
         self._doubts_sources = False
@@ -98,9 +99,8 @@ class FileCopier:
         if pending is None:
             return
         try:
-            source_sum = storage.transfer(
-                item.source, item.temporary, item.size, self._checksums or pending.doubted, pending.reporter.update
-            )
+            algorithm = self._algorithm if self._checksums or pending.doubted else None
+            source_sum = storage.transfer(item.source, item.temporary, item.size, algorithm, pending.reporter.update)
         except (StoppedError, StorageError) as error:
             self.give_up(storage, pending, error)
         else:
@@ -218,13 +218,13 @@ class FileCopier:
         if there.size != item.size:
             return None
         try:
-            source_sum, destination_sum = storage.checksums(item.source, item.destination, item.size)
+            source_sum, destination_sum = storage.checksums(item.source, item.destination, item.size, self._algorithm)
         except StorageError as error:
             if error.code in (FailureCode.NO_CHECKSUM, FailureCode.UNSUPPORTED):
                 # Without checksums they cannot be compared.
                 return None
             raise
-        return f"ADLER32:{source_sum}" if source_sum == destination_sum else None
+        return f"{self._algorithm}:{source_sum}" if source_sum == destination_sum else None
 
     def _prove(self, storage: Storage, item: FileCopy, source_sum: str | None) -> str | None:
         """Compare the transferred file with its source.
@@ -249,16 +249,16 @@ class FileCopier:
         if not self._checksums:
             return None
         if source_sum is None:
-            source_sum, arrived_sum = storage.checksums(item.source, item.temporary, size)
+            source_sum, arrived_sum = storage.checksums(item.source, item.temporary, size, self._algorithm)
         else:
-            arrived_sum = at_destination(storage.checksum, item.temporary)
+            arrived_sum = at_destination(storage.checksum, item.temporary, self._algorithm)
         if source_sum != arrived_sum:
             raise StorageError(
-                f"ADLER32 is {source_sum} at the source and {arrived_sum} at the destination",
+                f"{self._algorithm} is {source_sum} at the source and {arrived_sum} at the destination",
                 code=FailureCode.CHECKSUM_MISMATCH,
                 scope=FailureScope.TRANSFER,
             )
-        return f"ADLER32:{source_sum}"
+        return f"{self._algorithm}:{source_sum}"
 
     def _check_unchanged(
         self, storage: Storage, item: FileCopy, version: FileVersion, source_sum: str | None, *, doubted: bool
@@ -276,8 +276,8 @@ class FileCopier:
         if doubted and (source_sum is not None or not self._checksums):
             # After a third-party copy, the verification has read the source already.
             try:
-                sent = source_sum or at_destination(storage.checksum, item.temporary)
-                if at_source(storage.checksum, source) != sent:
+                sent = source_sum or at_destination(storage.checksum, item.temporary, self._algorithm)
+                if at_source(storage.checksum, source, self._algorithm) != sent:
                     raise StorageError(CHANGED, code=FailureCode.SIZE_CHANGED, scope=FailureScope.SOURCE)
             except StorageError as error:
                 if error.code != FailureCode.NO_CHECKSUM or self._checksums:

@@ -8,11 +8,11 @@ verified and renamed.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.channel import ActiveBatch
+from pdm.workqueue.helpers.checksums import checksum_of
 from pdm.workqueue.helpers.copying import CHANGED, CLEAN_UP_HURRY_S, SETTLE_S, FileCopier, FileCopy, discard
 from pdm.workqueue.helpers.directories import TargetDirectory
 from pdm.workqueue.helpers.group_backend import GroupBackend, GroupStorage
@@ -79,7 +79,7 @@ class _GroupedFile:
         directory: directory of the destination.
         content: its bytes, after they were read.
         version: of the source, before its bytes were read.
-        checksum: ADLER32 of the bytes, if requested.
+        checksum: of the bytes, with its algorithm, if requested.
         began_at: when the copy began (`time.monotonic`).
     """
 
@@ -100,6 +100,7 @@ class GroupCopier:
         self.limits = request.limits
         self.replaces = request.overwrite != "never"
         self.with_checksums = request.verify == "checksum"
+        self.algorithm = request.checksum
         self.copier = FileCopier(batch, request, items)
         #: Keys of files whose temporary name may exist.
         self.written: set[int] = set()
@@ -256,11 +257,12 @@ class _GroupCopy:
             return
         arrived = at_destination(self._destination.read_group, [(file.temporary, file.size) for file in files])
         for file, content in zip(files, arrived, strict=True):
-            checksum = f"{zlib.adler32(file.content):08x}"
-            if content is None or f"{zlib.adler32(content.data):08x}" != checksum:
-                self._leave(file, "another ADLER32 arrived")
+            algorithm = self._copier.algorithm
+            checksum = checksum_of(algorithm, [file.content])
+            if content is None or checksum_of(algorithm, [content.data]) != checksum:
+                self._leave(file, f"another {algorithm} arrived")
             else:
-                file.checksum = f"ADLER32:{checksum}"
+                file.checksum = f"{algorithm}:{checksum}"
 
     def _check_case(self, files: Sequence[_GroupedFile]) -> None:
         for file in files:

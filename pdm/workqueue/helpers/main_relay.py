@@ -15,7 +15,7 @@ if not __package__:
     # When started as a script, sys.path has the directory of the helpers instead of the project's.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from pdm.workqueue.domain.enums import RELAYED, JobProtocol
+from pdm.workqueue.domain.enums import RELAYED, ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import backends, grouped_copy, listing, operations
@@ -104,7 +104,12 @@ class RelayStorage(GroupStorage):
         self._backend(source).rename(source, destination, replace=replace)
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         source_backend, backend = self._backend(source), self._backend(temporary)
         if source_backend is backend:
@@ -117,8 +122,8 @@ class RelayStorage(GroupStorage):
     def version(self, url: StorageUrl) -> FileVersion:
         return self._backend(url).version(url)
 
-    def checksum(self, url: StorageUrl) -> str:
-        return self._backend(url).checksum(url)
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        return self._backend(url).checksum(url, algorithm)
 
     def interrupt(self) -> None:
         self._stopped = True

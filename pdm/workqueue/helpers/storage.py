@@ -7,13 +7,14 @@ import contextlib
 import errno
 import os
 import time
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Literal, NamedTuple, ParamSpec, Self, TypeVar
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
+from pdm.workqueue.helpers.checksums import RunningChecksum, running_checksum
 from pdm.workqueue.wire.agent_messages import Fault, TimeLimits
 
 _P = ParamSpec("_P")
@@ -221,9 +222,14 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
-        """Transfer the bytes to a new file; returns the source's checksum if it is a by-product and requested.
+        """Transfer the bytes to a new file; returns the requested checksum of the source if it is a by-product.
 
         Raises:
             StorageError: with the scope of the side at fault.
@@ -241,12 +247,14 @@ class Storage(abc.ABC):
         return FileVersion(there.size, there.mtime)
 
     @abc.abstractmethod
-    def checksum(self, url: StorageUrl) -> str:
-        """ADLER32 of a file, 8 hex digits, computed by its storage."""
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        """Checksum of a file in lower-case hexadecimal digits: computed by its storage, or here by reading."""
 
-    def checksums(self, source: StorageUrl, destination: StorageUrl, size: int) -> tuple[str, str]:
+    def checksums(
+        self, source: StorageUrl, destination: StorageUrl, size: int, algorithm: ChecksumAlgorithm
+    ) -> tuple[str, str]:
         """Checksums of both ends of a copy of ``size`` bytes; `StorageError` has its scope."""
-        return at_source(self.checksum, source), at_destination(self.checksum, destination)
+        return at_source(self.checksum, source, algorithm), at_destination(self.checksum, destination, algorithm)
 
     @abc.abstractmethod
     def interrupt(self) -> None:
@@ -345,17 +353,22 @@ class StorageBackend(Storage):
         """
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         return stream_copy(self, source, self, temporary, size, checksum, arrived)
 
-    def checksum(self, url: StorageUrl) -> str:
-        digest = 1
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        digest = running_checksum(algorithm)
         with contextlib.closing(self.read(url)) as pieces:
             for piece in pieces:
                 self.check()
-                digest = zlib.adler32(piece, digest)
-        return f"{digest:08x}"
+                digest.update(piece)
+        return digest.hexdigest()
 
     def check(self) -> None:
         """Raise `StoppedError` or a timeout if the operation must end now."""
@@ -396,28 +409,28 @@ def stream_copy(
     backend: StorageBackend,
     temporary: StorageUrl,
     size: int,
-    checksum: bool,
+    checksum: ChecksumAlgorithm | None,
     arrived: ProgressCallback,
 ) -> str | None:
-    """Copy through this process; returns the ADLER32 of the bytes read, if requested."""
-    flow = _MeteredStream(backend.check, arrived, checksum)
+    """Copy through this process; returns the checksum of the bytes read, if requested."""
+    digest = None if checksum is None else running_checksum(checksum)
+    flow = _MeteredStream(backend.check, arrived, digest)
     try:
         with contextlib.closing(source_backend.read(source)) as pieces:
             at_destination(backend.write, temporary, flow.through(pieces), size)
     except StorageError as error:
         # An error that `through` has not marked is of the destination.
         raise error.at(FailureScope.DESTINATION) from error.__cause__
-    return f"{flow.digest:08x}" if checksum else None
+    return None if digest is None else digest.hexdigest()
 
 
 class _MeteredStream:
     """Byte stream that counts, checksums, reports progress and honours cancellation."""
 
-    def __init__(self, check: Callable[[], None], arrived: ProgressCallback, checksum: bool) -> None:
-        self.digest = 1
+    def __init__(self, check: Callable[[], None], arrived: ProgressCallback, digest: RunningChecksum | None) -> None:
+        self._digest = digest
         self._check = check
         self._arrived = arrived
-        self._checksum = checksum
 
     def through(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         moved, told_at = 0, time.monotonic()
@@ -429,8 +442,8 @@ class _MeteredStream:
             except StorageError as error:
                 raise error.at(FailureScope.SOURCE) from error.__cause__
             self._check()
-            if self._checksum:
-                self.digest = zlib.adler32(piece, self.digest)
+            if self._digest is not None:
+                self._digest.update(piece)
             yield piece
             moved += len(piece)
             if time.monotonic() - told_at > _PROGRESS_S:

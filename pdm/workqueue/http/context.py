@@ -167,6 +167,8 @@ class ApiContext:
     credentials_changed: Callable[[], None] = _do_nothing
     #: Continues the retry of a job beyond its first transaction.
     job_retried: Callable[[int], None] = _do_nothing
+    #: Notifies the scheduler that a schedule was stored or resumed.
+    schedules_changed: Callable[[], None] = _do_nothing
     #: Notifies the watch of deadlines that a job has one.
     deadline_added: Callable[[], None] = _do_nothing
     #: Resumes held elements of a user, for a site and protocols, from a (job, element) on; returns their number.
@@ -308,6 +310,7 @@ PATH_PARAMETERS: Mapping[str, tuple[Parameter, str]] = MappingProxyType(
         "job_id": (Parameter.NUMBER, "Number of a job."),
         "element_id": (Parameter.NUMBER, "Number of an element in its job; 0 is the first."),
         "attempt": (Parameter.SIGNED, "Number of an attempt, from 1; negative numbers count from the last."),
+        "schedule_id": (Parameter.NUMBER, "Number of a schedule."),
         "site_id": (Parameter.NUMBER, "Number of a site."),
         "credential_id": (Parameter.NUMBER, "Number of a credential."),
         "user_id": (Parameter.NUMBER, "Number of a user."),

@@ -10,7 +10,7 @@ import re
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -21,12 +21,12 @@ from werkzeug.http import parse_accept_header
 from pdm.workqueue.domain.credentials import CredentialNeed
 from pdm.workqueue.domain.enums import TOOL_PROTOCOLS, JobProtocol, JobStatus, JobType, MoverKind
 from pdm.workqueue.domain.failures import FailureCode
-from pdm.workqueue.domain.filters import InvalidPatternError
 from pdm.workqueue.domain.job_plans import first_element
 from pdm.workqueue.domain.jobs import DEFAULT_PRIORITY, DEFAULT_TRIES, JobRecord, NewJob, Predecessors
 from pdm.workqueue.domain.lifecycle import deadline_from_text
 from pdm.workqueue.domain.paths import InvalidPathError, checked, is_inside, normalised
 from pdm.workqueue.http.context import ApiContext
+from pdm.workqueue.http.copy_checks import check_filters, check_not_removed
 from pdm.workqueue.http.problems import InvalidInputError, NotAcceptableError, UnsupportedMediaTypeError
 from pdm.workqueue.movers import TOOL_MOVERS
 from pdm.workqueue.movers.mover import destination_protocol
@@ -252,6 +252,7 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
         # Compares URLs: two sites may be endpoints of one storage.
         if is_inside(destination_url, source_url):
             raise InvalidInputError("the destination is the source itself, or is inside it", "$.dst_filepath")
+        check_not_removed(options, source_url, destination_url)
     return NewJob(
         user_id=user_id,
         type=type_,
@@ -339,7 +340,7 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
     except msgspec.ValidationError as error:
         raise invalid_value(error, OPTIONS[type_], "$.extra_opts") from error
     if isinstance(options, CopyOptions):
-        _check_filters(options)
+        check_filters(options)
     for name in _NOT_CARRIED_OUT:
         if given.get(name):
             raise InvalidInputError(f"this service cannot {name} yet: leave it out", f"$.extra_opts.{name}")
@@ -351,23 +352,6 @@ def _options(type_: JobType, protocol: JobProtocol, values: dict[str, Any] | Non
                 f"not a failure code; known are {', '.join(FailureCode)}", "$.extra_opts.dummy.fail"
             )
     return given
-
-
-def _check_filters(options: CopyOptions) -> None:
-    """Refuse filters that cannot be used, or that leave out nothing or all."""
-    try:
-        entry_filter = options.rules(datetime.now(UTC)).entry_filter
-    except InvalidPatternError as error:
-        raise InvalidInputError(str(error), "$.extra_opts.filters") from error
-    if options.filters and all(rule.exclude is None for rule in options.filters):
-        raise InvalidInputError(
-            'filters without exclude leave nothing out: end them with {"exclude": "*"}', "$.extra_opts.filters"
-        )
-    first, end = entry_filter.changed_from, entry_filter.changed_before
-    if first is not None and end is not None and first >= end:
-        raise InvalidInputError(
-            "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
-        )
 
 
 def _check_supported(api: ApiContext, protocol: JobProtocol, type_: JobType) -> None:

@@ -22,6 +22,7 @@ from pdm.workqueue.domain.credentials import (
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus
 from pdm.workqueue.domain.failures import AttemptFailure
 from pdm.workqueue.domain.jobs import AttemptRecord, Batch, ElementRecord, JobRecord, LogSpan, NewJob
+from pdm.workqueue.domain.schedules import ScheduleRecord, ScheduleRun
 from pdm.workqueue.execution.credentials import PROXY
 from pdm.workqueue.http.context import CredentialExpiry, CredentialLifetimes, first_expiry
 from pdm.workqueue.http.problems import (
@@ -29,6 +30,7 @@ from pdm.workqueue.http.problems import (
     ElementNotFoundError,
     InvalidInputError,
     JobNotFoundError,
+    NotFoundError,
 )
 from pdm.workqueue.store import (
     chains,
@@ -37,6 +39,7 @@ from pdm.workqueue.store import (
     job_changes,
     jobs,
     outcomes,
+    schedules,
     selected_retries,
     sites,
     users,
@@ -91,6 +94,19 @@ class KnownAttempt:
     status: JobStatus | None
     worker: str | None = None
     log: LogSpan | None = None
+
+
+@frozen
+class ScheduleHistory:
+    """A schedule with its runs, the newest first.
+
+    Attributes:
+        held: the last job, and its first held element; None if nothing of it is held.
+    """
+
+    schedule: ScheduleRecord
+    runs: Sequence[ScheduleRun]
+    held: tuple[JobRecord, ElementRecord | None] | None
 
 
 @frozen
@@ -322,6 +338,41 @@ def retry_selected(
     if retried.count and retried.job.after is not None and retried.job.started_at is None:
         return evolve(retried, job=chains.begin_waiting(session, retried.job, now))
     return retried
+
+
+def schedules_of_user(session: Session, user_id: int) -> list[tuple[ScheduleRecord, ScheduleRun | None]]:
+    """The schedules of a user, each with its last run."""
+    found = schedules.of_user(session, user_id)
+    last = schedules.last_runs(session, [each.id for each in found])
+    return [(each, last.get(each.id)) for each in found]
+
+
+def fetch_schedule(session: Session, schedule_id: int, scope: int | None) -> ScheduleHistory:
+    """A schedule with its runs.
+
+    Raises:
+        NotFoundError: it does not exist.
+    """
+    found = schedules.fetch(session, schedule_id, scope)
+    if found is None:
+        raise NotFoundError(f"there is no schedule {schedule_id}; GET /schedules lists yours")
+    runs = schedules.runs(session, schedule_id)
+    # Later runs are skipped while its job is held.
+    last = next((run.job_id for run in runs if run.job_id is not None), None)
+    job = None if last is None else jobs.fetch(session, last, None)
+    held = None if job is None or not job.counters.held else (job, first_held_element(session, job.id))
+    return ScheduleHistory(found, runs, held)
+
+
+def change_schedule(session: Session, schedule_id: int, scope: int | None, next_due: datetime | None) -> ScheduleRecord:
+    """Pause or resume a schedule; returns it."""
+    found = fetch_schedule(session, schedule_id, scope).schedule
+    return schedules.set_next_due(session, schedule_id, next_due) or found
+
+
+def remove_schedule(session: Session, schedule_id: int, scope: int | None) -> None:
+    fetch_schedule(session, schedule_id, scope)
+    schedules.remove(session, schedule_id)
 
 
 def begin_delegation(session: Session, pending: PendingDelegation) -> PendingDelegation:

@@ -84,6 +84,7 @@ def job_view(
         cancel_reason=_cancel_reason_view(job),
         after=UNSET if job.after is None else list(job.after.jobs),
         after_any=UNSET if job.after is None else job.after.any_end,
+        schedule=UNSET if job.schedule_id is None else job.schedule_id,
         deadline=UNSET if job.deadline is None else job.deadline.replace(microsecond=0),
         num_elements=counters.elements,
         num_new=0,

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from attrs import frozen
 
 from pdm.workqueue.domain.credentials import CredentialKind, CredentialNeed
-from pdm.workqueue.domain.enums import JobProtocol, JobType, PlannedAction
+from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol, JobType, PlannedAction
 from pdm.workqueue.domain.failures import (
     AttemptFailure,
     FailureCode,
@@ -245,7 +245,14 @@ def build_request(batch: Batch, urls: SiteUrl, options: Options, limits: TimeLim
                 raise TypeError(f"a copy with {type(options).__name__}")
             copies = _Items[CopyItem](batch, lambda key, element: _copy_item(key, batch.job_of(element), element, urls))
             return copies.built(
-                CopyRequest(request_id, copies.items, options.effective_overwrite, options.verify, limits)
+                CopyRequest(
+                    request_id,
+                    copies.items,
+                    options.effective_overwrite,
+                    options.verify,
+                    limits,
+                    ChecksumAlgorithm(options.checksum or ChecksumAlgorithm.ADLER32),
+                )
             )
         case JobType.REMOVE:
             removals = _Items[PathItem](

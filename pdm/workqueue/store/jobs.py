@@ -268,6 +268,7 @@ def _job_row(new: NewJob, now: datetime) -> dict[str, Any]:
         "is_awaited": False,
         "deadline": new.deadline,
         "cancel_reason": None,
+        "schedule_id": new.schedule_id,
     }
 
 

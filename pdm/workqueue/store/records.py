@@ -43,6 +43,8 @@ from pdm.workqueue.WorkqueueDB import (
     PendingDelegationRow,
     PredecessorRow,
     RestrictionRow,
+    ScheduleRow,
+    ScheduleRunRow,
     SiteRow,
     SiteVersionRow,
     User,
@@ -66,6 +68,8 @@ credentials = _table(CredentialRow)
 pending_delegations = _table(PendingDelegationRow)
 idempotent_requests = _table(IdempotentRequest)
 predecessors = _table(PredecessorRow)
+schedules = _table(ScheduleRow)
+schedule_runs = _table(ScheduleRunRow)
 sites = _table(SiteRow)
 restrictions = _table(RestrictionRow)
 audit = _table(AuditRow)
@@ -96,7 +100,7 @@ JOB_COLUMNS = (
     *columns_of(jobs, "num_elements", "num_submitted", "num_running", "num_done"),
     *columns_of(jobs, "num_failed", "num_cancelled", "num_held"),
     *columns_of(jobs, "started_at", "already_there", "bytes_already_there"),
-    *columns_of(jobs, "after", "is_awaited", "deadline", "cancel_reason"),
+    *columns_of(jobs, "after", "is_awaited", "deadline", "cancel_reason", "schedule_id"),
 )
 #: What `element_record` reads.
 ELEMENT_COLUMNS = (

@@ -24,7 +24,7 @@ from pdm.workqueue.domain.sites import (
     SiteSnapshot,
 )
 from pdm.workqueue.store import users
-from pdm.workqueue.store.records import catalogue, credentials, jobs, matched, restrictions, sites
+from pdm.workqueue.store.records import catalogue, credentials, jobs, matched, predecessors, restrictions, sites
 from pdm.workqueue.WorkqueueDB import HAS_HELD, HAS_LISTING, HAS_RUNNING, HAS_WORK
 
 _CATALOGUE_ROW = 1
@@ -101,7 +101,11 @@ _UNFINISHED = sa.union(
             sa.or_(jobs.c.src_siteid == sa.bindparam("site"), jobs.c.dst_siteid == sa.bindparam("site")),
         )
         for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD)
-    )
+    ),
+    sa.select(jobs.c.id).where(
+        jobs.c.id.in_(sa.select(predecessors.c.job_id)),
+        sa.or_(jobs.c.src_siteid == sa.bindparam("site"), jobs.c.dst_siteid == sa.bindparam("site")),
+    ),
 ).subquery()
 _COUNT_UNFINISHED = sa.select(sa.func.count()).select_from(_UNFINISHED)
 

@@ -124,3 +124,58 @@ class Periodic:
         self._running = None
         if self._started:
             self._plan()
+
+
+class DueTimer:
+    """Calls a function that attends to what is due, at once when woken, and again when something is due next.
+
+    Args:
+        attend: returns for how many seconds nothing more is due.
+        longest_s: it is called at least so often, because others may add what is due.
+    """
+
+    def __init__(
+        self, reactor: IReactorTime, name: str, longest_s: float, attend: Callable[[], Awaitable[float]]
+    ) -> None:
+        self._reactor = reactor
+        self._name = name
+        self._longest_s = longest_s
+        self._attend = attend
+        self._timer: IDelayedCall | None = None
+        self._background = Background()
+        self._attending = False
+        self._woken = False
+        self._stopping = False
+
+    def start(self) -> None:
+        self.wake()
+
+    async def stop(self) -> None:
+        """Call it no more, and wait for a running call."""
+        self._stopping = True
+        self._cancel_timer()
+        await self._background.over()
+
+    def wake(self, _step: object = None) -> None:
+        """Something was added, or the clock was set."""
+        self._woken = True
+        if not self._attending and not self._stopping:
+            self._cancel_timer()
+            self._background.start(self._name, self._run())
+
+    async def _run(self) -> None:
+        self._attending = True
+        pause_s = self._longest_s
+        try:
+            while self._woken and not self._stopping:
+                self._woken = False
+                pause_s = min(max(await self._attend(), 0.0), self._longest_s)
+        finally:
+            self._attending = False
+            if not self._stopping:
+                self._timer = self._reactor.callLater(pause_s, self.wake)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None

@@ -15,6 +15,7 @@ from typing import Literal, TypedDict
 
 import msgspec
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureScope
 
 #: The longest line either side accepts, in bytes; a longer one ends the agent.
@@ -129,13 +130,17 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
 
 
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
-    """Copy files and verify each."""
+    """Copy files and verify each.
+
+    ``checksum`` names the algorithm by which both ends are compared, where ``verify`` or ``overwrite`` ask for that.
+    """
 
     id: int
     items: list[CopyItem]
     overwrite: Literal["never", "always", "different"]
     verify: Literal["checksum", "size"]
     limits: TimeLimits
+    checksum: ChecksumAlgorithm = ChecksumAlgorithm.ADLER32
 
 
 class RemoveRequest(msgspec.Struct, tag="remove", tag_field="op", frozen=True):
@@ -348,7 +353,8 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
         size: bytes verified at the destination (copy), else 0.
         transferred: bytes that were transferred; 0 if the file was already there.
         already_there: whether the destination had an identical file, so that nothing was transferred.
-        checksum: ``ADLER32:8-hex-digits``, if compared.
+        checksum: algorithm and lower-case hexadecimal digits, if compared: ``ADLER32:`` with 8 of them, ``MD5:`` with
+            32, ``SHA256:`` with 64.
     """
 
     id: int

@@ -158,6 +158,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     after_any: Annotated[
         bool | UnsetType, Meta(description="With ``after``: whether it begins in whatever state these end.")
     ] = UNSET
+    schedule: Annotated[int | UnsetType, Meta(description="The schedule of which it is a run.")] = UNSET
     deadline: Annotated[datetime | UnsetType, Meta(description="When it is cancelled unless it has ended.")] = UNSET
     num_elements: int
     num_new: int

@@ -8,14 +8,15 @@ import json
 import os
 import stat
 import time
-import zlib
 from collections.abc import Iterator
 from typing import Self
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers import lease
 from pdm.workqueue.helpers.backends.local_paths import ResolvedPath, Roots, rename_without_replacing
+from pdm.workqueue.helpers.checksums import running_checksum
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileKind,
@@ -129,13 +130,18 @@ class LocalStorage(Storage):
                 rename_without_replacing(old, new)
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         with self._opened(source, FailureScope.SOURCE) as reading, self._created(temporary) as writing:
             copy = _LocalCopy(self, reading, writing, arrived)
             digest = None
-            if checksum:
-                digest = copy.with_checksum()
+            if checksum is not None:
+                digest = copy.with_checksum(checksum)
             else:
                 copy.in_kernel()
             try:
@@ -197,17 +203,17 @@ class LocalStorage(Storage):
         tag = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         return FileVersion(status.st_size, status.st_mtime, tag, is_exact=True)
 
-    def checksum(self, url: StorageUrl) -> str:
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         with _storage_errors(url), self._opened(url) as file:
             # The checksum must be that of the disk: drop written pages from the cache.
             with contextlib.suppress(OSError):
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            digest = 1
+            digest = running_checksum(algorithm)
             buffer = memoryview(bytearray(_CHUNK))
             while count := os.readv(file, [buffer]):
                 self.check()
-                digest = zlib.adler32(buffer[:count], digest)
-        return f"{digest:08x}"
+                digest.update(buffer[:count])
+        return digest.hexdigest()
 
     def interrupt(self) -> None:
         self._interrupted = True
@@ -242,12 +248,12 @@ class _LocalCopy:
         self._moved = 0
         self._told_at = time.monotonic()
 
-    def with_checksum(self) -> str:
-        """Copy, and return the ADLER32 of the bytes read."""
-        digest = 1
+    def with_checksum(self, algorithm: ChecksumAlgorithm) -> str:
+        """Copy, and return the checksum of the bytes read."""
+        digest = running_checksum(algorithm)
         buffer = memoryview(bytearray(_CHUNK))
         while count := self._read(buffer):
-            digest = zlib.adler32(buffer[:count], digest)
+            digest.update(buffer[:count])
             rest = buffer[:count]
             while rest:
                 try:
@@ -255,7 +261,7 @@ class _LocalCopy:
                 except OSError as error:
                     raise _scoped_error(FailureScope.DESTINATION, error) from error
             self._moved_on(count)
-        return f"{digest:08x}"
+        return digest.hexdigest()
 
     def in_kernel(self) -> None:
         """Copy with copy_file_range; False if kernel or file systems do not support it."""
@@ -269,7 +275,7 @@ class _LocalCopy:
                 ) from error
         if self._moved == 0:
             # Also for files with a size of 0 that have content, as in /proc.
-            self.with_checksum()
+            self.with_checksum(ChecksumAlgorithm.ADLER32)
 
     def _read(self, buffer: memoryview) -> int:
         try:
@@ -335,12 +341,17 @@ class LocalBackend(LocalStorage, StorageBackend):
                 raise _storage_error(error) from error
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         return LocalStorage.transfer(self, source, temporary, size, checksum, arrived)
 
-    def checksum(self, url: StorageUrl) -> str:
-        return LocalStorage.checksum(self, url)
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        return LocalStorage.checksum(self, url, algorithm)
 
 
 def _read_chunk(file: int) -> bytes:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import re
 from collections.abc import Generator, Iterator, Mapping
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.http_client import HttpClient, HttpResponse
@@ -30,6 +30,7 @@ from pdm.workqueue.helpers.backends.propfind import (
     shape_of,
 )
 from pdm.workqueue.helpers.backends.webdav_third_party import NotBegunError, ThirdPartyCopies
+from pdm.workqueue.helpers.checksums import HTTP_NAMES, from_http_digest
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
     FileStat,
@@ -45,7 +46,6 @@ from pdm.workqueue.helpers.storage import (
 #: Bytes that are sent without ``Expect``: a round trip would cost more than sending them in vain.
 _SMALL = 64 * 1024
 _BLANK = 0x20
-_DIGEST = re.compile(r"adler32=([0-9A-Fa-f]{1,8})\b", re.IGNORECASE | re.ASCII)
 #: Forms of ``Destination``. The second is for servers behind a proxy, which do not know the scheme and port that the
 #: client uses; WebDAV allows it since RFC 4918.
 _DESTINATION_FORMS = ("https://{authority}{path}", "{path}", "http://{authority}{path}")
@@ -346,10 +346,10 @@ class WebdavBackend(StorageBackend):
     def version(self, url: StorageUrl) -> FileVersion:
         return version_of_response(self._client.call("HEAD", url)) or super().version(url)
 
-    def checksum(self, url: StorageUrl) -> str:
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it sends none."""
-        digest = _DIGEST.search(self._client.call("HEAD", url, {"Want-Digest": "adler32"}).header("Digest") or "")
-        return digest.group(1).lower().rjust(8, "0") if digest else super().checksum(url)
+        head = self._client.call("HEAD", url, {"Want-Digest": HTTP_NAMES[algorithm]})
+        return from_http_digest(algorithm, head.header("Digest") or "") or super().checksum(url, algorithm)
 
     # -- bytes
 
@@ -373,7 +373,12 @@ class WebdavBackend(StorageBackend):
         self._client.call("PUT", url, headers, b"".join(body) if size <= _SMALL else body, ok=(200, 201, 204))
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         if not self._third_party.may_work(source, temporary):
             return super().transfer(source, temporary, size, checksum, arrived)

@@ -132,7 +132,7 @@ class _Files:
 
     def stats(self) -> list[dict[str, Any] | None]:
         """Stats that the server sent when it opened the files, as `thing`; None for a file that is not open."""
-        found = [
+        found: list[Any] = [
             file.stat(False) if is_open else None for file, is_open in zip(self._files, self.are_open, strict=True)
         ]
         return [thing(each[1]) if _is_good(each) else None for each in found]

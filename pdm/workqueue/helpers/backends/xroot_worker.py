@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import json
 import os
 import struct
@@ -301,16 +302,19 @@ def rename(server: str, path: str, to: str) -> None:
     checked(client.FileSystem(server).mv(path, to))
 
 
-def checksum(server: str, path: str) -> str:
+def checksum(server: str, path: str, algorithm: str) -> str:
     """The server's checksum; small files are read instead, because the server starts a process for each."""
     opened = Opened(f"{server}/{path}", OpenFlags.READ)
     try:
         size = checked(opened.file.stat())["size"]
         if size <= _PIECE:
-            return f"adler32 {zlib.adler32(checked(opened.file.read(0, size)) if size else b''):08x}"
+            content = checked(opened.file.read(0, size)) if size else b""
+            if algorithm == "adler32":
+                return f"adler32 {zlib.adler32(content):08x}"
+            return f"{algorithm} {hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()}"
     finally:
         opened.close_quietly()
-    return _text(checked(client.FileSystem(server).query(QueryCode.CHECKSUM, f"{path}?cks.type=adler32")))
+    return _text(checked(client.FileSystem(server).query(QueryCode.CHECKSUM, f"{path}?cks.type={algorithm}")))
 
 
 def configuration(server: str, names: str) -> str:

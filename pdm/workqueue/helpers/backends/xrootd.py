@@ -19,10 +19,11 @@ import time
 from collections.abc import Iterator
 from typing import cast
 
-from pdm.workqueue.domain.enums import JobProtocol
+from pdm.workqueue.domain.enums import ChecksumAlgorithm, JobProtocol
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.backends.xrootd_session import XrootdSession, frames, missing_software
+from pdm.workqueue.helpers.checksums import from_hexadecimal
 from pdm.workqueue.helpers.credentials import trust_at
 from pdm.workqueue.helpers.storage import (
     EntryIterator,
@@ -45,7 +46,6 @@ _HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{
 _PLAIN = re.compile(r"[^?&=#%+\s\x00-\x1f\x7f]+")
 #: Errors of a third-party copy that a streamed copy may not have.
 _BETWEEN_SERVERS = (FailureCode.CREDENTIAL_REFUSED, FailureCode.CERTIFICATE, FailureCode.UNSUPPORTED)
-_ADLER32 = re.compile(r"adler32 ([0-9A-Fa-f]{1,8})")
 #: Entries after which a worker is replaced: the library (5.5) leaks some 200 bytes for each.
 _MOST_LISTED = 200_000
 #: Message of a server that could not compute a checksum.
@@ -171,21 +171,26 @@ class XrootdBackend(WakeableBackend):
     def size(self, url: StorageUrl) -> int:
         return self._there(url).size
 
-    def checksum(self, url: StorageUrl) -> str:
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
         """From the server, or by reading the file if it has none."""
         server, path = server_and_path(url)
         timeouts = self.timeouts
         # The server reads the whole file before it responds.
         self.timeouts = timeouts._replace(stall_s=timeouts.stall_s + timeouts.slack_s)
         try:
-            found = _ADLER32.match(self._worker(server).call("checksum", server=server, path=path))
+            name = algorithm.lower()
+            said, _, value = (
+                self._worker(server).call("checksum", server=server, path=path, algorithm=name).partition(" ")
+            )
+            # A server may answer with an algorithm of its own choice.
+            found = from_hexadecimal(algorithm, value) if said.lower() == name else None
         except StorageError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) and getattr(error, "number", 0) != _SERVER_ERROR:
                 raise
             found = None
         finally:
             self.timeouts = timeouts
-        return found.group(1).lower().rjust(8, "0") if found else super().checksum(url)
+        return found or super().checksum(url, algorithm)
 
     # -- bytes
 
@@ -224,7 +229,12 @@ class XrootdBackend(WakeableBackend):
             worker.answer(content)
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         pair = (at_source(server_and_path, source)[0], at_destination(server_and_path, temporary)[0])
         if size >= _SMALL and pair not in self._no_third_party and self._can_pull(source, temporary):

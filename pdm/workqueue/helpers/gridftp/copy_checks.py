@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import collections
 import errno
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.helpers.copying import CHANGED
+from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import parent_path, server_path
 from pdm.workqueue.helpers.gridftp.control import ControlChannel
 from pdm.workqueue.helpers.gridftp.replies import (
@@ -37,8 +38,6 @@ _MIN_SOURCES_OF_KNOWN, _MIN_SOURCES = 4, 16
 _MOST_ENTRIES_A_FILE = 3
 #: Maximum directories whose numbers of entries are kept.
 _MOST_COUNTS = 10_000
-_CKSM = b"CKSM ADLER32 0 -1 "
-_CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
 
 Shown = Callable[[Mapping[bytes, FileStat]], None]
 
@@ -178,26 +177,21 @@ def list_entries(
     channel.send(b"MLSC " + path, ended, lines.take)
 
 
-def computes_checksums(*channels: ControlChannel) -> bool:
-    """Whether servers compute ADLER32."""
-    return all("ADLER32" in channel.features.get("CKSM", "") for channel in channels)
-
-
 def ask_checksums(
+    algorithm: ChecksumAlgorithm,
     at_source: ControlChannel,
     at_destination: ControlChannel,
     source: bytes,
     destination: bytes,
     answered: Callable[[str | None, Reply], None],
 ) -> None:
-    """Request the ADLER32 of a file from each of two servers; ``answered`` gets 8 hex digits or None, for each."""
+    """Request the checksum of a file from each of two servers; ``answered`` gets its digits or None, for each."""
 
     def told(reply: Reply) -> None:
-        found = _CHECKSUM.match(reply.text)
-        answered(found.group(1).lower().zfill(8) if found is not None else None, reply)
+        answered(checksum_in(algorithm, reply), reply)
 
-    at_source.send(_CKSM + source, told)
-    at_destination.send(_CKSM + destination, told)
+    at_source.send(checksum_command(algorithm, source), told)
+    at_destination.send(checksum_command(algorithm, destination), told)
 
 
 def base_name(path: bytes) -> bytes:
@@ -211,6 +205,7 @@ class DestinationCheck:
     Args:
         channels: to source and destination.
         overwrite: of the request.
+        algorithm: of the checksums that are compared.
         free: called with a file that may be copied.
         same: called with a file that is there already, after its checksum was noted.
         leave: called with a file that is left to the fallback.
@@ -220,12 +215,14 @@ class DestinationCheck:
         self,
         channels: tuple[ControlChannel, ControlChannel],
         overwrite: str,
+        algorithm: ChecksumAlgorithm,
         free: Passed,
         same: Passed,
         leave: Leave,
     ) -> None:
         self._channels = channels
         self._overwrite = overwrite
+        self._algorithm = algorithm
         self._free = free
         self._same = same
         self._leave = leave
@@ -269,10 +266,10 @@ class DestinationCheck:
             else:
                 self._is_another(file)
 
-        if not computes_checksums(*self._channels):
-            self._leave(file, "a server offers no checksums")
+        if not computes_checksums(self._algorithm, *self._channels):
+            self._leave(file, f"a server offers no {self._algorithm}")
             return
-        ask_checksums(*self._channels, file.source, file.destination, summed)
+        ask_checksums(self._algorithm, *self._channels, file.source, file.destination, summed)
 
     def _is_another(self, file: PipelinedFile) -> None:
         if self._overwrite == "different":

@@ -21,6 +21,7 @@ import msgspec
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.helpers.channel import ActiveBatch
 from pdm.workqueue.helpers.copying import temporary_name
+from pdm.workqueue.helpers.gridftp.checksum_command import computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import (
     BrokenError,
     ChannelPool,
@@ -39,7 +40,6 @@ from pdm.workqueue.helpers.gridftp.copy_checks import (
     SourceCheck,
     ask_checksums,
     base_name,
-    computes_checksums,
 )
 from pdm.workqueue.helpers.gridftp.pipelined_operations import NEW, PipelinedDirectories
 from pdm.workqueue.helpers.gridftp.replies import Reply, errno_of_reply
@@ -120,6 +120,7 @@ class _RouteCopy:
         self._waker = waker
         self._addresses = (source, destination)
         self._checksums = request.verify == "checksum"
+        self._algorithm = request.checksum
         self._overwrite = request.overwrite
         self._limits = request.limits
         self._open: dict[int, PipelinedFile] = {}
@@ -180,8 +181,8 @@ class _RouteCopy:
     def _copy_all(self) -> None:
         """Copy all open files on one pair of channels."""
         channels = self._source, self._destination
-        if self._checksums and not computes_checksums(*channels):
-            raise ChannelError("a server offers no ADLER32")
+        if self._checksums and not computes_checksums(self._algorithm, *channels):
+            raise ChannelError(f"a server offers no {self._algorithm}")
         files = list(self._open.values())
         for file in files:
             file.begin_anew()
@@ -193,7 +194,9 @@ class _RouteCopy:
         directories = PipelinedDirectories(self._destination, {file.directory for file in files})
         self._carry_on()
         self._find_new_directories(files, directories)
-        check = DestinationCheck(channels, self._overwrite, self._ready.append, self._is_there, self._leave)
+        check = DestinationCheck(
+            channels, self._overwrite, self._algorithm, self._ready.append, self._is_there, self._leave
+        )
         for file in files:
             if not file.over:
                 self._look(file, directories, check)
@@ -287,11 +290,11 @@ class _RouteCopy:
             self._proven(file)
 
         file.unproven += 2
-        ask_checksums(self._source, self._destination, file.source, file.temporary, summed)
+        ask_checksums(self._algorithm, self._source, self._destination, file.source, file.temporary, summed)
 
     def _needs_second_look(self, file: PipelinedFile) -> None:
         """Compare checksums of a source that was written to recently: its mtime may not show a further write."""
-        if computes_checksums(self._source, self._destination):
+        if computes_checksums(self._algorithm, self._source, self._destination):
             self._ask_sums(file)
         else:
             self._leave(file, "the source was written to recently")
@@ -343,15 +346,14 @@ class _RouteCopy:
     def _is_there(self, file: PipelinedFile) -> None:
         """The destination already has the file."""
         if self._batch.started(file.key):
-            self._batch.log(
-                file.key, f"already there: {file.item.destination} has the same size and ADLER32:{file.checksum}"
-            )
+            what = f"the same size and {self._algorithm}:{file.checksum}"
+            self._batch.log(file.key, f"already there: {file.item.destination} has {what}")
         self._done(file, 0, already_there=True)
 
     def _done(self, file: PipelinedFile, transferred: int, *, already_there: bool = False) -> None:
         self._close(file)
         asked = self._checksums or not transferred
-        checksum = f"ADLER32:{file.checksum}" if asked and file.checksum else None
+        checksum = f"{self._algorithm}:{file.checksum}" if asked and file.checksum else None
         self._batch.done(file.key, file.size, transferred, checksum, already_there=already_there)
 
     def _leave(self, file: PipelinedFile, why: str) -> None:

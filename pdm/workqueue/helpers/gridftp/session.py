@@ -7,6 +7,7 @@ sent once more on a new one, if the channel was idle before.
 from __future__ import annotations
 
 import collections
+import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
@@ -250,10 +251,27 @@ class ControlSession:
         yield from found
 
     def _data_listing(self, channel: ControlChannel, path: bytes, timeouts: Timeouts) -> Iterator[ListingEntry | None]:
+        with contextlib.closing(self._received(channel, b"MLSD " + path, timeouts)) as pieces:
+            yield from read_listing(pieces)
+
+    # -- contents
+
+    def content(self, url: str, path: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:
+        """The bytes of a file, as they arrive; arguments and errors as for `listing`."""
+
+        def received(channel: ControlChannel) -> Iterator[bytes | None]:
+            return self._received(channel, b"RETR " + path, timeouts)
+
+        for piece in self._twice_if_closed(received, lambda: self.channel(url, timeouts, beside=True)):
+            if piece is not None:
+                yield piece
+
+    def _received(self, channel: ControlChannel, command: bytes, timeouts: Timeouts) -> Generator[bytes, None, None]:
+        """What the server sends over a data connection of ours, in reply to a command."""
         replies: list[Reply] = []
         # In ASCII mode every LF of a name would become CR LF.
-        for command in (b"TYPE I", b"PASV"):
-            channel.send(command, replies.append)
+        for setting in (b"TYPE I", b"PASV"):
+            channel.send(setting, replies.append)
         self.run((channel,), timeouts)
         _, passive = replies
         if not passive.good:
@@ -271,15 +289,12 @@ class ControlSession:
             if replies and not replies[0].good:
                 data.end()
 
-        def pieces() -> Iterator[bytes]:
+        channel.send(command, replies.append, many_lines=True)
+        try:
             for _ in self.steps((channel, data), timeouts, check):
                 while data.pieces:
                     yield data.pieces.popleft()
             yield from data.pieces
-
-        channel.send(b"MLSD " + path, replies.append, many_lines=True)
-        try:
-            yield from read_listing(pieces())
             if not replies[0].good:
                 raise refusal(replies[0])
             if data.error is not None:

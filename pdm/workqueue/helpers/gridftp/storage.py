@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import re
 import time
 from collections.abc import Callable
+from functools import partial
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.checksums import checksum_of
+from pdm.workqueue.helpers.gridftp.checksum_command import checksum_command, checksum_in, computes_checksums
 from pdm.workqueue.helpers.gridftp.connections import ChannelPool, host_port, server_path
 from pdm.workqueue.helpers.gridftp.control import ControlChannel, greets
 from pdm.workqueue.helpers.gridftp.replies import Reply, lacks_checksum, refusal, status_in
@@ -28,9 +32,6 @@ from pdm.workqueue.helpers.storage import (
 _GREETING_S = 10.0
 #: Seconds for a reply of a server whose connections were lost.
 _GONE_S = 5.0
-_CKSM = b"CKSM ADLER32 0 %d "
-_WHOLE_FILE = -1
-_CHECKSUM = re.compile(r"213 ([0-9a-fA-F]{1,8})\Z")
 
 
 class GridFtpStorage(Storage):
@@ -79,7 +80,7 @@ class GridFtpStorage(Storage):
         self._accepted(source, b"RNFR " + _path(source), b"RNTO " + _path(destination))
 
     def check_readable(self, url: str) -> None:
-        reply = self._ask(url, _CKSM % 1 + _path(url))
+        reply = self._ask(url, checksum_command(ChecksumAlgorithm.ADLER32, _path(url), 1))
         if not reply.good:
             error = refusal(reply)
             if not lacks_checksum(error):
@@ -97,13 +98,32 @@ class GridFtpStorage(Storage):
 
     # -- checksums
 
-    def checksum(self, url: str) -> str:
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        """From the server, or by reading the file if it does not compute the algorithm."""
         with_slack = self.timeouts._replace(stall_s=self.timeouts.stall_s + self.timeouts.slack_s)
-        return _checksum_in(self._session.ask(url, _CKSM % _WHOLE_FILE + _path(url), timeouts=with_slack))
+        reply = self._session.ask(url, checksum_command(algorithm, _path(url)), timeouts=with_slack)
+        found = self._answered(algorithm, reply)
+        if found is not None:
+            return found
+        self._log(f"{host_port(url)} computes no {algorithm}: the file is read")
+        with contextlib.closing(self._session.content(url, _path(url), self.timeouts)) as pieces:
+            return checksum_of(algorithm, pieces)
 
-    def checksums(self, source: StorageUrl, destination: StorageUrl, size: int) -> tuple[str, str]:
+    @staticmethod
+    def _answered(algorithm: ChecksumAlgorithm, reply: Reply) -> str | None:
+        """The checksum in a reply; None if the server does not compute the algorithm."""
+        if reply.good:
+            return checksum_in(algorithm, reply)
+        error = refusal(reply)
+        if lacks_checksum(error):
+            return None
+        raise error
+
+    def checksums(
+        self, source: StorageUrl, destination: StorageUrl, size: int, algorithm: ChecksumAlgorithm
+    ) -> tuple[str, str]:
         if host_port(source) == host_port(destination):
-            return super().checksums(source, destination, size)
+            return super().checksums(source, destination, size, algorithm)
         urls = {FailureScope.SOURCE: source, FailureScope.DESTINATION: destination}
         channels: dict[FailureScope, ControlChannel] = {}
         replies: dict[FailureScope, Reply] = {}
@@ -120,26 +140,37 @@ class GridFtpStorage(Storage):
 
         def raise_refusal() -> None:
             for scope, reply in replies.items():
-                if not reply.good:
-                    raise _checksum_error(reply).at(scope)
+                if not reply.good and not lacks_checksum(error := refusal(reply)):
+                    raise error.at(scope)
 
+        if not computes_checksums(algorithm, *channels.values()):
+            return super().checksums(source, destination, size, algorithm)
         for scope, url in urls.items():
-            command = _CKSM % _WHOLE_FILE + _path(url)
+            command = checksum_command(algorithm, _path(url))
             channels[scope].send(command, _keeping(replies, scope), many_lines=True)
         # After an error the other checksum, which may take long, is not needed.
         self._session.run(tuple(channels.values()), timeouts, check)
         raise_refusal()
-        return _checksum_in(replies[FailureScope.SOURCE]), _checksum_in(replies[FailureScope.DESTINATION])
+        found = [self._answered(algorithm, replies[scope]) for scope in urls]
+        if None in found:
+            return super().checksums(source, destination, size, algorithm)
+        at_source, at_destination = (value or "" for value in found)
+        return at_source, at_destination
 
     # -- transfers
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         _path(source), _path(temporary)
         transfer = ThirdPartyTransfer(self._session, source, temporary, self.timeouts, arrived, self._log)
         try:
-            transfer.run(may_restart=_compute_checksums)
+            transfer.run(may_restart=partial(computes_checksums, ChecksumAlgorithm.ADLER32))
         except StorageError as error:
             if not transfer.begun:
                 for scope, url in ((FailureScope.SOURCE, source), (FailureScope.DESTINATION, temporary)):
@@ -148,7 +179,7 @@ class GridFtpStorage(Storage):
                 error.scope = self._gone(source, temporary) if error.lost else FailureScope.TRANSFER
             raise
         if transfer.restarts and not checksum:
-            at_source, at_destination = self.checksums(source, temporary, size)
+            at_source, at_destination = self.checksums(source, temporary, size, ChecksumAlgorithm.ADLER32)
             if at_source != at_destination:
                 raise StorageError(
                     f"it was sent in {transfer.restarts + 1} parts: ADLER32 is {at_source} at the source and"
@@ -211,23 +242,3 @@ def _keeping(replies: dict[FailureScope, Reply], scope: FailureScope) -> Callabl
         replies[scope] = reply
 
     return answered
-
-
-def _compute_checksums(*channels: ControlChannel) -> bool:
-    return all("ADLER32" in channel.features.get("CKSM", "") for channel in channels)
-
-
-def _checksum_in(reply: Reply) -> str:
-    if not reply.good:
-        raise _checksum_error(reply)
-    found = _CHECKSUM.match(reply.text)
-    if found is None:
-        raise StorageError(f"the server's checksum is no ADLER32: {reply.text[:80]!r}", code=FailureCode.NO_CHECKSUM)
-    return found.group(1).lower().zfill(8)
-
-
-def _checksum_error(reply: Reply) -> StorageError:
-    error = refusal(reply)
-    if lacks_checksum(error):
-        return StorageError(f"the server computes no ADLER32 checksums: {error.message}", code=FailureCode.NO_CHECKSUM)
-    return error

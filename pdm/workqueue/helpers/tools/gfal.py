@@ -17,8 +17,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
+from pdm.workqueue.helpers.checksums import from_hexadecimal
 from pdm.workqueue.helpers.gridftp.replies import errno_of_reply
 from pdm.workqueue.helpers.storage import FileKind, FileStat, StorageError
 from pdm.workqueue.helpers.tools.runner import LIST, Deadline, ToolCommand, ToolRunner
@@ -40,7 +42,7 @@ _MONITOR = re.compile(r"monitor: .* [0-9]+ [0-9]+ (?P<bytes>[0-9]{1,19}) [0-9]+\
 _STAT_SIZE = re.compile(r"\s*Size: ([0-9]{1,19})\t(.*)\Z")
 _STAT_MODE = re.compile(r"\s*Access: \(([0-7]{1,6})/")
 _STAT_TIME = re.compile(r"\s*Modify: ([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2})")
-_SUM = re.compile(r".* ([0-9a-fA-F]{1,8})\s*\Z")
+_SUM = re.compile(r".* ([0-9a-fA-F]+)\s*\Z")
 #: Results of gfal-rm for a file, after a tab.
 REMOVED, MISSING = "DELETED", "MISSING"
 _BITS = "rwxrwxrwx"
@@ -147,14 +149,16 @@ class Gfal:
             raise self._failure("gfal-ls", status or 1, code=FailureCode.BAD_LISTING)
         self._check("gfal-ls", status)
 
-    def checksum(self, url: StorageUrl) -> str:
-        """ADLER32 of a file, 8 hex digits, as its server or gfal-sum computes it."""
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        """Checksum of a file, in lower-case hexadecimal digits, as its server or gfal-sum computes it."""
         lines: list[str] = []
-        self._run(["gfal-sum", url, "ADLER32"], [url], lines.append)
+        self._run(["gfal-sum", url, algorithm], [url], lines.append)
         for line in lines:
             if line.startswith(url) and (found := _SUM.match(line)):
-                return found.group(1).lower().zfill(8)
-        raise StorageError(f"gfal-sum prints no ADLER32: {' '.join(lines)[:200]!r}", code=FailureCode.NO_CHECKSUM)
+                value = from_hexadecimal(algorithm, found.group(1))
+                if value is not None:
+                    return value
+        raise StorageError(f"gfal-sum prints no {algorithm}: {' '.join(lines)[:200]!r}", code=FailureCode.NO_CHECKSUM)
 
     def make_directory(self, url: StorageUrl) -> None:
         self._run(["gfal-mkdir", url], [url])

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.gridftp.replies import errno_of_reply
 from pdm.workqueue.helpers.storage import StorageError
@@ -151,6 +152,35 @@ class CopyListener:
         if self._is_error and report.error.count("\n") < _MOST_LINES:
             text = line.rstrip() if error is None else error.group(1)
             report.error += f"\n{text}" if report.error else text
+
+    def outcomes(self, status: int) -> dict[int, StorageError | None]:
+        """Errors by key after the tool has ended; files without a key were not started.
+
+        Args:
+            status: exit status, or the negative number of a signal.
+
+        Raises:
+            StorageError: a signal has ended it.
+        """
+        if status < 0:
+            text = f"{PROGRAM} was ended by signal {-status}"
+            raise StorageError(text, code=FailureCode.CRASHED, scope=FailureScope.SERVICE)
+        known = self._reported()
+        unheard: StorageError | None = None
+        if status:
+            silent = StorageError(f"{PROGRAM} ended with status {status} and reported nothing about the file")
+            unheard = known.get(self.pairs[0].key) or silent
+        # A file without a report was not copied, or failed like the whole list.
+        return {pair.key: unheard for pair in self.pairs} | known
+
+    def outcomes_so_far(self, error: StorageError) -> dict[int, StorageError | None]:
+        """As `outcomes` after the tool was ended in the middle of a file; raises the error before the first one."""
+        if self.current is None:
+            raise error
+        return self._reported() | {self.current.key: error}
+
+    def _reported(self) -> dict[int, StorageError | None]:
+        return {key: error_in(report.error) if report.error else None for key, report in self.reports.items()}
 
 
 def error_in(text: str) -> StorageError:

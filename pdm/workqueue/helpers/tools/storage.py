@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
 from pdm.workqueue.domain.failures import FailureCode, FailureScope
 from pdm.workqueue.domain.paths import StorageUrl
 from pdm.workqueue.helpers.storage import (
@@ -23,7 +24,7 @@ from pdm.workqueue.helpers.storage import (
     Timeouts,
 )
 from pdm.workqueue.helpers.tools.gfal import MISSING, REMOVED, Gfal
-from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for, error_in
+from pdm.workqueue.helpers.tools.globus_url_copy import CopyListener, UrlPair, command_for
 from pdm.workqueue.helpers.tools.native_clients import NativeClients, is_answer
 from pdm.workqueue.helpers.tools.runner import Deadline, ToolRunner, tool_environment
 
@@ -127,8 +128,10 @@ class ToolStorage(Storage):
     def version(self, url: StorageUrl) -> FileVersion:
         return self._known(url, lambda client: client.version(url), lambda: self._version_by_tool(url))
 
-    def checksum(self, url: StorageUrl) -> str:
-        return self._known(url, lambda client: client.checksum(url), lambda: self._gfal.checksum(url))
+    def checksum(self, url: StorageUrl, algorithm: ChecksumAlgorithm) -> str:
+        return self._known(
+            url, lambda client: client.checksum(url, algorithm), lambda: self._gfal.checksum(url, algorithm)
+        )
 
     def check_readable(self, url: StorageUrl) -> None:
         client = self._client(url)
@@ -295,7 +298,12 @@ class ToolStorage(Storage):
     # -- copies
 
     def transfer(
-        self, source: StorageUrl, temporary: StorageUrl, size: int, checksum: bool, arrived: ProgressCallback
+        self,
+        source: StorageUrl,
+        temporary: StorageUrl,
+        size: int,
+        checksum: ChecksumAlgorithm | None,
+        arrived: ProgressCallback,
     ) -> str | None:
         """With gfal-copy; lists of files between GridFTP servers are copied by `transfer_list`."""
         stall_s = max(self.timeouts.stall_s, _LEAST_MARKER_STALL_S)
@@ -343,31 +351,10 @@ class ToolStorage(Storage):
         listener = CopyListener(pairs, deadline, on_begun, log, arrived)
         command = command_for(pairs, tool_environment([first.source, first.temporary]))
         log(first.key, f"$ {' '.join(command.arguments[2:-1])} (a list of {len(pairs)} pairs of URLs)")
-        ended: StorageError | None = None
         try:
-            status = self.runner.run(command, deadline, listener.heard)
+            return listener.outcomes(self.runner.run(command, deadline, listener.heard))
         except StorageError as error:
-            if listener.current is None:
-                raise
-            ended = error
-        else:
-            if status < 0:
-                ended = StorageError(
-                    f"globus-url-copy was ended by signal {-status}",
-                    code=FailureCode.CRASHED,
-                    scope=FailureScope.SERVICE,
-                )
-        outcomes: dict[int, StorageError | None] = {
-            key: error_in(report.error) if report.error else None for key, report in listener.reports.items()
-        }
-        if ended is not None:
-            if listener.current is None:
-                raise ended
-            outcomes[listener.current.key] = ended
-            return outcomes
-        # The tool has ended by itself: a file without a report was not copied, or failed like the whole list.
-        unheard = None if status == 0 else outcomes.get(first.key) or _no_word(status)
-        return {pair.key: unheard for pair in pairs} | outcomes
+            return listener.outcomes_so_far(error)
 
     def confirmed(self, complaint: StorageError | None, pair: UrlPair) -> StorageError | None:
         """Check the tool's report of a copy.
@@ -390,7 +377,8 @@ class ToolStorage(Storage):
             return complaint
         with contextlib.suppress(StorageError):
             is_whole = self.size(pair.temporary) == pair.size
-            if is_whole and self.checksum(pair.source) == self.checksum(pair.temporary):
+            sent, arrived = (self.checksum(url, ChecksumAlgorithm.ADLER32) for url in (pair.source, pair.temporary))
+            if is_whole and sent == arrived:
                 self._log("the tool has reported a failure, but the file is complete: size and checksum agree")
                 return None
         return self._blamed(complaint, pair)
@@ -441,7 +429,3 @@ class ToolStorage(Storage):
         for client in self._clients.values():
             if client is not None:
                 client.resume()
-
-
-def _no_word(status: int) -> StorageError:
-    return StorageError(f"globus-url-copy ended with status {status} and reported nothing about the file")

@@ -1,0 +1,51 @@
+"""Check what a COPY is asked, beyond the types of its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pdm.workqueue.domain.filters import InvalidPatternError
+from pdm.workqueue.domain.paths import is_inside
+from pdm.workqueue.http.problems import InvalidInputError
+from pdm.workqueue.wire.options import CopyOptions
+
+
+def check_filters(options: CopyOptions) -> None:
+    """Refuse filters that cannot be used, or that leave out nothing or all.
+
+    Raises:
+        InvalidInputError: they are such.
+    """
+    try:
+        entry_filter = options.rules(datetime.now(UTC)).entry_filter
+    except InvalidPatternError as error:
+        raise InvalidInputError(str(error), "$.extra_opts.filters") from error
+    if options.filters and all(rule.exclude is None for rule in options.filters):
+        raise InvalidInputError(
+            'filters without exclude leave nothing out: end them with {"exclude": "*"}', "$.extra_opts.filters"
+        )
+    first, end = entry_filter.changed_from, entry_filter.changed_before
+    if first is not None and end is not None and first >= end:
+        raise InvalidInputError(
+            "newer_than and older_than contradict each other: no file is that new and that old", "$.extra_opts"
+        )
+
+
+def check_not_removed(options: Mapping[str, Any], source_url: str, destination_url: str) -> None:
+    """Refuse a copy that would remove its own source for an extra entry, or what it has just copied for the source.
+
+    Args:
+        options: of the COPY, as sent.
+
+    Raises:
+        InvalidInputError: it would.
+    """
+    if options.get("delete_extra") and is_inside(source_url, destination_url):
+        raise InvalidInputError(
+            "delete_extra would remove the source, which is inside the destination", "$.extra_opts.delete_extra"
+        )
+    name = source_url.rstrip("/").rpartition("/")[2]
+    if options.get("move") and destination_url.endswith("/") and is_inside(destination_url + name, source_url):
+        raise InvalidInputError("a file would be moved to where it is: choose another destination", "$.dst_filepath")

@@ -1,0 +1,52 @@
+"""Copies proven by a chosen checksum: each protocol, and each pair of unlike ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from pdm.workqueue.domain.enums import ChecksumAlgorithm
+from pdm.workqueue.wire import agent_messages as wire
+from tests.helpers.driver import HelperProcess, digest
+from tests.protocols.places import Places
+
+PROTOCOLS = ("ssh", "https", "xroot", "file")
+OLD = 1_700_000_000
+_UNLIKE = [pair for pair in itertools.product(PROTOCOLS, repeat=2) if len(set(pair)) > 1]
+
+
+@pytest.mark.parametrize("algorithm", [ChecksumAlgorithm.MD5, ChecksumAlgorithm.SHA256])
+@pytest.mark.parametrize(
+    "route",
+    [
+        *((protocol, protocol) for protocol in PROTOCOLS),
+        ("ssh", "https"),
+        *(pytest.param(pair, marks=pytest.mark.full) for pair in _UNLIKE),
+    ],
+    ids="-".join,
+)
+def test_both_ends_are_compared_by_the_algorithm(
+    relay: HelperProcess, places: Places, route: tuple[str, str], algorithm: ChecksumAlgorithm
+) -> None:
+    """Small files, which may be copied in a group, and one that a server may compute the checksum of."""
+    contents = [b"", b"content", b"c" * 1000, os.urandom(2_000_003)]
+    items = []
+    for key, content in enumerate(contents):
+        source = places.put(places.a / f"f{key}", content)
+        os.utime(source, (OLD, OLD))
+        items.append(places.item(route[0], source, places.b / f"f{key}", key, to=route[1]))
+    for overwrite, is_there in (("never", False), ("different", True)):
+        ended = relay.copy(items, overwrite, checksum=algorithm)
+        for key, content in enumerate(contents):
+            done = ended[key]
+            assert isinstance(done, wire.DoneEvent), done
+            assert (done.already_there, done.checksum) == (is_there, digest(algorithm, content))
+    # A byte that differs is found, even if size and time are the same.
+    changed = places.b / "f1"
+    changed.write_bytes(b"cOntent")
+    os.utime(changed, (OLD, OLD))
+    done = relay.copy(items, "different", checksum=algorithm)[1]
+    assert isinstance(done, wire.DoneEvent) and not done.already_there
+    assert changed.read_bytes() == b"content"
