@@ -1,4 +1,4 @@
-"""What ``pdm`` says of the estimate of a copy, in 80 columns."""
+"""What ``pdm`` says of the estimate of a copy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ ESTIMATE: dict[str, Any] = {
 def test_all_that_is_known() -> None:
     warning = "the proxy expires at 2026-03-02T12:14:00Z, and at the rate of earlier copies this job will take longer"
     assert estimate_lines(job_view(estimate=ESTIMATE, warnings=[warning]), NOW) == [
-        "estimate 1 h 50 m at 496 MiB/s, as your last 14 copies of this route; the",
-        "  destination has 120 TiB free; your credential ends in 1 h 10 m",
-        "warning: the proxy expires at 2026-03-02T12:14:00Z, and at the rate of earlier",
-        "  copies this job will take longer",
+        "estimate 1 h 50 m at 496 MiB/s, as your last 14 copies of this route;"
+        " the destination has 120 TiB free; your credential ends in 1 h 10 m",
+        f"warning: {warning}",
     ]
 
 

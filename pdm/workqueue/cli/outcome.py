@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,8 +20,8 @@ from pdm.workqueue.cli.display import (
     display_name,
     is_waiting,
     print_stderr,
+    print_wrapped,
     summary,
-    terminal_width,
 )
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.plans import announcement, estimate_lines, is_dry_run, plan_words, planned, print_plan
@@ -225,8 +223,9 @@ async def follow(client: WorkqueueClient, job_id: int, timeout_s: float | None, 
         nonlocal held, announced
         if not announced and (lines := announcement(job, datetime.now(UTC))):
             announced = True
+            display.close()
             for line in lines:
-                display.print_line(line)
+                print_wrapped(line)
         if job.status == JobStatus.HELD.name and not held:
             held = True
             display.print_line(_held_line(job))
@@ -310,19 +309,18 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
     elif is_dry_run(job):
         await print_plan(client, job)
     head = f"job {job.id} {job.status}"
-    print_stderr(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
+    print_wrapped(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
     if job.cancel_reason is not UNSET:
         print_stderr(f"  {job.cancel_reason.code}: {display_line(job.cancel_reason.message)}")
     for line in failure_lines(failures, job):
-        print_stderr(line)
+        print_wrapped(line)
     if job.skipped:
         for line in skipped_lines(await client.skipped(job.id, limit=MAX_LISTED_SKIPPED), job.skipped):
-            print_stderr(line)
+            print_wrapped(line)
     if line := outcome_line(job):
-        columns = terminal_width(sys.stderr)
-        print_stderr(line if columns is None else textwrap.fill(line, columns - 1, subsequent_indent="  "))
+        print_wrapped(line)
     for line in estimate_lines(job, datetime.now(UTC)) if is_dry_run(job) else ():
-        print_stderr(line)
+        print_wrapped(line)
     return exit_code_of_job(job, failures)
 
 

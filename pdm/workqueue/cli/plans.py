@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -108,11 +107,10 @@ def _limiting_rate(estimate: EstimateView) -> str:
     return f"{display_bytes(estimate.bytes_per_second or 0.0)}/s"
 
 
-def estimate_lines(job: JobView, now: datetime, width: int = 79) -> list[str]:
-    """`estimate_words` and the warnings of a job, in lines of at most `width` columns."""
-    texts = ["; ".join(estimate_words(job, now))]
-    texts += [f"warning: {display_line(warning)}" for warning in job.warnings or ()]
-    return [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="  ")]
+def estimate_lines(job: JobView, now: datetime) -> list[str]:
+    """`estimate_words` in one line, and one for each warning of a job."""
+    words = "; ".join(estimate_words(job, now))
+    return [*([words] if words else []), *(f"warning: {display_line(warning)}" for warning in job.warnings or ())]
 
 
 def announcement(job: JobView, now: datetime) -> list[str]:
