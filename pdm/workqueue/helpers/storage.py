@@ -194,9 +194,7 @@ class Storage(abc.ABC):
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         """Whether an entry that `entries` reports as a directory is a link: checked before a removal descends into it.
 
-        Args:
-            url: of a directory that is not empty.
-            listed: whether `entries` of the parent directory has reported it.
+        ``url``: of a directory that is not empty. ``listed``: whether `entries` of the parent directory has reported it.
 
         Returns:
             The reason, if it may be a link; None if it is none, or if that cannot be found out.
@@ -348,10 +346,7 @@ class StorageBackend(Storage):
     def write(self, url: StorageUrl, pieces: Iterator[bytes], size: int) -> None:
         """Write a new file; errors of ``pieces`` are raised unchanged.
 
-        Args:
-            url: of the file, which must not exist.
-            pieces: its bytes.
-            size: expected number of bytes.
+        ``url``: of the file, which must not exist. ``pieces``: its bytes. ``size``: how many are expected.
         """
 
     def transfer(

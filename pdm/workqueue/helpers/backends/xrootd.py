@@ -196,7 +196,7 @@ class XrootdBackend(WakeableBackend):
     def free_bytes(self, directory_url: StorageUrl) -> int | None:
         # The answer about a path that does not exist is not valid (5.5: free=0).
         self._there(directory_url)
-        server, path = _server_and_path(directory_url)
+        server, path = server_and_path(directory_url)
         found = dict(_SPACE.findall(self._worker(server).call("space", server=server, path=path)))
         free, used, quota = (int(found.get(name, -1)) for name in ("free", "used", "quota"))
         if quota >= 0 and used >= 0:
