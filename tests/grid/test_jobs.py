@@ -169,7 +169,7 @@ def test_a_link_that_is_the_source_itself_is_followed_and_what_has_no_content_fa
     for name, code in expected.items():
         error = fail(service, jobs[name])
         assert (error["code"], error["scope"]) == (code, "source")
-    assert sorted(path.name for path in grid_directories.b.iterdir()) == ["to file", "to directory"]
+    assert sorted(path.name for path in grid_directories.b.iterdir()) == ["to directory", "to file"]
 
 
 def test_all_that_is_left_out_is_counted_and_named(service: TestService, grid_directories: Any) -> None:

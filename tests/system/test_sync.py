@@ -169,6 +169,8 @@ def test_extra_files_are_removed_last(trees: Trees) -> None:
     assert tree(trees.destination) == tree(trees.source)
     assert not (trees.destination / "extra").exists()
     assert job["plan"]["actions"]["DELETE"] == {"files": 1, "directories": 1, "bytes": 1}
+    (listed,) = trees.service.call("admin", "GET", f"/jobs/{job['id']}/elements/0")[1]["listing"]
+    assert sorted(listed[trees.name]) == ["content", "d", "empty", "size", "time"]
 
 
 def test_what_filters_leave_out_is_neither_copied_nor_removed(trees: Trees) -> None:
