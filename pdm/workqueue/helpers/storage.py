@@ -194,7 +194,7 @@ class Storage(abc.ABC):
     def link_at(self, url: StorageUrl, *, listed: bool) -> str | None:
         """Whether an entry that `entries` reports as a directory is a link: checked before a removal descends into it.
 
-        ``url``: of a directory that is not empty. ``listed``: whether `entries` of the parent directory has reported it.
+        ``url``: of a directory that is not empty. ``listed``: whether `entries` of its parent has reported it.
 
         Returns:
             The reason, if it may be a link; None if it is none, or if that cannot be found out.
