@@ -149,11 +149,14 @@ class FileCopier:
             at_source(storage.check_readable, item.source)
         reporter = _ProgressReporter(self._batch, key)
         try:
+            asked_at = time.time()
             version = at_source(storage.version, item.source)
         except (StoppedError, StorageError) as error:
             self._fail(storage, item, directory, error)
             return None
-        return PendingCopy(item, directory, version, reporter, doubted=version.may_hide_writes, is_new=there is None)
+        return PendingCopy(
+            item, directory, version, reporter, doubted=version.may_hide_writes(asked_at), is_new=there is None
+        )
 
     def complete(self, storage: Storage, pending: PendingCopy, source_sum: str | None) -> None:
         """Verify a transferred file and rename it.

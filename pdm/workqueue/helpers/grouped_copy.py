@@ -33,7 +33,7 @@ _LARGEST = 256 * 1024
 #: Files, and bytes, of a group. Each file may be an open handle at the server.
 _MOST_FILES, _MOST_BYTES = 64, 4 * 1024 * 1024
 #: Fewer files are not shared by threads: each step costs round trips, and of some servers a listing.
-_FEWEST_FILES = 24
+_FEWEST_FILES = 32
 
 
 def copy(
@@ -241,11 +241,12 @@ class _GroupCopy:
             self._batch.done(file.key, file.size, 0, checksum, already_there=True)
 
     def _read(self, files: Sequence[_GroupedFile]) -> None:
+        asked_at = time.time()
         found = at_source(self._source.read_group, [(file.source, file.size) for file in files])
         for file, content in zip(files, found, strict=True):
             if content is None or len(content.data) != file.size:
                 self._leave(file, "the source cannot be read, or has another size")
-            elif content.version.may_hide_writes:
+            elif content.version.may_hide_writes(asked_at):
                 self._leave(file, "the source was written to recently")
             else:
                 file.content, file.version = content
