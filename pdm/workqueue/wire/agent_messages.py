@@ -125,6 +125,8 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     ``follow``: whether a symbolic link at the URL itself is followed to a directory; links below it never are.
     ``destination``: URL to which a copy goes: it is listed first, down to all levels, and its events have
     ``destination`` set. If the source is a file, only the place that it goes to is shown. What is missing has no entry.
+    ``space_at``: URL to which a copy goes: if much is listed, or ``destination`` is set, the server is asked how many
+    bytes are free there (`DoneEvent.free`).
     """
 
     id: int
@@ -134,6 +136,7 @@ class ListRequest(msgspec.Struct, tag="list", tag_field="op", frozen=True):
     limits: TimeLimits
     follow: bool = True
     destination: str | None = None
+    space_at: str | None = None
 
 
 class CopyRequest(msgspec.Struct, tag="copy", tag_field="op", frozen=True):
@@ -362,6 +365,7 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
         already_there: whether the destination had an identical file, so that nothing was transferred.
         checksum: algorithm and lower-case hexadecimal digits, if compared: ``ADLER32:`` with 8 of them, ``MD5:`` with
             32, ``SHA256:`` with 64.
+        free: of a listing: bytes that are free at its ``space_at``; None if that was not asked, or is not known.
     """
 
     id: int
@@ -370,6 +374,7 @@ class DoneEvent(msgspec.Struct, tag="done", tag_field="event", frozen=True, omit
     transferred: int = 0
     checksum: str | None = None
     already_there: bool = False
+    free: int | None = None
 
 
 class FailedEvent(msgspec.Struct, tag="failed", tag_field="event", frozen=True, omit_defaults=True):

@@ -419,6 +419,12 @@ class SftpBackend(WakeableBackend, GroupBackend):
             return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(directory)))
         return None
 
+    def free_bytes(self, directory_url: StorageUrl) -> int | None:
+        session, path = self._at(directory_url)
+        if _STATVFS not in session.extensions:
+            return None
+        return file_system_of(session.call(sftp.EXTENDED, string(_STATVFS), string(path))).free_bytes
+
     def _refuse_directory(self, url: StorageUrl, path: bytes, error: StatusError) -> NoReturn:
         there = self.stat(url)
         if there is not None and "directory" not in (there.kind, there.target_kind):

@@ -321,6 +321,10 @@ def configuration(server: str, names: str) -> str:
     return _text(checked(client.FileSystem(server).query(QueryCode.CONFIG, names)))
 
 
+def space(server: str, path: str) -> str:
+    return _text(checked(client.FileSystem(server).query(QueryCode.SPACE, path)))
+
+
 def _text(answer: bytes) -> str:
     return answer.decode("utf-8", "backslashreplace").rstrip("\0\n")
 
@@ -408,6 +412,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "rename": rename,
     "checksum": checksum,
     "configuration": configuration,
+    "space": space,
     "read": read,
     "write": write,
     "pull": pull,
