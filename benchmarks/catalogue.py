@@ -164,6 +164,13 @@ _ALL = (
         (_ratio(1.50, "the fastest bare listing", 3.00),),
     ),
     Benchmark(
+        "sync_checksum",
+        "COPY with sync=checksum of 10,000 unchanged files of 1 KiB, not one byte moved",
+        "sync_checksum",
+        (),
+        (_ratio(0.15, "the bare listing of both sides"),),
+    ),
+    Benchmark(
         "remove_tree",
         "REMOVE of that tree",
         "remove_tree",
@@ -231,6 +238,13 @@ _ALL = (
         "queued_memory",
         (),
         (Bar("under 170 MiB", "peak MiB/daemon", most=170.0),),
+    ),
+    Benchmark(
+        "compared_memory",
+        "Memory of the daemon while 1,000,000 files are compared with as many at the destination",
+        "queued_memory",
+        ("--compare", "yes"),
+        (Bar("under 250 MiB", "peak MiB/daemon", most=250.0),),
     ),
     Benchmark(
         "reactor_lag",

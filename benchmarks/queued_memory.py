@@ -1,12 +1,14 @@
 """Memory of the daemon with many elements queued: one job whose listing shows them, and whose work never ends.
 
-The peak counts from the start of the daemon, the listing of all elements included. What is compared with is the same
-daemon before.
+With ``--compare yes`` the destination has as many files, all of them the same, so that the job is done once all are
+compared. The peak counts from the start of the daemon, the listing of all elements included. What is compared with is
+the same daemon before.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from figures import spread
 from meter import memory_mib
@@ -17,16 +19,19 @@ _LOOK_S = 0.5
 
 
 def main() -> None:
-    options = options_of(__doc__ or "", elements=(1_000_000, 50_000), jobs=(1, 1), rounds=(5, 5))
+    options = options_of(__doc__ or "", elements=(1_000_000, 50_000), jobs=(1, 1), rounds=(5, 5), compare=("no", "no"))
     with rig() as on, on.caller("admin") as caller:
         idle = memory_mib(on.pid, "VmRSS")
         before = on.meter.cpu()
         began = time.perf_counter()
         each = options.elements // options.jobs
+        asked: dict[str, Any] = {"dummy": {"files": each, "hang": True}}
+        if options.compare == "yes":
+            asked = {"sync": "size", "dummy": {"files": each, "there": each, "size": 1}}
         jobs = [
             caller.submit(
                 "copy", src_siteid=1, src_filepath=f"/tree{number}", dst_siteid=2, dst_filepath=f"/copy{number}",
-                protocol="DUMMY", extra_opts={"dummy": {"files": each, "hang": True}},
+                protocol="DUMMY", extra_opts=asked,
             )
             for number in range(options.jobs)
         ]  # fmt: skip

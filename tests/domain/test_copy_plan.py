@@ -300,11 +300,44 @@ def test_a_move_keeps_what_is_not_proven_at_the_destination() -> None:
     assert [one.src_filepath for one in planned.elements if one.planned is MOVED] == ["/s/b"]
 
 
+def test_a_move_of_one_file_keeps_it_where_a_link_may_lead_to_it() -> None:
+    rules = CopyRules(move=True, sync=SyncLevel.CHECKSUM)
+    for is_one_server, expected in ((True, {"/s/f": "KEPT"}), (False, {})):
+        made = plan_for(JobType.COPY, "/s/f", "/alias/f", "/s/f", rules=rules, is_one_server=is_one_server)
+        assert made is not None
+        planned = run(made, [file("")], [file("")])
+        assert notes(planned) == expected
+        assert bool(planned.elements) is not is_one_server
+
+
 def test_a_move_leaves_links_and_unreadable_directories() -> None:
     link = ListedEntry("a/link", "link", 1, target="/s/a/x", target_is_file=True)
     planned = run(plan(MOVE), [directory("a"), link, file("a/x"), directory("closed")], unreadable=["closed"])
     assert notes(planned) == {"/s/a/link": "LINK_NOT_MOVED"}
     assert not [one for one in planned.elements if one.planned is MOVED]
+
+
+@pytest.mark.parametrize(
+    ("rules", "source", "destination", "is_one_server", "code"),
+    [
+        (SYNC, "/real/s", "/real/s", True, FailureCode.SAME_PLACE),
+        (SYNC, "/real/s", "/real/s/inner", True, FailureCode.SAME_PLACE),
+        (MIRROR, "/real/s/inner", "/real/s", True, FailureCode.SAME_PLACE),
+        (SYNC, "/real/s/inner", "/real/s", True, None),
+        (MIRROR, "/real/s", "/real/s2", True, None),
+        (SYNC, "/real/s", "/real/s", False, None),
+    ],
+)
+def test_links_that_lead_from_one_tree_into_the_other_are_seen_before_anything_is_done(
+    rules: CopyRules, source: str, destination: str, is_one_server: bool, code: FailureCode | None
+) -> None:
+    made = plan_for(JobType.COPY, "/s", "/d", "/s", rules=rules, is_one_server=is_one_server)
+    assert made is not None
+    made.locate(destination, at_destination=True)
+    made.locate(source)
+    planned = run(made, [file("f"), directory("e")])
+    assert bool(planned.elements) is (code is None)
+    assert (None if planned.failure is None else planned.failure.code) == code
 
 
 def test_the_dry_run_of_a_move_removes_nothing() -> None:

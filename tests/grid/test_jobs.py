@@ -105,6 +105,41 @@ def test_a_tree_is_copied_with_every_name(service: TestService, grid_directories
     assert not list(grid_directories.b.rglob(".pdm-*"))
 
 
+@pytest.mark.parametrize("mover", ["native", pytest.param("tools", marks=pytest.mark.full)])
+def test_a_mirror_and_a_move(service: TestService, grid_directories: Any, mover: str) -> None:
+    source, destination = grid_directories.a / "tree", grid_directories.b / "tree"
+    for directory in (source, destination):
+        (directory / "sub").mkdir(parents=True)
+        (directory / "sub" / "same").write_bytes(b"same")
+        os.utime(directory / "sub" / "same", (1_000_000_000, 1_000_000_000))
+    (source / "two words").write_bytes(b"longer")
+    (destination / "two words").write_bytes(b"short")
+    (destination / "extra").mkdir()
+    (destination / "extra" / "x").write_bytes(b"x")
+    grid_directories.give()
+    grid_directories.give(grid_directories.b)
+    expected = sums(source)
+
+    def copied(path: Path, to: Path, **options: Any) -> dict[str, Any]:
+        place = {"src_siteid": 1, "src_filepath": str(path), "dst_siteid": 2, "dst_filepath": str(to)}
+        job = service.submit("alice", "copy", **place, extra_opts={**options, "mover": mover})
+        ended = service.wait_for("alice", job["id"], timeout_s=120.0)
+        assert ended["status"] == "DONE", service.call("alice", "GET", f"/jobs/{job['id']}/elements")
+        return ended
+
+    ended = copied(source, destination, sync="mtime", delete_extra=True)
+    assert sums(destination) == expected
+    assert ended["plan"]["actions"] == {
+        "OVERWRITE": {"files": 1, "directories": 0, "bytes": 6},
+        "SAME": {"files": 1, "directories": 0, "bytes": 4},
+        "DELETE": {"files": 1, "directories": 1, "bytes": 1},
+    }
+    moved = copied(source, grid_directories.b / "moved", move=True)
+    assert sums(grid_directories.b / "moved") == expected
+    assert not source.exists()
+    assert moved["plan"]["actions"]["MOVED"]["files"] == 2
+
+
 def test_a_link_that_is_the_source_itself_is_followed_and_what_has_no_content_fails(
     service: TestService, grid_directories: Any
 ) -> None:
@@ -134,7 +169,7 @@ def test_a_link_that_is_the_source_itself_is_followed_and_what_has_no_content_fa
     for name, code in expected.items():
         error = fail(service, jobs[name])
         assert (error["code"], error["scope"]) == (code, "source")
-    assert sorted(path.name for path in grid_directories.b.iterdir()) == ["to file", "to directory"]
+    assert sorted(path.name for path in grid_directories.b.iterdir()) == ["to directory", "to file"]
 
 
 def test_all_that_is_left_out_is_counted_and_named(service: TestService, grid_directories: Any) -> None:

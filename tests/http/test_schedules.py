@@ -10,11 +10,14 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from pdm.workqueue.domain.enums import JobStatus
-from pdm.workqueue.domain.failures import AttemptFailure, FailureCode, FailureScope
+from pdm.workqueue.execution.preparing import NotPossibleError
+from pdm.workqueue.store import claiming
+from pdm.workqueue.store.claim_limits import ClaimLimits
 from tests.http.service import Service, reactor
 
 _JOB = {"type": "LIST", "src_siteid": 1, "src_filepath": "data", "protocol": "DUMMY", "label": "nightly"}
-_EXPIRED = AttemptFailure(FailureScope.SERVICE, FailureCode.CREDENTIAL_EXPIRED, "your proxy has expired")
+_LARGE = {**_JOB, "type": "COPY", "dst_siteid": 2, "dst_filepath": "b"}
+_LARGE["extra_opts"] = {"filters": [{"exclude": "x" * 4000}] * 5}
 
 
 async def added(service: Service, user: str, recurrence: str = "every 1h", **job: Any) -> dict[str, Any]:
@@ -78,15 +81,19 @@ async def test_a_run_that_has_not_ended_is_not_doubled(own_service: Service) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_an_expired_credential_holds_the_run_and_the_schedule_says_so(own_service: Service) -> None:
+    await own_service.give_credential("expired", timedelta(minutes=30))
     number = (await added(own_service, "expired", protocol="GRIDFTP"))["id"]
     (run,) = await passed(own_service, "expired", number, 1.01, 1)
     assert run["outcome"] == "SUBMITTED"
-    # As the executor does that finds no credential; tests/grid/test_credentials.py shows that it does.
-    (token,) = await own_service.claim(run["job"])
-    await own_service.settle(token, JobStatus.HELD, _EXPIRED, counts=False)
+    limits = ClaimLimits(elements=1, batches=1, batch_elements=1, batch_bytes=1)
+    (batch,) = await own_service.database.run("claim", claiming.claim, "worker", limits, own_service.now())
+    with pytest.raises(NotPossibleError) as refused:
+        await own_service.assembly.executor.preparation.prepare(batch)
+    token = batch.token(batch.elements[0])
+    await own_service.settle(token, JobStatus.HELD, refused.value.failure, counts=False)
     seen = (await own_service.call("expired", "GET", f"/schedules/{number}")).json
     assert seen["last_run"]["status"] == "HELD"
-    assert (seen["hold"]["code"], seen["hold"]["reason"]) == ("CREDENTIAL_EXPIRED", "your proxy has expired")
+    assert seen["hold"]["code"] == "CREDENTIAL_EXPIRED"
     second, _ = await passed(own_service, "expired", number, 1, 2)
     assert second["outcome"] == "SKIPPED"
     again = (await own_service.call("expired", "GET", f"/schedules/{number}")).json
@@ -167,6 +174,8 @@ async def test_a_repeated_request_creates_one_schedule(service: Service) -> None
         ({"job": {**_JOB, "src_siteid": 99}}, "invalid-input $.job.src_siteid"),
         ({"job": {**_JOB, "extra_opts": {"depht": 1}}}, "invalid-input $.job.extra_opts.depht"),
         ({"job": {**_JOB, "after": [1]}}, "invalid-input $.job.after"),
+        ({"job": {**_JOB, "src_filepath": "x/" * 10_000}}, "invalid-input $.job.src_filepath"),
+        ({"job": _LARGE}, "invalid-input $.job"),
         (
             {"job": {**_JOB, "extra_opts": {"deadline": "2000-01-01T00:00:00Z"}}},
             "invalid-input $.job.extra_opts.deadline",

@@ -110,6 +110,29 @@ def test_what_is_there_is_replaced_where_that_is_asked_for(relay: HelperProcess,
     assert tree(places.b) == tree(places.a)
 
 
+@pytest.mark.parametrize("route", _ROUTES)
+def test_files_that_are_the_same_are_found_together(
+    relay: HelperProcess, places: Places, route: tuple[str, str]
+) -> None:
+    sources = make_sources(places)
+    for number, source in enumerate(sources):
+        content = source.read_bytes()
+        other = b"x" * len(content) if number % 10 == 9 else content
+        old(places, places.b / source.relative_to(places.a), other)
+    items = items_of(places, route, sources)
+    events = relay.run(wire.CopyRequest(relay.new_id(), items, "different", "checksum", wire.TimeLimits(stall_s=60.0)))
+    ended = outcomes(events)
+    alone = {event.key for event in events if isinstance(event, wire.LogEvent) and "is copied alone" in event.text}
+    different = {key for key in ended if key % 10 == 9}
+    assert alone == different
+    for key, source in enumerate(sources):
+        done = ended[key]
+        assert isinstance(done, wire.DoneEvent), done
+        assert (done.already_there, done.checksum) == (key not in different, adler(source.read_bytes()))
+        assert done.transferred == (done.size if key in different else 0)
+    assert tree(places.b) == tree(places.a)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_group_that_is_cancelled_leaves_nothing(own: HelperProcess, places: Places, protocol: str) -> None:
     sources = make_sources(places, count=200)

@@ -322,6 +322,81 @@ def test_pairs_that_do_not_work_are_named(service: TestService, places: Places) 
     )
 
 
+def _compared(places: Places) -> Path:
+    """Trees at both sites: a new file, an unchanged one, others of another content or size, and an extra one."""
+    source, destination = places.a / "tree", places.b / "tree"
+    for directory in (source, destination):
+        places.put(directory / "d" / "same", b"same")
+    places.put(source / "d" / "näw", b"new")
+    for name, here, there in (("content", b"one", b"two"), ("size", b"longer", b"short")):
+        places.put(source / name, here)
+        places.put(destination / name, there)
+    places.put(destination / "extra" / "x y", b"x")
+    for path in (*source.rglob("*"), *destination.rglob("*")):
+        if path.is_file():
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+    os.utime(source / "content", (1_100_000_000, 1_100_000_000))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("protocol", "other", "level"),
+    [
+        *(("ssh", "ssh", level) for level in ("size", "checksum")),
+        *(pytest.param("ssh", "ssh", level, marks=pytest.mark.full) for level in ("exists", "mtime")),
+        ("https", "https", "size"),
+        ("xroot", "xroot", "mtime"),
+        ("ssh", "https", "checksum"),
+        ("file", "xroot", "size"),
+    ],
+)
+def test_a_mirror(protocol: str, other: str, level: str, service: TestService, places: Places) -> None:
+    source = _compared(places)
+    before = tree(places.b / "tree")
+    wanted = {"dst_siteid": SITES[other, "B"], "dst_filepath": str(places.b / "tree")}
+    options = {"sync": level, "delete_extra": True}
+    planned = run(service, "copy", protocol, "A", source, **wanted, extra_opts={**options, "dry_run": True})
+    assert planned["status"] == "DONE", service.call("alice", "GET", f"/jobs/{planned['id']}/elements")
+    assert planned["plan"]["actions"]["DELETE"] == {"files": 1, "directories": 1, "bytes": 1}
+    assert tree(places.b / "tree") == before
+    mirrored = run(service, "copy", protocol, "A", source, **wanted, extra_opts=options)
+    assert mirrored["status"] == "DONE", service.call("alice", "GET", f"/jobs/{mirrored['id']}/elements")
+    kept = {"exists": ("content", "size"), "size": ("content",)}.get(level, ())
+    assert tree(places.b / "tree") == tree(source) | {name: before[name] for name in kept}
+    assert not (places.b / "tree" / "extra").exists()
+    assert mirrored["already_there"] == 1 + len(kept)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "other"),
+    [
+        pair if pair in _PAIRS[:2] else pytest.param(*pair, marks=pytest.mark.full)
+        for pair in itertools.permutations(PROTOCOLS, 2)
+    ],
+)
+def test_a_move_between_unlike_sites(protocol: str, other: str, service: TestService, places: Places) -> None:
+    source = places.a / "tree"
+    for number in range(5):
+        places.put(source / f"d {number % 2}" / f"file {number}", bytes([number]) * 1000 * number)
+    (source / "empty").mkdir()
+    places.storages.give(places.a)
+    expected = tree(source)
+    moved = run(
+        service,
+        "copy",
+        protocol,
+        "A",
+        source,
+        dst_siteid=SITES[other, "B"],
+        dst_filepath=str(places.b / "new"),
+        extra_opts={"move": True},
+    )
+    assert moved["status"] == "DONE", service.call("alice", "GET", f"/jobs/{moved['id']}/elements")
+    assert tree(places.b / "new") == expected
+    assert (places.b / "new" / "empty").is_dir()
+    assert not source.exists()
+
+
 #: From which protocol to which → the cases that are always run.
 _EVERYDAY_CASES = {
     ("file", "file"): {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import pytest
 
-from pdm.workqueue.domain.enums import JobStatus, JobType
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
 from pdm.workqueue.domain.jobs import CancelCode, JobRecord, Predecessors
-from pdm.workqueue.store import chains, job_changes
+from pdm.workqueue.domain.sites import Actor, NewSite
+from pdm.workqueue.store import chains, job_changes, sites
 from pdm.workqueue.store.chains import NoPredecessorError
 from tests.store.stores import LIST_LANE, Store, done, ended
 
@@ -139,6 +141,28 @@ def test_a_waiting_job_is_cancelled_at_once_and_waits_again_after_a_retry(store:
     assert store.job(waiting.id).status is JobStatus.CANCELLED
 
 
+def test_of_jobs_that_end_at_the_same_time_the_last_one_releases(store: Store) -> None:
+    store.worker()
+    ends = [store.submit(store.user()) for _ in range(4)]
+    waiting = chained(store, *(job.id for job in ends))
+    batches = {batch.job.id: batch for batch in store.claim(batch_elements=1)}
+    barrier = threading.Barrier(len(ends))
+    released: list[bool] = []
+
+    def settle_and_tell(job_id: int) -> None:
+        store.settle(done(batches[job_id]))
+        barrier.wait()
+        released.append(release(store, job_id))
+
+    threads = [threading.Thread(target=settle_and_tell, args=(job.id,)) for job in ends]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(released) == [False, False, False, True]
+    assert [batch.job.id for batch in store.claim()] == [waiting.id]
+
+
 def test_many_jobs_that_wait_for_one_are_told_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chains, "RELEASED_AT_ONCE", 2)
     monkeypatch.setattr(chains, "_WAITING_FOR", chains._WAITING_FOR.limit(2))
@@ -149,6 +173,31 @@ def test_many_jobs_that_wait_for_one_are_told_in_parts(store: Store, monkeypatch
     assert store.run(chains.release, first.id, store.now).more
     assert not store.run(chains.release, first.id, store.now).more
     assert {number for batch in store.claim() for number in batch.jobs} == waiting
+
+
+def test_a_site_that_a_waiting_job_needs_stays(store: Store) -> None:
+    user = store.user()
+    by = Actor(user, "/DC=test/CN=alice")
+    new = NewSite(
+        owner_id=user,
+        public=False,
+        name="needed",
+        description="",
+        default_folder="~",
+        endpoints={JobProtocol.DUMMY: ("dummy://needed",)},
+        limit_in=None,
+        limit_out=None,
+        authorities="",
+        myproxy=None,
+    )
+    site = store.run(sites.create, new, by, store.now)
+    first = store.submit(user)
+    job = store.submit(user, src_siteid=site.id, after=Predecessors([first.id]))
+    store.run(chains.begin_waiting, job, store.now)
+    with pytest.raises(sites.SiteInUseError, match="1 jobs"):
+        store.run(sites.remove, site.id, by, store.now)
+    store.run(job_changes.cancel, job.id, store.now)
+    store.run(sites.remove, site.id, by, store.now)
 
 
 def test_a_job_is_cancelled_at_its_deadline(store: Store) -> None:

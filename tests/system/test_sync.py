@@ -169,6 +169,8 @@ def test_extra_files_are_removed_last(trees: Trees) -> None:
     assert tree(trees.destination) == tree(trees.source)
     assert not (trees.destination / "extra").exists()
     assert job["plan"]["actions"]["DELETE"] == {"files": 1, "directories": 1, "bytes": 1}
+    (listed,) = trees.service.call("admin", "GET", f"/jobs/{job['id']}/elements/0")[1]["listing"]
+    assert sorted(listed[trees.name]) == ["content", "d", "empty", "size", "time"]
 
 
 def test_what_filters_leave_out_is_neither_copied_nor_removed(trees: Trees) -> None:
@@ -217,6 +219,18 @@ def test_a_move_empties_the_source(trees: Trees) -> None:
     assert not trees.source.exists()
     assert Counter(element["planned"] for element in trees.elements(job)) == {"COPY": 21, "MOVED": 25}
     assert job["plan"]["actions"]["MOVED"] == {"files": 20, "directories": 5, "bytes": sum(range(20))}
+
+
+def test_a_move_into_the_source_by_a_link_removes_nothing(service: TestService, trees: Trees) -> None:
+    file(trees.source / "d" / "only", b"copy")
+    alias = f"{trees.name}-alias"
+    (trees.source.parent / alias).symlink_to(trees.name)
+    place = {"src_siteid": 1, "src_filepath": trees.name, "dst_siteid": 1, "dst_filepath": alias, "protocol": "FILE"}
+    submitted = service.submit("admin", "copy", **place, extra_opts={"move": True, "sync": "checksum"})
+    job = service.wait_for("admin", submitted["id"])
+    listing = service.call("admin", "GET", f"/jobs/{job['id']}/elements/0")[1]
+    assert (job["status"], listing.get("error", {}).get("code")) == ("FAILED", "SAME_PLACE"), listing
+    assert tree(trees.source) == {"d/only": b"copy"}
 
 
 def test_a_move_leaves_what_is_not_proven(trees: Trees) -> None:

@@ -56,6 +56,23 @@ def print_stderr(line: str) -> None:
     click.echo(line, err=True)
 
 
+def print_wrapped(line: str, *, err: bool = True) -> None:
+    """Print a line for people; on a terminal it is broken at blanks, and continues with a deeper indent."""
+    columns = terminal_width(sys.stderr if err else sys.stdout)
+    if columns is not None and display_width(line) > columns:
+        text = line.lstrip()
+        indent = " " * (len(line) - len(text))
+        line = textwrap.fill(
+            text,
+            columns,
+            initial_indent=indent,
+            subsequent_indent=f"{indent}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    click.echo(line, err=err)
+
+
 def display_json(text: str) -> str:
     """Equivalent JSON, in which control characters are JSON escapes."""
     if text.isascii() and "\x7f" not in text:  # JSON has escaped the other control characters of ASCII itself

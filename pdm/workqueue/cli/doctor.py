@@ -34,6 +34,8 @@ _CERTIFICATE_NOTICE, _CREDENTIAL_NOTICE = timedelta(days=7), timedelta(hours=1)
 #: Clocks may differ by this; certificates and proxies that were just issued are not valid yet for slower ones.
 _MAX_CLOCK_OFFSET_S = 30
 _COLUMNS = 80
+#: From so many seconds on, only whole days are shown.
+_WHOLE_DAYS_S, _DAY_S = 3 * 86400, 86400
 
 
 @frozen
@@ -80,7 +82,7 @@ def doctor(check: bool, form: str) -> None:
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """The findings, and below those that need it what to do; no line is longer than the terminal."""
-    columns = (terminal_width(sys.stdout) or _COLUMNS) - 1
+    columns = terminal_width(sys.stdout) or _COLUMNS
     width = max(display_width(finding.part) for finding in findings)
     lines = []
     for finding in findings:
@@ -136,7 +138,9 @@ def _identity_finding(me: WhoamiView, now: datetime) -> Finding:
 
 def _time_left(until: datetime, now: datetime) -> str:
     seconds = (until - now).total_seconds()
-    return f"{display_duration(seconds)}" if seconds > 0 else "no more"
+    if seconds <= 0:
+        return "no more"
+    return f"{int(seconds // _DAY_S)} d" if seconds >= _WHOLE_DAYS_S else display_duration(seconds)
 
 
 def site_finding(

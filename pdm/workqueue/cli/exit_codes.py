@@ -31,7 +31,7 @@ MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
         ExitCode.CREDENTIAL: "a certificate or delegation is missing, expired or refused",
         ExitCode.TEMPORARY: "temporary error of a server or the network; safe to repeat",
         ExitCode.PARTIAL: "partly done: something failed or was skipped, see 'pdm status'",
-        ExitCode.CANCELLED: "the job was cancelled",
+        ExitCode.CANCELLED: "the job was cancelled, by its user or because its deadline is over",
         ExitCode.TIMED_OUT: "--timeout expired; the job continues",
         ExitCode.INTERRUPTED: "interrupted by ^C; a submitted job continues (143: the same by SIGTERM)",
     }

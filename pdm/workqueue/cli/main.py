@@ -97,7 +97,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "site": ("sites:site", "Add, show, check, change or remove a site."),
     "user": ("sites:user", "For operators: list, ban and unban users."),
     "audit": ("sites:audit", "For operators: show the audit log of sites and users."),
-    "doctor": ("doctor:doctor", "Check server, certificates, clock and sites, and say what to do."),
+    "doctor": ("doctor:doctor", "Check server, certificates, clock and sites."),
     "whoami": ("credentials:whoami", "Show my identity and role."),
     "admin": ("admin:admin", "Create and maintain an instance of the service."),
     "help": ("main:help_command", "Show a help page: exit-codes, environment, or a command."),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -21,8 +19,8 @@ from pdm.workqueue.cli.display import (
     display_name,
     is_waiting,
     print_stderr,
+    print_wrapped,
     summary,
-    terminal_width,
 )
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.cli.plans import is_dry_run, plan_words, planned, print_plan
@@ -305,17 +303,16 @@ async def report_end(client: WorkqueueClient, job: JobView, form: str) -> int:
     elif is_dry_run(job):
         await print_plan(client, job)
     head = f"job {job.id} {job.status}"
-    print_stderr(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
+    print_wrapped(summary(job).replace(head, f"{head}, partly", 1) if is_partial(job) else summary(job))
     if job.cancel_reason is not UNSET:
         print_stderr(f"  {job.cancel_reason.code}: {display_line(job.cancel_reason.message)}")
     for line in failure_lines(failures, job):
-        print_stderr(line)
+        print_wrapped(line)
     if job.skipped:
         for line in skipped_lines(await client.skipped(job.id, limit=MAX_LISTED_SKIPPED), job.skipped):
-            print_stderr(line)
+            print_wrapped(line)
     if line := outcome_line(job):
-        columns = terminal_width(sys.stderr)
-        print_stderr(line if columns is None else textwrap.fill(line, columns - 1, subsequent_indent="  "))
+        print_wrapped(line)
     return exit_code_of_job(job, failures)
 
 

@@ -22,6 +22,7 @@ from pdm.workqueue.cli.display import (
     display_text,
     display_timestamp,
     print_stderr,
+    print_wrapped,
     table,
     terminal_width,
 )
@@ -166,7 +167,7 @@ def _verify(name: str, ca: str | None) -> NoReturn:
     click.echo(f"{display_name(name)}: valid")
     click.echo(f"job       {job.id}, {job.type} of {display_line(found.job.user)}, {job.status}")
     click.echo(f"elements  {_counts(end)}")
-    click.echo(f"signed    {display_timestamp(end.signed_at)} by {display_line(found.signer.subject)}")
+    print_wrapped(f"signed    {display_timestamp(end.signed_at)} by {display_line(found.signer.subject)}", err=False)
     click.echo(f"authority {display_line(found.signer.authority)}")
     if not end.final:
         click.echo("not final: the job had not ended, or changed meanwhile")
@@ -250,7 +251,7 @@ def errors(job_id: int, paths: bool, code: str | None, form: str) -> None:
         click.echo(_groups_table(groups))
         hints = {group.code: hint_of(group.code, group.hint, job.type, job_id) for group in groups}
         for each, hint in hints.items():
-            click.echo(f"{each}: {hint}")
+            print_wrapped(f"{each}: {hint}", err=False)
 
     run(action)
 

@@ -17,7 +17,7 @@ from twisted.internet.task import react
 
 from pdm.workqueue.certificates.pem import CertificateFilesError, WeakKeyError, is_encrypted, read_identity
 from pdm.workqueue.cli.copy_options import TYPED_NAMES, typed_words
-from pdm.workqueue.cli.display import display_line, print_stderr
+from pdm.workqueue.cli.display import display_line, print_stderr, print_wrapped
 from pdm.workqueue.cli.exit_codes import CommandError, ExitCode
 from pdm.workqueue.client.errors import (
     ConnectionBrokenError,
@@ -55,7 +55,7 @@ _EXIT_CODES: tuple[tuple[type[WorkqueueClientError], ExitCode], ...] = (
 def print_error(what: str, advice: str = "") -> None:
     """Print an error: ``pdm: what happened. what to do next.``."""
     what = display_line(what).rstrip(".")
-    print_stderr(f"pdm: {what}. {display_line(advice)}".rstrip())
+    print_wrapped(f"pdm: {what}. {display_line(advice)}".rstrip())
 
 
 #: Routes named in the service's texts → commands that do the same.

@@ -94,6 +94,9 @@ class CopyPlan:
     _destination: str
     _tree: str
     _rules: CopyRules
+    _is_one_server: bool
+    #: Where the listed destination is, links resolved.
+    _tree_at_destination: str | None = None
     #: Directories in which nothing to copy has been seen yet.
     _childless: set[str] = Factory(lambda: {""})
     #: Those of them that the destination has.
@@ -108,7 +111,7 @@ class CopyPlan:
     _is_file: bool = False
     _filtered: int = 0
     _occupied: int = 0
-    #: Why the source itself cannot be copied.
+    #: Why nothing can be copied.
     _failure: AttemptFailure | None = None
     #: Why something of it cannot be copied.
     _clash: AttemptFailure | None = None
@@ -121,13 +124,28 @@ class CopyPlan:
     def is_slow(self) -> bool:
         return self._rules.entry_filter.patterns is not None
 
-    def locate(self, tree: str) -> None:
+    def locate(self, tree: str, *, at_destination: bool = False) -> None:
+        if at_destination:
+            self._tree_at_destination = tree
+            return
         self._tree = tree
+        place = self._tree_at_destination
+        if not self._is_one_server or place is None:
+            return
+        message = None
+        if is_inside(place, tree):
+            message = f"the destination leads to {place}, which is the source itself or inside it: nothing was done"
+        elif self._rules.delete_extra and is_inside(tree, place):
+            message = f"the source leads to {tree}, which is inside the destination, and would be removed as extra"
+        if message is not None:
+            self._failure = AttemptFailure(FailureScope.DESTINATION, FailureCode.SAME_PLACE, message)
 
     def places(self, entries: Iterable[ListedEntry]) -> list[str]:
         return [self._below_destination(entry.path) for entry in entries]
 
     def take(self, entries: Iterable[ListedEntry], there: Mapping[str, ListedEntry] = NOTHING) -> Planned:
+        if self._failure is not None:
+            return Planned()
         elements: list[NewElement] = []
         skipped: list[Skipped] = []
         is_plain = self._rules.is_plain
@@ -202,6 +220,9 @@ class CopyPlan:
             return None, [self._occupied_by(entry, at)]
         elif self._rules.sync is None and self._rules.overwrite == "never":
             return None, [self._note(entry, SkipCode.EXISTS)]
+        elif not entry.path and self._rules.move and self._is_one_server:
+            # By a link, it may be the source itself: its checksum would be the same.
+            return None, [self._note(entry, SkipCode.KEPT)]
         else:
             action = PlannedAction.SAME if self._is_same(entry, at) else PlannedAction.OVERWRITE
         self._has_child(entry.path)

@@ -65,6 +65,7 @@ class FailureCode(enum.StrEnum):
     BAD_LISTING = "BAD_LISTING"
     INCOMPLETE_LISTING = "INCOMPLETE_LISTING"
     TOO_MANY_DELETIONS = "TOO_MANY_DELETIONS"
+    SAME_PLACE = "SAME_PLACE"
     DEPENDENCY_MISSING = "DEPENDENCY_MISSING"
     INTERNAL = "INTERNAL"
     UNKNOWN = "UNKNOWN"
@@ -154,6 +155,7 @@ MEANINGS: Mapping[FailureCode, _Meaning] = MappingProxyType(
             _GIVE_UP,
             "Nothing was removed: check the paths, then allow more.",
         ),
+        FailureCode.SAME_PLACE: _Meaning(_GIVE_UP, "One path leads into the other: choose another one."),
         FailureCode.DEPENDENCY_MISSING: _Meaning(
             _HOLD,
             "The service lacks a program or library: tell an operator; once it is installed the job resumes by itself.",

@@ -31,6 +31,7 @@ def plan_for(
     *,
     recursive: bool = True,
     rules: CopyRules = PLAIN_COPY,
+    is_one_server: bool = False,
 ) -> Plan | None:
     """The plan of a job with a listing.
 
@@ -38,6 +39,7 @@ def plan_for(
         tree: absolute path of the source as its server names it; links are followed inside it only.
         recursive: of a REMOVE.
         rules: of a COPY.
+        is_one_server: of a COPY: whether source and destination are at the same server.
 
     Returns:
         None for a job whose listing is all that was asked.
@@ -45,7 +47,7 @@ def plan_for(
     if type_ is JobType.COPY:
         if destination is None:
             raise ValueError("a COPY has a destination")
-        return CopyPlan(source, destination, tree, rules)
+        return CopyPlan(source, destination, tree, rules, is_one_server)
     if type_ is JobType.REMOVE:
         return RemovePlan(source, recursive)
     return None
@@ -61,7 +63,7 @@ class RemovePlan:
     needs_destination: bool = False
     is_slow: bool = False
 
-    def locate(self, tree: str) -> None:
+    def locate(self, tree: str, *, at_destination: bool = False) -> None:
         """A removal follows no links."""
 
     def places(self, entries: Iterable[ListedEntry]) -> list[str]:

@@ -120,8 +120,8 @@ class Plan(Protocol):
         """Whether planning may take milliseconds for each entry, and belongs in a thread."""
         ...
 
-    def locate(self, tree: str) -> None:
-        """Note where the listed directory is, links resolved; comes before the entries in it, if at all."""
+    def locate(self, tree: str, *, at_destination: bool = False) -> None:
+        """Note where a listed directory is, links resolved; comes before the entries in it, if at all."""
         ...
 
     def places(self, entries: Iterable[ListedEntry]) -> list[str]:

@@ -68,6 +68,7 @@ class Chains:
 
 #: Seconds until a deadline is noticed that came with a job of another daemon, which has ended since.
 _LOOK_EVERY_S = 5.0
+_PAUSE_S = 0.2
 
 
 @define(eq=False, kw_only=True)
@@ -97,7 +98,11 @@ class Deadlines:
             left_s = _LOOK_EVERY_S if due is None else (due - self.clock()).total_seconds()
             if left_s > 0:
                 return left_s
-            for job in await self.database.run("cancel overdue jobs", job_changes.cancel_overdue, self.clock()):
+            overdue = await self.database.run("cancel overdue jobs", job_changes.cancel_overdue, self.clock())
+            if not overdue:
+                # Another daemon has just cancelled it.
+                return _PAUSE_S
+            for job in overdue:
                 if job.status.is_final:
                     log_ended(job)
                 self.on_cancelled(job.id)

@@ -19,7 +19,7 @@ _PATHS_AT_ONCE = 100
 #: Entries that are read at once.
 _ROWS_AT_ONCE = 1000
 #: KiB of the file that are kept in memory.
-_CACHE_KIB = 16 * 1024
+_CACHE_KIB = 8 * 1024
 #: Names under which files of this service arrive (`pdm.workqueue.movers.mover.temporary_name`).
 _TEMPORARY = re.compile(r"(?:.*/)?\.pdm-[^/]*\.part\Z", re.DOTALL)
 

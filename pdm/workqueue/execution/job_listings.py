@@ -63,6 +63,7 @@ class JobListings:
             StorageUrl(request.url).text_path,
             recursive=options.recursive if isinstance(options, RemoveOptions) else True,
             rules=options.rules(job.timestamp) if isinstance(options, CopyOptions) else PLAIN_COPY,
+            is_one_server=StorageUrl(request.url).server == StorageUrl(request.destination or "").server,
         )
         index = None if request.destination is None else await deferToThread(DestinationIndex, self.scratch)
 

@@ -167,9 +167,9 @@ class ListingIntake:
         return self._skipped
 
     def locate(self, event: RootEvent) -> None:
-        """Set the path of the listed directory after links were resolved."""
-        if self._plan is not None and not event.destination:
-            self._plan.locate(decoded(event.path))
+        """Set the path of a listed directory after links were resolved."""
+        if self._plan is not None:
+            self._plan.locate(decoded(event.path), at_destination=event.destination)
 
     def feed(self, event: EntriesEvent) -> None:
         """Queue the next chunk; returns at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -55,7 +55,9 @@ def recurrence(text: str, timezone: str) -> Recurrence:
     return Recurrence(words, _cron(words, zone))
 
 
-def _zone(name: str) -> ZoneInfo:
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC
     try:
         if len(name) <= LONGEST_ZONE:
             return ZoneInfo(name)
@@ -76,7 +78,7 @@ def _every(words: str) -> Callable[[datetime, datetime], datetime]:
     return following
 
 
-def _cron(words: str, zone: ZoneInfo) -> Callable[[datetime, datetime], datetime | None]:
+def _cron(words: str, zone: tzinfo) -> Callable[[datetime, datetime], datetime | None]:
     if len(words.split()) != _CRON_FIELDS:
         raise ValueError(_EXPECTED)
 

@@ -106,6 +106,7 @@ class GroupCopier:
         self.batch = batch
         self.limits = request.limits
         self.replaces = request.overwrite != "never"
+        self.compares = request.overwrite == "different"
         self.with_checksums = request.verify == "checksum"
         self.algorithm = request.checksum
         self.attributes = AttributeCopier(request.preserve)
@@ -207,7 +208,7 @@ class _GroupCopy:
 
     def _begin(self, items: Sequence[CopyItem]) -> None:
         """Keep the files whose directory can be used and whose name is free."""
-        unknown = []
+        unknown, existing = [], []
         for item in items:
             url = StorageUrl(item.destination)
             if not url.name.isascii():
@@ -221,17 +222,38 @@ class _GroupCopy:
                 continue
             if any(directory.may_hold(StorageUrl(stale)) for stale in item.stale):
                 continue
-            if directory.known is not None and url.name in directory.known:
+            there = directory.stat(self._storage, url) if directory.known is not None else None
+            is_alike = there is not None and (there.kind, there.size) == ("file", item.size)
+            if there is not None and not (is_alike and self._copier.compares):
                 continue
             if not may_begin(self._batch, item.key):
                 continue
             file = self._open[item.key] = _GroupedFile(item, directory)
             if directory.known is None:
                 unknown.append(file)
+            elif is_alike:
+                existing.append(file)
         free = self._destination.are_free([file.destination for file in unknown]) if unknown else []
         for file, is_free in zip(unknown, free, strict=True):
             if not is_free:
                 self._leave(file, "its destination exists")
+        if existing:
+            self._compare(existing)
+
+    def _compare(self, files: Sequence[_GroupedFile]) -> None:
+        """Report the files that the destination already has; others of the same size are replaced alone."""
+        at_both = (
+            at_source(self._source.read_group, [(file.source, file.size) for file in files]),
+            at_destination(self._destination.read_group, [(file.destination, file.size) for file in files]),
+        )
+        for file, here, there in zip(files, *at_both, strict=True):
+            if here is None or there is None or len(here.data) != file.size or here.data != there.data:
+                self._leave(file, "its destination exists")
+                continue
+            del self._open[file.key]
+            checksum = f"{self._copier.algorithm}:{checksum_of(self._copier.algorithm, [here.data])}"
+            self._batch.log(file.key, f"already there: {file.destination} has the same size and {checksum}")
+            self._batch.done(file.key, file.size, 0, checksum, already_there=True)
 
     def _read(self, files: Sequence[_GroupedFile]) -> None:
         found = at_source(self._source.read_group, [(file.source, file.size) for file in files])

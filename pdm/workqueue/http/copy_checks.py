@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pdm.workqueue.domain.filters import InvalidPatternError
-from pdm.workqueue.domain.paths import is_inside
+from pdm.workqueue.domain.paths import StorageUrl, decoded, is_inside
 from pdm.workqueue.http.problems import InvalidInputError
 from pdm.workqueue.wire.options import CopyOptions
 
@@ -42,10 +42,28 @@ def check_not_removed(options: Mapping[str, Any], source_url: str, destination_u
     Raises:
         InvalidInputError: it would.
     """
-    if options.get("delete_extra") and is_inside(source_url, destination_url):
+    # By host and path: one storage may be reached by several protocols.
+    source, destination = _place(source_url), _place(destination_url)
+    if options.get("delete_extra") and is_inside(source, destination):
         raise InvalidInputError(
             "delete_extra would remove the source, which is inside the destination", "$.extra_opts.delete_extra"
         )
-    name = source_url.rstrip("/").rpartition("/")[2]
-    if options.get("move") and destination_url.endswith("/") and is_inside(destination_url + name, source_url):
-        raise InvalidInputError("a file would be moved to where it is: choose another destination", "$.dst_filepath")
+    if not options.get("move"):
+        return
+    if destination_url.endswith("/"):
+        name = source_url.rstrip("/").rpartition("/")[2]
+        if is_inside(f"{destination}/{decoded(name)}", source):
+            raise InvalidInputError(
+                "a file would be moved to where it is: choose another destination", "$.dst_filepath"
+            )
+    if is_inside(destination, source):
+        raise InvalidInputError(
+            "this host has the source at the same path, so a move might remove the only copy: choose another"
+            " destination, or copy and remove",
+            "$.dst_filepath",
+        )
+
+
+def _place(url: str) -> str:
+    parts = StorageUrl(url)
+    return f"/{parts.host}{parts.text_path}"

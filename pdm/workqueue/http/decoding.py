@@ -244,7 +244,8 @@ def job_from_request(api: ApiContext, user_id: int, submission: SubmitJob) -> Ne
     _check_supported(api, protocol, type_)
     by_tools = _by_tools(protocol, options, source, source if destination is None else destination)
     source_url = _url(source, protocol, submission.src_filepath, "$.src_filepath")
-    if type_ is JobType.REMOVE and _is_whole_site(source_url, source.endpoints[protocol]):
+    removes = type_ is JobType.REMOVE or (type_ is JobType.COPY and options.get("move"))
+    if removes and _is_whole_site(source_url, source.endpoints[protocol]):
         raise InvalidInputError("this path is the root of the whole site: name what to remove", "$.src_filepath")
     if destination is not None and submission.dst_filepath is not None:
         other = _protocol_at(api, source, destination, protocol, by_tools=by_tools)

@@ -130,8 +130,9 @@ def _entry_view(name: str, entry: ListedEntry) -> EntryView:
     )
 
 
-#: Types of the elements planned from a listing that is not stored itself.
-_PLANNED_TYPES = frozenset({JobType.COPY, JobType.REMOVE, JobType.MKDIR})
+#: Job type → types of the elements that stand for what was listed; removals of a COPY are of what these copy, or of
+#: the destination.
+_LISTED_TYPES = {JobType.COPY: frozenset({JobType.COPY, JobType.MKDIR}), JobType.REMOVE: frozenset({JobType.REMOVE})}
 
 
 def has_listing(element: ElementRecord) -> bool:
@@ -202,7 +203,7 @@ async def _planned_pages(api: ApiContext, job: JobRecord, listed: int) -> AsyncG
     directories: set[str] = set()
     after = listed
     while True:
-        wanted = ElementFilter(types=_PLANNED_TYPES, limit=PAGE_SIZE, after=after)
+        wanted = ElementFilter(types=_LISTED_TYPES[job.type], limit=PAGE_SIZE, after=after)
         elements = await api.database.read("page of elements", jobs.page_elements, job.id, wanted)
         entries: list[ListedEntry] = []
         for element in elements:

@@ -64,9 +64,11 @@ class PlannedCount:
     size: int
 
 
+#: Whether a file is the same may have turned out when its checksum was compared.
+_ACTION = sa.case((elements.c.already_there, PlannedAction.SAME.value), else_=elements.c.planned)
 _COUNT = (
     sa.select(
-        elements.c.planned,
+        _ACTION,
         sa.func.count(),
         sa.func.sum(sa.case((elements.c.is_directory, 1), else_=0)),
         # In two halves: SQLite refuses sums above 63 bits.
@@ -74,7 +76,7 @@ _COUNT = (
         sa.func.sum(elements.c.size.op("&")(2**32 - 1)),
     )
     .where(elements.c.job_id == bindparam("of_job"), elements.c.planned.is_not(None))
-    .group_by(elements.c.planned)
+    .group_by(_ACTION)
 )
 
 

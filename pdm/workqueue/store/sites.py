@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from pdm.workqueue.domain.enums import JobProtocol, MoverKind
+from pdm.workqueue.domain.enums import JobProtocol, JobStatus, MoverKind
 from pdm.workqueue.domain.sites import (
     LAST_FILE_SITE,
     Actor,
@@ -103,7 +103,9 @@ _UNFINISHED = sa.union(
         for condition in (HAS_WORK, HAS_LISTING, HAS_RUNNING, HAS_HELD)
     ),
     sa.select(jobs.c.id).where(
+        # Jobs that wait for others are in none of these indexes.
         jobs.c.id.in_(sa.select(predecessors.c.job_id)),
+        jobs.c.status == JobStatus.SUBMITTED,
         sa.or_(jobs.c.src_siteid == sa.bindparam("site"), jobs.c.dst_siteid == sa.bindparam("site")),
     ),
 ).subquery()

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from pdm.workqueue.domain.credentials import CredentialKind
 from pdm.workqueue.domain.enums import JobProtocol, JobStatus, JobType
+from pdm.workqueue.domain.planning import SkipCode
 
 TypeName = Annotated[str, Meta(extra_json_schema={"enum": list(JobType.__members__)})]
 StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(JobStatus.__members__)})]
@@ -241,8 +242,8 @@ class SkippedView(msgspec.Struct, frozen=True, kw_only=True):
     code: Annotated[
         str,
         Meta(
-            description="Stable word: SPECIAL_FILE, DANGLING_LINK, LINK_TO_DIRECTORY, LINK_OUTSIDE, UNNAMED, or of a"
-            " directory that cannot be listed the code of the failure."
+            description=f"Stable word: {', '.join(SkipCode)}, or of a directory that cannot be listed the code of the"
+            " failure."
         ),
     ]
     reason: str

@@ -30,6 +30,9 @@ from pdm.workqueue.wire.requests import SubmitJob
 from pdm.workqueue.wire.responses import HoldView
 from pdm.workqueue.wire.schedules import NewScheduleBody, ScheduleChanges, ScheduleRunView, ScheduleView
 
+#: Bytes of the submission of a schedule, as JSON: it is validated at each run, and a user has many.
+_LARGEST_JOB = 16384
+
 
 def planned_run(api: ApiContext, schedule: ScheduleRecord) -> PlannedRun:
     """What a schedule submits now: its submission is validated again, for much may have changed since.
@@ -93,6 +96,8 @@ async def create_schedule(
     except InvalidInputError as error:
         pointer = (error.pointer or "$").removeprefix("$")
         raise InvalidInputError(error.detail, f"$.job{pointer}") from error
+    if len(msgspec.json.encode(body.job)) > _LARGEST_JOB:
+        raise InvalidInputError(f"the job of a schedule has at most {_LARGEST_JOB} bytes of JSON", "$.job")
     if body.job.after is not None:
         raise InvalidInputError("a schedule cannot wait for other jobs: leave it out", "$.job.after")
     first = times.after(now, now)
