@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import pytest
 
@@ -14,7 +15,7 @@ OLD = 1_700_000_000
 
 
 @pytest.mark.parametrize("verify", ["checksum", "size"])
-def test_times_and_modes_arrive(shared: HelperProcess, sites: Sites, verify: str) -> None:
+def test_times_and_modes_arrive(shared: HelperProcess, sites: Sites, verify: Literal["checksum", "size"]) -> None:
     """Pipelined, and of files that are there already by the fallback; one from before 1970 is copied, too."""
     files = [sites.put(sites.a / "sub" / f"f {number}", bytes([number]) * 1000) for number in range(20)]
     for number, file in enumerate(files):
@@ -22,14 +23,15 @@ def test_times_and_modes_arrive(shared: HelperProcess, sites: Sites, verify: str
         file.chmod(0o4740 if number == 1 else 0o604)
     os.utime(files[7], (-1000, -1000))
     items = [sites.item(file, sites.b / "new" / file.name, key) for key, file in enumerate(files)]
-    for overwrite in ("never", "different"):
+    overwrites: list[Literal["never", "different"]] = ["never", "different"]
+    for overwrite in overwrites:
         request = wire.CopyRequest(
             shared.new_id(),
             items,
             overwrite,
             verify,
             LIMITS,
-            preserve=("mtime", "mode"),  # type: ignore[arg-type]
+            preserve=("mtime", "mode"),
         )
         ended = outcomes(shared.run(request))
         for number, file in enumerate(files):
